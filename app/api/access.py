@@ -1,0 +1,212 @@
+"""Who may come in: the checks before any route, and what each route asks for.
+
+Everything is closed by default. `AccessMiddleware` refuses a request without the token before any
+route is looked up; only the paths of routes declared `PUBLIC` are let through. Each route declares
+with `requires` which resource it touches and how; `Access` decides that.
+
+Credentials are tokens only (no cookies, no passwords), so no web page can make a browser send one
+unasked, and there is nothing for a cross-site request to ride on.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any, Final, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi import Depends
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import error_response
+from app.settings import Settings
+
+__all__ = ["PUBLIC", "Access", "AccessMiddleware", "declared_access", "requires"]
+
+Action = Literal["read", "write", "execute"]
+
+SECURITY_POLICY: Final = (
+    "frame-ancestors 'self'; report-uri /api/security/csp-report; default-src 'none'"
+)
+"""What Jupyter servers send with every API response; their tests compare it to the letter."""
+
+_PREFLIGHT: Final = {
+    "Access-Control-Allow-Headers": "accept, content-type, authorization, x-xsrftoken",
+    "Access-Control-Allow-Methods": "GET, PUT, POST, PATCH, DELETE, OPTIONS",
+}
+
+
+class Access:
+    """What a route needs: an action on a resource, or nothing (`PUBLIC`)."""
+
+    def __init__(self, resource: str, action: Action | None, *, activity: bool) -> None:
+        self.resource = resource
+        self.action = action
+        self._activity = activity
+
+    async def __call__(self, connection: HTTPConnection) -> None:
+        """Note the use of the API; whoever has the token may do everything."""
+        if self._activity and "no_track_activity" not in connection.query_params:
+            connection.state.kernels.touch()
+
+
+def requires(resource: str, action: Action, *, activity: bool = True) -> Any:
+    """The dependency by which a route declares what it needs.
+
+    With ``activity`` its use counts as use of the API.
+    """
+    return Depends(Access(resource, action, activity=activity))
+
+
+PUBLIC: Any = Depends(Access("", None, activity=False))
+"""The dependency by which a route declares that it is open to everybody."""
+
+
+def declared_access(route: object) -> Access | None:
+    """What a route has declared, or None if it has not."""
+    for dependency in getattr(route, "dependencies", ()):
+        if isinstance(dependency.dependency, Access):
+            return dependency.dependency
+    return None
+
+
+class AccessMiddleware:
+    """Checks Host, token and Origin of every request and WebSocket, and adds security headers.
+
+    The order and the answers are those of Jupyter servers: a foreign Host 403, no valid token 403,
+    a foreign Origin 404 (403 for a WebSocket). A valid token makes the Origin irrelevant.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, token: str, public: Iterable[str]) -> None:
+        self._app = app
+        self._settings = settings
+        self._token = token.encode()
+        self._public = frozenset(public)
+        self._hosts = frozenset(name.lower() for name in settings.local_hostnames)
+        self._origin_pattern = (
+            re.compile(settings.allow_origin_pat) if settings.allow_origin_pat else None
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        authenticated = self._is_authenticated(scope, headers)
+        origin = headers.get("origin")
+        allowed = self._allowed_origin(origin, authenticated)
+        send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)
+        refusal = self._refusal(scope, headers, origin, authenticated=authenticated)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await refusal(scope, receive, send)
+
+    def _refusal(
+        self, scope: Scope, headers: Headers, origin: str | None, *, authenticated: bool
+    ) -> Response | None:
+        if not self._is_known_host(headers.get("host", "")):
+            return error_response(403, "Forbidden", "forbidden_host")
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            return Response(headers=_PREFLIGHT)
+        if authenticated and self._settings.auth == "token":
+            return None
+        if not self._is_same_origin(scope, headers, origin):
+            if scope["type"] == "websocket":
+                return error_response(
+                    403, "Cross origin websockets not allowed", "forbidden_origin"
+                )
+            return error_response(404, "Not Found", "forbidden_origin")
+        if authenticated or scope["path"].removeprefix(scope.get("root_path", "")) in self._public:
+            return None
+        return error_response(403, "Forbidden", "unauthorized")
+
+    def _is_authenticated(self, scope: Scope, headers: Headers) -> bool:
+        if self._settings.auth == "none":
+            return True
+        token = _token(scope, headers)
+        return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
+
+    def _is_known_host(self, host: str) -> bool:
+        if self._settings.any_host:
+            return True
+        name = host.lower()
+        if name.startswith("["):
+            name = name[1:].partition("]")[0]
+        elif name.count(":") == 1:
+            name = name.partition(":")[0]
+        return name in self._hosts or _is_loopback(name)
+
+    def _is_same_origin(self, scope: Scope, headers: Headers, origin: str | None) -> bool:
+        if origin is None or "host" not in headers or self._is_configured_origin(origin):
+            return True
+        if scope["type"] == "websocket" and headers.get("sec-fetch-site") in (
+            "same-origin",
+            "none",
+        ):
+            return True
+        return urlsplit(origin).netloc.lower() == headers["host"].lower()
+
+    def _is_configured_origin(self, origin: str) -> bool:
+        allow = self._settings.allow_origin
+        if allow:
+            return allow in ("*", origin)
+        return self._origin_pattern is not None and bool(self._origin_pattern.fullmatch(origin))
+
+    def _allowed_origin(self, origin: str | None, authenticated: bool) -> str | None:
+        """The value of Access-Control-Allow-Origin, if the browser is to be told one."""
+        if self._settings.allow_origin:
+            return self._settings.allow_origin
+        if origin is None:
+            return None
+        if self._is_configured_origin(origin):
+            return origin
+        return origin if authenticated and self._settings.auth == "token" else None
+
+
+def _token(scope: Scope, headers: Headers) -> str:
+    """The token of a request. One in the query, if not empty, is the only one considered."""
+    query = scope["query_string"].decode("latin-1")
+    if "token=" in query:
+        token: str = parse_qs(query).get("token", [""])[0]
+        if token:
+            return token
+    authorization: str = headers.get("authorization", "")
+    scheme, _, value = authorization.strip().partition(" ")
+    return value.strip() if scheme.lower() in ("token", "bearer") else ""
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:
+    """``send``, adding to each response what every response of a Jupyter server carries."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] in (
+            "http.response.start",
+            "websocket.accept",
+            "websocket.http.response.start",
+        ):
+            headers = MutableHeaders(raw=list(message.get("headers", [])))
+            headers.setdefault("X-Content-Type-Options", "nosniff")
+            headers.setdefault("Content-Security-Policy", SECURITY_POLICY)
+            if origin is not None:
+                headers["Access-Control-Allow-Origin"] = origin
+                if origin != "*":
+                    headers.add_vary_header("Origin")
+                if credentials:
+                    headers["Access-Control-Allow-Credentials"] = "true"
+            message["headers"] = headers.raw
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,79 @@
+"""What routes are given, and how they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Path
+from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from app.api.models import ErrorModel
+from app.managers.kernel import Kernel
+from app.managers.multikernel import MultiKernelManager
+
+__all__ = ["ERRORS", "JSONRoute", "KernelDep", "KernelIdDep", "ManagerDep", "errors"]
+
+
+def _manager(connection: HTTPConnection) -> MultiKernelManager:
+    manager: MultiKernelManager = connection.state.kernels
+    return manager
+
+
+ManagerDep = Annotated[MultiKernelManager, Depends(_manager)]
+KernelIdDep = Annotated[str, Path(description="The kernel's id.")]
+
+
+def _kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Kernel:
+    return manager.get(kernel_id)
+
+
+KernelDep = Annotated[Kernel, Depends(_kernel)]
+
+
+_DESCRIPTIONS: Final = {
+    400: "The request cannot be understood.",
+    403: "No token, or a wrong one.",
+    404: "There is no such thing.",
+    409: "It cannot be done in the present state.",
+    413: "The body is too large.",
+    500: "It failed.",
+    503: "The server is shutting down.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its OpenAPI operation."""
+    return {
+        status: {"model": ErrorModel, "description": _DESCRIPTIONS[status]}
+        for status in sorted({*statuses, 403})
+    }
+
+
+ERRORS: Final = errors()
+"""What every route may answer."""
+
+
+class JSONRoute(APIRoute):
+    """A route whose body is read as JSON whatever its Content-Type says.
+
+    Clients of Jupyter servers send JSON as text/plain, as a form, or with no type at all.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.method in ("POST", "PUT", "PATCH"):
+                request = _as_json(request)
+            return await handler(request)
+
+        return handle
+
+
+def _as_json(request: Request) -> Request:
+    headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+    headers.append((b"content-type", b"application/json"))
+    return Request({**request.scope, "headers": headers}, request.receive)

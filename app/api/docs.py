@@ -1,0 +1,96 @@
+"""The OpenAPI document, and a page that shows it without internet."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+
+from app.api.access import PUBLIC, requires
+from app.managers.errors import NotFound
+
+__all__ = ["docs_router"]
+
+# Swagger UI's files, as fastapi-offline ships them.
+_ASSETS: Final = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+}
+
+# The page's address holds the token, and what the page loads needs it too.
+_SCRIPT: Final = """
+const query = location.search;
+const token = new URLSearchParams(query).get("token");
+const base = location.pathname.replace(/\\/$/, "");
+const style = document.createElement("link");
+style.rel = "stylesheet";
+style.href = base + "/swagger-ui.css" + query;
+document.head.append(style);
+const script = document.createElement("script");
+script.src = base + "/swagger-ui-bundle.js" + query;
+script.onload = () => SwaggerUIBundle({
+  url: base.replace(/docs$/, "openapi.json"),
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  requestInterceptor: (request) => {
+    if (token && !request.headers.Authorization) request.headers.Authorization = "token " + token;
+    return request;
+  },
+});
+document.head.append(script);
+"""
+_SCRIPT_HASH: Final = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_PAGE: Final = f"""<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>kernelkeep</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer"></head>
+<body><div id="swagger-ui"></div><script>{_SCRIPT}</script></body>
+</html>
+"""
+_POLICY: Final = (
+    f"default-src 'none'; script-src 'self' 'sha256-{_SCRIPT_HASH}'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+
+def docs_router(*, public: bool) -> APIRouter:
+    """The routes of the document and its page; ``public`` ones need no token."""
+    access = PUBLIC if public else requires("api", "read", activity=False)
+    router = APIRouter(include_in_schema=False, dependencies=[access])
+
+    @router.get("/", name="home")
+    async def home(request: Request) -> Response:
+        """The address that the server prints: it leads to the documentation."""
+        return RedirectResponse(str(request.url.replace(path=f"{request.url.path}docs")), 302)
+
+    @router.get("/openapi.json", name="openapi")
+    async def openapi(request: Request) -> Response:
+        document: dict[str, Any] = request.app.openapi()
+        return JSONResponse(document)
+
+    @router.get("/docs", name="docs")
+    async def docs() -> Response:
+        headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(_PAGE, headers=headers)
+
+    # One route a file, so that the paths that need no token can be listed exactly.
+    for name, media_type in _ASSETS.items():
+        router.add_api_route(f"/docs/{name}", _asset(name, media_type), name=name)
+    return router
+
+
+def _asset(name: str, media_type: str) -> Any:
+    async def asset() -> Response:
+        file = files("fastapi_offline").joinpath("static", name)
+        if not file.is_file():
+            raise NotFound("The documentation's assets are not installed")
+        headers = {"Cache-Control": "max-age=86400"}
+        return FileResponse(str(file), media_type=media_type, headers=headers)
+
+    return asset

@@ -1,0 +1,106 @@
+"""The kernels resource: list, start, look at, interrupt, restart, shut down."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Body, Request, Response
+
+from app.api.access import requires
+from app.api.dependencies import ERRORS, JSONRoute, KernelDep, KernelIdDep, ManagerDep, errors
+from app.api.models import KernelModel, StartKernel
+
+router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, "application/json")
+
+
+@router.get(
+    "",
+    operation_id="kernels_list",
+    response_model=list[KernelModel],
+    responses=ERRORS,
+    dependencies=[requires("kernels", "read")],
+)
+async def list_kernels(manager: ManagerDep) -> Response:
+    """List the kernels, in the order in which they were started."""
+    return _json(manager.models)
+
+
+@router.post(
+    "",
+    operation_id="kernels_start",
+    status_code=201,
+    response_model=KernelModel,
+    responses={
+        201: {
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
+        },
+        **errors(400, 404, 413, 500, 503),
+    },
+    dependencies=[requires("kernels", "write")],
+)
+async def start_kernel(
+    request: Request, manager: ManagerDep, body: Annotated[StartKernel | None, Body()] = None
+) -> Response:
+    """Start a kernel. It becomes ready by itself; requests to it wait until then."""
+    asked = body or StartKernel()
+    kernel = await manager.start_kernel(
+        asked.name, path=asked.path, env=asked.env, kernel_id=asked.kernel_id
+    )
+    location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
+    return _json(kernel.model, 201, {"Location": location})
+
+
+@router.get(
+    "/{kernel_id}",
+    operation_id="kernels_get",
+    response_model=KernelModel,
+    responses=errors(404),
+    dependencies=[requires("kernels", "read")],
+)
+async def get_kernel(kernel: KernelDep) -> Response:
+    """Look at one kernel."""
+    return _json(kernel.model)
+
+
+@router.delete(
+    "/{kernel_id}",
+    operation_id="kernels_shut_down",
+    status_code=204,
+    responses=errors(404),
+    dependencies=[requires("kernels", "write")],
+)
+async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
+    """Shut a kernel down. The answer comes when its process is gone."""
+    await manager.shutdown_kernel(kernel_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{kernel_id}/interrupt",
+    operation_id="kernels_interrupt",
+    status_code=204,
+    responses=errors(404, 409),
+    dependencies=[requires("kernels", "write")],
+)
+async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
+    """Interrupt what a kernel runs. One that is not ready yet runs nothing."""
+    await manager.interrupt_kernel(kernel_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{kernel_id}/restart",
+    operation_id="kernels_restart",
+    response_model=KernelModel,
+    responses=errors(404, 409, 500),
+    dependencies=[requires("kernels", "write")],
+)
+async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
+    """Give a kernel a new process under the same id. The answer comes when it is launched."""
+    kernel = await manager.restart_kernel(kernel_id)
+    return _json(kernel.model)

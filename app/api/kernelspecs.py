@@ -1,0 +1,70 @@
+"""The kernelspecs resource: the kinds of kernels that can be started."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter, Response
+from starlette.responses import FileResponse
+
+from app.api.access import requires
+from app.api.dependencies import ERRORS, ManagerDep, errors
+from app.api.models import KernelSpecModel, KernelSpecs
+
+router = APIRouter(tags=["kernelspecs"])
+
+_encode = msgspec.json.Encoder().encode
+
+
+@router.get(
+    "/api/kernelspecs",
+    operation_id="kernelspecs_list",
+    response_model=KernelSpecs,
+    responses=ERRORS,
+    dependencies=[requires("kernelspecs", "read")],
+)
+async def list_kernelspecs(manager: ManagerDep) -> Response:
+    """List the kernelspecs. One that cannot be read is left out."""
+    specs = manager.specs
+    body = {"default": specs.default_name, "kernelspecs": await specs.models()}
+    return Response(_encode(body), media_type="application/json")
+
+
+@router.get(
+    "/api/kernelspecs/{name}",
+    operation_id="kernelspecs_get",
+    response_model=KernelSpecModel,
+    responses=errors(404),
+    dependencies=[requires("kernelspecs", "read")],
+)
+async def get_kernelspec(manager: ManagerDep, name: str) -> Response:
+    """Look at one kernelspec; upper and lower case make no difference."""
+    return Response(_encode(await manager.specs.model(name)), media_type="application/json")
+
+
+@router.api_route(
+    "/kernelspecs/{name}/{path:path}",
+    methods=["GET"],
+    operation_id="kernelspecs_resource",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+        **errors(404),
+    },
+    dependencies=[requires("kernelspecs", "read")],
+)
+async def get_kernelspec_resource(manager: ManagerDep, name: str, path: str) -> Response:
+    """Fetch a file of a kernelspec: a logo or a script."""
+    file = await manager.specs.resource(name, path)
+    headers = {"Cache-Control": "max-age=2592000"} if file.suffix.lower() == ".png" else None
+    return FileResponse(file, headers=headers)
+
+
+# Its own operation id: one operation cannot stand for two methods.
+router.add_api_route(
+    "/kernelspecs/{name}/{path:path}",
+    get_kernelspec_resource,
+    methods=["HEAD"],
+    operation_id="kernelspecs_resource_head",
+    include_in_schema=False,
+    dependencies=[requires("kernelspecs", "read")],
+)

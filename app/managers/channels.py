@@ -1,0 +1,205 @@
+"""A kernel's sockets: one set for the life of its process, driven by the event loop.
+
+Raw pyzmq sockets are read when their descriptor says so, without a task or a future per message
+(`zmq.asyncio` costs several times more). A turn reads a bounded number of messages, so that one
+busy kernel does not starve the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+import zmq
+
+from app.protocol import wire
+from app.protocol.messages import ClientMessage, MalformedMessage, Message
+from app.protocol.signing import Signer
+
+__all__ = ["Channels", "ConnectionInfo", "endpoint"]
+
+logger = logging.getLogger(__name__)
+
+ConnectionInfo = Mapping[str, Any]
+"""What a connection file holds [Jupyter client documentation, "Connection files"]."""
+
+# What is read from one socket in one turn of the loop. More gains no throughput; less keeps other
+# kernels' round trips under a millisecond while one floods.
+MESSAGES_PER_TURN: Final = 32
+BYTES_PER_TURN: Final = 256 * 1024
+
+# Frames up to this size are copied out of libzmq: cheaper than keeping its memory alive.
+COPY_BYTES: Final = 4096
+
+_SOCKETS: Final = {
+    "iopub": zmq.SUB,
+    "shell": zmq.DEALER,
+    "control": zmq.DEALER,
+    "stdin": zmq.DEALER,
+}
+
+
+class Listener(Protocol):
+    """Who hears what comes from the sockets. Its methods must not block and must not raise."""
+
+    def on_message(self, message: Message) -> None:
+        """A valid message has come."""
+
+    def on_malformed(self, channel: str, error: MalformedMessage) -> None:
+        """Something came that is no message, or whose signature is wrong; it was dropped."""
+
+    def on_writable(self) -> None:
+        """A socket that refused a message takes messages again."""
+
+
+def endpoint(info: ConnectionInfo, channel: str) -> str:
+    """The ZMQ address of a channel: ``tcp://ip:port``, or ``ipc://path-port``."""
+    separator = "-" if info["transport"] == "ipc" else ":"
+    return f"{info['transport']}://{info['ip']}{separator}{info[f'{channel}_port']}"
+
+
+class Channels:
+    """The four sockets to one kernel process.
+
+    All requests leave over one shell socket, so replies come back here and are routed by the
+    request that they answer. ``stdin`` has the identity of ``shell``: that is where a kernel sends
+    its input requests.
+    """
+
+    def __init__(self, context: zmq.Context[Any], info: ConnectionInfo, listener: Listener) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        key = info.get("key", b"")
+        self._signer = Signer(
+            key if isinstance(key, bytes) else str(key).encode(),
+            info.get("signature_scheme") or "hmac-sha256",
+        )
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._scheduled: dict[str, asyncio.Handle] = {}
+        self._blocked: set[str] = set()
+        identity = uuid4().bytes
+        try:
+            for channel, kind in _SOCKETS.items():
+                self._open(context, channel, kind, identity, endpoint(info, channel))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self, context: zmq.Context[Any], channel: str, kind: int, identity: bytes, address: str
+    ) -> None:
+        socket: zmq.Socket[bytes] = context.socket(kind)
+        self._sockets[channel] = socket
+        socket.linger = 0
+        # A kernel binds some time after it is started, and its peer looks again this often.
+        socket.reconnect_ivl = 20
+        # The kernel's publisher drops what a slow subscriber does not take, so ours never is slow.
+        socket.rcvhwm = 0
+        if kind == zmq.SUB:
+            socket.subscribe(b"")
+        else:
+            socket.setsockopt(zmq.IDENTITY, identity)
+        socket.connect(address)
+
+        def read() -> None:
+            self._read(channel)
+
+        descriptor = int(socket.getsockopt(zmq.FD))
+        self._loop.add_reader(descriptor, read)
+        self._readers[descriptor] = read
+        self._schedule(channel)
+
+    def close(self) -> None:
+        """Close every socket at once; what was not yet sent is dropped."""
+        for descriptor in self._readers:
+            self._loop.remove_reader(descriptor)
+        for handle in self._scheduled.values():
+            handle.cancel()
+        for socket in self._sockets.values():
+            socket.close(linger=0)
+        self._readers.clear()
+        self._scheduled.clear()
+        self._sockets.clear()
+
+    def send(self, message: ClientMessage) -> bool:
+        """Send a client's message on its channel; False if the socket takes no more for now.
+
+        `Listener.on_writable` then says when to try again.
+        """
+        channel = message.channel
+        socket = self._sockets[channel]
+        try:
+            socket.send_multipart(wire.pack(message, self._signer), zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            self._blocked.add(channel)
+            return False
+        # The descriptor is edge-triggered, and sending may have eaten the edge of a message
+        # that arrived meanwhile.
+        if _events(socket) & zmq.POLLIN:
+            self._schedule(channel)
+        return True
+
+    def drain(self) -> int:
+        """Read now all that has arrived on every socket; how many messages that was."""
+        return sum(self._receive(channel, 2**31, 2**62) for channel in list(self._sockets))
+
+    def _schedule(self, channel: str) -> None:
+        if channel not in self._scheduled:
+            self._scheduled[channel] = self._loop.call_soon(self._read, channel)
+
+    def _read(self, channel: str) -> None:
+        """One turn for one socket: read what its budget allows, come back for the rest."""
+        handle = self._scheduled.pop(channel, None)
+        if handle is not None:
+            handle.cancel()
+        if channel not in self._sockets:
+            return
+        if self._receive(channel, MESSAGES_PER_TURN, BYTES_PER_TURN) >= MESSAGES_PER_TURN:
+            self._schedule(channel)
+        elif channel in self._blocked:
+            self._look_for_room(channel)
+
+    def _receive(self, channel: str, max_messages: int, max_bytes: int) -> int:
+        """Read up to so many messages or bytes; ``max_messages`` if there may be more."""
+        socket = self._sockets[channel]
+        receive = socket.recv
+        listener = self._listener
+        size = count = 0
+        while count < max_messages:
+            try:
+                frame = receive(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return count
+            frames: list[bytes | memoryview] = []
+            while True:
+                frames.append(frame.bytes if len(frame) <= COPY_BYTES else frame.buffer)
+                size += len(frame)
+                if not frame.more:
+                    break
+                frame = receive(copy=False)
+            count += 1
+            try:
+                message = wire.unpack(channel, frames, self._signer)
+            except MalformedMessage as error:
+                listener.on_malformed(channel, error)
+            else:
+                listener.on_message(message)
+            if socket.closed:  # the listener closed us
+                return count
+            if size >= max_bytes:
+                return max_messages
+        return count
+
+    def _look_for_room(self, channel: str) -> None:
+        socket = self._sockets.get(channel)
+        if socket is not None and _events(socket) & zmq.POLLOUT:
+            self._blocked.discard(channel)
+            self._listener.on_writable()
+
+
+def _events(socket: zmq.Socket[bytes]) -> int:
+    return int(socket.getsockopt(zmq.EVENTS))

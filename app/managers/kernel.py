@@ -1,0 +1,413 @@
+"""One kernel: its process, its sockets and its traffic, from the start to the end.
+
+One task, the kernel's *life*, waits for it to be ready, then for its death, and restarts it as the
+policy says. A restart or a stop that is asked for ends that task first, so the two never meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import zmq
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+
+from app.managers.channels import Channels, ConnectionInfo
+from app.managers.errors import KernelNotRunning, KernelStartFailed
+from app.managers.output import ProcessOutput
+from app.managers.process import KernelProcess
+from app.managers.restarts import RestartPolicy
+from app.managers.state import KernelState, Lifecycle
+from app.managers.traffic import Traffic
+from app.managers.transports import Transport, Transports, ports_taken, sockets_exist
+from app.protocol.messages import format_timestamp
+from app.settings import Settings
+
+__all__ = ["Kernel", "KernelHouse"]
+
+logger = logging.getLogger(__name__)
+
+IPC_PATIENCE: Final = 10.0
+"""Seconds after which a kernel that has bound no ipc socket is taken not to speak ipc."""
+
+PORT_ATTEMPTS: Final = 3
+"""Starts over tcp before ports that others took meanwhile count as a failure."""
+
+
+class KernelHouse:
+    """What the kernels of one server share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: zmq.Context[Any],
+        specs: KernelSpecManager,
+        transports: Transports,
+    ) -> None:
+        self.settings = settings
+        self.context = context
+        self.specs = specs
+        self.transports = transports
+        self.connection_dir = settings.state_dir / "runtime"
+        self.output_dir = settings.state_dir / "output"
+
+
+class Model(msgspec.Struct, omit_defaults=True):
+    """The kernel model of Jupyter's REST API; `reason` is there only when there is one."""
+
+    id: str
+    name: str
+    last_activity: str
+    execution_state: str
+    connections: int
+    reason: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Kernel:
+    """A kernel under one id, through all its processes.
+
+    ``name`` is the kernelspec's name as it was asked for. ``cwd`` and ``env`` are used for every
+    start of its process. ``on_gone`` is called when the kernel has ended for good: it was
+    stopped, or a client asked it to shut down.
+    """
+
+    def __init__(
+        self,
+        kernel_id: str,
+        name: str,
+        spec: KernelSpec,
+        house: KernelHouse,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        on_gone: Callable[[Kernel], None],
+    ) -> None:
+        settings = house.settings
+        self.id = kernel_id
+        self.name = name
+        self.spec = spec
+        self.state = KernelState()
+        self.traffic = Traffic(
+            kernel_id, self.state, settings.log_bytes, settings.websocket_backlog_bytes
+        )
+        self._house = house
+        self._on_gone = on_gone
+        self._cwd = cwd
+        self._env = env
+        self._restarts = RestartPolicy(settings.restart_limit)
+        self._output = ProcessOutput(
+            house.output_dir / f"kernel-{kernel_id}.log", settings.output_log_bytes
+        )
+        self._lock = asyncio.Lock()
+        self._life: asyncio.Task[None] | None = None
+        self._process: KernelProcess | None = None
+        self._manager: AsyncKernelManager | None = None
+        self._transport: Transport = house.transports.choose(spec)
+        self._info: ConnectionInfo = {}
+        self._was_ready = False
+        self._port_attempts = 0
+        self._removed = False
+        self._model: tuple[tuple[Any, ...], bytes] = ((), b"")
+
+    # What others see
+
+    @property
+    def model(self) -> bytes:
+        """The kernel model as JSON, serialised once per change."""
+        traffic, state = self.traffic, self.state
+        key = (traffic.last_activity, state.word, traffic.connections, state.reason)
+        if self._model[0] != key:
+            activity, word, connections, reason = key
+            model = Model(self.id, self.name, format_timestamp(activity), word, connections, reason)
+            self._model = (key, _encode(model))
+        return self._model[1]
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of a local kernel's present process."""
+        return self._process.pid if self._process is not None else None
+
+    # What others do
+
+    async def start(self) -> None:
+        """Launch the process; returns before it is ready.
+
+        Raises `KernelStartFailed` when there is nothing to launch.
+        """
+        async with self._lock:
+            try:
+                await self._launch()
+            except KernelStartFailed:
+                await self._release(restart=False)
+                self._output.remove()
+                raise
+            self._begin_life()
+
+    async def interrupt(self) -> None:
+        """Interrupt what the kernel runs, by signal or by message as its kernelspec says.
+
+        A kernel that is not ready runs nothing: a signal would only hit its start. Raises
+        `KernelNotRunning` for one that is dead.
+        """
+        if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
+            raise KernelNotRunning(f"Kernel {self.id} is not running")
+        if self.state.lifecycle is not Lifecycle.RUNNING:
+            return
+        if self.spec.interrupt_mode == "message":
+            self.traffic.request("control", "interrupt_request", {})
+        elif self._process is not None:
+            await self._process.signal(signal.SIGINT)
+
+    async def restart(self) -> None:
+        """Give the kernel a new process under the same id; returns when it is launched.
+
+        A dead kernel can be restarted too. Raises `KernelStartFailed`, and leaves the kernel dead,
+        when the launch fails, and `KernelNotRunning` when it has been removed.
+        """
+        async with self._lock:
+            if self._removed:
+                raise KernelNotRunning(f"Kernel {self.id} is being shut down")
+            await self._end_life()
+            self.state.begin(Lifecycle.RESTARTING, reason="")
+            self.traffic.announce("restarting")
+            await self._stop_process(restart=True)
+            self._restarts = RestartPolicy(self._house.settings.restart_limit)
+            self._port_attempts = 0
+            try:
+                await self._launch()
+            except KernelStartFailed as error:
+                await self._bury(error.message)
+                raise
+            self._begin_life()
+
+    async def stop(self, *, now: bool = False) -> None:
+        """End the process, by force when ``now``, and everything that belongs to the kernel.
+
+        Bounded by ``shutdown_wait_time`` and the time a kill takes. Clients are told ``dead`` and
+        their connections end.
+        """
+        async with self._lock:
+            if self._removed:
+                return
+            self._removed = True
+            await self._end_life()
+            if self.state.lifecycle is not Lifecycle.DEAD:
+                self.state.begin(Lifecycle.STOPPING)
+                await self._stop_process(restart=False, now=now)
+            await self._retire()
+
+    # Its life
+
+    def _begin_life(self) -> None:
+        self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kernel {self.id}")
+
+    async def _end_life(self) -> None:
+        if self._life is not None:
+            self._life.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._life
+            self._life = None
+
+    async def _live(self) -> None:
+        try:
+            while True:
+                reason = await self._come_up_and_die()
+                if self.traffic.shutdown_asked:
+                    logger.info("kernel %s: shut down as a client asked it to", self.id)
+                    await self._retire()
+                    return
+                delay = self._restarts.on_death(asyncio.get_running_loop().time())
+                if not self._was_ready or not self._house.settings.autorestart or delay is None:
+                    await self._bury(reason)
+                    return
+                logger.warning("kernel %s: %s; it is restarted", self.id, reason)
+                self.state.begin(Lifecycle.RESTARTING, reason)
+                self.traffic.announce("restarting")
+                await asyncio.sleep(delay)
+                await self._launch()
+        except KernelStartFailed as error:
+            await self._bury(error.message)
+        except Exception:
+            logger.exception("kernel %s: its supervision failed", self.id)
+            await self._end_process(None, restart=False)
+            await self._bury("The server failed to supervise the kernel; see its log")
+
+    async def _come_up_and_die(self) -> str:
+        """Wait for readiness, then for death; return why it died, its requests ended."""
+        process = self._process
+        assert process is not None
+        try:
+            await self._come_up(process)
+        except KernelStartFailed as error:
+            await process.kill()
+            another_way = self._another_way(process)
+            await self._end_process(error.message, restart=not another_way)
+            if not another_way:
+                return error.message
+            logger.info("kernel %s: %s; starting it over tcp", self.id, error.message)
+            await self._launch()
+            return await self._come_up_and_die()
+        code = await asyncio.shield(process.exited)
+        await self.traffic.settle()
+        reason = self._describe(f"The kernel's process {code}")
+        await self._end_process(reason, restart=True)
+        return reason
+
+    async def _come_up(self, process: KernelProcess) -> None:
+        """Wait until the kernel answers and its iopub is heard.
+
+        Raises `KernelStartFailed` when the process ends before that, or when nothing at all has
+        been heard after ``kernel_info_timeout``.
+        """
+        loop = asyncio.get_running_loop()
+        traffic, settings = self.traffic, self._house.settings
+        started = loop.time()
+        deadline = started + settings.kernel_info_timeout
+        reachable = loop.create_task(traffic.reachable())
+        pause = 1.0
+        try:
+            while not reachable.done():
+                traffic.probe()
+                # A kernel that has answered but was not heard on iopub (it sends no welcome, and
+                # its first status came before our subscription) only needs another question.
+                wait = 0.05 if traffic.answered else pause
+                pause = min(pause * 1.5, 5.0)
+                events: set[asyncio.Future[Any]] = {reachable, process.exited}
+                await asyncio.wait(
+                    events,
+                    timeout=max(min(wait, deadline - loop.time()), 0.001),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if reachable.done():
+                    break
+                if process.exited.done():
+                    problem = f"The kernel's process {process.exited.result()} before it was ready"
+                    raise KernelStartFailed(self._describe(problem))
+                if loop.time() >= deadline:
+                    if traffic.answered or traffic.heard_iopub:
+                        break
+                    problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
+                    raise KernelStartFailed(self._describe(problem))
+                if loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
+                    raise KernelStartFailed("The kernel has bound no ipc socket")
+        finally:
+            reachable.cancel()
+        if not (traffic.answered and traffic.heard_iopub):
+            logger.warning(
+                "kernel %s: taken for ready although it %s",
+                self.id,
+                "was not heard on iopub" if traffic.answered else "does not answer kernel_info",
+            )
+        self._was_ready = True
+        self._house.transports.remember(self.spec, self._transport)
+        self._restarts.on_ready(loop.time())
+        traffic.ready()
+
+    def _has_no_ipc(self) -> bool:
+        return self._house.transports.may_fall_back(
+            self.spec, self._transport
+        ) and not sockets_exist(self._info)
+
+    def _another_way(self, process: KernelProcess) -> bool:
+        """Whether a start that failed should be tried over tcp, or on other ports."""
+        if self._house.transports.may_fall_back(self.spec, self._transport):
+            self._transport = "tcp"
+            return True
+        if self._transport == "tcp" and process.pid is not None and ports_taken(self._info):
+            self._port_attempts += 1
+            return self._port_attempts < PORT_ATTEMPTS
+        return False
+
+    def _describe(self, problem: str) -> str:
+        tail = self._output.tail()
+        return f"{problem}. The last it wrote:\n{tail}" if tail else problem
+
+    async def _retire(self) -> None:
+        """The kernel has ended as it was asked to: nothing of it stays."""
+        self._removed = True
+        await self._release(restart=False)
+        self.state.begin(Lifecycle.DEAD)
+        self.traffic.announce("dead")
+        self._output.remove()
+        self.traffic.log.close()
+        self._on_gone(self)
+
+    async def _bury(self, reason: str) -> None:
+        """There is no process any more, and none will come unless it is asked for."""
+        logger.error("kernel %s is dead: %s", self.id, reason)
+        await self._release(restart=False)
+        self.traffic.close(reason)
+        self.state.begin(Lifecycle.DEAD, reason)
+        self.traffic.announce("dead")
+
+    # Its process
+
+    async def _launch(self) -> None:
+        """Start a process and open the sockets to it."""
+        if self._manager is None:
+            self._manager = self._new_manager()
+        process = self._process = KernelProcess(self._manager, self._output)
+        self._info = await process.launch(self._cwd, self._env)
+        logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
+        self.traffic.open(Channels(self._house.context, self._info, self.traffic))
+
+    def _new_manager(self) -> AsyncKernelManager:
+        manager = AsyncKernelManager(
+            kernel_name=self.name,
+            kernel_id=self.id,
+            kernel_spec_manager=self._house.specs,
+            transport=self._transport,
+            connection_file=str(self._house.connection_dir / f"kernel-{self.id}.json"),
+        )
+        if self._transport == "ipc":
+            manager.ip = self._house.transports.new_address()
+        return manager
+
+    async def _stop_process(self, *, restart: bool, now: bool = False) -> None:
+        """Ask, then terminate, then kill; each step has its bound."""
+        process = self._process
+        if process is not None:
+            half = self._house.settings.shutdown_wait_time / 2
+            if process.running and not now:
+                await self._shut_down(process, half, restart=restart)
+            if process.running:
+                await process.kill()
+            await self.traffic.settle()
+        await self._end_process(None, restart=restart)
+
+    async def _shut_down(self, process: KernelProcess, half: float, *, restart: bool) -> None:
+        if self.traffic.answered:
+            if self.state.busy and self.spec.interrupt_mode != "message":
+                # A kernel that runs something looks at its shutdown only when that is done.
+                await process.signal(signal.SIGINT)
+            self.traffic.request("control", "shutdown_request", {"restart": restart})
+            if await process.wait(half):
+                return
+            logger.info("kernel %s ignores its shutdown request", self.id)
+        if not await process.terminate(half):
+            logger.warning("kernel %s ignores SIGTERM", self.id)
+
+    async def _end_process(self, reason: str | None, *, restart: bool) -> None:
+        """End what was asked of the process, close the sockets, clean up after it."""
+        self.traffic.close(reason)
+        await self._release(restart=restart)
+
+    async def _release(self, *, restart: bool) -> None:
+        """Let go of the process and, unless another follows, of its connection file and ports."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+        if self._manager is not None:
+            await self._manager.cleanup_resources(restart=restart)
+        if not restart:
+            self._manager = None

@@ -1,0 +1,191 @@
+"""The multi-kernel manager: every kernel of this server, by id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import zmq
+from jupyter_client.kernelspec import KernelSpecManager
+
+from app.managers.environment import kernel_environment
+from app.managers.errors import InvalidKernelId, KernelNotFound, ServerStopping
+from app.managers.kernel import Kernel, KernelHouse
+from app.managers.paths import cwd_for_path, working_directory
+from app.managers.specs import Specs
+from app.managers.transports import Transports
+from app.settings import Settings
+
+__all__ = ["MultiKernelManager"]
+
+logger = logging.getLogger(__name__)
+
+MAX_SOCKETS: Final = 65535
+"""Of the ZMQ context. libzmq's default of 1023 ends at about 200 kernels."""
+
+
+class MultiKernelManager:
+    """Starts, finds and stops kernels.
+
+    Make it inside a running event loop, and `close` it there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.started = time.time()
+        self._last_request = self.started
+        self._settings = settings
+        for directory in ("", "runtime", "output"):
+            path = settings.state_dir / directory
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._context.max_sockets = MAX_SOCKETS
+        self._transports = Transports(settings.transport, settings.state_dir)
+        manager = KernelSpecManager()
+        self.specs = Specs(manager, settings.default_kernel_name)
+        self._house = KernelHouse(settings, self._context, manager, self._transports)
+        self._kernels: dict[str, Kernel] = {}
+        self._starting: dict[str, asyncio.Future[None]] = {}
+        self._stopping = False
+
+    # Looking
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __iter__(self) -> Iterator[Kernel]:
+        """The kernels in the order in which they were started."""
+        return iter(tuple(self._kernels.values()))
+
+    def get(self, kernel_id: str) -> Kernel:
+        """The kernel with this id. Raises `KernelNotFound`."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            raise KernelNotFound(kernel_id)
+        return kernel
+
+    @property
+    def models(self) -> bytes:
+        """The models of all kernels, as a JSON list."""
+        return b"[" + b",".join([kernel.model for kernel in self._kernels.values()]) + b"]"
+
+    @property
+    def last_activity(self) -> float:
+        """When somebody last used a kernel or the API, in seconds since the epoch."""
+        kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
+        return max((self._last_request, *kernels))
+
+    @property
+    def connections(self) -> int:
+        """Open channel WebSockets on all kernels."""
+        return sum(kernel.traffic.connections for kernel in self._kernels.values())
+
+    def touch(self) -> None:
+        """Somebody has used the API."""
+        self._last_request = time.time()
+
+    # Doing
+
+    async def start_kernel(
+        self,
+        name: str | None = None,
+        *,
+        path: str | None = None,
+        env: Mapping[str, str] | None = None,
+        kernel_id: str | None = None,
+    ) -> Kernel:
+        """Start a kernel, or return the one that has this id already.
+
+        Returns when its process is launched; it becomes ready by itself. ``path`` is where it
+        works, relative to the root directory. Raises `InvalidKernelId`, `InvalidPath`,
+        `InvalidEnvironment`, `KernelSpecNotFound`, `KernelStartFailed` or `ServerStopping`.
+        """
+        if self._stopping:
+            raise ServerStopping("The server is shutting down")
+        identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.
+        while (underway := self._starting.get(identity)) is not None:
+            await asyncio.wait({underway})
+        if identity in self._kernels:
+            return self._kernels[identity]
+        self._starting[identity] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._start(identity, name, path, env or {})
+        finally:
+            self._starting.pop(identity).set_result(None)
+
+    async def _start(
+        self, kernel_id: str, name: str | None, path: str | None, env: Mapping[str, str]
+    ) -> Kernel:
+        settings = self._settings
+        root = settings.root_dir
+        environment = kernel_environment(os.environ, settings.kernel_env_allow, env)
+        if path is not None:
+            cwd = cwd_for_path(root, path)
+        else:
+            cwd = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
+        name = name or settings.default_kernel_name
+        name = "python3" if name == "python" else name
+        spec = await self.specs.find(name)
+        kernel = Kernel(
+            kernel_id, name, spec, self._house, cwd=cwd, env=environment, on_gone=self._forget
+        )
+        await kernel.start()
+        self._kernels[kernel_id] = kernel
+        if self._stopping:  # the server began to stop while this one was launched
+            await self.shutdown_kernel(kernel_id)
+            raise ServerStopping("The server is shutting down")
+        return kernel
+
+    async def interrupt_kernel(self, kernel_id: str) -> None:
+        """Interrupt what a kernel runs. Raises `KernelNotFound` or `KernelNotRunning`."""
+        await self.get(kernel_id).interrupt()
+
+    async def restart_kernel(self, kernel_id: str) -> Kernel:
+        """Give a kernel a new process. Raises `KernelNotFound` or `KernelStartFailed`."""
+        kernel = self.get(kernel_id)
+        await kernel.restart()
+        return kernel
+
+    async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
+        """Stop a kernel and forget it; returns when its process is gone.
+
+        Raises `KernelNotFound`.
+        """
+        await self.get(kernel_id).stop(now=now)
+
+    def _forget(self, kernel: Kernel) -> None:
+        self._kernels.pop(kernel.id, None)
+
+    async def close(self) -> None:
+        """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
+        self._stopping = True
+        stops = [self._stop_quietly(kernel) for kernel in self]
+        await asyncio.gather(*stops)
+        self._kernels.clear()
+        self._transports.close()
+        self._context.destroy(linger=0)
+
+    async def _stop_quietly(self, kernel: Kernel) -> None:
+        try:
+            await kernel.stop()
+        except Exception:
+            logger.exception("kernel %s could not be stopped", kernel.id)
+            with contextlib.suppress(Exception):
+                await kernel.stop(now=True)
+
+
+def _checked_id(kernel_id: str) -> str:
+    """A kernel id in its one written form; it names files, so nothing but a UUID will do."""
+    try:
+        identity = str(UUID(kernel_id))
+    except ValueError:
+        raise InvalidKernelId("kernel_id: must be a UUID") from None
+    if identity != kernel_id.lower():
+        raise InvalidKernelId("kernel_id: must be a UUID written with hyphens")
+    return identity

@@ -1,0 +1,118 @@
+"""The requests of every client that a kernel has not finished with.
+
+They decide to whom a reply or an input request goes, and who is owed an end when the kernel dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from app.protocol.messages import ClientMessage, Header, reply_type
+
+__all__ = ["PendingRequests", "Request"]
+
+MAX_REQUESTS: Final = 8192
+"""Requests remembered per kernel; kernels that never go idle for a request would fill it."""
+
+
+class Request:
+    """One request: who asked, and what is still owed."""
+
+    __slots__ = ("channel", "header", "idle", "msg_id", "msg_type", "owner", "replied")
+
+    def __init__(self, message: ClientMessage, owner: str) -> None:
+        self.channel = message.channel
+        self.msg_id = message.header.msg_id
+        self.msg_type = message.header.msg_type
+        self.header = bytes(message.parts[0])
+        self.owner = owner
+        self.replied = reply_type(self.msg_type) is None  # comm messages get no reply
+        self.idle = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether both the reply and the idle status have come."""
+        return self.replied and self.idle
+
+
+class PendingRequests:
+    """Requests in the order in which they were sent.
+
+    Two clients may use the same ``msg_id``; the earlier request is then answered first, which is
+    the order in which a kernel works.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[Request]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Request]:
+        for requests in self._by_id.values():
+            yield from requests
+
+    def add(self, message: ClientMessage, owner: str) -> Request:
+        """Remember a request that is on its way to the kernel."""
+        if self._count >= MAX_REQUESTS:
+            self._forget_one()
+        request = Request(message, owner)
+        self._by_id.setdefault(request.msg_id, []).append(request)
+        self._count += 1
+        return request
+
+    def owner(self, parent: Header) -> str | None:
+        """The session that a reply or input request with this parent is for.
+
+        By the request that it answers; by the parent's session when that request is unknown.
+        """
+        requests = self._by_id.get(parent.msg_id)
+        if requests:
+            return requests[0].owner
+        return parent.session
+
+    def on_reply(self, parent: Header) -> str | None:
+        """A reply has come; returns the session that it is for."""
+        requests = self._by_id.get(parent.msg_id)
+        if not requests:
+            return parent.session
+        request = next((request for request in requests if not request.replied), requests[0])
+        request.replied = True
+        if request.idle:
+            self._remove(request)
+        return request.owner
+
+    def on_idle(self, parent: Header) -> None:
+        """The kernel has gone idle for a request."""
+        requests = self._by_id.get(parent.msg_id)
+        if not requests:
+            return
+        request = next((request for request in requests if not request.idle), requests[0])
+        request.idle = True
+        if request.replied:
+            self._remove(request)
+
+    def discard(self, request: Request) -> None:
+        """Forget a request that never left."""
+        self._remove(request)
+
+    def take_all(self) -> list[Request]:
+        """Forget every request and return them, oldest first."""
+        requests = list(self)
+        self._by_id.clear()
+        self._count = 0
+        return requests
+
+    def _remove(self, request: Request) -> None:
+        requests = self._by_id[request.msg_id]
+        requests.remove(request)
+        self._count -= 1
+        if not requests:
+            del self._by_id[request.msg_id]
+
+    def _forget_one(self) -> None:
+        """Make room: rather by a request that has its reply and only lacks its idle status."""
+        victim = next((request for request in self if request.replied), None)
+        self._remove(victim or next(iter(self)))

@@ -1,0 +1,123 @@
+"""What a kernel is doing: two facts kept apart, and the one word that REST makes of them.
+
+The *lifecycle* is the process's (the server knows it); the *execution state* is what the kernel
+last reported. Only work on the main shell channel moves the execution state: control traffic, such
+as a debugger's, and subshells [JEP 91] report busy and idle of their own.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from app.protocol.messages import Header
+
+__all__ = ["UNTRACKED_MESSAGE_TYPES", "KernelState", "Lifecycle"]
+
+UNTRACKED_MESSAGE_TYPES: Final = frozenset(
+    {
+        "comm_info_request",
+        "comm_info_reply",
+        "kernel_info_request",
+        "kernel_info_reply",
+        "shutdown_request",
+        "shutdown_reply",
+        "interrupt_request",
+        "interrupt_reply",
+        "debug_request",
+        "debug_reply",
+        "stream",
+        "display_data",
+        "update_display_data",
+        "execute_input",
+        "execute_result",
+        "error",
+        "status",
+        "clear_output",
+        "debug_event",
+        "input_request",
+        "input_reply",
+    }
+)
+"""Types that are no sign of somebody at work (the defaults of Jupyter's kernel manager)."""
+
+
+class Lifecycle(StrEnum):
+    """Where a kernel's process is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    DEAD = "dead"
+
+
+class KernelState:
+    """The lifecycle and execution state of one kernel, and why it is dead if it is."""
+
+    def __init__(self, untracked: frozenset[str] = UNTRACKED_MESSAGE_TYPES) -> None:
+        self.lifecycle = Lifecycle.STARTING
+        self.execution_state = "starting"
+        self.reason = ""
+        self._untracked = untracked
+
+    @property
+    def word(self) -> str:
+        """The ``execution_state`` of the REST model, in Jupyter's vocabulary."""
+        match self.lifecycle:
+            case Lifecycle.RUNNING:
+                return self.execution_state
+            case Lifecycle.STOPPING:
+                return "terminating"
+            case other:
+                return str(other)
+
+    @property
+    def greeting(self) -> str:
+        """What a client that connects is told.
+
+        Not ``restarting``: at that word JupyterLab connects anew, and would go on doing so.
+        """
+        return "starting" if self.lifecycle is Lifecycle.RESTARTING else self.word
+
+    @property
+    def busy(self) -> bool:
+        """Whether the kernel runs something on its main shell."""
+        return self.lifecycle is Lifecycle.RUNNING and self.execution_state == "busy"
+
+    def is_activity(self, msg_type: str, parent: Header) -> bool:
+        """Whether an iopub message shows that somebody works with the kernel.
+
+        A message without a parent counts, as in Jupyter's kernels service.
+        """
+        return (
+            self.execution_state == "busy"
+            or msg_type not in self._untracked
+            or parent.msg_type not in self._untracked
+        )
+
+    def on_status(self, reported: str, parent: Header) -> None:
+        """Take note of a ``status`` message's state, if it is the main shell's.
+
+        ``starting`` is for the server to decide: a kernel that is ready does not go back.
+        """
+        if parent.subshell_id is not None or parent.msg_type in self._untracked:
+            return
+        if reported and reported != "starting":
+            self.execution_state = reported
+
+    def on_ready(self) -> None:
+        """The kernel answers: running, and idle unless it has reported otherwise meanwhile."""
+        self.lifecycle = Lifecycle.RUNNING
+        if self.execution_state == "starting":
+            self.execution_state = "idle"
+
+    def on_launch(self) -> None:
+        """A new process: what the one before it reported last does not count."""
+        self.execution_state = "starting"
+
+    def begin(self, lifecycle: Lifecycle, reason: str | None = None) -> None:
+        """Enter another part of life."""
+        self.lifecycle = lifecycle
+        if reason is not None:
+            self.reason = reason

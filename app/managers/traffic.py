@@ -1,0 +1,343 @@
+"""The messages of one kernel: what clients send it, what it says, and what is said in its place.
+
+Requests of every client leave over the kernel's one set of sockets. All that comes back is numbered
+in the log: iopub for every session, replies and input requests for the session that asked. When the
+process goes, every request that it has not finished is given an end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+
+from app.managers.channels import Channels
+from app.managers.log import MessageLog, Position, Reader
+from app.managers.requests import PendingRequests, Request
+from app.managers.state import KernelState, Lifecycle
+from app.protocol.compose import make_message, make_parts
+from app.protocol.messages import (
+    CLIENT_CHANNELS,
+    ClientMessage,
+    MalformedMessage,
+    Message,
+    reply_type,
+)
+
+__all__ = ["Traffic"]
+
+logger = logging.getLogger(__name__)
+
+MAX_DEPARTED: Final = 256
+"""Cursors kept per kernel for sessions whose connection is gone; the oldest is forgotten first."""
+
+SETTLE_SECONDS: Final = 0.2
+"""How long the last messages of a process that has ended may take to arrive here."""
+
+
+class _Status(msgspec.Struct):
+    execution_state: str = ""
+
+
+_status_decoder: Final = msgspec.json.Decoder(_Status)
+
+
+class Traffic:
+    """Routes between one kernel's sockets, its log and its clients."""
+
+    def __init__(
+        self, kernel_id: str, state: KernelState, log_bytes: int, backlog_bytes: int
+    ) -> None:
+        self.log = MessageLog(log_bytes)
+        self.last_activity = time.time()
+        self.connections = 0
+        self._kernel_id = kernel_id
+        self._state = state
+        self._requests = PendingRequests()
+        self._departed: dict[str, Position] = {}
+        # Our own session, for probes; what the kernel says of them is not shown to clients.
+        self._session = f"kernelkeep-{uuid4().hex}"
+        self.shutdown_asked = False  # by a client, with a request of its own
+        # The session of the kernel's own messages, which ours carry too (see make_message).
+        self.kernel_session = self._session
+        self._channels: Channels | None = None
+        self._kernel_info: bytes | None = None
+        self._running: str | None = None  # msg_id of the request the kernel last went busy for
+        self._ready = False
+        self._backlog: dict[str, deque[ClientMessage]] = {}
+        self._backlog_bytes = 0
+        self._max_backlog = backlog_bytes
+        self._room = asyncio.Event()
+        self._room.set()
+        self.answered = False
+        self.heard_iopub = False
+        self._reachable = asyncio.Event()
+        self._dropped = 0
+
+    # Clients
+
+    def attach(self, session: str) -> Reader:
+        """A reader for a connection: where this session left off, or from now on."""
+        self.connections += 1
+        return Reader(self.log, session, self._departed.pop(session, None))
+
+    def detach(self, reader: Reader) -> None:
+        """The connection is gone; its session may come back to where it was."""
+        self.connections -= 1
+        self._departed.pop(reader.session, None)
+        self._departed[reader.session] = reader.position
+        if len(self._departed) > MAX_DEPARTED:
+            del self._departed[next(iter(self._departed))]
+
+    def greeting(self) -> Message:
+        """A status that tells a new connection the present state, before anything else."""
+        return self._make("iopub", "status", {"execution_state": self._state.greeting})
+
+    def submit(self, message: ClientMessage, session: str) -> None:
+        """Send a client's message to the kernel, now or when it is ready for it.
+
+        A dead kernel's requests end at once. Channels that clients cannot write to are ignored.
+        """
+        channel = message.channel
+        if channel not in CLIENT_CHANNELS:
+            logger.warning("kernel %s: message for channel %.20r ignored", self._kernel_id, channel)
+            return
+        if channel == "stdin":
+            if self._ready:
+                self._send(message)
+            return
+        if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
+            self._finish(Request(message, session))
+            return
+        if (
+            message.header.msg_type == "kernel_info_request"
+            and channel == "shell"
+            and self._kernel_info is not None
+            and self._state.busy
+        ):
+            self._answer_kernel_info(message, session, self._kernel_info)
+            return
+        if message.header.msg_type == "shutdown_request":
+            self.shutdown_asked = _asks_for_the_end(message)
+        self._requests.add(message, session)
+        self._send(message)
+
+    async def room(self) -> None:
+        """Return when clients may send more: the requests that wait are below their bound.
+
+        Has no bound of its own: it ends when the kernel takes its requests, or ends.
+        """
+        await self._room.wait()
+
+    # The process
+
+    def open(self, channels: Channels) -> None:
+        """A process has been launched, and these are its sockets."""
+        self._channels = channels
+        self._state.on_launch()
+        self.answered = self.heard_iopub = self.shutdown_asked = False
+        self._reachable.clear()
+
+    def probe(self) -> None:
+        """Ask the kernel for its info, on control (answered while busy) and shell."""
+        for channel in ("control", "shell"):
+            self.request(channel, "kernel_info_request", {})
+
+    def request(self, channel: str, msg_type: str, content: dict[str, Any]) -> None:
+        """Send a request of the server's own; its answer is seen by nobody else."""
+        header, parts = make_parts(msg_type, content, self._session)
+        if self._channels is not None:
+            self._channels.send(ClientMessage(channel, header, parts))
+
+    async def reachable(self) -> None:
+        """Return when the kernel has answered a probe and its iopub has been heard."""
+        await self._reachable.wait()
+
+    def ready(self) -> None:
+        """The kernel takes requests: tell the clients, and send what has waited."""
+        self._ready = True
+        self._state.on_ready()
+        self.announce(self._state.execution_state)
+        self.on_writable()
+
+    def announce(self, execution_state: str) -> None:
+        """Tell every client a state of the kernel, as a status without a parent."""
+        self.log.append(self._make("iopub", "status", {"execution_state": execution_state}))
+
+    async def settle(self) -> None:
+        """Take the last messages of a process that has ended."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        quiet = 0
+        while self._channels is not None and quiet < 3 and time.monotonic() < deadline:
+            quiet = 0 if self._channels.drain() else quiet + 1
+            await asyncio.sleep(0.002)
+
+    def close(self, reason: str | None = None) -> None:
+        """The process is gone: every request that it has not finished ends here.
+
+        ``reason`` is shown as the error of the execution that was running.
+        """
+        if self._channels is not None:
+            self._channels.close()
+            self._channels = None
+        self._ready = False
+        self._backlog.clear()
+        self._backlog_bytes = 0
+        self._room.set()
+        for request in self._requests.take_all():
+            running = request.msg_id == self._running and not request.idle
+            self._finish(request, reason if running else None)
+        self._running = None
+
+    def _send(self, message: ClientMessage) -> None:
+        channel = message.channel
+        if self._ready and not self._backlog.get(channel):
+            assert self._channels is not None
+            if self._channels.send(message):
+                return
+        self._backlog.setdefault(channel, deque()).append(message)
+        self._backlog_bytes += message.size
+        if self._backlog_bytes > self._max_backlog:
+            self._room.clear()
+
+    def _finish(self, request: Request, error: str | None = None) -> None:
+        """Answer a request that the kernel will never answer, and go idle for it."""
+        parent, owner = request.header, request.owner
+        if owner == self._session:
+            return
+        if error is not None and request.msg_type == "execute_request":
+            died = {
+                "ename": "KernelDied",
+                "evalue": error,
+                "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {error}"],
+            }
+            self.log.append(self._make("iopub", "error", died, parent))
+        answer = reply_type(request.msg_type)
+        content: dict[str, Any] | bytes | None = {"status": "aborted"}
+        if request.msg_type == "kernel_info_request":
+            # To JupyterLab any other answer than ok means that the kernel is of no use. What the
+            # kernel once said of itself still holds; if it never did, the idle status must do.
+            content = self._kernel_info
+        if answer is not None and content is not None and not request.replied:
+            self.log.append(self._make(request.channel, answer, content, parent), owner)
+        if not request.idle:
+            self.log.append(self._make("iopub", "status", {"execution_state": "idle"}, parent))
+
+    def _answer_kernel_info(self, message: ClientMessage, owner: str, info: bytes) -> None:
+        """Answer from the cached reply: the kernel is busy and would answer when it is done.
+
+        A client waits for busy, the reply, and idle; then it must know the true state again.
+        """
+        parent = bytes(message.parts[0])
+        for channel, msg_type, content in (
+            ("iopub", "status", {"execution_state": "busy"}),
+            ("shell", "kernel_info_reply", info),
+            ("iopub", "status", {"execution_state": "idle"}),
+        ):
+            self.log.append(self._make(channel, msg_type, content, parent), owner)
+        self.log.append(self.greeting(), owner)
+
+    def _make(
+        self,
+        channel: str,
+        msg_type: str,
+        content: dict[str, Any] | bytes,
+        parent: bytes = b"{}",
+    ) -> Message:
+        return make_message(channel, msg_type, content, session=self.kernel_session, parent=parent)
+
+    # What the sockets say (app.managers.channels.Listener)
+
+    def on_message(self, message: Message) -> None:
+        """Number a message of the kernel's, for those it is for."""
+        channel = message.channel
+        if channel == "iopub":
+            self._on_iopub(message)
+            return
+        parent = message.parent
+        if message.header.msg_type == "kernel_info_reply":
+            self._on_kernel_info(message)
+        if channel == "stdin":
+            owner = self._requests.owner(parent)
+        else:
+            owner = self._requests.on_reply(parent)
+        if owner != self._session:
+            self.log.append(message, owner or "")
+
+    def _on_iopub(self, message: Message) -> None:
+        msg_type, parent = message.header.msg_type, message.parent
+        if not self.heard_iopub:
+            self.heard_iopub = True
+            self._look_reachable()
+        if msg_type == "iopub_welcome":  # [JEP 65] to us, the one subscriber
+            return
+        if message.header.session:
+            self.kernel_session = message.header.session
+        if msg_type == "status":
+            self._on_status(message)
+            if parent.session == self._session:
+                return
+        if self._state.is_activity(msg_type, parent):
+            self.last_activity = time.time()
+        self.log.append(message)
+
+    def _on_status(self, message: Message) -> None:
+        try:
+            reported = _status_decoder.decode(message.part(3)).execution_state
+        except msgspec.MsgspecError as error:
+            self.on_malformed("iopub", MalformedMessage(f"status: {error}"))
+            return
+        parent = message.parent
+        self._state.on_status(reported, parent)
+        if reported == "idle":
+            self._requests.on_idle(parent)
+        elif reported == "busy" and parent.msg_type == "execute_request":
+            self._running = parent.msg_id
+
+    def _on_kernel_info(self, message: Message) -> None:
+        self._kernel_info = bytes(message.part(3))
+        if not self.answered:
+            self.answered = True
+            self._look_reachable()
+
+    def _look_reachable(self) -> None:
+        if self.answered and self.heard_iopub:
+            self._reachable.set()
+
+    def on_malformed(self, channel: str, error: MalformedMessage) -> None:
+        """Count what was dropped; say so at the first and then more and more rarely."""
+        self._dropped += 1
+        if self._dropped & (self._dropped - 1) == 0:
+            logger.warning(
+                "kernel %s: %d malformed messages dropped, the last on %s: %s",
+                self._kernel_id,
+                self._dropped,
+                channel,
+                error,
+            )
+
+    def on_writable(self) -> None:
+        """Send what waits, as far as the sockets take it."""
+        if self._channels is None or not self._ready:
+            return
+        for waiting in self._backlog.values():
+            while waiting and self._channels.send(waiting[0]):
+                self._backlog_bytes -= waiting.popleft().size
+        if self._backlog_bytes <= self._max_backlog:
+            self._room.set()
+
+
+class _Shutdown(msgspec.Struct):
+    restart: bool = False
+
+
+def _asks_for_the_end(message: ClientMessage) -> bool:
+    try:
+        return not msgspec.json.decode(message.parts[3], type=_Shutdown).restart
+    except msgspec.MsgspecError:
+        return False

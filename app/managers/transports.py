@@ -1,0 +1,133 @@
+"""How local kernels are reached: ipc sockets where they work, tcp on loopback otherwise.
+
+Kernels in other languages often know only tcp. Which kernelspecs do is learned from their first
+start and remembered in the state directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final, Literal
+
+import zmq
+from jupyter_client.kernelspec import KernelSpec
+
+from app.managers.channels import ConnectionInfo
+
+__all__ = ["Transports", "ports_taken", "sockets_exist"]
+
+logger = logging.getLogger(__name__)
+
+Transport = Literal["ipc", "tcp"]
+
+# A Unix socket's name has 108 bytes on Linux, 104 on macOS and the BSDs, its final zero included.
+MAX_SOCKET_NAME: Final = 107 if sys.platform == "linux" else 103
+_NAME_BYTES: Final = len("/k0123456789ab-5")
+
+
+class Transports:
+    """Chooses a transport for each start, and remembers per kernelspec what works.
+
+    Raises `ValueError` when ipc is asked for and the platform does not have it.
+    """
+
+    def __init__(self, setting: Literal["auto", "ipc", "tcp"], state_dir: Path) -> None:
+        if setting == "ipc" and not zmq.has("ipc"):
+            raise ValueError("transport=ipc: this platform has no ipc sockets")
+        self._setting = setting if zmq.has("ipc") else "tcp"
+        self._memory_file = state_dir / "transports.json"
+        self._memory = self._load()
+        self._own_directory: str | None = None
+        self._ipc_directory: Path | None = None
+        if self._setting != "tcp":
+            self._ipc_directory = self._make_directory(state_dir)
+
+    def _make_directory(self, state_dir: Path) -> Path:
+        directory = state_dir / "ipc"
+        if len(os.fsencode(directory)) + _NAME_BYTES <= MAX_SOCKET_NAME:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            directory.chmod(0o700)
+            return directory
+        self._own_directory = tempfile.mkdtemp(prefix="kernelkeep-")
+        return Path(self._own_directory)
+
+    def close(self) -> None:
+        """Remove the directory of sockets if it was made for this process alone."""
+        if self._own_directory is not None:
+            for leftover in Path(self._own_directory).iterdir():
+                leftover.unlink(missing_ok=True)
+            os.rmdir(self._own_directory)
+            self._own_directory = None
+
+    def choose(self, spec: KernelSpec) -> Transport:
+        """The transport to start a kernel of this spec with."""
+        if self._setting != "auto":
+            return self._setting
+        return self._memory.get(_key(spec), "ipc")
+
+    def may_fall_back(self, spec: KernelSpec, transport: Transport) -> bool:
+        """Whether a start that failed over this transport may have failed because of it."""
+        return self._setting == "auto" and transport == "ipc" and _key(spec) not in self._memory
+
+    def remember(self, spec: KernelSpec, transport: Transport) -> None:
+        """A kernel of this spec has come up over this transport."""
+        key = _key(spec)
+        if self._setting != "auto" or self._memory.get(key) == transport:
+            return
+        self._memory[key] = transport
+        temporary = self._memory_file.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(self._memory, indent=1))
+            temporary.chmod(0o600)
+            temporary.replace(self._memory_file)
+        except OSError as error:  # it will be learned again
+            logger.warning("cannot remember transports: %s", error)
+
+    def new_address(self) -> str:
+        """A prefix for the five ipc sockets of one kernel, used by no other."""
+        assert self._ipc_directory is not None
+        return str(self._ipc_directory / f"k{secrets.token_hex(6)}")
+
+    def _load(self) -> dict[str, Transport]:
+        try:
+            memory = json.loads(self._memory_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            logger.warning("what was known of transports is not readable: %s", error)
+            return {}
+        return {key: value for key, value in dict(memory).items() if value in ("ipc", "tcp")}
+
+
+def _key(spec: KernelSpec) -> str:
+    """The same spec with another command may speak another transport."""
+    identity = json.dumps([spec.resource_dir, spec.argv])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def sockets_exist(info: ConnectionInfo) -> bool:
+    """Whether a kernel has bound any of its ipc sockets."""
+    return any(
+        os.path.exists(f"{info['ip']}-{info[name]}") for name in ("shell_port", "control_port")
+    )
+
+
+def ports_taken(info: ConnectionInfo) -> bool:
+    """Whether a tcp port meant for a kernel that is not running belongs to somebody else."""
+    for name in ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port"):
+        with socket.socket() as probe:
+            # What the kernel itself left in TIME_WAIT is free to use.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((info["ip"], info[name]))
+            except OSError:
+                return True
+    return False

@@ -1,0 +1,42 @@
+"""Messages of the server's own making: notices, states, and answers that a kernel cannot give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from app.protocol import v1
+from app.protocol.messages import Buffer, Header, Message, decode_header, new_header
+
+__all__ = ["make_message", "make_parts"]
+
+_encode = msgspec.json.Encoder().encode
+
+
+def make_message(
+    channel: str,
+    msg_type: str,
+    content: dict[str, Any] | Buffer,
+    *,
+    session: str,
+    parent: Buffer = b"{}",
+) -> Message:
+    """A message for clients. ``content`` may be JSON already.
+
+    ``parent`` is the raw header of the request that it answers. ``session`` should be the kernel's
+    own session where that is known: JupyterLab drops what it has not yet handled when a message
+    of another session arrives.
+    """
+    header = new_header(msg_type, session)
+    body = _encode(content) if isinstance(content, dict) else content
+    frame, bounds = v1.encode(channel, (_encode(header), parent, b"{}", body))
+    steering = Header(msg_id=header["msg_id"], msg_type=msg_type, session=session)
+    return Message(channel, frame, bounds, steering, decode_header(parent, "parent_header"))
+
+
+def make_parts(msg_type: str, content: dict[str, Any], session: str) -> tuple[Header, list[Buffer]]:
+    """A request for a kernel: its decoded header and its four JSON parts."""
+    header = new_header(msg_type, session)
+    steering = Header(msg_id=header["msg_id"], msg_type=msg_type, session=session)
+    return steering, [_encode(header), b"{}", b"{}", _encode(content)]

@@ -1,0 +1,218 @@
+"""Jupyter messages as they travel: raw JSON parts, and the few header fields that steer them.
+
+A message is four JSON parts (header, parent header, metadata, content) and any number of binary
+buffers [Jupyter messaging protocol, "General message format"]. Nothing here parses content. The
+header is decoded once, for its type, id and session; of the parent header the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+
+__all__ = [
+    "CHANNELS",
+    "CLIENT_CHANNELS",
+    "PROTOCOL_VERSION",
+    "ClientMessage",
+    "Header",
+    "MalformedMessage",
+    "Message",
+    "complete_header",
+    "decode_header",
+    "format_timestamp",
+    "new_header",
+    "reply_type",
+    "utc_now",
+]
+
+CHANNELS: Final = ("shell", "control", "stdin", "iopub")
+"""Every channel a client may hear; the heartbeat is never shown to clients."""
+
+CLIENT_CHANNELS: Final = frozenset({"shell", "control", "stdin"})
+"""The channels a client may write to: iopub is the kernel's alone."""
+
+PROTOCOL_VERSION: Final = "5.4"
+"""The ``version`` in headers that the server makes. Informative: nothing is gated on it."""
+
+Buffer = bytes | memoryview
+
+
+class MalformedMessage(ValueError):
+    """A message that cannot be understood: its text says which part and why."""
+
+
+class Header(msgspec.Struct, gc=False):
+    """The fields of a message header that decide where a message goes.
+
+    ``subshell_id`` is set on requests for a subshell, and in their parents [JEP 91].
+    """
+
+    msg_id: str = ""
+    msg_type: str = ""
+    session: str | None = None
+    subshell_id: str | None = None
+
+
+_NO_PARENT: Final = Header()
+_header_decoder: Final = msgspec.json.Decoder(Header | None)
+_encoder: Final = msgspec.json.Encoder()
+
+
+def decode_header(part: Buffer, what: str = "header") -> Header:
+    """Decode the steering fields of a header or parent header part.
+
+    ``{}`` and ``null`` (a message that nobody asked for) give a header of empty fields. Raises
+    `MalformedMessage` when the part is not a JSON object or a steering field is not a string.
+    """
+    if part == b"{}":
+        return _NO_PARENT
+    try:
+        return _header_decoder.decode(part) or _NO_PARENT
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"{what}: {error}") from None
+
+
+class Message:
+    """One message to clients, kept as its frame in the ``v1`` WebSocket framing.
+
+    That frame holds the kernel's own bytes behind a table of offsets, so one object serves the
+    log, readers in the v1 framing (sent as it is) and those in the legacy framing (spliced from
+    it, once: see `app.protocol.legacy`). ``bounds`` are the offsets of that table: part ``i``
+    (0 header, 1 parent header, 2 metadata, 3 content, then buffers) is
+    ``frame[bounds[i + 1]:bounds[i + 2]]``; ``bounds[0]`` is where the channel's name starts.
+    """
+
+    __slots__ = ("bounds", "channel", "frame", "header", "legacy", "parent")
+
+    def __init__(
+        self,
+        channel: str,
+        frame: bytes,
+        bounds: tuple[int, ...],
+        header: Header,
+        parent: Header,
+    ) -> None:
+        self.channel = channel
+        self.frame = frame
+        self.bounds = bounds
+        self.header = header
+        self.parent = parent
+        # The legacy frame, built by the first reader that needs it: bytes of a text frame, or
+        # of a binary frame when there are buffers.
+        self.legacy: bytes | None = None
+
+    @property
+    def msg_type(self) -> str:
+        """The ``msg_type`` of the header."""
+        return self.header.msg_type
+
+    @property
+    def buffer_count(self) -> int:
+        """How many binary buffers follow the four JSON parts."""
+        return len(self.bounds) - 6
+
+    def part(self, index: int) -> memoryview:
+        """Part ``index`` without a copy: 0 header, 1 parent, 2 metadata, 3 content, 4… buffers."""
+        return memoryview(self.frame)[self.bounds[index + 1] : self.bounds[index + 2]]
+
+    def content(self) -> Any:
+        """Decode the content; for the few messages that the server itself must understand.
+
+        Raises `MalformedMessage` when it is not JSON.
+        """
+        try:
+            return msgspec.json.decode(self.part(3))
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise MalformedMessage(f"content: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.channel} {self.msg_type} {self.header.msg_id}>"
+
+
+class ClientMessage(msgspec.Struct, gc=False):
+    """A message from a client to a kernel: its channel, raw parts, and decoded header."""
+
+    channel: str
+    header: Header
+    parts: Sequence[Buffer]
+    """Header, parent header, metadata, content, then buffers."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(len(part) for part in self.parts)
+
+
+def reply_type(msg_type: str) -> str | None:
+    """The type of the reply to a request type, or None for one that gets no reply (comms)."""
+    if msg_type.endswith("_request"):
+        return msg_type.removesuffix("_request") + "_reply"
+    return None
+
+
+def new_header(msg_type: str, session: str, msg_id: str = "") -> dict[str, str]:
+    """A complete header, dated now (UTC), with a fresh id unless one is given."""
+    return {
+        "msg_id": msg_id or f"{session}_{os.getpid()}_{uuid4().hex}",
+        "msg_type": msg_type,
+        "session": session,
+        "username": "kernelkeep",
+        "date": utc_now(),
+        "version": PROTOCOL_VERSION,
+    }
+
+
+def utc_now() -> str:
+    """Now in the one form that every Jupyter client reads: UTC, microseconds, ``Z``."""
+    return format_timestamp(time.time())
+
+
+def format_timestamp(seconds: float) -> str:
+    """Seconds since the epoch as ``2026-11-22T14:49:48.797413Z``, always with microseconds.
+
+    jupyter_server's gateway client parses with a mandatory fraction and a literal ``Z``.
+    """
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+# Fields that kernels in other languages insist on; clients leave them out or empty.
+_EXPECTED: Final = ("msg_id", "session", "username", "date", "version")
+
+
+class _FullHeader(Header):
+    username: str | None = None
+    date: str | None = None
+    version: str | None = None
+
+
+_full_header_decoder: Final = msgspec.json.Decoder(_FullHeader)
+
+
+def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
+    """Check a client's header, and fill in what it left out or empty.
+
+    Clients in the field send headers with no ``date``, an empty ``session`` or no ``username``;
+    kernels differ in what they forgive. A header that is complete is passed on byte for byte.
+    Raises `MalformedMessage` when it is not an object, has no ``msg_type``, or a field is not a
+    string.
+    """
+    try:
+        header = _full_header_decoder.decode(part)
+        if not header.msg_type:
+            raise MalformedMessage("header: msg_type is missing")
+        if all(getattr(header, name) for name in _EXPECTED):
+            return part, header
+        fields = msgspec.json.decode(part, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"header: {error}") from None
+    defaults = new_header(header.msg_type, session)
+    fields.update((name, defaults[name]) for name in _EXPECTED if not fields.get(name))
+    header.msg_id, header.session = fields["msg_id"], fields["session"]
+    return _encoder.encode(fields), header

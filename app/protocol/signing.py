@@ -1,0 +1,44 @@
+"""Message signatures: an HMAC over the four JSON parts, as hexadecimal digits.
+
+The key and the scheme (``hmac-sha256`` wherever seen) come from the kernel's connection file; an
+empty key means no signatures [Jupyter messaging protocol, "The wire protocol"].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from app.protocol.messages import Buffer
+
+__all__ = ["Signer"]
+
+
+class Signer:
+    """Signs and verifies with one kernel's key.
+
+    Raises `ValueError` for a scheme other than ``hmac-<a hash that hashlib knows>``.
+    """
+
+    def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
+        prefix, _, self._hash = scheme.partition("-")
+        if prefix != "hmac" or self._hash not in hashlib.algorithms_available:
+            raise ValueError(f"unknown signature scheme {scheme!r}")
+        self._key = key
+
+    def sign(self, parts: Iterable[Buffer]) -> bytes:
+        """The signature of a message's four JSON parts, given in order; empty without a key."""
+        if not self._key:
+            return b""
+        digest = hmac.new(self._key, digestmod=self._hash)
+        for part in parts:
+            digest.update(part)
+        return digest.hexdigest().encode()
+
+    def verify(self, signature: Buffer, signed: Buffer) -> bool:
+        """Whether ``signature`` is that of ``signed``, the four parts lying behind each other."""
+        if not self._key:
+            return True
+        expected = hmac.digest(self._key, signed, self._hash).hex().encode()
+        return hmac.compare_digest(expected, signature)

@@ -1,0 +1,152 @@
+"""The channels WebSocket of a kernel: it moves frames between a reader and a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Annotated, Final
+from uuid import uuid4
+
+from fastapi import Path, Query, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from app.managers.kernel import Kernel
+from app.managers.log import Gap, Reader
+from app.protocol import legacy, v1
+from app.protocol.compose import make_message
+from app.protocol.frames import FrameError
+from app.protocol.messages import ClientMessage, MalformedMessage, Message
+from app.ws.sending import Sender, sender_for
+
+__all__ = ["channels"]
+
+logger = logging.getLogger(__name__)
+
+KERNEL_GONE: Final = 4404
+"""Close code when the kernel was shut down. JupyterLab looks the kernel up at any code but 1000
+and 1001, after which it would neither look nor reconnect."""
+
+WRONG_TYPE: Final = 1003
+MALFORMED: Final = 1007
+INTERNAL_ERROR: Final = 1011
+
+MAX_REASON_BYTES: Final = 123  # RFC 6455, section 5.5: a control frame holds 125 bytes
+
+
+async def channels(
+    websocket: WebSocket,
+    kernel_id: Annotated[str, Path(description="The kernel's id.")],
+    session_id: Annotated[str | None, Query(max_length=256)] = None,
+) -> None:
+    """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
+
+    Accepted at once, whatever the kernel does: what is sent before it is ready waits. A
+    `session_id` that was connected before goes on where it left off.
+    """
+    kernel = websocket.state.kernels.get(kernel_id)
+    offered = websocket.scope["subprotocols"]
+    connection = _Connection(
+        websocket, kernel, session_id or uuid4().hex, v1.SUBPROTOCOL in offered
+    )
+    await connection.run()
+
+
+class _Connection:
+    """One client of one kernel."""
+
+    def __init__(self, websocket: WebSocket, kernel: Kernel, session: str, is_v1: bool) -> None:
+        self._websocket = websocket
+        self._kernel = kernel
+        self._session = session
+        self._is_v1 = is_v1
+
+    async def run(self) -> None:
+        """Accept, greet, then move frames both ways until one side ends."""
+        websocket, traffic = self._websocket, self._kernel.traffic
+        await websocket.accept(v1.SUBPROTOCOL if self._is_v1 else None)
+        sender = sender_for(websocket, is_v1=self._is_v1)
+        # The greeting tells the state at the reader's first position: nothing may come between.
+        greeting, reader = traffic.greeting(), traffic.attach(self._session)
+        pump = asyncio.get_running_loop().create_task(
+            self._pump(sender, reader, greeting), name=f"pump to {self._session}"
+        )
+        try:
+            await self._listen()
+        finally:
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+            traffic.detach(reader)
+
+    # To the client
+
+    async def _pump(self, sender: Sender, reader: Reader, greeting: Message) -> None:
+        """Send what the reader takes; the socket's own back-pressure is the only queue."""
+        try:
+            await sender.send([greeting])
+            while not reader.finished:
+                gap, entries = reader.take()
+                messages = [entry.message for entry in entries]
+                if gap is not None:
+                    messages.insert(0, self._notice(gap))
+                if messages:
+                    grown = await sender.send(messages)
+                    if grown:
+                        self._kernel.traffic.log.charge(grown)
+                else:
+                    await reader.wait()
+            await self._close(KERNEL_GONE, "the kernel was shut down")
+        except (WebSocketDisconnect, OSError):
+            pass  # the listener sees it too, and ends the connection
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("kernel %s: cannot send to a client", self._kernel.id)
+            await self._close(INTERNAL_ERROR, "the server failed")
+
+    def _notice(self, gap: Gap) -> Message:
+        text = (
+            f"kernelkeep: {gap.messages} messages ({gap.bytes} bytes) of this kernel's output are "
+            "no longer kept and cannot be shown.\n"
+        )
+        content = {"name": "stderr", "text": text}
+        return make_message("iopub", "stream", content, session=self._kernel.traffic.kernel_session)
+
+    # From the client
+
+    async def _listen(self) -> None:
+        """Hand each frame to the kernel; hold the client back while it takes no more."""
+        traffic = self._kernel.traffic
+        while True:
+            event = await self._websocket.receive()
+            if event["type"] == "websocket.disconnect":
+                return
+            try:
+                message = self._decode(event.get("text"), event.get("bytes"))
+            except _WrongType as error:
+                await self._close(WRONG_TYPE, str(error))
+                return
+            except (FrameError, MalformedMessage) as error:
+                await self._close(MALFORMED, str(error))
+                return
+            traffic.submit(message, self._session)
+            await traffic.room()
+
+    def _decode(self, text: str | None, data: bytes | None) -> ClientMessage:
+        if self._is_v1:
+            if data is None:
+                raise _WrongType(f"{v1.SUBPROTOCOL} has binary frames only")
+            return v1.decode(data, self._session)
+        if text is not None:
+            return legacy.decode_text(text, self._session)
+        return legacy.decode_binary(data or b"", self._session)
+
+    async def _close(self, code: int, reason: str) -> None:
+        shortened = reason.encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+        with contextlib.suppress(WebSocketDisconnect, OSError, RuntimeError):
+            await self._websocket.close(code, shortened)
+
+
+class _WrongType(ValueError):
+    """A text frame where only binary ones are spoken."""

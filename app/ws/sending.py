@@ -1,0 +1,100 @@
+"""Sending messages to a WebSocket: in batches where the server offers that, else one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from starlette.websockets import WebSocket
+
+from app.protocol import legacy
+from app.protocol.frames import FrameError
+from app.protocol.messages import Message
+
+__all__ = ["EXTENSION", "FrameWriter", "Sender", "sender_for"]
+
+logger = logging.getLogger(__name__)
+
+EXTENSION = "kernelkeep.frames"
+"""The ASGI extension that `app.ws.uvicorn_protocol` offers; its value is a `FrameWriter`."""
+
+
+class FrameWriter(Protocol):
+    """What the extension can do that plain ASGI cannot: write many frames at once."""
+
+    async def write(self, frames: Iterable[tuple[bytes, bool]]) -> None:
+        """Write frames, each a payload and whether it is text; return when more may come."""
+
+
+class Sender(Protocol):
+    """Sends messages in one framing."""
+
+    async def send(self, messages: Sequence[Message]) -> int:
+        """Send messages; the bytes by which they grew (for frames that are kept on them).
+
+        Returns when the socket takes more. Raises `OSError` or `WebSocketDisconnect` when the
+        client is gone.
+        """
+
+
+def sender_for(websocket: WebSocket, *, is_v1: bool) -> Sender:
+    """The best way to send to this WebSocket."""
+    writer: FrameWriter | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    if writer is not None:
+        return _BatchSender(writer, is_v1)
+    return _PlainSender(websocket, is_v1)
+
+
+class _BatchSender:
+    def __init__(self, writer: FrameWriter, is_v1: bool) -> None:
+        self._writer = writer
+        self._is_v1 = is_v1
+
+    async def send(self, messages: Sequence[Message]) -> int:
+        if self._is_v1:
+            await self._writer.write([(message.frame, False) for message in messages])
+            return 0
+        frames, grown = _legacy_frames(messages)
+        await self._writer.write(frames)
+        return grown
+
+
+class _PlainSender:
+    def __init__(self, websocket: WebSocket, is_v1: bool) -> None:
+        self._websocket = websocket
+        self._is_v1 = is_v1
+
+    async def send(self, messages: Sequence[Message]) -> int:
+        if self._is_v1:
+            for message in messages:
+                await self._websocket.send_bytes(message.frame)
+            grown = 0
+        else:
+            frames, grown = _legacy_frames(messages)
+            for frame, is_text in frames:
+                if is_text:
+                    await self._websocket.send_text(frame.decode())
+                else:
+                    await self._websocket.send_bytes(frame)
+        # A send that the socket takes at once gives nobody else a turn.
+        await asyncio.sleep(0)
+        return grown
+
+
+def _legacy_frames(messages: Sequence[Message]) -> tuple[list[tuple[bytes, bool]], int]:
+    """The legacy frames, each with whether it is text, and the bytes newly kept for them."""
+    frames = []
+    grown = 0
+    for message in messages:
+        was_there = message.legacy is not None
+        try:
+            frame = legacy.encode(message)
+        except FrameError as error:
+            logger.warning("a %s cannot be sent: %s", message.msg_type, error)
+            continue
+        if not was_there:
+            grown += len(frame)
+        frames.append((frame, not message.buffer_count))
+    return frames, grown
