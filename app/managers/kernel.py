@@ -179,7 +179,9 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
             await self._end_life()
             self.state.begin(Lifecycle.RESTARTING, reason="")
-            self.traffic.announce("restarting")
+            # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
+            # would tell so the person who has just asked for the restart.
+            self.traffic.announce("starting")
             await self._stop_process(restart=True)
             self._restarts = RestartPolicy(self._house.settings.restart_limit)
             self._port_attempts = 0

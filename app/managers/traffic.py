@@ -67,7 +67,6 @@ class Traffic:
         self.kernel_session = self._session
         self._channels: Channels | None = None
         self._kernel_info: bytes | None = None
-        self._running: str | None = None  # msg_id of the request the kernel last went busy for
         self._ready = False
         self._backlog: dict[str, deque[ClientMessage]] = {}
         self._backlog_bytes = 0
@@ -190,9 +189,12 @@ class Traffic:
         self._backlog_bytes = 0
         self._room.set()
         for request in self._requests.take_all():
-            running = request.msg_id == self._running and not request.idle
-            self._finish(request, reason if running else None)
-        self._running = None
+            # Kernels work in order: the first execution that has not gone idle was running. (That it
+            # had gone busy need not have been heard; a process that exits at once says nothing.)
+            was_running = request.msg_type == "execute_request" and not request.idle
+            self._finish(request, reason if was_running else None)
+            if was_running:
+                reason = None
 
     def _send(self, message: ClientMessage) -> None:
         channel = message.channel
@@ -210,7 +212,7 @@ class Traffic:
         parent, owner = request.header, request.owner
         if owner == self._session:
             return
-        if error is not None and request.msg_type == "execute_request":
+        if error is not None:
             died = {
                 "ename": "KernelDied",
                 "evalue": error,
@@ -296,8 +298,6 @@ class Traffic:
         self._state.on_status(reported, parent)
         if reported == "idle":
             self._requests.on_idle(parent)
-        elif reported == "busy" and parent.msg_type == "execute_request":
-            self._running = parent.msg_id
 
     def _on_kernel_info(self, message: Message) -> None:
         self._kernel_info = bytes(message.part(3))
