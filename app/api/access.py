@@ -23,17 +23,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import error_response
+from app.api.errors import STANDARD_HEADERS, error_response
 from app.settings import Settings
 
 __all__ = ["PUBLIC", "Access", "AccessMiddleware", "declared_access", "requires"]
 
 Action = Literal["read", "write", "execute"]
-
-SECURITY_POLICY: Final = (
-    "frame-ancestors 'self'; report-uri /api/security/csp-report; default-src 'none'"
-)
-"""What Jupyter servers send with every API response; their tests compare it to the letter."""
 
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Headers": "accept, content-type, authorization, x-xsrftoken",
@@ -176,8 +171,7 @@ def _token(scope: Scope, headers: Headers) -> str:
         token: str = parse_qs(query).get("token", [""])[0]
         if token:
             return token
-    authorization: str = headers.get("authorization", "")
-    scheme, _, value = authorization.strip().partition(" ")
+    scheme, value, *_ = *headers.get("authorization", "").split(None, 1), "", ""
     return value.strip() if scheme.lower() in ("token", "bearer") else ""
 
 
@@ -198,8 +192,8 @@ def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:
             "websocket.http.response.start",
         ):
             headers = MutableHeaders(raw=list(message.get("headers", [])))
-            headers.setdefault("X-Content-Type-Options", "nosniff")
-            headers.setdefault("Content-Security-Policy", SECURITY_POLICY)
+            for name, value in STANDARD_HEADERS.items():
+                headers.setdefault(name, value)
             if origin is not None:
                 headers["Access-Control-Allow-Origin"] = origin
                 if origin != "*":

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
-from starlette.websockets import WebSocket
 
 from app.managers.errors import KernelkeepError
 
-__all__ = ["add_error_handlers", "error_response"]
+__all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
+
+STANDARD_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": (
+        "frame-ancestors 'self'; report-uri /api/security/csp-report; default-src 'none'"
+    ),
+}
+"""What Jupyter servers send with every response; their tests compare it to the letter."""
+
+# Of what the framework raises. Its standard phrases differ between versions of Python.
+_CODES: Final = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+
+_MAX_WHERE: Final = 200  # characters of a field's name that are repeated
 
 _encode = msgspec.json.Encoder().encode
 
@@ -24,7 +37,9 @@ def error_response(
     status: int, message: str, code: str, headers: dict[str, str] | None = None, **more: Any
 ) -> Response:
     """The error body of a Jupyter server, with a stable machine-readable ``code``."""
-    body = {"message": message, "reason": None, "code": code, **more}
+    # What a client sent and is named here may hold halves of surrogate pairs.
+    text = message.encode("utf-8", "replace").decode()
+    body = {"message": text, "reason": None, "code": code, **more}
     return Response(_encode(body), status, headers, "application/json")
 
 
@@ -32,47 +47,66 @@ def add_error_handlers(app: FastAPI) -> None:
     """Turn every exception into a response; the only place that does."""
     app.add_exception_handler(KernelkeepError, _on_kernelkeep_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(WebSocketRequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_exception)
 
 
-async def _respond(connection: HTTPConnection, response: Response) -> Response:
-    if isinstance(connection, WebSocket):
-        await connection.send_denial_response(response)
-    return response
+# Before a WebSocket is accepted, Starlette sends these responses in the place of its handshake.
 
 
 async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, KernelkeepError)
-    return await _respond(connection, error_response(error.status, error.message, error.code))
+    if error.status == 404 and (redirect := _without_slash(connection)):
+        return redirect
+    return error_response(error.status, error.message, error.code)
 
 
-async def _on_validation_error(connection: HTTPConnection, error: Exception) -> Response:
+async def _on_validation_error(_connection: HTTPConnection, error: Exception) -> Response:
     """Name the field that is wrong, without echoing its value."""
-    assert isinstance(error, RequestValidationError)
+    assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        message, code = "Invalid JSON in body of request", "invalid_json"
-    else:
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message, code = f"{where or 'body'}: {first['msg']}", "invalid_request"
-    return await _respond(connection, error_response(400, message, code))
+        return _invalid_json()
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
+    message = f"{where[:_MAX_WHERE] or 'body'}: {first['msg']}"
+    return error_response(400, message, "invalid_request")
+
+
+def _invalid_json() -> Response:
+    return error_response(400, "Invalid JSON in body of request", "invalid_json")
 
 
 async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 404 and connection.scope.get("method") == "GET":
-        path = connection.url.path
-        if path.endswith("/") and path != "/":
-            return RedirectResponse(str(connection.url.replace(path=path.rstrip("/"))), 302)
-    phrase = HTTPStatus(error.status_code).phrase
-    message = str(error.detail) or phrase
-    code = phrase.lower().replace(" ", "_")
+    if error.status_code == 404 and (redirect := _without_slash(connection)):
+        return redirect
+    # FastAPI says in other words that a body is not UTF-8 or nested too deeply.
+    if isinstance(error.__cause__, UnicodeDecodeError | RecursionError):
+        return _invalid_json()
+    status = error.status_code
+    message = str(error.detail) or HTTPStatus(status).phrase
     headers = dict(error.headers) if error.headers else None
-    return await _respond(connection, error_response(error.status_code, message, code, headers))
+    return error_response(status, message, _CODES.get(status, f"http_{status}"), headers)
 
 
-async def _on_exception(connection: HTTPConnection, _error: Exception) -> Response:
-    """Starlette logs the traceback; the client learns nothing of it."""
-    response = error_response(500, "Unhandled error", "internal_error", traceback="")
-    return await _respond(connection, response)
+def _without_slash(connection: HTTPConnection) -> Response | None:
+    """A redirection for a path that ends in a slash, to the same path without, query kept."""
+    path = connection.scope["path"].rstrip("/")
+    if not path or path == connection.scope["path"]:
+        return None
+    if connection.scope.get("method") not in ("GET", "POST", "PUT"):
+        return None
+    # One slash at the start: two would be the name of another server.
+    target = quote("/" + path.lstrip("/"))
+    query = connection.scope["query_string"].decode("latin-1")
+    return RedirectResponse(f"{target}?{query}" if query else target, 302)
+
+
+async def _on_exception(_connection: HTTPConnection, _error: Exception) -> Response:
+    """Starlette logs the traceback; the client learns nothing of it.
+
+    It sends this outside of every other middleware, and the server then ends the connection.
+    """
+    headers = {**STANDARD_HEADERS, "Connection": "close"}
+    return error_response(500, "Unhandled error", "internal_error", headers, traceback="")

@@ -189,8 +189,8 @@ class Traffic:
         self._backlog_bytes = 0
         self._room.set()
         for request in self._requests.take_all():
-            # Kernels work in order: the first execution that has not gone idle was running. (That it
-            # had gone busy need not have been heard; a process that exits at once says nothing.)
+            # Kernels work in order: the first execution that has not gone idle was running. That
+            # it had gone busy need not have been heard: a process that exits at once says nothing.
             was_running = request.msg_type == "execute_request" and not request.idle
             self._finish(request, reason if was_running else None)
             if was_running:

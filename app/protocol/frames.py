@@ -1,8 +1,14 @@
-"""What both WebSocket framings share: the error for a frame that cannot be read."""
+"""What both WebSocket framings share: a bound, and the error for a frame that cannot be read."""
 
 from __future__ import annotations
 
-__all__ = ["FrameError"]
+from typing import Final
+
+__all__ = ["MAX_PARTS", "FrameError"]
+
+MAX_PARTS: Final = 65536
+"""Parts of a client's frame. Each costs memory however small it is, so a table of offsets alone
+could make a frame many times its size."""
 
 
 class FrameError(ValueError):

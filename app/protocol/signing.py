@@ -23,7 +23,12 @@ class Signer:
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
         prefix, _, self._hash = scheme.partition("-")
-        if prefix != "hmac" or self._hash not in hashlib.algorithms_available:
+        # A digest without a size of its own (shake) makes no HMAC.
+        if (
+            prefix != "hmac"
+            or self._hash not in hashlib.algorithms_available
+            or not hashlib.new(self._hash).digest_size
+        ):
             raise ValueError(f"unknown signature scheme {scheme!r}")
         self._key = key
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from struct import Struct, pack, unpack_from
 from typing import Final
 
-from app.protocol.frames import FrameError
+from app.protocol.frames import MAX_PARTS, FrameError
 from app.protocol.messages import Buffer, ClientMessage, complete_header
 
 __all__ = ["SUBPROTOCOL", "decode", "encode"]
@@ -59,6 +59,8 @@ def decode(frame: bytes, session: str) -> ClientMessage:
         raise FrameError(f"a v1 frame has at least 6 offsets, not {count}")
     if count > len(frame) // 8 - 1:
         raise FrameError("the table of offsets is longer than the frame")
+    if count > MAX_PARTS + 2:
+        raise FrameError(f"a frame has at most {MAX_PARTS} parts")
     offsets = unpack_from(f"<{count}Q", frame, 8)
     previous = 8 * (count + 1)
     for offset in offsets:

@@ -109,7 +109,8 @@ def _is_lenient_object(view: memoryview) -> bool:
     # Python kernels send NaN and lone surrogates, some kernels white space around the object:
     # passed on as they are, as every Jupyter server does.
     try:
-        return isinstance(json.loads(bytes(view)), dict)
+        # As text: from bytes it would take UTF-16 too.
+        return isinstance(json.loads(str(view, "utf-8")), dict)
     except (ValueError, RecursionError):
         return False
 
