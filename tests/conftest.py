@@ -1,0 +1,137 @@
+"""Fixtures around a real server process; each worker of pytest-xdist has servers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from typing import Protocol
+
+import pytest
+
+from tests.support.channels import Connector
+from tests.support.framing import FRAMINGS, FramingName
+from tests.support.home import Home, require_ipykernel
+from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspecs
+from tests.support.processes import kill_all
+from tests.support.rest import RestClient
+from tests.support.running import KernelStarter, kernels_of
+from tests.support.server import ServerProcess
+
+RUNNING_SERVERS = pytest.StashKey[list[ServerProcess]]()
+SHOWN_LINES = 200  # of a server's output, when a test fails
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RUNNING_SERVERS] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows the end of every running server's output with a test that fails."""
+    report = yield
+    if report.failed:
+        for server in item.config.stash[RUNNING_SERVERS]:
+            lines = server.output().splitlines()[-SHOWN_LINES:]
+            report.sections.append((f"Server {server.url}", "\n".join(lines)))
+    return report
+
+
+class MakeServer(Protocol):
+    """Starts a server; see :class:`ServerProcess` for the arguments."""
+
+    def __call__(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        specs: Mapping[str, Spec] = FAKE_SPECS,
+        home: Home | None = None,
+    ) -> ServerProcess: ...
+
+
+@contextmanager
+def _servers(config: pytest.Config) -> Iterator[MakeServer]:
+    running = config.stash[RUNNING_SERVERS]
+    started: list[ServerProcess] = []
+    require_ipykernel()
+
+    def make_server(
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        specs: Mapping[str, Spec] = FAKE_SPECS,
+        home: Home | None = None,
+    ) -> ServerProcess:
+        server = ServerProcess(*arguments, env=env, home=home)
+        write_kernelspecs(server.home.jupyter_path, specs)
+        started.append(server)
+        running.append(server)
+        return server.start()
+
+    try:
+        yield make_server
+    finally:
+        _stop(started, running)
+
+
+def _stop(started: list[ServerProcess], running: list[ServerProcess]) -> None:
+    failures = []
+    for server in reversed(started):
+        try:
+            server.stop()
+        except AssertionError as failure:
+            failures.append(failure)
+        running.remove(server)
+    if failures:
+        raise ExceptionGroup("servers did not end well", failures)
+
+
+@pytest.fixture
+def make_server(request: pytest.FixtureRequest) -> Iterator[MakeServer]:
+    """A factory of servers with options of their own, stopped and checked after the test."""
+    with _servers(request.config) as make_server:
+        yield make_server
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """One server for the module, with default options, the fake kernels and ``python3``."""
+    with _servers(request.config) as make_server:
+        yield make_server()
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    """A home that outlives its servers, for tests that crash or replace one."""
+    home = Home()
+    yield home
+    kill_all(home.processes())
+    home.remove()
+
+
+@pytest.fixture
+async def rest(server: ServerProcess) -> AsyncIterator[RestClient]:
+    """A client of :func:`server`."""
+    async with RestClient(server.url, server.token) as client:
+        yield client
+
+
+@pytest.fixture
+async def connect(server: ServerProcess) -> AsyncIterator[Connector]:
+    """``await connect(kernel_id, framing="v1", ...)``: channels, closed after the test."""
+    async with AsyncExitStack() as stack:
+        yield Connector(server.ws_url, server.token, stack)
+
+
+@pytest.fixture
+async def start(server: ServerProcess) -> AsyncIterator[KernelStarter]:
+    """``await start("fake")``: a kernel of :func:`server` and a client, gone after the test."""
+    async with kernels_of(server) as starter:
+        yield starter
+
+
+@pytest.fixture(params=FRAMINGS)
+def framing(request: pytest.FixtureRequest) -> FramingName:
+    """Runs the test once with each framing of the WebSocket."""
+    name: FramingName = request.param
+    return name

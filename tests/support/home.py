@@ -1,0 +1,117 @@
+"""A directory that a server has to itself, and the search for what it left behind in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+# Variables of our own environment that a server may need to run at all, or to be measured.
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "TZ")
+
+
+class Home:
+    """Directories and environment of one server, apart from the user's and from other tests'.
+
+    It lies in the system's temporary directory, not in pytest's, whose paths are longer than the
+    name of a socket may be.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="kk-")).resolve()
+        self.root_dir = self._directory("root")
+        self.state_dir = self._directory("state")
+        self.jupyter_path = self._directory("jupyter")
+        self.home_dir = self._directory("home")
+        self._temporary = self._directory("tmp")
+
+    def _directory(self, name: str) -> Path:
+        directory = self.path / name
+        directory.mkdir(mode=0o700)
+        return directory
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The whole environment of a server: nothing of the user's, all directories in here."""
+        return {
+            **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            "LANG": "C.UTF-8",
+            "PYTHONUNBUFFERED": "1",
+            "HOME": str(self.home_dir),
+            "TMPDIR": str(self._temporary),
+            "XDG_RUNTIME_DIR": str(self._temporary),
+            "XDG_STATE_HOME": str(self.home_dir / "state"),
+            "XDG_DATA_HOME": str(self.home_dir / "data"),
+            "IPYTHONDIR": str(self.home_dir / "ipython"),
+            "JUPYTER_PATH": str(self.jupyter_path),
+            "JUPYTER_CONFIG_DIR": str(self.home_dir / "jupyter-config"),
+            "JUPYTER_DATA_DIR": str(self.home_dir / "jupyter-data"),
+            "JUPYTER_RUNTIME_DIR": str(self.home_dir / "jupyter-runtime"),
+            **(extra or {}),
+        }
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that a server of this home started, orphans included.
+
+        A process belongs here if its environment, command line or working directory names a
+        directory of this home; its parent says nothing once that is gone.
+        """
+        return [process for process in psutil.process_iter() if self._owns(process)]
+
+    def _owns(self, process: psutil.Process) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            said = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+        return any(str(self.path) in text for text in said)
+
+    def leftovers(self) -> list[Path]:
+        """Sockets and connection files, wherever in this home."""
+        return [path for path in self._files() if _is_socket(path) or _is_connection_file(path)]
+
+    def _files(self) -> Iterator[Path]:
+        for directory, _, names in os.walk(self.path):
+            for name in names:
+                yield Path(directory, name)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _is_connection_file(path: Path) -> bool:
+    if path.suffix != ".json":
+        return False
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "shell_port" in content
+
+
+def require_ipykernel() -> None:
+    """Fails with the command that installs what the ``python3`` kernel of this interpreter needs.
+
+    Raises:
+        AssertionError: ipykernel is not installed.
+    """
+    try:
+        import ipykernel  # noqa: F401
+    except ImportError:
+        raise AssertionError(
+            f"the python3 kernel is missing: {sys.executable} -m pip install ipykernel"
+        ) from None

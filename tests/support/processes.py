@@ -1,0 +1,102 @@
+"""What can be seen of a process from outside, and waiting for what can only be polled."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import psutil
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of what a process holds; ``children`` counts descendants of every generation."""
+
+    descriptors: int
+    threads: int
+    children: int
+
+
+def usage(pid: int) -> Usage:
+    process = psutil.Process(pid)
+    return Usage(process.num_fds(), process.num_threads(), len(process.children(recursive=True)))
+
+
+def resident_memory(pid: int) -> int:
+    """Bytes of resident memory."""
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """Descendants of every generation; none if the process is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_all(processes: list[psutil.Process], timeout: float = 5) -> None:
+    """SIGKILL for each, then waits until they are gone, up to ``timeout`` seconds."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
+    psutil.wait_procs(processes, timeout=timeout)
+
+
+@overload
+async def eventually(
+    predicate: Callable[[], Awaitable[T]], timeout: float = 10, interval: float = 0.05
+) -> T: ...
+@overload
+async def eventually(
+    predicate: Callable[[], T], timeout: float = 10, interval: float = 0.05
+) -> T: ...
+async def eventually(
+    predicate: Callable[[], Any], timeout: float = 10, interval: float = 0.05
+) -> Any:
+    """The first true value of ``predicate``, which may be a coroutine function.
+
+    An AssertionError that it raises means "not yet". After ``timeout`` seconds the last
+    one, or one that tells the last value, is raised.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            value = predicate()
+            result = await value if inspect.isawaitable(value) else value
+            if result:
+                return result
+            failure = AssertionError(f"still {result!r} after {timeout} s")
+        except AssertionError as error:
+            failure = error
+        if time.monotonic() > deadline:
+            raise failure
+        await asyncio.sleep(interval)
+
+
+def eventually_sync(
+    predicate: Callable[[], T],
+    timeout: float = 10,
+    interval: float = 0.05,
+) -> T:
+    """The first true value of ``predicate``, or its last value after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := predicate()) and time.monotonic() < deadline:
+        time.sleep(interval)
+    return value
