@@ -9,33 +9,44 @@ from typing import Any, Final
 __all__ = ["hide_tokens", "logging_config"]
 
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s\"';#]+", re.IGNORECASE)
+_CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
 _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn", "app")
 
 
 class TokenFilter(logging.Filter):
-    """Blanks ``token=…`` wherever it stands in a record's text."""
+    """Blanks ``secret``, ``token=…`` and ``Authorization`` headers in a record's text."""
+
+    def __init__(self, secret: str) -> None:
+        super().__init__()
+        self.secret = secret
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through, rewritten if it needs to be."""
-        if record.args:
-            args = record.args if isinstance(record.args, tuple) else (record.args,)
-            if any(isinstance(arg, str) and "token=" in arg.lower() for arg in args):
-                record.args = tuple(_hide(arg) if isinstance(arg, str) else arg for arg in args)
+        if isinstance(record.args, tuple):
+            record.args = tuple(self._hide_argument(arg) for arg in record.args)
         if isinstance(record.msg, str):
-            record.msg = _hide(record.msg)
+            record.msg = self._hide(record.msg)
         return True
 
+    def _hide_argument(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        # At the level debug, websockets logs each header as a name and a value.
+        return "[hidden]" if _CREDENTIALS.fullmatch(argument) else self._hide(argument)
 
-def _hide(text: str) -> str:
-    return _TOKEN.sub(r"\1\2[hidden]", text) if "token=" in text.lower() else text
+    def _hide(self, text: str) -> str:
+        if self.secret and self.secret in text:
+            text = text.replace(self.secret, "[hidden]")
+        return _TOKEN.sub(r"\1\2[hidden]", text) if "token=" in text.lower() else text
 
 
-def hide_tokens() -> None:
-    """Make every logger that sees URLs hide tokens, whoever configured it."""
+def hide_tokens(secret: str) -> None:
+    """Make every logger that sees requests hide tokens, whoever configured it."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        if not any(isinstance(known, TokenFilter) for known in logger.filters):
-            logger.addFilter(TokenFilter())
+        filters = [known for known in logger.filters if isinstance(known, TokenFilter)]
+        if not any(known.secret == secret for known in filters):
+            logger.addFilter(TokenFilter(secret))
 
 
 def logging_config(level: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from itertools import chain
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from app import __version__
@@ -20,6 +20,7 @@ from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.logs import hide_tokens
+from app.managers.errors import NotFound
 from app.managers.multikernel import MultiKernelManager
 from app.settings import Settings
 from app.ws.channels import channels
@@ -27,10 +28,6 @@ from app.ws.channels import channels
 __all__ = ["create_app"]
 
 logger = logging.getLogger(__name__)
-
-MAX_BODY_BYTES: Final = 16 * 2**20
-"""The largest request body that is read; above it the answer is 413."""
-
 
 class State(TypedDict):
     """What the lifespan builds, reached through ``request.state``."""
@@ -48,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        hide_tokens()
+        hide_tokens(token)
         if generated:
             # To the person who started it, not to the log.
             print(f"kernelkeep: this run's token is {token}", file=sys.stderr)  # noqa: T201
@@ -67,7 +64,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=MAX_BODY_BYTES,
     )
     routers = [
         server.router,
@@ -94,7 +90,15 @@ def _websockets() -> APIRouter:
         name="kernels_channels",
         dependencies=[requires("kernels", "execute")],
     )
+    router.add_api_websocket_route(
+        "/{path:path}", _no_websocket, dependencies=[requires("api", "read", activity=False)]
+    )
     return router
+
+
+async def _no_websocket(_websocket: WebSocket) -> None:
+    """Any other path: 404 with a body, as over HTTP, not just a refused handshake."""
+    raise NotFound("Not Found")
 
 
 def _public_paths(routers: Iterable[APIRouter]) -> list[str]:

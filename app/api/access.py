@@ -107,6 +107,9 @@ class AccessMiddleware:
     ) -> Response | None:
         if not self._is_known_host(headers.get("host", "")):
             return error_response(403, "Forbidden", "forbidden_host")
+        if self._settings.auth == "none" and not _is_local(scope):
+            # Whoever started the server listens elsewhere than the settings say.
+            return error_response(403, "auth=none is for loopback addresses only", "not_loopback")
         if scope["type"] == "http" and scope["method"] == "OPTIONS":
             return Response(headers=_PREFLIGHT)
         if authenticated and self._settings.auth == "token":
@@ -173,6 +176,12 @@ def _token(scope: Scope, headers: Headers) -> str:
             return token
     scheme, value, *_ = *headers.get("authorization", "").split(None, 1), "", ""
     return value.strip() if scheme.lower() in ("token", "bearer") else ""
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether a connection came in at a loopback address or a Unix socket."""
+    host, port = scope.get("server") or ("", None)
+    return port is None or host == "localhost" or _is_loopback(host)
 
 
 def _is_loopback(name: str) -> bool:

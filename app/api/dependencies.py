@@ -7,14 +7,19 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path
 from fastapi.routing import APIRoute
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import Message
 
 from app.api.models import ErrorModel
+from app.managers.errors import InvalidRequest, RequestTooLarge
 from app.managers.kernel import Kernel
 from app.managers.multikernel import MultiKernelManager
 
 __all__ = ["ERRORS", "JSONRoute", "KernelDep", "KernelIdDep", "ManagerDep", "errors"]
+
+MAX_BODY_BYTES: Final = 16 * 2**20
+"""The largest request body that is read; above it the answer is 413."""
 
 
 def _manager(connection: HTTPConnection) -> MultiKernelManager:
@@ -47,8 +52,12 @@ _DESCRIPTIONS: Final = {
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its OpenAPI operation."""
     return {
-        status: {"model": ErrorModel, "description": _DESCRIPTIONS[status]}
-        for status in sorted({*statuses, 403})
+        **{
+            status: {"model": ErrorModel, "description": _DESCRIPTIONS[status]}
+            for status in sorted({*statuses, 403})
+        },
+        # Without it FastAPI documents a 422 of its own, which is never sent.
+        "default": {"model": ErrorModel, "description": "Any other error."},
     }
 
 
@@ -67,13 +76,31 @@ class JSONRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             if request.method in ("POST", "PUT", "PATCH"):
-                request = _as_json(request)
+                request = await _as_json(request)
             return await handler(request)
 
         return handle
 
 
-def _as_json(request: Request) -> Request:
+async def _as_json(request: Request) -> Request:
+    body = await _read(request)
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
     headers.append((b"content-type", b"application/json"))
-    return Request({**request.scope, "headers": headers}, request.receive)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request({**request.scope, "headers": headers}, receive)
+
+
+async def _read(request: Request) -> bytes:
+    """The body. Raises `RequestTooLarge`, or `InvalidRequest` when it breaks off."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise RequestTooLarge(f"The body has more than {MAX_BODY_BYTES} bytes")
+    except ClientDisconnect:
+        raise InvalidRequest("The body is incomplete") from None
+    return bytes(body)

@@ -36,6 +36,7 @@ script.onload = () => SwaggerUIBundle({
   url: base.replace(/docs$/, "openapi.json"),
   dom_id: "#swagger-ui",
   deepLinking: true,
+  validatorUrl: null,
   requestInterceptor: (request) => {
     if (token && !request.headers.Authorization) request.headers.Authorization = "token " + token;
     return request;

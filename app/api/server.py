@@ -13,7 +13,13 @@ from app.protocol.messages import format_timestamp
 router = APIRouter(prefix="/api", tags=["server"])
 
 
-@router.get("", operation_id="server_version", response_model=VersionModel, dependencies=[PUBLIC])
+@router.get(
+    "",
+    operation_id="server_version",
+    response_model=VersionModel,
+    responses=ERRORS,
+    dependencies=[PUBLIC],
+)
 async def get_version() -> VersionModel:
     """The server's version. The one route that needs no token."""
     return VersionModel(version=__version__)

@@ -103,6 +103,9 @@ class Channels:
             socket.subscribe(b"")
         else:
             socket.setsockopt(zmq.IDENTITY, identity)
+        if channel == "stdin":
+            # Writable then means connected, which is the only way to know (see stdin_connected).
+            socket.immediate = True
         socket.connect(address)
 
         def read() -> None:
@@ -124,6 +127,11 @@ class Channels:
         self._readers.clear()
         self._scheduled.clear()
         self._sockets.clear()
+
+    @property
+    def stdin_connected(self) -> bool:
+        """Whether the kernel has bound its stdin socket and knows ours."""
+        return bool(_events(self._sockets["stdin"]) & zmq.POLLOUT)
 
     def send(self, message: ClientMessage) -> bool:
         """Send a client's message on its channel; False if the socket takes no more for now.

@@ -10,6 +10,7 @@ KernelkeepError
 │   ├── KernelNotFound
 │   └── KernelSpecNotFound
 ├── KernelNotRunning 409
+├── RequestTooLarge 413
 ├── KernelStartFailed 500
 └── ServerStopping 503
 
@@ -20,7 +21,9 @@ Messages never repeat a value that a client sent, except ids and names.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
+
+MAX_NAME: Final = 100  # characters of a name that does not exist are repeated
 
 
 class KernelkeepError(Exception):
@@ -89,8 +92,9 @@ class KernelSpecNotFound(NotFound):
 
     def __init__(self, name: str, available: Iterable[str] = ()) -> None:
         names = ", ".join(sorted(available))
+        shown = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
         super().__init__(
-            f"Kernel spec {name} not found" + (f" (available: {names})" if names else "")
+            f"Kernel spec {shown} not found" + (f" (available: {names})" if names else "")
         )
 
 
@@ -99,6 +103,13 @@ class KernelNotRunning(KernelkeepError):
 
     status = 409
     code = "kernel_not_running"
+
+
+class RequestTooLarge(KernelkeepError):
+    """The body of a request has more bytes than are read."""
+
+    status = 413
+    code = "request_too_large"
 
 
 class KernelStartFailed(KernelkeepError):

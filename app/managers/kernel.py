@@ -252,11 +252,12 @@ class Kernel:
             await self._come_up(process)
         except KernelStartFailed as error:
             await process.kill()
-            another_way = self._another_way(process)
-            await self._end_process(error.message, restart=not another_way)
-            if not another_way:
+            if not self._another_way(process):
+                await self._end_process(error.message, restart=True)
                 return error.message
             logger.info("kernel %s: %s; starting it over tcp", self.id, error.message)
+            self.traffic.close_channels()
+            await self._release(restart=False)
             await self._launch()
             return await self._come_up_and_die()
         code = await asyncio.shield(process.exited)
@@ -304,6 +305,7 @@ class Kernel:
                     raise KernelStartFailed("The kernel has bound no ipc socket")
         finally:
             reachable.cancel()
+        await traffic.stdin_connected()
         if not (traffic.answered and traffic.heard_iopub):
             logger.warning(
                 "kernel %s: taken for ready although it %s",

@@ -9,6 +9,7 @@ slow reader falls behind its own cursor and costs nothing but the log.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from app.protocol.messages import Message
@@ -22,13 +23,14 @@ ENTRY_OVERHEAD: Final = 700
 class Entry:
     """One message in the log. ``owner`` is the session it is for; None is every session."""
 
-    __slots__ = ("message", "offset", "owner", "seq")
+    __slots__ = ("charged", "message", "offset", "owner", "seq")
 
     def __init__(self, seq: int, offset: int, message: Message, owner: str | None) -> None:
         self.seq = seq
         self.offset = offset  # bytes of all messages before this one, since the log began
         self.message = message
         self.owner = owner
+        self.charged = len(message.frame) + ENTRY_OVERHEAD  # what the log counts for it
 
 
 class Gap(NamedTuple):
@@ -83,18 +85,23 @@ class MessageLog:
         entry = Entry(self._next_seq, self._next_offset, message, owner)
         self._entries.append(entry)
         self._next_seq += 1
-        size = len(message.frame)
-        self._next_offset += size
-        self.bytes += size + ENTRY_OVERHEAD
+        self._next_offset += len(message.frame)
+        self.bytes += entry.charged
         if self.bytes > self.max_bytes:
             self._trim()
         if self._waiting:
             self.wake()
         return entry
 
-    def charge(self, size: int) -> None:
-        """Count ``size`` bytes that a kept message has grown by (its frame in another framing)."""
-        self.bytes += size
+    def charge(self, entries: Iterable[Entry]) -> None:
+        """Count what kept messages have grown by: their frames in the legacy framing."""
+        first = self.first_seq
+        for entry in entries:
+            message = entry.message
+            if message.legacy is not None and entry.seq >= first:
+                size = len(message.frame) + ENTRY_OVERHEAD + len(message.legacy)
+                self.bytes += size - entry.charged
+                entry.charged = size
         if self.bytes > self.max_bytes:
             self._trim()
 
@@ -102,8 +109,7 @@ class MessageLog:
         entries, start = self._entries, self._start
         last = len(entries) - 1
         while self.bytes > self.max_bytes and start < last:
-            message = entries[start].message
-            self.bytes -= len(message.frame) + ENTRY_OVERHEAD + len(message.legacy or b"")
+            self.bytes -= entries[start].charged
             start += 1
         # Clear in steps: a deletion moves the rest of the list, so it must stay rare, yet a
         # large message that has left the log must not stay in memory.

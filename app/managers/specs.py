@@ -55,8 +55,14 @@ class Specs:
         self._prefix = prefix
 
     async def find(self, name: str) -> KernelSpec:
-        """The spec of this name, whatever its case. Raises `KernelSpecNotFound`."""
-        return await asyncio.to_thread(self._find, name)
+        """The spec of this name, whatever its case.
+
+        Raises `KernelSpecNotFound`, which tells those that there are.
+        """
+        try:
+            return await asyncio.to_thread(self._find, name)
+        except KernelSpecNotFound:
+            raise KernelSpecNotFound(name, await self.names()) from None
 
     async def model(self, name: str) -> SpecModel:
         """The model of one spec, under the name that was asked for."""
@@ -79,10 +85,10 @@ class Specs:
         try:
             spec: KernelSpec = self.manager.get_kernel_spec(name)
         except NoSuchKernel:
-            raise KernelSpecNotFound(name, self._models()) from None
+            raise KernelSpecNotFound(name) from None
         except (ValueError, OSError, KeyError, TypeError) as error:
             logger.warning("kernelspec %s cannot be read: %s", name, error)
-            raise KernelSpecNotFound(name, self._models()) from None
+            raise KernelSpecNotFound(name) from None
         return spec
 
     def _models(self) -> dict[str, SpecModel]:
@@ -119,7 +125,7 @@ class Specs:
         directory = Path(self._find(name).resource_dir).resolve()
         try:
             file = (directory / path).resolve()
-            if file.is_relative_to(directory) and file.is_file():
+            if not path.endswith("/") and file.is_relative_to(directory) and file.is_file():
                 return file
         except (OSError, ValueError, RuntimeError):
             pass

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 MAX_DEPARTED: Final = 256
 """Cursors kept per kernel for sessions whose connection is gone; the oldest is forgotten first."""
 
+STDIN_SECONDS: Final = 0.5
+"""How much longer than the other channels stdin may take to be connected."""
+
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
 
@@ -157,6 +160,18 @@ class Traffic:
         """Return when the kernel has answered a probe and its iopub has been heard."""
         await self._reachable.wait()
 
+    async def stdin_connected(self) -> None:
+        """Return when input requests can arrive, or after `STDIN_SECONDS`.
+
+        A kernel's ROUTER drops an input request for a peer that is not connected yet. Not every
+        kernel has the channel.
+        """
+        deadline = time.monotonic() + STDIN_SECONDS
+        while self._channels is not None and not self._channels.stdin_connected:
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(0.002)
+
     def ready(self) -> None:
         """The kernel takes requests: tell the clients, and send what has waited."""
         self._ready = True
@@ -176,14 +191,18 @@ class Traffic:
             quiet = 0 if self._channels.drain() else quiet + 1
             await asyncio.sleep(0.002)
 
+    def close_channels(self) -> None:
+        """These sockets end; requests that wait for the kernel wait for its next process."""
+        if self._channels is not None:
+            self._channels.close()
+            self._channels = None
+
     def close(self, reason: str | None = None) -> None:
         """The process is gone: every request that it has not finished ends here.
 
         ``reason`` is shown as the error of the execution that was running.
         """
-        if self._channels is not None:
-            self._channels.close()
-            self._channels = None
+        self.close_channels()
         self._ready = False
         self._backlog.clear()
         self._backlog_bytes = 0

@@ -75,7 +75,8 @@ class Transports:
 
     def may_fall_back(self, spec: KernelSpec, transport: Transport) -> bool:
         """Whether a start that failed over this transport may have failed because of it."""
-        return self._setting == "auto" and transport == "ipc" and _key(spec) not in self._memory
+        known = self._memory.get(_key(spec))
+        return self._setting == "auto" and transport == "ipc" and known != "ipc"
 
     def remember(self, spec: KernelSpec, transport: Transport) -> None:
         """A kernel of this spec has come up over this transport."""

@@ -8,8 +8,10 @@ frame, the envelope, the buffers; the last part ends with the frame [jupyter_ser
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from struct import pack, unpack_from
+from typing import Final
 
 import msgspec
 
@@ -18,7 +20,10 @@ from app.protocol.messages import Buffer, ClientMessage, MalformedMessage, Messa
 
 __all__ = ["decode_binary", "decode_text", "encode"]
 
-_MAX_FRAME = 2**32 - 1
+_MAX_FRAME: Final = 2**32 - 1
+
+# What is read a second time, leniently: decoded JSON takes up to thirty times its size.
+_LENIENT_BYTES: Final = 2**20
 
 
 class _Envelope(msgspec.Struct):
@@ -67,14 +72,14 @@ def _splice(message: Message) -> bytes:
     ]
     if not message.buffer_count:
         return b"".join((*envelope, b'","buffers":[]}'))
-    json = b"".join((*envelope, b'"}'))
+    text = b"".join((*envelope, b'"}'))
     count = message.buffer_count + 1
     # The buffers lie behind each other already; only their offsets move.
-    shift = 4 * (count + 1) + len(json) - bounds[5]
+    shift = 4 * (count + 1) + len(text) - bounds[5]
     if len(message.frame) + shift > _MAX_FRAME:
         raise FrameError("a legacy frame cannot be larger than 4 GiB")
     offsets = (4 * (count + 1), *(bound + shift for bound in bounds[5:-1]))
-    return b"".join((pack(f">{count + 1}I", count, *offsets), json, frame[bounds[5] :]))
+    return b"".join((pack(f">{count + 1}I", count, *offsets), text, frame[bounds[5] :]))
 
 
 def decode_text(text: str, session: str) -> ClientMessage:
@@ -111,11 +116,26 @@ def decode_binary(frame: bytes, session: str) -> ClientMessage:
     return _message(_decode_envelope(parts[0]), parts[1:], session)
 
 
-def _decode_envelope(json: Buffer) -> _Envelope:
+def _decode_envelope(text: Buffer) -> _Envelope:
     try:
-        return _envelope_decoder.decode(json)
+        return _envelope_decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise FrameError(f"not a Jupyter message: {error}") from None
+        envelope = _decode_leniently(text) if len(text) <= _LENIENT_BYTES else None
+        if envelope is None:
+            raise FrameError(f"not a Jupyter message: {error}") from None
+        return envelope
+
+
+def _decode_leniently(text: Buffer) -> _Envelope | None:
+    # Python clients send NaN, and an escaped half of a surrogate pair is JSON: msgspec takes
+    # neither, Jupyter servers and kernels do.
+    try:
+        fields = json.loads(str(text, "utf-8"))
+        channel = fields.pop("channel", None)
+        parts = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in fields.items()}
+        return msgspec.convert({"channel": channel, **parts}, _Envelope)
+    except (ValueError, TypeError, AttributeError, RecursionError):  # DecodeError is a ValueError
+        return None
 
 
 def _message(

@@ -44,6 +44,10 @@ PROTOCOL_VERSION: Final = "5.4"
 Buffer = bytes | memoryview
 
 
+MAX_HEADER_BYTES: Final = 65536
+"""Of a client's header, which is decoded whole when it must be completed."""
+
+
 class MalformedMessage(ValueError):
     """A message that cannot be understood: its text says which part and why."""
 
@@ -68,13 +72,17 @@ _encoder: Final = msgspec.json.Encoder()
 def decode_header(part: Buffer, what: str = "header") -> Header:
     """Decode the steering fields of a header or parent header part.
 
-    ``{}`` and ``null`` (a message that nobody asked for) give a header of empty fields. Raises
-    `MalformedMessage` when the part is not a JSON object or a steering field is not a string.
+    ``{}`` and ``null`` (a message that nobody asked for) give a header of empty fields, and a
+    field that is null counts as left out. Raises `MalformedMessage` when the part is not a JSON
+    object or a steering field is not a string.
     """
     if part == b"{}":
         return _NO_PARENT
     try:
-        return _header_decoder.decode(part) or _NO_PARENT
+        try:
+            return _header_decoder.decode(part) or _NO_PARENT
+        except msgspec.ValidationError:
+            return msgspec.convert(_fields(part), Header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{what}: {error}") from None
 
@@ -187,32 +195,53 @@ _EXPECTED: Final = ("msg_id", "session", "username", "date", "version")
 
 
 class _FullHeader(Header):
-    username: str | None = None
-    date: str | None = None
-    version: str | None = None
+    # Of any type: jupyter_server's GatewayKernelClient dates its messages with a Unix number.
+    username: Any = None
+    date: Any = None
+    version: Any = None
 
 
 _full_header_decoder: Final = msgspec.json.Decoder(_FullHeader)
+_fields_decoder: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def _fields(part: Buffer) -> dict[str, Any]:
+    """The fields of a header that are not null."""
+    fields = _fields_decoder.decode(part)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
     """Check a client's header, and fill in what it left out or empty.
 
     Clients in the field send headers with no ``date``, an empty ``session`` or no ``username``;
-    kernels differ in what they forgive. A header that is complete is passed on byte for byte.
-    Raises `MalformedMessage` when it is not an object, has no ``msg_type``, or a field is not a
-    string.
+    kernels differ in what they forgive. A header that is complete is passed on byte for byte: it
+    comes back to every client, as a parent, so it must be UTF-8 throughout. Raises
+    `MalformedMessage` when it is not, is not an object, has no ``msg_type``, or a steering field
+    is not a string.
     """
+    if len(part) > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"header: larger than {MAX_HEADER_BYTES} bytes")
     try:
-        header = _full_header_decoder.decode(part)
+        str(part, "utf-8")
+        try:
+            header = _full_header_decoder.decode(part)
+        except msgspec.ValidationError:
+            header = msgspec.convert(_fields(part), _FullHeader)
         if not header.msg_type:
             raise MalformedMessage("header: msg_type is missing")
-        if all(getattr(header, name) for name in _EXPECTED):
+        if all(_is_text(getattr(header, name)) for name in _EXPECTED):
             return part, header
-        fields = msgspec.json.decode(part, type=dict[str, Any])
+        fields = _fields(part)
+        defaults = new_header(header.msg_type, session)
+        fields.update(
+            (name, defaults[name]) for name in _EXPECTED if not _is_text(fields.get(name))
+        )
+        header.msg_id, header.session = fields["msg_id"], fields["session"]
+        return _encoder.encode(fields), header
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"header: {error}") from None
-    defaults = new_header(header.msg_type, session)
-    fields.update((name, defaults[name]) for name in _EXPECTED if not fields.get(name))
-    header.msg_id, header.session = fields["msg_id"], fields["session"]
-    return _encoder.encode(fields), header
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
