@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsError
 
 from app.settings import Settings, explain
 
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the service. Exits with 0 after a clean stop, with 2 when it cannot start as asked."""
     try:
         settings = Settings(_cli_parse_args=sys.argv[1:] if arguments is None else arguments)
-    except ValidationError as error:
+    except (ValidationError, SettingsError) as error:
         _refuse(explain(error))
     if settings.auth == "token" and not settings.token.get_secret_value():
         settings = settings.model_copy(update={"token": SecretStr(secrets.token_hex(24))})

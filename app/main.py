@@ -23,11 +23,12 @@ from app.logs import hide_tokens
 from app.managers.errors import NotFound
 from app.managers.multikernel import MultiKernelManager
 from app.settings import Settings
-from app.ws.channels import channels
+from app.ws.channels import channels_endpoint
 
 __all__ = ["create_app"]
 
 logger = logging.getLogger(__name__)
+
 
 class State(TypedDict):
     """What the lifespan builds, reached through ``request.state``."""
@@ -70,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         kernels.router,
         kernelspecs.router,
         docs_router(public=settings.open_docs),
-        _websockets(),
+        _websockets(settings),
     ]
     for router in routers:
         app.include_router(router)
@@ -82,11 +83,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _websockets() -> APIRouter:
+def _websockets(settings: Settings) -> APIRouter:
     router = APIRouter()
     router.add_api_websocket_route(
         "/api/kernels/{kernel_id}/channels",
-        channels,
+        channels_endpoint(settings),
         name="kernels_channels",
         dependencies=[requires("kernels", "execute")],
     )

@@ -13,6 +13,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from app.logs import logging_config
 from app.main import create_app
+from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
@@ -26,7 +27,8 @@ class CannotStart(Exception):
 def serve(settings: Settings, listener: socket.socket) -> NoReturn:
     """Serve on a listening socket until a signal says to stop; exits with 0 then.
 
-    Raises `CannotStart` when there is no kernelspec at all.
+    Raises `CannotStart` when there is no kernelspec at all, or an option names a class that cannot
+    be used.
     """
     specs = sorted(KernelSpecManager().find_kernel_specs())
     if not specs:
@@ -34,13 +36,17 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
             "there is no kernelspec, so no kernel could be started; "
             "for Python: pip install ipykernel"
         )
+    try:
+        app = create_app(settings)
+    except CannotLoad as error:
+        raise CannotStart(str(error)) from None
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         ws=KernelkeepWebSocketProtocol,
         ws_max_size=settings.websocket_max_message_size,
         ws_ping_interval=settings.websocket_ping_interval or None,
         ws_ping_timeout=settings.websocket_ping_timeout,
-        ws_per_message_deflate=False,
+        ws_per_message_deflate=settings.websocket_compression,
         server_header=False,
         lifespan="on",
         log_config=logging_config(settings.log_level),

@@ -7,13 +7,17 @@ Read, in this order, from command-line flags (``--cull-interval``), the environm
 from __future__ import annotations
 
 import ipaddress
+import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
 
 __all__ = ["Settings", "explain"]
 
@@ -39,16 +43,25 @@ KERNEL_ENVIRONMENT = [
 
 def _words(value: Any) -> Any:
     """A list option may be written with commas, the way people write environment variables."""
-    if isinstance(value, str) and not value.lstrip().startswith("["):
-        return [word.strip() for word in value.split(",") if word.strip()]
-    return value
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("not a JSON list of strings") from None
+    return [word.strip() for word in value.split(",") if word.strip()]
 
 
 Words = Annotated[list[str], NoDecode]
 
 
 class Settings(BaseSettings):
-    """The options, checked. Raises `pydantic.ValidationError`; see `explain`."""
+    """The options, checked.
+
+    Raises `pydantic.ValidationError`, or `SettingsError` for flags that there are not; see
+    `explain`.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="KERNELKEEP_",
@@ -56,6 +69,8 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
+        allow_inf_nan=False,
         extra="ignore",
         frozen=True,
     )
@@ -114,12 +129,69 @@ class Settings(BaseSettings):
     restart_limit: int = Field(
         5, ge=0, description="Deaths in a row after which a kernel is left dead."
     )
+    allowed_kernelspecs: Words = Field(
+        [], description="Names of the only kernelspecs that may be seen and started; empty: all."
+    )
+    kernel_argv: Words = Field([], description="Arguments added to the command of every kernel.")
+    transport_encryption: Literal["disabled", "auto", "required"] = Field(
+        "disabled",
+        description="CurveZMQ between server and kernels: off, for kernels that declare support, "
+        "or a condition of every start.",
+    )
+    allow_external_kernels: bool = Field(
+        False, description="List kernels that others have started and left a connection file of."
+    )
+    external_connection_dir: Path | None = Field(
+        None,
+        description="Where those connection files are; by default external_kernels in Jupyter's "
+        "runtime directory.",
+    )
     kernel_env_allow: Words = Field(
         KERNEL_ENVIRONMENT,
         description="Variables of the server's environment that kernels get; * is a wildcard.",
     )
 
+    # Culling
+    cull_idle_timeout: float = Field(
+        0.0, ge=0, description="Seconds without use after which a kernel is stopped; 0 for never."
+    )
+    cull_interval: float = Field(
+        300.0, gt=0, description="Seconds between two looks at which kernels are idle."
+    )
+    cull_connected: bool = Field(False, description="Cull kernels with open connections too.")
+    cull_busy: bool = Field(False, description="Cull kernels that run something too.")
+    untracked_message_types: Words = Field(
+        sorted(UNTRACKED_MESSAGE_TYPES),
+        description="Types of messages that are no sign of somebody at work.",
+    )
+
+    # What clients may send and see
+    allowed_message_types: Words = Field(
+        [], description="The only message types taken from clients, on every channel; empty: all."
+    )
+    allow_tracebacks: bool = Field(True, description="Let clients see the tracebacks of errors.")
+    traceback_replacement_message: str = Field(
+        "The error's details are not shown here, for reasons of security.",
+        description="What stands in place of a traceback that is not allowed.",
+    )
+    limit_rate: bool = Field(
+        True, description="Limit how much live output a connection is sent; see the two limits."
+    )
+    iopub_msg_rate_limit: float = Field(
+        1000.0, description="Messages of output a second per connection; 0 or less for no limit."
+    )
+    iopub_data_rate_limit: float = Field(
+        1_000_000.0,
+        description="Bytes of stream output a second per connection; 0 or less for no limit.",
+    )
+    rate_limit_window: float = Field(
+        3.0, gt=0, description="Seconds over which the two rates are taken."
+    )
+
     # What is kept
+    buffer_offline_messages: bool = Field(
+        True, description="Send a client that returns what its session has missed."
+    )
     log_bytes: int = Field(
         64 * 2**20, ge=2**16, description="Bytes of messages kept in memory per kernel."
     )
@@ -137,6 +209,18 @@ class Settings(BaseSettings):
     websocket_ping_timeout: float = Field(
         90.0, gt=0, description="Seconds without a pong after which a client is taken for gone."
     )
+    websocket_compression: bool = Field(
+        False, description="Offer permessage-deflate to clients; costs far more than it saves here."
+    )
+    kernel_ws_protocol: str | None = Field(
+        None,
+        description="The one WebSocket subprotocol spoken with kernels' clients; empty for the "
+        "legacy framing only, unset for what the client prefers.",
+    )
+    kernel_websocket_connection_class: str = Field(
+        "app.ws.channels:ChannelsConnection",
+        description="The class of a client's connection, as module:Class.",
+    )
     websocket_backlog_bytes: int = Field(
         16 * 2**20,
         ge=2**16,
@@ -147,17 +231,28 @@ class Settings(BaseSettings):
         "info", description="Least severe level that is logged."
     )
 
-    _split = field_validator("local_hostnames", "kernel_env_allow", mode="before")(_words)
+    _split = field_validator(
+        "local_hostnames",
+        "allowed_kernelspecs",
+        "kernel_argv",
+        "kernel_env_allow",
+        "untracked_message_types",
+        "allowed_message_types",
+        mode="before",
+    )(_words)
 
     @field_validator("root_dir", "state_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+        try:
+            return value.expanduser().resolve()
+        except (OSError, RuntimeError) as error:  # nobody's home, a loop of links, a name too long
+            raise ValueError(getattr(error, "strerror", None) or str(error)) from None
 
     @field_validator("root_dir")
     @classmethod
     def _directory(cls, value: Path) -> Path:
-        if not value.is_dir():
+        if not os.path.isdir(value):  # Path.is_dir raises for a name that is too long
             raise ValueError(f"there is no directory {value}")
         return value
 
@@ -194,11 +289,22 @@ class Settings(BaseSettings):
         return self.allow_remote_access
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError | SettingsError) -> str:
     """One line per wrong option: its flag, what is wrong, without repeating a value."""
+    if isinstance(error, SettingsError):
+        return _explain_flags(str(error).removeprefix("error parsing CLI: "))
     lines = []
     for item in error.errors(include_input=False, include_url=False):
         message = item["msg"].removeprefix("Value error, ")
         option = ".".join(str(part) for part in item["loc"]).replace("_", "-")
         lines.append(f"--{option}: {message}" if option else message)
     return "\n".join(lines)
+
+
+def _explain_flags(problem: str) -> str:
+    """What argparse says, in one line; what follows an unknown flag may be a secret."""
+    _, unknown, arguments = problem.partition("unrecognized arguments: ")
+    if not unknown:
+        return problem.removeprefix("argument ")
+    flags = [word.partition("=")[0] for word in arguments.split() if word.startswith("-")]
+    return f"{', '.join(flags) or 'an argument without an option'}: not known; see --help"

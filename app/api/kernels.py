@@ -27,6 +27,7 @@ def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None)
 )
 async def list_kernels(manager: ManagerDep) -> Response:
     """List the kernels, in the order in which they were started."""
+    await manager.refresh()
     return _json(manager.models)
 
 

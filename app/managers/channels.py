@@ -72,11 +72,11 @@ class Channels:
     def __init__(self, context: zmq.Context[Any], info: ConnectionInfo, listener: Listener) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        key = info.get("key", b"")
         self._signer = Signer(
-            key if isinstance(key, bytes) else str(key).encode(),
-            info.get("signature_scheme") or "hmac-sha256",
+            _bytes(info.get("key")), info.get("signature_scheme") or "hmac-sha256"
         )
+        self._curve_key = _bytes(info.get("curve_publickey"))
+        self._curve_secret = _bytes(info.get("curve_secretkey"))
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._readers: dict[int, Callable[[], None]] = {}
         self._scheduled: dict[str, asyncio.Handle] = {}
@@ -106,6 +106,10 @@ class Channels:
         if channel == "stdin":
             # Writable then means connected, which is the only way to know (see stdin_connected).
             socket.immediate = True
+        if self._curve_key:
+            # The connection file holds one key pair, for both ends.
+            socket.curve_serverkey = socket.curve_publickey = self._curve_key
+            socket.curve_secretkey = self._curve_secret
         socket.connect(address)
 
         def read() -> None:
@@ -211,3 +215,8 @@ class Channels:
 
 def _events(socket: zmq.Socket[bytes]) -> int:
     return int(socket.getsockopt(zmq.EVENTS))
+
+
+def _bytes(value: bytes | str | None) -> bytes:
+    """A value of a connection file; jupyter_client has some as bytes, the file as text."""
+    return value.encode() if isinstance(value, str) else value or b""

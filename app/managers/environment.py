@@ -18,6 +18,9 @@ __all__ = ["kernel_environment"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*", re.ASCII)
 
+OWN_PREFIX: Final = "KERNELKEEP_"
+"""Of the server's own options, the token among them."""
+
 MAX_ENTRY_BYTES: Final = 128 * 1024 - 16
 """Linux refuses to execute a program with a longer entry (MAX_ARG_STRLEN)."""
 
@@ -30,6 +33,7 @@ def kernel_environment(
 ) -> dict[str, str]:
     """What of ``server`` matches a pattern of ``allowed``, then ``requested``.
 
+    The server's own options are left out whatever is allowed.
     Raises `InvalidEnvironment` for a name or value that no process can be given.
     """
     _check(requested)
@@ -37,7 +41,8 @@ def kernel_environment(
     environment = {
         name: value
         for name, value in server.items()
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
+        if not name.startswith(OWN_PREFIX)
+        and any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     environment.update(requested)
     return environment

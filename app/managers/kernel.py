@@ -30,7 +30,7 @@ from app.managers.transports import Transport, Transports, ports_taken, sockets_
 from app.protocol.messages import format_timestamp
 from app.settings import Settings
 
-__all__ = ["Kernel", "KernelHouse"]
+__all__ = ["Kernel", "KernelHouse", "OnGone"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class Model(msgspec.Struct, omit_defaults=True):
 
 _encode = msgspec.json.Encoder().encode
 
+OnGone = Callable[["Kernel"], None]
+
 
 class Kernel:
     """A kernel under one id, through all its processes.
@@ -90,16 +92,14 @@ class Kernel:
         *,
         cwd: Path,
         env: Mapping[str, str],
-        on_gone: Callable[[Kernel], None],
+        on_gone: OnGone,
     ) -> None:
         settings = house.settings
         self.id = kernel_id
         self.name = name
         self.spec = spec
-        self.state = KernelState()
-        self.traffic = Traffic(
-            kernel_id, self.state, settings.log_bytes, settings.websocket_backlog_bytes
-        )
+        self.state = KernelState(frozenset(settings.untracked_message_types))
+        self.traffic = Traffic(kernel_id, self.state, settings)
         self._house = house
         self._on_gone = on_gone
         self._cwd = cwd
@@ -163,15 +163,19 @@ class Kernel:
             raise KernelNotRunning(f"Kernel {self.id} is not running")
         if self.state.lifecycle is not Lifecycle.RUNNING:
             return
+        await self._interrupt()
+
+    async def _interrupt(self) -> None:
         if self.spec.interrupt_mode == "message":
             self.traffic.request("control", "interrupt_request", {})
         elif self._process is not None:
             await self._process.signal(signal.SIGINT)
 
-    async def restart(self) -> None:
+    async def restart(self, *, now: bool = False, newports: bool = False) -> None:
         """Give the kernel a new process under the same id; returns when it is launched.
 
-        A dead kernel can be restarted too. Raises `KernelStartFailed`, and leaves the kernel dead,
+        By force when ``now``; with a new connection file, key and addresses when ``newports``. A
+        dead kernel can be restarted too. Raises `KernelStartFailed`, and leaves the kernel dead,
         when the launch fails, and `KernelNotRunning` when it has been removed.
         """
         async with self._lock:
@@ -182,7 +186,9 @@ class Kernel:
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
             # would tell so the person who has just asked for the restart.
             self.traffic.announce("starting")
-            await self._stop_process(restart=True)
+            await self._stop_process(restart=True, now=now)
+            if newports:
+                await self._release(restart=False)
             self._restarts = RestartPolicy(self._house.settings.restart_limit)
             self._port_attempts = 0
             try:
@@ -361,7 +367,8 @@ class Kernel:
         if self._manager is None:
             self._manager = self._new_manager()
         process = self._process = KernelProcess(self._manager, self._output)
-        self._info = await process.launch(self._cwd, self._env)
+        arguments = self._house.settings.kernel_argv
+        self._info = await process.launch(self._cwd, self._env, arguments)
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
         self.traffic.open(Channels(self._house.context, self._info, self.traffic))
 
@@ -372,6 +379,7 @@ class Kernel:
             kernel_spec_manager=self._house.specs,
             transport=self._transport,
             connection_file=str(self._house.connection_dir / f"kernel-{self.id}.json"),
+            transport_encryption=self._house.settings.transport_encryption,
         )
         if self._transport == "ipc":
             manager.ip = self._house.transports.new_address()
@@ -391,9 +399,9 @@ class Kernel:
 
     async def _shut_down(self, process: KernelProcess, half: float, *, restart: bool) -> None:
         if self.traffic.answered:
-            if self.state.busy and self.spec.interrupt_mode != "message":
+            if self.state.busy:
                 # A kernel that runs something looks at its shutdown only when that is done.
-                await process.signal(signal.SIGINT)
+                await self._interrupt()
             self.traffic.request("control", "shutdown_request", {"restart": restart})
             if await process.wait(half):
                 return

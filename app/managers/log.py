@@ -180,6 +180,7 @@ class Reader:
 
     def __init__(self, log: MessageLog, session: str, start: Position | None = None) -> None:
         self.session = session
+        self.replaced = False  # by a newer connection of the same session
         self._log = log
         self._cursor, self._offset = start or log.end
 
@@ -214,10 +215,10 @@ class Reader:
 
     async def wait(self) -> None:
         """Return when there may be something to take, or the log is closed."""
-        if not self.behind and not self._log.closed:
+        if not self.behind and not self.finished:
             await self._log.wait()
 
     @property
     def finished(self) -> bool:
-        """Whether everything has been taken and nothing more will come."""
-        return self._log.closed and not self.behind
+        """Whether there is nothing more to take, now or ever."""
+        return self.replaced or (self._log.closed and not self.behind)

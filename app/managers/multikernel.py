@@ -8,23 +8,31 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 import zmq
 from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import kernel_environment
 from app.managers.errors import InvalidKernelId, KernelNotFound, ServerStopping
+from app.managers.external import ExternalKernel, find_connection_files
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.paths import cwd_for_path, working_directory
 from app.managers.specs import Specs
+from app.managers.state import Lifecycle
 from app.managers.transports import Transports
 from app.settings import Settings
 
 __all__ = ["MultiKernelManager"]
 
 logger = logging.getLogger(__name__)
+
+MAX_DEAD: Final = 32
+"""Kernels that are listed although they have died; the oldest are forgotten at the next start."""
 
 MAX_SOCKETS: Final = 65535
 """Of the ZMQ context. libzmq's default of 1023 ends at about 200 kernels."""
@@ -46,12 +54,23 @@ class MultiKernelManager:
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.max_sockets = MAX_SOCKETS
         self._transports = Transports(settings.transport, settings.state_dir)
-        manager = KernelSpecManager()
+        manager = KernelSpecManager(allowed_kernelspecs=set(settings.allowed_kernelspecs))
         self.specs = Specs(manager, settings.default_kernel_name)
         self._house = KernelHouse(settings, self._context, manager, self._transports)
         self._kernels: dict[str, Kernel] = {}
+        self._external: dict[Path, ExternalKernel] = {}
+        self._external_dir = settings.external_connection_dir or (
+            Path(jupyter_runtime_dir()) / "external_kernels"
+        )
+        self._refreshing = asyncio.Lock()
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._stopping = False
+        policy = CullingPolicy(
+            settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
+        )
+        self._culling = asyncio.get_running_loop().create_task(
+            Culler(self, policy, settings.cull_interval).run(), name="culler"
+        )
 
     # Looking
 
@@ -89,6 +108,20 @@ class MultiKernelManager:
         """Somebody has used the API."""
         self._last_request = time.time()
 
+    async def refresh(self) -> None:
+        """Look for external kernels that have come or gone, if they are allowed."""
+        if not self._settings.allow_external_kernels or self._stopping:
+            return
+        async with self._refreshing:
+            found = await asyncio.to_thread(find_connection_files, self._external_dir)
+            for file in [file for file in self._external if file not in found]:
+                await self._external.pop(file).stop()
+            for file, info in found.items():
+                if file not in self._external:
+                    kernel = self._external[file] = ExternalKernel(info, self._house, self._forget)
+                    self._kernels[kernel.id] = kernel
+                    await kernel.start()
+
     # Doing
 
     async def start_kernel(
@@ -122,6 +155,7 @@ class MultiKernelManager:
     async def _start(
         self, kernel_id: str, name: str | None, path: str | None, env: Mapping[str, str]
     ) -> Kernel:
+        await self._forget_the_dead()
         settings = self._settings
         root = settings.root_dir
         environment = kernel_environment(os.environ, settings.kernel_env_allow, env)
@@ -146,10 +180,15 @@ class MultiKernelManager:
         """Interrupt what a kernel runs. Raises `KernelNotFound` or `KernelNotRunning`."""
         await self.get(kernel_id).interrupt()
 
-    async def restart_kernel(self, kernel_id: str) -> Kernel:
-        """Give a kernel a new process. Raises `KernelNotFound` or `KernelStartFailed`."""
+    async def restart_kernel(
+        self, kernel_id: str, *, now: bool = False, newports: bool = False
+    ) -> Kernel:
+        """Give a kernel a new process (`Kernel.restart`).
+
+        Raises `KernelNotFound`, `KernelNotRunning` or `KernelStartFailed`.
+        """
         kernel = self.get(kernel_id)
-        await kernel.restart()
+        await kernel.restart(now=now, newports=newports)
         return kernel
 
     async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
@@ -159,12 +198,26 @@ class MultiKernelManager:
         """
         await self.get(kernel_id).stop(now=now)
 
+    async def cull_kernel(self, kernel_id: str, idle_seconds: float) -> None:
+        """Stop a kernel that nobody has used for ``idle_seconds``. Raises `KernelNotFound`."""
+        kernel = self.get(kernel_id)
+        kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
+        await kernel.stop()
+
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
+
+    async def _forget_the_dead(self) -> None:
+        """Make room: dead kernels are listed with their reason and log, but not without end."""
+        dead = [kernel for kernel in self if kernel.state.lifecycle is Lifecycle.DEAD]
+        for kernel in dead[:-MAX_DEAD]:
+            await kernel.stop()
 
     async def close(self) -> None:
         """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
         self._stopping = True
+        self._culling.cancel()
+        await asyncio.wait({self._culling})
         stops = [self._stop_quietly(kernel) for kernel in self]
         await asyncio.gather(*stops)
         self._kernels.clear()

@@ -103,23 +103,28 @@ class ProcessOutput:
         self._write(data)
 
     def _write(self, data: bytes) -> None:
+        if self._max_file == 0:  # given up
+            return
         try:
-            if self._file is None or self._size + len(data) > self._max_file:
+            if self._file is None:
+                self._open_file()
+            if self._size and self._size + len(data) > self._max_file:
                 self._rotate()
             assert self._file is not None
             self._size += os.write(self._file, data[-self._max_file :])
         except OSError as error:
-            if self._max_file:
-                logger.warning("a kernel's output is no longer kept in %s: %s", self.path, error)
+            logger.warning("a kernel's output is no longer kept in %s: %s", self.path, error)
             self._max_file = 0
 
     def _rotate(self) -> None:
-        if self._max_file == 0:
-            raise OSError("given up")
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            os.replace(self.path, self._rotated)
+        assert self._file is not None
+        os.close(self._file)
+        self._file = None
+        os.replace(self.path, self._rotated)
+        self._open_file()
+
+    def _open_file(self) -> None:
+        # It may be there already, from a process before this one.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         self._file = os.open(self.path, flags, 0o600)
         self._size = os.fstat(self._file).st_size

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -65,15 +65,22 @@ class KernelProcess:
         self.pid: int | None = None
         self.exited: asyncio.Future[Exit] = self._loop.create_future()
 
-    async def launch(self, cwd: Path, env: Mapping[str, str]) -> ConnectionInfo:
+    async def launch(
+        self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str] = ()
+    ) -> ConnectionInfo:
         """Start the process; the connection information that its provisioner gives.
 
+        ``arguments`` are added to the kernelspec's command.
         Raises `KernelStartFailed` when there is nothing to execute or the provisioner refuses.
         """
         descriptor = self._output.open()
         try:
             command, options = await self._manager.pre_start_kernel(
-                cwd=str(cwd), env=dict(env), stdout=descriptor, stderr=descriptor
+                cwd=str(cwd),
+                env=dict(env),
+                stdout=descriptor,
+                stderr=descriptor,
+                extra_arguments=list(arguments),
             )
             info: ConnectionInfo = await self._provisioner.launch_kernel(command, **options)
             await self._provisioner.post_launch(**options)

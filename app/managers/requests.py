@@ -44,23 +44,22 @@ class PendingRequests:
     """
 
     def __init__(self) -> None:
+        self._in_order: dict[Request, None] = {}
         self._by_id: dict[str, list[Request]] = {}
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._in_order)
 
     def __iter__(self) -> Iterator[Request]:
-        for requests in self._by_id.values():
-            yield from requests
+        return iter(self._in_order)
 
     def add(self, message: ClientMessage, owner: str) -> Request:
         """Remember a request that is on its way to the kernel."""
-        if self._count >= MAX_REQUESTS:
+        if len(self) >= MAX_REQUESTS:
             self._forget_one()
         request = Request(message, owner)
+        self._in_order[request] = None
         self._by_id.setdefault(request.msg_id, []).append(request)
-        self._count += 1
         return request
 
     def owner(self, parent: Header) -> str | None:
@@ -69,9 +68,9 @@ class PendingRequests:
         By the request that it answers; by the parent's session when that request is unknown.
         """
         requests = self._by_id.get(parent.msg_id)
-        if requests:
-            return requests[0].owner
-        return parent.session
+        if not requests:
+            return parent.session
+        return next((request for request in requests if not request.idle), requests[0]).owner
 
     def on_reply(self, parent: Header) -> str | None:
         """A reply has come; returns the session that it is for."""
@@ -101,14 +100,14 @@ class PendingRequests:
     def take_all(self) -> list[Request]:
         """Forget every request and return them, oldest first."""
         requests = list(self)
+        self._in_order.clear()
         self._by_id.clear()
-        self._count = 0
         return requests
 
     def _remove(self, request: Request) -> None:
         requests = self._by_id[request.msg_id]
         requests.remove(request)
-        self._count -= 1
+        del self._in_order[request]
         if not requests:
             del self._by_id[request.msg_id]
 

@@ -8,38 +8,10 @@ as a debugger's, and subshells [JEP 91] report busy and idle of their own.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
 
-from app.protocol.messages import Header
+from app.protocol.messages import UNTRACKED_MESSAGE_TYPES, Header
 
-__all__ = ["UNTRACKED_MESSAGE_TYPES", "KernelState", "Lifecycle"]
-
-UNTRACKED_MESSAGE_TYPES: Final = frozenset(
-    {
-        "comm_info_request",
-        "comm_info_reply",
-        "kernel_info_request",
-        "kernel_info_reply",
-        "shutdown_request",
-        "shutdown_reply",
-        "interrupt_request",
-        "interrupt_reply",
-        "debug_request",
-        "debug_reply",
-        "stream",
-        "display_data",
-        "update_display_data",
-        "execute_input",
-        "execute_result",
-        "error",
-        "status",
-        "clear_output",
-        "debug_event",
-        "input_request",
-        "input_reply",
-    }
-)
-"""Types that are no sign of somebody at work (the defaults of Jupyter's kernel manager)."""
+__all__ = ["KernelState", "Lifecycle"]
 
 
 class Lifecycle(StrEnum):

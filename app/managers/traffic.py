@@ -20,6 +20,7 @@ from app.managers.channels import Channels
 from app.managers.log import MessageLog, Position, Reader
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
+from app.managers.tracebacks import hide_traceback
 from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import (
     CLIENT_CHANNELS,
@@ -28,6 +29,7 @@ from app.protocol.messages import (
     Message,
     reply_type,
 )
+from app.settings import Settings
 
 __all__ = ["Traffic"]
 
@@ -53,13 +55,15 @@ _status_decoder: Final = msgspec.json.Decoder(_Status)
 class Traffic:
     """Routes between one kernel's sockets, its log and its clients."""
 
-    def __init__(
-        self, kernel_id: str, state: KernelState, log_bytes: int, backlog_bytes: int
-    ) -> None:
-        self.log = MessageLog(log_bytes)
+    def __init__(self, kernel_id: str, state: KernelState, settings: Settings) -> None:
+        self.log = MessageLog(settings.log_bytes)
         self.last_activity = time.time()
-        self.connections = 0
+        # When the kernel was last at work for somebody, in monotonic seconds: culling counts from
+        # here. Unlike last_activity it stands still for what a background thread prints.
+        self.active_since = time.monotonic()
+        self._attached: dict[str, Reader] = {}
         self._kernel_id = kernel_id
+        self._settings = settings
         self._state = state
         self._requests = PendingRequests()
         self._departed: dict[str, Position] = {}
@@ -73,7 +77,7 @@ class Traffic:
         self._ready = False
         self._backlog: dict[str, deque[ClientMessage]] = {}
         self._backlog_bytes = 0
-        self._max_backlog = backlog_bytes
+        self._max_backlog = settings.websocket_backlog_bytes
         self._room = asyncio.Event()
         self._room.set()
         self.answered = False
@@ -83,15 +87,33 @@ class Traffic:
 
     # Clients
 
+    @property
+    def connections(self) -> int:
+        """Open connections of clients."""
+        return len(self._attached)
+
     def attach(self, session: str) -> Reader:
-        """A reader for a connection: where this session left off, or from now on."""
-        self.connections += 1
-        return Reader(self.log, session, self._departed.pop(session, None))
+        """A reader for a connection: where this session left off, or from now on.
+
+        Of two connections with one session the newer wins: the older's reader is told that it is
+        replaced, and the newer goes on from where that one is.
+        """
+        start = self._departed.pop(session, None)
+        older = self._attached.pop(session, None)
+        if older is not None:
+            start = older.position
+            older.replaced = True
+            self.log.wake()
+        reader = self._attached[session] = Reader(self.log, session, start)
+        return reader
 
     def detach(self, reader: Reader) -> None:
         """The connection is gone; its session may come back to where it was."""
-        self.connections -= 1
-        self._departed.pop(reader.session, None)
+        if self._attached.get(reader.session) is not reader:
+            return
+        del self._attached[reader.session]
+        if not self._settings.buffer_offline_messages:
+            return
         self._departed[reader.session] = reader.position
         if len(self._departed) > MAX_DEPARTED:
             del self._departed[next(iter(self._departed))]
@@ -108,6 +130,12 @@ class Traffic:
         channel = message.channel
         if channel not in CLIENT_CHANNELS:
             logger.warning("kernel %s: message for channel %.20r ignored", self._kernel_id, channel)
+            return
+        allowed = self._settings.allowed_message_types
+        if allowed and message.header.msg_type not in allowed:
+            logger.warning(
+                "kernel %s: %.40r is not allowed", self._kernel_id, message.header.msg_type
+            )
             return
         if channel == "stdin":
             if self._ready:
@@ -175,6 +203,7 @@ class Traffic:
     def ready(self) -> None:
         """The kernel takes requests: tell the clients, and send what has waited."""
         self._ready = True
+        self.active_since = time.monotonic()
         self._state.on_ready()
         self.announce(self._state.execution_state)
         self.on_writable()
@@ -288,7 +317,18 @@ class Traffic:
         else:
             owner = self._requests.on_reply(parent)
         if owner != self._session:
-            self.log.append(message, owner or "")
+            self._append(message, owner or "")
+
+    def _append(self, message: Message, owner: str | None = None) -> None:
+        """Number a message of the kernel's, without tracebacks where they are not allowed."""
+        if not self._settings.allow_tracebacks:
+            replacement = self._settings.traceback_replacement_message
+            try:
+                message = hide_traceback(message, replacement)
+            except MalformedMessage as error:
+                self.on_malformed(message.channel, error)
+                return
+        self.log.append(message, owner)
 
     def _on_iopub(self, message: Message) -> None:
         msg_type, parent = message.header.msg_type, message.parent
@@ -305,7 +345,9 @@ class Traffic:
                 return
         if self._state.is_activity(msg_type, parent):
             self.last_activity = time.time()
-        self.log.append(message)
+        if self._state.busy:
+            self.active_since = time.monotonic()
+        self._append(message)
 
     def _on_status(self, message: Message) -> None:
         try:
@@ -314,7 +356,10 @@ class Traffic:
             self.on_malformed("iopub", MalformedMessage(f"status: {error}"))
             return
         parent = message.parent
+        was_busy = self._state.busy
         self._state.on_status(reported, parent)
+        if was_busy:
+            self.active_since = time.monotonic()
         if reported == "idle":
             self._requests.on_idle(parent)
 

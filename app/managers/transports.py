@@ -102,10 +102,13 @@ class Transports:
             memory = json.loads(self._memory_file.read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             logger.warning("what was known of transports is not readable: %s", error)
             return {}
-        return {key: value for key, value in dict(memory).items() if value in ("ipc", "tcp")}
+        if not isinstance(memory, dict):
+            logger.warning("what was known of transports is not readable: not an object")
+            return {}
+        return {key: value for key, value in memory.items() if value in ("ipc", "tcp")}
 
 
 def _key(spec: KernelSpec) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "CHANNELS",
     "CLIENT_CHANNELS",
     "PROTOCOL_VERSION",
+    "UNTRACKED_MESSAGE_TYPES",
     "ClientMessage",
     "Header",
     "MalformedMessage",
@@ -43,6 +44,33 @@ PROTOCOL_VERSION: Final = "5.4"
 
 Buffer = bytes | memoryview
 
+
+UNTRACKED_MESSAGE_TYPES: Final = frozenset(
+    {
+        "comm_info_request",
+        "comm_info_reply",
+        "kernel_info_request",
+        "kernel_info_reply",
+        "shutdown_request",
+        "shutdown_reply",
+        "interrupt_request",
+        "interrupt_reply",
+        "debug_request",
+        "debug_reply",
+        "stream",
+        "display_data",
+        "update_display_data",
+        "execute_input",
+        "execute_result",
+        "error",
+        "status",
+        "clear_output",
+        "debug_event",
+        "input_request",
+        "input_reply",
+    }
+)
+"""Types that are no sign of somebody at work (the defaults of Jupyter's kernel manager)."""
 
 MAX_HEADER_BYTES: Final = 65536
 """Of a client's header, which is decoded whole when it must be completed."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Annotated, Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import Path, Query, WebSocket
@@ -13,19 +14,27 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.managers.kernel import Kernel
 from app.managers.log import Gap, Reader
+from app.managers.rate_limits import RateLimits
+from app.plugins import load_class
 from app.protocol import legacy, v1
 from app.protocol.compose import make_message
 from app.protocol.frames import FrameError
 from app.protocol.messages import ClientMessage, MalformedMessage, Message
+from app.settings import Settings
+from app.ws.limiting import OutputLimit
 from app.ws.sending import Sender, sender_for
 
-__all__ = ["channels"]
+__all__ = ["ChannelsConnection", "channels_endpoint"]
 
 logger = logging.getLogger(__name__)
 
 KERNEL_GONE: Final = 4404
 """Close code when the kernel was shut down. JupyterLab looks the kernel up at any code but 1000
 and 1001, after which it would neither look nor reconnect."""
+
+REPLACED: Final = 1000
+"""Close code when the same session has connected anew. The one case in which a client must not
+come back: it would replace the connection that has replaced it."""
 
 WRONG_TYPE: Final = 1003
 MALFORMED: Final = 1007
@@ -34,28 +43,61 @@ INTERNAL_ERROR: Final = 1011
 MAX_REASON_BYTES: Final = 123  # RFC 6455, section 5.5: a control frame holds 125 bytes
 
 
-async def channels(
-    websocket: WebSocket,
-    kernel_id: Annotated[str, Path(description="The kernel's id.")],
-    session_id: Annotated[str | None, Query(max_length=256)] = None,
-) -> None:
-    """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
-
-    Accepted at once, whatever the kernel does: what is sent before it is ready waits. A
-    `session_id` that was connected before goes on where it left off.
-    """
-    kernel = websocket.state.kernels.get(kernel_id)
-    offered = websocket.scope["subprotocols"]
-    connection = _Connection(
-        websocket, kernel, session_id or uuid4().hex, v1.SUBPROTOCOL in offered
+def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, None]]:
+    """The WebSocket endpoint, as the settings want it."""
+    connection_class: type[ChannelsConnection] = load_class(
+        "kernel_websocket_connection_class",
+        settings.kernel_websocket_connection_class,
+        ChannelsConnection,
     )
-    await connection.run()
+    limits = None
+    if settings.limit_rate:
+        limits = RateLimits(
+            settings.iopub_msg_rate_limit,
+            settings.iopub_data_rate_limit,
+            settings.rate_limit_window,
+        )
+
+    async def channels(
+        websocket: WebSocket,
+        kernel_id: Annotated[str, Path(description="The kernel's id.")],
+        session_id: Annotated[str | None, Query(max_length=256)] = None,
+    ) -> None:
+        """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
+
+        Accepted at once, whatever the kernel does: what is sent before it is ready waits. A
+        `session_id` that was connected before goes on where it left off.
+        """
+        kernel = websocket.state.kernels.get(kernel_id)
+        is_v1 = _speaks_v1(websocket.scope["subprotocols"], settings.kernel_ws_protocol)
+        session = session_id or uuid4().hex
+        connection = connection_class(websocket, kernel, session, is_v1=is_v1, limits=limits)
+        await connection.run()
+
+    return channels
 
 
-class _Connection:
-    """One client of one kernel."""
+def _speaks_v1(offered: Sequence[str], wanted: str | None) -> bool:
+    """Which framing to speak: v1 if the client offers it, unless the option says otherwise.
 
-    def __init__(self, websocket: WebSocket, kernel: Kernel, session: str, is_v1: bool) -> None:
+    Any other subprotocol is left unanswered, and the legacy framing spoken.
+    """
+    return v1.SUBPROTOCOL in offered and wanted in (None, v1.SUBPROTOCOL)
+
+
+class ChannelsConnection:
+    """One client of one kernel. ``websocket_connection_class`` may name a subclass."""
+
+    def __init__(
+        self,
+        websocket: WebSocket,
+        kernel: Kernel,
+        session: str,
+        *,
+        is_v1: bool,
+        limits: RateLimits | None,
+    ) -> None:
+        self._limits = limits
         self._websocket = websocket
         self._kernel = kernel
         self._session = session
@@ -68,8 +110,9 @@ class _Connection:
         sender = sender_for(websocket, is_v1=self._is_v1)
         # The greeting tells the state at the reader's first position: nothing may come between.
         greeting, reader = traffic.greeting(), traffic.attach(self._session)
+        live_from = traffic.log.next_seq
         pump = asyncio.get_running_loop().create_task(
-            self._pump(sender, reader, greeting), name=f"pump to {self._session}"
+            self._pump(sender, reader, greeting, live_from), name=f"pump to {self._session}"
         )
         try:
             await self._listen()
@@ -81,22 +124,30 @@ class _Connection:
 
     # To the client
 
-    async def _pump(self, sender: Sender, reader: Reader, greeting: Message) -> None:
+    async def _pump(
+        self, sender: Sender, reader: Reader, greeting: Message, live_from: int
+    ) -> None:
         """Send what the reader takes; the socket's own back-pressure is the only queue."""
         try:
+            limit = OutputLimit(self._limits, live_from) if self._limits else None
             await sender.send([greeting])
             while not reader.finished:
                 gap, entries = reader.take()
-                messages = [entry.message for entry in entries]
+                messages = limit.select(entries) if limit else [entry.message for entry in entries]
                 if gap is not None:
                     messages.insert(0, self._notice(gap))
-                if messages:
-                    grown = await sender.send(messages)
-                    if grown:
-                        self._kernel.traffic.log.charge(grown)
+                if messages or entries:
+                    try:
+                        await sender.send(messages)
+                    finally:  # the frames built for it are kept, whether it was sent or not
+                        if not self._is_v1:
+                            self._kernel.traffic.log.charge(entries)
                 else:
                     await reader.wait()
-            await self._close(KERNEL_GONE, "the kernel was shut down")
+            if reader.replaced:
+                await self._close(REPLACED, "a newer connection has this session")
+            else:
+                await self._close(KERNEL_GONE, "the kernel was shut down")
         except (WebSocketDisconnect, OSError):
             pass  # the listener sees it too, and ends the connection
         except asyncio.CancelledError:

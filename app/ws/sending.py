@@ -31,11 +31,10 @@ class FrameWriter(Protocol):
 class Sender(Protocol):
     """Sends messages in one framing."""
 
-    async def send(self, messages: Sequence[Message]) -> int:
-        """Send messages; the bytes by which they grew (for frames that are kept on them).
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Send messages; return when the socket takes more.
 
-        Returns when the socket takes more. Raises `OSError` or `WebSocketDisconnect` when the
-        client is gone.
+        Raises `OSError` or `WebSocketDisconnect` when the client is gone.
         """
 
 
@@ -52,13 +51,11 @@ class _BatchSender:
         self._writer = writer
         self._is_v1 = is_v1
 
-    async def send(self, messages: Sequence[Message]) -> int:
+    async def send(self, messages: Sequence[Message]) -> None:
         if self._is_v1:
             await self._writer.write([(message.frame, False) for message in messages])
-            return 0
-        frames, grown = _legacy_frames(messages)
-        await self._writer.write(frames)
-        return grown
+        else:
+            await self._writer.write(_legacy_frames(messages))
 
 
 class _PlainSender:
@@ -66,35 +63,28 @@ class _PlainSender:
         self._websocket = websocket
         self._is_v1 = is_v1
 
-    async def send(self, messages: Sequence[Message]) -> int:
+    async def send(self, messages: Sequence[Message]) -> None:
         if self._is_v1:
             for message in messages:
                 await self._websocket.send_bytes(message.frame)
-            grown = 0
         else:
-            frames, grown = _legacy_frames(messages)
-            for frame, is_text in frames:
+            for frame, is_text in _legacy_frames(messages):
                 if is_text:
                     await self._websocket.send_text(frame.decode())
                 else:
                     await self._websocket.send_bytes(frame)
         # A send that the socket takes at once gives nobody else a turn.
         await asyncio.sleep(0)
-        return grown
 
 
-def _legacy_frames(messages: Sequence[Message]) -> tuple[list[tuple[bytes, bool]], int]:
-    """The legacy frames, each with whether it is text, and the bytes newly kept for them."""
+def _legacy_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:
+    """The legacy frames, each with whether it is text."""
     frames = []
-    grown = 0
     for message in messages:
-        was_there = message.legacy is not None
         try:
             frame = legacy.encode(message)
         except FrameError as error:
             logger.warning("a %s cannot be sent: %s", message.msg_type, error)
             continue
-        if not was_there:
-            grown += len(frame)
         frames.append((frame, not message.buffer_count))
-    return frames, grown
+    return frames

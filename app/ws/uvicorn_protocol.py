@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from struct import pack
 from typing import Final, cast
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
@@ -48,9 +49,16 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
-        if self.response.status_code == 101:
+        if self.response.status_code == 101 and not self.conn.extensions:
             # The application's task has been made but has not run yet.
             cast(dict[str, object], self.scope["extensions"])[EXTENSION] = self
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """What plain ASGI can say."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            # The refusal is out; uvicorn would log an error about a handshake that never came.
+            self.handshake_complete = True
 
     async def write(self, frames: Iterable[tuple[bytes, bool]]) -> None:
         """Write frames, each a payload and whether it is text (`app.ws.sending.FrameWriter`).

@@ -1,0 +1,213 @@
+"""Events: what happens on this server, told to whoever listens, in schemas that say what it means.
+
+The `jupyter_events` library keeps the schemas and checks every event against its own. Importing it
+takes seconds (it compiles a grammar), so that is done when somebody first listens or posts. Until
+then, and whenever nobody listens, an event costs nothing: it is neither checked nor written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from app.managers.errors import InvalidEvent
+from app.plugins import CannotLoad
+
+if TYPE_CHECKING:
+    from jupyter_events import EventLogger
+    from jupyter_events.schema import EventSchema
+    from jsonschema import ValidationError
+
+__all__ = [
+    "CORE_EVENT_SCHEMA_PATHS",
+    "KERNEL_ACTIONS",
+    "KERNEL_LIFECYCLE",
+    "Events",
+    "Subscription",
+    "read_schemas",
+]
+
+logger = logging.getLogger(__name__)
+
+KERNEL_ACTIONS: Final = "https://events.jupyter.org/jupyter_server/kernel_actions/v1"
+KERNEL_LIFECYCLE: Final = "urn:kernelkeep:kernel_lifecycle:v1"
+
+_DIRECTORY: Final = Path(__file__).parent / "event_schemas"
+CORE_EVENT_SCHEMA_PATHS: Final = (
+    _DIRECTORY / "kernel_actions.v1.yaml",
+    _DIRECTORY / "kernel_lifecycle.v1.yaml",
+)
+
+MAX_WAITING_BYTES: Final = 2**20
+"""What may wait for one subscriber: some thousand events."""
+
+
+class Events:
+    """The server's events and those who have subscribed to them.
+
+    ``extra_schemas`` (see `read_schemas`) are known beside the server's own. Make it inside a
+    running event loop.
+    """
+
+    def __init__(self, extra_schemas: Sequence[EventSchema] = ()) -> None:
+        self._extra_schemas = extra_schemas
+        self._logger: EventLogger | None = None
+        self._loading = asyncio.Lock()
+        self._subscriptions: set[Subscription] = set()
+
+    def emit(self, schema_id: str, data: dict[str, Any]) -> None:
+        """Tell an event to whoever listens. Never raises: nothing may fail because it is told."""
+        if self._logger is None:  # nobody has ever listened
+            return
+        try:
+            self._logger.emit(schema_id=schema_id, data=data)
+        except Exception:
+            logger.exception("an event of %s could not be emitted", schema_id)
+
+    async def post(
+        self, schema_id: str, version: str, data: dict[str, Any], timestamp: datetime | None = None
+    ) -> None:
+        """Tell an event of a client's. Raises `InvalidEvent`.
+
+        As in Jupyter servers, ``data`` is held against the schema only while somebody listens.
+        """
+        from jsonschema import ValidationError
+
+        event_logger = await self._loaded()
+        try:
+            registered = str(event_logger.schemas.get(schema_id).version)
+        except KeyError as error:
+            raise InvalidEvent(str(error.args[0])) from None
+        if version != registered:
+            raise InvalidEvent(f"Unregistered version: {version!r}≠{registered!r} for `{schema_id}`")
+        try:
+            json.dumps(data, allow_nan=False)  # subscribers must be able to read it
+            event_logger.emit(schema_id=schema_id, data=data, timestamp_override=timestamp)
+        except ValidationError as error:
+            raise InvalidEvent(_explain(error)) from None
+        except ValueError:
+            raise InvalidEvent("data: holds a number that JSON does not have") from None
+        except RecursionError:
+            raise InvalidEvent("data: is nested too deeply") from None
+
+    @asynccontextmanager
+    async def subscription(self) -> AsyncIterator[Subscription]:
+        """Listen to every event from now on, until the context is left."""
+        event_logger = await self._loaded()
+        subscription = Subscription()
+        if not self._subscriptions:
+            event_logger.add_listener(listener=self._deliver)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+            if not self._subscriptions:
+                event_logger.remove_listener(listener=self._deliver)
+
+    async def _deliver(self, logger: EventLogger, schema_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002
+        """Hand an event to every subscriber; the library calls this, in the order of events."""
+        event = json.dumps({**data, "schema_id": schema_id})
+        for subscription in self._subscriptions:
+            subscription.put(event)
+
+    async def _loaded(self) -> EventLogger:
+        """The library's logger, which the first call makes (in a thread: it takes seconds)."""
+        async with self._loading:
+            if self._logger is None:
+                self._logger = await asyncio.to_thread(_event_logger, self._extra_schemas)
+        return self._logger
+
+
+class Subscription:
+    """What one subscriber has not yet taken, up to `MAX_WAITING_BYTES`.
+
+    A subscriber that is too slow misses nothing in between: it gets what had been there until the
+    bound was reached, and then the end. ``dropped`` counts the events after that.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._waiting: deque[str] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+
+    def put(self, event: str) -> None:
+        """Add an event, or count it as dropped."""
+        if self.dropped or (self._waiting and self._bytes + len(event) > MAX_WAITING_BYTES):
+            self.dropped += 1
+        else:
+            self._waiting.append(event)
+            self._bytes += len(event)
+        self._arrived.set()
+
+    async def take(self) -> str | None:
+        """The next event, as JSON; None when those that followed were dropped.
+
+        Has no bound of its own: nothing may happen for long.
+        """
+        while not self._waiting:
+            if self.dropped:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._waiting.popleft()
+        self._bytes -= len(event)
+        return event
+
+
+def read_schemas(paths: Sequence[Path]) -> list[EventSchema]:
+    """The schemas in these files, for `Events`. Raises `CannotLoad` for one that is no good."""
+    if not paths:
+        return []
+    schemas = {schema.id: schema for schema in map(_read_schema, CORE_EVENT_SCHEMA_PATHS)}
+    extra = []
+    for path in paths:
+        try:
+            schema = _read_schema(path)
+        except Exception as error:  # what a file holds can be wrong in any way
+            raise CannotLoad(f"--extra-event-schema-paths: {path}: {_in_a_line(error)}") from None
+        if schema.id in schemas:
+            raise CannotLoad(f"--extra-event-schema-paths: {path}: {schema.id} is there already")
+        schemas[schema.id] = schema
+        extra.append(schema)
+    return extra
+
+
+def _read_schema(path: Path) -> EventSchema:
+    from jsonschema import Draft7Validator
+    from jupyter_events import yaml
+    from jupyter_events.schema import EventSchema
+
+    content = yaml.load(path)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no schema")
+    Draft7Validator.check_schema(content)
+    return EventSchema(content)
+
+
+def _event_logger(extra_schemas: Sequence[EventSchema]) -> EventLogger:
+    from jupyter_events import EventLogger
+
+    event_logger = EventLogger()
+    for schema in (*CORE_EVENT_SCHEMA_PATHS, *extra_schemas):
+        event_logger.register_event_schema(schema)
+    return event_logger
+
+
+def _in_a_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _explain(error: ValidationError) -> str:
+    """What is wrong with an event's data, in the schema's words, without repeating a value."""
+    where = ".".join(("data", *(str(part) for part in error.absolute_path)))
+    return f"{where}: does not match the schema: {error.validator}: {error.validator_value}"

@@ -1,0 +1,102 @@
+"""External kernels: started by others, found by the connection files they leave in a directory.
+
+They are listed and can be used, but are not this server's: deleting one only forgets it, and it
+ends when its file is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from jupyter_client.kernelspec import KernelSpec
+
+from app.managers.channels import Channels, ConnectionInfo
+from app.managers.errors import KernelNotRunning
+from app.managers.kernel import Kernel, KernelHouse, OnGone
+
+__all__ = ["ExternalKernel", "find_connection_files"]
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES: Final = 65536
+_PORTS: Final = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
+    """The connection files in ``directory`` that can be used, with what they hold.
+
+    One is used if it names its kernel and has a key; anything else in the directory is passed over.
+    """
+    found = {}
+    try:
+        files = sorted(directory.glob("*.json"))
+    except OSError:
+        return {}
+    for file in files:
+        try:
+            if file.stat().st_size > MAX_FILE_BYTES:
+                continue
+            info = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if _is_usable(info):
+            found[file] = info
+    return found
+
+
+def _is_usable(info: object) -> bool:
+    return (
+        isinstance(info, dict)
+        and all(info.get(name) and isinstance(info[name], str) for name in ("kernel_name", "key"))
+        and info.get("transport") in ("tcp", "ipc")
+        and isinstance(info.get("ip"), str)
+        and all(isinstance(info.get(port), int) for port in _PORTS)
+    )
+
+
+class ExternalKernel(Kernel):
+    """A kernel whose process belongs to somebody else."""
+
+    def __init__(self, info: ConnectionInfo, house: KernelHouse, on_gone: OnGone) -> None:
+        name = info["kernel_name"]
+        spec = KernelSpec(display_name=name, interrupt_mode="message")
+        root = house.settings.root_dir
+        super().__init__(str(uuid4()), name, spec, house, cwd=root, env={}, on_gone=on_gone)
+        self._info = info
+
+    async def start(self) -> None:
+        """Open the sockets; the kernel is ready when it answers."""
+        self.traffic.open(Channels(self._house.context, self._info, self.traffic))
+        self._begin_life()
+
+    async def restart(self, *, now: bool = False, newports: bool = False) -> None:  # noqa: ARG002
+        """Raise `KernelNotRunning`: its process is not ours to restart."""
+        raise KernelNotRunning(f"Kernel {self.id} was not started by this server")
+
+    async def stop(self, *, now: bool = False) -> None:  # noqa: ARG002
+        """Forget the kernel; its process goes on."""
+        async with self._lock:
+            if self._removed:
+                return
+            await self._end_life()
+            self.traffic.close()
+            await self._retire()
+
+    async def _live(self) -> None:
+        """Ask until it answers. It may be long in coming, and nobody tells us when it ends."""
+        pause = 0.5
+        reachable = asyncio.get_running_loop().create_task(self.traffic.reachable())
+        try:
+            while not reachable.done():
+                self.traffic.probe()
+                await asyncio.wait({reachable}, timeout=pause)
+                pause = min(pause * 2, 30.0)
+        finally:
+            reachable.cancel()
+        await self.traffic.stdin_connected()
+        self.traffic.ready()

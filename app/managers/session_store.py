@@ -1,0 +1,144 @@
+"""Sessions on disk: one SQLite table, the same that jupyter_server keeps.
+
+Everything here blocks; `SessionManager` calls it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+__all__ = ["Session", "SessionStore", "UnusableDatabase", "check_database"]
+
+logger = logging.getLogger(__name__)
+
+MEMORY: Final = ":memory:"
+
+SCHEMA_VERSION: Final = 1
+"""Of the database, in its ``user_version``. jupyter_server leaves it at 0."""
+
+LOCK_SECONDS: Final = 5.0
+"""How long a statement waits for another process that is writing to the same file."""
+
+_COLUMNS: Final = ("session_id", "path", "name", "type", "kernel_id")
+_TABLE: Final = f"CREATE TABLE IF NOT EXISTS session ({', '.join(_COLUMNS)})"
+
+
+class Session(msgspec.Struct, frozen=True):
+    """What is known of a session: a document, or a console, that has a kernel."""
+
+    id: str
+    path: str
+    name: str | None
+    type: str
+    kernel_id: str
+
+
+class UnusableDatabase(Exception):
+    """A file that cannot be the database of sessions; the text says why. It was not changed."""
+
+
+def check_database(filepath: str) -> None:
+    """Raise `UnusableDatabase` if ``filepath`` cannot be opened later; changes nothing."""
+    if filepath == MEMORY:
+        return
+    path = Path(filepath)
+    if path.is_dir():
+        raise UnusableDatabase(f"{path} is a directory")
+    if not path.parent.is_dir():
+        raise UnusableDatabase(f"there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.R_OK | os.W_OK):
+        raise UnusableDatabase(f"{path} cannot be written")
+    if path.exists():
+        with contextlib.closing(_connect(filepath)) as connection:
+            _check(connection, path)
+
+
+def _connect(filepath: str) -> sqlite3.Connection:
+    # Autocommit: each statement is a transaction of its own. One thread at a time uses the
+    # connection, but not always the one that made it.
+    return sqlite3.connect(
+        filepath, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+    )
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Nothing but an empty database or one with a table of sessions will do."""
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        names = {name for (name,) in tables}
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(session)")}
+    except sqlite3.Error as error:
+        raise UnusableDatabase(f"{path} cannot be used: {error}") from None
+    if names and not columns >= set(_COLUMNS):
+        raise UnusableDatabase(f"{path} is not a database of sessions")
+    if version > SCHEMA_VERSION:
+        raise UnusableDatabase(
+            f"{path} was written by a newer kernelkeep "
+            f"(its schema is {version}, this one knows {SCHEMA_VERSION})"
+        )
+
+
+class SessionStore:
+    """The database of sessions, in a file of mode 0600 or, as ``:memory:``, for this process only.
+
+    Raises `UnusableDatabase`.
+    """
+
+    def __init__(self, filepath: str) -> None:
+        check_database(filepath)
+        try:
+            if filepath != MEMORY:
+                os.close(os.open(filepath, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                with contextlib.suppress(PermissionError):  # it is somebody else's
+                    os.chmod(filepath, 0o600)
+            self._connection = _connect(filepath)
+        except (OSError, sqlite3.Error) as error:
+            raise UnusableDatabase(f"{filepath} cannot be opened: {error}") from None
+        try:
+            self._connection.execute(_TABLE)
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise UnusableDatabase(f"{filepath} cannot be written: {error}") from None
+
+    def load(self) -> list[Session]:
+        """Every session, in the order in which they were made; what makes no sense is left out."""
+        rows = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM session ORDER BY rowid")
+        sessions = []
+        for row in rows.fetchall():
+            try:
+                sessions.append(msgspec.convert(dict(zip(_FIELDS, row, strict=True)), Session))
+            except msgspec.ValidationError as error:
+                logger.warning("a stored session is left out: %s", error)
+        return sessions
+
+    def save(self, session: Session) -> None:
+        """Store a session, new or changed. Raises `sqlite3.Error`."""
+        values = msgspec.structs.astuple(session)
+        assignments = ", ".join(f"{column} = ?" for column in _COLUMNS)
+        updated = self._connection.execute(
+            f"UPDATE session SET {assignments} WHERE session_id = ?", (*values, session.id)
+        )
+        if updated.rowcount == 0:
+            self._connection.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", values)
+
+    def delete(self, session_ids: Iterable[str]) -> None:
+        """Remove sessions. Raises `sqlite3.Error`."""
+        rows = [(session_id,) for session_id in session_ids]
+        self._connection.executemany("DELETE FROM session WHERE session_id = ?", rows)
+
+    def close(self) -> None:
+        """Close the database; nothing can be stored any more."""
+        self._connection.close()
+
+
+_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(Session))

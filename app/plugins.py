@@ -1,0 +1,29 @@
+"""Classes of other people's, named in an option as ``module:Class``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TypeVar
+
+__all__ = ["CannotLoad", "load_class"]
+
+T = TypeVar("T")
+
+
+class CannotLoad(ValueError):
+    """An option names a class that cannot be used; the text says which and why."""
+
+
+def load_class(option: str, name: str, base: type[T]) -> type[T]:
+    """The class that ``option`` names, which must be a subclass of ``base``.
+
+    Raises `CannotLoad`.
+    """
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CannotLoad(f"--{option.replace('_', '-')}: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CannotLoad(f"--{option.replace('_', '-')}: {name} is no {base.__name__}")
+    return found

@@ -1,0 +1,71 @@
+"""The rate limit as a client sees it: output left out, and notices that say so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from app.managers.log import Entry
+from app.managers.rate_limits import Episode, RateLimiter, RateLimits
+from app.protocol.compose import make_message
+from app.protocol.messages import Message
+
+__all__ = ["OutputLimit"]
+
+
+class OutputLimit:
+    """Limits what one connection is sent of its kernel's live output.
+
+    What was said before number ``live_from`` is a replay of what this client has missed, and is
+    never limited.
+    """
+
+    def __init__(self, limits: RateLimits, live_from: int) -> None:
+        self._limiter = RateLimiter(limits)
+        self._live_from = live_from
+
+    def select(self, entries: Iterable[Entry]) -> list[Message]:
+        """The messages to send for these entries, notices among them."""
+        now = time.monotonic()
+        messages: list[Message] = []
+        for entry in entries:
+            message = entry.message
+            if entry.seq < self._live_from or message.channel != "iopub":
+                messages.append(message)
+            elif _is_idle(message):
+                _add_count(messages, self._limiter.reset(), message)
+                messages.append(message)
+            else:
+                self._limit(messages, message, now)
+        return messages
+
+    def _limit(self, messages: list[Message], message: Message, now: float) -> None:
+        limiter = self._limiter
+        before = limiter.exceeded
+        admitted = limiter.admit(message.msg_type, len(message.frame), now)
+        if admitted:
+            if limiter.exceeded is None:
+                _add_count(messages, limiter.end_episode(), message)
+            messages.append(message)
+        elif before is None and limiter.exceeded is not None:
+            messages.append(_notice(limiter.notice(limiter.exceeded), message))
+
+
+def _is_idle(message: Message) -> bool:
+    return message.msg_type == "status" and b'"idle"' in bytes(message.part(3))
+
+
+def _add_count(messages: list[Message], episode: Episode | None, cause: Message) -> None:
+    if episode is not None:
+        text = (
+            f"kernelkeep: {episode.messages} messages ({episode.bytes} bytes) of output were held "
+            "back.\n"
+        )
+        messages.append(_notice(text, cause))
+
+
+def _notice(text: str, cause: Message) -> Message:
+    """A notice on stderr, as output of what caused it."""
+    content = {"name": "stderr", "text": text}
+    session = cause.header.session or ""
+    return make_message("iopub", "stream", content, session=session, parent=bytes(cause.part(1)))
