@@ -8,9 +8,13 @@ from typing import Any, Final
 
 __all__ = ["hide_tokens", "logging_config"]
 
-_TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s\"';#]+", re.IGNORECASE)
+# Rather a quotation mark too many is hidden than half a token shown.
+_TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
-_LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn", "app")
+_LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", "app", None)
+
+
+_formatter: Final = logging.Formatter()
 
 
 class TokenFilter(logging.Filter):
@@ -24,13 +28,23 @@ class TokenFilter(logging.Filter):
         """Let every record through, rewritten if it needs to be."""
         if isinstance(record.args, tuple):
             record.args = tuple(self._hide_argument(arg) for arg in record.args)
+        elif record.args:
+            record.args = {name: self._hide_argument(arg) for name, arg in record.args.items()}
         if isinstance(record.msg, str):
             record.msg = self._hide(record.msg)
+        if record.exc_info and not record.exc_text:
+            record.exc_text = _formatter.formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = self._hide(record.exc_text)
         return True
 
     def _hide_argument(self, argument: Any) -> Any:
-        if not isinstance(argument, str):
+        if argument is None or isinstance(argument, int | float):
             return argument
+        if not isinstance(argument, str):  # at its level trace, uvicorn logs whole ASGI scopes
+            text = str(argument)
+            hidden = self._hide(text)
+            return argument if hidden == text else hidden
         # At the level debug, websockets logs each header as a name and a value.
         return "[hidden]" if _CREDENTIALS.fullmatch(argument) else self._hide(argument)
 
@@ -41,12 +55,19 @@ class TokenFilter(logging.Filter):
 
 
 def hide_tokens(secret: str) -> None:
-    """Make every logger that sees requests hide tokens, whoever configured it."""
+    """Make every logger that sees requests hide tokens, whoever configured it.
+
+    Their handlers too: a logger's filters are not asked for what comes from those below it.
+    """
+    places: list[logging.Filterer | None] = [logging.lastResort]
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        filters = [known for known in logger.filters if isinstance(known, TokenFilter)]
-        if not any(known.secret == secret for known in filters):
-            logger.addFilter(TokenFilter(secret))
+        places += (logger, *logger.handlers)
+    for place in places:
+        if place is not None and not any(
+            isinstance(known, TokenFilter) and known.secret == secret for known in place.filters
+        ):
+            place.addFilter(TokenFilter(secret))
 
 
 def logging_config(level: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -14,16 +14,26 @@ from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from app import __version__
-from app.api import kernels, kernelspecs, server
+from app.api import events, kernels, kernelspecs, me, server, sessions
 from app.api.access import AccessMiddleware, declared_access, requires
 from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
+from app.api.metrics import metrics_router
+from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
+from app.managers.authorization import Authorization, Authorizer, load_authorizer
+from app.managers.counters import Counters
 from app.managers.errors import NotFound
+from app.managers.events import Events, read_schemas
+from app.managers.identity import User
+from app.managers.metrics import Metrics
 from app.managers.multikernel import MultiKernelManager
+from app.managers.session_store import SessionStore, check_database
+from app.managers.sessions import SessionManager
 from app.settings import Settings
 from app.ws.channels import channels_endpoint
+from app.ws.events import subscribe
 
 __all__ = ["create_app"]
 
@@ -34,15 +44,29 @@ class State(TypedDict):
     """What the lifespan builds, reached through ``request.state``."""
 
     kernels: MultiKernelManager
+    events: Events
+    metrics: Metrics
+    sessions: SessionManager
+    user: User
+    authorization: Authorization
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The ASGI application; without ``settings`` they are read from the environment."""
+def create_app(
+    settings: Settings | None = None, *, authorizer: Authorizer | None = None
+) -> FastAPI:
+    """The ASGI application; without ``settings`` they are read from the environment.
+
+    ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad` or
+    `UnusableDatabase` for an option that names something which cannot be used.
+    """
     settings = settings or Settings()
+    authorizer = authorizer or load_authorizer(settings.authorizer_class)
+    check_database(settings.database_filepath)
     token = settings.token.get_secret_value()
     generated = not token and settings.auth == "token"
     if generated:
         token = secrets.token_hex(24)
+    event_schemas = read_schemas(settings.extra_event_schema_paths)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
@@ -50,11 +74,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if generated:
             # To the person who started it, not to the log.
             print(f"kernelkeep: this run's token is {token}", file=sys.stderr)  # noqa: T201
-        manager = MultiKernelManager(settings)
-        try:
-            yield {"kernels": manager}
-        finally:
-            await manager.close()
+        bus, counters = Events(event_schemas), Counters()
+        user = User()
+        async with AsyncExitStack() as stack:
+            manager = MultiKernelManager(settings, bus, counters)
+            stack.push_async_callback(manager.close)
+            session_manager = SessionManager(manager, SessionStore(settings.database_filepath))
+            stack.push_async_callback(session_manager.close)
+            metrics = Metrics(manager, counters)
+            stack.callback(metrics.close)
+            yield {
+                "kernels": manager,
+                "events": bus,
+                "metrics": metrics,
+                "sessions": session_manager,
+                "user": user,
+                "authorization": Authorization(authorizer, user),
+            }
 
     app = FastAPI(
         title="kernelkeep",
@@ -70,7 +106,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         server.router,
         kernels.router,
         kernelspecs.router,
+        sessions.router,
+        me.router,
+        events.router,
         docs_router(public=settings.open_docs),
+        metrics_router(public=not settings.authenticate_prometheus),
         _websockets(settings),
     ]
     for router in routers:
@@ -80,6 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(
         AccessMiddleware, settings=settings, token=token, public=_public_paths(routers)
     )
+    app.add_middleware(TimingMiddleware)
     return app
 
 
@@ -90,6 +131,12 @@ def _websockets(settings: Settings) -> APIRouter:
         channels_endpoint(settings),
         name="kernels_channels",
         dependencies=[requires("kernels", "execute")],
+    )
+    router.add_api_websocket_route(
+        "/api/events/subscribe",
+        subscribe,
+        name="events_subscribe",
+        dependencies=[requires("events", "execute")],
     )
     router.add_api_websocket_route(
         "/{path:path}", _no_websocket, dependencies=[requires("api", "read", activity=False)]
@@ -112,7 +159,7 @@ def _public_paths(routers: Iterable[APIRouter]) -> list[str]:
         access = declared_access(route)
         if access is None:
             raise RuntimeError(f"the route {getattr(route, 'path', route)} declares no access")
-        if access.action is None:
+        if access.public:
             assert isinstance(route, APIRoute | APIWebSocketRoute)
             paths.append(route.path)
     return paths

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class CannotLoad(ValueError):
-    """An option names a class that cannot be used; the text says which and why."""
+    """An option names something that cannot be used; the text says which and why."""
 
 
 def load_class(option: str, name: str, base: type[T]) -> type[T]:
@@ -22,8 +22,9 @@ def load_class(option: str, name: str, base: type[T]) -> type[T]:
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CannotLoad(f"--{option.replace('_', '-')}: {error}") from None
+    except Exception as error:  # the module is somebody else's code
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise CannotLoad(f"--{option.replace('_', '-')}: {text}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CannotLoad(f"--{option.replace('_', '-')}: {name} is no {base.__name__}")
     return found

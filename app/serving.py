@@ -13,6 +13,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from app.logs import logging_config
 from app.main import create_app
+from app.managers.session_store import UnusableDatabase
 from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
@@ -27,8 +28,8 @@ class CannotStart(Exception):
 def serve(settings: Settings, listener: socket.socket) -> NoReturn:
     """Serve on a listening socket until a signal says to stop; exits with 0 then.
 
-    Raises `CannotStart` when there is no kernelspec at all, or an option names a class that cannot
-    be used.
+    Raises `CannotStart` when there is no kernelspec at all, or an option names a class or a file
+    that cannot be used.
     """
     specs = sorted(KernelSpecManager().find_kernel_specs())
     if not specs:
@@ -40,6 +41,8 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
         app = create_app(settings)
     except CannotLoad as error:
         raise CannotStart(str(error)) from None
+    except UnusableDatabase as error:
+        raise CannotStart(f"--database-filepath: {error}") from None
     config = uvicorn.Config(
         app,
         ws=KernelkeepWebSocketProtocol,
@@ -69,7 +72,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self._banner, flush=True)
+        if self.started:
+            print(self._banner, flush=True)
 
 
 def _banner(settings: Settings, listener: socket.socket, specs: list[str]) -> str:

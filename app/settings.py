@@ -54,6 +54,7 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[list[str], NoDecode]
+Paths = Annotated[list[Path], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -93,7 +94,14 @@ class Settings(BaseSettings):
     token: SecretStr = Field(
         SecretStr(""), description="The token clients send; generated and printed when empty."
     )
-    open_docs: bool = Field(False, description="Serve /docs and /openapi.json without the token.")
+    open_docs: bool = Field(
+        False, description="Serve /docs, /openapi.json and /api/spec.yaml without the token."
+    )
+    authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
+    authorizer_class: str = Field(
+        "app.managers.authorization:AllowAll",
+        description="What decides who may do what, as module:Class with a method is_authorized.",
+    )
     allow_remote_access: bool | None = Field(
         None,
         description="Accept any Host header; by default only when not listening on loopback.",
@@ -151,6 +159,10 @@ class Settings(BaseSettings):
         description="Variables of the server's environment that kernels get; * is a wildcard.",
     )
 
+    extra_event_schema_paths: Paths = Field(
+        [], description="Files with the schemas of further events that may be posted."
+    )
+
     # Culling
     cull_idle_timeout: float = Field(
         0.0, ge=0, description="Seconds without use after which a kernel is stopped; 0 for never."
@@ -189,11 +201,30 @@ class Settings(BaseSettings):
     )
 
     # What is kept
+    database_filepath: str = Field(
+        ":memory:",
+        min_length=1,
+        description="SQLite file (0600) that keeps the sessions; :memory: forgets them at the end.",
+    )
     buffer_offline_messages: bool = Field(
         True, description="Send a client that returns what its session has missed."
     )
+    session_retention: float = Field(
+        86400.0, gt=0, description="Seconds for which the place of a session that left is kept."
+    )
     log_bytes: int = Field(
-        64 * 2**20, ge=2**16, description="Bytes of messages kept in memory per kernel."
+        16 * 2**20, ge=2**16, description="Bytes of messages kept in memory per kernel."
+    )
+    log_total_bytes: int = Field(
+        256 * 2**20, ge=2**16, description="Bytes of messages kept in memory of all kernels."
+    )
+    log_disk_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Bytes of messages kept on disk per kernel, older than those in memory; or 0.",
+    )
+    log_disk_age: float = Field(
+        86400.0, gt=0, description="Seconds after which messages on disk are dropped."
     )
     output_log_bytes: int = Field(
         2**20, ge=2**12, description="Bytes kept on disk of what a kernel's process itself writes."
@@ -236,6 +267,7 @@ class Settings(BaseSettings):
         "allowed_kernelspecs",
         "kernel_argv",
         "kernel_env_allow",
+        "extra_event_schema_paths",
         "untracked_message_types",
         "allowed_message_types",
         mode="before",

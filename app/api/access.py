@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import STANDARD_HEADERS, error_response
 from app.settings import Settings
 
-__all__ = ["PUBLIC", "Access", "AccessMiddleware", "declared_access", "requires"]
+__all__ = ["AUTHENTICATED", "PUBLIC", "Access", "AccessMiddleware", "declared_access", "requires"]
 
 Action = Literal["read", "write", "execute"]
 
@@ -37,15 +37,23 @@ _PREFLIGHT: Final = {
 
 
 class Access:
-    """What a route needs: an action on a resource, or nothing (`PUBLIC`)."""
+    """What a route needs: an action on a resource, just the token, or nothing."""
 
-    def __init__(self, resource: str, action: Action | None, *, activity: bool) -> None:
+    def __init__(
+        self, resource: str, action: Action | None, *, activity: bool, public: bool = False
+    ) -> None:
         self.resource = resource
         self.action = action
+        self.public = public
         self._activity = activity
 
     async def __call__(self, connection: HTTPConnection) -> None:
-        """Note the use of the API; whoever has the token may do everything."""
+        """Ask the authorizer, if it is its business, then note the use of the API.
+
+        Before a WebSocket is accepted too. Raises `NotAuthorized` or `AuthorizerFailed`.
+        """
+        if self.action is not None:
+            await connection.state.authorization.require(self.action, self.resource)
         if self._activity and "no_track_activity" not in connection.query_params:
             connection.state.kernels.touch()
 
@@ -58,7 +66,10 @@ def requires(resource: str, action: Action, *, activity: bool = True) -> Any:
     return Depends(Access(resource, action, activity=activity))
 
 
-PUBLIC: Any = Depends(Access("", None, activity=False))
+AUTHENTICATED: Any = Depends(Access("", None, activity=True))
+"""The dependency by which a route declares that it needs the token, and nobody's permission."""
+
+PUBLIC: Any = Depends(Access("", None, activity=False, public=True))
 """The dependency by which a route declares that it is open to everybody."""
 
 

@@ -11,12 +11,27 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from app.api.models import ErrorModel
+from app.api.models import ErrorModel, KernelUnavailableModel
+from app.managers.authorization import Authorization
 from app.managers.errors import InvalidRequest, RequestTooLarge
+from app.managers.events import Events
+from app.managers.identity import User
 from app.managers.kernel import Kernel
 from app.managers.multikernel import MultiKernelManager
+from app.managers.sessions import SessionManager
 
-__all__ = ["ERRORS", "JSONRoute", "KernelDep", "KernelIdDep", "ManagerDep", "errors"]
+__all__ = [
+    "ERRORS",
+    "AuthorizationDep",
+    "EventsDep",
+    "JSONRoute",
+    "KernelDep",
+    "KernelIdDep",
+    "ManagerDep",
+    "SessionsDep",
+    "UserDep",
+    "errors",
+]
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 """The largest request body that is read; above it the answer is 413."""
@@ -38,13 +53,46 @@ def _kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Kernel:
 KernelDep = Annotated[Kernel, Depends(_kernel)]
 
 
+def _sessions(connection: HTTPConnection) -> SessionManager:
+    sessions: SessionManager = connection.state.sessions
+    return sessions
+
+
+SessionsDep = Annotated[SessionManager, Depends(_sessions)]
+
+
+def _events(connection: HTTPConnection) -> Events:
+    events: Events = connection.state.events
+    return events
+
+
+EventsDep = Annotated[Events, Depends(_events)]
+
+
+def _user(connection: HTTPConnection) -> User:
+    user: User = connection.state.user
+    return user
+
+
+UserDep = Annotated[User, Depends(_user)]
+
+
+def _authorization(connection: HTTPConnection) -> Authorization:
+    authorization: Authorization = connection.state.authorization
+    return authorization
+
+
+AuthorizationDep = Annotated[Authorization, Depends(_authorization)]
+
+
 _DESCRIPTIONS: Final = {
     400: "The request cannot be understood.",
-    403: "No token, or a wrong one.",
+    403: "No token, or a wrong one, or the authorizer says no.",
     404: "There is no such thing.",
     409: "It cannot be done in the present state.",
     413: "The body is too large.",
     500: "It failed.",
+    501: "The kernel asked for cannot be had; `short_message` says so in a few words.",
     503: "The server is shutting down.",
 }
 
@@ -53,7 +101,10 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its OpenAPI operation."""
     return {
         **{
-            status: {"model": ErrorModel, "description": _DESCRIPTIONS[status]}
+            status: {
+                "model": KernelUnavailableModel if status == 501 else ErrorModel,
+                "description": _DESCRIPTIONS[status],
+            }
             for status in sorted({*statuses, 403})
         },
         # Without it FastAPI documents a 422 of its own, which is never sent.

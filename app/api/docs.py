@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import json
 from importlib.resources import files
 from typing import Any, Final
 
+import yaml
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
@@ -64,6 +67,7 @@ def docs_router(*, public: bool) -> APIRouter:
     """The routes of the document and its page; ``public`` ones need no token."""
     access = PUBLIC if public else requires("api", "read", activity=False)
     router = APIRouter(include_in_schema=False, dependencies=[access])
+    written: bytes | None = None
 
     @router.get("/", name="home")
     async def home(request: Request) -> Response:
@@ -75,6 +79,14 @@ def docs_router(*, public: bool) -> APIRouter:
         document: dict[str, Any] = request.app.openapi()
         return JSONResponse(document)
 
+    @router.get("/api/spec.yaml", name="spec")
+    async def spec(request: Request) -> Response:
+        # Written in a thread, and once: it takes tenths of a second.
+        nonlocal written
+        if written is None:
+            written = await asyncio.to_thread(_as_yaml, request.app.openapi())
+        return Response(written, media_type="text/x-yaml")
+
     @router.get("/docs", name="docs")
     async def docs() -> Response:
         headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"}
@@ -84,6 +96,13 @@ def docs_router(*, public: bool) -> APIRouter:
     for name, media_type in _ASSETS.items():
         router.add_api_route(f"/docs/{name}", _asset(name, media_type), name=name)
     return router
+
+
+def _as_yaml(document: dict[str, Any]) -> bytes:
+    # What the document holds twice is written twice: not every reader knows YAML's aliases.
+    plain = json.loads(json.dumps(document))
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text.encode()
 
 
 def _asset(name: str, media_type: str) -> Any:

@@ -59,7 +59,7 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
     assert isinstance(error, KernelkeepError)
     if error.status == 404 and (redirect := _without_slash(connection)):
         return redirect
-    return error_response(error.status, error.message, error.code)
+    return error_response(error.status, error.message, error.code, None, **error.details)
 
 
 async def _on_validation_error(_connection: HTTPConnection, error: Exception) -> Response:
@@ -68,6 +68,8 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _invalid_json()
+    if first["loc"] == ("body",) and first["input"] is None:
+        return error_response(400, "No JSON data provided", "invalid_request")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     message = f"{where[:_MAX_WHERE] or 'body'}: {first['msg']}"
     return error_response(400, message, "invalid_request")

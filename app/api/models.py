@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from app.managers.errors import FieldNotUpdatable, InvalidEvent, InvalidRequest, MissingField
+from app.managers.identity import UPDATABLE_FIELDS
 
 __all__ = [
     "ErrorModel",
+    "IdentityModel",
     "KernelModel",
     "KernelSpecFile",
     "KernelSpecModel",
     "KernelSpecs",
+    "KernelUnavailableModel",
+    "MeModel",
+    "PostEvent",
+    "ResolutionModel",
+    "SessionModel",
     "StartKernel",
+    "StartSession",
     "StatusModel",
+    "UpdateMe",
+    "UpdateSession",
+    "UpdatedMe",
     "VersionModel",
 ]
+
+
+def _whole(text: str) -> str:
+    """JSON can escape half of a surrogate pair, which can be neither stored nor sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 
 
 class ErrorModel(BaseModel):
@@ -24,6 +51,12 @@ class ErrorModel(BaseModel):
     message: str = Field(description="What is wrong, for people.")
     reason: str | None = Field(description="Always null; Jupyter clients look for it.")
     code: str = Field(description="What is wrong, for programs; it does not change.")
+
+
+class KernelUnavailableModel(ErrorModel):
+    """Why a session cannot have the kernel that it asks for."""
+
+    short_message: str = Field(description="The same in a few words.")
 
 
 class VersionModel(BaseModel):
@@ -114,3 +147,253 @@ class KernelSpecs(BaseModel):
 
     default: str = Field(description="The name of the one that is started when none is named.")
     kernelspecs: dict[str, KernelSpecModel]
+
+
+class SessionNotebook(BaseModel):
+    """The older form of a session's path and name."""
+
+    path: str
+    name: str
+
+
+class SessionModel(BaseModel):
+    """A session: a document or a console, and its kernel."""
+
+    id: str = Field(description="The session's id, a UUID.")
+    path: str = Field(description="The path of its document, or what else a client calls it by.")
+    name: str = Field(description="The name it was given; empty if none was.")
+    type: str = Field(description="What it is.", examples=["notebook", "console", "file"])
+    kernel: KernelModel
+    notebook: SessionNotebook | None = Field(
+        None, deprecated=True, description="Only of the type `notebook`."
+    )
+
+
+class KernelChoice(BaseModel):
+    """Which kernel a session gets."""
+
+    id: Text | None = Field(None, description="A kernel's id. It counts more than the name.")
+    name: Text | None = Field(
+        None, description="A kernelspec's name; the server's default if none."
+    )
+
+
+class NotebookPath(BaseModel):
+    """The older form of a session's path."""
+
+    path: Text | None = None
+    name: Text | None = None
+
+
+class StartSession(BaseModel):
+    """A session to make."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "path": "notebooks/first.ipynb",
+                    "name": "first.ipynb",
+                    "type": "notebook",
+                    "kernel": {"name": "python3"},
+                }
+            ]
+        }
+    )
+
+    path: Text = Field(
+        description="The path of its document. Its directory, or the nearest parent that exists, "
+        "is where the kernel works."
+    )
+    type: Text = Field(description="What it is.", examples=["notebook", "console", "file"])
+    name: Text | None = Field(None, description="What to call it.")
+    # A factory and no default: leaving a field out is not the same as null, which is refused.
+    kernel: KernelChoice = Field(
+        default_factory=KernelChoice,
+        description="The kernel to attach it to, or to start: under this id, if there is none yet.",
+    )
+    notebook: NotebookPath = Field(
+        default_factory=NotebookPath,
+        deprecated=True,
+        description="Sets the type `notebook` and the path: to its `name`, or else its `path`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if "notebook" in data:
+            data = _modern(data)
+        for field in ("path", "type"):
+            if field not in data:
+                raise MissingField(field)
+        return data
+
+
+def _modern(data: dict[str, Any]) -> dict[str, Any]:
+    """The body of an old client, as it is written today."""
+    data = {**data, "type": "notebook"}
+    notebook, kernel = data["notebook"], data.get("kernel")
+    if isinstance(notebook, dict):
+        path = notebook.get("name", notebook.get("path"))
+        if path is not None:
+            data["path"] = path
+    # Such clients send ids that no server has ever looked at.
+    if isinstance(kernel, dict) and not _is_uuid(kernel.get("id")):
+        data["kernel"] = {**kernel, "id": None}
+    return data
+
+
+def _is_uuid(value: object) -> bool:
+    try:
+        return bool(UUID(value)) if isinstance(value, str) else False
+    except ValueError:
+        return False
+
+
+class UpdateSession(BaseModel):
+    """What to change of a session. What is left out stays as it is."""
+
+    path: Text = Field(default_factory=str, description="The new path.")
+    name: Text | None = Field(None, description="What to call it; null for nothing.")
+    type: Text = Field(default_factory=str, description="What it is.")
+    kernel: KernelChoice = Field(
+        default_factory=KernelChoice,
+        description="A running kernel's id, or the name of a kernelspec to start a new kernel of.",
+    )
+    notebook: NotebookPath = Field(
+        default_factory=NotebookPath,
+        deprecated=True,
+        description="Sets the type `notebook` and the path to its `path`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_notebook(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("notebook"), dict):
+            path = data["notebook"].get("path")
+            if path is not None:
+                return {**data, "type": "notebook", "path": path}
+        return data
+
+    @property
+    def changes(self) -> dict[str, str | None]:
+        """The new values of what was given, beside the kernel."""
+        return self.model_dump(include={"path", "name", "type"}, exclude_unset=True)
+
+
+class IdentityModel(BaseModel):
+    """Who the user is."""
+
+    username: str = Field(description="It does not change.")
+    name: str
+    display_name: str
+    initials: str | None
+    avatar_url: str | None
+    color: str | None
+
+
+class MeModel(BaseModel):
+    """The user, and what it may do."""
+
+    identity: IdentityModel
+    permissions: dict[str, list[str]] = Field(
+        description="Of what was asked for, the actions that are allowed; and `updatable_fields`, "
+        "what of the identity can be changed."
+    )
+
+
+class UpdateMe(BaseModel):
+    """How the user wants to be called; at least one of these."""
+
+    name: Text = Field(default_factory=str)
+    display_name: Text = Field(default_factory=str)
+    initials: Text | None = None
+    avatar_url: Text | None = None
+    color: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_updatable(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            if not data:
+                raise InvalidRequest("Invalid or missing JSON body")
+            for field in data:
+                if field not in UPDATABLE_FIELDS:
+                    raise FieldNotUpdatable(field)
+        return data
+
+
+class UpdatedMe(BaseModel):
+    """The user, changed."""
+
+    status: str = Field(examples=["success"])
+    identity: IdentityModel
+
+
+class ResolvedPathModel(BaseModel):
+    """Where a path leads to."""
+
+    scope: str = Field(
+        description="`server`: below its root directory. `kernel`: on the kernel's machine."
+    )
+    path: str
+
+
+class UnresolvedScopeModel(BaseModel):
+    """Where it could not be looked for."""
+
+    scope: str
+    reason: str
+
+
+class ResolutionModel(BaseModel):
+    """What a path leads to."""
+
+    resolved: list[ResolvedPathModel]
+    unresolved: list[UnresolvedScopeModel] | None = Field(
+        None, description="Only when there is something."
+    )
+
+
+TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H:%M:%S%zZ"
+"""Of an event that is posted: an offset and, as Jupyter servers want it, a Z as well."""
+
+
+class PostEvent(BaseModel):
+    """An event to tell."""
+
+    schema_id: str = Field(
+        description="The id of a schema that this server knows.",
+        examples=["https://events.jupyter.org/jupyter_server/kernel_actions/v1"],
+    )
+    version: str | int = Field(description="The version of the schema.", examples=["1"])
+    data: dict[str, Any] = Field(description="What the schema says.")
+    timestamp: str | None = Field(
+        None,
+        description=f"When it happened, `{TIMESTAMP_FORMAT}`; now, if it is left out.",
+        examples=["2022-05-26T13:50:00+05:00Z"],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for field in ("schema_id", "version", "data"):
+                if field not in data:
+                    raise InvalidEvent(f"Missing `{field}` in the JSON request body.")
+        return data
+
+    @property
+    def moment(self) -> datetime | None:
+        """The timestamp, if there is one. Raises `InvalidEvent`."""
+        if self.timestamp is None:
+            return None
+        try:
+            return datetime.strptime(self.timestamp, TIMESTAMP_FORMAT)
+        except ValueError:
+            raise InvalidEvent(
+                "Failed to parse timestamp from JSON request body, an ISO format datetime string "
+                "with UTC offset is expected, for example, 2022-05-26T13:50:00+05:00Z"
+            ) from None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Response
 
 from app import __version__
 from app.api.access import PUBLIC, requires
-from app.api.dependencies import ERRORS, ManagerDep
-from app.api.models import StatusModel, VersionModel
+from app.api.dependencies import ERRORS, ManagerDep, errors
+from app.api.models import ResolutionModel, StatusModel, VersionModel
+from app.managers.errors import InvalidRequest
 from app.protocol.messages import format_timestamp
 
 router = APIRouter(prefix="/api", tags=["server"])
@@ -40,3 +44,25 @@ async def get_status(manager: ManagerDep) -> StatusModel:
         last_activity=format_timestamp(manager.last_activity),
         started=format_timestamp(manager.started),
     )
+
+
+@router.get(
+    "/resolvePath",
+    operation_id="server_resolve_path",
+    response_model=ResolutionModel,
+    responses=errors(400),
+    dependencies=[requires("api", "read", activity=False)],
+)
+async def resolve_path(
+    manager: ManagerDep,
+    path: Annotated[str | None, Query(description="The path, as somebody saw it.")] = None,
+    kernel: Annotated[str | None, Query(description="The id of a kernel to ask too.")] = None,
+) -> Response:
+    """Find the file that a path means to the server, and to a kernel.
+
+    Clients make links of the paths in tracebacks with it.
+    """
+    if path is None:
+        raise InvalidRequest("Missing argument path")
+    resolution = await manager.resolve_path(path, kernel)
+    return Response(msgspec.json.encode(resolution), media_type="application/json")

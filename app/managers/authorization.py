@@ -11,11 +11,11 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable
-from importlib import import_module
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from app.managers.errors import AuthorizerFailed, NotAuthorized
 from app.managers.identity import Identity, User
+from app.plugins import CannotLoad, load_class
 
 __all__ = ["AllowAll", "Authorization", "Authorizer", "load_authorizer"]
 
@@ -72,18 +72,15 @@ class Authorization:
 
 
 def load_authorizer(name: str) -> Authorizer:
-    """An authorizer of the class ``module:Class``.
-
-    Raises `ValueError`, with what is wrong in one line.
-    """
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name:
-        raise ValueError("must be written module:Class")
+    """An authorizer of the class ``module:Class``. Raises `CannotLoad`."""
     try:
-        authorizer: Authorizer = getattr(import_module(module_name), class_name)()
-    except Exception as error:  # its module is somebody else's code
+        authorizer: Any = load_class("authorizer_class", name, object)()
+    except CannotLoad:
+        raise
+    except Exception as error:  # it is somebody else's code
         text = " ".join(str(error).split())
-        raise ValueError(f"{type(error).__name__}: {text}") from error
+        raise CannotLoad(f"--authorizer-class: {type(error).__name__}: {text}") from error
     if not callable(getattr(authorizer, "is_authorized", None)):
-        raise ValueError(f"{class_name} has no method is_authorized")
-    return authorizer
+        raise CannotLoad(f"--authorizer-class: {name} has no method is_authorized")
+    loaded: Authorizer = authorizer
+    return loaded

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import zmq
 
+from app.managers.counters import Counters
 from app.protocol import wire
 from app.protocol.messages import ClientMessage, MalformedMessage, Message
 from app.protocol.signing import Signer
@@ -69,9 +70,16 @@ class Channels:
     its input requests.
     """
 
-    def __init__(self, context: zmq.Context[Any], info: ConnectionInfo, listener: Listener) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        info: ConnectionInfo,
+        listener: Listener,
+        counters: Counters,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
+        self._counters = counters
         self._signer = Signer(
             _bytes(info.get("key")), info.get("signature_scheme") or "hmac-sha256"
         )
@@ -149,6 +157,9 @@ class Channels:
         except zmq.Again:
             self._blocked.add(channel)
             return False
+        tally = self._counters.to_kernels[channel]
+        tally.messages += 1
+        tally.bytes += message.size
         # The descriptor is edge-triggered, and sending may have eaten the edge of a message
         # that arrived meanwhile.
         if _events(socket) & zmq.POLLIN:
@@ -181,11 +192,11 @@ class Channels:
         receive = socket.recv
         listener = self._listener
         size = count = 0
-        while count < max_messages:
+        while count < max_messages and size < max_bytes:
             try:
                 frame = receive(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return count
+                break
             frames: list[bytes | memoryview] = []
             while True:
                 frames.append(frame.bytes if len(frame) <= COPY_BYTES else frame.buffer)
@@ -201,10 +212,11 @@ class Channels:
             else:
                 listener.on_message(message)
             if socket.closed:  # the listener closed us
-                return count
-            if size >= max_bytes:
-                return max_messages
-        return count
+                break
+        tally = self._counters.from_kernels[channel]
+        tally.messages += count
+        tally.bytes += size
+        return max_messages if size >= max_bytes else count
 
     def _look_for_room(self, channel: str) -> None:
         socket = self._sockets.get(channel)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from app.managers.errors import KernelNotFound
 from app.managers.kernel import Kernel
@@ -79,6 +80,11 @@ class Culler:
         self._kernels = kernels
         self._policy = policy
         self._interval = interval
+        # Looked at once per kernel, so that what is wrong with a spec is not logged at every look.
+        self._timeouts: WeakKeyDictionary[Kernel, float | None] = WeakKeyDictionary()
+        # Not children of `run`: the server's end cancels that, and a stop that is half done must
+        # go on.
+        self._culls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Cull until cancelled; returns at once when culling is off."""
@@ -94,23 +100,28 @@ class Culler:
         )
         while True:
             await asyncio.sleep(self._interval)
-            await self.cull_kernels()
+            self.cull_kernels()
 
-    async def cull_kernels(self) -> None:
+    def cull_kernels(self) -> None:
         """Look at every kernel once. Culls run side by side: one that is stuck delays no other."""
         now = time.monotonic()
-        await asyncio.gather(*(self.cull_kernel_if_idle(kernel, now) for kernel in self._kernels))
+        for kernel in self._kernels:
+            self.cull_kernel_if_idle(kernel, now)
 
-    async def cull_kernel_if_idle(self, kernel: Kernel, now: float) -> None:
-        """Stop a kernel if the policy says so; an error in that concerns no other kernel."""
+    def cull_kernel_if_idle(self, kernel: Kernel, now: float) -> None:
+        """Begin to stop a kernel if the policy says so."""
         traffic, state = kernel.traffic, kernel.state
+        if state.lifecycle not in (Lifecycle.RUNNING, Lifecycle.DEAD):
+            return  # somebody has just started, restarted or stopped it
+        if kernel not in self._timeouts:
+            self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
         idle_seconds = now - traffic.active_since
         candidate = Candidate(
             dead=state.lifecycle is Lifecycle.DEAD,
-            busy=state.busy,
+            busy=state.at_work,
             connections=traffic.connections,
             idle_seconds=idle_seconds,
-            spec_timeout=timeout_of_spec(kernel.name, kernel.spec.metadata or {}),
+            spec_timeout=self._timeouts[kernel],
         )
         if not self._policy.culls(candidate):
             return
@@ -122,6 +133,13 @@ class Culler:
             traffic.connections,
             idle_seconds,
         )
+        cull = asyncio.get_running_loop().create_task(
+            self._cull(kernel, idle_seconds), name=f"cull {kernel.id}"
+        )
+        self._culls.add(cull)
+        cull.add_done_callback(self._culls.discard)
+
+    async def _cull(self, kernel: Kernel, idle_seconds: float) -> None:
         try:
             await self._kernels.cull_kernel(kernel.id, idle_seconds)
         except KernelNotFound:

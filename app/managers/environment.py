@@ -19,7 +19,7 @@ __all__ = ["kernel_environment"]
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*", re.ASCII)
 
 OWN_PREFIX: Final = "KERNELKEEP_"
-"""Of the server's own options, the token among them."""
+"""Of the server's own options, the token among them; upper and lower case make no difference."""
 
 MAX_ENTRY_BYTES: Final = 128 * 1024 - 16
 """Linux refuses to execute a program with a longer entry (MAX_ARG_STRLEN)."""
@@ -33,15 +33,15 @@ def kernel_environment(
 ) -> dict[str, str]:
     """What of ``server`` matches a pattern of ``allowed``, then ``requested``.
 
-    The server's own options are left out whatever is allowed.
-    Raises `InvalidEnvironment` for a name or value that no process can be given.
+    The server's own options are left out whatever is allowed. Raises `InvalidEnvironment` for a
+    name or value that no process can be given.
     """
     _check(requested)
     patterns = list(allowed)
     environment = {
         name: value
         for name, value in server.items()
-        if not name.startswith(OWN_PREFIX)
+        if not name.upper().startswith(OWN_PREFIX)
         and any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     environment.update(requested)

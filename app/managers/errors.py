@@ -4,14 +4,23 @@ KernelkeepError
 ├── InvalidRequest 400
 │   ├── InvalidKernelId
 │   ├── InvalidPath
-│   └── InvalidEnvironment
+│   ├── InvalidEnvironment
+│   ├── InvalidEvent
+│   ├── MissingField
+│   ├── FieldNotUpdatable
+│   └── NoSuchKernel
 ├── Unauthorized 403
+├── NotAuthorized 403
 ├── NotFound 404
 │   ├── KernelNotFound
-│   └── KernelSpecNotFound
+│   ├── KernelSpecNotFound
+│   └── SessionNotFound
 ├── KernelNotRunning 409
+├── StaleEpoch 409
 ├── RequestTooLarge 413
 ├── KernelStartFailed 500
+├── AuthorizerFailed 500
+├── KernelUnavailable 501
 └── ServerStopping 503
 
 They are raised where the fact is known, and turned into a response in one place (`app.api.errors`).
@@ -20,7 +29,7 @@ Messages never repeat a value that a client sent, except ids and names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
 MAX_NAME: Final = 100  # characters of a name that does not exist are repeated
@@ -35,6 +44,8 @@ class KernelkeepError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.details: Mapping[str, str] = {}
+        """Further keys of the response's body."""
 
 
 class InvalidRequest(KernelkeepError):
@@ -62,11 +73,60 @@ class InvalidEnvironment(InvalidRequest):
     code = "invalid_environment"
 
 
+class MissingField(InvalidRequest):
+    """A body without a field that it must have."""
+
+    code = "missing_field"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"Missing field in JSON data: {field}")
+
+
+class FieldNotUpdatable(InvalidRequest):
+    """A field that exists, or not, and cannot be changed."""
+
+    code = "field_not_updatable"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"Field {field[:MAX_NAME]} is not updatable")
+
+
+class NoSuchKernel(InvalidRequest):
+    """The body of a request names a kernel that there is not."""
+
+    code = "no_such_kernel"
+
+    def __init__(self, kernel_id: str) -> None:
+        super().__init__(f"No such kernel: {kernel_id[:MAX_NAME]}")
+
+
+class InvalidEvent(InvalidRequest):
+    """An event that no schema knows, or that is not as its schema says."""
+
+    code = "invalid_event"
+
+
+class AfterBeyondEnd(InvalidRequest):
+    """A number that no message of the log has yet."""
+
+    code = "after_beyond_end"
+
+
 class Unauthorized(KernelkeepError):
     """No token, or a wrong one."""
 
     status = 403
     code = "unauthorized"
+
+
+class NotAuthorized(KernelkeepError):
+    """The authorizer says no."""
+
+    status = 403
+    code = "not_authorized"
+
+    def __init__(self, action: str, resource: str) -> None:
+        super().__init__(f"User is not authorized to {action} on resource: {resource}.")
 
 
 class NotFound(KernelkeepError):
@@ -98,6 +158,15 @@ class KernelSpecNotFound(NotFound):
         )
 
 
+class SessionNotFound(NotFound):
+    """No session has this id, or its kernel is gone and so it is itself."""
+
+    code = "session_not_found"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Session not found: {what}")
+
+
 class KernelNotRunning(KernelkeepError):
     """The kernel has no process that could do what was asked."""
 
@@ -118,8 +187,32 @@ class KernelStartFailed(KernelkeepError):
     code = "kernel_start_failed"
 
 
+class AuthorizerFailed(KernelkeepError):
+    """The authorizer raised or took too long, so the answer is no."""
+
+    code = "authorizer_failed"
+
+
+class KernelUnavailable(KernelkeepError):
+    """A session cannot have the kernel that it asks for. JupyterLab shows the message."""
+
+    status = 501
+    code = "kernel_unavailable"
+
+    def __init__(self, message: str, short_message: str) -> None:
+        super().__init__(message)
+        self.details = {"short_message": short_message}
+
+
 class ServerStopping(KernelkeepError):
     """The server is shutting down and takes no new work."""
 
     status = 503
     code = "server_stopping"
+
+
+class StaleEpoch(KernelkeepError):
+    """Numbers of another log: of another kernel, or of another run of the server."""
+
+    status = 409
+    code = "stale_epoch"

@@ -1,8 +1,8 @@
 """Events: what happens on this server, told to whoever listens, in schemas that say what it means.
 
-The `jupyter_events` library keeps the schemas and checks every event against its own. Importing it
-takes seconds (it compiles a grammar), so that is done when somebody first listens or posts. Until
-then, and whenever nobody listens, an event costs nothing: it is neither checked nor written down.
+The `jupyter_events` library keeps the schemas and checks every event against its own. It is loaded
+when somebody first listens or posts. Until then, and whenever nobody listens, an event costs
+nothing: it is neither checked nor written down.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,24 +18,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.managers.errors import InvalidEvent
+from app.managers.errors import MAX_NAME, InvalidEvent
 from app.plugins import CannotLoad
 
 if TYPE_CHECKING:
-    from jupyter_events import EventLogger
-    from jupyter_events.schema import EventSchema
     from jsonschema import ValidationError
+    from jupyter_events import EventLogger
 
 __all__ = [
     "CORE_EVENT_SCHEMA_PATHS",
     "KERNEL_ACTIONS",
     "KERNEL_LIFECYCLE",
     "Events",
+    "Schema",
     "Subscription",
     "read_schemas",
 ]
 
 logger = logging.getLogger(__name__)
+
+Schema = dict[str, Any]
+"""An event schema, as a file holds it."""
 
 KERNEL_ACTIONS: Final = "https://events.jupyter.org/jupyter_server/kernel_actions/v1"
 KERNEL_LIFECYCLE: Final = "urn:kernelkeep:kernel_lifecycle:v1"
@@ -48,15 +52,17 @@ CORE_EVENT_SCHEMA_PATHS: Final = (
 MAX_WAITING_BYTES: Final = 2**20
 """What may wait for one subscriber: some thousand events."""
 
+MAX_PROBLEM: Final = 300
+"""Characters that are told of what is wrong with a schema."""
+
 
 class Events:
     """The server's events and those who have subscribed to them.
 
-    ``extra_schemas`` (see `read_schemas`) are known beside the server's own. Make it inside a
-    running event loop.
+    ``extra_schemas`` (see `read_schemas`) are known beside the server's own.
     """
 
-    def __init__(self, extra_schemas: Sequence[EventSchema] = ()) -> None:
+    def __init__(self, extra_schemas: Sequence[Schema] = ()) -> None:
         self._extra_schemas = extra_schemas
         self._logger: EventLogger | None = None
         self._loading = asyncio.Lock()
@@ -78,15 +84,19 @@ class Events:
 
         As in Jupyter servers, ``data`` is held against the schema only while somebody listens.
         """
+        event_logger = await self._loaded()
         from jsonschema import ValidationError
 
-        event_logger = await self._loaded()
-        try:
-            registered = str(event_logger.schemas.get(schema_id).version)
-        except KeyError as error:
-            raise InvalidEvent(str(error.args[0])) from None
+        if schema_id not in event_logger.schemas:
+            raise InvalidEvent(
+                f"The requested schema, {schema_id[:MAX_NAME]}, was not found in the schema "
+                "registry. Are you sure it was previously registered?"
+            )
+        registered = str(event_logger.schemas.get(schema_id).version)
         if version != registered:
-            raise InvalidEvent(f"Unregistered version: {version!r}≠{registered!r} for `{schema_id}`")
+            raise InvalidEvent(
+                f"Unregistered version: {version[:MAX_NAME]!r}≠{registered!r} for `{schema_id}`"
+            )
         try:
             json.dumps(data, allow_nan=False)  # subscribers must be able to read it
             event_logger.emit(schema_id=schema_id, data=data, timestamp_override=timestamp)
@@ -119,7 +129,7 @@ class Events:
             subscription.put(event)
 
     async def _loaded(self) -> EventLogger:
-        """The library's logger, which the first call makes (in a thread: it takes seconds)."""
+        """The library's logger, which the first call makes (in a thread: it takes a while)."""
         async with self._loading:
             if self._logger is None:
                 self._logger = await asyncio.to_thread(_event_logger, self._extra_schemas)
@@ -163,48 +173,75 @@ class Subscription:
         return event
 
 
-def read_schemas(paths: Sequence[Path]) -> list[EventSchema]:
+def read_schemas(paths: Sequence[Path]) -> list[Schema]:
     """The schemas in these files, for `Events`. Raises `CannotLoad` for one that is no good."""
     if not paths:
         return []
-    schemas = {schema.id: schema for schema in map(_read_schema, CORE_EVENT_SCHEMA_PATHS)}
-    extra = []
+    ids = {schema["$id"] for schema in map(_read_schema, CORE_EVENT_SCHEMA_PATHS)}
+    schemas = []
     for path in paths:
         try:
-            schema = _read_schema(path)
+            schema = _read_schema(path.expanduser())
         except Exception as error:  # what a file holds can be wrong in any way
             raise CannotLoad(f"--extra-event-schema-paths: {path}: {_in_a_line(error)}") from None
-        if schema.id in schemas:
-            raise CannotLoad(f"--extra-event-schema-paths: {path}: {schema.id} is there already")
-        schemas[schema.id] = schema
-        extra.append(schema)
-    return extra
+        if schema["$id"] in ids:
+            raise CannotLoad(
+                f"--extra-event-schema-paths: {path}: there is a schema {schema['$id']} already"
+            )
+        ids.add(schema["$id"])
+        schemas.append(schema)
+    return schemas
 
 
-def _read_schema(path: Path) -> EventSchema:
+def _read_schema(path: Path) -> Schema:
+    """What a file holds, checked. Raises whatever is wrong with it."""
+    _import_library()
     from jsonschema import Draft7Validator
     from jupyter_events import yaml
     from jupyter_events.schema import EventSchema
 
-    content = yaml.load(path)
-    if not isinstance(content, dict):
+    schema = yaml.load(path)
+    if not isinstance(schema, dict):
         raise ValueError("it holds no schema")
-    Draft7Validator.check_schema(content)
-    return EventSchema(content)
+    if not isinstance(schema.get("$id"), str):
+        raise ValueError("it has no $id")
+    Draft7Validator.check_schema(schema)
+    EventSchema(schema)
+    return schema
 
 
-def _event_logger(extra_schemas: Sequence[EventSchema]) -> EventLogger:
+def _import_library() -> None:
+    """Import `jupyter_events`, but for what would make that take seconds.
+
+    `jsonschema`, which it uses, looks for a package that compiles a grammar when it is imported,
+    and needs it only for the format "iri". What is None in `sys.modules` is not found by an import
+    [Python reference, "The module cache"].
+    """
+    unwanted = "rfc3987_syntax"
+    if unwanted in sys.modules:
+        return
+    sys.modules[unwanted] = None  # type: ignore[assignment]
+    try:
+        import jupyter_events  # noqa: F401
+    finally:
+        del sys.modules[unwanted]
+
+
+def _event_logger(extra_schemas: Sequence[Schema]) -> EventLogger:
+    _import_library()
     from jupyter_events import EventLogger
 
     event_logger = EventLogger()
-    for schema in (*CORE_EVENT_SCHEMA_PATHS, *extra_schemas):
+    for path in CORE_EVENT_SCHEMA_PATHS:
+        event_logger.register_event_schema(path)
+    for schema in extra_schemas:
         event_logger.register_event_schema(schema)
     return event_logger
 
 
 def _in_a_line(error: Exception) -> str:
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(text.split())[:MAX_PROBLEM] or type(error).__name__
 
 
 def _explain(error: ValidationError) -> str:

@@ -71,7 +71,9 @@ class ExternalKernel(Kernel):
 
     async def start(self) -> None:
         """Open the sockets; the kernel is ready when it answers."""
-        self.traffic.open(Channels(self._house.context, self._info, self.traffic))
+        self.traffic.open(
+            Channels(self._house.context, self._info, self.traffic, self._house.counters)
+        )
         self._begin_life()
 
     async def restart(self, *, now: bool = False, newports: bool = False) -> None:  # noqa: ARG002

@@ -20,9 +20,13 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
 from app.managers.channels import Channels, ConnectionInfo
+from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
+from app.managers.events import Events
+from app.managers.log_files import LogFiles
 from app.managers.output import ProcessOutput
 from app.managers.process import KernelProcess
+from app.managers.reports import KernelReports, LaunchCause
 from app.managers.restarts import RestartPolicy
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
@@ -50,13 +54,23 @@ class KernelHouse:
         context: zmq.Context[Any],
         specs: KernelSpecManager,
         transports: Transports,
+        logs: LogFiles,
+        events: Events,
+        counters: Counters,
     ) -> None:
         self.settings = settings
+        self.logs = logs
         self.context = context
         self.specs = specs
         self.transports = transports
+        self.events = events
+        self.counters = counters
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
+
+    def reports(self, kernel_id: str, name: str) -> KernelReports:
+        """Where to tell what happens to a kernel."""
+        return KernelReports(self.events, self.counters, kernel_id, name)
 
 
 class Model(msgspec.Struct, omit_defaults=True):
@@ -99,7 +113,9 @@ class Kernel:
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
-        self.traffic = Traffic(kernel_id, self.state, settings)
+        log = house.logs.log(kernel_id)
+        self.traffic = Traffic(kernel_id, self.state, log, settings, house.counters)
+        self.reports = house.reports(kernel_id, name)
         self._house = house
         self._on_gone = on_gone
         self._cwd = cwd
@@ -114,6 +130,7 @@ class Kernel:
         self._manager: AsyncKernelManager | None = None
         self._transport: Transport = house.transports.choose(spec)
         self._info: ConnectionInfo = {}
+        self._launched = 0.0  # by the loop's clock
         self._was_ready = False
         self._port_attempts = 0
         self._removed = False
@@ -137,7 +154,24 @@ class Kernel:
         """The process id of a local kernel's present process."""
         return self._process.pid if self._process is not None else None
 
+    async def resolve_path(self, path: str) -> str | None:
+        """Where ``path`` leads to from the directory the kernel works in, if its provisioner says.
+
+        None when there is no such file, or nobody to tell.
+        """
+        provisioner = self._manager.provisioner if self._manager is not None else None
+        if provisioner is None:
+            return None
+        try:
+            return await asyncio.to_thread(provisioner.resolve_path, path)
+        except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
+            return None
+
     # What others do
+
+    def update_env(self, changes: Mapping[str, str]) -> None:
+        """Change variables of the environment, for the next process."""
+        self._env = {**self._env, **changes}
 
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
@@ -146,10 +180,11 @@ class Kernel:
         """
         async with self._lock:
             try:
-                await self._launch()
+                await self._launch("start")
             except KernelStartFailed:
                 await self._release(restart=False)
                 self._output.remove()
+                self.traffic.log.close()
                 raise
             self._begin_life()
 
@@ -159,11 +194,11 @@ class Kernel:
         A kernel that is not ready runs nothing: a signal would only hit its start. Raises
         `KernelNotRunning` for one that is dead.
         """
-        if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
-            raise KernelNotRunning(f"Kernel {self.id} is not running")
-        if self.state.lifecycle is not Lifecycle.RUNNING:
-            return
-        await self._interrupt()
+        async with self.reports.action("interrupt"):
+            if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
+                raise KernelNotRunning(f"Kernel {self.id} is not running")
+            if self.state.lifecycle is Lifecycle.RUNNING:
+                await self._interrupt()
 
     async def _interrupt(self) -> None:
         if self.spec.interrupt_mode == "message":
@@ -178,7 +213,7 @@ class Kernel:
         dead kernel can be restarted too. Raises `KernelStartFailed`, and leaves the kernel dead,
         when the launch fails, and `KernelNotRunning` when it has been removed.
         """
-        async with self._lock:
+        async with self._lock, self.reports.action("restart"):
             if self._removed:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
             await self._end_life()
@@ -186,13 +221,14 @@ class Kernel:
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
             # would tell so the person who has just asked for the restart.
             self.traffic.announce("starting")
+            self.traffic.replace_process()
             await self._stop_process(restart=True, now=now)
             if newports:
                 await self._release(restart=False)
             self._restarts = RestartPolicy(self._house.settings.restart_limit)
             self._port_attempts = 0
             try:
-                await self._launch()
+                await self._launch("restart")
             except KernelStartFailed as error:
                 await self._bury(error.message)
                 raise
@@ -208,11 +244,12 @@ class Kernel:
             if self._removed:
                 return
             self._removed = True
-            await self._end_life()
-            if self.state.lifecycle is not Lifecycle.DEAD:
-                self.state.begin(Lifecycle.STOPPING)
-                await self._stop_process(restart=False, now=now)
-            await self._retire()
+            async with self.reports.action("shutdown"):
+                await self._end_life()
+                if self.state.lifecycle is not Lifecycle.DEAD:
+                    self.state.begin(Lifecycle.STOPPING)
+                    await self._stop_process(restart=False, now=now)
+                await self._retire()
 
     # Its life
 
@@ -232,23 +269,39 @@ class Kernel:
                 reason = await self._come_up_and_die()
                 if self.traffic.shutdown_asked:
                     logger.info("kernel %s: shut down as a client asked it to", self.id)
+                    self.reports.shut_down_by_client()
                     await self._retire()
                     return
+                if self.traffic.restart_asked:
+                    logger.info("kernel %s: restarted as a client asked it to", self.id)
+                    await self._restart_as_asked()
+                    continue
                 delay = self._restarts.on_death(asyncio.get_running_loop().time())
                 if not self._was_ready or not self._house.settings.autorestart or delay is None:
                     await self._bury(reason)
                     return
                 logger.warning("kernel %s: %s; it is restarted", self.id, reason)
+                self.reports.restarting(reason, self._restarts.deaths)
                 self.state.begin(Lifecycle.RESTARTING, reason)
                 self.traffic.announce("restarting")
-                await asyncio.sleep(delay)
-                await self._launch()
+                async with self.reports.action("restart"):
+                    await asyncio.sleep(delay)
+                    await self._launch("automatic_restart")
         except KernelStartFailed as error:
             await self._bury(error.message)
         except Exception:
             logger.exception("kernel %s: its supervision failed", self.id)
             await self._end_process(None, restart=False)
             await self._bury("The server failed to supervise the kernel; see its log")
+
+    async def _restart_as_asked(self) -> None:
+        """The process has ended to be restarted: that is no death."""
+        self._restarts = RestartPolicy(self._house.settings.restart_limit)
+        self._port_attempts = 0
+        self.state.begin(Lifecycle.RESTARTING, reason="")
+        self.traffic.announce("starting")
+        async with self.reports.action("restart"):
+            await self._launch("restart")
 
     async def _come_up_and_die(self) -> str:
         """Wait for readiness, then for death; return why it died, its requests ended."""
@@ -257,6 +310,7 @@ class Kernel:
         try:
             await self._come_up(process)
         except KernelStartFailed as error:
+            self.reports.start_failed()
             await process.kill()
             if not self._another_way(process):
                 await self._end_process(error.message, restart=True)
@@ -264,12 +318,15 @@ class Kernel:
             logger.info("kernel %s: %s; starting it over tcp", self.id, error.message)
             self.traffic.close_channels()
             await self._release(restart=False)
-            await self._launch()
+            await self._launch("fallback")
             return await self._come_up_and_die()
-        code = await asyncio.shield(process.exited)
+        exited = await asyncio.shield(process.exited)
         await self.traffic.settle()
-        reason = self._describe(f"The kernel's process {code}")
-        await self._end_process(reason, restart=True)
+        reason = self._describe(f"The kernel's process {exited}")
+        asked = self.traffic.shutdown_asked or self.traffic.restart_asked
+        if not asked:
+            self.reports.died(exited.code)
+        await self._end_process(None if asked else reason, restart=True)
         return reason
 
     async def _come_up(self, process: KernelProcess) -> None:
@@ -322,6 +379,7 @@ class Kernel:
         self._house.transports.remember(self.spec, self._transport)
         self._restarts.on_ready(loop.time())
         traffic.ready()
+        self.reports.ready(loop.time() - self._launched)
 
     def _has_no_ipc(self) -> bool:
         return self._house.transports.may_fall_back(
@@ -340,6 +398,10 @@ class Kernel:
 
     def _describe(self, problem: str) -> str:
         tail = self._output.tail()
+        if tail and not self._house.settings.allow_tracebacks:
+            # Interpreters that crash write one. It is for the log, not for clients.
+            logger.info("kernel %s: the last it wrote:\n%s", self.id, tail)
+            return problem
         return f"{problem}. The last it wrote:\n{tail}" if tail else problem
 
     async def _retire(self) -> None:
@@ -351,10 +413,12 @@ class Kernel:
         self._output.remove()
         self.traffic.log.close()
         self._on_gone(self)
+        await self.traffic.log.remove_files()
 
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
         logger.error("kernel %s is dead: %s", self.id, reason)
+        self.reports.dead(reason)
         await self._release(restart=False)
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
@@ -362,15 +426,23 @@ class Kernel:
 
     # Its process
 
-    async def _launch(self) -> None:
+    async def _launch(self, cause: LaunchCause) -> None:
         """Start a process and open the sockets to it."""
+        self.reports.launching(cause)
+        self._launched = asyncio.get_running_loop().time()
         if self._manager is None:
             self._manager = self._new_manager()
         process = self._process = KernelProcess(self._manager, self._output)
         arguments = self._house.settings.kernel_argv
-        self._info = await process.launch(self._cwd, self._env, arguments)
+        try:
+            self._info = await process.launch(self._cwd, self._env, arguments)
+        except KernelStartFailed:
+            self.reports.start_failed()
+            raise
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
-        self.traffic.open(Channels(self._house.context, self._info, self.traffic))
+        self.traffic.open(
+            Channels(self._house.context, self._info, self.traffic, self._house.counters)
+        )
 
     def _new_manager(self) -> AsyncKernelManager:
         manager = AsyncKernelManager(

@@ -9,59 +9,61 @@ slow reader falls behind its own cursor and costs nothing but the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+import secrets
+from collections.abc import Callable, Iterable
 
+from app.managers.entries import ENTRY_OVERHEAD, Batch, Entry, Gap, Position
+from app.managers.errors import AfterBeyondEnd, StaleEpoch
+from app.managers.segments import SEGMENT_BYTES, Segments
 from app.protocol.messages import Message
 
-__all__ = ["Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
-
-# What an entry costs beside its frame: the message, its header structs, its offsets.
-ENTRY_OVERHEAD: Final = 700
+__all__ = ["Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
 
 
-class Entry:
-    """One message in the log. ``owner`` is the session it is for; None is every session."""
-
-    __slots__ = ("charged", "message", "offset", "owner", "seq")
-
-    def __init__(self, seq: int, offset: int, message: Message, owner: str | None) -> None:
-        self.seq = seq
-        self.offset = offset  # bytes of all messages before this one, since the log began
-        self.message = message
-        self.owner = owner
-        self.charged = len(message.frame) + ENTRY_OVERHEAD  # what the log counts for it
-
-
-class Gap(NamedTuple):
-    """What a reader will never see: it had left the log before the reader came to it."""
-
-    messages: int
-    bytes: int
-
-
-class Position(NamedTuple):
-    """A place in a log: the next number to read, and the bytes of all messages before it."""
-
-    cursor: int
-    offset: int
-
-
-class Batch(NamedTuple):
-    """What a reader took: perhaps a gap, then messages in order."""
-
-    gap: Gap | None
-    entries: list[Entry]
-
-
-class MessageLog:
-    """The log of one kernel, in memory.
-
-    ``max_bytes`` bounds the frames kept (the newest one stays whatever its size).
-    """
+class LogBudget:
+    """The bound on what all logs of a server hold in memory together, in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.used = 0
+        self._logs: set[MessageLog] = set()
+
+    def add(self, log: MessageLog) -> None:
+        """Let a log draw on this budget."""
+        self._logs.add(log)
+
+    def remove(self, log: MessageLog) -> None:
+        """A log has ended, and holds nothing any more."""
+        self._logs.discard(log)
+        self.used -= log.bytes
+
+    def enforce(self) -> None:
+        """Let the largest logs go down until the bound holds, or no log has more than one message.
+
+        The largest first: a kernel that says much does not cost the others their memory.
+        """
+        for log in sorted(self._logs, key=lambda log: log.bytes, reverse=True):
+            if self.used <= self.max_bytes:
+                return
+            log.shrink(log.bytes - (self.used - self.max_bytes))
+
+
+class MessageLog:
+    """The log of one kernel: the newest messages in memory, those before them on disk.
+
+    ``max_bytes`` bounds the frames kept in memory (the newest one stays whatever its size);
+    ``segments``, if there are any, take what leaves it. ``budget`` bounds all logs together.
+    """
+
+    def __init__(
+        self, max_bytes: int, segments: Segments | None = None, budget: LogBudget | None = None
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.segments = segments
+        self._budget = budget or LogBudget(max_bytes)
+        self._budget.add(self)
+        # Numbers of another server process, or of another kernel, mean nothing here.
+        self.epoch = secrets.token_hex(8)
         self.bytes = 0
         self.closed = False
         self._entries: list[Entry] = []
@@ -71,8 +73,24 @@ class MessageLog:
         self._waiting: set[asyncio.Future[None]] = set()
 
     @property
+    def start(self) -> Position:
+        """The place of the oldest message that is kept; the end when there is none."""
+        kept = self.segments.start if self.segments is not None else None
+        if kept is not None:
+            return kept
+        if not self._entries:
+            return self.end
+        oldest = self._entries[self._start]
+        return Position(oldest.seq, oldest.offset)
+
+    @property
     def first_seq(self) -> int:
         """The oldest number kept; equal to `next_seq` when the log is empty."""
+        return self.start.cursor
+
+    @property
+    def first_in_memory(self) -> int:
+        """The oldest number that can be read without waiting for the disk."""
         return self._next_seq - (len(self._entries) - self._start)
 
     @property
@@ -80,37 +98,59 @@ class MessageLog:
         """The number that the next message will get."""
         return self._next_seq
 
-    def append(self, message: Message, owner: str | None = None) -> Entry:
-        """Give ``message`` the next number, keep it, and wake the readers that wait."""
-        entry = Entry(self._next_seq, self._next_offset, message, owner)
+    def append(
+        self, message: Message, owner: str | None = None, *, transient: bool = False
+    ) -> Entry:
+        """Give ``message`` the next number, keep it, and wake the readers that wait.
+
+        A ``transient`` message is not shown to readers that come later.
+        """
+        entry = Entry(self._next_seq, self._next_offset, message, owner, transient)
         self._entries.append(entry)
         self._next_seq += 1
         self._next_offset += len(message.frame)
-        self.bytes += entry.charged
-        if self.bytes > self.max_bytes:
-            self._trim()
+        self._grow(entry.charged)
         if self._waiting:
             self.wake()
         return entry
 
     def charge(self, entries: Iterable[Entry]) -> None:
         """Count what kept messages have grown by: their frames in the legacy framing."""
-        first = self.first_seq
+        first = self.first_in_memory
         for entry in entries:
             message = entry.message
             if message.legacy is not None and entry.seq >= first:
                 size = len(message.frame) + ENTRY_OVERHEAD + len(message.legacy)
-                self.bytes += size - entry.charged
-                entry.charged = size
-        if self.bytes > self.max_bytes:
-            self._trim()
+                growth, entry.charged = size - entry.charged, size
+                self._grow(growth)
 
-    def _trim(self) -> None:
+    def _grow(self, size: int) -> None:
+        budget = self._budget
+        self.bytes += size
+        budget.used += size
+        if self.bytes > self.max_bytes:
+            self.shrink(self.max_bytes)
+        if budget.used > budget.max_bytes:
+            budget.enforce()
+
+    def shrink(self, max_bytes: int) -> None:
+        """Let the oldest entries go, to disk if there is one, until this bound holds.
+
+        The newest entry stays.
+        """
         entries, start = self._entries, self._start
         last = len(entries) - 1
-        while self.bytes > self.max_bytes and start < last:
+        if self.segments is not None:
+            # A whole segment at a time, but never more than a part of what memory holds.
+            max_bytes -= min(SEGMENT_BYTES, self.max_bytes // 4)
+        before = self.bytes
+        first = start
+        while self.bytes > max_bytes and start < last:
             self.bytes -= entries[start].charged
             start += 1
+        self._budget.used -= before - self.bytes
+        if self.segments is not None and start > first:
+            self.segments.push(entries[first:start])
         # Clear in steps: a deletion moves the rest of the list, so it must stay rare, yet a
         # large message that has left the log must not stay in memory.
         if (
@@ -128,22 +168,47 @@ class MessageLog:
     def read(self, cursor: int, max_messages: int, max_bytes: int) -> list[Entry]:
         """Entries from number ``cursor`` on, at most so many messages or (about) bytes.
 
-        ``cursor`` must not be before `first_seq`.
+        ``cursor`` must not be before `first_in_memory`.
         """
-        index = self._start + cursor - self.first_seq
+        index = self._start + cursor - self.first_in_memory
         entries = self._entries[index : index + max_messages]
         limit = entries[0].offset + max_bytes if entries else 0
         if entries and entries[-1].offset > limit:
             entries = [entry for entry in entries if entry.offset <= limit]
         return entries
 
-    def gap_before(self, offset: int, cursor: int) -> Gap | None:
-        """What lies between a reader's cursor and the oldest entry kept, if anything."""
-        missing = self.first_seq - cursor
-        if missing <= 0:
+    def gap_before(self, place: Position) -> Gap | None:
+        """What lies between a reader's place and the oldest message kept, if anything."""
+        start = self.start
+        if start.cursor <= place.cursor:
             return None
-        oldest = self._entries[self._start].offset if self._entries else self._next_offset
-        return Gap(missing, oldest - offset)
+        return Gap(start.cursor - place.cursor, start.offset - place.offset)
+
+    def place_after(self, seq: int, epoch: str | None = None) -> Position:
+        """The place after number ``seq`` (0: before the first), which need not be kept any more.
+
+        Raises `StaleEpoch` when ``epoch`` is not this log's, and `AfterBeyondEnd` when no message
+        has that number yet.
+        """
+        if epoch is not None and epoch != self.epoch:
+            raise StaleEpoch("epoch: these numbers are not of this kernel's present log")
+        if not 0 <= seq < self._next_seq:
+            raise AfterBeyondEnd(f"after: the newest number is {self._next_seq - 1}")
+        cursor = seq + 1
+        if cursor >= self.first_in_memory:
+            entries = self.read(cursor, 1, 0)
+            return Position(cursor, entries[0].offset) if entries else self.end
+        if cursor == 1:
+            return Position(1, 0)
+        # How many bytes came before it is not known to the byte; the first read will tell.
+        kept = self.segments.start if self.segments is not None else None
+        return Position(cursor, kept.offset if kept is not None else self.start.offset)
+
+    async def read_from_disk(self, place: Position) -> Gap | list[Entry] | None:
+        """Messages from ``place`` on, or what is lost of them; None if they are in memory."""
+        if self.segments is None or place.cursor >= self.first_in_memory:
+            return None
+        return await self.segments.read(place)
 
     @property
     def end(self) -> Position:
@@ -152,8 +217,15 @@ class MessageLog:
 
     def close(self) -> None:
         """Nothing more will come: let the readers end once they have read the rest."""
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self._budget.remove(self)
         self.wake()
+
+    async def remove_files(self) -> None:
+        """Remove what is on disk; a reader that has not come to it is told of a gap."""
+        if self.segments is not None:
+            await self.segments.close()
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
@@ -182,12 +254,23 @@ class Reader:
         self.session = session
         self.replaced = False  # by a newer connection of the same session
         self._log = log
+        self._confirmed: Callable[[Position], Position] | None = None
         self._cursor, self._offset = start or log.end
+        self._live_from = log.next_seq
 
     @property
     def position(self) -> Position:
         """Where it will read next; a later reader can start there."""
         return Position(self._cursor, self._offset)
+
+    def confirm_with(self, confirmed: Callable[[Position], Position]) -> None:
+        """Use this to tell how far the client is known to have come."""
+        self._confirmed = confirmed
+
+    @property
+    def arrived(self) -> Position:
+        """How far the client is known to have come: where its session goes on."""
+        return self._confirmed(self.position) if self._confirmed else self.position
 
     @property
     def behind(self) -> bool:
@@ -195,23 +278,48 @@ class Reader:
         return self._cursor < self._log.next_seq
 
     def take(self, max_messages: int = 64, max_bytes: int = 2**20) -> Batch:
-        """The next messages for this session, and the gap before them; both may be empty.
+        """The next messages for this session in memory, and the gap before them.
 
-        The cursor moves past all that was looked at.
+        Both may be empty. The cursor moves past all that was looked at.
         """
         log = self._log
-        gap = log.gap_before(self._offset, self._cursor)
+        gap = log.gap_before(self.position)
         if gap is not None:
-            self._cursor += gap.messages
-            self._offset += gap.bytes
-        entries = log.read(self._cursor, max_messages, max_bytes)
+            self._skip(gap)
+        if self._cursor < log.first_in_memory:  # see fetch
+            return Batch(gap, [])
+        return Batch(gap, self._pass(log.read(self._cursor, max_messages, max_bytes)))
+
+    async def fetch(self) -> Batch:
+        """The next messages for this session, from disk if they are there; as `take`."""
+        batch = self.take()
+        if batch.gap is not None or batch.entries:
+            return batch
+        found = await self._log.read_from_disk(self.position)
+        if found is None:
+            return batch
+        if isinstance(found, Gap):
+            self._skip(found)
+            return Batch(found, [])
+        return Batch(None, self._pass(found))
+
+    def _skip(self, gap: Gap) -> None:
+        self._cursor += gap.messages
+        self._offset += gap.bytes
+
+    def _pass(self, entries: list[Entry]) -> list[Entry]:
+        """Move past these entries; those of them that this session is to see."""
         if entries:
             last = entries[-1]
             self._cursor = last.seq + 1
             self._offset = last.offset + len(last.message.frame)
         session = self.session
-        mine = [entry for entry in entries if entry.owner is None or entry.owner == session]
-        return Batch(gap, mine)
+        return [
+            entry
+            for entry in entries
+            if (entry.owner is None or entry.owner == session)
+            and not (entry.transient and entry.seq < self._live_from)
+        ]
 
     async def wait(self) -> None:
         """Return when there may be something to take, or the log is closed."""

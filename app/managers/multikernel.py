@@ -16,12 +16,22 @@ import zmq
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import kernel_environment
 from app.managers.errors import InvalidKernelId, KernelNotFound, ServerStopping
+from app.managers.events import Events
 from app.managers.external import ExternalKernel, find_connection_files
 from app.managers.kernel import Kernel, KernelHouse
-from app.managers.paths import cwd_for_path, working_directory
+from app.managers.log_files import LogFiles
+from app.managers.paths import (
+    Resolution,
+    ResolvedPath,
+    UnresolvedScope,
+    api_path,
+    cwd_for_path,
+    working_directory,
+)
 from app.managers.specs import Specs
 from app.managers.state import Lifecycle
 from app.managers.transports import Transports
@@ -44,7 +54,7 @@ class MultiKernelManager:
     Make it inside a running event loop, and `close` it there.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, events: Events, counters: Counters) -> None:
         self.started = time.time()
         self._last_request = self.started
         self._settings = settings
@@ -54,9 +64,12 @@ class MultiKernelManager:
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.max_sockets = MAX_SOCKETS
         self._transports = Transports(settings.transport, settings.state_dir)
+        self._logs = LogFiles(settings)
         manager = KernelSpecManager(allowed_kernelspecs=set(settings.allowed_kernelspecs))
         self.specs = Specs(manager, settings.default_kernel_name)
-        self._house = KernelHouse(settings, self._context, manager, self._transports)
+        self._house = KernelHouse(
+            settings, self._context, manager, self._transports, self._logs, events, counters
+        )
         self._kernels: dict[str, Kernel] = {}
         self._external: dict[Path, ExternalKernel] = {}
         self._external_dir = settings.external_connection_dir or (
@@ -76,6 +89,9 @@ class MultiKernelManager:
 
     def __len__(self) -> int:
         return len(self._kernels)
+
+    def __contains__(self, kernel_id: object) -> bool:
+        return kernel_id in self._kernels
 
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels in the order in which they were started."""
@@ -122,7 +138,39 @@ class MultiKernelManager:
                     self._kernels[kernel.id] = kernel
                     await kernel.start()
 
+    @property
+    def root_dir(self) -> Path:
+        """The absolute directory that paths of the API are relative to."""
+        return self._settings.root_dir
+
+    def cwd_for_path(self, path: str) -> Path:
+        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
+        return cwd_for_path(self.root_dir, path)
+
+    async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
+        """Where a path that somebody saw, in a traceback for one, leads to.
+
+        In the scope ``server`` it is relative to the root directory, and nothing outside of it is
+        found; in the scope ``kernel`` it is what the kernel's provisioner makes of it.
+        """
+        resolution = Resolution()
+        found = await asyncio.to_thread(api_path, self.root_dir, path)
+        if found is not None:
+            resolution.resolved.append(ResolvedPath("server", found))
+        if kernel_id and kernel_id not in self:
+            reason = f"Kernel {kernel_id} could not be found"
+            resolution.unresolved = [UnresolvedScope("kernel", reason)]
+        elif kernel_id:
+            found = await self.get(kernel_id).resolve_path(path)
+            if found is not None:
+                resolution.resolved.append(ResolvedPath("kernel", found))
+        return resolution
+
     # Doing
+
+    def update_env(self, kernel_id: str, env: Mapping[str, str]) -> None:
+        """Change variables for a kernel's next process. Raises `KernelNotFound`."""
+        self.get(kernel_id).update_env(env)
 
     async def start_kernel(
         self,
@@ -165,11 +213,12 @@ class MultiKernelManager:
             cwd = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        spec = await self.specs.find(name)
-        kernel = Kernel(
-            kernel_id, name, spec, self._house, cwd=cwd, env=environment, on_gone=self._forget
-        )
-        await kernel.start()
+        async with self._house.reports(kernel_id, name).action("start"):
+            spec = await self.specs.find(name)
+            kernel = Kernel(
+                kernel_id, name, spec, self._house, cwd=cwd, env=environment, on_gone=self._forget
+            )
+            await kernel.start()
         self._kernels[kernel_id] = kernel
         if self._stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
@@ -201,6 +250,7 @@ class MultiKernelManager:
     async def cull_kernel(self, kernel_id: str, idle_seconds: float) -> None:
         """Stop a kernel that nobody has used for ``idle_seconds``. Raises `KernelNotFound`."""
         kernel = self.get(kernel_id)
+        kernel.reports.culled(_cull_cause(kernel), idle_seconds, kernel.traffic.connections)
         kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
         await kernel.stop()
 
@@ -222,6 +272,7 @@ class MultiKernelManager:
         await asyncio.gather(*stops)
         self._kernels.clear()
         self._transports.close()
+        self._logs.close()
         self._context.destroy(linger=0)
 
     async def _stop_quietly(self, kernel: Kernel) -> None:
@@ -231,6 +282,15 @@ class MultiKernelManager:
             logger.exception("kernel %s could not be stopped", kernel.id)
             with contextlib.suppress(Exception):
                 await kernel.stop(now=True)
+
+
+def _cull_cause(kernel: Kernel) -> str:
+    """What sets a kernel that is culled apart from one that is merely idle."""
+    if kernel.state.lifecycle is Lifecycle.DEAD:
+        return "dead"
+    if kernel.state.at_work:
+        return "busy"
+    return "connected" if kernel.traffic.connections else "idle"
 
 
 def _checked_id(kernel_id: str) -> str:

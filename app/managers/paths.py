@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import msgspec
 
 from app.managers.errors import InvalidPath
 
-__all__ = ["cwd_for_path", "working_directory"]
+__all__ = [
+    "Resolution",
+    "ResolvedPath",
+    "UnresolvedScope",
+    "api_path",
+    "cwd_for_path",
+    "working_directory",
+]
+
+
+class ResolvedPath(msgspec.Struct):
+    """A path that exists, as its scope (``server`` or ``kernel``) writes it."""
+
+    scope: str
+    path: str
+
+
+class UnresolvedScope(msgspec.Struct):
+    """A scope that could not be asked."""
+
+    scope: str
+    reason: str
+
+
+class Resolution(msgspec.Struct):
+    """What one path is in the scopes that were asked, in the words of Jupyter's REST API."""
+
+    resolved: list[ResolvedPath] = msgspec.field(default_factory=list)
+    unresolved: list[UnresolvedScope] | msgspec.UnsetType = msgspec.UNSET
 
 
 def cwd_for_path(root: Path, path: str) -> Path:
@@ -40,5 +71,26 @@ def working_directory(root: Path, asked: str | None) -> Path | None:
     try:
         directory = Path(asked).resolve()
         return directory if directory.is_dir() and directory.is_relative_to(root) else None
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return None
+
+
+def api_path(root: Path, path: str) -> str | None:
+    """The API path of an existing file or directory, or None.
+
+    ``path`` may be absolute below ``root``, begin with ``~``, or be relative to ``root``. Whatever
+    is outside of it does not exist, symbolic links resolved.
+    """
+    try:
+        expanded = os.path.expanduser(path)
+        is_whole = expanded != path or Path(path).is_relative_to(root)
+        candidate = Path(os.path.normpath(expanded if is_whole else root / path.lstrip("/")))
+        resolved = candidate.resolve()
+        # As it is written, and where it leads to: neither may be outside.
+        inside = candidate.is_relative_to(root) and resolved.is_relative_to(root)
+        if not inside or not resolved.exists():
+            return None
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a NUL
+        return None
+    relative = candidate.relative_to(root).as_posix()
+    return "" if relative == "." else relative

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from app.protocol.messages import ClientMessage, Header, reply_type
+from app.protocol.messages import ClientMessage, Header, Message, reply_type
 
 __all__ = ["PendingRequests", "Request"]
 
@@ -19,7 +19,7 @@ MAX_REQUESTS: Final = 8192
 class Request:
     """One request: who asked, and what is still owed."""
 
-    __slots__ = ("channel", "header", "idle", "msg_id", "msg_type", "owner", "replied")
+    __slots__ = ("channel", "header", "held", "idle", "msg_id", "msg_type", "owner", "replied")
 
     def __init__(self, message: ClientMessage, owner: str) -> None:
         self.channel = message.channel
@@ -29,6 +29,8 @@ class Request:
         self.owner = owner
         self.replied = reply_type(self.msg_type) is None  # comm messages get no reply
         self.idle = False
+        # The reply, as long as it is held back for the output that belongs before it.
+        self.held: Message | None = None
 
     @property
     def finished(self) -> bool:
@@ -72,26 +74,27 @@ class PendingRequests:
             return parent.session
         return next((request for request in requests if not request.idle), requests[0]).owner
 
-    def on_reply(self, parent: Header) -> str | None:
-        """A reply has come; returns the session that it is for."""
+    def on_reply(self, parent: Header) -> Request | None:
+        """A reply has come; returns the request that it answers, if that is known."""
         requests = self._by_id.get(parent.msg_id)
         if not requests:
-            return parent.session
+            return None
         request = next((request for request in requests if not request.replied), requests[0])
         request.replied = True
         if request.idle:
             self._remove(request)
-        return request.owner
+        return request
 
-    def on_idle(self, parent: Header) -> None:
-        """The kernel has gone idle for a request."""
+    def on_idle(self, parent: Header) -> Request | None:
+        """The kernel has gone idle for a request; returns that, if it is known."""
         requests = self._by_id.get(parent.msg_id)
         if not requests:
-            return
+            return None
         request = next((request for request in requests if not request.idle), requests[0])
         request.idle = True
         if request.replied:
             self._remove(request)
+        return request
 
     def discard(self, request: Request) -> None:
         """Forget a request that never left."""

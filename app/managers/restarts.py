@@ -21,6 +21,11 @@ class RestartPolicy:
         self._deaths = 0
         self._ready_since: float | None = None
 
+    @property
+    def deaths(self) -> int:
+        """Deaths in a row."""
+        return self._deaths
+
     def on_ready(self, now: float) -> None:
         """The kernel is up; ``now`` is in monotonic seconds."""
         self._ready_since = now

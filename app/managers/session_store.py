@@ -78,13 +78,15 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         columns = {row[1] for row in connection.execute("PRAGMA table_info(session)")}
     except sqlite3.Error as error:
         raise UnusableDatabase(f"{path} cannot be used: {error}") from None
-    if names and not columns >= set(_COLUMNS):
+    if names and "session" not in names:
         raise UnusableDatabase(f"{path} is not a database of sessions")
     if version > SCHEMA_VERSION:
         raise UnusableDatabase(
             f"{path} was written by a newer kernelkeep "
             f"(its schema is {version}, this one knows {SCHEMA_VERSION})"
         )
+    if names and not columns >= set(_COLUMNS):
+        raise UnusableDatabase(f"{path} is not a database of sessions")
 
 
 class SessionStore:
@@ -129,7 +131,9 @@ class SessionStore:
             f"UPDATE session SET {assignments} WHERE session_id = ?", (*values, session.id)
         )
         if updated.rowcount == 0:
-            self._connection.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", values)
+            self._connection.execute(
+                f"INSERT INTO session ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?)", values
+            )
 
     def delete(self, session_ids: Iterable[str]) -> None:
         """Remove sessions. Raises `sqlite3.Error`."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from traitlets import TraitError
 
 from app.managers.errors import KernelSpecNotFound, NotFound
 
@@ -41,6 +42,9 @@ class SpecModel(msgspec.Struct):
     spec: SpecFile
     resources: dict[str, str]
 
+
+# What reading and converting a spec raises when it is broken.
+_UNREADABLE: Final = (ValueError, OSError, KeyError, TypeError, RecursionError)
 
 # Files beside kernel.json that front ends load.
 _SCRIPTS: Final = ("kernel.js", "kernel.css")
@@ -86,7 +90,7 @@ class Specs:
             spec: KernelSpec = self.manager.get_kernel_spec(name)
         except NoSuchKernel:
             raise KernelSpecNotFound(name) from None
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (*_UNREADABLE, TraitError) as error:
             logger.warning("kernelspec %s cannot be read: %s", name, error)
             raise KernelSpecNotFound(name) from None
         return spec
@@ -96,14 +100,14 @@ class Specs:
         for name, found in self.manager.get_all_specs().items():
             try:
                 models[name] = self._convert(name, found["spec"], found["resource_dir"])
-            except (msgspec.ValidationError, KeyError, TypeError, OSError) as error:
+            except _UNREADABLE as error:
                 logger.warning("kernelspec %s is left out: %s", name, error)
         return models
 
     def _model(self, name: str, spec: KernelSpec) -> SpecModel:
         try:
             return self._convert(name, spec.to_dict(), spec.resource_dir)
-        except (msgspec.ValidationError, OSError) as error:
+        except _UNREADABLE as error:
             logger.warning("kernelspec %s cannot be shown: %s", name, error)
             raise KernelSpecNotFound(name) from None
 
@@ -116,7 +120,10 @@ class Specs:
                     resources[file.name] = self._url(name, file)
                 elif file.name.startswith("logo-"):
                     resources[file.stem] = self._url(name, file)
-        return SpecModel(name, msgspec.convert(json.loads(json.dumps(spec)), SpecFile), resources)
+        model = SpecModel(name, msgspec.convert(json.loads(json.dumps(spec)), SpecFile), resources)
+        # A name that is not UTF-8 would spoil every listing.
+        msgspec.json.encode(model)
+        return model
 
     def _url(self, name: str, file: Path) -> str:
         return f"{self._prefix}kernelspecs/{name}/{file.name}"

@@ -32,6 +32,7 @@ class KernelState:
         self.execution_state = "starting"
         self.reason = ""
         self._untracked = untracked
+        self._busy_subshells: set[str] = set()
 
     @property
     def word(self) -> str:
@@ -57,6 +58,11 @@ class KernelState:
         """Whether the kernel runs something on its main shell."""
         return self.lifecycle is Lifecycle.RUNNING and self.execution_state == "busy"
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the kernel runs something, on its main shell or on a subshell."""
+        return self.busy or (self.lifecycle is Lifecycle.RUNNING and bool(self._busy_subshells))
+
     def is_activity(self, msg_type: str, parent: Header) -> bool:
         """Whether an iopub message shows that somebody works with the kernel.
 
@@ -73,7 +79,13 @@ class KernelState:
 
         ``starting`` is for the server to decide: a kernel that is ready does not go back.
         """
-        if parent.subshell_id is not None or parent.msg_type in self._untracked:
+        if parent.msg_type in self._untracked:
+            return
+        if parent.subshell_id is not None:
+            if reported == "busy":
+                self._busy_subshells.add(parent.subshell_id)
+            else:
+                self._busy_subshells.discard(parent.subshell_id)
             return
         if reported and reported != "starting":
             self.execution_state = reported
@@ -87,6 +99,7 @@ class KernelState:
     def on_launch(self) -> None:
         """A new process: what the one before it reported last does not count."""
         self.execution_state = "starting"
+        self._busy_subshells.clear()
 
     def begin(self, lifecycle: Lifecycle, reason: str | None = None) -> None:
         """Enter another part of life."""

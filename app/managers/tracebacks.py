@@ -6,55 +6,58 @@ reports one, the values of ``user_expressions`` included.
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
+import json
+from typing import Any, Final
 
 from app.protocol import v1
-from app.protocol.messages import MalformedMessage, Message
+from app.protocol.messages import Message
 
 __all__ = ["hide_traceback"]
 
-_encode = msgspec.json.Encoder().encode
+_KEPT: Final = ("status", "execution_count", "payload", "user_expressions")
+"""What stays of a reply that reports an error: kernels add to it as they like."""
 
 
 def hide_traceback(message: Message, replacement: str) -> Message:
-    """``message``, without what it tells of an error; itself if it tells of none.
-
-    Raises `MalformedMessage` when it has to be looked into and is not JSON.
-    """
-    if message.msg_type != "error" and not message.msg_type.endswith("_reply"):
+    """``message``, without what it tells of an error; itself if it tells of none."""
+    error = {"ename": "ExecutionError", "evalue": "Execution error", "traceback": [replacement]}
+    if message.msg_type == "error":
+        content: bytes | None = json.dumps(error).encode()
+    elif message.msg_type.endswith("_reply"):
+        content = _without_errors(message, error)
+    else:
         return message
-    content = message.content()
-    if not isinstance(content, dict):
-        raise MalformedMessage(f"{message.msg_type}: content is not an object")
-    hidden = (
-        _hide(content, replacement)
-        if message.msg_type == "error"
-        else _search(content, replacement)
-    )
-    if not hidden:
+    if content is None:
         return message
     parts = [message.part(index) for index in range(4 + message.buffer_count)]
-    frame, bounds = v1.encode(message.channel, [*parts[:3], _encode(content), *parts[4:]])
+    frame, bounds = v1.encode(message.channel, [*parts[:3], content, *parts[4:]])
     return Message(message.channel, frame, bounds, message.header, message.parent)
 
 
-def _search(content: dict[str, Any], replacement: str) -> bool:
-    """Hide every error in a reply's content, in place; whether there was one."""
-    hidden = content.get("status") == "error" and _hide(content, replacement)
+def _without_errors(reply: Message, error: dict[str, Any]) -> bytes | None:
+    """The content of a reply with ``error`` in place of each; None if there is none in it.
+
+    What cannot be looked into becomes an error too: its requester waits for something.
+    """
+    try:
+        # Not msgspec: Python kernels send NaN and lone surrogates, which have to go through.
+        content = json.loads(str(reply.part(3), "utf-8"))
+        found = _replace_errors(content, error)
+        return json.dumps(found).encode() if found is not None else None
+    except (ValueError, RecursionError):
+        return json.dumps({"status": "error", **error}).encode()
+
+
+def _replace_errors(content: Any, error: dict[str, Any]) -> dict[str, Any] | None:
+    if not isinstance(content, dict):
+        raise ValueError("content is not an object")
+    found = content.get("status") == "error"
+    if found:
+        content = {name: content[name] for name in _KEPT if name in content} | error
     expressions = content.get("user_expressions")
     if isinstance(expressions, dict):
-        for value in expressions.values():
+        for name, value in expressions.items():
             if isinstance(value, dict) and value.get("status") == "error":
-                hidden = _hide(value, replacement) or hidden
-    return hidden
-
-
-def _hide(error: dict[str, Any], replacement: str) -> bool:
-    error["ename"] = "ExecutionError"
-    error["evalue"] = "Execution error"
-    error["traceback"] = [replacement]
-    # ipykernel adds where the error was raised.
-    error.pop("engine_info", None)
-    return True
+                expressions[name] = {"status": "error", **error}
+                found = True
+    return content if found else None

@@ -17,6 +17,8 @@ from uuid import uuid4
 import msgspec
 
 from app.managers.channels import Channels
+from app.managers.counters import Counters
+from app.managers.execution_tracker import ExecutionTracker
 from app.managers.log import MessageLog, Position, Reader
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
@@ -41,8 +43,18 @@ MAX_DEPARTED: Final = 256
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
 
+HOLD_SECONDS: Final = 0.5
+"""How long a reply is held, at the most, for the output that belongs before it."""
+
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
+
+
+_ENDS: Final = {
+    Lifecycle.RESTARTING: "The kernel was restarted",
+    Lifecycle.STOPPING: "The kernel was shut down",
+}
+"""Why executions end when nobody has given another reason."""
 
 
 class _Status(msgspec.Struct):
@@ -55,8 +67,15 @@ _status_decoder: Final = msgspec.json.Decoder(_Status)
 class Traffic:
     """Routes between one kernel's sockets, its log and its clients."""
 
-    def __init__(self, kernel_id: str, state: KernelState, settings: Settings) -> None:
-        self.log = MessageLog(settings.log_bytes)
+    def __init__(
+        self,
+        kernel_id: str,
+        state: KernelState,
+        log: MessageLog,
+        settings: Settings,
+        counters: Counters,
+    ) -> None:
+        self.log = log
         self.last_activity = time.time()
         # When the kernel was last at work for somebody, in monotonic seconds: culling counts from
         # here. Unlike last_activity it stands still for what a background thread prints.
@@ -64,25 +83,34 @@ class Traffic:
         self._attached: dict[str, Reader] = {}
         self._kernel_id = kernel_id
         self._settings = settings
+        self.counters = counters
         self._state = state
         self._requests = PendingRequests()
-        self._departed: dict[str, Position] = {}
+        self.tracker = ExecutionTracker(log, settings.executions_kept)
+        # Why the process is stopped, if somebody has said so.
+        self.why_it_stops = ""
+        self._departed: dict[str, tuple[Position, float]] = {}  # and since when
         # Our own session, for probes; what the kernel says of them is not shown to clients.
         self._session = f"kernelkeep-{uuid4().hex}"
-        self.shutdown_asked = False  # by a client, with a request of its own
+        # By a client, with a shutdown request of its own:
+        self.shutdown_asked = self.restart_asked = False
         # The session of the kernel's own messages, which ours carry too (see make_message).
         self.kernel_session = self._session
         self._channels: Channels | None = None
         self._kernel_info: bytes | None = None
         self._ready = False
+        self._held: deque[tuple[float, Request]] = deque()  # and when each must go
+        self._release_plan: asyncio.TimerHandle | None = None
         self._backlog: dict[str, deque[ClientMessage]] = {}
         self._backlog_bytes = 0
         self._max_backlog = settings.websocket_backlog_bytes
         self._room = asyncio.Event()
         self._room.set()
+        self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.answered = False
         self.heard_iopub = False
         self._reachable = asyncio.Event()
+        self._execution_began: float | None = None  # in monotonic seconds
         self._dropped = 0
 
     # Clients
@@ -92,18 +120,20 @@ class Traffic:
         """Open connections of clients."""
         return len(self._attached)
 
-    def attach(self, session: str) -> Reader:
-        """A reader for a connection: where this session left off, or from now on.
+    def attach(self, session: str, start: Position | None = None) -> Reader:
+        """A reader for a connection: from ``start``, where its session left off, or from now on.
 
         Of two connections with one session the newer wins: the older's reader is told that it is
-        replaced, and the newer goes on from where that one is.
+        replaced, and the newer goes on from what has arrived there.
         """
-        start = self._departed.pop(session, None)
+        self._forget_departed()
+        left_at, _ = self._departed.pop(session, (None, 0.0))
         older = self._attached.pop(session, None)
         if older is not None:
-            start = older.position
+            left_at = older.arrived
             older.replaced = True
             self.log.wake()
+        start = start or left_at
         reader = self._attached[session] = Reader(self.log, session, start)
         return reader
 
@@ -114,13 +144,31 @@ class Traffic:
         del self._attached[reader.session]
         if not self._settings.buffer_offline_messages:
             return
-        self._departed[reader.session] = reader.position
-        if len(self._departed) > MAX_DEPARTED:
-            del self._departed[next(iter(self._departed))]
+        self._departed[reader.session] = (reader.arrived, time.monotonic())
+        self._forget_departed()
+
+    def _forget_departed(self) -> None:
+        """Drop the cursors of sessions that have been away too long, or are too many."""
+        too_old = time.monotonic() - self._settings.session_retention
+        for session, (_, since) in tuple(self._departed.items()):
+            if since >= too_old and len(self._departed) <= MAX_DEPARTED:
+                return
+            del self._departed[session]
 
     def greeting(self) -> Message:
-        """A status that tells a new connection the present state, before anything else."""
-        return self._make("iopub", "status", {"execution_state": self._state.greeting})
+        """A status that tells a new connection the present state, before anything else.
+
+        Its metadata tells which numbers the log has.
+        """
+        log = self.log
+        numbers = {"epoch": log.epoch, "first": log.first_seq, "next": log.next_seq}
+        return make_message(
+            "iopub",
+            "status",
+            {"execution_state": self._state.greeting},
+            session=self.kernel_session,
+            metadata=msgspec.json.encode({"kernelkeep": numbers}),
+        )
 
     def submit(self, message: ClientMessage, session: str) -> None:
         """Send a client's message to the kernel, now or when it is ready for it.
@@ -140,9 +188,15 @@ class Traffic:
         if channel == "stdin":
             if self._ready:
                 self._send(message)
+            if message.header.msg_type == "input_reply":
+                self.tracker.on_input_reply()
             return
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
-            self._finish(Request(message, session))
+            self._refuse(message, session)
+            return
+        if self._for_next is not None:
+            self._for_next.append((message, session))
+            self._charge_backlog(message)
             return
         if (
             message.header.msg_type == "kernel_info_request"
@@ -153,9 +207,26 @@ class Traffic:
             self._answer_kernel_info(message, session, self._kernel_info)
             return
         if message.header.msg_type == "shutdown_request":
-            self.shutdown_asked = _asks_for_the_end(message)
+            self._on_shutdown_request(message)
         self._requests.add(message, session)
+        if _is_execution(message):
+            self.tracker.on_request(message, session)
         self._send(message)
+
+    def _refuse(self, message: ClientMessage, session: str) -> None:
+        """End a request for which there is no process, and will be none."""
+        execution = self.tracker.on_request(message, session) if _is_execution(message) else None
+        self._finish(Request(message, session))
+        if execution is not None:
+            reason = f"The kernel is {self._state.word}"
+            self.tracker.give_up(execution, reason, never_ran=True)
+
+    def _on_shutdown_request(self, message: ClientMessage) -> None:
+        try:
+            restart = msgspec.json.decode(message.parts[3], type=_Shutdown).restart
+        except msgspec.MsgspecError:
+            return
+        self.shutdown_asked, self.restart_asked = not restart, restart
 
     async def room(self) -> None:
         """Return when clients may send more: the requests that wait are below their bound.
@@ -170,7 +241,9 @@ class Traffic:
         """A process has been launched, and these are its sockets."""
         self._channels = channels
         self._state.on_launch()
-        self.answered = self.heard_iopub = self.shutdown_asked = False
+        self._execution_began = None
+        self.answered = self.heard_iopub = False
+        self.shutdown_asked = self.restart_asked = False
         self._reachable.clear()
 
     def probe(self) -> None:
@@ -207,10 +280,20 @@ class Traffic:
         self._state.on_ready()
         self.announce(self._state.execution_state)
         self.on_writable()
+        self.tracker.on_ready()
 
     def announce(self, execution_state: str) -> None:
-        """Tell every client a state of the kernel, as a status without a parent."""
-        self.log.append(self._make("iopub", "status", {"execution_state": execution_state}))
+        """Tell every client a state of the kernel, as a status without a parent.
+
+        Not those who come later: they are greeted with the state of then.
+        """
+        status = self._make("iopub", "status", {"execution_state": execution_state})
+        self.log.append(status, transient=True)
+
+    def replace_process(self) -> None:
+        """This process is about to be stopped: what clients send from now on is for the next."""
+        self._for_next = []
+        self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
 
     async def settle(self) -> None:
         """Take the last messages of a process that has ended."""
@@ -232,17 +315,29 @@ class Traffic:
         ``reason`` is shown as the error of the execution that was running.
         """
         self.close_channels()
-        self._ready = False
+        was_ready, self._ready = self._ready, False
+        why = reason or self.why_it_stops or _ENDS.get(self._state.lifecycle, "The kernel is gone")
+        if self._for_next is None:
+            self.tracker.close_waiting(why)
         self._backlog.clear()
         self._backlog_bytes = 0
         self._room.set()
         for request in self._requests.take_all():
-            # Kernels work in order: the first execution that has not gone idle was running. That
+            # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
-            was_running = request.msg_type == "execute_request" and not request.idle
+            finished = request.idle or request.replied
+            was_running = request.msg_type == "execute_request" and not finished
             self._finish(request, reason if was_running else None)
             if was_running:
                 reason = None
+        self.tracker.close(why, was_ready=was_ready)
+        self._held.clear()
+        if self._release_plan is not None:
+            self._release_plan.cancel()
+            self._release_plan = None
+        for_next, self._for_next = self._for_next or [], None
+        for message, session in for_next:
+            self.submit(message, session)
 
     def _send(self, message: ClientMessage) -> None:
         channel = message.channel
@@ -251,6 +346,9 @@ class Traffic:
             if self._channels.send(message):
                 return
         self._backlog.setdefault(channel, deque()).append(message)
+        self._charge_backlog(message)
+
+    def _charge_backlog(self, message: ClientMessage) -> None:
         self._backlog_bytes += message.size
         if self._backlog_bytes > self._max_backlog:
             self._room.clear()
@@ -267,6 +365,7 @@ class Traffic:
                 "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {error}"],
             }
             self.log.append(self._make("iopub", "error", died, parent))
+        self._release(request)
         answer = reply_type(request.msg_type)
         content: dict[str, Any] | bytes | None = {"status": "aborted"}
         if request.msg_type == "kernel_info_request":
@@ -315,19 +414,48 @@ class Traffic:
         if channel == "stdin":
             owner = self._requests.owner(parent)
         else:
-            owner = self._requests.on_reply(parent)
+            request = self._requests.on_reply(parent)
+            owner = request.owner if request is not None else parent.session
+            if request is not None and not request.idle and message.msg_type == "execute_reply":
+                self._hold(request, message)
+                return
         if owner != self._session:
             self._append(message, owner or "")
+            if message.msg_type == "execute_reply":
+                self.tracker.on_reply(message)
+            elif message.msg_type == "input_request":
+                self.tracker.on_input_request(message)
+
+    def _hold(self, request: Request, reply: Message) -> None:
+        """Keep a reply until the kernel goes idle for its request.
+
+        It comes over another socket than the output, and may overtake it; a client that stops at
+        the reply would miss what is still on its way.
+        """
+        request.held = reply
+        loop = asyncio.get_running_loop()
+        self._held.append((loop.time() + HOLD_SECONDS, request))
+        if self._release_plan is None:
+            self._release_plan = loop.call_later(HOLD_SECONDS, self._release_late)
+
+    def _release(self, request: Request) -> None:
+        """Let a reply go that was held."""
+        reply, request.held = request.held, None
+        if reply is not None:
+            self._append(reply, request.owner)
+            self.tracker.on_reply(reply)
+
+    def _release_late(self) -> None:
+        """Let go what was held long enough: some kernels do not go idle for every request."""
+        loop, held = asyncio.get_running_loop(), self._held
+        while held and (held[0][1].held is None or held[0][0] <= loop.time()):
+            self._release(held.popleft()[1])
+        self._release_plan = loop.call_at(held[0][0], self._release_late) if held else None
 
     def _append(self, message: Message, owner: str | None = None) -> None:
         """Number a message of the kernel's, without tracebacks where they are not allowed."""
         if not self._settings.allow_tracebacks:
-            replacement = self._settings.traceback_replacement_message
-            try:
-                message = hide_traceback(message, replacement)
-            except MalformedMessage as error:
-                self.on_malformed(message.channel, error)
-                return
+            message = hide_traceback(message, self._settings.traceback_replacement_message)
         self.log.append(message, owner)
 
     def _on_iopub(self, message: Message) -> None:
@@ -340,28 +468,49 @@ class Traffic:
         if message.header.session:
             self.kernel_session = message.header.session
         if msg_type == "status":
-            self._on_status(message)
+            reported = self._on_status(message)
             if parent.session == self._session:
+                return
+            if reported == "starting" and self._ready:
+                # Said before we took it for ready and heard after that: to a client it would be
+                # a step back that nothing follows.
                 return
         if self._state.is_activity(msg_type, parent):
             self.last_activity = time.time()
-        if self._state.busy:
+        if self._state.at_work:
             self.active_since = time.monotonic()
         self._append(message)
+        if msg_type == "status":
+            self.tracker.on_status(reported, message)
 
-    def _on_status(self, message: Message) -> None:
+    def _on_status(self, message: Message) -> str:
+        """Take note of a status; the state that it reports."""
         try:
             reported = _status_decoder.decode(message.part(3)).execution_state
         except msgspec.MsgspecError as error:
             self.on_malformed("iopub", MalformedMessage(f"status: {error}"))
-            return
+            return ""
         parent = message.parent
-        was_busy = self._state.busy
+        was_at_work = self._state.at_work
         self._state.on_status(reported, parent)
-        if was_busy:
+        if was_at_work:
             self.active_since = time.monotonic()
+        if parent.msg_type == "execute_request" and parent.subshell_id is None:
+            self._time_execution(reported)
         if reported == "idle":
-            self._requests.on_idle(parent)
+            request = self._requests.on_idle(parent)
+            if request is not None:
+                self._release(request)  # before the idle status: some clients stop at that
+        return reported
+
+    def _time_execution(self, reported: str) -> None:
+        """The main shell, which runs one request at a time, has gone busy or idle for one."""
+        now = time.monotonic()
+        if reported == "busy":
+            self._execution_began = now
+        elif reported == "idle" and self._execution_began is not None:
+            self.counters.execution_seconds.observe(now - self._execution_began)
+            self._execution_began = None
 
     def _on_kernel_info(self, message: Message) -> None:
         self._kernel_info = bytes(message.part(3))
@@ -375,6 +524,7 @@ class Traffic:
 
     def on_malformed(self, channel: str, error: MalformedMessage) -> None:
         """Count what was dropped; say so at the first and then more and more rarely."""
+        self.counters.malformed += 1
         self._dropped += 1
         if self._dropped & (self._dropped - 1) == 0:
             logger.warning(
@@ -398,10 +548,3 @@ class Traffic:
 
 class _Shutdown(msgspec.Struct):
     restart: bool = False
-
-
-def _asks_for_the_end(message: ClientMessage) -> bool:
-    try:
-        return not msgspec.json.decode(message.parts[3], type=_Shutdown).restart
-    except msgspec.MsgspecError:
-        return False

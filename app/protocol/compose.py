@@ -21,6 +21,7 @@ def make_message(
     *,
     session: str,
     parent: Buffer = b"{}",
+    metadata: Buffer = b"{}",
 ) -> Message:
     """A message for clients. ``content`` may be JSON already.
 
@@ -30,7 +31,7 @@ def make_message(
     """
     header = new_header(msg_type, session)
     body = _encode(content) if isinstance(content, dict) else content
-    frame, bounds = v1.encode(channel, (_encode(header), parent, b"{}", body))
+    frame, bounds = v1.encode(channel, (_encode(header), parent, metadata, body))
     steering = Header(msg_id=header["msg_id"], msg_type=msg_type, session=session)
     return Message(channel, frame, bounds, steering, decode_header(parent, "parent_header"))
 

@@ -18,7 +18,7 @@ import msgspec
 from app.protocol.frames import MAX_PARTS, FrameError
 from app.protocol.messages import Buffer, ClientMessage, MalformedMessage, Message, complete_header
 
-__all__ = ["decode_binary", "decode_text", "encode"]
+__all__ = ["decode_binary", "decode_text", "encode", "encode_numbered"]
 
 _MAX_FRAME: Final = 2**32 - 1
 
@@ -52,7 +52,12 @@ def encode(message: Message) -> bytes:
     return message.legacy
 
 
-def _splice(message: Message) -> bytes:
+def encode_numbered(message: Message) -> bytes:
+    """As `encode`, with the message's number in the log as ``seq`` in the envelope. Not kept."""
+    return _splice(message, b',"seq":%d' % message.seq)
+
+
+def _splice(message: Message, more: bytes = b"") -> bytes:
     frame, bounds = memoryview(message.frame), message.bounds
     envelope: list[Buffer] = [
         b'{"header":',
@@ -71,8 +76,8 @@ def _splice(message: Message) -> bytes:
         frame[bounds[0] : bounds[1]],
     ]
     if not message.buffer_count:
-        return b"".join((*envelope, b'","buffers":[]}'))
-    text = b"".join((*envelope, b'"}'))
+        return b"".join((*envelope, b'","buffers":[]', more, b"}"))
+    text = b"".join((*envelope, b'"', more, b"}"))
     count = message.buffer_count + 1
     # The buffers lie behind each other already; only their offsets move.
     shift = 4 * (count + 1) + len(text) - bounds[5]

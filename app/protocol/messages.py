@@ -125,7 +125,7 @@ class Message:
     ``frame[bounds[i + 1]:bounds[i + 2]]``; ``bounds[0]`` is where the channel's name starts.
     """
 
-    __slots__ = ("bounds", "channel", "frame", "header", "legacy", "parent")
+    __slots__ = ("bounds", "channel", "frame", "header", "legacy", "parent", "seq")
 
     def __init__(
         self,
@@ -143,6 +143,8 @@ class Message:
         # The legacy frame, built by the first reader that needs it: bytes of a text frame, or
         # of a binary frame when there are buffers.
         self.legacy: bytes | None = None
+        # Its number in the log; 0 until it is there.
+        self.seq = 0
 
     @property
     def msg_type(self) -> str:

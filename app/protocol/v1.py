@@ -14,9 +14,9 @@ from struct import Struct, pack, unpack_from
 from typing import Final
 
 from app.protocol.frames import MAX_PARTS, FrameError
-from app.protocol.messages import Buffer, ClientMessage, complete_header
+from app.protocol.messages import Buffer, ClientMessage, Message, complete_header, decode_header
 
-__all__ = ["SUBPROTOCOL", "decode", "encode"]
+__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_numbered", "restore"]
 
 SUBPROTOCOL: Final = "v1.kernel.websocket.jupyter.org"
 
@@ -44,6 +44,19 @@ def encode(channel: str, parts: Sequence[Buffer]) -> tuple[bytes, tuple[int, ...
         offsets.append(offset)
     table = pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets)
     return b"".join((table, name, *parts)), tuple(offsets)
+
+
+def encode_numbered(message: Message) -> bytes:
+    """The frame of a message with its number in the log as ``kernelkeep_seq`` in the metadata.
+
+    This framing has no room of its own for it, and metadata is where a client may meet keys that
+    it does not know.
+    """
+    parts = [message.part(index) for index in range(4 + message.buffer_count)]
+    number = b'{"kernelkeep_seq":%d' % message.seq
+    metadata = bytes(parts[2]).strip()
+    more = b"}" if metadata == b"{}" else b"," + metadata[1:]
+    return encode(message.channel, [*parts[:2], number + more, *parts[3:]])[0]
 
 
 def decode(frame: bytes, session: str) -> ClientMessage:
@@ -77,3 +90,22 @@ def decode(frame: bytes, session: str) -> ClientMessage:
     parts: list[Buffer] = [view[start:end] for start, end in pairwise(offsets[1:])]
     parts[0], header = complete_header(parts[0], session)
     return ClientMessage(channel, header, parts)
+
+
+def restore(frame: bytes) -> Message:
+    """The message whose frame `encode` made. Raises `ValueError` if the frame is damaged."""
+    if len(frame) < 8:
+        raise FrameError("the frame is cut off")
+    (count,) = unpack_from("<Q", frame)
+    if not 6 <= count <= len(frame) // 8 - 1:
+        raise FrameError("the table of offsets does not fit the frame")
+    bounds = unpack_from(f"<{count}Q", frame, 8)
+    if bounds[-1] != len(frame):
+        raise FrameError("the frame is cut off")
+    if bounds[0] != 8 * (count + 1) or list(bounds) != sorted(bounds):
+        raise FrameError("the table of offsets is damaged")
+    channel = frame[bounds[0] : bounds[1]].decode()
+    view = memoryview(frame)
+    header = decode_header(view[bounds[1] : bounds[2]])
+    parent = decode_header(view[bounds[2] : bounds[3]], "parent_header")
+    return Message(channel, frame, bounds, header, parent)

@@ -13,7 +13,7 @@ from fastapi import Path, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from app.managers.kernel import Kernel
-from app.managers.log import Gap, Reader
+from app.managers.log import Gap, Position, Reader
 from app.managers.rate_limits import RateLimits
 from app.plugins import load_class
 from app.protocol import legacy, v1
@@ -62,16 +62,23 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
         websocket: WebSocket,
         kernel_id: Annotated[str, Path(description="The kernel's id.")],
         session_id: Annotated[str | None, Query(max_length=256)] = None,
+        after: Annotated[int | None, Query(ge=0)] = None,
+        epoch: Annotated[str | None, Query(max_length=64)] = None,
     ) -> None:
         """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
 
         Accepted at once, whatever the kernel does: what is sent before it is ready waits. A
-        `session_id` that was connected before goes on where it left off.
+        `session_id` that was connected before goes on where it left off. With `after`, every
+        message carries its number, and the story begins after that one (0: with the oldest kept);
+        `epoch`, as the first status tells it, makes sure that the number is of this log.
         """
         kernel = websocket.state.kernels.get(kernel_id)
         is_v1 = _speaks_v1(websocket.scope["subprotocols"], settings.kernel_ws_protocol)
         session = session_id or uuid4().hex
-        connection = connection_class(websocket, kernel, session, is_v1=is_v1, limits=limits)
+        start = None if after is None else kernel.traffic.log.place_after(after, epoch)
+        connection = connection_class(
+            websocket, kernel, session, start=start, is_v1=is_v1, limits=limits
+        )
         await connection.run()
 
     return channels
@@ -94,6 +101,7 @@ class ChannelsConnection:
         kernel: Kernel,
         session: str,
         *,
+        start: Position | None,
         is_v1: bool,
         limits: RateLimits | None,
     ) -> None:
@@ -102,14 +110,17 @@ class ChannelsConnection:
         self._kernel = kernel
         self._session = session
         self._is_v1 = is_v1
+        self._start = start
 
     async def run(self) -> None:
         """Accept, greet, then move frames both ways until one side ends."""
         websocket, traffic = self._websocket, self._kernel.traffic
         await websocket.accept(v1.SUBPROTOCOL if self._is_v1 else None)
-        sender = sender_for(websocket, is_v1=self._is_v1)
         # The greeting tells the state at the reader's first position: nothing may come between.
-        greeting, reader = traffic.greeting(), traffic.attach(self._session)
+        greeting, reader = traffic.greeting(), traffic.attach(self._session, self._start)
+        numbered = self._start is not None
+        sender = sender_for(websocket, reader.position, is_v1=self._is_v1, numbered=numbered)
+        reader.confirm_with(sender.arrived)
         live_from = traffic.log.next_seq
         pump = asyncio.get_running_loop().create_task(
             self._pump(sender, reader, greeting, live_from), name=f"pump to {self._session}"
@@ -129,18 +140,23 @@ class ChannelsConnection:
     ) -> None:
         """Send what the reader takes; the socket's own back-pressure is the only queue."""
         try:
-            limit = OutputLimit(self._limits, live_from) if self._limits else None
-            await sender.send([greeting])
+            counters = self._kernel.traffic.counters
+            limit = (
+                OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
+            )
+            await sender.send([greeting], reader.position)
             while not reader.finished:
-                gap, entries = reader.take()
+                gap, entries = await reader.fetch()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
                 if gap is not None:
                     messages.insert(0, self._notice(gap))
+                    counters.outdated.messages += gap.messages
+                    counters.outdated.bytes += gap.bytes
                 if messages or entries:
                     try:
-                        await sender.send(messages)
+                        await sender.send(messages, reader.position)
                     finally:  # the frames built for it are kept, whether it was sent or not
-                        if not self._is_v1:
+                        if not self._is_v1 and self._start is None:
                             self._kernel.traffic.log.charge(entries)
                 else:
                     await reader.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from app.managers.counters import Tally
 from app.managers.log import Entry
 from app.managers.rate_limits import Episode, RateLimiter, RateLimits
 from app.protocol.compose import make_message
@@ -17,12 +18,14 @@ class OutputLimit:
     """Limits what one connection is sent of its kernel's live output.
 
     What was said before number ``live_from`` is a replay of what this client has missed, and is
-    never limited.
+    never limited. ``held_back`` counts what is left out.
     """
 
-    def __init__(self, limits: RateLimits, live_from: int) -> None:
+    def __init__(self, limits: RateLimits, live_from: int, held_back: Tally) -> None:
         self._limiter = RateLimiter(limits)
         self._live_from = live_from
+        self._held_back = held_back
+        self._last_held: Message | None = None
 
     def select(self, entries: Iterable[Entry]) -> list[Message]:
         """The messages to send for these entries, notices among them."""
@@ -33,7 +36,7 @@ class OutputLimit:
             if entry.seq < self._live_from or message.channel != "iopub":
                 messages.append(message)
             elif _is_idle(message):
-                _add_count(messages, self._limiter.reset(), message)
+                self._add_count(messages, self._limiter.reset())
                 messages.append(message)
             else:
                 self._limit(messages, message, now)
@@ -45,23 +48,29 @@ class OutputLimit:
         admitted = limiter.admit(message.msg_type, len(message.frame), now)
         if admitted:
             if limiter.exceeded is None:
-                _add_count(messages, limiter.end_episode(), message)
+                self._add_count(messages, limiter.end_episode())
             messages.append(message)
-        elif before is None and limiter.exceeded is not None:
+            return
+        self._held_back.messages += 1
+        self._held_back.bytes += len(message.frame)
+        self._last_held = message
+        if before is None and limiter.exceeded is not None:
             messages.append(_notice(limiter.notice(limiter.exceeded), message))
 
-
-def _is_idle(message: Message) -> bool:
-    return message.msg_type == "status" and b'"idle"' in bytes(message.part(3))
-
-
-def _add_count(messages: list[Message], episode: Episode | None, cause: Message) -> None:
-    if episode is not None:
+    def _add_count(self, messages: list[Message], episode: Episode | None) -> None:
+        """Say what was held back, as output of what was: that it is over may be another's doing."""
+        if episode is None or self._last_held is None:
+            return
         text = (
             f"kernelkeep: {episode.messages} messages ({episode.bytes} bytes) of output were held "
             "back.\n"
         )
-        messages.append(_notice(text, cause))
+        messages.append(_notice(text, self._last_held))
+        self._last_held = None
+
+
+def _is_idle(message: Message) -> bool:
+    return message.msg_type == "status" and b'"idle"' in bytes(message.part(3))
 
 
 def _notice(text: str, cause: Message) -> Message:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from starlette.websockets import WebSocket
 
-from app.protocol import legacy
+from app.managers.entries import Position
+from app.protocol import legacy, v1
 from app.protocol.frames import FrameError
 from app.protocol.messages import Message
 
@@ -24,57 +25,91 @@ EXTENSION = "kernelkeep.frames"
 class FrameWriter(Protocol):
     """What the extension can do that plain ASGI cannot: write many frames at once."""
 
-    async def write(self, frames: Iterable[tuple[bytes, bool]]) -> None:
-        """Write frames, each a payload and whether it is text; return when more may come."""
+    @property
+    def acknowledged(self) -> Position | None:
+        """The place in the log up to which the client is known to have everything."""
+
+    async def write(
+        self, frames: Iterable[tuple[bytes, bool]], place: Position | None = None
+    ) -> None:
+        """Write frames, each a payload and whether it is text; return when more may come.
+
+        They bring the client to ``place`` in the log.
+        """
+
+
+Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
 
 
 class Sender(Protocol):
     """Sends messages in one framing."""
 
-    async def send(self, messages: Sequence[Message]) -> None:
-        """Send messages; return when the socket takes more.
+    async def send(self, messages: Sequence[Message], place: Position) -> None:
+        """Send messages, which bring the client to ``place``; return when more may come.
 
         Raises `OSError` or `WebSocketDisconnect` when the client is gone.
         """
 
+    def arrived(self, place: Position) -> Position:
+        """How far the client has come, of a reader that is at ``place``."""
 
-def sender_for(websocket: WebSocket, *, is_v1: bool) -> Sender:
-    """The best way to send to this WebSocket."""
+
+def sender_for(websocket: WebSocket, start: Position, *, is_v1: bool, numbered: bool) -> Sender:
+    """The best way to send to this WebSocket, whose client is at ``start``.
+
+    ``numbered`` messages carry their number in the log.
+    """
+    encode: Encode = _v1_frames if is_v1 else _legacy_frames
+    if numbered:
+        encode = _numbered_v1_frames if is_v1 else _numbered_legacy_frames
     writer: FrameWriter | None = websocket.scope.get("extensions", {}).get(EXTENSION)
     if writer is not None:
-        return _BatchSender(writer, is_v1)
-    return _PlainSender(websocket, is_v1)
+        return _BatchSender(writer, encode, start)
+    return _PlainSender(websocket, encode)
 
 
 class _BatchSender:
-    def __init__(self, writer: FrameWriter, is_v1: bool) -> None:
+    def __init__(self, writer: FrameWriter, encode: Encode, start: Position) -> None:
         self._writer = writer
-        self._is_v1 = is_v1
+        self._encode = encode
+        self._start = start
 
-    async def send(self, messages: Sequence[Message]) -> None:
-        if self._is_v1:
-            await self._writer.write([(message.frame, False) for message in messages])
-        else:
-            await self._writer.write(_legacy_frames(messages))
+    async def send(self, messages: Sequence[Message], place: Position) -> None:
+        await self._writer.write(self._encode(messages), place)
+
+    def arrived(self, place: Position) -> Position:  # noqa: ARG002
+        return self._writer.acknowledged or self._start
 
 
 class _PlainSender:
-    def __init__(self, websocket: WebSocket, is_v1: bool) -> None:
+    def __init__(self, websocket: WebSocket, encode: Encode) -> None:
         self._websocket = websocket
-        self._is_v1 = is_v1
+        self._encode = encode
 
-    async def send(self, messages: Sequence[Message]) -> None:
-        if self._is_v1:
-            for message in messages:
-                await self._websocket.send_bytes(message.frame)
-        else:
-            for frame, is_text in _legacy_frames(messages):
-                if is_text:
-                    await self._websocket.send_text(frame.decode())
-                else:
-                    await self._websocket.send_bytes(frame)
+    async def send(self, messages: Sequence[Message], place: Position) -> None:  # noqa: ARG002
+        for frame, is_text in self._encode(messages):
+            if is_text:
+                await self._websocket.send_text(frame.decode())
+            else:
+                await self._websocket.send_bytes(frame)
         # A send that the socket takes at once gives nobody else a turn.
         await asyncio.sleep(0)
+
+    def arrived(self, place: Position) -> Position:
+        """Nobody can tell: what was written counts as having arrived."""
+        return place
+
+
+def _v1_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:
+    return [(message.frame, False) for message in messages]
+
+
+def _numbered_v1_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:
+    return [(v1.encode_numbered(message), False) for message in messages]
+
+
+def _numbered_legacy_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:
+    return [(legacy.encode_numbered(message), not message.buffer_count) for message in messages]
 
 
 def _legacy_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:

@@ -1,8 +1,9 @@
 """uvicorn's WebSocket protocol, with what plain ASGI cannot say.
 
 The ``kernelkeep`` command chooses this class. It writes many frames at once (`FrameWriter`, in
-``scope["extensions"]``), and it *aborts* a connection whose peer takes nothing: uvicorn's own way
-out, a close, waits for the flush and so for ever.
+``scope["extensions"]``), it asks with pings how much of that has arrived, and it *aborts* a
+connection whose peer takes nothing: uvicorn's own way out, a close, waits for the flush and so for
+ever.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable
-from struct import pack
+from struct import pack, unpack
 from typing import Final, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
+from app.managers.entries import Position
+from app.ws.acknowledgements import PING_SECONDS, Acknowledgements
 from app.ws.sending import EXTENSION
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows: only pongs tell what has arrived
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["KernelkeepWebSocketProtocol"]
 
@@ -39,8 +49,11 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     _written = 0  # bytes handed to the transport by write()
     _taken = 0  # of those, how many had left it when last looked at
 
+    _ping_plan: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._acknowledgements = Acknowledgements()
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
@@ -60,9 +73,17 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             # The refusal is out; uvicorn would log an error about a handshake that never came.
             self.handshake_complete = True
 
-    async def write(self, frames: Iterable[tuple[bytes, bool]]) -> None:
+    @property
+    def acknowledged(self) -> Position | None:
+        """The place in the log up to which the client is known to have everything."""
+        return self._acknowledgements.acknowledged
+
+    async def write(
+        self, frames: Iterable[tuple[bytes, bool]], place: Position | None = None
+    ) -> None:
         """Write frames, each a payload and whether it is text (`app.ws.sending.FrameWriter`).
 
+        They bring the client to ``place`` in the log.
         Raises `ClientDisconnected` when the connection is closed or closing.
         """
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
@@ -78,6 +99,9 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
                 small.append(payload)
         if small:
             self._hand_over(b"".join(small))
+        if place is not None:
+            self._acknowledgements.sent(place)
+            self._plan_ping()
         # Everybody else gets a turn, even when the socket has taken all of it at once.
         await asyncio.sleep(0)
         await self.writable.wait()
@@ -87,6 +111,50 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     def _hand_over(self, data: bytes) -> None:
         self._written += len(data)
         self.transport.write(data)
+
+    def _plan_ping(self) -> None:
+        """Ask soon whether what was written has arrived, unless that is planned already."""
+        if self._ping_plan is None and self._acknowledgements.ping_is_due:
+            self._ping_plan = self.loop.call_later(PING_SECONDS, self._ask)
+
+    def _ask(self) -> None:
+        self._ping_plan = None
+        if self.disconnected or self.close_sent or self.conn.state is not OPEN:
+            return
+        payload = self._acknowledgements.ping()
+        if payload is not None:
+            self.conn.send_ping(payload)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+
+    def handle_pong(self, event: Frame) -> None:
+        if self._acknowledgements.pong(bytes(event.data)):
+            self._plan_ping()
+        else:
+            super().handle_pong(event)
+
+    def handle_close(self, event: Frame) -> None:
+        # A client that closes has all that its machine has confirmed, whatever pong is missing.
+        if not self.transport.get_write_buffer_size() and self._is_all_confirmed():
+            self._acknowledgements.all_arrived()
+        super().handle_close(event)
+
+    def _is_all_confirmed(self) -> bool:
+        """Whether the peer's TCP has acknowledged every byte that was written."""
+        connection: socket.socket | None = self.transport.get_extra_info("socket")
+        if connection is None or fcntl is None:
+            return False
+        try:
+            unconfirmed = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return False
+        count: int = unpack("=i", unconfirmed)[0]
+        return count == 0
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._ping_plan is not None:
+            self._ping_plan.cancel()
+            self._ping_plan = None
+        super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:
         """No pong has come in time: give up the connection, unless that is our own doing.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
@@ -376,9 +377,9 @@ class JupyterChannels:
 
 def summary(messages: Sequence[Message]) -> str:
     """One line about messages, for the text of a failure."""
-    return ", ".join(
-        f"{message.channel}:{message.state or message.msg_type}" for message in messages
-    )
+    what = (f"{message.channel}:{message.state or message.msg_type}" for message in messages)
+    runs = ((name, len([*run])) for name, run in groupby(what))
+    return ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in runs)
 
 
 @dataclass

@@ -46,6 +46,7 @@ class Message:
     metadata: Json = field(default_factory=dict)
     content: Json = field(default_factory=dict)
     buffers: list[bytes] = field(default_factory=list)
+    seq: int | None = None  # its number in the log, where the client has asked for that
 
     @property
     def msg_type(self) -> str:
@@ -82,10 +83,11 @@ def decode_legacy(frame: str | bytes) -> Message:
     else:
         text, *buffers = _split(">I", frame)
         parts = _loads(text)
+    seq = parts.pop("seq", None)
     _check(set(parts) == LEGACY_KEYS, f"keys are {sorted(parts)}")
     for name in ("msg_id", "msg_type"):
         _check(parts.pop(name) == parts["header"][name], f"{name} differs from the header's")
-    return Message(**parts, buffers=buffers)
+    return Message(**parts, buffers=buffers, seq=seq)
 
 
 def encode_v1(message: Message) -> bytes:
@@ -102,7 +104,8 @@ def decode_v1(frame: str | bytes) -> Message:
     parts = _split("<Q", frame, with_end=True)
     _check(len(parts) >= 5, "fewer than a channel and four JSON parts")
     header, parent_header, metadata, content = map(_loads, parts[1:5])
-    return Message(parts[0].decode(), header, parent_header, metadata, content, parts[5:])
+    seq = metadata.get("kernelkeep_seq")
+    return Message(parts[0].decode(), header, parent_header, metadata, content, parts[5:], seq)
 
 
 def _join(integer: str, parts: list[bytes], *, with_end: bool = False) -> bytes:

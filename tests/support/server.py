@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -76,11 +76,19 @@ class ServerProcess:
     # -- its life, in time order
 
     @property
+    def credentials(self) -> Sequence[str]:
+        return ("--token", self.token)
+
+    @property
     def command(self) -> list[str]:
         home = self.home
-        where = ["--host", "127.0.0.1", "--port", "0", "--token", self.token]
+        where = ["--host", "127.0.0.1", "--port", "0", *self.credentials]
         folders = ["--root-dir", str(home.root_dir), "--state-dir", str(home.state_dir)]
         return [sys.executable, "-m", "app", *where, *folders, *self._arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.home.environment(self._env)
 
     def start(self, timeout: float = START_TIMEOUT) -> Self:
         """Returns when the server has announced its URL.
@@ -92,7 +100,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             self.command,
             cwd=REPOSITORY,
-            env=self.home.environment(self._env),
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -111,14 +119,18 @@ class ServerProcess:
             )
         return self
 
+    @property
+    def announcement(self) -> str:
+        """A regular expression for the line that tells the URL; its group is the port."""
+        return rf"http://127\.0\.0\.1:(\d+)/\?token={re.escape(self.token)}"
+
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        url = re.compile(rf"http://127\.0\.0\.1:(\d+)/\?token={re.escape(self.token)}")
         with self._process.stdout as stdout:
             for line in stdout:
                 self._lines.append(line)
-                match = url.search(line)
+                match = re.search(self.announcement, line)
                 if match and not self._announced.is_set():
                     self._port = int(match[1])
                     self._announced.set()
@@ -196,6 +208,43 @@ class ServerProcess:
     def output(self, since: int = 0) -> str:
         """All that the server wrote on stdout and stderr since a mark."""
         return "".join(self._lines[since:])
+
+
+class OpenServer(ServerProcess):
+    """``--auth none``: everybody on this machine may come in."""
+
+    @property
+    def credentials(self) -> Sequence[str]:
+        return ("--auth", "none")
+
+    @property
+    def announcement(self) -> str:
+        return r"http://127\.0\.0\.1:(\d+)/$"
+
+
+class UvicornServer(ServerProcess):
+    """The same application under ``uvicorn app.main:app``, its options in the environment.
+
+    What plain ASGI cannot say (batched writes, among others) this server goes without.
+    """
+
+    @property
+    def command(self) -> list[str]:
+        where = ["--host", "127.0.0.1", "--port", "0"]
+        return [sys.executable, "-m", "uvicorn", "app.main:app", *where, *self._arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        options = {
+            "KERNELKEEP_TOKEN": self.token,
+            "KERNELKEEP_ROOT_DIR": str(self.home.root_dir),
+            "KERNELKEEP_STATE_DIR": str(self.home.state_dir),
+        }
+        return {**super().environment, **options}
+
+    @property
+    def announcement(self) -> str:
+        return r"Uvicorn running on http://127\.0\.0\.1:(\d+)"
 
 
 def run_server(

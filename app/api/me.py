@@ -1,0 +1,66 @@
+"""The user: who it is, what it may do, and how it wants to be called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Response
+
+from app.api.access import AUTHENTICATED
+from app.api.dependencies import AuthorizationDep, JSONRoute, UserDep, errors
+from app.api.models import MeModel, UpdatedMe, UpdateMe
+from app.managers.errors import InvalidRequest
+from app.managers.identity import UPDATABLE_FIELDS
+
+router = APIRouter(prefix="/api/me", tags=["user"], route_class=JSONRoute)
+
+_encode = msgspec.json.Encoder().encode
+_permissions = msgspec.json.Decoder(dict[str, list[str]])
+
+
+@router.get(
+    "",
+    operation_id="user_get",
+    response_model=MeModel,
+    responses=errors(400),
+    dependencies=[AUTHENTICATED],
+)
+async def get_me(
+    user: UserDep,
+    authorization: AuthorizationDep,
+    permissions: Annotated[
+        str, Query(description='What to ask for, as JSON: `{"kernels": ["read", "write"]}`.')
+    ] = "",
+) -> Response:
+    """Who the user is, and which of the `permissions` asked for it has."""
+    allowed = {
+        resource: [action for action in actions if await authorization.allows(action, resource)]
+        for resource, actions in _decode(permissions).items()
+    }
+    allowed["updatable_fields"] = list(UPDATABLE_FIELDS)
+    body = {"identity": user.identity, "permissions": allowed}
+    return Response(_encode(body), media_type="application/json")
+
+
+def _decode(permissions: str) -> dict[str, list[str]]:
+    try:
+        return _permissions.decode(permissions) if permissions else {}
+    except msgspec.MsgspecError:
+        raise InvalidRequest(
+            'permissions should be a JSON dict of {"resource": ["action",]}'
+        ) from None
+
+
+@router.patch(
+    "",
+    operation_id="user_update",
+    response_model=UpdatedMe,
+    responses=errors(400),
+    dependencies=[AUTHENTICATED],
+)
+async def update_me(user: UserDep, body: UpdateMe) -> Response:
+    """Change how the user is called. It lasts as long as the server runs."""
+    user.update(body.model_dump(exclude_unset=True))
+    answer = {"status": "success", "identity": user.identity}
+    return Response(_encode(answer), media_type="application/json")

@@ -1,0 +1,105 @@
+"""The sessions resource: which document or console works with which kernel."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from app.api.access import requires
+from app.api.dependencies import ERRORS, JSONRoute, SessionsDep, errors
+from app.api.models import SessionModel, StartSession, UpdateSession
+
+router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
+
+SessionIdDep = Annotated[str, Path(description="The session's id.")]
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, "application/json")
+
+
+@router.get(
+    "",
+    operation_id="sessions_list",
+    response_model=list[SessionModel],
+    responses=ERRORS,
+    dependencies=[requires("sessions", "read")],
+)
+async def list_sessions(sessions: SessionsDep) -> Response:
+    """List the sessions. One whose kernel is gone is forgotten and left out."""
+    return _json(await sessions.models())
+
+
+@router.post(
+    "",
+    operation_id="sessions_create",
+    status_code=201,
+    response_model=SessionModel,
+    responses={
+        201: {
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
+        },
+        **errors(400, 413, 500, 501, 503),
+    },
+    dependencies=[requires("sessions", "write")],
+)
+async def create_session(request: Request, sessions: SessionsDep, body: StartSession) -> Response:
+    """Make a session and start its kernel, or attach it to a kernel that runs.
+
+    If there is a session for this path, that one is returned as it is, with 201 too.
+    """
+    session = await sessions.create(
+        body.path,
+        body.type,
+        name=body.name,
+        kernel_id=body.kernel.id or None,
+        kernel_name=body.kernel.name or None,
+    )
+    location = f"{request.scope.get('root_path', '')}/api/sessions/{session.id}"
+    return _json(sessions.model(session), 201, {"Location": location})
+
+
+@router.get(
+    "/{session_id}",
+    operation_id="sessions_get",
+    response_model=SessionModel,
+    responses=errors(404),
+    dependencies=[requires("sessions", "read")],
+)
+async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
+    """Look at one session."""
+    return _json(sessions.model(await sessions.get(session_id)))
+
+
+@router.patch(
+    "/{session_id}",
+    operation_id="sessions_update",
+    response_model=SessionModel,
+    responses=errors(400, 404, 413, 501, 503),
+    dependencies=[requires("sessions", "write")],
+)
+async def update_session(
+    sessions: SessionsDep, session_id: SessionIdDep, body: UpdateSession
+) -> Response:
+    """Rename a session, change its type, or give it another kernel.
+
+    Its old kernel is shut down; the answer comes when that is done.
+    """
+    session = await sessions.update(
+        session_id, body.changes, kernel_id=body.kernel.id, kernel_name=body.kernel.name
+    )
+    return _json(sessions.model(session))
+
+
+@router.delete(
+    "/{session_id}",
+    operation_id="sessions_delete",
+    status_code=204,
+    responses=errors(404),
+    dependencies=[requires("sessions", "write")],
+)
+async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
+    """End a session and shut its kernel down, even if other sessions have it too."""
+    await sessions.delete(session_id)
+    return Response(status_code=204)

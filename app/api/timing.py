@@ -1,0 +1,47 @@
+"""How long requests take, by the route that they were for."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.managers.metrics import Metrics
+
+__all__ = ["TimingMiddleware"]
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class TimingMiddleware:
+    """Counts every HTTP response: its method, its route's template and its status.
+
+    What a client can make up (a path, a method) is never a label: there would be no end of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500  # of an exception that gets here
+
+        async def send_observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_observed)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            route = getattr(scope.get("route"), "path_format", "none")
+            metrics: Metrics | None = scope.get("state", {}).get("metrics")
+            if metrics is not None:  # the lifespan has run
+                seconds = time.perf_counter() - began
+                metrics.counters.request_seconds[method, route, str(status)].observe(seconds)

@@ -1,0 +1,53 @@
+"""The entries of a message log, and places in it."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from app.protocol.messages import Message
+
+__all__ = ["ENTRY_OVERHEAD", "Batch", "Entry", "Gap", "Position"]
+
+ENTRY_OVERHEAD: Final = 700
+"""What an entry costs beside its frame: the message, its header structs, its offsets."""
+
+
+class Entry:
+    """One message in the log.
+
+    ``owner`` is the session it is for; None is every session. A ``transient`` entry tells a state
+    of its moment (the kernel restarts, is idle again), and is not shown to those who come later.
+    """
+
+    __slots__ = ("charged", "message", "offset", "owner", "seq", "transient")
+
+    def __init__(
+        self, seq: int, offset: int, message: Message, owner: str | None, transient: bool = False
+    ) -> None:
+        self.seq = message.seq = seq
+        self.offset = offset  # bytes of all messages before this one, since the log began
+        self.message = message
+        self.owner = owner
+        self.transient = transient
+        self.charged = len(message.frame) + ENTRY_OVERHEAD  # what the log counts for it
+
+
+class Gap(NamedTuple):
+    """What a reader will never see: it had left the log before the reader came to it."""
+
+    messages: int
+    bytes: int
+
+
+class Position(NamedTuple):
+    """A place in a log: the next number to read, and the bytes of all messages before it."""
+
+    cursor: int
+    offset: int
+
+
+class Batch(NamedTuple):
+    """What a reader took: perhaps a gap, then messages in order."""
+
+    gap: Gap | None
+    entries: list[Entry]

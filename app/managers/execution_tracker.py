@@ -1,0 +1,276 @@
+"""The executions of one kernel, followed by what `app.managers.traffic` sees pass.
+
+For every message of the kernel but replies to executions, statuses and input requests this costs
+nothing; for those it is a look into a dictionary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from app.managers.entries import Position
+from app.managers.execution import Execution, InputRequest
+from app.managers.log import MessageLog
+from app.protocol.messages import ClientMessage, Message
+
+__all__ = ["ExecutionListener", "ExecutionTracker"]
+
+MAX_UNFINISHED: Final = 8192
+"""Executions under way per kernel; beyond, the oldest is given up."""
+
+IDLE_SECONDS: Final = 2.0
+"""How long after its reply an execution waits for the idle status that some kernels never send."""
+
+REPLY_SECONDS: Final = 5.0
+"""How long after its idle status it waits for a reply: without one it is not known how it ended."""
+
+
+class ExecutionListener(Protocol):
+    """Who acts on what happens to executions. Its methods must not block and must not raise."""
+
+    def on_start(self, execution: Execution) -> None:
+        """The kernel has begun with it."""
+
+    def on_free(self) -> None:
+        """The kernel has become ready, or has gone idle, or an execution has ended."""
+
+    def on_end(self, execution: Execution) -> None:
+        """It has ended."""
+
+    def on_close(self, reason: str) -> None:
+        """The kernel's process takes no more; what waits to be sent to it ends."""
+
+
+class _Reply(msgspec.Struct):
+    status: Any = ""
+    execution_count: Any = None
+
+
+class _Question(msgspec.Struct):
+    prompt: str = ""
+    password: bool = False
+
+
+_reply_decoder: Final = msgspec.json.Decoder(_Reply)
+_question_decoder: Final = msgspec.json.Decoder(_Question)
+
+
+class ExecutionTracker:
+    """Knows the executions that are under way, and the last ``kept`` that have ended.
+
+    Two clients may use one ``msg_id``: what the kernel says is then of the earlier one, until that
+    is complete; whoever asks by id gets the later one.
+    """
+
+    def __init__(self, log: MessageLog, kept: int) -> None:
+        self.listener: ExecutionListener | None = None
+        self._log = log
+        self._kept = kept
+        self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
+        self._under_way: dict[str, list[Execution]] = {}  # sent, in that order
+        self._count = 0  # of those
+        self._ended: deque[Execution] = deque()
+        self._incomplete: deque[tuple[float, Execution]] = deque()  # and when each is given up
+        self._plan: asyncio.TimerHandle | None = None
+
+    # Looking
+
+    def __iter__(self) -> Iterator[Execution]:
+        """Those that are known, in the order in which they were asked for."""
+        return iter(tuple(self._by_id.values()))
+
+    def get(self, execution_id: str) -> Execution | None:
+        """The execution with this id, if it is (still) known."""
+        return self._by_id.get(execution_id)
+
+    @property
+    def under_way(self) -> Iterator[Execution]:
+        """Those that were sent and have not ended, oldest first."""
+        return (execution for same_id in self._under_way.values() for execution in same_id)
+
+    # Of whom there is to know
+
+    def add(self, execution: Execution) -> None:
+        """Somebody has asked for it; it need not be sent yet."""
+        self._by_id.pop(execution.id, None)
+        self._by_id[execution.id] = execution
+
+    def on_request(self, message: ClientMessage, session: str) -> Execution:
+        """An ``execute_request`` is on its way to the kernel."""
+        execution_id = message.header.msg_id
+        execution = self._by_id.get(execution_id)
+        if execution is None or execution.sent or execution.ended or execution.session != session:
+            execution = Execution(
+                execution_id,
+                session,
+                self._log.end,
+                on_main_shell=message.header.subshell_id is None,
+            )
+            self.add(execution)
+        execution.on_sent(self._log.end)
+        self._under_way.setdefault(execution_id, []).append(execution)
+        self._count += 1
+        if self._count > MAX_UNFINISHED:
+            oldest = next(self.under_way)
+            self.give_up(oldest, "Too many executions of this kernel are under way")
+        return execution
+
+    def give_up(self, execution: Execution, reason: str, *, never_ran: bool = False) -> None:
+        """Nothing more can come of it."""
+        if not execution.ended:
+            execution.give_up(self._log.end, reason, never_ran=never_ran)
+            self._forget(execution)
+
+    # What the kernel says. Each message is in the log already.
+
+    def on_status(self, reported: str, message: Message) -> None:
+        """A status of the kernel's."""
+        same_id = self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            if reported == "idle" and self.listener is not None:
+                self.listener.on_free()
+        elif reported == "busy":
+            self._on_busy(same_id, message)
+        elif reported == "idle":
+            execution = next((one for one in same_id if not one.idle), same_id[0])
+            if execution.on_idle(self._place_of(message)):
+                self._finish(execution)
+            else:
+                self._wait_for_the_rest(execution, REPLY_SECONDS)
+
+    def _on_busy(self, same_id: list[Execution], message: Message) -> None:
+        execution = next((one for one in same_id if not one.running), None)
+        if execution is not None and execution.on_busy(self._place_of(message)):
+            self._log.wake()
+            if self.listener is not None:
+                self.listener.on_start(execution)
+
+    def on_reply(self, message: Message) -> None:
+        """An ``execute_reply``."""
+        same_id = self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            return
+        execution = next((one for one in same_id if one.reply_status is None), same_id[0])
+        reply = _read_reply(message)
+        status = reply.status if isinstance(reply.status, str) else ""
+        count = reply.execution_count if isinstance(reply.execution_count, int) else None
+        if execution.on_reply(self._place_of(message), status, count):
+            self._finish(execution)
+        else:
+            self._wait_for_the_rest(execution, IDLE_SECONDS)
+
+    def on_input_request(self, message: Message) -> None:
+        """The kernel asks the user of an execution for something."""
+        same_id = self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            return
+        try:
+            question = _question_decoder.decode(message.part(3))
+        except msgspec.MsgspecError:  # it is a question all the same
+            question = _Question()
+        header = bytes(message.part(0))
+        same_id[0].input_request = InputRequest(question.prompt, question.password, header)
+
+    def on_input_reply(self) -> None:
+        """Somebody has answered: a kernel asks one question at a time."""
+        for execution in self.under_way:
+            execution.input_request = None
+
+    def on_ready(self) -> None:
+        """The kernel takes requests."""
+        if self.listener is not None:
+            self.listener.on_free()
+
+    def close_waiting(self, reason: str) -> None:
+        """The process will take no more: what waits to be sent to it ends here."""
+        if self.listener is not None:
+            self.listener.on_close(reason)
+
+    def close(self, reason: str, *, was_ready: bool) -> None:
+        """The process is gone: every execution that it was sent ends here.
+
+        Kernels work in order: of a process that ``was_ready``, the first that is not finished was
+        running, even if that it had begun was never heard.
+        """
+        for execution in tuple(self.under_way):
+            if execution.reply_status is not None:
+                self._finish(execution)
+                continue
+            blamed = was_ready and execution.on_main_shell and not execution.idle
+            was_ready = was_ready and not blamed
+            self.give_up(execution, reason, never_ran=not blamed)
+        self._incomplete.clear()
+        if self._plan is not None:
+            self._plan.cancel()
+            self._plan = None
+
+    # Ends
+
+    def _finish(self, execution: Execution) -> None:
+        execution.finish(self._log.end)
+        self._forget(execution)
+
+    def _forget(self, execution: Execution) -> None:
+        """It has ended: of those, the last are kept to be looked at."""
+        same_id = self._under_way.get(execution.id, [])
+        if execution in same_id:
+            self._count -= 1
+            same_id.remove(execution)
+            if not same_id:
+                del self._under_way[execution.id]
+        self._ended.append(execution)
+        while len(self._ended) > self._kept:
+            oldest = self._ended.popleft()
+            if self._by_id.get(oldest.id) is oldest:
+                del self._by_id[oldest.id]
+        self._log.wake()  # those who follow it
+        if self.listener is not None:
+            self.listener.on_end(execution)
+            self.listener.on_free()
+
+    def _wait_for_the_rest(self, execution: Execution, seconds: float) -> None:
+        """Some kernels forget one of the two messages that end an execution."""
+        loop = asyncio.get_running_loop()
+        self._incomplete.append((loop.time() + seconds, execution))
+        if self._plan is None:
+            self._plan = loop.call_later(seconds, self._finish_late)
+
+    def _finish_late(self) -> None:
+        """End those that have waited long enough. One timer serves all of a kernel."""
+        loop, rest = asyncio.get_running_loop(), []
+        self._plan = None
+        waiting, self._incomplete = self._incomplete, deque()
+        for due, execution in waiting:
+            if execution.ended:
+                continue
+            if due <= loop.time():
+                self._finish(execution)
+            else:
+                rest.append((due, execution))
+        self._incomplete.extendleft(reversed(rest))
+        if self._incomplete and self._plan is None:
+            first = min(due for due, _ in self._incomplete)
+            self._plan = loop.call_at(first, self._finish_late)
+
+    def _place_of(self, message: Message) -> Position:
+        """The place of the message that was appended last."""
+        end = self._log.end
+        return Position(end.cursor - 1, end.offset - len(message.frame))
+
+
+def _read_reply(message: Message) -> _Reply:
+    part = message.part(3)
+    try:
+        return _reply_decoder.decode(part)
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    try:  # Python kernels send NaN, in the values of user_expressions
+        return msgspec.convert(json.loads(str(part, "utf-8")), _Reply)
+    except (ValueError, RecursionError):
+        return _Reply()

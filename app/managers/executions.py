@@ -1,0 +1,325 @@
+"""Running code in a kernel without a WebSocket: the executions that this server asks for itself.
+
+They are held here until the kernel's main shell has nothing left to do, and only then sent: one
+that is cancelled before never runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from itertools import takewhile
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+import msgspec
+
+from app.managers.errors import (
+    ExecutionNotFound,
+    KernelNotRunning,
+    MessageTypeNotAllowed,
+    NoInputRequested,
+    ServerStopping,
+    TooManyExecutions,
+)
+from app.managers.execution import Execution, ExecutionState
+from app.managers.state import KernelState, Lifecycle
+from app.managers.traffic import Traffic
+from app.protocol.messages import ClientMessage, Header, new_header
+from app.settings import Settings
+
+__all__ = ["Code", "Executions", "ProcessControl"]
+
+logger = logging.getLogger(__name__)
+
+EARLY_SECONDS: Final = 0.3
+"""Kernels ignore a signal until they are about to run the code: an interrupt that comes within this
+time from the start is sent again after it."""
+
+RETRY_SECONDS: Final = 5
+"""When to try again, for those who are told that too many executions wait."""
+
+
+class Code(msgspec.Struct, frozen=True):
+    """What to execute; the fields of an ``execute_request``, and how many seconds it may run."""
+
+    code: str
+    silent: bool = False
+    store_history: bool = True
+    user_expressions: Mapping[str, str] = {}
+    allow_stdin: bool = False
+    stop_on_error: bool = True
+    timeout: float | None = None
+
+
+class ProcessControl(Protocol):
+    """What stops an execution: the kernel."""
+
+    async def interrupt(self) -> None:
+        """Interrupt what the kernel runs. Raises `KernelNotRunning`."""
+
+    async def kill(self) -> bool:
+        """Kill the process; False if it is not ours to kill."""
+
+
+class Executions:
+    """The executions of one kernel: asking for them, waiting for them, stopping them.
+
+    Those that others have sent, over WebSockets, are among them.
+    """
+
+    def __init__(
+        self, control: ProcessControl, traffic: Traffic, state: KernelState, settings: Settings
+    ) -> None:
+        self.closing = False
+        self._control = control
+        self._traffic = traffic
+        self._tracker = traffic.tracker
+        self._tracker.listener = self
+        self._state = state
+        self._settings = settings
+        self._held: deque[tuple[Execution, ClientMessage]] = deque()
+        self._held_bytes = 0
+        self._timers: dict[Execution, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    # Looking
+
+    def get(self, execution_id: str) -> Execution:
+        """The execution with this id. Raises `ExecutionNotFound`."""
+        execution = self._tracker.get(execution_id)
+        if execution is None:
+            raise ExecutionNotFound(execution_id)
+        return execution
+
+    def page(self, limit: int, before: str | None = None) -> list[Execution]:
+        """The newest ``limit`` of those that are known, or of those asked for before one; in order.
+
+        Raises `ExecutionNotFound`.
+        """
+        found: Any = iter(self._tracker)
+        if before is not None:
+            last = self.get(before)
+            found = takewhile(lambda execution: execution is not last, found)
+        return list(deque(found, maxlen=limit))
+
+    async def ended(self, execution: Execution, seconds: float) -> bool:
+        """Wait for its end, at most so many seconds; whether it has come.
+
+        Returns early when the server stops.
+        """
+        if not execution.ended and not self.closing and seconds > 0:
+            future = asyncio.get_running_loop().create_future()
+
+            def wake() -> None:
+                if not future.done():
+                    future.set_result(None)
+
+            execution.on_end.append(wake)
+            self._waiting.add(future)
+            try:
+                await asyncio.wait({future}, timeout=seconds)
+            finally:
+                self._waiting.discard(future)
+                with contextlib.suppress(ValueError):
+                    execution.on_end.remove(wake)
+        return execution.ended
+
+    def close_streams(self) -> None:
+        """The server is about to stop: nobody waits any longer for what the kernel says."""
+        self.closing = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._traffic.log.wake()
+
+    # Asking
+
+    def run(self, code: Code) -> Execution:
+        """Execute code when the kernel's main shell is free; returns before that.
+
+        Raises `KernelNotRunning`, `TooManyExecutions`, `MessageTypeNotAllowed` or
+        `ServerStopping`.
+        """
+        settings = self._settings
+        self._check_allowed("execute_request")
+        if self.closing:
+            raise ServerStopping("The server is shutting down")
+        if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
+            raise KernelNotRunning(f"The kernel is {self._state.word}")
+        if (
+            len(self._held) >= settings.execution_queue_limit
+            or self._held_bytes > settings.websocket_backlog_bytes
+        ):
+            raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
+        session = f"http-{uuid4().hex}"
+        message = _execute_request(code, session)
+        execution = Execution(
+            message.header.msg_id,
+            session,
+            self._traffic.log.end,
+            timeout=code.timeout,
+            stop_on_error=code.stop_on_error,
+        )
+        self._tracker.add(execution)
+        self._held.append((execution, message))
+        self._held_bytes += message.size
+        self.on_free()
+        return execution
+
+    def answer(self, execution: Execution, value: str) -> None:
+        """Answer the question that it asks its user.
+
+        Raises `NoInputRequested` or `MessageTypeNotAllowed`.
+        """
+        self._check_allowed("input_reply")
+        asked = execution.input_request
+        if asked is None or execution.ended:
+            raise NoInputRequested(f"Execution {execution.id} asks for no input")
+        header = new_header("input_reply", execution.session)
+        parts = [msgspec.json.encode(header), asked.header, b"{}"]
+        parts.append(msgspec.json.encode({"value": value}))
+        steering = Header(header["msg_id"], "input_reply", execution.session)
+        self._traffic.submit(ClientMessage("stdin", steering, parts), execution.session)
+        self._traffic.log.wake()
+
+    def _check_allowed(self, msg_type: str) -> None:
+        allowed = self._settings.allowed_message_types
+        if allowed and msg_type not in allowed:
+            raise MessageTypeNotAllowed(f"{msg_type} is not in allowed_message_types")
+
+    # Stopping
+
+    async def cancel(self, execution: Execution, kill_after: float | None = None) -> None:
+        """Stop it: one that is held never runs, one that runs is interrupted.
+
+        If it still runs ``kill_after`` seconds later, its process is killed. One that the kernel
+        has in its own queue is interrupted when it begins. Of one that has ended nothing changes.
+        """
+        if execution.ended:
+            return
+        execution.cancel_asked = True
+        if not execution.sent:
+            self._step(execution, "cancel", "It was cancelled before it ran")
+            self._unhold(execution)
+            self._tracker.give_up(execution, "It was cancelled before it ran", never_ran=True)
+        elif execution.running:
+            self._step(execution, "cancel", "It was cancelled")
+            await self._interrupt(execution, "It was cancelled")
+            self._spawn(self._follow_up(execution, "It was cancelled", kill_after))
+        else:
+            self._step(execution, "cancel", "It was cancelled; it is interrupted when it begins")
+            execution.kill_after = kill_after
+
+    async def _stop(self, execution: Execution, why: str, grace: float | None) -> None:
+        await self._interrupt(execution, why)
+        await self._follow_up(execution, why, grace)
+
+    async def _interrupt(self, execution: Execution, why: str) -> None:
+        if not execution.ended:
+            self._step(execution, "interrupt", f"{why}, and interrupted")
+            with contextlib.suppress(KernelNotRunning):  # then it ends without us
+                await self._control.interrupt()
+
+    async def _follow_up(self, execution: Execution, why: str, grace: float | None) -> None:
+        """What comes after an interrupt that does not end it."""
+        ran = execution.seconds or 0.0
+        if ran < EARLY_SECONDS:
+            pause = EARLY_SECONDS if grace is None else min(grace, EARLY_SECONDS)
+            if await self.ended(execution, pause):
+                return
+            await self._interrupt(execution, why)
+            grace = None if grace is None else grace - pause
+        if grace is None or await self.ended(execution, grace) or self.closing:
+            return
+        self._step(execution, "kill", f"{why}; it did not heed the interrupt, and was killed")
+        if not await self._control.kill():
+            logger.warning("execution %s runs on: its kernel is not ours to kill", execution.id)
+
+    def _step(self, execution: Execution, step: Any, detail: str) -> None:
+        execution.take_step(step, detail, self._traffic.log.next_seq - 1)
+        self._traffic.log.wake()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _on_timeout(self, execution: Execution) -> None:
+        why = f"It ran longer than its timeout of {execution.timeout:g} s"
+        self._step(execution, "timeout", why)
+        self._spawn(self._stop(execution, why, self._settings.execution_interrupt_grace))
+
+    # What happens to executions (app.managers.execution_tracker.ExecutionListener)
+
+    def on_start(self, execution: Execution) -> None:
+        """The kernel has begun with it: its time runs."""
+        if execution.cancel_asked:
+            self._spawn(self._stop(execution, "It was cancelled", execution.kill_after))
+        if execution.timeout is not None:
+            loop = asyncio.get_running_loop()
+            self._timers[execution] = loop.call_later(
+                execution.timeout, self._on_timeout, execution
+            )
+
+    def on_end(self, execution: Execution) -> None:
+        """It has ended: its timer too, and what is held behind it if it failed."""
+        timer = self._timers.pop(execution, None)
+        if timer is not None:
+            timer.cancel()
+        if execution.state is ExecutionState.ERROR and execution.stop_on_error:
+            self.on_close("An execution before it failed, with stop_on_error")
+
+    def on_close(self, reason: str) -> None:
+        """What is held never runs."""
+        held, self._held = self._held, deque()
+        self._held_bytes = 0
+        for execution, _ in held:
+            self._tracker.give_up(execution, reason, never_ran=True)
+
+    def on_free(self) -> None:
+        """Send what is held, if the kernel has nothing left to do."""
+        if self._held and self._is_free():
+            execution, message = self._held.popleft()
+            self._held_bytes -= message.size
+            self._traffic.submit(message, execution.session)
+
+    def _is_free(self) -> bool:
+        return self._state.lifecycle is Lifecycle.RUNNING and not any(
+            self._occupies(execution) for execution in self._tracker.under_way
+        )
+
+    def _occupies(self, execution: Execution) -> bool:
+        """Whether the main shell has it before it, or what will tell how it ended is still to come.
+
+        One that was begun, that neither a reply nor an idle status has ended, and that the kernel
+        is not busy with, is forgotten by the kernel.
+        """
+        forgotten = execution.running and not execution.idle and not self._state.busy
+        return execution.on_main_shell and not forgotten
+
+    def _unhold(self, execution: Execution) -> None:
+        for item in self._held:
+            if item[0] is execution:
+                self._held.remove(item)
+                self._held_bytes -= item[1].size
+                return
+
+
+def _execute_request(code: Code, session: str) -> ClientMessage:
+    header = new_header("execute_request", session, uuid4().hex)
+    content = {
+        "code": code.code,
+        "silent": code.silent,
+        "store_history": code.store_history,
+        "user_expressions": code.user_expressions,
+        "allow_stdin": code.allow_stdin,
+        "stop_on_error": code.stop_on_error,
+    }
+    parts = [msgspec.json.encode(header), b"{}", b"{}", msgspec.json.encode(content)]
+    steering = Header(header["msg_id"], "execute_request", session)
+    return ClientMessage("shell", steering, parts)

@@ -1,0 +1,83 @@
+"""Where the logs of one server run are: a directory that goes when the run ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from app.managers.log import LogBudget, MessageLog
+from app.managers.segments import Segments
+from app.settings import Settings
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a crash leaves there stays until somebody removes it
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LogFiles"]
+
+logger = logging.getLogger(__name__)
+
+LOCK = "lock"
+
+
+class LogFiles:
+    """Makes the logs of kernels, with their bounds.
+
+    Each run has a directory of its own below ``<state_dir>/logs``, locked for as long as it lives,
+    so that the directories of runs that crashed can be told and removed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._budget = LogBudget(settings.log_total_bytes)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="log")
+        parent = settings.state_dir / "logs"
+        parent.mkdir(mode=0o700, exist_ok=True)
+        _remove_abandoned(parent)
+        self._directory = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._directory.mkdir(mode=0o700)
+        self._lock = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if fcntl is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def log(self, kernel_id: str) -> MessageLog:
+        """A log for a kernel."""
+        settings = self._settings
+        segments = None
+        if settings.log_disk_bytes:
+            segments = Segments(
+                self._directory / kernel_id,
+                self._executor,
+                max_bytes=settings.log_disk_bytes,
+                max_age=settings.log_disk_age,
+            )
+        return MessageLog(settings.log_bytes, segments, self._budget)
+
+    def close(self) -> None:
+        """Remove the directory. The logs must be closed."""
+        self._executor.shutdown()
+        os.close(self._lock)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    if fcntl is None:
+        return
+    for directory in parent.iterdir():
+        try:
+            lock = os.open(directory / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # another run is just making it, or it is not of our making
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+            logger.info("removed the logs of a run that has crashed: %s", directory)
+        except OSError:
+            pass  # its server is alive
+        finally:
+            os.close(lock)

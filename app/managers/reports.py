@@ -1,0 +1,101 @@
+"""What happens to a kernel, told where it happens: to the events and to the counters."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal
+
+from app.managers.counters import Counters
+from app.managers.errors import KernelkeepError
+from app.managers.events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
+
+__all__ = ["Action", "KernelReports", "LaunchCause"]
+
+Action = Literal["start", "interrupt", "shutdown", "restart"]
+
+LaunchCause = Literal["start", "restart", "automatic_restart", "fallback"]
+"""Why a process is launched; ``fallback``: the one before it did not come up over its transport."""
+
+_DONE: Final = {
+    "start": "started",
+    "interrupt": "interrupted",
+    "shutdown": "shutdown",
+    "restart": "restarted",
+}
+
+
+class KernelReports:
+    """Of one kernel; ``name`` is its kernelspec's, as it was asked for."""
+
+    def __init__(self, events: Events, counters: Counters, kernel_id: str, name: str) -> None:
+        self._events = events
+        self._counters = counters
+        self._kernel: dict[str, Any] = {"kernel_id": kernel_id, "kernel_name": name}
+        self._type = name.lower()  # as kernelspecs are named: asking for R and r is one series
+
+    # What was asked for
+
+    @asynccontextmanager
+    async def action(self, action: Action) -> AsyncIterator[None]:
+        """One event for what is done within: that it was done, or the error that it raised."""
+        try:
+            yield
+        except Exception as error:
+            status = {"status_code": error.status} if isinstance(error, KernelkeepError) else {}
+            self._act(action, status="error", msg=str(error), **status)
+            raise
+        msg = f"Kernel {self._kernel['kernel_id']} was {_DONE[action]}."
+        self._act(action, status="success", msg=msg)
+
+    def _act(self, action: Action, **data: Any) -> None:
+        self._events.emit(KERNEL_ACTIONS, {"action": action, **self._kernel, **data})
+
+    # What became of it
+
+    def launching(self, cause: LaunchCause) -> None:
+        """A process is about to be launched."""
+        self._counters.starts[self._type, cause] += 1
+
+    def start_failed(self) -> None:
+        """A process could not be launched, or did not become ready."""
+        self._counters.deaths[self._type, "start_failed"] += 1
+
+    def ready(self, seconds: float) -> None:
+        """The kernel takes requests, so many seconds after its process was launched."""
+        self._counters.start_seconds[self._type].observe(seconds)
+        self._tell("ready", seconds=round(seconds, 6))
+
+    def died(self, exit_code: int) -> None:
+        """A process that was ready has ended unasked; the code of a signal is negative."""
+        self._counters.deaths[self._type, _cause_of_death(exit_code)] += 1
+
+    def restarting(self, reason: str, count: int) -> None:
+        """A kernel that died, ``count`` times in a row now, gets a new process."""
+        self._tell("automatic_restart", reason=reason, count=count)
+
+    def dead(self, reason: str) -> None:
+        """There is no process, and none will come unless it is asked for."""
+        self._tell("dead", reason=reason)
+
+    def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
+        """The kernel is stopped since nobody uses it; ``cause`` says which rule applied."""
+        self._counters.culls[self._type, cause] += 1
+        self._tell("culled", idle_seconds=round(idle_seconds, 3), connections=connections)
+
+    def shut_down_by_client(self) -> None:
+        """The kernel has ended as a client asked it to, over its channels."""
+        self._tell("shut_down_by_client")
+
+    def _tell(self, event: str, **data: Any) -> None:
+        self._events.emit(KERNEL_LIFECYCLE, {"event": event, **self._kernel, **data})
+
+
+def _cause_of_death(exit_code: int) -> str:
+    if exit_code >= 0:
+        return "exited"
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return "unknown signal"

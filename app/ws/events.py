@@ -1,0 +1,52 @@
+"""The events WebSocket: every event of this server, for as long as a client listens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from fastapi import WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from app.managers.events import Events, Subscription
+
+__all__ = ["subscribe"]
+
+logger = logging.getLogger(__name__)
+
+TRY_AGAIN_LATER: Final = 1013
+"""Close code for a subscriber that has fallen too far behind."""
+
+
+async def subscribe(websocket: WebSocket) -> None:
+    """Listen to the server's events: one JSON object a text frame, `schema_id` and the data.
+
+    There is no replay: events from now on. What a client sends is ignored. One that takes too
+    little gets what is there and is then disconnected.
+    """
+    events: Events = websocket.state.events
+    async with events.subscription() as subscription:
+        await websocket.accept()
+        pump = asyncio.get_running_loop().create_task(
+            _pump(websocket, subscription), name="pump of events"
+        )
+        try:
+            while (await websocket.receive())["type"] != "websocket.disconnect":
+                pass
+        finally:
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+
+
+async def _pump(websocket: WebSocket, subscription: Subscription) -> None:
+    """Send each event; the end, for one that is too slow, says how many it does not get."""
+    try:
+        while (event := await subscription.take()) is not None:
+            await websocket.send_text(event)
+        logger.warning("a subscriber to events is too slow and is disconnected")
+        await websocket.close(TRY_AGAIN_LATER, f"too slow: {subscription.dropped} events dropped")
+    except (WebSocketDisconnect, OSError, RuntimeError):
+        pass  # whoever receives sees it too, and ends the subscription
