@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from app import __version__
-from app.api import events, kernels, kernelspecs, me, server, sessions
+from app.api import events, executions, kernels, kernelspecs, me, messages, server, sessions
 from app.api.access import AccessMiddleware, declared_access, requires
 from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
@@ -32,6 +32,7 @@ from app.managers.multikernel import MultiKernelManager
 from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
 from app.settings import Settings
+from app.signals import at_stop_signals
 from app.ws.channels import channels_endpoint
 from app.ws.events import subscribe
 
@@ -79,6 +80,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             manager = MultiKernelManager(settings, bus, counters)
             stack.push_async_callback(manager.close)
+            stack.enter_context(at_stop_signals(manager.close_streams))
             session_manager = SessionManager(manager, SessionStore(settings.database_filepath))
             stack.push_async_callback(session_manager.close)
             metrics = Metrics(manager, counters)
@@ -105,6 +107,8 @@ def create_app(
     routers = [
         server.router,
         kernels.router,
+        executions.router,
+        messages.router,
         kernelspecs.router,
         sessions.router,
         me.router,

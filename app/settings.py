@@ -230,6 +230,26 @@ class Settings(BaseSettings):
         2**20, ge=2**12, description="Bytes kept on disk of what a kernel's process itself writes."
     )
 
+    # Executions
+    executions_kept: int = Field(
+        1000, ge=1, description="Executions that have ended, and are remembered, per kernel."
+    )
+    execution_queue_limit: int = Field(
+        100, ge=1, description="Executions asked for over HTTP that may wait, per kernel."
+    )
+    execution_wait_limit: float = Field(
+        300.0, ge=0, description="Seconds that a request may wait for an execution to end."
+    )
+    execution_interrupt_grace: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds between the interrupt of an execution that has passed its timeout and "
+        "the kill.",
+    )
+    stream_keepalive: float = Field(
+        10.0, gt=0, description="Seconds of silence in an HTTP stream after which a blank is sent."
+    )
+
     # WebSockets
     websocket_max_message_size: int = Field(
         64 * 2**20, ge=2**16, description="Bytes of the largest frame taken from a client."
@@ -287,6 +307,11 @@ class Settings(BaseSettings):
         if not os.path.isdir(value):  # Path.is_dir raises for a name that is too long
             raise ValueError(f"there is no directory {value}")
         return value
+
+    @field_validator("database_filepath")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        return value if value == ":memory:" else os.path.abspath(os.path.expanduser(value))
 
     @field_validator("allow_origin_pat")
     @classmethod

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.channels import Connector
 from tests.support.framing import FRAMINGS, FramingName
@@ -17,12 +18,17 @@ from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
+# A slow machine says nothing about the code.
+settings.register_profile("kernelkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kernelkeep")
+
 RUNNING_SERVERS = pytest.StashKey[list[ServerProcess]]()
 SHOWN_LINES = 200  # of a server's output, when a test fails
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNNING_SERVERS] = []
+    config.addinivalue_line("markers", "leaks: repeats something often and counts what is left")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,7 +45,7 @@ def pytest_runtest_makereport(
 
 
 class MakeServer(Protocol):
-    """Starts a server; see :class:`ServerProcess` for the arguments."""
+    """Starts a server; see :class:`ServerProcess`, or another ``kind``, for the arguments."""
 
     def __call__(
         self,
@@ -47,11 +53,12 @@ class MakeServer(Protocol):
         env: Mapping[str, str] | None = None,
         specs: Mapping[str, Spec] = FAKE_SPECS,
         home: Home | None = None,
+        kind: type[ServerProcess] = ServerProcess,
     ) -> ServerProcess: ...
 
 
 @contextmanager
-def _servers(config: pytest.Config) -> Iterator[MakeServer]:
+def servers(config: pytest.Config) -> Iterator[MakeServer]:
     running = config.stash[RUNNING_SERVERS]
     started: list[ServerProcess] = []
     require_ipykernel()
@@ -61,8 +68,9 @@ def _servers(config: pytest.Config) -> Iterator[MakeServer]:
         env: Mapping[str, str] | None = None,
         specs: Mapping[str, Spec] = FAKE_SPECS,
         home: Home | None = None,
+        kind: type[ServerProcess] = ServerProcess,
     ) -> ServerProcess:
-        server = ServerProcess(*arguments, env=env, home=home)
+        server = kind(*arguments, env=env, home=home)
         write_kernelspecs(server.home.jupyter_path, specs)
         started.append(server)
         running.append(server)
@@ -89,14 +97,14 @@ def _stop(started: list[ServerProcess], running: list[ServerProcess]) -> None:
 @pytest.fixture
 def make_server(request: pytest.FixtureRequest) -> Iterator[MakeServer]:
     """A factory of servers with options of their own, stopped and checked after the test."""
-    with _servers(request.config) as make_server:
+    with servers(request.config) as make_server:
         yield make_server
 
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """One server for the module, with default options, the fake kernels and ``python3``."""
-    with _servers(request.config) as make_server:
+    with servers(request.config) as make_server:
         yield make_server()
 
 

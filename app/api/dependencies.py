@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Path
+from fastapi import Depends, Header, Path
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from app.api.models import ErrorModel, KernelUnavailableModel
+from app.api.models import ErrorModel
 from app.managers.authorization import Authorization
 from app.managers.errors import InvalidRequest, RequestTooLarge
 from app.managers.events import Events
@@ -24,6 +24,7 @@ __all__ = [
     "ERRORS",
     "AuthorizationDep",
     "EventsDep",
+    "IdempotencyKeyDep",
     "JSONRoute",
     "KernelDep",
     "KernelIdDep",
@@ -69,6 +70,12 @@ def _events(connection: HTTPConnection) -> Events:
 EventsDep = Annotated[Events, Depends(_events)]
 
 
+IdempotencyKeyDep = Annotated[
+    str | None,
+    Header(description="Any text. A second request with the same key and body does nothing anew."),
+]
+
+
 def _user(connection: HTTPConnection) -> User:
     user: User = connection.state.user
     return user
@@ -91,8 +98,9 @@ _DESCRIPTIONS: Final = {
     404: "There is no such thing.",
     409: "It cannot be done in the present state.",
     413: "The body is too large.",
+    429: "Too much of it waits already; `Retry-After` says when to try again.",
     500: "It failed.",
-    501: "The kernel asked for cannot be had; `short_message` says so in a few words.",
+    501: "The kernel asked for cannot be had.",
     503: "The server is shutting down.",
 }
 
@@ -101,10 +109,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its OpenAPI operation."""
     return {
         **{
-            status: {
-                "model": KernelUnavailableModel if status == 501 else ErrorModel,
-                "description": _DESCRIPTIONS[status],
-            }
+            status: {"model": ErrorModel, "description": _DESCRIPTIONS[status]}
             for status in sorted({*statuses, 403})
         },
         # Without it FastAPI documents a 422 of its own, which is never sent.

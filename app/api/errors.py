@@ -59,7 +59,8 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
     assert isinstance(error, KernelkeepError)
     if error.status == 404 and (redirect := _without_slash(connection)):
         return redirect
-    return error_response(error.status, error.message, error.code, None, **error.details)
+    headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return error_response(error.status, error.message, error.code, headers, **error.details)
 
 
 async def _on_validation_error(_connection: HTTPConnection, error: Exception) -> Response:

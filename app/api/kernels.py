@@ -8,7 +8,15 @@ from urllib.parse import quote
 from fastapi import APIRouter, Body, Request, Response
 
 from app.api.access import requires
-from app.api.dependencies import ERRORS, JSONRoute, KernelDep, KernelIdDep, ManagerDep, errors
+from app.api.dependencies import (
+    ERRORS,
+    IdempotencyKeyDep,
+    JSONRoute,
+    KernelDep,
+    KernelIdDep,
+    ManagerDep,
+    errors,
+)
 from app.api.models import KernelModel, StartKernel
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
@@ -40,18 +48,28 @@ async def list_kernels(manager: ManagerDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 404, 413, 500, 503),
+        **errors(400, 404, 409, 413, 500, 503),
     },
     dependencies=[requires("kernels", "write")],
 )
 async def start_kernel(
-    request: Request, manager: ManagerDep, body: Annotated[StartKernel | None, Body()] = None
+    request: Request,
+    manager: ManagerDep,
+    body: Annotated[StartKernel | None, Body()] = None,
+    idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
     """Start a kernel. It becomes ready by itself; requests to it wait until then."""
     asked = body or StartKernel()
-    kernel = await manager.start_kernel(
-        asked.name, path=asked.path, env=asked.env, kernel_id=asked.kernel_id
-    )
+
+    async def make() -> str:
+        started = await manager.start_kernel(
+            asked.name, path=asked.path, env=asked.env, kernel_id=asked.kernel_id
+        )
+        return started.id
+
+    fingerprint = asked.model_dump_json().encode()
+    kernel_id = await manager.idempotency.once("kernels", idempotency_key, fingerprint, make)
+    kernel = manager.get(kernel_id)
     location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
     return _json(kernel.model, 201, {"Location": location})
 

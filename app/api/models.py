@@ -18,7 +18,6 @@ __all__ = [
     "KernelSpecFile",
     "KernelSpecModel",
     "KernelSpecs",
-    "KernelUnavailableModel",
     "MeModel",
     "PostEvent",
     "ResolutionModel",
@@ -51,12 +50,9 @@ class ErrorModel(BaseModel):
     message: str = Field(description="What is wrong, for people.")
     reason: str | None = Field(description="Always null; Jupyter clients look for it.")
     code: str = Field(description="What is wrong, for programs; it does not change.")
-
-
-class KernelUnavailableModel(ErrorModel):
-    """Why a session cannot have the kernel that it asks for."""
-
-    short_message: str = Field(description="The same in a few words.")
+    short_message: str | None = Field(
+        None, description="The message in a few words; only with status 501."
+    )
 
 
 class VersionModel(BaseModel):

@@ -6,18 +6,27 @@ KernelkeepError
 │   ├── InvalidPath
 │   ├── InvalidEnvironment
 │   ├── InvalidEvent
+│   ├── InvalidIdempotencyKey
+│   ├── WaitTooLong
+│   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
 │   └── NoSuchKernel
 ├── Unauthorized 403
 ├── NotAuthorized 403
+├── MessageTypeNotAllowed 403
 ├── NotFound 404
 │   ├── KernelNotFound
 │   ├── KernelSpecNotFound
+│   ├── ExecutionNotFound
+│   ├── OutputNotFound
 │   └── SessionNotFound
 ├── KernelNotRunning 409
+├── NoInputRequested 409
+├── IdempotencyConflict 409
 ├── StaleEpoch 409
 ├── RequestTooLarge 413
+├── TooManyExecutions 429
 ├── KernelStartFailed 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
@@ -44,6 +53,7 @@ class KernelkeepError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.retry_after: int | None = None
         self.details: Mapping[str, str] = {}
         """Further keys of the response's body."""
 
@@ -106,6 +116,18 @@ class InvalidEvent(InvalidRequest):
     code = "invalid_event"
 
 
+class WaitTooLong(InvalidRequest):
+    """A request that would wait for longer than any may."""
+
+    code = "wait_too_long"
+
+
+class InvalidIdempotencyKey(InvalidRequest):
+    """An `Idempotency-Key` that is empty, too long, or not printable."""
+
+    code = "invalid_idempotency_key"
+
+
 class AfterBeyondEnd(InvalidRequest):
     """A number that no message of the log has yet."""
 
@@ -127,6 +149,13 @@ class NotAuthorized(KernelkeepError):
 
     def __init__(self, action: str, resource: str) -> None:
         super().__init__(f"User is not authorized to {action} on resource: {resource}.")
+
+
+class MessageTypeNotAllowed(KernelkeepError):
+    """The message that would have to be sent is not in ``allowed_message_types``."""
+
+    status = 403
+    code = "message_type_not_allowed"
 
 
 class NotFound(KernelkeepError):
@@ -165,6 +194,46 @@ class SessionNotFound(NotFound):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"Session not found: {what}")
+
+
+class ExecutionNotFound(NotFound):
+    """The kernel has no execution with this id, or has had it too long ago."""
+
+    code = "execution_not_found"
+
+    def __init__(self, execution_id: str) -> None:
+        super().__init__(f"Execution does not exist: {execution_id[:MAX_NAME]}")
+
+
+class OutputNotFound(NotFound):
+    """The execution has no such output, or no longer, or not in this media type."""
+
+    code = "output_not_found"
+
+
+class NoInputRequested(KernelkeepError):
+    """The execution has not asked its user for anything."""
+
+    status = 409
+    code = "no_input_requested"
+
+
+class IdempotencyConflict(KernelkeepError):
+    """The `Idempotency-Key` has been used for another request."""
+
+    status = 409
+    code = "idempotency_conflict"
+
+
+class TooManyExecutions(KernelkeepError):
+    """No more executions can wait; ``retry_after`` tells in how many seconds to try again."""
+
+    status = 429
+    code = "too_many_executions"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class KernelNotRunning(KernelkeepError):

@@ -172,7 +172,7 @@ class ExecutionTracker:
             return
         try:
             question = _question_decoder.decode(message.part(3))
-        except msgspec.MsgspecError:  # it is a question all the same
+        except (msgspec.MsgspecError, RecursionError):  # it is a question all the same
             question = _Question()
         header = bytes(message.part(0))
         same_id[0].input_request = InputRequest(question.prompt, question.password, header)

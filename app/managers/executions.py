@@ -221,7 +221,7 @@ class Executions:
 
     async def _interrupt(self, execution: Execution, why: str) -> None:
         if not execution.ended:
-            self._step(execution, "interrupt", f"{why}, and interrupted")
+            self._step(execution, "interrupt", f"{why}; it was interrupted")
             with contextlib.suppress(KernelNotRunning):  # then it ends without us
                 await self._control.interrupt()
 
@@ -236,7 +236,7 @@ class Executions:
             grace = None if grace is None else grace - pause
         if grace is None or await self.ended(execution, grace) or self.closing:
             return
-        self._step(execution, "kill", f"{why}; it did not heed the interrupt, and was killed")
+        self._step(execution, "kill", f"{why}; it did not heed the interrupt, so its kernel was killed")
         if not await self._control.kill():
             logger.warning("execution %s runs on: its kernel is not ours to kill", execution.id)
 

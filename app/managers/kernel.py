@@ -23,6 +23,7 @@ from app.managers.channels import Channels, ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.events import Events
+from app.managers.executions import Executions
 from app.managers.log_files import LogFiles
 from app.managers.output import ProcessOutput
 from app.managers.process import KernelProcess
@@ -115,6 +116,7 @@ class Kernel:
         self.state = KernelState(frozenset(settings.untracked_message_types))
         log = house.logs.log(kernel_id)
         self.traffic = Traffic(kernel_id, self.state, log, settings, house.counters)
+        self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = house.reports(kernel_id, name)
         self._house = house
         self._on_gone = on_gone
@@ -205,6 +207,16 @@ class Kernel:
             self.traffic.request("control", "interrupt_request", {})
         elif self._process is not None:
             await self._process.signal(signal.SIGINT)
+
+    async def kill(self) -> bool:
+        """Kill the process; what follows is what follows any other death. False if it is not ours.
+
+        For a kernel that does not heed an interrupt. Bounded by the time that a kill takes.
+        """
+        process = self._process
+        if process is not None:
+            await process.kill()
+        return process is not None
 
     async def restart(self, *, now: bool = False, newports: bool = False) -> None:
         """Give the kernel a new process under the same id; returns when it is launched.
@@ -471,7 +483,7 @@ class Kernel:
 
     async def _shut_down(self, process: KernelProcess, half: float, *, restart: bool) -> None:
         if self.traffic.answered:
-            if self.state.busy:
+            if self.state.execution_state == "busy":
                 # A kernel that runs something looks at its shutdown only when that is done.
                 await self._interrupt()
             self.traffic.request("control", "shutdown_request", {"restart": restart})

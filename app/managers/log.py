@@ -220,6 +220,8 @@ class MessageLog:
         if not self.closed:
             self.closed = True
             self._budget.remove(self)
+            # What is still said or sent of it counts no more for the others.
+            self._budget = LogBudget(self.max_bytes)
         self.wake()
 
     async def remove_files(self) -> None:

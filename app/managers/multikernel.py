@@ -22,6 +22,7 @@ from app.managers.environment import kernel_environment
 from app.managers.errors import InvalidKernelId, KernelNotFound, ServerStopping
 from app.managers.events import Events
 from app.managers.external import ExternalKernel, find_connection_files
+from app.managers.idempotency import IdempotencyKeys
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.log_files import LogFiles
 from app.managers.paths import (
@@ -70,6 +71,7 @@ class MultiKernelManager:
         self._house = KernelHouse(
             settings, self._context, manager, self._transports, self._logs, events, counters
         )
+        self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
         self._external: dict[Path, ExternalKernel] = {}
         self._external_dir = settings.external_connection_dir or (
@@ -137,6 +139,11 @@ class MultiKernelManager:
                     kernel = self._external[file] = ExternalKernel(info, self._house, self._forget)
                     self._kernels[kernel.id] = kernel
                     await kernel.start()
+
+    @property
+    def settings(self) -> Settings:
+        """The options of this server."""
+        return self._settings
 
     @property
     def root_dir(self) -> Path:
@@ -252,7 +259,14 @@ class MultiKernelManager:
         kernel = self.get(kernel_id)
         kernel.reports.culled(_cull_cause(kernel), idle_seconds, kernel.traffic.connections)
         kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
+        kernel.traffic.why_it_stops = "The kernel was culled"
         await kernel.stop()
+
+    def close_streams(self) -> None:
+        """The server is about to stop: end what waits for kernels, and start no more."""
+        self._stopping = True
+        for kernel in self:
+            kernel.executions.close_streams()
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)

@@ -19,12 +19,23 @@ MAX_REQUESTS: Final = 8192
 class Request:
     """One request: who asked, and what is still owed."""
 
-    __slots__ = ("channel", "header", "held", "idle", "msg_id", "msg_type", "owner", "replied")
+    __slots__ = (
+        "channel",
+        "header",
+        "held",
+        "idle",
+        "msg_id",
+        "msg_type",
+        "owner",
+        "replied",
+        "session",
+    )
 
     def __init__(self, message: ClientMessage, owner: str) -> None:
         self.channel = message.channel
         self.msg_id = message.header.msg_id
         self.msg_type = message.header.msg_type
+        self.session = message.header.session
         self.header = bytes(message.parts[0])
         self.owner = owner
         self.replied = reply_type(self.msg_type) is None  # comm messages get no reply
@@ -41,8 +52,8 @@ class Request:
 class PendingRequests:
     """Requests in the order in which they were sent.
 
-    Two clients may use the same ``msg_id``; the earlier request is then answered first, which is
-    the order in which a kernel works.
+    Two clients may use the same ``msg_id``. Their sessions tell them apart; where those are the
+    same too, the earlier request is answered first, which is the order in which a kernel works.
     """
 
     def __init__(self) -> None:
@@ -69,14 +80,25 @@ class PendingRequests:
 
         By the request that it answers; by the parent's session when that request is unknown.
         """
-        requests = self._by_id.get(parent.msg_id)
+        request = self.find(parent)
+        return parent.session if request is None else request.owner
+
+    def find(self, parent: Header) -> Request | None:
+        """The request that a message with this parent belongs to, if it is known."""
+        requests = self._candidates(parent)
         if not requests:
-            return parent.session
-        return next((request for request in requests if not request.idle), requests[0]).owner
+            return None
+        return next((request for request in requests if not request.idle), requests[0])
+
+    def _candidates(self, parent: Header) -> list[Request]:
+        requests = self._by_id.get(parent.msg_id, [])
+        if len(requests) < 2:
+            return requests
+        return [request for request in requests if request.session == parent.session] or requests
 
     def on_reply(self, parent: Header) -> Request | None:
         """A reply has come; returns the request that it answers, if that is known."""
-        requests = self._by_id.get(parent.msg_id)
+        requests = self._candidates(parent)
         if not requests:
             return None
         request = next((request for request in requests if not request.replied), requests[0])
@@ -87,10 +109,9 @@ class PendingRequests:
 
     def on_idle(self, parent: Header) -> Request | None:
         """The kernel has gone idle for a request; returns that, if it is known."""
-        requests = self._by_id.get(parent.msg_id)
-        if not requests:
+        request = self.find(parent)
+        if request is None:
             return None
-        request = next((request for request in requests if not request.idle), requests[0])
         request.idle = True
         if request.replied:
             self._remove(request)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -50,32 +51,31 @@ def check_database(filepath: str) -> None:
     if filepath == MEMORY:
         return
     path = Path(filepath)
-    if path.is_dir():
-        raise UnusableDatabase(f"{path} is a directory")
-    if not path.parent.is_dir():
-        raise UnusableDatabase(f"there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.R_OK | os.W_OK):
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise UnusableDatabase(f"there is no directory {path.parent}") from None
+        kind = None
+    except OSError as error:
+        raise UnusableDatabase(f"{path} cannot be used: {error.strerror}") from None
+    if kind is not None and not stat.S_ISREG(kind):
+        raise UnusableDatabase(f"{path} is not a file")
+    if not os.access(path.parent if kind is None else path, os.R_OK | os.W_OK):
         raise UnusableDatabase(f"{path} cannot be written")
-    if path.exists():
-        with contextlib.closing(_connect(filepath)) as connection:
-            _check(connection, path)
+    if kind is not None:
+        _check_content(path)
 
 
-def _connect(filepath: str) -> sqlite3.Connection:
-    # Autocommit: each statement is a transaction of its own. One thread at a time uses the
-    # connection, but not always the one that made it.
-    return sqlite3.connect(
-        filepath, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
-    )
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def _check_content(path: Path) -> None:
     """Nothing but an empty database or one with a table of sessions will do."""
     try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        names = {name for (name,) in tables}
-        columns = {row[1] for row in connection.execute("PRAGMA table_info(session)")}
+        with contextlib.closing(_connect(str(path))) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            names = {name for (name,) in tables}
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(session)")}
+            (fault,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
         raise UnusableDatabase(f"{path} cannot be used: {error}") from None
     if names and "session" not in names:
@@ -87,6 +87,16 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         )
     if names and not columns >= set(_COLUMNS):
         raise UnusableDatabase(f"{path} is not a database of sessions")
+    if fault != "ok":
+        raise UnusableDatabase(f"{path} is damaged: {' '.join(fault.split())}")
+
+
+def _connect(filepath: str) -> sqlite3.Connection:
+    # Autocommit: each statement is a transaction of its own. One thread at a time uses the
+    # connection, but not always the one that made it.
+    return sqlite3.connect(
+        filepath, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+    )
 
 
 class SessionStore:

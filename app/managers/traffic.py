@@ -224,7 +224,7 @@ class Traffic:
     def _on_shutdown_request(self, message: ClientMessage) -> None:
         try:
             restart = msgspec.json.decode(message.parts[3], type=_Shutdown).restart
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return
         self.shutdown_asked, self.restart_asked = not restart, restart
 
@@ -467,6 +467,7 @@ class Traffic:
             return
         if message.header.session:
             self.kernel_session = message.header.session
+        reported = ""
         if msg_type == "status":
             reported = self._on_status(message)
             if parent.session == self._session:
@@ -480,19 +481,21 @@ class Traffic:
         if self._state.at_work:
             self.active_since = time.monotonic()
         self._append(message)
-        if msg_type == "status":
+        if reported:
             self.tracker.on_status(reported, message)
 
     def _on_status(self, message: Message) -> str:
         """Take note of a status; the state that it reports."""
         try:
             reported = _status_decoder.decode(message.part(3)).execution_state
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             self.on_malformed("iopub", MalformedMessage(f"status: {error}"))
             return ""
         parent = message.parent
         was_at_work = self._state.at_work
-        self._state.on_status(reported, parent)
+        request = self._requests.find(parent)
+        if request is None or request.channel != "control":
+            self._state.on_status(reported, parent)
         if was_at_work:
             self.active_since = time.monotonic()
         if parent.msg_type == "execute_request" and parent.subshell_id is None:
@@ -548,3 +551,7 @@ class Traffic:
 
 class _Shutdown(msgspec.Struct):
     restart: bool = False
+
+
+def _is_execution(message: ClientMessage) -> bool:
+    return message.header.msg_type == "execute_request" and message.channel == "shell"

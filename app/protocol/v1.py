@@ -54,8 +54,8 @@ def encode_numbered(message: Message) -> bytes:
     """
     parts = [message.part(index) for index in range(4 + message.buffer_count)]
     number = b'{"kernelkeep_seq":%d' % message.seq
-    metadata = bytes(parts[2]).strip()
-    more = b"}" if metadata == b"{}" else b"," + metadata[1:]
+    rest = bytes(parts[2]).strip()[1:].lstrip()
+    more = rest if rest == b"}" else b"," + rest
     return encode(message.channel, [*parts[:2], number + more, *parts[3:]])[0]
 
 

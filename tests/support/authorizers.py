@@ -35,10 +35,10 @@ class ReadOnly:
 
 
 class Broken:
-    """Fails for whatever touches ``sessions``."""
+    """Fails for ``sessions``, and for whatever is executed."""
 
     def is_authorized(self, identity: Identity, action: str, resource: str) -> bool:
-        if resource == "sessions":
+        if resource == "sessions" or action == "execute":
             raise RuntimeError("the password is swordfish")
         return True
 

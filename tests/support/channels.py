@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, NamedTuple, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -29,7 +30,7 @@ from tests.support.framing import (
 )
 
 REPLY_TIMEOUT = 30  # seconds
-CONNECT_TIMEOUT = 10  # seconds
+CONNECT_TIMEOUT = 30  # seconds
 CLOSE_TIMEOUT = 5  # seconds
 
 
@@ -136,6 +137,8 @@ class JupyterChannels:
         origin: str | None = None,
         offers: Sequence[str] | None = None,
         log_length: int | None = None,
+        receive_buffer: int | None = None,
+        compression: bool = False,
     ) -> Self:
         """Opens the WebSocket and checks which framing was negotiated.
 
@@ -149,6 +152,9 @@ class JupyterChannels:
             query: Added to the URL (``{"token": ...}``).
             offers: Subprotocols to offer in the place of the framing's; then what was
                 negotiated is not checked, and decides the framing.
+            receive_buffer: Bytes of the socket's buffer, which then with one frame and what asyncio
+                reads ahead is all that is taken from the server by a client that does not read.
+            compression: Whether to offer permessage-deflate.
 
         Raises:
             websockets.exceptions.InvalidStatus: the server refused.
@@ -159,12 +165,17 @@ class JupyterChannels:
         credentials = {} if token is None else {"Authorization": f"token {token}"}
         default_offers = [V1_SUBPROTOCOL] if framing == "v1" else []
         offered = default_offers if offers is None else [Subprotocol(offer) for offer in offers]
+        own_socket: dict[str, Any] = {}
+        if receive_buffer is not None:
+            own_socket = {"sock": _small_socket(ws_url, receive_buffer)}
         websocket = await connect(
             url.rstrip("?"),
+            **own_socket,
+            max_queue=16 if receive_buffer is None else 1,
             subprotocols=offered or None,
             additional_headers=credentials | (headers or {}),
             origin=None if origin is None else Origin(origin),
-            compression=None,
+            compression="deflate" if compression else None,
             max_size=None,
             open_timeout=CONNECT_TIMEOUT,
             close_timeout=CLOSE_TIMEOUT,
@@ -373,6 +384,17 @@ class JupyterChannels:
         """Sends the input_reply to an input_request."""
         parent = input_request.header
         return await self.send("input_reply", {"value": value}, "stdin", parent=parent)
+
+
+def _small_socket(ws_url: str, receive_buffer: int) -> socket.socket:
+    """A connected socket; the size of its buffer must be there before the connection is."""
+    parts = urlsplit(ws_url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(CONNECT_TIMEOUT)
+    connection.connect((parts.hostname, parts.port))
+    connection.setblocking(False)
+    return connection
 
 
 def summary(messages: Sequence[Message]) -> str:

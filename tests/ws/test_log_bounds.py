@@ -37,7 +37,8 @@ async def test_two_gigabytes_leave_the_newest_and_the_exact_count_of_the_rest(
         late = await JupyterChannels.connect(
             server.ws_url, kernel["id"], server.token, query={"after": "0"}, log_length=1
         )
-        gone, numbers = 0, []
+        gone = 0
+        numbers: list[int] = []
         while not numbers or numbers[-1] < COUNT:
             message = await late.recv(30)
             if message.msg_type != "stream":

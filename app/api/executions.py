@@ -1,0 +1,324 @@
+"""The executions of a kernel: running code and fetching its output without a WebSocket."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+import msgspec
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from app.api.access import requires
+from app.api.awaiting import AwaitedResponse
+from app.api.dependencies import IdempotencyKeyDep, JSONRoute, KernelDep, ManagerDep, errors
+from app.api.execution_models import (
+    CancelExecution,
+    ExecutionEventModel,
+    ExecutionModel,
+    ExecutionResultModel,
+    InputModel,
+    RunCode,
+)
+from app.api.streams import (
+    NDJSON,
+    AfterDep,
+    EventStream,
+    JSONLines,
+    LastEventIdDep,
+    resume_after,
+    wants,
+)
+from app.managers.errors import WaitTooLong
+from app.managers.execution import Execution
+from app.managers.execution_events import follow
+from app.managers.execution_results import OutputURL, info, output, result
+from app.managers.executions import Code
+from app.managers.kernel import Kernel
+
+router = APIRouter(
+    prefix="/api/kernels/{kernel_id}/executions", tags=["executions"], route_class=JSONRoute
+)
+
+DEFAULT_MAX_BYTES: Final = 10 * 2**20
+MAX_BYTES: Final = 64 * 2**20
+"""The most output that one response holds."""
+
+# What a kernel shows is never trusted: no browser may run it in the name of this server.
+INERT: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox",
+}
+
+_encode = msgspec.json.Encoder().encode
+
+ExecutionIdDep = Annotated[str, Path(description="The execution's id.")]
+
+
+def _execution(kernel: KernelDep, execution_id: ExecutionIdDep) -> Execution:
+    return kernel.executions.get(execution_id)
+
+
+ExecutionDep = Annotated[Execution, Depends(_execution)]
+
+WaitDep = Annotated[
+    float,
+    Query(
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that this request may wait for the end of the execution.",
+    ),
+]
+MaxBytesDep = Annotated[
+    int,
+    Query(
+        ge=0,
+        le=MAX_BYTES,
+        description="How much output to return: of more, the head and the tail.",
+    ),
+]
+
+
+def _path(request: Request, kernel: Kernel, execution: Execution) -> str:
+    root = request.scope.get("root_path", "")
+    return f"{root}/api/kernels/{quote(kernel.id)}/executions/{quote(execution.id, safe='')}"
+
+
+def _url_of_outputs(request: Request, kernel: Kernel, execution: Execution) -> OutputURL:
+    path = _path(request, kernel, execution)
+    return lambda number, mime: f"{path}/outputs/{number}?mime={quote(mime, safe='')}"
+
+
+async def _answer(
+    request: Request,
+    kernel: Kernel,
+    execution: Execution,
+    max_bytes: int,
+    *,
+    created: bool = False,
+) -> Response:
+    """The execution as it is now; 202 if it was just asked for and has not ended."""
+    url = _url_of_outputs(request, kernel, execution)
+    body = _encode(await result(kernel.traffic.log, execution, url, max_bytes))
+    headers = {"Location": _path(request, kernel, execution)} if created else {}
+    status = 202 if created and not execution.ended else 200
+    return Response(body, status, headers, "application/json")
+
+
+def _waiting(
+    kernel: Kernel, execution: Execution, seconds: float, answer: Callable[[], Any]
+) -> Response:
+    async def make() -> Response:
+        await kernel.executions.ended(execution, seconds)
+        response: Response = await answer()
+        return response
+
+    return AwaitedResponse(make)
+
+
+def _check_wait(manager: ManagerDep, wait: WaitDep = 0.0) -> float:
+    limit = manager.settings.execution_wait_limit
+    if wait > limit:
+        raise WaitTooLong(f"wait: must be at most {limit:g} s")
+    return wait
+
+
+CheckedWaitDep = Annotated[float, Depends(_check_wait)]
+
+
+@router.post(
+    "",
+    operation_id="executions_run",
+    status_code=202,
+    response_model=ExecutionResultModel,
+    responses={
+        200: {"model": ExecutionResultModel, "description": "It has ended within `wait` seconds."},
+        202: {
+            "description": "It is under way; the output so far.",
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
+        },
+        **errors(400, 404, 409, 413, 429, 503),
+    },
+    dependencies=[requires("kernels", "execute")],
+)
+async def run_code(
+    request: Request,
+    manager: ManagerDep,
+    kernel: KernelDep,
+    body: RunCode,
+    wait: CheckedWaitDep,
+    max_bytes: MaxBytesDep = DEFAULT_MAX_BYTES,
+    idempotency_key: IdempotencyKeyDep = None,
+) -> Response:
+    """Execute code as soon as the kernel is free: it waits behind all that was asked for before.
+
+    Until it is sent to the kernel it can be cancelled without a trace. Which session executes code
+    is told by `session`; its output goes to every client of the kernel, as usual.
+    """
+
+    async def make() -> str:
+        return kernel.executions.run(Code(**body.model_dump())).id
+
+    asked = _encode(body.model_dump())
+    scope = f"executions of {kernel.id}"
+    execution_id = await manager.idempotency.once(scope, idempotency_key, asked, make)
+    execution = kernel.executions.get(execution_id)
+    return _waiting(
+        kernel,
+        execution,
+        wait,
+        lambda: _answer(request, kernel, execution, max_bytes, created=True),
+    )
+
+
+@router.get(
+    "",
+    operation_id="executions_list",
+    response_model=list[ExecutionModel],
+    responses=errors(400, 404),
+    dependencies=[requires("kernels", "read")],
+)
+async def list_executions(
+    kernel: KernelDep,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many at the most.")] = 100,
+    before: Annotated[
+        str | None, Query(description="Those before the execution with this id.")
+    ] = None,
+) -> Response:
+    """List the newest executions, in the order in which they were asked for.
+
+    All that are under way are known, and the last `executions_kept` that have ended.
+    """
+    page = kernel.executions.page(limit, before)
+    return Response(_encode([info(execution) for execution in page]), media_type="application/json")
+
+
+@router.get(
+    "/{execution_id}",
+    operation_id="executions_get",
+    response_model=ExecutionResultModel,
+    responses=errors(400, 404),
+    dependencies=[requires("kernels", "read")],
+)
+async def get_execution(
+    request: Request,
+    kernel: KernelDep,
+    execution: ExecutionDep,
+    wait: CheckedWaitDep,
+    max_bytes: MaxBytesDep = DEFAULT_MAX_BYTES,
+) -> Response:
+    """Look at an execution and its output so far, as often as you like."""
+    return _waiting(kernel, execution, wait, lambda: _answer(request, kernel, execution, max_bytes))
+
+
+@router.get(
+    "/{execution_id}/events",
+    operation_id="executions_follow",
+    response_class=EventStream,
+    response_model=ExecutionEventModel,
+    responses={
+        200: {
+            "description": "A stream that ends with the event `ended`.",
+            "content": {
+                NDJSON: {"schema": {"$ref": "#/components/schemas/ExecutionEventModel"}},
+            },
+        },
+        **errors(400, 404),
+    },
+    dependencies=[requires("kernels", "read")],
+)
+async def follow_execution(
+    request: Request,
+    manager: ManagerDep,
+    kernel: KernelDep,
+    execution: ExecutionDep,
+    after: AfterDep = None,
+    last_event_id: LastEventIdDep = None,
+) -> Response:
+    """Follow an execution: what has happened so far, then what happens, until it has ended.
+
+    As Server-Sent Events, or with `Accept: application/x-ndjson` as JSON, one a line. A browser's
+    `EventSource` that comes back after the end is told by 204 to stay away.
+    """
+    start = resume_after(after, last_event_id)
+    keepalive = manager.settings.stream_keepalive
+    events = follow(kernel.executions, kernel.traffic.log, execution, start, keepalive)
+    if wants(request) == NDJSON:
+        return JSONLines(events)
+    last = execution.last_seq
+    if last_event_id and execution.ended and last is not None and int(last_event_id) >= last:
+        return Response(status_code=204)
+    return EventStream(events)
+
+
+@router.get(
+    "/{execution_id}/outputs/{number}",
+    operation_id="executions_get_output",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The data, in its own media type.",
+            "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **errors(400, 404),
+    },
+    dependencies=[requires("kernels", "read")],
+)
+async def get_output(
+    kernel: KernelDep,
+    execution: ExecutionDep,
+    number: Annotated[int, Path(ge=0, description="Which of the outputs, from 0.")],
+    mime: Annotated[
+        str | None, Query(description="Which of its media types; the richest, if left out.")
+    ] = None,
+) -> Response:
+    """Fetch the data of one output as it is: images as their bytes.
+
+    It is served so that no browser runs it: as a download, in a sandbox.
+    """
+    if mime is not None:
+        mime = mime.replace(" ", "+")  # of image/svg+xml, when nobody has escaped it
+    blob = await output(kernel.traffic.log, execution, number, mime)
+    extension = mimetypes.guess_extension(blob.media_type.partition(";")[0]) or ".bin"
+    disposition = f'attachment; filename="output-{number}{extension}"'
+    headers = {**INERT, "Content-Disposition": disposition, "Content-Type": blob.media_type}
+    if isinstance(blob.data, bytes):
+        return Response(blob.data, headers=headers)
+    return StreamingResponse(blob.data, headers=headers)
+
+
+@router.post(
+    "/{execution_id}/cancel",
+    operation_id="executions_cancel",
+    response_model=ExecutionModel,
+    responses=errors(400, 404),
+    dependencies=[requires("kernels", "execute")],
+)
+async def cancel_execution(
+    kernel: KernelDep,
+    execution: ExecutionDep,
+    body: Annotated[CancelExecution | None, Body()] = None,
+) -> Response:
+    """Cancel an execution. One that waits never runs; one that runs is interrupted.
+
+    With `kill_after` its kernel's process is killed if the interrupt does not end it. Cancelling
+    one that has ended changes nothing.
+    """
+    asked = body or CancelExecution()
+    await kernel.executions.cancel(execution, asked.kill_after)
+    return Response(_encode(info(execution)), media_type="application/json")
+
+
+@router.post(
+    "/{execution_id}/input",
+    operation_id="executions_answer",
+    status_code=204,
+    responses=errors(400, 404, 409),
+    dependencies=[requires("kernels", "execute")],
+)
+async def answer_input(kernel: KernelDep, execution: ExecutionDep, body: InputModel) -> Response:
+    """Answer what an execution asks its user for."""
+    kernel.executions.answer(execution, body.value)
+    return Response(status_code=204)

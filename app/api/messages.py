@@ -1,0 +1,72 @@
+"""The messages of a kernel: its log, a page at a time or as a stream."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api.access import requires
+from app.api.dependencies import KernelDep, ManagerDep, errors
+from app.api.execution_models import LogEventModel, MessagesModel
+from app.api.streams import (
+    NDJSON,
+    SSE,
+    AfterDep,
+    EventStream,
+    JSONLines,
+    LastEventIdDep,
+    resume_after,
+    wants,
+)
+from app.managers.log_pages import follow_log, page
+
+router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"])
+
+
+def _schema_of_streams() -> dict[str, Any]:
+    """Its parts are among the document's schemas already."""
+    schema = LogEventModel.model_json_schema(ref_template="#/components/schemas/{model}")
+    del schema["$defs"]
+    return {"schema": schema}
+
+
+@router.get(
+    "",
+    operation_id="messages_list",
+    response_model=MessagesModel,
+    responses={
+        200: {
+            "description": "A page, or what the `Accept` header asks for: a stream.",
+            "content": {SSE: _schema_of_streams(), NDJSON: _schema_of_streams()},
+        },
+        **errors(400, 404, 409),
+    },
+    dependencies=[requires("kernels", "read")],
+)
+async def list_messages(
+    request: Request,
+    manager: ManagerDep,
+    kernel: KernelDep,
+    after: AfterDep = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Of a page: how many.")] = 100,
+    epoch: Annotated[
+        str | None, Query(description="The log's epoch that `after` is a number of.")
+    ] = None,
+    last_event_id: LastEventIdDep = None,
+) -> Response:
+    """Read what a kernel has said to all its clients, from the beginning or behind a number.
+
+    With `Accept: text/event-stream` or `application/x-ndjson` it goes on with what the kernel says,
+    until the kernel is gone.
+    """
+    log = kernel.traffic.log
+    start = resume_after(after, last_event_id) or 0
+    kind = wants(request)
+    if kind is None:
+        found = await page(log, start, limit, epoch)
+        return Response(msgspec.json.encode(found), media_type="application/json")
+    keepalive = manager.settings.stream_keepalive
+    events = follow_log(kernel.executions, log, start, keepalive, epoch)
+    return EventStream(events) if kind == SSE else JSONLines(events)

@@ -1,0 +1,118 @@
+"""Streams of events over HTTP: Server-Sent Events, or JSON a line, as the client prefers.
+
+An event goes out as it happens. Silence is broken by a comment or a blank line, so that no proxy
+takes the connection for dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Final, Protocol
+
+import msgspec
+from fastapi import Header, Query, Request
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Send
+
+from app.managers.errors import InvalidRequest
+
+__all__ = [
+    "NDJSON",
+    "SSE",
+    "STREAM_HEADERS",
+    "AfterDep",
+    "EventStream",
+    "JSONLines",
+    "LastEventIdDep",
+    "resume_after",
+    "wants",
+]
+
+SSE: Final = "text/event-stream"
+NDJSON: Final = "application/x-ndjson"
+
+STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class StreamEvent(Protocol):
+    """What can be streamed."""
+
+    @property
+    def seq(self) -> int | None:
+        """Its number."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a client that has it can go on behind its number."""
+
+
+AfterDep = Annotated[
+    int | None, Query(ge=0, description="Only what has a larger number than this.")
+]
+LastEventIdDep = Annotated[
+    str | None,
+    Header(description="As `after`, and stronger: what browsers send when they reconnect."),
+]
+
+
+def resume_after(after: int | None, last_event_id: str | None) -> int | None:
+    """The number behind which a client wants to go on. Raises `InvalidRequest`."""
+    if not last_event_id:
+        return after
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
+        raise InvalidRequest("Last-Event-ID: must be a number")
+    return int(last_event_id)
+
+
+def wants(request: Request) -> str | None:
+    """The kind of stream that a client asks for: the first it names, or None for neither."""
+    accepted = ",".join(request.headers.getlist("accept")).lower()
+    named = [
+        media_type.partition(";")[0].strip() for media_type in accepted.split(",") if media_type
+    ]
+    return next((media_type for media_type in named if media_type in (SSE, NDJSON)), None)
+
+
+class EventStream(StreamingResponse):
+    """Server-Sent Events. They have no ``event`` field: the data tells its type, and an event named
+    ``error`` would be taken for the browser's own."""
+
+    media_type = SSE
+    blank = b":\n\n"
+
+    def __init__(self, events: AsyncIterator[StreamEvent | None]) -> None:
+        super().__init__(self._lines(events), headers=STREAM_HEADERS)
+
+    async def _lines(self, events: AsyncIterator[StreamEvent | None]) -> AsyncIterator[bytes]:
+        async for event in events:
+            yield self.blank if event is None else self.line(event)
+
+    def line(self, event: StreamEvent) -> bytes:
+        """An event as it is sent."""
+        data = b"data: %b\n\n" % _encode(event)
+        if event.seq is None or not event.resumable:
+            return data
+        return b"id: %d\n%b" % (event.seq, data)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the headers at once, and then each event."""
+
+        async def send_started(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+
+        await super().stream_response(send_started)
+
+
+class JSONLines(EventStream):
+    """The same events as JSON, one a line; blank lines mean nothing."""
+
+    media_type = NDJSON
+    blank = b"\n"
+
+    def line(self, event: StreamEvent) -> bytes:
+        """An event as it is sent."""
+        return _encode(event) + b"\n"

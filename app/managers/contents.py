@@ -1,0 +1,68 @@
+"""The content of a kernel's messages as plain objects that can be written as JSON again.
+
+Kernels send what is not JSON to everybody: Python's send NaN and escaped halves of surrogate pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from app.protocol.messages import Buffer, Message
+
+__all__ = ["content_of", "raw_json", "text_of"]
+
+_decode = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def content_of(message: Message) -> dict[str, Any]:
+    """The content of a message; empty if there is no sense in it."""
+    content = _plain(message.part(3))
+    return content if isinstance(content, dict) else {}
+
+
+def raw_json(part: Buffer) -> msgspec.Raw:
+    """A JSON part as it is, or else with null for NaN and U+FFFD for half a pair."""
+    try:
+        return msgspec.Raw(_decode_raw(part))
+    except (msgspec.MsgspecError, RecursionError):
+        return msgspec.Raw(msgspec.json.encode(_leniently(part)))
+
+
+def text_of(value: Any) -> str:
+    """A text; kernels may send it as a list of lines."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and all(isinstance(line, str) for line in value):
+        return "".join(value)
+    return ""
+
+
+def _plain(part: Buffer) -> Any:
+    try:
+        return _decode(part)
+    except (msgspec.MsgspecError, RecursionError):
+        return _leniently(part)
+
+
+def _leniently(part: Buffer) -> Any:
+    try:
+        return _clean(json.loads(str(part, "utf-8"), parse_constant=lambda _name: None))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(item) for name, item in value.items()}
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return None  # 1e999
+    return value

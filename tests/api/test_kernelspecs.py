@@ -1,0 +1,207 @@
+"""The kernelspecs resource, and the files beside the specs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.api.errors import error_of
+from tests.support.kernelspecs import (
+    PIXEL,
+    Spec,
+    write_broken_kernelspec,
+    write_kernelspec,
+)
+from tests.support.rest import RestClient
+from tests.support.server import ServerProcess
+
+SPEC_KEYS = [
+    "argv",
+    "env",
+    "display_name",
+    "language",
+    "interrupt_mode",
+    "metadata",
+    "kernel_protocol_version",
+]
+RESOURCES = {"logo-64x64.png": PIXEL, "logo-svg.svg": b"<svg/>", "kernel.js": b"// js"}
+BIG = bytes(range(256)) * 1024
+
+BROKEN = {
+    "broken-json": "{",
+    "broken-list": "[]",
+    "broken-mode": '{"argv": ["x"], "interrupt_mode": "shout"}',
+    "broken-bytes": '{"argv": ["\udcff"]}',
+    "broken-provisioner": '{"argv": ["x"], "metadata": {"kernel_provisioner": 7}}',
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def specs(server: ServerProcess) -> None:
+    folder = server.home.jupyter_path
+    write_kernelspec(folder, "sample", Spec(resources={**RESOURCES, "big.PNG": BIG}))
+    write_kernelspec(folder, "Mixed.Case-1", Spec(interrupt_mode="message"))
+    for name, text in BROKEN.items():
+        directory = write_broken_kernelspec(folder, name, "")
+        (directory / "kernel.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    (folder / "secret").write_text("outside of every spec")
+    (folder / "kernels" / "sample" / "outward").symlink_to(folder / "secret")
+    (folder / "kernels" / "sample" / "folder").mkdir()
+
+
+async def test_the_list(rest: RestClient) -> None:
+    response = await rest.request("GET", "/api/kernelspecs")
+    assert response.headers["Content-Type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["default", "kernelspecs"]
+    assert body["default"] == "fake"
+    specs = body["kernelspecs"]
+    assert {"fake", "python3", "sample", "mixed.case-1"} <= set(specs)
+    for name, model in specs.items():
+        assert list(model) == ["name", "spec", "resources"]
+        assert model["name"] == name
+        assert list(model["spec"]) == SPEC_KEYS
+
+
+async def test_broken_specs_are_left_out_of_the_list(
+    server: ServerProcess, rest: RestClient
+) -> None:
+    mark = server.mark()
+    listed = (await rest.kernelspecs())["kernelspecs"]
+    assert not {"broken-json", "broken-list", "broken-bytes"} & set(listed)
+    assert {"fake", "python3", "sample"} <= set(listed)
+    for name in ("broken-json", "broken-list", "broken-bytes"):
+        assert name in server.output(mark)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_broken_spec_is_an_error_of_one_sentence(rest: RestClient, name: str) -> None:
+    response = await rest.http.get(f"/api/kernelspecs/{name}")
+    if response.status_code != 200:  # some of them can be shown, if not started
+        assert name in error_of(response, 404, "kernelspec_not_found")
+    response = await rest.http.post("/api/kernels", json={"name": name})
+    body = response.json()
+    assert response.status_code in (404, 500)
+    assert body["code"] in ("kernelspec_not_found", "kernel_start_failed")
+    assert "Traceback" not in response.text
+    assert await rest.kernels() == []
+
+
+@pytest.mark.parametrize("name", ["mixed.case-1", "MIXED.Case-1", "%4dixed%2Ecase%2d1"])
+async def test_one_spec_has_the_name_that_was_asked_for(rest: RestClient, name: str) -> None:
+    model = await rest.kernelspec(name)
+    assert model["name"] == name.replace("%4d", "M").replace("%2E", ".").replace("%2d", "-")
+    assert model["spec"]["interrupt_mode"] == "message"
+
+
+async def test_missing_fields_get_defaults(server: ServerProcess, rest: RestClient) -> None:
+    text = '{"argv": ["x"], "display_name": "Minimal"}'
+    write_broken_kernelspec(server.home.jupyter_path, "minimal", text)
+    assert (await rest.kernelspec("minimal"))["spec"] == {
+        "argv": ["x"],
+        "env": {},
+        "display_name": "Minimal",
+        "language": "",
+        "interrupt_mode": "signal",
+        "metadata": {},
+        "kernel_protocol_version": "",
+    }
+
+
+async def test_specs_are_found_without_a_restart_of_the_server(
+    server: ServerProcess, rest: RestClient
+) -> None:
+    directory = write_kernelspec(server.home.jupyter_path, "newcomer", Spec())
+    assert "newcomer" in (await rest.kernelspecs())["kernelspecs"]
+    (directory / "kernel.json").unlink()
+    assert "newcomer" not in (await rest.kernelspecs())["kernelspecs"]
+    await rest.request("GET", "/api/kernelspecs/newcomer", 404)
+
+
+@pytest.mark.parametrize("name", ["none-such", "a%00b", "a%2fb", "%2e%2e%2fsample"])
+async def test_an_unknown_spec(rest: RestClient, name: str) -> None:
+    response = await rest.http.get(f"/api/kernelspecs/{name}")
+    message = error_of(response, 404, response.json()["code"])
+    if name == "none-such":
+        assert message == "Kernel spec none-such not found"
+
+
+async def test_resources_are_listed_and_can_be_fetched(rest: RestClient) -> None:
+    resources = (await rest.kernelspec("SAMPLE"))["resources"]
+    assert resources == {
+        "kernel.js": "/kernelspecs/SAMPLE/kernel.js",
+        "logo-64x64": "/kernelspecs/SAMPLE/logo-64x64.png",
+        "logo-svg": "/kernelspecs/SAMPLE/logo-svg.svg",
+    }
+    for url in resources.values():
+        response = await rest.request("GET", url)
+        assert response.content == RESOURCES[Path(url).name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("logo-64x64.png", "image/png"),
+        ("logo-svg.svg", r"image/svg\+xml"),
+        ("kernel.js", "(text|application)/javascript.*"),
+        ("kernel.json", "application/json"),
+    ],
+)
+async def test_a_resource_s_headers(rest: RestClient, name: str, content_type: str) -> None:
+    response = await rest.request("GET", f"/kernelspecs/sample/{name}")
+    headers = response.headers
+    assert re.fullmatch(content_type, headers["Content-Type"])
+    assert headers["Accept-Ranges"] == "bytes"
+    assert headers["Last-Modified"].endswith(" GMT")
+    assert headers["ETag"].startswith('"')
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers.get("Cache-Control") == ("max-age=2592000" if name.endswith(".png") else None)
+    known = {"If-None-Match": headers["ETag"]}
+    unchanged = await rest.request("GET", f"/kernelspecs/sample/{name}", 304, headers=known)
+    assert unchanged.content == b""
+    head = await rest.request("HEAD", f"/kernelspecs/sample/{name}")
+    assert head.content == b""
+    assert head.headers["Content-Length"] == str(len(response.content))
+    assert head.headers["Content-Type"] == headers["Content-Type"]
+
+
+async def test_a_large_resource_arrives_whole_and_in_parts(rest: RestClient) -> None:
+    path = "/kernelspecs/sample/big.PNG"
+    response = await rest.request("GET", path)
+    assert response.content == BIG
+    assert response.headers["Cache-Control"] == "max-age=2592000"
+    part = await rest.request("GET", path, 206, headers={"Range": "bytes=5-9"})
+    assert part.content == BIG[5:10]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "none-such",
+        "folder",
+        "..%2ffake%2fkernel.json",
+        "%2e%2e/fake/kernel.json",
+        "..%2f..%2fsecret",
+        "folder%2f..%2f..%2f..%2fsecret",
+        "%2fetc%2fpasswd",
+        "/etc/passwd",
+        "outward",
+        "a%00b",
+        "x" * 300,
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_nothing_outside_a_spec_s_directory_is_served(
+    rest: RestClient, path: str, method: str
+) -> None:
+    response = await rest.http.request(method, f"/kernelspecs/sample/{path}")
+    assert response.status_code in (403, 404)
+    assert response.headers["Content-Type"] == "application/json"
+    assert "outside of every spec" not in response.text
+
+
+async def test_a_resource_of_an_unknown_spec(rest: RestClient) -> None:
+    response = await rest.http.get("/kernelspecs/none-such/logo-64x64.png")
+    error_of(response, 404, "kernelspec_not_found")

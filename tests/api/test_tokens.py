@@ -1,0 +1,231 @@
+"""Nobody comes in without the token, whatever the route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from app.api import kernels
+from app.main import create_app
+from app.settings import Settings
+from tests.api.errors import error_of
+from tests.support.rest import RestClient
+from tests.support.running import KernelStarter
+from tests.support.server import ServerProcess
+
+UNDOCUMENTED = [
+    ("GET", "/"),
+    ("GET", "/docs"),
+    ("GET", "/docs/"),
+    ("GET", "/docs/swagger-ui-bundle.js"),
+    ("GET", "/docs/swagger-ui.css"),
+    ("GET", "/openapi.json"),
+    ("HEAD", "/kernelspecs/fake/kernel.js"),
+    ("GET", "/none-such"),
+    ("POST", "/none-such"),
+    ("PUT", "/api/kernels"),
+    ("HEAD", "/api/kernels"),
+    ("GET", "/api/"),
+    ("GET", "//api"),
+    ("GET", "/api/../api/kernels"),
+    ("GET", "/api%2Fkernels"),
+    ("GET", "/api/kernels/"),
+    ("GET", "/api/kernels/none-such"),
+    ("GET", "/api/kernels/none-such/channels"),
+]
+
+WRONG = {
+    "nothing": {},
+    "wrong header": {"headers": {"Authorization": "token wrong"}},
+    "scheme only": {"headers": {"Authorization": "token"}},
+    "wrong query": {"params": {"token": "wrong"}},
+    "empty query": {"params": {"token": ""}},
+    "cookie": {"headers": {"Cookie": "token={token}"}},
+    "other header": {"headers": {"X-Authorization": "token {token}"}},
+}
+
+
+def _operations(document: dict[str, dict[str, dict[str, object]]]) -> Iterator[tuple[str, str]]:
+    for path, operations in document["paths"].items():
+        for method in operations:
+            yield method.upper(), path
+
+
+async def _all_routes(rest: RestClient, kernel_id: str) -> list[tuple[str, str]]:
+    document = (await rest.request("GET", "/openapi.json")).json()
+    known = {"kernel_id": kernel_id, "name": "fake", "path": "kernel.js", "session_id": kernel_id}
+    filled = [(method, path.format_map(known)) for method, path in _operations(document)]
+    assert ("DELETE", f"/api/kernels/{kernel_id}") in filled
+    return [route for route in (*filled, *UNDOCUMENTED) if route != ("GET", "/api")]
+
+
+@pytest.mark.parametrize("credentials", WRONG)
+async def test_every_route_refuses_who_has_no_token(
+    server: ServerProcess, rest: RestClient, start: KernelStarter, credentials: str
+) -> None:
+    kernel = await start("fake")
+    pid = await kernel.pid()
+    more: dict[str, Any] = {
+        name: {key: value.format(token=server.token) for key, value in values.items()}
+        for name, values in WRONG[credentials].items()
+    }
+    async with RestClient(server.url, None) as stranger:
+        for method, path in await _all_routes(rest, kernel.id):
+            response = await stranger.http.request(method, f"{server.url}{path}", **more)
+            assert response.status_code == 403, (method, path)
+            if method != "HEAD":
+                assert error_of(response, 403, "unauthorized") == "Forbidden"
+            assert "Set-Cookie" not in response.headers
+    assert [model["id"] for model in await rest.kernels()] == [kernel.id]
+    assert await kernel.pid() == pid
+
+
+async def test_the_version_is_told_to_everybody(server: ServerProcess) -> None:
+    async with RestClient(server.url, None) as stranger:
+        assert await stranger.version()
+        for wrong in ({"token": "wrong"}, {}):
+            await stranger.request("GET", "/api", params=wrong)
+        await stranger.request("GET", "/api", headers={"Authorization": "token wrong"})
+
+
+@pytest.mark.parametrize("query", ["", "?token=wrong", "?token=", f"?session_id={'x' * 1000}"])
+async def test_a_websocket_refuses_who_has_no_token(
+    server: ServerProcess, start: KernelStarter, query: str
+) -> None:
+    kernel = await start("fake")
+    for kernel_id in (kernel.id, "none-such"):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"{server.ws_url}/api/kernels/{kernel_id}/channels{query}", proxy=None)
+        answer = refused.value.response
+        headers = list(answer.headers.raw_items())
+        response = httpx.Response(answer.status_code, headers=headers, content=answer.body)
+        assert error_of(response, 403, "unauthorized") == "Forbidden"
+    with pytest.raises(InvalidStatus, match="403"):
+        await connect(f"{server.ws_url}/none-such{query}", proxy=None)
+    assert (await kernel.model())["connections"] == 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "token {token}",
+        "Token {token}",
+        "TOKEN {token}",
+        "Bearer {token}",
+        "bearer {token}",
+        "BEARER {token}",
+        "token   {token}",
+        "Bearer\t{token}",
+    ],
+)
+async def test_schemes_of_the_header(server: ServerProcess, header: str) -> None:
+    async with RestClient(server.url, None) as client:
+        headers = {"Authorization": header.format(token=server.token)}
+        await client.request("GET", "/api/kernels", headers=headers)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{token}",
+        "token{token}",
+        "token={token}",
+        "Basic {token}",
+        "Basic token {token}",
+        "token",
+        "token {token}x",
+        "token {token} x",
+        "token {start}",
+        "token '{token}'",
+        "token {upper}",
+        "token \xff\xfe",
+        "",
+    ],
+)
+async def test_headers_that_do_not_count(server: ServerProcess, header: str) -> None:
+    token = server.token
+    value = header.format(token=token, start=token[:-1], upper=f"{token[:-1]}\u0130")
+    async with RestClient(server.url, None) as client:
+        headers = [(b"Authorization", value.encode("utf-8"))]
+        response = await client.http.get("/api/kernels", headers=headers)
+        assert error_of(response, 403, "unauthorized") == "Forbidden"
+
+
+@pytest.mark.parametrize("query", ["token={token}", "a=b&token={token}&c", "token={quoted}"])
+async def test_the_token_in_the_query(server: ServerProcess, query: str) -> None:
+    quoted = "".join(f"%{ord(letter):02x}" for letter in server.token)
+    async with RestClient(server.url, None) as client:
+        address = f"/api/kernels?{query.format(token=server.token, quoted=quoted)}"
+        await client.request("GET", address)
+
+
+async def test_a_token_in_the_query_is_the_only_one_that_counts(rest: RestClient) -> None:
+    await rest.request("GET", "/api/kernels?token=wrong", 403)
+    await rest.request("GET", "/api/kernels?token=wr%20ong&a=b", 403)
+    await rest.request("GET", "/api/kernels?token=%ff%fe", 403)
+
+
+async def test_an_empty_token_in_the_query_does_not_count(rest: RestClient) -> None:
+    await rest.request("GET", "/api/kernels?token=")
+    await rest.request("GET", "/api/kernels?token")
+
+
+async def test_the_token_in_the_query_wins_over_a_wrong_header(
+    server: ServerProcess, rest: RestClient
+) -> None:
+    headers = {"Authorization": "token wrong"}
+    await rest.request("GET", f"/api/kernels?token={quote(server.token)}", headers=headers)
+
+
+async def test_a_websocket_takes_the_token_of_the_query(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    kernel = await start("fake")
+    channels = await kernel.connect(token=None, query={"token": server.token})
+    assert (await channels.execute("print a")).text == "a\n"
+
+
+def _undeclared() -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/undeclared")
+    async def undeclared() -> None:
+        """A route whose author has forgotten to say who may use it."""
+
+    return router
+
+
+def _undeclared_websocket() -> APIRouter:
+    router = APIRouter()
+
+    @router.websocket("/undeclared")
+    async def undeclared() -> None:
+        """The same for a WebSocket."""
+
+    return router
+
+
+def _mounted() -> APIRouter:
+    return APIRouter(routes=[Mount("/undeclared", Starlette())])
+
+
+@pytest.mark.parametrize("make", [_undeclared, _undeclared_websocket, _mounted])
+def test_a_route_that_declares_no_access_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: object
+) -> None:
+    assert callable(make)
+    monkeypatch.setattr(kernels, "router", make())
+    settings = Settings(token=SecretStr("secret"), root_dir=tmp_path, state_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="/undeclared declares no access"):
+        create_app(settings)

@@ -1,0 +1,173 @@
+"""A kernel whose part is played by the test: its traffic and executions, without a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any, cast
+
+from app.managers.channels import Channels
+from app.managers.counters import Counters
+from app.managers.execution import Execution
+from app.managers.executions import Code, Executions
+from app.managers.log import MessageLog
+from app.managers.state import KernelState, Lifecycle
+from app.managers.traffic import Traffic
+from app.protocol.compose import make_message
+from app.protocol.messages import ClientMessage, Header
+from app.settings import Settings
+
+
+@dataclass
+class Sent:
+    """A message that has reached the kernel."""
+
+    message: ClientMessage
+
+    @property
+    def id(self) -> str:
+        return self.message.header.msg_id
+
+    @property
+    def header(self) -> bytes:
+        return bytes(self.message.parts[0])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(bytes(self.message.parts[3]))
+        return content
+
+
+class _Sockets:
+    """Takes what is sent to one process."""
+
+    stdin_connected = True
+
+    def __init__(self) -> None:
+        self.sent: list[Sent] = []
+
+    def send(self, message: ClientMessage) -> bool:
+        self.sent.append(Sent(message))
+        return True
+
+    def drain(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class ScriptedKernel:
+    """Make it inside a running event loop; it is ready then."""
+
+    def __init__(self, **options: Any) -> None:
+        settings = Settings(_cli_parse_args=False, **options)
+        self.state = KernelState()
+        self.log = MessageLog(2**20)
+        self.traffic = Traffic("kernel", self.state, self.log, settings, Counters())
+        self.executions = Executions(self, self.traffic, self.state, settings)
+        self.interrupts = self.kills = 0
+        self._requests = 0
+        self.launch()
+        self.be_ready()
+
+    # Its process
+
+    def launch(self) -> None:
+        """A process is started; it is not ready yet."""
+        self._sockets = _Sockets()
+        self.traffic.open(cast(Channels, self._sockets))
+
+    def be_ready(self) -> None:
+        self.traffic.ready()
+
+    def die(self, reason: str = "The kernel has died") -> None:
+        """The process ends by itself, and is about to be restarted."""
+        self.traffic.close(reason)
+        self.state.begin(Lifecycle.RESTARTING, reason)
+
+    def be_buried(self) -> None:
+        self.traffic.close("The kernel is dead")
+        self.state.begin(Lifecycle.DEAD)
+
+    def begin_restart(self) -> None:
+        """Somebody has asked for a restart."""
+        self.state.begin(Lifecycle.RESTARTING, "")
+        self.traffic.replace_process()
+
+    def end_process(self) -> None:
+        """A process that was asked to end has ended."""
+        self.traffic.close()
+
+    async def interrupt(self) -> None:
+        self.interrupts += 1
+
+    async def kill(self) -> bool:
+        self.kills += 1
+        return True
+
+    # What clients do
+
+    def send(self, code: str = "", session: str = "client", msg_id: str | None = None) -> str:
+        """An execution of a WebSocket client's."""
+        self._requests += 1
+        msg_id = msg_id or f"request-{self._requests}"
+        header = {"msg_id": msg_id, "msg_type": "execute_request", "session": session}
+        parts = [json.dumps(part).encode() for part in (header, {}, {}, {"code": code})]
+        message = ClientMessage("shell", Header(msg_id, "execute_request", session), parts)
+        self.traffic.submit(message, session)
+        return msg_id
+
+    def run(self, code: str = "1", **options: Any) -> Execution:
+        """An execution asked for over HTTP."""
+        return self.executions.run(Code(code, **options))
+
+    def execution(self, execution_id: str) -> Execution:
+        return self.executions.get(execution_id)
+
+    # What the kernel has got, and says
+
+    @property
+    def requests(self) -> list[Sent]:
+        """The execute requests that have reached this process."""
+        return [
+            sent for sent in self._sockets.sent if sent.message.header.msg_type == "execute_request"
+        ]
+
+    @property
+    def answers(self) -> list[str]:
+        """What it was given as input."""
+        sent = [sent for sent in self._sockets.sent if sent.message.channel == "stdin"]
+        return [answer.content["value"] for answer in sent]
+
+    def says(
+        self, execution: Execution | str, msg_type: str, channel: str = "iopub", **content: Any
+    ) -> None:
+        """A message whose parent is this execution's request."""
+        execution_id = execution if isinstance(execution, str) else execution.id
+        header = next(sent.header for sent in self.requests if sent.id == execution_id)
+        message = make_message(channel, msg_type, content, session="kernel", parent=header)
+        self.traffic.on_message(message)
+
+    def is_busy(self, execution: Execution | str) -> None:
+        self.says(execution, "status", execution_state="busy")
+
+    def is_idle(self, execution: Execution | str) -> None:
+        self.says(execution, "status", execution_state="idle")
+
+    def replies(self, execution: Execution | str, status: str = "ok", count: int = 1) -> None:
+        content = {"status": status, "execution_count": count}
+        self.says(execution, "execute_reply", "shell", **content)
+
+    def finishes(self, execution: Execution | str, status: str = "ok") -> None:
+        """All that a kernel says of an execution without output."""
+        self.is_busy(execution)
+        self.replies(execution, status)
+        self.is_idle(execution)
+
+
+async def turns(count: int = 5) -> None:
+    """Let what is ready to run, run."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -1,0 +1,138 @@
+"""Ask, terminate, kill: each step of a stop has its bound."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.kernelspecs import FAKE_SPECS, Spec
+from tests.support.processes import children, eventually
+from tests.support.running import kernels_of
+from tests.support.server import ServerProcess
+
+WAIT = 2.0  # seconds before SIGKILL, as an option of the server; SIGTERM comes at half of it
+SLACK = 5.0  # seconds that a loaded machine may need besides; what was said tells the step
+
+IGNORES_SHUTDOWN = "ignores its shutdown request"
+IGNORES_SIGTERM = "ignores SIGTERM"
+
+
+def escalating(make_server: MakeServer) -> ServerProcess:
+    specs = {**FAKE_SPECS, "no-sigterm": Spec(flags=("--ignore-shutdown", "--ignore-sigterm"))}
+    return make_server("--shutdown-wait-time", str(WAIT), specs=specs)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "least", "most", "said"),
+    [
+        ("fake", "", 0, 0.9, []),
+        ("fake", "sleep 600", 0, 0.9, []),
+        ("fake-no-shutdown", "", WAIT / 2, WAIT, [IGNORES_SHUTDOWN]),
+        ("fake", "hang", WAIT / 2, WAIT, [IGNORES_SHUTDOWN]),
+        ("no-sigterm", "", WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
+        ("fake-stubborn", "hang", WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
+        ("fake", "kill STOP", WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
+    ],
+)
+@pytest.mark.parametrize("action", ["delete", "restart"])
+async def test_a_kernel_that_does_not_end_is_terminated_then_killed(
+    make_server: MakeServer,
+    action: str,
+    name: str,
+    code: str,
+    least: float,
+    most: float,
+    said: list[str],
+) -> None:
+    server = escalating(make_server)
+    async with kernels_of(server) as start:
+        kernel = await start(name)
+        before = children(server.pid)
+        if code:
+            await kernel.busy(code)
+        mark, started = server.mark(), time.monotonic()
+        await getattr(kernel.rest, action)(kernel.id)
+        took = time.monotonic() - started
+        assert least <= took < most + SLACK
+        assert not any(process.is_running() for process in before)
+        # What was said is there when what is said later is.
+        await kernel.rest.version()
+        await eventually(lambda: "GET /api " in server.output(mark))
+        output = server.output(mark)
+        assert [text for text in (IGNORES_SHUTDOWN, IGNORES_SIGTERM) if text in output] == said
+
+
+async def test_stubborn_kernels_stop_side_by_side(make_server: MakeServer) -> None:
+    server = escalating(make_server)
+    async with kernels_of(server) as start:
+        kernels = await asyncio.gather(*(start("no-sigterm") for _ in range(5)))
+        started = time.monotonic()
+        await asyncio.gather(*(kernel.rest.delete(kernel.id) for kernel in kernels))
+        assert time.monotonic() - started < WAIT + SLACK
+
+
+async def test_others_are_served_while_a_stubborn_one_stops(make_server: MakeServer) -> None:
+    server = escalating(make_server)
+    async with kernels_of(server) as start:
+        kernel = await start()
+        stubborn = await start("no-sigterm")
+        deletion = asyncio.create_task(stubborn.rest.delete(stubborn.id))
+        await stubborn.becomes("terminating")
+        assert (await kernel.channels.execute("print here")).text == "here\n"
+        assert not deletion.done()
+        await deletion
+
+
+async def stop_with(server: ServerProcess, number: signal.Signals) -> float:
+    """Seconds until a server has ended, with code 0 and nothing left."""
+    started = time.monotonic()
+    server.send_signal(number)
+    code = await asyncio.to_thread(server.wait)
+    took = time.monotonic() - started
+    assert code == 0
+    server.stop()  # looks for what is left
+    return took
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_server_ends_with_all_its_kernels_within_its_bound(
+    make_server: MakeServer, number: signal.Signals
+) -> None:
+    server = escalating(make_server)
+    async with kernels_of(server) as start:
+        names = ["fake", "fake-children", "fake-no-shutdown", "no-sigterm", "python3"]
+        kernels = await asyncio.gather(*(start(name) for name in names))
+        busy = await start()
+        await busy.busy("sleep 600")
+        hanging = await start()
+        await hanging.busy("hang")
+        dead = await start("fake-exit", ready=False)
+        await dead.becomes("dead")
+        await start("fake-slow", ready=False)
+        await start("fake-unbound", ready=False)
+        start.started.clear()  # nothing to delete afterwards
+        assert await stop_with(server, number) < WAIT + SLACK
+        for kernel in (*kernels, busy, hanging, dead):
+            close = await kernel.channels.closed()
+            assert close.code == 1012
+
+
+async def test_a_server_that_is_stopped_while_kernels_start_and_stop_leaves_none(
+    make_server: MakeServer,
+) -> None:
+    server = escalating(make_server)
+    async with kernels_of(server) as start:
+        starts = [asyncio.create_task(start.rest.start_kernel("fake")) for _ in range(10)]
+        await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+        first = next(task for task in starts if task.done()).result()
+        restart = asyncio.create_task(start.rest.restart(first["id"]))
+        deletion = asyncio.create_task(start.rest.delete(first["id"]))
+        assert await stop_with(server, signal.SIGTERM) < WAIT + SLACK
+        # Each was answered or its connection has ended; none of them hangs.
+        await asyncio.wait_for(
+            asyncio.gather(*starts, restart, deletion, return_exceptions=True), 10
+        )

@@ -1,0 +1,252 @@
+"""The ``kernelkeep`` command: what it says, when it refuses, how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.home import Home
+from tests.support.rest import RestClient
+from tests.support.running import kernels_of
+from tests.support.server import OpenServer, ServerProcess, UvicornServer, run_server
+
+EVERY_KIND = pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
+
+
+def _refusal(ended: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence with which a start was refused."""
+    assert ended.returncode == 2, ended
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("kernelkeep: ")
+    return line.removeprefix("kernelkeep: ")
+
+
+# What it says
+
+
+def test_it_says_where_it_is_and_what_it_found(make_server: MakeServer) -> None:
+    server = make_server()
+    said = server.output()
+    home = server.home
+    assert f"{server.url}/?token={server.token}\n" in said
+    assert re.search(r"Kernels: .*\bfake-slow, .*\bpython3\b", said)
+    assert f"Root directory: {home.root_dir}\n" in said
+    assert f"State directory: {home.state_dir}\n" in said
+    command = f"jupyter lab --gateway-url={server.url} --GatewayClient.auth_token={server.token}"
+    assert f"{command}\n" in said
+
+
+def test_without_a_token_it_makes_one(home: Home) -> None:
+    class Generating(ServerProcess):
+        @property
+        def credentials(self) -> tuple[str, ...]:
+            return ()
+
+        @property
+        def announcement(self) -> str:
+            return r"http://127\.0\.0\.1:(\d+)/\?token=[0-9a-f]{48}$"
+
+    tokens = set()
+    for _ in range(2):
+        server = Generating(home=home).start()
+        tokens |= set(re.findall(r"/\?token=([0-9a-f]{48})$", server.output(), re.MULTILINE))
+        server.stop()
+    assert len(tokens) == 2
+
+
+async def test_without_authentication_it_shows_no_token(make_server: MakeServer) -> None:
+    server = make_server(kind=OpenServer)
+    assert f"    {server.url}/\n" in server.output()
+    assert "token" not in server.output()
+
+
+async def test_the_environment_gives_options_and_flags_are_stronger(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    env = {
+        "KERNELKEEP_TOKEN": "the environment's",
+        "KERNELKEEP_ROOT_DIR": "/nonexistent",
+        "KERNELKEEP_DEFAULT_KERNEL_NAME": "fake",
+    }
+    server = make_server(env=env)
+    async with RestClient(server.url, server.token) as rest:
+        assert (await rest.kernelspecs())["default"] == "fake"
+
+
+def test_help_needs_nothing(home: Home) -> None:
+    ended = run_server("--help", home=home)
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    for option in ("--host", "--port", "--token", "--root-dir", "--state-dir"):
+        assert option in ended.stdout
+
+
+# When it refuses
+
+
+def test_a_port_in_use(home: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        sentence = _refusal(run_server("--port", str(port), home=home))
+    assert sentence == f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_an_address_that_is_not_ours(home: Home) -> None:
+    sentence = _refusal(run_server("--host", "192.0.2.1", "--port", "0", home=home))
+    assert sentence.startswith("cannot listen on 192.0.2.1 port 0: ")
+
+
+@pytest.mark.parametrize("name", ["none-such", "file"])
+def test_a_root_directory_that_is_none(home: Home, name: str) -> None:
+    (home.path / "file").touch()
+    path = home.path / name
+    sentence = _refusal(run_server("--root-dir", str(path), "--port", "0", home=home))
+    assert sentence == f"--root-dir: there is no directory {path}"
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_state_directory_that_cannot_be_used(home: Home, name: str) -> None:
+    (home.path / "file").touch()
+    path = home.path / name
+    sentence = _refusal(run_server("--state-dir", str(path), "--port", "0", home=home))
+    assert sentence.startswith(f"--state-dir: {path} cannot be used: ")
+
+
+def test_no_kernelspec_at_all(home: Home) -> None:
+    """On a machine where no kernel is installed, not even ipykernel beside the service."""
+    site = home.path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sys\n"
+        "import jupyter_core.paths as paths\n"
+        "sys.modules['ipykernel'] = None\n"
+        "paths.ENV_JUPYTER_PATH[:] = paths.SYSTEM_JUPYTER_PATH[:] = []\n"
+    )
+    ended = run_server("--port", "0", home=home, env={"PYTHONPATH": str(site)})
+    assert "no kernelspec" in _refusal(ended)
+    assert "pip install ipykernel" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--port", "many"], "--port"),
+        (["--port", "65536"], "--port"),
+        (["--port", "-1"], "--port"),
+        (["--port", ""], "--port"),
+        (["--host", ""], "--host"),
+        (["--auth", "password"], "--auth"),
+        (["--transport", "pigeon"], "--transport"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--restart-limit", "-1"], "--restart-limit"),
+        (["--shutdown-wait-time", "0"], "--shutdown-wait-time"),
+        (["--shutdown-wait-time", "nan"], "--shutdown-wait-time"),
+        (["--kernel-info-timeout", "inf"], "--kernel-info-timeout"),
+        (["--allow-origin-pat", "("], "--allow-origin-pat"),
+        (["--local-hostnames", "[1"], "--local-hostnames"),
+        (["--kernel-env-allow", '["PATH"'], "--kernel-env-allow"),
+        (["--none-such"], "--none-such"),
+        (["--none-such=1"], "--none-such"),
+        (["argument"], "argument"),
+        (["--port"], "--port"),
+    ],
+)
+def test_a_wrong_option_is_named(home: Home, arguments: list[str], option: str) -> None:
+    sentence = _refusal(run_server(*arguments, home=home))
+    assert option in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "many"), ("OPEN_DOCS", "perhaps"), ("ROOT_DIR", "/none-such"), ("HOST", "")],
+)
+def test_a_wrong_value_in_the_environment_is_named(home: Home, name: str, value: str) -> None:
+    env = {"KERNELKEEP_PORT": "0", f"KERNELKEEP_{name}": value}
+    sentence = _refusal(run_server(home=home, env=env))
+    assert sentence.startswith(f"--{name.lower().replace('_', '-')}: ")
+
+
+def test_two_wrong_options_are_two_sentences(home: Home) -> None:
+    ended = run_server("--port", "many", "--restart-limit", "few", home=home)
+    assert ended.returncode == 2
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("kernelkeep: --") for line in lines)
+
+
+def test_a_wrong_value_is_not_repeated(home: Home) -> None:
+    ended = run_server("--port", "sesame", "--auth", "sesame", home=home)
+    assert ended.returncode == 2
+    assert "sesame" not in ended.stderr
+
+
+# How it ends
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_ends_cleanly(
+    make_server: MakeServer, kind: type[ServerProcess], number: signal.Signals
+) -> None:
+    server = make_server(kind=kind)
+    async with RestClient(server.url, server.token) as rest:
+        await rest.start_kernel("fake")
+        await rest.wait_for_state((await rest.kernels())[0]["id"], "idle")
+        await rest.start_kernel("fake-slow")
+    mark = server.mark()
+    server.send_signal(number)
+    code = server.wait()
+    # uvicorn itself ends with the signal that stopped it.
+    assert code == 0 if kind is ServerProcess else code in (0, -number)
+    assert server.home.processes() == []
+    assert server.home.leftovers() == []
+    server.stop()
+    assert "Traceback" not in server.output(mark)
+    assert "ERROR" not in server.output(mark)
+
+
+def test_it_can_be_stopped_twice(make_server: MakeServer) -> None:
+    server = make_server()
+    server.send_signal(signal.SIGTERM)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() in (0, -signal.SIGTERM)
+
+
+@EVERY_KIND
+async def test_the_same_service_runs_either_way(
+    make_server: MakeServer, kind: type[ServerProcess]
+) -> None:
+    server = make_server(kind=kind)
+    async with kernels_of(server) as start:
+        kernel = await start("fake")
+        for framing in ("legacy", "v1"):
+            channels = await kernel.connect(framing=framing)
+            assert (await channels.execute("print a")).text == "a\n"
+        assert (await start.rest.status())["connections"] == 3
+
+
+def test_the_state_directory_is_private(home: Home) -> None:
+    path = home.path / "new" / "state"
+
+    class Elsewhere(ServerProcess):
+        @property
+        def command(self) -> list[str]:
+            return [*super().command, "--state-dir", str(path)]
+
+    old = os.umask(0)
+    try:
+        server = Elsewhere(home=home).start()
+    finally:
+        os.umask(old)
+    server.stop()
+    for directory in (path, *(found for found in path.rglob("*") if found.is_dir())):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory

@@ -1,0 +1,114 @@
+"""A real Python kernel through both framings."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.channels import JupyterChannels
+from tests.support.framing import FramingName
+from tests.support.rest import RestClient
+from tests.support.running import KernelStarter, RunningKernel
+from tests.support.server import ServerProcess
+
+ECHO = """
+from comm import create_comm, get_comm_manager
+def opened(comm, message):
+    def on_message(message):
+        comm.send(message["content"]["data"], buffers=message["buffers"])
+    comm.on_msg(on_message)
+get_comm_manager().register_target("echo", opened)
+"""
+
+
+async def _start(server: ServerProcess) -> str:
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("python"))["id"]
+        await rest.wait_for_state(kernel_id, "idle", timeout=60)
+        return kernel_id
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(server: ServerProcess) -> str:
+    """One ipykernel for the module."""
+    return asyncio.run(_start(server))
+
+
+@pytest.fixture
+async def client(kernel: RunningKernel, framing: FramingName) -> JupyterChannels:
+    return await kernel.connect(framing=framing)
+
+
+async def test_output_in_order(client: JupyterChannels) -> None:
+    code = "import sys\nprint('out')\nprint('err', file=sys.stderr)\ndisplay({'a': 1})\n6 * 7"
+    exchange = await client.execute(code)
+    assert (exchange.text, exchange.stream("stderr"), exchange.result) == ("out\n", "err\n", "42")
+    assert exchange.states == ["busy", "idle"]
+    assert exchange.reply["status"] == "ok"
+    assert len(exchange.of_type("display_data")) == 1
+
+
+async def test_an_error(client: JupyterChannels) -> None:
+    exchange = await client.execute("1 / 0")
+    assert exchange.error["ename"] == "ZeroDivisionError"
+    assert exchange.reply["status"] == "error"
+    assert (await client.execute("1 + 1")).result == "2"
+
+
+async def test_input(client: JupyterChannels) -> None:
+    exchange = await client.execute("print(input('name? '), end='')", answers=["Ada é"])
+    assert exchange.of_type("input_request")[0].content["prompt"] == "name? "
+    assert exchange.text == "Ada é"
+
+
+async def test_comms_carry_buffers_both_ways(client: JupyterChannels) -> None:
+    await client.execute(ECHO)
+    opened = {"comm_id": f"comm-{client.session}", "target_name": "echo", "data": {}}
+    await client.request("comm_open", opened, replies=False)
+    buffers = [b"", bytes(range(256)) * 500]
+    content = {"comm_id": opened["comm_id"], "data": {"n": 1}}
+    exchange = await client.request("comm_msg", content, buffers=buffers, replies=False)
+    (echo,) = exchange.of_type("comm_msg")
+    assert echo.content["data"] == {"n": 1}
+    assert echo.buffers == buffers
+
+
+async def test_requests_of_every_kind(client: JupyterChannels) -> None:
+    # Jedi takes its time to start, and is not the point here.
+    await client.execute("get_ipython().Completer.use_jedi = False; some_name = 1")
+    complete = await client.request("complete_request", {"code": "some_na", "cursor_pos": 7})
+    assert complete.reply["matches"] == ["some_name"]
+    inspect = {"code": "some_name", "cursor_pos": 3, "detail_level": 0}
+    assert (await client.request("inspect_request", inspect)).reply["found"]
+    is_complete = await client.request("is_complete_request", {"code": "for a in b:"})
+    assert is_complete.reply["status"] == "incomplete"
+    info = (await client.request("kernel_info_request")).reply
+    assert info["implementation"] == "ipython"
+
+
+async def test_a_busy_kernel_answers_info_and_control(
+    kernel: RunningKernel, client: JupyterChannels
+) -> None:
+    running = await kernel.busy("import time\nprint('begun', flush=True)\ntime.sleep(60)")
+    await kernel.channels.seen(lambda m: m.content.get("text") == "begun\n")
+    info = await client.request("kernel_info_request")
+    assert (info.states, info.reply["implementation"]) == (["busy", "idle"], "ipython")
+    control = await client.request("kernel_info_request", channel="control")
+    assert [reply.channel for reply in control.replies] == ["control"]
+    assert (await kernel.model())["execution_state"] == "busy"
+    await kernel.rest.interrupt(kernel.id)
+    exchange = await kernel.channels.exchange(running)
+    assert exchange.error["ename"] == "KeyboardInterrupt"
+
+
+async def test_a_restart_forgets_everything_but_the_clients(
+    start: KernelStarter, framing: FramingName
+) -> None:
+    kernel = await start("python")
+    client = await kernel.connect(framing=framing)
+    await client.execute("name = 1")
+    await kernel.rest.restart(kernel.id)
+    exchange = await client.execute("name")
+    assert exchange.error["ename"] == "NameError"
+    assert (await client.execute("1 + 1")).result == "2"
