@@ -9,11 +9,11 @@ import sys
 from typing import Any, NoReturn
 
 import uvicorn
-from jupyter_client.kernelspec import KernelSpecManager
 
 from app.logs import logging_config
 from app.main import create_app
 from app.managers.session_store import UnusableDatabase
+from app.managers.specs import kernel_spec_manager
 from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
@@ -31,7 +31,9 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
     Raises `CannotStart` when there is no kernelspec at all, or an option names a class or a file
     that cannot be used.
     """
-    specs = sorted(KernelSpecManager().find_kernel_specs())
+    specs = sorted(kernel_spec_manager(settings.allowed_kernelspecs).find_kernel_specs())
+    if not specs and settings.allowed_kernelspecs:
+        raise CannotStart("--allowed-kernelspecs: none of these kernelspecs is installed")
     if not specs:
         raise CannotStart(
             "there is no kernelspec, so no kernel could be started; "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Path
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
@@ -32,6 +34,8 @@ __all__ = [
     "SessionsDep",
     "UserDep",
     "errors",
+    "fingerprint",
+    "json_errors",
 ]
 
 MAX_BODY_BYTES: Final = 16 * 2**20
@@ -117,8 +121,25 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def json_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same, for a route whose own answers are not JSON: FastAPI would say that of errors too.
+
+    The model must be in the document already, by way of some other route.
+    """
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorModel"}}}
+    return {
+        status: {"description": response["description"], "content": content}
+        for status, response in errors(*statuses).items()
+    }
+
+
 ERRORS: Final = errors()
 """What every route may answer."""
+
+
+def fingerprint(body: BaseModel) -> bytes:
+    """The same for bodies that ask for the same."""
+    return json.dumps(body.model_dump(), sort_keys=True).encode()
 
 
 class JSONRoute(APIRoute):

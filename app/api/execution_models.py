@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 
 from app.managers.execution import StepName
 
@@ -22,6 +22,18 @@ __all__ = [
 MAX_TIMEOUT: Final = 31 * 86400.0
 """Seconds."""
 
+
+def _whole(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""What can be sent on as UTF-8."""
+
 State = Literal["queued", "running", "ok", "error", "aborted", "cancelled", "lost"]
 
 
@@ -32,12 +44,12 @@ class RunCode(BaseModel):
         allow_inf_nan=False, json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]}
     )
 
-    code: str = Field(description="The code.")
+    code: Text = Field(description="The code.")
     silent: bool = Field(
         False, description="Do not count it, and show as little of it as the kernel can."
     )
     store_history: bool = Field(True, description="Count it, and put it into the history.")
-    user_expressions: dict[str, str] = Field(
+    user_expressions: dict[Text, Text] = Field(
         default_factory=dict, description="Expressions to evaluate after it, by names of yours."
     )
     stop_on_error: bool = Field(
@@ -73,7 +85,7 @@ class CancelExecution(BaseModel):
 class InputModel(BaseModel):
     """An answer to `input()`."""
 
-    value: str = Field(description="The line, without its end.")
+    value: Text = Field(description="The line, without its end.")
 
 
 class StepModel(BaseModel):

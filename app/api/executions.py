@@ -13,7 +13,15 @@ from starlette.responses import StreamingResponse
 
 from app.api.access import requires
 from app.api.awaiting import AwaitedResponse
-from app.api.dependencies import IdempotencyKeyDep, JSONRoute, KernelDep, ManagerDep, errors
+from app.api.dependencies import (
+    IdempotencyKeyDep,
+    JSONRoute,
+    KernelDep,
+    ManagerDep,
+    errors,
+    fingerprint,
+    json_errors,
+)
 from app.api.execution_models import (
     CancelExecution,
     ExecutionEventModel,
@@ -161,7 +169,7 @@ async def run_code(
     async def make() -> str:
         return kernel.executions.run(Code(**body.model_dump())).id
 
-    asked = _encode(body.model_dump())
+    asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
     execution_id = await manager.idempotency.once(scope, idempotency_key, asked, make)
     execution = kernel.executions.get(execution_id)
@@ -216,6 +224,7 @@ async def get_execution(
 @router.get(
     "/{execution_id}/events",
     operation_id="executions_follow",
+    status_code=200,  # FastAPI cannot tell it from a class of response of our own
     response_class=EventStream,
     response_model=ExecutionEventModel,
     responses={
@@ -225,7 +234,7 @@ async def get_execution(
                 NDJSON: {"schema": {"$ref": "#/components/schemas/ExecutionEventModel"}},
             },
         },
-        **errors(400, 404),
+        **json_errors(400, 404),
     },
     dependencies=[requires("kernels", "read")],
 )
@@ -278,9 +287,7 @@ async def get_output(
 
     It is served so that no browser runs it: as a download, in a sandbox.
     """
-    if mime is not None:
-        mime = mime.replace(" ", "+")  # of image/svg+xml, when nobody has escaped it
-    blob = await output(kernel.traffic.log, execution, number, mime)
+    blob = await output(kernel.traffic.log, execution, number, mime or None)
     extension = mimetypes.guess_extension(blob.media_type.partition(";")[0]) or ".bin"
     disposition = f'attachment; filename="output-{number}{extension}"'
     headers = {**INERT, "Content-Disposition": disposition, "Content-Type": blob.media_type}

@@ -16,6 +16,7 @@ from app.api.dependencies import (
     KernelIdDep,
     ManagerDep,
     errors,
+    fingerprint,
 )
 from app.api.models import KernelModel, StartKernel
 
@@ -67,8 +68,7 @@ async def start_kernel(
         )
         return started.id
 
-    fingerprint = asked.model_dump_json().encode()
-    kernel_id = await manager.idempotency.once("kernels", idempotency_key, fingerprint, make)
+    kernel_id = await manager.idempotency.once("kernels", idempotency_key, fingerprint(asked), make)
     kernel = manager.get(kernel_id)
     location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
     return _json(kernel.model, 201, {"Location": location})

@@ -91,10 +91,11 @@ class EventStream(StreamingResponse):
 
     def line(self, event: StreamEvent) -> bytes:
         """An event as it is sent."""
-        data = b"data: %b\n\n" % _encode(event)
+        data = b"data: %b\n" % _encode(event)
         if event.seq is None or not event.resumable:
-            return data
-        return b"id: %d\n%b" % (event.seq, data)
+            return data + b"\n"
+        # The id last: who has that, however the connection was cut, has the data too.
+        return b"%bid: %d\n\n" % (data, event.seq)
 
     async def stream_response(self, send: Send) -> None:
         """Send the headers at once, and then each event."""

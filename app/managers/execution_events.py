@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
 from app.managers.contents import content_of, text_of
-from app.managers.execution import Execution, Step
+from app.managers.execution import Execution
 from app.managers.executions import Executions
 from app.managers.history import ExecutionReader
 from app.managers.log import MessageLog
@@ -161,24 +161,22 @@ async def _follow(
 ) -> AsyncIterator[Event | None]:
     if after is None:
         yield Queued(time=format_timestamp(execution.queued_at), session=execution.session)
-    steps = sum(after is not None and step.seq < after for step in execution.steps)
+    steps = _Steps(execution, after)
     while True:
         gap, entries = await reader.fetch()
         if gap is not None:
             yield GapFound(seq=reader.gone_to, messages=gap.messages, bytes=gap.bytes)
         for entry in entries:
+            for step in steps.before(entry.seq):
+                yield step
             event = event_of(entry.message)
             if event is not None:
                 yield event
-        # What was done is told when all that came before has been.
-        while steps < len(execution.steps) and execution.steps[steps].seq < reader.cursor:
-            yield _step(execution.steps[steps])
-            steps += 1
         if reader.behind:
             continue
+        for step in steps.before(None):
+            yield step
         if execution.ended and (reader.finished or not execution.sent):
-            for step in execution.steps[steps:]:
-                yield _step(step)
             yield _ended(execution)
             return
         if executions.closing:
@@ -186,6 +184,23 @@ async def _follow(
             return
         if not await reader.wait_for(keepalive):
             yield None
+
+
+class _Steps:
+    """Tells what was done to an execution, each step behind the messages that came before it."""
+
+    def __init__(self, execution: Execution, after: int | None) -> None:
+        self._execution = execution
+        self._told = sum(after is not None and step.seq < after for step in execution.steps)
+
+    def before(self, seq: int | None) -> Iterator[Event]:
+        steps = self._execution.steps
+        while self._told < len(steps) and (seq is None or steps[self._told].seq < seq):
+            step = steps[self._told]
+            self._told += 1
+            yield StepTaken(
+                seq=step.seq, step=step.step, time=format_timestamp(step.time), detail=step.detail
+            )
 
 
 def event_of(message: Message) -> Event | None:
@@ -197,12 +212,6 @@ def event_of(message: Message) -> Event | None:
     if event is not None:
         event.seq = message.seq
     return event
-
-
-def _step(step: Step) -> Event:
-    return StepTaken(
-        seq=step.seq, step=step.step, time=format_timestamp(step.time), detail=step.detail
-    )
 
 
 def _ended(execution: Execution) -> Event:

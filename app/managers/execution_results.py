@@ -186,6 +186,8 @@ async def output(
         return Blob("text/plain; charset=utf-8", _text_of_stream(log, execution, found))
     mime = mime or next((name for name in found if name != "text/plain"), "text/plain")
     if mime not in found:
+        mime = mime.replace(" ", "+")  # of image/svg+xml, where nobody has escaped it in a URL
+    if mime not in found:
         raise OutputNotFound(f"Output {number} has no data of this media type")
     return _blob(mime, found[mime])
 

@@ -236,7 +236,8 @@ class Executions:
             grace = None if grace is None else grace - pause
         if grace is None or await self.ended(execution, grace) or self.closing:
             return
-        self._step(execution, "kill", f"{why}; it did not heed the interrupt, so its kernel was killed")
+        why = f"{why}; it did not heed the interrupt, so its kernel was killed"
+        self._step(execution, "kill", why)
         if not await self._control.kill():
             logger.warning("execution %s runs on: its kernel is not ours to kill", execution.id)
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import zmq
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_runtime_dir
 
 from app.managers.counters import Counters
@@ -33,7 +32,7 @@ from app.managers.paths import (
     cwd_for_path,
     working_directory,
 )
-from app.managers.specs import Specs
+from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.state import Lifecycle
 from app.managers.transports import Transports
 from app.settings import Settings
@@ -66,7 +65,7 @@ class MultiKernelManager:
         self._context.max_sockets = MAX_SOCKETS
         self._transports = Transports(settings.transport, settings.state_dir)
         self._logs = LogFiles(settings)
-        manager = KernelSpecManager(allowed_kernelspecs=set(settings.allowed_kernelspecs))
+        manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name)
         self._house = KernelHouse(
             settings, self._context, manager, self._transports, self._logs, events, counters

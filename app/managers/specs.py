@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +18,14 @@ from traitlets import TraitError
 
 from app.managers.errors import KernelSpecNotFound, NotFound
 
-__all__ = ["Specs"]
+__all__ = ["Specs", "kernel_spec_manager"]
 
 logger = logging.getLogger(__name__)
+
+
+def kernel_spec_manager(allowed: Iterable[str]) -> KernelSpecManager:
+    """jupyter_client's finder of kernelspecs, for these names only if there are any."""
+    return KernelSpecManager(allowed_kernelspecs={name.lower() for name in allowed})
 
 
 class SpecFile(msgspec.Struct):
@@ -86,6 +91,9 @@ class Specs:
 
     def _find(self, name: str) -> KernelSpec:
         name = "python3" if name == "python" else name
+        allowed = self.manager.allowed_kernelspecs
+        if allowed and name.lower() not in allowed:  # jupyter_client only lists by it
+            raise KernelSpecNotFound(name)
         try:
             spec: KernelSpec = self.manager.get_kernel_spec(name)
         except NoSuchKernel:

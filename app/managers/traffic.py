@@ -228,6 +228,11 @@ class Traffic:
             return
         self.shutdown_asked, self.restart_asked = not restart, restart
 
+    @property
+    def has_room(self) -> bool:
+        """Whether clients may send more at once."""
+        return self._room.is_set()
+
     async def room(self) -> None:
         """Return when clients may send more: the requests that wait are below their bound.
 

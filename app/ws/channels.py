@@ -126,7 +126,7 @@ class ChannelsConnection:
             self._pump(sender, reader, greeting, live_from), name=f"pump to {self._session}"
         )
         try:
-            await self._listen()
+            await self._listen(sender)
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -182,7 +182,7 @@ class ChannelsConnection:
 
     # From the client
 
-    async def _listen(self) -> None:
+    async def _listen(self, sender: Sender) -> None:
         """Hand each frame to the kernel; hold the client back while it takes no more."""
         traffic = self._kernel.traffic
         while True:
@@ -198,7 +198,24 @@ class ChannelsConnection:
                 await self._close(MALFORMED, str(error))
                 return
             traffic.submit(message, self._session)
-            await traffic.room()
+            if not traffic.has_room:
+                await self._hold_back(sender)
+
+    async def _hold_back(self, sender: Sender) -> None:
+        """Return when the kernel takes more, or when the client is gone.
+
+        Its going would not be heard: nothing is received meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        events = {
+            loop.create_task(self._kernel.traffic.room()),
+            loop.create_task(sender.lost()),
+        }
+        try:
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for event in events:
+                event.cancel()
 
     def _decode(self, text: str | None, data: bytes | None) -> ClientMessage:
         if self._is_v1:

@@ -37,6 +37,9 @@ class FrameWriter(Protocol):
         They bring the client to ``place`` in the log.
         """
 
+    async def lost(self) -> None:
+        """Return when the connection is lost, which is known while nothing is received, too."""
+
 
 Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
 
@@ -52,6 +55,9 @@ class Sender(Protocol):
 
     def arrived(self, place: Position) -> Position:
         """How far the client has come, of a reader that is at ``place``."""
+
+    async def lost(self) -> None:
+        """Return when the connection is lost, if that can be told."""
 
 
 def sender_for(websocket: WebSocket, start: Position, *, is_v1: bool, numbered: bool) -> Sender:
@@ -80,6 +86,9 @@ class _BatchSender:
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
         return self._writer.acknowledged or self._start
 
+    async def lost(self) -> None:
+        await self._writer.lost()
+
 
 class _PlainSender:
     def __init__(self, websocket: WebSocket, encode: Encode) -> None:
@@ -98,6 +107,10 @@ class _PlainSender:
     def arrived(self, place: Position) -> Position:
         """Nobody can tell: what was written counts as having arrived."""
         return place
+
+    async def lost(self) -> None:
+        """Nobody can tell: it never returns."""
+        await asyncio.Event().wait()
 
 
 def _v1_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:

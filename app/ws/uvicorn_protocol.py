@@ -54,6 +54,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._acknowledgements = Acknowledgements()
+        self._lost = asyncio.Event()
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
@@ -150,7 +151,12 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         count: int = unpack("=i", unconfirmed)[0]
         return count == 0
 
+    async def lost(self) -> None:
+        """Return when the connection is lost (`app.ws.sending.FrameWriter`)."""
+        await self._lost.wait()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost.set()
         if self._ping_plan is not None:
             self._ping_plan.cancel()
             self._ping_plan = None
@@ -165,7 +171,11 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         taken = self._written - self.transport.get_write_buffer_size()
         progress = taken > self._taken
         self._taken = taken
-        if progress or self.read_paused:
+        if self.read_paused:
+            # The pong may lie behind what we do not read. If the peer is gone, a write will tell.
+            self.send_keepalive_ping()
+            return
+        if progress:
             assert self.ping_timeout is not None
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return

@@ -1,7 +1,7 @@
 """A server whose wall clock jumps while its monotonic clock goes on.
 
-That is what a suspended machine looks like to its processes when it wakes up (on Linux and macOS the
-monotonic clock stands still meanwhile), and what somebody does who sets the clock.
+That is what a suspended machine looks like to its processes when it wakes up (on Linux and macOS
+the monotonic clock stands still meanwhile), and what somebody does who sets the clock.
 """
 
 from __future__ import annotations

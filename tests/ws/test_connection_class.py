@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.conftest import MakeServer
+from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.channels import JupyterChannels
 from tests.support.running import kernels_of
 
 OPTION = "--kernel-websocket-connection-class"

@@ -34,7 +34,9 @@ OTHERS = [
     # Not from iopub, so not output, whatever it calls itself.
     ("shell", "stream", {"name": "stdout", "text": "x"}),
 ]
-LIMITED = [("iopub", name, {"data": {}}) for name in sorted(LIMITED_TYPES)]
+LIMITED: list[tuple[str, str, dict[str, Any]]] = [
+    ("iopub", name, {"data": {}}) for name in sorted(LIMITED_TYPES)
+]
 Kind = tuple[str, str, dict[str, Any]]
 
 

@@ -35,7 +35,9 @@ async def _is_alone(kernel: RunningKernel) -> bool:
     return (await kernel.model())["connections"] == 1
 
 
-async def test_output_that_was_missed(start: KernelStarter, framing: FramingName, kept: bool) -> None:
+async def test_output_that_was_missed(
+    start: KernelStarter, framing: FramingName, kept: bool
+) -> None:
     kernel = await start()
     leaver = await kernel.connect(session_id="leaves", framing=framing)
     await leaver.execute("print before")

@@ -94,21 +94,16 @@ async def test_nothing_is_lost_in_a_flood_however_often_it_changes_hands(
 async def test_of_many_at_once_one_is_left(start: KernelStarter) -> None:
     kernel = await start()
     clients = await asyncio.gather(*(kernel.connect(session_id="mine") for _ in range(10)))
-    await eventually(lambda: _is(kernel, 2))  # with the starter's own
-    request = await kernel.channels.send_execute("print here")
-
-    async def outcome(client: JupyterChannels) -> str:
-        closing = asyncio.create_task(client.closed())
-        seeing = asyncio.create_task(client.exchange(request, replies=False))
-        del closing, seeing
-        return ""
-
-    del outcome
-    alive = [client for client in clients if client.websocket.close_code is None]
-    closed = [client for client in clients if client not in alive]
-    assert len(alive) >= 1
-    codes = [client.websocket.close_code for client in closed]
-    assert set(codes) <= {REPLACED}
+    closes = [asyncio.create_task(client.closed(60)) for client in clients]
+    await eventually(lambda: sum(close.done() for close in closes) == 9, 30)
+    (alive,) = [c for c, close in zip(clients, closes, strict=True) if not close.done()]
+    assert {close.result().code for close in closes if close.done()} == {REPLACED}
+    (pending,) = [close for close in closes if not close.done()]
+    pending.cancel()
+    await asyncio.wait({pending}, timeout=10)
+    exchange = await kernel.channels.execute("print here")
+    assert (await alive.exchange(exchange.msg_id, replies=False)).text == "here\n"
+    assert await connections(kernel) == 2  # with the starter's own
 
 
 async def test_other_sessions_and_other_kernels_are_not_concerned(start: KernelStarter) -> None:
