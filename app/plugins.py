@@ -20,6 +20,8 @@ def load_class(option: str, name: str, base: type[T]) -> type[T]:
     Raises `CannotLoad`.
     """
     module_name, _, class_name = name.partition(":")
+    if not (module_name and class_name):
+        raise CannotLoad(f"--{option.replace('_', '-')}: {name!r} is not written module:Class")
     try:
         found = getattr(import_module(module_name), class_name)
     except Exception as error:  # the module is somebody else's code

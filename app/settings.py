@@ -12,12 +12,14 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
+from app.protocol.v1 import SUBPROTOCOL
 
 __all__ = ["Settings", "explain"]
 
@@ -57,13 +59,12 @@ Words = Annotated[list[str], NoDecode]
 Paths = Annotated[list[Path], NoDecode]
 
 
+# The docstring is what --help says first.
 class Settings(BaseSettings):
-    """The options, checked.
+    """Starts, drives and keeps Jupyter kernels. In the environment --port is KERNELKEEP_PORT."""
 
-    Raises `pydantic.ValidationError`, or `SettingsError` for flags that there are not; see
-    `explain`.
-    """
-
+    # Made from wrong options it raises `pydantic.ValidationError`, or `SettingsError` for flags
+    # that there are not; see `explain`.
     model_config = SettingsConfigDict(
         env_prefix="KERNELKEEP_",
         cli_prog_name="kernelkeep",
@@ -119,7 +120,9 @@ class Settings(BaseSettings):
 
     # Kernels
     default_kernel_name: str = Field(
-        "python3", description="Kernelspec that is started when a request names none."
+        "python3",
+        min_length=1,
+        description="Kernelspec that is started when a request names none.",
     )
     transport: Literal["auto", "ipc", "tcp"] = Field(
         "auto",
@@ -184,6 +187,7 @@ class Settings(BaseSettings):
     allow_tracebacks: bool = Field(True, description="Let clients see the tracebacks of errors.")
     traceback_replacement_message: str = Field(
         "The error's details are not shown here, for reasons of security.",
+        min_length=1,
         description="What stands in place of a traceback that is not allowed.",
     )
     limit_rate: bool = Field(
@@ -293,9 +297,11 @@ class Settings(BaseSettings):
         mode="before",
     )(_words)
 
-    @field_validator("root_dir", "state_dir")
+    @field_validator("root_dir", "state_dir", "external_connection_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
         try:
             return value.expanduser().resolve()
         except (OSError, RuntimeError) as error:  # nobody's home, a loop of links, a name too long
@@ -308,10 +314,40 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no directory {value}")
         return value
 
+    @field_validator("external_connection_dir")
+    @classmethod
+    def _no_file(cls, value: Path | None) -> Path | None:
+        if value is not None and os.path.exists(value) and not os.path.isdir(value):
+            raise ValueError(f"{value} is no directory")
+        return value
+
     @field_validator("database_filepath")
     @classmethod
     def _absolute_file(cls, value: str) -> str:
         return value if value == ":memory:" else os.path.abspath(os.path.expanduser(value))
+
+    @field_validator("token")
+    @classmethod
+    def _sendable(cls, value: SecretStr) -> SecretStr:
+        token = value.get_secret_value()
+        if token != token.strip() or not token.isprintable():
+            raise ValueError("no client can send a token with such a character in it")
+        return value
+
+    @field_validator("allow_origin")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value not in ("", "*", f"{parts.scheme}://{parts.netloc}"):
+            raise ValueError("not an origin, like https://lab.example.org with nothing behind it")
+        return value
+
+    @field_validator("kernel_ws_protocol")
+    @classmethod
+    def _spoken(cls, value: str | None) -> str | None:
+        if value not in (None, "", SUBPROTOCOL):
+            raise ValueError(f"only {SUBPROTOCOL} is spoken, and the legacy framing (empty)")
+        return value
 
     @field_validator("allow_origin_pat")
     @classmethod

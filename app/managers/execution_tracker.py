@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -24,11 +24,15 @@ __all__ = ["ExecutionListener", "ExecutionTracker"]
 MAX_UNFINISHED: Final = 8192
 """Executions under way per kernel; beyond, the oldest is given up."""
 
-IDLE_SECONDS: Final = 2.0
-"""How long after its reply an execution waits for the idle status that some kernels never send."""
+IDLE_SECONDS: Final = 3.0
+"""How long after its reply, and its last output, an execution waits for the idle status that some
+kernels never send. The reply comes over another socket, and overtakes much output by seconds."""
 
 REPLY_SECONDS: Final = 5.0
 """How long after its idle status it waits for a reply: without one it is not known how it ended."""
+
+LATE_SECONDS: Final = 0.5
+"""A timer that is so late has waited for something large to be read: there may be more."""
 
 
 class ExecutionListener(Protocol):
@@ -45,6 +49,15 @@ class ExecutionListener(Protocol):
 
     def on_close(self, reason: str) -> None:
         """The kernel's process takes no more; what waits to be sent to it ends."""
+
+
+class _Incomplete(NamedTuple):
+    """An execution that lacks one of the two messages that end it."""
+
+    due: float  # by the loop's clock
+    seconds: float
+    seen: int  # the log's next number, when it began to wait
+    execution: Execution
 
 
 class _Reply(msgspec.Struct):
@@ -76,7 +89,7 @@ class ExecutionTracker:
         self._under_way: dict[str, list[Execution]] = {}  # sent, in that order
         self._count = 0  # of those
         self._ended: deque[Execution] = deque()
-        self._incomplete: deque[tuple[float, Execution]] = deque()  # and when each is given up
+        self._incomplete: list[_Incomplete] = []
         self._plan: asyncio.TimerHandle | None = None
 
     # Looking
@@ -237,26 +250,40 @@ class ExecutionTracker:
     def _wait_for_the_rest(self, execution: Execution, seconds: float) -> None:
         """Some kernels forget one of the two messages that end an execution."""
         loop = asyncio.get_running_loop()
-        self._incomplete.append((loop.time() + seconds, execution))
+        due = loop.time() + seconds
+        self._incomplete.append(_Incomplete(due, seconds, self._log.next_seq, execution))
         if self._plan is None:
-            self._plan = loop.call_later(seconds, self._finish_late)
+            self._plan = loop.call_at(due, self._finish_late)
 
     def _finish_late(self) -> None:
         """End those that have waited long enough. One timer serves all of a kernel."""
-        loop, rest = asyncio.get_running_loop(), []
+        now = asyncio.get_running_loop().time()
         self._plan = None
-        waiting, self._incomplete = self._incomplete, deque()
-        for due, execution in waiting:
-            if execution.ended:
+        waiting, self._incomplete = self._incomplete, []
+        for item in waiting:
+            if item.execution.ended:
                 continue
-            if due <= loop.time():
-                self._finish(execution)
+            if item.due > now:
+                self._incomplete.append(item)
+            elif now - item.due > LATE_SECONDS or self._has_said_more(item):
+                self._wait_for_the_rest(item.execution, item.seconds)
             else:
-                rest.append((due, execution))
-        self._incomplete.extendleft(reversed(rest))
-        if self._incomplete and self._plan is None:
-            first = min(due for due, _ in self._incomplete)
-            self._plan = loop.call_at(first, self._finish_late)
+                self._finish(item.execution)
+        if self._incomplete:
+            if self._plan is not None:
+                self._plan.cancel()
+            first = min(item.due for item in self._incomplete)
+            self._plan = asyncio.get_running_loop().call_at(first, self._finish_late)
+
+    def _has_said_more(self, item: _Incomplete) -> bool:
+        """Whether output of an execution that lacks its idle status goes on coming."""
+        log = self._log
+        if item.execution.idle:
+            return False
+        if item.seen < log.first_in_memory:
+            return True
+        entries = log.read(item.seen, log.next_seq - item.seen, 2**62)
+        return any(entry.message.parent.msg_id == item.execution.id for entry in entries)
 
     def _place_of(self, message: Message) -> Position:
         """The place of the message that was appended last."""

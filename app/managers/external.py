@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import stat
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 65536
 _PORTS: Final = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+_TEXTS: Final = ("kernel_name", "key", "ip")
+_OPTIONAL: Final = ("signature_scheme", "curve_publickey", "curve_secretkey")
 
 
 def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
@@ -39,10 +42,12 @@ def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
         return {}
     for file in files:
         try:
-            if file.stat().st_size > MAX_FILE_BYTES:
+            status = file.stat()
+            # Reading a pipe would wait for somebody to write.
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
                 continue
             info = json.loads(file.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if _is_usable(info):
             found[file] = info
@@ -52,11 +57,15 @@ def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
 def _is_usable(info: object) -> bool:
     return (
         isinstance(info, dict)
-        and all(info.get(name) and isinstance(info[name], str) for name in ("kernel_name", "key"))
+        and all(info.get(name) and isinstance(info[name], str) for name in _TEXTS)
         and info.get("transport") in ("tcp", "ipc")
-        and isinstance(info.get("ip"), str)
-        and all(isinstance(info.get(port), int) for port in _PORTS)
+        and all(_is_port(info.get(name)) for name in _PORTS)
+        and all(isinstance(info.get(name, ""), str) for name in _OPTIONAL)
     )
+
+
+def _is_port(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
 
 
 class ExternalKernel(Kernel):
@@ -69,8 +78,16 @@ class ExternalKernel(Kernel):
         super().__init__(str(uuid4()), name, spec, house, cwd=root, env={}, on_gone=on_gone)
         self._info = info
 
+    @property
+    def info(self) -> ConnectionInfo:
+        """What its connection file held."""
+        return self._info
+
     async def start(self) -> None:
-        """Open the sockets; the kernel is ready when it answers."""
+        """Open the sockets; the kernel is ready when it answers.
+
+        Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection.
+        """
         self.traffic.open(
             Channels(self._house.context, self._info, self.traffic, self._house.counters)
         )

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import zmq
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import kernel_environment
@@ -131,13 +132,23 @@ class MultiKernelManager:
             return
         async with self._refreshing:
             found = await asyncio.to_thread(find_connection_files, self._external_dir)
-            for file in [file for file in self._external if file not in found]:
-                await self._external.pop(file).stop()
+            for file, kernel in [*self._external.items()]:
+                if found.get(file) != kernel.info:
+                    del self._external[file]
+                    await kernel.stop()
             for file, info in found.items():
                 if file not in self._external:
-                    kernel = self._external[file] = ExternalKernel(info, self._house, self._forget)
-                    self._kernels[kernel.id] = kernel
-                    await kernel.start()
+                    await self._add_external(file, info)
+
+    async def _add_external(self, file: Path, info: ConnectionInfo) -> None:
+        kernel = self._external[file] = ExternalKernel(info, self._house, self._forget)
+        try:
+            await kernel.start()
+        except (ValueError, zmq.ZMQError) as error:
+            logger.warning("the connection file %s is of no use: %s", file, error)
+            await kernel.stop()
+        else:
+            self._kernels[kernel.id] = kernel
 
     @property
     def settings(self) -> Settings:

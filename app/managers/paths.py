@@ -53,6 +53,9 @@ def cwd_for_path(root: Path, path: str) -> Path:
         inside = resolved.is_relative_to(root)
         while inside and resolved != root and not resolved.is_dir():
             resolved = resolved.parent
+        if inside:  # behind a loop of links nothing was resolved, so once more, and strictly
+            resolved = resolved.resolve(strict=True)
+            inside = resolved.is_relative_to(root)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long
         raise InvalidPath(f"path: {type(error).__name__}") from None
     if not inside:
@@ -69,7 +72,7 @@ def working_directory(root: Path, asked: str | None) -> Path | None:
     if not asked or "\0" in asked:
         return None
     try:
-        directory = Path(asked).resolve()
+        directory = Path(asked).resolve(strict=True)
         return directory if directory.is_dir() and directory.is_relative_to(root) else None
     except (OSError, RuntimeError, ValueError):
         return None
@@ -85,7 +88,7 @@ def api_path(root: Path, path: str) -> str | None:
         expanded = os.path.expanduser(path)
         is_whole = expanded != path or Path(path).is_relative_to(root)
         candidate = Path(os.path.normpath(expanded if is_whole else root / path.lstrip("/")))
-        resolved = candidate.resolve()
+        resolved = candidate.resolve(strict=True)
         # As it is written, and where it leads to: neither may be outside.
         inside = candidate.is_relative_to(root) and resolved.is_relative_to(root)
         if not inside or not resolved.exists():

@@ -139,7 +139,7 @@ class Specs:
     def _resource(self, name: str, path: str) -> Path:
         directory = Path(self._find(name).resource_dir).resolve()
         try:
-            file = (directory / path).resolve()
+            file = (directory / path).resolve(strict=True)
             if not path.endswith("/") and file.is_relative_to(directory) and file.is_file():
                 return file
         except (OSError, ValueError, RuntimeError):

@@ -93,7 +93,7 @@ def _speaks_v1(offered: Sequence[str], wanted: str | None) -> bool:
 
 
 class ChannelsConnection:
-    """One client of one kernel. ``websocket_connection_class`` may name a subclass."""
+    """One client of one kernel. ``kernel_websocket_connection_class`` may name a subclass."""
 
     def __init__(
         self,

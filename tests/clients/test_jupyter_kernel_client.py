@@ -61,7 +61,7 @@ def test_an_error_is_told(client: JupyterKernelClient) -> None:
 def test_variables_go_there_and_back(client: JupyterKernelClient) -> None:
     client.set_variable("x", 41)
     run(client, "x += 1")
-    value, _ = client.get_variable("x")
+    value = client.get_variable("x")
     assert value == 42
     assert "x" in [variable.name for variable in client.list_variables()]
 
@@ -122,7 +122,7 @@ def test_a_second_client_joins_a_kernel_and_leaves_it_running(
     with JupyterKernelClient(
         server_url=server.url, token=server.token, kernel_id=client.id
     ) as second:
-        value, _ = second.get_variable("x")
+        value = second.get_variable("x")
         assert value == 42
     assert client.is_alive()
     assert run(client, "x")["status"] == "ok"

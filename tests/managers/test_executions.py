@@ -97,6 +97,22 @@ async def test_a_reply_that_never_comes_is_not_waited_for(
     assert second.state is OK
 
 
+async def test_output_that_the_reply_has_overtaken_is_waited_for(
+    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.2)
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.replies(execution)
+    for _ in range(10):  # for longer than an idle status alone would be waited for
+        await asyncio.sleep(0.06)
+        kernel.says(execution, "stream", name="stdout", text="x")
+    assert execution.state is RUNNING
+    kernel.is_idle(execution)
+    assert execution.state is OK
+    assert execution.last_seq == kernel.log.next_seq - 1
+
+
 async def test_each_is_waited_for_as_long_as_it_may_take(
     kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def root(tmp_path: Path) -> Path:
         "dangling": "nowhere",
         "dangling-out": "../nowhere",
         "a/up": "../..",
+        "out-by-loop": "loop/../out",
     }
     for name, target in links.items():
         (root / name).symlink_to(target)
@@ -80,6 +81,9 @@ def test_what_is_no_directory_means_its_nearest_parent(
         *("missing/../../outside", "../" * 100, "../root/../outside", "a/b/../../../root2/x"),
         *("out", "out/deep", "out/missing", "out-absolute", "dangling-out", "dangling-out/x"),
         *("a/up", "a/up/outside", "in/../../..", "root-link/.."),
+        # Behind a loop of links, os.path.realpath resolves nothing more.
+        *("loop/../out", "loop/../out/missing", "ping/../out-absolute/deep", "out-by-loop"),
+        *("out-by-loop/deep", "a/../loop/../a/up"),
     ],
 )
 def test_what_leads_out_of_the_root_is_refused(root: Path, path: str) -> None:
@@ -97,7 +101,7 @@ def test_what_no_file_can_be_called_is_refused(root: Path, path: str) -> None:
     assert len(caught.value.message) < 100
 
 
-@pytest.mark.parametrize("path", ["loop", "loop/x", "ping", "pong/a/b"])
+@pytest.mark.parametrize("path", ["loop", "loop/x", "ping", "pong/a/b", "loop/../out-by-loop"])
 def test_a_loop_of_links_is_refused_or_taken_for_missing(root: Path, path: str) -> None:
     # Python 3.13 resolves a loop to itself, those before it refuse to.
     try:
@@ -114,7 +118,9 @@ def test_an_absolute_path_is_one_below_the_root(root: Path) -> None:
     assert cwd_for_path(root, str(root.parent / "outside")) == root
 
 
-words = st.sampled_from(["a", "b", "..", ".", "", "in", "out", "loop", "a/up", "x", "file.ipynb"])
+words = st.sampled_from(
+    ["a", "b", "..", ".", "", "in", "out", "loop", "a/up", "x", "file.ipynb", "out-by-loop"]
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,7 +143,11 @@ def test_a_working_directory_of_ours_is_used(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a/file.ipynb", "missing", "..", "../outside", "out", "loop", "dangling", "x" * 300]
+    "name",
+    [
+        *("a/file.ipynb", "missing", "..", "../outside", "out", "loop", "dangling", "x" * 300),
+        *("loop/../out", "loop/../out/deep", "out-by-loop", "loop/../loop/../out-by-loop"),
+    ],
 )
 def test_any_other_directory_of_a_client_is_not_ours(root: Path, name: str) -> None:
     assert working_directory(root, os.path.join(root, name)) is None

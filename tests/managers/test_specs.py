@@ -261,6 +261,7 @@ def read(file: Path) -> bytes:
         ),
         *("../Other/kernel.json", "../../secret", "/etc/passwd", "//etc/passwd", "../Good2/x"),
         *("link-out", "link-out-absolute", "directory-out/secret", "loop", "\ud800"),
+        *("loop/../link-out", "loop/../directory-out/secret", "out-by-loop"),
     ],
 )
 async def test_no_other_file_is_served(specs: Specs, tmp_path: Path, path: str) -> None:
@@ -281,3 +282,4 @@ def furnish(tmp_path: Path) -> None:
     (good / "link-out-absolute").symlink_to(tmp_path / "secret")
     (good / "directory-out").symlink_to("../..")
     (good / "loop").symlink_to("loop")
+    (good / "out-by-loop").symlink_to("loop/../link-out")

@@ -1,0 +1,182 @@
+"""Every option: in ``--help`` with its sentence and its default, and refused when it is wrong.
+
+Both go by the fields of the settings, so that an option which is new and not in the table of wrong
+values fails here.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from app.settings import Settings
+from tests.support.home import Home
+from tests.support.server import run_server
+
+FIELDS = Settings.model_fields
+CONNECTIONS = "tests.support.connections"
+
+# For each option a value that it cannot have. FILE is a file, MISSING is nothing at all.
+WRONG: dict[str, str] = {
+    "host": "",
+    "port": "65536",
+    "root_dir": "MISSING",
+    "state_dir": "FILE",
+    "auth": "password",
+    "token": "two\nlines",
+    "open_docs": "perhaps",
+    "authenticate_prometheus": "perhaps",
+    "authorizer_class": "tests.support.authorizers:Mute",
+    "allow_remote_access": "perhaps",
+    "local_hostnames": '["localhost"',
+    "allow_origin": "https://lab.example.org/",
+    "allow_origin_pat": "(",
+    "allow_credentials": "perhaps",
+    "default_kernel_name": "",
+    "transport": "pigeon",
+    "kernel_info_timeout": "0",
+    "shutdown_wait_time": "-1",
+    "autorestart": "perhaps",
+    "restart_limit": "-1",
+    "allowed_kernelspecs": "no-such-kernelspec",
+    "kernel_argv": "[1]",
+    "transport_encryption": "rot13",
+    "allow_external_kernels": "perhaps",
+    "external_connection_dir": "FILE",
+    "kernel_env_allow": "[null]",
+    "extra_event_schema_paths": "MISSING",
+    "cull_idle_timeout": "-1",
+    "cull_interval": "0",
+    "cull_connected": "perhaps",
+    "cull_busy": "perhaps",
+    "untracked_message_types": '[{"a": 1}]',
+    "allowed_message_types": "[",
+    "allow_tracebacks": "perhaps",
+    "traceback_replacement_message": "",
+    "limit_rate": "perhaps",
+    "iopub_msg_rate_limit": "many",
+    "iopub_data_rate_limit": "nan",
+    "rate_limit_window": "0",
+    "database_filepath": "FILE/below",
+    "buffer_offline_messages": "perhaps",
+    "session_retention": "0",
+    "log_bytes": "1",
+    "log_total_bytes": "1",
+    "log_disk_bytes": "-1",
+    "log_disk_age": "0",
+    "output_log_bytes": "1",
+    "executions_kept": "-1",
+    "execution_queue_limit": "-1",
+    "execution_wait_limit": "-1",
+    "execution_interrupt_grace": "-1",
+    "stream_keepalive": "-1",
+    "websocket_max_message_size": "1",
+    "websocket_ping_interval": "-1",
+    "websocket_ping_timeout": "0",
+    "websocket_compression": "perhaps",
+    "kernel_ws_protocol": "v2.example",
+    "kernel_websocket_connection_class": f"{CONNECTIONS}:Unrelated",
+    "websocket_backlog_bytes": "1",
+    "log_level": "loud",
+}
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def refusal(ended: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence with which a start was refused."""
+    assert ended.returncode == 2, ended
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("kernelkeep: ")
+    return line.removeprefix("kernelkeep: ")
+
+
+def test_the_table_has_every_option_and_no_other() -> None:
+    assert set(WRONG) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_wrong_value_stops_the_start_with_one_line_that_names_the_option(
+    home: Home, name: str
+) -> None:
+    (home.path / "file").touch()
+    value = WRONG[name].replace("FILE", str(home.path / "file"))
+    value = value.replace("MISSING", str(home.path / "missing"))
+    # In the environment every option is set alike; what is wrong is found in the same place.
+    env = {"KERNELKEEP_PORT": "0", f"KERNELKEEP_{name.upper()}": value}
+    if name != "state_dir":
+        env["KERNELKEEP_STATE_DIR"] = str(home.state_dir)
+    line = refusal(run_server(home=home, env=env, timeout=60))
+    assert re.match(rf"{flag(name)}(\.\d+)?: \S", line), line
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no_such_module:Class", "no_such_module"),
+        (f"{CONNECTIONS}:NoSuchClass", "NoSuchClass"),
+        (f"{CONNECTIONS}:not_a_class", "is no ChannelsConnection"),
+        (CONNECTIONS, "module:Class"),
+        ("", "module:Class"),
+    ],
+)
+def test_a_connection_class_that_cannot_be_loaded(home: Home, name: str, says: str) -> None:
+    arguments = ("--kernel-websocket-connection-class", name, "--port", "0")
+    line = refusal(run_server(*arguments, home=home, timeout=60))
+    assert line.startswith("--kernel-websocket-connection-class: ")
+    assert says in line
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    """``--help``, in one line, every space single."""
+    home = Home()
+    try:
+        ended = run_server("--help", home=home, env={"COLUMNS": "100"}, timeout=60)
+    finally:
+        home.remove()
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    return squeezed(ended.stdout.partition("\noptions:\n")[2])
+
+
+def squeezed(text: str) -> str:
+    # argparse breaks lines at spaces and after hyphens.
+    return re.sub(r"\s+", "", text)
+
+
+def shown(default: Any) -> str:
+    """A default as a person is told it."""
+    return "" if isinstance(default, SecretStr) else str(default)
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_help_has_the_option_with_its_sentence_and_its_default(help_text: str, name: str) -> None:
+    field = FIELDS[name]
+    assert field.description is not None
+    sentence = squeezed(f"{field.description} (default: {shown(field.default)})")
+    if name == "state_dir":  # which depends on where the home directory is
+        sentence = squeezed(f"{field.description} (default: ")
+    before, found, _ = help_text.partition(sentence)
+    assert found
+    # The flag that this belongs to is the last one before it.
+    assert re.search(rf"{flag(name)}(,--no{flag(name)[1:]})?[^-]*$", before), before[-100:]
+
+
+def test_help_begins_with_what_it_is_and_tells_nothing_of_the_code() -> None:
+    home = Home()
+    try:
+        text = run_server("--help", home=home, timeout=60).stdout
+    finally:
+        home.remove()
+    assert "Starts, drives and keeps Jupyter kernels." in text
+    assert "pydantic" not in text
+    assert Path(__file__).parent.name not in text.split()
