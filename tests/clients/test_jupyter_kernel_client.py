@@ -63,7 +63,7 @@ def test_variables_go_there_and_back(client: JupyterKernelClient) -> None:
     run(client, "x += 1")
     value = client.get_variable("x")
     assert value == 42
-    assert "x" in [variable.name for variable in client.list_variables()]
+    assert "x" in [variable["name"] for variable in client.list_variables()]
 
 
 def test_a_cell_is_interrupted_while_it_runs(

@@ -226,7 +226,8 @@ PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
         {"curve_publickey": PUBLIC, "curve_secretkey": "too short"},
         {"key": "\ud800"},
     ],
-    ids=str,
+    # Not by value: workers must agree on the names, and keys are made anew by each.
+    ids=["address", "path", "scheme", "public key", "secret key", "key"],
 )
 async def test_a_file_that_makes_no_connection_is_said_once_and_not_listed(
     server: ServerProcess, file: Path, rest: RestClient, wrong: dict[str, str]
