@@ -499,7 +499,8 @@ class Traffic:
         parent = message.parent
         was_at_work = self._state.at_work
         request = self._requests.find(parent)
-        if request is None or request.channel != "control":
+        ours = parent.session == self._session  # our probes are nobody's work, tracked or not
+        if not ours and (request is None or request.channel != "control"):
             self._state.on_status(reported, parent)
         if was_at_work:
             self.active_since = time.monotonic()

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import TypeAdapter
 
@@ -13,7 +14,7 @@ from app.api.execution_models import ExecutionEventModel
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, SSE, Executions, Json
-from tests.support.processes import eventually, usage
+from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
@@ -227,18 +228,22 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
 ) -> None:
     execution_id = await executions.begin("sleep 60")
     await executions.until(execution_id, "started")
-    before = usage(server.pid).descriptors
+
+    def established() -> int:
+        """Connections of clients: the kernels' sockets are not tcp."""
+        sockets = psutil.Process(server.pid).net_connections("tcp")
+        return sum(found.status == psutil.CONN_ESTABLISHED for found in sockets)
 
     async def follow() -> None:
         async with RestClient(server.url, server.token) as rest:
             await Executions(rest, executions.kernel_id).all_events(execution_id)
 
     followers = [asyncio.create_task(follow()) for _ in range(20)]
-    await eventually(lambda: usage(server.pid).descriptors >= before + 20)
+    await eventually(lambda: established() >= 20)
     for follower in followers:
         follower.cancel()
     await asyncio.wait(followers)
-    await eventually(lambda: usage(server.pid).descriptors <= before)
+    await eventually(lambda: established() <= 2)
     await executions.cancel(execution_id)
 
 
