@@ -15,7 +15,7 @@ from app.managers.entries import Position
 __all__ = ["PING_SECONDS", "Acknowledgements"]
 
 PING_SECONDS: Final = 0.1
-"""How long after a write its ping goes out, at the earliest. What was sent within this and one
+"""How long after a ping the next goes out, at the earliest. What was sent within this and one
 round trip may be sent again to a client whose connection broke."""
 
 _PREFIX: Final = b"kk"  # tells our pings from the keepalive's

@@ -41,6 +41,7 @@ JOIN_BYTES: Final = 65536
 
 _TEXT: Final = 0x81  # FIN, opcode 1 [RFC 6455, section 5.2]
 _BINARY: Final = 0x82
+_PING: Final = 0x89
 
 
 class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -50,6 +51,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     _taken = 0  # of those, how many had left it when last looked at
 
     _ping_plan: asyncio.TimerHandle | None = None
+    _next_ping = 0.0  # by the loop's clock
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -98,11 +100,15 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
                 small.clear()
             else:
                 small.append(payload)
-        if small:
-            self._hand_over(b"".join(small))
         if place is not None:
             self._acknowledgements.sent(place)
+            # In the same write where it may: a client that has read what is before the ping has
+            # answered it, however soon its connection breaks then.
+            if self.loop.time() >= self._next_ping:
+                small.append(self._ping())
             self._plan_ping()
+        if small:
+            self._hand_over(b"".join(small))
         # Everybody else gets a turn, even when the socket has taken all of it at once.
         await asyncio.sleep(0)
         await self.writable.wait()
@@ -116,16 +122,21 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     def _plan_ping(self) -> None:
         """Ask soon whether what was written has arrived, unless that is planned already."""
         if self._ping_plan is None and self._acknowledgements.ping_is_due:
-            self._ping_plan = self.loop.call_later(PING_SECONDS, self._ask)
+            self._ping_plan = self.loop.call_at(self._next_ping, self._ask)
 
     def _ask(self) -> None:
         self._ping_plan = None
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             return
+        self.transport.write(self._ping())
+
+    def _ping(self) -> bytes:
+        """A ping for what is not acknowledged; empty if it is, or has been asked about."""
         payload = self._acknowledgements.ping()
-        if payload is not None:
-            self.conn.send_ping(payload)
-            self.transport.write(b"".join(self.conn.data_to_send()))
+        if payload is None:
+            return b""
+        self._next_ping = self.loop.time() + PING_SECONDS
+        return _frame_header(_PING, len(payload)) + payload
 
     def handle_pong(self, event: Frame) -> None:
         if self._acknowledgements.pong(bytes(event.data)):
