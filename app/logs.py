@@ -84,8 +84,13 @@ def logging_config(level: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            "app": {"level": level.upper()},
-            "uvicorn.error": {"level": level.upper() if level != "info" else "WARNING"},
-            "uvicorn.access": {"level": level.upper()},
+            # Everything goes to the root's handler, whatever was configured before.
+            "app": {"level": level.upper(), "propagate": True},
+            "uvicorn": {"propagate": True},
+            "uvicorn.error": {
+                "level": level.upper() if level != "info" else "WARNING",
+                "propagate": True,
+            },
+            "uvicorn.access": {"level": level.upper(), "propagate": True},
         },
     }

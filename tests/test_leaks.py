@@ -119,7 +119,8 @@ async def nothing_is_left(server: ServerProcess) -> AsyncIterator[None]:
     """
     before = await settled(server)
     pool = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own rule
-    threads = max(before.threads, pool + 3)  # the main thread, and two of ZMQ
+    # The main thread, two of ZMQ, and the one that writes logs to disk.
+    threads = max(before.threads, pool + 4)
     yield
 
     def is_back() -> bool:

@@ -106,12 +106,16 @@ async def _answer(
     max_bytes: int,
     *,
     created: bool = False,
+    waited: bool = False,
 ) -> Response:
-    """The execution as it is now; 202 if it was just asked for and has not ended."""
+    """The execution as it is now.
+
+    202 if it was just asked for, unless the caller has waited for its end and it has come.
+    """
     url = _url_of_outputs(request, kernel, execution)
     body = _encode(await result(kernel.traffic.log, execution, url, max_bytes))
     headers = {"Location": _path(request, kernel, execution)} if created else {}
-    status = 202 if created and not execution.ended else 200
+    status = 202 if created and not (waited and execution.ended) else 200
     return Response(body, status, headers, "application/json")
 
 
@@ -177,7 +181,7 @@ async def run_code(
         kernel,
         execution,
         wait,
-        lambda: _answer(request, kernel, execution, max_bytes, created=True),
+        lambda: _answer(request, kernel, execution, max_bytes, created=True, waited=wait > 0),
     )
 
 

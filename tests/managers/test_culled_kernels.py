@@ -51,6 +51,17 @@ async def gone(rest: RestClient, kernel_id: str) -> float:
     return time.monotonic()
 
 
+async def logged(server: ServerProcess, mark: int, words: str) -> str:
+    """The one line that the server has written since a mark with these words in it."""
+
+    def lines() -> list[str]:
+        return [line for line in server.output(mark).splitlines() if words in line]
+
+    await eventually(lambda: bool(lines()))
+    (line,) = lines()
+    return line
+
+
 async def left_alone(rest: RestClient, name: str = "fake") -> str:
     """A kernel that is idle and has never had a connection."""
     kernel_id = (await rest.start_kernel(name))["id"]
@@ -72,7 +83,7 @@ async def test_one_that_nobody_uses_is_gone_with_its_process_and_the_log_says_wh
     await gone(start.rest, kernel.id)
     assert not is_alive(pid)
     assert kernel.id not in [model["id"] for model in await start.rest.kernels()]
-    (line,) = [line for line in server.output(mark).splitlines() if "Culling" in line]
+    line = await logged(server, mark, "Culling")
     assert kernel.id in line
     assert "'idle' kernel 'fake'" in line
 
@@ -172,8 +183,7 @@ async def test_a_timeout_in_a_kernelspec_that_makes_no_sense_counts_as_none(
 ) -> None:
     mark = server.mark()
     await gone(rest, await left_alone(rest, "odd"))
-    lines = server.output(mark).splitlines()
-    assert len([line for line in lines if "kernelspec odd: its cull_idle_timeout" in line]) == 1
+    assert await logged(server, mark, "kernelspec odd: its cull_idle_timeout")
 
 
 async def test_one_that_takes_its_time_to_start_is_not_culled_for_it(rest: RestClient) -> None:

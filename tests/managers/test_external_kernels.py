@@ -236,8 +236,8 @@ async def test_a_file_that_makes_no_connection_is_said_once_and_not_listed(
     mark = server.mark()
     for _ in range(3):
         assert await rest.kernels() == []
-    lines = [line for line in server.output(mark).splitlines() if str(file) in line]
-    assert len(lines) == 1
+    await eventually(lambda: str(file) in server.output(mark))
+    assert len([line for line in server.output(mark).splitlines() if str(file) in line]) == 1
     assert "Traceback" not in server.output(mark)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
 from tests.conftest import MakeServer
+from tests.support.processes import eventually
 from tests.support.rest import RestClient, RestError
 from tests.support.running import kernels_of
 
@@ -57,7 +58,7 @@ async def test_only_allowed_kernelspecs_can_be_started(allowed: RestClient) -> N
 
 async def test_the_banner_tells_only_of_allowed_kernelspecs(make_server: MakeServer) -> None:
     server = make_server("--allowed-kernelspecs", "fake,fake-old")
-    assert "Kernels: fake, fake-old\n" in server.output()
+    await eventually(lambda: "Kernels: fake, fake-old\n" in server.output())
 
 
 async def test_arguments_are_added_to_the_command_of_every_process(make_server: MakeServer) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import MakeServer, servers
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
+from tests.support.processes import eventually
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
@@ -68,7 +69,12 @@ async def test_anything_else_is_ignored_logged_and_harmless(
     await everything_before_is_handled(channels)
     assert answers(channels, msg_id) == []
     assert (await channels.execute("print here")).text == "here\n"
-    (line,) = [line for line in server.output(mark).splitlines() if "not allowed" in line]
+
+    def said() -> list[str]:
+        return [line for line in server.output(mark).splitlines() if "not allowed" in line]
+
+    await eventually(lambda: bool(said()))
+    (line,) = said()
     assert kernel.id in line
     assert repr(msg_type) in line
 

@@ -32,6 +32,6 @@ async def test_a_subclass_can_add_to_what_there_is(
         kernel = await start()
         async with await kernel.connect(session_id="ada", framing=framing) as channels:
             assert (await channels.execute("print here")).text == "here\n"
-            assert "ada comes\n" in server.output()
+            await eventually(lambda: "ada comes\n" in server.output())
             assert "ada goes\n" not in server.output()
         await eventually(lambda: "ada goes\n" in server.output())
