@@ -22,7 +22,7 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN
 
 from app.managers.entries import Position
-from app.ws.acknowledgements import PING_SECONDS, Acknowledgements
+from app.ws.acknowledgements import PING_BYTES, PING_SECONDS, Acknowledgements
 from app.ws.sending import EXTENSION
 
 try:
@@ -52,6 +52,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
 
     _ping_plan: asyncio.TimerHandle | None = None
     _next_ping = 0.0  # by the loop's clock
+    _asked = 0  # bytes written at the last ping
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -104,7 +105,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             self._acknowledgements.sent(place)
             # In the same write where it may: a client that has read what is before the ping has
             # answered it, however soon its connection breaks then.
-            if self.loop.time() >= self._next_ping:
+            if self._written - self._asked >= PING_BYTES or self.loop.time() >= self._next_ping:
                 small.append(self._ping())
             self._plan_ping()
         if small:
@@ -136,6 +137,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         if payload is None:
             return b""
         self._next_ping = self.loop.time() + PING_SECONDS
+        self._asked = self._written
         return _frame_header(_PING, len(payload)) + payload
 
     def handle_pong(self, event: Frame) -> None:
