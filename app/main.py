@@ -14,8 +14,18 @@ from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from app import __version__
-from app.api import events, executions, kernels, kernelspecs, me, messages, server, sessions
-from app.api.access import AccessMiddleware, declared_access, requires
+from app.api import (
+    events,
+    executions,
+    kernels,
+    kernelspecs,
+    me,
+    messages,
+    probes,
+    server,
+    sessions,
+)
+from app.api.access import Access, AccessMiddleware, declared_access, requires
 from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
@@ -29,6 +39,7 @@ from app.managers.events import Events, read_schemas
 from app.managers.identity import User
 from app.managers.metrics import Metrics
 from app.managers.multikernel import MultiKernelManager
+from app.managers.readiness import Readiness
 from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
 from app.settings import Settings
@@ -47,6 +58,7 @@ class State(TypedDict):
     kernels: MultiKernelManager
     events: Events
     metrics: Metrics
+    readiness: Readiness
     sessions: SessionManager
     user: User
     authorization: Authorization
@@ -89,6 +101,7 @@ def create_app(
                 "kernels": manager,
                 "events": bus,
                 "metrics": metrics,
+                "readiness": Readiness(manager),
                 "sessions": session_manager,
                 "user": user,
                 "authorization": Authorization(authorizer, user),
@@ -113,16 +126,18 @@ def create_app(
         sessions.router,
         me.router,
         events.router,
+        probes.router,
         docs_router(public=settings.open_docs),
-        metrics_router(public=not settings.authenticate_prometheus),
         _websockets(settings),
     ]
+    if settings.serve_metrics:
+        routers.append(metrics_router(public=not settings.authenticate_prometheus))
     for router in routers:
         app.include_router(router)
     add_error_handlers(app)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(
-        AccessMiddleware, settings=settings, token=token, public=_public_paths(routers)
+        AccessMiddleware, settings=settings, token=token, public=_public_routes(routers)
     )
     app.add_middleware(TimingMiddleware)
     return app
@@ -153,20 +168,20 @@ async def _no_websocket(_websocket: WebSocket) -> None:
     raise NotFound("Not Found")
 
 
-def _public_paths(routers: Iterable[APIRouter]) -> list[str]:
-    """The paths of the routes that are declared open to everybody.
+def _public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
+    """What the routes that are open to everybody have declared, by their paths.
 
     Raises `RuntimeError` for a route that declares nothing.
     """
-    paths = []
+    public = {}
     for route in chain.from_iterable(router.routes for router in routers):
         access = declared_access(route)
         if access is None:
             raise RuntimeError(f"the route {getattr(route, 'path', route)} declares no access")
         if access.public:
             assert isinstance(route, APIRoute | APIWebSocketRoute)
-            paths.append(route.path)
-    return paths
+            public[route.path] = access
+    return public
 
 
 def __getattr__(name: str) -> Any:

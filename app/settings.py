@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     open_docs: bool = Field(
         False, description="Serve /docs, /openapi.json and /api/spec.yaml without the token."
     )
+    serve_metrics: bool = Field(True, description="Serve /metrics for Prometheus.")
     authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
     authorizer_class: str = Field(
         "app.managers.authorization:AllowAll",

@@ -29,6 +29,7 @@ WRONG: dict[str, str] = {
     "auth": "password",
     "token": "two\nlines",
     "open_docs": "perhaps",
+    "serve_metrics": "perhaps",
     "authenticate_prometheus": "perhaps",
     "authorizer_class": "tests.support.authorizers:Mute",
     "allow_remote_access": "perhaps",

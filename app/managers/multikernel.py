@@ -122,6 +122,11 @@ class MultiKernelManager:
         """Open channel WebSockets on all kernels."""
         return sum(kernel.traffic.connections for kernel in self._kernels.values())
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is shutting down, and takes no new work."""
+        return self._stopping
+
     def touch(self) -> None:
         """Somebody has used the API."""
         self._last_request = time.time()
