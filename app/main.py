@@ -92,7 +92,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             manager = MultiKernelManager(settings, bus, counters)
             stack.push_async_callback(manager.close)
-            stack.enter_context(at_stop_signals(manager.close_streams))
+            stack.enter_context(at_stop_signals(manager.begin_stop))
             session_manager = SessionManager(manager, SessionStore(settings.database_filepath))
             stack.push_async_callback(session_manager.close)
             metrics = Metrics(manager, counters)

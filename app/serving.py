@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any, Final, NoReturn
 
 import uvicorn
 
 from app.logs import logging_config
 from app.main import create_app
+from app.managers.multikernel import MultiKernelManager
 from app.managers.session_store import UnusableDatabase
 from app.managers.specs import kernel_spec_manager
 from app.plugins import CannotLoad
@@ -19,6 +22,10 @@ from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
 __all__ = ["CannotStart", "serve"]
+
+
+GRACE_SECONDS: Final = 5
+"""What responses that are under way have at the end, the time for the kernels' stop included."""
 
 
 class CannotStart(Exception):
@@ -55,7 +62,7 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
         server_header=False,
         lifespan="on",
         log_config=logging_config(settings.log_level),
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = _Server(config, _banner(settings, listener, specs))
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
@@ -66,7 +73,10 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
 
 
 class _Server(uvicorn.Server):
-    """A server that says where it is once it listens."""
+    """A server that says where it is once it listens, and stops the kernels before it stops that.
+
+    While they end it answers: probes that it is not ready, clients that they come too late.
+    """
 
     def __init__(self, config: uvicorn.Config, banner: str) -> None:
         super().__init__(config)
@@ -76,6 +86,22 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self._banner, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # A second Ctrl+C would skip the end of the lifespan, and leave kernels behind.
+        self.force_exit = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        kernels: MultiKernelManager = self.lifespan.state["kernels"]
+        try:
+            await kernels.stopped()
+        finally:
+            left = GRACE_SECONDS - round(loop.time() - began)
+            self.config.timeout_graceful_shutdown = max(1, left)
+            await super().shutdown(sockets)
 
 
 def _banner(settings: Settings, listener: socket.socket, specs: list[str]) -> str:

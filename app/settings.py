@@ -137,6 +137,9 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds before a stopping kernel is killed; at half of it comes SIGTERM.",
     )
+    on_shutdown: Literal["stop"] = Field(
+        "stop", description="What becomes of the kernels when the server stops: they stop too."
+    )
     autorestart: bool = Field(True, description="Restart a kernel that dies.")
     restart_limit: int = Field(
         5, ge=0, description="Deaths in a row after which a kernel is left dead."

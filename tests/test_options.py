@@ -41,6 +41,7 @@ WRONG: dict[str, str] = {
     "transport": "pigeon",
     "kernel_info_timeout": "0",
     "shutdown_wait_time": "-1",
+    "on_shutdown": "abandon",
     "autorestart": "perhaps",
     "restart_limit": "-1",
     "allowed_kernelspecs": "no-such-kernelspec",

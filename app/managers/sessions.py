@@ -135,6 +135,7 @@ class SessionManager:
         """
         # Two at once for one path: the second finds what the first has made.
         async with self._turn(path):
+            self._kernels.check_running()
             session = await self._at(path)
             if session is not None:
                 return session
@@ -167,9 +168,10 @@ class SessionManager:
 
         A kernel's id counts more than a kernelspec's name. The kernel it had is shut down. Raises
         `SessionNotFound`, `NoSuchKernel` for an unknown id, and `KernelUnavailable` when a new one
-        cannot be started.
+        cannot be started. Raises `ServerStopping` too.
         """
         async with self._turn(session_id):
+            self._kernels.check_running()
             before = await self.get(session_id)
             after = msgspec.structs.replace(before, **changes)
             env = self._environment(after.path, after.name)
