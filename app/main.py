@@ -30,6 +30,7 @@ from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.api.metrics import metrics_router
+from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
 from app.managers.authorization import Authorization, Authorizer, load_authorizer
@@ -140,6 +141,7 @@ def create_app(
         AccessMiddleware, settings=settings, token=token, public=_public_routes(routers)
     )
     app.add_middleware(TimingMiddleware)
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 import uvicorn
 
+from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
 from app.managers.multikernel import MultiKernelManager
@@ -32,8 +34,12 @@ class CannotStart(Exception):
     """There is no point in starting; the text says why."""
 
 
-def serve(settings: Settings, listener: socket.socket) -> NoReturn:
+def serve(
+    settings: Settings, listener: socket.socket, *, generated_token: bool = False
+) -> NoReturn:
     """Serve on a listening socket until a signal says to stop; exits with 0 then.
+
+    Nobody knows a ``generated_token`` but from what is printed.
 
     Raises `CannotStart` when there is no kernelspec at all, or an option names a class or a file
     that cannot be used.
@@ -61,10 +67,15 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
         ws_per_message_deflate=settings.websocket_compression,
         server_header=False,
         lifespan="on",
-        log_config=logging_config(settings.log_level),
+        log_config=logging_config(settings.log_level, settings.log_format),
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = _Server(config, _banner(settings, listener, specs))
+    base = _base_url(settings, listener)
+    if settings.log_format == "text":
+        announcement = _banner(settings, base, specs)
+    else:
+        announcement = _ready_line(settings, base, with_token=generated_token)
+    server = _Server(config, announcement)
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):
@@ -104,13 +115,24 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
 
 
-def _banner(settings: Settings, listener: socket.socket, specs: list[str]) -> str:
-    """What a person wants to see: where it is, what it found, how to use it."""
+def _base_url(settings: Settings, listener: socket.socket) -> str:
     address: Any = listener.getsockname()
     host = settings.host.strip("[]")
     if host in ("0.0.0.0", "::", ""):
         host = socket.gethostname()
-    base = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+
+
+def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
+    """What a program that collects logs wants to see: no token, unless nobody knows it yet."""
+    query = f"/?token={settings.token.get_secret_value()}" if with_token else "/"
+    message = f"kernelkeep is ready at {base}{query}"
+    record = logging.LogRecord("app", logging.INFO, __file__, 0, message, None, None)
+    return JSONFormatter().format(record)
+
+
+def _banner(settings: Settings, base: str, specs: list[str]) -> str:
+    """What a person wants to see: where it is, what it found, how to use it."""
     token = settings.token.get_secret_value()
     query = f"/?token={token}" if token else "/"
     gateway = f"jupyter lab --gateway-url={base}"

@@ -286,6 +286,9 @@ class Settings(BaseSettings):
         description="Bytes of requests that wait per kernel before clients are held back.",
     )
 
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How a line of the log looks: for people, or a JSON object."
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "info", description="Least severe level that is logged."
     )

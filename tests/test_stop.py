@@ -112,6 +112,7 @@ async def test_a_server_with_much_to_do_ends_in_time_and_everybody_is_told(
         listener: EventListener = await stack.enter_async_context(listening(server))
         executions = Executions(busy.rest, busy.id)
         running = await executions.begin("print a\nsleep 600")
+        await executions.until(running, "started")
         waiting = asyncio.create_task(executions.get(running, wait=60))
         posted = asyncio.create_task(executions.post("print never", query={"wait": 60}))
         followers = Followers(busy, running)
