@@ -33,6 +33,7 @@ from app.api.metrics import metrics_router
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
+from app.managers.audit import AuditLog, check_audit_log
 from app.managers.authorization import Authorization, Authorizer, load_authorizer
 from app.managers.counters import Counters
 from app.managers.errors import NotFound
@@ -76,6 +77,7 @@ def create_app(
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     check_database(settings.database_filepath)
+    check_audit_log(settings.audit_log)
     token = settings.token.get_secret_value()
     generated = not token and settings.auth == "token"
     if generated:
@@ -91,7 +93,9 @@ def create_app(
         bus, counters = Events(event_schemas), Counters()
         user = User()
         async with AsyncExitStack() as stack:
-            manager = MultiKernelManager(settings, bus, counters)
+            audit = AuditLog(settings.audit_log, counters, user)
+            stack.push_async_callback(audit.close)
+            manager = MultiKernelManager(settings, bus, counters, audit)
             stack.push_async_callback(manager.close)
             stack.enter_context(at_stop_signals(manager.begin_stop))
             session_manager = SessionManager(manager, SessionStore(settings.database_filepath))

@@ -286,6 +286,9 @@ class Settings(BaseSettings):
         description="Bytes of requests that wait per kernel before clients are held back.",
     )
 
+    audit_log: Path | None = Field(
+        None, description="File (0600) for one JSON line per thing done: who, what, which kernel."
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="How a line of the log looks: for people, or a JSON object."
     )
@@ -304,7 +307,7 @@ class Settings(BaseSettings):
         mode="before",
     )(_words)
 
-    @field_validator("root_dir", "state_dir", "external_connection_dir")
+    @field_validator("root_dir", "state_dir", "external_connection_dir", "audit_log")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is None:

@@ -83,6 +83,7 @@ WRONG: dict[str, str] = {
     "kernel_ws_protocol": "v2.example",
     "kernel_websocket_connection_class": f"{CONNECTIONS}:Unrelated",
     "websocket_backlog_bytes": "1",
+    "audit_log": "FILE/below",
     "log_format": "xml",
     "log_level": "loud",
 }

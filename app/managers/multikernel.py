@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import zmq
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.audit import AuditLog
 from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
@@ -58,7 +59,13 @@ class MultiKernelManager:
     Make it inside a running event loop, and `close` it there.
     """
 
-    def __init__(self, settings: Settings, events: Events, counters: Counters) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        events: Events,
+        counters: Counters,
+        audit: AuditLog | None = None,
+    ) -> None:
         self.started = time.time()
         self._last_request = self.started
         self._settings = settings
@@ -72,7 +79,7 @@ class MultiKernelManager:
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name)
         self._house = KernelHouse(
-            settings, self._context, manager, self._transports, self._logs, events, counters
+            settings, self._context, manager, self._transports, self._logs, events, counters, audit
         )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}

@@ -205,6 +205,7 @@ class ChannelsConnection:
                 await self._close(MALFORMED, str(error))
                 return
             traffic.submit(message, self._session)
+            self._kernel.reports.received(message, self._session)
             if not traffic.has_room:
                 await self._hold_back(sender)
 
