@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 
+from app.callers import caller
 from app.managers.errors import KernelkeepError
 
 __all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
@@ -112,4 +113,6 @@ async def _on_exception(_connection: HTTPConnection, _error: Exception) -> Respo
     It sends this outside of every other middleware, and the server then ends the connection.
     """
     headers = {**STANDARD_HEADERS, "Connection": "close"}
+    if (failed := caller()) is not None:
+        headers["X-Request-Id"] = failed.request_id
     return error_response(500, "Unhandled error", "internal_error", headers, traceback="")

@@ -171,7 +171,10 @@ async def run_code(
     """
 
     async def make() -> str:
-        return kernel.executions.run(Code(**body.model_dump())).id
+        code = Code(**body.model_dump())
+        execution = kernel.executions.run(code)
+        kernel.reports.executed(execution.id, execution.session, _encode(code))
+        return execution.id
 
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
@@ -318,6 +321,7 @@ async def cancel_execution(
     one that has ended changes nothing.
     """
     asked = body or CancelExecution()
+    kernel.reports.cancelled(execution.id)
     await kernel.executions.cancel(execution, asked.kill_after)
     return Response(_encode(info(execution)), media_type="application/json")
 

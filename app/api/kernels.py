@@ -19,6 +19,7 @@ from app.api.dependencies import (
     fingerprint,
 )
 from app.api.models import KernelModel, StartKernel
+from app.api.traces import TraceDep
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
 
@@ -56,6 +57,7 @@ async def list_kernels(manager: ManagerDep) -> Response:
 async def start_kernel(
     request: Request,
     manager: ManagerDep,
+    trace: TraceDep,
     body: Annotated[StartKernel | None, Body()] = None,
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
@@ -64,7 +66,10 @@ async def start_kernel(
 
     async def make() -> str:
         started = await manager.start_kernel(
-            asked.name, path=asked.path, env=asked.env, kernel_id=asked.kernel_id
+            asked.name,
+            path=asked.path,
+            env={**trace, **(asked.env or {})},
+            kernel_id=asked.kernel_id,
         )
         return started.id
 

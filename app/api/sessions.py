@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from app.api.access import requires
 from app.api.dependencies import ERRORS, JSONRoute, SessionsDep, errors
 from app.api.models import SessionModel, StartSession, UpdateSession
+from app.api.traces import TraceDep
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
 
@@ -44,7 +45,9 @@ async def list_sessions(sessions: SessionsDep) -> Response:
     },
     dependencies=[requires("sessions", "write")],
 )
-async def create_session(request: Request, sessions: SessionsDep, body: StartSession) -> Response:
+async def create_session(
+    request: Request, sessions: SessionsDep, trace: TraceDep, body: StartSession
+) -> Response:
     """Make a session and start its kernel, or attach it to a kernel that runs.
 
     If there is a session for this path, that one is returned as it is, with 201 too.
@@ -55,6 +58,7 @@ async def create_session(request: Request, sessions: SessionsDep, body: StartSes
         name=body.name,
         kernel_id=body.kernel.id or None,
         kernel_name=body.kernel.name or None,
+        env=trace,
     )
     location = f"{request.scope.get('root_path', '')}/api/sessions/{session.id}"
     return _json(sessions.model(session), 201, {"Location": location})
@@ -80,14 +84,18 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     dependencies=[requires("sessions", "write")],
 )
 async def update_session(
-    sessions: SessionsDep, session_id: SessionIdDep, body: UpdateSession
+    sessions: SessionsDep, session_id: SessionIdDep, trace: TraceDep, body: UpdateSession
 ) -> Response:
     """Rename a session, change its type, or give it another kernel.
 
     Its old kernel is shut down; the answer comes when that is done.
     """
     session = await sessions.update(
-        session_id, body.changes, kernel_id=body.kernel.id, kernel_name=body.kernel.name
+        session_id,
+        body.changes,
+        kernel_id=body.kernel.id,
+        kernel_name=body.kernel.name,
+        env=trace,
     )
     return _json(sessions.model(session))
 

@@ -19,6 +19,7 @@ import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
+from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
@@ -58,6 +59,7 @@ class KernelHouse:
         logs: LogFiles,
         events: Events,
         counters: Counters,
+        audit: AuditLog | None = None,
     ) -> None:
         self.settings = settings
         self.logs = logs
@@ -66,12 +68,13 @@ class KernelHouse:
         self.transports = transports
         self.events = events
         self.counters = counters
+        self._audit = audit
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
 
     def reports(self, kernel_id: str, name: str) -> KernelReports:
         """Where to tell what happens to a kernel."""
-        return KernelReports(self.events, self.counters, kernel_id, name)
+        return KernelReports(self.events, self.counters, kernel_id, name, self._audit)
 
 
 class Model(msgspec.Struct, omit_defaults=True):

@@ -89,6 +89,10 @@ class Specs:
         """A file in a spec's directory. Raises `NotFound` for any other."""
         return await asyncio.to_thread(self._resource, name, path)
 
+    def exist(self) -> bool:
+        """Whether there is any spec; reads the disk, so call it in a thread."""
+        return bool(self.manager.find_kernel_specs())
+
     def _find(self, name: str) -> KernelSpec:
         name = "python3" if name == "python" else name
         allowed = self.manager.allowed_kernelspecs
