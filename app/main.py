@@ -20,6 +20,7 @@ from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.api.metrics import metrics_router
+from app.api.openapi import complete
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
 from app.managers.authorization import Authorization, Authorizer, load_authorizer
@@ -119,6 +120,7 @@ def create_app(
     ]
     for router in routers:
         app.include_router(router)
+    complete(app, routers)
     add_error_handlers(app)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 
-from app.managers.errors import KernelkeepError
+from app.managers.errors import InvalidJSON, KernelkeepError
 
 __all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
 
@@ -77,7 +77,7 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
 
 
 def _invalid_json() -> Response:
-    return error_response(400, "Invalid JSON in body of request", "invalid_json")
+    return error_response(400, "Invalid JSON in body of request", InvalidJSON.code)
 
 
 async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Response:

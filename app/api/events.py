@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Response
 
 from app.api.access import requires
-from app.api.dependencies import EventsDep, JSONRoute, errors
+from app.api.dependencies import EventsDep, JSONRoute
 from app.api.models import PostEvent
+from app.api.openapi import BODY, errors
 from app.managers.errors import InvalidEvent
 
 router = APIRouter(prefix="/api/events", tags=["events"], route_class=JSONRoute)
@@ -18,7 +19,7 @@ router = APIRouter(prefix="/api/events", tags=["events"], route_class=JSONRoute)
     "",
     operation_id="events_post",
     status_code=204,
-    responses=errors(400, 413),
+    responses=errors(*BODY, InvalidEvent),
     dependencies=[requires("events", "write")],
 )
 async def post_event(

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Query, Response
 
 from app import __version__
 from app.api.access import PUBLIC, requires
-from app.api.dependencies import ERRORS, ManagerDep, errors
+from app.api.dependencies import ManagerDep
 from app.api.models import ResolutionModel, StatusModel, VersionModel
+from app.api.openapi import ERRORS, errors
 from app.managers.errors import InvalidRequest
 from app.protocol.messages import format_timestamp
 
@@ -50,7 +51,7 @@ async def get_status(manager: ManagerDep) -> StatusModel:
     "/resolvePath",
     operation_id="server_resolve_path",
     response_model=ResolutionModel,
-    responses=errors(400),
+    responses=errors(InvalidRequest),
     dependencies=[requires("api", "read", activity=False)],
 )
 async def resolve_path(
