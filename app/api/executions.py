@@ -28,7 +28,7 @@ from app.api.execution_models import (
     InputModel,
     RunCode,
 )
-from app.api.openapi import BODY, errors, json_errors
+from app.api.openapi import BODY, errors, json_errors, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -76,7 +76,7 @@ INERT: Final = {
     "Content-Security-Policy": "sandbox",
 }
 
-_EVENTS: Final = {"schema": {"$ref": "#/components/schemas/ExecutionEventModel"}}
+_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -261,9 +261,12 @@ async def get_execution(
     response_model=ExecutionEventModel,
     responses={
         200: {
-            "description": "A stream that ends with the event `ended`. The schema is that of one "
-            "event: what stands in one `data` field, or on one line.",
-            "content": {SSE: _EVENTS, NDJSON: _EVENTS},
+            "description": "A stream that ends with the event `ended`. Each `data` field, or "
+            "line, is an `ExecutionEventModel`.",
+            "content": {
+                SSE: stream_of("ExecutionEventModel"),
+                NDJSON: stream_of("ExecutionEventModel"),
+            },
         },
         204: {"description": "It has ended, and the client has all its events."},
         **json_errors(InvalidRequest, AfterBeyondEnd, *_NOT_FOUND),
@@ -301,7 +304,8 @@ async def follow_execution(
     responses={
         200: {
             "description": "The data, in its own media type.",
-            "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+            # Also by name: generators of clients know that one as bytes.
+            "content": {"application/octet-stream": _BYTES, "*/*": _BYTES},
         },
         **errors(InvalidRequest, *_NOT_FOUND, OutputNotFound),
     },

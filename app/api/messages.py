@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.access import requires
 from app.api.dependencies import KernelDep, ManagerDep
 from app.api.execution_models import MessagesModel
-from app.api.openapi import errors
+from app.api.openapi import errors, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -27,18 +27,15 @@ from app.managers.log_pages import follow_log, page
 router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"])
 
 
-_EVENTS: Final = {"schema": {"$ref": "#/components/schemas/LogEventModel"}}
-
-
 @router.get(
     "",
     operation_id="messages_list",
     response_model=MessagesModel,
     responses={
         200: {
-            "description": "A page, or what the `Accept` header asks for: a stream. Its schema is "
-            "that of one event: what stands in one `data` field, or on one line.",
-            "content": {SSE: _EVENTS, NDJSON: _EVENTS},
+            "description": "A page, or what the `Accept` header asks for: a stream. Each "
+            "`data` field, or line, is a `LogEventModel`.",
+            "content": {SSE: stream_of("LogEventModel"), NDJSON: stream_of("LogEventModel")},
         },
         **errors(InvalidRequest, AfterBeyondEnd, KernelNotFound, StaleEpoch),
     },

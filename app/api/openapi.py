@@ -26,7 +26,7 @@ from app.managers.errors import (
 )
 from app.protocol.v1 import SUBPROTOCOL
 
-__all__ = ["BODY", "ERRORS", "complete", "errors", "json_errors"]
+__all__ = ["BODY", "ERRORS", "complete", "errors", "json_errors", "stream_of"]
 
 BODY: Final = (InvalidRequest, InvalidJSON, RequestTooLarge)
 """What a route that takes a body may answer."""
@@ -139,6 +139,15 @@ def json_errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]
         }
         for status, response in errors(*kinds).items()
     }
+
+
+def stream_of(model: str) -> dict[str, Any]:
+    """The content of a response that is a stream of such events.
+
+    OpenAPI 3.1 has no word for that: the body is text, and an extension tells of what.
+    """
+    reference = {"$ref": _REFERENCE.format(model=model)}
+    return {"schema": {"type": "string", "x-event-schema": reference}}
 
 
 ERRORS: Final = errors()
