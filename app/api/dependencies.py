@@ -72,7 +72,10 @@ EventsDep = Annotated[Events, Depends(_events)]
 
 IdempotencyKeyDep = Annotated[
     str | None,
-    Header(description="Any text. A second request with the same key and body does nothing anew."),
+    Header(
+        description="Any text. A second request with the same key and body does nothing anew.",
+        json_schema_extra={"pattern": "^[ -~]{1,255}$"},
+    ),
 ]
 
 

@@ -71,6 +71,8 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
         return _invalid_json()
     if first["loc"] == ("body",) and first["input"] is None:
         return error_response(400, "No JSON data provided", "invalid_request")
+    if first["type"] == "missing" and first["loc"][0] == "query":
+        return error_response(400, f"Missing argument {first['loc'][1]}", "invalid_request")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     message = f"{where[:_MAX_WHERE] or 'body'}: {first['msg']}"
     return error_response(400, message, "invalid_request")

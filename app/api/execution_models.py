@@ -41,7 +41,9 @@ class RunCode(BaseModel):
     """Code to execute."""
 
     model_config = ConfigDict(
-        allow_inf_nan=False, json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]}
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]},
     )
 
     code: Text = Field(description="The code.")
@@ -72,7 +74,7 @@ class CancelExecution(BaseModel):
     """How to cancel."""
 
     model_config = ConfigDict(
-        allow_inf_nan=False, json_schema_extra={"examples": [{"kill_after": 30}]}
+        strict=True, allow_inf_nan=False, json_schema_extra={"examples": [{"kill_after": 30}]}
     )
 
     kill_after: float | None = Field(

@@ -312,7 +312,13 @@ class MeModel(BaseModel):
 class UpdateMe(BaseModel):
     """How the user wants to be called; at least one of these."""
 
-    model_config = example(display_name="Ada", color="#0a7")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"display_name": "Ada", "color": "#0a7"}],
+            "minProperties": 1,
+            "additionalProperties": False,
+        }
+    )
 
     name: Text = Field(default_factory=str)
     display_name: Text = Field(default_factory=str)

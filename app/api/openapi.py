@@ -166,6 +166,7 @@ def complete(app: FastAPI, routers: Iterable[APIRouter]) -> None:
             document["tags"] = [{"name": name, "description": _TAGS[name]} for name in _TAGS]
             _add_components(document)
             _add_security(document, routes)
+            _simplify_parameters(document)
             document["x-websockets"] = _websockets(routes)
         assert app.openapi_schema is not None
         return app.openapi_schema
@@ -196,6 +197,18 @@ def _add_security(document: dict[str, Any], routes: Iterable[object]) -> None:
                 # Said of each operation: not every generator reads what holds for all.
                 operation = document["paths"][route.path_format][method.lower()]
                 operation["security"] = [] if access is not None and access.public else _EITHER
+
+
+def _simplify_parameters(document: dict[str, Any]) -> None:
+    """Whatever may be left out may be null to FastAPI; but no query and no header can say null."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                kinds = [kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}]
+                if kinds:
+                    (kind,) = kinds
+                    parameter["schema"] = {**kind, **schema}
 
 
 def _websockets(routes: Iterable[object]) -> dict[str, Any]:

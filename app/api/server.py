@@ -56,14 +56,12 @@ async def get_status(manager: ManagerDep) -> StatusModel:
 )
 async def resolve_path(
     manager: ManagerDep,
-    path: Annotated[str | None, Query(description="The path, as somebody saw it.")] = None,
+    path: Annotated[str, Query(description="The path, as somebody saw it.")],
     kernel: Annotated[str | None, Query(description="The id of a kernel to ask too.")] = None,
 ) -> Response:
     """Find the file that a path means to the server, and to a kernel.
 
     Clients make links of the paths in tracebacks with it.
     """
-    if path is None:
-        raise InvalidRequest("Missing argument path")
     resolution = await manager.resolve_path(path, kernel)
     return Response(msgspec.json.encode(resolution), media_type="application/json")
