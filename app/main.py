@@ -30,6 +30,7 @@ from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.api.metrics import metrics_router
+from app.api.openapi import complete
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
@@ -139,6 +140,7 @@ def create_app(
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     for router in routers:
         app.include_router(router)
+    complete(app, routers)
     add_error_handlers(app)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(

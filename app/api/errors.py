@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 
 from app.callers import caller
-from app.managers.errors import KernelkeepError
+from app.managers.errors import InvalidJSON, KernelkeepError
 
 __all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
 
@@ -72,13 +72,15 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
         return _invalid_json()
     if first["loc"] == ("body",) and first["input"] is None:
         return error_response(400, "No JSON data provided", "invalid_request")
+    if first["type"] == "missing" and first["loc"][0] == "query":
+        return error_response(400, f"Missing argument {first['loc'][1]}", "invalid_request")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     message = f"{where[:_MAX_WHERE] or 'body'}: {first['msg']}"
     return error_response(400, message, "invalid_request")
 
 
 def _invalid_json() -> Response:
-    return error_response(400, "Invalid JSON in body of request", "invalid_json")
+    return error_response(400, "Invalid JSON in body of request", InvalidJSON.code)
 
 
 async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Response:

@@ -9,17 +9,29 @@ from fastapi import APIRouter, Body, Request, Response
 
 from app.api.access import requires
 from app.api.dependencies import (
-    ERRORS,
     IdempotencyKeyDep,
     JSONRoute,
     KernelDep,
     KernelIdDep,
     ManagerDep,
-    errors,
     fingerprint,
 )
 from app.api.models import KernelModel, StartKernel
+from app.api.openapi import BODY, ERRORS, errors
 from app.api.traces import TraceDep
+from app.managers.errors import (
+    IdempotencyConflict,
+    InvalidEnvironment,
+    InvalidIdempotencyKey,
+    InvalidKernelId,
+    InvalidPath,
+    KernelNotFound,
+    KernelNotRunning,
+    KernelSpecNotFound,
+    KernelStartFailed,
+    RequestTooLarge,
+    ServerStopping,
+)
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
 
@@ -50,7 +62,18 @@ async def list_kernels(manager: ManagerDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 404, 409, 413, 500, 503),
+        **errors(
+            *BODY,
+            InvalidKernelId,
+            InvalidPath,
+            InvalidEnvironment,
+            InvalidIdempotencyKey,
+            KernelSpecNotFound,
+            KernelNotFound,
+            IdempotencyConflict,
+            KernelStartFailed,
+            ServerStopping,
+        ),
     },
     dependencies=[requires("kernels", "write")],
 )
@@ -83,7 +106,7 @@ async def start_kernel(
     "/{kernel_id}",
     operation_id="kernels_get",
     response_model=KernelModel,
-    responses=errors(404),
+    responses=errors(KernelNotFound),
     dependencies=[requires("kernels", "read")],
 )
 async def get_kernel(kernel: KernelDep) -> Response:
@@ -95,7 +118,7 @@ async def get_kernel(kernel: KernelDep) -> Response:
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(404),
+    responses=errors(KernelNotFound),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -108,7 +131,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(404, 409),
+    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -121,7 +144,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/restart",
     operation_id="kernels_restart",
     response_model=KernelModel,
-    responses=errors(404, 409, 500),
+    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KernelStartFailed),
     dependencies=[requires("kernels", "write")],
 )
 async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:

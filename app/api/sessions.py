@@ -7,9 +7,20 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.access import requires
-from app.api.dependencies import ERRORS, JSONRoute, SessionsDep, errors
+from app.api.dependencies import JSONRoute, SessionsDep
 from app.api.models import SessionModel, StartSession, UpdateSession
+from app.api.openapi import BODY, ERRORS, errors
 from app.api.traces import TraceDep
+from app.managers.errors import (
+    InvalidKernelId,
+    InvalidPath,
+    KernelStartFailed,
+    KernelUnavailable,
+    MissingField,
+    NoSuchKernel,
+    ServerStopping,
+    SessionNotFound,
+)
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
 
@@ -41,7 +52,15 @@ async def list_sessions(sessions: SessionsDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 413, 500, 501, 503),
+        **errors(
+            *BODY,
+            MissingField,
+            InvalidPath,
+            InvalidKernelId,
+            KernelStartFailed,
+            KernelUnavailable,
+            ServerStopping,
+        ),
     },
     dependencies=[requires("sessions", "write")],
 )
@@ -68,7 +87,7 @@ async def create_session(
     "/{session_id}",
     operation_id="sessions_get",
     response_model=SessionModel,
-    responses=errors(404),
+    responses=errors(SessionNotFound),
     dependencies=[requires("sessions", "read")],
 )
 async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
@@ -80,7 +99,9 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     "/{session_id}",
     operation_id="sessions_update",
     response_model=SessionModel,
-    responses=errors(400, 404, 413, 501, 503),
+    responses=errors(
+        *BODY, InvalidPath, NoSuchKernel, SessionNotFound, KernelUnavailable, ServerStopping
+    ),
     dependencies=[requires("sessions", "write")],
 )
 async def update_session(
@@ -104,7 +125,7 @@ async def update_session(
     "/{session_id}",
     operation_id="sessions_delete",
     status_code=204,
-    responses=errors(404),
+    responses=errors(SessionNotFound),
     dependencies=[requires("sessions", "write")],
 )
 async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:

@@ -2,6 +2,7 @@
 
 KernelkeepError
 ├── InvalidRequest 400
+│   ├── InvalidJSON
 │   ├── InvalidKernelId
 │   ├── InvalidPath
 │   ├── InvalidEnvironment
@@ -64,6 +65,12 @@ class InvalidRequest(KernelkeepError):
 
     status = 400
     code = "invalid_request"
+
+
+class InvalidJSON(InvalidRequest):
+    """The body is not JSON."""
+
+    code = "invalid_json"
 
 
 class InvalidKernelId(InvalidRequest):

@@ -62,9 +62,15 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
     async def channels(
         websocket: WebSocket,
         kernel_id: Annotated[str, Path(description="The kernel's id.")],
-        session_id: Annotated[str | None, Query(max_length=256)] = None,
-        after: Annotated[int | None, Query(ge=0)] = None,
-        epoch: Annotated[str | None, Query(max_length=64)] = None,
+        session_id: Annotated[
+            str | None, Query(max_length=256, description="Any text; as in the messages' headers.")
+        ] = None,
+        after: Annotated[
+            int | None, Query(ge=0, description="The number behind which the story begins.")
+        ] = None,
+        epoch: Annotated[
+            str | None, Query(max_length=64, description="The log's, that `after` is a number of.")
+        ] = None,
     ) -> None:
         """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
 
