@@ -64,6 +64,18 @@ async def test_much_output_is_complete_and_in_order(
     assert {len(text) for text in texts} == {500}
 
 
+async def test_who_stops_at_the_reply_has_all_the_output(
+    kernel: RunningKernel, framing: FramingName
+) -> None:
+    channels = await kernel.connect(framing=framing)
+    for cell in range(250):
+        request = await channels.send_execute(f"print {cell}\nflood 20 100\nprint end")
+        messages = await channels.collect_until(lambda m: m.msg_type == "execute_reply")
+        assert messages[-1].parent_id == request
+        texts = [m.content["text"] for m in messages if m.msg_type == "stream"]
+        assert (len(texts), texts[0], texts[-1]) == (22, f"{cell}\n", "end\n")
+
+
 async def test_an_input_request_and_its_answer(kernel: RunningKernel, framing: FramingName) -> None:
     channels = await kernel.connect(framing=framing)
     exchange = await channels.execute("input name?", answers=["Ada é"])
