@@ -31,6 +31,7 @@ from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.api.metrics import metrics_router
 from app.api.openapi import complete
+from app.api.prefix import PrefixMiddleware
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
@@ -148,6 +149,8 @@ def create_app(
     )
     app.add_middleware(TimingMiddleware)
     app.add_middleware(RequestIdMiddleware)
+    if settings.root_path:
+        app.add_middleware(PrefixMiddleware, prefix=settings.root_path)
     return app
 
 

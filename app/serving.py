@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 import uvicorn
 
+from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
@@ -60,6 +61,7 @@ def serve(
         raise CannotStart(f"--database-filepath: {error}") from None
     config = uvicorn.Config(
         app,
+        http=KernelkeepHTTPProtocol,
         ws=KernelkeepWebSocketProtocol,
         ws_max_size=settings.websocket_max_message_size,
         ws_ping_interval=settings.websocket_ping_interval or None,
@@ -67,6 +69,8 @@ def serve(
         ws_per_message_deflate=settings.websocket_compression,
         server_header=False,
         lifespan="on",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         log_config=logging_config(settings.log_level, settings.log_format),
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

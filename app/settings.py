@@ -81,6 +81,15 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8888, ge=0, le=65535, description="TCP port; 0 picks a free one.")
 
+    root_path: str = Field(
+        "", description="Path prefix below which a proxy shows it; stripped by the proxy or not."
+    )
+    trusted_proxies: Words = Field(
+        [],
+        description="Addresses and networks (CIDR) of proxies whose X-Forwarded-For and "
+        "X-Forwarded-Proto are believed.",
+    )
+
     # Where its files are
     root_dir: Path = Field(Path("."), description="Directory that kernels' paths are relative to.")
     state_dir: Path = Field(
@@ -107,6 +116,11 @@ class Settings(BaseSettings):
     allow_remote_access: bool | None = Field(
         None,
         description="Accept any Host header; by default only when not listening on loopback.",
+    )
+    allowed_hosts: Words = Field(
+        [],
+        description="The only names, local ones apart, that a Host header may have, *.example.org "
+        "among them; empty: as allow_remote_access says.",
     )
     local_hostnames: Words = Field(
         ["localhost"], description="Host names taken for local when remote access is off."
@@ -297,6 +311,8 @@ class Settings(BaseSettings):
     )
 
     _split = field_validator(
+        "trusted_proxies",
+        "allowed_hosts",
         "local_hostnames",
         "allowed_kernelspecs",
         "kernel_argv",
@@ -335,6 +351,33 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_file(cls, value: str) -> str:
         return value if value == ":memory:" else os.path.abspath(os.path.expanduser(value))
+
+    @field_validator("root_path")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+            raise ValueError("not a path like /kernels, with no slash behind it")
+        if value.split("/", 2)[1:2] in (["api"], ["docs"], ["kernelspecs"], ["metrics"]):
+            raise ValueError("cannot be told from a path of the service itself")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError("not an IP address or network, like 10.0.0.0/8") from None
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+", name):
+                raise ValueError("not a host name like lab.example.org, with no port")
+        return value
 
     @field_validator("token")
     @classmethod

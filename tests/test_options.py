@@ -24,6 +24,9 @@ CONNECTIONS = "tests.support.connections"
 WRONG: dict[str, str] = {
     "host": "",
     "port": "65536",
+    "root_path": "/lab/",
+    "trusted_proxies": "10.0.0.1/8",
+    "allowed_hosts": "lab.example.org:443",
     "root_dir": "MISSING",
     "state_dir": "FILE",
     "auth": "password",

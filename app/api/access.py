@@ -113,7 +113,10 @@ class AccessMiddleware:
         self._settings = settings
         self._token = token.encode()
         self._public = public
-        self._hosts = frozenset(name.lower() for name in settings.local_hostnames)
+        names = [name.lower() for name in (*settings.local_hostnames, *settings.allowed_hosts)]
+        self._hosts = frozenset(names)
+        self._host_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        self._any_host = settings.any_host and not settings.allowed_hosts
         self._origin_pattern = (
             re.compile(settings.allow_origin_pat) if settings.allow_origin_pat else None
         )
@@ -136,6 +139,8 @@ class AccessMiddleware:
     def _refusal(
         self, scope: Scope, headers: Headers, origin: str | None, *, authenticated: bool
     ) -> Response | None:
+        if len(headers.getlist("host")) > 1:  # whoever is in front may have looked at the other
+            return error_response(400, "More than one Host header", "bad_request")
         public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
         if public is not None and public.any_host and scope["type"] == "http":
             return None
@@ -165,14 +170,14 @@ class AccessMiddleware:
         return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
 
     def _is_known_host(self, host: str) -> bool:
-        if self._settings.any_host:
+        if self._any_host:
             return True
         name = host.lower()
         if name.startswith("["):
             name = name[1:].partition("]")[0]
         elif name.count(":") == 1:
             name = name.partition(":")[0]
-        return name in self._hosts or _is_loopback(name)
+        return name in self._hosts or name.endswith(self._host_suffixes) or _is_loopback(name)
 
     def _is_same_origin(self, scope: Scope, headers: Headers, origin: str | None) -> bool:
         if origin is None or "host" not in headers or self._is_configured_origin(origin):

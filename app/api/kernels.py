@@ -144,7 +144,9 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/restart",
     operation_id="kernels_restart",
     response_model=KernelModel,
-    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KernelStartFailed),
+    responses=errors(
+        KernelNotFound, KernelNotRunning, RequestTooLarge, KernelStartFailed, ServerStopping
+    ),
     dependencies=[requires("kernels", "write")],
 )
 async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:

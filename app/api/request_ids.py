@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Final
 from uuid import uuid4
 
@@ -30,8 +31,7 @@ class RequestIdMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        client = scope.get("client")
-        made_for = Caller(_request_id(scope), client[0] if client else "")
+        made_for = Caller(_request_id(scope), _address(scope))
         begin_call(made_for)
         header = (_HEADER, made_for.request_id.encode())
 
@@ -52,6 +52,15 @@ def _request_id(scope: Scope) -> str:
     if len(sent) == 1 and _SANE.fullmatch(sent[0]):
         return str(sent[0], "ascii")
     return uuid4().hex
+
+
+def _address(scope: Scope) -> str:
+    """The client's IP address. What a proxy forwards may be anything."""
+    client = scope.get("client") or ("", 0)
+    try:
+        return str(ip_address(client[0]))
+    except ValueError:
+        return ""
 
 
 def _location(headers: list[tuple[bytes, bytes]]) -> str:

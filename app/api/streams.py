@@ -31,7 +31,10 @@ __all__ = [
 SSE: Final = "text/event-stream"
 NDJSON: Final = "application/x-ndjson"
 
-STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+STREAM_HEADERS: Final = {
+    "Cache-Control": "no-store, no-transform",  # a proxy that compresses would hold events back
+    "X-Accel-Buffering": "no",
+}
 
 _encode = msgspec.json.Encoder().encode
 

@@ -77,7 +77,7 @@ class MultiKernelManager:
         self._transports = Transports(settings.transport, settings.state_dir)
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
-        self.specs = Specs(manager, settings.default_kernel_name)
+        self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
         self._house = KernelHouse(
             settings, self._context, manager, self._transports, self._logs, events, counters, audit
         )

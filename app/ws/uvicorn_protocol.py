@@ -9,13 +9,18 @@ ever.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterable
 from struct import pack, unpack
 from typing import Final, cast
 
 from uvicorn._types import ASGISendEvent
-from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.utils import (
+    ClientDisconnected,
+    get_client_addr,
+    get_path_with_query_string,
+)
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
@@ -38,6 +43,10 @@ HIGH_WATER_BYTES: Final = 2**20
 
 JOIN_BYTES: Final = 65536
 """Frames up to this size are joined before they are written; larger ones are not copied."""
+
+_TOO_LARGE: Final = b"HTTP/1.1 431 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+_access_logger: Final = logging.getLogger("uvicorn.access")
 
 _TEXT: Final = 0x81  # FIN, opcode 1 [RFC 6455, section 5.2]
 _BINARY: Final = 0x82
@@ -64,18 +73,42 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             # A peer that vanished while reading is paused would never be noticed otherwise.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            # Too many headers, or too long ones; uvicorn would leave the client waiting.
+            self.transport.write(b"".join(self.conn.data_to_send()) or _TOO_LARGE)
+            self.logger.warning("WebSocket refused: %s", self.conn.handshake_exc)
+            self.transport.close()
+
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
-        if self.response.status_code == 101 and not self.conn.extensions:
+        if self.response.status_code != 101:
+            client = ":".join(map(str, self.client or ()))
+            self._log_access(client, event.path, self.response.status_code)
+        elif not self.conn.extensions:
             # The application's task has been made but has not run yet.
             cast(dict[str, object], self.scope["extensions"])[EXTENSION] = self
 
     async def send(self, message: ASGISendEvent) -> None:
         """What plain ASGI can say."""
+        if message["type"] == "websocket.accept":
+            self._log_answer(101)
+        elif message["type"] == "websocket.http.response.start":
+            self._log_answer(message["status"])
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             # The refusal is out; uvicorn would log an error about a handshake that never came.
             self.handshake_complete = True
+
+    def _log_answer(self, status: int) -> None:
+        # The client's address is that of the scope: what a proxy forwards is in it.
+        path = get_path_with_query_string(self.scope)
+        self._log_access(get_client_addr(self.scope), path, status)
+
+    def _log_access(self, client: str, path: str, status: int) -> None:
+        """A line as of any other request; uvicorn has none for WebSockets."""
+        _access_logger.info('%s - "%s %s HTTP/%s" %d', client, "GET", path, "1.1", status)
 
     @property
     def acknowledged(self) -> Position | None:

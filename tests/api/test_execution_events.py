@@ -214,7 +214,7 @@ async def test_no_proxy_holds_a_stream_back_or_cuts_it_off(make_server: MakeServ
             path = f"{executions.path}/{execution_id}/events"
             async with kernel.rest.http.stream("GET", path, headers={"Accept": accept}) as response:
                 assert response.headers["X-Accel-Buffering"] == "no"
-                assert response.headers["Cache-Control"] == "no-store"
+                assert response.headers["Cache-Control"] == "no-store, no-transform"
                 received = b""
                 async for chunk in response.aiter_raw():
                     received += chunk
