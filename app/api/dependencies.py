@@ -102,7 +102,7 @@ _DESCRIPTIONS: Final = {
     404: "There is no such thing.",
     409: "It cannot be done in the present state.",
     413: "The body is too large.",
-    429: "Too much of it waits already; `Retry-After` says when to try again.",
+    429: "As many as may be are there or wait; `Retry-After` says when to try again, if known.",
     500: "It failed.",
     501: "The kernel asked for cannot be had.",
     503: "The server is shutting down.",

@@ -49,7 +49,7 @@ async def list_kernels(manager: ManagerDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 404, 409, 413, 500, 503),
+        **errors(400, 404, 409, 413, 429, 500, 503),
     },
     dependencies=[requires("kernels", "write")],
 )
@@ -116,7 +116,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/restart",
     operation_id="kernels_restart",
     response_model=KernelModel,
-    responses=errors(404, 409, 500),
+    responses=errors(404, 409, 429, 500),
     dependencies=[requires("kernels", "write")],
 )
 async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:

@@ -40,7 +40,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 413, 500, 501, 503),
+        **errors(400, 413, 429, 500, 501, 503),
     },
     dependencies=[requires("sessions", "write")],
 )
@@ -76,7 +76,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     "/{session_id}",
     operation_id="sessions_update",
     response_model=SessionModel,
-    responses=errors(400, 404, 413, 501, 503),
+    responses=errors(400, 404, 413, 429, 501, 503),
     dependencies=[requires("sessions", "write")],
 )
 async def update_session(

@@ -118,6 +118,8 @@ class Kernel:
         self.traffic = Traffic(kernel_id, self.state, log, settings, house.counters)
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = house.reports(kernel_id, name)
+        # Done when the first process answers (True), or there is none and will be none (False).
+        self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._house = house
         self._on_gone = on_gone
         self._cwd = cwd
@@ -136,6 +138,7 @@ class Kernel:
         self._was_ready = False
         self._port_attempts = 0
         self._removed = False
+        self._begun = False
         self._model: tuple[tuple[Any, ...], bytes] = ((), b"")
 
     # What others see
@@ -155,6 +158,11 @@ class Kernel:
     def pid(self) -> int | None:
         """The process id of a local kernel's present process."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the ``max_kernels`` that there may be."""
+        return self.state.lifecycle is not Lifecycle.DEAD
 
     async def resolve_path(self, path: str) -> str | None:
         """Where ``path`` leads to from the directory the kernel works in, if its provisioner says.
@@ -178,15 +186,18 @@ class Kernel:
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
 
-        Raises `KernelStartFailed` when there is nothing to launch.
+        Raises `KernelStartFailed` when there is nothing to launch, and nothing of the kernel stays;
+        `KernelNotRunning` when it was shut down before.
         """
         async with self._lock:
+            if self._removed:
+                raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
+            self._begun = True
             try:
                 await self._launch("start")
-            except KernelStartFailed:
-                await self._release(restart=False)
-                self._output.remove()
-                self.traffic.log.close()
+            except KernelStartFailed as error:
+                self.traffic.close(error.message)
+                await self._retire()
                 raise
             self._begin_life()
 
@@ -228,6 +239,8 @@ class Kernel:
         async with self._lock, self.reports.action("restart"):
             if self._removed:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
+            if not self._begun:  # it waits for its turn, and gets a new process anyway
+                return
             await self._end_life()
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
@@ -388,6 +401,7 @@ class Kernel:
                 "was not heard on iopub" if traffic.answered else "does not answer kernel_info",
             )
         self._was_ready = True
+        self._settle_start(True)
         self._house.transports.remember(self.spec, self._transport)
         self._restarts.on_ready(loop.time())
         traffic.ready()
@@ -419,6 +433,7 @@ class Kernel:
     async def _retire(self) -> None:
         """The kernel has ended as it was asked to: nothing of it stays."""
         self._removed = True
+        self._settle_start(False)
         await self._release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         self.traffic.announce("dead")
@@ -430,11 +445,16 @@ class Kernel:
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
         logger.error("kernel %s is dead: %s", self.id, reason)
+        self._settle_start(False)
         self.reports.dead(reason)
         await self._release(restart=False)
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.announce("dead")
+
+    def _settle_start(self, came_up: bool) -> None:
+        if not self.came_up.done():
+            self.came_up.set_result(came_up)
 
     # Its process
 
