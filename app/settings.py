@@ -133,6 +133,11 @@ class Settings(BaseSettings):
     start_queue_limit: int = Field(
         100, ge=0, description="Kernels that may wait for their turn to start."
     )
+    fork_kernels: Words = Field(
+        [],
+        description="Kernelspecs of Python kernels that are forked from an interpreter which has "
+        "imported ipykernel already; see docs/starting.md.",
+    )
     transport: Literal["auto", "ipc", "tcp"] = Field(
         "auto",
         description="How to reach local kernels: ipc sockets, tcp on loopback, or what works.",
@@ -299,6 +304,7 @@ class Settings(BaseSettings):
         "local_hostnames",
         "allowed_kernelspecs",
         "kernel_argv",
+        "fork_kernels",
         "kernel_env_allow",
         "extra_event_schema_paths",
         "untracked_message_types",

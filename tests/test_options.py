@@ -40,6 +40,7 @@ WRONG: dict[str, str] = {
     "max_kernels": "-1",
     "max_concurrent_starts": "0",
     "start_queue_limit": "-1",
+    "fork_kernels": '["python3"',
     "transport": "pigeon",
     "kernel_info_timeout": "0",
     "shutdown_wait_time": "-1",

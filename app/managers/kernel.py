@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import msgspec
 import zmq
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.events import Events
 from app.managers.executions import Executions
+from app.managers.fork_provisioner import Forking, KernelManager
 from app.managers.log_files import LogFiles
 from app.managers.output import ProcessOutput
 from app.managers.process import KernelProcess
@@ -58,8 +58,10 @@ class KernelHouse:
         logs: LogFiles,
         events: Events,
         counters: Counters,
+        forking: Forking,
     ) -> None:
         self.settings = settings
+        self.forking = forking
         self.logs = logs
         self.context = context
         self.specs = specs
@@ -68,6 +70,29 @@ class KernelHouse:
         self.counters = counters
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
+
+    def new_manager(self, name: str, kernel_id: str, transport: Transport = "tcp") -> KernelManager:
+        """jupyter_client's manager for one kernel, not started."""
+        manager = KernelManager(
+            kernel_name=name,
+            kernel_id=kernel_id,
+            kernel_spec_manager=self.specs,
+            transport=transport,
+            connection_file=str(self.connection_dir / f"kernel-{kernel_id}.json"),
+            transport_encryption=self.settings.transport_encryption,
+        )
+        manager.forking = self.forking
+        spec = manager.kernel_spec
+        assert spec is not None
+        self.forking.choose(name, spec)
+        return manager
+
+    def prepare_forks(self, name: str) -> None:
+        """Start the fork servers for a kernelspec; one log line if that cannot be."""
+        try:
+            self.forking.prepare(self.new_manager(name, ""))
+        except (NoSuchKernel, ValueError, TypeError, OSError) as error:
+            logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
     def reports(self, kernel_id: str, name: str) -> KernelReports:
         """Where to tell what happens to a kernel."""
@@ -131,7 +156,7 @@ class Kernel:
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._process: KernelProcess | None = None
-        self._manager: AsyncKernelManager | None = None
+        self._manager: KernelManager | None = None
         self._transport: Transport = house.transports.choose(spec)
         self._info: ConnectionInfo = {}
         self._launched = 0.0  # by the loop's clock
@@ -476,15 +501,8 @@ class Kernel:
             Channels(self._house.context, self._info, self.traffic, self._house.counters)
         )
 
-    def _new_manager(self) -> AsyncKernelManager:
-        manager = AsyncKernelManager(
-            kernel_name=self.name,
-            kernel_id=self.id,
-            kernel_spec_manager=self._house.specs,
-            transport=self._transport,
-            connection_file=str(self._house.connection_dir / f"kernel-{self.id}.json"),
-            transport_encryption=self._house.settings.transport_encryption,
-        )
+    def _new_manager(self) -> KernelManager:
+        manager = self._house.new_manager(self.name, self.id, self._transport)
         if self._transport == "ipc":
             manager.ip = self._house.transports.new_address()
         return manager

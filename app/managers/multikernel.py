@@ -28,6 +28,8 @@ from app.managers.errors import (
 )
 from app.managers.events import Events
 from app.managers.external import ExternalKernel, find_connection_files
+from app.managers.fork_provisioner import Forking
+from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.log_files import LogFiles
@@ -75,9 +77,21 @@ class MultiKernelManager:
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name)
+        self._fork_servers = ForkServers()
+        env = kernel_environment(os.environ, settings.kernel_env_allow, {})
+        forking = Forking(self._fork_servers, settings.fork_kernels, env)
         self._house = KernelHouse(
-            settings, self._context, manager, self._transports, self._logs, events, counters
+            settings,
+            self._context,
+            manager,
+            self._transports,
+            self._logs,
+            events,
+            counters,
+            forking,
         )
+        for name in settings.fork_kernels:
+            self._house.prepare_forks(name)
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
         self._external: dict[Path, ExternalKernel] = {}
@@ -339,6 +353,7 @@ class MultiKernelManager:
         stops = [self._stop_quietly(kernel) for kernel in self]
         await asyncio.gather(*stops)
         self._kernels.clear()
+        await self._fork_servers.close()
         self._transports.close()
         self._logs.close()
         self._context.destroy(linger=0)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from app.managers.counters import Counters
 from app.managers.errors import KernelkeepError
 from app.managers.events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
+from app.managers.forking import UNKNOWN_EXIT
 
 __all__ = ["Action", "KernelReports", "LaunchCause"]
 
@@ -93,6 +94,8 @@ class KernelReports:
 
 
 def _cause_of_death(exit_code: int) -> str:
+    if exit_code == UNKNOWN_EXIT:
+        return "unknown"
     if exit_code >= 0:
         return "exited"
     try:
