@@ -18,6 +18,7 @@ the service still signals its group. The server ends when its socket does.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -255,6 +256,24 @@ def main() -> None:
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
+    leave()
+
+
+def leave() -> None:
+    """Exit as an interpreter does, but do not take apart, object by object, what is shared.
+
+    That would copy all of the memory that the fork server lent, to free it.
+    """
+    # In this order: Py_FinalizeEx.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # closed, or nobody reads it
+            continue
+    os._exit(0)
 
 
 if __name__ == "__main__":

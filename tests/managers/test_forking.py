@@ -77,6 +77,14 @@ def fork_servers(server: ServerProcess) -> list[psutil.Process]:
     return [process for process in alike.values() if process.ppid() not in alike]
 
 
+async def interrupted(kernel: RunningKernel) -> None:
+    """Interrupt a kernel that runs something, and see it end."""
+    msg_id = await kernel.channels.send_execute("import time; print('on'); time.sleep(100)")
+    await kernel.channels.seen(lambda m: m.parent_id == msg_id and m.msg_type == "stream")
+    await kernel.rest.interrupt(kernel.id)
+    assert (await kernel.channels.exchange(msg_id)).error["ename"] == "KeyboardInterrupt"
+
+
 OWN = """
 import os, random, sys, tempfile, uuid
 import numpy
@@ -182,9 +190,7 @@ async def test_a_forked_kernel_is_interrupted_restarted_and_shut_down_as_any_oth
     start: KernelStarter,
 ) -> None:
     kernel = await start("python3")
-    sleeping = await kernel.busy("import time; time.sleep(100)")
-    await start.rest.interrupt(kernel.id)
-    assert (await kernel.channels.exchange(sleeping)).error["ename"] == "KeyboardInterrupt"
+    await interrupted(kernel)
     before = await run(kernel, "import os; result = os.getpid()")
     left = await run(kernel, "import subprocess; result = subprocess.Popen(['sleep', '100']).pid")
     await start.rest.restart(kernel.id)
@@ -255,9 +261,7 @@ async def test_the_end_of_the_fork_servers_harms_no_kernel_and_the_next_start_is
         other = await start("python3")
         assert not await is_forked(other)
         pid = await run(kernel, "import os; result = os.getpid()")
-        sleeping = await kernel.busy("import time; time.sleep(100)")
-        await start.rest.interrupt(kernel.id)
-        assert (await kernel.channels.exchange(sleeping)).error["ename"] == "KeyboardInterrupt"
+        await interrupted(kernel)
         os.kill(pid, signal.SIGKILL)
         await kernel.told("restarting")
         await kernel.told("idle")
