@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         settings = Settings(_cli_parse_args=sys.argv[1:] if arguments is None else arguments)
     except (ValidationError, SettingsError) as error:
         _refuse(explain(error))
-    if settings.auth == "token" and not settings.token.get_secret_value():
+    generated = settings.auth == "token" and not settings.token.get_secret_value()
+    if generated:
         settings = settings.model_copy(update={"token": SecretStr(secrets.token_hex(24))})
     _prepare_state_dir(settings)
     listener = _listen(settings)
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     from app.serving import CannotStart, serve
 
     try:
-        serve(settings, listener)
+        serve(settings, listener, generated_token=generated)
     except CannotStart as error:
         _refuse(str(error))
 

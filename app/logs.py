@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from app.callers import caller
 
 __all__ = ["hide_tokens", "logging_config"]
 
@@ -18,7 +20,10 @@ _formatter: Final = logging.Formatter()
 
 
 class TokenFilter(logging.Filter):
-    """Blanks ``secret``, ``token=…`` and ``Authorization`` headers in a record's text."""
+    """Blanks ``secret``, ``token=…`` and ``Authorization`` headers in a record's text.
+
+    It notes the request that a record belongs to, too, as ``request_id``.
+    """
 
     def __init__(self, secret: str) -> None:
         super().__init__()
@@ -36,7 +41,15 @@ class TokenFilter(logging.Filter):
             record.exc_text = _formatter.formatException(record.exc_info)
         if record.exc_text:
             record.exc_text = self._hide(record.exc_text)
+        self._name_request(record)
         return True
+
+    def _name_request(self, record: logging.LogRecord) -> None:
+        known: str | None = getattr(record, "request_id", None)
+        if known is None and (found := caller()) is not None:
+            known = found.request_id
+        if known is not None:
+            record.request_id = self._hide(known)
 
     def _hide_argument(self, argument: Any) -> Any:
         if argument is None or isinstance(argument, int | float):
@@ -70,17 +83,13 @@ def hide_tokens(secret: str) -> None:
             place.addFilter(TokenFilter(secret))
 
 
-def logging_config(level: str) -> dict[str, Any]:
+def logging_config(level: str, log_format: Literal["text", "json"] = "text") -> dict[str, Any]:
     """A configuration for `logging.config.dictConfig`: one line a record, on stderr."""
+    formatter = "TextFormatter" if log_format == "text" else "JSONFormatter"
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {
-            "line": {
-                "format": "{asctime} {levelname:<7} {name}: {message}",
-                "style": "{",
-            }
-        },
+        "formatters": {"line": {"()": f"app.log_formats.{formatter}"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {

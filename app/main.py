@@ -14,14 +14,27 @@ from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from app import __version__
-from app.api import events, executions, kernels, kernelspecs, me, messages, server, sessions
-from app.api.access import AccessMiddleware, declared_access, requires
+from app.api import (
+    events,
+    executions,
+    kernels,
+    kernelspecs,
+    me,
+    messages,
+    probes,
+    server,
+    sessions,
+)
+from app.api.access import Access, AccessMiddleware, declared_access, requires
 from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.api.metrics import metrics_router
+from app.api.openapi import complete
+from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
+from app.managers.audit import AuditLog, check_audit_log
 from app.managers.authorization import Authorization, Authorizer, load_authorizer
 from app.managers.counters import Counters
 from app.managers.errors import NotFound
@@ -29,6 +42,7 @@ from app.managers.events import Events, read_schemas
 from app.managers.identity import User
 from app.managers.metrics import Metrics
 from app.managers.multikernel import MultiKernelManager
+from app.managers.readiness import Readiness
 from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
 from app.settings import Settings
@@ -47,6 +61,7 @@ class State(TypedDict):
     kernels: MultiKernelManager
     events: Events
     metrics: Metrics
+    readiness: Readiness
     sessions: SessionManager
     user: User
     authorization: Authorization
@@ -63,6 +78,7 @@ def create_app(
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     check_database(settings.database_filepath)
+    check_audit_log(settings.audit_log)
     token = settings.token.get_secret_value()
     generated = not token and settings.auth == "token"
     if generated:
@@ -78,9 +94,11 @@ def create_app(
         bus, counters = Events(event_schemas), Counters()
         user = User()
         async with AsyncExitStack() as stack:
-            manager = MultiKernelManager(settings, bus, counters)
+            audit = AuditLog(settings.audit_log, counters, user)
+            stack.push_async_callback(audit.close)
+            manager = MultiKernelManager(settings, bus, counters, audit)
             stack.push_async_callback(manager.close)
-            stack.enter_context(at_stop_signals(manager.close_streams))
+            stack.enter_context(at_stop_signals(manager.begin_stop))
             session_manager = SessionManager(manager, SessionStore(settings.database_filepath))
             stack.push_async_callback(session_manager.close)
             metrics = Metrics(manager, counters)
@@ -89,6 +107,7 @@ def create_app(
                 "kernels": manager,
                 "events": bus,
                 "metrics": metrics,
+                "readiness": Readiness(manager),
                 "sessions": session_manager,
                 "user": user,
                 "authorization": Authorization(authorizer, user),
@@ -113,18 +132,22 @@ def create_app(
         sessions.router,
         me.router,
         events.router,
+        probes.router,
         docs_router(public=settings.open_docs),
-        metrics_router(public=not settings.authenticate_prometheus),
         _websockets(settings),
     ]
+    if settings.serve_metrics:
+        routers.append(metrics_router(public=not settings.authenticate_prometheus))
     for router in routers:
         app.include_router(router)
+    complete(app, routers)
     add_error_handlers(app)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(
-        AccessMiddleware, settings=settings, token=token, public=_public_paths(routers)
+        AccessMiddleware, settings=settings, token=token, public=_public_routes(routers)
     )
     app.add_middleware(TimingMiddleware)
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 
@@ -153,20 +176,20 @@ async def _no_websocket(_websocket: WebSocket) -> None:
     raise NotFound("Not Found")
 
 
-def _public_paths(routers: Iterable[APIRouter]) -> list[str]:
-    """The paths of the routes that are declared open to everybody.
+def _public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
+    """What the routes that are open to everybody have declared, by their paths.
 
     Raises `RuntimeError` for a route that declares nothing.
     """
-    paths = []
+    public = {}
     for route in chain.from_iterable(router.routes for router in routers):
         access = declared_access(route)
         if access is None:
             raise RuntimeError(f"the route {getattr(route, 'path', route)} declares no access")
         if access.public:
             assert isinstance(route, APIRoute | APIWebSocketRoute)
-            paths.append(route.path)
-    return paths
+            public[route.path] = access
+    return public
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any, Final, NoReturn
 
 import uvicorn
 
+from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
+from app.managers.multikernel import MultiKernelManager
 from app.managers.session_store import UnusableDatabase
 from app.managers.specs import kernel_spec_manager
 from app.plugins import CannotLoad
@@ -21,12 +26,20 @@ from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 __all__ = ["CannotStart", "serve"]
 
 
+GRACE_SECONDS: Final = 5
+"""What responses that are under way have at the end, the time for the kernels' stop included."""
+
+
 class CannotStart(Exception):
     """There is no point in starting; the text says why."""
 
 
-def serve(settings: Settings, listener: socket.socket) -> NoReturn:
+def serve(
+    settings: Settings, listener: socket.socket, *, generated_token: bool = False
+) -> NoReturn:
     """Serve on a listening socket until a signal says to stop; exits with 0 then.
+
+    Nobody knows a ``generated_token`` but from what is printed.
 
     Raises `CannotStart` when there is no kernelspec at all, or an option names a class or a file
     that cannot be used.
@@ -54,10 +67,15 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
         ws_per_message_deflate=settings.websocket_compression,
         server_header=False,
         lifespan="on",
-        log_config=logging_config(settings.log_level),
-        timeout_graceful_shutdown=5,
+        log_config=logging_config(settings.log_level, settings.log_format),
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = _Server(config, _banner(settings, listener, specs))
+    base = _base_url(settings, listener)
+    if settings.log_format == "text":
+        announcement = _banner(settings, base, specs)
+    else:
+        announcement = _ready_line(settings, base, with_token=generated_token)
+    server = _Server(config, announcement)
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):
@@ -66,7 +84,10 @@ def serve(settings: Settings, listener: socket.socket) -> NoReturn:
 
 
 class _Server(uvicorn.Server):
-    """A server that says where it is once it listens."""
+    """A server that says where it is once it listens, and stops the kernels before it stops that.
+
+    While they end it answers: probes that it is not ready, clients that they come too late.
+    """
 
     def __init__(self, config: uvicorn.Config, banner: str) -> None:
         super().__init__(config)
@@ -77,14 +98,41 @@ class _Server(uvicorn.Server):
         if self.started:
             print(self._banner, flush=True)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # A second Ctrl+C would skip the end of the lifespan, and leave kernels behind.
+        self.force_exit = False
 
-def _banner(settings: Settings, listener: socket.socket, specs: list[str]) -> str:
-    """What a person wants to see: where it is, what it found, how to use it."""
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        kernels: MultiKernelManager = self.lifespan.state["kernels"]
+        try:
+            await kernels.stopped()
+        finally:
+            left = GRACE_SECONDS - round(loop.time() - began)
+            self.config.timeout_graceful_shutdown = max(1, left)
+            await super().shutdown(sockets)
+
+
+def _base_url(settings: Settings, listener: socket.socket) -> str:
     address: Any = listener.getsockname()
     host = settings.host.strip("[]")
     if host in ("0.0.0.0", "::", ""):
         host = socket.gethostname()
-    base = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+
+
+def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
+    """What a program that collects logs wants to see: no token, unless nobody knows it yet."""
+    query = f"/?token={settings.token.get_secret_value()}" if with_token else "/"
+    message = f"kernelkeep is ready at {base}{query}"
+    record = logging.LogRecord("app", logging.INFO, __file__, 0, message, None, None)
+    return JSONFormatter().format(record)
+
+
+def _banner(settings: Settings, base: str, specs: list[str]) -> str:
+    """What a person wants to see: where it is, what it found, how to use it."""
     token = settings.token.get_secret_value()
     query = f"/?token={token}" if token else "/"
     gateway = f"jupyter lab --gateway-url={base}"

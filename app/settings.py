@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     open_docs: bool = Field(
         False, description="Serve /docs, /openapi.json and /api/spec.yaml without the token."
     )
+    serve_metrics: bool = Field(True, description="Serve /metrics for Prometheus.")
     authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
     authorizer_class: str = Field(
         "app.managers.authorization:AllowAll",
@@ -149,6 +150,9 @@ class Settings(BaseSettings):
         5.0,
         gt=0,
         description="Seconds before a stopping kernel is killed; at half of it comes SIGTERM.",
+    )
+    on_shutdown: Literal["stop"] = Field(
+        "stop", description="What becomes of the kernels when the server stops: they stop too."
     )
     autorestart: bool = Field(True, description="Restart a kernel that dies.")
     restart_limit: int = Field(
@@ -296,6 +300,12 @@ class Settings(BaseSettings):
         description="Bytes of requests that wait per kernel before clients are held back.",
     )
 
+    audit_log: Path | None = Field(
+        None, description="File (0600) for one JSON line per thing done: who, what, which kernel."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How a line of the log looks: for people, or a JSON object."
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "info", description="Least severe level that is logged."
     )
@@ -312,7 +322,7 @@ class Settings(BaseSettings):
         mode="before",
     )(_words)
 
-    @field_validator("root_dir", "state_dir", "external_connection_dir")
+    @field_validator("root_dir", "state_dir", "external_connection_dir", "audit_log")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is None:

@@ -44,6 +44,8 @@ from tests.support.server import ServerProcess
 pytestmark = [pytest.mark.leaks, pytest.mark.timeout(300)]
 
 AT_ONCE = 10  # kernels or connections
+POOL_THREADS = 8
+"""By how much the pools of threads may have grown; less than one for each kernel."""
 
 Action = Callable[[KernelStarter], Awaitable[None]]
 
@@ -115,12 +117,10 @@ async def settled(server: ServerProcess) -> Usage:
 async def nothing_is_left(server: ServerProcess) -> AsyncIterator[None]:
     """What the server holds is no more of anything than before.
 
-    The pool of threads for blocking calls grows to its limit and stays there.
+    The pools of threads for blocking calls grow, at chance, to their limits and stay there.
     """
     before = await settled(server)
-    pool = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own rule
-    # The main thread, two of ZMQ, and the one that writes logs to disk.
-    threads = max(before.threads, pool + 4)
+    threads = before.threads + POOL_THREADS
     yield
 
     def is_back() -> bool:

@@ -21,12 +21,14 @@ LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "app")
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Leaves the loggers as they were."""
+    """Loggers that hide nothing yet, and are left as they were."""
     loggers = [logging.getLogger(name) for name in (None, *LOGGERS)]
     saved = [(log.filters[:], log.handlers[:], log.level, log.propagate) for log in loggers]
     last_resort = logging.lastResort
     assert last_resort is not None
     filters = last_resort.filters[:]
+    for place in (last_resort, *loggers):
+        place.filters[:] = []
     yield
     last_resort.filters[:] = filters
     for log, before in zip(loggers, saved, strict=True):

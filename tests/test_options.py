@@ -29,6 +29,7 @@ WRONG: dict[str, str] = {
     "auth": "password",
     "token": "two\nlines",
     "open_docs": "perhaps",
+    "serve_metrics": "perhaps",
     "authenticate_prometheus": "perhaps",
     "authorizer_class": "tests.support.authorizers:Mute",
     "allow_remote_access": "perhaps",
@@ -44,6 +45,7 @@ WRONG: dict[str, str] = {
     "transport": "pigeon",
     "kernel_info_timeout": "0",
     "shutdown_wait_time": "-1",
+    "on_shutdown": "abandon",
     "autorestart": "perhaps",
     "restart_limit": "-1",
     "allowed_kernelspecs": "no-such-kernelspec",
@@ -85,6 +87,8 @@ WRONG: dict[str, str] = {
     "kernel_ws_protocol": "v2.example",
     "kernel_websocket_connection_class": f"{CONNECTIONS}:Unrelated",
     "websocket_backlog_bytes": "1",
+    "audit_log": "FILE/below",
+    "log_format": "xml",
     "log_level": "loud",
 }
 

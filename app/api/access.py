@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -26,7 +26,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import STANDARD_HEADERS, error_response
 from app.settings import Settings
 
-__all__ = ["AUTHENTICATED", "PUBLIC", "Access", "AccessMiddleware", "declared_access", "requires"]
+__all__ = [
+    "AUTHENTICATED",
+    "PROBE",
+    "PUBLIC",
+    "Access",
+    "AccessMiddleware",
+    "declared_access",
+    "requires",
+]
 
 Action = Literal["read", "write", "execute"]
 
@@ -40,11 +48,18 @@ class Access:
     """What a route needs: an action on a resource, just the token, or nothing."""
 
     def __init__(
-        self, resource: str, action: Action | None, *, activity: bool, public: bool = False
+        self,
+        resource: str,
+        action: Action | None,
+        *,
+        activity: bool,
+        public: bool = False,
+        any_host: bool = False,
     ) -> None:
         self.resource = resource
         self.action = action
         self.public = public
+        self.any_host = any_host
         self._activity = activity
 
     async def __call__(self, connection: HTTPConnection) -> None:
@@ -72,6 +87,9 @@ AUTHENTICATED: Any = Depends(Access("", None, activity=True))
 PUBLIC: Any = Depends(Access("", None, activity=False, public=True))
 """The dependency by which a route declares that it is open to everybody."""
 
+PROBE: Any = Depends(Access("", None, activity=False, public=True, any_host=True))
+"""The same for a route that tells nothing at all, by whatever Host it is asked."""
+
 
 def declared_access(route: object) -> Access | None:
     """What a route has declared, or None if it has not."""
@@ -88,11 +106,13 @@ class AccessMiddleware:
     a foreign Origin 404 (403 for a WebSocket). A valid token makes the Origin irrelevant.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, token: str, public: Iterable[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, token: str, public: Mapping[str, Access]
+    ) -> None:
         self._app = app
         self._settings = settings
         self._token = token.encode()
-        self._public = frozenset(public)
+        self._public = public
         self._hosts = frozenset(name.lower() for name in settings.local_hostnames)
         self._origin_pattern = (
             re.compile(settings.allow_origin_pat) if settings.allow_origin_pat else None
@@ -116,6 +136,9 @@ class AccessMiddleware:
     def _refusal(
         self, scope: Scope, headers: Headers, origin: str | None, *, authenticated: bool
     ) -> Response | None:
+        public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
+        if public is not None and public.any_host and scope["type"] == "http":
+            return None
         if not self._is_known_host(headers.get("host", "")):
             return error_response(403, "Forbidden", "forbidden_host")
         if self._settings.auth == "none" and not _is_local(scope):
@@ -131,7 +154,7 @@ class AccessMiddleware:
                     403, "Cross origin websockets not allowed", "forbidden_origin"
                 )
             return error_response(404, "Not Found", "forbidden_origin")
-        if authenticated or scope["path"].removeprefix(scope.get("root_path", "")) in self._public:
+        if authenticated or public is not None:
             return None
         return error_response(403, "Forbidden", "unauthorized")
 

@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from app.api.models import ErrorModel
 from app.managers.authorization import Authorization
 from app.managers.errors import InvalidRequest, RequestTooLarge
 from app.managers.events import Events
@@ -23,7 +22,6 @@ from app.managers.multikernel import MultiKernelManager
 from app.managers.sessions import SessionManager
 
 __all__ = [
-    "ERRORS",
     "AuthorizationDep",
     "EventsDep",
     "IdempotencyKeyDep",
@@ -33,9 +31,7 @@ __all__ = [
     "ManagerDep",
     "SessionsDep",
     "UserDep",
-    "errors",
     "fingerprint",
-    "json_errors",
 ]
 
 MAX_BODY_BYTES: Final = 16 * 2**20
@@ -76,7 +72,10 @@ EventsDep = Annotated[Events, Depends(_events)]
 
 IdempotencyKeyDep = Annotated[
     str | None,
-    Header(description="Any text. A second request with the same key and body does nothing anew."),
+    Header(
+        description="Any text. A second request with the same key and body does nothing anew.",
+        json_schema_extra={"pattern": "^[ -~]{1,255}$"},
+    ),
 ]
 
 
@@ -94,47 +93,6 @@ def _authorization(connection: HTTPConnection) -> Authorization:
 
 
 AuthorizationDep = Annotated[Authorization, Depends(_authorization)]
-
-
-_DESCRIPTIONS: Final = {
-    400: "The request cannot be understood.",
-    403: "No token, or a wrong one, or the authorizer says no.",
-    404: "There is no such thing.",
-    409: "It cannot be done in the present state.",
-    413: "The body is too large.",
-    429: "As many as may be are there or wait; `Retry-After` says when to try again, if known.",
-    500: "It failed.",
-    501: "The kernel asked for cannot be had.",
-    503: "The server is shutting down.",
-}
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for its OpenAPI operation."""
-    return {
-        **{
-            status: {"model": ErrorModel, "description": _DESCRIPTIONS[status]}
-            for status in sorted({*statuses, 403})
-        },
-        # Without it FastAPI documents a 422 of its own, which is never sent.
-        "default": {"model": ErrorModel, "description": "Any other error."},
-    }
-
-
-def json_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The same, for a route whose own answers are not JSON: FastAPI would say that of errors too.
-
-    The model must be in the document already, by way of some other route.
-    """
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorModel"}}}
-    return {
-        status: {"description": response["description"], "content": content}
-        for status, response in errors(*statuses).items()
-    }
-
-
-ERRORS: Final = errors()
-"""What every route may answer."""
 
 
 def fingerprint(body: BaseModel) -> bytes:

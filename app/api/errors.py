@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 
-from app.managers.errors import KernelkeepError
+from app.callers import caller
+from app.managers.errors import InvalidJSON, KernelkeepError
 
 __all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
 
@@ -71,13 +72,15 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
         return _invalid_json()
     if first["loc"] == ("body",) and first["input"] is None:
         return error_response(400, "No JSON data provided", "invalid_request")
+    if first["type"] == "missing" and first["loc"][0] == "query":
+        return error_response(400, f"Missing argument {first['loc'][1]}", "invalid_request")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     message = f"{where[:_MAX_WHERE] or 'body'}: {first['msg']}"
     return error_response(400, message, "invalid_request")
 
 
 def _invalid_json() -> Response:
-    return error_response(400, "Invalid JSON in body of request", "invalid_json")
+    return error_response(400, "Invalid JSON in body of request", InvalidJSON.code)
 
 
 async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Response:
@@ -112,4 +115,6 @@ async def _on_exception(_connection: HTTPConnection, _error: Exception) -> Respo
     It sends this outside of every other middleware, and the server then ends the connection.
     """
     headers = {**STANDARD_HEADERS, "Connection": "close"}
+    if (failed := caller()) is not None:
+        headers["X-Request-Id"] = failed.request_id
     return error_response(500, "Unhandled error", "internal_error", headers, traceback="")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Response
 
 from app.api.access import requires
-from app.api.dependencies import EventsDep, JSONRoute, errors
+from app.api.dependencies import EventsDep, JSONRoute
 from app.api.models import PostEvent
+from app.api.openapi import BODY, errors
 from app.managers.errors import InvalidEvent
 
 router = APIRouter(prefix="/api/events", tags=["events"], route_class=JSONRoute)
@@ -18,17 +17,13 @@ router = APIRouter(prefix="/api/events", tags=["events"], route_class=JSONRoute)
     "",
     operation_id="events_post",
     status_code=204,
-    responses=errors(400, 413),
+    responses=errors(*BODY, InvalidEvent),
     dependencies=[requires("events", "write")],
 )
-async def post_event(
-    events: EventsDep, body: Annotated[PostEvent | None, Body()] = None
-) -> Response:
+async def post_event(events: EventsDep, body: PostEvent) -> Response:
     """Tell an event to all who listen at `/api/events/subscribe`.
 
     Its data is held against its schema while somebody listens.
     """
-    if body is None:
-        raise InvalidEvent("No JSON data provided")
     await events.post(body.schema_id, str(body.version), body.data, body.moment)
     return Response(status_code=204)

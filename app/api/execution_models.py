@@ -41,7 +41,9 @@ class RunCode(BaseModel):
     """Code to execute."""
 
     model_config = ConfigDict(
-        allow_inf_nan=False, json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]}
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]},
     )
 
     code: Text = Field(description="The code.")
@@ -71,7 +73,9 @@ class RunCode(BaseModel):
 class CancelExecution(BaseModel):
     """How to cancel."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, allow_inf_nan=False, json_schema_extra={"examples": [{"kill_after": 30}]}
+    )
 
     kill_after: float | None = Field(
         None,
@@ -84,6 +88,8 @@ class CancelExecution(BaseModel):
 
 class InputModel(BaseModel):
     """An answer to `input()`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"value": "Ada"}]})
 
     value: Text = Field(description="The line, without its end.")
 
@@ -184,6 +190,41 @@ class CutModel(BaseModel):
 
 class ExecutionResultModel(ExecutionModel):
     """An execution with its outputs so far, in the form of notebooks (nbformat 4)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "8f14e45f-ceea-467f-a8d2-5f4b3c9e7d10",
+                    "state": "ok",
+                    "session": "http-0cc175b9c0f1b6a831c399e269772661",
+                    "queued": "2026-11-22T14:49:48.790120Z",
+                    "started": "2026-11-22T14:49:48.791467Z",
+                    "ended": "2026-11-22T14:49:48.797413Z",
+                    "seconds": 0.006,
+                    "execution_count": 1,
+                    "first_seq": 7,
+                    "last_seq": 11,
+                    "reason": None,
+                    "timeout": 60,
+                    "input_request": None,
+                    "steps": [],
+                    "outputs": [
+                        {
+                            "output_type": "execute_result",
+                            "execution_count": 1,
+                            "data": {"text/plain": "42"},
+                            "metadata": {},
+                        }
+                    ],
+                    "user_expressions": {},
+                    "payload": [],
+                    "gap": None,
+                    "cut": None,
+                }
+            ]
+        }
+    )
 
     outputs: list[Output]
     user_expressions: dict[str, Any]
@@ -336,6 +377,12 @@ class ExecutionEventModel(
     ]
 ):
     """Something that happens to an execution. In a stream, one event a line or a `data` field."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"type": "stream", "seq": 9, "name": "stdout", "text": "working\n"}]
+        }
+    )
 
 
 class MessageEvent(_Event):

@@ -18,9 +18,7 @@ from app.api.dependencies import (
     JSONRoute,
     KernelDep,
     ManagerDep,
-    errors,
     fingerprint,
-    json_errors,
 )
 from app.api.execution_models import (
     CancelExecution,
@@ -30,8 +28,10 @@ from app.api.execution_models import (
     InputModel,
     RunCode,
 )
+from app.api.openapi import BODY, errors, json_errors, stream_of
 from app.api.streams import (
     NDJSON,
+    SSE,
     AfterDep,
     EventStream,
     JSONLines,
@@ -39,7 +39,21 @@ from app.api.streams import (
     resume_after,
     wants,
 )
-from app.managers.errors import WaitTooLong
+from app.managers.errors import (
+    AfterBeyondEnd,
+    ExecutionNotFound,
+    IdempotencyConflict,
+    InvalidIdempotencyKey,
+    InvalidRequest,
+    KernelNotFound,
+    KernelNotRunning,
+    MessageTypeNotAllowed,
+    NoInputRequested,
+    OutputNotFound,
+    ServerStopping,
+    TooManyExecutions,
+    WaitTooLong,
+)
 from app.managers.execution import Execution
 from app.managers.execution_events import follow
 from app.managers.execution_results import OutputURL, info, output, result
@@ -54,11 +68,15 @@ DEFAULT_MAX_BYTES: Final = 10 * 2**20
 MAX_BYTES: Final = 64 * 2**20
 """The most output that one response holds."""
 
+_NOT_FOUND: Final = (KernelNotFound, ExecutionNotFound)
+
 # What a kernel shows is never trusted: no browser may run it in the name of this server.
 INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
 }
+
+_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -151,7 +169,17 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
             "description": "It is under way; the output so far.",
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
         },
-        **errors(400, 404, 409, 413, 429, 503),
+        **errors(
+            *BODY,
+            WaitTooLong,
+            InvalidIdempotencyKey,
+            MessageTypeNotAllowed,
+            *_NOT_FOUND,
+            KernelNotRunning,
+            IdempotencyConflict,
+            TooManyExecutions,
+            ServerStopping,
+        ),
     },
     dependencies=[requires("kernels", "execute")],
 )
@@ -171,7 +199,10 @@ async def run_code(
     """
 
     async def make() -> str:
-        return kernel.executions.run(Code(**body.model_dump())).id
+        code = Code(**body.model_dump())
+        execution = kernel.executions.run(code)
+        kernel.reports.executed(execution.id, execution.session, _encode(code))
+        return execution.id
 
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
@@ -189,7 +220,7 @@ async def run_code(
     "",
     operation_id="executions_list",
     response_model=list[ExecutionModel],
-    responses=errors(400, 404),
+    responses=errors(InvalidRequest, *_NOT_FOUND),
     dependencies=[requires("kernels", "read")],
 )
 async def list_executions(
@@ -211,7 +242,7 @@ async def list_executions(
     "/{execution_id}",
     operation_id="executions_get",
     response_model=ExecutionResultModel,
-    responses=errors(400, 404),
+    responses=errors(InvalidRequest, WaitTooLong, *_NOT_FOUND),
     dependencies=[requires("kernels", "read")],
 )
 async def get_execution(
@@ -233,12 +264,15 @@ async def get_execution(
     response_model=ExecutionEventModel,
     responses={
         200: {
-            "description": "A stream that ends with the event `ended`.",
+            "description": "A stream that ends with the event `ended`. Each `data` field, or "
+            "line, is an `ExecutionEventModel`.",
             "content": {
-                NDJSON: {"schema": {"$ref": "#/components/schemas/ExecutionEventModel"}},
+                SSE: stream_of("ExecutionEventModel"),
+                NDJSON: stream_of("ExecutionEventModel"),
             },
         },
-        **json_errors(400, 404),
+        204: {"description": "It has ended, and the client has all its events."},
+        **json_errors(InvalidRequest, AfterBeyondEnd, *_NOT_FOUND),
     },
     dependencies=[requires("kernels", "read")],
 )
@@ -273,9 +307,10 @@ async def follow_execution(
     responses={
         200: {
             "description": "The data, in its own media type.",
-            "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+            # Also by name: generators of clients know that one as bytes.
+            "content": {"application/octet-stream": _BYTES, "*/*": _BYTES},
         },
-        **errors(400, 404),
+        **errors(InvalidRequest, *_NOT_FOUND, OutputNotFound),
     },
     dependencies=[requires("kernels", "read")],
 )
@@ -304,7 +339,7 @@ async def get_output(
     "/{execution_id}/cancel",
     operation_id="executions_cancel",
     response_model=ExecutionModel,
-    responses=errors(400, 404),
+    responses=errors(*BODY, *_NOT_FOUND),
     dependencies=[requires("kernels", "execute")],
 )
 async def cancel_execution(
@@ -318,6 +353,7 @@ async def cancel_execution(
     one that has ended changes nothing.
     """
     asked = body or CancelExecution()
+    kernel.reports.cancelled(execution.id)
     await kernel.executions.cancel(execution, asked.kill_after)
     return Response(_encode(info(execution)), media_type="application/json")
 
@@ -326,7 +362,7 @@ async def cancel_execution(
     "/{execution_id}/input",
     operation_id="executions_answer",
     status_code=204,
-    responses=errors(400, 404, 409),
+    responses=errors(*BODY, MessageTypeNotAllowed, *_NOT_FOUND, NoInputRequested),
     dependencies=[requires("kernels", "execute")],
 )
 async def answer_input(kernel: KernelDep, execution: ExecutionDep, body: InputModel) -> Response:

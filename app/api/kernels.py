@@ -9,16 +9,31 @@ from fastapi import APIRouter, Body, Request, Response
 
 from app.api.access import requires
 from app.api.dependencies import (
-    ERRORS,
     IdempotencyKeyDep,
     JSONRoute,
     KernelDep,
     KernelIdDep,
     ManagerDep,
-    errors,
     fingerprint,
 )
 from app.api.models import KernelModel, StartKernel
+from app.api.openapi import BODY, ERRORS, errors
+from app.api.traces import TraceDep
+from app.managers.errors import (
+    IdempotencyConflict,
+    InvalidEnvironment,
+    InvalidIdempotencyKey,
+    InvalidKernelId,
+    InvalidPath,
+    KernelNotFound,
+    KernelNotRunning,
+    KernelSpecNotFound,
+    KernelStartFailed,
+    RequestTooLarge,
+    ServerStopping,
+    TooManyKernels,
+    TooManyStarts,
+)
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
 
@@ -49,13 +64,28 @@ async def list_kernels(manager: ManagerDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 404, 409, 413, 429, 500, 503),
+        **errors(
+            *BODY,
+            InvalidKernelId,
+            InvalidPath,
+            InvalidEnvironment,
+            InvalidIdempotencyKey,
+            KernelSpecNotFound,
+            KernelNotFound,
+            IdempotencyConflict,
+            KernelNotRunning,
+            TooManyKernels,
+            TooManyStarts,
+            KernelStartFailed,
+            ServerStopping,
+        ),
     },
     dependencies=[requires("kernels", "write")],
 )
 async def start_kernel(
     request: Request,
     manager: ManagerDep,
+    trace: TraceDep,
     body: Annotated[StartKernel | None, Body()] = None,
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
@@ -64,7 +94,10 @@ async def start_kernel(
 
     async def make() -> str:
         started = await manager.start_kernel(
-            asked.name, path=asked.path, env=asked.env, kernel_id=asked.kernel_id
+            asked.name,
+            path=asked.path,
+            env={**trace, **(asked.env or {})},
+            kernel_id=asked.kernel_id,
         )
         return started.id
 
@@ -78,7 +111,7 @@ async def start_kernel(
     "/{kernel_id}",
     operation_id="kernels_get",
     response_model=KernelModel,
-    responses=errors(404),
+    responses=errors(KernelNotFound),
     dependencies=[requires("kernels", "read")],
 )
 async def get_kernel(kernel: KernelDep) -> Response:
@@ -90,7 +123,7 @@ async def get_kernel(kernel: KernelDep) -> Response:
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(404),
+    responses=errors(KernelNotFound),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -103,7 +136,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(404, 409),
+    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -116,7 +149,9 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/restart",
     operation_id="kernels_restart",
     response_model=KernelModel,
-    responses=errors(404, 409, 429, 500),
+    responses=errors(
+        KernelNotFound, KernelNotRunning, RequestTooLarge, TooManyKernels, KernelStartFailed
+    ),
     dependencies=[requires("kernels", "write")],
 )
 async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:

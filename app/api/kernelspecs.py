@@ -7,8 +7,10 @@ from fastapi import APIRouter, Response
 from starlette.responses import FileResponse
 
 from app.api.access import requires
-from app.api.dependencies import ERRORS, ManagerDep, errors
+from app.api.dependencies import ManagerDep
 from app.api.models import KernelSpecModel, KernelSpecs
+from app.api.openapi import ERRORS, errors
+from app.managers.errors import KernelSpecNotFound, NotFound
 
 router = APIRouter(tags=["kernelspecs"])
 
@@ -33,7 +35,7 @@ async def list_kernelspecs(manager: ManagerDep) -> Response:
     "/api/kernelspecs/{name}",
     operation_id="kernelspecs_get",
     response_model=KernelSpecModel,
-    responses=errors(404),
+    responses=errors(KernelSpecNotFound),
     dependencies=[requires("kernelspecs", "read")],
 )
 async def get_kernelspec(manager: ManagerDep, name: str) -> Response:
@@ -48,7 +50,7 @@ async def get_kernelspec(manager: ManagerDep, name: str) -> Response:
     response_class=FileResponse,
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file."},
-        **errors(404),
+        **errors(KernelSpecNotFound, NotFound),
     },
     dependencies=[requires("kernelspecs", "read")],
 )

@@ -8,9 +8,10 @@ import msgspec
 from fastapi import APIRouter, Query, Response
 
 from app.api.access import AUTHENTICATED
-from app.api.dependencies import AuthorizationDep, JSONRoute, UserDep, errors
+from app.api.dependencies import AuthorizationDep, JSONRoute, UserDep
 from app.api.models import MeModel, UpdatedMe, UpdateMe
-from app.managers.errors import InvalidRequest
+from app.api.openapi import BODY, errors
+from app.managers.errors import FieldNotUpdatable, InvalidRequest
 from app.managers.identity import UPDATABLE_FIELDS
 
 router = APIRouter(prefix="/api/me", tags=["user"], route_class=JSONRoute)
@@ -23,7 +24,7 @@ _permissions = msgspec.json.Decoder(dict[str, list[str]])
     "",
     operation_id="user_get",
     response_model=MeModel,
-    responses=errors(400),
+    responses=errors(InvalidRequest),
     dependencies=[AUTHENTICATED],
 )
 async def get_me(
@@ -56,7 +57,7 @@ def _decode(permissions: str) -> dict[str, list[str]]:
     "",
     operation_id="user_update",
     response_model=UpdatedMe,
-    responses=errors(400),
+    responses=errors(*BODY, FieldNotUpdatable),
     dependencies=[AUTHENTICATED],
 )
 async def update_me(user: UserDep, body: UpdateMe) -> Response:

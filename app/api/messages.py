@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.access import requires
-from app.api.dependencies import KernelDep, ManagerDep, errors
-from app.api.execution_models import LogEventModel, MessagesModel
+from app.api.dependencies import KernelDep, ManagerDep
+from app.api.execution_models import MessagesModel
+from app.api.openapi import errors, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -20,16 +21,10 @@ from app.api.streams import (
     resume_after,
     wants,
 )
+from app.managers.errors import AfterBeyondEnd, InvalidRequest, KernelNotFound, StaleEpoch
 from app.managers.log_pages import follow_log, page
 
 router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"])
-
-
-def _schema_of_streams() -> dict[str, Any]:
-    """Its parts are among the document's schemas already."""
-    schema = LogEventModel.model_json_schema(ref_template="#/components/schemas/{model}")
-    del schema["$defs"]
-    return {"schema": schema}
 
 
 @router.get(
@@ -38,10 +33,11 @@ def _schema_of_streams() -> dict[str, Any]:
     response_model=MessagesModel,
     responses={
         200: {
-            "description": "A page, or what the `Accept` header asks for: a stream.",
-            "content": {SSE: _schema_of_streams(), NDJSON: _schema_of_streams()},
+            "description": "A page, or what the `Accept` header asks for: a stream. Each "
+            "`data` field, or line, is a `LogEventModel`.",
+            "content": {SSE: stream_of("LogEventModel"), NDJSON: stream_of("LogEventModel")},
         },
-        **errors(400, 404, 409),
+        **errors(InvalidRequest, AfterBeyondEnd, KernelNotFound, StaleEpoch),
     },
     dependencies=[requires("kernels", "read")],
 )

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from app.api.access import PUBLIC, Access
-from app.api.dependencies import json_errors
+from app.api.openapi import json_errors
 from app.managers.metrics import Metrics
 
 __all__ = ["metrics_router"]
@@ -24,7 +24,7 @@ def metrics_router(*, public: bool) -> APIRouter:
         "/metrics",
         operation_id="metrics_get",
         response_class=PlainTextResponse,
-        responses={} if public else json_errors(),
+        responses=json_errors(),
     )
     async def get_metrics(request: Request) -> Response:
         """What the server does and has done, in Prometheus's text format."""

@@ -44,8 +44,19 @@ def _whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 
 
+def example(**fields: Any) -> ConfigDict:
+    """A model's configuration: what one looks like, for the OpenAPI document."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class ErrorModel(BaseModel):
     """What every error response holds."""
+
+    model_config = example(
+        message="Kernel does not exist: 3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11",
+        reason=None,
+        code="kernel_not_found",
+    )
 
     message: str = Field(description="What is wrong, for people.")
     reason: str | None = Field(description="Always null; Jupyter clients look for it.")
@@ -73,6 +84,14 @@ class StatusModel(BaseModel):
 class KernelModel(BaseModel):
     """A kernel."""
 
+    model_config = example(
+        id="3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11",
+        name="python3",
+        last_activity="2026-11-22T14:49:48.797413Z",
+        execution_state="idle",
+        connections=1,
+    )
+
     id: str = Field(description="The kernel's id, a UUID.")
     name: str = Field(description="The name of its kernelspec, as it was asked for.")
     last_activity: str = Field(
@@ -93,13 +112,7 @@ class KernelModel(BaseModel):
 class StartKernel(BaseModel):
     """How to start a kernel. Every field may be left out, and so may the body."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"name": "python3", "path": "notebooks", "env": {"KERNEL_USERNAME": "ada"}}
-            ]
-        }
-    )
+    model_config = example(name="python3", path="notebooks", env={"KERNEL_USERNAME": "ada"})
 
     name: str | None = Field(None, description="A kernelspec's name; the server's default if none.")
     path: str | None = Field(
@@ -184,17 +197,11 @@ class NotebookPath(BaseModel):
 class StartSession(BaseModel):
     """A session to make."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "path": "notebooks/first.ipynb",
-                    "name": "first.ipynb",
-                    "type": "notebook",
-                    "kernel": {"name": "python3"},
-                }
-            ]
-        }
+    model_config = example(
+        path="notebooks/first.ipynb",
+        name="first.ipynb",
+        type="notebook",
+        kernel={"name": "python3"},
     )
 
     path: Text = Field(
@@ -251,6 +258,8 @@ def _is_uuid(value: object) -> bool:
 class UpdateSession(BaseModel):
     """What to change of a session. What is left out stays as it is."""
 
+    model_config = example(path="notebooks/renamed.ipynb", name="renamed.ipynb")
+
     path: Text = Field(default_factory=str, description="The new path.")
     name: Text | None = Field(None, description="What to call it; null for nothing.")
     type: Text = Field(default_factory=str, description="What it is.")
@@ -302,6 +311,14 @@ class MeModel(BaseModel):
 
 class UpdateMe(BaseModel):
     """How the user wants to be called; at least one of these."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"display_name": "Ada", "color": "#0a7"}],
+            "minProperties": 1,
+            "additionalProperties": False,
+        }
+    )
 
     name: Text = Field(default_factory=str)
     display_name: Text = Field(default_factory=str)
@@ -359,6 +376,18 @@ TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H:%M:%S%zZ"
 
 class PostEvent(BaseModel):
     """An event to tell."""
+
+    model_config = example(
+        schema_id="https://events.jupyter.org/jupyter_server/kernel_actions/v1",
+        version="1",
+        data={
+            "action": "start",
+            "kernel_id": "3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11",
+            "kernel_name": "python3",
+            "status": "success",
+            "msg": "Kernel started",
+        },
+    )
 
     schema_id: str = Field(
         description="The id of a schema that this server knows.",

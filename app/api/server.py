@@ -9,8 +9,9 @@ from fastapi import APIRouter, Query, Response
 
 from app import __version__
 from app.api.access import PUBLIC, requires
-from app.api.dependencies import ERRORS, ManagerDep, errors
+from app.api.dependencies import ManagerDep
 from app.api.models import ResolutionModel, StatusModel, VersionModel
+from app.api.openapi import ERRORS, errors
 from app.managers.errors import InvalidRequest
 from app.protocol.messages import format_timestamp
 
@@ -50,19 +51,17 @@ async def get_status(manager: ManagerDep) -> StatusModel:
     "/resolvePath",
     operation_id="server_resolve_path",
     response_model=ResolutionModel,
-    responses=errors(400),
+    responses=errors(InvalidRequest),
     dependencies=[requires("api", "read", activity=False)],
 )
 async def resolve_path(
     manager: ManagerDep,
-    path: Annotated[str | None, Query(description="The path, as somebody saw it.")] = None,
+    path: Annotated[str, Query(description="The path, as somebody saw it.")],
     kernel: Annotated[str | None, Query(description="The id of a kernel to ask too.")] = None,
 ) -> Response:
     """Find the file that a path means to the server, and to a kernel.
 
     Clients make links of the paths in tracebacks with it.
     """
-    if path is None:
-        raise InvalidRequest("Missing argument path")
     resolution = await manager.resolve_path(path, kernel)
     return Response(msgspec.json.encode(resolution), media_type="application/json")

@@ -7,8 +7,23 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.access import requires
-from app.api.dependencies import ERRORS, JSONRoute, SessionsDep, errors
+from app.api.dependencies import JSONRoute, SessionsDep
 from app.api.models import SessionModel, StartSession, UpdateSession
+from app.api.openapi import BODY, ERRORS, errors
+from app.api.traces import TraceDep
+from app.managers.errors import (
+    InvalidKernelId,
+    InvalidPath,
+    KernelNotRunning,
+    KernelStartFailed,
+    KernelUnavailable,
+    MissingField,
+    NoSuchKernel,
+    ServerStopping,
+    SessionNotFound,
+    TooManyKernels,
+    TooManyStarts,
+)
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
 
@@ -40,11 +55,24 @@ async def list_sessions(sessions: SessionsDep) -> Response:
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
         },
-        **errors(400, 413, 429, 500, 501, 503),
+        **errors(
+            *BODY,
+            MissingField,
+            InvalidPath,
+            InvalidKernelId,
+            KernelNotRunning,
+            TooManyKernels,
+            TooManyStarts,
+            KernelStartFailed,
+            KernelUnavailable,
+            ServerStopping,
+        ),
     },
     dependencies=[requires("sessions", "write")],
 )
-async def create_session(request: Request, sessions: SessionsDep, body: StartSession) -> Response:
+async def create_session(
+    request: Request, sessions: SessionsDep, trace: TraceDep, body: StartSession
+) -> Response:
     """Make a session and start its kernel, or attach it to a kernel that runs.
 
     If there is a session for this path, that one is returned as it is, with 201 too.
@@ -55,6 +83,7 @@ async def create_session(request: Request, sessions: SessionsDep, body: StartSes
         name=body.name,
         kernel_id=body.kernel.id or None,
         kernel_name=body.kernel.name or None,
+        env=trace,
     )
     location = f"{request.scope.get('root_path', '')}/api/sessions/{session.id}"
     return _json(sessions.model(session), 201, {"Location": location})
@@ -64,7 +93,7 @@ async def create_session(request: Request, sessions: SessionsDep, body: StartSes
     "/{session_id}",
     operation_id="sessions_get",
     response_model=SessionModel,
-    responses=errors(404),
+    responses=errors(SessionNotFound),
     dependencies=[requires("sessions", "read")],
 )
 async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
@@ -76,18 +105,31 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     "/{session_id}",
     operation_id="sessions_update",
     response_model=SessionModel,
-    responses=errors(400, 404, 413, 429, 501, 503),
+    responses=errors(
+        *BODY,
+        InvalidPath,
+        NoSuchKernel,
+        SessionNotFound,
+        TooManyKernels,
+        TooManyStarts,
+        KernelUnavailable,
+        ServerStopping,
+    ),
     dependencies=[requires("sessions", "write")],
 )
 async def update_session(
-    sessions: SessionsDep, session_id: SessionIdDep, body: UpdateSession
+    sessions: SessionsDep, session_id: SessionIdDep, trace: TraceDep, body: UpdateSession
 ) -> Response:
     """Rename a session, change its type, or give it another kernel.
 
     Its old kernel is shut down; the answer comes when that is done.
     """
     session = await sessions.update(
-        session_id, body.changes, kernel_id=body.kernel.id, kernel_name=body.kernel.name
+        session_id,
+        body.changes,
+        kernel_id=body.kernel.id,
+        kernel_name=body.kernel.name,
+        env=trace,
     )
     return _json(sessions.model(session))
 
@@ -96,7 +138,7 @@ async def update_session(
     "/{session_id}",
     operation_id="sessions_delete",
     status_code=204,
-    responses=errors(404),
+    responses=errors(SessionNotFound),
     dependencies=[requires("sessions", "write")],
 )
 async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:

@@ -53,7 +53,10 @@ AfterDep = Annotated[
 ]
 LastEventIdDep = Annotated[
     str | None,
-    Header(description="As `after`, and stronger: what browsers send when they reconnect."),
+    Header(
+        description="As `after`, and stronger: what browsers send when they reconnect.",
+        json_schema_extra={"pattern": "^[0-9]{0,19}$"},
+    ),
 ]
 
 

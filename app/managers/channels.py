@@ -166,6 +166,13 @@ class Channels:
             self._schedule(channel)
         return True
 
+    def has_unread(self, channel: str) -> bool:
+        """Whether something has arrived on a channel that has not been read."""
+        unread = bool(_events(self._sockets[channel]) & zmq.POLLIN)
+        if unread:  # looking may have eaten the edge
+            self._schedule(channel)
+        return unread
+
     def drain(self) -> int:
         """Read now all that has arrived on every socket; how many messages that was."""
         return sum(self._receive(channel, 2**31, 2**62) for channel in list(self._sockets))

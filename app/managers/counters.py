@@ -69,4 +69,5 @@ class Counters:
         self.request_seconds: dict[tuple[str, str, str], Durations] = defaultdict(
             lambda: Durations(REQUEST_SECONDS)
         )
+        self.audit_lost = 0  # records of the audit log
         self.lag_seconds = Durations(LAG_SECONDS)

@@ -2,6 +2,7 @@
 
 KernelkeepError
 ├── InvalidRequest 400
+│   ├── InvalidJSON
 │   ├── InvalidKernelId
 │   ├── InvalidPath
 │   ├── InvalidEnvironment
@@ -43,6 +44,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
+RETRY_STOPPED: Final = 5  # seconds in which another server may have taken over
 MAX_NAME: Final = 100  # characters of a name that does not exist are repeated
 
 
@@ -65,6 +67,12 @@ class InvalidRequest(KernelkeepError):
 
     status = 400
     code = "invalid_request"
+
+
+class InvalidJSON(InvalidRequest):
+    """The body is not JSON."""
+
+    code = "invalid_json"
 
 
 class InvalidKernelId(InvalidRequest):
@@ -297,10 +305,14 @@ class KernelUnavailable(KernelkeepError):
 
 
 class ServerStopping(KernelkeepError):
-    """The server is shutting down and takes no new work."""
+    """The server is shutting down and takes no new work; the next one may."""
 
     status = 503
     code = "server_stopping"
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down")
+        self.retry_after = RETRY_STOPPED
 
 
 class StaleEpoch(KernelkeepError):

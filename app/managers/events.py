@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.managers.errors import MAX_NAME, InvalidEvent
+from app.managers.errors import MAX_NAME, InvalidEvent, ServerStopping
 from app.plugins import CannotLoad
 
 if TYPE_CHECKING:
@@ -67,6 +67,13 @@ class Events:
         self._logger: EventLogger | None = None
         self._loading = asyncio.Lock()
         self._subscriptions: set[Subscription] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """The server stops: end every subscription, and take no new one."""
+        self._closed = True
+        for subscription in self._subscriptions:
+            subscription.close()
 
     def emit(self, schema_id: str, data: dict[str, Any]) -> None:
         """Tell an event to whoever listens. Never raises: nothing may fail because it is told."""
@@ -109,8 +116,13 @@ class Events:
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[Subscription]:
-        """Listen to every event from now on, until the context is left."""
+        """Listen to every event from now on, until the context is left.
+
+        Raises `ServerStopping`.
+        """
         event_logger = await self._loaded()
+        if self._closed:
+            raise ServerStopping()
         subscription = Subscription()
         if not self._subscriptions:
             event_logger.add_listener(listener=self._deliver)
@@ -145,6 +157,7 @@ class Subscription:
 
     def __init__(self) -> None:
         self.dropped = 0
+        self._closed = False
         self._waiting: deque[str] = deque()
         self._bytes = 0
         self._arrived = asyncio.Event()
@@ -158,13 +171,18 @@ class Subscription:
             self._bytes += len(event)
         self._arrived.set()
 
+    def close(self) -> None:
+        """No further event will come."""
+        self._closed = True
+        self._arrived.set()
+
     async def take(self) -> str | None:
-        """The next event, as JSON; None when those that followed were dropped.
+        """The next event, as JSON; None when those that followed were dropped, or at the end.
 
         Has no bound of its own: nothing may happen for long.
         """
         while not self._waiting:
-            if self.dropped:
+            if self.dropped or self._closed:
                 return None
             self._arrived.clear()
             await self._arrived.wait()

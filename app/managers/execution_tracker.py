@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -81,8 +81,14 @@ class ExecutionTracker:
     is complete; whoever asks by id gets the later one.
     """
 
-    def __init__(self, log: MessageLog, kept: int) -> None:
+    def __init__(
+        self,
+        log: MessageLog,
+        kept: int,
+        on_unanswered: Callable[[Execution], None] = lambda _: None,
+    ) -> None:
         self.listener: ExecutionListener | None = None
+        self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
         self._log = log
         self._kept = kept
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
@@ -268,6 +274,8 @@ class ExecutionTracker:
             elif now - item.due > LATE_SECONDS or self._has_said_more(item):
                 self._wait_for_the_rest(item.execution, item.seconds)
             else:
+                if item.execution.reply_status is None:
+                    self._on_unanswered(item.execution)
                 self._finish(item.execution)
         if self._incomplete:
             if self._plan is not None:

@@ -148,7 +148,7 @@ class Executions:
         settings = self._settings
         self._check_allowed("execute_request")
         if self.closing:
-            raise ServerStopping("The server is shutting down")
+            raise ServerStopping()
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             raise KernelNotRunning(f"The kernel is {self._state.word}")
         if (

@@ -18,6 +18,7 @@ import msgspec
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
@@ -59,6 +60,7 @@ class KernelHouse:
         events: Events,
         counters: Counters,
         forking: Forking,
+        audit: AuditLog | None = None,
     ) -> None:
         self.settings = settings
         self.forking = forking
@@ -68,6 +70,7 @@ class KernelHouse:
         self.transports = transports
         self.events = events
         self.counters = counters
+        self._audit = audit
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
 
@@ -96,7 +99,7 @@ class KernelHouse:
 
     def reports(self, kernel_id: str, name: str) -> KernelReports:
         """Where to tell what happens to a kernel."""
-        return KernelReports(self.events, self.counters, kernel_id, name)
+        return KernelReports(self.events, self.counters, kernel_id, name, self._audit)
 
 
 class Model(msgspec.Struct, omit_defaults=True):

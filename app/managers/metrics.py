@@ -150,6 +150,13 @@ class _Collector(Collector):
             counters.culls.items(),
         )
 
+        yield _counter(
+            "kernelkeep_audit_records_lost",
+            "Records of the audit log that could not be written.",
+            [],
+            [((), counters.audit_lost)],
+        )
+
     def _traffic(self) -> Iterator[Metric]:
         counters = self._counters
         channels = [

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import zmq
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.audit import AuditLog
 from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
@@ -54,6 +55,9 @@ logger = logging.getLogger(__name__)
 MAX_DEAD: Final = 32
 """Kernels that are listed although they have died; the oldest are forgotten at the next start."""
 
+FAREWELL_SECONDS: Final = 0.1
+"""Between the end of streams and WebSockets and that of the kernels, when the server stops."""
+
 MAX_SOCKETS: Final = 65535
 """Of the ZMQ context. libzmq's default of 1023 ends at about 200 kernels."""
 
@@ -64,7 +68,13 @@ class MultiKernelManager:
     Make it inside a running event loop, and `close` it there.
     """
 
-    def __init__(self, settings: Settings, events: Events, counters: Counters) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        events: Events,
+        counters: Counters,
+        audit: AuditLog | None = None,
+    ) -> None:
         self.started = time.time()
         self._last_request = self.started
         self._settings = settings
@@ -89,6 +99,7 @@ class MultiKernelManager:
             events,
             counters,
             forking,
+            audit,
         )
         for name in settings.fork_kernels:
             self._house.prepare_forks(name)
@@ -102,7 +113,8 @@ class MultiKernelManager:
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._reviving: set[str] = set()  # the dead that are being restarted
-        self._stopping = False
+        self._events = events
+        self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
         )
@@ -145,13 +157,23 @@ class MultiKernelManager:
         """Open channel WebSockets on all kernels."""
         return sum(kernel.traffic.connections for kernel in self._kernels.values())
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is shutting down, and takes no new work."""
+        return self._stop_task is not None
+
+    def check_running(self) -> None:
+        """Raises `ServerStopping` if new work comes too late."""
+        if self.stopping:
+            raise ServerStopping()
+
     def touch(self) -> None:
         """Somebody has used the API."""
         self._last_request = time.time()
 
     async def refresh(self) -> None:
         """Look for external kernels that have come or gone, if they are allowed."""
-        if not self._settings.allow_external_kernels or self._stopping:
+        if not self._settings.allow_external_kernels or self.stopping:
             return
         async with self._refreshing:
             found = await asyncio.to_thread(find_connection_files, self._external_dir)
@@ -228,12 +250,11 @@ class MultiKernelManager:
         `KernelSpecNotFound`, `KernelStartFailed`, `KernelNotRunning` (it was shut down before its
         turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
         """
-        if self._stopping:
-            raise ServerStopping("The server is shutting down")
         identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.
         while (underway := self._starting.get(identity)) is not None:
             await asyncio.wait({underway})
+        self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
         self._check_number()
@@ -264,9 +285,9 @@ class MultiKernelManager:
             )
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
-        if self._stopping:  # the server began to stop while this one was launched
+        if self.stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
-            raise ServerStopping("The server is shutting down")
+            raise ServerStopping()
         return kernel
 
     async def _launch(self, kernel: Kernel) -> None:
@@ -275,8 +296,8 @@ class MultiKernelManager:
         except BaseException as error:
             # What is left of one whose turn never came; where the launch failed there is nothing.
             await kernel.stop()
-            if isinstance(error, KernelNotRunning) and self._stopping:
-                raise ServerStopping("The server is shutting down") from None
+            if isinstance(error, KernelNotRunning) and self.stopping:
+                raise ServerStopping() from None
             raise
 
     def _check_number(self) -> None:
@@ -300,9 +321,10 @@ class MultiKernelManager:
     ) -> Kernel:
         """Give a kernel a new process (`Kernel.restart`).
 
-        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed`, or `TooManyKernels` for a
-        dead one that has lost its place to others.
+        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed`, `ServerStopping`, or
+        `TooManyKernels` for a dead one that has lost its place to others.
         """
+        self.check_running()
         kernel = self.get(kernel_id)
         if kernel.state.lifecycle is Lifecycle.DEAD and kernel_id not in self._reviving:
             self._check_number()
@@ -328,12 +350,31 @@ class MultiKernelManager:
         kernel.traffic.why_it_stops = "The kernel was culled"
         await kernel.stop()
 
-    def close_streams(self) -> None:
-        """The server is about to stop: end what waits for kernels, and start no more."""
-        self._stopping = True
-        self.starts.stop()
-        for kernel in self:
-            kernel.executions.close_streams()
+    def begin_stop(self) -> None:
+        """The server is about to stop: take no new work, end what waits, begin to stop kernels."""
+        if self._stop_task is None:
+            self.starts.stop()
+            for kernel in self:
+                kernel.executions.close_streams()
+            self._events.close()
+            self._stop_task = asyncio.get_running_loop().create_task(
+                self._stop_all(), name="stop of all kernels"
+            )
+
+    async def stopped(self) -> None:
+        """Stop every kernel; returns when all are gone. Bounded by a kernel's stop."""
+        self.begin_stop()
+        assert self._stop_task is not None
+        await asyncio.shield(self._stop_task)
+
+    async def _stop_all(self) -> None:
+        self._culling.cancel()
+        await asyncio.wait({self._culling})
+        # Whoever waited is told why, before what becomes of the kernels is the news.
+        await asyncio.sleep(FAREWELL_SECONDS)
+        stops = [self._stop_quietly(kernel) for kernel in self]
+        # A start that is under way ends its kernel itself.
+        await asyncio.gather(*stops, *self._starting.values())
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
@@ -346,12 +387,7 @@ class MultiKernelManager:
 
     async def close(self) -> None:
         """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
-        self._stopping = True
-        self.starts.stop()
-        self._culling.cancel()
-        await asyncio.wait({self._culling})
-        stops = [self._stop_quietly(kernel) for kernel in self]
-        await asyncio.gather(*stops)
+        await self.stopped()
         self._kernels.clear()
         await self._fork_servers.close()
         self._transports.close()
@@ -364,7 +400,7 @@ class MultiKernelManager:
         except Exception:
             logger.exception("kernel %s could not be stopped", kernel.id)
             with contextlib.suppress(Exception):
-                await kernel.stop(now=True)
+                await kernel.kill()
 
 
 def _cull_cause(kernel: Kernel) -> str:

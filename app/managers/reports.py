@@ -1,4 +1,4 @@
-"""What happens to a kernel, told where it happens: to the events and to the counters."""
+"""What happens to a kernel, told where it happens: to events, counters and the audit log."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
+from app.managers.audit import AuditLog
 from app.managers.counters import Counters
 from app.managers.errors import KernelkeepError
 from app.managers.events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
 from app.managers.forking import UNKNOWN_EXIT
+from app.protocol.messages import Buffer, ClientMessage
 
 __all__ = ["Action", "KernelReports", "LaunchCause"]
 
@@ -27,10 +29,22 @@ _DONE: Final = {
 }
 
 
+_AUDITED: Final = ("interrupt_request", "shutdown_request", "debug_request")
+"""Messages to a kernel that are noted as they are; the last can have code evaluated."""
+
+
 class KernelReports:
     """Of one kernel; ``name`` is its kernelspec's, as it was asked for."""
 
-    def __init__(self, events: Events, counters: Counters, kernel_id: str, name: str) -> None:
+    def __init__(
+        self,
+        events: Events,
+        counters: Counters,
+        kernel_id: str,
+        name: str,
+        audit: AuditLog | None = None,
+    ) -> None:
+        self._audit = audit
         self._events = events
         self._counters = counters
         self._kernel: dict[str, Any] = {"kernel_id": kernel_id, "kernel_name": name}
@@ -46,12 +60,30 @@ class KernelReports:
         except Exception as error:
             status = {"status_code": error.status} if isinstance(error, KernelkeepError) else {}
             self._act(action, status="error", msg=str(error), **status)
+            self._note(action, error=getattr(error, "code", "internal_error"))
             raise
         msg = f"Kernel {self._kernel['kernel_id']} was {_DONE[action]}."
         self._act(action, status="success", msg=msg)
+        self._note(action)
 
     def _act(self, action: Action, **data: Any) -> None:
         self._events.emit(KERNEL_ACTIONS, {"action": action, **self._kernel, **data})
+
+    def executed(self, execution_id: str, session: str, content: Buffer) -> None:
+        """Somebody has code executed; ``content`` is that of the ``execute_request``."""
+        self._note("execute", content, execution_id=execution_id, session=session)
+
+    def cancelled(self, execution_id: str) -> None:
+        """Somebody has cancelled an execution."""
+        self._note("cancel", execution_id=execution_id)
+
+    def received(self, message: ClientMessage, session: str) -> None:
+        """A message for the kernel has come over a WebSocket: some do what the API does too."""
+        kind = message.header.msg_type
+        if kind == "execute_request":
+            self.executed(message.header.msg_id, session, message.parts[3])
+        elif kind in _AUDITED:
+            self._note(kind, session=session)
 
     # What became of it
 
@@ -71,6 +103,7 @@ class KernelReports:
     def died(self, exit_code: int) -> None:
         """A process that was ready has ended unasked; the code of a signal is negative."""
         self._counters.deaths[self._type, _cause_of_death(exit_code)] += 1
+        self._note("died", exit_code=exit_code)
 
     def restarting(self, reason: str, count: int) -> None:
         """A kernel that died, ``count`` times in a row now, gets a new process."""
@@ -79,18 +112,25 @@ class KernelReports:
     def dead(self, reason: str) -> None:
         """There is no process, and none will come unless it is asked for."""
         self._tell("dead", reason=reason)
+        self._note("dead")
 
     def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
         """The kernel is stopped since nobody uses it; ``cause`` says which rule applied."""
         self._counters.culls[self._type, cause] += 1
+        self._note("culled", cause=cause, idle_seconds=round(idle_seconds))
         self._tell("culled", idle_seconds=round(idle_seconds, 3), connections=connections)
 
     def shut_down_by_client(self) -> None:
         """The kernel has ended as a client asked it to, over its channels."""
         self._tell("shut_down_by_client")
+        self._note("shut_down_by_client")
 
     def _tell(self, event: str, **data: Any) -> None:
         self._events.emit(KERNEL_LIFECYCLE, {"event": event, **self._kernel, **data})
+
+    def _note(self, action: str, content: Buffer = b"", **data: Any) -> None:
+        if self._audit is not None:
+            self._audit.note(action, content, **self._kernel, **data)
 
 
 def _cause_of_death(exit_code: int) -> str:

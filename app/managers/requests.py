@@ -117,8 +117,13 @@ class PendingRequests:
             self._remove(request)
         return request
 
+    def unanswered(self, msg_id: str, owner: str) -> Request | None:
+        """The oldest such request for which the kernel has gone idle, but has not replied."""
+        requests = self._by_id.get(msg_id, [])
+        return next((one for one in requests if one.idle and one.owner == owner), None)
+
     def discard(self, request: Request) -> None:
-        """Forget a request that never left."""
+        """Forget a request that will not be answered."""
         self._remove(request)
 
     def take_all(self) -> list[Request]:

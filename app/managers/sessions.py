@@ -128,19 +128,21 @@ class SessionManager:
         name: str | None = None,
         kernel_id: str | None = None,
         kernel_name: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Session:
         """The session of ``path``: the one that there is, or a new one.
 
         A new one gets the kernel ``kernel_id``, which is started under that id if there is none, or
-        a new kernel. Raises `KernelUnavailable` for an unknown kernelspec, and otherwise what
-        `MultiKernelManager.start_kernel` does.
+        a new kernel; ``env`` is for a kernel that is started. Raises `KernelUnavailable` for an
+        unknown kernelspec, and otherwise what `MultiKernelManager.start_kernel` does.
         """
         # Two at once for one path: the second finds what the first has made.
         async with self._turn(path):
+            self._kernels.check_running()
             session = await self._at(path)
             if session is not None:
                 return session
-            env = self._environment(path, name)
+            env = {**(env or {}), **self._environment(path, name)}
             if kernel_id is None or kernel_id not in self._kernels:
                 try:
                     kernel_id = (await self._start(path, env, kernel_name, kernel_id)).id
@@ -164,28 +166,30 @@ class SessionManager:
         *,
         kernel_id: str | None = None,
         kernel_name: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Session:
         """Change a session's ``path``, ``name`` or ``type``, or give it another kernel.
 
-        A kernel's id counts more than a kernelspec's name. The kernel it had is shut down. Raises
-        `SessionNotFound`, `NoSuchKernel` for an unknown id, and `KernelUnavailable` when a new one
-        cannot be started.
+        A kernel's id counts more than a kernelspec's name; ``env`` is for a kernel that is started
+        by that. The kernel it had is shut down. Raises `SessionNotFound`, `NoSuchKernel` for an
+        unknown id, `KernelUnavailable` when a new one cannot be started, and `ServerStopping`.
         """
         async with self._turn(session_id):
+            self._kernels.check_running()
             before = await self.get(session_id)
             after = msgspec.structs.replace(before, **changes)
-            env = self._environment(after.path, after.name)
+            own = self._environment(after.path, after.name)
             if kernel_id is not None:
                 if kernel_id not in self._kernels:
                     raise NoSuchKernel(kernel_id)
                 after = msgspec.structs.replace(after, kernel_id=kernel_id)
             elif kernel_name is not None:
-                kernel = await self._start_another(after.path, env, kernel_name)
+                kernel = await self._start_another(after.path, {**(env or {}), **own}, kernel_name)
                 after = msgspec.structs.replace(after, kernel_id=kernel.id)
             if after != before:
                 await self._keep(after)
                 with contextlib.suppress(KernelNotFound):
-                    self._kernels.update_env(after.kernel_id, env)
+                    self._kernels.update_env(after.kernel_id, own)
             if after.kernel_id != before.kernel_id:
                 await self._shut_down(before.kernel_id)
             return after

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,9 @@ class SpecModel(msgspec.Struct):
 # What reading and converting a spec raises when it is broken.
 _UNREADABLE: Final = (ValueError, OSError, KeyError, TypeError, RecursionError)
 
+# As jupyter_client has it, but for its line break at the end.
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+
 # Files beside kernel.json that front ends load.
 _SCRIPTS: Final = ("kernel.js", "kernel.css")
 
@@ -89,8 +93,14 @@ class Specs:
         """A file in a spec's directory. Raises `NotFound` for any other."""
         return await asyncio.to_thread(self._resource, name, path)
 
+    def exist(self) -> bool:
+        """Whether there is any spec; reads the disk, so call it in a thread."""
+        return bool(self.manager.find_kernel_specs())
+
     def _find(self, name: str) -> KernelSpec:
         name = "python3" if name == "python" else name
+        if not _NAME.fullmatch(name):  # jupyter_client would log it as it is, line breaks included
+            raise KernelSpecNotFound(name)
         allowed = self.manager.allowed_kernelspecs
         if allowed and name.lower() not in allowed:  # jupyter_client only lists by it
             raise KernelSpecNotFound(name)

@@ -89,7 +89,7 @@ class Starts:
 
     async def _turn(self, came_up: asyncio.Future[bool]) -> None:
         if self._stopped:
-            raise ServerStopping("The server is shutting down")
+            raise ServerStopping()
         if self.running < self._limit and not self._queue:
             self._enter()
             return
@@ -101,7 +101,7 @@ class Starts:
             events: set[asyncio.Future[Any]] = {waiter, came_up}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if self._stopped:
-                raise ServerStopping("The server is shutting down")
+                raise ServerStopping()
             if came_up.done():
                 raise KernelNotRunning("The kernel was shut down before its turn to start came")
             self._enter()

@@ -18,6 +18,7 @@ import msgspec
 
 from app.managers.channels import Channels
 from app.managers.counters import Counters
+from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.log import MessageLog, Position, Reader
 from app.managers.requests import PendingRequests, Request
@@ -44,7 +45,10 @@ STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
 
 HOLD_SECONDS: Final = 0.5
-"""How long a reply is held, at the most, for the output that belongs before it."""
+"""How long a reply is held for the idle status that follows all its output."""
+
+MAX_HOLD_SECONDS: Final = 10.0
+"""The same while there is output of the kernel that has not been read yet."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
@@ -86,7 +90,7 @@ class Traffic:
         self.counters = counters
         self._state = state
         self._requests = PendingRequests()
-        self.tracker = ExecutionTracker(log, settings.executions_kept)
+        self.tracker = ExecutionTracker(log, settings.executions_kept, self._answer_for)
         # Why the process is stopped, if somebody has said so.
         self.why_it_stops = ""
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
@@ -99,7 +103,7 @@ class Traffic:
         self._channels: Channels | None = None
         self._kernel_info: bytes | None = None
         self._ready = False
-        self._held: deque[tuple[float, Request]] = deque()  # and when each must go
+        self._held: deque[tuple[float, Request]] = deque()  # and since when, by the loop's clock
         self._release_plan: asyncio.TimerHandle | None = None
         self._backlog: dict[str, deque[ClientMessage]] = {}
         self._backlog_bytes = 0
@@ -439,7 +443,7 @@ class Traffic:
         """
         request.held = reply
         loop = asyncio.get_running_loop()
-        self._held.append((loop.time() + HOLD_SECONDS, request))
+        self._held.append((loop.time(), request))
         if self._release_plan is None:
             self._release_plan = loop.call_later(HOLD_SECONDS, self._release_late)
 
@@ -453,9 +457,21 @@ class Traffic:
     def _release_late(self) -> None:
         """Let go what was held long enough: some kernels do not go idle for every request."""
         loop, held = asyncio.get_running_loop(), self._held
-        while held and (held[0][1].held is None or held[0][0] <= loop.time()):
+        is_behind = self._channels is not None and self._channels.has_unread("iopub")
+        until = loop.time() - (MAX_HOLD_SECONDS if is_behind else HOLD_SECONDS)
+        while held and (held[0][1].held is None or held[0][0] <= until):
             self._release(held.popleft()[1])
-        self._release_plan = loop.call_at(held[0][0], self._release_late) if held else None
+        self._release_plan = loop.call_later(HOLD_SECONDS, self._release_late) if held else None
+
+    def _answer_for(self, execution: Execution) -> None:
+        """The kernel has gone idle without a reply; whoever asked would wait for it for ever.
+
+        That is how ipykernel takes an interrupt that hits it just before the code.
+        """
+        request = self._requests.unanswered(execution.id, execution.session)
+        if request is not None:
+            self._requests.discard(request)
+            self._finish(request)
 
     def _append(self, message: Message, owner: str | None = None) -> None:
         """Number a message of the kernel's, without tracebacks where they are not allowed."""

@@ -14,6 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.managers.kernel import Kernel
 from app.managers.log import Gap, Position, Reader
+from app.managers.multikernel import MultiKernelManager
 from app.managers.rate_limits import RateLimits
 from app.plugins import load_class
 from app.protocol import legacy, v1
@@ -22,7 +23,7 @@ from app.protocol.frames import FrameError
 from app.protocol.messages import ClientMessage, MalformedMessage, Message
 from app.settings import Settings
 from app.ws.limiting import OutputLimit
-from app.ws.sending import Sender, sender_for
+from app.ws.sending import SERVICE_RESTART, Sender, sender_for
 
 __all__ = ["ChannelsConnection", "channels_endpoint"]
 
@@ -61,9 +62,15 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
     async def channels(
         websocket: WebSocket,
         kernel_id: Annotated[str, Path(description="The kernel's id.")],
-        session_id: Annotated[str | None, Query(max_length=256)] = None,
-        after: Annotated[int | None, Query(ge=0)] = None,
-        epoch: Annotated[str | None, Query(max_length=64)] = None,
+        session_id: Annotated[
+            str | None, Query(max_length=256, description="Any text; as in the messages' headers.")
+        ] = None,
+        after: Annotated[
+            int | None, Query(ge=0, description="The number behind which the story begins.")
+        ] = None,
+        epoch: Annotated[
+            str | None, Query(max_length=64, description="The log's, that `after` is a number of.")
+        ] = None,
     ) -> None:
         """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
 
@@ -72,7 +79,9 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
         message carries its number, and the story begins after that one (0: with the oldest kept);
         `epoch`, as the first status tells it, makes sure that the number is of this log.
         """
-        kernel = websocket.state.kernels.get(kernel_id)
+        manager: MultiKernelManager = websocket.state.kernels
+        manager.check_running()
+        kernel = manager.get(kernel_id)
         is_v1 = _speaks_v1(websocket.scope["subprotocols"], settings.kernel_ws_protocol)
         session = session_id or uuid4().hex
         start = None if after is None else kernel.traffic.log.place_after(after, epoch)
@@ -158,10 +167,14 @@ class ChannelsConnection:
                     finally:  # the frames built for it are kept, whether it was sent or not
                         if not self._is_v1 and self._start is None:
                             self._kernel.traffic.log.charge(entries)
+                elif self._kernel.executions.closing:
+                    break
                 else:
                     await reader.wait()
             if reader.replaced:
                 await self._close(REPLACED, "a newer connection has this session")
+            elif self._kernel.executions.closing:
+                await self._close(SERVICE_RESTART, "the server is shutting down")
             else:
                 await self._close(KERNEL_GONE, "the kernel was shut down")
         except (WebSocketDisconnect, OSError):
@@ -198,6 +211,7 @@ class ChannelsConnection:
                 await self._close(MALFORMED, str(error))
                 return
             traffic.submit(message, self._session)
+            self._kernel.reports.received(message, self._session)
             if not traffic.has_room:
                 await self._hold_back(sender)
 

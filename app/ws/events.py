@@ -11,6 +11,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from app.managers.events import Events, Subscription
+from app.ws.sending import SERVICE_RESTART
 
 __all__ = ["subscribe"]
 
@@ -46,6 +47,9 @@ async def _pump(websocket: WebSocket, subscription: Subscription) -> None:
     try:
         while (event := await subscription.take()) is not None:
             await websocket.send_text(event)
+        if not subscription.dropped:
+            await websocket.close(SERVICE_RESTART, "the server is shutting down")
+            return
         logger.warning("a subscriber to events is too slow and is disconnected")
         await websocket.close(TRY_AGAIN_LATER, f"too slow: {subscription.dropped} events dropped")
     except (WebSocketDisconnect, OSError, RuntimeError):

@@ -14,12 +14,16 @@ from app.protocol import legacy, v1
 from app.protocol.frames import FrameError
 from app.protocol.messages import Message
 
-__all__ = ["EXTENSION", "FrameWriter", "Sender", "sender_for"]
+__all__ = ["EXTENSION", "SERVICE_RESTART", "FrameWriter", "Sender", "sender_for"]
 
 logger = logging.getLogger(__name__)
 
 EXTENSION = "kernelkeep.frames"
 """The ASGI extension that `app.ws.uvicorn_protocol` offers; its value is a `FrameWriter`."""
+
+
+SERVICE_RESTART = 1012
+"""Close code of every WebSocket when the server stops: come back soon."""
 
 
 class FrameWriter(Protocol):

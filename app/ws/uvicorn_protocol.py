@@ -22,7 +22,7 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN
 
 from app.managers.entries import Position
-from app.ws.acknowledgements import PING_SECONDS, Acknowledgements
+from app.ws.acknowledgements import PING_BYTES, PING_SECONDS, Acknowledgements
 from app.ws.sending import EXTENSION
 
 try:
@@ -48,10 +48,11 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     """One WebSocket connection."""
 
     _written = 0  # bytes handed to the transport by write()
-    _taken = 0  # of those, how many had left it when last looked at
+    _taken = 0  # of those, how many the peer had taken when last looked at
 
     _ping_plan: asyncio.TimerHandle | None = None
     _next_ping = 0.0  # by the loop's clock
+    _asked = 0  # bytes written at the last ping
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -104,7 +105,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             self._acknowledgements.sent(place)
             # In the same write where it may: a client that has read what is before the ping has
             # answered it, however soon its connection breaks then.
-            if self.loop.time() >= self._next_ping:
+            if self._written - self._asked >= PING_BYTES or self.loop.time() >= self._next_ping:
                 small.append(self._ping())
             self._plan_ping()
         if small:
@@ -136,6 +137,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         if payload is None:
             return b""
         self._next_ping = self.loop.time() + PING_SECONDS
+        self._asked = self._written
         return _frame_header(_PING, len(payload)) + payload
 
     def handle_pong(self, event: Frame) -> None:
@@ -146,21 +148,21 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_close(self, event: Frame) -> None:
         # A client that closes has all that its machine has confirmed, whatever pong is missing.
-        if not self.transport.get_write_buffer_size() and self._is_all_confirmed():
+        if not self.transport.get_write_buffer_size() and self._unconfirmed_bytes() == 0:
             self._acknowledgements.all_arrived()
         super().handle_close(event)
 
-    def _is_all_confirmed(self) -> bool:
-        """Whether the peer's TCP has acknowledged every byte that was written."""
+    def _unconfirmed_bytes(self) -> int | None:
+        """How much the socket holds that the peer's TCP has not acknowledged; None: unknown."""
         connection: socket.socket | None = self.transport.get_extra_info("socket")
         if connection is None or fcntl is None:
-            return False
+            return None
         try:
             unconfirmed = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
         except OSError:
-            return False
+            return None
         count: int = unpack("=i", unconfirmed)[0]
-        return count == 0
+        return count
 
     async def lost(self) -> None:
         """Return when the connection is lost (`app.ws.sending.FrameWriter`)."""
@@ -179,7 +181,10 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         A pong is late for honest reasons when the ping waits behind output that the peer is still
         taking, and when we are not reading because the kernel takes no more requests.
         """
-        taken = self._written - self.transport.get_write_buffer_size()
+        # A socket reports that it is writable only when a third of its megabytes is free: of one
+        # that reads slowly its own queue tells sooner.
+        queued = self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
+        taken = self._written - queued
         progress = taken > self._taken
         self._taken = taken
         if self.read_paused:

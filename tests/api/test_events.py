@@ -90,7 +90,7 @@ async def test_an_event_that_cannot_be_told_is_refused(
 
 async def test_no_body_at_all_is_refused(rest: RestClient) -> None:
     response = await rest.http.post("/api/events")
-    assert error_of(response, 400, "invalid_event") == "No JSON data provided"
+    assert error_of(response, 400, "invalid_request") == "No JSON data provided"
 
 
 @pytest.mark.parametrize(

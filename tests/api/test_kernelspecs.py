@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -87,6 +88,17 @@ async def test_a_broken_spec_is_an_error_of_one_sentence(rest: RestClient, name:
     assert body["code"] in ("kernelspec_not_found", "kernel_start_failed")
     assert "Traceback" not in response.text
     assert await rest.kernels() == []
+
+
+async def test_a_name_cannot_forge_a_line_of_the_log(
+    rest: RestClient, server: ServerProcess
+) -> None:
+    mark = server.mark()
+    name = "a\n2026-01-01 00:00:00 INFO forged"
+    response = await rest.http.post("/api/kernels", json={"name": name})
+    error_of(response, 404, "kernelspec_not_found")
+    error_of(await rest.http.get(f"/api/kernelspecs/{quote(name)}"), 404, "kernelspec_not_found")
+    assert "\n2026-01-01" not in server.output(mark)
 
 
 @pytest.mark.parametrize("name", ["mixed.case-1", "MIXED.Case-1", "%4dixed%2Ecase%2d1"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from websockets.asyncio.client import connect
 
 from app import __version__
+from app.managers.errors import KernelkeepError, NotFound
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.rest import RestClient
+from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess
 
 JSON = "application/json"
+TIMEOUT = 30  # seconds
 ERROR = {"$ref": "#/components/schemas/ErrorModel"}
 
 
@@ -105,7 +112,7 @@ def test_every_error_has_the_one_model(document: dict[str, Any]) -> None:
             for status, response in operation["responses"].items()
             if not status.startswith("2")
         }
-        assert {"403", "default"} <= set(errors), name
+        assert {"403", "404", "500", "default"} <= set(errors), name
         # FastAPI's own, which this service never sends.
         assert "422" not in errors, name
         for response in errors.values():
@@ -113,6 +120,69 @@ def test_every_error_has_the_one_model(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["ErrorModel"]["required"] == ["message", "reason", "code"]
     assert not [name for name in schemas if "ValidationError" in name]
+
+
+def test_it_names_every_code_that_a_caller_can_meet(document: dict[str, Any]) -> None:
+    told = "".join(
+        response.get("description", "")
+        for _, operation in _operations(document)
+        for response in operation["responses"].values()
+    )
+    known = [kind.code for kind in _errors(KernelkeepError) if kind is not NotFound]
+    assert [code for code in known if f"`{code}`" not in told] == []
+
+
+def _errors(base: type[KernelkeepError]) -> Iterator[type[KernelkeepError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _errors(kind)
+
+
+def test_it_asks_for_the_token_where_the_server_does(document: dict[str, Any]) -> None:
+    schemes = document["components"]["securitySchemes"]
+    for name, operation in _operations(document):
+        asked = {scheme for choice in operation["security"] for scheme in choice}
+        assert asked == (set() if name == "GET /api" else set(schemes)), name
+
+
+def test_its_examples_are_as_their_schemas_say(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    shown = [name for name, schema in schemas.items() if "examples" in schema]
+    assert {"ErrorModel", "KernelModel", "RunCode", "ExecutionResultModel"} <= set(shown)
+    for name in shown:
+        for example in schemas[name]["examples"]:
+            _validator(document, name).validate(example)
+
+
+def _validator(document: dict[str, Any], name: str) -> Draft202012Validator:
+    components = {"components": document["components"]}
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", **components})
+
+
+@pytest.mark.parametrize("parameters", ["", "&after=0"])
+async def test_messages_of_the_channels_are_as_it_says(
+    document: dict[str, Any],
+    server: ServerProcess,
+    start: KernelStarter,
+    parameters: str,
+) -> None:
+    kernel = await start("fake")
+    path = f"/api/kernels/{kernel.id}/channels?token={server.token}{parameters}"
+    validator = _validator(document, "ChannelsMessageModel")
+    header = {"msg_type": "execute_request", "msg_id": "1", "session": "s"}
+    request = {"channel": "shell", "header": header, "content": {"code": "print here"}}
+    types = []
+    async with connect(server.ws_url + path, proxy=None) as websocket, asyncio.timeout(TIMEOUT):
+        await websocket.send(json.dumps({**request, "parent_header": {}, "metadata": {}}))
+        while "execute_reply" not in types:
+            message = json.loads(await websocket.recv())
+            validator.validate(message)
+            types.append(message["msg_type"])
+    assert {"status", "stream"} <= set(types)
+    assert set(document["x-websockets"]) == {
+        "/api/kernels/{kernel_id}/channels",
+        "/api/events/subscribe",
+    }
 
 
 async def test_it_needs_the_token(server: ServerProcess) -> None:

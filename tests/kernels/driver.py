@@ -39,6 +39,7 @@ class Kernel:
     client: AsyncKernelClient
     connection_file: str = ""
     log: list[Message] = field(default_factory=list)
+    _probes: list[bytes] = field(default_factory=list)
 
     async def has_bound(self) -> bool:
         """Whether the last of its sockets, the heartbeat's, takes connections."""
@@ -64,8 +65,10 @@ class Kernel:
         async with asyncio.timeout(TIMEOUT):
             while True:
                 try:
+                    probe = self.send("kernel_info_request", {}, "shell")
+                    self._probes.append(probe.encode())
                     async with asyncio.timeout(1):
-                        return await self.exchange(self.send("kernel_info_request", {}, "shell"))
+                        return await self.exchange(probe)
                 except TimeoutError:
                     continue
 
@@ -117,10 +120,15 @@ class Kernel:
         return str(message["header"]["msg_id"])
 
     async def frames(self, channel: str, count: int) -> list[list[bytes]]:
-        """The next messages, as they are."""
+        """The next messages, as they are, without late answers to what `ready` has asked."""
         socket = getattr(self.client, f"{channel}_channel").socket
+        messages: list[list[bytes]] = []
         async with asyncio.timeout(TIMEOUT):
-            return [await socket.recv_multipart() for _ in range(count)]
+            while len(messages) < count:
+                message = await socket.recv_multipart()
+                if not any(probe in part for part in message for probe in self._probes):
+                    messages.append(message)
+        return messages
 
     def is_signed(self, frames: list[bytes]) -> bool:
         """Whether the message has the signature of the connection file's key."""

@@ -49,6 +49,7 @@ reply                    Sends the execute_reply now; the rest of the script, th
 no-reply                 Neither execute_reply nor idle will be sent for this request; the next
                          request is served
 no-idle                  No idle will be sent for this request
+only-idle                Idle, but no execute_reply, will be sent for this request
 die CODE                 Exits at once with CODE; what was sent before is flushed
 kill SIGNAL              Sends itself a signal (``SIGKILL``, ``STOP``, ...); nothing is flushed
 garbage                  Frames that are no Jupyter message, on iopub and to the requester on shell
@@ -642,6 +643,9 @@ class Execution:
 
     def do_no_idle(self) -> None:
         self.idles = False
+
+    def do_only_idle(self) -> None:
+        self.replies = False
 
     def do_die(self, code: str) -> NoReturn:
         self.kernel.close()

@@ -90,6 +90,10 @@ async def test_no_reply_and_no_idle(kernel: Kernel) -> None:
     assert kernel.so_far(unanswered).text == "a\n"
     assert kernel.so_far(unfinished).states == ["busy"]
     assert kernel.so_far(unfinished).reply["status"] == "ok"
+    unanswered = kernel.start("only-idle", "print d")
+    assert (await kernel.run("print e")).text == "e\n"
+    assert kernel.so_far(unanswered).states == ["busy", "idle"]
+    assert kernel.so_far(unanswered).replies == []
 
 
 async def test_raw_output_is_the_process_s(kernel: Kernel) -> None:

@@ -51,6 +51,9 @@ class _Sockets:
         self.sent.append(Sent(message))
         return True
 
+    def has_unread(self, channel: str) -> bool:
+        return False
+
     def drain(self) -> int:
         return 0
 

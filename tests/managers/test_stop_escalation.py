@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 
@@ -17,6 +18,7 @@ from tests.support.server import ServerProcess
 WAIT = 2.0  # seconds before SIGKILL, as an option of the server; SIGTERM comes at half of it
 SLACK = 5.0  # seconds that a loaded machine may need besides; what was said tells the step
 
+STOPPED = "SIGSTOP"
 IGNORES_SHUTDOWN = "ignores its shutdown request"
 IGNORES_SIGTERM = "ignores SIGTERM"
 
@@ -35,7 +37,7 @@ def escalating(make_server: MakeServer) -> ServerProcess:
         ("fake", "hang", WAIT / 2, WAIT, [IGNORES_SHUTDOWN]),
         ("no-sigterm", "", WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
         ("fake-stubborn", "hang", WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
-        ("fake", "kill STOP", WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
+        ("fake", STOPPED, WAIT, WAIT, [IGNORES_SHUTDOWN, IGNORES_SIGTERM]),
     ],
 )
 @pytest.mark.parametrize("action", ["delete", "restart"])
@@ -52,7 +54,9 @@ async def test_a_kernel_that_does_not_end_is_terminated_then_killed(
     async with kernels_of(server) as start:
         kernel = await start(name)
         before = children(server.pid)
-        if code:
+        if code == STOPPED:
+            os.kill(await kernel.pid(), signal.SIGSTOP)
+        elif code:
             await kernel.busy(code)
         mark, started = server.mark(), time.monotonic()
         await getattr(kernel.rest, action)(kernel.id)

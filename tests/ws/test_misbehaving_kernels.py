@@ -49,6 +49,18 @@ async def test_all_nonsense_many_times(start: KernelStarter, framing: FramingNam
     assert (await channels.execute("print alive")).text == "alive\n"
 
 
+async def test_an_execution_without_a_reply_gets_one(
+    start: KernelStarter, framing: FramingName
+) -> None:
+    kernel = await start("fake")
+    channels = await kernel.connect(framing=framing)
+    exchange = await channels.execute("print a\nonly-idle")
+    assert exchange.text == "a\n"
+    assert exchange.reply == {"status": "aborted"}
+    assert exchange.states == ["busy", "idle"]
+    assert (await channels.execute("print next")).text == "next\n"
+
+
 async def test_wrongly_signed_messages_are_shown_to_nobody(
     start: KernelStarter, framing: FramingName
 ) -> None:

@@ -87,7 +87,7 @@ class Returning:
         for before, number in zip([0, *self.numbers], self.numbers, strict=False):
             if number <= before:
                 steps_back += 1
-                # What is sent again was written within the ping's delay and a round trip.
+                # What is sent again was written between two pings, or answered too late.
                 assert highest - number < RATE * 2
             else:
                 assert number == before + 1

@@ -60,8 +60,8 @@ async def test_one_that_reads_slowly_but_reads_is_not_cut(make_server: MakeServe
     )
     async with kernels_of(server) as start:
         kernel = await start()
-        slow = await stall(kernel)
-        await kernel.channels.close()
+        slow = await kernel.connect(framing="legacy", receive_buffer=4096, log_length=100)
+        await kernel.channels.send_execute(FLOOD)
         numbers: list[int] = []
         while not numbers or numbers[-1] < COUNT:
             message = await slow.recv()

@@ -1,0 +1,86 @@
+"""How a line of the log looks: as text, or as a JSON object.
+
+Neither lets a control character through, so nothing that a client or a kernel sends can start a
+line of its own or give orders to a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from app.callers import caller
+
+__all__ = ["JSONFormatter", "TextFormatter"]
+
+# C0 but tab and line feed, DEL, C1, what Unicode takes for the end of a line, halves of pairs.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+# Every message names what it is about in this way, and so do the paths in the access log.
+_KERNEL: Final = re.compile(r"\bkernels?[ /]([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
+_EXECUTION: Final = re.compile(r"\bexecutions?[ /]([0-9a-f]{32}|[0-9a-f-]{36})\b")
+
+_ACCESS: Final = ("client", "method", "path", "http_version", "status")
+"""What uvicorn's access log has as its arguments."""
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record; what has more lines (a traceback) goes on indented."""
+
+    def __init__(self) -> None:
+        super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        text = super().format(record).rstrip("\n")
+        return _CONTROL.sub(_escape, text).replace("\n", "\n    ")
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and what else is known.
+
+    That is ``request_id``, ``kernel_id``, ``execution_id``, ``exception``, and of the access log
+    ``client``, ``method``, ``path`` and ``status``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end; all of it is printable ASCII."""
+        message = record.getMessage().rstrip("\n")
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+            **_subjects(record, message),
+        }
+        if record.name == "uvicorn.access" and isinstance(record.args, tuple):
+            entry |= dict(zip(_ACCESS, record.args, strict=False))
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            entry["exception"] = record.exc_text
+        # Of the control characters, json escapes all but this one.
+        return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
+
+
+def _subjects(record: logging.LogRecord, message: str) -> dict[str, str]:
+    """What a record is about."""
+    subjects = {}
+    request_id = getattr(record, "request_id", None)
+    if request_id:
+        subjects["request_id"] = request_id
+    found = caller()
+    text = f"{message} {found.location}" if found is not None and found.location else message
+    if match := _KERNEL.search(text):
+        subjects["kernel_id"] = match[1]
+    if match := _EXECUTION.search(text):
+        subjects["execution_id"] = match[1]
+    return subjects

@@ -1,0 +1,88 @@
+"""The probes: whether the server lives, and whether it could start a kernel."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests.api.errors import error_of
+from tests.conftest import servers
+from tests.support.processes import eventually
+from tests.support.rest import RestClient
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def limited(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server with one kernelspec and without metrics."""
+    with servers(request.config) as make_server:
+        yield make_server("--allowed-kernelspecs", "fake", "--no-serve-metrics")
+
+
+async def test_they_answer_everybody_with_nothing_but_yes(server: ServerProcess) -> None:
+    async with RestClient(server.url, None) as stranger:
+        for path in ("/livez", "/readyz"):
+            for headers in ({}, {"Host": "10.0.0.1:8888"}, {"Origin": "https://elsewhere.example"}):
+                response = await stranger.request("GET", path, headers=headers)
+                assert response.text == "ok\n"
+                assert response.headers["Cache-Control"] == "no-store"
+        # Only these paths, exactly.
+        for path in ("/livez/x", "/LIVEZ", "/livez%2f..%2fapi%2fkernels", "/api/livez"):
+            error_of(await stranger.http.get(path), 403, "unauthorized")
+
+
+async def test_they_are_no_activity(server: ServerProcess, rest: RestClient) -> None:
+    before = (await rest.status())["last_activity"]
+    for path in ("/livez", "/readyz"):
+        await rest.request("GET", path)
+    assert (await rest.status())["last_activity"] == before
+
+
+async def test_a_server_that_could_start_no_kernel_is_not_ready(limited: ServerProcess) -> None:
+    server = limited
+    process = psutil.Process(server.pid)
+    folder = server.home.jupyter_path / "kernels" / "fake"
+    state = server.home.state_dir
+    async with RestClient(server.url, None) as stranger:
+
+        async def answers(status: int) -> httpx.Response:
+            response = await stranger.http.get("/readyz")
+            assert response.status_code == status
+            return response
+
+        await answers(200)
+        # The kernelspec goes and comes back.
+        mark = server.mark()
+        shutil.move(folder, folder.with_name("away"))
+        assert (await eventually(lambda: answers(503))).text == "not ready\n"
+        await stranger.request("GET", "/livez")
+        shutil.move(folder.with_name("away"), folder)
+        await eventually(lambda: answers(200))
+        assert server.output(mark).count("not ready: there is no kernelspec") == 1
+        assert server.output(mark).count("ready again") == 1
+        # The descriptors run out.
+        limits = process.rlimit(resource.RLIMIT_NOFILE)
+        process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds() + 8, limits[1]))
+        await eventually(lambda: answers(503))
+        process.rlimit(resource.RLIMIT_NOFILE, limits)
+        await eventually(lambda: answers(200))
+        # The state directory is gone.
+        away = state.with_name("away")
+        os.rename(state, away)
+        await eventually(lambda: answers(503))
+        os.rename(away, state)
+        await eventually(lambda: answers(200))
+    assert "file descriptors" in server.output(mark)
+    assert "the state directory" in server.output(mark)
+
+
+async def test_metrics_can_be_switched_off(limited: ServerProcess) -> None:
+    async with RestClient(limited.url, limited.token) as rest:
+        error_of(await rest.http.get("/metrics"), 404, "not_found")
+        await rest.request("GET", "/readyz")
