@@ -139,6 +139,20 @@ class Settings(BaseSettings):
         min_length=1,
         description="Kernelspec that is started when a request names none.",
     )
+    max_kernels: int = Field(
+        0, ge=0, description="Kernels there may be at a time, dead ones not counted; 0 for any."
+    )
+    max_concurrent_starts: int = Field(
+        8, ge=1, description="Kernels that start at a time; others wait for their turn."
+    )
+    start_queue_limit: int = Field(
+        100, ge=0, description="Kernels that may wait for their turn to start."
+    )
+    fork_kernels: Words = Field(
+        [],
+        description="Kernelspecs of Python kernels that are forked from an interpreter which has "
+        "imported ipykernel already; see docs/starting.md.",
+    )
     transport: Literal["auto", "ipc", "tcp"] = Field(
         "auto",
         description="How to reach local kernels: ipc sockets, tcp on loopback, or what works.",
@@ -316,6 +330,7 @@ class Settings(BaseSettings):
         "local_hostnames",
         "allowed_kernelspecs",
         "kernel_argv",
+        "fork_kernels",
         "kernel_env_allow",
         "extra_event_schema_paths",
         "untracked_message_types",

@@ -31,6 +31,8 @@ from app.managers.errors import (
     KernelStartFailed,
     RequestTooLarge,
     ServerStopping,
+    TooManyKernels,
+    TooManyStarts,
 )
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
@@ -71,6 +73,9 @@ async def list_kernels(manager: ManagerDep) -> Response:
             KernelSpecNotFound,
             KernelNotFound,
             IdempotencyConflict,
+            KernelNotRunning,
+            TooManyKernels,
+            TooManyStarts,
             KernelStartFailed,
             ServerStopping,
         ),
@@ -145,7 +150,12 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     operation_id="kernels_restart",
     response_model=KernelModel,
     responses=errors(
-        KernelNotFound, KernelNotRunning, RequestTooLarge, KernelStartFailed, ServerStopping
+        KernelNotFound,
+        KernelNotRunning,
+        RequestTooLarge,
+        TooManyKernels,
+        KernelStartFailed,
+        ServerStopping,
     ),
     dependencies=[requires("kernels", "write")],
 )

@@ -14,12 +14,15 @@ from app.api.traces import TraceDep
 from app.managers.errors import (
     InvalidKernelId,
     InvalidPath,
+    KernelNotRunning,
     KernelStartFailed,
     KernelUnavailable,
     MissingField,
     NoSuchKernel,
     ServerStopping,
     SessionNotFound,
+    TooManyKernels,
+    TooManyStarts,
 )
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
@@ -57,6 +60,9 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             MissingField,
             InvalidPath,
             InvalidKernelId,
+            KernelNotRunning,
+            TooManyKernels,
+            TooManyStarts,
             KernelStartFailed,
             KernelUnavailable,
             ServerStopping,
@@ -100,7 +106,14 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     operation_id="sessions_update",
     response_model=SessionModel,
     responses=errors(
-        *BODY, InvalidPath, NoSuchKernel, SessionNotFound, KernelUnavailable, ServerStopping
+        *BODY,
+        InvalidPath,
+        NoSuchKernel,
+        SessionNotFound,
+        TooManyKernels,
+        TooManyStarts,
+        KernelUnavailable,
+        ServerStopping,
     ),
     dependencies=[requires("sessions", "write")],
 )

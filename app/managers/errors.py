@@ -28,6 +28,8 @@ KernelkeepError
 ├── StaleEpoch 409
 ├── RequestTooLarge 413
 ├── TooManyExecutions 429
+├── TooManyKernels 429
+├── TooManyStarts 429
 ├── KernelStartFailed 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
@@ -238,6 +240,27 @@ class TooManyExecutions(KernelkeepError):
 
     status = 429
     code = "too_many_executions"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooManyKernels(KernelkeepError):
+    """There are ``max_kernels``, or will be when those that are asked for have started."""
+
+    status = 429
+    code = "too_many_kernels"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"There are {limit} kernels, as many as there may be; shut one down first")
+
+
+class TooManyStarts(KernelkeepError):
+    """No more starts can wait; ``retry_after`` tells in how many seconds to try again."""
+
+    status = 429
+    code = "too_many_starts"
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)

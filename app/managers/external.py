@@ -83,6 +83,11 @@ class ExternalKernel(Kernel):
         """What its connection file held."""
         return self._info
 
+    @property
+    def counts(self) -> bool:
+        """Never: the room it takes is not this server's to give."""
+        return False
+
     async def start(self) -> None:
         """Open the sockets; the kernel is ready when it answers.
 

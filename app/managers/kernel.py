@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import msgspec
 import zmq
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo
@@ -25,6 +24,7 @@ from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.events import Events
 from app.managers.executions import Executions
+from app.managers.fork_provisioner import Forking, KernelManager
 from app.managers.log_files import LogFiles
 from app.managers.output import ProcessOutput
 from app.managers.process import KernelProcess
@@ -59,9 +59,11 @@ class KernelHouse:
         logs: LogFiles,
         events: Events,
         counters: Counters,
+        forking: Forking,
         audit: AuditLog | None = None,
     ) -> None:
         self.settings = settings
+        self.forking = forking
         self.logs = logs
         self.context = context
         self.specs = specs
@@ -71,6 +73,29 @@ class KernelHouse:
         self._audit = audit
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
+
+    def new_manager(self, name: str, kernel_id: str, transport: Transport = "tcp") -> KernelManager:
+        """jupyter_client's manager for one kernel, not started."""
+        manager = KernelManager(
+            kernel_name=name,
+            kernel_id=kernel_id,
+            kernel_spec_manager=self.specs,
+            transport=transport,
+            connection_file=str(self.connection_dir / f"kernel-{kernel_id}.json"),
+            transport_encryption=self.settings.transport_encryption,
+        )
+        manager.forking = self.forking
+        spec = manager.kernel_spec
+        assert spec is not None
+        self.forking.choose(name, spec)
+        return manager
+
+    def prepare_forks(self, name: str) -> None:
+        """Start the fork servers for a kernelspec; one log line if that cannot be."""
+        try:
+            self.forking.prepare(self.new_manager(name, ""))
+        except (NoSuchKernel, ValueError, TypeError, OSError) as error:
+            logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
     def reports(self, kernel_id: str, name: str) -> KernelReports:
         """Where to tell what happens to a kernel."""
@@ -121,6 +146,8 @@ class Kernel:
         self.traffic = Traffic(kernel_id, self.state, log, settings, house.counters)
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = house.reports(kernel_id, name)
+        # Done when the first process answers (True), or there is none and will be none (False).
+        self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._house = house
         self._on_gone = on_gone
         self._cwd = cwd
@@ -132,13 +159,14 @@ class Kernel:
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._process: KernelProcess | None = None
-        self._manager: AsyncKernelManager | None = None
+        self._manager: KernelManager | None = None
         self._transport: Transport = house.transports.choose(spec)
         self._info: ConnectionInfo = {}
         self._launched = 0.0  # by the loop's clock
         self._was_ready = False
         self._port_attempts = 0
         self._removed = False
+        self._begun = False
         self._model: tuple[tuple[Any, ...], bytes] = ((), b"")
 
     # What others see
@@ -158,6 +186,11 @@ class Kernel:
     def pid(self) -> int | None:
         """The process id of a local kernel's present process."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the ``max_kernels`` that there may be."""
+        return self.state.lifecycle is not Lifecycle.DEAD
 
     async def resolve_path(self, path: str) -> str | None:
         """Where ``path`` leads to from the directory the kernel works in, if its provisioner says.
@@ -181,15 +214,18 @@ class Kernel:
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
 
-        Raises `KernelStartFailed` when there is nothing to launch.
+        Raises `KernelStartFailed` when there is nothing to launch, and nothing of the kernel stays;
+        `KernelNotRunning` when it was shut down before.
         """
         async with self._lock:
+            if self._removed:
+                raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
+            self._begun = True
             try:
                 await self._launch("start")
-            except KernelStartFailed:
-                await self._release(restart=False)
-                self._output.remove()
-                self.traffic.log.close()
+            except KernelStartFailed as error:
+                self.traffic.close(error.message)
+                await self._retire()
                 raise
             self._begin_life()
 
@@ -231,6 +267,8 @@ class Kernel:
         async with self._lock, self.reports.action("restart"):
             if self._removed:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
+            if not self._begun:  # it waits for its turn, and gets a new process anyway
+                return
             await self._end_life()
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
@@ -391,6 +429,7 @@ class Kernel:
                 "was not heard on iopub" if traffic.answered else "does not answer kernel_info",
             )
         self._was_ready = True
+        self._settle_start(True)
         self._house.transports.remember(self.spec, self._transport)
         self._restarts.on_ready(loop.time())
         traffic.ready()
@@ -422,6 +461,7 @@ class Kernel:
     async def _retire(self) -> None:
         """The kernel has ended as it was asked to: nothing of it stays."""
         self._removed = True
+        self._settle_start(False)
         await self._release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         self.traffic.announce("dead")
@@ -433,11 +473,16 @@ class Kernel:
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
         logger.error("kernel %s is dead: %s", self.id, reason)
+        self._settle_start(False)
         self.reports.dead(reason)
         await self._release(restart=False)
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.announce("dead")
+
+    def _settle_start(self, came_up: bool) -> None:
+        if not self.came_up.done():
+            self.came_up.set_result(came_up)
 
     # Its process
 
@@ -459,15 +504,8 @@ class Kernel:
             Channels(self._house.context, self._info, self.traffic, self._house.counters)
         )
 
-    def _new_manager(self) -> AsyncKernelManager:
-        manager = AsyncKernelManager(
-            kernel_name=self.name,
-            kernel_id=self.id,
-            kernel_spec_manager=self._house.specs,
-            transport=self._transport,
-            connection_file=str(self._house.connection_dir / f"kernel-{self.id}.json"),
-            transport_encryption=self._house.settings.transport_encryption,
-        )
+    def _new_manager(self) -> KernelManager:
+        manager = self._house.new_manager(self.name, self.id, self._transport)
         if self._transport == "ipc":
             manager.ip = self._house.transports.new_address()
         return manager

@@ -108,6 +108,13 @@ class _Collector(Collector):
         yield _gauge(
             "kernelkeep_kernels", "Kernels that there are.", ["type", "state"], states.items()
         )
+        starts = self._kernels.starts
+        yield _gauge(
+            "kernelkeep_starts",
+            "Kernels that are starting, or wait for their turn to.",
+            ["state"],
+            [(("running",), starts.running), (("waiting",), starts.waiting)],
+        )
         yield _gauge(
             "kernelkeep_connections",
             "Open channel WebSockets.",

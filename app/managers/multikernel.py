@@ -20,9 +20,17 @@ from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import kernel_environment
-from app.managers.errors import InvalidKernelId, KernelNotFound, ServerStopping
+from app.managers.errors import (
+    InvalidKernelId,
+    KernelNotFound,
+    KernelNotRunning,
+    ServerStopping,
+    TooManyKernels,
+)
 from app.managers.events import Events
 from app.managers.external import ExternalKernel, find_connection_files
+from app.managers.fork_provisioner import Forking
+from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.log_files import LogFiles
@@ -35,6 +43,7 @@ from app.managers.paths import (
     working_directory,
 )
 from app.managers.specs import Specs, kernel_spec_manager
+from app.managers.starts import Starts
 from app.managers.state import Lifecycle
 from app.managers.transports import Transports
 from app.settings import Settings
@@ -78,9 +87,22 @@ class MultiKernelManager:
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
+        self._fork_servers = ForkServers()
+        env = kernel_environment(os.environ, settings.kernel_env_allow, {})
+        forking = Forking(self._fork_servers, settings.fork_kernels, env)
         self._house = KernelHouse(
-            settings, self._context, manager, self._transports, self._logs, events, counters, audit
+            settings,
+            self._context,
+            manager,
+            self._transports,
+            self._logs,
+            events,
+            counters,
+            forking,
+            audit,
         )
+        for name in settings.fork_kernels:
+            self._house.prepare_forks(name)
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
         self._external: dict[Path, ExternalKernel] = {}
@@ -88,7 +110,9 @@ class MultiKernelManager:
             Path(jupyter_runtime_dir()) / "external_kernels"
         )
         self._refreshing = asyncio.Lock()
+        self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
         self._starting: dict[str, asyncio.Future[None]] = {}
+        self._reviving: set[str] = set()  # the dead that are being restarted
         self._events = events
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
@@ -220,9 +244,11 @@ class MultiKernelManager:
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
-        Returns when its process is launched; it becomes ready by itself. ``path`` is where it
-        works, relative to the root directory. Raises `InvalidKernelId`, `InvalidPath`,
-        `InvalidEnvironment`, `KernelSpecNotFound`, `KernelStartFailed` or `ServerStopping`.
+        Returns when its process is launched; it becomes ready by itself. Until its turn comes it
+        is among the kernels as ``starting``. ``path`` is where it works, relative to the root
+        directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
+        `KernelSpecNotFound`, `KernelStartFailed`, `KernelNotRunning` (it was shut down before its
+        turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
         """
         identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.
@@ -231,11 +257,13 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
-        self._starting[identity] = asyncio.get_running_loop().create_future()
-        try:
-            return await self._start(identity, name, path, env or {})
-        finally:
-            self._starting.pop(identity).set_result(None)
+        self._check_number()
+        with self.starts.admission():
+            self._starting[identity] = asyncio.get_running_loop().create_future()
+            try:
+                return await self._start(identity, name, path, env or {})
+            finally:
+                self._starting.pop(identity).set_result(None)
 
     async def _start(
         self, kernel_id: str, name: str | None, path: str | None, env: Mapping[str, str]
@@ -255,12 +283,34 @@ class MultiKernelManager:
             kernel = Kernel(
                 kernel_id, name, spec, self._house, cwd=cwd, env=environment, on_gone=self._forget
             )
-            await kernel.start()
-        self._kernels[kernel_id] = kernel
+            self._kernels[kernel_id] = kernel
+            await self._launch(kernel)
         if self.stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
             raise ServerStopping()
         return kernel
+
+    async def _launch(self, kernel: Kernel) -> None:
+        try:
+            await self.starts.launch(kernel.start, kernel.came_up)
+        except BaseException as error:
+            # What is left of one whose turn never came; where the launch failed there is nothing.
+            await kernel.stop()
+            if isinstance(error, KernelNotRunning) and self.stopping:
+                raise ServerStopping() from None
+            raise
+
+    def _check_number(self) -> None:
+        """Raise `TooManyKernels` when there can be no further one.
+
+        No await stands between this and the reservation that follows it, so the limit is exact.
+        """
+        limit = self._settings.max_kernels
+        if not limit:
+            return
+        living = {kernel.id for kernel in self if kernel.counts}
+        if len(living | self._starting.keys() | self._reviving) >= limit:
+            raise TooManyKernels(limit)
 
     async def interrupt_kernel(self, kernel_id: str) -> None:
         """Interrupt what a kernel runs. Raises `KernelNotFound` or `KernelNotRunning`."""
@@ -271,11 +321,18 @@ class MultiKernelManager:
     ) -> Kernel:
         """Give a kernel a new process (`Kernel.restart`).
 
-        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed` or `ServerStopping`.
+        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed`, `ServerStopping`, or
+        `TooManyKernels` for a dead one that has lost its place to others.
         """
         self.check_running()
         kernel = self.get(kernel_id)
-        await kernel.restart(now=now, newports=newports)
+        if kernel.state.lifecycle is Lifecycle.DEAD and kernel_id not in self._reviving:
+            self._check_number()
+            self._reviving.add(kernel_id)
+        try:
+            await kernel.restart(now=now, newports=newports)
+        finally:
+            self._reviving.discard(kernel_id)
         return kernel
 
     async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
@@ -296,6 +353,7 @@ class MultiKernelManager:
     def begin_stop(self) -> None:
         """The server is about to stop: take no new work, end what waits, begin to stop kernels."""
         if self._stop_task is None:
+            self.starts.stop()
             for kernel in self:
                 kernel.executions.close_streams()
             self._events.close()
@@ -331,6 +389,7 @@ class MultiKernelManager:
         """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
         await self.stopped()
         self._kernels.clear()
+        await self._fork_servers.close()
         self._transports.close()
         self._logs.close()
         self._context.destroy(linger=0)

@@ -21,6 +21,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.managers.channels import ConnectionInfo
 from app.managers.errors import KernelStartFailed
+from app.managers.forking import UNKNOWN_EXIT
 from app.managers.output import ProcessOutput
 
 __all__ = ["Exit", "KernelProcess"]
@@ -35,11 +36,16 @@ KILL_SECONDS: Final = 5.0
 
 
 class Exit(NamedTuple):
-    """How a process ended: its exit code, or minus the number of the signal that killed it."""
+    """How a process ended: its exit code, or minus the number of the signal that killed it.
+
+    `UNKNOWN_EXIT` stands for both where nobody can tell.
+    """
 
     code: int
 
     def __str__(self) -> str:
+        if self.code == UNKNOWN_EXIT:
+            return "ended; how is not known"
         if self.code >= 0:
             return f"exited with code {self.code}"
         try:

@@ -11,6 +11,7 @@ from app.managers.audit import AuditLog
 from app.managers.counters import Counters
 from app.managers.errors import KernelkeepError
 from app.managers.events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
+from app.managers.forking import UNKNOWN_EXIT
 from app.protocol.messages import Buffer, ClientMessage
 
 __all__ = ["Action", "KernelReports", "LaunchCause"]
@@ -133,6 +134,8 @@ class KernelReports:
 
 
 def _cause_of_death(exit_code: int) -> str:
+    if exit_code == UNKNOWN_EXIT:
+        return "unknown"
     if exit_code >= 0:
         return "exited"
     try:

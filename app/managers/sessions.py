@@ -26,6 +26,8 @@ from app.managers.errors import (
     NoSuchKernel,
     ServerStopping,
     SessionNotFound,
+    TooManyKernels,
+    TooManyStarts,
 )
 from app.managers.kernel import Kernel
 from app.managers.multikernel import MultiKernelManager
@@ -248,7 +250,7 @@ class SessionManager:
     async def _start_another(self, path: str, env: Mapping[str, str], kernel_name: str) -> Kernel:
         try:
             return await self._start(path, env, kernel_name, None)
-        except ServerStopping:
+        except (ServerStopping, TooManyKernels, TooManyStarts):
             raise
         except KernelkeepError as error:
             raise KernelUnavailable(

@@ -1,0 +1,280 @@
+"""The program of a fork server: an interpreter that has imported ipykernel, and forks kernels.
+
+It is run by path, by the interpreter of a kernelspec, which need not have this service installed:
+so it imports nothing of `app`. Its one argument besides the modules to preload is the descriptor of
+a SOCK_SEQPACKET socket, on which every packet is one JSON object. `app.managers.forking` is at the
+other end:
+
+    service -> {"fork": N} and three descriptors: the order, as a JSON file; its output; its
+               directory
+    service -> {"reap": PID}
+    server  -> {"ready": true} | {"refused": TEXT}
+    server  -> {"forked": N, "pid": PID} | {"failed": N, "error": TEXT}
+    server  -> {"ended": PID, "code": CODE}
+
+A kernel that has ended stays a zombie until it is reaped, so that nobody else gets its number while
+the service still signals its group. The server ends when its socket does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+import threading
+from importlib.util import find_spec
+from typing import Any
+
+MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
+
+# What a kernel imports while it starts, in one version of its packages or another.
+LIKELY = (
+    *("ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger"),
+    *("IPython.core.oinspect", "IPython.extensions.storemagic", "IPython.utils.wildcard"),
+    *("faulthandler", "pdb", "psutil", "pwd", "resource", "sqlite3", "tornado.platform.asyncio"),
+    *("comm", "uuid", "tempfile", "multiprocessing.process"),
+)
+
+
+class Refused(Exception):
+    """No kernel can be forked from this process; the text says why."""
+
+
+class ForkServer:
+    """Serves in the parent; in each child `serve` returns what that child is to be."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._kernels: dict[int, int] = {}  # process ids by pidfd
+        self._service = os.pidfd_open(os.getppid())
+
+    def serve(self) -> dict[str, Any]:
+        """Fork on request. Does not return in the parent: it exits when the service is gone."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._kernels:
+                    self._on_end(descriptor)
+                    continue
+                order = self._on_packet()
+                if order is not None:
+                    return order
+
+    def _on_packet(self) -> dict[str, Any] | None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 3)
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            os._exit(0)
+        request = json.loads(packet)
+        if "reap" in request:
+            os.waitpid(request["reap"], os.WNOHANG)
+            return None
+        try:
+            order, output, directory = descriptors
+            return self._fork(request["fork"], order, output, directory)
+        except (OSError, ValueError) as error:
+            self._say(failed=request["fork"], error=str(error))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return None
+
+    def _fork(self, number: int, order: int, output: int, directory: int) -> dict[str, Any] | None:
+        # The order is read by the child alone: nothing of one kernel is ever in another's memory.
+        pid = os.fork()
+        if pid:
+            pidfd = os.pidfd_open(pid)
+            self._kernels[pidfd] = pid
+            self._poll.register(pidfd, select.POLLIN)
+            self._say(forked=number, pid=pid)
+            return None
+        try:
+            return self._leave_home(order, output, directory)
+        except BaseException as error:  # nothing may lead a child back to the parent's loop
+            os.write(output, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(1)
+
+    def _leave_home(self, order: int, output: int, directory: int) -> dict[str, Any]:
+        """In the child: let go of what is the server's, and read what this process is to be."""
+        os.setsid()
+        os.fchdir(directory)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(nothing)
+        for pidfd in self._kernels:
+            os.close(pidfd)
+        self._control.close()
+        with os.fdopen(os.dup(order), "rb") as file:
+            wanted: dict[str, Any] = json.loads(file.read())
+        wanted["service"] = self._service
+        return wanted
+
+    def _on_end(self, pidfd: int) -> None:
+        pid = self._kernels.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        by_itself = ended.si_code == os.CLD_EXITED
+        self._say(ended=pid, code=ended.si_status if by_itself else -ended.si_status)
+
+    def _say(self, **message: Any) -> None:
+        say(self._control, **message)
+
+
+def say(control: socket.socket, **message: Any) -> None:
+    """Tell the service something, unless it is gone."""
+    try:
+        control.send(json.dumps(message).encode())
+    except OSError:
+        os._exit(0)
+
+
+def preload(modules: list[str]) -> None:
+    """Import what kernels need and what their spec asks for. Raises `Refused`."""
+    for name in MODULES:
+        import_checked(name, "")
+    for name in LIKELY:
+        try:
+            importlib.import_module(name)
+        except Exception:  # this version of ipykernel does without it
+            continue
+    check("ipykernel")
+    for name in modules:
+        import_checked(name, "the preload ")
+        check(f"the preload {name}")
+
+
+def import_checked(name: str, what: str) -> None:
+    """Import a module, which may do anything. Raises `Refused`."""
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        raise Refused(f"{what}{name} cannot be imported: {text[:300]}") from None
+
+
+def check(who: str) -> None:
+    """Raise `Refused` if this process holds what no fork survives."""
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise Refused(f"{who} starts a thread")
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:
+            continue
+        if int(descriptor) != CONTROL and target.startswith(("socket:", "anon_inode:[eventpoll]")):
+            raise Refused(f"{who} opens a socket or an event loop")
+
+
+def become(wanted: dict[str, Any]) -> None:
+    """Make this child a process of its own, as if it had just been executed."""
+    gc.enable()
+    os.environ.clear()
+    os.environ.update(wanted["env"])
+    if wanted["limits"]:
+        import resource
+
+        for name, value in wanted["limits"].items():
+            number = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(number)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(number, (value, value))
+    import time
+
+    time.tzset()
+    sys.argv = [wanted["program"], *wanted["arguments"]]
+    sys.orig_argv = wanted["command"]
+    draw_new_numbers()
+    if "JPY_PARENT_PID" in wanted["env"]:
+        watch = threading.Thread(target=end_with, args=(wanted["service"],), daemon=True)
+        watch.start()
+    else:
+        os.close(wanted["service"])
+
+
+def draw_new_numbers() -> None:
+    """Forget what was drawn at random, or found out, before the fork.
+
+    The generators of `random` and `tempfile` see to it themselves; `uuid` and `secrets` ask the
+    operating system each time.
+    """
+    import multiprocessing.process
+    import tempfile
+
+    tempfile.tempdir = None
+    multiprocessing.process.current_process().authkey = os.urandom(32)
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def end_with(service: int) -> None:
+    """End when the service does, as ipykernel does when its parent has gone: ours is another."""
+    select.select([service], [], [])
+    os._exit(1)
+
+
+CONTROL = -1
+
+
+def main() -> None:
+    """Import, serve, and in each child run a kernel."""
+    global CONTROL
+    CONTROL = int(sys.argv[1])
+    # The directory of this file is no place to import from.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    os.set_inheritable(CONTROL, False)
+    control = socket.socket(fileno=CONTROL)
+    # ipykernel would end when its parent is not the process that this names; 1 is none to watch.
+    os.environ["JPY_PARENT_PID"] = "1"
+    gc.disable()
+    try:
+        preload(sys.argv[2:])
+    except Refused as refused:
+        say(control, refused=str(refused))
+        os._exit(1)
+    launcher = find_spec("ipykernel_launcher")
+    program = launcher.origin if launcher is not None else "ipykernel_launcher"
+    gc.collect()
+    gc.freeze()
+    say(control, ready=True)
+    wanted = ForkServer(control).serve()
+    become({**wanted, "program": program})
+    del wanted, control
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance()
+    leave()
+
+
+def leave() -> None:
+    """Exit as an interpreter does, but do not take apart, object by object, what is shared.
+
+    That would copy all of the memory that the fork server lent, to free it.
+    """
+    # In this order: Py_FinalizeEx.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # closed, or nobody reads it
+            continue
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""How many kernels there may be, and how many may start at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import httpx
+
+from tests.conftest import MakeServer
+from tests.support.kernelspecs import FAKE_SPECS, shell_spec
+from tests.support.metrics import scrape
+from tests.support.processes import eventually
+from tests.support.rest import RestClient
+
+
+async def test_a_hundred_requests_at_once_get_max_kernels_and_the_rest_a_clear_refusal(
+    make_server: MakeServer,
+) -> None:
+    server = make_server("--max-kernels", "10", "--start-queue-limit", "200")
+    async with RestClient(server.url, server.token) as rest:
+
+        async def post(number: int) -> httpx.Response:
+            if number % 2:
+                return await rest.http.post("/api/kernels", json={"name": "fake"})
+            body = {
+                "path": f"{number}.ipynb",
+                "type": "notebook",
+                "name": "",
+                "kernel": {"name": "fake"},
+            }
+            return await rest.http.post("/api/sessions", json=body)
+
+        responses = await asyncio.gather(*(post(number) for number in range(100)))
+        assert Counter(response.status_code for response in responses) == {201: 10, 429: 90}
+        refusals = [response.json() for response in responses if response.status_code == 429]
+        assert {refusal["code"] for refusal in refusals} == {"too_many_kernels"}
+        kernels = await rest.kernels()
+        assert len(kernels) == 10
+        # A place that is given back can be taken again.
+        await rest.delete(kernels[0]["id"])
+        await rest.start_kernel("fake")
+        assert len(await rest.kernels()) == 10
+
+
+async def test_starts_beyond_the_bound_wait_visibly_and_can_be_given_up(
+    make_server: MakeServer,
+) -> None:
+    script = "while [ ! -e go ]; do sleep 0.02; done; exec $FAKE"
+    specs = {**FAKE_SPECS, "gated": shell_spec(script)}
+    server = make_server("--max-concurrent-starts", "1", "--start-queue-limit", "2", specs=specs)
+    async with RestClient(server.url, server.token) as rest:
+        first = (await rest.start_kernel("gated"))["id"]
+        waiting = [
+            asyncio.create_task(rest.http.post("/api/kernels", json={"name": "fake"}))
+            for _ in range(2)
+        ]
+
+        async def listed() -> list[str]:
+            kernels = await rest.kernels()
+            assert len(kernels) == 3
+            assert {kernel["execution_state"] for kernel in kernels} == {"starting"}
+            return [kernel["id"] for kernel in kernels]
+
+        _, given_up, _ = await eventually(listed)
+        metrics = await scrape(rest)
+        assert metrics("kernelkeep_starts", state="waiting") == 2
+        refused = await rest.http.post("/api/kernels", json={"name": "fake"})
+        assert refused.status_code == 429
+        assert refused.json()["code"] == "too_many_starts"
+        assert int(refused.headers["Retry-After"]) > 0
+        # There is nothing yet that could be restarted.
+        assert (await rest.restart(given_up))["execution_state"] == "starting"
+        await rest.delete(given_up)
+        (server.home.root_dir / "go").touch()
+        responses = await asyncio.gather(*waiting)
+        assert sorted(response.status_code for response in responses) == [201, 409]
+        ids = {kernel["id"] for kernel in await rest.kernels()}
+        assert first in ids
+        assert given_up not in ids
+        assert len(ids) == 2
