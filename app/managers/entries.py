@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import msgspec
+
 from app.protocol.messages import Message
 
 __all__ = ["ENTRY_OVERHEAD", "Batch", "Entry", "Gap", "Position"]
@@ -12,24 +14,19 @@ ENTRY_OVERHEAD: Final = 700
 """What an entry costs beside its frame: the message, its header structs, its offsets."""
 
 
-class Entry:
+class Entry(msgspec.Struct, gc=False, eq=False):
     """One message in the log.
 
     ``owner`` is the session it is for; None is every session. A ``transient`` entry tells a state
     of its moment (the kernel restarts, is idle again), and is not shown to those who come later.
     """
 
-    __slots__ = ("charged", "message", "offset", "owner", "seq", "transient")
-
-    def __init__(
-        self, seq: int, offset: int, message: Message, owner: str | None, transient: bool = False
-    ) -> None:
-        self.seq = message.seq = seq
-        self.offset = offset  # bytes of all messages before this one, since the log began
-        self.message = message
-        self.owner = owner
-        self.transient = transient
-        self.charged = len(message.frame) + ENTRY_OVERHEAD  # what the log counts for it
+    seq: int
+    offset: int  # bytes of all messages before this one, since the log began
+    message: Message
+    owner: str | None
+    transient: bool = False
+    charged: int = 0  # what the log counts for it
 
 
 class Gap(NamedTuple):

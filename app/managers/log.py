@@ -105,11 +105,13 @@ class MessageLog:
 
         A ``transient`` message is not shown to readers that come later.
         """
-        entry = Entry(self._next_seq, self._next_offset, message, owner, transient)
+        seq, offset, size = self._next_seq, self._next_offset, len(message.frame)
+        message.seq = seq
+        entry = Entry(seq, offset, message, owner, transient, size + ENTRY_OVERHEAD)
         self._entries.append(entry)
-        self._next_seq += 1
-        self._next_offset += len(message.frame)
-        self._grow(entry.charged)
+        self._next_seq = seq + 1
+        self._next_offset = offset + size
+        self._grow(size + ENTRY_OVERHEAD)
         if self._waiting:
             self.wake()
         return entry

@@ -209,6 +209,7 @@ def _read_file(path: Path) -> list[Entry]:
             position += owner_length
         message = v1.restore(data[position : position + size])
         position += size
+        message.seq = seq
         entries.append(Entry(seq, offset, message, owner, transient))
     return entries
 

@@ -61,7 +61,9 @@ class KernelState:
     @property
     def at_work(self) -> bool:
         """Whether the kernel runs something, on its main shell or on a subshell."""
-        return self.busy or (self.lifecycle is Lifecycle.RUNNING and bool(self._busy_subshells))
+        if self.lifecycle is not Lifecycle.RUNNING:
+            return False
+        return self.execution_state == "busy" or bool(self._busy_subshells)
 
     def is_activity(self, msg_type: str, parent: Header) -> bool:
         """Whether an iopub message shows that somebody works with the kernel.

@@ -87,6 +87,7 @@ class Traffic:
         self._attached: dict[str, Reader] = {}
         self._kernel_id = kernel_id
         self._settings = settings
+        self._hides_tracebacks = not settings.allow_tracebacks
         self.counters = counters
         self._state = state
         self._requests = PendingRequests()
@@ -475,19 +476,20 @@ class Traffic:
 
     def _append(self, message: Message, owner: str | None = None) -> None:
         """Number a message of the kernel's, without tracebacks where they are not allowed."""
-        if not self._settings.allow_tracebacks:
+        if self._hides_tracebacks:
             message = hide_traceback(message, self._settings.traceback_replacement_message)
         self.log.append(message, owner)
 
     def _on_iopub(self, message: Message) -> None:
-        msg_type, parent = message.header.msg_type, message.parent
+        header, parent, state = message.header, message.parent, self._state
+        msg_type = header.msg_type
         if not self.heard_iopub:
             self.heard_iopub = True
             self._look_reachable()
         if msg_type == "iopub_welcome":  # [JEP 65] to us, the one subscriber
             return
-        if message.header.session:
-            self.kernel_session = message.header.session
+        if header.session:
+            self.kernel_session = header.session
         reported = ""
         if msg_type == "status":
             reported = self._on_status(message)
@@ -497,9 +499,9 @@ class Traffic:
                 # Said before we took it for ready and heard after that: to a client it would be
                 # a step back that nothing follows.
                 return
-        if self._state.is_activity(msg_type, parent):
+        if state.is_activity(msg_type, parent):
             self.last_activity = time.time()
-        if self._state.at_work:
+        if state.at_work:
             self.active_since = time.monotonic()
         self._append(message)
         if reported:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ __all__ = [
     "Message",
     "complete_header",
     "decode_header",
+    "decode_parent",
     "format_timestamp",
     "new_header",
     "reply_type",
@@ -76,6 +78,10 @@ MAX_HEADER_BYTES: Final = 65536
 """Of a client's header, which is decoded whole when it must be completed."""
 
 
+MAX_SHARED_BYTES: Final = 2048
+"""Of a parent header that is kept decoded, for the next message with the same."""
+
+
 class MalformedMessage(ValueError):
     """A message that cannot be understood: its text says which part and why."""
 
@@ -115,7 +121,22 @@ def decode_header(part: Buffer, what: str = "header") -> Header:
         raise MalformedMessage(f"{what}: {error}") from None
 
 
-class Message:
+def decode_parent(part: Buffer) -> Header:
+    """As `decode_header`, for a parent header: mostly that of the message before.
+
+    What it returns is shared, and must not be changed.
+    """
+    if isinstance(part, bytes) and len(part) <= MAX_SHARED_BYTES:
+        return _decode_parent(part)
+    return decode_header(part, "parent_header")
+
+
+@lru_cache(256)
+def _decode_parent(part: bytes) -> Header:
+    return decode_header(part, "parent_header")
+
+
+class Message(msgspec.Struct, gc=False, eq=False):
     """One message to clients, kept as its frame in the ``v1`` WebSocket framing.
 
     That frame holds the kernel's own bytes behind a table of offsets, so one object serves the
@@ -125,26 +146,16 @@ class Message:
     ``frame[bounds[i + 1]:bounds[i + 2]]``; ``bounds[0]`` is where the channel's name starts.
     """
 
-    __slots__ = ("bounds", "channel", "frame", "header", "legacy", "parent", "seq")
-
-    def __init__(
-        self,
-        channel: str,
-        frame: bytes,
-        bounds: tuple[int, ...],
-        header: Header,
-        parent: Header,
-    ) -> None:
-        self.channel = channel
-        self.frame = frame
-        self.bounds = bounds
-        self.header = header
-        self.parent = parent
-        # The legacy frame, built by the first reader that needs it: bytes of a text frame, or
-        # of a binary frame when there are buffers.
-        self.legacy: bytes | None = None
-        # Its number in the log; 0 until it is there.
-        self.seq = 0
+    channel: str
+    frame: bytes
+    bounds: tuple[int, ...]
+    header: Header
+    parent: Header
+    # The legacy frame, built by the first reader that needs it: bytes of a text frame, or of a
+    # binary frame when there are buffers.
+    legacy: bytes | None = None
+    # Its number in the log; 0 until it is there.
+    seq: int = 0
 
     @property
     def msg_type(self) -> str:

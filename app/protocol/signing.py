@@ -30,20 +30,22 @@ class Signer:
             or not hashlib.new(self._hash).digest_size
         ):
             raise ValueError(f"unknown signature scheme {scheme!r}")
-        self._key = key
+        # Copied for each message, which is cheaper than to begin with the key each time.
+        self._keyed = hmac.new(key, digestmod=self._hash) if key else None
 
     def sign(self, parts: Iterable[Buffer]) -> bytes:
         """The signature of a message's four JSON parts, given in order; empty without a key."""
-        if not self._key:
+        if self._keyed is None:
             return b""
-        digest = hmac.new(self._key, digestmod=self._hash)
+        digest = self._keyed.copy()
         for part in parts:
             digest.update(part)
         return digest.hexdigest().encode()
 
     def verify(self, signature: Buffer, signed: Buffer) -> bool:
         """Whether ``signature`` is that of ``signed``, the four parts lying behind each other."""
-        if not self._key:
+        if self._keyed is None:
             return True
-        expected = hmac.digest(self._key, signed, self._hash).hex().encode()
-        return hmac.compare_digest(expected, signature)
+        digest = self._keyed.copy()
+        digest.update(signed)
+        return hmac.compare_digest(digest.hexdigest().encode(), signature)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -22,12 +23,25 @@ from app.protocol.messages import (
     MalformedMessage,
     Message,
     decode_header,
+    decode_parent,
 )
 from app.protocol.signing import Signer
 
-__all__ = ["BadSignature", "MalformedMessage", "pack", "unpack"]
+__all__ = [
+    "LEADING_FRAMES",
+    "BadSignature",
+    "MalformedMessage",
+    "is_regular",
+    "pack",
+    "split",
+    "unpack",
+]
 
 DELIMITER: Final = b"<IDS|MSG>"
+
+LEADING_FRAMES: Final = {"iopub": 6, "shell": 5, "control": 5, "stdin": 5}
+"""How many frames come before a message's content: on iopub a topic, then as everywhere the
+delimiter, the signature, and three parts."""
 
 # A full syntax check costs more than 1 ms/MB, as much as all the rest of a large message's way;
 # above this size a part is only checked to be UTF-8 and to look like an object.
@@ -44,6 +58,27 @@ def pack(message: ClientMessage, signer: Signer) -> list[Buffer]:
     """The frames that carry a client's message to its kernel, signed."""
     parts = message.parts
     return [DELIMITER, signer.sign(parts[:4]), *parts]
+
+
+def is_regular(channel: str, frames: Sequence[Buffer]) -> bool:
+    """Whether the delimiter is where it belongs: behind iopub's topic, else in front."""
+    place = LEADING_FRAMES[channel] - 5
+    return len(frames) > place and frames[place] == DELIMITER
+
+
+def split(channel: str, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
+    """Frames in which messages of too few frames lie before others: each message for itself.
+
+    Only where a delimiter is can be told; what lies before it and is no topic stays with the
+    message before.
+    """
+    delimiters = [index for index, frame in enumerate(frames) if frame == DELIMITER]
+    if len(delimiters) < 2:
+        return [frames]
+    # Some kernels have no topics.
+    before = min(delimiters[0], LEADING_FRAMES[channel] - 5)
+    edges = [0, *(index - before for index in delimiters[1:]), len(frames)]
+    return [frames[start:end] for start, end in pairwise(edges)]
 
 
 def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
@@ -71,7 +106,7 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
             *parts[4:]
         ]
         frame, bounds = v1.encode(channel, parts)
-    header, parent = decode_header(parts[0]), decode_header(parts[1], "parent_header")
+    header, parent = decode_header(parts[0]), decode_parent(parts[1])
     if not header.msg_type:
         raise MalformedMessage("header: msg_type is missing")
     if not _is_object(parts[3]):
@@ -93,24 +128,24 @@ def _is_object(part: Buffer) -> bool:
     """Whether a part is a JSON object; of a large part, whether it looks like one."""
     if part == b"{}":
         return True
-    view = memoryview(part)
-    if len(view) < 2 or view[0] != 0x7B or view[-1] != 0x7D:
-        return _is_lenient_object(view)
-    if len(view) > FULL_CHECK_BYTES:
+    size = len(part)
+    if size < 2 or part[0] != 0x7B or part[-1] != 0x7D:
+        return _is_lenient_object(part)
+    if size > FULL_CHECK_BYTES:
         return True
     try:
-        _raw_decoder.decode(view)
+        _raw_decoder.decode(part)
     except (msgspec.MsgspecError, RecursionError):
-        return _is_lenient_object(view)
+        return _is_lenient_object(part)
     return True
 
 
-def _is_lenient_object(view: memoryview) -> bool:
+def _is_lenient_object(part: Buffer) -> bool:
     # Python kernels send NaN and lone surrogates, some kernels white space around the object:
     # passed on as they are, as every Jupyter server does.
     try:
         # As text: from bytes it would take UTF-16 too.
-        return isinstance(json.loads(str(view, "utf-8")), dict)
+        return isinstance(json.loads(str(part, "utf-8")), dict)
     except (ValueError, RecursionError):
         return False
 

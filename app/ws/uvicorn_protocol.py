@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterable
-from struct import pack, unpack
+from struct import Struct, pack, unpack
 from typing import Final, cast
 
 from uvicorn._types import ASGISendEvent
@@ -51,6 +51,8 @@ _access_logger: Final = logging.getLogger("uvicorn.access")
 _TEXT: Final = 0x81  # FIN, opcode 1 [RFC 6455, section 5.2]
 _BINARY: Final = 0x82
 _PING: Final = 0x89
+
+_pack_medium: Final = Struct("!BBH").pack
 
 
 class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -127,8 +129,9 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             raise ClientDisconnected()
         small: list[bytes] = []
         for payload, is_text in frames:
-            small.append(_frame_header(_TEXT if is_text else _BINARY, len(payload)))
-            if len(payload) > JOIN_BYTES:
+            length = len(payload)
+            small.append(_frame_header(_TEXT if is_text else _BINARY, length))
+            if length > JOIN_BYTES:
                 self._hand_over(b"".join(small))
                 self._hand_over(payload)
                 small.clear()
@@ -235,8 +238,8 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
 
 def _frame_header(first: int, length: int) -> bytes:
     """The header of an unfragmented, unmasked frame [RFC 6455, section 5.2]."""
+    if 126 <= length < 65536:
+        return _pack_medium(first, 126, length)
     if length < 126:
         return bytes((first, length))
-    if length < 65536:
-        return pack("!BBH", first, 126, length)
     return pack("!BBQ", first, 127, length)

@@ -1,0 +1,92 @@
+"""Reading a kernel's sockets: nothing that is whole is lost, whatever lies beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from app.managers.channels import Channels
+from app.managers.counters import Counters
+from app.protocol.messages import MalformedMessage, Message
+from app.protocol.signing import Signer
+from tests.support.processes import eventually
+
+KEY = "a kernel's key"
+DELIMITER = b"<IDS|MSG>"
+
+
+class Listener:
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []  # ids, and how many buffers
+        self.malformed = 0
+
+    def on_message(self, message: Message) -> None:
+        self.heard.append((message.header.msg_id, message.buffer_count))
+
+    def on_malformed(self, channel: str, error: MalformedMessage) -> None:
+        self.malformed += 1
+
+    def on_writable(self) -> None:
+        pass
+
+
+def frames(msg_id: str, *buffers: bytes) -> list[bytes]:
+    parts = [b'{"msg_id":"%b","msg_type":"stream"}' % msg_id.encode(), b"{}", b"{}", b'{"a":1}']
+    return [DELIMITER, Signer(KEY.encode()).sign(parts), *parts, *buffers]
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[Any]]:
+    context: zmq.Context[Any] = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+async def test_whole_messages_come_through_whatever_is_read_together_with_them(
+    context: zmq.Context[Any], tmp_path: Path
+) -> None:
+    info = {"transport": "ipc", "ip": str(tmp_path / "k"), "key": KEY}
+    info |= {
+        f"{name}_port": str(n) for n, name in enumerate(("iopub", "shell", "control", "stdin"))
+    }
+    iopub, shell = context.socket(zmq.XPUB), context.socket(zmq.DEALER)
+    iopub.bind(f"ipc://{tmp_path}/k-0")
+    shell.bind(f"ipc://{tmp_path}/k-1")
+    listener = Listener()
+    channels = Channels(context, info, listener, Counters())
+    try:
+        await eventually(lambda: _is_subscribed(iopub))
+        for number in range(3):
+            # The second and third time what is cut short lies before what is whole.
+            iopub.send_multipart([b"topic", *frames(f"iopub-{number}", b"buffer", b"")])
+            iopub.send_multipart([b"topic", *frames(f"delimiter-{number}", DELIMITER)])
+            for cut in ([b""], [b"topic"], [b"no", b"delimiter"]):
+                iopub.send_multipart(cut)
+            iopub.send_multipart(frames(f"without-topic-{number}"))
+            iopub.send_multipart([b"topic", *frames("cut")[:5]])
+            shell.send_multipart(frames("cut")[:4])
+            shell.send_multipart(frames(f"shell-{number}"))
+            shell.send_multipart([b"identity", *frames(f"identity-{number}")])
+        async with asyncio.timeout(20):
+            await eventually(lambda: len(listener.heard) >= 15)
+    finally:
+        channels.close()
+        iopub.close()
+        shell.close()
+
+    kinds = (("iopub", 2), ("without-topic", 0), ("delimiter", 1), ("shell", 0), ("identity", 0))
+    assert sorted(listener.heard) == sorted(
+        (f"{kind}-{number}", buffers) for kind, buffers in kinds for number in range(3)
+    )
+    assert listener.malformed >= 6
+
+
+async def _is_subscribed(publisher: zmq.Socket[bytes]) -> bool:
+    return bool(publisher.poll(0)) and publisher.recv() == b"\x01"
