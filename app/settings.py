@@ -314,6 +314,7 @@ class Settings(BaseSettings):
         description="Bytes of requests that wait per kernel before clients are held back.",
     )
 
+    # Logs
     audit_log: Path | None = Field(
         None, description="File (0600) for one JSON line per thing done: who, what, which kernel."
     )

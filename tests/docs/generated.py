@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from app.main import create_app
 from app.settings import Settings
+from tests.docs import configuration
 from tests.support.server import REPOSITORY
 
 DOCS: Final = REPOSITORY / "docs"
@@ -23,7 +24,10 @@ def openapi() -> str:
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 
-FILES: Final[Mapping[Path, Callable[[], str]]] = {DOCS / "openapi.json": openapi}
+FILES: Final[Mapping[Path, Callable[[], str]]] = {
+    DOCS / "openapi.json": openapi,
+    DOCS / "configuration.md": configuration.page,
+}
 
 
 def main() -> None:
