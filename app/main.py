@@ -142,7 +142,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     complete(app, routers)
-    add_error_handlers(app)
+    add_error_handlers(app, routers)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(
         AccessMiddleware, settings=settings, token=token, public=_public_routes(routers)

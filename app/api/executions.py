@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -39,6 +40,7 @@ from app.api.streams import (
     resume_after,
     wants,
 )
+from app.callers import caller
 from app.managers.errors import (
     AfterBeyondEnd,
     ExecutionNotFound,
@@ -141,7 +143,10 @@ def _waiting(
     kernel: Kernel, execution: Execution, seconds: float, answer: Callable[[], Any]
 ) -> Response:
     async def make() -> Response:
+        began = time.perf_counter()
         await kernel.executions.ended(execution, seconds)
+        if (made_for := caller()) is not None:
+            made_for.waited = time.perf_counter() - began
         response: Response = await answer()
         return response
 

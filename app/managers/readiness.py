@@ -31,7 +31,7 @@ MIN_FREE_BYTES: Final = 16 * 2**20
 """On the disk of the state directory: for connection files, output and logs of a kernel."""
 
 MIN_FREE_DESCRIPTORS: Final = 32
-"""A kernel takes about twenty; the rest is for the requests that start and use it."""
+"""A kernel takes about ten; the rest is for the requests that start and use it."""
 
 _OPEN_DESCRIPTORS: Final = Path("/proc/self/fd")
 
