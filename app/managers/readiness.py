@@ -51,7 +51,11 @@ class Readiness:
             return False
         async with self._looking:
             if time.monotonic() >= self._looked + FRESH_SECONDS:
-                self._note(await asyncio.to_thread(self._look))
+                try:
+                    problem = await asyncio.to_thread(self._look)
+                except OSError as error:
+                    problem = str(error)
+                self._note(problem)
                 self._looked = time.monotonic()
         return self._problem is None
 
