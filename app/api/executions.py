@@ -28,7 +28,7 @@ from app.api.execution_models import (
     InputModel,
     RunCode,
 )
-from app.api.openapi import BODY, errors, json_errors, stream_of
+from app.api.openapi import BODY, FILE, errors, json_errors, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -75,8 +75,6 @@ INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
 }
-
-_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -307,8 +305,7 @@ async def follow_execution(
     responses={
         200: {
             "description": "The data, in its own media type.",
-            # Also by name: generators of clients know that one as bytes.
-            "content": {"application/octet-stream": _BYTES, "*/*": _BYTES},
+            "content": FILE,
         },
         **errors(InvalidRequest, *_NOT_FOUND, OutputNotFound),
     },
