@@ -171,8 +171,11 @@ ERRORS: Final = errors()
 """What every route may answer."""
 
 
-def complete(app: FastAPI, routers: Iterable[APIRouter]) -> None:
-    """Let the document of ``app`` say what FastAPI cannot know of the routes of ``routers``."""
+def complete(app: FastAPI, routers: Iterable[APIRouter], root_path: str) -> None:
+    """Let the document of ``app`` say what FastAPI cannot know of the routes of ``routers``.
+
+    Clients find them below ``root_path``.
+    """
     plain: Callable[[], dict[str, Any]] = app.openapi
     routes = [route for router in routers for route in router.routes]
 
@@ -184,6 +187,8 @@ def complete(app: FastAPI, routers: Iterable[APIRouter]) -> None:
             _add_components(document)
             _add_security(document, routes)
             _simplify_parameters(document)
+            if root_path:
+                document["servers"] = [{"url": root_path}]
             document["x-websockets"] = _websockets(routes)
         assert app.openapi_schema is not None
         return app.openapi_schema
