@@ -141,7 +141,7 @@ def create_app(
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     for router in routers:
         app.include_router(router)
-    complete(app, routers)
+    complete(app, routers, settings.root_path)
     add_error_handlers(app, routers)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(

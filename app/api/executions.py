@@ -29,7 +29,7 @@ from app.api.execution_models import (
     InputModel,
     RunCode,
 )
-from app.api.openapi import BODY, errors, json_errors, stream_of
+from app.api.openapi import BODY, FILE, errors, json_errors, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -77,8 +77,6 @@ INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
 }
-
-_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -312,8 +310,7 @@ async def follow_execution(
     responses={
         200: {
             "description": "The data, in its own media type.",
-            # Also by name: generators of clients know that one as bytes.
-            "content": {"application/octet-stream": _BYTES, "*/*": _BYTES},
+            "content": FILE,
         },
         **errors(InvalidRequest, *_NOT_FOUND, OutputNotFound),
     },
