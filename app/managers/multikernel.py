@@ -373,8 +373,9 @@ class MultiKernelManager:
     async def _stop_all(self) -> None:
         self._culling.cancel()
         await asyncio.wait({self._culling})
-        # Whoever waited is told why, before what becomes of the kernels is the news.
-        await asyncio.sleep(FAREWELL_SECONDS)
+        if self._kernels:
+            # Whoever waited is told why, before what becomes of the kernels is the news.
+            await asyncio.sleep(FAREWELL_SECONDS)
         loop = asyncio.get_running_loop()
         stops: set[asyncio.Future[None]] = {
             loop.create_task(self._stop_quietly(kernel)) for kernel in self
