@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a look in two minutes: no figures")
+    parser.add_argument("--quick", action="store_true", help="a look in some minutes: no figures")
     parser.add_argument("--rounds", type=int, help="how often each measure is repeated")
     parser.add_argument("--output", default=str(ROOT / "build" / "benchmarks"))
     names = [measure.name for measure in MEASURES]
