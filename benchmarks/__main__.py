@@ -145,7 +145,11 @@ def _about(
     """What a reader must know of the run."""
     return [
         f"{time.strftime('%Y-%m-%d %H:%M')} UTC; {options.rounds} round(s), {seconds / 60:.0f} min"
-        + (" (--quick: a look, no figures)" if options.quick else ""),
+        + (
+            " (--quick: a look; with about a tenth of the kernels and messages that the lines name)"
+            if options.quick
+            else ""
+        ),
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}, load average at the start {load:.1f}",
         ", ".join(target.version for target in targets),
