@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a look in two minutes: no figures")
+    parser.add_argument("--quick", action="store_true", help="a look in some minutes: no figures")
     parser.add_argument("--rounds", type=int, help="how often each measure is repeated")
     parser.add_argument("--output", default=str(ROOT / "build" / "benchmarks"))
     names = [measure.name for measure in MEASURES]
@@ -145,7 +145,11 @@ def _about(
     """What a reader must know of the run."""
     return [
         f"{time.strftime('%Y-%m-%d %H:%M')} UTC; {options.rounds} round(s), {seconds / 60:.0f} min"
-        + (" (--quick: a look, no figures)" if options.quick else ""),
+        + (
+            " (--quick: a look; with about a tenth of the kernels and messages that the lines name)"
+            if options.quick
+            else ""
+        ),
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}, load average at the start {load:.1f}",
         ", ".join(target.version for target in targets),

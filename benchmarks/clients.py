@@ -70,15 +70,20 @@ def flood(connection: Connection, count: int, size: int, rate: int = 0) -> None:
     connection.receive_until(connection.execute(json.dumps(options)), (b'"busy"',), 60)
 
 
-def receive_all(connections: Sequence[Connection], count: int, limit: float = 60.0) -> float:
+def receive_all(
+    connections: Sequence[Connection],
+    count: int,
+    limit: float = 60.0,
+    quiet: float = QUIET_SECONDS,
+) -> float:
     """Take ``count`` stream messages on each; seconds until the last one that came.
 
-    Returns early after `QUIET_SECONDS` without any, and after ``limit`` seconds.
+    Returns early after ``quiet`` seconds without any, and after ``limit`` seconds.
     """
     began = last = time.perf_counter()
     if len(connections) == 1:
         (only,) = connections
-        while only.streams < count and only.receive(QUIET_SECONDS):
+        while only.streams < count and only.receive(quiet):
             last = time.perf_counter()
             if last - began > limit:
                 break
@@ -90,7 +95,7 @@ def receive_all(connections: Sequence[Connection], count: int, limit: float = 60
         by_descriptor[connection.socket.fileno()] = connection
         poller.register(connection.socket, select.POLLIN)
     while any(connection.streams < count for connection in connections):
-        ready = poller.poll(QUIET_SECONDS * 1000)
+        ready = poller.poll(quiet * 1000)
         for descriptor, _ in ready:
             by_descriptor[descriptor].receive(1)
         if not ready or time.perf_counter() - began > limit:

@@ -131,6 +131,8 @@ def _floods(
             while connection.receive(0.2):
                 pass
             connection.others.clear()
+            if not connection.streams:
+                raise TimeoutError(f"of {count} messages of {size} B none arrived")
             rate = connection.streams / seconds
             key = f"iopub_{framing}_{name}"
             figures[key] = rate if size == 100 else rate * size / 1e6

@@ -177,11 +177,14 @@ class Server:
 
     def connect(self, kernel_id: str, *, v1: bool = True) -> WebSocket:
         """Open a channels WebSocket."""
-        return WebSocket(self.port, _channels(kernel_id), self._header_lines, v1=v1)
+        session = secrets.token_hex(8)
+        path = _channels(kernel_id, session)
+        return WebSocket(self.port, path, self._header_lines, v1=v1, session=session)
 
     def drain(self, kernel_id: str) -> Drain:
         """A client in a process of its own that reads all that a kernel says."""
-        return Drain(self.port, _channels(kernel_id), self._header_lines)
+        path = _channels(kernel_id, secrets.token_hex(8))
+        return Drain(self.port, path, self._header_lines)
 
     @property
     def _header_lines(self) -> list[str]:
@@ -199,8 +202,8 @@ class Server:
         return kernel_id, connection
 
 
-def _channels(kernel_id: str) -> str:
-    return f"/api/kernels/{kernel_id}/channels?session_id={secrets.token_hex(8)}"
+def _channels(kernel_id: str, session: str) -> str:
+    return f"/api/kernels/{kernel_id}/channels?session_id={session}"
 
 
 def _write_kernelspecs(path: Path) -> None:

@@ -31,9 +31,20 @@ class Closed(ConnectionError):
 
 
 class WebSocket:
-    """One connection to a kernel's channels, or to whatever is at ``path``."""
+    """One connection to a kernel's channels, or to whatever is at ``path``.
 
-    def __init__(self, port: int, path: str, headers: Sequence[str] = (), *, v1: bool) -> None:
+    ``session`` is that of its requests: some servers want it to be the one in the path.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        path: str,
+        headers: Sequence[str] = (),
+        *,
+        v1: bool,
+        session: str = "benchmark",
+    ) -> None:
         self.is_v1 = v1
         self.streams = 0  # stream messages so far
         self.others: list[bytes] = []  # small frames that are no stream messages
@@ -44,7 +55,7 @@ class WebSocket:
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._skip = 0
-        self._session = uuid4().hex
+        self._session = session
         self._handshake(port, path, headers)
 
     def _handshake(self, port: int, path: str, headers: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -230,6 +231,7 @@ def _is_local(scope: Scope) -> bool:
     return port is None or host == "localhost" or _is_loopback(host)
 
 
+@lru_cache(256)
 def _is_loopback(name: str) -> bool:
     try:
         return ip_address(name).is_loopback

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from app.api.access import declared_access
 from app.managers.authorization import Authorization
 from app.managers.errors import InvalidRequest, RequestTooLarge
 from app.managers.events import Events
@@ -29,6 +30,7 @@ __all__ = [
     "KernelDep",
     "KernelIdDep",
     "ManagerDep",
+    "PolledRoute",
     "SessionsDep",
     "UserDep",
     "fingerprint",
@@ -38,7 +40,10 @@ MAX_BODY_BYTES: Final = 16 * 2**20
 """The largest request body that is read; above it the answer is 413."""
 
 
-def _manager(connection: HTTPConnection) -> MultiKernelManager:
+# Coroutines, although they wait for nothing: FastAPI calls plain functions in a thread.
+
+
+async def _manager(connection: HTTPConnection) -> MultiKernelManager:
     manager: MultiKernelManager = connection.state.kernels
     return manager
 
@@ -47,14 +52,14 @@ ManagerDep = Annotated[MultiKernelManager, Depends(_manager)]
 KernelIdDep = Annotated[str, Path(description="The kernel's id.")]
 
 
-def _kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Kernel:
+async def _kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Kernel:
     return manager.get(kernel_id)
 
 
 KernelDep = Annotated[Kernel, Depends(_kernel)]
 
 
-def _sessions(connection: HTTPConnection) -> SessionManager:
+async def _sessions(connection: HTTPConnection) -> SessionManager:
     sessions: SessionManager = connection.state.sessions
     return sessions
 
@@ -62,7 +67,7 @@ def _sessions(connection: HTTPConnection) -> SessionManager:
 SessionsDep = Annotated[SessionManager, Depends(_sessions)]
 
 
-def _events(connection: HTTPConnection) -> Events:
+async def _events(connection: HTTPConnection) -> Events:
     events: Events = connection.state.events
     return events
 
@@ -79,7 +84,7 @@ IdempotencyKeyDep = Annotated[
 ]
 
 
-def _user(connection: HTTPConnection) -> User:
+async def _user(connection: HTTPConnection) -> User:
     user: User = connection.state.user
     return user
 
@@ -87,7 +92,7 @@ def _user(connection: HTTPConnection) -> User:
 UserDep = Annotated[User, Depends(_user)]
 
 
-def _authorization(connection: HTTPConnection) -> Authorization:
+async def _authorization(connection: HTTPConnection) -> Authorization:
     authorization: Authorization = connection.state.authorization
     return authorization
 
@@ -113,6 +118,26 @@ class JSONRoute(APIRoute):
             if request.method in ("POST", "PUT", "PATCH"):
                 request = await _as_json(request)
             return await handler(request)
+
+        return handle
+
+
+class PolledRoute(APIRoute):
+    """A route whose endpoint is called with the manager and the parameters of its path only.
+
+    What clients ask for all the time does not go through FastAPI's dependencies, which take longer
+    than all the rest; the document is made from the endpoint as ever. The endpoint's parameters are
+    named as they are in the path, and strings.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        access = declared_access(self)
+        assert access is not None, "a route declares its access"
+        endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            await access(request)
+            return await endpoint(request.state.kernels, **request.path_params)
 
         return handle
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha1
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["ETagMiddleware"]
+
+MAX_KEPT_BYTES: Final = 2**18
+"""Of a body whose tag is kept."""
 
 
 class ETagMiddleware:
@@ -38,9 +43,8 @@ class ETagMiddleware:
             if not message.get("more_body"):
                 headers = MutableHeaders(raw=list(begun["headers"]))
                 body = message.get("body", b"")
-                etag = headers.setdefault(
-                    "ETag", f'"{sha1(body, usedforsecurity=False).hexdigest()}"'
-                )
+                etag = headers.get("ETag") or _etag(body)
+                headers["ETag"] = etag
                 if etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
                     del headers["content-length"]
                     begun["status"], message = 304, {**message, "body": b""}
@@ -49,3 +53,15 @@ class ETagMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_tagged)
+
+
+def _etag(body: bytes) -> str:
+    return _kept_etag(body) if len(body) <= MAX_KEPT_BYTES else _new_etag(body)
+
+
+def _new_etag(body: bytes) -> str:
+    return f'"{sha1(body, usedforsecurity=False).hexdigest()}"'
+
+
+# What is polled is mostly the very same object, whose hash Python keeps too.
+_kept_etag = lru_cache(32)(_new_etag)

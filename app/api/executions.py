@@ -89,7 +89,7 @@ _encode = msgspec.json.Encoder().encode
 ExecutionIdDep = Annotated[str, Path(description="The execution's id.")]
 
 
-def _execution(kernel: KernelDep, execution_id: ExecutionIdDep) -> Execution:
+async def _execution(kernel: KernelDep, execution_id: ExecutionIdDep) -> Execution:
     return kernel.executions.get(execution_id)
 
 
@@ -157,7 +157,7 @@ def _waiting(
     return AwaitedResponse(make)
 
 
-def _check_wait(manager: ManagerDep, wait: WaitDep = 0.0) -> float:
+async def _check_wait(manager: ManagerDep, wait: WaitDep = 0.0) -> float:
     limit = manager.settings.execution_wait_limit
     if wait > limit:
         raise WaitTooLong(f"wait: must be at most {limit:g} s")

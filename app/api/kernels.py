@@ -11,9 +11,9 @@ from app.api.access import requires
 from app.api.dependencies import (
     IdempotencyKeyDep,
     JSONRoute,
-    KernelDep,
     KernelIdDep,
     ManagerDep,
+    PolledRoute,
     fingerprint,
 )
 from app.api.models import KernelModel, StartKernel
@@ -42,17 +42,22 @@ def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None)
     return Response(body, status, headers, "application/json")
 
 
-@router.get(
-    "",
-    operation_id="kernels_list",
-    response_model=list[KernelModel],
-    responses=ERRORS,
-    dependencies=[requires("kernels", "read")],
-)
 async def list_kernels(manager: ManagerDep) -> Response:
     """List the kernels, in the order in which they were started."""
     await manager.refresh()
     return _json(manager.models)
+
+
+router.add_api_route(
+    "",
+    list_kernels,
+    methods=["GET"],
+    operation_id="kernels_list",
+    response_model=list[KernelModel],
+    responses=ERRORS,
+    dependencies=[requires("kernels", "read")],
+    route_class_override=PolledRoute,
+)
 
 
 @router.post(
@@ -112,16 +117,21 @@ async def start_kernel(
     return _json(kernel.model, 201, {"Location": location})
 
 
-@router.get(
+async def get_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
+    """Look at one kernel."""
+    return _json(manager.get(kernel_id).model)
+
+
+router.add_api_route(
     "/{kernel_id}",
+    get_kernel,
+    methods=["GET"],
     operation_id="kernels_get",
     response_model=KernelModel,
     responses=errors(KernelNotFound),
     dependencies=[requires("kernels", "read")],
+    route_class_override=PolledRoute,
 )
-async def get_kernel(kernel: KernelDep) -> Response:
-    """Look at one kernel."""
-    return _json(kernel.model)
 
 
 @router.delete(

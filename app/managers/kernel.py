@@ -167,7 +167,7 @@ class Kernel:
         self._port_attempts = 0
         self._removed = False
         self._begun = False
-        self._model: tuple[tuple[Any, ...], bytes] = ((), b"")
+        self._model = (-1, b"")
 
     # What others see
 
@@ -175,11 +175,12 @@ class Kernel:
     def model(self) -> bytes:
         """The kernel model as JSON, serialised once per change."""
         traffic, state = self.traffic, self.state
-        key = (traffic.last_activity, state.word, traffic.connections, state.reason)
-        if self._model[0] != key:
-            activity, word, connections, reason = key
-            model = Model(self.id, self.name, format_timestamp(activity), word, connections, reason)
-            self._model = (key, _encode(model))
+        if self._model[0] != state.changes:
+            activity = format_timestamp(traffic.last_activity)
+            model = Model(
+                self.id, self.name, activity, state.word, traffic.connections, state.reason
+            )
+            self._model = (state.changes, _encode(model))
         return self._model[1]
 
     @property

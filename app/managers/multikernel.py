@@ -102,6 +102,7 @@ class MultiKernelManager:
             self._house.prepare_forks(name)
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
+        self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
         self._external: dict[Path, ExternalKernel] = {}
         self._external_dir = settings.external_connection_dir or (
             Path(jupyter_runtime_dir()) / "external_kernels"
@@ -140,8 +141,11 @@ class MultiKernelManager:
 
     @property
     def models(self) -> bytes:
-        """The models of all kernels, as a JSON list."""
-        return b"[" + b",".join([kernel.model for kernel in self._kernels.values()]) + b"]"
+        """The models of all kernels, as a JSON list, put together once per change."""
+        seen = [(kernel, kernel.state.changes) for kernel in self._kernels.values()]
+        if self._models[0] != seen:
+            self._models = (seen, b"[" + b",".join([kernel.model for kernel, _ in seen]) + b"]")
+        return self._models[1]
 
     @property
     def last_activity(self) -> float:
@@ -343,6 +347,7 @@ class MultiKernelManager:
         """Stop a kernel that nobody has used for ``idle_seconds``. Raises `KernelNotFound`."""
         kernel = self.get(kernel_id)
         kernel.reports.culled(_cull_cause(kernel), idle_seconds, kernel.traffic.connections)
+        kernel.state.changes += 1
         kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
         kernel.traffic.why_it_stops = "The kernel was culled"
         await kernel.stop()

@@ -31,6 +31,8 @@ class KernelState:
         self.lifecycle = Lifecycle.STARTING
         self.execution_state = "starting"
         self.reason = ""
+        # Counts what changes in the kernel's model, here and in its traffic.
+        self.changes = 0
         self._untracked = untracked
         self._busy_subshells: set[str] = set()
 
@@ -91,20 +93,24 @@ class KernelState:
             return
         if reported and reported != "starting":
             self.execution_state = reported
+            self.changes += 1
 
     def on_ready(self) -> None:
         """The kernel answers: running, and idle unless it has reported otherwise meanwhile."""
         self.lifecycle = Lifecycle.RUNNING
+        self.changes += 1
         if self.execution_state == "starting":
             self.execution_state = "idle"
 
     def on_launch(self) -> None:
         """A new process: what the one before it reported last does not count."""
         self.execution_state = "starting"
+        self.changes += 1
         self._busy_subshells.clear()
 
     def begin(self, lifecycle: Lifecycle, reason: str | None = None) -> None:
         """Enter another part of life."""
         self.lifecycle = lifecycle
+        self.changes += 1
         if reason is not None:
             self.reason = reason

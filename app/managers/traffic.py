@@ -148,6 +148,7 @@ class Traffic:
             older.replaced = True
             self.log.wake()
         start = start or left_at
+        self._state.changes += 1
         reader = self._attached[session] = Reader(self.log, session, start)
         return reader
 
@@ -156,6 +157,7 @@ class Traffic:
         if self._attached.get(reader.session) is not reader:
             return
         del self._attached[reader.session]
+        self._state.changes += 1
         if not self._settings.buffer_offline_messages:
             return
         self._departed[reader.session] = (reader.arrived, time.monotonic())
@@ -515,6 +517,7 @@ class Traffic:
                 return
         if state.is_activity(msg_type, parent):
             self.last_activity = time.time()
+            state.changes += 1
         if state.at_work:
             self.active_since = time.monotonic()
         self._append(message)

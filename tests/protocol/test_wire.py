@@ -180,3 +180,31 @@ def test_whatever_a_kernel_says_clients_get_json(
     if not message.buffer_count:
         envelope = json.loads(legacy.encode(message).decode())
         assert envelope["channel"] == channel
+
+
+@pytest.mark.parametrize("channel", ["iopub", "shell"])
+@pytest.mark.parametrize("cut", [0, 1, 3, 5])
+def test_a_message_read_together_with_one_cut_short_is_found(channel: str, cut: int) -> None:
+    topic = [b"topic"] if channel == "iopub" else []
+    short = [*topic, *frames(PARTS)[:cut]]
+    whole = [*topic, *frames(PARTS, b"buffer")]
+
+    *others, last = wire.split(channel, [*short, *whole])
+
+    assert last[-len(whole) :] == whole
+    assert len(others) == (1 if cut else 0)
+    assert wire.is_regular(channel, whole)
+    assert not wire.is_regular(channel, [b"", *whole])
+    assert not wire.is_regular(channel, [])
+
+
+def test_messages_without_a_topic_are_told_apart() -> None:
+    assert wire.split("iopub", [*frames(PARTS), *frames(PARTS)]) == [frames(PARTS)] * 2
+
+
+def test_a_long_parent_header_is_understood_too() -> None:
+    parent = dump({**HEADER, "msg_id": "asked", "more": "x" * 5000})
+
+    message = wire.unpack("iopub", frames([HEADER_PART, parent, b"{}", b"{}"]), KEY)
+
+    assert message.parent.msg_id == "asked"

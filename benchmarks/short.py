@@ -1,0 +1,108 @@
+"""``python -m benchmarks.short``: a minute, for CI: this commit beside the one before, and bare.
+
+What it prints is information: a machine that others use too says nothing in seconds. It fails only
+when a message is lost.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks.bare import Bare
+from benchmarks.clients import flood, receive_all, round_trip
+from benchmarks.figures import Results, percentile
+from benchmarks.measures import Figures, running
+from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, kernelkeep
+from benchmarks.table import number
+
+NOW: Final = "this commit"
+BEFORE: Final = "the one before"
+ROUNDS: Final = 3
+MESSAGES: Final = 20_000
+PATIENCE: Final = 20.0
+"""Seconds without a message after which the rest is lost."""
+
+TITLES: Final = {
+    "round_trip": "Round trip of a tiny execution, p50, ms",
+    "rate": "iopub 100 B, messages/s",
+    "cpu": "… server CPU per 100,000 messages, s",
+    "lost": "… messages lost",
+}
+
+
+def main() -> int:
+    """Measure and print; 1 if this commit has lost a message, else 0, whatever else goes wrong."""
+    with ExitStack() as stack:
+        targets: list[Server | Bare] = [kernelkeep(NOW), Bare(KERNELS)]
+        try:
+            targets.insert(1, kernelkeep(BEFORE, stack.enter_context(_commit_before())))
+        except (OSError, subprocess.SubprocessError):
+            print("there is no commit before this one here: measured without it")
+        results = Results([target.name for target in targets])
+        for target in targets:
+            stack.callback(target.stop)
+        for target in tuple(targets):
+            try:
+                target.start()
+            except ServerDied as error:
+                print(f"{target.name} does not start: measured without it ({error})")
+                targets.remove(target)
+        for _ in range(ROUNDS):
+            for target in targets:
+                try:
+                    results.add(target.name, _measure(target))
+                except Exception as error:
+                    print(f"{target.name} was not measured: {type(error).__name__}: {error}")
+    print(_report(results))
+    return 1 if results.median("lost", NOW) else 0
+
+
+def _measure(target: Server | Bare) -> Figures:
+    figures: Figures = {}
+    with running(target, "flood") as (_, connection):
+        times = [round_trip(connection) * 1e3 for _ in range(200)]
+        figures["round_trip"] = percentile(times, 50)
+        before = target.usage()
+        flood(connection, MESSAGES, 100)
+        seconds = receive_all([connection], MESSAGES, quiet=PATIENCE)
+        after = target.usage()
+        figures["rate"] = connection.streams / seconds
+        figures["lost"] = float(MESSAGES - connection.streams)
+        if before is not None and after is not None:
+            figures["cpu"] = (after.cpu - before.cpu) * 1e5 / MESSAGES
+    return figures
+
+
+@contextmanager
+def _commit_before() -> Iterator[Path]:
+    """The files of the commit before, in a directory of their own.
+
+    Raises `subprocess.CalledProcessError` where there is none, as in a shallow clone.
+    """
+    with tempfile.TemporaryDirectory(prefix="before-") as directory:
+        archive = ["git", "-C", str(ROOT), "archive", "HEAD~1", "app"]
+        files = subprocess.run(archive, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", directory], input=files, check=True)
+        yield Path(directory)
+
+
+def _report(results: Results) -> str:
+    lines = []
+    for key, title in TITLES.items():
+        ours = results.median(key, NOW)
+        cells = []
+        for server, value in results.row(key).items():
+            ratio = f" (× {ours / value:.2f})" if ours and value and server != NOW else ""
+            cells.append(f"{server} {number(value)}{ratio}")
+        lines.append(f"{title}: {', '.join(cells)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
