@@ -46,6 +46,7 @@ from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
 from app.managers.transports import Transports
+from app.managers.warm import WarmKernels
 from app.settings import Settings
 
 __all__ = ["MultiKernelManager"]
@@ -103,6 +104,17 @@ class MultiKernelManager:
         )
         for name in settings.fork_kernels:
             self._house.prepare_forks(name)
+        # Kernels that are parked tell nobody what becomes of them, and are not restarted.
+        parking = KernelHouse(
+            settings.model_copy(update={"autorestart": False}),
+            self._context,
+            manager,
+            self._transports,
+            self._logs,
+            Events(),
+            counters,
+            forking,
+        )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
         self._external: dict[Path, ExternalKernel] = {}
@@ -111,6 +123,9 @@ class MultiKernelManager:
         )
         self._refreshing = asyncio.Lock()
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
+        self.warm = WarmKernels(
+            settings.warm_kernels, parking, self.specs, self.starts, settings.root_dir, env
+        )
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._reviving: set[str] = set()  # the dead that are being restarted
         self._events = events
@@ -261,12 +276,18 @@ class MultiKernelManager:
         with self.starts.admission():
             self._starting[identity] = asyncio.get_running_loop().create_future()
             try:
-                return await self._start(identity, name, path, env or {})
+                return await self._start(identity, name, path, env or {}, any_id=kernel_id is None)
             finally:
                 self._starting.pop(identity).set_result(None)
 
     async def _start(
-        self, kernel_id: str, name: str | None, path: str | None, env: Mapping[str, str]
+        self,
+        kernel_id: str,
+        name: str | None,
+        path: str | None,
+        env: Mapping[str, str],
+        *,
+        any_id: bool,
     ) -> Kernel:
         await self._forget_the_dead()
         settings = self._settings
@@ -278,6 +299,8 @@ class MultiKernelManager:
             cwd = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
+        if any_id and (claimed := await self._claim(name, cwd, environment)) is not None:
+            return claimed
         async with self._house.reports(kernel_id, name).action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(
@@ -288,6 +311,19 @@ class MultiKernelManager:
         if self.stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
             raise ServerStopping()
+        return kernel
+
+    async def _claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+        """A warm kernel, if there is one that is just what is asked for."""
+        kernel = await self.warm.claim(name, cwd, env)
+        if kernel is None:
+            return None
+        kernel.hand_over(self._house, cwd=cwd, env=env, on_gone=self._forget)
+        self._kernels[kernel.id] = kernel
+        async with kernel.reports.action("start"):
+            if self.stopping:
+                await kernel.stop(now=True)
+                raise ServerStopping
         return kernel
 
     async def _launch(self, kernel: Kernel) -> None:
@@ -374,7 +410,7 @@ class MultiKernelManager:
         await asyncio.sleep(FAREWELL_SECONDS)
         stops = [self._stop_quietly(kernel) for kernel in self]
         # A start that is under way ends its kernel itself.
-        await asyncio.gather(*stops, *self._starting.values())
+        await asyncio.gather(self.warm.close(), *stops, *self._starting.values())
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
