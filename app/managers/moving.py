@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from app.managers.fork_provisioner import READ_ONCE
+from app.managers.fork_provisioner import READ_ONCE, READ_WHEN_LOADED
 
 __all__ = ["MOVABLE", "Move", "moved", "plan"]
 
@@ -24,6 +24,7 @@ MOVABLE: Final = "ipython"
 
 READ_AT_START: Final = (
     *READ_ONCE,
+    *READ_WHEN_LOADED,  # by what a fork server has preloaded, or a start-up file
     # By ipykernel and what it is made of.
     *("IPYTHON*", "JUPYTER_*", "IPYKERNEL_*", "XDG_*", "TERM", "NO_COLOR", "FORCE_COLOR"),
 )

@@ -315,6 +315,7 @@ class MultiKernelManager:
 
     async def _claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
         """A warm kernel, if there is one that is just what is asked for."""
+        asked = time.monotonic()
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
             return None
@@ -324,6 +325,7 @@ class MultiKernelManager:
             if self.stopping:
                 await kernel.stop(now=True)
                 raise ServerStopping
+        kernel.reports.ready(time.monotonic() - asked)
         return kernel
 
     async def _launch(self, kernel: Kernel) -> None:

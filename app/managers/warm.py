@@ -18,7 +18,12 @@ from uuid import uuid4
 from jupyter_client.kernelspec import KernelSpec
 
 from app.managers.counters import Counters
-from app.managers.errors import KernelkeepError, KernelSpecNotFound
+from app.managers.errors import (
+    KernelSpecNotFound,
+    KernelStartFailed,
+    ServerStopping,
+    TooManyStarts,
+)
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.moving import MOVABLE, Move, moved, plan
 from app.managers.specs import Specs
@@ -37,6 +42,9 @@ ANSWER_SECONDS: Final = 5.0
 
 MOVE_SECONDS: Final = 1.0
 """How long a kernel may take to move; after that a cold start is the better choice."""
+
+BUSY_SECONDS: Final = 1.0
+"""When to try again while others fill the queue of starts."""
 
 RETRY_SECONDS: Final = 60.0
 """When a kernelspec that cannot be started is tried again."""
@@ -130,30 +138,31 @@ class WarmKernels:
             try:
                 pool.park(await self._start(pool))
                 failure = ""
-            except _NotReady as error:
+            except ServerStopping:
+                return
+            except TooManyStarts:
+                await asyncio.sleep(BUSY_SECONDS)
+            except Exception as error:  # of the kernel's making: a bug here must not end the pool
                 if str(error) != failure:
                     failure = str(error)
                     logger.error("warm_kernels: %s cannot be kept warm: %s", pool.name, failure)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _start(self, pool: _Pool) -> Kernel:
+        """A kernel that is ready. Raises `KernelkeepError` when it does not become so."""
         cwd, env = self._as_started
-        kernel = None
+        spec = await self._specs.find(pool.name)
+        kernel = Kernel(
+            str(uuid4()), pool.name, spec, self._house, cwd=cwd, env=env, on_gone=_nothing
+        )
         try:
-            spec = await self._specs.find(pool.name)
-            kernel = Kernel(
-                str(uuid4()), pool.name, spec, self._house, cwd=cwd, env=env, on_gone=_nothing
-            )
             with self._starts.admission():
                 await self._starts.launch(kernel.start, kernel.came_up)
             # Bounded by kernel_info_timeout.
             if not await kernel.came_up:
-                raise _NotReady(kernel.state.reason)
-        except KernelkeepError as error:
-            raise _NotReady(error.message) from error
+                raise KernelStartFailed(kernel.state.reason)
         except BaseException:
-            if kernel is not None:
-                self._stop(kernel)
+            self._stop(kernel)
             raise
         return kernel
 
@@ -161,14 +170,20 @@ class WarmKernels:
         """Stop kernels that are too old, do not answer, or whose kernelspec has changed."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            spec: KernelSpec | None = None
-            with contextlib.suppress(KernelSpecNotFound):
-                spec = await self._specs.find(pool.name)
-            for kernel in [*pool.parked]:
-                why = await self._what_is_wrong(pool, kernel, spec)
-                if why and pool.remove(kernel):
-                    logger.info("warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why)
-                    self._stop(kernel)
+            try:
+                await self._check(pool)
+            except Exception:  # a bug here must not end the pool
+                logger.exception("the warm kernels of %s could not be looked after", pool.name)
+
+    async def _check(self, pool: _Pool) -> None:
+        spec: KernelSpec | None = None
+        with contextlib.suppress(KernelSpecNotFound):
+            spec = await self._specs.find(pool.name)
+        for kernel in [*pool.parked]:
+            why = await self._what_is_wrong(pool, kernel, spec)
+            if why and pool.remove(kernel):
+                logger.info("warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why)
+                self._stop(kernel)
 
     async def _what_is_wrong(self, pool: _Pool, kernel: Kernel, spec: KernelSpec | None) -> str:
         age = asyncio.get_running_loop().time() - pool.parked.get(kernel, 0.0)
@@ -185,7 +200,7 @@ class WarmKernels:
     def _stop(self, kernel: Kernel) -> None:
         """Stop a kernel that nobody has used, in the background."""
         task = asyncio.get_running_loop().create_task(
-            kernel.stop(now=True), name=f"stop warm kernel {kernel.id}"
+            _stop_quietly(kernel), name=f"stop warm kernel {kernel.id}"
         )
         self._stops.add(task)
         task.add_done_callback(self._stops.discard)
@@ -201,10 +216,6 @@ class WarmKernels:
                 self._stop(kernel)
         if self._stops:
             await asyncio.wait(self._stops)
-
-
-class _NotReady(Exception):
-    """A kernel did not come up; the text says why."""
 
 
 class _Pool:
@@ -246,6 +257,13 @@ def _is_fit(kernel: Kernel) -> bool:
 
 def _same(one: KernelSpec, other: KernelSpec) -> bool:
     return (one.resource_dir, one.to_dict()) == (other.resource_dir, other.to_dict())
+
+
+async def _stop_quietly(kernel: Kernel) -> None:
+    try:
+        await kernel.stop(now=True)
+    except Exception:
+        logger.exception("warm kernel %s could not be stopped", kernel.id)
 
 
 def _nothing(_kernel: Kernel) -> None:
