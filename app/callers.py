@@ -14,7 +14,7 @@ __all__ = ["Caller", "begin_call", "caller"]
 class Caller:
     """The request, or the WebSocket, that something is done for."""
 
-    __slots__ = ("address", "location", "over", "request_id")
+    __slots__ = ("address", "location", "over", "request_id", "waited")
 
     def __init__(self, request_id: str, address: str) -> None:
         self.request_id = request_id
@@ -22,6 +22,8 @@ class Caller:
         """Of the client, as far as it is known: its IP address."""
         self.location = ""
         """The URL path of what was made for it, once that is known."""
+        self.waited = 0.0
+        """Seconds that it has waited because it wanted to."""
         self.over = False
 
 

@@ -10,6 +10,8 @@ from app.callers import caller
 
 __all__ = ["hide_tokens", "logging_config"]
 
+_PROBES: Final = ("/livez", "/readyz")
+
 # Rather a quotation mark too many is hidden than half a token shown.
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
@@ -67,6 +69,17 @@ class TokenFilter(logging.Filter):
         return _TOKEN.sub(r"\1\2[hidden]", text) if "token=" in text.lower() else text
 
 
+class ProbeFilter(logging.Filter):
+    """Keeps probes that are answered with yes out of the access log: there is no end of them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to let a record of uvicorn's access log through."""
+        match record.args:
+            case (_, "GET", str(path), _, 200):
+                return not path.endswith(_PROBES)
+        return True
+
+
 def hide_tokens(secret: str) -> None:
     """Make every logger that sees requests hide tokens, whoever configured it.
 
@@ -89,6 +102,7 @@ def logging_config(level: str, log_format: Literal["text", "json"] = "text") -> 
     return {
         "version": 1,
         "disable_existing_loggers": False,
+        "filters": {"probes": {"()": ProbeFilter}},
         "formatters": {"line": {"()": f"app.log_formats.{formatter}"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
@@ -100,6 +114,6 @@ def logging_config(level: str, log_format: Literal["text", "json"] = "text") -> 
                 "level": level.upper() if level != "info" else "WARNING",
                 "propagate": True,
             },
-            "uvicorn.access": {"level": level.upper(), "propagate": True},
+            "uvicorn.access": {"level": level.upper(), "propagate": True, "filters": ["probes"]},
         },
     }

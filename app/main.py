@@ -141,8 +141,8 @@ def create_app(
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     for router in routers:
         app.include_router(router)
-    complete(app, routers)
-    add_error_handlers(app)
+    complete(app, routers, settings.root_path)
+    add_error_handlers(app, routers)
     app.add_middleware(ETagMiddleware)
     app.add_middleware(
         AccessMiddleware, settings=settings, token=token, public=_public_routes(routers)

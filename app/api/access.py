@@ -39,9 +39,16 @@ __all__ = [
 Action = Literal["read", "write", "execute"]
 
 _PREFLIGHT: Final = {
-    "Access-Control-Allow-Headers": "accept, content-type, authorization, x-xsrftoken",
+    "Access-Control-Allow-Headers": (
+        "accept, content-type, authorization, x-xsrftoken, "
+        "idempotency-key, last-event-id, if-none-match, x-request-id, traceparent"
+    ),
     "Access-Control-Allow-Methods": "GET, PUT, POST, PATCH, DELETE, OPTIONS",
 }
+
+
+_EXPOSED: Final = "location, retry-after, etag, x-request-id"
+"""What a script may read of a response beside what scripts may always read."""
 
 
 class Access:
@@ -244,6 +251,7 @@ def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:
                 headers.setdefault(name, value)
             if origin is not None:
                 headers["Access-Control-Allow-Origin"] = origin
+                headers["Access-Control-Expose-Headers"] = _EXPOSED
                 if origin != "*":
                     headers.add_vary_header("Origin")
                 if credentials:

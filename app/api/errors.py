@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
@@ -44,8 +47,14 @@ def error_response(
     return Response(_encode(body), status, headers, "application/json")
 
 
-def add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     """Turn every exception into a response; the only place that does."""
+    methods: dict[str, set[str]] = {}
+    for route in chain.from_iterable(router.routes for router in routers):
+        if isinstance(route, APIRoute):
+            # Preflights are answered everywhere (`app.api.access`).
+            methods.setdefault(route.path_format, {"OPTIONS"}).update(route.methods or ())
+    app.state.methods = {path: ", ".join(sorted(found)) for path, found in methods.items()}
     app.add_exception_handler(KernelkeepError, _on_kernelkeep_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(WebSocketRequestValidationError, _on_validation_error)
@@ -92,7 +101,10 @@ async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Re
         return _invalid_json()
     status = error.status_code
     message = str(error.detail) or HTTPStatus(status).phrase
-    headers = dict(error.headers) if error.headers else None
+    headers = dict(error.headers) if error.headers else {}
+    if status == 405:  # the framework names the methods of one route; a path may have several
+        path = getattr(connection.scope.get("route"), "path_format", "")
+        headers["Allow"] = connection.app.state.methods.get(path, headers.get("Allow", ""))
     return error_response(status, message, _CODES.get(status, f"http_{status}"), headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -28,7 +29,7 @@ from app.api.execution_models import (
     InputModel,
     RunCode,
 )
-from app.api.openapi import BODY, errors, json_errors, stream_of
+from app.api.openapi import BODY, FILE, errors, json_errors, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -39,6 +40,7 @@ from app.api.streams import (
     resume_after,
     wants,
 )
+from app.callers import caller
 from app.managers.errors import (
     AfterBeyondEnd,
     ExecutionNotFound,
@@ -75,8 +77,6 @@ INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
 }
-
-_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -141,7 +141,10 @@ def _waiting(
     kernel: Kernel, execution: Execution, seconds: float, answer: Callable[[], Any]
 ) -> Response:
     async def make() -> Response:
+        began = time.perf_counter()
         await kernel.executions.ended(execution, seconds)
+        if (made_for := caller()) is not None:
+            made_for.waited = time.perf_counter() - began
         response: Response = await answer()
         return response
 
@@ -307,8 +310,7 @@ async def follow_execution(
     responses={
         200: {
             "description": "The data, in its own media type.",
-            # Also by name: generators of clients know that one as bytes.
-            "content": {"application/octet-stream": _BYTES, "*/*": _BYTES},
+            "content": FILE,
         },
         **errors(InvalidRequest, *_NOT_FOUND, OutputNotFound),
     },

@@ -9,7 +9,7 @@ from starlette.responses import FileResponse
 from app.api.access import requires
 from app.api.dependencies import ManagerDep
 from app.api.models import KernelSpecModel, KernelSpecs
-from app.api.openapi import ERRORS, errors
+from app.api.openapi import ERRORS, FILE, errors
 from app.managers.errors import KernelSpecNotFound, NotFound
 
 router = APIRouter(tags=["kernelspecs"])
@@ -49,7 +49,7 @@ async def get_kernelspec(manager: ManagerDep, name: str) -> Response:
     operation_id="kernelspecs_resource",
     response_class=FileResponse,
     responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+        200: {"content": FILE, "description": "The file, in its own media type."},
         **errors(KernelSpecNotFound, NotFound),
     },
     dependencies=[requires("kernelspecs", "read")],

@@ -26,10 +26,16 @@ from app.managers.errors import (
 )
 from app.protocol.v1 import SUBPROTOCOL
 
-__all__ = ["BODY", "ERRORS", "complete", "errors", "json_errors", "stream_of"]
+__all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "stream_of"]
 
 BODY: Final = (InvalidRequest, InvalidJSON, RequestTooLarge)
 """What a route that takes a body may answer."""
+
+_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
+
+# One of the two by name: generators of clients know that one as bytes.
+FILE: Final = {"application/octet-stream": _BYTES, "*/*": _BYTES}
+"""The content of a response that is of any media type."""
 
 _EVERYWHERE: Final = (Unauthorized, NotAuthorized, AuthorizerFailed)
 # What no route raises, but what is found out before or behind it.
@@ -37,6 +43,13 @@ _AROUND: Final = {
     403: "`forbidden_host`: The `Host` is none that this server answers to.",
     404: "`forbidden_origin`: A web page elsewhere has sent it, without the token.",
     500: "`internal_error`: It failed; the server's log has the details.",
+}
+
+_RETRY_AFTER: Final = {
+    "Retry-After": {
+        "description": "In how many seconds to try again, if that is known.",
+        "schema": {"type": "integer"},
+    }
 }
 
 _DESCRIPTION: Final = """\
@@ -114,7 +127,11 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
         said[status].append(sentence)
     return {
         **{
-            status: {"model": ErrorModel, "description": "\n\n".join(said[status])}
+            status: {
+                "model": ErrorModel,
+                "description": "\n\n".join(said[status]),
+                **({"headers": _RETRY_AFTER} if status in (429, 503) else {}),
+            }
             for status in sorted(said)
         },
         # Without it FastAPI documents a 422 of its own, which is never sent.
@@ -154,8 +171,11 @@ ERRORS: Final = errors()
 """What every route may answer."""
 
 
-def complete(app: FastAPI, routers: Iterable[APIRouter]) -> None:
-    """Let the document of ``app`` say what FastAPI cannot know of the routes of ``routers``."""
+def complete(app: FastAPI, routers: Iterable[APIRouter], root_path: str) -> None:
+    """Let the document of ``app`` say what FastAPI cannot know of the routes of ``routers``.
+
+    Clients find them below ``root_path``.
+    """
     plain: Callable[[], dict[str, Any]] = app.openapi
     routes = [route for router in routers for route in router.routes]
 
@@ -167,6 +187,8 @@ def complete(app: FastAPI, routers: Iterable[APIRouter]) -> None:
             _add_components(document)
             _add_security(document, routes)
             _simplify_parameters(document)
+            if root_path:
+                document["servers"] = [{"url": root_path}]
             document["x-websockets"] = _websockets(routes)
         assert app.openapi_schema is not None
         return app.openapi_schema

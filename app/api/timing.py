@@ -1,4 +1,4 @@
-"""How long requests take, by the route that they were for."""
+"""How long requests take until they are answered, by the route that they were for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.callers import caller
 from app.managers.metrics import Metrics
 
 __all__ = ["TimingMiddleware"]
@@ -18,6 +19,8 @@ class TimingMiddleware:
     """Counts every HTTP response: its method, its route's template and its status.
 
     What a client can make up (a path, a method) is never a label: there would be no end of them.
+    What counts is when a response begins, less what the client asked to wait: a stream that is
+    followed for hours, or a long execution that is waited for, is no slow request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -28,12 +31,14 @@ class TimingMiddleware:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        answered: float | None = None
         status = 500  # of an exception that gets here
 
         async def send_observed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
+                answered = time.perf_counter()
             await send(message)
 
         try:
@@ -43,5 +48,7 @@ class TimingMiddleware:
             route = getattr(scope.get("route"), "path_format", "none")
             metrics: Metrics | None = scope.get("state", {}).get("metrics")
             if metrics is not None:  # the lifespan has run
-                seconds = time.perf_counter() - began
+                made_for = caller()
+                waited = made_for.waited if made_for is not None else 0.0
+                seconds = max(0.0, (answered or time.perf_counter()) - began - waited)
                 metrics.counters.request_seconds[method, route, str(status)].observe(seconds)

@@ -222,7 +222,8 @@ class _Collector(Collector):
         )
         yield _histogram(
             "http_request_duration_seconds",
-            "Of HTTP requests, by the template of their route.",
+            "Of HTTP requests until their response begins, without what they asked to wait, by the "
+            "template of their route.",
             ["method", "handler", "status_code"],
             counters.request_seconds.items(),
         )

@@ -59,6 +59,9 @@ MAX_DEAD: Final = 32
 FAREWELL_SECONDS: Final = 0.1
 """Between the end of streams and WebSockets and that of the kernels, when the server stops."""
 
+STOP_SLACK_SECONDS: Final = 15.0
+"""What the stop of all kernels may take beyond ``shutdown_wait_time``."""
+
 MAX_SOCKETS: Final = 65535
 """Of the ZMQ context. libzmq's default of 1023 ends at about 200 kernels."""
 
@@ -410,9 +413,21 @@ class MultiKernelManager:
         await asyncio.wait({self._culling})
         # Whoever waited is told why, before what becomes of the kernels is the news.
         await asyncio.sleep(FAREWELL_SECONDS)
-        stops = [self._stop_quietly(kernel) for kernel in self]
+        loop = asyncio.get_running_loop()
+        stops: set[asyncio.Future[None]] = {
+            loop.create_task(self._stop_quietly(kernel)) for kernel in self
+        }
         # A start that is under way ends its kernel itself.
-        await asyncio.gather(self.warm.close(), *stops, *self._starting.values())
+        stops.update(self._starting.values())
+        stops.add(loop.create_task(self.warm.close()))
+        if stops:
+            # Each step has its bound, but a provisioner of somebody else's may have none.
+            bound = self._settings.shutdown_wait_time + STOP_SLACK_SECONDS
+            _, late = await asyncio.wait(stops, timeout=bound)
+            if late:
+                logger.error("%d kernels do not stop; the server ends without them", len(late))
+            for stop in late:
+                stop.cancel()
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)

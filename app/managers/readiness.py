@@ -31,7 +31,7 @@ MIN_FREE_BYTES: Final = 16 * 2**20
 """On the disk of the state directory: for connection files, output and logs of a kernel."""
 
 MIN_FREE_DESCRIPTORS: Final = 32
-"""A kernel takes about twenty; the rest is for the requests that start and use it."""
+"""A kernel takes about ten; the rest is for the requests that start and use it."""
 
 _OPEN_DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -51,7 +51,11 @@ class Readiness:
             return False
         async with self._looking:
             if time.monotonic() >= self._looked + FRESH_SECONDS:
-                self._note(await asyncio.to_thread(self._look))
+                try:
+                    problem = await asyncio.to_thread(self._look)
+                except OSError as error:
+                    problem = str(error)
+                self._note(problem)
                 self._looked = time.monotonic()
         return self._problem is None
 

@@ -247,26 +247,6 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
     await executions.cancel(execution_id)
 
 
-@pytest.mark.parametrize("accept", [SSE, NDJSON])
-async def test_a_server_that_stops_ends_its_streams(make_server: MakeServer, accept: str) -> None:
-    server = make_server()
-    async with kernels_of(server) as start:
-        kernel = await start()
-        executions = Executions(kernel.rest, kernel.id)
-        execution_id = await executions.begin("print a\nsleep 60")
-        waiting = asyncio.create_task(executions.get(execution_id, wait=60))
-        async with aclosing(executions.events(execution_id, accept)) as events:  # type: ignore[type-var]
-            while (await anext(events))["type"] != "stream":
-                pass
-            stopping = asyncio.create_task(asyncio.to_thread(server.stop))
-            rest = checked([event async for event in events])
-        assert types(rest) == ["closing"]
-        assert (await waiting)["state"] == "running"
-        await stopping
-        start.started.clear()
-    assert "timeout graceful shutdown exceeded" not in server.output()
-
-
 @pytest.mark.parametrize(
     ("query", "headers", "code"),
     [

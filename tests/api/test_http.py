@@ -65,6 +65,13 @@ async def test_an_unknown_route(
 )
 async def test_a_wrong_method(rest: RestClient, method: str, path: str) -> None:
     response = await rest.http.request(method, path)
+    allowed = set(response.headers["Allow"].split(", "))
+    assert allowed >= {"OPTIONS"}
+    assert method not in allowed
+    if path == "/api/kernels":
+        assert allowed == {"GET", "POST", "OPTIONS"}
+    elif path == f"/api/kernels/{UNKNOWN}":
+        assert allowed == {"GET", "DELETE", "OPTIONS"}
     if method == "HEAD":
         assert (response.status_code, response.content) == (405, b"")
     else:
@@ -103,7 +110,8 @@ async def test_options_are_told_to_everybody(rest: RestClient, path: str) -> Non
     response = await rest.request("OPTIONS", path, headers={"Authorization": "token wrong"})
     assert response.content == b""
     assert response.headers["Access-Control-Allow-Headers"] == (
-        "accept, content-type, authorization, x-xsrftoken"
+        "accept, content-type, authorization, x-xsrftoken, "
+        "idempotency-key, last-event-id, if-none-match, x-request-id, traceparent"
     )
     assert response.headers["Access-Control-Allow-Methods"] == (
         "GET, PUT, POST, PATCH, DELETE, OPTIONS"

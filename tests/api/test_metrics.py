@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from app import __version__
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
+from tests.support.executions import NDJSON, Executions
 from tests.support.metrics import Metrics, scrape
 from tests.support.processes import eventually
 from tests.support.rest import RestClient, RestError
@@ -126,6 +128,24 @@ async def test_the_durations_of_requests_are_a_histogram(rest: RestClient) -> No
     assert counts == sorted(counts)
     assert buckets[-1] == (float("inf"), metrics(f"{name}_count", **labels))
     assert 0 < metrics(f"{name}_sum", **labels) < 10 * counts[-1]
+
+
+async def test_what_waits_as_it_was_asked_to_is_no_slow_request(start: KernelStarter) -> None:
+    kernel = await start()
+    executions = Executions(kernel.rest, kernel.id)
+    slow = 3.0  # seconds
+    await asyncio.gather(
+        executions.run(f"sleep {slow}"),
+        executions.all_events(await executions.begin(f"sleep {slow / 10}")),
+        executions.all_events(await executions.begin("print a"), NDJSON),
+    )
+    metrics = await scrape(start.rest)
+    name = "http_request_duration_seconds"
+    path = "/api/kernels/{kernel_id}/executions"
+    for method, handler in (("POST", path), ("GET", f"{path}/{{execution_id}}/events")):
+        labels = {"method": method, "handler": handler, "status_code": "200"}
+        assert metrics(f"{name}_count", **labels) >= 1
+        assert metrics(f"{name}_sum", **labels) < slow
 
 
 async def test_how_late_the_loop_is_is_told_while_somebody_asks(rest: RestClient) -> None:

@@ -13,7 +13,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from websockets.asyncio.client import connect
 
 from app import __version__
+from app.main import create_app
 from app.managers.errors import KernelkeepError, NotFound
+from app.settings import Settings
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.rest import RestClient
@@ -143,6 +145,14 @@ def test_it_asks_for_the_token_where_the_server_does(document: dict[str, Any]) -
     for name, operation in _operations(document):
         asked = {scheme for choice in operation["security"] for scheme in choice}
         assert asked == (set() if name == "GET /api" else set(schemes)), name
+
+
+def test_it_tells_the_prefix_below_which_a_proxy_shows_the_service(
+    document: dict[str, Any],
+) -> None:
+    assert "servers" not in document
+    prefixed = create_app(Settings.model_construct(root_path="/lab")).openapi()
+    assert prefixed["servers"] == [{"url": "/lab"}]
 
 
 def test_its_examples_are_as_their_schemas_say(document: dict[str, Any]) -> None:

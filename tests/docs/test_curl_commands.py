@@ -68,6 +68,13 @@ async def test_the_commands_do_what_the_document_says(
     assert (tmp_path / "image.png").read_bytes() == PIXEL
     hello = read(tmp_path, "hello.json")
     assert (hello["state"], text_of(hello).endswith("Hello Ada\n")) == ("ok", True)
+    assert "python3" in read(tmp_path, "kernelspecs.json")["kernelspecs"]
+    (kernel,) = json.loads((tmp_path / "kernels.json").read_text())
+    assert read(tmp_path, "restarted.json")["id"] == kernel["id"]
+    assert "working\n" in [
+        message["content"].get("text") for message in read(tmp_path, "messages.json")["messages"]
+    ]
+    assert read(tmp_path, "error.json")["code"] == "kernel_not_found"
     assert read(tmp_path, "cancelled.json")["state"] == "cancelled"
     assert await rest.kernels() == []
 

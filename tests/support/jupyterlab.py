@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,13 +23,21 @@ REQUEST_TIMEOUT = 60  # seconds
 class JupyterLab:
     """``jupyter lab`` with the root directory and the Jupyter directories of a server's home.
 
-    A context manager; all methods block.
+    A context manager; all methods block. With ``url`` it reaches that server through a proxy;
+    ``env`` is added to its environment.
     """
 
-    def __init__(self, gateway: ServerProcess) -> None:
+    def __init__(
+        self,
+        gateway: ServerProcess,
+        *,
+        url: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.token = secrets.token_hex(16)
         self._gateway = gateway
-        self._environment = gateway.home.environment()
+        self._gateway_url = url or gateway.url
+        self._environment = gateway.home.environment(env)
         self._log = gateway.home.path / "jupyterlab.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
@@ -48,7 +57,7 @@ class JupyterLab:
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
             *("--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={self.token}"),
             f"--ServerApp.root_dir={gateway.home.root_dir}",
-            f"--gateway-url={gateway.url}",
+            f"--gateway-url={self._gateway_url}",
             f"--GatewayClient.auth_token={gateway.token}",
         ]
 

@@ -125,7 +125,9 @@ class RestClient:
         more = {"json": body} if body else {}
         response = await self.request("POST", "/api/kernels", 201, **more)
         kernel = cast(KernelModel, response.json())
-        assert response.headers["Location"] == f"/api/kernels/{kernel['id']}"
+        assert (
+            response.headers["Location"] == f"{self.http.base_url.path}api/kernels/{kernel['id']}"
+        )
         return kernel
 
     async def kernel(self, kernel_id: str) -> KernelModel:

@@ -1,0 +1,1 @@
+"""Measures kernelkeep beside other kernel servers and the bare ZMQ sockets."""

@@ -1,0 +1,167 @@
+"""``python -m benchmarks``: measures kernelkeep beside its peers, and writes what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.bare import Bare
+from benchmarks.calibration import calibrate
+from benchmarks.environments import PEERS, prepare
+from benchmarks.figures import Results
+from benchmarks.measures import MEASURES, ClientLimit, Measure, Scale
+from benchmarks.plots import plot
+from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, kernelkeep, peer
+from benchmarks.table import markdown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the exit code."""
+    options = _parse(arguments)
+    folder = Path(options.output).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = kernelkeep()
+    ours.version = f"kernelkeep {commit()}"
+    targets: list[Server | Bare] = [ours, Bare(KERNELS)]
+    missing: dict[str, str] = {}
+    for name in options.peers:
+        environment = prepare(name, folder / "peers")
+        if environment.problem:
+            missing[name] = environment.problem
+            continue
+        other = peer(name, environment.python)
+        other.version = environment.version
+        targets.append(other)
+    results = Results([target.name for target in targets] + list(missing))
+    for name, problem in missing.items():
+        results.fail(name, "installation", problem)
+    wanted = [m for m in MEASURES if not options.only or m.name in options.only]
+    began, load = time.monotonic(), os.getloadavg()[0]
+    limit = calibrate()
+    try:
+        _run(targets, wanted, options, results)
+    finally:
+        for target in targets:
+            target.stop()
+        seconds = time.monotonic() - began
+        about = _about(targets, options, limit, load, seconds)
+        _write(folder, results, about)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a look in two minutes: no figures")
+    parser.add_argument("--rounds", type=int, help="how often each measure is repeated")
+    parser.add_argument("--output", default=str(ROOT / "build" / "benchmarks"))
+    names = [measure.name for measure in MEASURES]
+    parser.add_argument("--only", action="append", choices=names, help="only this measure")
+    parser.add_argument(
+        "--peers",
+        type=lambda text: [name for name in text.split(",") if name],
+        default=list(PEERS),
+        help=f"of {','.join(PEERS)}; empty for none",
+    )
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    unknown = set(options.peers) - set(PEERS)
+    if unknown:
+        parser.error(f"--peers: not known: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _run(
+    targets: list[Server | Bare],
+    measures: list[Measure],
+    options: argparse.Namespace,
+    results: Results,
+) -> None:
+    """Every measure of every round on every server in turn, so that all see the same machine."""
+    scale = Scale(0.08 if options.quick else 1.0)
+    for target in targets:
+        _start(target, results)
+    for number in range(options.rounds):
+        for measure in measures:
+            if number and measure.once:
+                continue
+            for target in targets:
+                if isinstance(target, Bare) and not measure.bare:
+                    continue
+                _measure(target, measure, scale, results)
+
+
+def _start(target: Server | Bare, results: Results) -> None:
+    try:
+        target.start()
+    except ServerDied as error:
+        results.fail(target.name, "start", str(error).splitlines()[0])
+
+
+def _measure(target: Server | Bare, measure: Measure, scale: Scale, results: Results) -> None:
+    if not target.is_alive:
+        results.fail(target.name, measure.name, "the server was not running")
+        return
+    began = time.monotonic()
+    try:
+        results.add(target.name, measure.function(target, scale))
+        outcome = ""
+    except ClientLimit as error:
+        outcome = str(error)
+    except Exception as error:  # whatever a server does, the others are measured
+        outcome = f"{type(error).__name__}: {error}"
+        if not target.is_alive:
+            outcome = f"the server died ({outcome})"
+    if outcome:
+        results.fail(target.name, measure.name, outcome)
+        if not target.is_alive and isinstance(target, Server):
+            target.stop()
+            _start(target, results)
+    print(f"{measure.name}, {target.name}: {time.monotonic() - began:.1f} s {outcome}", flush=True)
+
+
+def commit() -> str:
+    """The commit of this clone, with a plus sign if it has been changed since."""
+    try:
+        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "of no commit"
+
+
+def _about(
+    targets: Sequence[Server | Bare],
+    options: argparse.Namespace,
+    limit: float,
+    load: float,
+    seconds: float,
+) -> list[str]:
+    """What a reader must know of the run."""
+    return [
+        f"{time.strftime('%Y-%m-%d %H:%M')} UTC; {options.rounds} round(s), {seconds / 60:.0f} min"
+        + (" (--quick: a look, no figures)" if options.quick else ""),
+        f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, load average at the start {load:.1f}",
+        ", ".join(target.version for target in targets),
+        f"the client alone reads {limit:,.0f} messages of 100 B a second",
+        "limits on output switched off everywhere (--no-limit-rate)",
+    ]
+
+
+def _write(folder: Path, results: Results, about: Sequence[str]) -> None:
+    text = "\n".join(f"- {line}" for line in about) + "\n\n" + markdown(results) + "\n"
+    (folder / "table.md").write_text(text)
+    data = {"about": list(about), **results.as_json()}
+    (folder / "results.json").write_text(json.dumps(data, indent=1))
+    plot(results, folder / "plots.png")
+    print(f"\n{text}\nwritten to {folder}: table.md, results.json, plots.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,419 @@
+"""What is measured. Each measure takes a server (or the bare sockets) and returns its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from benchmarks.bare import Bare
+from benchmarks.clients import (
+    QUIET_SECONDS,
+    ClientTime,
+    Connection,
+    flood,
+    receive_all,
+    round_trip,
+)
+from benchmarks.figures import percentile
+from benchmarks.rest import raw_get
+from benchmarks.servers import Server
+from benchmarks.websocket import WebSocket
+
+__all__ = ["MEASURES", "ClientLimit", "Figures", "Measure", "Scale"]
+
+Target = Server | Bare
+Figures = dict[str, float]
+"""By the key of the line in the table (`benchmarks.table`)."""
+
+
+class ClientLimit(RuntimeError):
+    """The client was busy all the time, so it was the client that was measured."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: ``part`` 1 for a full run, less for a quick one."""
+
+    part: float = 1.0
+
+    def __call__(self, count: int, least: int = 1) -> int:
+        return max(int(count * self.part), least)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure; ``once`` if it takes so long that a run does it but once."""
+
+    name: str
+    function: Callable[[Any, Scale], Figures]
+    once: bool = False
+    bare: bool = False  # whether the bare sockets can be measured too
+
+
+T = TypeVar("T", bound=Target)
+
+
+@contextlib.contextmanager
+def running(target: Target, name: str, *, v1: bool = True) -> Iterator[tuple[str, Any]]:
+    """A kernel that is ready, and a connection to it."""
+    kernel_id, connection = target.ready(name, v1=v1)
+    try:
+        yield kernel_id, connection
+    finally:
+        connection.close()
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            target.delete_kernel(kernel_id)
+
+
+def _cpu(target: Target) -> float:
+    usage = target.usage()
+    return usage.cpu if usage is not None else 0.0
+
+
+def round_trips(target: Target, scale: Scale) -> Figures:
+    """A tiny execution of the flood kernel, over both framings."""
+    figures: Figures = {}
+    for framing, v1 in (("v1", True), ("legacy", False)):
+        if not v1 and isinstance(target, Bare):
+            continue
+        with running(target, "flood", v1=v1) as (_, connection):
+            before, deadline = _cpu(target), time.monotonic() + 3 * scale.part + 0.5
+            times: list[float] = []
+            while len(times) < scale(1000, 50) and time.monotonic() < deadline:
+                times.append(round_trip(connection) * 1e3)
+            figures[f"round_trip_{framing}_p50"] = percentile(times, 50)
+            figures[f"round_trip_{framing}_p99"] = percentile(times, 99)
+            if v1 and not isinstance(target, Bare):
+                figures["round_trip_cpu"] = (_cpu(target) - before) / len(times) * 1e6
+    return figures
+
+
+# Bytes of text, and messages for a fast server in a full run; the peers get a part of them.
+FLOODS: Final = {"100": (100, 200_000), "10k": (10_000, 20_000), "1M": (10**6, 600)}
+LARGE: Final = {"50M": (50 * 10**6, 12)}
+PEERS_PART: Final = 0.1
+
+
+def _count(target: Target, count: int, scale: Scale) -> int:
+    is_fast = target.name.startswith(("kernelkeep", "bare"))
+    return scale(int(count * (1.0 if is_fast else PEERS_PART)), 3)
+
+
+def floods(target: Target, scale: Scale) -> Figures:
+    """One kernel that says as much as it can to one client; its publisher never drops."""
+    return {**_floods(target, scale, FLOODS | LARGE, v1=True)}
+
+
+def legacy_floods(target: Target, scale: Scale) -> Figures:
+    """The same in the legacy framing."""
+    return _floods(target, scale, FLOODS, v1=False)
+
+
+def _floods(
+    target: Target, scale: Scale, sizes: dict[str, tuple[int, int]], *, v1: bool
+) -> Figures:
+    figures: Figures = {}
+    framing = "v1" if v1 else "legacy"
+    with running(target, "flood", v1=v1) as (_, connection):
+        for name, (size, most) in sizes.items():
+            count = _count(target, most, scale)
+            before, client = _cpu(target), ClientTime()
+            flood(connection, count, size)
+            seconds = receive_all([connection], count)
+            limited = client.is_limit and not isinstance(target, Bare)
+            while connection.receive(0.2):
+                pass
+            connection.others.clear()
+            rate = connection.streams / seconds
+            key = f"iopub_{framing}_{name}"
+            figures[key] = rate if size == 100 else rate * size / 1e6
+            figures[f"{key}_lost"] = 100.0 * (1 - connection.streams / count)
+            if size == 100 and not isinstance(target, Bare):
+                figures[f"{key}_cpu"] = (_cpu(target) - before) / connection.streams * 1e5
+            if limited:
+                raise ClientLimit(f"the client was measured at {name}")
+    return figures
+
+
+def ten_clients(target: Server, scale: Scale) -> Figures:
+    """One kernel, ten clients: deliveries a second."""
+    with running(target, "flood") as (kernel_id, first):
+        connections = [first, *(target.connect(kernel_id) for _ in range(9))]
+        try:
+            time.sleep(0.5)
+            count = _count(target, 60_000, scale)
+            client = ClientTime()
+            flood(first, count, 100)
+            seconds = receive_all(connections, count)
+            if client.is_limit:
+                raise ClientLimit("the client was measured")
+            return {"ten_clients": sum(connection.streams for connection in connections) / seconds}
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def opening(target: Server, scale: Scale) -> Figures:
+    """From opening a WebSocket on a running kernel to the first reply."""
+    times = []
+    with running(target, "flood") as (kernel_id, _):
+        for _ in range(scale(30, 5)):
+            began = time.perf_counter()
+            connection = target.connect(kernel_id)
+            msg_id = connection.execute("")
+            connection.receive_until(msg_id, (b'"execute_reply"',), 30)
+            times.append((time.perf_counter() - began) * 1e3)
+            connection.close()
+    return {"open_to_reply": percentile(times, 50)}
+
+
+def starting(target: Server, scale: Scale) -> Figures:
+    """A start of ipykernel, to the 201 and to the first reply; a restart; twenty at once."""
+    figures: Figures = {}
+    began = time.perf_counter()
+    kernel_id = target.start_kernel("ipykernel")
+    figures["start_to_201"] = (time.perf_counter() - began) * 1e3
+    first = _first_reply(target, kernel_id)
+    figures["start_to_reply"] = (time.perf_counter() - began) * 1e3
+    first.close()
+    began = time.perf_counter()
+    target.rest.request("POST", f"/api/kernels/{kernel_id}/restart", {})
+    _first_reply(target, kernel_id).close()
+    figures["restart_to_reply"] = (time.perf_counter() - began) * 1e3
+    target.delete_kernel(kernel_id)
+    began = time.perf_counter()
+    kernels = [target.start_kernel("ipykernel") for _ in range(scale(20, 5))]
+    for each in kernels:
+        _first_reply(target, each).close()
+    figures["twenty_starts"] = time.perf_counter() - began
+    for each in kernels:
+        target.delete_kernel(each)
+    return figures
+
+
+def _first_reply(target: Server, kernel_id: str) -> Connection:
+    connection = target.connect(kernel_id)
+    connection.receive_until(connection.execute("1"), (b'"execute_reply"',), 90)
+    return connection
+
+
+def neighbour(target: Server, scale: Scale) -> Figures:
+    """Another kernel's round trip, and REST, while one floods a client in another process."""
+    figures: Figures = {}
+    for name, rate in (("20000", 20_000), ("max", 0)):
+        with running(target, "flood") as (_, quiet), running(target, "dropping") as (noisy_id, _):
+            drain = target.drain(noisy_id)
+            try:
+                noisy = target.connect(noisy_id)
+                flood(noisy, 10**9, 100, rate)
+                noisy.close()  # the drain reads it
+                trips, requests = [], []
+                deadline = time.monotonic() + max(3 * scale.part, 1.0)
+                while time.monotonic() < deadline:
+                    trips.append(round_trip(quiet) * 1e3)
+                    began = time.perf_counter()
+                    target.rest.request("GET", "/api/kernels")
+                    requests.append((time.perf_counter() - began) * 1e3)
+            finally:
+                drain.stop()
+        figures[f"neighbour_{name}"] = percentile(trips, 50)
+        figures[f"neighbour_rest_{name}"] = percentile(requests, 99)
+    return figures
+
+
+PRINT: Final = "for i in range({count}): print(i, flush=True)"
+
+
+def losses(target: Target, scale: Scale) -> Figures:
+    """What does not arrive: of ipykernel, and of a publisher that drops above 1,000 messages."""
+    figures: Figures = {}
+    with running(target, "ipykernel") as (_, connection):
+        count = scale(10_000, 1000)
+        connection.streams = 0
+        connection.execute(PRINT.format(count=count))
+        receive_all([connection], count)
+        figures["lost_ipykernel"] = 100.0 * max(1 - connection.streams / count, 0)
+    for name, rate, seconds in (("40000", 40_000, 3.0), ("max", 0, 3.0)):
+        with running(target, "dropping") as (_, connection):
+            count = scale(int((rate or 100_000) * seconds), 20_000)
+            flood(connection, count, 100, rate)
+            receive_all([connection], count)
+            figures[f"lost_{name}"] = 100.0 * (1 - connection.streams / count)
+    return figures
+
+
+def slow_reader(target: Server, scale: Scale) -> Figures:
+    """Two clients, one of which reads nothing of 500 MB: what the other gets; the memory."""
+    with running(target, "flood") as (kernel_id, reader):
+        stopped = target.connect(kernel_id)
+        stopped.receive(1)
+        before, peak = target.usage().memory, 0
+        count, size = scale(50_000, 2000), 10_000
+        flood(reader, count, size)
+        while reader.streams < count and reader.receive(QUIET_SECONDS):
+            if reader.streams % 50 == 0:
+                peak = max(peak, target.usage().memory)
+        peak = max(peak, target.usage().memory)
+        stopped.close()
+        return {
+            "slow_reader_lost": 100.0 * (1 - reader.streams / count),
+            "slow_reader_memory": (peak - before) / 2**20,
+        }
+
+
+def connections(target: Server, scale: Scale) -> Figures:
+    """Memory of idle connections to one kernel; how many of a thousand can be opened."""
+    opened: list[Connection] = []
+    with running(target, "flood") as (kernel_id, _):
+        before, deadline = target.usage().memory, time.monotonic() + 60
+        wanted = scale(1000, 100)
+        try:
+            while len(opened) < wanted and time.monotonic() < deadline:
+                opened.append(target.connect(kernel_id))
+            time.sleep(1)
+            used = target.usage().memory - before
+        finally:
+            for connection in opened:
+                connection.close()
+    return {"connection_memory": used / 1024 / len(opened), "connections": float(len(opened))}
+
+
+def many_kernels(target: Server, scale: Scale) -> Figures:
+    """Lists of kernels, memory, and what many quiet and many chatty kernels cost."""
+    figures: Figures = {}
+    kernels: list[str] = []
+    opened: list[WebSocket] = []
+    most = scale(200, 20)
+    try:
+        before = target.usage().memory
+        for wanted in (1, 20, most):
+            while len(kernels) < wanted:
+                kernels.append(target.start_kernel("flood"))
+            if wanted == most:
+                time.sleep(2)
+                figures["kernel_memory"] = (target.usage().memory - before) / 1024 / most
+            figures[f"list_{wanted}" if wanted < most else "list_200"] = requests(
+                target, "/api/kernels", scale
+            )
+        figures["get_one"] = requests(target, f"/api/kernels/{kernels[0]}", scale)
+        opened += [target.connect(each) for each in kernels[: most * 3 // 4]]
+        for connection in opened:
+            _wait_for_answer(connection)
+        time.sleep(1)
+        figures["idle_cpu"] = _load(target, 10 * scale.part + 1)
+        figures |= _chatter(target, opened, 6 * scale.part + 2)
+    finally:
+        for connection in opened:
+            connection.close()
+        for each in kernels:
+            target.delete_kernel(each)
+    return figures
+
+
+def _wait_for_answer(connection: WebSocket) -> None:
+    """Until a request is answered: some servers lose the first."""
+    for _ in range(6):
+        try:
+            connection.receive_until(connection.execute(""), (b'"execute_reply"',), 10)
+            return
+        except TimeoutError:
+            continue
+    raise TimeoutError("a kernel does not answer")
+
+
+def _load(target: Server, seconds: float) -> float:
+    """The server's CPU in percent of a core, over some seconds."""
+    before, began = target.usage().cpu, time.perf_counter()
+    time.sleep(seconds)
+    return 100 * (target.usage().cpu - before) / (time.perf_counter() - began)
+
+
+def _chatter(target: Server, opened: Sequence[WebSocket], seconds: float) -> Figures:
+    """Each kernel says something ten times a second."""
+    code = json.dumps({"count": 10**6, "size": 100, "rate": 10, "timed": True})
+    poller = select.poll()
+    by_descriptor = {}
+    for connection in opened:
+        connection.execute(code)
+        by_descriptor[connection.socket.fileno()] = connection
+        poller.register(connection.socket, select.POLLIN)
+        connection.delays = []
+    deadline = time.monotonic() + 1  # until all have begun
+    before, began = 0.0, 0.0
+    for end in (deadline, deadline + seconds):
+        for connection in opened:
+            connection.delays = []
+        before, began = target.usage().cpu, time.perf_counter()
+        while time.monotonic() < end:
+            for descriptor, _ in poller.poll(100):
+                by_descriptor[descriptor].receive(1)
+    cpu = 100 * (target.usage().cpu - before) / (time.perf_counter() - began)
+    delays = [delay * 1e3 for connection in opened for delay in connection.delays or ()]
+    return {"chatter_cpu": cpu, "chatter_p99": percentile(delays, 99)}
+
+
+def requests(target: Server, path: str, scale: Scale) -> float:
+    """GET requests a second, over four connections with one request on the way on each."""
+    request = raw_get(target.port, path, target.headers)
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", target.port), timeout=30))
+            for _ in range(4)
+        ]
+        for connection in connections:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(request)
+        count, client, began = 0, ClientTime(), time.perf_counter()
+        while time.perf_counter() - began < max(1.5 * scale.part, 0.5):
+            for connection in connections:
+                _read_response(connection)
+                connection.sendall(request)
+                count += 1
+        if client.is_limit:
+            raise ClientLimit("the client was measured")
+        return count / (time.perf_counter() - began)
+
+
+def _read_response(connection: socket.socket) -> None:
+    """Read one response, whose length is in its head."""
+    data = _more(connection)
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        data += _more(connection)
+    match = _LENGTH.search(data, 0, end)
+    if match is None or not data.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(f"no response that can be measured: {data[:100]!r}")
+    left = end + 4 + int(match[1]) - len(data)
+    while left > 0:
+        left -= len(_more(connection))
+
+
+_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+
+
+def _more(connection: socket.socket) -> bytes:
+    data = connection.recv(2**20)
+    if not data:
+        raise ConnectionError("the server closed the connection")
+    return data
+
+
+MEASURES: Final = (
+    Measure("round trips", round_trips, bare=True),
+    Measure("floods", floods, bare=True),
+    Measure("legacy floods", legacy_floods),
+    Measure("ten clients", ten_clients),
+    Measure("opening", opening),
+    Measure("neighbour", neighbour),
+    Measure("starting", starting),
+    Measure("losses", losses, bare=True),
+    Measure("slow reader", slow_reader, once=True),
+    Measure("connections", connections, once=True),
+    Measure("many kernels", many_kernels, once=True),
+)

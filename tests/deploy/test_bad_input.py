@@ -1,0 +1,127 @@
+"""Requests that make no sense, or pretend something, through real proxies."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+
+import pytest
+
+from tests.support.proxies import PREFIX, Caddy, Nginx, Proxy
+from tests.support.server import ServerProcess
+
+ANSWER_TIMEOUT = 30  # seconds
+
+HOST = b"Host: localhost\r\n"
+POST = b"POST " + PREFIX.encode() + b"/api/kernels HTTP/1.1\r\n" + HOST
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+def get(target: str, *headers: str) -> bytes:
+    lines = [f"GET {target} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+# None of them has the token, so whatever path is found in them, nothing may be given to them.
+BAD = {
+    "chunk size that is no number": POST + CHUNKED + b"\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "chunk size beyond all bounds": POST + CHUNKED + b"\r\n" + b"f" * 40 + b"\r\n{}\r\n",
+    "two lengths": POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+    "length that is no number": POST + b"Content-Length: 2x\r\n\r\n{}",
+    "two slashes before": get(f"/{PREFIX}/api/kernels"),
+    "two slashes within": get(f"{PREFIX}//api/kernels"),
+    "two slashes and a name": get("//evil.example/api/kernels"),
+    "dots": get(f"{PREFIX}/api/../api/kernels"),
+    "dots out of the prefix": get(f"{PREFIX}/../api/kernels"),
+    "encoded dots": get(f"{PREFIX}/api/%2e%2e/api/kernels"),
+    "encoded letters": get(f"{PREFIX}/%61pi/kernels"),
+    "encoded slash": get(f"{PREFIX}/api%2fkernels"),
+    "absolute form": get(f"https://localhost{PREFIX}/api/kernels"),
+    "absolute form of another host": get(f"http://evil.example{PREFIX}/api/kernels"),
+    "prefix twice": get(f"{PREFIX}{PREFIX}/api/kernels"),
+    "outside of the prefix": get("/api/kernels"),
+    "large header": get(f"{PREFIX}/api", f"X-Large: {'x' * 200_000}"),
+    "another host": get(f"{PREFIX}/api").replace(b"Host: localhost", b"Host: evil.example"),
+    "control characters": get(f"{PREFIX}/api/kernels/%0d%0aInjected:%20line/%1b[31m"),
+}
+
+
+def connected(proxy: Proxy) -> socket.socket:
+    plain = socket.create_connection(("127.0.0.1", proxy.port), ANSWER_TIMEOUT)
+    if proxy.scheme == "http":
+        return plain
+    context = ssl.create_default_context(cafile=str(proxy.certificate.certificate))
+    return context.wrap_socket(plain, server_hostname="localhost")
+
+
+def exchange(proxy: Proxy, request: bytes) -> bytes:
+    """All that comes back for some bytes, until the connection ends or stays silent."""
+    answer = b""
+    with connected(proxy) as connection:
+        try:
+            connection.sendall(request)
+            while b"\r\n\r\n" not in answer and (received := connection.recv(65536)):
+                answer += received
+        except (ConnectionError, ssl.SSLError):
+            pass  # refused before it was read to its end; what has come counts
+    return answer
+
+
+def status(answer: bytes) -> int:
+    found = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
+    return int(found[1]) if found else 0
+
+
+def is_refused(proxy: Proxy, answer: bytes) -> bool:
+    if isinstance(proxy, Caddy):
+        # It says 502 for a body it cannot read, and 200 with nothing for hosts it does not know.
+        return answer.endswith(b"\r\n\r\n") or status(answer) // 100 == 4
+    # A connection that is cut in the middle of too much may take the answer with it.
+    return not answer or status(answer) // 100 == 4
+
+
+def test_what_makes_no_sense_is_refused_with_4xx(
+    proxies: list[Proxy], server: ServerProcess
+) -> None:
+    mark = server.mark()
+    for proxy in proxies:
+        answers = {name: exchange(proxy, request) for name, request in BAD.items()}
+        wrong = {name: it[:300] for name, it in answers.items() if not is_refused(proxy, it)}
+        assert not wrong, f"through {type(proxy).__name__}"
+    log = server.output(mark)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", log)
+    assert not re.search(r"^Injected", log, re.MULTILINE)
+
+
+@pytest.mark.parametrize("length", [6, 5])
+def test_two_lengths_of_one_body_never_get_past_nginx(
+    nginx: Nginx, server: ServerProcess, length: int
+) -> None:
+    smuggled = get(f"{PREFIX}/api")
+    mark = server.mark()
+    lengths = CHUNKED + b"Content-Length: %d\r\n\r\n0\r\n\r\n" % length
+    assert status(exchange(nginx, POST + lengths + smuggled)) == 400
+    assert "api" not in server.output(mark)
+
+
+def test_forwarding_headers_of_a_client_are_not_believed(
+    proxies: list[Proxy], server: ServerProcess
+) -> None:
+    spoofed = (
+        *("X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: 7.7.7.7", "X-Real-IP: 6.6.6.6"),
+        *("X-Forwarded-Proto: gopher", "X-Forwarded-Host: evil.example"),
+        *("Forwarded: for=6.6.6.6;host=evil.example", "X-Forwarded-Prefix: /evil"),
+    )
+    mark = server.mark()
+    for proxy in proxies:
+        request = get(f"{PREFIX}/?token={server.token}", *spoofed)
+        answer = exchange(proxy, request)
+        assert status(answer) == 302, answer
+        assert b"evil" not in answer
+        assert b"gopher" not in answer
+    log = server.output(mark)
+    assert log.count("127.0.0.1:0 - ") == len(proxies), log
+    assert "6.6.6.6" not in log
+    assert "7.7.7.7" not in log
+    assert server.token not in log
