@@ -122,7 +122,9 @@ async def test_every_line_of_a_server_is_an_object_that_tells_its_request(
         return [json.loads(line) for line in server.output().splitlines()]
 
     def line(**items: Any) -> dict[str, Any]:
-        return next(entry for entry in lines() if items.items() <= entry.items())
+        found = [entry for entry in lines() if items.items() <= entry.items()]
+        assert found, items
+        return found[0]
 
     await eventually(lambda: line(method="DELETE"))
     assert server.token not in server.output()

@@ -18,7 +18,7 @@ from tests.support.events import EventListener, listening
 from tests.support.executions import NDJSON, SSE, Executions, stream
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.running import RunningKernel, kernels_of
+from tests.support.running import RunningKernel, kernels_of, not_ready
 from tests.support.server import ServerProcess
 
 BOUND = 10.0  # seconds from the signal to the end; half of it is patience with a stubborn kernel
@@ -57,16 +57,6 @@ class Followers:
     async def told(self) -> list[str]:
         """The type of each stream's last event."""
         return await asyncio.gather(*self._last)
-
-
-async def not_ready(server: ServerProcess) -> None:
-    """Returns when the server says that it is not ready."""
-    async with RestClient(server.url, None) as stranger:
-
-        async def refuses() -> bool:
-            return (await stranger.http.get("/readyz")).status_code == 503
-
-        await eventually(refuses)
 
 
 async def refusals(server: ServerProcess, kernel: RunningKernel) -> list[httpx.Response]:
@@ -149,17 +139,3 @@ async def test_a_server_with_much_to_do_ends_in_time_and_everybody_is_told(
 
 async def _count(executions: Executions, count: int) -> bool:
     return len(await executions.listed()) == count
-
-
-async def test_a_second_interrupt_from_the_keyboard_leaves_no_kernel_behind(
-    make_server: MakeServer,
-) -> None:
-    server = make_server("--shutdown-wait-time", "3")
-    async with kernels_of(server) as start:
-        await start("fake-stubborn")
-        start.started.clear()
-        for _ in range(3):
-            server.send_signal(signal.SIGINT)
-            await not_ready(server)
-        assert await asyncio.to_thread(server.wait) == 0
-    server.stop()  # looks for what is left

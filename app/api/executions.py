@@ -29,7 +29,7 @@ from app.api.execution_models import (
     InputModel,
     RunCode,
 )
-from app.api.openapi import BODY, FILE, errors, json_errors, stream_of
+from app.api.openapi import BODY, FILE, errors, json_errors, links, stream_of
 from app.api.streams import (
     NDJSON,
     SSE,
@@ -77,6 +77,12 @@ INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
 }
+
+_LINKS: Final = links(
+    {"kernel_id": "$request.path.kernel_id", "execution_id": "$response.body#/id"},
+    *("executions_get", "executions_follow", "executions_get_output"),
+    *("executions_answer", "executions_cancel"),
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -167,10 +173,15 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
     status_code=202,
     response_model=ExecutionResultModel,
     responses={
-        200: {"model": ExecutionResultModel, "description": "It has ended within `wait` seconds."},
+        200: {
+            "model": ExecutionResultModel,
+            "description": "It has ended within `wait` seconds.",
+            "links": _LINKS,
+        },
         202: {
             "description": "It is under way; the output so far.",
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
+            "links": _LINKS,
         },
         **errors(
             *BODY,

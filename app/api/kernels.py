@@ -17,7 +17,7 @@ from app.api.dependencies import (
     fingerprint,
 )
 from app.api.models import KernelModel, StartKernel
-from app.api.openapi import BODY, ERRORS, errors
+from app.api.openapi import BODY, ERRORS, errors, links
 from app.api.traces import TraceDep
 from app.managers.errors import (
     IdempotencyConflict,
@@ -62,7 +62,12 @@ async def list_kernels(manager: ManagerDep) -> Response:
     response_model=KernelModel,
     responses={
         201: {
-            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
+            "links": links(
+                {"kernel_id": "$response.body#/id"},
+                *("kernels_get", "kernels_interrupt", "kernels_restart", "kernels_shut_down"),
+                *("executions_run", "executions_list", "messages_list"),
+            ),
         },
         **errors(
             *BODY,

@@ -26,7 +26,7 @@ from app.managers.errors import (
 )
 from app.protocol.v1 import SUBPROTOCOL
 
-__all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "stream_of"]
+__all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "links", "stream_of"]
 
 BODY: Final = (InvalidRequest, InvalidJSON, RequestTooLarge)
 """What a route that takes a body may answer."""
@@ -165,6 +165,14 @@ def stream_of(model: str) -> dict[str, Any]:
     """
     reference = {"$ref": _REFERENCE.format(model=model)}
     return {"schema": {"type": "string", "x-event-schema": reference}}
+
+
+def links(parameters: dict[str, str], *operations: str) -> dict[str, Any]:
+    """What can be done next with what a response tells: operations, by their ids.
+
+    ``parameters`` are where theirs come from, in OpenAPI's runtime expressions.
+    """
+    return {name: {"operationId": name, "parameters": parameters} for name in operations}
 
 
 ERRORS: Final = errors()

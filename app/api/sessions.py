@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from app.api.access import requires
 from app.api.dependencies import JSONRoute, SessionsDep
 from app.api.models import SessionModel, StartSession, UpdateSession
-from app.api.openapi import BODY, ERRORS, errors
+from app.api.openapi import BODY, ERRORS, errors, links
 from app.api.traces import TraceDep
 from app.managers.errors import (
     InvalidKernelId,
@@ -53,7 +53,11 @@ async def list_sessions(sessions: SessionsDep) -> Response:
     response_model=SessionModel,
     responses={
         201: {
-            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
+            "links": links(
+                {"session_id": "$response.body#/id"},
+                *("sessions_get", "sessions_update", "sessions_delete"),
+            ),
         },
         **errors(
             *BODY,

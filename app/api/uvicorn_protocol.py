@@ -88,5 +88,6 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
             return
         # A client that is still sending would be reset by a close, and never see the answer
         # [RFC 9112, section 9.6].
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -152,7 +152,7 @@ def check_audit_log(path: Path | None) -> None:
 
 
 def _open(path: Path) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
         with contextlib.suppress(OSError):  # it is another user's

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -45,6 +44,7 @@ from app.managers.paths import (
 from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
+from app.managers.stopping import stop_all
 from app.managers.transports import Transports
 from app.managers.warm import WarmKernels
 from app.settings import Settings
@@ -55,12 +55,6 @@ logger = logging.getLogger(__name__)
 
 MAX_DEAD: Final = 32
 """Kernels that are listed although they have died; the oldest are forgotten at the next start."""
-
-FAREWELL_SECONDS: Final = 0.1
-"""Between the end of streams and WebSockets and that of the kernels, when the server stops."""
-
-STOP_SLACK_SECONDS: Final = 15.0
-"""What the stop of all kernels may take beyond ``shutdown_wait_time``."""
 
 MAX_SOCKETS: Final = 65535
 """Of the ZMQ context. libzmq's default of 1023 ends at about 200 kernels."""
@@ -411,23 +405,9 @@ class MultiKernelManager:
     async def _stop_all(self) -> None:
         self._culling.cancel()
         await asyncio.wait({self._culling})
-        # Whoever waited is told why, before what becomes of the kernels is the news.
-        await asyncio.sleep(FAREWELL_SECONDS)
-        loop = asyncio.get_running_loop()
-        stops: set[asyncio.Future[None]] = {
-            loop.create_task(self._stop_quietly(kernel)) for kernel in self
-        }
-        # A start that is under way ends its kernel itself.
-        stops.update(self._starting.values())
-        stops.add(loop.create_task(self.warm.close()))
-        if stops:
-            # Each step has its bound, but a provisioner of somebody else's may have none.
-            bound = self._settings.shutdown_wait_time + STOP_SLACK_SECONDS
-            _, late = await asyncio.wait(stops, timeout=bound)
-            if late:
-                logger.error("%d kernels do not stop; the server ends without them", len(late))
-            for stop in late:
-                stop.cancel()
+        patience = self._settings.shutdown_wait_time
+        warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
+        await stop_all([*self], [*self._starting.values(), warm], patience)
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
@@ -446,14 +426,6 @@ class MultiKernelManager:
         self._transports.close()
         self._logs.close()
         self._context.destroy(linger=0)
-
-    async def _stop_quietly(self, kernel: Kernel) -> None:
-        try:
-            await kernel.stop()
-        except Exception:
-            logger.exception("kernel %s could not be stopped", kernel.id)
-            with contextlib.suppress(Exception):
-                await kernel.kill()
 
 
 def _cull_cause(kernel: Kernel) -> str:

@@ -28,6 +28,7 @@ from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import (
     CLIENT_CHANNELS,
     ClientMessage,
+    Header,
     MalformedMessage,
     Message,
     reply_type,
@@ -49,6 +50,12 @@ HOLD_SECONDS: Final = 0.5
 
 MAX_HOLD_SECONDS: Final = 10.0
 """The same while there is output of the kernel that has not been read yet."""
+
+FAILED_SECONDS: Final = 1.0
+"""How long requests wait, at the most, for a failed execution to be over."""
+
+ABORT_SECONDS: Final = 0.005
+"""How long after that a kernel may still abort what comes: ipykernel takes one more turn."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
@@ -107,6 +114,8 @@ class Traffic:
         self._ready = False
         self._held: deque[tuple[float, Request]] = deque()  # and since when, by the loop's clock
         self._release_plan: asyncio.TimerHandle | None = None
+        self._failed: str | None = None  # the execution for whose end requests wait
+        self._failed_plan: asyncio.TimerHandle | None = None
         self._backlog: dict[str, deque[ClientMessage]] = {}
         self._backlog_bytes = 0
         self._max_backlog = settings.websocket_backlog_bytes
@@ -362,6 +371,7 @@ class Traffic:
         why = reason or self.why_it_stops or _ENDS.get(self._state.lifecycle, "The kernel is gone")
         if self._for_next is None:
             self.tracker.close_waiting(why)
+        self._forget_failure()
         self._backlog.clear()
         self._backlog_bytes = 0
         self._room.set()
@@ -384,12 +394,16 @@ class Traffic:
 
     def _send(self, message: ClientMessage) -> None:
         channel = message.channel
-        if self._ready and not self._backlog.get(channel):
+        if self._takes(channel) and not self._backlog.get(channel):
             assert self._channels is not None
             if self._channels.send(message):
                 return
         self._backlog.setdefault(channel, deque()).append(message)
         self._charge_backlog(message)
+
+    def _takes(self, channel: str) -> bool:
+        """Whether requests on a channel may leave now."""
+        return self._ready and (self._failed is None or channel != "shell")
 
     def _charge_backlog(self, message: ClientMessage) -> None:
         self._backlog_bytes += message.size
@@ -541,6 +555,33 @@ class Traffic:
         self._append(message)
         if reported:
             self.tracker.on_status(reported, message)
+        elif msg_type == "error":
+            self._on_error(parent)
+
+    def _on_error(self, parent: Header) -> None:
+        """Keep what clients send from now on until the kernel has done with what failed.
+
+        It aborts what it finds in its queue then. A client that has seen the error, and sends more
+        code at once, is faster than the kernel; but it means that code to run.
+        """
+        if parent.msg_type == "execute_request" and parent.subshell_id is None:
+            self._failed = parent.msg_id
+            self._plan_after_failure(FAILED_SECONDS)
+
+    def _plan_after_failure(self, seconds: float) -> None:
+        if self._failed_plan is not None:
+            self._failed_plan.cancel()
+        self._failed_plan = asyncio.get_running_loop().call_later(seconds, self._after_failure)
+
+    def _after_failure(self) -> None:
+        self._forget_failure()
+        self.on_writable()
+
+    def _forget_failure(self) -> None:
+        self._failed = None
+        if self._failed_plan is not None:
+            self._failed_plan.cancel()
+            self._failed_plan = None
 
     def _on_status(self, message: Message) -> str:
         """Take note of a status; the state that it reports."""
@@ -560,6 +601,8 @@ class Traffic:
         if parent.msg_type == "execute_request" and parent.subshell_id is None and not ours:
             self._time_execution(reported)
         if reported == "idle":
+            if parent.msg_id == self._failed:
+                self._plan_after_failure(ABORT_SECONDS)
             request = self._requests.on_idle(parent)
             if request is not None:
                 self._release(request)  # before the idle status: some clients stop at that
@@ -601,8 +644,8 @@ class Traffic:
         """Send what waits, as far as the sockets take it."""
         if self._channels is None or not self._ready:
             return
-        for waiting in self._backlog.values():
-            while waiting and self._channels.send(waiting[0]):
+        for channel, waiting in self._backlog.items():
+            while waiting and self._takes(channel) and self._channels.send(waiting[0]):
                 self._backlog_bytes -= waiting.popleft().size
         if self._backlog_bytes <= self._max_backlog:
             self._room.set()

@@ -141,7 +141,8 @@ async def test_the_reason_tells_how_it_ended(
     model = await kernel.model()
     assert reason in model["reason"]
     assert model["execution_state"] == "idle"
-    await eventually(lambda: f"{kernel.id}: {exchange.error['evalue']}" in server.output(mark))
+    logged = f"{kernel.id}: {exchange.error['evalue']}".replace("\n", "\n    ")
+    await eventually(lambda: logged in server.output(mark))
 
 
 @pytest.mark.parametrize("size", [10, 10_000])

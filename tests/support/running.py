@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from tests.support.channels import REPLY_TIMEOUT, Connector, JupyterChannels
+from tests.support.processes import eventually
 from tests.support.rest import KernelModel, RestClient, RestError
 from tests.support.server import ServerProcess
 
@@ -92,3 +93,13 @@ async def _delete(rest: RestClient, kernel_id: str) -> None:
     except RestError as error:
         if error.status != 404:
             raise
+
+
+async def not_ready(server: ServerProcess) -> None:
+    """Returns when the server says that it is not ready, as it does while it stops."""
+    async with RestClient(server.url, None) as stranger:
+
+        async def refuses() -> bool:
+            return (await stranger.http.get("/readyz")).status_code == 503
+
+        await eventually(refuses)

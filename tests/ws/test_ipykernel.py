@@ -112,3 +112,22 @@ async def test_a_restart_forgets_everything_but_the_clients(
     exchange = await client.execute("name")
     assert exchange.error["ename"] == "NameError"
     assert (await client.execute("1 + 1")).result == "2"
+
+
+async def test_code_that_is_sent_at_once_after_an_error_runs(
+    start: KernelStarter, framing: FramingName
+) -> None:
+    kernel = await start("python3")
+    channels = await kernel.connect(framing=framing)
+    for _ in range(20):
+        await channels.send_execute("1/0")
+        await channels.collect_until(lambda m: m.msg_type == "error")
+        assert (await channels.execute("print('next')")).text == "next\n"
+
+
+async def test_code_that_was_sent_before_an_error_is_aborted(start: KernelStarter) -> None:
+    kernel = await start("python3")
+    await kernel.channels.send_execute("import time; time.sleep(0.5); 1/0")
+    exchange = await kernel.channels.execute("print('next')")
+    assert (exchange.reply["status"], exchange.text) == ("aborted", "")
+    assert (await kernel.channels.execute("print('later')")).text == "later\n"

@@ -1,0 +1,53 @@
+"""The stop of all kernels at once, when the server ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection
+from typing import Final
+
+from app.managers.kernel import Kernel
+
+__all__ = ["stop_all"]
+
+logger = logging.getLogger(__name__)
+
+FAREWELL_SECONDS: Final = 0.1
+"""Between the end of streams and WebSockets and that of the kernels."""
+
+SLACK_SECONDS: Final = 15.0
+"""What all of it may take beyond the time that one kernel has for its shutdown."""
+
+
+async def stop_all(
+    kernels: Collection[Kernel], starting: Collection[asyncio.Future[None]], patience: float
+) -> None:
+    """Stop the kernels; returns when all are gone, and the starts under way have ended.
+
+    ``patience`` is what each has for its shutdown, in seconds. The server ends without those that
+    take `SLACK_SECONDS` more. A start that is under way ends its kernel itself.
+    """
+    if kernels:
+        # Whoever waited is told why, before what becomes of the kernels is the news.
+        await asyncio.sleep(FAREWELL_SECONDS)
+    loop = asyncio.get_running_loop()
+    stops = {loop.create_task(_stop_quietly(kernel)) for kernel in kernels}
+    if not stops and not starting:
+        return
+    # Each step has its bound, but a provisioner of somebody else's may have none.
+    _, late = await asyncio.wait({*stops, *starting}, timeout=patience + SLACK_SECONDS)
+    if late:
+        logger.error("%d kernels do not stop; the server ends without them", len(late))
+    for stop in stops:
+        stop.cancel()
+
+
+async def _stop_quietly(kernel: Kernel) -> None:
+    try:
+        await kernel.stop()
+    except Exception:
+        logger.exception("kernel %s could not be stopped", kernel.id)
+        with contextlib.suppress(Exception):
+            await kernel.kill()
