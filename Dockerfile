@@ -20,7 +20,7 @@ COPY pyproject.toml README.md ./
 COPY app app
 # What only builds and installs goes again: the server never installs anything.
 RUN /opt/kernelkeep/bin/pip install -q --no-deps --no-build-isolation . \
- && /opt/kernelkeep/bin/pip uninstall -q -y hatchling pathspec pluggy trove-classifiers pip
+ && /opt/kernelkeep/bin/pip uninstall -q -y hatchling pathspec pluggy trove-classifiers setuptools pip
 
 
 FROM ${PYTHON_IMAGE}

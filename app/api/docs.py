@@ -76,14 +76,14 @@ def docs_router(*, public: bool) -> APIRouter:
 
     @router.get("/openapi.json", name="openapi")
     async def openapi(request: Request) -> Response:
-        return JSONResponse(_document(request))
+        return JSONResponse(request.app.openapi())
 
     @router.get("/api/spec.yaml", name="spec")
     async def spec(request: Request) -> Response:
         # Written in a thread, and once: it takes tenths of a second.
         nonlocal written
         if written is None:
-            written = await asyncio.to_thread(_as_yaml, _document(request))
+            written = await asyncio.to_thread(_as_yaml, request.app.openapi())
         return Response(written, media_type="text/x-yaml")
 
     @router.get("/docs", name="docs")
@@ -95,13 +95,6 @@ def docs_router(*, public: bool) -> APIRouter:
     for name, media_type in _ASSETS.items():
         router.add_api_route(f"/docs/{name}", _asset(name, media_type), name=name)
     return router
-
-
-def _document(request: Request) -> dict[str, Any]:
-    """The document, with the path prefix below which a proxy shows what it describes."""
-    document: dict[str, Any] = request.app.openapi()
-    prefix = request.scope.get("root_path")
-    return {**document, "servers": [{"url": prefix}]} if prefix else document
 
 
 def _as_yaml(document: dict[str, Any]) -> bytes:

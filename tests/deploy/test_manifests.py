@@ -13,6 +13,7 @@ from compose_spec import PyCompose
 
 from app.settings import Settings
 from tests.support.proxies import DEPLOY, PREFIX
+from tests.support.server import REPOSITORY
 
 KUBERNETES = "1.34"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
@@ -25,6 +26,19 @@ def interpolated(path: Path) -> str:
 
 def _value(variable: re.Match[str]) -> str:
     return variable[2] if variable[1] == "-" else "a-value-of-the-environment"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nginx/kernelkeep.conf.template",
+        "haproxy/haproxy.cfg",
+        "caddy/Caddyfile",
+        "traefik/kernelkeep.yaml",
+    ],
+)
+def test_the_document_shows_the_configurations_that_are_tested(name: str) -> None:
+    assert (DEPLOY / name).read_text() in (REPOSITORY / "docs/deploy.md").read_text()
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
