@@ -18,10 +18,14 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from app.machine import machine_memory
 from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
 from app.protocol.v1 import SUBPROTOCOL
 
 __all__ = ["Settings", "explain"]
+
+WARM_KERNEL_BYTES = 48 * 2**20
+"""What a kernel with nothing to do takes, as a rule of thumb."""
 
 KERNEL_ENVIRONMENT = [
     # What a program of any language needs to find its files, its language and its terminal.
@@ -55,7 +59,26 @@ def _words(value: Any) -> Any:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
+def _counts(value: Any) -> Any:
+    """Names with a number each, as ``python3=2,ir=1`` or as a JSON object."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("not a JSON object") from None
+    elif isinstance(value, str):
+        pairs = (word.partition("=") for word in value.split(",") if word.strip())
+        value = {name.strip(): number.strip() for name, _, number in pairs}
+    if not isinstance(value, dict):
+        raise ValueError("not names with a number each, like python3=2,ir=1")
+    for name, number in value.items():
+        if not name or not re.fullmatch(r"[0-9]{1,4}", str(number)):
+            raise ValueError(f"{str(name)[:40]!r} needs a number, like python3=2")
+    return {name: int(number) for name, number in value.items()}
+
+
 Words = Annotated[list[str], NoDecode]
+Counts = Annotated[dict[str, int], NoDecode]
 Paths = Annotated[list[Path], NoDecode]
 
 
@@ -152,6 +175,14 @@ class Settings(BaseSettings):
         [],
         description="Kernelspecs of Python kernels that are forked from an interpreter which has "
         "imported ipykernel already; see docs/starting.md.",
+    )
+    warm_kernels: Counts = Field(
+        {},
+        description="How many kernels are kept ready of which kernelspecs: python3=2,ir=1; see "
+        "docs/starting.md.",
+    )
+    warm_kernel_age: float = Field(
+        3600.0, gt=0, description="Seconds after which one that nobody has claimed is replaced."
     )
     transport: Literal["auto", "ipc", "tcp"] = Field(
         "auto",
@@ -339,6 +370,8 @@ class Settings(BaseSettings):
         mode="before",
     )(_words)
 
+    _counted = field_validator("warm_kernels", mode="before")(_counts)
+
     @field_validator("root_dir", "state_dir", "external_connection_dir", "audit_log")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -426,6 +459,27 @@ class Settings(BaseSettings):
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
         return value
+
+    @field_validator("warm_kernels")
+    @classmethod
+    def _fits_the_machine(cls, value: dict[str, int]) -> dict[str, int]:
+        memory = machine_memory()
+        if memory and sum(value.values()) * WARM_KERNEL_BYTES > memory:
+            raise ValueError(
+                f"{sum(value.values())} kernels at {WARM_KERNEL_BYTES // 2**20} MiB each are more "
+                f"than the {memory // 2**20} MiB of memory allow"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _room_for_the_warm(self) -> Settings:
+        wanted = sum(self.warm_kernels.values())
+        if self.max_kernels and wanted > self.max_kernels:
+            raise ValueError(
+                f"warm_kernels: {wanted} are more than could ever be used: "
+                f"max_kernels is {self.max_kernels}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Settings:

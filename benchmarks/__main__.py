@@ -19,6 +19,7 @@ from benchmarks.figures import Results
 from benchmarks.measures import MEASURES, ClientLimit, Measure, Scale
 from benchmarks.plots import plot
 from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, kernelkeep, peer
+from benchmarks.starting import WAYS, ways
 from benchmarks.table import markdown
 
 
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours = kernelkeep()
     ours.version = f"kernelkeep {commit()}"
     targets: list[Server | Bare] = [ours, Bare(KERNELS)]
+    if not options.only or any(m.ways for m in MEASURES if m.name in options.only):
+        for way in ways():
+            way.version = way.name
+            targets.append(way)
     missing: dict[str, str] = {}
     for name in options.peers:
         environment = prepare(name, folder / "peers")
@@ -93,6 +98,8 @@ def _run(
                 continue
             for target in targets:
                 if isinstance(target, Bare) and not measure.bare:
+                    continue
+                if target.name in WAYS and not measure.ways:
                     continue
                 _measure(target, measure, scale, results)
 

@@ -24,6 +24,7 @@ from benchmarks.clients import (
 from benchmarks.figures import percentile
 from benchmarks.rest import raw_get
 from benchmarks.servers import Server
+from benchmarks.starting import idle_memory, starting
 from benchmarks.websocket import WebSocket
 
 __all__ = ["MEASURES", "ClientLimit", "Figures", "Measure", "Scale"]
@@ -55,6 +56,7 @@ class Measure:
     function: Callable[[Any, Scale], Figures]
     once: bool = False
     bare: bool = False  # whether the bare sockets can be measured too
+    ways: bool = False  # whether it is about starting: with the ways that have to be asked for
 
 
 T = TypeVar("T", bound=Target)
@@ -174,36 +176,6 @@ def opening(target: Server, scale: Scale) -> Figures:
             times.append((time.perf_counter() - began) * 1e3)
             connection.close()
     return {"open_to_reply": percentile(times, 50)}
-
-
-def starting(target: Server, scale: Scale) -> Figures:
-    """A start of ipykernel, to the 201 and to the first reply; a restart; twenty at once."""
-    figures: Figures = {}
-    began = time.perf_counter()
-    kernel_id = target.start_kernel("ipykernel")
-    figures["start_to_201"] = (time.perf_counter() - began) * 1e3
-    first = _first_reply(target, kernel_id)
-    figures["start_to_reply"] = (time.perf_counter() - began) * 1e3
-    first.close()
-    began = time.perf_counter()
-    target.rest.request("POST", f"/api/kernels/{kernel_id}/restart", {})
-    _first_reply(target, kernel_id).close()
-    figures["restart_to_reply"] = (time.perf_counter() - began) * 1e3
-    target.delete_kernel(kernel_id)
-    began = time.perf_counter()
-    kernels = [target.start_kernel("ipykernel") for _ in range(scale(20, 5))]
-    for each in kernels:
-        _first_reply(target, each).close()
-    figures["twenty_starts"] = time.perf_counter() - began
-    for each in kernels:
-        target.delete_kernel(each)
-    return figures
-
-
-def _first_reply(target: Server, kernel_id: str) -> Connection:
-    connection = target.connect(kernel_id)
-    connection.receive_until(connection.execute("1"), (b'"execute_reply"',), 90)
-    return connection
 
 
 def neighbour(target: Server, scale: Scale) -> Figures:
@@ -413,9 +385,10 @@ MEASURES: Final = (
     Measure("ten clients", ten_clients),
     Measure("opening", opening),
     Measure("neighbour", neighbour),
-    Measure("starting", starting),
+    Measure("starting", starting, ways=True),
     Measure("losses", losses, bare=True),
     Measure("slow reader", slow_reader, once=True),
     Measure("connections", connections, once=True),
     Measure("many kernels", many_kernels, once=True),
+    Measure("idle memory", idle_memory, once=True, ways=True),
 )

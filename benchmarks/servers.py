@@ -158,13 +158,30 @@ class Server:
 
     # Its kernels
 
-    def start_kernel(self, name: str) -> str:
-        """POST a kernel; its id."""
+    def start_kernel(self, name: str, *, anew: bool = False) -> str:
+        """POST a kernel; its id. ``anew``: over a connection of its own, as somebody new.
+
+        The kernels of ours then have an environment and a directory that no other has had.
+        """
+        if not anew:
+            return self._start_kernel(name, self.rest, {})
+        more = {}
+        if self.name.startswith("kernelkeep"):
+            folder = secrets.token_hex(8)
+            (Path(self._home.name) / folder).mkdir()
+            more = {"path": folder, "env": {"BENCHMARK": folder}}
+        rest = Rest(self.port, self.headers)
+        try:
+            return self._start_kernel(name, rest, more)
+        finally:
+            rest.close()
+
+    def _start_kernel(self, name: str, rest: Rest, more: Mapping[str, Any]) -> str:
         if not self._by_session:
-            return str(self.rest.request("POST", "/api/kernels", {"name": name})["id"])
+            return str(rest.request("POST", "/api/kernels", {"name": name, **more})["id"])
         path = f"{secrets.token_hex(8)}.ipynb"
         body = {"path": path, "name": path, "type": "notebook", "kernel": {"name": name}}
-        session: dict[str, Any] = self.rest.request("POST", "/api/sessions", body)
+        session: dict[str, Any] = rest.request("POST", "/api/sessions", body)
         kernel_id = str(session["kernel"]["id"])
         self._sessions[kernel_id] = session["id"]
         return kernel_id
@@ -227,7 +244,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def kernelkeep(name: str = "kernelkeep", root: Path = ROOT, *options: str) -> Server:
+def kernelkeep(
+    name: str = "kernelkeep", root: Path = ROOT, *, options: Sequence[str] = ()
+) -> Server:
     """kernelkeep of the clone at ``root``, in this Python's environment."""
     command = [sys.executable, "-m", "app", "--port", "{port}", "--token", "{token}"]
     where = ["--root-dir", "{home}", "--state-dir", "{home}/state"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.figures import Results
+from benchmarks.starting import FORKED, WARM, WAYS
 
 __all__ = ["LINES", "Line", "markdown", "verdict"]
 
@@ -32,12 +33,25 @@ class Line:
 
 
 def _peers(row: Row) -> list[float]:
-    return [v for name, v in row.items() if name not in (OURS, BARE) and v is not None]
+    own = (OURS, BARE, *WAYS)
+    return [value for name, value in row.items() if name not in own and value is not None]
 
 
 def at_most(bound: float) -> Target:
     """Our figure is at most this."""
     return lambda row: None if row.get(OURS) is None else (row[OURS] or 0.0) <= bound
+
+
+def ways_at_most(**bounds: float) -> Target:
+    """The ways that start kernels sooner, ``forked`` and ``warm``, are at most these."""
+    names = {"forked": FORKED, "warm": WARM}
+
+    def check(row: Row) -> bool | None:
+        values = [(row.get(names[way]), bound) for way, bound in bounds.items()]
+        known = [value <= bound for value, bound in values if value is not None]
+        return all(known) if len(known) == len(values) else None
+
+    return check
 
 
 def at_least(bound: float, *, or_bare: bool = False) -> Target:
@@ -165,9 +179,22 @@ LINES: Final = (
     Line("connection_memory", "connections", "Server memory per connection", "kB"),
     Line("connections", "connections", "Connections opened, of 1,000", "", more_is_better=True),
     Line("start_to_201", "starting", "POST to 201 (ipykernel)", "ms"),
-    Line("start_to_reply", "starting", "POST to first reply", "ms"),
-    Line("restart_to_reply", "starting", "Restart to first reply", "ms"),
-    Line("twenty_starts", "starting", "20 starts at once, to the last first reply", "s"),
+    Line(
+        *("start_to_reply", "starting", "POST to first reply", "ms"),
+        *("≤ 100 forked, ≤ 40 warm", ways_at_most(forked=100, warm=40)),
+    ),
+    Line(
+        *("restart_to_reply", "starting", "Restart to first reply", "ms"),
+        *("≤ 120 forked", ways_at_most(forked=120)),
+    ),
+    Line(
+        *("twenty_starts", "starting", "20 starts at once, to the last first reply", "s"),
+        *("≤ 1.5 forked", ways_at_most(forked=1.5)),
+    ),
+    Line(
+        *("idle_kernels_pss", "idle memory", "50 idle Python kernels, PSS", "MB"),
+        *("≤ 830 forked", ways_at_most(forked=830)),
+    ),
     Line("lost_ipykernel", "losses", "Lost: ipykernel printing", "%", "0", at_most(0)),
     Line("lost_40000", "losses", "Lost: publisher that drops, 40,000/s", "%", "0", at_most(0)),
     Line("lost_max", "losses", "… at its maximum", "%", "best of all servers", best_of_all),

@@ -45,6 +45,8 @@ WRONG: dict[str, str] = {
     "max_concurrent_starts": "0",
     "start_queue_limit": "-1",
     "fork_kernels": '["python3"',
+    "warm_kernels": "python3=many",
+    "warm_kernel_age": "0",
     "transport": "pigeon",
     "kernel_info_timeout": "0",
     "shutdown_wait_time": "-1",

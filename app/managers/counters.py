@@ -62,6 +62,7 @@ class Counters:
         self.starts: Counter[tuple[str, str]] = Counter()
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.culls: Counter[tuple[str, str]] = Counter()
+        self.warm_claims: Counter[tuple[str, str]] = Counter()  # by type and "hit" or "miss"
         # By type.
         self.start_seconds: dict[str, Durations] = defaultdict(lambda: Durations(START_SECONDS))
         self.execution_seconds = Durations(EXECUTION_SECONDS)

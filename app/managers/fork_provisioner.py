@@ -37,18 +37,12 @@ PROVISIONER: Final = "kernelkeep-fork"
 READ_ONCE: Final = (
     # By the interpreter, the dynamic loader and the C library when a program starts.
     *("PYTHON*", "LD_*", "DYLD_*", "LANG", "LANGUAGE", "LC_*", "MALLOC_*", "GLIBC_*", "HOME"),
-    # By libraries, when they are loaded.
-    *(
-        "OMP_*",
-        "MKL_*",
-        "OPENBLAS_*",
-        "NUMEXPR_*",
-        "CUDA_*",
-        "PYDEVD_*",
-        "DEBUGPY_*",
-        "VIRTUAL_ENV",
-    ),
+    # By what ipykernel imports.
+    *("PYDEVD_*", "DEBUGPY_*", "VIRTUAL_ENV"),
 )
+
+READ_WHEN_LOADED: Final = ("OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "CUDA_*", "MPL*")
+"""By libraries that may be among the preloads."""
 
 TAKES_A_VALUE: Final = ("-X", "-W")  # of the interpreter's options
 
@@ -79,15 +73,15 @@ class Forking:
             return
         try:
             interpreter, _ = parse_command(manager.format_kernel_cmd())
-            preload = stanza.get("config", {}).get("preload", [])
-            self.servers.prepare(Recipe(interpreter, tuple(preload), self.base(spec)))
+            preload = tuple(stanza.get("config", {}).get("preload", ()))
+            self.servers.prepare(Recipe(interpreter, preload, self.base(spec, preload)))
         except CannotFork as error:
             logger.warning("kernels of %s are not forked but started: %s", spec.display_name, error)
 
-    def base(self, spec: KernelSpec) -> tuple[tuple[str, str], ...]:
+    def base(self, spec: KernelSpec, preload: Sequence[str]) -> tuple[tuple[str, str], ...]:
         """What a fork server for this kernelspec has as its environment."""
         own = {name: Template(value).safe_substitute(self.env) for name, value in spec.env.items()}
-        return read_once({**self.env, **own})
+        return read_once({**self.env, **own}, preload)
 
 
 class KernelManager(AsyncKernelManager):
@@ -142,9 +136,10 @@ class ForkProvisioner(LocalProvisioner):
             raise CannotFork("its output goes somewhere else")
         interpreter, arguments = parse_command(cmd)
         env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
-        base = forking.base(self.kernel_spec)
-        if read_once(env) != base:
-            names = sorted({name for name, _ in {*read_once(env)} ^ {*base}})
+        base = forking.base(self.kernel_spec, self.preload)
+        wanted = read_once(env, self.preload)
+        if wanted != base:
+            names = sorted({name for name, _ in {*wanted} ^ {*base}})
             raise CannotFork(f"its environment has another {', '.join(names)[:200]}")
         order = Order(cmd, arguments, env, options["cwd"], output, self.limits)
         return await forking.servers.fork(Recipe(interpreter, tuple(self.preload), base), order)
@@ -172,13 +167,14 @@ def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(cmd[:place]), [*cmd[place + 2 :]]
 
 
-def read_once(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The variables that cannot be changed after a process has started."""
+def read_once(env: Mapping[str, str], preload: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The variables that cannot be changed after a process has started, with these preloads."""
+    patterns = (*READ_ONCE, *READ_WHEN_LOADED) if preload else READ_ONCE
     return tuple(
         sorted(
             (name, value)
             for name, value in env.items()
-            if any(fnmatchcase(name, pattern) for pattern in READ_ONCE)
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
             and name != "PYTHONEXECUTABLE"  # which provisioners give to no Python
         )
     )

@@ -230,6 +230,16 @@ class Kernel:
                 raise
             self._begin_life()
 
+    def hand_over(
+        self, house: KernelHouse, *, cwd: Path, env: Mapping[str, str], on_gone: OnGone
+    ) -> None:
+        """From now on it is a kernel of ``house`` like any other, and restarts with these."""
+        self._house = house
+        self._on_gone = on_gone
+        self._cwd, self._env = cwd, env
+        self.reports = house.reports(self.id, self.name)
+        self.traffic.touch()
+
     async def interrupt(self) -> None:
         """Interrupt what the kernel runs, by signal or by message as its kernelspec says.
 

@@ -116,6 +116,12 @@ class _Collector(Collector):
             [(("running",), starts.running), (("waiting",), starts.waiting)],
         )
         yield _gauge(
+            "kernelkeep_warm_kernels",
+            "Kernels that are ready for whoever asks for one.",
+            ["type"],
+            [((kind,), count) for kind, count in self._kernels.warm.parked.items()],
+        )
+        yield _gauge(
             "kernelkeep_connections",
             "Open channel WebSockets.",
             [],
@@ -136,6 +142,12 @@ class _Collector(Collector):
             "Launches of kernels' processes.",
             labels,
             counters.starts.items(),
+        )
+        yield _counter(
+            "kernelkeep_warm_claims",
+            "Starts of kernels that are kept warm: whether one could be given.",
+            ["type", "result"],
+            counters.warm_claims.items(),
         )
         yield _counter(
             "kernelkeep_kernel_deaths",

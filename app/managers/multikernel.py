@@ -46,6 +46,7 @@ from app.managers.starts import Starts
 from app.managers.state import Lifecycle
 from app.managers.stopping import stop_all
 from app.managers.transports import Transports
+from app.managers.warm import WarmKernels
 from app.settings import Settings
 
 __all__ = ["MultiKernelManager"]
@@ -100,6 +101,17 @@ class MultiKernelManager:
         )
         for name in settings.fork_kernels:
             self._house.prepare_forks(name)
+        # Kernels that are parked tell nobody what becomes of them, and are not restarted.
+        parking = KernelHouse(
+            settings.model_copy(update={"autorestart": False}),
+            self._context,
+            manager,
+            self._transports,
+            self._logs,
+            Events(),
+            counters,
+            forking,
+        )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
         self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
@@ -109,6 +121,9 @@ class MultiKernelManager:
         )
         self._refreshing = asyncio.Lock()
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
+        self.warm = WarmKernels(
+            settings.warm_kernels, parking, self.specs, self.starts, settings.root_dir, env
+        )
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._reviving: set[str] = set()  # the dead that are being restarted
         self._events = events
@@ -262,12 +277,18 @@ class MultiKernelManager:
         with self.starts.admission():
             self._starting[identity] = asyncio.get_running_loop().create_future()
             try:
-                return await self._start(identity, name, path, env or {})
+                return await self._start(identity, name, path, env or {}, any_id=kernel_id is None)
             finally:
                 self._starting.pop(identity).set_result(None)
 
     async def _start(
-        self, kernel_id: str, name: str | None, path: str | None, env: Mapping[str, str]
+        self,
+        kernel_id: str,
+        name: str | None,
+        path: str | None,
+        env: Mapping[str, str],
+        *,
+        any_id: bool,
     ) -> Kernel:
         await self._forget_the_dead()
         settings = self._settings
@@ -279,6 +300,8 @@ class MultiKernelManager:
             cwd = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
+        if any_id and (claimed := await self._claim(name, cwd, environment)) is not None:
+            return claimed
         async with self._house.reports(kernel_id, name).action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(
@@ -289,6 +312,21 @@ class MultiKernelManager:
         if self.stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
             raise ServerStopping()
+        return kernel
+
+    async def _claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+        """A warm kernel, if there is one that is just what is asked for."""
+        asked = time.monotonic()
+        kernel = await self.warm.claim(name, cwd, env)
+        if kernel is None:
+            return None
+        kernel.hand_over(self._house, cwd=cwd, env=env, on_gone=self._forget)
+        self._kernels[kernel.id] = kernel
+        async with kernel.reports.action("start"):
+            if self.stopping:
+                await kernel.stop(now=True)
+                raise ServerStopping
+        kernel.reports.ready(time.monotonic() - asked)
         return kernel
 
     async def _launch(self, kernel: Kernel) -> None:
@@ -373,7 +411,8 @@ class MultiKernelManager:
         self._culling.cancel()
         await asyncio.wait({self._culling})
         patience = self._settings.shutdown_wait_time
-        await stop_all([*self], [*self._starting.values()], patience)
+        warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
+        await stop_all([*self], [*self._starting.values(), warm], patience)
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)

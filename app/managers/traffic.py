@@ -104,6 +104,7 @@ class Traffic:
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
         # Our own session, for probes; what the kernel says of them is not shown to clients.
         self._session = f"kernelkeep-{uuid4().hex}"
+        self._asked: dict[str, asyncio.Future[bytes]] = {}  # whose answers `ask` waits for
         # By a client, with a shutdown request of its own:
         self.shutdown_asked = self.restart_asked = False
         # The session of the kernel's own messages, which ours carry too (see make_message).
@@ -278,6 +279,33 @@ class Traffic:
         if self._channels is not None:
             self._channels.send(ClientMessage(channel, header, parts))
 
+    async def ask(self, msg_type: str, content: dict[str, Any], seconds: float) -> bytes | None:
+        """The content of the answer on shell to a request of the server's own; None if none comes.
+
+        Nobody else sees of it more than what the kernel's code prints.
+        """
+        header, parts = make_parts(msg_type, content, self._session)
+        if self._channels is None:
+            return None
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[header.msg_id] = answer
+        try:
+            self._channels.send(ClientMessage("shell", header, parts))
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[header.msg_id]
+
+    @property
+    def implementation(self) -> str:
+        """What the kernel calls itself in its `kernel_info_reply`; empty if it has said nothing."""
+        try:
+            return msgspec.json.decode(self._kernel_info or b"{}", type=_Info).implementation
+        except (msgspec.MsgspecError, RecursionError):
+            return ""
+
     async def reachable(self) -> None:
         """Return when the kernel has answered a probe and its iopub has been heard."""
         await self._reachable.wait()
@@ -293,6 +321,11 @@ class Traffic:
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(0.002)
+
+    def touch(self) -> None:
+        """Somebody has just come to use the kernel: its idle time begins."""
+        self.last_activity = time.time()
+        self.active_since = time.monotonic()
 
     def ready(self) -> None:
         """The kernel takes requests: tell the clients, and send what has waited."""
@@ -435,6 +468,8 @@ class Traffic:
             self._on_iopub(message)
             return
         parent = message.parent
+        if self._asked and (answer := self._asked.get(parent.msg_id)) and not answer.done():
+            answer.set_result(bytes(message.part(3)))
         if message.header.msg_type == "kernel_info_reply":
             self._on_kernel_info(message)
         if channel == "stdin":
@@ -566,7 +601,7 @@ class Traffic:
             self._state.on_status(reported, parent)
         if was_at_work:
             self.active_since = time.monotonic()
-        if parent.msg_type == "execute_request" and parent.subshell_id is None:
+        if parent.msg_type == "execute_request" and parent.subshell_id is None and not ours:
             self._time_execution(reported)
         if reported == "idle":
             if parent.msg_id == self._failed:
@@ -617,6 +652,10 @@ class Traffic:
                 self._backlog_bytes -= waiting.popleft().size
         if self._backlog_bytes <= self._max_backlog:
             self._room.set()
+
+
+class _Info(msgspec.Struct):
+    implementation: str = ""
 
 
 class _Shutdown(msgspec.Struct):

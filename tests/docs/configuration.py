@@ -41,6 +41,7 @@ _KINDS: Final[dict[Any, str]] = {
     Path: "path",
     list[str]: "list",
     list[Path]: "list of paths",
+    dict[str, int]: "names with a whole number each",
 }
 # What depends on the machine, or is too long for a table.
 _DEFAULTS: Final = {
@@ -110,7 +111,7 @@ def _default(name: str, field: FieldInfo) -> str:
         return _DEFAULTS[name]
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         default = ", ".join(default)
     if isinstance(default, bool):
         default = str(default).lower()

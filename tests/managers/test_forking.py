@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import MakeServer, servers
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec
-from tests.support.processes import eventually, is_alive
+from tests.support.processes import eventually, is_alive, usage
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
@@ -247,11 +247,41 @@ async def test_what_cannot_be_forked_is_started_and_fails_as_it_would(
     assert "fork_kernels: kernelspec nothing cannot be used" in server.output()
 
 
+def held(server: ServerProcess) -> list[tuple[int, int]]:
+    pids = [server.pid, *(process.pid for process in fork_servers(server))]
+    return [(usage(pid).descriptors, usage(pid).children) for pid in sorted(pids)]
+
+
+async def nothing_is_left(server: ServerProcess, start: KernelStarter) -> None:
+    """Of kernels that came and went, in the service or in their servers."""
+
+    async def live_and_die() -> None:
+        kernel = await start("python3")
+        await start.rest.restart(kernel.id)
+        await kernel.told("idle")
+        await start.rest.delete(kernel.id)
+        await kernel.channels.close()
+
+    await live_and_die()
+    await eventually(lambda: server.output().count("is ready") >= 3, 60)  # itself and two more
+    before = held(server)
+    for _ in range(3):
+        await live_and_die()
+
+    def is_back() -> bool:
+        after = held(server)
+        assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
+        return True
+
+    await eventually(is_back, 30)
+
+
 async def test_the_end_of_the_fork_servers_harms_no_kernel_and_the_next_start_is_ordinary(
     make_server: MakeServer,
 ) -> None:
     server = make_server("--fork-kernels", "python3", specs={})
     async with kernels_of(server) as start:
+        await nothing_is_left(server, start)
         kernel = await start("python3")
         assert await is_forked(kernel)
         await run(kernel, "kept = result = 5")
