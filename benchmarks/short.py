@@ -23,7 +23,7 @@ from benchmarks.table import number
 
 NOW: Final = "this commit"
 BEFORE: Final = "the one before"
-ROUNDS: Final = 3
+ROUNDS: Final = 4
 MESSAGES: Final = 20_000
 PATIENCE: Final = 20.0
 """Seconds without a message after which the rest is lost."""
@@ -53,8 +53,9 @@ def main() -> int:
             except ServerDied as error:
                 print(f"{target.name} does not start: measured without it ({error})")
                 targets.remove(target)
-        for _ in range(ROUNDS):
-            for target in targets:
+        for number in range(ROUNDS):
+            # There and back, so that none is always the first.
+            for target in targets[:: -1 if number % 2 else 1]:
                 try:
                     results.add(target.name, _measure(target))
                 except Exception as error:
