@@ -31,7 +31,7 @@ async def test_what_runs_is_interrupted_as_the_kernelspec_says(
 
 async def test_a_python_kernel_is_interrupted(start: KernelStarter) -> None:
     kernel = await start("python3")
-    request = await kernel.busy("import time\ntime.sleep(100)")
+    request = await kernel.begins("import time; print('begun', flush=True)\ntime.sleep(100)")
     await kernel.rest.interrupt(kernel.id)
     exchange = await kernel.channels.exchange(request)
     assert exchange.error["ename"] == "KeyboardInterrupt"

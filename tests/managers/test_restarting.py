@@ -66,7 +66,8 @@ async def test_a_cell_that_can_be_interrupted_says_so_before_the_restart(
     start: KernelStarter,
 ) -> None:
     kernel = await start("python3")
-    request = await kernel.busy("import time\nx = 1\ntime.sleep(100)")
+    code = "import time; x = 1; print('begun', flush=True)\ntime.sleep(100)"
+    request = await kernel.begins(code)
     await kernel.rest.restart(kernel.id)
     exchange = await kernel.channels.exchange(request)
     assert exchange.error["ename"] == "KeyboardInterrupt"

@@ -67,7 +67,8 @@ async def test_a_process_that_exits_at_once_is_dead_and_says_why(
     assert "exited with code 7" in model["reason"]
     assert "the fake kernel cannot start" in model["reason"]
     assert model in await start.rest.kernels()
-    assert f"kernel {kernel.id} is dead: {model['reason']}" in server.output()
+    logged = f"kernel {kernel.id} is dead: {model['reason']}".replace("\n", "\n    ")
+    assert logged in server.output()
     await start.rest.delete(kernel.id)
     assert await start.rest.kernels() == []
 

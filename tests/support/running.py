@@ -47,6 +47,15 @@ class RunningKernel:
         )
         return msg_id
 
+    async def begins(self, code: str) -> str:
+        """Sends an execution; returns its id when it has printed something.
+
+        ipykernel sends no reply to what is interrupted between `busy` and the code's own begin.
+        """
+        msg_id = await self.busy(code)
+        await self.channels.seen(lambda m: m.parent_id == msg_id and m.msg_type == "stream")
+        return msg_id
+
     async def told(
         self, state: str, timeout: float = REPLY_TIMEOUT, channels: JupyterChannels | None = None
     ) -> list[Any]:
