@@ -567,7 +567,10 @@ class Traffic:
         It aborts what it finds in its queue then. A client that has seen the error, and sends more
         code at once, is faster than the kernel; but it means that code to run.
         """
-        if parent.msg_type == "execute_request" and parent.subshell_id is None:
+        if parent.msg_type != "execute_request" or parent.subshell_id is not None:
+            return
+        request = self._requests.find(parent)
+        if request is not None and not request.idle:
             self._failed = parent.msg_id
             self._plan_after_failure(FAILED_SECONDS)
 
