@@ -16,6 +16,8 @@ from uuid import uuid4
 
 import zmq
 
+from benchmarks.clients import receive_until
+
 __all__ = ["Bare", "BareConnection", "BareKernel"]
 
 
@@ -121,7 +123,7 @@ class BareConnection:
         for _ in range(100):
             msg_id = self._request("kernel_info_request", {})
             try:
-                self.receive_until(msg_id, [b'"idle"'], 0.3)
+                receive_until(self, msg_id, [b'"idle"'], 0.3)
             except TimeoutError:
                 continue
             while self.receive(0.1):
@@ -172,21 +174,6 @@ class BareConnection:
                     self.others.append(b"".join(frames))
         except zmq.Again:
             pass
-
-    def receive_until(self, msg_id: str, marks: Sequence[bytes], timeout: float) -> None:
-        """Take messages until there is one with ``msg_id`` for each of ``marks``."""
-        wanted, missing = msg_id.encode(), set(marks)
-        deadline = time.monotonic() + timeout
-        while True:
-            for frame in self.others:
-                if wanted in frame:
-                    missing -= {mark for mark in missing if mark in frame}
-            self.others.clear()
-            if not missing:
-                return
-            left = deadline - time.monotonic()
-            if left <= 0 or not self.receive(left):
-                raise TimeoutError(f"no {missing} in {timeout} s")
 
     def close(self) -> None:
         """Close at once."""

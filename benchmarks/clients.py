@@ -19,6 +19,7 @@ __all__ = [
     "Drain",
     "flood",
     "receive_all",
+    "receive_until",
     "round_trip",
 ]
 
@@ -37,8 +38,6 @@ class Connection(Protocol):
 
     def receive(self, timeout: float | None = None) -> bool: ...
 
-    def receive_until(self, msg_id: str, marks: Sequence[bytes], timeout: float) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -55,11 +54,32 @@ class ClientTime:
         return time.process_time() - self._cpu > 0.9 * clock
 
 
+def receive_until(
+    connection: Connection, msg_id: str, marks: Sequence[bytes], timeout: float
+) -> None:
+    """Take messages until there is one with ``msg_id`` for each of ``marks``.
+
+    Raises `TimeoutError` when that takes longer than ``timeout`` seconds in all.
+    """
+    wanted, missing = msg_id.encode(), set(marks)
+    deadline = time.monotonic() + timeout
+    while True:
+        for frame in connection.others:
+            if wanted in frame:
+                missing -= {mark for mark in missing if mark in frame}
+        connection.others.clear()
+        if not missing:
+            return
+        left = deadline - time.monotonic()
+        if left <= 0 or not connection.receive(left):
+            raise TimeoutError(f"no {missing} in {timeout} s")
+
+
 def round_trip(connection: Connection) -> float:
     """Seconds of one tiny execution, from the request until the reply and the idle status."""
     began = time.perf_counter()
     msg_id = connection.execute("")
-    connection.receive_until(msg_id, (b'"execute_reply"', b'"idle"'), 30)
+    receive_until(connection, msg_id, (b'"execute_reply"', b'"idle"'), 30)
     return time.perf_counter() - began
 
 
@@ -67,7 +87,7 @@ def flood(connection: Connection, count: int, size: int, rate: int = 0) -> None:
     """Let the kernel send; returns when it has begun."""
     connection.streams = 0
     options = {"count": count, "size": size, **({"rate": rate} if rate else {})}
-    connection.receive_until(connection.execute(json.dumps(options)), (b'"busy"',), 60)
+    receive_until(connection, connection.execute(json.dumps(options)), (b'"busy"',), 60)
 
 
 def receive_all(

@@ -19,6 +19,7 @@ from benchmarks.clients import (
     Connection,
     flood,
     receive_all,
+    receive_until,
     round_trip,
 )
 from benchmarks.figures import percentile
@@ -172,7 +173,7 @@ def opening(target: Server, scale: Scale) -> Figures:
             began = time.perf_counter()
             connection = target.connect(kernel_id)
             msg_id = connection.execute("")
-            connection.receive_until(msg_id, (b'"execute_reply"',), 30)
+            receive_until(connection, msg_id, (b'"execute_reply"',), 30)
             times.append((time.perf_counter() - began) * 1e3)
             connection.close()
     return {"open_to_reply": percentile(times, 50)}
@@ -295,7 +296,7 @@ def _wait_for_answer(connection: WebSocket) -> None:
     """Until a request is answered: some servers lose the first."""
     for _ in range(6):
         try:
-            connection.receive_until(connection.execute(""), (b'"execute_reply"',), 10)
+            receive_until(connection, connection.execute(""), (b'"execute_reply"',), 10)
             return
         except TimeoutError:
             continue

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from benchmarks.clients import Drain
+from benchmarks.clients import Drain, receive_until
 from benchmarks.rest import Rest
 from benchmarks.websocket import WebSocket
 
@@ -212,7 +212,7 @@ class Server:
         kernel_id = self.start_kernel(name)
         connection = self.connect(kernel_id, v1=v1)
         msg_id = connection.execute("")
-        connection.receive_until(msg_id, [b'"execute_reply"', b'"idle"'], 60)
+        receive_until(connection, msg_id, [b'"execute_reply"', b'"idle"'], 60)
         while connection.receive(0.3):
             pass
         connection.others.clear()

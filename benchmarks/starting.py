@@ -10,7 +10,7 @@ from typing import Final
 
 import psutil
 
-from benchmarks.clients import Connection
+from benchmarks.clients import Connection, receive_until
 from benchmarks.servers import Server, kernelkeep
 
 __all__ = ["WAYS", "idle_memory", "starting", "ways"]
@@ -92,7 +92,7 @@ def _timed(target: Server) -> tuple[float, float, str]:
 def first_reply(target: Server, kernel_id: str) -> Connection:
     """A connection on which a kernel has answered."""
     connection = target.connect(kernel_id)
-    connection.receive_until(connection.execute("1"), (b'"execute_reply"',), 90)
+    receive_until(connection, connection.execute("1"), (b'"execute_reply"',), 90)
     return connection
 
 

@@ -111,24 +111,6 @@ class WebSocket:
         self._parse()
         return True
 
-    def receive_until(self, msg_id: str, marks: Sequence[bytes], timeout: float) -> None:
-        """Take frames until there is one with ``msg_id`` for each of ``marks``.
-
-        Raises `TimeoutError` when that takes longer than ``timeout`` seconds in all.
-        """
-        wanted, missing = msg_id.encode(), set(marks)
-        deadline = time.monotonic() + timeout
-        while True:
-            for frame in self.others:
-                if wanted in frame:
-                    missing -= {mark for mark in missing if mark in frame}
-            self.others.clear()
-            if not missing:
-                return
-            left = deadline - time.monotonic()
-            if left <= 0 or not self.receive(left):
-                raise TimeoutError(f"no {missing} in {timeout} s")
-
     def _parse(self) -> None:
         """Go over the frames in the buffer; keep what is not complete."""
         buffer, filled, position = self._buffer, self._filled, 0

@@ -10,7 +10,7 @@ from typing import Final
 
 from app.managers.kernel import Kernel
 
-__all__ = ["stop_all"]
+__all__ = ["stop_all", "stop_quietly"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ async def stop_all(
         # Whoever waited is told why, before what becomes of the kernels is the news.
         await asyncio.sleep(FAREWELL_SECONDS)
     loop = asyncio.get_running_loop()
-    stops = {loop.create_task(_stop_quietly(kernel)) for kernel in kernels}
+    stops = {loop.create_task(stop_quietly(kernel)) for kernel in kernels}
     if not stops and not starting:
         return
     # Each step has its bound, but a provisioner of somebody else's may have none.
@@ -44,9 +44,10 @@ async def stop_all(
         stop.cancel()
 
 
-async def _stop_quietly(kernel: Kernel) -> None:
+async def stop_quietly(kernel: Kernel, *, now: bool = False) -> None:
+    """Stop a kernel that nobody waits for; where that fails it is logged, and the kernel killed."""
     try:
-        await kernel.stop()
+        await kernel.stop(now=now)
     except Exception:
         logger.exception("kernel %s could not be stopped", kernel.id)
         with contextlib.suppress(Exception):

@@ -29,6 +29,7 @@ from app.managers.moving import MOVABLE, Move, moved, plan
 from app.managers.specs import Specs
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
+from app.managers.stopping import stop_quietly
 
 __all__ = ["WarmKernels"]
 
@@ -200,7 +201,7 @@ class WarmKernels:
     def _stop(self, kernel: Kernel) -> None:
         """Stop a kernel that nobody has used, in the background."""
         task = asyncio.get_running_loop().create_task(
-            _stop_quietly(kernel), name=f"stop warm kernel {kernel.id}"
+            stop_quietly(kernel, now=True), name=f"stop warm kernel {kernel.id}"
         )
         self._stops.add(task)
         task.add_done_callback(self._stops.discard)
@@ -257,13 +258,6 @@ def _is_fit(kernel: Kernel) -> bool:
 
 def _same(one: KernelSpec, other: KernelSpec) -> bool:
     return (one.resource_dir, one.to_dict()) == (other.resource_dir, other.to_dict())
-
-
-async def _stop_quietly(kernel: Kernel) -> None:
-    try:
-        await kernel.stop(now=True)
-    except Exception:
-        logger.exception("warm kernel %s could not be stopped", kernel.id)
 
 
 def _nothing(_kernel: Kernel) -> None:

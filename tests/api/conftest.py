@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import servers
+from tests.support.executions import Executions
+from tests.support.running import KernelStarter, RunningKernel
 from tests.support.server import ServerProcess
 
 
@@ -15,3 +17,15 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """One server for the module; the kernel that is started when none is named is ``fake``."""
     with servers(request.config) as make_server:
         yield make_server("--default-kernel-name", "fake")
+
+
+@pytest.fixture
+async def kernel(start: KernelStarter) -> RunningKernel:
+    """A fake kernel, and a client of it."""
+    return await start("fake")
+
+
+@pytest.fixture
+async def executions(kernel: RunningKernel) -> Executions:
+    """The executions of that kernel."""
+    return Executions(kernel.rest, kernel.id)

@@ -22,16 +22,6 @@ from tests.support.server import ServerProcess
 MODEL: TypeAdapter[ExecutionEventModel] = TypeAdapter(ExecutionEventModel)
 
 
-@pytest.fixture
-async def kernel(start: KernelStarter) -> RunningKernel:
-    return await start("fake")
-
-
-@pytest.fixture
-async def executions(kernel: RunningKernel) -> Executions:
-    return Executions(kernel.rest, kernel.id)
-
-
 def types(events: list[Json]) -> list[str]:
     return [event["type"] for event in events]
 

@@ -37,16 +37,6 @@ RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut"]
 
 
 @pytest.fixture
-async def kernel(start: KernelStarter) -> RunningKernel:
-    return await start("fake")
-
-
-@pytest.fixture
-async def executions(kernel: RunningKernel) -> Executions:
-    return Executions(kernel.rest, kernel.id)
-
-
-@pytest.fixture
 async def python(start: KernelStarter) -> Executions:
     """The executions of a Python kernel."""
     kernel = await start("python3")
