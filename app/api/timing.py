@@ -31,24 +31,28 @@ class TimingMiddleware:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        answered: float | None = None
-        status = 500  # of an exception that gets here
+        answered = False
 
-        async def send_observed(message: Message) -> None:
-            nonlocal status, answered
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                answered = time.perf_counter()
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_observed)
-        finally:
+        def observe(status: int) -> None:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path_format", "none")
             metrics: Metrics | None = scope.get("state", {}).get("metrics")
             if metrics is not None:  # the lifespan has run
                 made_for = caller()
                 waited = made_for.waited if made_for is not None else 0.0
-                seconds = max(0.0, (answered or time.perf_counter()) - began - waited)
+                seconds = max(0.0, time.perf_counter() - began - waited)
                 metrics.counters.request_seconds[method, route, str(status)].observe(seconds)
+
+        async def send_observed(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start" and not answered:
+                # Before it is sent: who has an answer finds it counted.
+                answered = True
+                observe(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_observed)
+        finally:
+            if not answered:  # an exception that gets here
+                observe(500)

@@ -53,11 +53,14 @@ async def test_the_same_msg_id_of_two_clients(start: KernelStarter, framing: Fra
     one, two = await kernel.connect(framing=framing), await kernel.connect(framing=framing)
     running = await kernel.busy("sleep 0.3")
     same: dict[str, Any] = {"msg_id": "the-same"}
-    code = {"silent": False, "allow_stdin": False}
+    # Which of the two comes first is the network's choice: neither may abort the other.
+    code = {"silent": False, "allow_stdin": False, "stop_on_error": False}
     await one.send("execute_request", {"code": "print one", **code}, **same)
     await two.send("execute_request", {"code": "error Two two", **code}, **same)
     for client, status in ((one, "ok"), (two, "error")):
-        await _up_to_idle(client, "the-same", two.session)
+        for session in (one.session, two.session):
+            await _up_to_idle(client, "the-same", session)
+        await client.seen(lambda m: m.channel == "shell")  # may come just after the idle status
         (reply,) = [m for m in client.log if m.channel == "shell"]
         assert reply.content["status"] == status
         assert reply.parent_header["session"] == client.session
