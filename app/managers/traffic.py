@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from typing import Any, Final
 from uuid import uuid4
 
@@ -20,7 +19,9 @@ from app.managers.channels import Channels
 from app.managers.counters import Counters
 from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
+from app.managers.held_replies import HeldReplies
 from app.managers.log import MessageLog, Position, Reader
+from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
 from app.managers.tracebacks import hide_traceback
@@ -44,18 +45,6 @@ MAX_DEPARTED: Final = 256
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
-
-HOLD_SECONDS: Final = 0.5
-"""How long a reply is held for the idle status that follows all its output."""
-
-MAX_HOLD_SECONDS: Final = 10.0
-"""The same while there is output of the kernel that has not been read yet."""
-
-FAILED_SECONDS: Final = 1.0
-"""How long requests wait, at the most, for a failed execution to be over."""
-
-ABORT_SECONDS: Final = 0.005
-"""How long after that a kernel may still abort what comes: ipykernel takes one more turn."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
@@ -111,16 +100,8 @@ class Traffic:
         self.kernel_session = self._session
         self._channels: Channels | None = None
         self._kernel_info: bytes | None = None
-        self._ready = False
-        self._held: deque[tuple[float, Request]] = deque()  # and since when, by the loop's clock
-        self._release_plan: asyncio.TimerHandle | None = None
-        self._failed: str | None = None  # the execution for whose end requests wait
-        self._failed_plan: asyncio.TimerHandle | None = None
-        self._backlog: dict[str, deque[ClientMessage]] = {}
-        self._backlog_bytes = 0
-        self._max_backlog = settings.websocket_backlog_bytes
-        self._room = asyncio.Event()
-        self._room.set()
+        self._held = HeldReplies(self._release, self._has_unread_output)
+        self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.answered = False
         self.heard_iopub = False
@@ -203,8 +184,8 @@ class Traffic:
             )
             return
         if channel == "stdin":
-            if self._ready:
-                self._send(message)
+            if self._outbox.is_open:
+                self._outbox.send(message)
             if message.header.msg_type == "input_reply":
                 self.tracker.on_input_reply()
             return
@@ -213,7 +194,7 @@ class Traffic:
             return
         if self._for_next is not None:
             self._for_next.append((message, session))
-            self._charge_backlog(message)
+            self._outbox.charge(message)
             return
         if (
             message.header.msg_type == "kernel_info_request"
@@ -228,7 +209,7 @@ class Traffic:
         self._requests.add(message, session)
         if _is_execution(message):
             self.tracker.on_request(message, session)
-        self._send(message)
+        self._outbox.send(message)
 
     def _refuse(self, message: ClientMessage, session: str) -> None:
         """End a request for which there is no process, and will be none."""
@@ -248,14 +229,14 @@ class Traffic:
     @property
     def has_room(self) -> bool:
         """Whether clients may send more at once."""
-        return self._room.is_set()
+        return self._outbox.has_room
 
     async def room(self) -> None:
         """Return when clients may send more: the requests that wait are below their bound.
 
         Has no bound of its own: it ends when the kernel takes its requests, or ends.
         """
-        await self._room.wait()
+        await self._outbox.room()
 
     # The process
 
@@ -329,11 +310,11 @@ class Traffic:
 
     def ready(self) -> None:
         """The kernel takes requests: tell the clients, and send what has waited."""
-        self._ready = True
         self.active_since = time.monotonic()
         self._state.on_ready()
         self.announce(self._state.execution_state)
-        self.on_writable()
+        assert self._channels is not None
+        self._outbox.open(self._channels.send)
         self.tracker.on_ready()
 
     def announce(self, execution_state: str) -> None:
@@ -369,14 +350,11 @@ class Traffic:
         ``reason`` is shown as the error of the execution that was running.
         """
         self.close_channels()
-        was_ready, self._ready = self._ready, False
+        was_ready = self._outbox.is_open
         why = reason or self.why_it_stops or _ENDS.get(self._state.lifecycle, "The kernel is gone")
         if self._for_next is None:
             self.tracker.close_waiting(why)
-        self._forget_failure()
-        self._backlog.clear()
-        self._backlog_bytes = 0
-        self._room.set()
+        self._outbox.close()
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
@@ -387,30 +365,9 @@ class Traffic:
                 reason = None
         self.tracker.close(why, was_ready=was_ready)
         self._held.clear()
-        if self._release_plan is not None:
-            self._release_plan.cancel()
-            self._release_plan = None
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
             self.submit(message, session)
-
-    def _send(self, message: ClientMessage) -> None:
-        channel = message.channel
-        if self._takes(channel) and not self._backlog.get(channel):
-            assert self._channels is not None
-            if self._channels.send(message):
-                return
-        self._backlog.setdefault(channel, deque()).append(message)
-        self._charge_backlog(message)
-
-    def _takes(self, channel: str) -> bool:
-        """Whether requests on a channel may leave now."""
-        return self._ready and (self._failed is None or channel != "shell")
-
-    def _charge_backlog(self, message: ClientMessage) -> None:
-        self._backlog_bytes += message.size
-        if self._backlog_bytes > self._max_backlog:
-            self._room.clear()
 
     def _finish(self, request: Request, error: str | None = None) -> None:
         """Answer a request that the kernel will never answer, and go idle for it."""
@@ -478,7 +435,7 @@ class Traffic:
             request = self._requests.on_reply(parent)
             owner = request.owner if request is not None else parent.session
             if request is not None and not request.idle and message.msg_type == "execute_reply":
-                self._hold(request, message)
+                self._held.hold(request, message)
                 return
         if owner != self._session:
             self._append(message, owner or "")
@@ -487,18 +444,6 @@ class Traffic:
             elif message.msg_type == "input_request":
                 self.tracker.on_input_request(message)
 
-    def _hold(self, request: Request, reply: Message) -> None:
-        """Keep a reply until the kernel goes idle for its request.
-
-        It comes over another socket than the output, and may overtake it; a client that stops at
-        the reply would miss what is still on its way.
-        """
-        request.held = reply
-        loop = asyncio.get_running_loop()
-        self._held.append((loop.time(), request))
-        if self._release_plan is None:
-            self._release_plan = loop.call_later(HOLD_SECONDS, self._release_late)
-
     def _release(self, request: Request) -> None:
         """Let a reply go that was held."""
         reply, request.held = request.held, None
@@ -506,14 +451,8 @@ class Traffic:
             self._append(reply, request.owner)
             self.tracker.on_reply(reply)
 
-    def _release_late(self) -> None:
-        """Let go what was held long enough: some kernels do not go idle for every request."""
-        loop, held = asyncio.get_running_loop(), self._held
-        is_behind = self._channels is not None and self._channels.has_unread("iopub")
-        until = loop.time() - (MAX_HOLD_SECONDS if is_behind else HOLD_SECONDS)
-        while held and (held[0][1].held is None or held[0][0] <= until):
-            self._release(held.popleft()[1])
-        self._release_plan = loop.call_later(HOLD_SECONDS, self._release_late) if held else None
+    def _has_unread_output(self) -> bool:
+        return self._channels is not None and self._channels.has_unread("iopub")
 
     def _answer_for(self, execution: Execution) -> None:
         """The kernel has gone idle without a reply; whoever asked would wait for it for ever.
@@ -546,7 +485,7 @@ class Traffic:
             reported = self._on_status(message)
             if parent.session == self._session:
                 return
-            if reported == "starting" and self._ready:
+            if reported == "starting" and self._outbox.is_open:
                 # Said before we took it for ready and heard after that: to a client it would be
                 # a step back that nothing follows.
                 return
@@ -562,32 +501,11 @@ class Traffic:
             self._on_error(parent)
 
     def _on_error(self, parent: Header) -> None:
-        """Keep what clients send from now on until the kernel has done with what failed.
-
-        It aborts what it finds in its queue then. A client that has seen the error, and sends more
-        code at once, is faster than the kernel; but it means that code to run.
-        """
         if parent.msg_type != "execute_request" or parent.subshell_id is not None:
             return
         request = self._requests.find(parent)
         if request is not None and not request.idle:
-            self._failed = parent.msg_id
-            self._plan_after_failure(FAILED_SECONDS)
-
-    def _plan_after_failure(self, seconds: float) -> None:
-        if self._failed_plan is not None:
-            self._failed_plan.cancel()
-        self._failed_plan = asyncio.get_running_loop().call_later(seconds, self._after_failure)
-
-    def _after_failure(self) -> None:
-        self._forget_failure()
-        self.on_writable()
-
-    def _forget_failure(self) -> None:
-        self._failed = None
-        if self._failed_plan is not None:
-            self._failed_plan.cancel()
-            self._failed_plan = None
+            self._outbox.on_error(parent.msg_id)
 
     def _on_status(self, message: Message) -> str:
         """Take note of a status; the state that it reports."""
@@ -607,8 +525,7 @@ class Traffic:
         if parent.msg_type == "execute_request" and parent.subshell_id is None and not ours:
             self._time_execution(reported)
         if reported == "idle":
-            if parent.msg_id == self._failed:
-                self._plan_after_failure(ABORT_SECONDS)
+            self._outbox.on_idle(parent.msg_id)
             request = self._requests.on_idle(parent)
             if request is not None:
                 self._release(request)  # before the idle status: some clients stop at that
@@ -648,13 +565,7 @@ class Traffic:
 
     def on_writable(self) -> None:
         """Send what waits, as far as the sockets take it."""
-        if self._channels is None or not self._ready:
-            return
-        for channel, waiting in self._backlog.items():
-            while waiting and self._takes(channel) and self._channels.send(waiting[0]):
-                self._backlog_bytes -= waiting.popleft().size
-        if self._backlog_bytes <= self._max_backlog:
-            self._room.set()
+        self._outbox.flush()
 
 
 class _Info(msgspec.Struct):

@@ -1,0 +1,128 @@
+"""Requests on their way to a kernel: what it does not take yet waits here, in order and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from app.protocol.messages import ClientMessage
+
+__all__ = ["Outbox"]
+
+FAILED_SECONDS: Final = 1.0
+"""How long requests wait, at the most, for a failed execution to be over."""
+
+ABORT_SECONDS: Final = 0.005
+"""How long after that a kernel may still abort what comes: ipykernel takes one more turn."""
+
+
+class Outbox:
+    """Of one kernel. Nothing leaves it before `open`; ``max_bytes`` bound what waits.
+
+    The bound is not kept here: whoever sends more looks at `has_room`, or waits for `room`.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._waiting: dict[str, deque[ClientMessage]] = {}  # by channel
+        self._room = asyncio.Event()
+        self._room.set()
+        self._transmit: Callable[[ClientMessage], bool] | None = None
+        self._failed: str | None = None  # the execution for whose end requests wait
+        self._failed_plan: asyncio.TimerHandle | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the kernel takes requests."""
+        return self._transmit is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be sent at once."""
+        return self._room.is_set()
+
+    async def room(self) -> None:
+        """Return when more may be sent: what waits is below its bound.
+
+        Has no bound of its own: it ends when the kernel takes its requests, or ends.
+        """
+        await self._room.wait()
+
+    def open(self, transmit: Callable[[ClientMessage], bool]) -> None:
+        """The kernel takes requests: send what has waited.
+
+        ``transmit`` sends one, and returns False when the socket does not take it now.
+        """
+        self._transmit = transmit
+        self.flush()
+
+    def close(self) -> None:
+        """The process is gone, and with it what waited for it."""
+        self._transmit = None
+        self._forget_failure()
+        self._waiting.clear()
+        self._bytes = 0
+        self._room.set()
+
+    def send(self, message: ClientMessage) -> None:
+        """Send a request, after those before it."""
+        channel = message.channel
+        if not self._waiting.get(channel) and self._sent(message):
+            return
+        self._waiting.setdefault(channel, deque()).append(message)
+        self.charge(message)
+
+    def charge(self, message: ClientMessage) -> None:
+        """Count a request that waits, here or elsewhere, until the next `flush` or `close`."""
+        self._bytes += message.size
+        if self._bytes > self._max_bytes:
+            self._room.clear()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the sockets take it."""
+        if self._transmit is None:
+            return
+        for waiting in self._waiting.values():
+            while waiting and self._sent(waiting[0]):
+                self._bytes -= waiting.popleft().size
+        if self._bytes <= self._max_bytes:
+            self._room.set()
+
+    def _sent(self, message: ClientMessage) -> bool:
+        if self._transmit is None or (self._failed is not None and message.channel == "shell"):
+            return False
+        return self._transmit(message)
+
+    # After an error
+
+    def on_error(self, msg_id: str) -> None:
+        """Keep what clients send from now on until the kernel has done with what failed.
+
+        It aborts what it finds in its queue then. A client that has seen the error, and sends more
+        code at once, is faster than the kernel; but it means that code to run.
+        """
+        self._failed = msg_id
+        self._plan_after_failure(FAILED_SECONDS)
+
+    def on_idle(self, msg_id: str) -> None:
+        """The kernel is done with a request; if it is the one that failed, others may go soon."""
+        if msg_id == self._failed:
+            self._plan_after_failure(ABORT_SECONDS)
+
+    def _plan_after_failure(self, seconds: float) -> None:
+        if self._failed_plan is not None:
+            self._failed_plan.cancel()
+        self._failed_plan = asyncio.get_running_loop().call_later(seconds, self._after_failure)
+
+    def _after_failure(self) -> None:
+        self._forget_failure()
+        self.flush()
+
+    def _forget_failure(self) -> None:
+        self._failed = None
+        if self._failed_plan is not None:
+            self._failed_plan.cancel()
+            self._failed_plan = None
