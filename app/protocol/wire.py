@@ -7,6 +7,7 @@ protocol"].
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -48,6 +49,9 @@ delimiter, the signature, and three parts."""
 # above this size a part is only checked to be UTF-8 and to look like an object.
 FULL_CHECK_BYTES: Final = 4096
 
+PIECE_BYTES: Final = 65536
+
+_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 _raw_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -97,7 +101,7 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
     if not signer.verify(frames[start + 1], signed):
         raise BadSignature("the signature does not match")
     try:
-        str(signed, "utf-8")
+        _check_utf8(signed)
     except UnicodeDecodeError:
         parts = [bytes(part).decode("utf-8", "replace").encode() for part in parts[:4]] + [
             *parts[4:]
@@ -111,6 +115,20 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
     if parts[2] != b"{}" and not _is_object(parts[2]):
         frame, bounds = v1.encode(channel, [*parts[:2], b"{}", *parts[3:]])
     return Message(channel, frame, bounds, header, parent)
+
+
+def _check_utf8(view: memoryview) -> None:
+    """Raise `UnicodeDecodeError` unless it is UTF-8.
+
+    A piece at a time: to make a string of megabytes costs several times what it is read in.
+    """
+    if len(view) <= PIECE_BYTES:
+        str(view, "utf-8")
+        return
+    decode = _Utf8Decoder().decode
+    for start in range(0, len(view), PIECE_BYTES):
+        decode(view[start : start + PIECE_BYTES])
+    decode(b"", True)
 
 
 def _is_object(part: Buffer) -> bool:

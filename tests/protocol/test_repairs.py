@@ -53,6 +53,18 @@ def test_invalid_utf8_in_any_part_is_repaired(index: int) -> None:
     assert message.parent.msg_id == json.loads(expected[1])["msg_id"]
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_a_long_part_is_looked_at_to_its_end(shift: int) -> None:
+    # Characters of four bytes, which lie across every place where a piece may end.
+    text = b"x" * shift + "\U0001f600".encode() * wire.PIECE_BYTES
+    content = b'{"text": "%b"}' % text
+
+    assert bytes(with_content("stream", content).part(3)) == content
+
+    spoilt = with_content("stream", content[:-3] + b'"}')  # without the last byte of the last one
+    assert bytes(spoilt.part(3)) == content[:-6] + "\ufffd".encode() + b'"}'
+
+
 @given(st.binary(max_size=40))
 def test_text_that_is_cut_anywhere_becomes_json(text: bytes) -> None:
     escaped = text.replace(b"\\", b"/").replace(b'"', b"'")
