@@ -16,7 +16,7 @@ class Rest:
 
     def __init__(self, port: int, headers: Mapping[str, str]) -> None:
         self._headers = dict(headers)
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._connection.connect()
         assert self._connection.sock is not None
         self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -31,7 +31,6 @@ class Rest:
         try:
             response, answer = self._exchange(method, path, data, headers)
         except (ConnectionError, http.client.BadStatusLine):  # it was idle for too long
-            self._connection.close()
             response, answer = self._exchange(method, path, data, headers)
         if response.status >= 400:
             raise RuntimeError(f"{method} {path}: {response.status} {answer[:200]!r}")
@@ -40,9 +39,13 @@ class Rest:
     def _exchange(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        self._connection.request(method, path, data, dict(headers))
-        response = self._connection.getresponse()
-        return response, response.read()
+        try:
+            self._connection.request(method, path, data, dict(headers))
+            response = self._connection.getresponse()
+            return response, response.read()
+        except BaseException:  # what comes next must not meet the answer to this
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         """Close the connection."""

@@ -204,7 +204,13 @@ LINES: Final = (
     ),
     Line("kernel_memory", "many kernels", "Server memory per kernel", "kB"),
     Line("connection_memory", "connections", "Server memory per connection", "kB"),
-    Line("connections", "connections", "Connections opened, of 1,000", "", more_is_better=True),
+    Line(
+        "connections",
+        "connections",
+        "Connections opened in 30 s, of 1,000",
+        "",
+        more_is_better=True,
+    ),
     Line("start_to_201", "starting", "POST to 201 (ipykernel)", "ms"),
     Line(
         *("start_to_reply", "starting", "POST to first reply", "ms"),
