@@ -51,6 +51,8 @@ WRONG: dict[str, str] = {
     "kernel_info_timeout": "0",
     "shutdown_wait_time": "-1",
     "on_shutdown": "abandon",
+    "orphan_timeout": "0",
+    "keeper_ring_bytes": "-1",
     "autorestart": "perhaps",
     "restart_limit": "-1",
     "allowed_kernelspecs": "no-such-kernelspec",

@@ -18,6 +18,7 @@ import msgspec
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from app.keeper.output import ProcessOutput
 from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.counters import Counters
@@ -25,8 +26,9 @@ from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.events import Events
 from app.managers.executions import Executions
 from app.managers.fork_provisioner import Forking, KernelManager
+from app.managers.keeper_provisioner import KeeperProvisioner, is_local
+from app.managers.keeping import Keeper
 from app.managers.log_files import LogFiles
-from app.managers.output import ProcessOutput
 from app.managers.process import KernelProcess
 from app.managers.reports import KernelReports, LaunchCause
 from app.managers.restarts import RestartPolicy
@@ -61,9 +63,11 @@ class KernelHouse:
         counters: Counters,
         forking: Forking,
         audit: AuditLog | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.settings = settings
         self.forking = forking
+        self.keeper = keeper
         self.logs = logs
         self.context = context
         self.specs = specs
@@ -88,7 +92,16 @@ class KernelHouse:
         spec = manager.kernel_spec
         assert spec is not None
         self.forking.choose(name, spec)
+        if self.keeper is not None and is_local(spec):
+            manager.keeper = self.keeper
+            provisioner = KeeperProvisioner(kernel_id=kernel_id, kernel_spec=spec, parent=manager)
+            provisioner.output = self.output_file(kernel_id)
+            manager.provisioner = provisioner
         return manager
+
+    def output_file(self, kernel_id: str) -> Path:
+        """Where what a kernel's process writes is kept."""
+        return self.output_dir / f"kernel-{kernel_id}.log"
 
     def prepare_forks(self, name: str) -> None:
         """Start the fork servers for a kernelspec; one log line if that cannot be."""
@@ -153,9 +166,7 @@ class Kernel:
         self._cwd = cwd
         self._env = env
         self._restarts = RestartPolicy(settings.restart_limit)
-        self._output = ProcessOutput(
-            house.output_dir / f"kernel-{kernel_id}.log", settings.output_log_bytes
-        )
+        self._output = ProcessOutput(house.output_file(kernel_id), settings.output_log_bytes)
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._process: KernelProcess | None = None
@@ -386,7 +397,7 @@ class Kernel:
             return await self._come_up_and_die()
         exited = await asyncio.shield(process.exited)
         await self.traffic.settle()
-        reason = self._describe(f"The kernel's process {exited}")
+        reason = await self._describe(process, f"The kernel's process {exited}")
         asked = self.traffic.shutdown_asked or self.traffic.restart_asked
         if not asked:
             self.reports.died(exited.code)
@@ -422,12 +433,12 @@ class Kernel:
                     break
                 if process.exited.done():
                     problem = f"The kernel's process {process.exited.result()} before it was ready"
-                    raise KernelStartFailed(self._describe(problem))
+                    raise KernelStartFailed(await self._describe(process, problem))
                 if loop.time() >= deadline:
                     if traffic.answered or traffic.heard_iopub:
                         break
                     problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
-                    raise KernelStartFailed(self._describe(problem))
+                    raise KernelStartFailed(await self._describe(process, problem))
                 if loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
                     raise KernelStartFailed("The kernel has bound no ipc socket")
         finally:
@@ -461,8 +472,8 @@ class Kernel:
             return self._port_attempts < PORT_ATTEMPTS
         return False
 
-    def _describe(self, problem: str) -> str:
-        tail = self._output.tail()
+    async def _describe(self, process: KernelProcess, problem: str) -> str:
+        tail = await process.tail()
         if tail and not self._house.settings.allow_tracebacks:
             # Interpreters that crash write one. It is for the log, not for clients.
             logger.info("kernel %s: the last it wrote:\n%s", self.id, tail)

@@ -31,6 +31,7 @@ from app.managers.external import ExternalKernel, find_connection_files
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
+from app.managers.keeping import new_keeper
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.log_files import LogFiles
 from app.managers.paths import (
@@ -88,6 +89,7 @@ class MultiKernelManager:
         self._fork_servers = ForkServers()
         env = kernel_environment(os.environ, settings.kernel_env_allow, {})
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
+        self.keeper = new_keeper(settings)
         self._house = KernelHouse(
             settings,
             self._context,
@@ -98,6 +100,7 @@ class MultiKernelManager:
             counters,
             forking,
             audit,
+            self.keeper,
         )
         for name in settings.fork_kernels:
             self._house.prepare_forks(name)
@@ -111,6 +114,7 @@ class MultiKernelManager:
             Events(),
             counters,
             forking,
+            keeper=self.keeper,
         )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
@@ -428,6 +432,8 @@ class MultiKernelManager:
         await self.stopped()
         self._kernels.clear()
         await self._fork_servers.close()
+        if self.keeper is not None:
+            await self.keeper.close()
         self._transports.close()
         self._logs.close()
         self._context.destroy(linger=0)

@@ -1,0 +1,119 @@
+"""What a kernel said on iopub lately, heard by a subscription of the keeper's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import zmq
+
+__all__ = ["Ring", "Subscription"]
+
+MESSAGES_PER_TURN: Final = 64
+FRAME_OVERHEAD: Final = 60
+"""Bytes that each frame costs beside its content, roughly."""
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+
+
+class Ring:
+    """Messages with an index each, from 1 on; the oldest are dropped beyond ``max_bytes``."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.next = 1
+        self._messages: deque[list[bytes]] = deque()
+        self._size = 0
+
+    @property
+    def first(self) -> int:
+        """The index of the oldest message; that of the next one if there is none."""
+        return self.next - len(self._messages)
+
+    def append(self, frames: list[bytes]) -> None:
+        """The next message, as it was received."""
+        self._messages.append(frames)
+        self._size += _size(frames)
+        self.next += 1
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop what is too much."""
+        while self._size > self.max_bytes and self._messages:
+            self._size -= _size(self._messages.popleft())
+
+    def since(self, after: int, max_bytes: int) -> list[tuple[int, list[bytes]]]:
+        """Messages behind the index ``after``, about so many bytes of them, one at least."""
+        page: list[tuple[int, list[bytes]]] = []
+        size = 0
+        begin = max(after + 1 - self.first, 0)
+        for index, frames in enumerate(islice(self._messages, begin, None), self.first + begin):
+            size += _size(frames)
+            if page and size > max_bytes:
+                break
+            page.append((index, frames))
+        return page
+
+
+class Subscription:
+    """A subscriber's socket to a kernel's iopub, whose messages go into a ring as they are."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], info: Mapping[str, Any], ring: Ring
+    ) -> None:
+        self._ring = ring
+        self._loop = asyncio.get_running_loop()
+        self._again: asyncio.Handle | None = None
+        socket = self._socket = context.socket(zmq.SUB)
+        try:
+            socket.linger = 0
+            socket.reconnect_ivl = 20
+            socket.rcvhwm = 0  # the kernel's publisher drops what a slow subscriber does not take
+            socket.subscribe(b"")
+            if info.get("curve_publickey"):
+                # The connection file holds one key pair, for both ends.
+                socket.curve_serverkey = socket.curve_publickey = info["curve_publickey"].encode()
+                socket.curve_secretkey = info["curve_secretkey"].encode()
+            separator = "-" if info["transport"] == "ipc" else ":"
+            socket.connect(f"{info['transport']}://{info['ip']}{separator}{info['iopub_port']}")
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self._descriptor = int(socket.getsockopt(zmq.FD))
+        self._loop.add_reader(self._descriptor, self._read)
+        # The descriptor tells only changes.
+        self._again = self._loop.call_soon(self._read)
+
+    def close(self) -> None:
+        """Take what has arrived, and close the socket."""
+        while self._receive():
+            pass
+        self._loop.remove_reader(self._descriptor)
+        if self._again is not None:
+            self._again.cancel()
+        self._socket.close(linger=0)
+
+    def _read(self) -> None:
+        """One turn; what is left has its own, so that one busy kernel does not starve others."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._receive():
+            self._again = self._loop.call_soon(self._read)
+
+    def _receive(self) -> bool:
+        """Read some messages; whether there may be more."""
+        receive, append = self._socket.recv_multipart, self._ring.append
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                append(receive(_NOBLOCK))
+            except zmq.Again:
+                return False
+        return True
+
+
+def _size(frames: Sequence[bytes]) -> int:
+    return sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
