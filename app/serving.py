@@ -18,6 +18,7 @@ from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
 from app.managers.multikernel import MultiKernelManager
+from app.managers.registry_store import UnusableRegistry
 from app.managers.session_store import UnusableDatabase
 from app.managers.specs import kernel_spec_manager
 from app.plugins import CannotLoad
@@ -59,6 +60,8 @@ def serve(
         raise CannotStart(str(error)) from None
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
+    except UnusableRegistry as error:
+        raise CannotStart(f"--state-dir: {error}") from None
     config = uvicorn.Config(
         app,
         http=KernelkeepHTTPProtocol,

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import zmq
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.adoption import find_spec
 from app.managers.audit import AuditLog
 from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
@@ -42,10 +43,13 @@ from app.managers.paths import (
     cwd_for_path,
     working_directory,
 )
+from app.managers.registry import Registry
+from app.managers.registry_store import KernelRecord
 from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
-from app.managers.stopping import stop_all
+from app.managers.stopping import leave_all, stop_all
+from app.managers.succession import Succession
 from app.managers.transports import Transports
 from app.managers.warm import WarmKernels
 from app.settings import Settings
@@ -73,6 +77,7 @@ class MultiKernelManager:
         events: Events,
         counters: Counters,
         audit: AuditLog | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.started = time.time()
         self._last_request = self.started
@@ -101,6 +106,7 @@ class MultiKernelManager:
             forking,
             audit,
             self.keeper,
+            registry,
         )
         for name in settings.fork_kernels:
             self._house.prepare_forks(name)
@@ -138,6 +144,32 @@ class MultiKernelManager:
         self._culling = asyncio.get_running_loop().create_task(
             Culler(self, policy, settings.cull_interval).run(), name="culler"
         )
+        self._succession: Succession | None = None
+        if registry is not None:
+            self._succession = Succession(registry, self.keeper, lambda: self)
+
+    async def adopt_kernels(self) -> None:
+        """Own what an earlier process of the server has left here; call it first, and once."""
+        if self._succession is not None:
+            await self._succession.adopt(self._adopt)
+
+    async def _adopt(self, record: KernelRecord) -> None:
+        spec = await find_spec(self._house, record)
+        kernel = Kernel(
+            record.id,
+            record.name,
+            spec,
+            self._house,
+            cwd=Path(record.cwd),
+            env=record.env,
+            on_gone=self._forget,
+        )
+        self._kernels[kernel.id] = kernel
+        try:
+            await kernel.adopt(record)
+        except BaseException:
+            self._forget(kernel)
+            raise
 
     # Looking
 
@@ -326,6 +358,7 @@ class MultiKernelManager:
             return None
         kernel.hand_over(self._house, cwd=cwd, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
+        await kernel.keep()
         async with kernel.reports.action("start"):
             if self.stopping:
                 await kernel.stop(now=True)
@@ -416,7 +449,11 @@ class MultiKernelManager:
         await asyncio.wait({self._culling})
         patience = self._settings.shutdown_wait_time
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
-        await stop_all([*self], [*self._starting.values(), warm], patience)
+        kernels = [*self]
+        if self._succession is not None:
+            await self._succession.close()
+            kernels = await leave_all(kernels)
+        await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
