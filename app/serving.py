@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 import uvicorn
 
 from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
+from app.keeper.protocol import TooOpen
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
@@ -59,6 +60,8 @@ def serve(
         raise CannotStart(str(error)) from None
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
+    except TooOpen as error:
+        raise CannotStart(f"--on-shutdown keep: {error}") from None
     config = uvicorn.Config(
         app,
         http=KernelkeepHTTPProtocol,
