@@ -41,6 +41,7 @@ from app.managers.counters import Counters
 from app.managers.errors import NotFound
 from app.managers.events import Events, read_schemas
 from app.managers.identity import User
+from app.managers.keeping import check_state_dir
 from app.managers.metrics import Metrics
 from app.managers.multikernel import MultiKernelManager
 from app.managers.readiness import Readiness
@@ -74,8 +75,14 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application; without ``settings`` they are read from the environment.
 
+<<<<<<< HEAD
     ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad`,
     `UnusableDatabase` or `UnusableRegistry` for an option that names what cannot be used.
+=======
+    ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad` or
+    `UnusableDatabase` for an option that names something which cannot be used, and `TooOpen` for a
+    state directory in which others could get at kernels that are kept.
+>>>>>>> 6725832d3808617f488f1e4fdd5c625a34ccb22d
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -83,6 +90,7 @@ def create_app(
     if settings.on_shutdown == "keep":
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
+    check_state_dir(settings)
     token = settings.token.get_secret_value()
     generated = not token and settings.auth == "token"
     if generated:

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 import uvicorn
 
 from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
+from app.keeper.protocol import TooOpen
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
@@ -62,6 +63,8 @@ def serve(
         raise CannotStart(f"--database-filepath: {error}") from None
     except UnusableRegistry as error:
         raise CannotStart(f"--state-dir: {error}") from None
+    except TooOpen as error:
+        raise CannotStart(f"--on-shutdown keep: {error}") from None
     config = uvicorn.Config(
         app,
         http=KernelkeepHTTPProtocol,

@@ -32,6 +32,7 @@ from app.keeper.protocol import (
     Fields,
     Garbled,
     TooOpen,
+    check_private,
     is_own_peer,
     keeper_dir,
     open_dir,
@@ -39,10 +40,11 @@ from app.keeper.protocol import (
     receive,
     socket_address,
 )
+from app.machine import network_file_system
 from app.managers.errors import KeeperUnavailable
 from app.settings import Settings
 
-__all__ = ["Keeper", "Kept", "new_keeper"]
+__all__ = ["Keeper", "Kept", "check_state_dir", "new_keeper"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ START_SECONDS: Final = 30.0
 
 ANSWER_SECONDS: Final = 10.0
 """How long it may take for an answer."""
+
+CLOSE_SECONDS: Final = 2.0
+"""How long one that is left with nothing to keep may take to end."""
 
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
@@ -257,7 +262,7 @@ class Keeper:
         for process in self._processes:
             if not self._kernels:  # with nothing to keep it ends by itself
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    await asyncio.to_thread(process.wait, ANSWER_SECONDS)
+                    await asyncio.to_thread(process.wait, CLOSE_SECONDS)
             if process.poll() is None:
                 process.returncode = 0  # it outlives us, and nobody needs a warning of that
 
@@ -415,10 +420,24 @@ class Keeper:
             await link.ask({"ask": "watch", **who, "info": watched.info})
 
 
+def check_state_dir(settings: Settings) -> None:
+    """Raise `TooOpen` if kernels are to be kept and others could get at them."""
+    if settings.on_shutdown == "keep":
+        check_private(settings.state_dir)
+
+
 def new_keeper(settings: Settings) -> Keeper | None:
     """The keeper as the options want it; None where kernels end with the server."""
     if settings.on_shutdown == "stop":
         return None
+    network = network_file_system(settings.state_dir)
+    if network is not None:
+        logger.warning(
+            "the state directory %s is on a network file system (%s), whose locks cannot be relied "
+            "on: two servers could take the same kernels for theirs",
+            settings.state_dir,
+            network,
+        )
     return Keeper(
         settings.state_dir,
         ring_bytes=settings.keeper_ring_bytes,

@@ -87,7 +87,9 @@ class MultiKernelManager:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.max_sockets = MAX_SOCKETS
-        self._transports = Transports(settings.transport, settings.state_dir)
+        self._transports = Transports(
+            settings.transport, settings.state_dir, lasting=settings.on_shutdown == "keep"
+        )
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
