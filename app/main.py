@@ -75,14 +75,9 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application; without ``settings`` they are read from the environment.
 
-<<<<<<< HEAD
     ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad`,
-    `UnusableDatabase` or `UnusableRegistry` for an option that names what cannot be used.
-=======
-    ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad` or
-    `UnusableDatabase` for an option that names something which cannot be used, and `TooOpen` for a
-    state directory in which others could get at kernels that are kept.
->>>>>>> 6725832d3808617f488f1e4fdd5c625a34ccb22d
+    `UnusableDatabase` or `UnusableRegistry` for an option that names what cannot be used, and
+    `TooOpen` for a state directory in which others could get at kernels that are kept.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
