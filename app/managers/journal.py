@@ -15,15 +15,16 @@ import hashlib
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple, Self
 
-from app.managers.entries import Position
+from app.managers.entries import Entry, Position
 from app.protocol import v1
 from app.protocol.messages import Message
 
-__all__ = ["SLOTS", "Journal", "Noted", "UnusableJournal", "key_of"]
+__all__ = ["BATCH", "SLOTS", "Journal", "Noted", "UnusableJournal", "key_of"]
 
 SLOTS: Final = 2**15
 """Numbers that are remembered; of older ones only what is on disk is known after a crash."""
@@ -34,11 +35,16 @@ BODY_BYTES: Final = 2**20
 PLACES: Final = 256
 """Sessions whose places are remembered; the one longest unchanged makes room for another."""
 
+BATCH: Final = 64
+"""How many numbers may wait to be noted: those of messages that the keeper has too. After a crash
+they get the same numbers again, as they follow upon each other in the same order."""
+
 _MAGIC: Final = b"kkjourn1"
 _HEAD: Final = Struct("<8s16s64s16s")  # magic, epoch, the server's session, identity of the sockets
 _PLACE: Final = Struct("<16sQQd")  # of which session, cursor, offset, seconds since the epoch
 # Key, offset, bytes of the frame, kind; the number last, so that it stands for the whole slot.
 _SLOT: Final = Struct("<16sQIB3xQ")
+_BATCHES: Final = [Struct("<" + "16sQIB3xQ" * count) for count in range(BATCH + 1)]
 _BODY: Final = Struct("<QQ")  # as the key: place in the ring (counted on and on), length
 _OWNER: Final = Struct("<h")  # length of the owner, -1 for every session
 
@@ -135,20 +141,28 @@ class Journal:
 
     # Numbers
 
-    def note(
-        self, message: Message, offset: int, owner: str | None, *, transient: bool, kept: bool
-    ) -> None:
-        """A message has got its number; ``kept`` if the keeper has it too."""
-        seq, size = message.seq, len(message.frame)
-        kind = _TRANSIENT if transient else 0
-        if kept:
+    def note_kept(self, entries: Sequence[Entry]) -> None:
+        """These have got their numbers, and the keeper has them too; at most `BATCH`, in order."""
+        fields: list[bytes | int] = []
+        for entry in entries:
+            message = entry.message
             key = message.header.msg_id[-16:].encode()
-            kind |= _KEPT
-        else:
-            key = self._keep_whole(message.frame, owner)
-            kind |= _WHOLE if key else _LOST
-        place = _SLOTS_AT + seq % SLOTS * _SLOT.size
-        _SLOT.pack_into(self._memory, place, key, offset, size, kind, seq)
+            fields += (key, entry.offset, len(message.frame), _KEPT, entry.seq)
+        first, count = entries[0].seq % SLOTS, len(entries)
+        before = min(SLOTS - first, count)  # it may come round in between
+        place = _SLOTS_AT + first * _SLOT.size
+        _BATCHES[before].pack_into(self._memory, place, *fields[: 5 * before])
+        if before < count:
+            _BATCHES[count - before].pack_into(self._memory, _SLOTS_AT, *fields[5 * before :])
+
+    def note_whole(self, entry: Entry) -> None:
+        """This has got its number, and nobody else has it."""
+        kind = _TRANSIENT if entry.transient else 0
+        frame = entry.message.frame
+        key = self._keep_whole(frame, entry.owner)
+        kind |= _WHOLE if key else _LOST
+        place = _SLOTS_AT + entry.seq % SLOTS * _SLOT.size
+        _SLOT.pack_into(self._memory, place, key, entry.offset, len(frame), kind, entry.seq)
 
     def _keep_whole(self, frame: bytes, owner: str | None) -> bytes:
         name = b"" if owner is None else owner.encode("utf-8", "surrogatepass")

@@ -15,7 +15,7 @@ from itertools import groupby
 
 from app.managers.entries import ENTRY_OVERHEAD, Batch, Entry, Gap, Position
 from app.managers.errors import AfterBeyondEnd, StaleEpoch
-from app.managers.journal import Journal
+from app.managers.journal import BATCH, Journal
 from app.managers.segments import SEGMENT_BYTES, Segments
 from app.protocol.messages import Message
 
@@ -71,6 +71,7 @@ class MessageLog:
         self.epoch = secrets.token_hex(8)
         # Where each number is noted, if the kernel is to outlive this process.
         self.journal: Journal | None = None
+        self._unnoted = 0  # of the newest; see BATCH
         self.bytes = 0
         self.closed = False
         self._entries: list[Entry] = []
@@ -126,11 +127,24 @@ class MessageLog:
         self._next_seq = seq + 1
         self._next_offset = offset + size
         if self.journal is not None:
-            self.journal.note(message, offset, owner, transient=transient, kept=kept)
+            if not kept:
+                self.note(but=1)
+                self.journal.note_whole(entry)
+            else:
+                self._unnoted += 1
+                if self._unnoted == BATCH:
+                    self.note()
         self._grow(size + ENTRY_OVERHEAD)
         if self._waiting:
             self.wake()
         return entry
+
+    def note(self, *, but: int = 0) -> None:
+        """Have every number noted, but for so many of the newest."""
+        if self.journal is not None and self._unnoted:
+            end = len(self._entries) - but
+            self.journal.note_kept(self._entries[end - self._unnoted : end])
+        self._unnoted = 0
 
     # After another process
 
@@ -204,6 +218,8 @@ class MessageLog:
             self.bytes -= entries[start].charged
             start += 1
         self._budget.used -= before - self.bytes
+        if start > len(entries) - self._unnoted:
+            self.note()
         if self._holes:
             self._leave_behind(entries[first:start])
         elif self.segments is not None and start > first:
@@ -241,6 +257,7 @@ class MessageLog:
     async def save(self) -> None:
         """Put all that is in memory on disk too, for the next process. Bounded by the disk."""
         entries = self._entries[self._start :]
+        self.note()
         if self.segments is None or not entries:
             return
         self._entries, self._start = [], 0

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from app.managers.channels import Channels
 from app.managers.entries import Position
-from app.managers.journal import Journal, Noted, key_of
+from app.managers.journal import BATCH, Journal, Noted, key_of
 from app.managers.keeping import Keeper
 from app.managers.traffic import Traffic
 from app.protocol import wire
@@ -145,6 +145,10 @@ async def put_together(
             lost += _put_back(traffic, entry, message)
             if count % MESSAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
+        if any(entry.key for entry in noted) and not any(place is not None for place in places):
+            # It goes on at a later place; how much is between nobody knows. The numbers that were
+            # given and not noted must stand for nothing else.
+            log.put_back_hole(Position(log.next_seq + BATCH, log.end.offset))
     elif journal is not None:
         log.begin_at(journal.head[0], log.end)
     log.journal = journal

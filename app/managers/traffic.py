@@ -170,6 +170,7 @@ class Traffic:
     def note_places(self) -> None:
         """Remember, for the server's next process, how far each client has come."""
         journal = self.log.journal
+        self.log.note()
         if journal is not None:
             for session, reader in self._attached.items():
                 journal.put_place(session, reader.arrived)

@@ -30,6 +30,7 @@ def test_every_number_is_known_to_the_next_process(tmp_path: Path) -> None:
     log.append(said, kept=True)
     log.append(reply, "somebody")
     log.append(message("idle"), transient=True)
+    log.note()
     again = Journal.open(path)  # while the first is mapped, as after kill -9
     first, second, third = again.read()
     assert again.head == (log.epoch, "ours", b"i" * 16)
@@ -127,3 +128,12 @@ async def test_holes_are_told_as_gaps_and_nothing_else_is_missed() -> None:
     assert log.place_after(7).cursor == 8
     log.shrink(0)
     assert log.gap_before(Position(7, 0)) == Gap(5, 12 * step)
+
+
+def test_numbers_are_noted_before_their_messages_leave_memory(tmp_path: Path) -> None:
+    path, log = tmp_path / "k.journal", MessageLog(2**16)
+    journal_of(path, log)
+    for _ in range(10):
+        log.append(message("large" * 2**13), kept=True)
+    log.append(message(), "somebody")
+    assert [entry.seq for entry in Journal.open(path).read()] == list(range(1, 12))
