@@ -211,7 +211,7 @@ class Settings(BaseSettings):
         description="Seconds without a server after which kernels that are kept are stopped.",
     )
     keeper_ring_bytes: int = Field(
-        4 * 2**20,
+        8 * 2**20,
         ge=0,
         description="Bytes of each kernel's output that are kept for a server that is not there.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -16,6 +16,13 @@ MESSAGES_PER_TURN: Final = 64
 FRAME_OVERHEAD: Final = 60
 """Bytes that each frame costs beside its content, roughly."""
 
+LEADING_FRAMES: Final = 6
+"""That every message has before its content: topic, delimiter, signature, and three of JSON.
+
+To ask of every frame whether another follows costs more than reading it, so this is asked from the
+content on. What has fewer frames is kept together with what follows it, for the server to split.
+"""
+
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 
 
@@ -25,7 +32,7 @@ class Ring:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.next = 1
-        self._messages: deque[list[bytes]] = deque()
+        self._messages: deque[tuple[int, list[bytes]]] = deque()  # with their sizes
         self._size = 0
 
     @property
@@ -35,31 +42,37 @@ class Ring:
 
     def append(self, frames: list[bytes]) -> None:
         """The next message, as it was received."""
-        self._messages.append(frames)
-        self._size += _size(frames)
+        size = sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
+        self._messages.append((size, frames))
+        self._size += size
         self.next += 1
-        self.trim()
+        if self._size > self.max_bytes:
+            self.trim()
 
     def trim(self) -> None:
         """Drop what is too much."""
         while self._size > self.max_bytes and self._messages:
-            self._size -= _size(self._messages.popleft())
+            self._size -= self._messages.popleft()[0]
 
     def since(self, after: int, max_bytes: int) -> list[tuple[int, list[bytes]]]:
         """Messages behind the index ``after``, about so many bytes of them, one at least."""
         page: list[tuple[int, list[bytes]]] = []
-        size = 0
+        total = 0
         begin = max(after + 1 - self.first, 0)
-        for index, frames in enumerate(islice(self._messages, begin, None), self.first + begin):
-            size += _size(frames)
-            if page and size > max_bytes:
+        messages = islice(self._messages, begin, None)
+        for index, (size, frames) in enumerate(messages, self.first + begin):
+            total += size
+            if page and total > max_bytes:
                 break
             page.append((index, frames))
         return page
 
 
 class Subscription:
-    """A subscriber's socket to a kernel's iopub, whose messages go into a ring as they are."""
+    """A subscriber's socket to a kernel's iopub, whose messages go into a ring as they are.
+
+    They are not looked at: signatures are checked by the server, which has to do so anyway.
+    """
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], info: Mapping[str, Any], ring: Ring
@@ -106,14 +119,20 @@ class Subscription:
 
     def _receive(self) -> bool:
         """Read some messages; whether there may be more."""
-        receive, append = self._socket.recv_multipart, self._ring.append
+        receive, append = self._socket.recv, self._ring.append
         for _ in range(MESSAGES_PER_TURN):
+            frames: list[bytes] = []
             try:
-                append(receive(_NOBLOCK))
-            except zmq.Again:
+                for _ in range(LEADING_FRAMES):
+                    frames.append(receive(_NOBLOCK))
+                frame = receive(_NOBLOCK, copy=False)
+            except zmq.Again:  # messages arrive whole, so this is the end of one
+                if frames:
+                    append(frames)
                 return False
+            frames.append(frame.bytes)
+            while frame.more:
+                frame = receive(_NOBLOCK, copy=False)
+                frames.append(frame.bytes)
+            append(frames)
         return True
-
-
-def _size(frames: Sequence[bytes]) -> int:
-    return sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)

@@ -83,8 +83,9 @@ class KeeperProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Let go of the process; unless another follows, the keeper forgets it."""
         await super().cleanup(restart)
-        if not restart and self.process is not None:
+        if not restart and self.start_time:
             self.process = None
+            self.start_time = ""
             try:
                 await self.keeper.forget(self.kernel_id)
             except KeeperUnavailable:  # which then knows of nothing

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,7 +181,11 @@ class Keeper:
         fields = {"pid": pid, "start_time": start_time, "output": str(output)}
         answer = await self._ask("adopt", kernel_id=kernel_id, **fields)
         if answer is None:
-            return None
+            watched = self._kernels.get(kernel_id)
+            if watched is None or watched.pid != pid or not watched.exited.done():
+                return None
+            # A keeper that was replaced knew how it ended.
+            return Kept(kernel_id, pid, start_time, watched.exited.result(), 1, 1, watched.output)
         kept = msgspec.convert(answer, Kept)
         self._note(kept)
         if info is not None and kept.info is None:
@@ -287,20 +291,30 @@ class Keeper:
         try:
             async with asyncio.timeout(START_SECONDS):
                 link, left = await self._find()
-                records = await self._greet(link)
         except TimeoutError:
             text = f"The keeper of kernels was not ready within {START_SECONDS:g} s"
             raise KeeperUnavailable(text) from None
         except (OSError, TooOpen, Garbled) as error:
             raise KeeperUnavailable(f"The keeper of kernels cannot be used: {error}") from error
+        try:
+            await self._hand_over(link, left)
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+    async def _hand_over(self, link: _Link, left: Iterable[_Watched]) -> None:
+        """Greet a keeper, and tell it of the kernels that another had."""
+        answer, _ = await link.ask({"ask": "hello", "protocol": PROTOCOL, **self._options})
+        records = msgspec.convert(answer, list[Kept])
         for record in records:
             self._note(record)
-        self._link = link
+        for watched in left:
+            self._kernels[watched.kernel_id] = watched
         known = {record.kernel_id for record in records}
-        for watched in [*left, *self._kernels.values()]:
-            if watched.kernel_id not in known:
+        for kernel_id, watched in [*self._kernels.items()]:
+            if kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
-        return link
 
     async def _find(self) -> tuple[_Link, list[_Watched]]:
         """A keeper of our version, and the kernels of one of another version that it replaces."""
@@ -319,10 +333,6 @@ class Keeper:
                     left += [_Watched(msgspec.convert(record, Kept)) for record in records]
         finally:
             os.close(directory)
-
-    async def _greet(self, link: _Link) -> list[Kept]:
-        answer, _ = await link.ask({"ask": "hello", "protocol": PROTOCOL, **self._options})
-        return msgspec.convert(answer, list[Kept])
 
     async def _start(self) -> None:
         """Start a keeper; returns when it listens, or another does."""
@@ -406,9 +416,6 @@ class Keeper:
 
     async def _adopt_again(self, link: _Link, watched: _Watched) -> None:
         """Tell a new keeper of a kernel that it has not."""
-        if watched.exited.done():
-            return
-        self._kernels[watched.kernel_id] = watched
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
         answer, _ = await link.ask({"ask": "adopt", **who, **fields})
