@@ -15,6 +15,7 @@ import uvicorn
 
 from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
 from app.keeper.protocol import TooOpen
+from app.kernels_cli import announce_server
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
@@ -88,7 +89,10 @@ def serve(
     server = _Server(config, announcement)
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with contextlib.suppress(KeyboardInterrupt):
+    told: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if settings.on_shutdown == "keep":
+        told = announce_server(settings, base)
+    with told, contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     sys.exit(0 if server.started else 1)
 

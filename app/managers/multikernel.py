@@ -22,13 +22,14 @@ from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import kernel_environment
 from app.managers.errors import (
     InvalidKernelId,
+    InvalidPath,
     KernelNotFound,
     KernelNotRunning,
     ServerStopping,
     TooManyKernels,
 )
 from app.managers.events import Events
-from app.managers.external import ExternalKernel, find_connection_files
+from app.managers.external import ExternalKernel, find_connection_file, find_connection_files
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
@@ -248,6 +249,28 @@ class MultiKernelManager:
             await kernel.stop()
         else:
             self._kernels[kernel.id] = kernel
+
+    async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
+        """The external kernel with this connection file, which must be in their directory.
+
+        ``owned`` if it may be ended here. Raises `InvalidPath` for any other file, or one that is
+        of no use, and `ServerStopping`.
+        """
+        self.check_running()
+        settings = self._settings
+        if not settings.allow_external_kernels and settings.external_connection_dir is None:
+            raise InvalidPath("connection_file: the server has no directory for such files")
+        async with self._refreshing:
+            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
+            kernel = self._external.get(file)
+            if kernel is None or kernel.id not in self:
+                await self._add_external(file, info)
+                kernel = self._external[file]
+            if kernel.id not in self:
+                del self._external[file]
+                raise InvalidPath(f"connection_file: {file.name} makes no connection")
+            kernel.owned = kernel.owned or owned
+            return kernel
 
     @property
     def settings(self) -> Settings:

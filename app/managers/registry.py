@@ -35,7 +35,7 @@ try:
 except ImportError:  # Windows, where no kernel can be kept
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Registry", "check_registry"]
+__all__ = ["Lock", "Registry", "check_registry"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +55,41 @@ def check_registry(state_dir: Path) -> None:
     """
     if not state_dir.is_dir():
         return
-    lock = _lock(state_dir)
-    try:
+    with contextlib.closing(Lock(state_dir)):
         check_store(state_dir)
-    finally:
-        os.close(lock)
 
 
-def _lock(state_dir: Path) -> int:
-    path = state_dir / LOCK
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UnusableRegistry(f"{path} cannot be used: {error.strerror}") from None
-    if fcntl is not None:
+class Lock:
+    """The right to a state directory, until it is closed or this process ends.
+
+    Raises `UnusableRegistry` when another process has it.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        path = state_dir / LOCK
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UnusableRegistry(f"{path} cannot be used: {error.strerror}") from None
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-            os.close(descriptor)
+            holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
             raise UnusableRegistry(
                 f"{state_dir} is in use by another server (process {holder or 'unknown'}); "
                 "with on_shutdown=keep each needs a state directory of its own"
             ) from None
-    return descriptor
+
+    def sign(self) -> None:
+        """Write down who has it. Raises `OSError`."""
+        os.pwrite(self._descriptor, f"{os.getpid():<20}".encode(), 0)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        os.close(self._descriptor)
 
 
 class Registry:
@@ -88,11 +99,11 @@ class Registry:
     """
 
     def __init__(self, state_dir: Path) -> None:
-        self._lock = _lock(state_dir)
+        self._lock = Lock(state_dir)
         try:
             self._store, self.put_aside = self._open(state_dir)
         except BaseException:
-            os.close(self._lock)
+            self._lock.close()
             raise
         if self.put_aside:
             logger.error("%s", self.put_aside)
@@ -110,7 +121,7 @@ class Registry:
         self._lease = Lease(secrets.token_hex(8), pid, start_time(pid) or "", time.time())
         try:
             store.take_lease(self._lease)
-            os.pwrite(self._lock, f"{pid:<20}".encode(), 0)
+            self._lock.sign()
         except (OSError, sqlite3.Error) as error:
             store.close()
             raise UnusableRegistry(f"the registry in {state_dir} cannot be used: {error}") from None
@@ -123,7 +134,7 @@ class Registry:
         await self.flush()
         await self._call(self._store.close)
         self._thread.shutdown()
-        os.close(self._lock)
+        self._lock.close()
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -36,6 +37,13 @@ async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> 
     await drill(servers, kernels=3, count=1500, rate=1000, crash_after=0.5)
 
 
+def command(home: Home, *arguments: str) -> str:
+    """What ``kernelkeep kernels`` says."""
+    done = run_server("kernels", "--state-dir", str(home.state_dir), *arguments, home=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 async def pid_of(rest: RestClient, kernel_id: str) -> int:
     run = await Executions(rest, kernel_id).run("pid")
     return int(run["outputs"][0]["text"])
@@ -55,8 +63,8 @@ def point_row_at(home: Home, kernel_id: str, pid: int) -> None:
 async def test_a_server_that_is_told_to_stop_leaves_them(servers: Servers, home: Home) -> None:
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        killed, sleeping = [(await rest.start_kernel("fake"))["id"] for _ in range(2)]
-        pids = [await pid_of(rest, kernel_id) for kernel_id in (killed, sleeping)]
+        killed, sleeping, stopped = [(await rest.start_kernel("fake"))["id"] for _ in range(3)]
+        pids = [await pid_of(rest, kernel_id) for kernel_id in (killed, sleeping, stopped)]
         for kernel_id in (killed, sleeping):
             execution = Executions(rest, kernel_id)
             mine = await execution.begin("sleep 60")
@@ -73,6 +81,14 @@ async def test_a_server_that_is_told_to_stop_leaves_them(servers: Servers, home:
     assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
     assert all(map(is_alive, pids))
     os.kill(pids[0], signal.SIGKILL)
+    listed = json.loads(command(home, "list", "--json"))
+    assert [(model["id"], model["pid"]) for model in listed] == [
+        (killed, pids[0]),
+        (sleeping, pids[1]),
+        (stopped, pids[2]),
+    ]
+    command(home, "stop", stopped)
+    assert not is_alive(pids[2])
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         found = {model["id"]: model for model in await rest.kernels()}
@@ -88,8 +104,9 @@ async def test_a_server_that_is_told_to_stop_leaves_them(servers: Servers, home:
         assert await pid_of(rest, sleeping) == pids[1]
         await rest.restart(killed)
         assert await pid_of(rest, killed) != pids[0]
-        for kernel_id in found:
-            await rest.delete(kernel_id)
+        assert sleeping in await asyncio.to_thread(command, home, "list")
+        await asyncio.to_thread(command, home, "stop", "--all")
+        assert not await rest.kernels()
     await asyncio.to_thread(server.stop)
 
 
