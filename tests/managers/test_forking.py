@@ -31,7 +31,7 @@ def forked(argv: tuple[str, ...] = COMMAND, **config: Any) -> Spec:
 
 
 SPECS = {
-    "limited": forked(limits={"NOFILE": 777}),
+    "limited": forked(limits={"NOFILE": 777, "AS": 2**33}),
     "with-numpy": forked(preload=["numpy"]),
     "no-module": forked(preload=["no_such_module"]),
     "threads": forked(preload=["starts_a_thread"]),
@@ -164,6 +164,16 @@ result = {
     assert told.reply["status"] == "ok"
     log = server.home.state_dir / "output" / f"kernel-{kernel.id}.log"
     await eventually(lambda: "by the process itself" in log.read_text())
+
+
+async def test_a_forked_kernel_that_runs_out_of_memory_says_so_and_goes_on(
+    start: KernelStarter,
+) -> None:
+    kernel = await start("limited")
+    assert await is_forked(kernel)
+    exchange = await kernel.channels.execute("much = bytearray(2**34)")
+    assert exchange.error["ename"] == "MemoryError"
+    assert (await kernel.channels.execute("print(6 * 7)")).text == "42\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from app.managers.moving import plan
-from tests.conftest import servers
+from tests.conftest import MakeServer, servers
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspec
 from tests.support.metrics import scrape
@@ -176,6 +176,21 @@ async def test_what_cannot_be_kept_warm_is_said_once_and_the_rest_goes_on(
     assert "warm_kernels: nothing cannot be kept warm: Kernel spec nothing not found" in output
     assert "warm_kernels: fake-exit cannot be kept warm: The kernel's process exited with" in output
     await claimed(start, "python3")
+
+
+async def test_one_that_hangs_or_is_too_old_is_replaced(
+    make_server: MakeServer,
+) -> None:
+    server = make_server("--warm-kernels", "fake=1", "--warm-kernel-age", "8")
+    async with kernels_of(server) as start:
+        await parked(start.rest, "fake")
+        (pid,) = fake_processes(server)
+        os.kill(pid, signal.SIGSTOP)
+        await eventually(lambda: "is stopped: it does not answer" in server.output(), 60)
+        await eventually(lambda: "is stopped: it is too old" in server.output(), 60)
+        await parked(start.rest, "fake")
+        assert not psutil.pid_exists(pid)
+        assert (await (await claimed(start, "fake")).channels.execute("print a")).text == "a\n"
 
 
 def test_more_than_max_kernels_or_the_memory_allow_is_refused_at_the_start(home: Home) -> None:
