@@ -191,7 +191,7 @@ async def test_a_forked_kernel_that_dies_says_how_and_is_forked_again(
     exchange = await kernel.channels.execute(code)
     assert says in exchange.error["evalue"]
     await kernel.told("idle")
-    assert says in server.output(mark)
+    await eventually(lambda: says in server.output(mark))
     assert (await kernel.channels.execute("print(6 * 7)")).text == "42\n"
     assert await is_forked(kernel)
 
@@ -237,9 +237,8 @@ async def test_a_preload_that_cannot_be_is_named_and_kernels_start_all_the_same(
         kernel = await start(name)
         assert (await kernel.channels.execute("print(6 * 7)")).text == "42\n"
         assert not await is_forked(kernel)
-    output = server.output()
-    assert f"not forked but started: {why}" in output
-    assert output.count(f"WARNING  kernels are not forked but started: {why}") <= 1
+    await eventually(lambda: f"not forked but started: {why}" in server.output())
+    assert server.output().count(f"WARNING  kernels are not forked but started: {why}") <= 1
 
 
 async def test_what_cannot_be_forked_is_started_and_fails_as_it_would(

@@ -68,7 +68,7 @@ async def test_a_process_that_exits_at_once_is_dead_and_says_why(
     assert "the fake kernel cannot start" in model["reason"]
     assert model in await start.rest.kernels()
     logged = f"kernel {kernel.id} is dead: {model['reason']}".replace("\n", "\n    ")
-    assert logged in server.output()
+    await eventually(lambda: logged in server.output())
     await start.rest.delete(kernel.id)
     assert await start.rest.kernels() == []
 
@@ -91,7 +91,7 @@ async def test_clients_know_of_a_start_that_fails_at_once(
     assert "exited with code 3" in reason
     exited = re.search(r"exit:([\d.]+)", reason)
     assert exited is not None, reason
-    assert told - float(exited[1]) < 1
+    assert told - float(exited[1]) < 5  # it has a minute to come up
     exchange = await kernel.channels.exchange(pending)
     assert exchange.reply["status"] == "aborted"
     assert exchange.states == ["idle"]
