@@ -15,7 +15,7 @@ from tests.conftest import MakeServer, servers
 from tests.support.authorizers import DECISIONS
 from tests.support.commands import Commands
 from tests.support.home import Home
-from tests.support.processes import kill_all
+from tests.support.processes import eventually, kill_all
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
@@ -232,7 +232,7 @@ async def test_one_that_raises_refuses_and_affects_nothing_else(make_server: Mak
         assert refused.value.response.status_code == 500
         assert b'"authorizer_failed"' in (refused.value.response.body or b"")
         await rest.delete(kernel["id"])
-    assert "RuntimeError: the password is swordfish" in server.output()
+    await eventually(lambda: "RuntimeError: the password is swordfish" in server.output())
 
 
 @pytest.mark.parametrize(
