@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.channels import Connector
+from tests.support.commands import Commands
 from tests.support.framing import FRAMINGS, FramingName
 from tests.support.home import Home, require_ipykernel
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspecs
@@ -113,6 +114,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
 def shared_kernel(server: ServerProcess) -> str:
     """The id of a fake kernel that the tests of a module share, for those that do it no harm."""
     return asyncio.run(start_shared(server, "fake"))
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """``commands.run(*arguments, home=home)``: the command with options that it refuses."""
+    with Commands() as commands:
+        yield commands
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ async def test_a_kernel_that_never_answers_is_given_up(make_server: MakeServer, 
         pending = await kernel.channels.send_execute("print never")
         await kernel.told("dead")
         # Once over ipc and once over tcp.
-        assert 2 <= time.monotonic() - started < 10
+        assert 2 <= time.monotonic() - started < 30
         assert "said nothing within 1 s" in (await kernel.model())["reason"]
         assert (await kernel.channels.exchange(pending)).reply["status"] == "aborted"
         await eventually(lambda: not children(server.pid))
@@ -186,7 +186,7 @@ async def test_a_kernel_that_answers_after_the_time_it_has_is_not_waited_for(
     server = make_server("--kernel-info-timeout", "0.5", "--transport", "tcp", specs={"late": spec})
     async with kernels_of(server) as start:
         kernel = await start("late", ready=False)
-        model = await kernel.becomes("dead", timeout=10)
+        model = await kernel.becomes("dead")
         assert "said nothing within 0.5 s" in model["reason"]
 
 

@@ -14,13 +14,14 @@ import pytest
 
 from app.managers.moving import plan
 from tests.conftest import MakeServer, servers
+from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspec
 from tests.support.metrics import scrape
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
-from tests.support.server import ServerProcess, run_server
+from tests.support.server import ServerProcess
 
 FROM = Path("/home")
 
@@ -193,11 +194,13 @@ async def test_one_that_hangs_or_is_too_old_is_replaced(
         assert (await (await claimed(start, "fake")).channels.execute("print a")).text == "a\n"
 
 
-def test_more_than_max_kernels_or_the_memory_allow_is_refused_at_the_start(home: Home) -> None:
-    ended = run_server("--warm-kernels", "python3=3", "--max-kernels", "2", home=home, timeout=60)
+def test_more_than_max_kernels_or_the_memory_allow_is_refused_at_the_start(
+    commands: Commands, home: Home
+) -> None:
+    ended = commands.run("--warm-kernels", "python3=3", "--max-kernels", "2", home=home)
     assert ended.returncode == 2
     assert "warm_kernels: 3 are more than could ever be used: max_kernels is 2" in ended.stderr
-    ended = run_server("--warm-kernels", '{"python3": 9999}', home=home, timeout=60)
+    ended = commands.run("--warm-kernels", '{"python3": 9999}', home=home)
     assert ended.returncode == 2
     assert "--warm-kernels: 9999 kernels" in ended.stderr
     assert "of memory" in ended.stderr
