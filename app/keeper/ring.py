@@ -52,6 +52,12 @@ class Ring:
         if self._size > self.max_bytes:
             self.trim()
 
+    def skip(self) -> None:
+        """The next message is larger than the ring: it is dropped, with all before it."""
+        self._messages.clear()
+        self._size = 0
+        self.next += 1
+
     def trim(self) -> None:
         """Drop what is too much."""
         while self._size > self.max_bytes and self._messages:
@@ -130,7 +136,7 @@ class Subscription:
 
     def _receive(self) -> bool:
         """Read some messages; whether there may be more."""
-        receive, append = self._socket.recv, self._ring.append
+        receive, ring = self._socket.recv, self._ring
         for _ in range(MESSAGES_PER_TURN):
             frames: list[bytes] = []
             try:
@@ -139,11 +145,14 @@ class Subscription:
                 frame = receive(_NOBLOCK, copy=False)
             except zmq.Again:  # messages arrive whole, so this is the end of one
                 if frames:
-                    append(frames)
+                    ring.append(frames)
                 return False
-            frames.append(frame.bytes)
+            rest = [frame]
             while frame.more:
                 frame = receive(_NOBLOCK, copy=False)
-                frames.append(frame.bytes)
-            append(frames)
+                rest.append(frame)
+            if sum(map(len, rest)) > ring.max_bytes:  # and nobody has copied it
+                ring.skip()
+            else:
+                ring.append([*frames, *[frame.bytes for frame in rest]])
         return True

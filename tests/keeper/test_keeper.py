@@ -240,10 +240,13 @@ async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
 
         second = await open_keeper(ring_bytes=3_000_000)
 
-        async def has_all() -> bool:
-            return (await second.kept())["k"].next == 501
+        def has_all(end: int) -> Callable[[], Awaitable[bool]]:
+            async def look() -> bool:
+                return (await second.kept())["k"].next == end
 
-        await eventually(has_all, WAIT)
+            return look
+
+        await eventually(has_all(501), WAIT)
         kept = (await second.kept())["k"]
         assert 501 - kept.first in range(270, 300)
         heard: list[tuple[int, list[bytes]]] = []
@@ -254,6 +257,11 @@ async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
         assert pages >= 3
         assert [index for index, _ in heard] == list(range(kept.first, 501))
         assert all(frames == message(number) for number, frames in heard)
+
+        iopub.send_multipart([*message(501)[:-1], b"x" * 3_000_001])
+        iopub.send_multipart(message(502))
+        await eventually(has_all(503), WAIT)
+        assert await second.said("k", 500) == [(502, message(502))]
     finally:
         context.destroy(linger=0)
 
