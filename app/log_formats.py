@@ -30,13 +30,20 @@ _ACCESS: Final = ("client", "method", "path", "http_version", "status")
 class TextFormatter(logging.Formatter):
     """One line a record; what has more lines (a traceback) goes on indented."""
 
-    def __init__(self) -> None:
-        super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{")
-
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        text = super().format(record).rstrip("\n")
-        return _CONTROL.sub(_escape, text).replace("\n", "\n    ")
+        text = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            text = f"{text.rstrip()}\n{record.exc_text}"
+        if record.stack_info:
+            text = f"{text.rstrip()}\n{record.stack_info}"
+        time = self.formatTime(record)
+        line = f"{time} {record.levelname:<7} {record.name}: {text}".rstrip("\n")
+        if line.isprintable():  # nearly every line; what it can have to be replaced is not
+            return line
+        return _CONTROL.sub(_escape, line).replace("\n", "\n    ")
 
 
 def _escape(match: re.Match[str]) -> str:

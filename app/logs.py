@@ -33,6 +33,11 @@ class TokenFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through, rewritten if it needs to be."""
+        # Once is enough: most records pass this on their logger, and again on their handler.
+        hidden: tuple[str, ...] = getattr(record, "hidden", ())
+        if self.secret in hidden:
+            return True
+        record.hidden = (*hidden, self.secret)
         if isinstance(record.args, tuple):
             record.args = tuple(self._hide_argument(arg) for arg in record.args)
         elif record.args:
@@ -61,12 +66,16 @@ class TokenFilter(logging.Filter):
             hidden = self._hide(text)
             return argument if hidden == text else hidden
         # At the level debug, websockets logs each header as a name and a value.
-        return "[hidden]" if _CREDENTIALS.fullmatch(argument) else self._hide(argument)
+        if argument[:1] in "tTbB" and _CREDENTIALS.fullmatch(argument):
+            return "[hidden]"
+        return self._hide(argument)
 
     def _hide(self, text: str) -> str:
         if self.secret and self.secret in text:
             text = text.replace(self.secret, "[hidden]")
-        return _TOKEN.sub(r"\1\2[hidden]", text) if "token=" in text.lower() else text
+        if "=" not in text or "token=" not in text.lower():
+            return text
+        return _TOKEN.sub(r"\1\2[hidden]", text)
 
 
 class ProbeFilter(logging.Filter):

@@ -77,6 +77,10 @@ def serve(
         log_config=logging_config(settings.log_level, settings.log_format),
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    # No line tells where in the code it was written, or by which thread: nobody shall find it out.
+    # [https://docs.python.org/3/howto/logging.html#optimization]
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     base = _base_url(settings, listener)
     if settings.log_format == "text":
         announcement = _banner(settings, base, specs)

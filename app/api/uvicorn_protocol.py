@@ -6,8 +6,9 @@ the connection is closed.
 
 from __future__ import annotations
 
+import asyncio
 import http
-from typing import Final
+from typing import Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -20,6 +21,49 @@ MAX_HEAD_BYTES: Final = 65536
 
 LINGER_SECONDS: Final = 2.0
 """How long what a refused client still sends is read, and thrown away."""
+
+
+class _Response:
+    """What one response is written to: its head waits for the body that follows at once.
+
+    In two writes they would be two packets, and their client would be woken twice.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
+        self._head = b""
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the response, or a go-ahead [RFC 9110, section 15.2.1] before it."""
+        if (
+            not self._begun
+            and self._cycle.response_started
+            and self._cycle.scope["method"] != "HEAD"
+        ):
+            self._begun = True
+            self._head = data
+            # A stream may take its time.
+            asyncio.get_running_loop().call_soon(self._flush)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        else:
+            self._transport.write(data)
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close the connection once all is sent."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._transport.is_closing()
 
 
 class _Refused(Exception):
@@ -65,7 +109,11 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         # would have to be checked in the place of the Host header's. No fragment either.
         if (self.url[:1] != b"/" and self.url != b"*") or b"#" in self.url:
             raise _Refused
+        before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle is not before:  # no WebSocket
+            cycle.transport = cast("asyncio.Transport", _Response(cycle))
 
     def _too_large(self) -> None:
         message = f"The request's target and headers have more than {MAX_HEAD_BYTES} bytes"

@@ -105,8 +105,9 @@ class Channels:
         socket: zmq.Socket[bytes] = context.socket(kind)
         self._sockets[channel] = socket
         socket.linger = 0
-        # A kernel binds some time after it is started, and its peer looks again this often.
-        socket.reconnect_ivl = 20
+        # A kernel binds some time after it is started, and its peer looks again this often: half
+        # of that is what a start costs more than it must.
+        socket.reconnect_ivl = 10
         # The kernel's publisher drops what a slow subscriber does not take, so ours never is slow.
         socket.rcvhwm = 0
         if kind == zmq.SUB:
