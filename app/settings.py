@@ -526,6 +526,13 @@ class Settings(BaseSettings):
             return self.host == "localhost"
 
     @property
+    def sessions_filepath(self) -> str:
+        """Where sessions are kept: if kernels outlive the server, so do those."""
+        if self.on_shutdown == "keep" and self.database_filepath == ":memory:":
+            return str(self.state_dir / "sessions.sqlite")
+        return self.database_filepath
+
+    @property
     def any_host(self) -> bool:
         """Whether a request may name any host (contract of Jupyter servers: off on loopback)."""
         if self.allow_remote_access is None:

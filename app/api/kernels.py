@@ -103,6 +103,9 @@ async def start_kernel(
     asked = body or StartKernel()
 
     async def make() -> str:
+        if asked.connection_file is not None:
+            found = await manager.adopt_file(asked.connection_file, owned=asked.owned)
+            return found.id
         started = await manager.start_kernel(
             asked.name,
             path=asked.path,

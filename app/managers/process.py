@@ -99,6 +99,16 @@ class KernelProcess:
         self._watch()
         return info
 
+    async def adopt(self) -> Exit | None:
+        """Watch the process that the manager's provisioner has found; how it ended, if it has."""
+        async with asyncio.timeout(KILL_SECONDS):
+            code = await self._provisioner.poll()
+        if code is None:
+            self._watch()
+            return None
+        self.exited.set_result(Exit(code))
+        return Exit(code)
+
     @property
     def _provisioner(self) -> KernelProvisionerBase:
         provisioner = self._manager.provisioner
