@@ -213,6 +213,7 @@ class Settings(BaseSettings):
     keeper_ring_bytes: int = Field(
         8 * 2**20,
         ge=0,
+        le=2**30,
         description="Bytes of each kernel's output that are kept for a server that is not there.",
     )
     autorestart: bool = Field(True, description="Restart a kernel that dies.")

@@ -25,6 +25,7 @@ from app.managers.errors import (
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
+    KeeperUnavailable,
     KernelNotFound,
     KernelNotRunning,
     KernelSpecNotFound,
@@ -154,7 +155,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge),
+    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KeeperUnavailable),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -173,6 +174,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         RequestTooLarge,
         TooManyKernels,
         KernelStartFailed,
+        KeeperUnavailable,
         ServerStopping,
     ),
     dependencies=[requires("kernels", "write")],

@@ -57,6 +57,7 @@ class KeptKernel:
     @property
     def record(self) -> Fields:
         """All that is known of it, for the server."""
+        self.catch_up()
         return {
             "kernel_id": self.kernel_id,
             "pid": self.pid,
@@ -125,6 +126,11 @@ class KeptKernel:
         except (KeyError, AttributeError, TypeError, ValueError, zmq.ZMQError) as error:
             raise ValueError(f"no use for the connection information: {error!r}") from None
         self.info = info
+
+    def catch_up(self) -> None:
+        """Have all in the ring that has arrived."""
+        if self._subscription is not None:
+            self._subscription.catch_up()
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""

@@ -40,8 +40,9 @@ __all__ = [
 PROTOCOL: Final = 1
 """The version of what is asked and answered. Further fields and requests do not change it."""
 
-MAX_FRAME: Final = 256 * 2**20
-"""Bytes of a frame; nothing that is meant comes near."""
+MAX_FRAME: Final = 2**31
+MAX_HEAD: Final = 2**26
+"""Bytes of a frame and of its object; nothing that is meant comes near."""
 
 Fields = dict[str, Any]
 
@@ -68,7 +69,7 @@ async def receive(reader: asyncio.StreamReader) -> tuple[Fields, bytes]:
     Raises `Garbled`, and `asyncio.IncompleteReadError` or `ConnectionError` at the end.
     """
     whole, head = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
-    if not 4 + head <= whole <= MAX_FRAME:
+    if not 4 + head <= whole <= MAX_FRAME or head > MAX_HEAD:
         raise Garbled("impossible lengths")
     body = await reader.readexactly(whole - 4)
     try:

@@ -257,7 +257,9 @@ class Service:
         return {"answer": None}
 
     def _on_said(self, fields: Fields) -> Answer:
-        page = self._kernels[fields["kernel_id"]].ring.since(int(fields["after"]), PAGE_BYTES)
+        kernel = self._kernels[fields["kernel_id"]]
+        kernel.catch_up()
+        page = kernel.ring.since(int(fields["after"]), PAGE_BYTES)
         sizes = [[index, [len(frame) for frame in frames]] for index, frames in page]
         return {"answer": sizes}, b"".join(b"".join(frames) for _, frames in page)
 

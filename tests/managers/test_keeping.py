@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import MakeServer, servers
 from tests.support.home import Home
-from tests.support.processes import children, eventually, is_alive
+from tests.support.processes import children, eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
 from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess, run_server
@@ -27,8 +27,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
 
 
 def keeper_of(server: ServerProcess) -> psutil.Process:
-    (keeper,) = [p for p in children(server.pid) if "app.keeper" in p.cmdline()]
-    return keeper
+    found = keepers(children(server.pid))
+    assert len(found) == 1, found
+    return found[0]
 
 
 async def test_a_kernel_is_the_keepers_child_and_can_do_what_any_can(
