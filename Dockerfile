@@ -43,6 +43,7 @@ ENV PATH=/opt/kernels/python/bin:$PATH \
     LANG=C.UTF-8 \
     KERNELKEEP_HOST=0.0.0.0 \
     KERNELKEEP_PORT=8888 \
+    KERNELKEEP_ON_SHUTDOWN=stop \
     KERNELKEEP_ROOT_DIR=/var/lib/kernelkeep/work \
     KERNELKEEP_STATE_DIR=/var/lib/kernelkeep/state
 

@@ -17,8 +17,13 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the service. Exits with 0 after a clean stop, with 2 when it cannot start as asked."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["kernels"]:
+        from app.kernels_cli import kernels_command
+
+        kernels_command(arguments[1:])
     try:
-        settings = Settings(_cli_parse_args=sys.argv[1:] if arguments is None else arguments)
+        settings = Settings(_cli_parse_args=arguments)
     except (ValidationError, SettingsError) as error:
         _refuse(explain(error))
     generated = settings.auth == "token" and not settings.token.get_secret_value()

@@ -6,12 +6,35 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["machine_memory"]
+__all__ = ["machine_memory", "network_file_system"]
 
 _LIMITS: Final = (
     "/sys/fs/cgroup/memory.max",  # cgroup 2
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
+
+_NETWORK: Final = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "beegfs", "ceph", "gpfs", "lustre"),
+    *("fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs"),
+}
+
+
+def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The kind of the network file system that ``path`` is on; None for any other, or if unknown.
+
+    ``mounts`` is as Linux has it [proc(5)].
+    """
+    try:
+        device = path.stat().st_dev
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2:3] == [number] and kind.split()[0] in _NETWORK:
+            return kind.split()[0]
+    return None
 
 
 def machine_memory() -> int | None:

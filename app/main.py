@@ -41,9 +41,11 @@ from app.managers.counters import Counters
 from app.managers.errors import NotFound
 from app.managers.events import Events, read_schemas
 from app.managers.identity import User
+from app.managers.keeping import check_state_dir
 from app.managers.metrics import Metrics
 from app.managers.multikernel import MultiKernelManager
 from app.managers.readiness import Readiness
+from app.managers.registry import Registry, check_registry
 from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
 from app.settings import Settings
@@ -73,13 +75,17 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application; without ``settings`` they are read from the environment.
 
-    ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad` or
-    `UnusableDatabase` for an option that names something which cannot be used.
+    ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad`,
+    `UnusableDatabase` or `UnusableRegistry` for an option that names what cannot be used, and
+    `TooOpen` for a state directory in which others could get at kernels that are kept.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     check_database(settings.database_filepath)
+    if settings.on_shutdown == "keep":
+        check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
+    check_state_dir(settings)
     token = settings.token.get_secret_value()
     generated = not token and settings.auth == "token"
     if generated:
@@ -97,10 +103,15 @@ def create_app(
         async with AsyncExitStack() as stack:
             audit = AuditLog(settings.audit_log, counters, user)
             stack.push_async_callback(audit.close)
-            manager = MultiKernelManager(settings, bus, counters, audit)
+            registry = None
+            if settings.on_shutdown == "keep":
+                registry = Registry(settings.state_dir)
+                stack.push_async_callback(registry.close)
+            manager = MultiKernelManager(settings, bus, counters, audit, registry)
             stack.push_async_callback(manager.close)
+            await manager.adopt_kernels()
             stack.enter_context(at_stop_signals(manager.begin_stop))
-            session_manager = SessionManager(manager, SessionStore(settings.database_filepath))
+            session_manager = SessionManager(manager, SessionStore(settings.sessions_filepath))
             stack.push_async_callback(session_manager.close)
             metrics = Metrics(manager, counters)
             stack.callback(metrics.close)

@@ -15,10 +15,13 @@ from typing import Any, Final, NoReturn
 import uvicorn
 
 from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
+from app.keeper.protocol import TooOpen
+from app.kernels_cli import announce_server
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
 from app.managers.multikernel import MultiKernelManager
+from app.managers.registry_store import UnusableRegistry
 from app.managers.session_store import UnusableDatabase
 from app.managers.specs import kernel_spec_manager
 from app.plugins import CannotLoad
@@ -60,6 +63,10 @@ def serve(
         raise CannotStart(str(error)) from None
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
+    except UnusableRegistry as error:
+        raise CannotStart(f"--state-dir: {error}") from None
+    except TooOpen as error:
+        raise CannotStart(f"--on-shutdown keep: {error}") from None
     config = uvicorn.Config(
         app,
         http=KernelkeepHTTPProtocol,
@@ -87,7 +94,10 @@ def serve(
     server = _Server(config, announcement)
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with contextlib.suppress(KeyboardInterrupt):
+    told: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if settings.on_shutdown == "keep":
+        told = announce_server(settings, base)
+    with told, contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     sys.exit(0 if server.started else 1)
 

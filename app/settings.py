@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
 from app.protocol.v1 import SUBPROTOCOL
 
 __all__ = ["Settings", "explain"]
+
+CAN_KEEP = sys.platform == "linux" and hasattr(os, "pidfd_open")
+"""Whether kernels can outlive the server here."""
 
 WARM_KERNEL_BYTES = 48 * 2**20
 """What a kernel with nothing to do takes, as a rule of thumb."""
@@ -196,8 +200,21 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds before a stopping kernel is killed; at half of it comes SIGTERM.",
     )
-    on_shutdown: Literal["stop"] = Field(
-        "stop", description="What becomes of the kernels when the server stops: they stop too."
+    on_shutdown: Literal["stop", "keep"] = Field(
+        "stop",
+        description="What becomes of the kernels when the server stops: they stop too, or are kept "
+        "for the next server with this state directory; see docs/keeping.md.",
+    )
+    orphan_timeout: float = Field(
+        86400.0,
+        gt=0,
+        description="Seconds without a server after which kernels that are kept are stopped.",
+    )
+    keeper_ring_bytes: int = Field(
+        8 * 2**20,
+        ge=0,
+        le=2**30,
+        description="Bytes of each kernel's output that are kept for a server that is not there.",
     )
     autorestart: bool = Field(True, description="Restart a kernel that dies.")
     restart_limit: int = Field(
@@ -482,6 +499,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _keepable(self) -> Settings:
+        if self.on_shutdown == "keep" and not CAN_KEEP:
+            raise ValueError("on_shutdown=keep: this takes Linux 5.3 or newer")
+        if self.on_shutdown == "keep" and self.fork_kernels:
+            raise ValueError(
+                "fork_kernels and on_shutdown=keep exclude each other: a forked kernel is the "
+                "child of its fork server, and ends unseen when that does"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_open_door(self) -> Settings:
         if self.auth == "none" and not self.listens_on_loopback:
             raise ValueError(f"auth=none is refused on {self.host}: it is not a loopback address")
@@ -496,6 +524,13 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def sessions_filepath(self) -> str:
+        """Where sessions are kept: if kernels outlive the server, so do those."""
+        if self.on_shutdown == "keep" and self.database_filepath == ":memory:":
+            return str(self.state_dir / "sessions.sqlite")
+        return self.database_filepath
 
     @property
     def any_host(self) -> bool:

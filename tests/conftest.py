@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Protocol
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.channels import Connector
+from tests.support.commands import Commands
 from tests.support.framing import FRAMINGS, FramingName
 from tests.support.home import Home, require_ipykernel
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspecs
 from tests.support.processes import kill_all
 from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, kernels_of
+from tests.support.running import KernelStarter, kernels_of, start_shared
 from tests.support.server import ServerProcess
 
 # A slow machine says nothing about the code.
@@ -106,6 +108,19 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """One server for the module, with default options, the fake kernels and ``python3``."""
     with servers(request.config) as make_server:
         yield make_server()
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(server: ServerProcess) -> str:
+    """The id of a fake kernel that the tests of a module share, for those that do it no harm."""
+    return asyncio.run(start_shared(server, "fake"))
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """``commands.run(*arguments, home=home)``: the command with options that it refuses."""
+    with Commands() as commands:
+        yield commands
 
 
 @pytest.fixture

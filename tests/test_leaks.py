@@ -31,7 +31,7 @@ from app.managers.log import Reader
 from app.managers.process import KernelProcess
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
-from tests.conftest import MakeServer
+from tests.conftest import servers
 from tests.support.channels import Connector, JupyterChannels
 from tests.support.framing import FRAMINGS
 from tests.support.home import Home
@@ -133,9 +133,10 @@ async def nothing_is_left(server: ServerProcess) -> AsyncIterator[None]:
     await eventually(is_back, 20)
 
 
-@pytest.fixture
-def server(make_server: MakeServer) -> ServerProcess:
-    return make_server("--log-level", "warning", "--restart-limit", "1000000")
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    with servers(request.config) as make_server:
+        yield make_server("--log-level", "warning", "--restart-limit", "1000000")
 
 
 @pytest.mark.parametrize(
@@ -143,9 +144,10 @@ def server(make_server: MakeServer) -> ServerProcess:
     [
         (start_and_stop, 200),
         (kill_and_stop, 50),
-        (restart_and_stop, 20),
-        (start_what_cannot_start, 20),
-        (delete_while_starting, 30),
+        # Enough for one thing each to be noticed.
+        (restart_and_stop, POOL_THREADS + 2),
+        (start_what_cannot_start, POOL_THREADS + 2),
+        (delete_while_starting, POOL_THREADS + 2),
     ],
 )
 async def test_kernels_leave_nothing(server: ServerProcess, action: Action, times: int) -> None:

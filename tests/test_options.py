@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.settings import Settings
+from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.server import run_server
 
@@ -51,6 +52,8 @@ WRONG: dict[str, str] = {
     "kernel_info_timeout": "0",
     "shutdown_wait_time": "-1",
     "on_shutdown": "abandon",
+    "orphan_timeout": "0",
+    "keeper_ring_bytes": "-1",
     "autorestart": "perhaps",
     "restart_limit": "-1",
     "allowed_kernelspecs": "no-such-kernelspec",
@@ -117,16 +120,14 @@ def test_the_table_has_every_option_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_a_wrong_value_stops_the_start_with_one_line_that_names_the_option(
-    home: Home, name: str
+    commands: Commands, home: Home, name: str
 ) -> None:
     (home.path / "file").touch()
     value = WRONG[name].replace("FILE", str(home.path / "file"))
     value = value.replace("MISSING", str(home.path / "missing"))
     # In the environment every option is set alike; what is wrong is found in the same place.
     env = {"KERNELKEEP_PORT": "0", f"KERNELKEEP_{name.upper()}": value}
-    if name != "state_dir":
-        env["KERNELKEEP_STATE_DIR"] = str(home.state_dir)
-    line = refusal(run_server(home=home, env=env, timeout=60))
+    line = refusal(commands.run(home=home, env=env))
     assert re.match(rf"{flag(name)}(\.\d+)?: \S", line), line
 
 
@@ -140,9 +141,11 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_the_option(
         ("", "module:Class"),
     ],
 )
-def test_a_connection_class_that_cannot_be_loaded(home: Home, name: str, says: str) -> None:
+def test_a_connection_class_that_cannot_be_loaded(
+    commands: Commands, home: Home, name: str, says: str
+) -> None:
     arguments = ("--kernel-websocket-connection-class", name, "--port", "0")
-    line = refusal(run_server(*arguments, home=home, timeout=60))
+    line = refusal(commands.run(*arguments, home=home))
     assert line.startswith("--kernel-websocket-connection-class: ")
     assert says in line
 

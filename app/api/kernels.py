@@ -25,6 +25,7 @@ from app.managers.errors import (
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
+    KeeperUnavailable,
     KernelNotFound,
     KernelNotRunning,
     KernelSpecNotFound,
@@ -103,6 +104,9 @@ async def start_kernel(
     asked = body or StartKernel()
 
     async def make() -> str:
+        if asked.connection_file is not None:
+            found = await manager.adopt_file(asked.connection_file, owned=asked.owned)
+            return found.id
         started = await manager.start_kernel(
             asked.name,
             path=asked.path,
@@ -151,7 +155,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge),
+    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KeeperUnavailable),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -170,6 +174,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         RequestTooLarge,
         TooManyKernels,
         KernelStartFailed,
+        KeeperUnavailable,
         ServerStopping,
     ),
     dependencies=[requires("kernels", "write")],

@@ -127,6 +127,16 @@ class StartKernel(BaseModel):
         None,
         description="A UUID to use as its id. If a kernel has it already, that one is returned.",
     )
+    connection_file: str | None = Field(
+        None,
+        description="Of a kernel that runs already, in the server's directory for such files: it "
+        "is used as it is, none is started, and what else is said here does not matter.",
+    )
+    owned: bool = Field(
+        False,
+        description="Whether the kernel of `connection_file` may be ended here: when it is shut "
+        "down. Otherwise it is only forgotten then.",
+    )
 
 
 class KernelSpecFile(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -69,7 +69,8 @@ class Channels:
 
     All requests leave over one shell socket, so replies come back here and are routed by the
     request that they answer. ``stdin`` has the identity of ``shell``: that is where a kernel sends
-    its input requests.
+    its input requests. ``identity`` is that of other sockets that are no more, for replies that
+    were meant for them; ``only`` names the channels that are wanted.
     """
 
     def __init__(
@@ -78,9 +79,12 @@ class Channels:
         info: ConnectionInfo,
         listener: Listener,
         counters: Counters,
+        *,
+        identity: bytes | None = None,
+        only: Collection[str] = tuple(_SOCKETS),
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
+        self.listener = listener
         self._counters = counters
         self._signer = Signer(
             _bytes(info.get("key")), info.get("signature_scheme") or "hmac-sha256"
@@ -91,10 +95,11 @@ class Channels:
         self._readers: dict[int, Callable[[], None]] = {}
         self._scheduled: dict[str, asyncio.Handle] = {}
         self._blocked: set[str] = set()
-        identity = uuid4().bytes
+        self.identity = identity or uuid4().bytes
         try:
-            for channel, kind in _SOCKETS.items():
-                self._open(context, channel, kind, identity, endpoint(info, channel))
+            for channel in only:
+                kind = _SOCKETS[channel]
+                self._open(context, channel, kind, self.identity, endpoint(info, channel))
         except BaseException:
             self.close()
             raise
@@ -105,8 +110,9 @@ class Channels:
         socket: zmq.Socket[bytes] = context.socket(kind)
         self._sockets[channel] = socket
         socket.linger = 0
-        # A kernel binds some time after it is started, and its peer looks again this often.
-        socket.reconnect_ivl = 20
+        # A kernel binds some time after it is started, and its peer looks again this often: half
+        # of that is what a start costs more than it must.
+        socket.reconnect_ivl = 10
         # The kernel's publisher drops what a slow subscriber does not take, so ours never is slow.
         socket.rcvhwm = 0
         if kind == zmq.SUB:
@@ -198,7 +204,7 @@ class Channels:
     def _receive(self, channel: str, max_messages: int, max_bytes: int) -> int:
         """Read up to so many messages or bytes; ``max_messages`` if there may be more."""
         socket = self._sockets[channel]
-        signer, listener = self._signer, self._listener
+        signer, listener = self._signer, self.listener
         leading = wire.LEADING_FRAMES[channel]
         size = count = 0
         flags, place = (_NOBLOCK,) * leading, leading - 5  # of the delimiter
@@ -233,15 +239,15 @@ class Channels:
             try:
                 message = wire.unpack(channel, piece, self._signer)
             except MalformedMessage as error:
-                self._listener.on_malformed(channel, error)
+                self.listener.on_malformed(channel, error)
             else:
-                self._listener.on_message(message)
+                self.listener.on_message(message)
 
     def _look_for_room(self, channel: str) -> None:
         socket = self._sockets.get(channel)
         if socket is not None and _events(socket) & zmq.POLLOUT:
             self._blocked.discard(channel)
-            self._listener.on_writable()
+            self.listener.on_writable()
 
 
 def _read_frames(socket: zmq.Socket[bytes], leading: Sequence[int]) -> list[Buffer]:

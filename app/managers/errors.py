@@ -31,6 +31,7 @@ KernelkeepError
 ├── TooManyKernels 429
 ├── TooManyStarts 429
 ├── KernelStartFailed 500
+├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
 └── ServerStopping 503
@@ -285,6 +286,12 @@ class KernelStartFailed(KernelkeepError):
     """The kernel's process could not be started, or ended before it was ready."""
 
     code = "kernel_start_failed"
+
+
+class KeeperUnavailable(KernelkeepError):
+    """There is no keeper of kernels, and none can be started."""
+
+    code = "keeper_unavailable"
 
 
 class AuthorizerFailed(KernelkeepError):

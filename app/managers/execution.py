@@ -88,6 +88,8 @@ class Execution:
         "ended_at",
         "execution_count",
         "first_seq",
+        "header",
+        "held",
         "id",
         "idle",
         "input_request",
@@ -139,6 +141,9 @@ class Execution:
         self.reason = ""
         self.steps: list[Step] = []
         self.input_request: InputRequest | None = None
+        # The raw header of its request, and all its parts as long as the server holds it.
+        self.header = b""
+        self.held: tuple[bytes, ...] = ()
         self.cancel_asked = False
         self.kill_after: float | None = None  # seconds, of a cancel that waits for the start
         # Called once, when it has ended.
@@ -164,9 +169,25 @@ class Execution:
             return self._took
         return time.monotonic() - self._began
 
+    def put_back(self, state: ExecutionState, seconds: float | None) -> None:
+        """It is one of another process's, and was in this state; its fields are set already.
+
+        ``seconds`` is how long it had run; while nobody was there the wall clock counts.
+        """
+        self.state = state
+        self._why = self.steps[-1].detail if self.steps else ""
+        if self.started_at is not None:
+            ran = seconds or 0.0
+            if self.ended:
+                self._took = ran
+            else:
+                ran = max(ran, time.time() - self.started_at)
+            self._began = time.monotonic() - ran
+
     def on_sent(self, place: Position) -> None:
         """It is on its way to the kernel; nothing of it comes before ``place``."""
         self.sent = True
+        self.held = ()
         self.place = place
 
     def on_busy(self, place: Position) -> bool:

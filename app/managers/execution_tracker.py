@@ -51,6 +51,16 @@ class ExecutionListener(Protocol):
         """The kernel's process takes no more; what waits to be sent to it ends."""
 
 
+class ExecutionKeeping(Protocol):
+    """Who remembers executions for the server's next process. Must not block, must not raise."""
+
+    def changed(self, execution: Execution) -> None:
+        """Something of it is new."""
+
+    def forgotten(self, execution: Execution) -> None:
+        """It is of no interest any more."""
+
+
 class _Incomplete(NamedTuple):
     """An execution that lacks one of the two messages that end it."""
 
@@ -88,12 +98,15 @@ class ExecutionTracker:
         on_unanswered: Callable[[Execution], None] = lambda _: None,
     ) -> None:
         self.listener: ExecutionListener | None = None
+        self.keeping: ExecutionKeeping | None = None
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
         self._log = log
         self._kept = kept
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
         self._under_way: dict[str, list[Execution]] = {}  # sent, in that order
         self._count = 0  # of those
+        self.begun = 0
+        """How many the kernel has begun with, ever."""
         self._ended: deque[Execution] = deque()
         self._incomplete: list[_Incomplete] = []
         self._plan: asyncio.TimerHandle | None = None
@@ -119,6 +132,21 @@ class ExecutionTracker:
         """Somebody has asked for it; it need not be sent yet."""
         self._by_id.pop(execution.id, None)
         self._by_id[execution.id] = execution
+        self.changed(execution)
+
+    def changed(self, execution: Execution) -> None:
+        """Something of it is new."""
+        if self.keeping is not None:
+            self.keeping.changed(execution)
+
+    def put_back(self, execution: Execution) -> None:
+        """Know one that another process of the server knew; oldest first."""
+        self._by_id[execution.id] = execution
+        if execution.ended:
+            self._ended.append(execution)
+        elif execution.sent:
+            self._under_way.setdefault(execution.id, []).append(execution)
+            self._count += 1
 
     def on_request(self, message: ClientMessage, session: str) -> Execution:
         """An ``execute_request`` is on its way to the kernel."""
@@ -132,7 +160,9 @@ class ExecutionTracker:
                 on_main_shell=message.header.subshell_id is None,
             )
             self.add(execution)
+        execution.header = bytes(message.parts[0])
         execution.on_sent(self._log.end)
+        self.changed(execution)
         self._under_way.setdefault(execution_id, []).append(execution)
         self._count += 1
         if self._count > MAX_UNFINISHED:
@@ -145,6 +175,11 @@ class ExecutionTracker:
         if not execution.ended:
             execution.give_up(self._log.end, reason, never_ran=never_ran)
             self._forget(execution)
+
+    def finish(self, execution: Execution) -> None:
+        """All that will come has come."""
+        if not execution.ended:
+            self._finish(execution)
 
     # What the kernel says. Each message is in the log already.
 
@@ -161,11 +196,14 @@ class ExecutionTracker:
             if execution.on_idle(self._place_of(message)):
                 self._finish(execution)
             else:
+                self.changed(execution)
                 self._wait_for_the_rest(execution, REPLY_SECONDS)
 
     def _on_busy(self, same_id: list[Execution], message: Message) -> None:
         execution = next((one for one in same_id if not one.running), None)
         if execution is not None and execution.on_busy(self._place_of(message)):
+            self.begun += 1
+            self.changed(execution)
             self._log.wake()
             if self.listener is not None:
                 self.listener.on_start(execution)
@@ -182,6 +220,7 @@ class ExecutionTracker:
         if execution.on_reply(self._place_of(message), status, count):
             self._finish(execution)
         else:
+            self.changed(execution)
             self._wait_for_the_rest(execution, IDLE_SECONDS)
 
     def on_input_request(self, message: Message) -> None:
@@ -195,6 +234,7 @@ class ExecutionTracker:
             question = _Question()
         header = bytes(message.part(0))
         same_id[0].input_request = InputRequest(question.prompt, question.password, header)
+        self.changed(same_id[0])
 
     def on_input_reply(self) -> None:
         """Somebody has answered: a kernel asks one question at a time."""
@@ -243,11 +283,14 @@ class ExecutionTracker:
             same_id.remove(execution)
             if not same_id:
                 del self._under_way[execution.id]
+        self.changed(execution)
         self._ended.append(execution)
         while len(self._ended) > self._kept:
             oldest = self._ended.popleft()
             if self._by_id.get(oldest.id) is oldest:
                 del self._by_id[oldest.id]
+                if self.keeping is not None:
+                    self.keeping.forgotten(oldest)
         self._log.wake()  # those who follow it
         if self.listener is not None:
             self.listener.on_end(execution)

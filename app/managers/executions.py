@@ -165,6 +165,7 @@ class Executions:
             timeout=code.timeout,
             stop_on_error=code.stop_on_error,
         )
+        execution.held = tuple(map(bytes, message.parts))
         self._tracker.add(execution)
         self._held.append((execution, message))
         self._held_bytes += message.size
@@ -243,6 +244,7 @@ class Executions:
 
     def _step(self, execution: Execution, step: Any, detail: str) -> None:
         execution.take_step(step, detail, self._traffic.log.next_seq - 1)
+        self._tracker.changed(execution)
         self._traffic.log.wake()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -262,10 +264,22 @@ class Executions:
         if execution.cancel_asked:
             self._spawn(self._stop(execution, "It was cancelled", execution.kill_after))
         if execution.timeout is not None:
-            loop = asyncio.get_running_loop()
-            self._timers[execution] = loop.call_later(
-                execution.timeout, self._on_timeout, execution
-            )
+            self._time(execution, execution.timeout)
+
+    def _time(self, execution: Execution, timeout: float) -> None:
+        left = max(0.0, timeout - (execution.seconds or 0.0))
+        loop = asyncio.get_running_loop()
+        self._timers[execution] = loop.call_later(left, self._on_timeout, execution)
+
+    def resume(self) -> None:
+        """Go on with those that another process of the server had begun with."""
+        for execution in self._tracker:
+            if execution.running and execution.timeout is not None:
+                self._time(execution, execution.timeout)
+            elif not execution.ended and execution.held:
+                message = held_request(execution)
+                self._held.append((execution, message))
+                self._held_bytes += message.size
 
     def on_end(self, execution: Execution) -> None:
         """It has ended: its timer too, and what is held behind it if it failed."""
@@ -309,6 +323,12 @@ class Executions:
                 self._held.remove(item)
                 self._held_bytes -= item[1].size
                 return
+
+
+def held_request(execution: Execution) -> ClientMessage:
+    """The request of an execution that the server holds."""
+    steering = Header(execution.id, "execute_request", execution.session)
+    return ClientMessage("shell", steering, execution.held)
 
 
 def _execute_request(code: Code, session: str) -> ClientMessage:

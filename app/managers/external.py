@@ -17,12 +17,15 @@ from uuid import uuid4
 from jupyter_client.kernelspec import KernelSpec
 
 from app.managers.channels import Channels, ConnectionInfo
-from app.managers.errors import KernelNotRunning
+from app.managers.errors import InvalidPath, KernelNotRunning
 from app.managers.kernel import Kernel, KernelHouse, OnGone
 
-__all__ = ["ExternalKernel", "find_connection_files"]
+__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files"]
 
 logger = logging.getLogger(__name__)
+
+FAREWELL_SECONDS: Final = 0.2
+"""For the last request to leave; whether it is heeded nobody tells us."""
 
 MAX_FILE_BYTES: Final = 65536
 _PORTS: Final = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -41,17 +44,39 @@ def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
     except OSError:
         return {}
     for file in files:
-        try:
-            status = file.stat()
-            # Reading a pipe would wait for somebody to write.
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-                continue
-            info = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if _is_usable(info):
+        info = _read(file)
+        if info is not None:
             found[file] = info
     return found
+
+
+def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """The path and content of one of these files, named by its name or its whole path.
+
+    Raises `InvalidPath` for one in any other place, or of no use; which, it does not tell.
+    """
+    try:
+        file = directory / name
+        is_there = file.resolve().parent == directory.resolve() and file.suffix == ".json"
+        info = _read(directory / file.name) if is_there else None
+    except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
+        info = None
+    if info is None:
+        raise InvalidPath("connection_file: not a usable file in the directory for such files")
+    return directory / file.name, info
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a connection file holds, if it can be used."""
+    try:
+        status = file.stat()
+        # Reading a pipe would wait for somebody to write.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            return None
+        info = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return info if _is_usable(info) else None
 
 
 def _is_usable(info: object) -> bool:
@@ -77,6 +102,8 @@ class ExternalKernel(Kernel):
         root = house.settings.root_dir
         super().__init__(str(uuid4()), name, spec, house, cwd=root, env={}, on_gone=on_gone)
         self._info = info
+        self.owned = False
+        """Whether it may be ended here."""
 
     @property
     def info(self) -> ConnectionInfo:
@@ -103,11 +130,14 @@ class ExternalKernel(Kernel):
         raise KernelNotRunning(f"Kernel {self.id} was not started by this server")
 
     async def stop(self, *, now: bool = False) -> None:  # noqa: ARG002
-        """Forget the kernel; its process goes on."""
+        """Forget the kernel; its process goes on, unless it was said to be ours to end."""
         async with self._lock:
             if self._removed:
                 return
             await self._end_life()
+            if self.owned:
+                self.traffic.request("control", "shutdown_request", {"restart": False})
+                await asyncio.sleep(FAREWELL_SECONDS)
             self.traffic.close()
             await self._retire()
 

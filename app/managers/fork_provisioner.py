@@ -21,6 +21,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, Integer, List, Unicode
 
 from app.managers.forking import CannotFork, ForkedProcess, ForkServers, Order, Recipe
+from app.managers.keeping import Keeper
 
 try:
     import resource
@@ -85,9 +86,10 @@ class Forking:
 
 
 class KernelManager(AsyncKernelManager):
-    """jupyter_client's, with a way to the fork servers."""
+    """jupyter_client's, with a way to the fork servers and to the keeper."""
 
     forking: Forking | None = None
+    keeper: Keeper | None = None
 
 
 class ForkProvisioner(LocalProvisioner):

@@ -147,8 +147,10 @@ def preload(modules: list[str]) -> None:
     for name in LIKELY:
         try:
             importlib.import_module(name)
-        except Exception:  # this version of ipykernel does without it
+        except ImportError:  # this version of ipykernel does without it
             continue
+        except Exception as error:
+            raise refusal(name, error) from None
     check("ipykernel")
     for name in modules:
         import_checked(name, "the preload ")
@@ -160,8 +162,13 @@ def import_checked(name: str, what: str) -> None:
     try:
         importlib.import_module(name)
     except BaseException as error:
-        text = f"{type(error).__name__}: {error}"
-        raise Refused(f"{what}{name} cannot be imported: {text[:300]}") from None
+        raise refusal(f"{what}{name}", error) from None
+
+
+def refusal(what: str, error: BaseException) -> Refused:
+    """Why there is no fork server: something cannot be imported."""
+    text = f"{type(error).__name__}: {error}"
+    return Refused(f"{what} cannot be imported: {text[:300]}")
 
 
 def check(who: str) -> None:

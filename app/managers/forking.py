@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from app.keeper.processes import UNKNOWN_EXIT
+
 __all__ = ["CannotFork", "ForkServers", "ForkedProcess", "Order", "Recipe"]
 
 logger = logging.getLogger(__name__)
@@ -40,9 +42,6 @@ RETRY_SECONDS: Final = 60.0
 
 MAX_RECIPES: Final = 8
 """Kinds of kernels with fork servers of their own; they take memory."""
-
-UNKNOWN_EXIT: Final = 256
-"""In place of the exit code of a kernel whose fork server was gone before it. No process has it."""
 
 SUPPORTED: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 

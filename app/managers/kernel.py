@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,18 @@ import msgspec
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from app.keeper.output import ProcessOutput
+from app.keeper.processes import UNKNOWN_EXIT
+from app.managers.adoption import (
+    Gone,
+    adopt_process,
+    is_adoptable,
+    keep_journal,
+    keeper_hears,
+    record_of,
+    recover,
+    settle_inherited,
+)
 from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.counters import Counters
@@ -25,9 +38,12 @@ from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.events import Events
 from app.managers.executions import Executions
 from app.managers.fork_provisioner import Forking, KernelManager
+from app.managers.keeper_provisioner import KeeperProvisioner, is_local
+from app.managers.keeping import Keeper
 from app.managers.log_files import LogFiles
-from app.managers.output import ProcessOutput
 from app.managers.process import KernelProcess
+from app.managers.registry import Registry
+from app.managers.registry_store import KernelRecord
 from app.managers.reports import KernelReports, LaunchCause
 from app.managers.restarts import RestartPolicy
 from app.managers.state import KernelState, Lifecycle
@@ -61,9 +77,13 @@ class KernelHouse:
         counters: Counters,
         forking: Forking,
         audit: AuditLog | None = None,
+        keeper: Keeper | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.settings = settings
+        self.registry = registry
         self.forking = forking
+        self.keeper = keeper
         self.logs = logs
         self.context = context
         self.specs = specs
@@ -74,8 +94,14 @@ class KernelHouse:
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
 
-    def new_manager(self, name: str, kernel_id: str, transport: Transport = "tcp") -> KernelManager:
-        """jupyter_client's manager for one kernel, not started."""
+    def new_manager(
+        self,
+        name: str,
+        kernel_id: str,
+        transport: Transport = "tcp",
+        spec: KernelSpec | None = None,
+    ) -> KernelManager:
+        """jupyter_client's manager for one kernel, not started; of ``spec`` if that is gone."""
         manager = KernelManager(
             kernel_name=name,
             kernel_id=kernel_id,
@@ -85,10 +111,21 @@ class KernelHouse:
             transport_encryption=self.settings.transport_encryption,
         )
         manager.forking = self.forking
+        if spec is not None:
+            manager._kernel_spec = spec
         spec = manager.kernel_spec
         assert spec is not None
         self.forking.choose(name, spec)
+        if self.keeper is not None and is_local(spec):
+            manager.keeper = self.keeper
+            provisioner = KeeperProvisioner(kernel_id=kernel_id, kernel_spec=spec, parent=manager)
+            provisioner.output = self.output_file(kernel_id)
+            manager.provisioner = provisioner
         return manager
+
+    def output_file(self, kernel_id: str) -> Path:
+        """Where what a kernel's process writes is kept."""
+        return self.output_dir / f"kernel-{kernel_id}.log"
 
     def prepare_forks(self, name: str) -> None:
         """Start the fork servers for a kernelspec; one log line if that cannot be."""
@@ -153,9 +190,7 @@ class Kernel:
         self._cwd = cwd
         self._env = env
         self._restarts = RestartPolicy(settings.restart_limit)
-        self._output = ProcessOutput(
-            house.output_dir / f"kernel-{kernel_id}.log", settings.output_log_bytes
-        )
+        self._output = ProcessOutput(house.output_file(kernel_id), settings.output_log_bytes)
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._process: KernelProcess | None = None
@@ -167,6 +202,9 @@ class Kernel:
         self._port_attempts = 0
         self._removed = False
         self._begun = False
+        self._created = time.time()
+        self._generation = 0
+        self._settling: asyncio.Task[None] | None = None  # what was asked before our time
         self._model = (-1, b"")
 
     # What others see
@@ -229,6 +267,100 @@ class Kernel:
                 await self._retire()
                 raise
             self._begin_life()
+
+    async def adopt(self, record: KernelRecord) -> None:
+        """In place of `start`: own what another process of the server has started or left.
+
+        Where it has ended meanwhile the kernel is dead, with its log.
+        """
+        async with self._lock:
+            self._begun = True
+            self._created, self._generation = record.created, record.generation
+            if record.connection.get("transport") == "ipc":
+                self._transport = "ipc"
+            else:
+                self._transport = "tcp"
+            manager = self._house.new_manager(self.name, self.id, self._transport, self.spec)
+            self._manager = manager
+            process = self._process = KernelProcess(manager, self._output)
+            code: int | None = None
+            try:
+                info = await adopt_process(record, manager)
+                exited = await process.adopt()
+                if exited is not None:
+                    code = exited.code
+                    raise Gone(f"The kernel's process {exited} while no server was there")
+            except Gone as gone:
+                await recover(self._house, self, record, {})
+                self.reports.died(UNKNOWN_EXIT if code is None else code)
+                await self._end_process(str(gone), restart=False)
+                await self._bury(str(gone))
+                return
+            self._info = info
+            await recover(self._house, self, record, info)
+            self._launched = asyncio.get_running_loop().time()
+            if is_adoptable(self):
+                self._take_for_ready()
+            self._begin_life()
+
+    def _take_for_ready(self) -> None:
+        """It was ready before our time."""
+        loop = asyncio.get_running_loop()
+        self._was_ready = True
+        self._settle_start(True)
+        self._restarts.on_ready(loop.time())
+        self.traffic.ready()
+        self.executions.resume()
+        self._settling = loop.create_task(settle_inherited(self), name=f"settle {self.id}")
+
+    async def leave(self) -> bool:
+        """Let the process go on without this server, for the next one; False if it cannot be."""
+        async with self._lock:
+            if self._removed or self.state.lifecycle is not Lifecycle.RUNNING:
+                return False
+            self._removed = True
+            await self._end_life()
+            traffic = self.traffic
+            traffic.note_places()
+            traffic.close_channels()
+            await self._register()
+            await traffic.log.save()
+            if traffic.log.journal is not None:
+                traffic.log.journal.close()
+                traffic.log.journal = None
+            if self._process is not None:
+                self._process.close()
+            if self._manager is not None:
+                # It would remove the file at its own end.
+                self._manager._connection_file_written = False
+            return True
+
+    async def keep(self) -> None:
+        """Have the next process of the server know of this one, if kernels are kept."""
+        if self._house.registry is not None and self.traffic.channels is not None:
+            keep_journal(self._house, self, self.traffic.channels)
+            await self._register()
+
+    async def _register(self) -> None:
+        if self._house.registry is None or self._manager is None:
+            return
+        record = await record_of(
+            self,
+            self._manager,
+            self._info,
+            cwd=self._cwd,
+            env=self._env,
+            created=self._created,
+            generation=self._generation,
+        )
+        await self._house.registry.save(record)
+
+    async def _unregister(self) -> None:
+        if self._house.registry is not None:
+            await self._house.registry.delete(self.id)
+            journal, self.traffic.log.journal = self.traffic.log.journal, None
+            if journal is not None:
+                journal.remove()
 
     def hand_over(
         self, house: KernelHouse, *, cwd: Path, env: Mapping[str, str], on_gone: OnGone
@@ -321,6 +453,9 @@ class Kernel:
         self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kernel {self.id}")
 
     async def _end_life(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         if self._life is not None:
             self._life.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -372,7 +507,8 @@ class Kernel:
         process = self._process
         assert process is not None
         try:
-            await self._come_up(process)
+            if self._settling is None:
+                await self._come_up(process)
         except KernelStartFailed as error:
             self.reports.start_failed()
             await process.kill()
@@ -385,8 +521,11 @@ class Kernel:
             await self._launch("fallback")
             return await self._come_up_and_die()
         exited = await asyncio.shield(process.exited)
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         await self.traffic.settle()
-        reason = self._describe(f"The kernel's process {exited}")
+        reason = await self._describe(process, f"The kernel's process {exited}")
         asked = self.traffic.shutdown_asked or self.traffic.restart_asked
         if not asked:
             self.reports.died(exited.code)
@@ -422,17 +561,19 @@ class Kernel:
                     break
                 if process.exited.done():
                     problem = f"The kernel's process {process.exited.result()} before it was ready"
-                    raise KernelStartFailed(self._describe(problem))
+                    raise KernelStartFailed(await self._describe(process, problem))
                 if loop.time() >= deadline:
                     if traffic.answered or traffic.heard_iopub:
                         break
                     problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
-                    raise KernelStartFailed(self._describe(problem))
+                    raise KernelStartFailed(await self._describe(process, problem))
                 if loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
                     raise KernelStartFailed("The kernel has bound no ipc socket")
         finally:
             reachable.cancel()
         await traffic.stdin_connected()
+        if self._house.keeper is not None and self._manager is not None:
+            await keeper_hears(self._house.keeper, self._manager, traffic.probe)
         if not (traffic.answered and traffic.heard_iopub):
             logger.warning(
                 "kernel %s: taken for ready although it %s",
@@ -461,8 +602,8 @@ class Kernel:
             return self._port_attempts < PORT_ATTEMPTS
         return False
 
-    def _describe(self, problem: str) -> str:
-        tail = self._output.tail()
+    async def _describe(self, process: KernelProcess, problem: str) -> str:
+        tail = await process.tail()
         if tail and not self._house.settings.allow_tracebacks:
             # Interpreters that crash write one. It is for the log, not for clients.
             logger.info("kernel %s: the last it wrote:\n%s", self.id, tail)
@@ -476,6 +617,7 @@ class Kernel:
         await self._release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         self.traffic.announce("dead")
+        await self._unregister()
         self._output.remove()
         self.traffic.log.close()
         self._on_gone(self)
@@ -490,6 +632,7 @@ class Kernel:
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.announce("dead")
+        await self._unregister()
 
     def _settle_start(self, came_up: bool) -> None:
         if not self.came_up.done():
@@ -511,9 +654,11 @@ class Kernel:
             self.reports.start_failed()
             raise
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
+        self._generation += 1
         self.traffic.open(
             Channels(self._house.context, self._info, self.traffic, self._house.counters)
         )
+        await self.keep()
 
     def _new_manager(self) -> KernelManager:
         manager = self._house.new_manager(self.name, self.id, self._transport)

@@ -11,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable
+from itertools import groupby
 
 from app.managers.entries import ENTRY_OVERHEAD, Batch, Entry, Gap, Position
 from app.managers.errors import AfterBeyondEnd, StaleEpoch
+from app.managers.journal import BATCH, Journal
 from app.managers.segments import SEGMENT_BYTES, Segments
 from app.protocol.messages import Message
 
 __all__ = ["Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
+
+SAVED_AT_A_TIME = 1024
+"""How many messages go to disk together when all of them do."""
 
 
 class LogBudget:
@@ -64,6 +69,9 @@ class MessageLog:
         self._budget.add(self)
         # Numbers of another server process, or of another kernel, mean nothing here.
         self.epoch = secrets.token_hex(8)
+        # Where each number is noted, if the kernel is to outlive this process.
+        self.journal: Journal | None = None
+        self._unnoted = 0  # of the newest; see BATCH
         self.bytes = 0
         self.closed = False
         self._entries: list[Entry] = []
@@ -71,6 +79,7 @@ class MessageLog:
         self._next_seq = 1
         self._next_offset = 0
         self._waiting: set[asyncio.Future[None]] = set()
+        self._holes: list[tuple[Position, Position]] = []  # in memory; see put_back
 
     @property
     def start(self) -> Position:
@@ -99,11 +108,17 @@ class MessageLog:
         return self._next_seq
 
     def append(
-        self, message: Message, owner: str | None = None, *, transient: bool = False
+        self,
+        message: Message,
+        owner: str | None = None,
+        *,
+        transient: bool = False,
+        kept: bool = False,
     ) -> Entry:
         """Give ``message`` the next number, keep it, and wake the readers that wait.
 
-        A ``transient`` message is not shown to readers that come later.
+        A ``transient`` message is not shown to readers that come later. ``kept``: it is as the
+        kernel has published it, so that whoever else listens to that has it too.
         """
         seq, offset, size = self._next_seq, self._next_offset, len(message.frame)
         message.seq = seq
@@ -111,10 +126,62 @@ class MessageLog:
         self._entries.append(entry)
         self._next_seq = seq + 1
         self._next_offset = offset + size
+        if self.journal is not None:
+            if not kept:
+                self.note(but=1)
+                self.journal.note_whole(entry)
+            else:
+                self._unnoted += 1
+                if self._unnoted == BATCH:
+                    self.note()
         self._grow(size + ENTRY_OVERHEAD)
         if self._waiting:
             self.wake()
         return entry
+
+    def note(self, *, but: int = 0) -> None:
+        """Have every number noted, but for so many of the newest."""
+        if self.journal is not None and self._unnoted:
+            end = len(self._entries) - but
+            self.journal.note_kept(self._entries[end - self._unnoted : end])
+        self._unnoted = 0
+
+    # After another process
+
+    def begin_at(self, epoch: str, place: Position) -> None:
+        """Go on with the log of another process from ``place``; call before anything else."""
+        self.epoch = epoch
+        self._next_seq, self._next_offset = place
+
+    def put_back(
+        self, message: Message, owner: str | None, place: Position, *, transient: bool
+    ) -> None:
+        """Have the next message of the other process's log again, in the place it had."""
+        message.seq, offset = place
+        size = len(message.frame)
+        self._entries.append(
+            Entry(message.seq, offset, message, owner, transient, size + ENTRY_OVERHEAD)
+        )
+        self._next_seq, self._next_offset = message.seq + 1, offset + size
+        self._grow(size + ENTRY_OVERHEAD)
+
+    def put_back_hole(self, end: Position) -> None:
+        """What comes before ``end`` of the other process's log is lost."""
+        if end.cursor <= self._next_seq:
+            return
+        if not self._entries:
+            if self.segments is not None:
+                self.segments.push_lost(end)
+        else:
+            if self._holes and self._holes[-1][1] == self.end:
+                self._holes[-1] = (self._holes[-1][0], end)
+            else:
+                self._holes.append((self.end, end))
+            # Numbers are places in the list, so each has an entry; nobody gets to read these.
+            nothing = self._entries[-1].message
+            for seq in range(self._next_seq, end.cursor):
+                self._entries.append(Entry(seq, self._next_offset, nothing, None))
+        self._next_seq, self._next_offset = end
 
     def charge(self, entries: Iterable[Entry]) -> None:
         """Count what kept messages have grown by: their frames in the legacy framing."""
@@ -151,7 +218,11 @@ class MessageLog:
             self.bytes -= entries[start].charged
             start += 1
         self._budget.used -= before - self.bytes
-        if self.segments is not None and start > first:
+        if start > len(entries) - self._unnoted:
+            self.note()
+        if self._holes:
+            self._leave_behind(entries[first:start])
+        elif self.segments is not None and start > first:
             self.segments.push(entries[first:start])
         # Clear in steps: a deletion moves the rest of the list, so it must stay rare, yet a
         # large message that has left the log must not stay in memory.
@@ -163,6 +234,40 @@ class MessageLog:
             del entries[:start]
             start = 0
         self._start = start
+
+    def _leave_behind(self, entries: list[Entry]) -> None:
+        """Let entries go to disk, and the holes among them."""
+        for hole, run in groupby(entries, self._hole_at):
+            if self.segments is None:
+                break
+            if hole is None:
+                self.segments.push(list(run))
+            else:
+                self.segments.push_lost(hole[1])
+        if entries:
+            last = entries[-1].seq
+            self._holes = [hole for hole in self._holes if hole[1].cursor > last + 1]
+
+    def _hole_at(self, entry: Entry) -> tuple[Position, Position] | None:
+        for hole in self._holes:
+            if hole[0].cursor <= entry.seq < hole[1].cursor:
+                return hole
+        return None
+
+    async def save(self) -> None:
+        """Put all that is in memory on disk too, for the next process. Bounded by the disk."""
+        entries = self._entries[self._start :]
+        self.note()
+        if self.segments is None or not entries:
+            return
+        self._entries, self._start = [], 0
+        while entries:
+            part, entries = entries[:SAVED_AT_A_TIME], entries[SAVED_AT_A_TIME:]
+            if self._holes:
+                self._leave_behind(part)
+            else:
+                self.segments.push(part)
+            await self.segments.written()
 
     def _start_bytes(self, start: int) -> int:
         return self._entries[start].offset - self._entries[0].offset
@@ -177,12 +282,19 @@ class MessageLog:
         limit = entries[0].offset + max_bytes if entries else 0
         if entries and entries[-1].offset > limit:
             entries = [entry for entry in entries if entry.offset <= limit]
+        if self._holes:
+            end = next((start.cursor for start, _ in self._holes if start.cursor >= cursor), None)
+            if end is not None:
+                entries = entries[: end - cursor]
         return entries
 
     def gap_before(self, place: Position) -> Gap | None:
         """What lies between a reader's place and the oldest message kept, if anything."""
         start = self.start
         if start.cursor <= place.cursor:
+            for first, end in self._holes:
+                if first.cursor <= place.cursor < end.cursor:
+                    return Gap(end.cursor - place.cursor, max(0, end.offset - place.offset))
             return None
         return Gap(start.cursor - place.cursor, start.offset - place.offset)
 
@@ -198,7 +310,8 @@ class MessageLog:
             raise AfterBeyondEnd(f"after: the newest number is {self._next_seq - 1}")
         cursor = seq + 1
         if cursor >= self.first_in_memory:
-            entries = self.read(cursor, 1, 0)
+            index = self._start + cursor - self.first_in_memory
+            entries = self._entries[index : index + 1]
             return Position(cursor, entries[0].offset) if entries else self.end
         if cursor == 1:
             return Position(1, 0)

@@ -18,11 +18,14 @@ try:
 except ImportError:  # Windows: what a crash leaves there stays until somebody removes it
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LogFiles"]
+__all__ = ["KEPT", "LogFiles"]
 
 logger = logging.getLogger(__name__)
 
 LOCK = "lock"
+
+KEPT = "kept"
+"""The directory of kernels that outlive the server."""
 
 
 class LogFiles:
@@ -39,8 +42,11 @@ class LogFiles:
         parent = settings.state_dir / "logs"
         parent.mkdir(mode=0o700, exist_ok=True)
         _remove_abandoned(parent)
-        self._directory = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._directory.mkdir(mode=0o700)
+        # Where kernels outlive the server, the next one goes on with their logs.
+        self._lasts = settings.on_shutdown == "keep"
+        own = KEPT if self._lasts else f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._directory = parent / own
+        self._directory.mkdir(mode=0o700, exist_ok=self._lasts)
         self._lock = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if fcntl is not None:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -59,9 +65,11 @@ class LogFiles:
         return MessageLog(settings.log_bytes, segments, self._budget)
 
     def close(self) -> None:
-        """Remove the directory. The logs must be closed."""
+        """Remove the directory, unless it is for the next server. The logs must be closed."""
         self._executor.shutdown()
         os.close(self._lock)
+        if self._lasts:
+            return
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
@@ -69,6 +77,8 @@ def _remove_abandoned(parent: Path) -> None:
     if fcntl is None:
         return
     for directory in parent.iterdir():
+        if directory.name == KEPT:
+            continue
         try:
             lock = os.open(directory / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except OSError:

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import zmq
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.managers.adoption import find_spec
 from app.managers.audit import AuditLog
 from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
@@ -21,16 +22,18 @@ from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import kernel_environment
 from app.managers.errors import (
     InvalidKernelId,
+    InvalidPath,
     KernelNotFound,
     KernelNotRunning,
     ServerStopping,
     TooManyKernels,
 )
 from app.managers.events import Events
-from app.managers.external import ExternalKernel, find_connection_files
+from app.managers.external import ExternalKernel, find_connection_file, find_connection_files
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
+from app.managers.keeping import new_keeper
 from app.managers.kernel import Kernel, KernelHouse
 from app.managers.log_files import LogFiles
 from app.managers.paths import (
@@ -41,10 +44,13 @@ from app.managers.paths import (
     cwd_for_path,
     working_directory,
 )
+from app.managers.registry import Registry
+from app.managers.registry_store import KernelRecord
 from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
-from app.managers.stopping import stop_all
+from app.managers.stopping import leave_all, stop_all
+from app.managers.succession import Succession
 from app.managers.transports import Transports
 from app.managers.warm import WarmKernels
 from app.settings import Settings
@@ -72,6 +78,7 @@ class MultiKernelManager:
         events: Events,
         counters: Counters,
         audit: AuditLog | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.started = time.time()
         self._last_request = self.started
@@ -81,13 +88,16 @@ class MultiKernelManager:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.max_sockets = MAX_SOCKETS
-        self._transports = Transports(settings.transport, settings.state_dir)
+        self._transports = Transports(
+            settings.transport, settings.state_dir, lasting=settings.on_shutdown == "keep"
+        )
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
         self._fork_servers = ForkServers()
         env = kernel_environment(os.environ, settings.kernel_env_allow, {})
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
+        self.keeper = new_keeper(settings)
         self._house = KernelHouse(
             settings,
             self._context,
@@ -98,6 +108,8 @@ class MultiKernelManager:
             counters,
             forking,
             audit,
+            self.keeper,
+            registry,
         )
         for name in settings.fork_kernels:
             self._house.prepare_forks(name)
@@ -111,6 +123,7 @@ class MultiKernelManager:
             Events(),
             counters,
             forking,
+            keeper=self.keeper,
         )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
@@ -134,6 +147,32 @@ class MultiKernelManager:
         self._culling = asyncio.get_running_loop().create_task(
             Culler(self, policy, settings.cull_interval).run(), name="culler"
         )
+        self._succession: Succession | None = None
+        if registry is not None:
+            self._succession = Succession(registry, self.keeper, lambda: self)
+
+    async def adopt_kernels(self) -> None:
+        """Own what an earlier process of the server has left here; call it first, and once."""
+        if self._succession is not None:
+            await self._succession.adopt(self._adopt)
+
+    async def _adopt(self, record: KernelRecord) -> None:
+        spec = await find_spec(self._house, record)
+        kernel = Kernel(
+            record.id,
+            record.name,
+            spec,
+            self._house,
+            cwd=Path(record.cwd),
+            env=record.env,
+            on_gone=self._forget,
+        )
+        self._kernels[kernel.id] = kernel
+        try:
+            await kernel.adopt(record)
+        except BaseException:
+            self._forget(kernel)
+            raise
 
     # Looking
 
@@ -210,6 +249,28 @@ class MultiKernelManager:
             await kernel.stop()
         else:
             self._kernels[kernel.id] = kernel
+
+    async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
+        """The external kernel with this connection file, which must be in their directory.
+
+        ``owned`` if it may be ended here. Raises `InvalidPath` for any other file, or one that is
+        of no use, and `ServerStopping`.
+        """
+        self.check_running()
+        settings = self._settings
+        if not settings.allow_external_kernels and settings.external_connection_dir is None:
+            raise InvalidPath("connection_file: the server has no directory for such files")
+        async with self._refreshing:
+            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
+            kernel = self._external.get(file)
+            if kernel is None or kernel.id not in self:
+                await self._add_external(file, info)
+                kernel = self._external[file]
+            if kernel.id not in self:
+                del self._external[file]
+                raise InvalidPath(f"connection_file: {file.name} makes no connection")
+            kernel.owned = kernel.owned or owned
+            return kernel
 
     @property
     def settings(self) -> Settings:
@@ -322,6 +383,7 @@ class MultiKernelManager:
             return None
         kernel.hand_over(self._house, cwd=cwd, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
+        await kernel.keep()
         async with kernel.reports.action("start"):
             if self.stopping:
                 await kernel.stop(now=True)
@@ -412,7 +474,11 @@ class MultiKernelManager:
         await asyncio.wait({self._culling})
         patience = self._settings.shutdown_wait_time
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
-        await stop_all([*self], [*self._starting.values(), warm], patience)
+        kernels = [*self]
+        if self._succession is not None:
+            await self._succession.close()
+            kernels = await leave_all(kernels)
+        await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
@@ -428,6 +494,8 @@ class MultiKernelManager:
         await self.stopped()
         self._kernels.clear()
         await self._fork_servers.close()
+        if self.keeper is not None:
+            await self.keeper.close()
         self._transports.close()
         self._logs.close()
         self._context.destroy(linger=0)

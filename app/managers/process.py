@@ -19,10 +19,11 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
+from app.keeper.output import ProcessOutput
+from app.keeper.processes import UNKNOWN_EXIT
 from app.managers.channels import ConnectionInfo
 from app.managers.errors import KernelStartFailed
-from app.managers.forking import UNKNOWN_EXIT
-from app.managers.output import ProcessOutput
+from app.managers.keeper_provisioner import KeeperProvisioner
 
 __all__ = ["Exit", "KernelProcess"]
 
@@ -98,6 +99,16 @@ class KernelProcess:
         self._watch()
         return info
 
+    async def adopt(self) -> Exit | None:
+        """Watch the process that the manager's provisioner has found; how it ended, if it has."""
+        async with asyncio.timeout(KILL_SECONDS):
+            code = await self._provisioner.poll()
+        if code is None:
+            self._watch()
+            return None
+        self.exited.set_result(Exit(code))
+        return Exit(code)
+
     @property
     def _provisioner(self) -> KernelProvisionerBase:
         provisioner = self._manager.provisioner
@@ -108,7 +119,12 @@ class KernelProcess:
         provisioner = self._provisioner
         pid = getattr(provisioner, "pid", None)
         if isinstance(provisioner, LocalProvisioner) and isinstance(pid, int):
-            self.pid, self._pgid = pid, provisioner.pgid
+            self.pid = pid
+            if isinstance(provisioner, KeeperProvisioner):
+                exited = provisioner.exited
+                self._poller = self._loop.create_task(self._await(exited), name=f"process {pid}")
+                return
+            self._pgid = provisioner.pgid
             if hasattr(os, "pidfd_open"):
                 try:
                     self._pidfd = os.pidfd_open(pid)
@@ -152,6 +168,12 @@ class KernelProcess:
         if not self.exited.done():
             self.exited.set_result(Exit(code))
 
+    async def _await(self, exited: asyncio.Future[int]) -> None:
+        """The keeper tells when the process has ended, and has ended its process group."""
+        code = await asyncio.shield(exited)
+        if not self.exited.done():
+            self.exited.set_result(Exit(code))
+
     @property
     def running(self) -> bool:
         """Whether the process has been launched and not ended."""
@@ -175,6 +197,13 @@ class KernelProcess:
             with contextlib.suppress(ProcessLookupError):
                 await self._provisioner.terminate()
         return await self.wait(seconds)
+
+    async def tail(self) -> str:
+        """The last lines that it wrote."""
+        provisioner = self._manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            return await provisioner.tail()
+        return self._output.tail()
 
     async def kill(self) -> None:
         """SIGKILL to the process group. Returns when it is gone, or after `KILL_SECONDS`."""

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
+from app.keeper.processes import UNKNOWN_EXIT
 from app.managers.audit import AuditLog
 from app.managers.counters import Counters
 from app.managers.errors import KernelkeepError
 from app.managers.events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
-from app.managers.forking import UNKNOWN_EXIT
 from app.protocol.messages import Buffer, ClientMessage
 
 __all__ = ["Action", "KernelReports", "LaunchCause"]

@@ -44,13 +44,14 @@ class _Segment:
 
     __slots__ = ("bytes", "end", "entries", "path", "start", "written_at")
 
-    def __init__(self, entries: list[Entry], path: Path) -> None:
-        last = entries[-1]
-        self.start = Position(entries[0].seq, entries[0].offset)
-        self.end = Position(last.seq + 1, last.offset + len(last.message.frame))
-        self.entries: list[Entry] | None = entries
-        self.path: Path | None = path
-        self.bytes = self.end.offset - self.start.offset
+    def __init__(
+        self, start: Position, end: Position, entries: list[Entry] | None, path: Path | None
+    ) -> None:
+        self.start = start
+        self.end = end
+        self.entries = entries
+        self.path = path
+        self.bytes = end.offset - start.offset
         self.written_at = time.monotonic()
 
     @property
@@ -87,9 +88,10 @@ class Segments:
 
     def push(self, entries: list[Entry]) -> None:
         """Take the entries that follow those taken before; they are written soon."""
-        segment = _Segment(entries, self._directory / f"{entries[0].seq:020}.segment")
-        self._segments.append(segment)
-        self.bytes += segment.bytes
+        last = entries[-1]
+        start = Position(entries[0].seq, entries[0].offset)
+        end = Position(last.seq + 1, last.offset + len(last.message.frame))
+        segment = self._add(_Segment(start, end, entries, self._directory / _name(start, end)))
         waiting = sum(s.bytes for s in self._segments if s.entries is not None)
         if waiting > max(WAITING_BYTES, segment.bytes):
             self._lose(segment, "the disk is too slow")
@@ -98,6 +100,39 @@ class Segments:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write(), name="write log segments"
             )
+
+    def push_lost(self, end: Position) -> None:
+        """What lies between the messages taken before and ``end`` is gone; say so to readers."""
+        if self._segments and self._segments[-1].end.cursor < end.cursor:
+            segment = self._add(_Segment(self._segments[-1].end, end, None, None))
+            self.lost_messages += segment.end.cursor - segment.start.cursor
+
+    def _add(self, segment: _Segment) -> _Segment:
+        self._segments.append(segment)
+        self.bytes += segment.bytes
+        return segment
+
+    @property
+    def end(self) -> Position | None:
+        """The place behind the newest message that was taken, or None when there is none."""
+        return self._segments[-1].end if self._segments else None
+
+    async def restore(self) -> None:
+        """Take over what another process has written here; begin with this."""
+        loop = asyncio.get_running_loop()
+        for start, end, path, age in await loop.run_in_executor(
+            self._executor, _find_files, self._directory
+        ):
+            if self.end is not None and start.cursor < self.end.cursor:
+                continue  # not of one log: somebody has put it here
+            self.push_lost(start)
+            self._add(_Segment(start, end, None, path)).written_at -= age
+        self._expire()
+
+    async def written(self) -> None:
+        """Return when all that was taken is in files, or lost. Bounded by the disk."""
+        while self._writer is not None:
+            await asyncio.wait({self._writer})
 
     async def read(self, place: Position) -> Gap | list[Entry]:
         """The entries from ``place`` to the end of its segment, or what is lost of them.
@@ -177,6 +212,26 @@ class Segments:
             self._writer = None
 
 
+def _name(start: Position, end: Position) -> str:
+    """A file's name tells what is in it, so that it need not be read for that."""
+    return f"{start.cursor:020}-{start.offset}-{end.cursor}-{end.offset}.segment"
+
+
+def _find_files(directory: Path) -> list[tuple[Position, Position, Path, float]]:
+    """The segments in a directory in order: their places, paths, and ages in seconds."""
+    found = []
+    now = time.time()
+    for path in directory.glob("*"):
+        try:
+            cursor, offset, end_cursor, end_offset = map(int, path.stem.split("-"))
+            age = max(0.0, now - path.stat().st_mtime)
+        except (ValueError, OSError):
+            _remove([path], None)  # what was being written when the other process ended
+            continue
+        found.append((Position(cursor, offset), Position(end_cursor, end_offset), path, age))
+    return sorted(found)
+
+
 def _write_file(path: Path, entries: list[Entry]) -> None:
     # As little as can be: while this runs, in a thread, the event loop does not.
     chunks: list[bytes] = []
@@ -189,10 +244,13 @@ def _write_file(path: Path, entries: list[Entry]) -> None:
             name = owner.encode("utf-8", "surrogatepass")
             add(pack(len(frame), entry.seq, entry.offset, entry.transient, len(name)) + name)
         add(frame)
-    with open(_create(path), "wb", buffering=0) as file:
+    # Under its name it is whole, whenever this process ends.
+    unfinished = path.with_name("unfinished")
+    with open(_create(unfinished), "wb", buffering=0) as file:
         data = memoryview(b"".join(chunks))
         while data:
             data = data[file.write(data) :]
+    unfinished.rename(path)
 
 
 def _create(path: Path) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 from app.managers.kernel import Kernel
 
-__all__ = ["stop_all", "stop_quietly"]
+__all__ = ["leave_all", "stop_all", "stop_quietly"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,27 @@ async def stop_all(
         logger.error("%d kernels do not stop; the server ends without them", len(late))
     for stop in stops:
         stop.cancel()
+
+
+async def leave_all(kernels: Collection[Kernel]) -> list[Kernel]:
+    """Let the kernels go on without this server; those that cannot, which are to be stopped.
+
+    Each is left when its log is on disk.
+    """
+    if kernels:
+        await asyncio.sleep(FAREWELL_SECONDS)
+    left = await asyncio.gather(*map(_leave_quietly, kernels))
+    return [kernel for kernel, is_left in zip(kernels, left, strict=True) if not is_left]
+
+
+async def _leave_quietly(kernel: Kernel) -> bool:
+    try:
+        return await kernel.leave()
+    except Exception:
+        logger.exception(
+            "kernel %s is left without all that the next server should know", kernel.id
+        )
+        return True
 
 
 async def stop_quietly(kernel: Kernel, *, now: bool = False) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
 from app.managers.log import MessageLog, Position, Reader
+from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
@@ -55,6 +57,14 @@ _ENDS: Final = {
     Lifecycle.STOPPING: "The kernel was shut down",
 }
 """Why executions end when nobody has given another reason."""
+
+
+MADE_UP: Final = b'{"kernelkeep":{"made_up":true}}'
+"""The metadata of an answer that the kernel gave, and nobody heard: made of what else it said."""
+
+ON_CONTROL: Final = frozenset(
+    {"shutdown_request", "interrupt_request", "debug_request", "create_subshell_request"}
+)
 
 
 class _Status(msgspec.Struct):
@@ -108,6 +118,11 @@ class Traffic:
         self._reachable = asyncio.Event()
         self._execution_began: float | None = None  # in monotonic seconds
         self._dropped = 0
+        # Of what another process of the server was asked: what is still under way, and whether
+        # there may be more of it than we know.
+        self._inherited: set[str] = set()
+        self._meets_strangers = False
+        self._earlier: Channels | None = None
 
     # Clients
 
@@ -124,6 +139,9 @@ class Traffic:
         """
         self._forget_departed()
         left_at, _ = self._departed.pop(session, (None, 0.0))
+        journal = self.log.journal
+        if left_at is None and journal is not None and self._settings.buffer_offline_messages:
+            left_at = journal.place_of(session, self._settings.session_retention)
         older = self._attached.pop(session, None)
         if older is not None:
             left_at = older.arrived
@@ -132,6 +150,8 @@ class Traffic:
         start = start or left_at
         self._state.changes += 1
         reader = self._attached[session] = Reader(self.log, session, start)
+        if journal is not None:
+            journal.put_place(session, reader.position)
         return reader
 
     def detach(self, reader: Reader) -> None:
@@ -143,7 +163,17 @@ class Traffic:
         if not self._settings.buffer_offline_messages:
             return
         self._departed[reader.session] = (reader.arrived, time.monotonic())
+        if self.log.journal is not None:
+            self.log.journal.put_place(reader.session, reader.arrived)
         self._forget_departed()
+
+    def note_places(self) -> None:
+        """Remember, for the server's next process, how far each client has come."""
+        journal = self.log.journal
+        self.log.note()
+        if journal is not None:
+            for session, reader in self._attached.items():
+                journal.put_place(session, reader.arrived)
 
     def _forget_departed(self) -> None:
         """Drop the cursors of sessions that have been away too long, or are too many."""
@@ -343,6 +373,12 @@ class Traffic:
         if self._channels is not None:
             self._channels.close()
             self._channels = None
+        self._close_earlier()
+
+    def _close_earlier(self) -> None:
+        if self._earlier is not None:
+            self._earlier.close()
+            self._earlier = None
 
     def close(self, reason: str | None = None) -> None:
         """The process is gone: every request that it has not finished ends here.
@@ -369,8 +405,13 @@ class Traffic:
         for message, session in for_next:
             self.submit(message, session)
 
-    def _finish(self, request: Request, error: str | None = None) -> None:
-        """Answer a request that the kernel will never answer, and go idle for it."""
+    def _finish(
+        self, request: Request, error: str | None = None, made_up: dict[str, Any] | None = None
+    ) -> None:
+        """Answer a request that the kernel will never answer, and go idle for it.
+
+        ``made_up`` is the answer, if what the kernel has said of it tells that.
+        """
         parent, owner = request.header, request.owner
         if owner == self._session:
             return
@@ -383,13 +424,15 @@ class Traffic:
             self.log.append(self._make("iopub", "error", died, parent))
         self._release(request)
         answer = reply_type(request.msg_type)
-        content: dict[str, Any] | bytes | None = {"status": "aborted"}
+        content: dict[str, Any] | bytes | None = made_up or {"status": "aborted"}
+        metadata = MADE_UP if made_up else b"{}"
         if request.msg_type == "kernel_info_request":
             # To JupyterLab any other answer than ok means that the kernel is of no use. What the
             # kernel once said of itself still holds; if it never did, the idle status must do.
             content = self._kernel_info
         if answer is not None and content is not None and not request.replied:
-            self.log.append(self._make(request.channel, answer, content, parent), owner)
+            reply = self._make(request.channel, answer, content, parent, metadata)
+            self.log.append(reply, owner)
         if not request.idle:
             self.log.append(self._make("iopub", "status", {"execution_state": "idle"}, parent))
 
@@ -413,8 +456,16 @@ class Traffic:
         msg_type: str,
         content: dict[str, Any] | bytes,
         parent: bytes = b"{}",
+        metadata: bytes = b"{}",
     ) -> Message:
-        return make_message(channel, msg_type, content, session=self.kernel_session, parent=parent)
+        return make_message(
+            channel,
+            msg_type,
+            content,
+            session=self.kernel_session,
+            parent=parent,
+            metadata=metadata,
+        )
 
     # What the sockets say (app.managers.channels.Listener)
 
@@ -462,13 +513,131 @@ class Traffic:
         request = self._requests.unanswered(execution.id, execution.session)
         if request is not None:
             self._requests.discard(request)
-            self._finish(request)
+            made_up = None
+            if execution.id in self._inherited:
+                made_up = reply_made_of_iopub(self.log, execution)
+                count = made_up.get("execution_count")
+                execution.on_reply(self.log.end, made_up["status"], count)
+            self._finish(request, made_up=made_up)
 
     def _append(self, message: Message, owner: str | None = None) -> None:
-        """Number a message of the kernel's, without tracebacks where they are not allowed."""
+        """Number a message of the kernel's."""
+        self.log.append(self.shown(message), owner, kept=owner is None)
+
+    def shown(self, message: Message) -> Message:
+        """A message as clients see it: without tracebacks where they are not allowed."""
         if self._hides_tracebacks:
-            message = hide_traceback(message, self._settings.traceback_replacement_message)
-        self.log.append(message, owner)
+            return hide_traceback(message, self._settings.traceback_replacement_message)
+        return message
+
+    # After another process of the server
+
+    @property
+    def session(self) -> str:
+        """The server's own, in which it asks the kernel things of which clients see nothing."""
+        return self._session
+
+    def inherit(self, session: str, executions: Iterable[Execution]) -> None:
+        """Go on for another process of the server, which had this session.
+
+        ``executions`` are those that it knew, in order. What it has numbered is put back into the
+        log next, and each message told to `replay`.
+        """
+        self._session = session or self._session
+        self._meets_strangers = True
+        for execution in executions:
+            self.tracker.put_back(execution)
+            if execution.sent and not execution.ended and execution.header:
+                header = Header(execution.id, "execute_request", execution.session)
+                request = ClientMessage("shell", header, [execution.header])
+                self._inherited.add(execution.id)
+                self._requests.add(request, execution.session)
+
+    def replay(self, message: Message, *, by_kernel: bool) -> None:
+        """This is back in the log: draw the conclusions that were drawn when it was numbered."""
+        if message.channel == "stdin":
+            self.tracker.on_input_request(message)
+        elif message.channel != "iopub":
+            if message.msg_type == "kernel_info_reply":
+                self._kernel_info = bytes(message.part(3))
+            self._requests.on_reply(message.parent)
+            if message.msg_type == "execute_reply":
+                self.tracker.on_reply(message)
+        elif message.msg_type == "status" and by_kernel:
+            self.kernel_session = message.header.session or self.kernel_session
+            reported = self._on_status(message)
+            if reported:
+                self.tracker.on_status(reported, message)
+        elif message.msg_type == "status":
+            self._requests.on_idle(message.parent)
+
+    def _meet(self, message: Message) -> None:
+        """The kernel begins with a request that we do not know; it told us in its status."""
+        parent = message.parent
+        if reply_type(parent.msg_type) is None:
+            return
+        channel = "control" if parent.msg_type in ON_CONTROL else "shell"
+        request = ClientMessage(channel, parent, [bytes(message.part(1))])
+        owner = parent.session or ""
+        if self.tracker.get(parent.msg_id) is None:
+            self._inherited.add(parent.msg_id)
+            self._requests.add(request, owner)
+            if _is_execution(request):
+                self.tracker.on_request(request, owner)
+
+    def answer_overdue(self, *, all_of_them: bool) -> None:
+        """Answer what the kernel was asked before our time, and has done with.
+
+        Its answer was lost. ``all_of_them``: the kernel has nothing left of those requests.
+        """
+        for request in list(self._requests):
+            execution = self.tracker.get(request.msg_id)
+            if request.msg_id not in self._inherited or request.replied:
+                continue
+            if not request.idle and not all_of_them:
+                continue
+            self._requests.discard(request)
+            made_up = None
+            if execution is not None and not execution.ended:
+                if request.idle or execution.running:
+                    made_up = reply_made_of_iopub(self.log, execution)
+                    count = made_up.get("execution_count")
+                    execution.on_reply(self.log.end, made_up["status"], count)
+                    self._finish(request, made_up=made_up)
+                    self.tracker.finish(execution)
+                    continue
+                reason = "The server that was asked for it ended before the kernel had it"
+                self.tracker.give_up(execution, reason, never_ran=True)
+            self._finish(request)
+        if all_of_them:
+            self._inherited.clear()
+            self._meets_strangers = False
+            self._close_earlier()
+
+    @property
+    def has_inherited(self) -> bool:
+        """Whether the kernel was asked something before our time that has not ended."""
+        return any(request.msg_id in self._inherited for request in self._requests)
+
+    @property
+    def channels(self) -> Channels | None:
+        """The sockets to the present process, if there is one."""
+        return self._channels
+
+    def hear_with(self, channels: Channels) -> None:
+        """Ask over these sockets; what they say goes elsewhere until `go_on`."""
+        self._channels = channels
+
+    def go_on(self, channels: Channels, earlier: Channels | None) -> None:
+        """These are the sockets to a process that runs already.
+
+        Over ``earlier`` come answers to what was asked before our time.
+        """
+        self._channels = channels
+        channels.listener = self
+        if earlier is not None:
+            earlier.listener = self
+        self._earlier = earlier
 
     def _on_iopub(self, message: Message) -> None:
         header, parent, state = message.header, message.parent, self._state
@@ -518,6 +687,9 @@ class Traffic:
         was_at_work = self._state.at_work
         request = self._requests.find(parent)
         ours = parent.session == self._session  # our probes are nobody's work, tracked or not
+        if request is None and self._meets_strangers and reported == "busy" and not ours:
+            self._meet(message)
+            request = self._requests.find(parent)
         if not ours and (request is None or request.channel != "control"):
             self._state.on_status(reported, parent)
         if was_at_work:

@@ -6,6 +6,7 @@ start and remembered in the state directory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -36,15 +37,19 @@ _NAME_BYTES: Final = len("/k0123456789ab-5")
 class Transports:
     """Chooses a transport for each start, and remembers per kernelspec what works.
 
+    With ``lasting`` kernels go on without this process, and so do their sockets' directories.
     Raises `ValueError` when ipc is asked for and the platform does not have it.
     """
 
-    def __init__(self, setting: Literal["auto", "ipc", "tcp"], state_dir: Path) -> None:
+    def __init__(
+        self, setting: Literal["auto", "ipc", "tcp"], state_dir: Path, *, lasting: bool = False
+    ) -> None:
         if setting == "ipc" and not zmq.has("ipc"):
             raise ValueError("transport=ipc: this platform has no ipc sockets")
         self._setting = setting if zmq.has("ipc") else "tcp"
         self._memory_file = state_dir / "transports.json"
         self._memory = self._load()
+        self._lasting = lasting
         self._own_directory: str | None = None
         self._ipc_directory: Path | None = None
         if self._setting != "tcp":
@@ -61,11 +66,14 @@ class Transports:
 
     def close(self) -> None:
         """Remove the directory of sockets if it was made for this process alone."""
-        if self._own_directory is not None:
+        if self._own_directory is not None and self._lasting:
+            with contextlib.suppress(OSError):  # there are kernels in it
+                os.rmdir(self._own_directory)
+        elif self._own_directory is not None:
             for leftover in Path(self._own_directory).iterdir():
                 leftover.unlink(missing_ok=True)
             os.rmdir(self._own_directory)
-            self._own_directory = None
+        self._own_directory = None
 
     def choose(self, spec: KernelSpec) -> Transport:
         """The transport to start a kernel of this spec with."""

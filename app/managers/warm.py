@@ -36,7 +36,7 @@ __all__ = ["WarmKernels"]
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS: Final = 15.0
-"""How often parked kernels are looked after."""
+"""How often parked kernels are looked after; more often if they must not get as old as that."""
 
 ANSWER_SECONDS: Final = 5.0
 """How long a parked kernel may take to answer; one that has nothing to do is quicker."""
@@ -170,7 +170,7 @@ class WarmKernels:
     async def _look_after(self, pool: _Pool) -> None:
         """Stop kernels that are too old, do not answer, or whose kernelspec has changed."""
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
+            await asyncio.sleep(min(CHECK_SECONDS, self._max_age))
             try:
                 await self._check(pool)
             except Exception:  # a bug here must not end the pool

@@ -148,26 +148,21 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         """
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             raise ClientDisconnected()
-        for chunk in chunks:
-            self._hand_over(chunk)
+        parts = [*chunks]
+        self._written += sum(map(len, parts))
         if place is not None:
             self._acknowledgements.sent(place)
-            # In the same turn where it may, which is the same write to the socket: a client that
-            # has read what is before the ping has answered it, however soon its connection breaks.
+            # In the same write where it may: a client that has read what is before the ping has
+            # answered it, however soon its connection breaks then.
             if self._written - self._asked >= PING_BYTES or self.loop.time() >= self._next_ping:
-                ping = self._ping()
-                if ping:
-                    self._hand_over(ping)
+                parts.append(self._ping())
             self._plan_ping()
+        self.transport.writelines(parts)
         # Everybody else gets a turn, even when the socket has taken all of it at once.
         await asyncio.sleep(0)
         await self.writable.wait()
         if self.disconnected:
             raise ClientDisconnected()
-
-    def _hand_over(self, data: bytes) -> None:
-        self._written += len(data)
-        self.transport.write(data)
 
     def _plan_ping(self) -> None:
         """Ask soon whether what was written has arrived, unless that is planned already."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from tests.conftest import servers
 from tests.support.executions import Executions
+from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel
 from tests.support.server import ServerProcess
 
@@ -29,3 +30,14 @@ async def kernel(start: KernelStarter) -> RunningKernel:
 async def executions(kernel: RunningKernel) -> Executions:
     """The executions of that kernel."""
     return Executions(kernel.rest, kernel.id)
+
+
+@pytest.fixture
+async def shared(rest: RestClient, shared_kernel: str) -> AsyncIterator[Executions]:
+    """The executions of the module's kernel, all of which end with the test."""
+    executions = Executions(rest, shared_kernel)
+    yield executions
+    for found in await executions.listed():
+        if not found["ended"]:
+            await executions.cancel(found["id"])
+            await executions.ended(found["id"])

@@ -13,10 +13,11 @@ from websockets.exceptions import InvalidStatus
 from tests.api.errors import error_of
 from tests.conftest import MakeServer, servers
 from tests.support.authorizers import DECISIONS
+from tests.support.commands import Commands
 from tests.support.home import Home
-from tests.support.processes import kill_all
+from tests.support.processes import eventually, kill_all
 from tests.support.rest import RestClient
-from tests.support.server import ServerProcess, run_server
+from tests.support.server import ServerProcess
 
 ID = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -231,7 +232,7 @@ async def test_one_that_raises_refuses_and_affects_nothing_else(make_server: Mak
         assert refused.value.response.status_code == 500
         assert b'"authorizer_failed"' in (refused.value.response.body or b"")
         await rest.delete(kernel["id"])
-    assert "RuntimeError: the password is swordfish" in server.output()
+    await eventually(lambda: "RuntimeError: the password is swordfish" in server.output())
 
 
 @pytest.mark.parametrize(
@@ -247,13 +248,9 @@ async def test_one_that_raises_refuses_and_affects_nothing_else(make_server: Mak
     ],
 )
 def test_one_that_cannot_be_used_stops_the_start_with_one_line(
-    home: Home, name: str, reason: str
+    commands: Commands, home: Home, name: str, reason: str
 ) -> None:
-    done = run_server(
-        *("--port", "0", "--token", "t", "--state-dir", str(home.state_dir)),
-        *("--authorizer-class", name),
-        home=home,
-    )
+    done = commands.run("--port", "0", "--token", "t", "--authorizer-class", name, home=home)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

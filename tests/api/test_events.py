@@ -11,10 +11,11 @@ import pytest
 
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
+from tests.support.commands import Commands
 from tests.support.events import ACTIONS, LIFECYCLE, listening
 from tests.support.home import Home
 from tests.support.rest import RestClient
-from tests.support.server import ServerProcess, run_server
+from tests.support.server import ServerProcess
 
 DATA = {"action": "start", "msg": "posted", "kernel_id": "k"}
 BODY = {"schema_id": ACTIONS, "version": "1", "data": DATA}
@@ -157,12 +158,12 @@ async def test_events_of_further_schemas_can_be_posted(
     ],
 )
 def test_a_schema_that_is_no_good_stops_the_start_with_one_line(
-    home: Home, tmp_path: Path, content: str | None, problem: str
+    commands: Commands, home: Home, tmp_path: Path, content: str | None, problem: str
 ) -> None:
     file = tmp_path / "schema.yaml"
     if content is not None:
         file.write_text(content)
-    ended = run_server("--port", "0", "--extra-event-schema-paths", str(file), home=home)
+    ended = commands.run("--port", "0", "--extra-event-schema-paths", str(file), home=home)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"kernelkeep: --extra-event-schema-paths: {file}: ")

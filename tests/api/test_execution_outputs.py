@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -11,15 +12,22 @@ import pytest
 from tests.api.errors import error_of
 from tests.support.executions import Executions
 from tests.support.kernelspecs import PIXEL
-from tests.support.running import KernelStarter
+from tests.support.rest import RestClient
+from tests.support.running import start_shared
+from tests.support.server import ServerProcess
 
 SHOW = "from IPython.display import display\ndisplay({data!r}, raw=True, display_id={id!r})\n"
 
 
+@pytest.fixture(scope="module")
+def python_kernel(server: ServerProcess) -> str:
+    return asyncio.run(start_shared(server, "python3"))
+
+
 @pytest.fixture
-async def python(start: KernelStarter) -> Executions:
-    kernel = await start("python3")
-    return Executions(kernel.rest, kernel.id)
+async def python(rest: RestClient, python_kernel: str) -> Executions:
+    """The executions of a Python kernel that the tests of this module share."""
+    return Executions(rest, python_kernel)
 
 
 def show(data: dict[str, Any], display_id: str = "x") -> str:
@@ -113,16 +121,14 @@ async def test_an_output_that_was_updated_or_cleared(python: Executions) -> None
     error_of(await fetch(python, ended["id"], 0), 404, "output_not_found")
 
 
-async def test_a_long_stream_can_be_fetched_whole(start: KernelStarter) -> None:
-    kernel = await start("fake")
-    executions = Executions(kernel.rest, kernel.id)
-    ended = await executions.run("stderr first\nflood 20000 1000\nstderr last")
+async def test_a_long_stream_can_be_fetched_whole(shared: Executions) -> None:
+    ended = await shared.run("stderr first\nflood 20000 1000\nstderr last")
     assert ended["cut"] is not None
-    response = await fetch(executions, ended["id"], 1)
+    response = await fetch(shared, ended["id"], 1)
     text = content_of(response, "text/plain; charset=utf-8").decode()
     assert [int(line.split()[0]) for line in text.splitlines()] == list(range(1, 20001))
     assert len(text) == 20_000_000
-    assert (await fetch(executions, ended["id"], 0, mime="")).text == "first\n"
+    assert (await fetch(shared, ended["id"], 0, mime="")).text == "first\n"
 
 
 @pytest.mark.parametrize(
@@ -130,18 +136,14 @@ async def test_a_long_stream_can_be_fetched_whole(start: KernelStarter) -> None:
     [("1", {}), ("9999", {}), ("0", {"mime": "image/png"}), ("2", {})],
 )
 async def test_an_output_that_does_not_exist(
-    start: KernelStarter, number: str, query: dict[str, str]
+    shared: Executions, number: str, query: dict[str, str]
 ) -> None:
-    kernel = await start("fake")
-    executions = Executions(kernel.rest, kernel.id)
-    ended = await executions.run("print a\nerror E why")
-    error_of(await fetch(executions, ended["id"], int(number), **query), 404, "output_not_found")
+    ended = await shared.run("print a\nerror E why")
+    error_of(await fetch(shared, ended["id"], int(number), **query), 404, "output_not_found")
 
 
 @pytest.mark.parametrize("number", ["-1", "x", "1.5"])
-async def test_a_number_that_makes_no_sense(start: KernelStarter, number: str) -> None:
-    kernel = await start("fake")
-    executions = Executions(kernel.rest, kernel.id)
-    ended = await executions.run("print a")
-    path = f"{executions.path}/{ended['id']}/outputs/{number}"
-    error_of(await executions.rest.http.get(path), 400, "invalid_request")
+async def test_a_number_that_makes_no_sense(shared: Executions, number: str) -> None:
+    ended = await shared.run("print a")
+    path = f"{shared.path}/{ended['id']}/outputs/{number}"
+    error_of(await shared.rest.http.get(path), 400, "invalid_request")

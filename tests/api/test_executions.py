@@ -13,7 +13,7 @@ from tests.conftest import MakeServer
 from tests.support.executions import Executions, Json
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, RunningKernel, kernels_of
+from tests.support.running import KernelStarter, RunningKernel, kernels_of, start_shared
 from tests.support.server import ServerProcess
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -36,11 +36,15 @@ SUMMARY = [
 RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut"]
 
 
+@pytest.fixture(scope="module")
+def python_kernel(server: ServerProcess) -> str:
+    return asyncio.run(start_shared(server, "python3"))
+
+
 @pytest.fixture
-async def python(start: KernelStarter) -> Executions:
-    """The executions of a Python kernel."""
-    kernel = await start("python3")
-    return Executions(kernel.rest, kernel.id)
+async def python(rest: RestClient, python_kernel: str) -> Executions:
+    """The executions of a Python kernel that the tests of this module share."""
+    return Executions(rest, python_kernel)
 
 
 def steps(execution: Json) -> list[str]:
@@ -50,13 +54,13 @@ def steps(execution: Json) -> list[str]:
 # Running
 
 
-async def test_code_is_accepted_and_runs(executions: Executions) -> None:
-    response = await executions.post("print a\nresult 42")
+async def test_code_is_accepted_and_runs(shared: Executions) -> None:
+    response = await shared.post("print a\nresult 42")
     assert response.status_code == 202
     accepted = response.json()
     assert list(accepted) == RESULT
-    assert response.headers["Location"] == f"{executions.path}/{accepted['id']}"
-    ended = await executions.ended(accepted["id"])
+    assert response.headers["Location"] == f"{shared.path}/{accepted['id']}"
+    ended = await shared.ended(accepted["id"])
     assert list(ended) == RESULT
     assert (ended["state"], ended["reason"]) == ("ok", None)
     assert ended["outputs"] == [
@@ -74,8 +78,8 @@ async def test_code_is_accepted_and_runs(executions: Executions) -> None:
     assert 0 <= ended["seconds"] < 30
 
 
-async def test_the_result_comes_at_once_if_it_is_waited_for(executions: Executions) -> None:
-    response = await executions.post("print a\nerror E why", query={"wait": 30})
+async def test_the_result_comes_at_once_if_it_is_waited_for(shared: Executions) -> None:
+    response = await shared.post("print a\nerror E why", query={"wait": 30})
     assert response.status_code == 200
     ended = response.json()
     assert ended["state"] == "error"
@@ -89,17 +93,17 @@ async def test_the_result_comes_at_once_if_it_is_waited_for(executions: Executio
 
 
 async def test_what_takes_longer_is_answered_with_the_output_so_far(
-    executions: Executions,
+    shared: Executions,
 ) -> None:
-    execution_id = await executions.begin("print a\nsleep 60")
-    await executions.until(execution_id, "stream")
-    assert (await executions.get(execution_id, wait=0.1))["state"] == "running"
-    behind = await executions.post("print b", query={"wait": 0.1})
+    execution_id = await shared.begin("print a\nsleep 60")
+    await shared.until(execution_id, "stream")
+    assert (await shared.get(execution_id, wait=0.1))["state"] == "running"
+    behind = await shared.post("print b", query={"wait": 0.1})
     assert (behind.status_code, behind.json()["state"]) == (202, "queued")
-    running = await executions.get(execution_id)
+    running = await shared.get(execution_id)
     assert (running["state"], running["outputs"][0]["text"]) == ("running", "a\n")
     assert running["seconds"] > 0
-    await executions.cancel(execution_id)
+    await shared.cancel(execution_id)
 
 
 async def test_a_kernel_that_has_just_been_started_can_be_used_at_once(rest: RestClient) -> None:
@@ -143,24 +147,27 @@ async def test_a_kernel_of_python(python: Executions) -> None:
     assert (await python.run("x"))["outputs"][0]["data"] == {"text/plain": "4"}
 
 
-async def test_a_failure_aborts_what_waits_behind_it(executions: Executions) -> None:
-    first = await executions.begin("sleep 0.5\nerror E why")
-    second, third = [await executions.begin("print never") for _ in range(2)]
+async def test_a_failure_aborts_what_waits_behind_it(
+    server: ServerProcess, shared: Executions
+) -> None:
+    first = await shared.begin("until failing\nerror E why")
+    second, third = [await shared.begin("print never") for _ in range(2)]
+    (server.home.root_dir / "failing").touch()
     for execution_id in (second, third):
-        ended = await executions.ended(execution_id)
+        ended = await shared.ended(execution_id)
         assert (ended["state"], ended["outputs"]) == ("aborted", [])
         assert "stop_on_error" in ended["reason"]
-    assert (await executions.get(first))["state"] == "error"
-    assert (await executions.run("print on"))["state"] == "ok"
+    assert (await shared.get(first))["state"] == "error"
+    assert (await shared.run("print on"))["state"] == "ok"
 
 
 # Time limits and cancelling
 
 
-async def test_code_that_takes_too_long_is_interrupted(executions: Executions) -> None:
-    ended = await executions.run("print a\nsleep 60", timeout=0.5)
+async def test_code_that_takes_too_long_is_interrupted(shared: Executions) -> None:
+    ended = await shared.run("print a\nsleep 60", timeout=1.5)
     assert (ended["state"], steps(ended)[:2]) == ("error", ["timeout", "interrupt"])
-    assert ended["reason"].startswith("It ran longer than its timeout of 0.5 s")
+    assert ended["reason"].startswith("It ran longer than its timeout of 1.5 s")
     assert ended["outputs"][0]["text"] == "a\n"
     assert ended["outputs"][1]["ename"] == "KeyboardInterrupt"
 
@@ -173,24 +180,24 @@ async def test_a_kernel_that_does_not_heed_the_interrupt_is_killed_and_restarted
         kernel = await start()
         executions = Executions(kernel.rest, kernel.id)
         before = await kernel.pid()
-        ended = await executions.run("print a\nhang", timeout=0.2)
+        ended = await executions.run("print a\nhang", timeout=0.5)
         assert ended["state"] == "lost"
         assert (steps(ended)[0], steps(ended)[-1]) == ("timeout", "kill")
         assert [output.get("ename") for output in ended["outputs"]] == [None, "KernelDied"]
         assert (await executions.run("pid"))["outputs"][0]["text"] != f"{before}\n"
 
 
-async def test_one_that_waits_and_is_cancelled_never_runs(executions: Executions) -> None:
-    running = await executions.begin("sleep 60")
-    waiting = await executions.begin("print never")
-    await executions.until(running, "started")
-    cancelled = await executions.cancel(waiting)
+async def test_one_that_waits_and_is_cancelled_never_runs(shared: Executions) -> None:
+    running = await shared.begin("sleep 60")
+    waiting = await shared.begin("print never")
+    await shared.until(running, "started")
+    cancelled = await shared.cancel(waiting)
     assert list(cancelled) == SUMMARY
     assert (cancelled["state"], cancelled["started"]) == ("cancelled", None)
-    assert (await executions.cancel(waiting))["ended"] == cancelled["ended"]
-    assert (await executions.cancel(running))["state"] in ("running", "cancelled")
-    assert (await executions.ended(running))["state"] == "cancelled"
-    assert (await executions.ended(waiting))["outputs"] == []
+    assert (await shared.cancel(waiting))["ended"] == cancelled["ended"]
+    assert (await shared.cancel(running))["state"] in ("running", "cancelled")
+    assert (await shared.ended(running))["state"] == "cancelled"
+    assert (await shared.ended(waiting))["outputs"] == []
 
 
 async def test_one_that_is_cancelled_as_it_begins_is_interrupted_all_the_same(
@@ -256,11 +263,11 @@ async def test_input_fails_at_once_unless_it_is_allowed(python: Executions) -> N
     assert ended["outputs"][0]["ename"] == "StdinNotImplementedError"
 
 
-async def test_one_that_asks_for_nothing_takes_no_input(executions: Executions) -> None:
-    execution_id = await executions.begin("sleep 60")
-    path = f"{executions.path}/{execution_id}/input"
-    error_of(await executions.rest.http.post(path, json={"value": "x"}), 409, "no_input_requested")
-    await executions.cancel(execution_id)
+async def test_one_that_asks_for_nothing_takes_no_input(shared: Executions) -> None:
+    execution_id = await shared.begin("sleep 60")
+    path = f"{shared.path}/{execution_id}/input"
+    error_of(await shared.rest.http.post(path, json={"value": "x"}), 409, "no_input_requested")
+    await shared.cancel(execution_id)
 
 
 # Looking
@@ -275,14 +282,14 @@ async def test_executions_are_listed_with_the_newest_last(executions: Executions
     assert [found["id"] for found in await executions.listed(limit=2, before=ids[2])] == ids[:2]
 
 
-async def test_a_result_can_be_fetched_any_number_of_times(executions: Executions) -> None:
-    ended = await executions.run("flood 100 20")
-    assert [await executions.get(ended["id"]) for _ in range(3)] == [ended] * 3
+async def test_a_result_can_be_fetched_any_number_of_times(shared: Executions) -> None:
+    ended = await shared.run("flood 100 20")
+    assert [await shared.get(ended["id"]) for _ in range(3)] == [ended] * 3
 
 
-async def test_output_that_is_too_long_is_cut_in_the_middle(executions: Executions) -> None:
-    ended = await executions.run("flood 1000 100")
-    cut = await executions.get(ended["id"], max_bytes=1000)
+async def test_output_that_is_too_long_is_cut_in_the_middle(shared: Executions) -> None:
+    ended = await shared.run("flood 1000 100")
+    cut = await shared.get(ended["id"], max_bytes=1000)
     head, notice, tail = cut["outputs"]
     assert head["text"].startswith("1 xxx")
     assert tail["text"].splitlines()[-1].startswith("1000 xxx")
@@ -323,9 +330,12 @@ async def test_output_that_is_on_disk_is_read_from_there(make_server: MakeServer
 # The end of the kernel
 
 
-async def test_a_death_ends_what_runs_and_what_waits(executions: Executions) -> None:
-    running = await executions.begin("print a\nsleep 0.5\ndie 3")
+async def test_a_death_ends_what_runs_and_what_waits(
+    server: ServerProcess, executions: Executions
+) -> None:
+    running = await executions.begin("print a\nuntil dying\ndie 3")
     waiting = await executions.begin("print never")
+    (server.home.root_dir / "dying").touch()
     lost, aborted = [await executions.ended(one) for one in (running, waiting)]
     assert (lost["state"], aborted["state"]) == ("lost", "aborted")
     assert "exited with code 3" in lost["reason"]
@@ -390,17 +400,18 @@ async def test_only_so_many_may_wait(make_server: MakeServer) -> None:
         (b'{"code": "", "allow_stdin": "perhaps"}', "allow_stdin"),
     ],
 )
-async def test_a_body_that_makes_no_sense(executions: Executions, body: bytes, named: str) -> None:
-    response = await executions.rest.http.post(executions.path, content=body)
+async def test_a_body_that_makes_no_sense(shared: Executions, body: bytes, named: str) -> None:
+    before = await shared.listed()
+    response = await shared.rest.http.post(shared.path, content=body)
     assert response.status_code == 400, response.text
     assert named in response.json()["message"]
-    assert await executions.listed() == []
+    assert await shared.listed() == before
 
 
-async def test_a_body_that_is_too_large(executions: Executions) -> None:
+async def test_a_body_that_is_too_large(shared: Executions) -> None:
     body = b'{"code": "' + b"x" * 100 * 2**20 + b'"}'
     try:
-        response = await executions.rest.http.post(executions.path, content=body)
+        response = await shared.rest.http.post(shared.path, content=body)
     except httpx.WriteError:  # it was refused before all of it was sent
         return
     error_of(response, 413, "request_too_large")
@@ -419,10 +430,11 @@ async def test_a_body_that_is_too_large(executions: Executions) -> None:
         ("max_bytes=99999999999", "invalid_request"),
     ],
 )
-async def test_a_query_that_makes_no_sense(executions: Executions, query: str, code: str) -> None:
-    response = await executions.rest.http.post(f"{executions.path}?{query}", json={"code": ""})
+async def test_a_query_that_makes_no_sense(shared: Executions, query: str, code: str) -> None:
+    before = await shared.listed()
+    response = await shared.rest.http.post(f"{shared.path}?{query}", json={"code": ""})
     error_of(response, 400, code)
-    assert await executions.listed() == []
+    assert await shared.listed() == before
 
 
 async def test_how_long_a_request_may_wait_can_be_set(make_server: MakeServer) -> None:
@@ -449,12 +461,10 @@ UNKNOWN = "0123456789abcdef"
         ("POST", "/input"),
     ],
 )
-async def test_an_execution_that_does_not_exist(
-    executions: Executions, method: str, path: str
-) -> None:
-    url = f"{executions.path}/{UNKNOWN}{path}"
+async def test_an_execution_that_does_not_exist(shared: Executions, method: str, path: str) -> None:
+    url = f"{shared.path}/{UNKNOWN}{path}"
     body = {"value": ""} if path == "/input" else None
-    response = await executions.rest.http.request(method, url, json=body)
+    response = await shared.rest.http.request(method, url, json=body)
     message = error_of(response, 404, "execution_not_found")
     assert message == f"Execution does not exist: {UNKNOWN}"
 
@@ -467,21 +477,21 @@ async def test_a_kernel_that_does_not_exist(rest: RestClient) -> None:
 
 @pytest.mark.parametrize("body", [b'{"kill_after": -1}', b'{"kill_after": "soon"}', b"[]", b"{"])
 async def test_a_cancel_that_makes_no_sense_cancels_nothing(
-    executions: Executions, body: bytes
+    shared: Executions, body: bytes
 ) -> None:
-    execution_id = await executions.begin("sleep 60")
-    path = f"{executions.path}/{execution_id}/cancel"
-    response = await executions.rest.http.post(path, content=body)
+    execution_id = await shared.begin("sleep 60")
+    path = f"{shared.path}/{execution_id}/cancel"
+    response = await shared.rest.http.post(path, content=body)
     assert response.status_code == 400
-    assert (await executions.get(execution_id))["state"] in ("queued", "running")
-    await executions.cancel(execution_id)
+    assert (await shared.get(execution_id))["state"] in ("queued", "running")
+    await shared.cancel(execution_id)
 
 
-async def test_it_needs_the_token(server: ServerProcess, executions: Executions) -> None:
+async def test_it_needs_the_token(server: ServerProcess, shared: Executions) -> None:
     async with RestClient(server.url, None) as stranger:
-        for path in (executions.path, f"{executions.path}/x/events"):
+        for path in (shared.path, f"{shared.path}/x/events"):
             error_of(await stranger.http.get(path), 403, "unauthorized")
-        response = await stranger.http.post(executions.path, json={"code": "print a"})
+        response = await stranger.http.post(shared.path, json={"code": "print a"})
         error_of(response, 403, "unauthorized")
 
 

@@ -94,14 +94,13 @@ async def test_every_host_is_served_where_remote_access_is_allowed(make_server: 
 
 @pytest.mark.parametrize("origin", [FOREIGN, "null", "http://127.0.0.1:1", "nonsense"])
 async def test_with_the_token_every_origin_is_served_and_told_so(
-    rest: RestClient, connect: Connector, start: KernelStarter, origin: str
+    rest: RestClient, connect: Connector, shared_kernel: str, origin: str
 ) -> None:
     response = await rest.request("GET", "/api/kernels", headers={"Origin": origin})
     assert response.headers["Access-Control-Allow-Origin"] == origin
     assert "Origin" in response.headers["Vary"]
     assert "Access-Control-Allow-Credentials" not in response.headers
-    kernel = await start("fake")
-    channels = await connect(kernel.id, origin=origin)
+    channels = await connect(shared_kernel, origin=origin)
     assert (await channels.execute("print a")).text == "a\n"
 
 

@@ -15,14 +15,9 @@ from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, SSE, Executions, Json, stream
 from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, RunningKernel, kernels_of
+from tests.support.running import RunningKernel, kernels_of
 
 MODEL: TypeAdapter[LogEventModel] = TypeAdapter(LogEventModel)
-
-
-@pytest.fixture
-async def kernel(start: KernelStarter) -> RunningKernel:
-    return await start("fake")
 
 
 def path_of(kernel: RunningKernel) -> str:
@@ -196,9 +191,10 @@ async def test_a_stream_ends_with_the_kernel(kernel: RunningKernel) -> None:
     ],
 )
 async def test_a_query_that_makes_no_sense(
-    kernel: RunningKernel, accept: str, query: str, status: int, code: str
+    rest: RestClient, shared_kernel: str, accept: str, query: str, status: int, code: str
 ) -> None:
-    response = await kernel.rest.http.get(f"{path_of(kernel)}?{query}", headers={"Accept": accept})
+    path = f"/api/kernels/{shared_kernel}/messages?{query}"
+    response = await rest.http.get(path, headers={"Accept": accept})
     error_of(response, status, code)
 
 

@@ -253,7 +253,7 @@ async def test_a_start_over_another_transport_is_counted_as_one(make_server: Mak
 
 
 async def test_culls_are_counted_by_reason(make_server: MakeServer) -> None:
-    options = ("--cull-idle-timeout", "0.3", "--cull-interval", "0.1")
+    options = ("--cull-idle-timeout", "1.5", "--cull-interval", "0.1")
     server = make_server(*options, "--cull-connected", "--cull-busy")
     async with kernels_of(server) as start:
         # The kernel of a client, one that nobody is connected to, and one that is dead.

@@ -11,10 +11,11 @@ from app.main import create_app
 from app.settings import Settings
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
+from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
-from tests.support.server import OpenServer, run_server
+from tests.support.server import OpenServer
 
 
 async def test_everybody_on_this_machine_comes_in(make_server: MakeServer) -> None:
@@ -31,14 +32,16 @@ async def test_everybody_on_this_machine_comes_in(make_server: MakeServer) -> No
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "elsewhere.example"])
 @pytest.mark.parametrize("how", ["flag", "environment"])
-def test_it_is_refused_where_others_could_connect(home: Home, host: str, how: str) -> None:
+def test_it_is_refused_where_others_could_connect(
+    commands: Commands, home: Home, host: str, how: str
+) -> None:
     arguments = ["--host", host, "--port", "0"]
     env = {}
     if how == "flag":
         arguments += ["--auth", "none"]
     else:
         env["KERNELKEEP_AUTH"] = "none"
-    ended = run_server(*arguments, home=home, env=env)
+    ended = commands.run(*arguments, home=home, env=env)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert "auth=none" in line
@@ -47,8 +50,8 @@ def test_it_is_refused_where_others_could_connect(home: Home, host: str, how: st
     assert ended.stdout == ""
 
 
-def test_a_token_and_none_at_once_are_refused(home: Home) -> None:
-    ended = run_server("--auth", "none", "--token", "sesame", home=home)
+def test_a_token_and_none_at_once_are_refused(commands: Commands, home: Home) -> None:
+    ended = commands.run("--auth", "none", "--token", "sesame", home=home)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert "token" in line

@@ -64,6 +64,7 @@ async def test_a_server_that_could_start_no_kernel_is_not_ready(limited: ServerP
         await stranger.request("GET", "/livez")
         shutil.move(folder.with_name("away"), folder)
         await eventually(lambda: answers(200))
+        await eventually(lambda: "ready again" in server.output(mark))
         assert server.output(mark).count("not ready: there is no kernelspec") == 1
         assert server.output(mark).count("ready again") == 1
         # The descriptors run out.
@@ -78,6 +79,7 @@ async def test_a_server_that_could_start_no_kernel_is_not_ready(limited: ServerP
         await eventually(lambda: answers(503))
         os.rename(away, state)
         await eventually(lambda: answers(200))
+    await eventually(lambda: server.output(mark).count("ready again") == 3)
     assert "file descriptors" in server.output(mark)
     assert "the state directory" in server.output(mark)
 

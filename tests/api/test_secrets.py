@@ -93,10 +93,12 @@ def _shows(line: str, token: str) -> bool:
     return token in line or quote(token) in line or encoded in line.lower()
 
 
-@pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
 @pytest.mark.parametrize(
-    ("name", "code"),
-    [("fake", "env"), ("python3", "import json, os; print(json.dumps(dict(os.environ)))")],
+    ("kind", "name", "code"),
+    [
+        (UvicornServer, "fake", "env"),
+        (ServerProcess, "python3", "import json, os; print(json.dumps(dict(os.environ)))"),
+    ],
 )
 async def test_a_kernel_does_not_know_the_token(
     make_server: MakeServer, kind: type[ServerProcess], name: str, code: str

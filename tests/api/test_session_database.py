@@ -13,10 +13,10 @@ import pytest
 
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
+from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.server import run_server
 from tests.support.sessions import Sessions
 
 
@@ -120,15 +120,13 @@ def _directory(database: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_database_of_sessions_stops_the_start(
-    home: Home, make: Callable[[Path], None], reason: str
+    commands: Commands, home: Home, make: Callable[[Path], None], reason: str
 ) -> None:
     database = home.path / "sessions.db"
     make(database)
     content = database.read_bytes() if database.is_file() else None
-    done = run_server(
-        *("--port", "0", "--token", "t", "--state-dir", str(home.state_dir)),
-        *("--database-filepath", str(database)),
-        home=home,
+    done = commands.run(
+        *("--port", "0", "--token", "t", "--database-filepath", str(database)), home=home
     )
     assert done.returncode == 2
     assert done.stdout == ""

@@ -21,6 +21,7 @@ from app.api import kernels
 from app.main import create_app
 from app.settings import Settings
 from tests.api.errors import error_of
+from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess
@@ -76,23 +77,23 @@ async def _all_routes(rest: RestClient, kernel_id: str) -> list[tuple[str, str]]
 
 @pytest.mark.parametrize("credentials", WRONG)
 async def test_every_route_refuses_who_has_no_token(
-    server: ServerProcess, rest: RestClient, start: KernelStarter, credentials: str
+    server: ServerProcess, rest: RestClient, shared: Executions, credentials: str
 ) -> None:
-    kernel = await start("fake")
-    pid = await kernel.pid()
+    kernel_id = shared.kernel_id
+    before = (await shared.run("pid"))["outputs"]
     more: dict[str, Any] = {
         name: {key: value.format(token=server.token) for key, value in values.items()}
         for name, values in WRONG[credentials].items()
     }
     async with RestClient(server.url, None) as stranger:
-        for method, path in await _all_routes(rest, kernel.id):
+        for method, path in await _all_routes(rest, kernel_id):
             response = await stranger.http.request(method, f"{server.url}{path}", **more)
             assert response.status_code == 403, (method, path)
             if method != "HEAD":
                 assert error_of(response, 403, "unauthorized") == "Forbidden"
             assert "Set-Cookie" not in response.headers
-    assert [model["id"] for model in await rest.kernels()] == [kernel.id]
-    assert await kernel.pid() == pid
+    assert [model["id"] for model in await rest.kernels()] == [kernel_id]
+    assert (await shared.run("pid"))["outputs"] == before
 
 
 async def test_the_version_is_told_to_everybody(server: ServerProcess) -> None:
@@ -105,10 +106,9 @@ async def test_the_version_is_told_to_everybody(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("query", ["", "?token=wrong", "?token=", f"?session_id={'x' * 1000}"])
 async def test_a_websocket_refuses_who_has_no_token(
-    server: ServerProcess, start: KernelStarter, query: str
+    server: ServerProcess, rest: RestClient, shared_kernel: str, query: str
 ) -> None:
-    kernel = await start("fake")
-    for kernel_id in (kernel.id, "none-such"):
+    for kernel_id in (shared_kernel, "none-such"):
         with pytest.raises(InvalidStatus) as refused:
             await connect(f"{server.ws_url}/api/kernels/{kernel_id}/channels{query}", proxy=None)
         answer = refused.value.response
@@ -117,7 +117,7 @@ async def test_a_websocket_refuses_who_has_no_token(
         assert error_of(response, 403, "unauthorized") == "Forbidden"
     with pytest.raises(InvalidStatus, match="403"):
         await connect(f"{server.ws_url}/none-such{query}", proxy=None)
-    assert (await kernel.model())["connections"] == 1
+    assert (await rest.kernel(shared_kernel))["connections"] == 0
 
 
 @pytest.mark.parametrize(

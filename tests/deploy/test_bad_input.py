@@ -8,6 +8,7 @@ import ssl
 
 import pytest
 
+from tests.support.processes import eventually_sync
 from tests.support.proxies import PREFIX, Caddy, Nginx, Proxy, Traefik
 from tests.support.server import ServerProcess
 
@@ -122,6 +123,8 @@ def test_forwarding_headers_of_a_client_are_not_believed(
         assert status(answer) == 302, answer
         assert b"evil" not in answer
         assert b"gopher" not in answer
+    # What is said of a request is read a moment after its answer.
+    eventually_sync(lambda: server.output(mark).count("127.0.0.1:0 - ") >= len(proxies))
     log = server.output(mark)
     assert log.count("127.0.0.1:0 - ") == len(proxies), log
     assert "6.6.6.6" not in log

@@ -26,6 +26,7 @@ raw TEXT                 Writes TEXT and a newline to the process's real stdout 
 result TEXT              ``execute_result`` with ``text/plain`` TEXT
 error ENAME EVALUE       ``error`` on iopub, ends the execution with status ``error``
 sleep S                  Sleeps; interruptible; control, stdin and heartbeat are answered
+until FILE               Sleeps until there is such a file in the working directory
 hang [S]                 Blocks the whole process, for ever or for S: no channel is answered, SIGINT
                          is ignored
 flood COUNT SIZE [RATE]  COUNT ``stream`` messages, ``"1 xxx..."`` to ``"COUNT xxx..."``, each
@@ -567,6 +568,10 @@ class Execution:
 
     def do_sleep(self, seconds: str) -> Script:
         yield float(seconds)
+
+    def do_until(self, file: str) -> Script:
+        while not Path(file).exists():
+            yield 0.02
 
     def do_hang(self, seconds: str = "inf") -> None:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

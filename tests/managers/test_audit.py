@@ -110,8 +110,12 @@ async def test_a_full_disk_fails_no_request_and_is_told_once(make_server: MakeSe
         kernel = await start("fake")
         for _ in range(3):
             assert (await kernel.channels.execute("print a")).text == "a\n"
-        metrics = await scrape(start.rest)
-        assert metrics("kernelkeep_audit_records_lost_total") >= 3
+
+        async def lost() -> bool:
+            return (await scrape(start.rest))("kernelkeep_audit_records_lost_total") >= 3
+
+        await eventually(lost)
+    server.stop()
     assert server.output().count("the audit log cannot be written") == 1
 
 

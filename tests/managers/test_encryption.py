@@ -14,7 +14,7 @@ import zmq
 from tests.conftest import MakeServer
 from tests.support.kernelspecs import Spec
 from tests.support.rest import RestError
-from tests.support.running import RunningKernel, kernels_of
+from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
 Connection = dict[str, Any]
@@ -60,8 +60,7 @@ async def works(kernel: RunningKernel) -> None:
     await kernel.channels.request("kernel_info_request", channel="control")
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
-@pytest.mark.parametrize("policy", ["auto", "required"])
+@pytest.mark.parametrize(("policy", "transport"), [("auto", "ipc"), ("required", "tcp")])
 async def test_nobody_without_the_keys_hears_a_kernel_that_can_encrypt(
     make_server: MakeServer, policy: str, transport: Literal["tcp", "ipc"]
 ) -> None:
@@ -82,18 +81,15 @@ async def test_nobody_without_the_keys_hears_a_kernel_that_can_encrypt(
         await works(kernel)
 
 
-@pytest.mark.parametrize("policy", [None, "disabled"])
-async def test_where_it_is_disabled_whoever_can_connect_hears_it(
-    make_server: MakeServer, policy: str | None
+async def test_by_default_whoever_can_connect_hears_it(
+    server: ServerProcess, start: KernelStarter
 ) -> None:
     """So that the tests above would notice if nothing were encrypted."""
-    server = make_server(*(["--transport-encryption", policy] if policy else []))
-    async with kernels_of(server) as start:
-        kernel = await start("python3")
-        info = connection(server, kernel.id)
-        assert not [name for name in info if name.startswith("curve")]
-        with eavesdropper(info, with_keys=False) as stranger:
-            assert await hears(stranger, kernel, 100)
+    kernel = await start("python3")
+    info = connection(server, kernel.id)
+    assert not [name for name in info if name.startswith("curve")]
+    with eavesdropper(info, with_keys=False) as stranger:
+        assert await hears(stranger, kernel, 100)
 
 
 async def test_a_kernel_that_cannot_encrypt_is_used_without_if_that_is_no_condition(

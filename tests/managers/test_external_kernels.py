@@ -282,3 +282,23 @@ async def test_they_outlive_the_server_and_are_found_in_jupyters_directory_by_de
         assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
         assert len(home.processes()) == len(process) - 1
         assert await alive(manager)
+
+
+async def test_one_is_adopted_by_the_name_of_its_file(
+    home: Home, file: Path, rest: RestClient
+) -> None:
+    async with external_kernel(home, file) as manager:
+        for wrong in (f"../{file.parent.name}/../kernel.json", "/etc/passwd", "none.json", "a\0"):
+            with pytest.raises(RestError) as refused:
+                await rest.start_kernel(connection_file=wrong)
+            assert (refused.value.status, refused.value.error["code"]) == (400, "invalid_path")
+        listed = await found(rest)  # it has written its file once more by then
+        adopted = await rest.start_kernel(connection_file=file.name, owned=True)
+        assert adopted["id"] == listed["id"]
+        assert (await rest.start_kernel(connection_file=str(file)))["id"] == adopted["id"]
+        await rest.delete(adopted["id"])
+
+        async def has_ended() -> bool:
+            return not await manager.is_alive()
+
+        await eventually(has_ended, 30)

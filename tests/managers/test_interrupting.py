@@ -107,7 +107,7 @@ async def test_one_that_does_not_react_answers_the_request_all_the_same(
     await kernel.busy("hang")
     asked = time.monotonic()
     await kernel.rest.interrupt(kernel.id)
-    assert time.monotonic() - asked < 2
+    assert time.monotonic() - asked < 10
     assert (await kernel.model())["execution_state"] == "busy"
 
 
@@ -123,7 +123,7 @@ async def test_its_child_processes_are_interrupted_with_it(
     await kernel.rest.interrupt(kernel.id)
     exchange = await kernel.channels.exchange(request)
     assert exchange.error["ename"] == "KeyboardInterrupt"
-    assert not is_alive(child[0])
+    await eventually(lambda: not is_alive(child[0]))
 
 
 def sleeping(server: ServerProcess) -> list[int]:

@@ -185,12 +185,12 @@ async def test_a_death_for_good_is_told_with_its_reason(make_server: MakeServer)
 
 
 async def test_a_cull_is_told_with_its_cause_and_as_a_shutdown(make_server: MakeServer) -> None:
-    options = ("--cull-idle-timeout", "0.5", "--cull-interval", "0.1", "--cull-connected")
+    options = ("--cull-idle-timeout", "1.5", "--cull-interval", "0.1", "--cull-connected")
     server = make_server(*options)
     async with kernels_of(server) as start, listening(server) as events:
         kernel = await start()
         culled = await events.turn("culled", kernel_id=kernel.id)
-        assert 0.5 < culled["idle_seconds"] < 30
+        assert 1.5 < culled["idle_seconds"] < 30
         assert culled["connections"] == 1
         await events.action("shutdown", kernel_id=kernel.id, status="success")
         assert events.told(kernel.id) == ["start success", "ready", "culled", "shutdown success"]

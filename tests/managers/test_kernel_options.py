@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
-from tests.conftest import MakeServer
+from tests.conftest import MakeServer, servers
 from tests.support.processes import eventually
 from tests.support.rest import RestClient, RestError
 from tests.support.running import kernels_of
+from tests.support.server import ServerProcess
 
 
 async def test_the_default_kernel_is_the_one_that_is_named(make_server: MakeServer) -> None:
@@ -25,39 +28,36 @@ async def test_the_default_kernel_is_the_one_that_is_named(make_server: MakeServ
         assert (await start.rest.start_kernel("fake"))["name"] == "fake"
 
 
-@pytest.fixture
-def allowed(make_server: MakeServer) -> RestClient:
-    server = make_server("--allowed-kernelspecs", "Fake,fake-old,not-there")
-    return RestClient(server.url, server.token)
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    with servers(request.config) as make_server:
+        yield make_server("--allowed-kernelspecs", "Fake,fake-old,not-there")
 
 
-async def test_only_allowed_kernelspecs_are_shown(allowed: RestClient) -> None:
-    async with allowed as rest:
-        assert sorted((await rest.kernelspecs())["kernelspecs"]) == ["fake", "fake-old"]
-        assert (await rest.kernelspec("fake"))["name"] == "fake"
-        await rest.request("GET", "/kernelspecs/fake/logo-64x64.png")
-        for name in ("python3", "fake-slow", "FAKE-SLOW", "python"):
-            await rest.request("GET", f"/api/kernelspecs/{name}", 404)
-            await rest.request("GET", f"/kernelspecs/{name}/kernel.json", 404)
+async def test_only_allowed_kernelspecs_are_shown(rest: RestClient) -> None:
+    assert sorted((await rest.kernelspecs())["kernelspecs"]) == ["fake", "fake-old"]
+    assert (await rest.kernelspec("fake"))["name"] == "fake"
+    await rest.request("GET", "/kernelspecs/fake/logo-64x64.png")
+    for name in ("python3", "fake-slow", "FAKE-SLOW", "python"):
+        await rest.request("GET", f"/api/kernelspecs/{name}", 404)
+        await rest.request("GET", f"/kernelspecs/{name}/kernel.json", 404)
 
 
-async def test_only_allowed_kernelspecs_can_be_started(allowed: RestClient) -> None:
-    async with allowed as rest:
-        for name in ("fake", "FAKE", "fake-old"):
-            await rest.start_kernel(name)
-        for other in ("python3", "python", "fake-slow", "Fake-Slow", None):  # None: the default
-            with pytest.raises(RestError) as raised:
-                await rest.start_kernel(other)
-            assert raised.value.status == 404
-            assert raised.value.error["code"] == "kernelspec_not_found"
-            assert "(available: fake, fake-old)" in raised.value.error["message"]
-        body = {"path": "n.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
-        await rest.request("POST", "/api/sessions", 501, json=body)
-        assert [kernel["name"] for kernel in await rest.kernels()] == ["fake", "FAKE", "fake-old"]
+async def test_only_allowed_kernelspecs_can_be_started(rest: RestClient) -> None:
+    for name in ("fake", "FAKE", "fake-old"):
+        await rest.start_kernel(name)
+    for other in ("python3", "python", "fake-slow", "Fake-Slow", None):  # None: the default
+        with pytest.raises(RestError) as raised:
+            await rest.start_kernel(other)
+        assert raised.value.status == 404
+        assert raised.value.error["code"] == "kernelspec_not_found"
+        assert "(available: fake, fake-old)" in raised.value.error["message"]
+    body = {"path": "n.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+    await rest.request("POST", "/api/sessions", 501, json=body)
+    assert [kernel["name"] for kernel in await rest.kernels()] == ["fake", "FAKE", "fake-old"]
 
 
-async def test_the_banner_tells_only_of_allowed_kernelspecs(make_server: MakeServer) -> None:
-    server = make_server("--allowed-kernelspecs", "fake,fake-old")
+async def test_the_banner_tells_only_of_allowed_kernelspecs(server: ServerProcess) -> None:
     await eventually(lambda: "Kernels: fake, fake-old\n" in server.output())
 
 

@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import MakeServer
+from tests.conftest import MakeServer, servers
 from tests.support.kernelspecs import FAKE_SPECS, Spec
 from tests.support.processes import children, eventually
-from tests.support.running import kernels_of, not_ready
+from tests.support.running import KernelStarter, kernels_of, not_ready
 from tests.support.server import ServerProcess
 
 WAIT = 2.0  # seconds before SIGKILL, as an option of the server; SIGTERM comes at half of it
@@ -26,6 +27,12 @@ IGNORES_SIGTERM = "ignores SIGTERM"
 def escalating(make_server: MakeServer) -> ServerProcess:
     specs = {**FAKE_SPECS, "no-sigterm": Spec(flags=("--ignore-shutdown", "--ignore-sigterm"))}
     return make_server("--shutdown-wait-time", str(WAIT), specs=specs)
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    with servers(request.config) as make_server:
+        yield escalating(make_server)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,8 @@ def escalating(make_server: MakeServer) -> ServerProcess:
 )
 @pytest.mark.parametrize("action", ["delete", "restart"])
 async def test_a_kernel_that_does_not_end_is_terminated_then_killed(
-    make_server: MakeServer,
+    server: ServerProcess,
+    start: KernelStarter,
     action: str,
     name: str,
     code: str,
@@ -50,45 +58,39 @@ async def test_a_kernel_that_does_not_end_is_terminated_then_killed(
     most: float,
     said: list[str],
 ) -> None:
-    server = escalating(make_server)
-    async with kernels_of(server) as start:
-        kernel = await start(name)
-        before = children(server.pid)
-        if code == STOPPED:
-            os.kill(await kernel.pid(), signal.SIGSTOP)
-        elif code:
-            await kernel.busy(code)
-        mark, started = server.mark(), time.monotonic()
-        await getattr(kernel.rest, action)(kernel.id)
-        took = time.monotonic() - started
-        assert least <= took < most + SLACK
-        assert not any(process.is_running() for process in before)
-        # What was said is there when what is said later is.
-        await kernel.rest.version()
-        await eventually(lambda: "GET /api " in server.output(mark))
-        output = server.output(mark)
-        assert [text for text in (IGNORES_SHUTDOWN, IGNORES_SIGTERM) if text in output] == said
+    kernel = await start(name)
+    before = children(server.pid)
+    if code == STOPPED:
+        os.kill(await kernel.pid(), signal.SIGSTOP)
+    elif code:
+        await kernel.busy(code)
+    mark, started = server.mark(), time.monotonic()
+    await getattr(kernel.rest, action)(kernel.id)
+    took = time.monotonic() - started
+    assert least <= took < most + SLACK
+    assert not any(process.is_running() for process in before)
+    # What was said is there when what is said later is.
+    await kernel.rest.version()
+    await eventually(lambda: "GET /api " in server.output(mark))
+    output = server.output(mark)
+    assert [text for text in (IGNORES_SHUTDOWN, IGNORES_SIGTERM) if text in output] == said
 
 
-async def test_stubborn_kernels_stop_side_by_side(make_server: MakeServer) -> None:
-    server = escalating(make_server)
-    async with kernels_of(server) as start:
-        kernels = await asyncio.gather(*(start("no-sigterm") for _ in range(5)))
-        started = time.monotonic()
-        await asyncio.gather(*(kernel.rest.delete(kernel.id) for kernel in kernels))
-        assert time.monotonic() - started < WAIT + SLACK
+async def test_stubborn_kernels_stop_side_by_side(start: KernelStarter) -> None:
+    kernels = await asyncio.gather(*(start("no-sigterm") for _ in range(5)))
+    started = time.monotonic()
+    await asyncio.gather(*(kernel.rest.delete(kernel.id) for kernel in kernels))
+    assert time.monotonic() - started < WAIT + SLACK
 
 
-async def test_others_are_served_while_a_stubborn_one_stops(make_server: MakeServer) -> None:
-    server = escalating(make_server)
-    async with kernels_of(server) as start:
-        kernel = await start()
-        stubborn = await start("no-sigterm")
-        deletion = asyncio.create_task(stubborn.rest.delete(stubborn.id))
-        await stubborn.becomes("terminating")
-        assert (await kernel.channels.execute("print here")).text == "here\n"
-        assert not deletion.done()
-        await deletion
+async def test_others_are_served_while_a_stubborn_one_stops(start: KernelStarter) -> None:
+    kernel = await start()
+    stubborn = await start("no-sigterm")
+    deletion = asyncio.create_task(stubborn.rest.delete(stubborn.id))
+    await stubborn.becomes("terminating")
+    assert (await kernel.channels.execute("print here")).text == "here\n"
+    assert not deletion.done()
+    await deletion
 
 
 async def stop_with(server: ServerProcess, number: signal.Signals) -> float:

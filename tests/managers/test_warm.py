@@ -13,14 +13,15 @@ import psutil
 import pytest
 
 from app.managers.moving import plan
-from tests.conftest import servers
+from tests.conftest import MakeServer, servers
+from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspec
 from tests.support.metrics import scrape
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
-from tests.support.server import ServerProcess, run_server
+from tests.support.server import ServerProcess
 
 FROM = Path("/home")
 
@@ -178,11 +179,28 @@ async def test_what_cannot_be_kept_warm_is_said_once_and_the_rest_goes_on(
     await claimed(start, "python3")
 
 
-def test_more_than_max_kernels_or_the_memory_allow_is_refused_at_the_start(home: Home) -> None:
-    ended = run_server("--warm-kernels", "python3=3", "--max-kernels", "2", home=home, timeout=60)
+async def test_one_that_hangs_or_is_too_old_is_replaced(
+    make_server: MakeServer,
+) -> None:
+    server = make_server("--warm-kernels", "fake=1", "--warm-kernel-age", "8")
+    async with kernels_of(server) as start:
+        await parked(start.rest, "fake")
+        (pid,) = fake_processes(server)
+        os.kill(pid, signal.SIGSTOP)
+        await eventually(lambda: "is stopped: it does not answer" in server.output(), 60)
+        await eventually(lambda: "is stopped: it is too old" in server.output(), 60)
+        await parked(start.rest, "fake")
+        assert not psutil.pid_exists(pid)
+        assert (await (await claimed(start, "fake")).channels.execute("print a")).text == "a\n"
+
+
+def test_more_than_max_kernels_or_the_memory_allow_is_refused_at_the_start(
+    commands: Commands, home: Home
+) -> None:
+    ended = commands.run("--warm-kernels", "python3=3", "--max-kernels", "2", home=home)
     assert ended.returncode == 2
     assert "warm_kernels: 3 are more than could ever be used: max_kernels is 2" in ended.stderr
-    ended = run_server("--warm-kernels", '{"python3": 9999}', home=home, timeout=60)
+    ended = commands.run("--warm-kernels", '{"python3": 9999}', home=home)
     assert ended.returncode == 2
     assert "--warm-kernels: 9999 kernels" in ended.stderr
     assert "of memory" in ended.stderr

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-FAKE_KERNEL = Path(__file__).parents[1] / "kernels" / "fake.py"
+FAKE_KERNEL = Path(__file__).parents[1] / "kernels" / "run_fake.py"
 
 # A valid PNG of one transparent pixel.
 PIXEL = bytes.fromhex(

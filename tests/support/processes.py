@@ -41,6 +41,18 @@ def children(pid: int) -> list[psutil.Process]:
         return []
 
 
+def keepers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that keep kernels."""
+    found = []
+    for process in processes:
+        try:
+            if "app.keeper" in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:  # or it is a zombie
+            continue
+    return found
+
+
 def is_alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
     try:

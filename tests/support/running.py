@@ -35,6 +35,14 @@ class RunningKernel:
         """The model, once REST tells one of these execution states."""
         return await self.rest.wait_for_state(self.id, *states, timeout=timeout)
 
+    async def has_connections(self, count: int) -> None:
+        """Returns when REST counts so many: one that was closed counts for a moment longer."""
+
+        async def counted() -> bool:
+            return (await self.model())["connections"] == count
+
+        await eventually(counted, REPLY_TIMEOUT)
+
     async def pid(self) -> int:
         """The process id of a fake kernel that is idle."""
         return int((await self.channels.execute("pid")).text)
@@ -63,6 +71,14 @@ class RunningKernel:
         return await (channels or self.channels).collect_until(
             lambda m: m.state == state and not m.parent_header, timeout
         )
+
+
+async def start_shared(server: ServerProcess, name: str) -> str:
+    """Starts a kernel that lives as long as the server, and waits until it is idle; its id."""
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel(name))["id"]
+        await rest.wait_for_state(kernel_id, "idle", timeout=60)
+        return kernel_id
 
 
 class KernelStarter:

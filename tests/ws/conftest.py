@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -14,26 +13,6 @@ from tests.support.running import RunningKernel
 from tests.support.server import ServerProcess
 
 
-async def _start(server: ServerProcess) -> str:
-    async with RestClient(server.url, server.token) as rest:
-        kernel_id = (await rest.start_kernel("fake"))["id"]
-        await rest.wait_for_state(kernel_id, "idle")
-        return kernel_id
-
-
-async def _delete(server: ServerProcess, kernel_id: str) -> None:
-    async with RestClient(server.url, server.token) as rest:
-        await rest.delete(kernel_id)
-
-
-@pytest.fixture(scope="module")
-def shared_kernel(server: ServerProcess) -> Iterator[str]:
-    """The id of a fake kernel that lives as long as the module's server."""
-    kernel_id = asyncio.run(_start(server))
-    yield kernel_id
-    asyncio.run(_delete(server, kernel_id))
-
-
 @pytest.fixture
 async def kernel(server: ServerProcess, shared_kernel: str) -> AsyncIterator[RunningKernel]:
     """The shared kernel with a client of this test's own, after its greeting."""
@@ -41,4 +20,9 @@ async def kernel(server: ServerProcess, shared_kernel: str) -> AsyncIterator[Run
         connector = Connector(server.ws_url, server.token, stack)
         channels = await connector(shared_kernel)
         await channels.recv()
-        yield RunningKernel(shared_kernel, rest, connector, channels)
+        kernel = RunningKernel(shared_kernel, rest, connector, channels)
+        # The clients of the test before are gone, and what they asked for is done.
+        await kernel.has_connections(1)
+        await channels.request("kernel_info_request")
+        channels.log.clear()
+        yield kernel

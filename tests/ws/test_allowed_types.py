@@ -10,7 +10,7 @@ from tests.conftest import MakeServer, servers
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
 from tests.support.processes import eventually
-from tests.support.running import KernelStarter, kernels_of
+from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
 ALLOWED = "execute_request,kernel_info_request"
@@ -32,8 +32,7 @@ def answers(channels: JupyterChannels, msg_id: str) -> list[str]:
     return [message.msg_type for message in channels.log if message.parent_id == msg_id]
 
 
-async def test_what_is_in_the_list_works(start: KernelStarter, framing: FramingName) -> None:
-    kernel = await start()
+async def test_what_is_in_the_list_works(kernel: RunningKernel, framing: FramingName) -> None:
     channels = await kernel.connect(framing=framing)
     assert (await channels.execute("result 42")).result == "42"
     for channel in ("shell", "control"):
@@ -56,12 +55,11 @@ async def test_what_is_in_the_list_works(start: KernelStarter, framing: FramingN
 )
 async def test_anything_else_is_ignored_logged_and_harmless(
     server: ServerProcess,
-    start: KernelStarter,
+    kernel: RunningKernel,
     framing: FramingName,
     channel: str,
     msg_type: str,
 ) -> None:
-    kernel = await start()
     channels = await kernel.connect(framing=framing)
     mark = server.mark()
     content = {"code": "", "cursor_pos": 0, "comm_id": "c", "target_name": "t", "value": "v"}

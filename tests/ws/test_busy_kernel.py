@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.support.framing import FramingName
 from tests.support.running import KernelStarter
+from tests.support.server import ServerProcess
 
 FOREVER = "sleep 60"
 
@@ -61,12 +62,14 @@ async def test_control_is_answered_on_control(start: KernelStarter, framing: Fra
 
 
 async def test_shell_requests_wait_for_their_turn(
-    start: KernelStarter, framing: FramingName
+    server: ServerProcess, start: KernelStarter, framing: FramingName
 ) -> None:
     kernel = await start("fake")
-    running = await kernel.busy("sleep 0.5")
+    go = f"go-{framing}"
+    running = await kernel.busy(f"until {go}")
     channels = await kernel.connect(framing=framing)
     sent = [await channels.send_execute(f"print {number}") for number in range(5)]
+    (server.home.root_dir / go).touch()
     texts = [(await channels.exchange(msg_id)).text for msg_id in sent]
     assert texts == [f"{number}\n" for number in range(5)]
     ends = [m.parent_id for m in channels.log if m.state == "idle" and m.parent_id]

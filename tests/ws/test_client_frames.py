@@ -109,11 +109,7 @@ async def _ended(channels: JupyterChannels, code: int) -> None:
 
 async def _unharmed(kernel: RunningKernel) -> None:
     assert (await kernel.channels.execute("print still here")).text == "still here\n"
-    await eventually(lambda: _is_alone(kernel))
-
-
-async def _is_alone(kernel: RunningKernel) -> bool:
-    return (await kernel.model())["connections"] == 1
+    await kernel.has_connections(1)
 
 
 @pytest.mark.parametrize("name", WRONG_V1)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from functools import partial
 
 import pytest
 
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName, Message
 from tests.support.kernelspecs import shell_spec, write_kernelspec
-from tests.support.processes import eventually
 from tests.support.running import KernelStarter, RunningKernel
 from tests.support.server import ServerProcess
 
@@ -104,21 +102,14 @@ async def test_of_a_kernel_that_restarts(start: KernelStarter, framing: FramingN
     assert (await channels.execute("print a")).text == "a\n"
 
 
-async def _has_connections(kernel: RunningKernel, expected: int) -> bool:
-    return (await kernel.model())["connections"] == expected
-
-
 async def test_connections_are_counted(kernel: RunningKernel, framing: FramingName) -> None:
-    async def counted(expected: int) -> None:
-        await eventually(partial(_has_connections, kernel, expected))
-
     await kernel.channels.close()
-    await counted(0)
+    await kernel.has_connections(0)
     clients = [await kernel.connect(framing=framing) for _ in range(3)]
-    await counted(3)
+    await kernel.has_connections(3)
     await clients[0].close()
-    await counted(2)
+    await kernel.has_connections(2)
     clients[1].websocket.transport.abort()  # as when a machine is switched off
-    await counted(1)
+    await kernel.has_connections(1)
     await clients[2].send_frame(b"\xff")
-    await counted(0)
+    await kernel.has_connections(0)

@@ -8,8 +8,7 @@ import pytest
 
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
-from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, RunningKernel
+from tests.support.running import KernelStarter, RunningKernel, start_shared
 from tests.support.server import ServerProcess
 
 ECHO = """
@@ -22,17 +21,10 @@ get_comm_manager().register_target("echo", opened)
 """
 
 
-async def _start(server: ServerProcess) -> str:
-    async with RestClient(server.url, server.token) as rest:
-        kernel_id = (await rest.start_kernel("python"))["id"]
-        await rest.wait_for_state(kernel_id, "idle", timeout=60)
-        return kernel_id
-
-
 @pytest.fixture(scope="module")
 def shared_kernel(server: ServerProcess) -> str:
     """One ipykernel for the module."""
-    return asyncio.run(_start(server))
+    return asyncio.run(start_shared(server, "python"))
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from tests.conftest import servers
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
-from tests.support.processes import eventually
 from tests.support.running import KernelStarter, RunningKernel
 from tests.support.server import ServerProcess
 
@@ -28,11 +26,7 @@ def server(request: pytest.FixtureRequest, kept: bool) -> Iterator[ServerProcess
 
 async def leave(kernel: RunningKernel, channels: JupyterChannels) -> None:
     await channels.close()
-    await eventually(partial(_is_alone, kernel))
-
-
-async def _is_alone(kernel: RunningKernel) -> bool:
-    return (await kernel.model())["connections"] == 1
+    await kernel.has_connections(1)
 
 
 async def test_output_that_was_missed(
@@ -50,13 +44,18 @@ async def test_output_that_was_missed(
     assert texts == (["meanwhile\n", "after\n"] if kept else ["after\n"])
 
 
-async def test_a_reply_that_was_missed(start: KernelStarter, kept: bool) -> None:
+async def test_a_reply_that_was_missed(
+    server: ServerProcess, start: KernelStarter, kept: bool
+) -> None:
     kernel = await start()
     leaver = await kernel.connect(session_id="leaves")
-    request = await leaver.send_execute("sleep 0.5\nresult r")
+    request = await leaver.send_execute("until go\nresult r")
     await leaver.seen(lambda m: m.msg_type == "execute_input")
     await leave(kernel, leaver)
+    (server.home.root_dir / "go").touch()
     await kernel.channels.seen(lambda m: m.parent_id == request and m.state == "idle")
+    # The reply may come after the idle status, but not after that of a later request.
+    await kernel.channels.execute("print later")
     back = await kernel.connect(session_id="leaves")
     # Whatever was kept lies before the answer to this.
     await back.execute("print after")

@@ -14,7 +14,6 @@ import pytest
 from tests.conftest import MakeServer, servers
 from tests.support.channels import Exchange
 from tests.support.framing import FramingName, Message
-from tests.support.processes import eventually
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
@@ -108,11 +107,7 @@ async def test_what_a_returning_client_has_missed_is_not_limited(start: KernelSt
     kernel = await start()
     async with await kernel.connect(session_id="leaves") as leaver:
         await leaver.request("kernel_info_request")
-
-    async def has_left() -> bool:
-        return (await kernel.model())["connections"] == 1
-
-    await eventually(has_left)
+    await kernel.has_connections(1)
     exchange = await kernel.channels.execute(BURST)
     assert len(exchange.of_type("display_data")) == ALLOWED
     async with await kernel.connect(session_id="leaves") as returned:

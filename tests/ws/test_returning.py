@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from tests.support.framing import FramingName
-from tests.support.processes import eventually
-from tests.support.running import KernelStarter, RunningKernel
+from tests.support.running import KernelStarter
+from tests.support.server import ServerProcess
 
 
-async def _alone(kernel: RunningKernel, connections: int = 1) -> None:
-    await eventually(partial(_has_connections, kernel, connections))
-
-
-async def _has_connections(kernel: RunningKernel, expected: int) -> bool:
-    return (await kernel.model())["connections"] == expected
-
-
-async def test_the_whole_of_its_own_execution(start: KernelStarter, framing: FramingName) -> None:
+async def test_the_whole_of_its_own_execution(
+    server: ServerProcess, start: KernelStarter, framing: FramingName
+) -> None:
     kernel = await start("fake")
     channels = await kernel.connect(framing=framing, session_id="mine")
-    running = await channels.send_execute("print begun\nsleep 0.5\nflood 100 100\nresult r")
+    go = f"go-{framing}"
+    running = await channels.send_execute(f"print begun\nuntil {go}\nflood 100 100\nresult r")
     await channels.seen(lambda m: m.content.get("text") == "begun\n")
     await channels.close()
-    await _alone(kernel)
+    await kernel.has_connections(1)
+    (server.home.root_dir / go).touch()
     await kernel.channels.seen(lambda m: m.parent_id == running and m.state == "idle")
     back = await kernel.connect(framing=framing, session_id="mine")
     assert (await back.recv()).parent_header == {}  # the greeting comes first
@@ -41,7 +35,7 @@ async def test_with_another_framing(start: KernelStarter) -> None:
     kernel = await start("fake")
     channels = await kernel.connect(framing="legacy", session_id="mine")
     await channels.close()
-    await _alone(kernel)
+    await kernel.has_connections(1)
     missed = await kernel.channels.execute("print missed\nbuffers 2 10")
     back = await kernel.connect(framing="v1", session_id="mine")
     exchange = await back.exchange(missed.msg_id, replies=False)
@@ -51,14 +45,16 @@ async def test_with_another_framing(start: KernelStarter) -> None:
 
 
 async def test_a_question_that_came_while_it_was_away(
-    start: KernelStarter, framing: FramingName
+    server: ServerProcess, start: KernelStarter, framing: FramingName
 ) -> None:
     kernel = await start("fake")
     channels = await kernel.connect(framing=framing, session_id="mine")
-    running = await channels.send_execute("sleep 0.5\ninput still there?", allow_stdin=True)
+    go = f"go-ask-{framing}"
+    running = await channels.send_execute(f"until {go}\ninput still there?", allow_stdin=True)
     await channels.seen(lambda m: m.parent_id == running and m.state == "busy")
     await channels.close()
-    await _alone(kernel)
+    await kernel.has_connections(1)
+    (server.home.root_dir / go).touch()
     back = await kernel.connect(framing=framing, session_id="mine")
     question = await back.seen(lambda m: m.msg_type == "input_request")
     await back.answer(question, "yes")
@@ -74,7 +70,7 @@ async def test_others_who_come_and_go_take_nothing_from_it(
     for session in away:
         async with await kernel.connect(framing=framing, session_id=session):
             pass
-    await _alone(kernel)
+    await kernel.has_connections(1)
     first = await kernel.channels.execute("print first")
     async with await kernel.connect(framing=framing) as visitor:
         second = await visitor.execute("print second")
@@ -105,4 +101,4 @@ async def test_what_was_delivered_is_not_delivered_again(
         exchange = await channels.execute(f"print {number}")
         assert {m.parent_id for m in channels.log} == {None, exchange.msg_id}
         await channels.close()
-        await _alone(kernel)
+        await kernel.has_connections(1)

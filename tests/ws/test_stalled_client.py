@@ -9,12 +9,11 @@ from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
 from tests.support.kernelspecs import Spec
-from tests.support.processes import eventually
 from tests.support.running import RunningKernel, kernels_of
 
 COUNT = 400
 FLOOD = f"flood {COUNT} 50000"  # 20 MB: more than all buffers on the way hold
-PING_INTERVAL, PING_TIMEOUT = 0.5, 1.0
+PING_INTERVAL, PING_TIMEOUT = 0.5, 2.0  # no less: we answer as well, on a loaded machine
 
 
 async def stall(kernel: RunningKernel, framing: FramingName = "legacy") -> JupyterChannels:
@@ -106,11 +105,7 @@ async def test_one_that_vanishes_while_it_is_held_back_is_noticed(make_server: M
         for _ in range(5):
             await held_back.send_execute("print " + 50_000 * "x")
         # Being held back is no reason to be cut.
-        await asyncio.sleep(3 * (PING_INTERVAL + PING_TIMEOUT))
+        await asyncio.sleep(2 * (PING_INTERVAL + PING_TIMEOUT))
         assert (await kernel.model())["connections"] == 2
         held_back.websocket.transport.abort()
-
-        async def is_alone() -> bool:
-            return (await kernel.model())["connections"] == 1
-
-        await eventually(is_alone, 20)
+        await kernel.has_connections(1)

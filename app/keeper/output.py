@@ -1,7 +1,8 @@
 """What a kernel's process itself writes: its stdout and stderr, beside the Jupyter protocol.
 
 It is kept in a bounded file per kernel, and its tail in memory, because the last lines of a process
-that died usually say why.
+that died usually say why. The process that is the kernel's parent reads it: the server, or its
+keeper.
 """
 
 from __future__ import annotations
@@ -46,6 +47,29 @@ class ProcessOutput:
         self._loop.add_reader(self._read_end, self._read)
         return self._write_end
 
+    def open_lasting(self) -> int:
+        """The same, by a named pipe: the process can go on to write when its reader is gone.
+
+        It has both ends of the pipe, and so is not told that nobody reads: it is only held up when
+        the pipe is full, until `follow` is called in another process. Raises `OSError`.
+        """
+        self.close()
+        self._tail.clear()
+        self._pipe.unlink(missing_ok=True)  # what is left of another process is no concern
+        os.mkfifo(self._pipe, 0o600)
+        self.follow()
+        self._write_end = os.open(self._pipe, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return self._write_end
+
+    def follow(self) -> None:
+        """Read from now on what a process writes that was started with `open_lasting`.
+
+        Raises `OSError` when it has no such pipe.
+        """
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._read_end = os.open(self._pipe, flags)
+        self._loop.add_reader(self._read_end, self._read)
+
     def started(self) -> None:
         """The process has its copy of the descriptor (or will never have): close ours."""
         if self._write_end is not None:
@@ -65,7 +89,7 @@ class ProcessOutput:
     def remove(self) -> None:
         """Close, and delete the files."""
         self.close()
-        for path in (self.path, self._rotated):
+        for path in (self.path, self._rotated, self._pipe):
             path.unlink(missing_ok=True)
 
     def tail(self, lines: int = 12) -> str:
@@ -78,6 +102,10 @@ class ProcessOutput:
     @property
     def _rotated(self) -> Path:
         return self.path.with_name(self.path.name + ".1")
+
+    @property
+    def _pipe(self) -> Path:
+        return self.path.with_name(self.path.name + ".pipe")
 
     def _close_pipe(self) -> None:
         if self._read_end is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.output import TAIL_BYTES, ProcessOutput
+from app.keeper.output import TAIL_BYTES, ProcessOutput
 
 WAIT = 20  # seconds
 

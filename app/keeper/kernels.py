@@ -1,0 +1,173 @@
+"""The kernels of a keeper: their processes, what those write, and what they said on iopub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import zmq
+
+from app.keeper.output import ProcessOutput
+from app.keeper.processes import (
+    UNKNOWN_EXIT,
+    has_ended,
+    open_process,
+    signal_group,
+    start_time,
+)
+from app.keeper.protocol import Fields
+from app.keeper.ring import Ring, Subscription
+
+__all__ = ["KeptKernel"]
+
+
+class KeptKernel:
+    """One kernel's process, launched here or found running, until it is forgotten.
+
+    ``on_exit`` is called when it has ended and its exit code is known, minus the number of a
+    signal; `UNKNOWN_EXIT` for one that is not the keeper's child.
+    """
+
+    def __init__(
+        self,
+        kernel_id: str,
+        output: ProcessOutput,
+        ring: Ring,
+        on_exit: Callable[[KeptKernel], None],
+    ) -> None:
+        self.kernel_id = kernel_id
+        self.pid = 0
+        self.started = ""
+        self.exit_code: int | None = None
+        self.ring = ring
+        self.info: Mapping[str, Any] | None = None
+        self._output = output
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pidfd: int | None = None
+        self._subscription: Subscription | None = None
+
+    @property
+    def record(self) -> Fields:
+        """All that is known of it, for the server."""
+        self.catch_up()
+        return {
+            "kernel_id": self.kernel_id,
+            "pid": self.pid,
+            "start_time": self.started,
+            "exit_code": self.exit_code,
+            "first": self.ring.first,
+            "next": self.ring.next,
+            "output": str(self._output.path),
+            "info": self.info,
+        }
+
+    @property
+    def running(self) -> bool:
+        """Whether its end has not been seen."""
+        return self.exit_code is None
+
+    def launch(self, command: list[str], env: Mapping[str, str], cwd: str) -> None:
+        """Start the process, the leader of a session of its own. Raises `OSError`."""
+        descriptor = self._output.open_lasting()
+        try:
+            self._child = subprocess.Popen(
+                [os.path.expanduser(word) for word in command],
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._output.close()
+            raise
+        finally:
+            self._output.started()
+        self.pid = self._child.pid
+        try:
+            # Nobody else reaps it, so these are its own although it may have ended.
+            self.started = start_time(self.pid) or ""
+            self._watch_process(os.pidfd_open(self.pid))
+        except OSError:  # no descriptors are left
+            os.killpg(self.pid, signal.SIGKILL)
+            self._child.wait()
+            self._output.close()
+            raise
+
+    def adopt(self, pid: int, started: str) -> bool:
+        """Take over a process that runs already; False if it is gone."""
+        pidfd = open_process(pid, started)
+        if pidfd is None or has_ended(pidfd):
+            if pidfd is not None:
+                os.close(pidfd)
+            return False
+        self.pid, self.started = pid, started
+        with contextlib.suppress(OSError):  # it writes elsewhere, or its pipe was removed
+            self._output.follow()
+        self._watch_process(pidfd)
+        return True
+
+    def watch(self, context: zmq.Context[Any], info: Mapping[str, Any]) -> None:
+        """Keep what it says on iopub from now on. Raises `ValueError` for useless information."""
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+        try:
+            self._subscription = Subscription(context, info, self.ring)
+        except (KeyError, AttributeError, TypeError, ValueError, zmq.ZMQError) as error:
+            raise ValueError(f"no use for the connection information: {error!r}") from None
+        self.info = info
+
+    def catch_up(self) -> None:
+        """Have all in the ring that has arrived."""
+        if self._subscription is not None:
+            self._subscription.catch_up()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
+        if self._pidfd is None:
+            raise ProcessLookupError(errno.ESRCH, "the process has ended")
+        if self._child is not None:  # it is not reaped, so the number is its own
+            os.killpg(self.pid, number)
+        else:
+            signal_group(self._pidfd, self.pid, self.started, number)
+
+    def tail(self) -> str:
+        """The last lines that the process wrote."""
+        return self._output.tail()
+
+    def close(self) -> None:
+        """Let go of everything but the process."""
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+        self._output.close()
+
+    def _watch_process(self, pidfd: int) -> None:
+        self._pidfd = pidfd
+        self._loop.add_reader(pidfd, self._on_end)
+
+    def _on_end(self) -> None:
+        """What the kernel left running in its process group ends with it."""
+        assert self._pidfd is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            self.signal(signal.SIGKILL)
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = None
+        self.exit_code = self._child.wait() if self._child is not None else UNKNOWN_EXIT
+        self._output.close()
+        self._on_exit(self)

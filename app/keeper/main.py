@@ -1,0 +1,80 @@
+"""The keeper of the state directory that is its one argument. Servers start it.
+
+It says on its stdout what becomes of its start: ``ready``, ``taken`` when there is a keeper
+already, or one line why it cannot be. Its stderr is its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from app.keeper.protocol import TooOpen, open_dir, socket_address
+from app.keeper.service import Service
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Keep kernels until there is neither a kernel nor a server."""
+    logging.basicConfig(
+        format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO
+    )
+    try:
+        directory = open_dir(Path(sys.argv[1]))
+        # Held until this process ends, and by no other: a kernel does not inherit it.
+        lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        listener = _listen(directory)
+    except BlockingIOError:
+        _say("taken")
+    except (OSError, TooOpen) as error:
+        _say(str(error))
+    else:
+        asyncio.run(_keep(listener, directory))
+
+
+async def _keep(listener: socket.socket, directory: int) -> None:
+    loop = asyncio.get_running_loop()
+    service = Service(listener)
+    # Handlers, not SIG_IGN: what is ignored would be in kernels, too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.end)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    _say("ready")
+    try:
+        await service.ended
+    finally:
+        # Before the lock is let go: the next keeper's socket is not ours to remove.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("socket", dir_fd=directory)
+        service.close()
+
+
+def _listen(directory: int) -> socket.socket:
+    """The socket (0600). One that is there was left by a keeper that was killed."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("socket", dir_fd=directory)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    listener.bind(socket_address(directory))
+    os.umask(umask)  # which kernels get
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+def _say(text: str) -> None:
+    """Tell the server that waits, once, and let go of its pipe."""
+    with contextlib.suppress(OSError):  # it may be gone
+        os.write(1, f"{text}\n".encode())
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 1)
+    os.close(nothing)

@@ -1,0 +1,137 @@
+"""How a server and its keeper talk, and where they meet.
+
+A stream of frames over a unix socket. A frame is two lengths (four bytes each, big-endian: of the
+whole rest, and of its first part), a JSON object, and bytes that belong to it. The keeper speaks
+first and says which version it is; then
+
+    server -> {"ask": ..., ...}      and for each, in the order in which they came,
+    keeper -> {"answer": ...} or {"error": TEXT, ...}, and between them
+    keeper -> {"event": "exited", "kernel_id": ..., "code": ...}
+
+The frames, the greeting and the request ``drain`` are the same in every version: a server can have
+a keeper that it does not understand let go of its kernels, and replace it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = [
+    "PROTOCOL",
+    "Fields",
+    "Garbled",
+    "TooOpen",
+    "check_private",
+    "is_own_peer",
+    "keeper_dir",
+    "open_dir",
+    "pack",
+    "receive",
+    "socket_address",
+]
+
+PROTOCOL: Final = 1
+"""The version of what is asked and answered. Further fields and requests do not change it."""
+
+MAX_FRAME: Final = 2**31
+MAX_HEAD: Final = 2**26
+"""Bytes of a frame and of its object; nothing that is meant comes near."""
+
+Fields = dict[str, Any]
+
+_LENGTHS: Final = struct.Struct("!II")
+
+
+class Garbled(Exception):
+    """What came is no frame of this protocol."""
+
+
+class TooOpen(Exception):
+    """Others than the owner can get at the keeper's files; the text says how to mend it."""
+
+
+def pack(fields: Fields, data: bytes = b"") -> bytes:
+    """A frame."""
+    head = json.dumps(fields).encode()
+    return _LENGTHS.pack(4 + len(head) + len(data), len(head)) + head + data
+
+
+async def receive(reader: asyncio.StreamReader) -> tuple[Fields, bytes]:
+    """The next frame: its object, and the bytes behind it.
+
+    Raises `Garbled`, and `asyncio.IncompleteReadError` or `ConnectionError` at the end.
+    """
+    whole, head = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
+    if not 4 + head <= whole <= MAX_FRAME or head > MAX_HEAD:
+        raise Garbled("impossible lengths")
+    body = await reader.readexactly(whole - 4)
+    try:
+        fields = json.loads(body[:head])
+    except (ValueError, RecursionError):
+        raise Garbled("no JSON") from None
+    if not isinstance(fields, dict):
+        raise Garbled("no JSON object")
+    return fields, body[head:]
+
+
+def keeper_dir(state_dir: Path) -> Path:
+    """The directory (0700) of the keeper's socket, lock and log."""
+    return state_dir / "keeper"
+
+
+def open_dir(state_dir: Path) -> int:
+    """A descriptor of the keeper's directory, which is made if it is not there.
+
+    Raises `TooOpen` or `OSError`.
+    """
+    directory = keeper_dir(state_dir)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    check_private(state_dir)
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def check_private(state_dir: Path) -> None:
+    """Raise `TooOpen` if anybody else can reach the keeper's files, or put others in their place.
+
+    What is not there is fine.
+    """
+    directory = keeper_dir(state_dir)
+    for path, forbidden in (
+        (state_dir, stat.S_IWOTH),
+        (directory, 0o077),
+        (directory / "socket", 0o077),
+        (directory / "log", 0o077),
+    ):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        if status.st_uid != os.geteuid():
+            raise TooOpen(f"{path} belongs to another user: chown -R {os.geteuid()} {state_dir}")
+        if status.st_mode & forbidden and not stat.S_ISLNK(status.st_mode):
+            mode = stat.S_IMODE(status.st_mode)
+            raise TooOpen(
+                f"{path} is open to others (mode {mode:04o}): "
+                f"chmod {mode & ~forbidden & 0o777:04o} {path}"
+            )
+
+
+def socket_address(directory: int) -> str:
+    """Where the keeper listens, by a descriptor of its directory.
+
+    A socket's name has 108 bytes at most, the path of a state directory may have more.
+    """
+    return f"/proc/self/fd/{directory}/socket"
+
+
+def is_own_peer(connection: socket.socket) -> bool:
+    """Whether the process at the other end is of the same user."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return bool(struct.unpack("3i", data)[1] == os.geteuid())

@@ -1,0 +1,158 @@
+"""What a kernel said on iopub lately, heard by a subscription of the keeper's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final
+
+import zmq
+
+__all__ = ["Ring", "Subscription"]
+
+MESSAGES_PER_TURN: Final = 64
+PAUSE_SECONDS: Final = 0.02
+"""Between a message and the look at it. To wake for each costs ten times what it costs to read."""
+
+FRAME_OVERHEAD: Final = 60
+"""Bytes that each frame costs beside its content, roughly."""
+
+LEADING_FRAMES: Final = 6
+"""That every message has before its content: topic, delimiter, signature, and three of JSON.
+
+To ask of every frame whether another follows costs more than reading it, so this is asked from the
+content on. What has fewer frames is kept together with what follows it, for the server to split.
+"""
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+
+
+class Ring:
+    """Messages with an index each, from 1 on; the oldest are dropped beyond ``max_bytes``."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.next = 1
+        self._messages: deque[tuple[int, list[bytes]]] = deque()  # with their sizes
+        self._size = 0
+
+    @property
+    def first(self) -> int:
+        """The index of the oldest message; that of the next one if there is none."""
+        return self.next - len(self._messages)
+
+    def append(self, frames: list[bytes]) -> None:
+        """The next message, as it was received."""
+        size = sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
+        self._messages.append((size, frames))
+        self._size += size
+        self.next += 1
+        if self._size > self.max_bytes:
+            self.trim()
+
+    def skip(self) -> None:
+        """The next message is larger than the ring: it is dropped, with all before it."""
+        self._messages.clear()
+        self._size = 0
+        self.next += 1
+
+    def trim(self) -> None:
+        """Drop what is too much."""
+        while self._size > self.max_bytes and self._messages:
+            self._size -= self._messages.popleft()[0]
+
+    def since(self, after: int, max_bytes: int) -> list[tuple[int, list[bytes]]]:
+        """Messages behind the index ``after``, about so many bytes of them, one at least."""
+        page: list[tuple[int, list[bytes]]] = []
+        total = 0
+        begin = max(after + 1 - self.first, 0)
+        messages = islice(self._messages, begin, None)
+        for index, (size, frames) in enumerate(messages, self.first + begin):
+            total += size
+            if page and total > max_bytes:
+                break
+            page.append((index, frames))
+        return page
+
+
+class Subscription:
+    """A subscriber's socket to a kernel's iopub, whose messages go into a ring as they are.
+
+    They are not looked at: signatures are checked by the server, which has to do so anyway.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], info: Mapping[str, Any], ring: Ring
+    ) -> None:
+        self._ring = ring
+        self._loop = asyncio.get_running_loop()
+        self._turn: asyncio.Handle | None = None
+        socket = self._socket = context.socket(zmq.SUB)
+        try:
+            socket.linger = 0
+            socket.reconnect_ivl = 20
+            socket.rcvhwm = 0  # the kernel's publisher drops what a slow subscriber does not take
+            socket.subscribe(b"")
+            if info.get("curve_publickey"):
+                # The connection file holds one key pair, for both ends.
+                socket.curve_serverkey = socket.curve_publickey = info["curve_publickey"].encode()
+                socket.curve_secretkey = info["curve_secretkey"].encode()
+            separator = "-" if info["transport"] == "ipc" else ":"
+            socket.connect(f"{info['transport']}://{info['ip']}{separator}{info['iopub_port']}")
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self._descriptor = int(socket.getsockopt(zmq.FD))
+        # The descriptor tells only changes, so the first look is not its.
+        self._turn = self._loop.call_soon(self._read)
+
+    def close(self) -> None:
+        """Take what has arrived, and close the socket."""
+        self.catch_up()
+        self._loop.remove_reader(self._descriptor)
+        if self._turn is not None:
+            self._turn.cancel()
+        self._socket.close(linger=0)
+
+    def catch_up(self) -> None:
+        """Take what has arrived."""
+        while self._receive():
+            pass
+
+    def _on_readable(self) -> None:
+        """Something has come. Nobody waits for it: what comes meanwhile is read with it."""
+        self._loop.remove_reader(self._descriptor)
+        self._turn = self._loop.call_later(PAUSE_SECONDS, self._read)
+
+    def _read(self) -> None:
+        """One turn; what is left has its own, so that one busy kernel does not starve others."""
+        if self._receive():
+            self._turn = self._loop.call_soon(self._read)
+        else:
+            self._turn = None
+            self._loop.add_reader(self._descriptor, self._on_readable)
+
+    def _receive(self) -> bool:
+        """Read some messages; whether there may be more."""
+        receive, ring = self._socket.recv, self._ring
+        for _ in range(MESSAGES_PER_TURN):
+            frames: list[bytes] = []
+            try:
+                for _ in range(LEADING_FRAMES):
+                    frames.append(receive(_NOBLOCK))
+                frame = receive(_NOBLOCK, copy=False)
+            except zmq.Again:  # messages arrive whole, so this is the end of one
+                if frames:
+                    ring.append(frames)
+                return False
+            rest = [frame]
+            while frame.more:
+                frame = receive(_NOBLOCK, copy=False)
+                rest.append(frame)
+            if sum(map(len, rest)) > ring.max_bytes:  # and nobody has copied it
+                ring.skip()
+            else:
+                ring.append([*frames, *[frame.bytes for frame in rest]])
+        return True

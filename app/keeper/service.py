@@ -1,0 +1,278 @@
+"""The keeper: it answers servers of its state directory, and ends when there is nothing to keep."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from app.keeper.kernels import KeptKernel
+from app.keeper.output import ProcessOutput
+from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
+from app.keeper.ring import Ring
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+ALONE_SECONDS: Final = 20.0
+"""How long a keeper that was just started waits for the server that did so."""
+
+TERMINATE_SECONDS: Final = 5.0
+"""Between SIGTERM and SIGKILL for kernels that were left behind."""
+
+PAGE_BYTES: Final = 2**20
+MAX_SOCKETS: Final = 65535
+
+Answer = Fields | tuple[Fields, bytes]
+
+
+class Service:
+    """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._kernels: dict[str, KeptKernel] = {}
+        self._servers: dict[asyncio.StreamWriter, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context: zmq.Context[Any] | None = None
+        self._ring_bytes = 0
+        self._output_bytes = 0
+        self._orphan_timeout = 0.0
+        self._stopping = False
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(ALONE_SECONDS, self.end)
+        self._requests: dict[str, Callable[[Fields], Answer]] = {
+            "hello": self._on_hello,
+            "kept": self._on_kept,
+            "launch": self._on_launch,
+            "adopt": self._on_adopt,
+            "watch": self._on_watch,
+            "said": self._on_said,
+            "signal": self._on_signal,
+            "tail": self._on_tail,
+            "forget": self._on_forget,
+        }
+        self._loop.add_reader(listener, self._accept)
+
+    def end(self) -> None:
+        """Exit; kernels go on."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def close(self) -> None:
+        """Let go of everything but the kernels' processes."""
+        self._deafen()
+        for task in self._tasks:
+            task.cancel()
+        for kernel in self._kernels.values():
+            kernel.close()
+        self._kernels.clear()
+        if self._context is not None:
+            self._context.destroy(linger=0)
+
+    def _deafen(self) -> None:
+        """Take no new server: the next keeper will."""
+        if self._listener.fileno() != -1:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+
+    # Servers come and go
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            logger.warning("a connection failed: %s", error)
+            return
+        if not is_own_peer(connection):
+            logger.warning("a process of another user was refused")
+            connection.close()
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._serve(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        writer.write(pack({"keeper": PROTOCOL, "pid": os.getpid()}))
+        try:
+            while True:
+                fields, _ = await receive(reader)
+                if fields.get("ask") == "drain":
+                    await self._drain(writer)
+                    return
+                answer = self._answer(fields)
+                if fields.get("ask") == "hello" and "error" not in answer:
+                    self._greet(writer)
+                writer.write(pack(*answer) if isinstance(answer, tuple) else pack(answer))
+                await writer.drain()
+        except Garbled as error:
+            logger.warning("a server that makes no sense is sent away: %s", error)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            self._leave(writer)
+
+    def _greet(self, writer: asyncio.StreamWriter) -> None:
+        self._servers[writer] = None
+        if self._timer is not None and not self._stopping:
+            self._timer.cancel()
+            self._timer = None
+
+    def _leave(self, writer: asyncio.StreamWriter) -> None:
+        if writer not in self._servers:
+            return
+        del self._servers[writer]
+        if self._servers or self._timer is not None:
+            return
+        if not self._kernels:
+            self.end()
+        else:
+            logger.info("no server is left; kernels are kept for %g s", self._orphan_timeout)
+            self._timer = self._loop.call_later(self._orphan_timeout, self._stop_orphans)
+
+    async def _drain(self, writer: asyncio.StreamWriter) -> None:
+        """A server of another version takes over: its keeper finds the kernels by their pids."""
+        logger.info("replaced by a keeper of another version; kernels go on")
+        self._deafen()
+        records = [kernel.record for kernel in self._kernels.values()]
+        writer.write(pack({"answer": records}))
+        await writer.drain()
+        self.end()
+
+    # Kernels that nobody wants any more
+
+    def _stop_orphans(self) -> None:
+        """SIGTERM for all, SIGKILL for those that stay, and then the end."""
+        logger.warning("no server has come for %g s: kernels are stopped", self._orphan_timeout)
+        self._stopping = True
+        self._deafen()
+        self._signal_all(signal.SIGTERM)
+        self._timer = self._loop.call_later(TERMINATE_SECONDS, self._kill_orphans)
+        self._end_if_alone()
+
+    def _kill_orphans(self) -> None:
+        self._signal_all(signal.SIGKILL)
+        self._timer = self._loop.call_later(TERMINATE_SECONDS, self.end)
+
+    def _signal_all(self, number: int) -> None:
+        for kernel in self._kernels.values():
+            try:
+                kernel.signal(number)
+            except OSError:
+                continue
+
+    def _end_if_alone(self) -> None:
+        if not any(kernel.running for kernel in self._kernels.values()):
+            self.end()
+
+    def _on_exit(self, kernel: KeptKernel) -> None:
+        event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
+        for writer in self._servers:
+            writer.write(pack(event | {"pid": kernel.pid}))
+        if self._stopping:
+            self._end_if_alone()
+
+    # What servers ask
+
+    def _answer(self, fields: Fields) -> Answer:
+        request = self._requests.get(str(fields.get("ask")))
+        if request is None:
+            return {"error": "the keeper does not know what is asked"}
+        try:
+            return request(fields)
+        except OSError as error:
+            return {
+                "error": str(error),
+                "errno": error.errno,
+                "strerror": error.strerror,
+                "filename": error.filename,
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            return {"error": f"the keeper cannot do that: {error!r}"}
+
+    def _on_hello(self, fields: Fields) -> Answer:
+        if fields["protocol"] != PROTOCOL:
+            raise ValueError(f"protocol {fields['protocol']}")
+        self._ring_bytes = int(fields["ring_bytes"])
+        self._output_bytes = int(fields["output_bytes"])
+        self._orphan_timeout = float(fields["orphan_timeout"])
+        for kernel in self._kernels.values():
+            kernel.ring.max_bytes = self._ring_bytes
+            kernel.ring.trim()
+        return {"answer": [kernel.record for kernel in self._kernels.values()]}
+
+    def _on_kept(self, _fields: Fields) -> Answer:
+        return {"answer": [kernel.record for kernel in self._kernels.values()]}
+
+    def _on_launch(self, fields: Fields) -> Answer:
+        kernel_id = str(fields["kernel_id"])
+        before = self._kernels.get(kernel_id)
+        if before is not None and before.running:
+            raise ValueError(f"kernel {kernel_id} runs")
+        kernel = self._new_kernel(kernel_id, fields["output"])
+        kernel.launch(fields["command"], fields["env"], fields["cwd"])
+        if before is not None:
+            before.close()
+            kernel.ring = before.ring
+        self._kernels[kernel_id] = kernel
+        return {"answer": kernel.record}
+
+    def _on_adopt(self, fields: Fields) -> Answer:
+        kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None or (kernel.pid, kernel.started) != (pid, started):
+            if kernel is not None and kernel.running:
+                raise ValueError(f"kernel {kernel_id} has another process")
+            kernel = self._new_kernel(kernel_id, fields["output"])
+            if not kernel.adopt(pid, started):
+                return {"answer": None}
+            self._kernels[kernel_id] = kernel
+        return {"answer": kernel.record}
+
+    def _new_kernel(self, kernel_id: str, output: str) -> KeptKernel:
+        return KeptKernel(
+            kernel_id,
+            ProcessOutput(Path(output), self._output_bytes),
+            Ring(self._ring_bytes),
+            self._on_exit,
+        )
+
+    def _on_watch(self, fields: Fields) -> Answer:
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.max_sockets = MAX_SOCKETS
+        self._kernels[fields["kernel_id"]].watch(self._context, fields["info"])
+        return {"answer": None}
+
+    def _on_said(self, fields: Fields) -> Answer:
+        kernel = self._kernels[fields["kernel_id"]]
+        kernel.catch_up()
+        page = kernel.ring.since(int(fields["after"]), PAGE_BYTES)
+        sizes = [[index, [len(frame) for frame in frames]] for index, frames in page]
+        return {"answer": sizes}, b"".join(b"".join(frames) for _, frames in page)
+
+    def _on_signal(self, fields: Fields) -> Answer:
+        self._kernels[fields["kernel_id"]].signal(int(fields["number"]))
+        return {"answer": None}
+
+    def _on_tail(self, fields: Fields) -> Answer:
+        return {"answer": self._kernels[fields["kernel_id"]].tail()}
+
+    def _on_forget(self, fields: Fields) -> Answer:
+        kernel = self._kernels.get(fields["kernel_id"])
+        if kernel is not None and not kernel.running:
+            kernel.close()
+            del self._kernels[kernel.kernel_id]
+        return {"answer": None}

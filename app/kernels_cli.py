@@ -1,0 +1,212 @@
+"""``kernelkeep kernels``: the kernels of a state directory, whether a server has it now or not."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NoReturn
+from urllib.parse import quote, urlsplit
+
+from app.keeper.processes import has_ended, open_process, signal_group, start_time
+from app.managers.log_files import KEPT
+from app.managers.registry import Lock
+from app.managers.registry_store import KernelRecord, SQLiteRegistry, UnusableRegistry
+from app.settings import Settings
+
+__all__ = ["announce_server", "kernels_command"]
+
+TERMINATE_SECONDS: Final = 5.0
+"""Between SIGTERM and SIGKILL."""
+
+HTTP_SECONDS: Final = 60.0
+
+SERVER_FILE: Final = "server.json"
+
+
+@contextlib.contextmanager
+def announce_server(settings: Settings, url: str) -> Iterator[None]:
+    """Within, the state directory tells its owner where the server is, and the token (0600)."""
+    path = settings.state_dir / SERVER_FILE
+    told = {"pid": os.getpid(), "url": url, "token": settings.token.get_secret_value()}
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "w") as file:
+        json.dump(told, file)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def kernels_command(arguments: list[str]) -> NoReturn:
+    """Run ``kernelkeep kernels ...``. Exits with 0, 1 if something was not done, 2 for misuse."""
+    parser = argparse.ArgumentParser(
+        prog="kernelkeep kernels",
+        description="The kernels that outlive their server (--on-shutdown keep).",
+    )
+    parser.add_argument("--state-dir", type=Path, default=Settings().state_dir)
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="which there are, and whether they run")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    stopping = commands.add_parser("stop", help="end kernels, with or without their server")
+    stopping.add_argument("ids", nargs="*", metavar="ID")
+    stopping.add_argument("--all", action="store_true", help="all that there are")
+    adopting = commands.add_parser("adopt", help="have the server use a kernel of somebody else's")
+    adopting.add_argument("file", type=Path, help="its connection file")
+    options = parser.parse_args(arguments)
+    state_dir = options.state_dir.expanduser().resolve()
+    try:
+        if options.command == "list":
+            _list(state_dir, as_json=options.json)
+        elif options.command == "stop":
+            if not options.ids and not options.all:
+                parser.error("stop: name kernels, or say --all")
+            _stop(state_dir, None if options.all else options.ids)
+        else:
+            _adopt(state_dir, options.file)
+    except (UnusableRegistry, _NotDone, OSError, http.client.HTTPException) as error:
+        print(f"kernelkeep: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+class _NotDone(Exception):
+    """What was asked for cannot be done; the text says why."""
+
+
+def _records(state_dir: Path) -> list[KernelRecord]:
+    path = state_dir / "registry.sqlite"
+    if not path.exists():
+        return []
+    try:
+        store = SQLiteRegistry(path)
+        with contextlib.closing(store):
+            return store.load()
+    except sqlite3.Error as error:
+        raise UnusableRegistry(f"{path} cannot be read: {error}") from None
+
+
+def _runs(record: KernelRecord) -> bool | None:
+    """Whether its process runs; None where that cannot be told from here."""
+    if record.pid is None:
+        return None
+    return start_time(record.pid) == record.start_time
+
+
+def _list(state_dir: Path, *, as_json: bool) -> None:
+    lines: list[tuple[str, str, int | None, str, str]] = []
+    for record in _records(state_dir):
+        runs = _runs(record)
+        state = record.execution_state if runs or runs is None else "dead"
+        active = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.last_activity))
+        lines.append((record.id, record.name, record.pid, state, active))
+    names = ("id", "name", "pid", "execution_state", "last_activity")
+    if as_json:
+        print(json.dumps([dict(zip(names, line, strict=True)) for line in lines], indent=1))
+        return
+    for line in (("ID", "NAME", "PID", "STATE", "LAST ACTIVITY"), *lines):
+        print("{:<36}  {:<16}  {!s:>8}  {:<8}  {}".format(*line))
+
+
+def _stop(state_dir: Path, ids: list[str] | None) -> None:
+    known = {record.id: record for record in _records(state_dir)}
+    wanted = list(known) if ids is None else ids
+    unknown = [kernel_id for kernel_id in wanted if kernel_id not in known]
+    if unknown:
+        raise _NotDone(f"there is no kernel {unknown[0]}")
+    try:
+        lock = Lock(state_dir)
+    except UnusableRegistry:
+        for kernel_id in wanted:
+            _ask_server(state_dir, "DELETE", f"/api/kernels/{quote(kernel_id)}")
+        return
+    with contextlib.closing(lock):
+        store = SQLiteRegistry(state_dir / "registry.sqlite")
+        with contextlib.closing(store):
+            for kernel_id in wanted:
+                _end(known[kernel_id])
+                store.delete(kernel_id)
+                _clean(state_dir, known[kernel_id])
+
+
+def _clean(state_dir: Path, record: KernelRecord) -> None:
+    """Remove the files of a kernel that is no more."""
+    files = [
+        state_dir / "journals" / f"{record.id}.journal",
+        state_dir / "output" / f"kernel-{record.id}.log",
+        Path(record.connection_file),
+    ]
+    info = record.connection
+    if info.get("transport") == "ipc":
+        ports = [value for name, value in info.items() if name.endswith("_port")]
+        files += [Path(f"{info['ip']}-{port}") for port in ports]
+    for file in files:
+        file.unlink(missing_ok=True)
+    shutil.rmtree(state_dir / "logs" / KEPT / record.id, ignore_errors=True)
+
+
+def _end(record: KernelRecord) -> None:
+    """SIGTERM, then SIGKILL, to the process group of just this process."""
+    if not record.exclusive:
+        return  # it is not ours to end
+    if record.pid is None:
+        raise _NotDone(f"kernel {record.id} runs elsewhere: only a server can end it")
+    pidfd = open_process(record.pid, record.start_time)
+    if pidfd is None:
+        return
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal_group(pidfd, record.pid, record.start_time, number)
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(TERMINATE_SECONDS * 1000)
+            if has_ended(pidfd):
+                return
+    finally:
+        os.close(pidfd)
+    raise _NotDone(f"process {record.pid} of kernel {record.id} does not end")
+
+
+def _adopt(state_dir: Path, file: Path) -> None:
+    answer = _ask_server(state_dir, "POST", "/api/kernels", {"connection_file": str(file)})
+    print(json.loads(answer)["id"])
+
+
+def _ask_server(state_dir: Path, method: str, path: str, body: Any = None) -> bytes:
+    try:
+        server = json.loads((state_dir / SERVER_FILE).read_text())
+        address, token = urlsplit(server["url"]), server["token"]
+    except (OSError, ValueError, KeyError):
+        raise _NotDone(
+            f"no server says that it has {state_dir}; one under uvicorn does not: use its API"
+        ) from None
+    connection = http.client.HTTPConnection(
+        address.hostname or "", address.port, timeout=HTTP_SECONDS
+    )
+    with contextlib.closing(connection):
+        headers = {"Authorization": f"token {token}"} if token else {}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        content = response.read()
+        if response.status >= 300:
+            try:
+                why = json.loads(content)["message"]
+            except (ValueError, KeyError, TypeError):
+                why = f"HTTP status {response.status}"
+            raise _NotDone(why)
+        return content

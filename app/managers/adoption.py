@@ -1,0 +1,307 @@
+"""Owning again a kernel that another process of the server has started, or left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+
+from app.keeper.processes import start_time
+from app.managers.channels import Channels, ConnectionInfo
+from app.managers.errors import KeeperUnavailable
+from app.managers.execution_records import RegisteredExecutions, restored
+from app.managers.fork_provisioner import KernelManager
+from app.managers.journal import Journal, Noted, UnusableJournal
+from app.managers.keeper_provisioner import KeeperProvisioner
+from app.managers.keeping import Keeper, Kept
+from app.managers.recovery import PROBE_SECONDS, Ear, connect, put_together, ring_of
+from app.managers.registry_store import KernelRecord
+from app.managers.state import Lifecycle
+from app.protocol.messages import Message
+from app.protocol.signing import Signer
+
+if TYPE_CHECKING:
+    from app.managers.kernel import Kernel, KernelHouse
+
+__all__ = ["Gone", "adopt_process", "find_spec", "keep_journal", "record_of", "recover"]
+
+logger = logging.getLogger(__name__)
+
+LOAD_SECONDS: Final = 10.0
+"""How long a provisioner may take to find its kernel again."""
+
+
+HEARING_SECONDS: Final = 2.0
+"""How much longer than the server the keeper may take to be connected to a kernel."""
+
+
+class Gone(Exception):
+    """The kernel's process is there no more; the text says what is known of its end."""
+
+
+# For the next process
+
+
+def journal_path(house: KernelHouse, kernel_id: str) -> Path:
+    """Where a kernel's numbers are noted."""
+    return house.settings.state_dir / "journals" / f"{kernel_id}.journal"
+
+
+def keep_journal(house: KernelHouse, kernel: Kernel, channels: Channels) -> None:
+    """Begin to note the kernel's numbers, if it is to outlive this process."""
+    log = kernel.traffic.log
+    if house.registry is None:
+        return
+    if log.journal is not None:
+        log.journal.set_identity(channels.identity)
+        return
+    path = journal_path(house, kernel.id)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        log.journal = Journal.create(path, log.epoch, kernel.traffic.session, channels.identity)
+    except (OSError, UnusableJournal) as error:
+        logger.error("kernel %s: its numbers will not survive a crash: %s", kernel.id, error)
+    if kernel.traffic.tracker.keeping is None:
+        kernel.traffic.tracker.keeping = RegisteredExecutions(house.registry, kernel.id)
+
+
+async def record_of(
+    kernel: Kernel,
+    manager: KernelManager,
+    info: ConnectionInfo,
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    created: float,
+    generation: int,
+) -> KernelRecord:
+    """What the next process needs to own the kernel again."""
+    provisioner = manager.provisioner
+    assert provisioner is not None
+    pid = getattr(provisioner, "pid", None)
+    return KernelRecord(
+        id=kernel.id,
+        name=kernel.name,
+        spec={**kernel.spec.to_dict(), "resource_dir": kernel.spec.resource_dir},
+        connection=_plain(info),
+        connection_file=manager.connection_file,
+        provisioner=_plain(await provisioner.get_provisioner_info()),
+        argv=list(kernel.spec.argv),
+        cwd=str(cwd),
+        env=dict(env),
+        pid=pid,
+        start_time=(start_time(pid) or "") if isinstance(pid, int) else "",
+        owner="",
+        limits={},
+        created=created,
+        last_activity=kernel.traffic.last_activity,
+        generation=generation,
+        execution_state=kernel.state.word,
+        exclusive=True,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: keys of kernels are bytes in some places and text in others."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value
+
+
+async def keeper_hears(keeper: Keeper, manager: KernelManager, probe: Callable[[], None]) -> None:
+    """Return when the keeper hears what the kernel publishes, or after `HEARING_SECONDS`.
+
+    Until then a crash would lose it. ``probe`` gives the kernel something to say.
+    """
+    provisioner = manager.provisioner
+    if not isinstance(provisioner, KeeperProvisioner):
+        return
+    launched: Any = provisioner.process
+    heard_before = launched.next if isinstance(launched, Kept) else 1
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + HEARING_SECONDS
+    with contextlib.suppress(KeeperUnavailable, KeyError):
+        while (await keeper.kept())[provisioner.kernel_id].next <= heard_before:
+            if loop.time() > deadline:
+                logger.warning("kernel %s is not heard by its keeper", provisioner.kernel_id)
+                return
+            probe()
+            await asyncio.sleep(0.02)
+
+
+# From the process before
+
+
+async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
+    """The kernelspec as it is now, or as it was if it has been removed."""
+    try:
+        return await asyncio.to_thread(house.specs.get_kernel_spec, record.name)
+    except NoSuchKernel:
+        return KernelSpec(**record.spec)
+
+
+async def adopt_process(record: KernelRecord, manager: KernelManager) -> ConnectionInfo:
+    """Make a manager that was not started that of a process which runs; how to connect to it.
+
+    Raises `Gone`.
+    """
+    manager.load_connection_info(record.connection)  # type: ignore[arg-type]
+    manager._connection_file_written = await asyncio.to_thread(
+        os.path.exists, manager.connection_file
+    )
+    provisioner = manager.provisioner
+    try:
+        if provisioner is None:
+            provisioner = KernelProvisionerFactory.instance().create_provisioner_instance(
+                record.id, manager.kernel_spec, parent=manager
+            )
+            manager.provisioner = provisioner
+        async with asyncio.timeout(LOAD_SECONDS):
+            if isinstance(provisioner, KeeperProvisioner):
+                await provisioner.load_provisioner_info(record.provisioner)
+            else:
+                await asyncio.to_thread(_load, provisioner, record.provisioner)
+    except ProcessLookupError:
+        raise Gone("The kernel's process ended while no server was there") from None
+    except KeeperUnavailable as error:
+        raise Gone(str(error)) from None
+    except Exception as error:  # of a provisioner of somebody else's
+        raise Gone(
+            f"The kernel could not be found again: {type(error).__name__}: {error}"
+        ) from error
+    return {**record.connection, **_plain(provisioner.connection_info or {})}
+
+
+def _load(provisioner: KernelProvisionerBase, info: dict[str, Any]) -> None:
+    """What a provisioner does for that may block, as many do that ask other machines."""
+    asyncio.run(provisioner.load_provisioner_info(dict(info)))
+
+
+async def recover(
+    house: KernelHouse, kernel: Kernel, record: KernelRecord, info: ConnectionInfo
+) -> None:
+    """Put the kernel's log, executions and state together again, and open sockets to it.
+
+    Without ``info`` there is no process any more, and no sockets.
+    """
+    assert house.registry is not None
+    traffic, state = kernel.traffic, kernel.state
+    log = traffic.log
+    if log.segments is not None:
+        await log.segments.restore()
+    journal, noted = await asyncio.to_thread(_read_journal, house, kernel.id)
+    records = await house.registry.executions(kernel.id)
+    keeping = RegisteredExecutions(house.registry, kernel.id)
+    executions = []
+    for stored in records:
+        try:
+            executions.append(restored(stored))
+            keeping.known(stored)
+        except (msgspec.MsgspecError, ValueError) as error:
+            logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
+    traffic.inherit(journal.head[1] if journal is not None else "", executions)
+    traffic.last_activity = record.last_activity
+    traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
+    if record.execution_state in ("busy", "idle"):
+        state.execution_state = record.execution_state
+    ear = Ear(traffic)
+    channels: Channels | None = None
+    earlier: Channels | None = None
+    if info:
+        channels, earlier, ear = connect(
+            lambda listener, **options: Channels(
+                house.context, info, listener, house.counters, **options
+            ),
+            traffic,
+            journal,
+        )
+        traffic.hear_with(channels)
+        await _be_heard(traffic, ear)
+    ring = await _ring(house, kernel.id, record, ear)
+    lost = await put_together(traffic, journal, noted, ring, ear)
+    traffic.tracker.keeping = keeping
+    if channels is not None:
+        traffic.go_on(channels, earlier)
+        keep_journal(house, kernel, channels)
+    if lost:
+        logger.warning("kernel %s: %d messages of its log are lost", kernel.id, lost)
+
+
+def _read_journal(house: KernelHouse, kernel_id: str) -> tuple[Journal | None, list[Noted]]:
+    try:
+        journal = Journal.open(journal_path(house, kernel_id))
+    except UnusableJournal as error:
+        logger.error("kernel %s: numbers begin anew: %s", kernel_id, error)
+        return None, []
+    return journal, journal.read()
+
+
+async def _be_heard(traffic: Any, ear: Ear) -> None:
+    """Ask until what the kernel publishes arrives here, for a while."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PROBE_SECONDS
+    pause = 0.02
+    traffic.request("shell", "kernel_info_request", {})
+    while not ear.heard.is_set() and loop.time() < deadline:
+        traffic.request("control", "kernel_info_request", {})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ear.heard.wait(), pause)
+        pause = min(pause * 2, 0.5)
+
+
+async def _ring(
+    house: KernelHouse, kernel_id: str, record: KernelRecord, ear: Ear
+) -> list[Message]:
+    if house.keeper is None:
+        return []
+    key = str(record.connection.get("key") or "").encode()
+    signer = Signer(key, record.connection.get("signature_scheme") or "hmac-sha256")
+    try:
+        return await ring_of(house.keeper, kernel_id, signer, lambda: ear.first_published)
+    except (KeeperUnavailable, OSError) as error:
+        logger.warning("kernel %s: what it said meanwhile is not known: %s", kernel_id, error)
+        return []
+
+
+def is_adoptable(kernel: Kernel) -> bool:
+    """Whether the kernel takes requests: it answered, or it is busy and may not be able to."""
+    return kernel.traffic.answered or kernel.state.execution_state == "busy"
+
+
+async def settle_inherited(kernel: Kernel) -> None:
+    """Give an end to what the kernel was asked before our time, when it has come to that.
+
+    A kernel that answers on shell has done what it ran; what it still has of before is done in
+    turns with our questions, so one that begins nothing between two of them has nothing left.
+    """
+    traffic = kernel.traffic
+    traffic.answer_overdue(all_of_them=False)
+    quiet = 0
+    while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
+        began = traffic.tracker.begun
+        # Without a bound: it may have something to do for hours.
+        answer = await traffic.ask("kernel_info_request", {}, 3600.0)
+        await asyncio.sleep(0.2)
+        if answer is None:
+            continue
+        quiet = quiet + 1 if traffic.tracker.begun == began and not kernel.state.busy else 0
+    if kernel.state.lifecycle is Lifecycle.RUNNING:
+        traffic.answer_overdue(all_of_them=True)
+
+
+def remove_journal(house: KernelHouse, kernel_id: str) -> None:
+    """Nobody will ask for this kernel's numbers."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(journal_path(house, kernel_id))

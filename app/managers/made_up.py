@@ -1,0 +1,51 @@
+"""The reply to an execution that nobody heard, made of what the kernel published meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from app.managers.contents import content_of
+from app.managers.execution import Execution
+from app.managers.log import MessageLog, Position
+from app.protocol.messages import Message
+
+__all__ = ["reply_made_of_iopub"]
+
+
+def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]:
+    """The content of an ``execute_reply``: its count, and the error if it failed.
+
+    Of what the kernel was told to evaluate beside the code nothing is known.
+    """
+    count: int | None = None
+    began = others_failed = False
+    for message in _in_memory(log, max(execution.place.cursor, log.first_in_memory)):
+        if message.msg_type == "error" and message.parent.msg_id != execution.id:
+            others_failed = others_failed or not began
+        if message.parent.msg_id != execution.id:
+            continue
+        if message.msg_type == "execute_input":
+            began = True
+            found = content_of(message).get("execution_count")
+            count = found if isinstance(found, int) else None
+        elif message.msg_type == "error":
+            error = content_of(message)
+            return {"status": "error", "execution_count": count, **error}
+    if others_failed and not began:
+        # Kernels abort what they have in their queue when something before it fails.
+        return {"status": "aborted"}
+    return {
+        "status": "ok",
+        "execution_count": count,
+        "user_expressions": {},
+        "payload": [],
+    }
+
+
+def _in_memory(log: MessageLog, cursor: int) -> Iterator[Message]:
+    while cursor < log.next_seq:
+        gap = log.gap_before(Position(cursor, 0))
+        entries = [] if gap else log.read(cursor, log.next_seq - cursor, 2**62)
+        yield from (entry.message for entry in entries)
+        cursor += gap.messages if gap else len(entries)

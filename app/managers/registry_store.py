@@ -1,0 +1,319 @@
+"""The registry on disk: one SQLite file in the state directory that knows every kernel.
+
+It is what the next server process finds kernels by. Everything here blocks; `Registry` calls it in
+a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+__all__ = [
+    "ExecutionRecord",
+    "KernelRecord",
+    "Lease",
+    "RegistryStore",
+    "SQLiteRegistry",
+    "UnusableRegistry",
+    "check_store",
+    "open_registry",
+]
+
+FILE: Final = "registry.sqlite"
+
+SCHEMA_VERSION: Final = 1
+"""Of the database, in its ``user_version``."""
+
+LOCK_SECONDS: Final = 5.0
+"""How long a statement waits for another process that is writing to the same file."""
+
+
+class KernelRecord(msgspec.Struct):
+    """What is known of a kernel, enough to own it again.
+
+    ``start_time`` is that of the process (`app.keeper.processes`), which tells it from another that
+    got its number; ``generation`` counts its processes. Times are in seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    spec: dict[str, Any]
+    connection: dict[str, Any]
+    connection_file: str
+    provisioner: dict[str, Any]
+    argv: list[str]
+    cwd: str
+    env: dict[str, str]
+    pid: int | None
+    start_time: str
+    owner: str
+    limits: dict[str, int]
+    created: float
+    last_activity: float
+    generation: int
+    execution_state: str
+    exclusive: bool
+    """Whether the process is ours to end; one that others have started is not."""
+
+
+class ExecutionRecord(msgspec.Struct):
+    """An execution of a kernel's: ``number`` is its place in the order of those asked for."""
+
+    kernel_id: str
+    id: str
+    number: int
+    data: bytes
+
+
+class Lease(msgspec.Struct):
+    """Which server process restarts and culls the kernels, and when it last said so."""
+
+    server: str
+    pid: int
+    start_time: str
+    renewed: float
+
+
+class UnusableRegistry(Exception):
+    """The registry cannot be used; the text says why, in one line. No kernel was touched."""
+
+
+class RegistryStore(Protocol):
+    """Where the registry is kept. Each call is one transaction, and may block."""
+
+    def load(self) -> list[KernelRecord]:
+        """Every kernel, in the order in which they were created."""
+
+    def save(self, record: KernelRecord) -> None:
+        """Store a kernel, new or changed."""
+
+    def touch(self, seen: Iterable[tuple[str, float, str]]) -> None:
+        """Store the last activity and execution state of kernels, by their ids."""
+
+    def delete(self, kernel_id: str) -> None:
+        """Forget a kernel, and its executions."""
+
+    def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
+        """The executions of a kernel in the order in which they were asked for."""
+
+    def save_executions(
+        self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
+    ) -> None:
+        """Store executions, new or changed, and forget others, by kernel and id."""
+
+    def lease(self) -> Lease | None:
+        """Who has it, or had it last."""
+
+    def take_lease(self, lease: Lease) -> None:
+        """Have it, or renew it; whether that may be is the caller's to know."""
+
+    def close(self) -> None:
+        """Nothing more will be asked."""
+
+
+_COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRecord))
+_JSON: Final = frozenset({"spec", "connection", "provisioner", "argv", "env", "limits"})
+
+_MIGRATIONS: Final = (
+    (
+        "CREATE TABLE kernel (id TEXT PRIMARY KEY, " + ", ".join(_COLUMNS[1:]) + ") WITHOUT ROWID",
+        "CREATE TABLE execution (kernel_id TEXT, id TEXT, number INTEGER, data BLOB, "
+        "PRIMARY KEY (kernel_id, id)) WITHOUT ROWID",
+        "CREATE TABLE lease (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), server, pid, "
+        "start_time, renewed)",
+    ),
+)
+"""What brings a database from each version to the next; never changed once released."""
+
+
+class SQLiteRegistry:
+    """A `RegistryStore` in one file of mode 0600. Raises `sqlite3.Error` wherever it fails."""
+
+    def __init__(self, path: Path) -> None:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._connection = sqlite3.connect(
+            path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        execute = self._connection.execute
+        (version,) = execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise _Newer(version)
+        (fault,) = execute("PRAGMA quick_check(1)").fetchone()
+        if fault != "ok":
+            raise sqlite3.DatabaseError(" ".join(fault.split()))
+        execute("PRAGMA journal_mode = WAL")
+        # What was committed survives the end of this process in any case; that of the machine
+        # ends the kernels too.
+        execute("PRAGMA synchronous = OFF")
+        with self._transaction():
+            for migration in _MIGRATIONS[version:]:
+                for statement in migration:
+                    execute(statement)
+            # Also when nothing has changed: a disk that takes nothing is noticed now.
+            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Any:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # a full disk has ended it already
+                self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def load(self) -> list[KernelRecord]:
+        rows = self._connection.execute(
+            f"SELECT {', '.join(_COLUMNS)} FROM kernel ORDER BY created"
+        ).fetchall()
+        try:
+            return [_record(row) for row in rows]
+        except (msgspec.MsgspecError, TypeError) as error:
+            raise sqlite3.DatabaseError(f"a row makes no sense: {error}") from None
+
+    def save(self, record: KernelRecord) -> None:
+        values = [
+            msgspec.json.encode(value).decode() if name in _JSON else value
+            for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)
+        ]
+        marks = ", ".join("?" * len(_COLUMNS))
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO kernel ({', '.join(_COLUMNS)}) VALUES ({marks})", values
+        )
+
+    def touch(self, seen: Iterable[tuple[str, float, str]]) -> None:
+        rows = [(activity, state, kernel_id) for kernel_id, activity, state in seen]
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE kernel SET last_activity = ?, execution_state = ? WHERE id = ?", rows
+            )
+
+    def delete(self, kernel_id: str) -> None:
+        with self._transaction():
+            self._connection.execute("DELETE FROM kernel WHERE id = ?", (kernel_id,))
+            self._connection.execute("DELETE FROM execution WHERE kernel_id = ?", (kernel_id,))
+
+    def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
+        rows = self._connection.execute(
+            "SELECT kernel_id, id, number, data FROM execution WHERE kernel_id = ? ORDER BY number",
+            (kernel_id,),
+        )
+        return [ExecutionRecord(*row) for row in rows.fetchall()]
+
+    def save_executions(
+        self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
+    ) -> None:
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO execution (kernel_id, id, number, data) "
+                "VALUES (?, ?, ?, ?)",
+                [msgspec.structs.astuple(record) for record in changed],
+            )
+            self._connection.executemany(
+                "DELETE FROM execution WHERE kernel_id = ? AND id = ?", list(forgotten)
+            )
+
+    def lease(self) -> Lease | None:
+        row = self._connection.execute(
+            "SELECT server, pid, start_time, renewed FROM lease"
+        ).fetchone()
+        return None if row is None else Lease(*row)
+
+    def take_lease(self, lease: Lease) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO lease (only_one, server, pid, start_time, renewed) "
+            "VALUES (1, ?, ?, ?, ?)",
+            msgspec.structs.astuple(lease),
+        )
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _Newer(Exception):
+    """The file is of a newer version's making."""
+
+
+def _record(row: tuple[Any, ...]) -> KernelRecord:
+    fields = {
+        name: msgspec.json.decode(value) if name in _JSON else value
+        for name, value in zip(_COLUMNS, row, strict=True)
+    }
+    fields["exclusive"] = bool(fields["exclusive"])
+    return msgspec.convert(fields, KernelRecord)
+
+
+def check_store(state_dir: Path) -> None:
+    """Raise `UnusableRegistry` if nothing can be read or written there; changes nothing."""
+    path = state_dir / FILE
+    try:
+        SQLiteRegistry(path).close()
+    except (sqlite3.OperationalError, OSError) as error:
+        raise UnusableRegistry(f"{path} cannot be used: {error}") from None
+    except (sqlite3.DatabaseError, _Newer):
+        pass  # open_registry puts it aside
+
+
+def open_registry(state_dir: Path) -> tuple[SQLiteRegistry, str]:
+    """The registry of a state directory, and why its file was put aside, if it was.
+
+    A file that is damaged, or that a newer version has written, is kept under another name, and a
+    new one begun: the kernels in it run on, but this server does not know them. Raises
+    `UnusableRegistry` when nothing can be read or written there at all.
+    """
+    path = state_dir / FILE
+    try:
+        store = SQLiteRegistry(path)
+        try:
+            store.load()
+        except sqlite3.Error:
+            store.close()
+            raise
+        return store, ""
+    except _Newer as error:
+        why = (
+            f"{path} was written by a newer kernelkeep "
+            f"(its schema is {error}, this one knows {SCHEMA_VERSION})"
+        )
+        kept = _put_aside(path, "newer")
+    except sqlite3.OperationalError as error:  # full, locked, read-only: nothing wrong with it
+        raise UnusableRegistry(f"{path} cannot be used: {error}") from None
+    except sqlite3.DatabaseError as error:
+        why = f"{path} is damaged ({error})"
+        kept = _put_aside(path, "damaged")
+    except OSError as error:
+        raise UnusableRegistry(f"{path} cannot be used: {error.strerror}") from None
+    try:
+        return SQLiteRegistry(path), (
+            f"{why}; it is kept as {kept.name}. Kernels that it knew run on, unknown to this server"
+        )
+    except (OSError, sqlite3.Error) as error:
+        raise UnusableRegistry(f"{path} cannot be used: {error}") from None
+
+
+def _put_aside(path: Path, why: str) -> Path:
+    """Rename a file and what SQLite has beside it, so that it can be looked at, or used again."""
+    kept = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{kept}{suffix}")
+    except OSError as error:
+        raise UnusableRegistry(f"{path} cannot be put aside: {error.strerror}") from None
+    return kept

@@ -1,0 +1,106 @@
+"""What one process of the server hands on to the next: the kernels, and how far everybody is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Final
+
+from app.managers.errors import KeeperUnavailable
+from app.managers.keeping import Keeper
+from app.managers.kernel import Kernel
+from app.managers.registry import Registry
+from app.managers.registry_store import KernelRecord
+
+__all__ = ["Succession"]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS: Final = 0.25
+"""How often it is noted how far clients have come, and what kernels do. What a client has received
+since then it may receive again."""
+
+ADOPTION_SECONDS: Final = 30.0
+"""How long the start of the server waits for kernels to be adopted; the rest goes on beside it."""
+
+AT_A_TIME: Final = 32
+"""Kernels that are adopted side by side."""
+
+
+class Succession:
+    """Of one server. Make it inside a running event loop, and `close` it there."""
+
+    def __init__(
+        self, registry: Registry, keeper: Keeper | None, kernels: Callable[[], Iterable[Kernel]]
+    ) -> None:
+        self._registry = registry
+        self._keeper = keeper
+        self._kernels = kernels
+        self._changes: dict[str, int] = {}
+        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._late: set[asyncio.Task[None]] = set()
+        self._checkpoints = asyncio.get_running_loop().create_task(
+            self._checkpoint(), name="checkpoints"
+        )
+
+    async def adopt(self, one: Callable[[KernelRecord], Awaitable[None]]) -> None:
+        """Have every kernel that was left adopted by ``one``; returns when all are, or most."""
+        records = await self._registry.load()
+        await self._end_unknown({record.id for record in records})
+        if not records:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        tasks = {loop.create_task(self._adopt(one, record)) for record in records}
+        _, late = await asyncio.wait(tasks, timeout=ADOPTION_SECONDS)
+        self._late = late
+        logger.info("%d kernels adopted in %.2f s", len(records) - len(late), loop.time() - began)
+
+    async def _adopt(
+        self, one: Callable[[KernelRecord], Awaitable[None]], record: KernelRecord
+    ) -> None:
+        async with self._room:
+            try:
+                await one(record)
+            except Exception:
+                logger.exception("kernel %s could not be adopted; it is left alone", record.id)
+
+    async def _end_unknown(self, known: Collection[str]) -> None:
+        """Kill what was started for nobody yet: parked, or just when the server ended.
+
+        Not if the registry was put aside: then those are kernels that somebody wants back.
+        """
+        if self._keeper is None:
+            return
+        try:
+            kept = await self._keeper.kept()
+            for kernel_id in kept.keys() - known:
+                if self._registry.put_aside:
+                    logger.warning("kernel %s runs, unknown to this server", kernel_id)
+                    continue
+                if kept[kernel_id].exit_code is None:
+                    logger.info("kernel %s was nobody's, and is killed", kernel_id)
+                    await self._keeper.signal(kernel_id, signal.SIGKILL)
+                    await asyncio.wait({self._keeper.exited(kernel_id)}, timeout=5.0)
+                await self._keeper.forget(kernel_id)
+        except (KeeperUnavailable, ProcessLookupError) as error:
+            logger.error("it is not known which kernels were left: %s", error)
+
+    async def _checkpoint(self) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            for kernel in self._kernels():
+                kernel.traffic.note_places()
+                if self._changes.get(kernel.id) != kernel.state.changes:
+                    self._changes[kernel.id] = kernel.state.changes
+                    activity = kernel.traffic.last_activity
+                    self._registry.touch(kernel.id, activity, kernel.state.word)
+
+    async def close(self) -> None:
+        """Note nothing more."""
+        tasks = {self._checkpoints, *self._late}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -1,0 +1,408 @@
+"""The keeper: processes that outlive the server, how they end, and the keeper's own life."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+
+from app.keeper.processes import UNKNOWN_EXIT, start_time
+from app.keeper.protocol import PROTOCOL, pack, socket_address
+from app.managers.errors import KeeperUnavailable
+from app.managers.keeping import Keeper, Kept
+from tests.support.home import Home
+from tests.support.processes import eventually, is_alive, keepers
+
+WAIT = 30  # seconds
+
+Open = Callable[..., Awaitable[Keeper]]
+
+
+@pytest.fixture
+async def open_keeper(home: Home) -> AsyncIterator[Open]:
+    """A server's connection to the keeper of :func:`home`; whatever it leaves is killed."""
+    opened: list[Keeper] = []
+    (home.state_dir / "output").mkdir(mode=0o700)
+
+    async def open_keeper(
+        *, state_dir: Path = home.state_dir, ring_bytes: int = 10**6, orphan_timeout: float = 3600
+    ) -> Keeper:
+        keeper = Keeper(
+            state_dir, ring_bytes=ring_bytes, orphan_timeout=orphan_timeout, output_bytes=10_000
+        )
+        opened.append(keeper)
+        await keeper.connect()
+        return keeper
+
+    yield open_keeper
+    for keeper in opened:
+        for kept in (await keeper.kept()).values() if keeper.pid else ():
+            if kept.exit_code is None:
+                await keeper.signal(kept.kernel_id, signal.SIGKILL)
+                await ended(keeper, kept.kernel_id)
+            await keeper.forget(kept.kernel_id)
+    await asyncio.gather(*(keeper.close() for keeper in opened))
+
+
+async def launch(keeper: Keeper, home: Home, script: str, kernel_id: str = "k") -> Kept:
+    """A process of /bin/sh."""
+    return await keeper.launch(
+        kernel_id,
+        ["/bin/sh", "-c", script],
+        env=home.environment(),
+        cwd=str(home.root_dir),
+        output=home.state_dir / "output" / f"kernel-{kernel_id}.log",
+    )
+
+
+def sleeping() -> subprocess.Popen[bytes]:
+    """A process that is nobody's kernel."""
+    return subprocess.Popen(["sleep", "1000"], start_new_session=True)
+
+
+async def ended(keeper: Keeper, kernel_id: str = "k") -> int:
+    return await asyncio.wait_for(asyncio.shield(keeper.exited(kernel_id)), WAIT)
+
+
+async def kill(keeper: Keeper) -> None:
+    """Kill the keeper's process; returns when the connection to it is gone."""
+    lost = asyncio.Event()
+    keeper.on_lost.append(lost.set)
+    assert keeper.pid is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    await asyncio.wait_for(lost.wait(), WAIT)
+
+
+async def test_exit_codes_signals_and_output_are_those_of_a_child(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    await launch(keeper, home, "echo said; echo wrong >&2; exit 7", "code")
+    assert await ended(keeper, "code") == 7
+    assert await keeper.tail("code") == "said\nwrong"
+    file = home.state_dir / "output" / "kernel-code.log"
+    assert file.read_text() == "said\nwrong\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    kept = await launch(keeper, home, "sleep 1000 & wait", "signal")
+    (sleeper,) = await eventually(lambda: psutil.Process(kept.pid).children())
+    assert os.getsid(kept.pid) == kept.pid
+    await keeper.signal("signal", signal.SIGTERM)
+    assert await ended(keeper, "signal") == -signal.SIGTERM
+    await eventually(lambda: not is_alive(sleeper.pid))
+    with pytest.raises(ProcessLookupError):
+        await keeper.signal("signal", signal.SIGTERM)
+
+    with pytest.raises(FileNotFoundError, match="nothing/here"):
+        await keeper.launch("none", ["/nothing/here"], env={}, cwd="/", output=file)
+    codes = {kept.kernel_id: kept.exit_code for kept in (await keeper.kept()).values()}
+    assert codes == {"code": 7, "signal": -signal.SIGTERM}
+
+
+async def test_a_process_outlives_the_server_and_how_it_ended_is_told_to_the_next(
+    home: Home, open_keeper: Open
+) -> None:
+    first = await open_keeper()
+    pid = first.pid
+    kept = await launch(first, home, "while ! test -e go; do sleep 0.05; done; echo told; exit 5")
+    await first.close()
+    (home.root_dir / "go").touch()
+    await eventually(lambda: not is_alive(kept.pid))
+
+    second = await open_keeper()
+    assert second.pid == pid
+    assert await ended(second) == 5
+    assert await second.tail("k") == "told"
+    await second.forget("k")
+    assert await second.kept() == {}
+
+
+async def test_it_ends_with_its_last_kernel_and_server(home: Home, open_keeper: Open) -> None:
+    keeper = await open_keeper()
+    pid = keeper.pid
+    assert pid is not None
+    await launch(keeper, home, "exit 0")
+    await ended(keeper)
+    await keeper.forget("k")
+    await keeper.close()
+    await eventually(lambda: not psutil.pid_exists(pid))
+    assert sorted(os.listdir(home.state_dir / "keeper")) == ["lock", "log"]
+
+
+async def test_servers_that_come_at_once_start_one_keeper(home: Home, open_keeper: Open) -> None:
+    opened = await asyncio.gather(*(open_keeper() for _ in range(4)))
+    assert len({keeper.pid for keeper in opened}) == 1
+    pid = opened[0].pid
+    assert pid is not None
+    # Those that came too late take a moment to end.
+    await eventually(lambda: [process.pid for process in keepers(home.processes())] == [pid])
+    assert psutil.Process(pid).terminal() is None
+    assert os.getsid(pid) == pid
+
+
+async def test_kernels_live_on_when_the_keeper_is_killed_and_the_next_watches_them(
+    home: Home, open_keeper: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = await open_keeper()
+    killed = keeper.pid
+    # The second writes more than its pipe holds while nobody reads.
+    flood = "while ! test -e go; do sleep 0.05; done; head -c 200000 /dev/zero; echo end; exec cat"
+    steady = await launch(keeper, home, "exec sleep 1000", "steady")
+    busy = await launch(keeper, home, f"mkfifo wait; {flood} <>wait", "busy")
+    with caplog.at_level(logging.WARNING):
+        await kill(keeper)
+    (home.root_dir / "go").touch()
+    assert "its 2 kernels live on" in caplog.text
+
+    kept = await keeper.kept()
+    assert keeper.pid != killed
+    assert {k: (v.pid, v.exit_code) for k, v in kept.items()} == {
+        "steady": (steady.pid, None),
+        "busy": (busy.pid, None),
+    }
+
+    async def has_ended_writing() -> bool:
+        return (await keeper.tail("busy")).endswith("end")
+
+    await eventually(has_ended_writing, WAIT)
+    await keeper.signal("steady", signal.SIGTERM)
+    assert await ended(keeper, "steady") == UNKNOWN_EXIT
+    assert not is_alive(steady.pid)
+    assert is_alive(busy.pid)
+
+
+async def test_a_number_that_another_process_got_is_not_taken_for_the_kernel(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    other = sleeping()
+    try:
+        assert start_time(other.pid) is not None
+        output = home.state_dir / "output" / "k.log"
+        assert await keeper.adopt("k", other.pid, "another/1", output, None) is None
+        with pytest.raises(KeeperUnavailable):
+            await keeper.signal("k", signal.SIGKILL)
+        assert await keeper.kept() == {}
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+async def test_kernels_that_nobody_comes_for_are_stopped(home: Home, open_keeper: Open) -> None:
+    keeper = await open_keeper(orphan_timeout=0.5)
+    pid = keeper.pid
+    assert pid is not None
+    kept = await launch(keeper, home, "trap 'echo bye; exit 0' TERM; echo up; sleep 1000 & wait")
+    await asyncio.sleep(1)  # longer than the timeout: a server is there
+
+    async def is_up() -> bool:
+        return await keeper.tail("k") == "up"
+
+    await eventually(is_up, WAIT)
+    assert is_alive(kept.pid)
+    await keeper.close()
+    await eventually(lambda: not is_alive(kept.pid) and not is_alive(pid), WAIT)
+    assert (home.state_dir / "output" / "kernel-k.log").read_text() == "up\nbye\n"
+
+
+def message(number: int) -> list[bytes]:
+    """What iopub says, more or less; every other one has a buffer."""
+    frames = [b"topic", b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b'"%d"' % number]
+    return [*frames, b"x" * 10_000] if number % 2 else [*frames[:-1], frames[-1] + b" " * 10_000]
+
+
+async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
+    home: Home, open_keeper: Open
+) -> None:
+    first = await open_keeper(ring_bytes=3_000_000)
+    await launch(first, home, "exec sleep 1000")
+    public, secret = zmq.curve_keypair()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        iopub = context.socket(zmq.XPUB)
+        iopub.sndhwm = 0
+        iopub.curve_server, iopub.curve_secretkey = True, secret
+        port = iopub.bind_to_random_port("tcp://127.0.0.1")
+        info = {"transport": "tcp", "ip": "127.0.0.1", "iopub_port": port}
+        await first.watch("k", {**info, "curve_publickey": public, "curve_secretkey": secret})
+        assert await asyncio.to_thread(iopub.poll, WAIT * 1000)
+        assert iopub.recv() == b"\x01"
+        await first.close()
+        for number in range(1, 501):
+            iopub.send_multipart(message(number))
+
+        second = await open_keeper(ring_bytes=3_000_000)
+
+        def has_all(end: int) -> Callable[[], Awaitable[bool]]:
+            async def look() -> bool:
+                return (await second.kept())["k"].next == end
+
+            return look
+
+        await eventually(has_all(501), WAIT)
+        kept = (await second.kept())["k"]
+        assert 501 - kept.first in range(270, 300)
+        heard: list[tuple[int, list[bytes]]] = []
+        pages = 0
+        while page := await second.said("k", heard[-1][0] if heard else 0):
+            heard += page
+            pages += 1
+        assert pages >= 3
+        assert [index for index, _ in heard] == list(range(kept.first, 501))
+        assert all(frames == message(number) for number, frames in heard)
+
+        iopub.send_multipart([*message(501)[:-1], b"x" * 3_000_001])
+        iopub.send_multipart(message(502))
+        await eventually(has_all(503), WAIT)
+        assert await second.said("k", 500) == [(502, message(502))]
+    finally:
+        context.destroy(linger=0)
+
+
+async def test_a_long_state_directory_will_do(home: Home, open_keeper: Open) -> None:
+    state_dir = home.path / ("very long " * 20)
+    state_dir.mkdir()
+    keeper = await open_keeper(state_dir=state_dir)
+    assert await keeper.kept() == {}
+
+
+async def test_what_is_open_to_others_is_refused_with_the_remedy(
+    home: Home, open_keeper: Open
+) -> None:
+    target = home.state_dir / "keeper"
+    target.mkdir()
+    target.chmod(0o755)
+    with pytest.raises(KeeperUnavailable, match=f"chmod 0700 {target}"):
+        await open_keeper()
+    target.chmod(0o700)
+    await open_keeper()
+
+
+@pytest.fixture
+def listen(home: Home) -> Any:
+    """``listen(greeting, answers)``: somebody else on the keeper's socket."""
+    servers = []
+
+    async def listen(greeting: bytes, *answers: bytes) -> asyncio.AbstractServer:
+        directory = home.state_dir / "keeper"
+        directory.mkdir(mode=0o700)
+        listener = socket.socket(socket.AF_UNIX)
+        descriptor = os.open(directory, os.O_RDONLY)
+        listener.bind(socket_address(descriptor))
+        (directory / "socket").chmod(0o600)
+        os.close(descriptor)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(greeting)
+            for answer in answers:
+                await reader.read(1000)
+                writer.write(answer)
+            (directory / "socket").unlink(missing_ok=True)
+            server.close()
+            writer.close()
+
+        server = await asyncio.start_unix_server(serve, sock=listener)
+        servers.append(server)
+        return server
+
+    yield listen
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", pack({"hello": 1})])
+async def test_whoever_else_is_on_its_socket_is_refused(
+    open_keeper: Open, listen: Any, greeting: bytes
+) -> None:
+    await listen(greeting)
+    with pytest.raises(KeeperUnavailable, match="is no keeper"):
+        await open_keeper()
+
+
+async def test_a_keeper_of_another_version_is_replaced_and_its_kernels_go_on(
+    home: Home, open_keeper: Open, listen: Any
+) -> None:
+    process = sleeping()
+    try:
+        record = {
+            "kernel_id": "k",
+            "pid": process.pid,
+            "start_time": start_time(process.pid),
+            "exit_code": None,
+            "first": 1,
+            "next": 1,
+            "output": str(home.state_dir / "output" / "k.log"),
+            "info": None,
+            "of later versions": 0,
+        }
+        over = {**record, "kernel_id": "over", "pid": 1, "exit_code": 3}
+        await listen(pack({"keeper": PROTOCOL + 1, "pid": 1}), pack({"answer": [record, over]}))
+        keeper = await open_keeper()
+        kept = await keeper.kept()
+        assert (kept["k"].pid, kept["k"].exit_code) == (process.pid, None)
+        assert await ended(keeper, "over") == 3
+        process.terminate()
+        assert process.wait(WAIT) == -signal.SIGTERM
+        assert await ended(keeper) == UNKNOWN_EXIT
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_ours_lets_go_of_its_kernels_when_it_is_drained(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    killed = keeper.pid
+    kept = await launch(keeper, home, "exec sleep 1000")
+    connection = socket.socket(socket.AF_UNIX)
+    directory = os.open(home.state_dir / "keeper", os.O_RDONLY)
+    connection.connect(socket_address(directory))
+    os.close(directory)
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    writer.write(pack({"ask": "drain", "reason": "of another version"}))
+    told = await asyncio.wait_for(reader.read(), WAIT)
+    writer.close()
+    assert json.dumps(kept.start_time).encode() in told
+
+    async def is_watched_by_another() -> bool:
+        return keeper.pid not in (None, killed) and (await keeper.kept())["k"].exit_code is None
+
+    await eventually(is_watched_by_another, WAIT)
+    assert is_alive(kept.pid)
+
+
+async def test_it_costs_next_to_nothing(home: Home, open_keeper: Open) -> None:
+    keeper = await open_keeper()
+    for number in range(3):
+        await launch(keeper, home, "exec sleep 1000", f"k{number}")
+    process = psutil.Process(keeper.pid)
+    assert process.memory_info().rss < 40 * 2**20
+    before = process.cpu_times()
+    await asyncio.sleep(0.5)
+    after = process.cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.05
+
+
+def test_it_loads_neither_the_service_nor_what_that_needs() -> None:
+    code = "import sys, app.keeper.main; print('\\n'.join(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT
+    )
+    ours = {name for name in ran.stdout.split() if name.startswith("app.")}
+    assert {name for name in ours if not name.startswith("app.keeper")} == set()
+    assert not {"fastapi", "pydantic", "jupyter_client", "tornado"} & {*ran.stdout.split()}

@@ -1,0 +1,171 @@
+"""Kernels that outlive the server, and the next server that owns them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from app.keeper.processes import start_time
+from tests.support.channels import JupyterChannels
+from tests.support.drill import Servers, drill
+from tests.support.executions import Executions
+from tests.support.home import Home
+from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
+from tests.support.processes import eventually, is_alive
+from tests.support.rest import RestClient
+from tests.support.server import run_server
+
+
+@pytest.fixture
+def servers(home: Home) -> Iterator[Servers]:
+    """Servers that keep their kernels, one after the other."""
+    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
+    servers = Servers(home)
+    yield servers
+    if servers.present is not None:
+        servers.present.crash()
+
+
+async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> None:
+    await drill(servers, kernels=3, count=1500, rate=1000, crash_after=0.5)
+
+
+def command(home: Home, *arguments: str) -> str:
+    """What ``kernelkeep kernels`` says."""
+    done = run_server("kernels", "--state-dir", str(home.state_dir), *arguments, home=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def pid_of(rest: RestClient, kernel_id: str) -> int:
+    run = await Executions(rest, kernel_id).run("pid")
+    return int(run["outputs"][0]["text"])
+
+
+def point_row_at(home: Home, kernel_id: str, pid: int) -> None:
+    """Let the registry say that a kernel has this number, and the start time that it had."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        query = "SELECT provisioner FROM kernel WHERE id = ?"
+        (found,) = connection.execute(query, (kernel_id,)).fetchone()
+        info = {**msgspec.json.decode(found), "pid": pid}
+        values = (msgspec.json.encode(info).decode(), pid, kernel_id)
+        connection.execute("UPDATE kernel SET provisioner = ?, pid = ? WHERE id = ?", values)
+    connection.close()
+
+
+async def test_a_server_that_is_told_to_stop_leaves_them(servers: Servers, home: Home) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        killed, sleeping, stopped = [(await rest.start_kernel("fake"))["id"] for _ in range(3)]
+        pids = [await pid_of(rest, kernel_id) for kernel_id in (killed, sleeping, stopped)]
+        for kernel_id in (killed, sleeping):
+            execution = Executions(rest, kernel_id)
+            mine = await execution.begin("sleep 60")
+            await execution.until(mine, "started")
+        waiting = await Executions(rest, sleeping).begin("print held")
+
+    where = ("--state-dir", str(home.state_dir), "--root-dir", str(home.root_dir), "--port", "0")
+    second = run_server(*where, "--on-shutdown", "keep", home=home)
+    assert second.returncode == 2
+    assert f"in use by another server (process {server.pid})" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+
+    server.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
+    assert all(map(is_alive, pids))
+    os.kill(pids[0], signal.SIGKILL)
+    listed = json.loads(command(home, "list", "--json"))
+    assert [(model["id"], model["pid"]) for model in listed] == [
+        (killed, pids[0]),
+        (sleeping, pids[1]),
+        (stopped, pids[2]),
+    ]
+    command(home, "stop", stopped)
+    assert not is_alive(pids[2])
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        found = {model["id"]: model for model in await rest.kernels()}
+        assert found[killed]["execution_state"] == "dead"
+        assert "SIGKILL" in found[killed]["reason"]
+        (lost,) = [e for e in await Executions(rest, killed).listed() if e["state"] == "lost"]
+        assert "SIGKILL" in lost["reason"]
+        assert found[sleeping]["execution_state"] == "busy"
+        await rest.interrupt(sleeping)
+        runs = Executions(rest, sleeping)
+        assert (await runs.ended(mine))["state"] == "error"
+        assert (await runs.ended(waiting))["reason"].startswith("An execution before it failed")
+        assert await pid_of(rest, sleeping) == pids[1]
+        await rest.restart(killed)
+        assert await pid_of(rest, killed) != pids[0]
+        assert sleeping in await asyncio.to_thread(command, home, "list")
+        await asyncio.to_thread(command, home, "stop", "--all")
+        assert not await rest.kernels()
+    await asyncio.to_thread(server.stop)
+
+
+async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id, reused = [(await rest.start_kernel("fake"))["id"] for _ in range(2)]
+        gone = await pid_of(rest, reused)
+        runs = Executions(rest, kernel_id)
+        done = await runs.run("print 1")
+        running = await runs.begin("flood 1000 20 1000")
+        await runs.until(running, "stream")
+    servers.crash()
+    (keeper,) = [p for p in home.processes() if "app.keeper" in p.cmdline()]
+    keeper.kill()
+    await eventually(lambda: not is_alive(keeper.pid))
+    os.kill(gone, signal.SIGKILL)
+    # Another process gets its number: all that differs is when it was started.
+    stranger = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    point_row_at(home, reused, stranger.pid)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        model = await rest.kernel(reused)
+        assert model["execution_state"] == "dead"
+        assert "ended while no server was there" in model["reason"]
+        runs = Executions(rest, kernel_id)
+        assert (await runs.get(done["id"]))["state"] == "ok"
+        ended = await runs.ended(running)
+        assert ended["state"] == "ok"
+        channels = await JupyterChannels.connect(
+            server.ws_url, kernel_id, server.token, query={"after": "0"}
+        )
+        told = await channels.seen(lambda m: m.content.get("name") == "stderr")
+        assert "no longer kept" in told.content["text"]
+        again = await channels.execute("print again")
+        assert again.text == "again\n"
+        await channels.close()
+        await asyncio.gather(rest.delete(kernel_id), rest.delete(reused))
+    await asyncio.to_thread(server.stop)
+    assert stranger.returncode is None
+    stranger.kill()
+    await stranger.wait()
+
+
+async def test_a_registry_of_no_use_is_kept_aside_and_its_kernels_run_on(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        pid = await pid_of(rest, (await rest.start_kernel("fake"))["id"])
+    servers.crash()
+    for file in home.state_dir.glob("registry.sqlite*"):
+        file.write_bytes(b"not a database" * 1000)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert not await rest.kernels()
+    assert "is damaged" in server.output()
+    assert "runs, unknown to this server" in server.output()
+    assert is_alive(pid)
+    assert start_time(pid)

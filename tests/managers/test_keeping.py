@@ -1,0 +1,122 @@
+"""``--on-shutdown keep`` on a real server: what kernels can do, and what they survive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.conftest import MakeServer, servers
+from tests.support.home import Home
+from tests.support.processes import children, eventually, is_alive, keepers
+from tests.support.rest import RestClient, RestError
+from tests.support.running import KernelStarter
+from tests.support.server import ServerProcess, run_server
+
+KEEP = ("--on-shutdown", "keep")
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    with servers(request.config) as make_server:
+        yield make_server(*KEEP)
+
+
+def keeper_of(server: ServerProcess) -> psutil.Process:
+    found = keepers(children(server.pid))
+    assert len(found) == 1, found
+    return found[0]
+
+
+async def test_a_kernel_is_the_keepers_child_and_can_do_what_any_can(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    kernel = await start("python3")
+    code = "import os; print(os.getppid(), os.environ.get('JPY_PARENT_PID'), os.getsid(0))"
+    parent, watched, session = (await kernel.channels.execute(code)).text.split()
+    keeper = keeper_of(server)
+    assert (int(parent), watched) == (keeper.pid, "None")
+    assert int(session) != os.getsid(keeper.pid) != os.getsid(server.pid)
+
+    request = await kernel.begins("import time; print('begun', flush=True); time.sleep(1000)")
+    await kernel.rest.interrupt(kernel.id)
+    assert (await kernel.channels.exchange(request)).error["ename"] == "KeyboardInterrupt"
+
+    await kernel.rest.restart(kernel.id)
+    assert (await kernel.channels.execute("import os; print(os.getsid(0))")).text != session
+
+
+async def test_its_death_is_seen_at_once_and_explained(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    kernel = await start("fake-children")
+    pid = await kernel.pid()
+    spawned = children(pid)
+    exchange = await kernel.channels.execute("raw the last words\ndie 13")
+    assert "exited with code 13. The last it wrote:\nthe last words" in exchange.error["evalue"]
+    await kernel.told("idle")
+    await eventually(lambda: not any(is_alive(child.pid) for child in spawned))
+
+    os.kill(await kernel.pid(), signal.SIGSEGV)
+    await kernel.told("idle")
+    assert "killed by signal 11 (SIGSEGV)" in (await kernel.model())["reason"]
+
+
+async def test_a_start_that_fails_says_why(start: KernelStarter) -> None:
+    with pytest.raises(RestError, match="No such file or directory: '/nonexistent/kernel'"):
+        await start("fake-missing")
+    kernel = await start("fake-exit", ready=False)
+    model = await kernel.becomes("dead")
+    assert "exited with code 7" in model["reason"]
+    assert "the fake kernel cannot start" in model["reason"]
+
+
+async def test_kernels_live_on_when_the_keeper_is_killed(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    kernel = await start()
+    pid, keeper, mark = await kernel.pid(), keeper_of(server), server.mark()
+    keeper.kill()
+    await eventually(lambda: "live on, and another is started" in server.output(mark))
+    await eventually(lambda: keeper_of(server).pid != keeper.pid)
+    assert await kernel.pid() == pid
+
+    exchange = await kernel.channels.execute("die 3")
+    assert "ended; how is not known" in exchange.error["evalue"]
+    await kernel.told("idle")
+    assert psutil.Process(await kernel.pid()).ppid() == keeper_of(server).pid
+
+
+async def test_kernels_live_on_when_the_server_is_killed(
+    make_server: MakeServer, home: Home
+) -> None:
+    server = make_server(*KEEP, home=home)
+    async with RestClient(server.url, server.token) as rest:
+        kernel = await rest.start_kernel("python3")
+        await rest.wait_for_state(kernel["id"], "idle")
+    keeper = keeper_of(server)
+    (process,) = keeper.children()
+    server.crash()
+    await asyncio.sleep(1.5)  # a kernel that ends with its server looks once a second
+    assert is_alive(process.pid)
+    assert is_alive(keeper.pid)
+
+
+def test_what_is_open_to_others_stops_the_start(home: Home) -> None:
+    (home.state_dir / "keeper").mkdir(mode=0o700)
+    (home.state_dir / "keeper" / "socket").touch()
+    (home.state_dir / "keeper" / "socket").chmod(0o660)
+    refused = run_server(*KEEP, "--state-dir", str(home.state_dir), home=home)
+    assert refused.returncode == 2
+    remedy = f"chmod 0600 {home.state_dir / 'keeper' / 'socket'}"
+    assert f"is open to others (mode 0660): {remedy}" in refused.stderr
+
+
+def test_forked_kernels_cannot_be_kept(home: Home) -> None:
+    refused = run_server(*KEEP, "--fork-kernels", "python3", home=home)
+    assert refused.returncode == 2
+    assert "fork_kernels and on_shutdown=keep exclude each other" in refused.stderr
