@@ -344,15 +344,19 @@ class Kernel:
     async def _register(self) -> None:
         if self._house.registry is None or self._manager is None:
             return
-        record = await record_of(
-            self,
-            self._manager,
-            self._info,
-            cwd=self._cwd,
-            env=self._env,
-            created=self._created,
-            generation=self._generation,
-        )
+        try:
+            record = await record_of(
+                self,
+                self._manager,
+                self._info,
+                cwd=self._cwd,
+                env=self._env,
+                created=self._created,
+                generation=self._generation,
+            )
+        except Exception:  # of a provisioner of somebody else's making
+            logger.exception("kernel %s: the next server will not know it", self.id)
+            return
         await self._house.registry.save(record)
 
     async def _unregister(self) -> None:
