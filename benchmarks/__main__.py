@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from benchmarks.bare import Bare
 from benchmarks.calibration import calibrate
@@ -21,6 +22,9 @@ from benchmarks.plots import plot
 from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, kernelkeep, peer
 from benchmarks.starting import WAYS, ways
 from benchmarks.table import markdown
+
+BEGIN: Final = "<!-- scripts/benchmark --readme writes from here -->"
+END: Final = "<!-- to here -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,15 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for target in targets:
             target.stop()
         seconds = time.monotonic() - began
-        about = _about(targets, options, limit, load, seconds)
-        _write(folder, results, about)
+        about = _about(targets, options, results.rounds, limit, load, seconds)
+        table = _write(folder, results, about)
+        if options.readme:
+            _into_readme(table)
     return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a look in some minutes: no figures")
-    parser.add_argument("--rounds", type=int, help="how often each measure is repeated")
+    parser.add_argument("--rounds", type=int, help="how often each measure is repeated, at most")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=15,
+        help="no round begins that would go beyond; the first is always made (default: 15)",
+    )
+    parser.add_argument("--readme", action="store_true", help="put the table into the README too")
     parser.add_argument("--output", default=str(ROOT / "build" / "benchmarks"))
     names = [measure.name for measure in MEASURES]
     parser.add_argument("--only", action="append", choices=names, help="only this measure")
@@ -90,18 +103,32 @@ def _run(
 ) -> None:
     """Every measure of every round on every server in turn, so that all see the same machine."""
     scale = Scale(0.08 if options.quick else 1.0)
+    end = time.monotonic() + 60 * options.minutes
     for target in targets:
         _start(target, results)
-    for number in range(options.rounds):
-        for measure in measures:
-            if number and measure.once:
+    repeated = [measure for measure in measures if not measure.once]
+    longest = 0.0
+    for number in range(options.rounds if repeated else 1):
+        began = time.monotonic()
+        if number and began + longest > end:
+            break
+        _round(targets, repeated, scale, results)
+        longest = max(longest, time.monotonic() - began)
+        results.rounds += 1
+        if number == 0:
+            _round(targets, [m for m in measures if m.once], scale, results)
+
+
+def _round(
+    targets: list[Server | Bare], measures: list[Measure], scale: Scale, results: Results
+) -> None:
+    for measure in measures:
+        for target in targets:
+            if isinstance(target, Bare) and not measure.bare:
                 continue
-            for target in targets:
-                if isinstance(target, Bare) and not measure.bare:
-                    continue
-                if target.name in WAYS and not measure.ways:
-                    continue
-                _measure(target, measure, scale, results)
+            if target.name in WAYS and not measure.ways:
+                continue
+            _measure(target, measure, scale, results)
 
 
 def _start(target: Server | Bare, results: Results) -> None:
@@ -145,13 +172,14 @@ def commit() -> str:
 def _about(
     targets: Sequence[Server | Bare],
     options: argparse.Namespace,
+    rounds: int,
     limit: float,
     load: float,
     seconds: float,
 ) -> list[str]:
     """What a reader must know of the run."""
     return [
-        f"{time.strftime('%Y-%m-%d %H:%M')} UTC; {options.rounds} round(s), {seconds / 60:.0f} min"
+        f"{time.strftime('%Y-%m-%d %H:%M')} UTC; {rounds} round(s), {seconds / 60:.0f} min"
         + (
             " (--quick: a look; with about a tenth of the kernels and messages that the lines name)"
             if options.quick
@@ -165,13 +193,23 @@ def _about(
     ]
 
 
-def _write(folder: Path, results: Results, about: Sequence[str]) -> None:
+def _write(folder: Path, results: Results, about: Sequence[str]) -> str:
+    """Write what came out; the table, with what a reader must know."""
     text = "\n".join(f"- {line}" for line in about) + "\n\n" + markdown(results) + "\n"
     (folder / "table.md").write_text(text)
     data = {"about": list(about), **results.as_json()}
     (folder / "results.json").write_text(json.dumps(data, indent=1))
     plot(results, folder / "plots.png")
     print(f"\n{text}\nwritten to {folder}: table.md, results.json, plots.png")
+    return text
+
+
+def _into_readme(table: str) -> None:
+    """Replace the table in the README; what else is said there is for people to write."""
+    path = Path(__file__).parent / "README.md"
+    before, mark, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    path.write_text(f"{before}{mark}\n\n{table}\n{end}{after}")
 
 
 if __name__ == "__main__":

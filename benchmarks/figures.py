@@ -26,6 +26,7 @@ class Results:
 
     def __init__(self, servers: Sequence[str]) -> None:
         self.servers = list(servers)
+        self.rounds = 0
         self._values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.problems: dict[str, dict[str, str]] = defaultdict(dict)
 

@@ -11,17 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import subprocess
-import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-import app
 from app.keeper.processes import (
     UNKNOWN_EXIT,
     open_process,
@@ -33,15 +29,12 @@ from app.keeper.protocol import (
     Garbled,
     TooOpen,
     check_private,
-    is_own_peer,
     keeper_dir,
     open_dir,
-    pack,
-    receive,
-    socket_address,
 )
 from app.machine import network_file_system
 from app.managers.errors import KeeperUnavailable
+from app.managers.keeper_link import KeeperLink, execute_keeper
 from app.settings import Settings
 
 __all__ = ["Keeper", "Kept", "check_state_dir", "new_keeper"]
@@ -51,16 +44,11 @@ logger = logging.getLogger(__name__)
 START_SECONDS: Final = 30.0
 """How long a keeper may take to start, and one that ends to be gone."""
 
-ANSWER_SECONDS: Final = 10.0
-"""How long it may take for an answer."""
-
 CLOSE_SECONDS: Final = 2.0
 """How long one that is left with nothing to keep may take to end."""
 
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
-
-MAX_LOG_BYTES: Final = 2**20
 
 TAIL_BYTES: Final = 8192
 TAIL_LINES: Final = 12
@@ -104,7 +92,7 @@ class Keeper:
             "output_bytes": output_bytes,
         }
         self._loop = asyncio.get_running_loop()
-        self._link: _Link | None = None
+        self._link: KeeperLink | None = None
         self._linking = asyncio.Lock()
         self._kernels: dict[str, _Watched] = {}
         self._early: dict[int, int] = {}  # exit codes by pid
@@ -277,7 +265,7 @@ class Keeper:
         answer, _ = await link.ask({"ask": ask, **fields})
         return answer
 
-    async def _linked(self) -> _Link:
+    async def _linked(self) -> KeeperLink:
         if self._link is not None:
             return self._link
         async with self._linking:
@@ -287,7 +275,7 @@ class Keeper:
                 self._link = await self._connect()
             return self._link
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> KeeperLink:
         try:
             async with asyncio.timeout(START_SECONDS):
                 link, left = await self._find()
@@ -303,7 +291,7 @@ class Keeper:
             raise
         return link
 
-    async def _hand_over(self, link: _Link, left: Iterable[_Watched]) -> None:
+    async def _hand_over(self, link: KeeperLink, left: Iterable[_Watched]) -> None:
         """Greet a keeper, and tell it of the kernels that another had."""
         answer, _ = await link.ask({"ask": "hello", "protocol": PROTOCOL, **self._options})
         records = msgspec.convert(answer, list[Kept])
@@ -316,13 +304,13 @@ class Keeper:
             if kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
 
-    async def _find(self) -> tuple[_Link, list[_Watched]]:
+    async def _find(self) -> tuple[KeeperLink, list[_Watched]]:
         """A keeper of our version, and the kernels of one of another version that it replaces."""
         directory = await asyncio.to_thread(open_dir, self._state_dir)
         left: list[_Watched] = []
         try:
             while True:
-                link = await _Link.open(directory, self)
+                link = await KeeperLink.open(directory, self)
                 if link is None:
                     await self._start()
                 elif link.protocol == PROTOCOL:
@@ -340,7 +328,7 @@ class Keeper:
         ours, theirs = os.pipe()
         try:
             try:
-                process = await asyncio.to_thread(_execute, self._state_dir, theirs)
+                process = await asyncio.to_thread(execute_keeper, self._state_dir, theirs)
                 self._processes.append(process)
             finally:
                 os.close(theirs)
@@ -375,7 +363,7 @@ class Keeper:
         else:  # whoever launched it has not yet got its turn to read the answer
             self._early[fields["pid"]] = fields["code"]
 
-    def on_end(self, link: _Link) -> None:
+    def on_end(self, link: KeeperLink) -> None:
         """The connection has ended."""
         if link is not self._link or self._closed:
             return
@@ -414,7 +402,7 @@ class Keeper:
         if code is not None:
             watched.end(code)
 
-    async def _adopt_again(self, link: _Link, watched: _Watched) -> None:
+    async def _adopt_again(self, link: KeeperLink, watched: _Watched) -> None:
         """Tell a new keeper of a kernel that it has not."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
@@ -491,151 +479,6 @@ class _Watched:
         with contextlib.suppress(OSError):
             signal_group(self.pidfd, self.pid, self.start_time, 9)
         self.end(UNKNOWN_EXIT)
-
-
-class _Link:
-    """One connection to one keeper's process."""
-
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        greeting: Fields,
-        keeper: Keeper,
-    ) -> None:
-        self.protocol: int = greeting["keeper"]
-        self.pid: int = greeting["pid"]
-        self._reader = reader
-        self._writer = writer
-        self._keeper = keeper
-        # It answers in the order in which it is asked.
-        self._asked: deque[asyncio.Future[tuple[Any, bytes]]] = deque()
-        self._open = True
-        self._task = asyncio.get_running_loop().create_task(self._read(), name="keeper")
-
-    @classmethod
-    async def open(cls, directory: int, keeper: Keeper) -> _Link | None:
-        """A connection to whoever listens; None if nobody does.
-
-        Raises `Garbled` for what is no keeper, and `PermissionError` for somebody else's.
-        """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        try:
-            connection.connect(socket_address(directory))
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            return None
-        except BaseException:
-            connection.close()
-            raise
-        if not is_own_peer(connection):
-            connection.close()
-            raise PermissionError("a process of another user listens on its socket")
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                greeting, _ = await receive(reader)
-            if type(greeting.get("keeper")) is not int or type(greeting.get("pid")) is not int:
-                raise Garbled("no greeting")
-            return cls(reader, writer, greeting, keeper)
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
-            writer.close()
-            if getattr(error, "partial", b""):
-                raise Garbled(_FOREIGN) from None
-            await asyncio.sleep(0.05)  # it is about to end
-            return None
-        except (Garbled, TimeoutError):
-            writer.close()
-            raise Garbled(_FOREIGN) from None
-
-    async def ask(self, fields: Fields) -> tuple[Any, bytes]:
-        """The answer and its bytes. Raises `KeeperUnavailable`, and `OSError` as the keeper did."""
-        if not self._open:
-            raise KeeperUnavailable("The keeper of kernels has ended")
-        answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
-        self._asked.append(answer)
-        self._writer.write(pack(fields))
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await answer
-        except TimeoutError:
-            self._writer.transport.abort()
-            raise KeeperUnavailable("The keeper of kernels does not answer") from None
-
-    async def drain(self) -> list[Fields]:
-        """Have it let go of its kernels and end; what it knows of them."""
-        answer, _ = await self.ask({"ask": "drain"})
-        await self.close()
-        return list(answer)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        self._writer.close()
-        self._task.cancel()
-        await asyncio.wait({self._task})
-
-    async def _read(self) -> None:
-        try:
-            while True:
-                fields, data = await receive(self._reader)
-                if "event" in fields:
-                    self._keeper.on_event(fields)
-                elif self._asked:
-                    _settle(self._asked.popleft(), fields, data)
-        except (ConnectionError, asyncio.IncompleteReadError, Garbled) as error:
-            logger.debug("the connection to the keeper has ended: %s", error)
-        finally:
-            self._open = False
-            self._writer.close()
-            for answer in self._asked:
-                if not answer.done():
-                    answer.set_exception(KeeperUnavailable("The keeper of kernels has ended"))
-            self._keeper.on_end(self)
-
-
-_FOREIGN: Final = "what listens on its socket is no keeper; end that process or remove the socket"
-
-
-def _settle(answer: asyncio.Future[tuple[Any, bytes]], fields: Fields, data: bytes) -> None:
-    if answer.done():  # whoever asked has given up
-        return
-    if "answer" in fields:
-        answer.set_result((fields["answer"], data))
-    elif "errno" in fields:
-        error = OSError(fields["errno"], fields["strerror"], fields["filename"])
-        answer.set_exception(error)
-    else:
-        answer.set_exception(KeeperUnavailable(f"The keeper of kernels refuses: {fields['error']}"))
-
-
-def _execute(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
-    """A keeper's process, in a session of its own: no Ctrl+C of our terminal reaches it."""
-    log = keeper_dir(state_dir) / "log"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(log, flags, 0o600)
-    try:
-        if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
-            os.truncate(descriptor, 0)
-        return subprocess.Popen(
-            [sys.executable, "-m", "app.keeper", str(state_dir)],
-            cwd="/",
-            env=_environment(os.environ),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=descriptor,
-            start_new_session=True,
-        )
-    finally:
-        os.close(descriptor)
-
-
-def _environment(server: Mapping[str, str]) -> dict[str, str]:
-    """The server's without its own options, the token among them; it finds the same `app`."""
-    env = {name: value for name, value in server.items() if not name.startswith("KERNELKEEP_")}
-    root = str(Path(app.__file__).parents[1])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
-    return env
 
 
 def _tail_of(path: str) -> str:

@@ -233,25 +233,33 @@ def _find_files(directory: Path) -> list[tuple[Position, Position, Path, float]]
 
 
 def _write_file(path: Path, entries: list[Entry]) -> None:
+    # As little as can be: while this runs, in a thread, the event loop does not.
     chunks: list[bytes] = []
+    add, pack = chunks.append, _RECORD.pack
     for entry in entries:
-        owner = b"" if entry.owner is None else entry.owner.encode("utf-8", "surrogatepass")
-        frame = entry.message.frame
-        length = -1 if entry.owner is None else len(owner)
-        chunks += (
-            _RECORD.pack(len(frame), entry.seq, entry.offset, entry.transient, length),
-            owner,
-            frame,
-        )
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        frame, owner = entry.message.frame, entry.owner
+        if owner is None:
+            add(pack(len(frame), entry.seq, entry.offset, entry.transient, -1))
+        else:
+            name = owner.encode("utf-8", "surrogatepass")
+            add(pack(len(frame), entry.seq, entry.offset, entry.transient, len(name)) + name)
+        add(frame)
     # Under its name it is whole, whenever this process ends.
     unfinished = path.with_name("unfinished")
-    with open(os.open(unfinished, flags, 0o600), "wb", buffering=0) as file:
+    with open(_create(unfinished), "wb", buffering=0) as file:
         data = memoryview(b"".join(chunks))
         while data:
             data = data[file.write(data) :]
     unfinished.rename(path)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:  # the first one of this kernel
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, flags, 0o600)
 
 
 def _read_file(path: Path) -> list[Entry]:

@@ -7,10 +7,14 @@ empty key means no signatures [Jupyter messaging protocol, "The wire protocol"].
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Iterable
+from hmac import compare_digest
+from typing import TYPE_CHECKING
 
 from app.protocol.messages import Buffer
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 __all__ = ["Signer"]
 
@@ -30,22 +34,39 @@ class Signer:
             or not hashlib.new(self._hash).digest_size
         ):
             raise ValueError(f"unknown signature scheme {scheme!r}")
-        # Copied for each message, which is cheaper than to begin with the key each time.
-        self._keyed = hmac.new(key, digestmod=self._hash) if key else None
+        self._key = key
+        # The two hashes of an HMAC, fed with the key [RFC 2104, section 4]. Copied for each
+        # message, they take two thirds of the time of a copied `hmac.HMAC`.
+        self._inner, self._outer = _keyed(key, self._hash)
 
     def sign(self, parts: Iterable[Buffer]) -> bytes:
         """The signature of a message's four JSON parts, given in order; empty without a key."""
-        if self._keyed is None:
+        if not self._key:
             return b""
-        digest = self._keyed.copy()
+        inner = self._inner.copy()
         for part in parts:
-            digest.update(part)
-        return digest.hexdigest().encode()
+            inner.update(part)
+        return self._finish(inner)
 
     def verify(self, signature: Buffer, signed: Buffer) -> bool:
         """Whether ``signature`` is that of ``signed``, the four parts lying behind each other."""
-        if self._keyed is None:
+        if not self._key:
             return True
-        digest = self._keyed.copy()
-        digest.update(signed)
-        return hmac.compare_digest(digest.hexdigest().encode(), signature)
+        inner = self._inner.copy()
+        inner.update(signed)
+        return compare_digest(self._finish(inner), signature)
+
+    def _finish(self, inner: Hash) -> bytes:
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.hexdigest().encode()
+
+
+def _keyed(key: bytes, name: str) -> tuple[Hash, Hash]:
+    inner, outer = hashlib.new(name), hashlib.new(name)
+    if len(key) > inner.block_size:
+        key = hashlib.new(name, key).digest()
+    key = key.ljust(inner.block_size, b"\0")
+    inner.update(bytes(byte ^ 0x36 for byte in key))
+    outer.update(bytes(byte ^ 0x5C for byte in key))
+    return inner, outer

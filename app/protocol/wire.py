@@ -28,16 +28,17 @@ from app.protocol.messages import (
 from app.protocol.signing import Signer
 
 __all__ = [
+    "DELIMITER",
     "LEADING_FRAMES",
     "BadSignature",
     "MalformedMessage",
-    "is_regular",
     "pack",
     "split",
     "unpack",
 ]
 
 DELIMITER: Final = b"<IDS|MSG>"
+"""Where it belongs is behind iopub's topic, else in front."""
 
 LEADING_FRAMES: Final = {"iopub": 6, "shell": 5, "control": 5, "stdin": 5}
 """How many frames come before a message's content: on iopub a topic, then as everywhere the
@@ -58,12 +59,6 @@ def pack(message: ClientMessage, signer: Signer) -> list[Buffer]:
     """The frames that carry a client's message to its kernel, signed."""
     parts = message.parts
     return [DELIMITER, signer.sign(parts[:4]), *parts]
-
-
-def is_regular(channel: str, frames: Sequence[Buffer]) -> bool:
-    """Whether the delimiter is where it belongs: behind iopub's topic, else in front."""
-    place = LEADING_FRAMES[channel] - 5
-    return len(frames) > place and frames[place] == DELIMITER
 
 
 def split(channel: str, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
@@ -93,15 +88,17 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
         start = frames.index(DELIMITER)
     except ValueError:
         raise MalformedMessage("no <IDS|MSG> delimiter") from None
-    if len(frames) < start + 6:
-        raise MalformedMessage(f"{len(frames) - start - 1} frames after the delimiter, not 5")
     parts = frames[start + 2 :]
+    if len(parts) < 4:
+        raise MalformedMessage(f"{len(frames) - start - 1} frames after the delimiter, not 5")
     frame, bounds = v1.encode(channel, parts)
     # The four signed parts lie behind each other in the frame, so no second copy is made.
     signed = memoryview(frame)[bounds[1] : bounds[5]]
     if not signer.verify(frames[start + 1], signed):
         raise BadSignature("the signature does not match")
-    if not _is_utf8(signed):
+    try:
+        str(signed, "utf-8")
+    except UnicodeDecodeError:
         parts = [bytes(part).decode("utf-8", "replace").encode() for part in parts[:4]] + [
             *parts[4:]
         ]
@@ -111,17 +108,9 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
         raise MalformedMessage("header: msg_type is missing")
     if not _is_object(parts[3]):
         return _replacement(channel, header, parts[1])
-    if not _is_object(parts[2]):
+    if parts[2] != b"{}" and not _is_object(parts[2]):
         frame, bounds = v1.encode(channel, [*parts[:2], b"{}", *parts[3:]])
     return Message(channel, frame, bounds, header, parent)
-
-
-def _is_utf8(view: memoryview) -> bool:
-    try:
-        str(view, "utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _is_object(part: Buffer) -> bool:

@@ -33,12 +33,13 @@ class FrameWriter(Protocol):
     def acknowledged(self) -> Position | None:
         """The place in the log up to which the client is known to have everything."""
 
-    async def write(
-        self, frames: Iterable[tuple[bytes, bool]], place: Position | None = None
-    ) -> None:
-        """Write frames, each a payload and whether it is text; return when more may come.
+    def join(self, frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
+        """What to write for frames, each a payload and whether it is text; for any connection."""
 
-        They bring the client to ``place`` in the log.
+    async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
+        """Write what `join` made; return when more may come.
+
+        It brings the client to ``place`` in the log.
         """
 
     async def lost(self) -> None:
@@ -78,14 +79,36 @@ def sender_for(websocket: WebSocket, start: Position, *, is_v1: bool, numbered: 
     return _PlainSender(websocket, encode)
 
 
+class _LastBatch:
+    """What was written last: the readers that are level with each other are sent the same."""
+
+    __slots__ = ("chunks", "encode", "messages")
+
+    def __init__(self) -> None:
+        self.encode: Encode | None = None
+        self.messages: Sequence[Message] = ()
+        self.chunks: list[bytes] = []
+
+
 class _BatchSender:
+    # Of all connections; the readers of one kernel are woken one after the other.
+    _last = _LastBatch()
+
     def __init__(self, writer: FrameWriter, encode: Encode, start: Position) -> None:
         self._writer = writer
         self._encode = encode
         self._start = start
 
     async def send(self, messages: Sequence[Message], place: Position) -> None:
-        await self._writer.write(self._encode(messages), place)
+        last = self._last
+        # Messages are compared by identity, so this tells at the first when they are others.
+        if last.encode is self._encode and last.messages == messages:
+            chunks = last.chunks
+        else:
+            chunks = self._writer.join(self._encode(messages))
+            if len(chunks) == 1:  # large ones would be kept alive here, and cost little to join
+                last.encode, last.messages, last.chunks = self._encode, messages, chunks
+        await self._writer.write(chunks, place)
 
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
         return self._writer.acknowledged or self._start

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct, pack, unpack
 from typing import Final, cast
 
@@ -117,44 +117,52 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         """The place in the log up to which the client is known to have everything."""
         return self._acknowledgements.acknowledged
 
-    async def write(
-        self, frames: Iterable[tuple[bytes, bool]], place: Position | None = None
-    ) -> None:
-        """Write frames, each a payload and whether it is text (`app.ws.sending.FrameWriter`).
+    @staticmethod
+    def join(frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
+        """What to write for frames, each a payload and whether it is text.
 
-        They bring the client to ``place`` in the log.
+        The small ones are joined, the large ones not copied.
+        """
+        chunks: list[bytes] = []
+        small: list[bytes] = []
+        for payload, is_text in frames:
+            length = len(payload)
+            if 126 <= length < 65536:  # nearly all: without a call
+                small.append(_pack_medium(_TEXT if is_text else _BINARY, 126, length))
+            else:
+                small.append(_frame_header(_TEXT if is_text else _BINARY, length))
+            if length > JOIN_BYTES:
+                chunks += b"".join(small), payload
+                small.clear()
+            else:
+                small.append(payload)
+        if small:
+            chunks.append(b"".join(small))
+        return chunks
+
+    async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
+        """Write what `join` made (`app.ws.sending.FrameWriter`).
+
+        It brings the client to ``place`` in the log.
         Raises `ClientDisconnected` when the connection is closed or closing.
         """
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             raise ClientDisconnected()
-        small: list[bytes] = []
-        for payload, is_text in frames:
-            length = len(payload)
-            small.append(_frame_header(_TEXT if is_text else _BINARY, length))
-            if length > JOIN_BYTES:
-                self._hand_over(b"".join(small))
-                self._hand_over(payload)
-                small.clear()
-            else:
-                small.append(payload)
+        parts = [*chunks]
+        self._written += sum(map(len, parts))
         if place is not None:
             self._acknowledgements.sent(place)
             # In the same write where it may: a client that has read what is before the ping has
             # answered it, however soon its connection breaks then.
             if self._written - self._asked >= PING_BYTES or self.loop.time() >= self._next_ping:
-                small.append(self._ping())
+                parts.append(self._ping())
             self._plan_ping()
-        if small:
-            self._hand_over(b"".join(small))
+        self.transport.writelines(parts)
         # Everybody else gets a turn, even when the socket has taken all of it at once.
         await asyncio.sleep(0)
         await self.writable.wait()
         if self.disconnected:
             raise ClientDisconnected()
-
-    def _hand_over(self, data: bytes) -> None:
-        self._written += len(data)
-        self.transport.write(data)
 
     def _plan_ping(self) -> None:
         """Ask soon whether what was written has arrived, unless that is planned already."""

@@ -18,12 +18,15 @@ def line(key: str) -> Line:
 @pytest.mark.parametrize(
     ("key", "figures", "expected"),
     [
-        ("iopub_v1_100", {OURS: 80_000.0}, "met"),
+        ("iopub_v1_100", {OURS: 80_000.0, BARE: 80_000.0}, "met"),
+        ("iopub_v1_100", {OURS: 80_000.0, BARE: 80_001.0}, "**not met**"),
+        ("iopub_v1_100", {OURS: 80_000.0}, "?"),
         ("iopub_v1_100", {OURS: 79_999.0}, "**not met**"),
         ("iopub_v1_100", {PEER: 80_000.0}, "?"),
         ("iopub_v1_1M", {OURS: 500.0, BARE: 499.0}, "met"),
         ("iopub_v1_1M", {OURS: 500.0, BARE: 501.0}, "**not met**"),
-        ("round_trip_v1_p50", {OURS: 0.6, BARE: 0.2}, "met"),
+        ("round_trip_v1_p50", {OURS: 0.6, BARE: 0.2, PEER: 30.0}, "met"),
+        ("round_trip_v1_p50", {OURS: 0.6, BARE: 0.2, PEER: 29.9}, "**not met**"),
         ("round_trip_v1_p50", {OURS: 0.7, BARE: 0.2}, "**not met**"),
         ("round_trip_v1_p50", {OURS: 0.6}, "?"),
         ("list_200", {OURS: 4000.0, PEER: 1000.0, "other": 900.0}, "met"),

@@ -32,6 +32,16 @@ def test_what_is_signed_verifies(key: bytes, parts: list[bytes]) -> None:
     assert signer.verify(memoryview(signature), memoryview(b"".join(parts)))
 
 
+@pytest.mark.parametrize("name", ["sha256", "sha512", "sha3_256", "md5"])
+@pytest.mark.parametrize("size", [1, 64, 65, 200])
+def test_a_key_may_be_longer_than_a_block_of_the_hash(name: str, size: int) -> None:
+    key = b"k" * size
+
+    signature = Signer(key, f"hmac-{name}").sign(PARTS)
+
+    assert signature == hmac.new(key, b"".join(PARTS), name).hexdigest().encode()
+
+
 @pytest.mark.parametrize(
     "signature",
     [
