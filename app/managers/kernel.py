@@ -321,13 +321,10 @@ class Kernel:
             self._removed = True
             await self._end_life()
             traffic = self.traffic
-            traffic.note_places()
-            traffic.close_channels()
+            traffic.leave()
             await self._register()
+            # The journal stays open: connections that end only now tell how far they have come.
             await traffic.log.save()
-            if traffic.log.journal is not None:
-                traffic.log.journal.close()
-                traffic.log.journal = None
             if self._process is not None:
                 self._process.close()
             if self._manager is not None:
