@@ -22,6 +22,7 @@ from app.keeper.processes import has_ended, open_process, signal_group, start_ti
 from app.managers.log_files import KEPT
 from app.managers.registry import Lock
 from app.managers.registry_store import KernelRecord, SQLiteRegistry, UnusableRegistry
+from app.managers.transports import socket_files
 from app.settings import Settings
 
 __all__ = ["announce_server", "kernels_command"]
@@ -148,11 +149,7 @@ def _clean(state_dir: Path, record: KernelRecord) -> None:
         state_dir / "output" / f"kernel-{record.id}.log",
         Path(record.connection_file),
     ]
-    info = record.connection
-    if info.get("transport") == "ipc":
-        ports = [value for name, value in info.items() if name.endswith("_port")]
-        files += [Path(f"{info['ip']}-{port}") for port in ports]
-    for file in files:
+    for file in [*files, *socket_files(record.connection)]:
         file.unlink(missing_ok=True)
     shutil.rmtree(state_dir / "logs" / KEPT / record.id, ignore_errors=True)
 

@@ -321,13 +321,10 @@ class Kernel:
             self._removed = True
             await self._end_life()
             traffic = self.traffic
-            traffic.note_places()
-            traffic.close_channels()
+            traffic.leave()
             await self._register()
+            # The journal stays open: connections that end only now tell how far they have come.
             await traffic.log.save()
-            if traffic.log.journal is not None:
-                traffic.log.journal.close()
-                traffic.log.journal = None
             if self._process is not None:
                 self._process.close()
             if self._manager is not None:
@@ -344,15 +341,19 @@ class Kernel:
     async def _register(self) -> None:
         if self._house.registry is None or self._manager is None:
             return
-        record = await record_of(
-            self,
-            self._manager,
-            self._info,
-            cwd=self._cwd,
-            env=self._env,
-            created=self._created,
-            generation=self._generation,
-        )
+        try:
+            record = await record_of(
+                self,
+                self._manager,
+                self._info,
+                cwd=self._cwd,
+                env=self._env,
+                created=self._created,
+                generation=self._generation,
+            )
+        except Exception:  # of a provisioner of somebody else's making
+            logger.exception("kernel %s: the next server will not know it", self.id)
+            return
         await self._house.registry.save(record)
 
     async def _unregister(self) -> None:

@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows: what a crash leaves there stays until somebody removes it
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["KEPT", "LogFiles"]
+__all__ = ["KEPT", "LOCK", "LogFiles"]
 
 logger = logging.getLogger(__name__)
 

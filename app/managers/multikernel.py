@@ -149,12 +149,14 @@ class MultiKernelManager:
         )
         self._succession: Succession | None = None
         if registry is not None:
-            self._succession = Succession(registry, self.keeper, lambda: self)
+            self._succession = Succession(registry, self.keeper, lambda: self, settings.state_dir)
 
     async def adopt_kernels(self) -> None:
         """Own what an earlier process of the server has left here; call it first, and once."""
         if self._succession is not None:
-            await self._succession.adopt(self._adopt)
+            # Kernels that are kept warm come later: none of them is taken for one that was left.
+            with self.starts.busy():
+                await self._succession.adopt(self._adopt)
 
     async def _adopt(self, record: KernelRecord) -> None:
         spec = await find_spec(self._house, record)

@@ -76,6 +76,15 @@ class Starts:
         came_up.add_done_callback(lambda _: release())
         asyncio.get_running_loop().call_later(SLOT_SECONDS, release)
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Within, what waits for `quiet` goes on waiting."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
     async def quiet(self) -> None:
         """Return when no kernel starts. Has no bound of its own: it is for what may wait."""
         await self._idle.wait()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from pathlib import Path
 from typing import Final
 
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper
 from app.managers.kernel import Kernel
+from app.managers.log_files import KEPT, LOCK
 from app.managers.registry import Registry
 from app.managers.registry_store import KernelRecord
+from app.managers.transports import socket_files
 
 __all__ = ["Succession"]
 
@@ -33,9 +37,14 @@ class Succession:
     """Of one server. Make it inside a running event loop, and `close` it there."""
 
     def __init__(
-        self, registry: Registry, keeper: Keeper | None, kernels: Callable[[], Iterable[Kernel]]
+        self,
+        registry: Registry,
+        keeper: Keeper | None,
+        kernels: Callable[[], Iterable[Kernel]],
+        state_dir: Path,
     ) -> None:
         self._registry = registry
+        self._state_dir = state_dir
         self._keeper = keeper
         self._kernels = kernels
         self._changes: dict[str, int] = {}
@@ -48,7 +57,10 @@ class Succession:
     async def adopt(self, one: Callable[[KernelRecord], Awaitable[None]]) -> None:
         """Have every kernel that was left adopted by ``one``; returns when all are, or most."""
         records = await self._registry.load()
-        await self._end_unknown({record.id for record in records})
+        known = {record.id for record in records}
+        await self._end_unknown(known)
+        if not self._registry.put_aside:
+            await asyncio.to_thread(_remove_leftovers, self._state_dir, known)
         if not records:
             return
         loop = asyncio.get_running_loop()
@@ -85,6 +97,13 @@ class Succession:
                     await self._keeper.signal(kernel_id, signal.SIGKILL)
                     await asyncio.wait({self._keeper.exited(kernel_id)}, timeout=5.0)
                 await self._keeper.forget(kernel_id)
+                files = [
+                    self._state_dir / "runtime" / f"kernel-{kernel_id}.json",
+                    self._state_dir / "output" / f"kernel-{kernel_id}.log",
+                    *socket_files(kept[kernel_id].info or {}),
+                ]
+                for file in files:
+                    file.unlink(missing_ok=True)
         except (KeeperUnavailable, ProcessLookupError) as error:
             logger.error("it is not known which kernels were left: %s", error)
 
@@ -104,3 +123,15 @@ class Succession:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:
+    """Remove logs and journals of kernels that are no more: they were dead when a server ended."""
+    for directory in (state_dir / "logs" / KEPT, state_dir / "journals"):
+        for path in directory.glob("*"):
+            if path.stem in known or path.name == LOCK:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

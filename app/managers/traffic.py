@@ -530,7 +530,13 @@ class Traffic:
             return hide_traceback(message, self._settings.traceback_replacement_message)
         return message
 
-    # After another process of the server
+    # Before and after another process of the server
+
+    def leave(self) -> None:
+        """Let go of the process, which runs on. What comes for it now does not reach it."""
+        self.note_places()
+        self._outbox.close()
+        self.close_channels()
 
     @property
     def session(self) -> str:

@@ -23,7 +23,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from app.managers.channels import ConnectionInfo
 
-__all__ = ["Transports", "ports_taken", "sockets_exist"]
+__all__ = ["Transports", "ports_taken", "socket_files", "sockets_exist"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +130,14 @@ def sockets_exist(info: ConnectionInfo) -> bool:
     return any(
         os.path.exists(f"{info['ip']}-{info[name]}") for name in ("shell_port", "control_port")
     )
+
+
+def socket_files(info: ConnectionInfo) -> list[Path]:
+    """The ipc sockets that a kernel with this connection information binds; none over tcp."""
+    if info.get("transport") != "ipc":
+        return []
+    ports = [value for name, value in info.items() if name.endswith("_port")]
+    return [Path(f"{info['ip']}-{port}") for port in ports]
 
 
 def ports_taken(info: ConnectionInfo) -> bool:
