@@ -296,7 +296,13 @@ async def settle_inherited(kernel: Kernel) -> None:
         await asyncio.sleep(0.2)
         if answer is None:
             continue
-        quiet = quiet + 1 if traffic.tracker.begun == began and not kernel.state.busy else 0
+        if traffic.tracker.begun != began:
+            quiet = 0
+            continue
+        quiet += 1
+        if kernel.state.busy:  # it went idle when nobody was there to hear it
+            kernel.state.execution_state = "idle"
+            kernel.state.changes += 1
     if kernel.state.lifecycle is Lifecycle.RUNNING:
         traffic.answer_overdue(all_of_them=True)
 

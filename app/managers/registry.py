@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 LOCK: Final = "registry.lock"
 
-BEHIND_SECONDS: Final = 0.05
+BEHIND_SECONDS: Final = 0.02
 """How long what is written behind may wait for more."""
 
 RENEW_SECONDS: Final = 5.0
@@ -213,8 +213,8 @@ class Registry:
     async def _write_behind(self) -> None:
         try:
             while self._activity or self._changed or self._forgotten:
+                await self.flush()  # at once, and what comes meanwhile together
                 await asyncio.sleep(BEHIND_SECONDS)
-                await self.flush()
         finally:
             self._writer = None
 

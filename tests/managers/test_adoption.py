@@ -135,7 +135,7 @@ async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(
         assert model["execution_state"] == "dead"
         assert "ended while no server was there" in model["reason"]
         runs = Executions(rest, kernel_id)
-        assert (await runs.get(done["id"]))["state"] == "ok"
+        assert (await runs.ended(done["id"]))["state"] == "ok"
         ended = await runs.ended(running)
         assert ended["state"] == "ok"
         channels = await JupyterChannels.connect(
