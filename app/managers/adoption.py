@@ -287,7 +287,7 @@ async def settle_inherited(kernel: Kernel) -> None:
     turns with our questions, so one that begins nothing between two of them has nothing left.
     """
     traffic = kernel.traffic
-    traffic.answer_overdue(all_of_them=False)
+    traffic.settle_inherited(all_of_them=False)
     quiet = 0
     while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
         began = traffic.tracker.begun
@@ -304,7 +304,7 @@ async def settle_inherited(kernel: Kernel) -> None:
             kernel.state.execution_state = "idle"
             kernel.state.changes += 1
     if kernel.state.lifecycle is Lifecycle.RUNNING:
-        traffic.answer_overdue(all_of_them=True)
+        traffic.settle_inherited(all_of_them=True)
 
 
 def remove_journal(house: KernelHouse, kernel_id: str) -> None:

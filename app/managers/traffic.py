@@ -21,8 +21,8 @@ from app.managers.counters import Counters
 from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
+from app.managers.inheritance import Inheritance
 from app.managers.log import MessageLog, Position, Reader
-from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
@@ -61,10 +61,6 @@ _ENDS: Final = {
 
 MADE_UP: Final = b'{"kernelkeep":{"made_up":true}}'
 """The metadata of an answer that the kernel gave, and nobody heard: made of what else it said."""
-
-ON_CONTROL: Final = frozenset(
-    {"shutdown_request", "interrupt_request", "debug_request", "create_subshell_request"}
-)
 
 
 class _Status(msgspec.Struct):
@@ -118,11 +114,7 @@ class Traffic:
         self._reachable = asyncio.Event()
         self._execution_began: float | None = None  # in monotonic seconds
         self._dropped = 0
-        # Of what another process of the server was asked: what is still under way, and whether
-        # there may be more of it than we know.
-        self._inherited: set[str] = set()
-        self._meets_strangers = False
-        self._earlier: Channels | None = None
+        self._inheritance = Inheritance(log, self._requests, self.tracker, self._finish)
 
     # Clients
 
@@ -373,12 +365,7 @@ class Traffic:
         if self._channels is not None:
             self._channels.close()
             self._channels = None
-        self._close_earlier()
-
-    def _close_earlier(self) -> None:
-        if self._earlier is not None:
-            self._earlier.close()
-            self._earlier = None
+        self._inheritance.close()
 
     def close(self, reason: str | None = None) -> None:
         """The process is gone: every request that it has not finished ends here.
@@ -396,7 +383,7 @@ class Traffic:
             # it had gone busy need not have been heard: a process that exits at once says nothing.
             finished = request.idle or request.replied
             was_running = request.msg_type == "execute_request" and not finished
-            self._finish(request, reason if was_running else None)
+            self._finish(request, error=reason if was_running else None)
             if was_running:
                 reason = None
         self.tracker.close(why, was_ready=was_ready)
@@ -406,11 +393,12 @@ class Traffic:
             self.submit(message, session)
 
     def _finish(
-        self, request: Request, error: str | None = None, made_up: dict[str, Any] | None = None
+        self, request: Request, made_up: dict[str, Any] | None = None, *, error: str | None = None
     ) -> None:
         """Answer a request that the kernel will never answer, and go idle for it.
 
-        ``made_up`` is the answer, if what the kernel has said of it tells that.
+        ``made_up`` is the answer, if what the kernel has said of it tells that; ``error`` why the
+        execution that was running failed.
         """
         parent, owner = request.header, request.owner
         if owner == self._session:
@@ -513,12 +501,7 @@ class Traffic:
         request = self._requests.unanswered(execution.id, execution.session)
         if request is not None:
             self._requests.discard(request)
-            made_up = None
-            if execution.id in self._inherited:
-                made_up = reply_made_of_iopub(self.log, execution)
-                count = made_up.get("execution_count")
-                execution.on_reply(self.log.end, made_up["status"], count)
-            self._finish(request, made_up=made_up)
+            self._finish(request, self._inheritance.reply_to(execution))
 
     def _append(self, message: Message, owner: str | None = None) -> None:
         """Number a message of the kernel's."""
@@ -550,14 +533,7 @@ class Traffic:
         log next, and each message told to `replay`.
         """
         self._session = session or self._session
-        self._meets_strangers = True
-        for execution in executions:
-            self.tracker.put_back(execution)
-            if execution.sent and not execution.ended and execution.header:
-                header = Header(execution.id, "execute_request", execution.session)
-                request = ClientMessage("shell", header, [execution.header])
-                self._inherited.add(execution.id)
-                self._requests.add(request, execution.session)
+        self._inheritance.take(executions)
 
     def replay(self, message: Message, *, by_kernel: bool) -> None:
         """This is back in the log: draw the conclusions that were drawn when it was numbered."""
@@ -577,53 +553,12 @@ class Traffic:
         elif message.msg_type == "status":
             self._requests.on_idle(message.parent)
 
-    def _meet(self, message: Message) -> None:
-        """The kernel begins with a request that we do not know; it told us in its status."""
-        parent = message.parent
-        if reply_type(parent.msg_type) is None:
-            return
-        channel = "control" if parent.msg_type in ON_CONTROL else "shell"
-        request = ClientMessage(channel, parent, [bytes(message.part(1))])
-        owner = parent.session or ""
-        if self.tracker.get(parent.msg_id) is None:
-            self._inherited.add(parent.msg_id)
-            self._requests.add(request, owner)
-            if _is_execution(request):
-                self.tracker.on_request(request, owner)
-
-    def answer_overdue(self, *, all_of_them: bool) -> None:
+    def settle_inherited(self, *, all_of_them: bool) -> None:
         """Answer what the kernel was asked before our time, and has done with.
 
-        Its answer was lost. ``all_of_them``: the kernel has nothing left of those requests.
+        ``all_of_them``: it has nothing left of those requests.
         """
-        for request in list(self._requests):
-            execution = self.tracker.get(request.msg_id)
-            if request.msg_id not in self._inherited or request.replied:
-                continue
-            if not request.idle and not all_of_them:
-                continue
-            self._requests.discard(request)
-            made_up = None
-            if execution is not None and not execution.ended:
-                if request.idle or execution.running:
-                    made_up = reply_made_of_iopub(self.log, execution)
-                    count = made_up.get("execution_count")
-                    execution.on_reply(self.log.end, made_up["status"], count)
-                    self._finish(request, made_up=made_up)
-                    self.tracker.finish(execution)
-                    continue
-                reason = "The server that was asked for it ended before the kernel had it"
-                self.tracker.give_up(execution, reason, never_ran=True)
-            self._finish(request)
-        if all_of_them:
-            self._inherited.clear()
-            self._meets_strangers = False
-            self._close_earlier()
-
-    @property
-    def has_inherited(self) -> bool:
-        """Whether the kernel was asked something before our time that has not ended."""
-        return any(request.msg_id in self._inherited for request in self._requests)
+        self._inheritance.settle(all_of_them=all_of_them)
 
     @property
     def channels(self) -> Channels | None:
@@ -643,7 +578,7 @@ class Traffic:
         channels.listener = self
         if earlier is not None:
             earlier.listener = self
-        self._earlier = earlier
+            self._inheritance.hear(earlier)
 
     def _on_iopub(self, message: Message) -> None:
         header, parent, state = message.header, message.parent, self._state
@@ -693,8 +628,8 @@ class Traffic:
         was_at_work = self._state.at_work
         request = self._requests.find(parent)
         ours = parent.session == self._session  # our probes are nobody's work, tracked or not
-        if request is None and self._meets_strangers and reported == "busy" and not ours:
-            self._meet(message)
+        if request is None and self._inheritance.is_open and reported == "busy" and not ours:
+            self._inheritance.meet(message)
             request = self._requests.find(parent)
         if not ours and (request is None or request.channel != "control"):
             self._state.on_status(reported, parent)
