@@ -31,7 +31,8 @@ from app.protocol.messages import Message
 from app.protocol.signing import Signer
 
 if TYPE_CHECKING:
-    from app.managers.kernel import Kernel, KernelHouse
+    from app.managers.kernel import Kernel
+    from app.managers.kernel_house import KernelHouse
 
 __all__ = ["Gone", "adopt_process", "find_spec", "keep_journal", "record_of", "recover"]
 

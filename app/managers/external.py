@@ -18,7 +18,8 @@ from jupyter_client.kernelspec import KernelSpec
 
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.errors import InvalidPath, KernelNotRunning
-from app.managers.kernel import Kernel, KernelHouse, OnGone
+from app.managers.kernel import Kernel, OnGone
+from app.managers.kernel_house import KernelHouse
 
 __all__ = ["ExternalKernel", "find_connection_file", "find_connection_files"]
 

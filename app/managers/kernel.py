@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import zmq
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
@@ -31,28 +30,21 @@ from app.managers.adoption import (
     recover,
     settle_inherited,
 )
-from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo
-from app.managers.counters import Counters
 from app.managers.errors import KernelNotRunning, KernelStartFailed
-from app.managers.events import Events
 from app.managers.executions import Executions
-from app.managers.fork_provisioner import Forking, KernelManager
-from app.managers.keeper_provisioner import KeeperProvisioner, is_local
-from app.managers.keeping import Keeper
-from app.managers.log_files import LogFiles
+from app.managers.fork_provisioner import KernelManager
+from app.managers.kernel_house import KernelHouse
 from app.managers.process import KernelProcess
-from app.managers.registry import Registry
 from app.managers.registry_store import KernelRecord
-from app.managers.reports import KernelReports, LaunchCause
+from app.managers.reports import LaunchCause
 from app.managers.restarts import RestartPolicy
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
-from app.managers.transports import Transport, Transports, ports_taken, sockets_exist
+from app.managers.transports import Transport, ports_taken, sockets_exist
 from app.protocol.messages import format_timestamp
-from app.settings import Settings
 
-__all__ = ["Kernel", "KernelHouse", "OnGone"]
+__all__ = ["Kernel", "OnGone"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,82 +53,6 @@ IPC_PATIENCE: Final = 10.0
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
-
-
-class KernelHouse:
-    """What the kernels of one server share."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        context: zmq.Context[Any],
-        specs: KernelSpecManager,
-        transports: Transports,
-        logs: LogFiles,
-        events: Events,
-        counters: Counters,
-        forking: Forking,
-        audit: AuditLog | None = None,
-        keeper: Keeper | None = None,
-        registry: Registry | None = None,
-    ) -> None:
-        self.settings = settings
-        self.registry = registry
-        self.forking = forking
-        self.keeper = keeper
-        self.logs = logs
-        self.context = context
-        self.specs = specs
-        self.transports = transports
-        self.events = events
-        self.counters = counters
-        self._audit = audit
-        self.connection_dir = settings.state_dir / "runtime"
-        self.output_dir = settings.state_dir / "output"
-
-    def new_manager(
-        self,
-        name: str,
-        kernel_id: str,
-        transport: Transport = "tcp",
-        spec: KernelSpec | None = None,
-    ) -> KernelManager:
-        """jupyter_client's manager for one kernel, not started; of ``spec`` if that is gone."""
-        manager = KernelManager(
-            kernel_name=name,
-            kernel_id=kernel_id,
-            kernel_spec_manager=self.specs,
-            transport=transport,
-            connection_file=str(self.connection_dir / f"kernel-{kernel_id}.json"),
-            transport_encryption=self.settings.transport_encryption,
-        )
-        manager.forking = self.forking
-        if spec is not None:
-            manager._kernel_spec = spec
-        spec = manager.kernel_spec
-        assert spec is not None
-        self.forking.choose(name, spec)
-        if self.keeper is not None and is_local(spec):
-            manager.keeper = self.keeper
-            provisioner = KeeperProvisioner(kernel_id=kernel_id, kernel_spec=spec, parent=manager)
-            provisioner.output = self.output_file(kernel_id)
-            manager.provisioner = provisioner
-        return manager
-
-    def output_file(self, kernel_id: str) -> Path:
-        """Where what a kernel's process writes is kept."""
-        return self.output_dir / f"kernel-{kernel_id}.log"
-
-    def prepare_forks(self, name: str) -> None:
-        """Start the fork servers for a kernelspec; one log line if that cannot be."""
-        try:
-            self.forking.prepare(self.new_manager(name, ""))
-        except (NoSuchKernel, ValueError, TypeError, OSError) as error:
-            logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
-
-    def reports(self, kernel_id: str, name: str) -> KernelReports:
-        """Where to tell what happens to a kernel."""
-        return KernelReports(self.events, self.counters, kernel_id, name, self._audit)
 
 
 class Model(msgspec.Struct, omit_defaults=True):

@@ -34,7 +34,8 @@ from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
 from app.managers.keeping import new_keeper
-from app.managers.kernel import Kernel, KernelHouse
+from app.managers.kernel import Kernel
+from app.managers.kernel_house import KernelHouse
 from app.managers.log_files import LogFiles
 from app.managers.paths import (
     Resolution,

@@ -24,7 +24,8 @@ from app.managers.errors import (
     ServerStopping,
     TooManyStarts,
 )
-from app.managers.kernel import Kernel, KernelHouse
+from app.managers.kernel import Kernel
+from app.managers.kernel_house import KernelHouse
 from app.managers.moving import MOVABLE, Move, moved, plan
 from app.managers.specs import Specs
 from app.managers.starts import Starts
