@@ -134,6 +134,7 @@ class StartKernel(BaseModel):
     )
     owned: bool = Field(
         False,
+        strict=True,
         description="Whether the kernel of `connection_file` may be ended here: when it is shut "
         "down. Otherwise it is only forgotten then.",
     )

@@ -89,6 +89,7 @@ async def test_what_is_not_json_is_refused(rest: RestClient, body: bytes) -> Non
         ("7", "body"),
         ("true", "body"),
         (f'{{"name": ["{SECRET}"]}}', "name"),
+        ('{"owned": 0}', "owned"),
         ('{"name": 7}', "name"),
         ('{"name": NaN}', "name"),
         (f'{{"path": {{"a": "{SECRET}"}}}}', "path"),
