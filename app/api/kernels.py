@@ -105,7 +105,7 @@ async def start_kernel(
 
     async def make() -> str:
         if asked.connection_file is not None:
-            found = await manager.adopt_file(asked.connection_file, owned=asked.owned)
+            found = await manager.adopt_file(asked.connection_file, owned=bool(asked.owned))
             return found.id
         started = await manager.start_kernel(
             asked.name,

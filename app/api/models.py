@@ -132,8 +132,8 @@ class StartKernel(BaseModel):
         description="Of a kernel that runs already, in the server's directory for such files: it "
         "is used as it is, none is started, and what else is said here does not matter.",
     )
-    owned: bool = Field(
-        False,
+    owned: bool | None = Field(
+        None,
         strict=True,
         description="Whether the kernel of `connection_file` may be ended here: when it is shut "
         "down. Otherwise it is only forgotten then.",
