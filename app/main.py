@@ -135,9 +135,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    # In the order in which a request is held against them: first what is asked for all the time.
     routers = [
-        server.router,
         kernels.router,
+        server.router,
         executions.router,
         messages.router,
         kernelspecs.router,

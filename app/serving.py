@@ -111,8 +111,11 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, banner: str) -> None:
         super().__init__(config)
         self._banner = banner
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._exits = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             # What is there now stays: the garbage collector need not look at it again and again.
@@ -120,8 +123,17 @@ class _Server(uvicorn.Server):
             gc.freeze()
             print(self._banner, flush=True)
 
+    async def main_loop(self) -> None:
+        # uvicorn looks ten times a second whether it is to end; most of an idle server's work.
+        while not await self.on_tick(0):  # which writes the Date of the next second's responses
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._exits.wait()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._exits.set)
         # A second Ctrl+C would skip the end of the lifespan, and leave kernels behind.
         self.force_exit = False
 

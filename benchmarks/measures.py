@@ -311,12 +311,13 @@ def _load(target: Server, seconds: float) -> float:
 
 
 def _chatter(target: Server, opened: Sequence[WebSocket], seconds: float) -> Figures:
-    """Each kernel says something ten times a second."""
+    """Each kernel says something ten times a second; they do not all begin in the same instant."""
     code = json.dumps({"count": 10**6, "size": 100, "rate": 10, "timed": True})
     poller = select.poll()
     by_descriptor = {}
     for connection in opened:
         connection.execute(code)
+        time.sleep(0.1 / len(opened))
         by_descriptor[connection.socket.fileno()] = connection
         poller.register(connection.socket, select.POLLIN)
         connection.delays = []

@@ -48,6 +48,11 @@ _PREFLIGHT: Final = {
 }
 
 
+_STANDARD_HEADERS: Final = [
+    (name.lower().encode("latin-1"), value.encode("latin-1"))
+    for name, value in STANDARD_HEADERS.items()
+]
+
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
 """What a script may read of a response beside what scripts may always read."""
 
@@ -248,9 +253,10 @@ def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:
             "websocket.accept",
             "websocket.http.response.start",
         ):
-            headers = MutableHeaders(raw=list(message.get("headers", [])))
-            for name, value in STANDARD_HEADERS.items():
-                headers.setdefault(name, value)
+            own = [*message.get("headers", ())]
+            names = {name for name, _ in own}
+            own += [header for header in _STANDARD_HEADERS if header[0] not in names]
+            headers = MutableHeaders(raw=own)
             if origin is not None:
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = _EXPOSED

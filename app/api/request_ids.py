@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import ip_address
+from secrets import token_hex
 from typing import Final
-from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,7 +32,7 @@ class RequestIdMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        made_for = Caller(_request_id(scope), _address(scope))
+        made_for = Caller(_request_id(scope), _address((scope.get("client") or ("",))[0]))
         begin_call(made_for)
         header = (_HEADER, made_for.request_id.encode())
 
@@ -51,14 +52,14 @@ def _request_id(scope: Scope) -> str:
     sent = [value for name, value in scope["headers"] if name == _HEADER]
     if len(sent) == 1 and _SANE.fullmatch(sent[0]):
         return str(sent[0], "ascii")
-    return uuid4().hex
+    return token_hex(16)
 
 
-def _address(scope: Scope) -> str:
+@lru_cache(256)
+def _address(host: str) -> str:
     """The client's IP address. What a proxy forwards may be anything."""
-    client = scope.get("client") or ("", 0)
     try:
-        return str(ip_address(client[0]))
+        return str(ip_address(host))
     except ValueError:
         return ""
 

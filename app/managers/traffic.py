@@ -48,6 +48,9 @@ MAX_DEPARTED: Final = 256
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
 
+PLACE_SECONDS: Final = 60.0
+"""How often the place of a client that stays where it is is noted anew: it was there until then."""
+
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
 
@@ -97,6 +100,8 @@ class Traffic:
         # Why the process is stopped, if somebody has said so.
         self.why_it_stops = ""
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
+        # What the journal has of the sessions that are attached, and since when.
+        self._noted: dict[str, tuple[Position, float]] = {}
         # Our own session, for probes; what the kernel says of them is not shown to clients.
         self._session = f"kernelkeep-{uuid4().hex}"
         self._asked: dict[str, asyncio.Future[bytes]] = {}  # whose answers `ask` waits for
@@ -151,6 +156,7 @@ class Traffic:
         if self._attached.get(reader.session) is not reader:
             return
         del self._attached[reader.session]
+        self._noted.pop(reader.session, None)
         self._state.changes += 1
         if not self._settings.buffer_offline_messages:
             return
@@ -164,8 +170,13 @@ class Traffic:
         journal = self.log.journal
         self.log.note()
         if journal is not None:
+            now = time.monotonic()
+            old = now - min(PLACE_SECONDS, self._settings.session_retention / 4)
             for session, reader in self._attached.items():
-                journal.put_place(session, reader.arrived)
+                place, noted = reader.arrived, self._noted.get(session)
+                if noted is None or noted[0] != place or noted[1] < old:
+                    self._noted[session] = place, now
+                    journal.put_place(session, place)
 
     def _forget_departed(self) -> None:
         """Drop the cursors of sessions that have been away too long, or are too many."""

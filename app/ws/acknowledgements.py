@@ -15,11 +15,12 @@ from app.managers.entries import Position
 
 __all__ = ["PING_BYTES", "PING_SECONDS", "Acknowledgements"]
 
-PING_SECONDS: Final = 0.1
+PING_SECONDS: Final = 0.25
 PING_BYTES: Final = 65536
-"""After so much time or output the next ping goes out, whether or not the last one was answered:
-a client that reads slowly has many in its buffers. What lies between two pings may be sent again
-to a client whose connection broke, and what it has answered too late."""
+"""After so much time or output the next ping goes out with what is written then, and after twice
+the time by itself, whether or not the last one was answered: a client that reads slowly has many in
+its buffers. What lies between two pings may be sent again to a client whose connection broke, and
+what it has answered too late."""
 
 _PREFIX: Final = b"kk"  # tells our pings from the keepalive's
 

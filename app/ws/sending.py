@@ -128,8 +128,6 @@ class _PlainSender:
                 await self._websocket.send_text(frame.decode())
             else:
                 await self._websocket.send_bytes(frame)
-        # A send that the socket takes at once gives nobody else a turn.
-        await asyncio.sleep(0)
 
     def arrived(self, place: Position) -> Position:
         """Nobody can tell: what was written counts as having arrived."""

@@ -158,8 +158,6 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
                 parts.append(self._ping())
             self._plan_ping()
         self.transport.writelines(parts)
-        # Everybody else gets a turn, even when the socket has taken all of it at once.
-        await asyncio.sleep(0)
         await self.writable.wait()
         if self.disconnected:
             raise ClientDisconnected()
@@ -167,13 +165,17 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     def _plan_ping(self) -> None:
         """Ask soon whether what was written has arrived, unless that is planned already."""
         if self._ping_plan is None and self._acknowledgements.ping_is_due:
-            self._ping_plan = self.loop.call_at(self._next_ping, self._ask)
+            # Late enough for what is said several times a second to take its ping along.
+            self._ping_plan = self.loop.call_at(self._next_ping + PING_SECONDS, self._ask)
 
     def _ask(self) -> None:
         self._ping_plan = None
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             return
-        self.transport.write(self._ping())
+        if self.loop.time() < self._next_ping:  # a ping has gone out with something else
+            self._plan_ping()
+        else:
+            self.transport.write(self._ping())
 
     def _ping(self) -> bytes:
         """A ping for what is not acknowledged; empty if it is, or has been asked about."""
@@ -183,6 +185,14 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         self._next_ping = self.loop.time() + PING_SECONDS
         self._asked = self._written
         return _frame_header(_PING, len(payload)) + payload
+
+    def send_receive_event_to_app(self) -> None:
+        # uvicorn stops reading at each message and goes on when the application has taken it: four
+        # system calls. One message may as well wait unread by the application.
+        spared = not self.read_paused and self.queue.empty()
+        self.read_paused |= spared
+        super().send_receive_event_to_app()
+        self.read_paused &= not spared
 
     def handle_pong(self, event: Frame) -> None:
         if self._acknowledgements.pong(bytes(event.data)):
