@@ -7,30 +7,17 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
 
 import msgspec
-import pytest
 
 from app.keeper.processes import start_time
 from tests.support.channels import JupyterChannels
 from tests.support.drill import Servers, drill
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, is_alive
 from tests.support.rest import RestClient
 from tests.support.server import run_server
-
-
-@pytest.fixture
-def servers(home: Home) -> Iterator[Servers]:
-    """Servers that keep their kernels, one after the other."""
-    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
-    servers = Servers(home)
-    yield servers
-    if servers.present is not None:
-        servers.present.crash()
 
 
 async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> None:
