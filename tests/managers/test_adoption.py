@@ -36,6 +36,15 @@ async def pid_of(rest: RestClient, kernel_id: str) -> int:
     return int(run["outputs"][0]["text"])
 
 
+def is_stored_as_running(home: Home, execution_id: str) -> bool:
+    """What was asked in the last moment before a crash only the keeper knows."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        query = "SELECT instr(data, CAST('running' AS BLOB)) FROM execution WHERE id = ?"
+        row = connection.execute(query, (execution_id,)).fetchone()
+    connection.close()
+    return row is not None and row[0] > 0
+
+
 def point_row_at(home: Home, kernel_id: str, pid: int) -> None:
     """Let the registry say that a kernel has this number, and the start time that it had."""
     with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
@@ -108,6 +117,7 @@ async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(
         done = await runs.run("print 1")
         running = await runs.begin("flood 1000 20 1000")
         await runs.until(running, "stream")
+        await eventually(lambda: is_stored_as_running(home, running))  # that it was asked for
     servers.crash()
     (keeper,) = [p for p in home.processes() if "app.keeper" in p.cmdline()]
     keeper.kill()
