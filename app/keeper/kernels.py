@@ -23,6 +23,7 @@ from app.keeper.processes import (
 )
 from app.keeper.protocol import Fields
 from app.keeper.ring import Ring, Subscription
+from app.keeper.sockets import connect, shutdown_request
 
 __all__ = ["KeptKernel"]
 
@@ -131,6 +132,19 @@ class KeptKernel:
         """Have all in the ring that has arrived."""
         if self._subscription is not None:
             self._subscription.catch_up()
+
+    def ask_to_end(self, context: zmq.Context[Any], seconds: float) -> bool:
+        """Send it a ``shutdown_request``, for which it has so many seconds; False if that fails."""
+        if self.info is None or not self.running:
+            return False
+        socket = context.socket(zmq.DEALER)
+        try:
+            connect(socket, self.info, "control")
+            socket.send_multipart(shutdown_request(self.info), zmq.NOBLOCK)
+        except (KeyError, AttributeError, TypeError, ValueError, zmq.ZMQError):
+            seconds = 0
+        socket.close(linger=int(seconds * 1000))
+        return seconds > 0
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
