@@ -163,7 +163,7 @@ class Service:
         asked = 0
         for kernel in self._kernels.values():
             if self._context is not None:  # which who is watched has
-                asked += kernel.ask_to_end(self._context, TERMINATE_SECONDS)
+                asked += kernel.ask_to_end(self._context)
         patience = TERMINATE_SECONDS if asked else 0.0
         self._timer = self._loop.call_later(patience, self._terminate_orphans)
         self._end_if_alone()
