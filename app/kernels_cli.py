@@ -147,17 +147,18 @@ def _clean(state_dir: Path, record: KernelRecord) -> None:
     files = [
         state_dir / "journals" / f"{record.id}.journal",
         state_dir / "output" / f"kernel-{record.id}.log",
-        Path(record.connection_file),
     ]
-    for file in [*files, *socket_files(record.connection)]:
+    if record.connection_file and not record.external:
+        files += [Path(record.connection_file), *socket_files(record.connection)]
+    for file in files:
         file.unlink(missing_ok=True)
     shutil.rmtree(state_dir / "logs" / KEPT / record.id, ignore_errors=True)
 
 
 def _end(record: KernelRecord) -> None:
     """SIGTERM, then SIGKILL, to the process group of just this process."""
-    if not record.exclusive:
-        return  # it is not ours to end
+    if not record.exclusive or record.dead:
+        return  # it is not ours to end, or has ended
     if record.pid is None:
         raise _NotDone(f"kernel {record.id} runs elsewhere: only a server can end it")
     pidfd = open_process(record.pid, record.start_time)

@@ -216,6 +216,12 @@ class Settings(BaseSettings):
         le=2**30,
         description="Bytes of each kernel's output that are kept for a server that is not there.",
     )
+    keeper_total_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Bytes of all kernels' output together that are kept so; where they say more, "
+        "each has the same share.",
+    )
     autorestart: bool = Field(True, description="Restart a kernel that dies.")
     restart_limit: int = Field(
         5, ge=0, description="Deaths in a row after which a kernel is left dead."

@@ -54,6 +54,7 @@ WRONG: dict[str, str] = {
     "on_shutdown": "abandon",
     "orphan_timeout": "0",
     "keeper_ring_bytes": "-1",
+    "keeper_total_bytes": "-1",
     "autorestart": "perhaps",
     "restart_limit": "-1",
     "allowed_kernelspecs": "no-such-kernelspec",

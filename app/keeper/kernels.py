@@ -23,6 +23,7 @@ from app.keeper.processes import (
 )
 from app.keeper.protocol import Fields
 from app.keeper.ring import Ring, Subscription
+from app.keeper.sockets import connect, shutdown_request
 
 __all__ = ["KeptKernel"]
 
@@ -53,6 +54,7 @@ class KeptKernel:
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd: int | None = None
         self._subscription: Subscription | None = None
+        self._farewell: zmq.Socket[bytes] | None = None
 
     @property
     def record(self) -> Fields:
@@ -132,6 +134,19 @@ class KeptKernel:
         if self._subscription is not None:
             self._subscription.catch_up()
 
+    def ask_to_end(self, context: zmq.Context[Any]) -> bool:
+        """Send it a ``shutdown_request``; False if that cannot be."""
+        if self.info is None or not self.running:
+            return False
+        socket = context.socket(zmq.DEALER)
+        self._farewell = socket  # which has to be there until the kernel has got it
+        try:
+            connect(socket, self.info, "control")
+            socket.send_multipart(shutdown_request(self.info), zmq.NOBLOCK)
+        except (KeyError, AttributeError, TypeError, ValueError, zmq.ZMQError):
+            return False
+        return True
+
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
         if self._pidfd is None:
@@ -154,6 +169,9 @@ class KeptKernel:
         if self._subscription is not None:
             self._subscription.close()
             self._subscription = None
+        if self._farewell is not None:
+            self._farewell.close(linger=0)
+            self._farewell = None
         self._output.close()
 
     def _watch_process(self, pidfd: int) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Fields",
     "Garbled",
     "TooOpen",
+    "are_own",
     "check_private",
     "is_own_peer",
     "keeper_dir",
@@ -47,6 +48,7 @@ MAX_HEAD: Final = 2**26
 Fields = dict[str, Any]
 
 _LENGTHS: Final = struct.Struct("!II")
+_CREDENTIALS: Final = struct.Struct("iII")
 
 
 class Garbled(Exception):
@@ -133,5 +135,10 @@ def socket_address(directory: int) -> str:
 
 def is_own_peer(connection: socket.socket) -> bool:
     """Whether the process at the other end is of the same user."""
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return bool(struct.unpack("3i", data)[1] == os.geteuid())
+    return are_own(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+
+
+def are_own(credentials: bytes) -> bool:
+    """Whether these are of a process of the same user [unix(7), SO_PEERCRED]."""
+    _pid, uid, _gid = _CREDENTIALS.unpack(credentials)
+    return bool(uid == os.geteuid())

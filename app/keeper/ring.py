@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, Final
 
 import zmq
 
-__all__ = ["Ring", "Subscription"]
+from app.keeper.sockets import connect
+
+__all__ = ["Ring", "Room", "Subscription"]
 
 MESSAGES_PER_TURN: Final = 64
 PAUSE_SECONDS: Final = 0.02
@@ -18,6 +20,9 @@ PAUSE_SECONDS: Final = 0.02
 
 FRAME_OVERHEAD: Final = 60
 """Bytes that each frame costs beside its content, roughly."""
+
+SLACK: Final = 16
+"""The part of all bytes that comes and goes between two looks at them together."""
 
 LEADING_FRAMES: Final = 6
 """That every message has before its content: topic, delimiter, signature, and three of JSON.
@@ -29,14 +34,42 @@ content on. What has fewer frames is kept together with what follows it, for the
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 
 
+class Room:
+    """The bound on what all rings hold together, in bytes.
+
+    Where they want more, each gets the same share; what one does not need is the others'.
+    """
+
+    def __init__(self, rings: Callable[[], Iterable[Ring]]) -> None:
+        self.max_bytes = 0
+        self._rings = rings
+        self._grown = 0
+
+    def grow(self, size: int) -> None:
+        """Some ring has got so many bytes more."""
+        self._grown += size
+        if self._grown > self.max_bytes // SLACK:
+            self.enforce()
+
+    def enforce(self) -> None:
+        """Drop what is too much, and a bit more, so that this need not be looked at soon again."""
+        self._grown = 0
+        left = self.max_bytes - self.max_bytes // SLACK
+        rings = sorted(self._rings(), key=lambda ring: ring.size)
+        for count, ring in enumerate(rings):
+            ring.trim(left // (len(rings) - count))
+            left -= ring.size
+
+
 class Ring:
     """Messages with an index each, from 1 on; the oldest are dropped beyond ``max_bytes``."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, room: Room) -> None:
         self.max_bytes = max_bytes
         self.next = 1
+        self.size = 0
+        self._room = room
         self._messages: deque[tuple[int, list[bytes]]] = deque()  # with their sizes
-        self._size = 0
 
     @property
     def first(self) -> int:
@@ -47,21 +80,22 @@ class Ring:
         """The next message, as it was received."""
         size = sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
         self._messages.append((size, frames))
-        self._size += size
+        self.size += size
         self.next += 1
-        if self._size > self.max_bytes:
-            self.trim()
+        if self.size > self.max_bytes:
+            self.trim(self.max_bytes)
+        self._room.grow(size)
 
     def skip(self) -> None:
         """The next message is larger than the ring: it is dropped, with all before it."""
         self._messages.clear()
-        self._size = 0
+        self.size = 0
         self.next += 1
 
-    def trim(self) -> None:
-        """Drop what is too much."""
-        while self._size > self.max_bytes and self._messages:
-            self._size -= self._messages.popleft()[0]
+    def trim(self, max_bytes: int) -> None:
+        """Drop the oldest messages beyond so many bytes."""
+        while self.size > max_bytes and self._messages:
+            self.size -= self._messages.popleft()[0]
 
     def since(self, after: int, max_bytes: int) -> list[tuple[int, list[bytes]]]:
         """Messages behind the index ``after``, about so many bytes of them, one at least."""
@@ -95,12 +129,7 @@ class Subscription:
             socket.reconnect_ivl = 20
             socket.rcvhwm = 0  # the kernel's publisher drops what a slow subscriber does not take
             socket.subscribe(b"")
-            if info.get("curve_publickey"):
-                # The connection file holds one key pair, for both ends.
-                socket.curve_serverkey = socket.curve_publickey = info["curve_publickey"].encode()
-                socket.curve_secretkey = info["curve_secretkey"].encode()
-            separator = "-" if info["transport"] == "ipc" else ":"
-            socket.connect(f"{info['transport']}://{info['ip']}{separator}{info['iopub_port']}")
+            connect(socket, info, "iopub")
         except BaseException:
             socket.close(linger=0)
             raise

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import zmq
 from app.keeper.kernels import KeptKernel
 from app.keeper.output import ProcessOutput
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
-from app.keeper.ring import Ring
+from app.keeper.ring import Ring, Room
 
 __all__ = ["Service"]
 
@@ -26,7 +27,7 @@ ALONE_SECONDS: Final = 20.0
 """How long a keeper that was just started waits for the server that did so."""
 
 TERMINATE_SECONDS: Final = 5.0
-"""Between SIGTERM and SIGKILL for kernels that were left behind."""
+"""Between shutdown request, SIGTERM and SIGKILL for kernels that were left behind."""
 
 PAGE_BYTES: Final = 2**20
 MAX_SOCKETS: Final = 65535
@@ -45,6 +46,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: zmq.Context[Any] | None = None
         self._ring_bytes = 0
+        self._room = Room(lambda: [kernel.ring for kernel in self._kernels.values()])
         self._output_bytes = 0
         self._orphan_timeout = 0.0
         self._stopping = False
@@ -154,13 +156,21 @@ class Service:
     # Kernels that nobody wants any more
 
     def _stop_orphans(self) -> None:
-        """SIGTERM for all, SIGKILL for those that stay, and then the end."""
+        """Ask all, SIGTERM for those that stay, then SIGKILL, and then the end."""
         logger.warning("no server has come for %g s: kernels are stopped", self._orphan_timeout)
         self._stopping = True
         self._deafen()
+        asked = 0
+        for kernel in self._kernels.values():
+            if self._context is not None:  # which who is watched has
+                asked += kernel.ask_to_end(self._context)
+        patience = TERMINATE_SECONDS if asked else 0.0
+        self._timer = self._loop.call_later(patience, self._terminate_orphans)
+        self._end_if_alone()
+
+    def _terminate_orphans(self) -> None:
         self._signal_all(signal.SIGTERM)
         self._timer = self._loop.call_later(TERMINATE_SECONDS, self._kill_orphans)
-        self._end_if_alone()
 
     def _kill_orphans(self) -> None:
         self._signal_all(signal.SIGKILL)
@@ -206,11 +216,13 @@ class Service:
         if fields["protocol"] != PROTOCOL:
             raise ValueError(f"protocol {fields['protocol']}")
         self._ring_bytes = int(fields["ring_bytes"])
+        self._room.max_bytes = int(fields.get("total_bytes", sys.maxsize))
         self._output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
         for kernel in self._kernels.values():
             kernel.ring.max_bytes = self._ring_bytes
-            kernel.ring.trim()
+            kernel.ring.trim(self._ring_bytes)
+        self._room.enforce()
         return {"answer": [kernel.record for kernel in self._kernels.values()]}
 
     def _on_kept(self, _fields: Fields) -> Answer:
@@ -245,7 +257,7 @@ class Service:
         return KeptKernel(
             kernel_id,
             ProcessOutput(Path(output), self._output_bytes),
-            Ring(self._ring_bytes),
+            Ring(self._ring_bytes, self._room),
             self._on_exit,
         )
 

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from app.managers.kernel import Kernel
     from app.managers.kernel_house import KernelHouse
 
-__all__ = ["Gone", "adopt_process", "find_spec", "keep_journal", "record_of", "recover"]
+__all__ = [
+    "Gone",
+    "adopt_process",
+    "find_spec",
+    "keep_journal",
+    "note_process",
+    "record_of",
+    "recover",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -58,58 +66,66 @@ def journal_path(house: KernelHouse, kernel_id: str) -> Path:
     return house.settings.state_dir / "journals" / f"{kernel_id}.journal"
 
 
-def keep_journal(house: KernelHouse, kernel: Kernel, channels: Channels) -> None:
-    """Begin to note the kernel's numbers, if it is to outlive this process."""
+def keep_journal(
+    house: KernelHouse, kernel: Kernel, channels: Channels, *, alone: bool = False
+) -> None:
+    """Begin to note the kernel's numbers, if it is to outlive this process.
+
+    ``alone``: the keeper does not hear what it publishes.
+    """
     log = kernel.traffic.log
     if house.registry is None:
         return
     if log.journal is not None:
         log.journal.set_identity(channels.identity)
+        log.journal.alone = alone
         return
     path = journal_path(house, kernel.id)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         log.journal = Journal.create(path, log.epoch, kernel.traffic.session, channels.identity)
+        log.journal.alone = alone
     except (OSError, UnusableJournal) as error:
         logger.error("kernel %s: its numbers will not survive a crash: %s", kernel.id, error)
     if kernel.traffic.tracker.keeping is None:
         kernel.traffic.tracker.keeping = RegisteredExecutions(house.registry, kernel.id)
 
 
-async def record_of(
-    kernel: Kernel,
-    manager: KernelManager,
-    info: ConnectionInfo,
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    created: float,
-    generation: int,
+def record_of(
+    kernel: Kernel, *, cwd: Path, env: Mapping[str, str], created: float, generation: int
 ) -> KernelRecord:
-    """What the next process needs to own the kernel again."""
-    provisioner = manager.provisioner
-    assert provisioner is not None
-    pid = getattr(provisioner, "pid", None)
+    """What the next process needs to know of the kernel; of its process, if any, see below."""
     return KernelRecord(
         id=kernel.id,
         name=kernel.name,
         spec={**kernel.spec.to_dict(), "resource_dir": kernel.spec.resource_dir},
-        connection=_plain(info),
-        connection_file=manager.connection_file,
-        provisioner=_plain(await provisioner.get_provisioner_info()),
+        connection={},
+        connection_file="",
+        provisioner={},
         argv=list(kernel.spec.argv),
         cwd=str(cwd),
         env=dict(env),
-        pid=pid,
-        start_time=(start_time(pid) or "") if isinstance(pid, int) else "",
-        owner="",
-        limits={},
+        pid=None,
+        start_time="",
         created=created,
         last_activity=kernel.traffic.last_activity,
         generation=generation,
         execution_state=kernel.state.word,
+        reason=kernel.state.reason,
         exclusive=True,
+        external=False,
     )
+
+
+async def note_process(record: KernelRecord, manager: KernelManager, info: ConnectionInfo) -> None:
+    """Add what the next process needs to own this one's again. Raises what a provisioner does."""
+    provisioner = manager.provisioner
+    assert provisioner is not None
+    record.connection = _plain(info)
+    record.connection_file = manager.connection_file
+    record.provisioner = _plain(await provisioner.get_provisioner_info())
+    record.pid = pid = getattr(provisioner, "pid", None)
+    record.start_time = (start_time(pid) or "") if isinstance(pid, int) else ""
 
 
 def _plain(value: Any) -> Any:
@@ -143,6 +159,11 @@ async def keeper_hears(keeper: Keeper, manager: KernelManager, probe: Callable[[
 
 
 # From the process before
+
+
+def kept_by_keeper(record: KernelRecord) -> bool:
+    """Whether the keeper has the kernel's process, and hears what it publishes."""
+    return "output" in record.provisioner  # see KeeperProvisioner.get_provisioner_info
 
 
 async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
@@ -215,6 +236,7 @@ async def recover(
     traffic.inherit(journal.head[1] if journal is not None else "", executions)
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
+    state.reason = record.reason
     if record.execution_state in ("busy", "idle"):
         state.execution_state = record.execution_state
     ear = Ear(traffic)
@@ -231,11 +253,11 @@ async def recover(
         traffic.hear_with(channels)
         await _be_heard(traffic, ear)
     ring = await _ring(house, kernel.id, record, ear)
-    lost = await put_together(traffic, journal, noted, ring, ear)
+    lost = await put_together(traffic, journal, noted, ring, ear, whole=record.dead)
     traffic.tracker.keeping = keeping
     if channels is not None:
         traffic.go_on(channels, earlier)
-        keep_journal(house, kernel, channels)
+        keep_journal(house, kernel, channels, alone=not kept_by_keeper(record))
     if lost:
         logger.warning("kernel %s: %d messages of its log are lost", kernel.id, lost)
 
@@ -264,16 +286,17 @@ async def _be_heard(traffic: Any, ear: Ear) -> None:
 
 async def _ring(
     house: KernelHouse, kernel_id: str, record: KernelRecord, ear: Ear
-) -> list[Message]:
-    if house.keeper is None:
-        return []
+) -> list[Message] | None:
+    """What the keeper has heard; None if it did not listen."""
+    if house.keeper is None or record.dead or not kept_by_keeper(record):
+        return None
     key = str(record.connection.get("key") or "").encode()
     signer = Signer(key, record.connection.get("signature_scheme") or "hmac-sha256")
     try:
         return await ring_of(house.keeper, kernel_id, signer, lambda: ear.first_published)
     except (KeeperUnavailable, OSError) as error:
         logger.warning("kernel %s: what it said meanwhile is not known: %s", kernel_id, error)
-        return []
+        return None
 
 
 def is_adoptable(kernel: Kernel) -> bool:

@@ -10,16 +10,20 @@ import asyncio
 import json
 import logging
 import stat
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
 
+from app.managers.adoption import is_adoptable, recover
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.errors import InvalidPath, KernelNotRunning
 from app.managers.kernel import Kernel, OnGone
 from app.managers.kernel_house import KernelHouse
+from app.managers.registry_store import KernelRecord
+from app.managers.state import Lifecycle
 
 __all__ = ["ExternalKernel", "find_connection_file", "find_connection_files"]
 
@@ -97,12 +101,22 @@ def _is_port(value: object) -> bool:
 class ExternalKernel(Kernel):
     """A kernel whose process belongs to somebody else."""
 
-    def __init__(self, info: ConnectionInfo, house: KernelHouse, on_gone: OnGone) -> None:
+    def __init__(
+        self,
+        file: Path,
+        info: ConnectionInfo,
+        house: KernelHouse,
+        on_gone: OnGone,
+        kernel_id: str | None = None,
+    ) -> None:
         name = info["kernel_name"]
         spec = KernelSpec(display_name=name, interrupt_mode="message")
         root = house.settings.root_dir
-        super().__init__(str(uuid4()), name, spec, house, cwd=root, env={}, on_gone=on_gone)
+        identity = kernel_id or str(uuid4())
+        super().__init__(identity, name, spec, house, cwd=root, env={}, on_gone=on_gone)
+        self._file = file
         self._info = info
+        self._inherited = False
         self.owned = False
         """Whether it may be ended here."""
 
@@ -125,6 +139,27 @@ class ExternalKernel(Kernel):
             Channels(self._house.context, self._info, self.traffic, self._house.counters)
         )
         self._begin_life()
+        await self.keep()
+
+    async def adopt(self, record: KernelRecord) -> None:
+        """Go on for another process of the server, which knew the kernel."""
+        async with self._lock:
+            self.created, self._generation = record.created, record.generation
+            self.owned = record.exclusive
+            self._inherited = True
+            await recover(self._house, self, record, self._info)
+            if is_adoptable(self):
+                self._take_for_ready()
+            self._begin_life()
+
+    @property
+    def _leavable(self) -> Container[Lifecycle]:
+        return Lifecycle.STARTING, Lifecycle.RUNNING  # it need not have answered yet
+
+    async def _note_process(self, record: KernelRecord) -> None:
+        record.connection = dict(self._info)
+        record.connection_file = str(self._file)
+        record.exclusive, record.external = self.owned, True
 
     async def restart(self, *, now: bool = False, newports: bool = False) -> None:  # noqa: ARG002
         """Raise `KernelNotRunning`: its process is not ours to restart."""
@@ -144,6 +179,8 @@ class ExternalKernel(Kernel):
 
     async def _live(self) -> None:
         """Ask until it answers. It may be long in coming, and nobody tells us when it ends."""
+        if self._was_ready:
+            return
         pause = 0.5
         reachable = asyncio.get_running_loop().create_task(self.traffic.reachable())
         try:
@@ -154,4 +191,7 @@ class ExternalKernel(Kernel):
         finally:
             reachable.cancel()
         await self.traffic.stdin_connected()
-        self.traffic.ready()
+        if self._inherited:
+            self._take_for_ready()
+        else:
+            self.traffic.ready()

@@ -87,6 +87,8 @@ class Journal:
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self._path = path
         self._memory = memory
+        self.alone = False
+        """Whether nobody else hears what the kernel publishes."""
         self._written = 0  # bytes of the ring, ever
         self._places: dict[bytes, int] = {}  # the longest unchanged first
 

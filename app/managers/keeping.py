@@ -47,6 +47,9 @@ START_SECONDS: Final = 30.0
 CLOSE_SECONDS: Final = 2.0
 """How long one that is left with nothing to keep may take to end."""
 
+MAX_EARLY: Final = 256
+"""Ends of processes that are remembered for whoever asks for them later; the oldest go first."""
+
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
 
@@ -82,12 +85,19 @@ class Keeper:
     """
 
     def __init__(
-        self, state_dir: Path, *, ring_bytes: int, orphan_timeout: float, output_bytes: int
+        self,
+        state_dir: Path,
+        *,
+        ring_bytes: int,
+        total_bytes: int,
+        orphan_timeout: float,
+        output_bytes: int,
     ) -> None:
         self.on_lost: list[Callable[[], None]] = []
         self._state_dir = state_dir
         self._options: Fields = {
             "ring_bytes": ring_bytes,
+            "total_bytes": total_bytes,
             "orphan_timeout": orphan_timeout,
             "output_bytes": output_bytes,
         }
@@ -95,7 +105,7 @@ class Keeper:
         self._link: KeeperLink | None = None
         self._linking = asyncio.Lock()
         self._kernels: dict[str, _Watched] = {}
-        self._early: dict[int, int] = {}  # exit codes by pid
+        self._early: dict[tuple[str, int], int] = {}  # exit codes by kernel and pid
         self._processes: list[subprocess.Popen[bytes]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._closed = False
@@ -107,12 +117,14 @@ class Keeper:
         *,
         ring_bytes: int,
         orphan_timeout: float,
+        total_bytes: int = 2**28,
         output_bytes: int = 2**20,
     ) -> Keeper:
         """A connection that is made now. Raises `KeeperUnavailable`."""
         keeper = cls(
             state_dir,
             ring_bytes=ring_bytes,
+            total_bytes=total_bytes,
             orphan_timeout=orphan_timeout,
             output_bytes=output_bytes,
         )
@@ -361,7 +373,9 @@ class Keeper:
         if watched is not None and watched.pid == fields["pid"]:
             watched.end(fields["code"])
         else:  # whoever launched it has not yet got its turn to read the answer
-            self._early[fields["pid"]] = fields["code"]
+            self._early[fields["kernel_id"], fields["pid"]] = fields["code"]
+            if len(self._early) > MAX_EARLY:
+                del self._early[next(iter(self._early))]
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended."""
@@ -398,7 +412,7 @@ class Keeper:
                 watched.stop_watching()
             watched = self._kernels[kept.kernel_id] = _Watched(kept)
         watched.stop_watching()
-        code = self._early.pop(kept.pid, kept.exit_code)
+        code = self._early.pop((kept.kernel_id, kept.pid), kept.exit_code)
         if code is not None:
             watched.end(code)
 
@@ -436,6 +450,7 @@ def new_keeper(settings: Settings) -> Keeper | None:
     return Keeper(
         settings.state_dir,
         ring_bytes=settings.keeper_ring_bytes,
+        total_bytes=settings.keeper_total_bytes,
         orphan_timeout=settings.orphan_timeout,
         output_bytes=settings.output_log_bytes,
     )

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from app.managers.adoption import (
     is_adoptable,
     keep_journal,
     keeper_hears,
+    note_process,
     record_of,
     recover,
     settle_inherited,
@@ -34,6 +35,7 @@ from app.managers.channels import Channels, ConnectionInfo
 from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.executions import Executions
 from app.managers.fork_provisioner import KernelManager
+from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
 from app.managers.process import KernelProcess
 from app.managers.registry_store import KernelRecord
@@ -118,7 +120,7 @@ class Kernel:
         self._port_attempts = 0
         self._removed = False
         self._begun = False
-        self._created = time.time()
+        self.created = time.time()
         self._generation = 0
         self._settling: asyncio.Task[None] | None = None  # what was asked before our time
         self._model = (-1, b"")
@@ -191,7 +193,10 @@ class Kernel:
         """
         async with self._lock:
             self._begun = True
-            self._created, self._generation = record.created, record.generation
+            self.created, self._generation = record.created, record.generation
+            if record.dead:
+                await self._stay_dead(record)
+                return
             if record.connection.get("transport") == "ipc":
                 self._transport = "ipc"
             else:
@@ -219,6 +224,13 @@ class Kernel:
                 self._take_for_ready()
             self._begin_life()
 
+    async def _stay_dead(self, record: KernelRecord) -> None:
+        """It was dead before our time."""
+        await recover(self._house, self, record, {})
+        self._settle_start(False)
+        self.traffic.close(record.reason)
+        self.state.begin(Lifecycle.DEAD)
+
     def _take_for_ready(self) -> None:
         """It was ready before our time."""
         loop = asyncio.get_running_loop()
@@ -230,9 +242,12 @@ class Kernel:
         self._settling = loop.create_task(settle_inherited(self), name=f"settle {self.id}")
 
     async def leave(self) -> bool:
-        """Let the process go on without this server, for the next one; False if it cannot be."""
+        """Let the process go on without this server, for the next one; False if it cannot be.
+
+        A dead kernel is left as well, to be looked at.
+        """
         async with self._lock:
-            if self._removed or self.state.lifecycle is not Lifecycle.RUNNING:
+            if self._removed or self.state.lifecycle not in self._leavable:
                 return False
             self._removed = True
             await self._end_life()
@@ -248,29 +263,34 @@ class Kernel:
                 self._manager._connection_file_written = False
             return True
 
+    @property
+    def _leavable(self) -> Container[Lifecycle]:
+        return Lifecycle.RUNNING, Lifecycle.DEAD
+
     async def keep(self) -> None:
         """Have the next process of the server know of this one, if kernels are kept."""
         if self._house.registry is not None and self.traffic.channels is not None:
-            keep_journal(self._house, self, self.traffic.channels)
+            provisioner = self._manager.provisioner if self._manager is not None else None
+            alone = not isinstance(provisioner, KeeperProvisioner)
+            keep_journal(self._house, self, self.traffic.channels, alone=alone)
             await self._register()
 
     async def _register(self) -> None:
-        if self._house.registry is None or self._manager is None:
+        if self._house.registry is None:
             return
+        record = record_of(
+            self, cwd=self._cwd, env=self._env, created=self.created, generation=self._generation
+        )
         try:
-            record = await record_of(
-                self,
-                self._manager,
-                self._info,
-                cwd=self._cwd,
-                env=self._env,
-                created=self._created,
-                generation=self._generation,
-            )
+            await self._note_process(record)
         except Exception:  # of a provisioner of somebody else's making
             logger.exception("kernel %s: the next server will not know it", self.id)
             return
         await self._house.registry.save(record)
+
+    async def _note_process(self, record: KernelRecord) -> None:
+        if self._manager is not None:
+            await note_process(record, self._manager, self._info)
 
     async def _unregister(self) -> None:
         if self._house.registry is not None:
@@ -549,7 +569,10 @@ class Kernel:
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.announce("dead")
-        await self._unregister()
+        if self._house.registry is not None:
+            # The keeper has nothing of it any more.
+            await self.traffic.log.save()
+            await self._register()
 
     def _settle_start(self, came_up: bool) -> None:
         if not self.came_up.done():

@@ -127,7 +127,7 @@ class MessageLog:
         self._next_seq = seq + 1
         self._next_offset = offset + size
         if self.journal is not None:
-            if not kept:
+            if not kept or self.journal.alone:
                 self.note(but=1)
                 self.journal.note_whole(entry)
             else:

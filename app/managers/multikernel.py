@@ -158,8 +158,14 @@ class MultiKernelManager:
             # Kernels that are kept warm come later: none of them is taken for one that was left.
             with self.starts.busy():
                 await self._succession.adopt(self._adopt)
+            in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
+            self._kernels = dict(in_order)
+            await self._forget_the_dead()
 
     async def _adopt(self, record: KernelRecord) -> None:
+        if record.external:
+            await self._adopt_external(record)
+            return
         spec = await find_spec(self._house, record)
         kernel = Kernel(
             record.id,
@@ -170,12 +176,33 @@ class MultiKernelManager:
             env=record.env,
             on_gone=self._forget,
         )
+        await self._own(kernel, record)
+
+    async def _adopt_external(self, record: KernelRecord) -> None:
+        file = Path(record.connection_file)
+        if not self._knows_external:
+            logger.warning("kernel %s (%s) is not to be used any more", record.id, file)
+            assert self._house.registry is not None
+            await self._house.registry.delete(record.id)
+            return
+        kernel = self._external[file] = ExternalKernel(
+            file, record.connection, self._house, self._forget, record.id
+        )
+        await self._own(kernel, record)
+
+    async def _own(self, kernel: Kernel, record: KernelRecord) -> None:
         self._kernels[kernel.id] = kernel
         try:
             await kernel.adopt(record)
         except BaseException:
             self._forget(kernel)
             raise
+
+    @property
+    def _knows_external(self) -> bool:
+        """Whether this server is to use kernels of somebody else's."""
+        settings = self._settings
+        return settings.allow_external_kernels or settings.external_connection_dir is not None
 
     # Looking
 
@@ -244,7 +271,7 @@ class MultiKernelManager:
                     await self._add_external(file, info)
 
     async def _add_external(self, file: Path, info: ConnectionInfo) -> None:
-        kernel = self._external[file] = ExternalKernel(info, self._house, self._forget)
+        kernel = self._external[file] = ExternalKernel(file, info, self._house, self._forget)
         try:
             await kernel.start()
         except (ValueError, zmq.ZMQError) as error:
@@ -260,8 +287,7 @@ class MultiKernelManager:
         of no use, and `ServerStopping`.
         """
         self.check_running()
-        settings = self._settings
-        if not settings.allow_external_kernels and settings.external_connection_dir is None:
+        if not self._knows_external:
             raise InvalidPath("connection_file: the server has no directory for such files")
         async with self._refreshing:
             file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
@@ -272,7 +298,9 @@ class MultiKernelManager:
             if kernel.id not in self:
                 del self._external[file]
                 raise InvalidPath(f"connection_file: {file.name} makes no connection")
-            kernel.owned = kernel.owned or owned
+            if owned and not kernel.owned:
+                kernel.owned = True
+                await kernel.keep()
             return kernel
 
     @property

@@ -122,10 +122,21 @@ def align(keys: Iterable[bytes], ring: Sequence[bytes]) -> tuple[list[int | None
 
 
 async def put_together(
-    traffic: Traffic, journal: Journal | None, noted: list[Noted], ring: list[Message], ear: Ear
+    traffic: Traffic,
+    journal: Journal | None,
+    noted: list[Noted],
+    ring: list[Message] | None,
+    ear: Ear,
+    *,
+    whole: bool = False,
 ) -> int:
-    """Put back what was numbered, number what is new; how many numbers are lost."""
+    """Put back what was numbered, number what is new; how many numbers are lost.
+
+    ``ring`` is None where nobody has listened. ``whole``: every number was noted, and the kernel
+    has said nothing since.
+    """
     log = traffic.log
+    unheard, ring = ring is None, ring or []
     ring_keys = [key_of(message) for message in ring]
     places, new_from = align((entry.key for entry in noted if entry.key), ring_keys)
     lost = 0
@@ -145,7 +156,8 @@ async def put_together(
             lost += _put_back(traffic, entry, message)
             if count % MESSAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
-        if any(entry.key for entry in noted) and not any(place is not None for place in places):
+        none_found = bool(places) and all(place is None for place in places)
+        if (unheard or none_found) and not whole:
             # It goes on at a later place; how much is between nobody knows. The numbers that were
             # given and not noted must stand for nothing else.
             log.put_back_hole(Position(log.next_seq + BATCH, log.end.offset))

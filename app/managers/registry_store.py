@@ -29,7 +29,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Of the database, in its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -54,14 +54,21 @@ class KernelRecord(msgspec.Struct):
     env: dict[str, str]
     pid: int | None
     start_time: str
-    owner: str
-    limits: dict[str, int]
     created: float
     last_activity: float
     generation: int
     execution_state: str
+    reason: str
+    """Why it is dead, or why its process before this one has died; mostly empty."""
     exclusive: bool
     """Whether the process is ours to end; one that others have started is not."""
+    external: bool
+    """Whether others have started it: all that is known of it is in its connection file."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has no process any more, and is there to be looked at."""
+        return self.execution_state == "dead" and bool(self.reason)
 
 
 class ExecutionRecord(msgspec.Struct):
@@ -120,15 +127,28 @@ class RegistryStore(Protocol):
 
 
 _COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRecord))
-_JSON: Final = frozenset({"spec", "connection", "provisioner", "argv", "env", "limits"})
+_JSON: Final = frozenset({"spec", "connection", "provisioner", "argv", "env"})
+_FLAGS: Final = ("exclusive", "external")
 
 _MIGRATIONS: Final = (
     (
-        "CREATE TABLE kernel (id TEXT PRIMARY KEY, " + ", ".join(_COLUMNS[1:]) + ") WITHOUT ROWID",
+        "CREATE TABLE kernel (id TEXT PRIMARY KEY, name, spec, connection, connection_file, "
+        "provisioner, argv, cwd, env, pid, start_time, owner, limits, created, last_activity, "
+        "generation, execution_state, exclusive) WITHOUT ROWID",
         "CREATE TABLE execution (kernel_id TEXT, id TEXT, number INTEGER, data BLOB, "
         "PRIMARY KEY (kernel_id, id)) WITHOUT ROWID",
         "CREATE TABLE lease (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), server, pid, "
         "start_time, renewed)",
+    ),
+    (  # SQLite drops columns from 3.35 on only
+        "ALTER TABLE kernel RENAME TO kernel_1",
+        "CREATE TABLE kernel (id TEXT PRIMARY KEY, name, spec, connection, connection_file, "
+        "provisioner, argv, cwd, env, pid, start_time, created, last_activity, generation, "
+        "execution_state, reason, exclusive, external) WITHOUT ROWID",
+        "INSERT INTO kernel SELECT id, name, spec, connection, connection_file, provisioner, argv, "
+        "cwd, env, pid, start_time, created, last_activity, generation, execution_state, '', "
+        "exclusive, 0 FROM kernel_1",
+        "DROP TABLE kernel_1",
     ),
 )
 """What brings a database from each version to the next; never changed once released."""
@@ -255,7 +275,8 @@ def _record(row: tuple[Any, ...]) -> KernelRecord:
         name: msgspec.json.decode(value) if name in _JSON else value
         for name, value in zip(_COLUMNS, row, strict=True)
     }
-    fields["exclusive"] = bool(fields["exclusive"])
+    for name in _FLAGS:
+        fields[name] = bool(fields[name])
     return msgspec.convert(fields, KernelRecord)
 
 

@@ -18,12 +18,15 @@ from typing import Any
 import psutil
 import pytest
 import zmq
+from jupyter_client.connect import write_connection_file
 
 from app.keeper.processes import UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper, Kept
+from tests.kernels.driver import free_ports
 from tests.support.home import Home
+from tests.support.kernelspecs import FAKE_KERNEL
 from tests.support.processes import eventually, is_alive, keepers
 
 WAIT = 30  # seconds
@@ -38,10 +41,18 @@ async def open_keeper(home: Home) -> AsyncIterator[Open]:
     (home.state_dir / "output").mkdir(mode=0o700)
 
     async def open_keeper(
-        *, state_dir: Path = home.state_dir, ring_bytes: int = 10**6, orphan_timeout: float = 3600
+        *,
+        state_dir: Path = home.state_dir,
+        ring_bytes: int = 10**6,
+        total_bytes: int = 10**9,
+        orphan_timeout: float = 3600,
     ) -> Keeper:
         keeper = Keeper(
-            state_dir, ring_bytes=ring_bytes, orphan_timeout=orphan_timeout, output_bytes=10_000
+            state_dir,
+            ring_bytes=ring_bytes,
+            total_bytes=total_bytes,
+            orphan_timeout=orphan_timeout,
+            output_bytes=10_000,
         )
         opened.append(keeper)
         await keeper.connect()
@@ -219,6 +230,26 @@ async def test_kernels_that_nobody_comes_for_are_stopped(home: Home, open_keeper
     assert (home.state_dir / "output" / "kernel-k.log").read_text() == "up\nbye\n"
 
 
+async def test_they_are_asked_before_they_are_told(home: Home, open_keeper: Open) -> None:
+    keeper = await open_keeper(orphan_timeout=0.1)
+    pid = keeper.pid
+    assert pid is not None
+    ports: dict[str, Any] = free_ports()
+    where = str(home.path / "k.json")
+    file, info = write_connection_file(where, ip="127.0.0.1", key=b"secret", **ports)
+    fake = f"{sys.executable} {FAKE_KERNEL} -f {file} --ignore-sigterm"
+    await launch(keeper, home, f"trap '' TERM; {fake}; echo ended with code $?")
+    await keeper.watch("k", info)
+
+    async def is_heard() -> bool:
+        return (await keeper.kept())["k"].next > 1
+
+    await eventually(is_heard, WAIT)
+    await keeper.close()
+    await eventually(lambda: not is_alive(pid), WAIT)
+    assert "ended with code 0" in (home.state_dir / "output" / "kernel-k.log").read_text()
+
+
 def message(number: int) -> list[bytes]:
     """What iopub says, more or less; every other one has a buffer."""
     frames = [b"topic", b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b'"%d"' % number]
@@ -264,6 +295,9 @@ async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
         assert pages >= 3
         assert [index for index, _ in heard] == list(range(kept.first, 501))
         assert all(frames == message(number) for number, frames in heard)
+
+        third = await open_keeper(ring_bytes=3_000_000, total_bytes=1_600_000)
+        assert 501 - (await third.kept())["k"].first in range(130, 150)
 
         iopub.send_multipart([*message(501)[:-1], b"x" * 3_000_001])
         iopub.send_multipart(message(502))

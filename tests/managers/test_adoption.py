@@ -7,30 +7,17 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
 
 import msgspec
-import pytest
 
 from app.keeper.processes import start_time
 from tests.support.channels import JupyterChannels
 from tests.support.drill import Servers, drill
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, is_alive
 from tests.support.rest import RestClient
 from tests.support.server import run_server
-
-
-@pytest.fixture
-def servers(home: Home) -> Iterator[Servers]:
-    """Servers that keep their kernels, one after the other."""
-    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
-    servers = Servers(home)
-    yield servers
-    if servers.present is not None:
-        servers.present.crash()
 
 
 async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> None:
@@ -47,6 +34,15 @@ def command(home: Home, *arguments: str) -> str:
 async def pid_of(rest: RestClient, kernel_id: str) -> int:
     run = await Executions(rest, kernel_id).run("pid")
     return int(run["outputs"][0]["text"])
+
+
+def is_stored_as_running(home: Home, execution_id: str) -> bool:
+    """What was asked in the last moment before a crash only the keeper knows."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        query = "SELECT instr(data, CAST('running' AS BLOB)) FROM execution WHERE id = ?"
+        row = connection.execute(query, (execution_id,)).fetchone()
+    connection.close()
+    return row is not None and row[0] > 0
 
 
 def point_row_at(home: Home, kernel_id: str, pid: int) -> None:
@@ -121,6 +117,7 @@ async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(
         done = await runs.run("print 1")
         running = await runs.begin("flood 1000 20 1000")
         await runs.until(running, "stream")
+        await eventually(lambda: is_stored_as_running(home, running))  # that it was asked for
     servers.crash()
     (keeper,) = [p for p in home.processes() if "app.keeper" in p.cmdline()]
     keeper.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from app.managers.registry import Registry, check_registry
 from app.managers.registry_store import (
+    _MIGRATIONS,
     ExecutionRecord,
     KernelRecord,
     SQLiteRegistry,
@@ -31,13 +33,13 @@ def record(kernel_id: str, **changes: object) -> KernelRecord:
         "env": {"PATH": "/bin"},
         "pid": 7,
         "start_time": "boot/1",
-        "owner": "",
-        "limits": {},
         "created": 1.5,
         "last_activity": 2.5,
         "generation": 1,
         "execution_state": "idle",
+        "reason": "",
         "exclusive": True,
+        "external": False,
         **changes,
     }
     return KernelRecord(**fields)  # type: ignore[arg-type]
@@ -64,6 +66,26 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     assert not again.load_executions("a")
     assert stat.S_IMODE((tmp_path / "registry.sqlite").stat().st_mode) == 0o600
     again.close()
+
+
+def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    kept = record("a")
+    with sqlite3.connect(tmp_path / "registry.sqlite") as connection:
+        for statement in _MIGRATIONS[0]:
+            connection.execute(statement)
+        row = {"owner": "", "limits": "{}", "exclusive": 1}
+        for name in set(KernelRecord.__struct_fields__) - {"reason", "external", "exclusive"}:
+            value = getattr(kept, name)
+            row[name] = json.dumps(value) if isinstance(value, dict | list) else value
+        marks = ", ".join("?" * len(row))
+        query = f"INSERT INTO kernel ({', '.join(row)}) VALUES ({marks})"
+        connection.execute(query, [*row.values()])
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    store, aside = open_registry(tmp_path)
+    assert not aside
+    assert store.load() == [kept]
+    store.close()
 
 
 @pytest.mark.parametrize("fault", ["garbage", "half", "newer", "row"])

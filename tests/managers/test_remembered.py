@@ -1,0 +1,110 @@
+"""Kernels without a process of the keeper's: the dead, and those that others have started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.kernels.driver import running_fake
+from tests.support.channels import JupyterChannels
+from tests.support.drill import KEEP, Servers
+from tests.support.executions import Executions
+from tests.support.home import Home
+from tests.support.rest import RestClient
+from tests.support.server import run_server
+
+MAX_DEAD = 32
+
+
+def give_away(home: Home, connection_file: str) -> Path:
+    """The directory of connection files, with that of a kernel as ``k.json``."""
+    directory = home.path / "external"
+    directory.mkdir()
+    info = json.loads(Path(connection_file).read_text())
+    Path(connection_file).unlink()
+    (directory / "k.json").write_text(json.dumps({**info, "kernel_name": "fake"}))
+    return directory
+
+
+async def log_of(rest: RestClient, kernel_id: str) -> dict[str, Any]:
+    """All of a kernel's log that fits into one page."""
+    response = await rest.http.get(f"/api/kernels/{kernel_id}/messages?after=0&limit=1000")
+    page: dict[str, Any] = response.json()
+    return page
+
+
+def add_dead(home: Home, like: str, count: int) -> None:
+    """Rows of kernels that died, later than any other."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        connection.row_factory = sqlite3.Row
+        row = dict(connection.execute("SELECT * FROM kernel WHERE id = ?", (like,)).fetchone())
+        for number in range(count):
+            other = {**row, "id": str(uuid4()), "created": row["created"] + 1 + number}
+            marks = ", ".join("?" * len(other))
+            query = f"INSERT INTO kernel ({', '.join(other)}) VALUES ({marks})"
+            connection.execute(query, [*other.values()])
+    connection.close()
+
+
+async def test_the_dead_and_those_of_others_are_known_to_the_next_server(
+    servers: Servers, home: Home
+) -> None:
+    async with running_fake(home, (), "tcp", ready=True) as fake:
+        directory = give_away(home, fake.connection_file)
+        servers.arguments = (*KEEP, "--no-autorestart", "--external-connection-dir", str(directory))
+        server = await asyncio.to_thread(servers.start)
+        async with RestClient(server.url, server.token) as rest:
+            dead = (await rest.start_kernel("fake"))["id"]
+            other = (await rest.start_kernel(connection_file="k.json", owned=True))["id"]
+            await rest.wait_for_state(other, "idle")
+            done = await Executions(rest, other).run("print of another")
+            died = await Executions(rest, dead).begin("print words\ndie 13")
+            model = await rest.wait_for_state(dead, "dead")
+            assert "exited with code 13" in model["reason"]
+            ended = await Executions(rest, dead).ended(died)
+            logs = {kernel_id: await log_of(rest, kernel_id) for kernel_id in (dead, other)}
+        for number, stop in enumerate(("crash", "crash", "terminate")):
+            if stop == "crash":
+                servers.crash()
+            else:
+                server.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
+            server = await asyncio.to_thread(servers.start)
+            async with RestClient(server.url, server.token) as rest:
+                found = {found["id"]: found for found in await rest.kernels()}
+                assert list(found) == [dead, other]
+                assert found[dead] == model
+                assert await Executions(rest, dead).get(died) == ended
+                told = await log_of(rest, dead)
+                assert told == logs[dead]
+                assert found[other]["execution_state"] == "idle"
+                runs = Executions(rest, other)
+                assert (await runs.get(done["id"]))["state"] == "ok"
+                assert (await runs.run("print still there"))["state"] == "ok"
+                told = await log_of(rest, other)
+                assert told["epoch"] == logs[other]["epoch"]
+                sent = logs[other]["messages"]
+                assert told["messages"][: len(sent)] == sent, number
+
+        listed = run_server("kernels", "--state-dir", str(home.state_dir), "list", home=home)
+        assert f"{dead}  fake" in listed.stdout
+        server.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(server.wait)
+        add_dead(home, dead, MAX_DEAD - 1)
+        server = await asyncio.to_thread(servers.start)
+        async with RestClient(server.url, server.token) as rest:
+            assert len(await rest.kernels()) == MAX_DEAD + 1
+            await rest.restart(dead)
+            channels = await JupyterChannels.connect(server.ws_url, dead, server.token)
+            assert (await channels.execute("print risen")).text == "risen\n"
+            await channels.close()
+            await rest.delete(other)
+            assert await asyncio.to_thread(fake.process.wait, 30) == 0
+            await asyncio.gather(*(rest.delete(found["id"]) for found in await rest.kernels()))
+        (directory / "k.json").unlink()
+        await asyncio.to_thread(server.stop)
