@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,8 +80,7 @@ class Keeper:
     """The server's connection to the keeper of its state directory, made when first needed.
 
     Make it inside a running event loop, and `close` it there. Whatever asks the keeper raises
-    `KeeperUnavailable` if there is none and none can be started. ``on_lost`` are called when the
-    keeper has gone: what it held of iopub is lost.
+    `KeeperUnavailable` if there is none and none can be started.
     """
 
     def __init__(
@@ -93,7 +92,6 @@ class Keeper:
         orphan_timeout: float,
         output_bytes: int,
     ) -> None:
-        self.on_lost: list[Callable[[], None]] = []
         self._state_dir = state_dir
         self._options: Fields = {
             "ring_bytes": ring_bytes,
@@ -389,8 +387,6 @@ class Keeper:
             )
         for watched in running:
             watched.watch()
-        for callback in self.on_lost:
-            callback()
         if running:
             self._recovery = self._loop.create_task(self._recover(), name="new keeper")
 
