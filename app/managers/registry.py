@@ -45,7 +45,7 @@ BEHIND_SECONDS: Final = 0.02
 """How long what is written behind may wait for more."""
 
 RENEW_SECONDS: Final = 5.0
-"""How often the lease is renewed."""
+"""How often the lease is renewed, and what could not be written tried again."""
 
 
 def check_registry(state_dir: Path) -> None:
@@ -111,6 +111,7 @@ class Registry:
         self._activity: dict[str, tuple[float, str]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
+        self._missed: dict[str, KernelRecord | None] = {}  # to be written; None: deleted
         self._failing = False
         self._writer: asyncio.Task[None] | None = None
         self._renewal = asyncio.get_running_loop().create_task(self._renew(), name="renew lease")
@@ -131,6 +132,7 @@ class Registry:
         """Write what has waited, and let another server have the state directory."""
         self._renewal.cancel()
         await asyncio.wait({self._renewal})
+        await self._make_up()
         await self.flush()
         await self._call(self._store.close)
         self._thread.shutdown()
@@ -139,20 +141,23 @@ class Registry:
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
-    async def _write(self, work: Callable[..., None], *arguments: Any) -> None:
+    async def _write(self, work: Callable[..., None], *arguments: Any) -> bool:
         """Write; where that fails it is said once, and the kernels run on."""
         try:
             await self._call(work, *arguments)
         except sqlite3.Error as error:
             if not self._failing:
                 logger.error(
-                    "the registry cannot be written: %s; what it misses will not be known after "
-                    "a restart of this server",
+                    "the registry cannot be written: %s; it is tried again, and what it misses "
+                    "when this server ends the next will not know",
                     error,
                 )
             self._failing = True
-        else:
-            self._failing = False
+            return False
+        if self._failing:
+            logger.info("the registry can be written again")
+        self._failing = False
+        return True
 
     # Kernels
 
@@ -163,14 +168,18 @@ class Registry:
 
     async def save(self, record: KernelRecord) -> None:
         """Store a kernel, at once."""
-        await self._write(self._store.save, record)
+        self._missed.pop(record.id, None)
+        if not await self._write(self._store.save, record):
+            self._missed[record.id] = record
 
     async def delete(self, kernel_id: str) -> None:
         """Forget a kernel, at once."""
         self._activity.pop(kernel_id, None)
         for key in [key for key in self._changed if key[0] == kernel_id]:
             del self._changed[key]
-        await self._write(self._store.delete, kernel_id)
+        self._missed.pop(kernel_id, None)
+        if not await self._write(self._store.delete, kernel_id):
+            self._missed[kernel_id] = None
 
     def touch(self, kernel_id: str, last_activity: float, execution_state: str) -> None:
         """Store soon what a kernel does."""
@@ -215,6 +224,8 @@ class Registry:
             while self._activity or self._changed or self._forgotten:
                 await self.flush()  # at once, and what comes meanwhile together
                 await asyncio.sleep(BEHIND_SECONDS)
+                if self._failing:  # until there is more, or it is tried again
+                    return
         finally:
             self._writer = None
 
@@ -225,7 +236,10 @@ class Registry:
         forgotten, self._forgotten = self._forgotten, set()
         if changed or forgotten:
             records = [record() for record in changed.values()]
-            await self._write(self._store.save_executions, records, forgotten)
+            if not await self._write(self._store.save_executions, records, forgotten):
+                for key, record in changed.items():
+                    if key not in self._forgotten:
+                        self._changed.setdefault(key, record)
         if activity:
             await self._write(
                 self._store.touch, [(key, when, state) for key, (when, state) in activity.items()]
@@ -237,3 +251,17 @@ class Registry:
             self._lease.renewed = time.time()
             with contextlib.suppress(sqlite3.Error):  # said elsewhere, and the lock is what counts
                 await self._call(self._store.take_lease, self._lease)
+            await self._make_up()
+
+    async def _make_up(self) -> None:
+        """Write what could not be written."""
+        for kernel_id in [*self._missed]:
+            if kernel_id not in self._missed:  # something newer was written
+                continue
+            record = self._missed[kernel_id]
+            if record is None:
+                await self.delete(kernel_id)
+            else:
+                await self.save(record)
+        if self._changed:
+            self._write_soon()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import sqlite3
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
+from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.server import run_server
 
@@ -49,6 +51,54 @@ def add_dead(home: Home, like: str, count: int) -> None:
             query = f"INSERT INTO kernel ({', '.join(other)}) VALUES ({marks})"
             connection.execute(query, [*other.values()])
     connection.close()
+
+
+def rows(home: Home) -> set[str]:
+    """The kernels in the registry."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        found = {row[0] for row in connection.execute("SELECT id FROM kernel")}
+    connection.close()
+    return found
+
+
+async def test_a_disk_that_is_full_costs_no_kernel_and_is_made_up_for(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        first, deleted = [(await rest.start_kernel("fake"))["id"] for _ in range(2)]
+        await Executions(rest, first).run("print before")
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+        # No file of the server's grows beyond this; that of the registry is larger already.
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (8192, hard))
+        second = (await rest.start_kernel("fake"))["id"]
+        await rest.delete(deleted)
+        for kernel_id in (first, second):
+            done = await Executions(rest, kernel_id).run("print meanwhile")
+            assert done["state"] == "ok"
+        assert rows(home) == {first, deleted}
+        assert server.output().count("the registry cannot be written") == 1
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        await eventually(lambda: rows(home) == {first, second}, 30)
+        await eventually(lambda: is_stored(home, done["id"]), 30)
+    servers.crash()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert {model["id"] for model in await rest.kernels()} == {first, second}
+        assert (await Executions(rest, second).get(done["id"]))["state"] == "ok"
+        for kernel_id in (first, second):
+            assert (await Executions(rest, kernel_id).run("print after"))["state"] == "ok"
+            await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
+def is_stored(home: Home, execution_id: str) -> bool:
+    """Whether the registry has an execution."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        query = "SELECT 1 FROM execution WHERE id = ?"
+        found = connection.execute(query, (execution_id,)).fetchone()
+    connection.close()
+    return found is not None
 
 
 async def test_the_dead_and_those_of_others_are_known_to_the_next_server(
