@@ -113,6 +113,7 @@ class Registry:
         self._forgotten: set[tuple[str, str]] = set()
         self._missed: dict[str, KernelRecord | None] = {}  # to be written; None: deleted
         self._failing = False
+        self._told = False  # that it fails
         self._writer: asyncio.Task[None] | None = None
         self._renewal = asyncio.get_running_loop().create_task(self._renew(), name="renew lease")
 
@@ -146,17 +147,14 @@ class Registry:
         try:
             await self._call(work, *arguments)
         except sqlite3.Error as error:
-            if not self._failing:
+            if not self._told:
                 logger.error(
                     "the registry cannot be written: %s; it is tried again, and what it misses "
                     "when this server ends the next will not know",
                     error,
                 )
-            self._failing = True
+            self._failing = self._told = True
             return False
-        if self._failing:
-            logger.info("the registry can be written again")
-        self._failing = False
         return True
 
     # Kernels
@@ -251,7 +249,11 @@ class Registry:
             self._lease.renewed = time.time()
             with contextlib.suppress(sqlite3.Error):  # said elsewhere, and the lock is what counts
                 await self._call(self._store.take_lease, self._lease)
+                self._failing = False
             await self._make_up()
+            if self._told and not self._failing:
+                logger.info("the registry can be written again")
+                self._told = False
 
     async def _make_up(self) -> None:
         """Write what could not be written."""
