@@ -48,7 +48,8 @@ _BATCHES: Final = [Struct("<" + "16sQIB3xQ" * count) for count in range(BATCH + 
 _BODY: Final = Struct("<QQ")  # as the key: place in the ring (counted on and on), length
 _OWNER: Final = Struct("<h")  # length of the owner, -1 for every session
 
-_KEPT, _WHOLE, _LOST, _TRANSIENT = 1, 2, 3, 0x80
+_KEPT, _WHOLE, _LOST = 1, 2, 3
+_PUBLISHED, _TRANSIENT = 0x40, 0x80  # flags beside these
 
 _PLACES_AT: Final = 4096
 _SLOTS_AT: Final = _PLACES_AT + 12288
@@ -74,6 +75,8 @@ class Noted(NamedTuple):
     message: Message | None
     owner: str | None
     transient: bool
+    published: bool
+    """Whether the kernel has published it; the rest are replies, and what the server said."""
 
 
 def key_of(message: Message) -> bytes:
@@ -157,9 +160,9 @@ class Journal:
         if before < count:
             _BATCHES[count - before].pack_into(self._memory, _SLOTS_AT, *fields[5 * before :])
 
-    def note_whole(self, entry: Entry) -> None:
+    def note_whole(self, entry: Entry, *, published: bool = False) -> None:
         """This has got its number, and nobody else has it."""
-        kind = _TRANSIENT if entry.transient else 0
+        kind = (_TRANSIENT if entry.transient else 0) | (_PUBLISHED if published else 0)
         frame = entry.message.frame
         key = self._keep_whole(frame, entry.owner)
         kind |= _WHOLE if key else _LOST
@@ -189,7 +192,7 @@ class Journal:
                     slots[slot[4]] = slot
                 elif slots and not slot[4]:  # it has not come round yet
                     break
-        bodies = [_BODY.unpack(slot[0]) for slot in slots.values() if slot[3] & 0x7F == _WHOLE]
+        bodies = [_BODY.unpack(slot[0]) for slot in slots.values() if slot[3] & 0x3F == _WHOLE]
         self._written = max((place + length for place, length in bodies), default=0)
         found = []
         seq = max(slots, default=0)
@@ -200,14 +203,17 @@ class Journal:
 
     def _noted(self, key: bytes, offset: int, size: int, kind: int, seq: int) -> Noted:
         transient = bool(kind & _TRANSIENT)
-        kind &= 0x7F
+        published = bool(kind & _PUBLISHED)
+        kind &= 0x3F
         message, owner = None, None
         if kind == _WHOLE:
             place, length = _BODY.unpack(key)
             if self._written - place <= BODY_BYTES:
                 start = _BODY_AT + place % BODY_BYTES
                 message, owner = _restore(self._memory[start : start + length], seq)
-        return Noted(seq, offset, size, key if kind == _KEPT else b"", message, owner, transient)
+        if kind == _KEPT:
+            return Noted(seq, offset, size, key, None, None, transient, published=True)
+        return Noted(seq, offset, size, b"", message, owner, transient, published)
 
     # Places
 

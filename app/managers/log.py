@@ -129,7 +129,7 @@ class MessageLog:
         if self.journal is not None:
             if not kept or self.journal.alone:
                 self.note(but=1)
-                self.journal.note_whole(entry)
+                self.journal.note_whole(entry, published=kept)
             else:
                 self._unnoted += 1
                 if self._unnoted == BATCH:

@@ -181,7 +181,7 @@ def _put_back(traffic: Traffic, entry: Noted, message: Message | None) -> int:
     else:
         log.put_back_hole(Position(entry.seq + 1, entry.offset + entry.size))
     if message is not None and entry.seq >= log.next_seq - 1:
-        traffic.replay(message, by_kernel=bool(entry.key))
+        traffic.replay(message, by_kernel=entry.published)
     return not known
 
 

@@ -39,12 +39,13 @@ class Servers:
     def __init__(self, home: Home, *arguments: str) -> None:
         self.home = home
         self.arguments = arguments or KEEP
+        self.env: dict[str, str] = {}
         self.present: ServerProcess | None = None
         self.token = os.urandom(16).hex()
 
     def start(self) -> ServerProcess:
         """The next one."""
-        server = ServerProcess(*self.arguments, home=self.home, token=self.token)
+        server = ServerProcess(*self.arguments, home=self.home, token=self.token, env=self.env)
         self.present = server.start()
         return server
 
