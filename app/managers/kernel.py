@@ -220,6 +220,8 @@ class Kernel:
             self._info = info
             await recover(self._house, self, record, info)
             self._launched = asyncio.get_running_loop().time()
+            if record.execution_state in ("busy", "idle"):  # it has come up once
+                self._house.transports.remember(self.spec, self._transport)
             if is_adoptable(self):
                 self._take_for_ready()
             self._begin_life()

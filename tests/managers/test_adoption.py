@@ -12,7 +12,7 @@ import msgspec
 
 from app.keeper.processes import start_time
 from tests.support.channels import JupyterChannels
-from tests.support.drill import Servers, drill
+from tests.support.drill import KEEP, Servers, drill
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.processes import eventually, is_alive
@@ -34,6 +34,35 @@ def command(home: Home, *arguments: str) -> str:
 async def pid_of(rest: RestClient, kernel_id: str) -> int:
     run = await Executions(rest, kernel_id).run("pid")
     return int(run["outputs"][0]["text"])
+
+
+async def test_one_that_says_nothing_is_dead_unless_it_is_busy(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        names = ("fake", "fake", "fake-old")
+        silent, busy, old = [(await rest.start_kernel(name))["id"] for name in names]
+        pids = {kernel_id: await pid_of(rest, kernel_id) for kernel_id in (silent, busy, old)}
+        runs = {}
+        for kernel_id in (busy, old):  # the second answers nobody while it is
+            run = runs[kernel_id] = await Executions(rest, kernel_id).begin("sleep 60")
+            await Executions(rest, kernel_id).until(run, "started")
+    servers.crash()
+    os.kill(pids[silent], signal.SIGSTOP)
+    servers.arguments = (*KEEP, "--kernel-info-timeout", "1")
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        model = await rest.wait_for_state(silent, "dead")
+        assert "said nothing within 1 s" in model["reason"]
+        assert not is_alive(pids[silent])
+        for kernel_id, run in runs.items():
+            assert (await rest.kernel(kernel_id))["execution_state"] == "busy"
+            await rest.interrupt(kernel_id)
+            assert (await Executions(rest, kernel_id).ended(run))["state"] == "error"
+            assert await pid_of(rest, kernel_id) == pids[kernel_id]
+        await asyncio.gather(*map(rest.delete, pids))
+    await asyncio.to_thread(server.stop)
 
 
 def is_stored_as_running(home: Home, execution_id: str) -> bool:

@@ -22,7 +22,8 @@ async def test_they_are_found_again_side_by_side(servers: Servers, home: Home) -
     write_kernelspec(home.jupyter_path, "far", SPEC)
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        ids = [(await rest.start_kernel("far"))["id"] for _ in range(4)]
+        models = await asyncio.gather(*(rest.start_kernel("far") for _ in range(4)))
+        ids = [model["id"] for model in models]
         pids = {}
         for kernel_id in ids:
             run = await Executions(rest, kernel_id).run("pid")
