@@ -83,8 +83,9 @@ def keep_journal(
     path = journal_path(house, kernel.id)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        log.journal = Journal.create(path, log.epoch, kernel.traffic.session, channels.identity)
-        log.journal.alone = alone
+        journal = Journal.create(path, log.epoch, kernel.traffic.session, channels.identity)
+        journal.alone = alone
+        log.note_in(journal)  # a kernel that was kept warm has said something already
     except (OSError, UnusableJournal) as error:
         logger.error("kernel %s: its numbers will not survive a crash: %s", kernel.id, error)
     if kernel.traffic.tracker.keeping is None:

@@ -139,6 +139,12 @@ class MessageLog:
             self.wake()
         return entry
 
+    def note_in(self, journal: Journal) -> None:
+        """Have every number noted there, those among them that are in memory already."""
+        for entry in self._entries[self._start :]:
+            journal.note_whole(entry)
+        self.journal = journal
+
     def note(self, *, but: int = 0) -> None:
         """Have every number noted, but for so many of the newest."""
         if self.journal is not None and self._unnoted:

@@ -16,6 +16,7 @@ from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
+from tests.support.metrics import scrape
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.server import run_server
@@ -38,6 +39,11 @@ async def log_of(rest: RestClient, kernel_id: str) -> dict[str, Any]:
     response = await rest.http.get(f"/api/kernels/{kernel_id}/messages?after=0&limit=1000")
     page: dict[str, Any] = response.json()
     return page
+
+
+async def parked(rest: RestClient) -> bool:
+    """Whether a kernel is kept warm."""
+    return (await scrape(rest))("kernelkeep_warm_kernels", type="fake") == 1
 
 
 def add_dead(home: Home, like: str, count: int) -> None:
@@ -106,9 +112,13 @@ async def test_the_dead_and_those_of_others_are_known_to_the_next_server(
 ) -> None:
     async with running_fake(home, (), "tcp", ready=True) as fake:
         directory = give_away(home, fake.connection_file)
-        servers.arguments = (*KEEP, "--no-autorestart", "--external-connection-dir", str(directory))
+        external = ("--external-connection-dir", str(directory))
+        servers.arguments = (*KEEP, "--no-autorestart", *external, "--warm-kernels", "fake=1")
         server = await asyncio.to_thread(servers.start)
         async with RestClient(server.url, server.token) as rest:
+            await eventually(lambda: parked(rest), 60)
+            warm = await rest.start_kernel("fake")
+            assert warm["execution_state"] == "idle"
             dead = (await rest.start_kernel("fake"))["id"]
             other = (await rest.start_kernel(connection_file="k.json", owned=True))["id"]
             await rest.wait_for_state(other, "idle")
@@ -117,38 +127,35 @@ async def test_the_dead_and_those_of_others_are_known_to_the_next_server(
             model = await rest.wait_for_state(dead, "dead")
             assert "exited with code 13" in model["reason"]
             ended = await Executions(rest, dead).ended(died)
-            logs = {kernel_id: await log_of(rest, kernel_id) for kernel_id in (dead, other)}
-        for number, stop in enumerate(("crash", "crash", "terminate")):
-            if stop == "crash":
-                servers.crash()
-            else:
+            logs = {known: await log_of(rest, known) for known in (warm["id"], dead, other)}
+        for more_dead in (0, MAX_DEAD - 1):
+            if more_dead:
                 server.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
+                add_dead(home, dead, more_dead)
+            else:
+                servers.crash()
             server = await asyncio.to_thread(servers.start)
             async with RestClient(server.url, server.token) as rest:
                 found = {found["id"]: found for found in await rest.kernels()}
-                assert list(found) == [dead, other]
+                assert list(found)[:3] == list(logs)
                 assert found[dead] == model
                 assert await Executions(rest, dead).get(died) == ended
-                told = await log_of(rest, dead)
-                assert told == logs[dead]
+                assert await log_of(rest, dead) == logs[dead]
                 assert found[other]["execution_state"] == "idle"
                 runs = Executions(rest, other)
                 assert (await runs.get(done["id"]))["state"] == "ok"
                 assert (await runs.run("print still there"))["state"] == "ok"
-                told = await log_of(rest, other)
-                assert told["epoch"] == logs[other]["epoch"]
-                sent = logs[other]["messages"]
-                assert told["messages"][: len(sent)] == sent, number
-
+                for known in (warm["id"], other):
+                    told = await log_of(rest, known)
+                    assert told["epoch"] == logs[known]["epoch"]
+                    sent = logs[known]["messages"]
+                    assert told["messages"][: len(sent)] == sent
+                    assert (told["first"], sent[0]["seq"]) == (1, 1)
         listed = run_server("kernels", "--state-dir", str(home.state_dir), "list", home=home)
         assert f"{dead}  fake" in listed.stdout
-        server.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(server.wait)
-        add_dead(home, dead, MAX_DEAD - 1)
-        server = await asyncio.to_thread(servers.start)
         async with RestClient(server.url, server.token) as rest:
-            assert len(await rest.kernels()) == MAX_DEAD + 1
+            assert len(await rest.kernels()) == MAX_DEAD + 2
             await rest.restart(dead)
             channels = await JupyterChannels.connect(server.ws_url, dead, server.token)
             assert (await channels.execute("print risen")).text == "risen\n"
