@@ -508,11 +508,6 @@ class Settings(BaseSettings):
     def _keepable(self) -> Settings:
         if self.on_shutdown == "keep" and not CAN_KEEP:
             raise ValueError("on_shutdown=keep: this takes Linux 5.3 or newer")
-        if self.on_shutdown == "keep" and self.fork_kernels:
-            raise ValueError(
-                "fork_kernels and on_shutdown=keep exclude each other: a forked kernel is the "
-                "child of its fork server, and ends unseen when that does"
-            )
         return self
 
     @model_validator(mode="after")

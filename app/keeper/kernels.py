@@ -16,7 +16,9 @@ import zmq
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import (
     UNKNOWN_EXIT,
+    exit_code,
     has_ended,
+    is_child,
     open_process,
     signal_group,
     start_time,
@@ -51,7 +53,7 @@ class KeptKernel:
         self._output = output
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._is_child = False
         self._pidfd: int | None = None
         self._subscription: Subscription | None = None
         self._farewell: zmq.Socket[bytes] | None = None
@@ -80,7 +82,7 @@ class KeptKernel:
         """Start the process, the leader of a session of its own. Raises `OSError`."""
         descriptor = self._output.open_lasting()
         try:
-            self._child = subprocess.Popen(
+            process = subprocess.Popen(
                 [os.path.expanduser(word) for word in command],
                 env=env,
                 cwd=cwd,
@@ -94,25 +96,26 @@ class KeptKernel:
             raise
         finally:
             self._output.started()
-        self.pid = self._child.pid
+        self.pid, self._is_child = process.pid, True
+        process.returncode = 0  # it is reaped by its pidfd
         try:
             # Nobody else reaps it, so these are its own although it may have ended.
             self.started = start_time(self.pid) or ""
             self._watch_process(os.pidfd_open(self.pid))
         except OSError:  # no descriptors are left
             os.killpg(self.pid, signal.SIGKILL)
-            self._child.wait()
+            os.waitpid(self.pid, 0)
             self._output.close()
             raise
 
     def adopt(self, pid: int, started: str) -> bool:
-        """Take over a process that runs already; False if it is gone."""
+        """Take over a process that runs already, maybe a child of ours; False if it is gone."""
         pidfd = open_process(pid, started)
         if pidfd is None or has_ended(pidfd):
             if pidfd is not None:
                 os.close(pidfd)
             return False
-        self.pid, self.started = pid, started
+        self.pid, self.started, self._is_child = pid, started, is_child(pid)
         with contextlib.suppress(OSError):  # it writes elsewhere, or its pipe was removed
             self._output.follow()
         self._watch_process(pidfd)
@@ -151,10 +154,22 @@ class KeptKernel:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
         if self._pidfd is None:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
-        if self._child is not None:  # it is not reaped, so the number is its own
+        if self._is_child:  # it is not reaped, so the number is its own
             os.killpg(self.pid, number)
         else:
             signal_group(self._pidfd, self.pid, self.started, number)
+
+    def end(self) -> None:
+        """The process has ended. What it left running in its process group ends with it."""
+        assert self._pidfd is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            self.signal(signal.SIGKILL)
+        self._loop.remove_reader(self._pidfd)
+        self.exit_code = exit_code(self._pidfd) if self._is_child else UNKNOWN_EXIT
+        os.close(self._pidfd)
+        self._pidfd = None
+        self._output.close()
+        self._on_exit(self)
 
     def tail(self) -> str:
         """The last lines that the process wrote."""
@@ -176,16 +191,4 @@ class KeptKernel:
 
     def _watch_process(self, pidfd: int) -> None:
         self._pidfd = pidfd
-        self._loop.add_reader(pidfd, self._on_end)
-
-    def _on_end(self) -> None:
-        """What the kernel left running in its process group ends with it."""
-        assert self._pidfd is not None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            self.signal(signal.SIGKILL)
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = None
-        self.exit_code = self._child.wait() if self._child is not None else UNKNOWN_EXIT
-        self._output.close()
-        self._on_exit(self)
+        self._loop.add_reader(pidfd, self.end)

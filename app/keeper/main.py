@@ -16,6 +16,7 @@ import socket
 import sys
 from pathlib import Path
 
+from app.keeper.processes import adopt_orphans
 from app.keeper.protocol import TooOpen, open_dir, socket_address
 from app.keeper.service import Service
 
@@ -32,6 +33,7 @@ def main() -> None:
         # Held until this process ends, and by no other: a kernel does not inherit it.
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        adopt_orphans()
         listener = _listen(directory)
     except BlockingIOError:
         _say("taken")
@@ -48,6 +50,7 @@ async def _keep(listener: socket.socket, directory: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.end)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    loop.add_signal_handler(signal.SIGCHLD, service.reap)
     _say("ready")
     try:
         await service.ended

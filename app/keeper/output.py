@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ProcessOutput"]
+__all__ = ["ProcessOutput", "lasting_pipe"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,21 +48,15 @@ class ProcessOutput:
         return self._write_end
 
     def open_lasting(self) -> int:
-        """The same, by a named pipe: the process can go on to write when its reader is gone.
-
-        It has both ends of the pipe, and so is not told that nobody reads: it is only held up when
-        the pipe is full, until `follow` is called in another process. Raises `OSError`.
-        """
+        """The same, by a `lasting_pipe`. Raises `OSError`."""
         self.close()
         self._tail.clear()
-        self._pipe.unlink(missing_ok=True)  # what is left of another process is no concern
-        os.mkfifo(self._pipe, 0o600)
+        self._write_end = lasting_pipe(self.path)
         self.follow()
-        self._write_end = os.open(self._pipe, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         return self._write_end
 
     def follow(self) -> None:
-        """Read from now on what a process writes that was started with `open_lasting`.
+        """Read from now on what a process writes that was started with a `lasting_pipe`.
 
         Raises `OSError` when it has no such pipe.
         """
@@ -105,7 +99,7 @@ class ProcessOutput:
 
     @property
     def _pipe(self) -> Path:
-        return self.path.with_name(self.path.name + ".pipe")
+        return _pipe_of(self.path)
 
     def _close_pipe(self) -> None:
         if self._read_end is not None:
@@ -156,3 +150,20 @@ class ProcessOutput:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         self._file = os.open(self.path, flags, 0o600)
         self._size = os.fstat(self._file).st_size
+
+
+def lasting_pipe(path: Path) -> int:
+    """A descriptor for a new process to write to, whose output is kept in ``path``.
+
+    It is that of a named pipe: the process can go on to write when its reader is gone. It has both
+    ends of the pipe, and so is not told that nobody reads: it is only held up when the pipe is
+    full, until `ProcessOutput.follow` is called in some process. Raises `OSError`.
+    """
+    pipe = _pipe_of(path)
+    pipe.unlink(missing_ok=True)  # what is left of another process is no concern
+    os.mkfifo(pipe, 0o600)
+    return os.open(pipe, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def _pipe_of(path: Path) -> Path:
+    return path.with_name(path.name + ".pipe")

@@ -1,4 +1,4 @@
-"""Processes that are not ours to reap, told apart from others that got their number later.
+"""Processes, told apart from others that got their number later; and whose children they are.
 
 Linux only: it takes pidfds (5.3) and /proc.
 """
@@ -6,6 +6,7 @@ Linux only: it takes pidfds (5.3) and /proc.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import select
@@ -14,12 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["UNKNOWN_EXIT", "has_ended", "open_process", "signal_group", "start_time"]
+__all__ = [
+    "UNKNOWN_EXIT",
+    "adopt_orphans",
+    "ended_child",
+    "exit_code",
+    "has_ended",
+    "is_child",
+    "open_process",
+    "signal_group",
+    "start_time",
+]
 
 UNKNOWN_EXIT: Final = 256
 """In place of an exit code that nobody can tell any more. No process has it."""
 
 _PROCESS_GROUP: Final = 4  # PIDFD_SIGNAL_PROCESS_GROUP, from Linux 6.9 on
+
+_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
 
 def start_time(pid: int) -> str | None:
@@ -54,6 +67,41 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends. Raises `OSError`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "this process cannot adopt orphans")
+
+
+def is_child(pid: int) -> bool:
+    """Whether the process is ours to reap."""
+    fields = _stat(pid)
+    return fields is not None and int(fields[1]) == os.getpid()
+
+
+def ended_child() -> int | None:
+    """The number of a child that has ended, which stays to be reaped; None if there is none."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return ended.si_pid if ended is not None else None
+
+
+def exit_code(pidfd: int) -> int:
+    """How a process that has ended did so, minus the number of a signal; a child is reaped.
+
+    `UNKNOWN_EXIT` for what is no child of ours.
+    """
+    try:
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return UNKNOWN_EXIT
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def signal_group(pidfd: int, pid: int, started: str, number: int) -> None:

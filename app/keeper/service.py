@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import zmq
 
 from app.keeper.kernels import KeptKernel
 from app.keeper.output import ProcessOutput
+from app.keeper.processes import ended_child, start_time
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
 from app.keeper.ring import Ring, Room
 
@@ -56,6 +58,7 @@ class Service:
             "hello": self._on_hello,
             "kept": self._on_kept,
             "launch": self._on_launch,
+            "run": self._on_run,
             "adopt": self._on_adopt,
             "watch": self._on_watch,
             "said": self._on_said,
@@ -183,6 +186,16 @@ class Service:
             except OSError:
                 continue
 
+    def reap(self) -> None:
+        """Children have ended: kernels, what they left running, and what `run` has started."""
+        while (pid := ended_child()) is not None:
+            for kernel in self._kernels.values():
+                if kernel.pid == pid and kernel.running:
+                    kernel.end()
+                    break
+            else:
+                os.waitpid(pid, 0)
+
     def _end_if_alone(self) -> None:
         if not any(kernel.running for kernel in self._kernels.values()):
             self.end()
@@ -235,11 +248,22 @@ class Service:
             raise ValueError(f"kernel {kernel_id} runs")
         kernel = self._new_kernel(kernel_id, fields["output"])
         kernel.launch(fields["command"], fields["env"], fields["cwd"])
-        if before is not None:
-            before.close()
-            kernel.ring = before.ring
-        self._kernels[kernel_id] = kernel
+        self._put(kernel)
         return {"answer": kernel.record}
+
+    def _on_run(self, fields: Fields) -> Answer:
+        """Start a process that is no kernel, and has nothing to do with us but for its children."""
+        process = subprocess.Popen(
+            fields["command"],
+            env=fields["env"],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        process.returncode = 0  # it is reaped like any orphan
+        return {"answer": {"pid": process.pid, "start_time": start_time(process.pid)}}
 
     def _on_adopt(self, fields: Fields) -> Answer:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
@@ -250,8 +274,16 @@ class Service:
             kernel = self._new_kernel(kernel_id, fields["output"])
             if not kernel.adopt(pid, started):
                 return {"answer": None}
-            self._kernels[kernel_id] = kernel
+            self._put(kernel)
         return {"answer": kernel.record}
+
+    def _put(self, kernel: KeptKernel) -> None:
+        """In place of the process that the kernel had before."""
+        before = self._kernels.get(kernel.kernel_id)
+        if before is not None:
+            before.close()
+            kernel.ring = before.ring
+        self._kernels[kernel.kernel_id] = kernel
 
     def _new_kernel(self, kernel_id: str, output: str) -> KeptKernel:
         return KeptKernel(

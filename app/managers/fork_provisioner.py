@@ -20,7 +20,8 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, Integer, List, Unicode
 
-from app.managers.forking import CannotFork, ForkedProcess, ForkServers, Order, Recipe
+from app.managers.fork_link import CannotFork, ForkedProcess, Order, Recipe
+from app.managers.forking import ForkServers
 from app.managers.keeping import Keeper
 
 try:
@@ -28,7 +29,7 @@ try:
 except ImportError:  # Windows, where nothing is forked either
     resource = None  # type: ignore[assignment]
 
-__all__ = ["PROVISIONER", "ForkProvisioner", "Forking", "KernelManager"]
+__all__ = ["PROVISIONER", "ForkOptions", "ForkProvisioner", "Forking", "KernelManager"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +93,8 @@ class KernelManager(AsyncKernelManager):
     keeper: Keeper | None = None
 
 
-class ForkProvisioner(LocalProvisioner):
-    """Forks the kernel from a fork server, or starts it and says why."""
+class ForkOptions(LocalProvisioner):
+    """What a kernelspec can ask for, and what is to be forked then."""
 
     preload: List[str] = List(
         Unicode(), config=True, help="Modules that the fork server imports beside ipykernel."
@@ -105,17 +106,56 @@ class ForkProvisioner(LocalProvisioner):
         help="Resource limits of a kernel, by their names without RLIMIT_: AS, CPU, NOFILE...",
     )
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Launch a kernel; raises what the launch of an ordinary one does."""
+    def check(self) -> None:
+        """Raise `ValueError` for limits that there are not."""
         for name in self.limits:
             if not hasattr(resource, f"RLIMIT_{name}"):
                 raise ValueError(f"there is no resource limit {name[:40]}")
+
+    @property
+    def forking(self) -> Forking:
+        """Where to fork. Raises `CannotFork`."""
+        forking = getattr(self.parent, "forking", None)
+        if not isinstance(forking, Forking):
+            raise CannotFork("there are fork servers in kernelkeep only")
+        return forking
+
+    def order(
+        self, cmd: Sequence[str], env: Mapping[str, str], cwd: str, output: int
+    ) -> tuple[Recipe, Order]:
+        """What is to be forked, and by what. Raises `CannotFork`."""
+        interpreter, arguments = parse_command(cmd)
+        base = self.forking.base(self.kernel_spec, self.preload)
+        wanted = read_once(env, self.preload)
+        if wanted != base:
+            names = sorted({name for name, _ in {*wanted} ^ {*base}})
+            raise CannotFork(f"its environment has another {', '.join(names)[:200]}")
+        recipe = Recipe(interpreter, tuple(self.preload), base)
+        return recipe, Order(cmd, arguments, env, cwd, output, self.limits)
+
+    def limit(self, pid: int) -> None:
+        """Set the limits of a process that was just started, where the platform can."""
+        for name, value in self.limits.items():
+            number = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(number)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            if hasattr(resource, "prlimit"):
+                resource.prlimit(pid, number, (value, value))
+
+
+class ForkProvisioner(ForkOptions):
+    """Forks the kernel from a fork server, or starts it and says why."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Launch a kernel; raises what the launch of an ordinary one does."""
+        self.check()
         try:
             process = await self._fork(cmd, kwargs)
         except CannotFork as reason:
             logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
             info = await super().launch_kernel(cmd, **kwargs)
-            self._limit()
+            if self.pid is not None:
+                self.limit(self.pid)
             return info
         self.process = process  # type: ignore[assignment]
         # It makes a session of its own, and so a group of this number, before anything else.
@@ -130,30 +170,13 @@ class ForkProvisioner(LocalProvisioner):
         return await super().poll()
 
     async def _fork(self, cmd: list[str], options: Mapping[str, Any]) -> ForkedProcess:
-        forking = getattr(self.parent, "forking", None)
-        if not isinstance(forking, Forking):
-            raise CannotFork("there are fork servers in kernelkeep only")
         output = options.get("stdout")
         if not isinstance(output, int) or options.get("stderr") != output:
             raise CannotFork("its output goes somewhere else")
-        interpreter, arguments = parse_command(cmd)
         env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
-        base = forking.base(self.kernel_spec, self.preload)
-        wanted = read_once(env, self.preload)
-        if wanted != base:
-            names = sorted({name for name, _ in {*wanted} ^ {*base}})
-            raise CannotFork(f"its environment has another {', '.join(names)[:200]}")
-        order = Order(cmd, arguments, env, options["cwd"], output, self.limits)
-        return await forking.servers.fork(Recipe(interpreter, tuple(self.preload), base), order)
-
-    def _limit(self) -> None:
-        """Set the limits of a process that was just started, where the platform can."""
-        for name, value in self.limits.items():
-            number = getattr(resource, f"RLIMIT_{name}")
-            hard = resource.getrlimit(number)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            if self.pid is not None and hasattr(resource, "prlimit"):
-                resource.prlimit(self.pid, number, (value, value))
+        recipe, order = self.order(cmd, env, options["cwd"], output)
+        pid, server = await self.forking.servers.fork(recipe, order)
+        return ForkedProcess(pid, server)
 
 
 def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -1,19 +1,26 @@
 """The program of a fork server: an interpreter that has imported ipykernel, and forks kernels.
 
 It is run by path, by the interpreter of a kernelspec, which need not have this service installed:
-so it imports nothing of `app`. Its one argument besides the modules to preload is the descriptor of
-a SOCK_SEQPACKET socket, on which every packet is one JSON object. `app.managers.forking` is at the
-other end:
+so it imports nothing of `app`. Its one argument besides the modules to preload is a SOCK_SEQPACKET
+socket: the descriptor of one, or ``@`` and the abstract name of one to connect to. Every packet on
+it is one JSON object. `app.managers.fork_link` is at the other end:
 
-    service -> {"fork": N} and three descriptors: the order, as a JSON file; its output; its
-               directory
+    service -> {"fork": N} and descriptors: the order, as a JSON file; its output; its directory
     service -> {"reap": PID}
     server  -> {"ready": true} | {"refused": TEXT}
     server  -> {"forked": N, "pid": PID} | {"failed": N, "error": TEXT}
     server  -> {"ended": PID, "code": CODE}
 
-A kernel that has ended stays a zombie until it is reaped, so that nobody else gets its number while
-the service still signals its group. The server ends when its socket does.
+A server that was given a descriptor is the parent of its kernels, which end with the service. One
+that has ended stays a zombie until it is reaped, so that nobody else gets its number while the
+service still signals its group.
+
+A server that connects is run by the keeper, and so are its kernels: their parent ends at once, and
+the keeper adopts orphans. Nothing is told of their ends, or reaped, here. A fourth descriptor is a
+pipe, at which the kernel waits for a byte before it begins, and ends if none comes: nobody else
+would know of it.
+
+The server ends when its socket does.
 """
 
 from __future__ import annotations
@@ -48,12 +55,13 @@ class Refused(Exception):
 class ForkServer:
     """Serves in the parent; in each child `serve` returns what that child is to be."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, *, is_parent: bool) -> None:
         self._control = control
+        self._is_parent = is_parent
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._kernels: dict[int, int] = {}  # process ids by pidfd
-        self._service = os.pidfd_open(os.getppid())
+        self._service = os.pidfd_open(os.getppid()) if is_parent else None
 
     def serve(self) -> dict[str, Any]:
         """Fork on request. Does not return in the parent: it exits when the service is gone."""
@@ -68,7 +76,7 @@ class ForkServer:
 
     def _on_packet(self) -> dict[str, Any] | None:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 3)
+            packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 4)
         except ConnectionResetError:
             packet = b""
         if not packet:
@@ -78,8 +86,8 @@ class ForkServer:
             os.waitpid(request["reap"], os.WNOHANG)
             return None
         try:
-            order, output, directory = descriptors
-            return self._fork(request["fork"], order, output, directory)
+            order, output, directory, *leave = descriptors
+            return self._fork(request["fork"], order, output, directory, *leave)
         except (OSError, ValueError) as error:
             self._say(failed=request["fork"], error=str(error))
         finally:
@@ -87,22 +95,27 @@ class ForkServer:
                 os.close(descriptor)
         return None
 
-    def _fork(self, number: int, order: int, output: int, directory: int) -> dict[str, Any] | None:
+    def _fork(
+        self, number: int, order: int, output: int, directory: int, leave: int | None = None
+    ) -> dict[str, Any] | None:
         # The order is read by the child alone: nothing of one kernel is ever in another's memory.
-        pid = os.fork()
+        pid = os.fork() if self._is_parent else fork_away()
         if pid:
-            pidfd = os.pidfd_open(pid)
-            self._kernels[pidfd] = pid
-            self._poll.register(pidfd, select.POLLIN)
+            if self._is_parent:
+                pidfd = os.pidfd_open(pid)
+                self._kernels[pidfd] = pid
+                self._poll.register(pidfd, select.POLLIN)
             self._say(forked=number, pid=pid)
             return None
         try:
-            return self._leave_home(order, output, directory)
+            return self._leave_home(order, output, directory, leave)
         except BaseException as error:  # nothing may lead a child back to the parent's loop
             os.write(output, f"{type(error).__name__}: {error}\n".encode())
             os._exit(1)
 
-    def _leave_home(self, order: int, output: int, directory: int) -> dict[str, Any]:
+    def _leave_home(
+        self, order: int, output: int, directory: int, leave: int | None
+    ) -> dict[str, Any]:
         """In the child: let go of what is the server's, and read what this process is to be."""
         os.setsid()
         os.fchdir(directory)
@@ -117,6 +130,7 @@ class ForkServer:
         with os.fdopen(os.dup(order), "rb") as file:
             wanted: dict[str, Any] = json.loads(file.read())
         wanted["service"] = self._service
+        wanted["leave"] = os.dup(leave) if leave is not None else None
         return wanted
 
     def _on_end(self, pidfd: int) -> None:
@@ -130,6 +144,30 @@ class ForkServer:
 
     def _say(self, **message: Any) -> None:
         say(self._control, **message)
+
+
+def fork_away() -> int:
+    """Fork a process whose parent has ended already. Raises `OSError`."""
+    numbers, told = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os.close(numbers)
+                os.close(told)
+                return 0
+            os.write(told, b"%d" % pid)
+        except BaseException:  # as where the kernel leaves home
+            os._exit(1)
+        os._exit(0)
+    os.close(told)
+    os.waitpid(parent, 0)
+    number = os.read(numbers, 20)
+    os.close(numbers)
+    if not number:
+        raise OSError("there can be no further process")
+    return int(number)
 
 
 def say(control: socket.socket, **message: Any) -> None:
@@ -203,11 +241,13 @@ def become(wanted: dict[str, Any]) -> None:
     sys.argv = [wanted["program"], *wanted["arguments"]]
     sys.orig_argv = wanted["command"]
     draw_new_numbers()
-    if "JPY_PARENT_PID" in wanted["env"]:
+    if wanted["service"] is not None:
         watch = threading.Thread(target=end_with, args=(wanted["service"],), daemon=True)
         watch.start()
-    else:
-        os.close(wanted["service"])
+    if wanted["leave"] is not None:
+        if not os.read(wanted["leave"], 1):
+            os._exit(1)
+        os.close(wanted["leave"])
 
 
 def draw_new_numbers() -> None:
@@ -238,12 +278,11 @@ CONTROL = -1
 def main() -> None:
     """Import, serve, and in each child run a kernel."""
     global CONTROL
-    CONTROL = int(sys.argv[1])
+    control = connected(sys.argv[1])
+    CONTROL = control.fileno()
     # The directory of this file is no place to import from.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
-    os.set_inheritable(CONTROL, False)
-    control = socket.socket(fileno=CONTROL)
     # ipykernel would end when its parent is not the process that this names; 1 is none to watch.
     os.environ["JPY_PARENT_PID"] = "1"
     gc.disable()
@@ -257,13 +296,26 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     say(control, ready=True)
-    wanted = ForkServer(control).serve()
+    wanted = ForkServer(control, is_parent=not sys.argv[1].startswith("@")).serve()
     become({**wanted, "program": program})
     del wanted, control
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
     leave()
+
+
+def connected(where: str) -> socket.socket:
+    """The socket that the service waits at."""
+    if not where.startswith("@"):
+        os.set_inheritable(int(where), False)
+        return socket.socket(fileno=int(where))
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        control.connect("\0" + where[1:])
+    except OSError:  # it has ended meanwhile
+        os._exit(0)
+    return control
 
 
 def leave() -> None:

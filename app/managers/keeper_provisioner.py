@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
-from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper, Kept
 
-__all__ = ["KeeperProvisioner", "is_local"]
+__all__ = ["KeeperProvisioner"]
 
 
 class KeeperProvisioner(LocalProvisioner):
@@ -40,12 +39,15 @@ class KeeperProvisioner(LocalProvisioner):
         # A kernel with this variable ends when that process does.
         env = {name: value for name, value in kwargs["env"].items() if name != "JPY_PARENT_PID"}
         self.cwd = kwargs["cwd"]
-        kept = await self.keeper.launch(
-            self.kernel_id, cmd, env=env, cwd=str(self.cwd), output=self.output
-        )
-        self._take(kept)
+        self._take(await self.launch_process(cmd, env))
         await self.keeper.watch(self.kernel_id, self.connection_info)
         return self.connection_info
+
+    async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        """A process that the keeper has. Raises `OSError` or `KeeperUnavailable`."""
+        return await self.keeper.launch(
+            self.kernel_id, cmd, env=env, cwd=str(self.cwd), output=self.output
+        )
 
     @property
     def exited(self) -> asyncio.Future[int]:
@@ -123,9 +125,3 @@ class KeeperProvisioner(LocalProvisioner):
         self.process = kept  # type: ignore[assignment]
         self.pid = self.pgid = kept.pid  # it leads a session, and so a group of this number
         self.start_time = kept.start_time
-
-
-def is_local(spec: KernelSpec) -> bool:
-    """Whether a kernelspec's kernels are processes of this machine that need nothing special."""
-    stanza = spec.metadata.get("kernel_provisioner") or {}
-    return bool(stanza.get("provisioner_name", "local-provisioner") == "local-provisioner")

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +80,8 @@ class Keeper:
     """The server's connection to the keeper of its state directory, made when first needed.
 
     Make it inside a running event loop, and `close` it there. Whatever asks the keeper raises
-    `KeeperUnavailable` if there is none and none can be started.
+    `KeeperUnavailable` if there is none and none can be started. ``on_lost`` are called when the
+    keeper has gone.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Keeper:
         orphan_timeout: float,
         output_bytes: int,
     ) -> None:
+        self.on_lost: list[Callable[[], None]] = []
         self._state_dir = state_dir
         self._options: Fields = {
             "ring_bytes": ring_bytes,
@@ -162,6 +164,15 @@ class Keeper:
         kept = msgspec.convert(await self._ask("launch", **fields), Kept)
         self._note(kept, anew=True)
         return kept
+
+    async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+        """Start a process that is no kernel, and nobody's but its own: its id and start time.
+
+        It is the keeper's child, and so are processes of its own when their parents end. Raises
+        `OSError` when there is nothing to execute.
+        """
+        answer = await self._ask("run", command=list(command), env=dict(env))
+        return answer["pid"], answer["start_time"]
 
     async def adopt(
         self,
@@ -387,6 +398,8 @@ class Keeper:
             )
         for watched in running:
             watched.watch()
+        for callback in self.on_lost:
+            callback()
         if running:
             self._recovery = self._loop.create_task(self._recover(), name="new keeper")
 

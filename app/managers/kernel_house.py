@@ -13,8 +13,8 @@ from app.managers.audit import AuditLog
 from app.managers.counters import Counters
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager
-from app.managers.keeper_provisioner import KeeperProvisioner, is_local
 from app.managers.keeping import Keeper
+from app.managers.kept_forks import new_provisioner
 from app.managers.log_files import LogFiles
 from app.managers.registry import Registry
 from app.managers.reports import KernelReports
@@ -79,11 +79,12 @@ class KernelHouse:
         spec = manager.kernel_spec
         assert spec is not None
         self.forking.choose(name, spec)
-        if self.keeper is not None and is_local(spec):
+        if self.keeper is not None:
             manager.keeper = self.keeper
-            provisioner = KeeperProvisioner(kernel_id=kernel_id, kernel_spec=spec, parent=manager)
-            provisioner.output = self.output_file(kernel_id)
-            manager.provisioner = provisioner
+            provisioner = new_provisioner(kernel_id, spec, manager)
+            if provisioner is not None:
+                provisioner.output = self.output_file(kernel_id)
+                manager.provisioner = provisioner
         return manager
 
     def output_file(self, kernel_id: str) -> Path:

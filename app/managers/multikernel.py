@@ -95,10 +95,10 @@ class MultiKernelManager:
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
-        self._fork_servers = ForkServers()
+        self.keeper = new_keeper(settings)
+        self._fork_servers = ForkServers(self.keeper)
         env = kernel_environment(os.environ, settings.kernel_env_allow, {})
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
-        self.keeper = new_keeper(settings)
         self._house = KernelHouse(
             settings,
             self._context,

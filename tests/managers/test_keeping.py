@@ -114,9 +114,3 @@ def test_what_is_open_to_others_stops_the_start(home: Home) -> None:
     assert refused.returncode == 2
     remedy = f"chmod 0600 {home.state_dir / 'keeper' / 'socket'}"
     assert f"is open to others (mode 0660): {remedy}" in refused.stderr
-
-
-def test_forked_kernels_cannot_be_kept(home: Home) -> None:
-    refused = run_server(*KEEP, "--fork-kernels", "python3", home=home)
-    assert refused.returncode == 2
-    assert "fork_kernels and on_shutdown=keep exclude each other" in refused.stderr

@@ -1,0 +1,416 @@
+"""One connection to one fork server's process, and how such a process is started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from app.keeper.processes import UNKNOWN_EXIT, open_process
+from app.managers.errors import KeeperUnavailable
+from app.managers.keeping import Keeper
+
+__all__ = ["CannotFork", "ForkLink", "ForkedProcess", "Order", "Recipe"]
+
+logger = logging.getLogger(__name__)
+
+PROGRAM: Final = Path(__file__).with_name("fork_server.py")
+
+READY_SECONDS: Final = 30.0
+"""How long a fork server may take for its imports."""
+
+ANSWER_SECONDS: Final = 5.0
+"""How long a fork may take, and how long the exit code of a kernel that has ended."""
+
+
+class CannotFork(Exception):
+    """No kernel can be forked now; the text says why. It can still be started."""
+
+
+class Recipe(NamedTuple):
+    """What a fork server must be for a kernel: nothing of it can be changed after the fork."""
+
+    interpreter: tuple[str, ...]
+    """Its command with its options."""
+    preload: tuple[str, ...]
+    """Modules that are imported beside ipykernel."""
+    env: tuple[tuple[str, str], ...]
+    """The variables that an interpreter, or a library that is loaded, reads once."""
+
+
+class Order(NamedTuple):
+    """What one kernel is to be."""
+
+    command: Sequence[str]
+    arguments: Sequence[str]
+    """Those of ``command`` that are the kernel's own."""
+    env: Mapping[str, str]
+    cwd: str
+    output: int
+    """The descriptor for its stdout and stderr."""
+    limits: Mapping[str, int]
+    """Resource limits by the names of the `resource` module without RLIMIT_."""
+    leave: int | None = None
+    """A pipe at which it waits for a byte before it begins; it ends if none comes."""
+
+
+class ForkedProcess:
+    """A forked kernel's process: what jupyter_client's local provisioner needs of a `Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int, server: ForkLink) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._server = server
+        # Its number is its own: the server reaps it when we say so, and not before.
+        self._pidfd: int | None = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """The exit code, minus the number of a signal, once it is known."""
+        return self.returncode
+
+    async def outcome(self) -> int | None:
+        """The exit code of a process that has ended; waits for it up to `ANSWER_SECONDS`."""
+        if self.returncode is None and self._has_ended():
+            self.returncode = await self._server.code_of(self.pid)
+            self._close()
+        return self.returncode
+
+    def wait(self) -> int | None:
+        """What `poll` says: whoever calls this has waited already."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Signal the process alone; raises `ProcessLookupError` when it has ended."""
+        if self._pidfd is not None:
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def _has_ended(self) -> bool:
+        if self._pidfd is None:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _close(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+class ForkLink:
+    """One process of `PROGRAM`. ``ready`` is done when it forks, or raises `CannotFork`.
+
+    It is our child, and the parent of its kernels; or the keeper's, as its kernels are.
+    """
+
+    def __init__(self, recipe: Recipe, keeper: Keeper | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._is_parent = keeper is None
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self._codes: dict[int, asyncio.Future[int]] = {}
+        self._count = 0
+        self._process: _Process | None = None
+        self._control: socket.socket | None = None
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._bound = self._loop.call_later(READY_SECONDS, self._give_up)
+        self._opening = self._loop.create_task(self._open(recipe, keeper), name="fork server")
+
+    async def _open(self, recipe: Recipe, keeper: Keeper | None) -> None:
+        try:
+            if keeper is None:
+                self._process, control = _execute(recipe)
+            else:
+                self._process, control = await _have_run(recipe, keeper)
+        except (OSError, KeeperUnavailable) as error:
+            self._loop.call_soon(self._end, f"its fork server cannot be executed: {error}")
+            return
+        self._control = control
+        self._loop.add_reader(control, self._on_readable)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, once it has been executed."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked, or will be."""
+        return not self.ended.done()
+
+    async def fork(self, order: Order) -> int:
+        """The process id of a new kernel, once it is ``ready``. Raises `CannotFork`."""
+        assert self._control is not None
+        self._count += 1
+        number = self._count
+        answer = self._asked[number] = self._loop.create_future()
+        descriptors: list[int] = []
+        try:
+            descriptors.append(_written(order))
+            descriptors.append(order.output)
+            descriptors.append(os.open(order.cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            if order.leave is not None:
+                descriptors.append(order.leave)
+            socket.send_fds(self._control, [json.dumps({"fork": number}).encode()], descriptors)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                pid: int = await answer
+                return pid
+        except TimeoutError:
+            self.kill()
+            raise CannotFork("its fork server does not answer, and was killed") from None
+        except OSError as error:
+            raise CannotFork(f"it could not be forked: {error}") from None
+        finally:
+            del self._asked[number]
+            for descriptor in descriptors:
+                if descriptor not in (order.output, order.leave):
+                    os.close(descriptor)
+
+    async def code_of(self, pid: int) -> int:
+        """The exit code of a kernel that has ended, which is reaped then."""
+        code = self._codes.setdefault(pid, self._loop.create_future())
+        if self.alive:
+            await asyncio.wait({code}, timeout=ANSWER_SECONDS)
+        del self._codes[pid]
+        self._reap(pid)
+        return code.result() if code.done() else UNKNOWN_EXIT
+
+    def kill(self) -> None:
+        """End the server by force; its kernels go on."""
+        if self._process is not None:
+            self._process.kill()
+        self._end("its fork server was killed")
+
+    async def close(self) -> None:
+        """End the server, by its socket and then by force; returns when it is gone."""
+        self._end("its fork server is being stopped")
+        await asyncio.wait({self._opening})
+        if self._process is None:
+            return
+        try:
+            await asyncio.to_thread(self._process.wait, ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait, ANSWER_SECONDS)
+
+    def _give_up(self) -> None:
+        if not self.ready.done():
+            if self._process is not None:
+                self._process.kill()
+            self._end(f"its fork server was not ready within {READY_SECONDS:g} s")
+
+    def _on_readable(self) -> None:
+        assert self._control is not None
+        try:
+            packet = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._end("its fork server has ended")
+            return
+        self._on_message(json.loads(packet))
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"ready": True}:
+                self._bound.cancel()
+                if not self.ready.done():
+                    self.ready.set_result(None)
+            case {"refused": text}:
+                self._end(text)
+            case {"forked": number, "pid": pid}:
+                if self._is_parent:
+                    self._codes[pid] = self._loop.create_future()
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_result(pid)
+                elif self._is_parent:  # whoever asked has given up
+                    os.kill(pid, signal.SIGKILL)
+            case {"failed": number, "error": text}:
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_exception(CannotFork(f"it could not be forked: {text}"))
+            case {"ended": pid, "code": code}:
+                known = self._codes.setdefault(pid, self._loop.create_future())
+                if not known.done():
+                    known.set_result(code)
+
+    def _reap(self, pid: int) -> None:
+        if self._control is not None:
+            try:
+                self._control.send(json.dumps({"reap": pid}).encode())
+            except OSError as error:
+                logger.debug("process %d stays a zombie: %s", pid, error)
+
+    def _end(self, reason: str) -> None:
+        self._bound.cancel()
+        if not self.alive:
+            return
+        self.ended.set_result(None)
+        if self._control is not None:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            self._control = None
+        else:
+            self._opening.cancel()
+        if not self.ready.done():
+            self.ready.set_exception(CannotFork(reason))
+            self.ready.exception()  # there may be nobody who wants to know
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(CannotFork(reason))
+        for pid, code in self._codes.items():
+            if not code.done():
+                logger.debug("how process %d ends will not be known", pid)
+                code.set_result(UNKNOWN_EXIT)
+
+
+class _Process(Protocol):
+    """What is needed of a `Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Raises `TimeoutExpired`."""
+
+
+class _KeptProcess:
+    """A process that the keeper runs."""
+
+    def __init__(self, pid: int, started: str) -> None:
+        self.pid = pid
+        pidfd = open_process(pid, started)
+        if pidfd is None:
+            raise ProcessLookupError(f"process {pid} has ended")
+        self.pidfd = pidfd
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        assert timeout is not None
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise subprocess.TimeoutExpired(str(PROGRAM), timeout)
+        return None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            os.close(self.pidfd)
+
+
+def _execute(recipe: Recipe) -> tuple[_Process, socket.socket]:
+    """A fork server that is our child, and a socket to it. Raises `OSError`."""
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.setblocking(False)
+    try:
+        process = subprocess.Popen(
+            [*recipe.interpreter, str(PROGRAM), str(theirs.fileno()), *recipe.preload],
+            env=dict(recipe.env),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    except BaseException:
+        control.close()
+        raise
+    finally:
+        theirs.close()
+    return process, control
+
+
+async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.socket]:
+    """A fork server that is the keeper's child. Raises `OSError` or `KeeperUnavailable`."""
+    name = f"kernelkeep-{secrets.token_hex(16)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.setblocking(False)
+        listener.bind(f"\0{name}")
+        listener.listen()
+        command = [*recipe.interpreter, str(PROGRAM), f"@{name}", *recipe.preload]
+        process = _KeptProcess(*await keeper.run(command, dict(recipe.env)))
+        while True:
+            if process.pidfd in await _readable(listener.fileno(), process.pidfd):
+                raise ProcessLookupError(f"process {process.pid} has ended")
+            with contextlib.suppress(BlockingIOError):
+                control, _ = listener.accept()
+                if _peer(control) == process.pid:
+                    control.setblocking(False)
+                    return process, control
+                control.close()  # whoever that is
+
+
+async def _readable(*descriptors: int) -> set[int]:
+    """Those that are readable, when one is. Has no bound of its own."""
+    loop = asyncio.get_running_loop()
+    ready: set[int] = set()
+    changed = asyncio.Event()
+
+    def note(descriptor: int) -> None:
+        ready.add(descriptor)
+        changed.set()
+
+    for descriptor in descriptors:
+        loop.add_reader(descriptor, note, descriptor)
+    try:
+        await changed.wait()
+    finally:
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
+    return ready
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process at the other end."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", data)[0])
+
+
+def _written(order: Order) -> int:
+    """The order in a file of its own in memory, whose size no socket bounds."""
+    text = json.dumps(
+        {
+            "command": list(order.command),
+            "arguments": list(order.arguments),
+            "env": dict(order.env),
+            "limits": dict(order.limits),
+        }
+    )
+    descriptor = os.memfd_create("kernelkeep-order", os.MFD_CLOEXEC)
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

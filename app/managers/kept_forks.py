@@ -1,0 +1,74 @@
+"""Forked kernels that are the keeper's children, and so outlive the server and who forked them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+from jupyter_client.kernelspec import KernelSpec
+from traitlets import TraitError
+
+from app.keeper.output import lasting_pipe
+from app.keeper.processes import start_time
+from app.managers.fork_link import CannotFork
+from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
+from app.managers.keeper_provisioner import KeeperProvisioner
+from app.managers.keeping import Kept
+
+__all__ = ["KeptForkProvisioner", "new_provisioner"]
+
+logger = logging.getLogger(__name__)
+
+
+class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
+    """Forks the kernel from a fork server that the keeper runs, or has the keeper launch it."""
+
+    async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        """A process that the keeper has. Raises as that of an ordinary kernel does."""
+        self.check()
+        try:
+            return await self._fork(cmd, env)
+        except CannotFork as reason:
+            logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
+        kept = await super().launch_process(cmd, env)
+        self.limit(kept.pid)
+        return kept
+
+    async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        reads, writes = os.pipe()
+        output = -1
+        try:
+            output = lasting_pipe(self.output)
+            recipe, order = self.order(cmd, env, str(self.cwd), output)
+            pid, _ = await self.forking.servers.fork(recipe, order._replace(leave=reads))
+            started = start_time(pid)
+            kept = None
+            if started is not None:
+                kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output, None)
+            if kept is None:
+                raise CannotFork("its process ended at once")
+            # Now that the keeper knows of it. Had we ended before, it would, too.
+            os.write(writes, b"\n")
+            return kept
+        finally:
+            for descriptor in (reads, writes, output):
+                if descriptor != -1:
+                    os.close(descriptor)
+
+
+def new_provisioner(
+    kernel_id: str, spec: KernelSpec, manager: KernelManager
+) -> KeeperProvisioner | None:
+    """A provisioner for a kernelspec whose kernels can be kept; None for any other."""
+    stanza = spec.metadata.get("kernel_provisioner") or {}
+    options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
+    name = stanza.get("provisioner_name", "local-provisioner")
+    if name == "local-provisioner":
+        return KeeperProvisioner(**options)
+    if name == PROVISIONER:
+        try:
+            return KeptForkProvisioner(**options, **stanza.get("config", {}))
+        except TraitError:  # as the launch will say
+            return None
+    return None
