@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
 import sys
 from typing import NoReturn
@@ -11,6 +10,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
 from app.settings import Settings, explain
+from app.tokens import make_token
 
 __all__ = ["main"]
 
@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (ValidationError, SettingsError) as error:
         _refuse(explain(error))
     generated = settings.auth == "token" and not settings.token.get_secret_value()
-    if generated:
-        settings = settings.model_copy(update={"token": SecretStr(secrets.token_hex(24))})
     _prepare_state_dir(settings)
+    if generated:
+        settings = settings.model_copy(update={"token": SecretStr(make_token(settings))})
     listener = _listen(settings)
     # The rest takes a second to import; --help and a refusal need none of it.
     from app.serving import CannotStart, serve

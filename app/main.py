@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,6 +49,7 @@ from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
 from app.settings import Settings
 from app.signals import at_stop_signals
+from app.tokens import make_token
 from app.ws.channels import channels_endpoint
 from app.ws.events import subscribe
 
@@ -82,14 +82,14 @@ def create_app(
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     check_database(settings.database_filepath)
-    if settings.on_shutdown == "keep":
+    if settings.keeps:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     token = settings.token.get_secret_value()
     generated = not token and settings.auth == "token"
     if generated:
-        token = secrets.token_hex(24)
+        token = make_token(settings)
     event_schemas = read_schemas(settings.extra_event_schema_paths)
 
     @asynccontextmanager
@@ -104,7 +104,7 @@ def create_app(
             audit = AuditLog(settings.audit_log, counters, user)
             stack.push_async_callback(audit.close)
             registry = None
-            if settings.on_shutdown == "keep":
+            if settings.keeps:
                 registry = Registry(settings.state_dir)
                 stack.push_async_callback(registry.close)
             manager = MultiKernelManager(settings, bus, counters, audit, registry)

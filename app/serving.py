@@ -66,7 +66,7 @@ def serve(
     except UnusableRegistry as error:
         raise CannotStart(f"--state-dir: {error}") from None
     except TooOpen as error:
-        raise CannotStart(f"--on-shutdown keep: {error}") from None
+        raise CannotStart(f"--state-dir: {error}") from None
     config = uvicorn.Config(
         app,
         http=KernelkeepHTTPProtocol,
@@ -95,7 +95,7 @@ def serve(
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     told: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if settings.on_shutdown == "keep":
+    if settings.keeps:
         told = announce_server(settings, base)
     with told, contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
@@ -181,6 +181,6 @@ def _banner(settings: Settings, base: str, specs: list[str]) -> str:
             f"State directory: {settings.state_dir}",
             "JupyterLab with these kernels:",
             f"    {gateway}",
-            "Stop with Ctrl+C.",
+            f"Stop with Ctrl+C.{' Kernels go on then.' if settings.keeps else ''}",
         )
     )

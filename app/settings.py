@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from app.machine import machine_memory
+from app.machine import machine_memory, network_file_system
 from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
 from app.protocol.v1 import SUBPROTOCOL
 
@@ -200,10 +201,10 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds before a stopping kernel is killed; at half of it comes SIGTERM.",
     )
-    on_shutdown: Literal["stop", "keep"] = Field(
-        "stop",
-        description="What becomes of the kernels when the server stops: they stop too, or are kept "
-        "for the next server with this state directory; see docs/keeping.md.",
+    on_shutdown: Literal["keep", "stop"] = Field(
+        "keep",
+        description="What becomes of the kernels when the server ends: they are kept for the next "
+        "server with this state directory, or stop too; see docs/keeping.md.",
     )
     orphan_timeout: float = Field(
         86400.0,
@@ -506,7 +507,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keepable(self) -> Settings:
-        if self.on_shutdown == "keep" and not CAN_KEEP:
+        if self.on_shutdown == "stop" or "on_shutdown" not in self.model_fields_set:
+            return self
+        if not CAN_KEEP:
             raise ValueError("on_shutdown=keep: this takes Linux 5.3 or newer")
         return self
 
@@ -526,10 +529,30 @@ class Settings(BaseSettings):
         except ValueError:
             return self.host == "localhost"
 
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether kernels outlive the server: as somebody has said, or wherever that is of use."""
+        if "on_shutdown" in self.model_fields_set:
+            return self.on_shutdown == "keep"
+        return not self.why_not_kept
+
+    @cached_property
+    def why_not_kept(self) -> str:
+        """Why kernels are not kept here by default; empty if they are."""
+        if not CAN_KEEP:
+            return "to keep them takes Linux 5.3 or newer"
+        if os.getpid() == 1:
+            return "it is process 1, with which all others of its container end"
+        places = (self.state_dir, *self.state_dir.parents)
+        network = network_file_system(next(filter(os.path.exists, places)))
+        if network is not None:
+            return f"the state directory is on a network file system ({network})"
+        return ""
+
     @property
     def sessions_filepath(self) -> str:
         """Where sessions are kept: if kernels outlive the server, so do those."""
-        if self.on_shutdown == "keep" and self.database_filepath == ":memory:":
+        if self.keeps and self.database_filepath == ":memory:":
             return str(self.state_dir / "sessions.sqlite")
         return self.database_filepath
 

@@ -23,6 +23,7 @@ from benchmarks.clients import (
     round_trip,
 )
 from benchmarks.figures import percentile
+from benchmarks.keeping import keeping
 from benchmarks.rest import raw_get
 from benchmarks.servers import Server
 from benchmarks.starting import idle_memory, starting
@@ -385,6 +386,7 @@ MEASURES: Final = (
     Measure("floods", floods, bare=True),
     Measure("legacy floods", legacy_floods),
     Measure("ten clients", ten_clients),
+    Measure("keeping", keeping),
     Measure("opening", opening),
     Measure("neighbour", neighbour),
     Measure("starting", starting, ways=True),

@@ -250,7 +250,9 @@ def kernelkeep(
     """kernelkeep of the clone at ``root``, in this Python's environment."""
     command = [sys.executable, "-m", "app", "--port", "{port}", "--token", "{token}"]
     where = ["--root-dir", "{home}", "--state-dir", "{home}/state"]
-    return Server(name, [*command, *where, "--no-limit-rate", *options], cwd=root)
+    # The other servers' kernels end with them, too. Options that come later win.
+    common = ["--no-limit-rate", "--on-shutdown", "stop"]
+    return Server(name, [*command, *where, *common, *options], cwd=root)
 
 
 def peer(name: str, python: Path) -> Server:

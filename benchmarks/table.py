@@ -166,6 +166,17 @@ LINES: Final = (
         more_is_better=True,
     ),
     Line(
+        *("keep_100", "keeping", "iopub 100 B, v1, kernels outlive the server", "messages/s"),
+        more_is_better=True,
+    ),
+    Line(
+        *("keep_without_100", "keeping", "… in turn with it, kernels end with it", "messages/s"),
+        more_is_better=True,
+    ),
+    Line("keep_cost", "keeping", "… so keeping costs", "%", "≤ 5", at_most(5)),
+    Line("keeper_cpu", "keeping", "… the keeper's CPU per 100,000 messages", "s"),
+    Line("keeper_memory", "keeping", "The keeper's memory, one kernel", "MB"),
+    Line(
         *("open_to_reply", "opening", "WebSocket open to first reply, running kernel", "ms"),
         *("≤ 5", at_most(5)),
     ),

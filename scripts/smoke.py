@@ -85,7 +85,7 @@ def runs_a_cell_and_stops(command: Path, folder: Path) -> None:
     }
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [command, "--port", "0", "--state-dir", state],
+            [command, "--port", "0", "--state-dir", state, "--on-shutdown", "stop"],
             cwd=empty,
             env=environment | {MARK: mark},
             stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Protocol
@@ -23,6 +24,9 @@ from tests.support.server import ServerProcess
 # A slow machine says nothing about the code.
 settings.register_profile("kernelkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kernelkeep")
+
+# For servers in this process, as `Home.environment` is for all others.
+os.environ["KERNELKEEP_ON_SHUTDOWN"] = "stop"
 
 RUNNING_SERVERS = pytest.StashKey[list[ServerProcess]]()
 SHOWN_LINES = 200  # of a server's output, when a test fails

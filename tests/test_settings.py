@@ -257,6 +257,24 @@ def test_a_list_of_something_else_is_refused(read: Read, text: str) -> None:
     assert line.startswith("--local-hostnames.0: ")
 
 
+def test_kernels_are_kept_unless_it_is_said_otherwise_or_of_no_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert flags().keeps
+    assert not flags("--on-shutdown", "stop").keeps
+    with monkeypatch.context() as patch:
+        patch.setattr("app.settings.network_file_system", lambda path: path == tmp_path and "nfs")
+        below = ("--state-dir", str(tmp_path / "not" / "yet"))
+        assert "network file system (nfs)" in flags(*below).why_not_kept
+        assert flags(*below, "--on-shutdown", "keep").keeps
+    with monkeypatch.context() as patch:
+        patch.setattr("app.settings.os.getpid", lambda: 1)
+        assert "process 1" in flags().why_not_kept
+    monkeypatch.setattr("app.settings.CAN_KEEP", False)
+    assert not flags().keeps
+    assert "Linux 5.3" in refusal(lambda: flags("--on-shutdown", "keep"))
+
+
 def test_options_do_not_change_while_the_server_runs() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         flags().port = 1  # type: ignore[misc]

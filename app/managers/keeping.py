@@ -440,13 +440,17 @@ class Keeper:
 
 def check_state_dir(settings: Settings) -> None:
     """Raise `TooOpen` if kernels are to be kept and others could get at them."""
-    if settings.on_shutdown == "keep":
+    if settings.keeps:
         check_private(settings.state_dir)
 
 
 def new_keeper(settings: Settings) -> Keeper | None:
     """The keeper as the options want it; None where kernels end with the server."""
-    if settings.on_shutdown == "stop":
+    if not settings.keeps:
+        if settings.on_shutdown == "keep":
+            logger.warning(
+                "kernels end with this server: %s (on_shutdown=stop says so)", settings.why_not_kept
+            )
         return None
     network = network_file_system(settings.state_dir)
     if network is not None:

@@ -43,7 +43,7 @@ class LogFiles:
         parent.mkdir(mode=0o700, exist_ok=True)
         _remove_abandoned(parent)
         # Where kernels outlive the server, the next one goes on with their logs.
-        self._lasts = settings.on_shutdown == "keep"
+        self._lasts = settings.keeps
         own = KEPT if self._lasts else f"{os.getpid()}-{secrets.token_hex(4)}"
         self._directory = parent / own
         self._directory.mkdir(mode=0o700, exist_ok=self._lasts)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -90,7 +90,7 @@ class MultiKernelManager:
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.max_sockets = MAX_SOCKETS
         self._transports = Transports(
-            settings.transport, settings.state_dir, lasting=settings.on_shutdown == "keep"
+            settings.transport, settings.state_dir, lasting=settings.keeps
         )
         self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
@@ -508,8 +508,20 @@ class MultiKernelManager:
         kernels = [*self]
         if self._succession is not None:
             await self._succession.close()
-            kernels = await leave_all(kernels)
+            kernels = await self._leave(kernels)
         await stop_all(kernels, [*self._starting.values(), warm], patience)
+
+    async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
+        """Leave kernels for the next server, and say so; those that cannot be left."""
+        here = await leave_all(kernels)
+        if len(here) < len(kernels):
+            logger.info(
+                "%d kernels go on without a server, for %g s at most; "
+                "'kernelkeep kernels stop --all' ends them",
+                len(kernels) - len(here),
+                self._settings.orphan_timeout,
+            )
+        return here
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)

@@ -79,8 +79,9 @@ class Lock:
             holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
             os.close(self._descriptor)
             raise UnusableRegistry(
-                f"{state_dir} is in use by another server (process {holder or 'unknown'}); "
-                "with on_shutdown=keep each needs a state directory of its own"
+                f"{state_dir} is in use by another server (process {holder or 'unknown'}), which "
+                "keeps its kernels there: stop that one, give this one a state directory of its "
+                "own, or start it with on_shutdown=stop"
             ) from None
 
     def sign(self) -> None:

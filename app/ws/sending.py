@@ -76,7 +76,7 @@ def sender_for(websocket: WebSocket, start: Position, *, is_v1: bool, numbered: 
     writer: FrameWriter | None = websocket.scope.get("extensions", {}).get(EXTENSION)
     if writer is not None:
         return _BatchSender(writer, encode, start)
-    return _PlainSender(websocket, encode)
+    return _PlainSender(websocket, encode, start)
 
 
 class _LastBatch:
@@ -118,20 +118,22 @@ class _BatchSender:
 
 
 class _PlainSender:
-    def __init__(self, websocket: WebSocket, encode: Encode) -> None:
+    def __init__(self, websocket: WebSocket, encode: Encode, start: Position) -> None:
         self._websocket = websocket
         self._encode = encode
+        self._written_to = start
 
-    async def send(self, messages: Sequence[Message], place: Position) -> None:  # noqa: ARG002
+    async def send(self, messages: Sequence[Message], place: Position) -> None:
         for frame, is_text in self._encode(messages):
             if is_text:
                 await self._websocket.send_text(frame.decode())
             else:
                 await self._websocket.send_bytes(frame)
+        self._written_to = place
 
-    def arrived(self, place: Position) -> Position:
+    def arrived(self, place: Position) -> Position:  # noqa: ARG002
         """Nobody can tell: what was written counts as having arrived."""
-        return place
+        return self._written_to
 
     async def lost(self) -> None:
         """Nobody can tell: it never returns."""

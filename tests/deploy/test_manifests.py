@@ -52,6 +52,9 @@ def check_options(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) 
     for name, value in ours.items():
         assert name.removeprefix("KERNELKEEP_").lower() in Settings.model_fields
         monkeypatch.setenv(name, value)
+    # A container ends as a whole.
+    assert ours["KERNELKEEP_ON_SHUTDOWN"] == "stop"
+    assert "KERNELKEEP_ON_SHUTDOWN=stop" in (REPOSITORY / "Dockerfile").read_text().split()
     # Of what the image sets, this is what the others are checked against.
     monkeypatch.setenv("KERNELKEEP_HOST", "0.0.0.0")
     return Settings()

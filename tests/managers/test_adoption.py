@@ -21,7 +21,7 @@ from tests.support.server import run_server
 
 
 async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> None:
-    await drill(servers, kernels=3, count=1500, rate=1000, crash_after=0.5)
+    await drill(servers, kernels=3, count=1500, rate=1000, after=0.5)
 
 
 def command(home: Home, *arguments: str) -> str:

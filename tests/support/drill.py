@@ -1,6 +1,6 @@
-"""The drill: servers that are killed while kernels print, and readers that must miss nothing.
+"""The drill: servers that end while kernels print, and readers that must miss nothing.
 
-``python -m tests.support.drill [TIMES] [--kernels N]`` repeats it; `scripts/drill` is that.
+``python -m tests.support.drill [TIMES] [--end HOW]`` repeats it; `scripts/drill` is that.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -23,9 +23,9 @@ from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions, stream
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
-from tests.support.processes import eventually, kill_all
+from tests.support.processes import eventually, eventually_sync, is_alive, keepers, kill_all
 from tests.support.rest import RestClient
-from tests.support.server import ServerProcess
+from tests.support.server import GRACEFUL, START_TIMEOUT, ServerProcess, UvicornServer
 
 KEEP = ("--on-shutdown", "keep", "--no-limit-rate", "--keeper-ring-bytes", str(32 * 2**20))
 FINISH_SECONDS = 120
@@ -36,8 +36,11 @@ Json = dict[str, Any]
 class Servers:
     """One server after the other, with one home; readers ask where the present one is."""
 
-    def __init__(self, home: Home, *arguments: str) -> None:
+    def __init__(
+        self, home: Home, *arguments: str, kind: type[ServerProcess] = ServerProcess
+    ) -> None:
         self.home = home
+        self.kind = kind
         self.arguments = arguments or KEEP
         self.env: dict[str, str] = {}
         self.present: ServerProcess | None = None
@@ -45,7 +48,7 @@ class Servers:
 
     def start(self) -> ServerProcess:
         """The next one."""
-        server = ServerProcess(*self.arguments, home=self.home, token=self.token, env=self.env)
+        server = self.kind(*self.arguments, home=self.home, token=self.token, env=self.env)
         self.present = server.start()
         return server
 
@@ -54,6 +57,19 @@ class Servers:
         assert self.present is not None
         self.present.crash()
         self.present = None
+
+    def terminate(self) -> None:
+        """SIGTERM; returns when it has ended."""
+        assert self.present is not None
+        self.present.send_signal(signal.SIGTERM)
+        assert self.present.wait() in GRACEFUL
+        self.present = None
+
+    def kill_keeper(self) -> None:
+        """``kill -9`` for the keeper."""
+        (keeper,) = keepers(self.home.processes())
+        keeper.kill()
+        keeper.wait(10)
 
     async def somewhere(self) -> ServerProcess:
         """The present one, when there is one."""
@@ -69,6 +85,12 @@ class Reading:
     numbers: list[int] = field(default_factory=list)
     gaps: list[Any] = field(default_factory=list)
     begun_anew: int = 0
+    there: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it would miss nothing of what comes next."""
+
+    def missing(self, count: int) -> list[int]:
+        """The first that did not come."""
+        return sorted({*range(1, count + 1)}.difference(self.numbers))[:5]
 
     def take(self, text: str) -> None:
         """The text of a stream message."""
@@ -78,6 +100,11 @@ class Reading:
         """Whether every counter came, in order; one that came again is no fault."""
         seen = dict.fromkeys(self.numbers)
         return list(seen) == list(range(1, count + 1)) and not self.gaps
+
+    def honest(self, count: int) -> bool:
+        """Whether all came in order, and what did not come was announced."""
+        seen = list(dict.fromkeys(self.numbers))
+        return seen == sorted(seen) and (len(seen) == count or bool(self.gaps))
 
 
 async def read_websocket(
@@ -96,6 +123,7 @@ async def read_websocket(
                 server.ws_url, kernel_id, server.token, session_id=session, query=query
             ) as channels:
                 channels.log = channels.log.__class__(maxlen=10)
+                reading.there.set()
                 while not reading.numbers or reading.numbers[-1] < count:
                     message = await channels.recv(FINISH_SECONDS)
                     own = message.metadata.get("kernelkeep")
@@ -137,16 +165,130 @@ async def read_events(servers: Servers, kernel_id: str, reading: Reading, count:
             await asyncio.sleep(0.05)
 
 
+async def _next(servers: Servers, doomed: Doomed) -> None:
+    """Start a server when the doomed are dead."""
+    await doomed.die()
+    await asyncio.to_thread(servers.start)
+
+
+async def by_kill(servers: Servers, doomed: Doomed) -> None:
+    """``kill -9`` for the server."""
+    await doomed.begin()
+    servers.crash()
+    await _next(servers, doomed)
+
+
+async def by_sigterm(servers: Servers, doomed: Doomed) -> None:
+    """SIGTERM for the server."""
+    await doomed.begin()
+    await asyncio.to_thread(servers.terminate)
+    await _next(servers, doomed)
+
+
+async def by_both(servers: Servers, doomed: Doomed) -> None:
+    """``kill -9`` for the server and then for the keeper."""
+    await doomed.begin()
+    servers.crash()
+    await asyncio.to_thread(servers.kill_keeper)
+    await _next(servers, doomed)
+
+
+async def by_keeper(servers: Servers, _doomed: Doomed) -> None:
+    """``kill -9`` for the keeper alone."""
+    await asyncio.to_thread(servers.kill_keeper)
+    await eventually(lambda: len(keepers(servers.home.processes())) == 1, FINISH_SECONDS)
+
+
+async def by_reload(servers: Servers, _doomed: Doomed) -> None:
+    """A file changes that ``uvicorn --reload`` looks at."""
+    server = servers.present
+    assert isinstance(server, ReloadingServer)
+    mark = server.mark()
+    (servers.home.root_dir / "changed.py").write_text(f"# {time.time()}")
+    await asyncio.to_thread(server.until_started, mark)
+
+
+End = Callable[[Servers, "Doomed"], Awaitable[None]]
+ENDS: dict[str, End] = {
+    "kill": by_kill,
+    "sigterm": by_sigterm,
+    "reload": by_reload,
+    "keeper": by_keeper,
+    "both": by_both,
+}
+
+
+def servers_for(home: Home, end: str) -> Servers:
+    """The servers that end as this word says."""
+    if end != "reload":
+        return Servers(home)
+    home.root_dir.joinpath("changed.py").touch()
+    return Servers(home, "--reload", "--reload-dir", str(home.root_dir), kind=ReloadingServer)
+
+
+class ReloadingServer(UvicornServer):
+    """``uvicorn --reload``, with the options of `KEEP`."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        options = {
+            "KERNELKEEP_ON_SHUTDOWN": "keep",
+            "KERNELKEEP_LIMIT_RATE": "false",
+            "KERNELKEEP_KEEPER_RING_BYTES": KEEP[-1],
+        }
+        return {**super().environment, **options}
+
+    def start(self, timeout: float = START_TIMEOUT) -> Self:
+        """Also returns only when the process that serves has started."""
+        super().start(timeout)
+        self.until_started(0)
+        return self
+
+    def until_started(self, mark: int) -> None:
+        """Returns when a process that serves has started since a mark."""
+        eventually_sync(lambda: "startup complete" in self.output(mark), START_TIMEOUT)
+
+
+class Doomed:
+    """Two kernels that end while there is no server: one by itself, one by a signal."""
+
+    def __init__(self, rest: RestClient) -> None:
+        self._rest = rest
+        self.ids: list[str] = []
+        self.begun = False
+
+    async def start(self) -> None:
+        models = [await self._rest.start_kernel("fake") for _ in range(2)]
+        self.ids = [model["id"] for model in models]
+        runs = [await Executions(self._rest, kernel_id).run("pid") for kernel_id in self.ids]
+        self._pids = [int(run["outputs"][0]["text"]) for run in runs]
+
+    async def begin(self) -> None:
+        """The first will exit; call it while there is a server."""
+        self.begun = True
+        kernel = Executions(self._rest, self.ids[0])
+        await kernel.until(await kernel.begin("sleep 2\ndie 7"), "started")
+
+    async def die(self) -> None:
+        """Returns when both have ended."""
+        os.kill(self._pids[1], signal.SIGSEGV)
+        await eventually(lambda: not any(map(is_alive, self._pids)), FINISH_SECONDS)
+
+    async def check(self, rest: RestClient, *, known: bool) -> None:
+        """They are dead, and the reason is told, if somebody can have ``known`` it."""
+        for kernel_id, word in zip(self.ids, ("code 7", "SIGSEGV"), strict=True):
+            model = await rest.kernel(kernel_id)
+            if self.begun:
+                word = word if known else "ended while no server was there"
+                assert model["execution_state"] == "dead", model
+                assert word in model["reason"], model
+            await rest.delete(kernel_id)
+
+
 async def drill(
-    servers: Servers,
-    *,
-    kernels: int,
-    count: int,
-    rate: int,
-    crash_after: float,
-    crash: Callable[[Servers], None] = Servers.crash,
+    servers: Servers, *, kernels: int, count: int, rate: int, after: float, end: str = "kill"
 ) -> Json:
-    """One round: kernels count, the server is killed and started again, everybody reads on.
+    """One round: kernels count, the server ends and comes back, everybody reads on.
 
     Raises `AssertionError` for whatever is not as it should be; returns what took how long.
     """
@@ -155,6 +297,8 @@ async def drill(
     tasks: list[asyncio.Task[None]] = []
     loop = asyncio.get_running_loop()
     async with RestClient(server.url, server.token) as rest:
+        doomed = Doomed(rest)
+        await doomed.start()
         models = await asyncio.gather(*(rest.start_kernel("fake") for _ in range(kernels)))
         ids = [model["id"] for model in models]
         await asyncio.gather(*(rest.wait_for_state(kernel_id, "idle") for kernel_id in ids))
@@ -166,22 +310,27 @@ async def drill(
             else:
                 reader = read_events(servers, kernel_id, reading, count)
             tasks.append(loop.create_task(reader))
+        # One that has no place yet begins with what comes after it.
+        await asyncio.gather(*(readings[f"reader {number}"].there.wait() for number in range(3)))
         executions = [
             await Executions(rest, kernel_id).begin(f"flood {count} 40 {rate}") for kernel_id in ids
         ]
-    await asyncio.sleep(crash_after)
-    crash(servers)
-    began = time.monotonic()
-    server = await asyncio.to_thread(servers.start)
-    back = time.monotonic() - began
+        await asyncio.sleep(after)
+        began = time.monotonic()
+        await ENDS[end](servers, doomed)
+        back = time.monotonic() - began
+    server = await servers.somewhere()
     async with RestClient(server.url, server.token) as rest:
         found = {model["id"]: model["execution_state"] for model in await rest.kernels()}
-        assert found.keys() == set(ids), f"not all kernels are back: {found}"
+        assert found.keys() == {*ids, *doomed.ids}, f"not all kernels are back: {found}"
+        await doomed.check(rest, known=end != "both")
+        if end == "both":  # what nobody has any more may be the end
+            await asyncio.gather(*(Executions(rest, each).begin(f"print {count}") for each in ids))
         async with asyncio.timeout(FINISH_SECONDS):
             await asyncio.gather(*tasks)
         for name, reading in readings.items():
-            distinct = len(set(reading.numbers))
-            assert reading.complete(count), f"{name}: {distinct} of {count}, gaps {reading.gaps}"
+            fine = reading.honest(count) if end == "both" else reading.complete(count)
+            assert fine, f"{name}: lacks {reading.missing(count)}..., gaps {reading.gaps}"
             assert not reading.begun_anew, f"{name}: its numbers were void"
         for kernel_id, execution_id in zip(ids, executions, strict=True):
             ended = await Executions(rest, kernel_id).ended(execution_id)
@@ -189,8 +338,8 @@ async def drill(
             reading = Reading()
             for output in ended["outputs"]:
                 reading.take(output.get("text", ""))
-            cut = ended.get("cut")
-            assert cut or reading.complete(count), f"{kernel_id}: {len(reading.numbers)} outputs"
+            fine = end == "both" or ended.get("cut") or reading.complete(count)
+            assert fine, f"{kernel_id}: {len(reading.numbers)} outputs"
         await _still_work(rest, ids)
         await asyncio.gather(*(rest.delete(kernel_id) for kernel_id in ids))
     repeated = sum(len(r.numbers) - len(set(r.numbers)) for r in readings.values())
@@ -210,19 +359,40 @@ async def _still_work(rest: RestClient, ids: list[str]) -> None:
     assert (await kernel.ended(done))["state"] == "ok"
 
 
-async def _repeat(times: int, kernels: int, count: int, rate: int) -> int:
+async def adopt(kernels: int, name: str) -> str:
+    """Have a server adopt so many kernels; what it says about it."""
+    home = Home()
+    servers = Servers(home)
+    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
+    try:
+        server = await asyncio.to_thread(servers.start)
+        async with RestClient(server.url, server.token) as rest:
+            for _ in range(kernels):
+                await rest.wait_for_state((await rest.start_kernel(name))["id"], "idle", timeout=60)
+        servers.crash()
+        server = await asyncio.to_thread(servers.start)
+        (line,) = [line for line in server.output().splitlines() if "kernels adopted in" in line]
+        return line
+    finally:
+        kill_all(home.processes())
+        home.remove()
+
+
+async def _repeat(times: int, kernels: int, count: int, rate: int, end: str) -> int:
     failed = 0
     for number in range(1, times + 1):
         home = Home()
-        servers = Servers(home)
+        servers = servers_for(home, end)
         write_kernelspecs(home.jupyter_path, FAKE_SPECS)
         moment = random.uniform(0.0, count / rate)
         try:
-            told = await drill(servers, kernels=kernels, count=count, rate=rate, crash_after=moment)
-            print(f"{number}: killed after {moment:.2f} s, {told}", flush=True)  # noqa: T201
-        except (AssertionError, TimeoutError) as fault:
+            told = await drill(
+                servers, kernels=kernels, count=count, rate=rate, after=moment, end=end
+            )
+            print(f"{number}: {end} after {moment:.2f} s, {told}", flush=True)  # noqa: T201
+        except Exception as fault:
             failed += 1
-            print(f"{number}: killed after {moment:.2f} s: {fault!r}", flush=True)  # noqa: T201
+            print(f"{number}: {end} after {moment:.2f} s: {fault!r}", flush=True)  # noqa: T201
             if servers.present is not None:
                 print(servers.present.output()[-4000:])  # noqa: T201
         finally:
@@ -238,9 +408,15 @@ def main() -> None:
     parser.add_argument("--kernels", type=int, default=10)
     parser.add_argument("--count", type=int, default=3000, help="that each kernel counts to")
     parser.add_argument("--rate", type=int, default=1000, help="a second")
-    options = parser.parse_args()
+    parser.add_argument("--end", choices=list(ENDS), default="kill", help="how the server ends")
+    parser.add_argument("--adopt", metavar="KERNELSPEC", help="only time how long --kernels take")
+    options = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    sys.exit(bool(asyncio.run(_repeat(**vars(options)))))
+    name = options.pop("adopt")
+    if name:
+        print(asyncio.run(adopt(options["kernels"], name)))  # noqa: T201
+        return
+    sys.exit(bool(asyncio.run(_repeat(**options))))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Home:
             **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
+            # Kernels end with their server, but where a test says otherwise.
+            "KERNELKEEP_ON_SHUTDOWN": "stop",
             "HOME": str(self.home_dir),
             "TMPDIR": str(self._temporary),
             "XDG_RUNTIME_DIR": str(self._temporary),

@@ -1,0 +1,35 @@
+"""Sending where the server offers no more than plain ASGI."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from app.managers.entries import Position
+from app.protocol.compose import make_message
+from app.ws.sending import sender_for
+
+
+async def test_what_could_not_be_written_has_not_arrived() -> None:
+    written: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(event: Message) -> None:
+        if len(written) == 3:
+            raise OSError
+        written.append(event)
+
+    websocket = WebSocket({"type": "websocket", "headers": []}, receive, send)
+    await websocket.accept()
+    start, middle, end = Position(1, 0), Position(2, 0), Position(4, 0)
+    sender = sender_for(websocket, start, is_v1=True, numbered=False)
+    assert sender.arrived(end) == start
+    message = make_message("iopub", "stream", {"name": "stdout", "text": "1"}, session="s")
+    await sender.send([message], middle)
+    assert sender.arrived(end) == middle
+    with pytest.raises(WebSocketDisconnect):
+        await sender.send([message, message], end)
+    assert sender.arrived(end) == middle
