@@ -35,6 +35,7 @@ import socket
 import sys
 import threading
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
@@ -222,6 +223,41 @@ def check(who: str) -> None:
             raise Refused(f"{who} opens a socket or an event loop")
 
 
+def kernel_app() -> Any:
+    """ipykernel's application, made but not initialised, with a quick way to read usual arguments.
+
+    To parse them goes through every class and option that there is: a tenth of a start.
+    """
+    from ipykernel import kernelapp
+    from traitlets.config import Config
+
+    # Of the same name, which is that of its logger and of its section in config files.
+    class IPKernelApp(kernelapp.IPKernelApp):
+        def parse_command_line(self, argv: list[str] | None = None) -> None:
+            argv = sys.argv[1:] if argv is None else argv
+            if len(argv) != 2 or argv[0] != "-f":
+                super().parse_command_line(argv)
+                return
+            self.argv = argv
+            self.cli_config = Config({"IPKernelApp": {"connection_file": argv[1]}})
+            self.update_config(self.cli_config)
+
+    IPKernelApp.instance()
+    return IPKernelApp
+
+
+def pack() -> None:
+    """Put what every kernel takes references to side by side, on few pages.
+
+    A page on which one reference is counted becomes the kernel's own, and ipykernel keeps a list of
+    the files of all modules.
+    """
+    for module in [*sys.modules.values()]:
+        path = getattr(module, "__file__", None)
+        if type(module) is ModuleType and type(path) is str:
+            module.__file__ = f"{path} "[:-1]  # a new string
+
+
 def become(wanted: dict[str, Any]) -> None:
     """Make this child a process of its own, as if it had just been executed."""
     gc.enable()
@@ -293,15 +329,15 @@ def main() -> None:
         os._exit(1)
     launcher = find_spec("ipykernel_launcher")
     program = launcher.origin if launcher is not None else "ipykernel_launcher"
+    app = kernel_app()
+    pack()
     gc.collect()
     gc.freeze()
     say(control, ready=True)
     wanted = ForkServer(control, is_parent=not sys.argv[1].startswith("@")).serve()
     become({**wanted, "program": program})
     del wanted, control
-    from ipykernel import kernelapp
-
-    kernelapp.launch_new_instance()
+    app.launch_instance()
     leave()
 
 

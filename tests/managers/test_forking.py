@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,6 +34,7 @@ def forked(argv: tuple[str, ...] = COMMAND, **config: Any) -> Spec:
 SPECS = {
     "limited": forked(limits={"NOFILE": 777, "AS": 2**33}),
     "with-numpy": forked(preload=["numpy"]),
+    "with-arguments": forked((*COMMAND, "--InteractiveShellApp.exec_lines=asked = 1")),
     "no-module": forked(preload=["no_such_module"]),
     "threads": forked(preload=["starts_a_thread"]),
     "other-command": forked((sys.executable, "-c", "raise SystemExit(4)")),
@@ -164,6 +166,38 @@ result = {
     assert told.reply["status"] == "ok"
     log = server.home.state_dir / "output" / f"kernel-{kernel.id}.log"
     await eventually(lambda: "by the process itself" in log.read_text())
+
+
+async def test_a_forked_kernel_heeds_its_configuration_files_and_arguments(
+    start: KernelStarter, tmp_path: Path
+) -> None:
+    async def configured(name: str, folder: str) -> Any:
+        profile = tmp_path / folder / "profile_default"
+        (profile / "startup").mkdir(parents=True)
+        (profile / "startup" / "first.py").write_text(f"started = {folder!r}\n")
+        (profile / "ipython_config.py").write_text(f"c.StoreMagics.autorestore = {folder == 'b'}\n")
+        (profile / "ipython_kernel_config.py").write_text(
+            f"c.IPKernelApp.matplotlib = None\nc.InteractiveShell.cache_size = {len(folder) + 8}\n"
+        )
+        kernel = await start(name, env={"IPYTHONDIR": str(tmp_path / folder)})
+        assert await is_forked(kernel)
+        code = """
+shell = get_ipython()
+result = [
+    started, shell.cache_size, shell.config.StoreMagics.autorestore, shell.profile_dir.location,
+    globals().get("asked"), shell.parent.parent.log.name, type(shell.parent.parent).__name__,
+]
+"""
+        return await run(kernel, code)
+
+    def expected(folder: str, asked: int | None) -> list[Any]:
+        profile = str(tmp_path / folder / "profile_default")
+        application = ["IPKernelApp", "IPKernelApp"]
+        return [folder, len(folder) + 8, folder == "b", profile, asked, *application]
+
+    assert await configured("python3", "a") == expected("a", None)
+    assert await configured("python3", "b") == expected("b", None)
+    assert await configured("with-arguments", "longer") == expected("longer", 1)
 
 
 async def test_a_forked_kernel_that_runs_out_of_memory_says_so_and_goes_on(
