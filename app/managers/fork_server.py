@@ -256,6 +256,11 @@ def pack() -> None:
         path = getattr(module, "__file__", None)
         if type(module) is ModuleType and type(path) is str:
             module.__file__ = f"{path} "[:-1]  # a new string
+    # They hold references to names, each of which would be let go of as others take its place.
+    names = ("_clear_internal_caches", "_clear_type_cache")  # the first from Python 3.13 on
+    clear = next((getattr(sys, name) for name in names if hasattr(sys, name)), None)
+    if clear is not None:
+        clear()
 
 
 def become(wanted: dict[str, Any]) -> None:

@@ -45,6 +45,9 @@ ANSWER_SECONDS: Final = 5.0
 MOVE_SECONDS: Final = 1.0
 """How long a kernel may take to move; after that a cold start is the better choice."""
 
+REFILL_SECONDS: Final = 0.5
+"""Between a claim and the start of what replaces it: the first reply to who claimed it is first."""
+
 BUSY_SECONDS: Final = 1.0
 """When to try again while others fill the queue of starts."""
 
@@ -134,6 +137,7 @@ class WarmKernels:
         failure = ""
         while True:
             await pool.missing.wait()  # without a bound: nobody may ever claim one
+            await asyncio.sleep(max(pool.refill_at - asyncio.get_running_loop().time(), 0))
             await self._starts.quiet()
             if not pool.missing.is_set():
                 continue
@@ -227,6 +231,7 @@ class _Pool:
         self.name = name
         self.parked: dict[Kernel, float] = {}  # and since when, by the loop's clock
         self.missing = asyncio.Event()
+        self.refill_at = 0.0  # by the loop's clock
         self._wanted = wanted
         self._count()
 
@@ -241,6 +246,7 @@ class _Pool:
     def remove(self, kernel: Kernel) -> bool:
         """Whether it was there."""
         there = self.parked.pop(kernel, None) is not None
+        self.refill_at = asyncio.get_running_loop().time() + REFILL_SECONDS
         self._count()
         return there
 
