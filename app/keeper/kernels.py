@@ -15,7 +15,6 @@ import zmq
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import (
-    UNKNOWN_EXIT,
     exit_code,
     has_ended,
     is_child,
@@ -165,7 +164,7 @@ class KeptKernel:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self.signal(signal.SIGKILL)
         self._loop.remove_reader(self._pidfd)
-        self.exit_code = exit_code(self._pidfd) if self._is_child else UNKNOWN_EXIT
+        self.exit_code = exit_code(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = None
         self._output.close()
