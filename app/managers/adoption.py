@@ -281,7 +281,8 @@ async def _be_heard(traffic: Any, ear: Ear) -> None:
     while not ear.heard.is_set() and loop.time() < deadline:
         traffic.request("control", "kernel_info_request", {})
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ear.heard.wait(), pause)
+            async with asyncio.timeout(pause):
+                await ear.heard.wait()
         pause = min(pause * 2, 0.5)
 
 

@@ -59,7 +59,8 @@ class Authorization:
         try:
             decision = self._authorizer.is_authorized(self._user.identity, action, resource)
             if inspect.isawaitable(decision):
-                decision = await asyncio.wait_for(decision, DECISION_SECONDS)
+                async with asyncio.timeout(DECISION_SECONDS):
+                    decision = await decision
             return bool(decision)
         except Exception as error:
             logger.exception("the authorizer failed for %s on %s", action, resource)

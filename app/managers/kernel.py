@@ -7,7 +7,6 @@ policy says. A restart or a stop that is asked for ends that task first, so the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
@@ -52,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 IPC_PATIENCE: Final = 10.0
 """Seconds after which a kernel that has bound no ipc socket is taken not to speak ipc."""
+
+CANCEL_SECONDS: Final = 10.0
+"""After which what goes on although it was cancelled is cancelled again."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -395,11 +397,10 @@ class Kernel:
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
-        if self._life is not None:
-            self._life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._life
-            self._life = None
+        life, self._life = self._life, None
+        while life is not None and not life.done():
+            life.cancel()  # once more if a provisioner has swallowed it
+            await asyncio.wait({life}, timeout=CANCEL_SECONDS)
 
     async def _live(self) -> None:
         try:
@@ -523,6 +524,7 @@ class Kernel:
         self._settle_start(True)
         self._house.transports.remember(self.spec, self._transport)
         self._restarts.on_ready(loop.time())
+        traffic.active_since = time.monotonic()
         traffic.ready()
         self.reports.ready(loop.time() - self._launched)
 

@@ -164,7 +164,8 @@ class KernelProcess:
                 break
             await asyncio.sleep(POLL_SECONDS)
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(provisioner.wait(), KILL_SECONDS)
+            async with asyncio.timeout(KILL_SECONDS):
+                await provisioner.wait()
         if not self.exited.done():
             self.exited.set_result(Exit(code))
 
@@ -188,7 +189,8 @@ class KernelProcess:
     async def wait(self, seconds: float) -> bool:
         """Whether the process ends within so many seconds."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.exited), seconds)
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(self.exited)
         return self.exited.done()
 
     async def terminate(self, seconds: float) -> bool:

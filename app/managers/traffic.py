@@ -343,7 +343,6 @@ class Traffic:
 
     def ready(self) -> None:
         """The kernel takes requests: tell the clients, and send what has waited."""
-        self.active_since = time.monotonic()
         self._state.on_ready()
         self.announce(self._state.execution_state)
         assert self._channels is not None

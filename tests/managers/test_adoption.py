@@ -36,21 +36,27 @@ async def pid_of(rest: RestClient, kernel_id: str) -> int:
     return int(run["outputs"][0]["text"])
 
 
-async def test_one_that_says_nothing_is_dead_unless_it_is_busy(
+async def test_one_that_says_nothing_is_dead_unless_it_is_busy_and_an_unused_one_is_culled(
     servers: Servers, home: Home
 ) -> None:
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        names = ("fake", "fake", "fake-old")
-        silent, busy, old = [(await rest.start_kernel(name))["id"] for name in names]
-        pids = {kernel_id: await pid_of(rest, kernel_id) for kernel_id in (silent, busy, old)}
+        names = ("fake", "fake", "fake-old", "fake")
+        silent, busy, old, unused = [(await rest.start_kernel(name))["id"] for name in names]
+        pids = {
+            kernel_id: await pid_of(rest, kernel_id) for kernel_id in (silent, busy, old, unused)
+        }
         runs = {}
         for kernel_id in (busy, old):  # the second answers nobody while it is
             run = runs[kernel_id] = await Executions(rest, kernel_id).begin("sleep 60")
             await Executions(rest, kernel_id).until(run, "started")
     servers.crash()
     os.kill(pids[silent], signal.SIGSTOP)
-    servers.arguments = (*KEEP, "--kernel-info-timeout", "1")
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        connection.execute("UPDATE kernel SET last_activity = 0 WHERE id = ?", (unused,))
+    connection.close()
+    culling = ("--cull-idle-timeout", "3600", "--cull-interval", "1")
+    servers.arguments = (*KEEP, "--kernel-info-timeout", "1", *culling)
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         model = await rest.wait_for_state(silent, "dead")
@@ -61,7 +67,8 @@ async def test_one_that_says_nothing_is_dead_unless_it_is_busy(
             await rest.interrupt(kernel_id)
             assert (await Executions(rest, kernel_id).ended(run))["state"] == "error"
             assert await pid_of(rest, kernel_id) == pids[kernel_id]
-        await asyncio.gather(*map(rest.delete, pids))
+        await eventually(lambda: not is_alive(pids[unused]))  # long idle, and so culled
+        await asyncio.gather(*map(rest.delete, (silent, busy, old)))
     await asyncio.to_thread(server.stop)
 
 
