@@ -15,7 +15,7 @@ from app.managers.entries import Position
 
 __all__ = ["PING_BYTES", "PING_SECONDS", "Acknowledgements"]
 
-PING_SECONDS: Final = 0.25
+PING_SECONDS: Final = 0.1
 PING_BYTES: Final = 65536
 """After so much time or output the next ping goes out with what is written then, and after twice
 the time by itself, whether or not the last one was answered: a client that reads slowly has many in
