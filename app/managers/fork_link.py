@@ -30,8 +30,11 @@ PROGRAM: Final = Path(__file__).with_name("fork_server.py")
 READY_SECONDS: Final = 30.0
 """How long a fork server may take for its imports."""
 
+FORK_SECONDS: Final = 15.0
+"""How long a fork may take: on a machine that is much too busy, long."""
+
 ANSWER_SECONDS: Final = 5.0
-"""How long a fork may take, and how long the exit code of a kernel that has ended."""
+"""How long the exit code of a kernel that has ended may take, and the end of a fork server."""
 
 
 class CannotFork(Exception):
@@ -173,7 +176,7 @@ class ForkLink:
             if order.leave is not None:
                 descriptors.append(order.leave)
             socket.send_fds(self._control, [json.dumps({"fork": number}).encode()], descriptors)
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(FORK_SECONDS):
                 pid: int = await answer
                 return pid
         except TimeoutError:
