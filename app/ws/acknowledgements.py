@@ -17,10 +17,10 @@ __all__ = ["PING_BYTES", "PING_SECONDS", "Acknowledgements"]
 
 PING_SECONDS: Final = 0.1
 PING_BYTES: Final = 65536
-"""After so much time or output the next ping goes out with what is written then, and after twice
-the time by itself, whether or not the last one was answered: a client that reads slowly has many in
-its buffers. What lies between two pings may be sent again to a client whose connection broke, and
-what it has answered too late."""
+"""After so much time or output the next ping goes out, where it can with what is written then, and
+whether or not the last one was answered: a client that reads slowly has many in its buffers. What
+lies between two pings may be sent again to a client whose connection broke, and what it has
+answered too late."""
 
 _PREFIX: Final = b"kk"  # tells our pings from the keepalive's
 

@@ -154,7 +154,9 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             self._acknowledgements.sent(place)
             # In the same write where it may: a client that has read what is before the ping has
             # answered it, however soon its connection breaks then.
-            if self._written - self._asked >= PING_BYTES or self.loop.time() >= self._next_ping:
+            # A little early rather than by itself a little later.
+            soon = self._next_ping - PING_SECONDS / 2
+            if self._written - self._asked >= PING_BYTES or self.loop.time() >= soon:
                 parts.append(self._ping())
             self._plan_ping()
         self.transport.writelines(parts)
@@ -165,8 +167,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     def _plan_ping(self) -> None:
         """Ask soon whether what was written has arrived, unless that is planned already."""
         if self._ping_plan is None and self._acknowledgements.ping_is_due:
-            # Late enough for what is said several times a second to take its ping along.
-            self._ping_plan = self.loop.call_at(self._next_ping + PING_SECONDS, self._ask)
+            self._ping_plan = self.loop.call_at(self._next_ping, self._ask)
 
     def _ask(self) -> None:
         self._ping_plan = None
