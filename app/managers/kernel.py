@@ -147,6 +147,11 @@ class Kernel:
         return self._process.pid if self._process is not None else None
 
     @property
+    def has_process(self) -> bool:
+        """Whether there is a process; when it ends, its last words come before the state tells."""
+        return self._process is not None and self._process.running
+
+    @property
     def counts(self) -> bool:
         """Whether it is one of the ``max_kernels`` that there may be."""
         return self.state.lifecycle is not Lifecycle.DEAD

@@ -260,7 +260,7 @@ class _Pool:
 def _is_fit(kernel: Kernel) -> bool:
     """Whether it is ready and has nothing to do."""
     state = kernel.state
-    return state.lifecycle is Lifecycle.RUNNING and not state.at_work
+    return state.lifecycle is Lifecycle.RUNNING and kernel.has_process and not state.at_work
 
 
 def _same(one: KernelSpec, other: KernelSpec) -> bool:

@@ -120,13 +120,18 @@ class Kernel:
         return str(message["header"]["msg_id"])
 
     async def frames(self, channel: str, count: int) -> list[list[bytes]]:
-        """The next messages, as they are, without late answers to what `ready` has asked."""
+        """The next messages, as they are, without late answers to what `ready` has asked.
+
+        A welcome is sent when the kernel looks at its subscribers, and that may be after it has
+        answered a request.
+        """
         socket = getattr(self.client, f"{channel}_channel").socket
         messages: list[list[bytes]] = []
+        late_answers = [*self._probes, b'"iopub_welcome"']
         async with asyncio.timeout(TIMEOUT):
             while len(messages) < count:
                 message = await socket.recv_multipart()
-                if not any(probe in part for part in message for probe in self._probes):
+                if not any(late in part for part in message for late in late_answers):
                     messages.append(message)
         return messages
 

@@ -162,10 +162,12 @@ async def test_one_that_died_meanwhile_or_whose_spec_changed_is_given_to_nobody(
 
 
 def fake_processes(server: ServerProcess) -> list[int]:
+    """The processes of "fake"; "fake-exit" may be trying to start."""
+    commands = {process.pid: process.cmdline() for process in server.home.processes()}
     return [
-        process.pid
-        for process in server.home.processes()
-        if any(part.endswith("fake.py") for part in process.cmdline())
+        pid
+        for pid, command in commands.items()
+        if any(part.endswith("fake.py") for part in command) and "--exit" not in command
     ]
 
 
