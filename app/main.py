@@ -125,16 +125,6 @@ def create_app(
                 "authorization": Authorization(authorizer, user),
             }
 
-    app = FastAPI(
-        title="kernelkeep",
-        version=__version__,
-        summary="Starts, drives and keeps Jupyter kernels.",
-        lifespan=lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
     # In the order in which a request is held against them: first what is asked for all the time.
     routers = [
         kernels.router,
@@ -151,8 +141,18 @@ def create_app(
     ]
     if settings.serve_metrics:
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
-    for router in routers:
-        app.include_router(router)
+    app = FastAPI(
+        title="kernelkeep",
+        version=__version__,
+        summary="Starts, drives and keeps Jupyter kernels.",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Not include_router(): it looks for the route of a request twice in each router.
+        routes=[route for router in routers for route in router.routes],
+    )
     complete(app, routers, settings.root_path)
     add_error_handlers(app, routers)
     app.add_middleware(ETagMiddleware)

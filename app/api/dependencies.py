@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.access import declared_access
 from app.managers.authorization import Authorization
@@ -130,16 +130,19 @@ class PolledRoute(APIRoute):
     named as they are in the path, and strings.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         access = declared_access(self)
         assert access is not None, "a route declares its access"
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
 
-        async def handle(request: Request) -> Response:
-            await access(request)
-            return await endpoint(request.state.kernels, **request.path_params)
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            connection = HTTPConnection(scope)
+            await access(connection)
+            response = await endpoint(scope["state"]["kernels"], **scope["path_params"])
+            await response(scope, receive, send)
 
-        return handle
+        self.app = answer
 
 
 async def _as_json(request: Request) -> Request:
