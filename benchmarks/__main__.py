@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.bare import Bare
-from benchmarks.calibration import calibrate
+from benchmarks.calibration import calibrate, turn
 from benchmarks.environments import PEERS, prepare
 from benchmarks.figures import Results
 from benchmarks.measures import MEASURES, ClientLimit, Measure, Scale
@@ -196,7 +196,8 @@ def _about(
             else ""
         ),
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, load average at the start {load:.1f}",
+        f"load average at the start {load:.1f}",
+        f"Python {platform.python_version()}, in which a turn of a loop takes {turn():.0f} ns",
         ", ".join(target.version for target in targets),
         f"the client alone reads {limit:,.0f} messages of 100 B a second",
         "limits on output switched off everywhere (--no-limit-rate)",

@@ -174,6 +174,8 @@ LINES: Final = (
         more_is_better=True,
     ),
     Line("keep_cost", "keeping", "… so keeping costs", "%", "≤ 5", at_most(5)),
+    Line("keep_cpu", "keeping", "… server CPU per 100,000 messages at 20,000/s", "s"),
+    Line("keep_without_cpu", "keeping", "… in turn with it, kernels end with it", "s"),
     Line("keeper_cpu", "keeping", "… the keeper's CPU per 100,000 messages", "s"),
     Line("keeper_memory", "keeping", "The keeper's memory, one kernel", "MB"),
     Line(
