@@ -245,9 +245,7 @@ async def recover(
     earlier: Channels | None = None
     if info:
         channels, earlier, ear = connect(
-            lambda listener, **options: Channels(
-                house.context, info, listener, house.counters, **options
-            ),
+            lambda listener, **options: house.channels(info, listener, **options),
             traffic,
             journal,
         )

@@ -16,6 +16,7 @@ from uuid import uuid4
 import zmq
 
 from app.managers.counters import Counters
+from app.managers.turns import Turns
 from app.protocol import wire
 from app.protocol.messages import Buffer, ClientMessage, MalformedMessage, Message
 from app.protocol.signing import Signer
@@ -27,10 +28,8 @@ logger = logging.getLogger(__name__)
 ConnectionInfo = Mapping[str, Any]
 """What a connection file holds [Jupyter client documentation, "Connection files"]."""
 
-# What is read from one socket in one turn of the loop. More gains no throughput; less keeps other
-# kernels' round trips under a millisecond while one floods.
-MESSAGES_PER_TURN: Final = 32
 BYTES_PER_TURN: Final = 256 * 1024
+"""What is read from one socket in one turn of the loop; how many messages `Turns` tells."""
 
 # Frames up to this size are copied out of libzmq: cheaper than keeping its memory alive.
 COPY_BYTES: Final = 4096
@@ -83,6 +82,7 @@ class Channels:
         info: ConnectionInfo,
         listener: Listener,
         counters: Counters,
+        turns: Turns,
         *,
         identity: bytes | None = None,
         only: Collection[str] = tuple(_SOCKETS),
@@ -90,6 +90,7 @@ class Channels:
         self._loop = asyncio.get_running_loop()
         self.listener = listener
         self._counters = counters
+        self._turns = turns
         self._signer = Signer(
             _bytes(info.get("key")), info.get("signature_scheme") or "hmac-sha256"
         )
@@ -200,9 +201,12 @@ class Channels:
             handle.cancel()
         if channel not in self._sockets:
             return
-        if self._receive(channel, MESSAGES_PER_TURN, BYTES_PER_TURN) >= MESSAGES_PER_TURN:
+        budget = self._turns.messages(self)
+        if self._receive(channel, budget, BYTES_PER_TURN) >= budget:
             self._schedule(channel)
-        elif channel in self._blocked:
+            return
+        self._turns.was_short(self)
+        if channel in self._blocked:
             self._look_for_room(channel)
 
     def _receive(self, channel: str, max_messages: int, max_bytes: int) -> int:

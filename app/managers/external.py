@@ -18,7 +18,7 @@ from uuid import uuid4
 from jupyter_client.kernelspec import KernelSpec
 
 from app.managers.adoption import is_adoptable, recover
-from app.managers.channels import Channels, ConnectionInfo
+from app.managers.channels import ConnectionInfo
 from app.managers.errors import InvalidPath, KernelNotRunning
 from app.managers.kernel import Kernel, OnGone
 from app.managers.kernel_house import KernelHouse
@@ -135,9 +135,7 @@ class ExternalKernel(Kernel):
 
         Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection.
         """
-        self.traffic.open(
-            Channels(self._house.context, self._info, self.traffic, self._house.counters)
-        )
+        self.traffic.open(self._house.channels(self._info, self.traffic))
         self._begin_life()
         await self.keep()
 

@@ -30,7 +30,7 @@ from app.managers.adoption import (
     recover,
     settle_inherited,
 )
-from app.managers.channels import Channels, ConnectionInfo
+from app.managers.channels import ConnectionInfo
 from app.managers.errors import KernelNotRunning, KernelStartFailed
 from app.managers.executions import Executions
 from app.managers.fork_provisioner import KernelManager
@@ -604,9 +604,7 @@ class Kernel:
             raise
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
         self._generation += 1
-        self.traffic.open(
-            Channels(self._house.context, self._info, self.traffic, self._house.counters)
-        )
+        self.traffic.open(self._house.channels(self._info, self.traffic))
         await self.keep()
 
     def _new_manager(self) -> KernelManager:

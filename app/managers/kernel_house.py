@@ -10,6 +10,7 @@ import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from app.managers.audit import AuditLog
+from app.managers.channels import Channels, ConnectionInfo, Listener
 from app.managers.counters import Counters
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager
@@ -19,6 +20,7 @@ from app.managers.log_files import LogFiles
 from app.managers.registry import Registry
 from app.managers.reports import KernelReports
 from app.managers.transports import Transport, Transports
+from app.managers.turns import Turns
 from app.settings import Settings
 
 __all__ = ["KernelHouse"]
@@ -42,6 +44,7 @@ class KernelHouse:
         audit: AuditLog | None = None,
         keeper: Keeper | None = None,
         registry: Registry | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -53,6 +56,7 @@ class KernelHouse:
         self.transports = transports
         self.events = events
         self.counters = counters
+        self.turns = turns or Turns()
         self._audit = audit
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"
@@ -86,6 +90,10 @@ class KernelHouse:
                 provisioner.output = self.output_file(kernel_id)
                 manager.provisioner = provisioner
         return manager
+
+    def channels(self, info: ConnectionInfo, listener: Listener, **options: Any) -> Channels:
+        """The sockets to a kernel's process."""
+        return Channels(self.context, info, listener, self.counters, self.turns, **options)
 
     def output_file(self, kernel_id: str) -> Path:
         """Where what a kernel's process writes is kept."""

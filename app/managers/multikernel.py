@@ -125,6 +125,7 @@ class MultiKernelManager:
             counters,
             forking,
             keeper=self.keeper,
+            turns=self._house.turns,
         )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}

@@ -12,6 +12,7 @@ import zmq
 
 from app.managers.channels import Channels
 from app.managers.counters import Counters
+from app.managers.turns import Turns
 from app.protocol.messages import MalformedMessage, Message
 from app.protocol.signing import Signer
 from tests.support.processes import eventually
@@ -60,7 +61,7 @@ async def test_whole_messages_come_through_whatever_is_read_together_with_them(
     iopub.bind(f"ipc://{tmp_path}/k-0")
     shell.bind(f"ipc://{tmp_path}/k-1")
     listener = Listener()
-    channels = Channels(context, info, listener, Counters())
+    channels = Channels(context, info, listener, Counters(), Turns())
     try:
         await eventually(lambda: _is_subscribed(iopub))
         for number in range(3):
