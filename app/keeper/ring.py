@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import zmq
 
-from app.keeper.sockets import connect
+from app.keeper.sockets import connect, read_frames
 
 __all__ = ["Ring", "Room", "Subscription"]
 
@@ -24,14 +24,8 @@ FRAME_OVERHEAD: Final = 60
 SLACK: Final = 16
 """The part of all bytes that comes and goes between two looks at them together."""
 
-LEADING_FRAMES: Final = 6
-"""That every message has before its content: topic, delimiter, signature, and three of JSON.
-
-To ask of every frame whether another follows costs more than reading it, so this is asked from the
-content on. What has fewer frames is kept together with what follows it, for the server to split.
-"""
-
-_NOBLOCK: Final = int(zmq.NOBLOCK)
+# Topic, delimiter, signature, and three parts of JSON come before the content of every message.
+_LEADING: Final = (int(zmq.NOBLOCK),) * 6
 
 
 class Room:
@@ -76,9 +70,9 @@ class Ring:
         """The index of the oldest message; that of the next one if there is none."""
         return self.next - len(self._messages)
 
-    def append(self, frames: list[bytes]) -> None:
-        """The next message, as it was received."""
-        size = sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
+    def append(self, frames: list[bytes], size: int) -> None:
+        """The next message, as it was received, and how many bytes that is."""
+        size += FRAME_OVERHEAD * len(frames)
         self._messages.append((size, frames))
         self.size += size
         self.next += 1
@@ -165,23 +159,14 @@ class Subscription:
 
     def _receive(self) -> bool:
         """Read some messages; whether there may be more."""
-        receive, ring = self._socket.recv, self._ring
+        socket, ring = self._socket, self._ring
         for _ in range(MESSAGES_PER_TURN):
-            frames: list[bytes] = []
-            try:
-                for _ in range(LEADING_FRAMES):
-                    frames.append(receive(_NOBLOCK))
-                frame = receive(_NOBLOCK, copy=False)
-            except zmq.Again:  # messages arrive whole, so this is the end of one
-                if frames:
-                    ring.append(frames)
+            frames = read_frames(socket, _LEADING)
+            if not frames:
                 return False
-            rest = [frame]
-            while frame.more:
-                frame = receive(_NOBLOCK, copy=False)
-                rest.append(frame)
-            if sum(map(len, rest)) > ring.max_bytes:  # and nobody has copied it
+            size = sum(map(len, frames))
+            if size > ring.max_bytes:  # and nobody has copied it
                 ring.skip()
             else:
-                ring.append([*frames, *[frame.bytes for frame in rest]])
+                ring.append([*map(bytes, frames)], size)
         return True

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import zmq
 
+from app.keeper.sockets import read_frames
 from app.managers.counters import Counters
 from app.managers.turns import Turns
 from app.protocol import wire
@@ -30,9 +31,6 @@ ConnectionInfo = Mapping[str, Any]
 
 BYTES_PER_TURN: Final = 256 * 1024
 """What is read from one socket in one turn of the loop; how many messages `Turns` tells."""
-
-# Frames up to this size are copied out of libzmq: cheaper than keeping its memory alive.
-COPY_BYTES: Final = 4096
 
 # With enums each call costs a conversion, and each `&` makes an object in Python.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -218,7 +216,7 @@ class Channels:
         flags, place = (_NOBLOCK,) * leading, leading - 5  # of the delimiter
         unpack, on_message = wire.unpack, listener.on_message
         while count < max_messages and size < max_bytes:
-            frames = _read_frames(socket, flags)
+            frames = read_frames(socket, flags)
             if not frames:
                 break
             count += 1
@@ -259,29 +257,6 @@ class Channels:
         if socket is not None and _events(socket) & _POLLOUT:
             self._blocked.discard(channel)
             self.listener.on_writable()
-
-
-def _read_frames(socket: zmq.Socket[bytes], leading: Sequence[int]) -> list[Buffer]:
-    """The frames of the next message; empty if there is none.
-
-    To ask of every frame whether another follows costs three times as much as reading it. So this
-    is asked only from the content on, behind the frames that every message has: one that has fewer
-    is read together with those behind it, to be told apart by `wire.split`. ``leading`` are the
-    flags to read those frames with.
-    """
-    receive = socket.recv
-    frames: list[Buffer] = []
-    try:
-        # `map` calls without a step of Python between; what it has read stays when it ends early.
-        frames.extend(map(receive, leading))
-        frame = receive(_NOBLOCK, False)
-    except zmq.Again:  # messages arrive whole, so this is the end of one
-        return frames
-    frames.append(frame.bytes if len(frame) <= COPY_BYTES else frame.buffer)
-    while frame.more:
-        frame = receive(copy=False)
-        frames.append(frame.bytes if len(frame) <= COPY_BYTES else frame.buffer)
-    return frames
 
 
 def _events(socket: zmq.Socket[bytes]) -> int:

@@ -13,11 +13,11 @@ def test_rings_that_want_more_than_there_is_get_the_same_share() -> None:
     frame = b"x" * (1000 - FRAME_OVERHEAD)
     quiet, *busy = rings
     for _ in range(10):
-        quiet.append([frame])
+        quiet.append([frame], len(frame))
     most = 0
     for number in range(300):
         for ring in busy[: 1 if number < 150 else 3]:
-            ring.append([frame])
+            ring.append([frame], len(frame))
         most = max(most, sum(ring.size for ring in rings))
     assert 150_000 < most <= 160_000
     assert (quiet.first, quiet.size) == (1, 10_000)
