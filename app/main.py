@@ -150,6 +150,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # It would hand on whole query strings, and tokens may come in one.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         # Not include_router(): it looks for the route of a request twice in each router.
         routes=[route for router in routers for route in router.routes],
     )
