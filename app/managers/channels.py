@@ -199,11 +199,11 @@ class Channels:
             handle.cancel()
         if channel not in self._sockets:
             return
-        budget = self._turns.messages(self)
+        budget = self._turns.messages(self.identity)
         if self._receive(channel, budget, BYTES_PER_TURN) >= budget:
             self._schedule(channel)
             return
-        self._turns.was_short(self)
+        self._turns.was_short(self.identity)
         if channel in self._blocked:
             self._look_for_room(channel)
 

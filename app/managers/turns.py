@@ -21,21 +21,22 @@ SHARED_SECONDS: Final = 0.05
 class Turns:
     """Keeps apart those that flood and those that say little, for all kernels of one server.
 
-    Two that flood may have long turns, both: neither would gain by short ones.
+    Two that flood may have long turns, both: neither would gain by short ones. Who they are tells
+    the identity of their sockets, so that nobody is kept here.
     """
 
     def __init__(self) -> None:
         # The last two that were served, and until when that counts (monotonic).
-        self._last: tuple[object, float] = (None, 0.0)
-        self._other: tuple[object, float] = (None, 0.0)
+        self._last: tuple[bytes, float] = (b"", 0.0)
+        self._other: tuple[bytes, float] = (b"", 0.0)
 
-    def messages(self, who: object) -> int:
+    def messages(self, who: bytes) -> int:
         """How many messages ``who`` may read in this turn."""
-        _, until = self._other if self._last[0] is who else self._last
+        _, until = self._other if self._last[0] == who else self._last
         return MESSAGES_SHARED if until > time.monotonic() else MESSAGES_ALONE
 
-    def was_short(self, who: object) -> None:
+    def was_short(self, who: bytes) -> None:
         """``who`` has read all that there was."""
-        if self._last[0] is not who:
+        if self._last[0] != who:
             self._other = self._last
         self._last = (who, time.monotonic() + SHARED_SECONDS)

@@ -26,23 +26,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_who_is_alone_has_long_turns_whatever_it_says(clock: Clock) -> None:
     shared = Turns()
-    assert shared.messages("one") == MESSAGES_ALONE
-    shared.was_short("one")
-    assert shared.messages("one") == MESSAGES_ALONE
+    assert shared.messages(b"one") == MESSAGES_ALONE
+    shared.was_short(b"one")
+    assert shared.messages(b"one") == MESSAGES_ALONE
 
 
 def test_turns_are_short_beside_somebody_who_says_little(clock: Clock) -> None:
     shared = Turns()
-    shared.was_short("quiet")
-    assert shared.messages("loud") == MESSAGES_SHARED
+    shared.was_short(b"quiet")
+    assert shared.messages(b"loud") == MESSAGES_SHARED
     # That the loud one has caught up for once changes nothing.
-    shared.was_short("loud")
-    assert shared.messages("loud") == MESSAGES_SHARED
-    assert shared.messages("quiet") == MESSAGES_SHARED
+    shared.was_short(b"loud")
+    assert shared.messages(b"loud") == MESSAGES_SHARED
+    assert shared.messages(b"quiet") == MESSAGES_SHARED
     clock.now += SHARED_SECONDS
-    assert shared.messages("loud") == MESSAGES_ALONE
+    assert shared.messages(b"loud") == MESSAGES_ALONE
 
 
 def test_two_that_flood_have_long_turns(clock: Clock) -> None:
     shared = Turns()
-    assert shared.messages("loud") == shared.messages("louder") == MESSAGES_ALONE
+    assert shared.messages(b"loud") == shared.messages(b"louder") == MESSAGES_ALONE
