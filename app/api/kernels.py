@@ -173,6 +173,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         KernelNotRunning,
         RequestTooLarge,
         TooManyKernels,
+        TooManyStarts,
         KernelStartFailed,
         KeeperUnavailable,
         ServerStopping,

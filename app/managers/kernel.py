@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ from app.managers.adoption import (
     settle_inherited,
 )
 from app.managers.channels import ConnectionInfo
-from app.managers.errors import KernelNotRunning, KernelStartFailed
+from app.managers.errors import KernelNotRunning, KernelStartFailed, ServerStopping
 from app.managers.executions import Executions
 from app.managers.fork_provisioner import KernelManager
 from app.managers.keeper_provisioner import KeeperProvisioner
@@ -103,7 +104,7 @@ class Kernel:
         self.traffic = Traffic(kernel_id, self.state, log, settings, house.counters)
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = house.reports(kernel_id, name)
-        # Done when the first process answers (True), or there is none and will be none (False).
+        # Of the start that is or was the last: done when the kernel answers (True), or will not.
         self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._house = house
         self._on_gone = on_gone
@@ -350,15 +351,26 @@ class Kernel:
         """Give the kernel a new process under the same id; returns when it is launched.
 
         By force when ``now``; with a new connection file, key and addresses when ``newports``. A
-        dead kernel can be restarted too. Raises `KernelStartFailed`, and leaves the kernel dead,
-        when the launch fails, and `KernelNotRunning` when it has been removed.
+        dead kernel can be restarted too. The old process goes on until it is the turn of this
+        start. Raises `KernelStartFailed`, and leaves the kernel dead, when the launch fails,
+        `KernelNotRunning` when it has been removed, `TooManyStarts` and `ServerStopping`.
         """
+        if not self._begun:  # it waits for its turn, and gets a new process anyway
+            return
+        if not self.came_up.done():  # this takes the place of the start that it ends
+            await self._restart(self.came_up, now=now, newports=newports)
+            return
+        came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        restart = partial(self._restart, came_up, now=now, newports=newports)
+        with self._house.starts.admission():
+            await self._house.starts.launch(restart, came_up)
+
+    async def _restart(self, came_up: asyncio.Future[bool], *, now: bool, newports: bool) -> None:
         async with self._lock, self.reports.action("restart"):
             if self._removed:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
-            if not self._begun:  # it waits for its turn, and gets a new process anyway
-                return
             await self._end_life()
+            self._take_turn(came_up)
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
             # would tell so the person who has just asked for the restart.
@@ -430,8 +442,8 @@ class Kernel:
                 self.traffic.announce("restarting")
                 async with self.reports.action("restart"):
                     await asyncio.sleep(delay)
-                    await self._launch("automatic_restart")
-        except KernelStartFailed as error:
+                    await self._launch_again("automatic_restart")
+        except (KernelStartFailed, ServerStopping) as error:
             await self._bury(error.message)
         except Exception:
             logger.exception("kernel %s: its supervision failed", self.id)
@@ -445,7 +457,24 @@ class Kernel:
         self.state.begin(Lifecycle.RESTARTING, reason="")
         self.traffic.announce("starting")
         async with self.reports.action("restart"):
-            await self._launch("restart")
+            await self._launch_again("restart")
+
+    async def _launch_again(self, cause: LaunchCause) -> None:
+        """Launch the next process when its turn comes; there is none meanwhile."""
+        came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        async def launch() -> None:
+            self._take_turn(came_up)
+            await self._launch(cause)
+
+        with self._house.starts.admission(always=True):
+            await self._house.starts.launch(launch, came_up)
+
+    def _take_turn(self, came_up: asyncio.Future[bool]) -> None:
+        """The start that is under way from now on; one that was is over."""
+        if self.came_up is not came_up:
+            self._settle_start(False)
+            self.came_up = came_up
 
     async def _come_up_and_die(self) -> str:
         """Wait for readiness, then for death; return why it died, its requests ended."""

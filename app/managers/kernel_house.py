@@ -19,6 +19,7 @@ from app.managers.kept_forks import new_provisioner
 from app.managers.log_files import LogFiles
 from app.managers.registry import Registry
 from app.managers.reports import KernelReports
+from app.managers.starts import Starts
 from app.managers.transports import Transport, Transports
 from app.managers.turns import Turns
 from app.settings import Settings
@@ -41,6 +42,7 @@ class KernelHouse:
         events: Events,
         counters: Counters,
         forking: Forking,
+        starts: Starts,
         audit: AuditLog | None = None,
         keeper: Keeper | None = None,
         registry: Registry | None = None,
@@ -56,6 +58,7 @@ class KernelHouse:
         self.transports = transports
         self.events = events
         self.counters = counters
+        self.starts = starts
         self.turns = turns or Turns()
         self._audit = audit
         self.connection_dir = settings.state_dir / "runtime"

@@ -97,6 +97,7 @@ class MultiKernelManager:
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
         self.keeper = new_keeper(settings)
         self._fork_servers = ForkServers(self.keeper)
+        self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
         env = kernel_environment(os.environ, settings.kernel_env_allow, {})
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
         self._house = KernelHouse(
@@ -108,6 +109,7 @@ class MultiKernelManager:
             events,
             counters,
             forking,
+            self.starts,
             audit,
             self.keeper,
             registry,
@@ -124,6 +126,7 @@ class MultiKernelManager:
             Events(),
             counters,
             forking,
+            self.starts,
             keeper=self.keeper,
             turns=self._house.turns,
         )
@@ -135,10 +138,7 @@ class MultiKernelManager:
             Path(jupyter_runtime_dir()) / "external_kernels"
         )
         self._refreshing = asyncio.Lock()
-        self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
-        self.warm = WarmKernels(
-            settings.warm_kernels, parking, self.specs, self.starts, settings.root_dir, env
-        )
+        self.warm = WarmKernels(settings.warm_kernels, parking, self.specs, settings.root_dir, env)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._reviving: set[str] = set()  # the dead that are being restarted
         self._events = events
@@ -454,8 +454,8 @@ class MultiKernelManager:
     ) -> Kernel:
         """Give a kernel a new process (`Kernel.restart`).
 
-        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed`, `ServerStopping`, or
-        `TooManyKernels` for a dead one that has lost its place to others.
+        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed`, `ServerStopping`,
+        `TooManyStarts`, or `TooManyKernels` for a dead one that has lost its place to others.
         """
         self.check_running()
         kernel = self.get(kernel_id)

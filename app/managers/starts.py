@@ -19,7 +19,7 @@ RETRY_SECONDS: Final = 5
 
 
 class Starts:
-    """Lets ``limit`` kernels start at a time, from the launch until they answer or have failed.
+    """Lets ``limit`` kernels start, or restart, at a time, until they answer or have failed.
 
     The rest wait in the order in which they came, at most ``queue_limit`` of them.
     """
@@ -41,9 +41,14 @@ class Starts:
         return len(self._queue)
 
     @contextmanager
-    def admission(self) -> Iterator[None]:
-        """What prepares and launches one kernel; raises `TooManyStarts` when it could not wait."""
-        if self._asked - self._launching + self.running >= self._limit + self._queue_limit:
+    def admission(self, *, always: bool = False) -> Iterator[None]:
+        """What prepares and launches one kernel; raises `TooManyStarts` when it could not wait.
+
+        It could ``always`` where nobody could be told to come again: each kernel that is restarted
+        by itself waits but once, and ``max_kernels`` bounds them.
+        """
+        there = self._asked - self._launching + self.running
+        if there >= self._limit + self._queue_limit and not always:
             raise TooManyStarts(
                 f"{self.running} kernels are starting and {self._asked - self._launching} wait for "
                 "their turn; that is as many as may",

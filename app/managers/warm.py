@@ -28,7 +28,6 @@ from app.managers.kernel import Kernel
 from app.managers.kernel_house import KernelHouse
 from app.managers.moving import MOVABLE, Move, moved, plan
 from app.managers.specs import Specs
-from app.managers.starts import Starts
 from app.managers.state import Lifecycle
 from app.managers.stopping import stop_quietly
 
@@ -68,13 +67,12 @@ class WarmKernels:
         wanted: Mapping[str, int],
         house: KernelHouse,
         specs: Specs,
-        starts: Starts,
         cwd: Path,
         env: Mapping[str, str],
     ) -> None:
         self._house = house
         self._specs = specs
-        self._starts = starts
+        self._starts = house.starts
         self._as_started = (cwd, env)
         self._max_age = house.settings.warm_kernel_age
         self._counters: Counters = house.counters

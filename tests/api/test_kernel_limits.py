@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import Counter
+from functools import partial
 
 import httpx
+import pytest
 
 from tests.conftest import MakeServer
 from tests.support.kernelspecs import FAKE_SPECS, shell_spec
 from tests.support.metrics import scrape
 from tests.support.processes import eventually
-from tests.support.rest import RestClient
+from tests.support.rest import RestClient, RestError
+from tests.support.running import kernels_of
 
 
 async def test_a_hundred_requests_at_once_get_max_kernels_and_the_rest_a_clear_refusal(
@@ -79,3 +84,53 @@ async def test_starts_beyond_the_bound_wait_visibly_and_can_be_given_up(
         assert first in ids
         assert given_up not in ids
         assert len(ids) == 2
+
+
+async def test_a_restart_waits_for_its_turn_and_one_too_many_leaves_the_kernel_as_it_is(
+    make_server: MakeServer,
+) -> None:
+    server = make_server("--max-concurrent-starts", "1", "--start-queue-limit", "1")
+    async with kernels_of(server) as start:
+        kernel, other = await start(), await start()
+        pid, other_pid = await kernel.pid(), await other.pid()
+        slow = await start("fake-silent", ready=False)
+        restart = asyncio.create_task(kernel.rest.restart(kernel.id))
+        await eventually(partial(_waiting, kernel.rest, 1))
+        with pytest.raises(RestError) as raised:
+            await other.rest.restart(other.id)
+        assert raised.value.status == 429
+        assert raised.value.error["code"] == "too_many_starts"
+        assert (await kernel.channels.execute("print still")).text == "still\n"
+        assert await kernel.pid() == pid
+        assert await other.pid() == other_pid
+        await slow.rest.restart(slow.id)  # in the place of its own start: it need not wait
+        assert not restart.done()
+        await slow.rest.delete(slow.id)
+        await restart
+        await kernel.becomes("idle")
+        assert await kernel.pid() != pid
+
+
+async def test_a_kernel_that_has_died_waits_for_its_turn_and_can_be_deleted_meanwhile(
+    make_server: MakeServer,
+) -> None:
+    server = make_server("--max-concurrent-starts", "1", "--start-queue-limit", "0")
+    async with kernels_of(server) as start:
+        kernel, given_up = await start(), await start()
+        slow = await start("fake-silent", ready=False)
+        os.kill(await kernel.pid(), signal.SIGKILL)
+        os.kill(await given_up.pid(), signal.SIGKILL)
+        await eventually(partial(_waiting, kernel.rest, 2))
+        assert {(await one.model())["execution_state"] for one in (kernel, given_up)} == {
+            "restarting"
+        }
+        await given_up.rest.delete(given_up.id)
+        assert await _waiting(kernel.rest, 1)
+        await slow.rest.delete(slow.id)
+        await kernel.becomes("idle")
+        assert (await kernel.channels.execute("print again")).text == "again\n"
+
+
+async def _waiting(rest: RestClient, number: int) -> bool:
+    """Whether just so many starts wait for their turn."""
+    return (await scrape(rest))("kernelkeep_starts", state="waiting") == number
