@@ -34,7 +34,8 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Set
+from collections.abc import Callable, Set
+from functools import partial
 from importlib.util import find_spec
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -51,7 +52,7 @@ LIKELY = (
 
 # Pools of Python's allocator, and the sizes of what it puts into them (Objects/obmalloc.c, 3.10).
 POOL_BYTES = 16384
-POOL_SIZES = range(48, 513, 16)
+POOL_SIZES = range(16, 513, 16)
 MOST_HOLES = 10_000  # of one size
 
 
@@ -315,11 +316,13 @@ def fill_holes() -> None:
 
     A kernel's own objects would be put there first, and make all those pages its own.
     """
+    smallest: dict[int, Callable[[], object]] = {16: object, 32: float}
     empty = sys.getsizeof(b"")
     for size in POOL_SIZES:
+        make = smallest.get(size) or partial(bytes, size - empty)
         new_pools = 0
         for _ in range(MOST_HOLES):
-            filler = bytes(size - empty)
+            filler = make()
             KEPT.append(filler)
             # Twice: such a place may be free in an old pool as well.
             new_pools += id(filler) % POOL_BYTES < 5 * size
