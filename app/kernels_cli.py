@@ -21,7 +21,12 @@ from urllib.parse import quote, urlsplit
 from app.keeper.processes import has_ended, open_process, signal_group, start_time
 from app.managers.log_files import KEPT
 from app.managers.registry import Lock
-from app.managers.registry_store import KernelRecord, SQLiteRegistry, UnusableRegistry
+from app.managers.registry_store import (
+    KernelRecord,
+    OtherSchema,
+    SQLiteRegistry,
+    UnusableRegistry,
+)
 from app.managers.transports import socket_files
 from app.settings import Settings
 
@@ -57,14 +62,21 @@ def kernels_command(arguments: list[str]) -> NoReturn:
         prog="kernelkeep kernels",
         description="The kernels that outlive their server (--on-shutdown keep).",
     )
-    parser.add_argument("--state-dir", type=Path, default=Settings().state_dir)
+    state = argparse.ArgumentParser(add_help=False)
+    state.add_argument("--state-dir", type=Path, default=Settings().state_dir)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="which there are, and whether they run")
+    listing = commands.add_parser(
+        "list", parents=[state], help="which there are, and whether they run"
+    )
     listing.add_argument("--json", action="store_true", help="for programs")
-    stopping = commands.add_parser("stop", help="end kernels, with or without their server")
+    stopping = commands.add_parser(
+        "stop", parents=[state], help="end kernels, with or without their server"
+    )
     stopping.add_argument("ids", nargs="*", metavar="ID")
     stopping.add_argument("--all", action="store_true", help="all that there are")
-    adopting = commands.add_parser("adopt", help="have the server use a kernel of somebody else's")
+    adopting = commands.add_parser(
+        "adopt", parents=[state], help="have the server use a kernel of somebody else's"
+    )
     adopting.add_argument("file", type=Path, help="its connection file")
     options = parser.parse_args(arguments)
     state_dir = options.state_dir.expanduser().resolve()
@@ -92,9 +104,15 @@ def _records(state_dir: Path) -> list[KernelRecord]:
     if not path.exists():
         return []
     try:
-        store = SQLiteRegistry(path)
+        # Not to be changed: it may be in use by a server of another version.
+        store = SQLiteRegistry(path, migrate=False)
         with contextlib.closing(store):
             return store.load()
+    except OtherSchema:
+        raise UnusableRegistry(
+            f"{path} was written by another version of kernelkeep: use that, or start a server "
+            "of this one first"
+        ) from None
     except sqlite3.Error as error:
         raise UnusableRegistry(f"{path} cannot be read: {error}") from None
 

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 LOAD_SECONDS: Final = 10.0
 """How long a provisioner may take to find its kernel again."""
 
+LOAD_PAUSES: Final = (0.5, 2.0)
+"""Seconds before one that has failed is asked again: what it asks may be starting, too."""
 
 HEARING_SECONDS: Final = 2.0
 """How much longer than the server the keeper may take to be connected to a kernel."""
@@ -195,7 +197,7 @@ async def adopt_process(record: KernelRecord, manager: KernelManager) -> Connect
             if isinstance(provisioner, KeeperProvisioner):
                 await provisioner.load_provisioner_info(record.provisioner)
             else:
-                await asyncio.to_thread(_load, provisioner, record.provisioner)
+                await _find_again(provisioner, record)
     except ProcessLookupError:
         raise Gone("The kernel's process ended while no server was there") from None
     except KeeperUnavailable as error:
@@ -205,6 +207,20 @@ async def adopt_process(record: KernelRecord, manager: KernelManager) -> Connect
             f"The kernel could not be found again: {type(error).__name__}: {error}"
         ) from error
     return {**record.connection, **_plain(provisioner.connection_info or {})}
+
+
+async def _find_again(provisioner: KernelProvisionerBase, record: KernelRecord) -> None:
+    """Have a provisioner find its kernel. Raises what it does, the last time."""
+    for pause in LOAD_PAUSES:
+        try:
+            await asyncio.to_thread(_load, provisioner, record.provisioner)
+            return
+        except ProcessLookupError:
+            raise
+        except Exception as error:
+            logger.warning("kernel %s: %s: %s", record.id, type(error).__name__, error)
+        await asyncio.sleep(pause)
+    await asyncio.to_thread(_load, provisioner, record.provisioner)
 
 
 def _load(provisioner: KernelProvisionerBase, info: dict[str, Any]) -> None:

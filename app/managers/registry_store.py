@@ -20,6 +20,7 @@ __all__ = [
     "ExecutionRecord",
     "KernelRecord",
     "Lease",
+    "OtherSchema",
     "RegistryStore",
     "SQLiteRegistry",
     "UnusableRegistry",
@@ -155,24 +156,28 @@ _MIGRATIONS: Final = (
 
 
 class SQLiteRegistry:
-    """A `RegistryStore` in one file of mode 0600. Raises `sqlite3.Error` wherever it fails."""
+    """A `RegistryStore` in one file of mode 0600. Raises `sqlite3.Error` wherever it fails.
 
-    def __init__(self, path: Path) -> None:
+    Raises `OtherSchema` for a file of a newer version's making; for one of an older's too, unless
+    it may be brought to this one (``migrate``).
+    """
+
+    def __init__(self, path: Path, *, migrate: bool = True) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(
             path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            self._prepare()
+            self._prepare(migrate=migrate)
         except BaseException:
             self._connection.close()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, migrate: bool) -> None:
         execute = self._connection.execute
         (version,) = execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise _Newer(version)
+        if version > SCHEMA_VERSION or not (migrate or version == SCHEMA_VERSION):
+            raise OtherSchema(version)
         (fault,) = execute("PRAGMA quick_check(1)").fetchone()
         if fault != "ok":
             raise sqlite3.DatabaseError(" ".join(fault.split()))
@@ -266,8 +271,8 @@ class SQLiteRegistry:
         self._connection.close()
 
 
-class _Newer(Exception):
-    """The file is of a newer version's making."""
+class OtherSchema(Exception):
+    """The file is of another version's making; the argument is the version of its schema."""
 
 
 def _record(row: tuple[Any, ...]) -> KernelRecord:
@@ -287,7 +292,7 @@ def check_store(state_dir: Path) -> None:
         SQLiteRegistry(path).close()
     except (sqlite3.OperationalError, OSError) as error:
         raise UnusableRegistry(f"{path} cannot be used: {error}") from None
-    except (sqlite3.DatabaseError, _Newer):
+    except (sqlite3.DatabaseError, OtherSchema):
         pass  # open_registry puts it aside
 
 
@@ -307,7 +312,7 @@ def open_registry(state_dir: Path) -> tuple[SQLiteRegistry, str]:
             store.close()
             raise
         return store, ""
-    except _Newer as error:
+    except OtherSchema as error:
         why = (
             f"{path} was written by a newer kernelkeep "
             f"(its schema is {error}, this one knows {SCHEMA_VERSION})"

@@ -26,7 +26,7 @@ async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> 
 
 def command(home: Home, *arguments: str) -> str:
     """What ``kernelkeep kernels`` says."""
-    done = run_server("kernels", "--state-dir", str(home.state_dir), *arguments, home=home)
+    done = run_server("kernels", *arguments, "--state-dir", str(home.state_dir), home=home)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from app.kernels_cli import kernels_command
 from app.managers.registry import Registry, check_registry
 from app.managers.registry_store import (
     _MIGRATIONS,
     ExecutionRecord,
     KernelRecord,
+    OtherSchema,
     SQLiteRegistry,
     UnusableRegistry,
     open_registry,
@@ -82,6 +84,8 @@ def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> N
         connection.execute(query, [*row.values()])
         connection.execute("PRAGMA user_version = 1")
     connection.close()
+    with pytest.raises(OtherSchema):  # by who only looks at it
+        SQLiteRegistry(tmp_path / "registry.sqlite", migrate=False)
     store, aside = open_registry(tmp_path)
     assert not aside
     assert store.load() == [kept]
@@ -112,6 +116,23 @@ def test_a_file_of_no_use_is_kept_aside(tmp_path: Path, fault: str) -> None:
     kept = tmp_path / aside.partition("kept as ")[2].partition(". ")[0]
     assert fault == "row" or kept.read_bytes() == before
     again.close()
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_the_command_leaves_a_file_of_another_version_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int
+) -> None:
+    path = tmp_path / "registry.sqlite"
+    SQLiteRegistry(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as exited:
+        kernels_command(["list", "--state-dir", str(tmp_path)])
+    assert exited.value.code == 1
+    assert "written by another version" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_a_disk_that_is_full_is_told_and_nothing_is_put_aside(tmp_path: Path) -> None:

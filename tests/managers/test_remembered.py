@@ -152,7 +152,7 @@ async def test_the_dead_and_those_of_others_are_known_to_the_next_server(
                     sent = logs[known]["messages"]
                     assert told["messages"][: len(sent)] == sent
                     assert (told["first"], sent[0]["seq"]) == (1, 1)
-        listed = run_server("kernels", "--state-dir", str(home.state_dir), "list", home=home)
+        listed = run_server("kernels", "list", "--state-dir", str(home.state_dir), home=home)
         assert f"{dead}  fake" in listed.stdout
         async with RestClient(server.url, server.token) as rest:
             assert len(await rest.kernels()) == MAX_DEAD + 2

@@ -35,7 +35,7 @@ async def test_they_are_found_again_side_by_side(servers: Servers, home: Home) -
     servers.crash()
     os.kill(pids[killed], signal.SIGKILL)
     # Each blocks its thread until all are being looked for: in one thread none would be found.
-    expect(directory, len(ids), lost)
+    expect(directory, len(ids), lost, late=running)
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         found = {model["id"]: model for model in await rest.kernels()}

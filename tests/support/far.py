@@ -50,7 +50,7 @@ class FarProvisioner(KernelProvisionerBase):
     """To find a kernel again takes it, in blocking calls, until all that are wanted are looked for.
 
     How many that are is in the file ``wanted`` of the directory. Those of the file ``lost`` are
-    not found again.
+    not found again, and those of ``late`` not at the first time.
     """
 
     number: int | None = None
@@ -120,10 +120,15 @@ class FarProvisioner(KernelProvisionerBase):
             time.sleep(0.01)
         if self.kernel_id in (directory / "lost").read_text():
             raise LookupError("nobody there knows it")
+        late = directory / "late"
+        if self.kernel_id in late.read_text():
+            late.write_text("")
+            raise ConnectionError("nobody answers there")
 
 
-def expect(directory: Path, wanted: int, lost: str = "") -> None:
+def expect(directory: Path, wanted: int, lost: str = "", late: str = "") -> None:
     """Tell the provisioners of the next server what they will find."""
     shutil.rmtree(directory / "loading", ignore_errors=True)
     (directory / "wanted").write_text(str(wanted))
     (directory / "lost").write_text(lost)
+    (directory / "late").write_text(late)
