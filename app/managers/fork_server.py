@@ -45,7 +45,12 @@ MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
 # What a kernel imports while it starts, in one version of its packages or another.
 LIKELY = (
     *("ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger"),
-    *("IPython.core.oinspect", "IPython.extensions.storemagic", "IPython.utils.wildcard"),
+    *(
+        "IPython.core.logger",
+        "IPython.core.oinspect",
+        "IPython.extensions.storemagic",
+        "IPython.utils.wildcard",
+    ),
     *("faulthandler", "pdb", "psutil", "pwd", "resource", "sqlite3", "tornado.platform.asyncio"),
     *("comm", "uuid", "tempfile", "multiprocessing.process"),
 )
