@@ -263,11 +263,13 @@ def pack() -> None:
 
     A page becomes the kernel's own as soon as one reference is counted on it.
     """
-    # ipykernel keeps a list of the files of all modules.
-    for module in [*sys.modules.values()]:
+    # IPython keeps the names of all modules, ipykernel their files.
+    for name, module in [*sys.modules.items()]:
+        del sys.modules[name]
+        sys.modules[anew(name)] = module
         path = getattr(module, "__file__", None)
         if type(module) is ModuleType and type(path) is str:
-            module.__file__ = f"{path} "[:-1]  # a new string
+            module.__file__ = anew(path)
     KEPT.extend(copy_code(functions_of_a_start()))
     # They hold references to names, each of which would be let go of as others take its place.
     names = ("_clear_internal_caches", "_clear_type_cache")  # the first from Python 3.13 on
@@ -276,6 +278,11 @@ def pack() -> None:
         clear()
     gc.collect()
     fill_holes()
+
+
+def anew(text: str) -> str:
+    """The same text in a new object."""
+    return f"{text} "[:-1]
 
 
 def functions_of_a_start() -> set[str]:
