@@ -68,9 +68,14 @@ class KeptKernel:
             "exit_code": self.exit_code,
             "first": self.ring.first,
             "next": self.ring.next,
-            "output": str(self._output.path),
+            "output": self.output,
             "info": self.info,
         }
+
+    @property
+    def output(self) -> str:
+        """The file of what the process writes."""
+        return str(self._output.path)
 
     @property
     def running(self) -> bool:

@@ -45,7 +45,7 @@ def main() -> None:
 
 async def _keep(listener: socket.socket, directory: int) -> None:
     loop = asyncio.get_running_loop()
-    service = Service(listener)
+    service = Service(listener, directory)
     # Handlers, not SIG_IGN: what is ignored would be in kernels, too.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.end)

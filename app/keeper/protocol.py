@@ -102,11 +102,12 @@ def open_dir(state_dir: Path) -> int:
 def check_private(state_dir: Path) -> None:
     """Raise `TooOpen` if anybody else can reach the keeper's files, or put others in their place.
 
-    What is not there is fine.
+    Or the registry, which has the kernels' keys. What is not there is fine.
     """
     directory = keeper_dir(state_dir)
     for path, forbidden in (
         (state_dir, stat.S_IWOTH),
+        (state_dir / "registry.sqlite", 0o077),
         (directory, 0o077),
         (directory / "socket", 0o077),
         (directory / "log", 0o077),

@@ -16,6 +16,7 @@ from typing import Any, Final
 import zmq
 
 from app.keeper.kernels import KeptKernel
+from app.keeper.notes import Notes
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import ended_child, start_time
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
@@ -38,11 +39,16 @@ Answer = Fields | tuple[Fields, bytes]
 
 
 class Service:
-    """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit."""
+    """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit.
 
-    def __init__(self, listener: socket.socket) -> None:
+    ``directory`` is its own, where it notes which processes it has for a keeper after it.
+    """
+
+    def __init__(self, listener: socket.socket, directory: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
+        self._notes = Notes(directory)
+        self._left = self._notes.read()  # by a keeper that was killed
         self._kernels: dict[str, KeptKernel] = {}
         self._servers: dict[asyncio.StreamWriter, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -236,7 +242,14 @@ class Service:
             kernel.ring.max_bytes = self._ring_bytes
             kernel.ring.trim(self._ring_bytes)
         self._room.enforce()
-        return {"answer": [kernel.record for kernel in self._kernels.values()]}
+        answer = [kernel.record for kernel in self._kernels.values()]
+        # A server tells of those that it knows, and ends those that nobody does.
+        left, self._left = self._left, []
+        for kernel_id, pid, started, output in left:
+            kernel = self._new_kernel(kernel_id, output)
+            if kernel_id not in self._kernels and kernel.adopt(pid, started):
+                self._put(kernel)
+        return {"answer": answer}
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels.values()]}
@@ -284,6 +297,15 @@ class Service:
             before.close()
             kernel.ring = before.ring
         self._kernels[kernel.kernel_id] = kernel
+        self._note()
+
+    def _note(self) -> None:
+        kernels = self._kernels.values()
+        self._notes.write(
+            (kernel.kernel_id, kernel.pid, kernel.started, kernel.output)
+            for kernel in kernels
+            if kernel.running
+        )
 
     def _new_kernel(self, kernel_id: str, output: str) -> KeptKernel:
         return KeptKernel(
@@ -319,4 +341,5 @@ class Service:
         if kernel is not None and not kernel.running:
             kernel.close()
             del self._kernels[kernel.kernel_id]
+            self._note()
         return {"answer": None}

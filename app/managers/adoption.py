@@ -182,6 +182,8 @@ async def adopt_process(record: KernelRecord, manager: KernelManager) -> Connect
 
     Raises `Gone`.
     """
+    if not record.provisioner:
+        raise Gone("The kernel had no process")
     manager.load_connection_info(record.connection)  # type: ignore[arg-type]
     manager._connection_file_written = await asyncio.to_thread(
         os.path.exists, manager.connection_file

@@ -31,6 +31,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -115,7 +116,12 @@ class ForkServer:
         pid = os.fork() if self._is_parent else fork_away()
         if pid:
             if self._is_parent:
-                pidfd = os.pidfd_open(pid)
+                try:
+                    pidfd = os.pidfd_open(pid)
+                except OSError:  # no descriptors are left: nobody would hear of its end
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    raise
                 self._kernels[pidfd] = pid
                 self._poll.register(pidfd, select.POLLIN)
             self._say(forked=number, pid=pid)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ CLOSE_SECONDS: Final = 2.0
 
 MAX_EARLY: Final = 256
 """Ends of processes that are remembered for whoever asks for them later; the oldest go first."""
+
+KILL_SECONDS: Final = 5.0
+"""How long a process that was killed may take to be gone."""
 
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
@@ -259,6 +263,21 @@ class Keeper:
             watched.stop_watching()
             watched.exited.cancel()
         await self._ask("forget", kernel_id=kernel_id)
+
+    async def end(self, kernel_id: str) -> None:
+        """Kill what the keeper has of a kernel, if anything, and forget it.
+
+        Raises `KeeperUnavailable`. Bounded by the time that a kill takes.
+        """
+        kept = (await self.kept()).get(kernel_id)
+        if kept is None:
+            return
+        self._note(kept)
+        if kept.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                await self.signal(kernel_id, signal.SIGKILL)
+            await asyncio.wait({self.exited(kernel_id)}, timeout=KILL_SECONDS)
+        await self.forget(kernel_id)
 
     async def close(self) -> None:
         """Close the connection. The keeper goes on while it has kernels."""

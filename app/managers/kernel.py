@@ -7,6 +7,7 @@ policy says. A restart or a stop that is asked for ends that task first, so the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
@@ -32,7 +33,12 @@ from app.managers.adoption import (
     settle_inherited,
 )
 from app.managers.channels import ConnectionInfo
-from app.managers.errors import KernelNotRunning, KernelStartFailed, ServerStopping
+from app.managers.errors import (
+    KeeperUnavailable,
+    KernelNotRunning,
+    KernelStartFailed,
+    ServerStopping,
+)
 from app.managers.executions import Executions
 from app.managers.fork_provisioner import KernelManager
 from app.managers.keeper_provisioner import KeeperProvisioner
@@ -213,6 +219,7 @@ class Kernel:
             self._manager = manager
             process = self._process = KernelProcess(manager, self._output)
             code: int | None = None
+            unfinished = record.execution_state == Lifecycle.RESTARTING
             try:
                 info = await adopt_process(record, manager)
                 exited = await process.adopt()
@@ -221,9 +228,17 @@ class Kernel:
                     raise Gone(f"The kernel's process {exited} while no server was there")
             except Gone as gone:
                 await recover(self._house, self, record, {})
-                self.reports.died(UNKNOWN_EXIT if code is None else code)
+                if not unfinished:
+                    self.reports.died(UNKNOWN_EXIT if code is None else code)
                 await self._end_process(str(gone), restart=False)
-                await self._bury(str(gone))
+                if self._house.keeper is not None:  # one that was launched and not yet noted
+                    with contextlib.suppress(KeeperUnavailable):
+                        await self._house.keeper.end(self.id)
+                if unfinished:
+                    self.state.begin(Lifecycle.RESTARTING)
+                    self._begin_life(relaunch=True)
+                else:
+                    await self._bury(str(gone))
                 return
             self._info = info
             await recover(self._house, self, record, info)
@@ -275,7 +290,9 @@ class Kernel:
 
     @property
     def _leavable(self) -> Container[Lifecycle]:
-        return Lifecycle.RUNNING, Lifecycle.DEAD
+        # The next server goes on to wait for a kernel that starts, and restarts one that has no
+        # process just now.
+        return Lifecycle.STARTING, Lifecycle.RUNNING, Lifecycle.RESTARTING, Lifecycle.DEAD
 
     async def keep(self) -> None:
         """Have the next process of the server know of this one, if kernels are kept."""
@@ -301,6 +318,15 @@ class Kernel:
     async def _note_process(self, record: KernelRecord) -> None:
         if self._manager is not None:
             await note_process(record, self._manager, self._info)
+
+    async def _disown(self) -> None:
+        """Have the next server end the kernel, if it comes before the end does.
+
+        Of those that the keeper has it ends what it does not know.
+        """
+        provisioner = self._manager.provisioner if self._manager is not None else None
+        if self._house.registry is not None and isinstance(provisioner, KeeperProvisioner):
+            await self._house.registry.delete(self.id)
 
     async def _unregister(self) -> None:
         if self._house.registry is not None:
@@ -376,6 +402,7 @@ class Kernel:
             # would tell so the person who has just asked for the restart.
             self.traffic.announce("starting")
             self.traffic.replace_process()
+            await self._register()  # so that the next server restarts it if this one cannot
             await self._stop_process(restart=True, now=now)
             if newports:
                 await self._release(restart=False)
@@ -402,13 +429,15 @@ class Kernel:
                 await self._end_life()
                 if self.state.lifecycle is not Lifecycle.DEAD:
                     self.state.begin(Lifecycle.STOPPING)
+                    await self._disown()
                     await self._stop_process(restart=False, now=now)
                 await self._retire()
 
     # Its life
 
-    def _begin_life(self) -> None:
-        self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kernel {self.id}")
+    def _begin_life(self, *, relaunch: bool = False) -> None:
+        life = self._live_again() if relaunch else self._live()
+        self._life = asyncio.get_running_loop().create_task(life, name=f"kernel {self.id}")
 
     async def _end_life(self) -> None:
         if self._settling is not None:
@@ -443,12 +472,25 @@ class Kernel:
                 async with self.reports.action("restart"):
                     await asyncio.sleep(delay)
                     await self._launch_again("automatic_restart")
-        except (KernelStartFailed, ServerStopping) as error:
+        except KernelStartFailed as error:
             await self._bury(error.message)
+        except ServerStopping:  # while it waited for its turn: it is left or stopped now
+            pass
         except Exception:
             logger.exception("kernel %s: its supervision failed", self.id)
             await self._end_process(None, restart=False)
             await self._bury("The server failed to supervise the kernel; see its log")
+
+    async def _live_again(self) -> None:
+        """Finish what a server before this one was about to do."""
+        try:
+            await self._restart_as_asked()
+        except KernelStartFailed as error:
+            await self._bury(error.message)
+        except ServerStopping:
+            pass
+        else:
+            await self._live()
 
     async def _restart_as_asked(self) -> None:
         """The process has ended to be restarted: that is no death."""

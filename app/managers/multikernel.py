@@ -509,7 +509,10 @@ class MultiKernelManager:
         kernels = [*self]
         if self._succession is not None:
             await self._succession.close()
-            kernels = await self._leave(kernels)
+            # Whoever has asked for a kernel and has no answer yet is refused it.
+            asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
+            kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
+            kernels = asked_for + await self._leave(kernels)
         await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:

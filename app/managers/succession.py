@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
-import signal
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper
@@ -94,17 +94,16 @@ class Succession:
                     continue
                 if kept[kernel_id].exit_code is None:
                     logger.info("kernel %s was nobody's, and is killed", kernel_id)
-                    await self._keeper.signal(kernel_id, signal.SIGKILL)
-                    await asyncio.wait({self._keeper.exited(kernel_id)}, timeout=5.0)
-                await self._keeper.forget(kernel_id)
+                await self._keeper.end(kernel_id)
+                connection = self._state_dir / "runtime" / f"kernel-{kernel_id}.json"
                 files = [
-                    self._state_dir / "runtime" / f"kernel-{kernel_id}.json",
+                    connection,
                     self._state_dir / "output" / f"kernel-{kernel_id}.log",
-                    *socket_files(kept[kernel_id].info or {}),
+                    *socket_files(_read(connection)),
                 ]
                 for file in files:
                     file.unlink(missing_ok=True)
-        except (KeeperUnavailable, ProcessLookupError) as error:
+        except KeeperUnavailable as error:
             logger.error("it is not known which kernels were left: %s", error)
 
     async def _checkpoint(self) -> None:
@@ -123,6 +122,15 @@ class Succession:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+def _read(connection_file: Path) -> dict[str, Any]:
+    """What a connection file of ours holds; nothing if it is gone, or was not written whole."""
+    try:
+        info = json.loads(connection_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:

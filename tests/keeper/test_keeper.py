@@ -149,6 +149,7 @@ async def test_it_ends_with_its_last_kernel_and_server(home: Home, open_keeper: 
     await keeper.forget("k")
     await keeper.close()
     await eventually(lambda: not psutil.pid_exists(pid))
+    # Nor are there notes of kernels.
     assert sorted(os.listdir(home.state_dir / "keeper")) == ["lock", "log"]
 
 
@@ -192,6 +193,43 @@ async def test_kernels_live_on_when_the_keeper_is_killed_and_the_next_watches_th
     assert await ended(keeper, "steady") == UNKNOWN_EXIT
     assert not is_alive(steady.pid)
     assert is_alive(busy.pid)
+
+
+async def test_what_a_keeper_had_that_was_killed_with_its_server_the_next_has(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    known = await launch(keeper, home, "exec sleep 1000", "known")
+    unknown = await launch(keeper, home, "exec sleep 1000", "unknown")
+    gone = await launch(keeper, home, "exec sleep 1000", "gone")
+    await launch(keeper, home, "exit 3", "over")
+    assert await ended(keeper, "over") == 3
+    notes = home.state_dir / "keeper" / "kept"
+    assert stat.S_IMODE(notes.stat().st_mode) == 0o600
+    (process,) = keepers(home.processes())
+    await keeper.close()
+    process.kill()
+    os.kill(gone.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(process.pid) and not is_alive(gone.pid))
+    again = await open_keeper()
+    kept = await again.kept()
+    assert {k: v.pid for k, v in kept.items()} == {"known": known.pid, "unknown": unknown.pid}
+    output = Path(known.output)
+    adopted = await again.adopt("known", known.pid, known.start_time, output, None)
+    assert adopted is not None
+    await again.end("unknown")
+    assert not is_alive(unknown.pid)
+    assert list(await again.kept()) == ["known"]
+
+
+@pytest.mark.parametrize("text", ["{", "[[1]]", '[["k", "x", "", ""]]', "null"])
+async def test_notes_of_no_use_stop_nothing(home: Home, open_keeper: Open, text: str) -> None:
+    (home.state_dir / "keeper").mkdir(mode=0o700)
+    (home.state_dir / "keeper" / "kept").write_text(text)
+    keeper = await open_keeper()
+    assert await keeper.kept() == {}
+    await launch(keeper, home, "exec sleep 1000")
+    assert "sleep" not in (home.state_dir / "keeper" / "kept").read_text()
 
 
 async def test_a_number_that_another_process_got_is_not_taken_for_the_kernel(

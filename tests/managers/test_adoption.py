@@ -15,7 +15,9 @@ from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers, drill
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.processes import eventually, is_alive
+from tests.support.kernelspecs import FAKE_KERNEL
+from tests.support.metrics import scrape
+from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient
 from tests.support.server import run_server
 
@@ -140,6 +142,87 @@ async def test_a_server_that_is_told_to_stop_leaves_them(servers: Servers, home:
         await asyncio.to_thread(command, home, "stop", "--all")
         assert not await rest.kernels()
     await asyncio.to_thread(server.stop)
+
+
+async def test_one_that_starts_or_restarts_goes_on_with_the_next_server(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        restarted = (await rest.start_kernel("fake-slow"))["id"]
+        pid = await pid_of(rest, restarted)
+        done = await Executions(rest, restarted).run("print before")
+        started = (await rest.start_kernel("fake-slow"))["id"]
+        assert (await rest.restart(restarted))["execution_state"] == "restarting"
+    server.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert [model["id"] for model in await rest.kernels()] == [restarted, started]
+        assert await pid_of(rest, restarted) != pid
+        assert (await Executions(rest, restarted).get(done["id"]))["state"] == "ok"
+        assert (await Executions(rest, started).run("print up"))["state"] == "ok"
+        await asyncio.gather(*map(rest.delete, (restarted, started)))
+    await asyncio.to_thread(server.stop)
+
+
+async def test_a_restart_or_a_deletion_that_a_crash_has_cut_short_is_finished(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        names = ("fake-no-shutdown",) * 2
+        restarted, deleted = [(await rest.start_kernel(name))["id"] for name in names]
+        pid, unwanted = [await pid_of(rest, kernel_id) for kernel_id in (restarted, deleted)]
+        requests = [
+            asyncio.create_task(rest.restart(restarted)),
+            asyncio.create_task(rest.delete(deleted)),
+        ]
+        await rest.wait_for_state(restarted, "restarting")
+        await rest.wait_for_state(deleted, "terminating")
+        await eventually(lambda: states(home) == {restarted: "restarting"})
+        servers.crash()
+        assert all(await asyncio.gather(*requests, return_exceptions=True))
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(pid))
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert [model["id"] for model in await rest.kernels()] == [restarted]
+        assert not is_alive(unwanted)
+        assert await pid_of(rest, restarted) != pid
+        assert "reason" not in await rest.kernel(restarted)
+        await rest.delete(restarted)
+    await asyncio.to_thread(server.stop)
+
+
+async def test_what_was_nobodys_ends_although_the_keeper_was_killed_as_well(
+    servers: Servers, home: Home
+) -> None:
+    servers.arguments = (*KEEP, "--warm-kernels", "fake=1")
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+
+        async def parked() -> bool:
+            return (await scrape(rest))("kernelkeep_warm_kernels", type="fake") == 1
+
+        await eventually(parked)
+    (warm,) = [p for p in home.processes() if str(FAKE_KERNEL) in p.cmdline()]
+    (keeper,) = keepers(home.processes())
+    servers.crash()
+    keeper.kill()
+    await eventually(lambda: not is_alive(keeper.pid))
+    assert is_alive(warm.pid)
+    server = await asyncio.to_thread(servers.start)
+    assert not is_alive(warm.pid)
+    await asyncio.to_thread(server.stop)
+
+
+def states(home: Home) -> dict[str, str]:
+    """What the registry says that kernels do."""
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        found = dict(connection.execute("SELECT id, execution_state FROM kernel"))
+    connection.close()
+    return found
 
 
 async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(

@@ -106,11 +106,13 @@ async def test_kernels_live_on_when_the_server_is_killed(
     assert is_alive(keeper.pid)
 
 
-def test_what_is_open_to_others_stops_the_start(home: Home) -> None:
+@pytest.mark.parametrize("name", ["keeper/socket", "registry.sqlite"])
+def test_what_is_open_to_others_stops_the_start(home: Home, name: str) -> None:
     (home.state_dir / "keeper").mkdir(mode=0o700)
-    (home.state_dir / "keeper" / "socket").touch()
-    (home.state_dir / "keeper" / "socket").chmod(0o660)
+    file = home.state_dir / name
+    file.touch()
+    file.chmod(0o660)
     refused = run_server(*KEEP, "--state-dir", str(home.state_dir), home=home)
     assert refused.returncode == 2
-    remedy = f"chmod 0600 {home.state_dir / 'keeper' / 'socket'}"
+    remedy = f"chmod 0600 {file}"
     assert f"is open to others (mode 0660): {remedy}" in refused.stderr
