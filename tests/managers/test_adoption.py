@@ -166,6 +166,28 @@ async def test_one_that_starts_or_restarts_goes_on_with_the_next_server(
     await asyncio.to_thread(server.stop)
 
 
+async def test_one_that_has_died_and_waits_for_its_turn_is_restarted_by_the_next_server(
+    servers: Servers, home: Home
+) -> None:
+    servers.arguments = (*KEEP, "--max-concurrent-starts", "1")
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        pid = await pid_of(rest, kernel_id)
+        silent = (await rest.start_kernel("fake-silent"))["id"]
+        os.kill(pid, signal.SIGKILL)
+        await rest.wait_for_state(kernel_id, "restarting")
+    server.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.wait) in (0, -signal.SIGTERM)
+    assert states(home) == {kernel_id: "restarting", silent: "starting"}
+    servers.arguments = KEEP
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert await pid_of(rest, kernel_id) != pid
+        await asyncio.gather(*map(rest.delete, (kernel_id, silent)))
+    await asyncio.to_thread(server.stop)
+
+
 async def test_a_restart_or_a_deletion_that_a_crash_has_cut_short_is_finished(
     servers: Servers, home: Home
 ) -> None:
