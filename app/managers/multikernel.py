@@ -367,12 +367,11 @@ class MultiKernelManager:
         if identity in self._kernels:
             return self._kernels[identity]
         self._check_number()
-        with self.starts.admission():
-            self._starting[identity] = asyncio.get_running_loop().create_future()
-            try:
-                return await self._start(identity, name, path, env or {}, any_id=kernel_id is None)
-            finally:
-                self._starting.pop(identity).set_result(None)
+        self._starting[identity] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._start(identity, name, path, env or {}, any_id=kernel_id is None)
+        finally:
+            self._starting.pop(identity).set_result(None)
 
     async def _start(
         self,
@@ -395,6 +394,12 @@ class MultiKernelManager:
         name = "python3" if name == "python" else name
         if any_id and (claimed := await self._claim(name, cwd, environment)) is not None:
             return claimed
+        with self.starts.admission():
+            return await self._start_anew(kernel_id, name, cwd, environment)
+
+    async def _start_anew(
+        self, kernel_id: str, name: str, cwd: Path, environment: Mapping[str, str]
+    ) -> Kernel:
         async with self._house.reports(kernel_id, name).action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(

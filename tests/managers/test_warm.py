@@ -19,7 +19,7 @@ from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspec
 from tests.support.metrics import scrape
 from tests.support.processes import eventually
-from tests.support.rest import RestClient
+from tests.support.rest import RestClient, RestError
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
@@ -83,6 +83,18 @@ async def test_nobody_sees_a_kernel_before_it_is_claimed(
     kernel = await claimed(start, "fake")
     assert [model["id"] for model in await start.rest.kernels()] == [kernel.id]
     assert (await kernel.channels.execute("print hello")).text == "hello\n"
+
+
+async def test_a_claim_needs_no_place_in_the_queue_of_starts(make_server: MakeServer) -> None:
+    bounds = ("--max-concurrent-starts", "1", "--start-queue-limit", "0")
+    server = make_server(*bounds, "--warm-kernels", "fake=1")
+    async with kernels_of(server) as start:
+        await parked(start.rest, "fake")
+        await start("fake-silent", ready=False)
+        with pytest.raises(RestError, match="429"):
+            await start("fake-slow")
+        kernel = await claimed(start, "fake")
+        assert (await kernel.channels.execute("print hello")).text == "hello\n"
 
 
 async def test_a_python_kernel_is_moved_to_where_it_is_asked_for_and_nothing_tells(
