@@ -20,7 +20,16 @@ from benchmarks.environments import PEERS, prepare
 from benchmarks.figures import Results
 from benchmarks.measures import MEASURES, ClientLimit, Measure, Scale
 from benchmarks.plots import plot
-from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, kernelkeep, peer
+from benchmarks.servers import (
+    FORWARDER,
+    KERNELS,
+    ROOT,
+    Server,
+    ServerDied,
+    forwarder,
+    kernelkeep,
+    peer,
+)
 from benchmarks.starting import WAYS, ways
 from benchmarks.table import markdown
 
@@ -35,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     ours = kernelkeep()
     ours.version = f"kernelkeep {commit()}"
-    targets: list[Server | Bare] = [ours, Bare(KERNELS)]
+    targets: list[Server | Bare] = [ours, Bare(KERNELS), forwarder()]
     if not options.only or any(m.ways for m in MEASURES if m.name in options.only):
         for way in ways():
             way.version = way.name
@@ -133,6 +142,8 @@ def _round(
             if isinstance(target, Bare) and not measure.bare:
                 continue
             if target.name in WAYS and not measure.ways:
+                continue
+            if target.name == FORWARDER and not measure.forwarder:
                 continue
             if time.monotonic() > end and not target.name.startswith(("kernelkeep", "bare")):
                 results.fail(target.name, measure.name, "no time was left")

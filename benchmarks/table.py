@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.figures import Results
+from benchmarks.servers import FORWARDER
 from benchmarks.starting import FORKED, WARM, WAYS
 
 __all__ = ["LINES", "Line", "markdown", "verdict"]
@@ -33,7 +34,7 @@ class Line:
 
 
 def _peers(row: Row) -> list[float]:
-    own = (OURS, BARE, *WAYS)
+    own = (OURS, BARE, FORWARDER, *WAYS)
     return [value for name, value in row.items() if name not in own and value is not None]
 
 
