@@ -30,8 +30,8 @@ def hide_traceback(message: Message, replacement: str) -> Message:
     if content is None:
         return message
     parts = [message.part(index) for index in range(4 + message.buffer_count)]
-    frame, bounds = v1.encode(message.channel, [*parts[:3], content, *parts[4:]])
-    return Message(message.channel, frame, bounds, message.header, message.parent)
+    frame, _ = v1.encode(message.channel, [*parts[:3], content, *parts[4:]])
+    return Message(message.channel, frame, message.header, message.parent)
 
 
 def _without_errors(reply: Message, error: dict[str, Any]) -> bytes | None:

@@ -31,9 +31,9 @@ def make_message(
     """
     header = new_header(msg_type, session)
     body = _encode(content) if isinstance(content, dict) else content
-    frame, bounds = v1.encode(channel, (_encode(header), parent, metadata, body))
+    frame, _ = v1.encode(channel, (_encode(header), parent, metadata, body))
     steering = Header(msg_id=header["msg_id"], msg_type=msg_type, session=session)
-    return Message(channel, frame, bounds, steering, decode_header(parent, "parent_header"))
+    return Message(channel, frame, steering, decode_header(parent, "parent_header"))
 
 
 def make_parts(msg_type: str, content: dict[str, Any], session: str) -> tuple[Header, list[Buffer]]:

@@ -75,10 +75,11 @@ def _splice(message: Message, more: bytes = b"") -> bytes:
         b',"channel":"',
         frame[bounds[0] : bounds[1]],
     ]
-    if not message.buffer_count:
+    buffers = len(bounds) - 6
+    if not buffers:
         return b"".join((*envelope, b'","buffers":[]', more, b"}"))
     text = b"".join((*envelope, b'"', more, b"}"))
-    count = message.buffer_count + 1
+    count = buffers + 1
     # The buffers lie behind each other already; only their offsets move.
     shift = 4 * (count + 1) + len(text) - bounds[5]
     if len(message.frame) + shift > _MAX_FRAME:

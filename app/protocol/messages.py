@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from struct import Struct, unpack_from
 from typing import Any, Final
 from uuid import uuid4
 
@@ -82,6 +83,12 @@ MAX_SHARED_BYTES: Final = 2048
 """Of a parent header that is kept decoded, for the next message with the same."""
 
 
+# Of a frame's table of offsets [app.protocol.v1].
+_COUNT: Final = Struct("<Q")
+_SIX_BOUNDS: Final = Struct("<6Q")
+_PART_BOUNDS: Final = Struct("<QQ")
+
+
 class MalformedMessage(ValueError):
     """A message that cannot be understood: its text says which part and why."""
 
@@ -141,14 +148,12 @@ class Message(msgspec.Struct, gc=False, eq=False):
 
     That frame holds the kernel's own bytes behind a table of offsets, so one object serves the
     log, readers in the v1 framing (sent as it is) and those in the legacy framing (spliced from
-    it, once: see `app.protocol.legacy`). ``bounds`` are the offsets of that table: part ``i``
-    (0 header, 1 parent header, 2 metadata, 3 content, then buffers) is
-    ``frame[bounds[i + 1]:bounds[i + 2]]``; ``bounds[0]`` is where the channel's name starts.
+    it, once: see `app.protocol.legacy`). A log holds tens of thousands of these, whose memory is
+    cold when it is let go: what can be read from the frame is not kept beside it.
     """
 
     channel: str
     frame: bytes
-    bounds: tuple[int, ...]
     header: Header
     parent: Header
     # The legacy frame, built by the first reader that needs it: bytes of a text frame, or of a
@@ -163,13 +168,27 @@ class Message(msgspec.Struct, gc=False, eq=False):
         return self.header.msg_type
 
     @property
+    def bounds(self) -> tuple[int, ...]:
+        """The offsets of the frame's table.
+
+        Part ``i`` (0 header, 1 parent header, 2 metadata, 3 content, then buffers) is
+        ``frame[bounds[i + 1]:bounds[i + 2]]``; ``bounds[0]`` is where the channel's name starts.
+        """
+        (count,) = _COUNT.unpack_from(self.frame)
+        if count == 6:
+            return _SIX_BOUNDS.unpack_from(self.frame, 8)
+        return unpack_from(f"<{count}Q", self.frame, 8)
+
+    @property
     def buffer_count(self) -> int:
         """How many binary buffers follow the four JSON parts."""
-        return len(self.bounds) - 6
+        count: int = _COUNT.unpack_from(self.frame)[0]
+        return count - 6
 
     def part(self, index: int) -> memoryview:
         """Part ``index`` without a copy: 0 header, 1 parent, 2 metadata, 3 content, 4… buffers."""
-        return memoryview(self.frame)[self.bounds[index + 1] : self.bounds[index + 2]]
+        start, end = _PART_BOUNDS.unpack_from(self.frame, 8 * (index + 2))
+        return memoryview(self.frame)[start:end]
 
     def content(self) -> Any:
         """Decode the content; for the few messages that the server itself must understand.

@@ -108,4 +108,4 @@ def restore(frame: bytes) -> Message:
     view = memoryview(frame)
     header = decode_header(view[bounds[1] : bounds[2]])
     parent = decode_header(view[bounds[2] : bounds[3]], "parent_header")
-    return Message(channel, frame, bounds, header, parent)
+    return Message(channel, frame, header, parent)

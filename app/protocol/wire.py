@@ -106,15 +106,15 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
         parts = [bytes(part).decode("utf-8", "replace").encode() for part in parts[:4]] + [
             *parts[4:]
         ]
-        frame, bounds = v1.encode(channel, parts)
+        frame, _ = v1.encode(channel, parts)
     header, parent = decode_header(parts[0]), decode_parent(parts[1])
     if not header.msg_type:
         raise MalformedMessage("header: msg_type is missing")
     if not _is_object(parts[3]):
         return _replacement(channel, header, parts[1])
     if parts[2] != b"{}" and not _is_object(parts[2]):
-        frame, bounds = v1.encode(channel, [*parts[:2], b"{}", *parts[3:]])
-    return Message(channel, frame, bounds, header, parent)
+        frame, _ = v1.encode(channel, [*parts[:2], b"{}", *parts[3:]])
+    return Message(channel, frame, header, parent)
 
 
 def _check_utf8(view: memoryview) -> None:

@@ -16,7 +16,7 @@ WAIT = 10  # seconds
 
 def message(size: int) -> Message:
     """A message whose frame has so many bytes."""
-    return Message("iopub", bytes(size), (), Header(), Header())
+    return Message("iopub", bytes(size), Header(), Header())
 
 
 def fill(log: MessageLog, *sizes: int, owner: str | None = None) -> list[Entry]:

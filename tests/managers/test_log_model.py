@@ -48,7 +48,7 @@ class LogMachine(RuleBasedStateMachine):
     def append(self, sizes: list[int], owner: str | None) -> None:
         for size in sizes:
             before = self.log.first_seq
-            entry = self.log.append(Message("iopub", bytes(size), (), Header(), Header()), owner)
+            entry = self.log.append(Message("iopub", bytes(size), Header(), Header()), owner)
             self.history.append(entry)
             assert entry.seq == len(self.history)
             self.check_that_it_had_to_leave(before)

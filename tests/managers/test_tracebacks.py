@@ -131,8 +131,8 @@ def test_everything_but_the_content_is_untouched(buffers: list[bytes]) -> None:
     metadata = b'{ "status":"error" , "x" : 1e400 }'
     content = json.dumps({"status": "error", **ERROR}).encode()
     parts = [header, PARENT, metadata, content, *buffers]
-    frame, bounds = v1.encode("shell", parts)
-    original = Message("shell", frame, bounds, decode_header(header), decode_header(PARENT))
+    frame, _ = v1.encode("shell", parts)
+    original = Message("shell", frame, decode_header(header), decode_header(PARENT))
     shown = hide_traceback(original, REPLACEMENT)
     assert shown.buffer_count == len(buffers)
     assert [bytes(shown.part(i)) for i in range(3)] == parts[:3]

@@ -33,9 +33,9 @@ def said(
 
 def said_raw(msg_type: str, content: bytes) -> Message:
     """The same with a content that may be no JSON."""
-    frame, bounds = v1.encode("iopub", (b"{}", request_header("request"), b"{}", content))
+    frame, _ = v1.encode("iopub", (b"{}", request_header("request"), b"{}", content))
     header = Header("of the kernel", msg_type, "kernel")
-    return Message("iopub", frame, bounds, header, Header("request", "execute_request", "me"))
+    return Message("iopub", frame, header, Header("request", "execute_request", "me"))
 
 
 def stream(text: str, name: str = "stdout") -> Message:
