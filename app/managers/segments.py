@@ -5,21 +5,26 @@ and read in a thread. What waits to be written is bounded, and a segment that ca
 disk is full, or too slow for long) is *lost*: its place is remembered, and announced to readers
 like everything else that is gone.
 
-A segment's file is a row of records: a header, the owner, then the message's v1 frame, from which
-the message is made again.
+A segment's file has the v1 frames of its messages behind each other, from which they are made
+again, and behind those what only some messages have. Its name tells the places of both ends. The
+file of a segment that is dropped is written over by the next: to make one anew costs more than to
+fill it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
 from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from struct import Struct
 from typing import Final
+
+import msgspec
 
 from app.managers.entries import Entry, Gap, Position
 from app.protocol import v1
@@ -34,9 +39,12 @@ SEGMENT_BYTES: Final = 2**20
 WAITING_BYTES: Final = 16 * 2**20
 """What may wait to be written before segments are lost instead."""
 
-# Bytes of the frame, number, byte offset, whether it is transient, and the length of the owner
-# (-1: the message is for every session).
-_RECORD: Final = Struct("<QQQ?h")
+WRITTEN_TOGETHER: Final = 1024
+"""How many buffers one system call may write [writev(2), IOV_MAX]."""
+
+_SUFFIX: Final = ".frames"
+
+_Notes = list[tuple[int, str | None, bool]]
 
 
 class _Segment:
@@ -77,6 +85,7 @@ class Segments:
         self._max_age = max_age
         self._segments: list[_Segment] = []
         self._writer: asyncio.Task[None] | None = None
+        self._spare: Path | None = None  # the file of a dropped segment, to be written over
         self._warned = False
         self.bytes = 0
         self.lost_messages = 0
@@ -92,14 +101,23 @@ class Segments:
         start = Position(entries[0].seq, entries[0].offset)
         end = Position(last.seq + 1, last.offset + len(last.message.frame))
         segment = self._add(_Segment(start, end, entries, self._directory / _name(start, end)))
-        waiting = sum(s.bytes for s in self._segments if s.entries is not None)
-        if waiting > max(WAITING_BYTES, segment.bytes):
+        if sum(s.bytes for s in self._waiting()) > max(WAITING_BYTES, segment.bytes):
             self._lose(segment, "the disk is too slow")
         self._expire()
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write(), name="write log segments"
             )
+
+    def _waiting(self) -> list[_Segment]:
+        """Those that are not written yet, the newest first; they lie behind all that are."""
+        waiting = []
+        for segment in reversed(self._segments):
+            if segment.entries is not None:
+                waiting.append(segment)
+            elif segment.path is not None:
+                break
+        return waiting
 
     def push_lost(self, end: Position) -> None:
         """What lies between the messages taken before and ``end`` is gone; say so to readers."""
@@ -163,6 +181,8 @@ class Segments:
         segments, self._segments = self._segments, []
         self.bytes = 0
         paths = [segment.path for segment in segments if segment.path is not None]
+        if self._spare is not None:
+            paths.append(self._spare)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, _remove, paths, self._directory)
 
@@ -185,7 +205,10 @@ class Segments:
             del self._segments[0]
             self.bytes -= first.bytes
             if first.path is not None and first.entries is None:
-                dropped.append(first.path)
+                if self._spare is None:
+                    self._spare = first.path
+                else:
+                    dropped.append(first.path)
             first.lose()
         if dropped:
             asyncio.get_running_loop().run_in_executor(self._executor, _remove, dropped, None)
@@ -194,12 +217,18 @@ class Segments:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                segment = next((s for s in self._segments if s.entries is not None), None)
-                if segment is None or segment.entries is None or segment.path is None:
+                waiting = self._waiting()
+                if not waiting:
                     return
-                path = segment.path
+                segment = waiting[-1]
+                path, entries = segment.path, segment.entries or []
+                assert path is not None
+                spare, self._spare = self._spare, None
+                # Gathered here, not in the thread, which would hold up the event loop for it.
+                buffers = [entry.message.frame for entry in entries]
+                buffers.append(_notes(entries))
                 try:
-                    await loop.run_in_executor(self._executor, _write_file, path, segment.entries)
+                    await loop.run_in_executor(self._executor, _write_file, path, buffers, spare)
                 except OSError as error:
                     self._lose(segment, error.strerror or str(error))
                     loop.run_in_executor(self._executor, _remove, [path], None)
@@ -214,7 +243,15 @@ class Segments:
 
 def _name(start: Position, end: Position) -> str:
     """A file's name tells what is in it, so that it need not be read for that."""
-    return f"{start.cursor:020}-{start.offset}-{end.cursor}-{end.offset}.segment"
+    return f"{start.cursor:020}-{start.offset}-{end.cursor}-{end.offset}{_SUFFIX}"
+
+
+def _places(path: Path) -> tuple[Position, Position]:
+    """Both ends of a segment by its file's name. Raises `ValueError` if it is no such name."""
+    cursor, offset, end_cursor, end_offset = map(int, path.stem.split("-"))
+    if path.suffix != _SUFFIX:
+        raise ValueError(f"{path.suffix} is not {_SUFFIX}")
+    return Position(cursor, offset), Position(end_cursor, end_offset)
 
 
 def _find_files(directory: Path) -> list[tuple[Position, Position, Path, float]]:
@@ -223,38 +260,58 @@ def _find_files(directory: Path) -> list[tuple[Position, Position, Path, float]]
     now = time.time()
     for path in directory.glob("*"):
         try:
-            cursor, offset, end_cursor, end_offset = map(int, path.stem.split("-"))
+            start, end = _places(path)
             age = max(0.0, now - path.stat().st_mtime)
         except (ValueError, OSError):
             _remove([path], None)  # what was being written when the other process ended
             continue
-        found.append((Position(cursor, offset), Position(end_cursor, end_offset), path, age))
+        found.append((start, end, path, age))
     return sorted(found)
 
 
-def _write_file(path: Path, entries: list[Entry]) -> None:
-    # As little as can be: while this runs, in a thread, the event loop does not.
-    chunks: list[bytes] = []
-    add, pack = chunks.append, _RECORD.pack
-    for entry in entries:
-        frame, owner = entry.message.frame, entry.owner
-        if owner is None:
-            add(pack(len(frame), entry.seq, entry.offset, entry.transient, -1))
-        else:
-            name = owner.encode("utf-8", "surrogatepass")
-            add(pack(len(frame), entry.seq, entry.offset, entry.transient, len(name)) + name)
-        add(frame)
+def _notes(entries: list[Entry]) -> bytes:
+    """What a message's frame does not tell: its owner, and whether it is transient."""
+    notes = [
+        (index, entry.owner, entry.transient)
+        for index, entry in enumerate(entries)
+        if entry.owner is not None or entry.transient
+    ]
+    return json.dumps(notes).encode()  # an owner's name may have what is not UTF-8
+
+
+def _write_file(path: Path, buffers: list[bytes], spare: Path | None) -> None:
     # Under its name it is whole, whenever this process ends.
     unfinished = path.with_name("unfinished")
-    with open(_create(unfinished), "wb", buffering=0) as file:
-        data = memoryview(b"".join(chunks))
-        while data:
-            data = data[file.write(data) :]
+    if spare is not None:
+        try:
+            spare.rename(unfinished)
+        except FileNotFoundError:
+            pass  # somebody has removed it; a new one will do
+    descriptor = _open(unfinished)
+    try:
+        for start in range(0, len(buffers), WRITTEN_TOGETHER):
+            _write_all(descriptor, buffers[start : start + WRITTEN_TOGETHER])
+        os.ftruncate(descriptor, sum(map(len, buffers)))
+    finally:
+        os.close(descriptor)
     unfinished.rename(path)
 
 
-def _create(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
+    if hasattr(os, "writev"):
+        left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
+        if not left:
+            return
+    else:  # Windows
+        left = sum(map(len, buffers))
+    # A call writes 2 GiB at most; and of what has no room on the disk, as much as has.
+    data = memoryview(b"".join(buffers))[-left:]
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _open(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, flags, 0o600)
     except FileNotFoundError:  # the first one of this kernel
@@ -263,20 +320,24 @@ def _create(path: Path) -> int:
 
 
 def _read_file(path: Path) -> list[Entry]:
+    """The entries of a segment. Raises `OSError`, and `ValueError` if its file is damaged."""
+    (seq, offset), end = _places(path)
     data = path.read_bytes()
+    position, notes_at = 0, end.offset - offset
+    notes = {
+        index: (owner, transient)
+        for index, owner, transient in msgspec.convert(json.loads(data[notes_at:]), _Notes)
+    }
     entries = []
-    position = 0
-    while position < len(data):
-        size, seq, offset, transient, owner_length = _RECORD.unpack_from(data, position)
-        position += _RECORD.size
-        owner = None
-        if owner_length >= 0:
-            owner = data[position : position + owner_length].decode("utf-8", "surrogatepass")
-            position += owner_length
+    for index in range(end.cursor - seq):
+        size = v1.size_of(data, position)
         message = v1.restore(data[position : position + size])
+        message.seq = seq + index
+        owner, transient = notes.get(index, (None, False))
+        entries.append(Entry(message.seq, offset + position, message, owner, transient))
         position += size
-        message.seq = seq
-        entries.append(Entry(seq, offset, message, owner, transient))
+    if position != notes_at:
+        raise ValueError(f"{path.name} has other messages than its name says")
     return entries
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from app.protocol.frames import MAX_PARTS, FrameError
 from app.protocol.messages import Buffer, ClientMessage, Message, complete_header, decode_header
 
-__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_numbered", "restore"]
+__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_numbered", "restore", "size_of"]
 
 SUBPROTOCOL: Final = "v1.kernel.websocket.jupyter.org"
 
@@ -92,16 +92,22 @@ def decode(frame: bytes, session: str) -> ClientMessage:
     return ClientMessage(channel, header, parts)
 
 
+def size_of(data: bytes, position: int) -> int:
+    """The bytes of the frame that begins there, by its table. Raises `FrameError`."""
+    left = len(data) - position
+    count: int = unpack_from("<Q", data, position)[0] if left >= 8 else 0
+    if not 6 <= count <= left // 8 - 1:
+        raise FrameError("the table of offsets does not fit the frame")
+    size: int = unpack_from("<Q", data, position + 8 * count)[0]
+    return size
+
+
 def restore(frame: bytes) -> Message:
     """The message whose frame `encode` made. Raises `ValueError` if the frame is damaged."""
-    if len(frame) < 8:
+    if size_of(frame, 0) != len(frame):
         raise FrameError("the frame is cut off")
     (count,) = unpack_from("<Q", frame)
-    if not 6 <= count <= len(frame) // 8 - 1:
-        raise FrameError("the table of offsets does not fit the frame")
     bounds = unpack_from(f"<{count}Q", frame, 8)
-    if bounds[-1] != len(frame):
-        raise FrameError("the frame is cut off")
     if bounds[0] != 8 * (count + 1) or list(bounds) != sorted(bounds):
         raise FrameError("the table of offsets is damaged")
     channel = frame[bounds[0] : bounds[1]].decode()

@@ -1,0 +1,175 @@
+"""The part of a log that is on disk: written over and over, read again, damaged, without room."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.managers.entries import Entry, Gap, Position
+from app.managers.segments import Segments
+from app.protocol.compose import make_message
+
+KILOBYTE = "x" * 1024
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+class Log:
+    """Makes entries as a log does."""
+
+    def __init__(self) -> None:
+        self.end = Position(1, 0)
+
+    def entries(self, *texts: str, owner: str | None = None) -> list[Entry]:
+        made = []
+        for text in texts:
+            message = make_message("iopub", "stream", {"text": text}, session="kernel")
+            message.seq = self.end.cursor
+            made.append(Entry(*self.end, message, owner, transient=text == "transient"))
+            self.end = Position(self.end.cursor + 1, self.end.offset + len(message.frame))
+        return made
+
+
+def make(path: Path, executor: ThreadPoolExecutor, max_bytes: int = 2**20) -> Segments:
+    return Segments(path / "kernel", executor, max_bytes=max_bytes, max_age=3600)
+
+
+def told(entries: list[Entry] | Gap) -> list[tuple[object, ...]]:
+    assert isinstance(entries, list)
+    return [(e.seq, e.offset, e.owner, e.transient, e.message.frame) for e in entries]
+
+
+async def test_what_was_written_is_read_again(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    log, segments = Log(), make(tmp_path, executor)
+    first = log.entries("a", "transient", KILOBYTE)
+    # More than one call may write; and a name that is no UTF-8.
+    second = log.entries(*map(str, range(1500))) + log.entries("b", owner="se\udc80ssion")
+    for entries in (first, second):
+        segments.push(entries)
+    await segments.written()
+
+    assert told(await segments.read(Position(1, 0))) == told(first)
+    assert told(await segments.read(Position(1000, 0))) == told(second[996:])
+    later = make(tmp_path, executor)
+    await later.restore()
+    assert (later.start, later.end) == (Position(1, 0), log.end)
+    assert told(await later.read(Position(4, 0))) == told(second)
+
+
+async def test_files_are_written_over_and_hold_nothing_of_before(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=10 * 1024)
+    for count in (8, 2, 1, 8, 1, 3, 7, 2):
+        entries = log.entries(*[KILOBYTE] * count)
+        segments.push(entries)
+        await segments.written()
+        assert told(await segments.read(Position(entries[0].seq, 0))) == told(entries)
+        assert segments.start is not None
+
+    files = list((tmp_path / "kernel").iterdir())
+    size = sum(file.stat().st_size for file in files)
+    assert size <= 10 * 1024 + 8 * 1500, "but for one that is to be written over, they are bounded"
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
+    await segments.close()
+    assert not (tmp_path / "kernel").exists()
+
+
+async def test_a_file_that_somebody_has_removed_is_made_anew(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=4096)
+    for _ in range(4):
+        entries = log.entries(KILOBYTE, KILOBYTE)
+        segments.push(entries)
+        await segments.written()
+        for file in (tmp_path / "kernel").iterdir():
+            file.unlink()
+    assert segments.lost_messages == 0, "it could be written"
+
+    assert await segments.read(Position(entries[0].seq, 0)) == Gap(2, log.end.offset)
+
+
+async def test_a_write_that_is_cut_short_goes_on(
+    tmp_path: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def part(descriptor: int, buffers: list[bytes]) -> int:
+        return os.write(descriptor, b"".join(buffers)[:700])
+
+    monkeypatch.setattr(os, "writev", part)
+    log, segments = Log(), make(tmp_path, executor)
+    entries = log.entries(KILOBYTE, "a", KILOBYTE)
+    segments.push(entries)
+    await segments.written()
+
+    assert told(await segments.read(Position(1, 0))) == told(entries)
+
+
+async def test_what_has_no_room_is_lost_and_what_comes_then_is_kept(
+    tmp_path: Path, executor: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_the_way = tmp_path / "kernel"
+    in_the_way.write_text("no directory")
+    log, segments = Log(), make(tmp_path, executor)
+    segments.push(log.entries("a", "b"))
+    await segments.written()
+    in_the_way.unlink()
+    kept = log.entries("c")
+    segments.push(kept)
+    await segments.written()
+
+    lost = await segments.read(Position(1, 0))
+    assert lost == Gap(2, kept[0].offset)
+    assert told(await segments.read(Position(3, 0))) == told(kept)
+    assert segments.lost_messages == 2
+    assert "not kept on disk" in caplog.text
+
+
+@pytest.mark.parametrize("cut", ["empty", "notes", "notes of another kind", "table", "frame"])
+async def test_a_damaged_file_is_a_gap(
+    tmp_path: Path, executor: ThreadPoolExecutor, cut: str
+) -> None:
+    log, segments = Log(), make(tmp_path, executor)
+    segments.push(log.entries("a", "b", owner="me"))
+    await segments.written()
+    (file,) = (tmp_path / "kernel").iterdir()
+    data = file.read_bytes()
+    damaged = {
+        "empty": b"",
+        "notes": data[:-1],
+        "notes of another kind": data[: log.end.offset] + b"[3]",
+        "table": b"\xff" * 8 + data[8:],
+        "frame": data[:48] + data[40:48] + data[56:],
+    }
+    file.write_bytes(damaged[cut])
+
+    assert await segments.read(Position(1, 0)) == Gap(2, log.end.offset)
+
+
+async def test_files_that_are_not_of_this_kind_are_removed(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor)
+    entries = log.entries("a")
+    segments.push(entries)
+    await segments.written()
+    (file,) = (tmp_path / "kernel").iterdir()
+    strange = [file.with_name("unfinished"), file.with_suffix(".segment"), file.with_name("1-x")]
+    for path in strange:
+        path.write_bytes(b"")
+
+    later = make(tmp_path, executor)
+    await later.restore()
+
+    await asyncio.get_running_loop().run_in_executor(executor, int)  # behind the removals
+    assert [path.name for path in (tmp_path / "kernel").iterdir()] == [file.name]
+    assert told(await later.read(Position(1, 0))) == told(entries)
