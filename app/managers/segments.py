@@ -85,7 +85,7 @@ class Segments:
         self._max_age = max_age
         self._segments: list[_Segment] = []
         self._writer: asyncio.Task[None] | None = None
-        self._spare: Path | None = None  # the file of a dropped segment, to be written over
+        self._spares: list[Path] = []  # the files of dropped segments, to be written over
         self._warned = False
         self.bytes = 0
         self.lost_messages = 0
@@ -101,9 +101,10 @@ class Segments:
         start = Position(entries[0].seq, entries[0].offset)
         end = Position(last.seq + 1, last.offset + len(last.message.frame))
         segment = self._add(_Segment(start, end, entries, self._directory / _name(start, end)))
-        if sum(s.bytes for s in self._waiting()) > max(WAITING_BYTES, segment.bytes):
+        waiting = self._waiting()
+        if sum(s.bytes for s in waiting) > max(WAITING_BYTES, segment.bytes):
             self._lose(segment, "the disk is too slow")
-        self._expire()
+        self._expire(spared=len(waiting))
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write(), name="write log segments"
@@ -181,8 +182,7 @@ class Segments:
         segments, self._segments = self._segments, []
         self.bytes = 0
         paths = [segment.path for segment in segments if segment.path is not None]
-        if self._spare is not None:
-            paths.append(self._spare)
+        paths += self._spares
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, _remove, paths, self._directory)
 
@@ -194,8 +194,8 @@ class Segments:
             self._warned = True
         segment.lose()
 
-    def _expire(self) -> None:
-        """Drop segments from the front until the bounds hold."""
+    def _expire(self, spared: int = 0) -> None:
+        """Drop segments from the front until the bounds hold; have so many files written over."""
         oldest_time = time.monotonic() - self._max_age
         dropped = []
         while self._segments:
@@ -205,8 +205,8 @@ class Segments:
             del self._segments[0]
             self.bytes -= first.bytes
             if first.path is not None and first.entries is None:
-                if self._spare is None:
-                    self._spare = first.path
+                if len(self._spares) < spared:
+                    self._spares.append(first.path)
                 else:
                     dropped.append(first.path)
             first.lose()
@@ -223,7 +223,7 @@ class Segments:
                 segment = waiting[-1]
                 path, entries = segment.path, segment.entries or []
                 assert path is not None
-                spare, self._spare = self._spare, None
+                spare = self._spares.pop() if self._spares else None
                 # Gathered here, not in the thread, which would hold up the event loop for it.
                 buffers = [entry.message.frame for entry in entries]
                 buffers.append(_notes(entries))

@@ -614,7 +614,7 @@ class Traffic:
             state.changes += 1
         if state.at_work:
             self.active_since = time.monotonic()
-        self._append(message)
+        self.log.append(self.shown(message) if self._hides_tracebacks else message, kept=True)
         if reported:
             self.tracker.on_status(reported, message)
         elif msg_type == "error":

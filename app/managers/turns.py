@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
-__all__ = ["Turns"]
+__all__ = ["MESSAGES_ALONE", "Turns"]
 
-MESSAGES_ALONE: Final = 32
+MESSAGES_ALONE: Final = 64
 """What is read from one socket in one turn. More gains no throughput."""
 
 MESSAGES_SHARED: Final = 8

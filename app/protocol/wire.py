@@ -51,7 +51,6 @@ FULL_CHECK_BYTES: Final = 4096
 
 PIECE_BYTES: Final = 65536
 
-_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 _raw_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -122,13 +121,15 @@ def _check_utf8(view: memoryview) -> None:
 
     A piece at a time: to make a string of megabytes costs several times what it is read in.
     """
-    if len(view) <= PIECE_BYTES:
+    size = len(view)
+    if size <= PIECE_BYTES:
         str(view, "utf-8")
         return
-    decode = _Utf8Decoder().decode
-    for start in range(0, len(view), PIECE_BYTES):
-        decode(view[start : start + PIECE_BYTES])
-    decode(b"", True)
+    start = 0
+    while start < size:
+        end = start + PIECE_BYTES
+        # A character that is cut in two belongs to the next piece, but for the last one.
+        start += codecs.utf_8_decode(view[start:end], "strict", end >= size)[1]
 
 
 def _is_object(part: Buffer) -> bool:

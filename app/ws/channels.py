@@ -167,9 +167,9 @@ class ChannelsConnection:
                     finally:  # the frames built for it are kept, whether it was sent or not
                         if not self._is_v1 and self._start is None:
                             self._kernel.traffic.log.charge(entries)
-                    if reader.behind:
-                        # A send that the socket takes at once gives nobody else a turn.
-                        await asyncio.sleep(0)
+                if reader.behind:
+                    # A send that the socket takes at once gives nobody else a turn.
+                    await asyncio.sleep(0)
                 elif self._kernel.executions.closing:
                     break
                 else:

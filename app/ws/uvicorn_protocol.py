@@ -41,7 +41,7 @@ __all__ = ["KernelkeepWebSocketProtocol"]
 HIGH_WATER_BYTES: Final = 2**20
 """What may wait in the transport for a client before its reader is held back."""
 
-JOIN_BYTES: Final = 65536
+JOIN_BYTES: Final = 4096
 """Frames up to this size are joined before they are written; larger ones are not copied."""
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
