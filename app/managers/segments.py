@@ -33,8 +33,11 @@ __all__ = ["SEGMENT_BYTES", "Segments"]
 
 logger = logging.getLogger(__name__)
 
-SEGMENT_BYTES: Final = 2**20
+SEGMENT_BYTES: Final = 2**22
 """About how much of the log moves to disk at a time; one larger message is a segment of its own."""
+
+READ_BYTES: Final = 2**20
+"""About how much of a segment is read at a time."""
 
 WAITING_BYTES: Final = 16 * 2**20
 """What may wait to be written before segments are lost instead."""
@@ -154,7 +157,7 @@ class Segments:
             await asyncio.wait({self._writer})
 
     async def read(self, place: Position) -> Gap | list[Entry]:
-        """The entries from ``place`` to the end of its segment, or what is lost of them.
+        """Entries from ``place`` on, of its segment only, or what is lost of them.
 
         ``place`` must be in a segment: from `start` on, and before the entries in memory.
         """
@@ -164,12 +167,10 @@ class Segments:
         if segment.entries is None and segment.path is not None:
             loop = asyncio.get_running_loop()
             try:
-                entries = await loop.run_in_executor(self._executor, _read_file, segment.path)
+                return await loop.run_in_executor(self._executor, _read_file, segment.path, cursor)
             except (OSError, ValueError) as error:
                 if segment in self._segments:
                     self._lose(segment, str(error))
-            else:
-                return [entry for entry in entries if entry.seq >= cursor]
         if segment.entries is not None:
             return segment.entries[cursor - segment.start.cursor :]
         return Gap(segment.end.cursor - cursor, segment.end.offset - place.offset)
@@ -319,8 +320,11 @@ def _open(path: Path) -> int:
         return os.open(path, flags, 0o600)
 
 
-def _read_file(path: Path) -> list[Entry]:
-    """The entries of a segment. Raises `OSError`, and `ValueError` if its file is damaged."""
+def _read_file(path: Path, cursor: int) -> list[Entry]:
+    """Entries of a segment from number ``cursor`` on, about `READ_BYTES` of them.
+
+    Raises `OSError`, and `ValueError` if its file is damaged.
+    """
     (seq, offset), end = _places(path)
     data = path.read_bytes()
     position, notes_at = 0, end.offset - offset
@@ -328,14 +332,17 @@ def _read_file(path: Path) -> list[Entry]:
         index: (owner, transient)
         for index, owner, transient in msgspec.convert(json.loads(data[notes_at:]), _Notes)
     }
-    entries = []
+    entries: list[Entry] = []
     for index in range(end.cursor - seq):
         size = v1.size_of(data, position)
-        message = v1.restore(data[position : position + size])
-        message.seq = seq + index
-        owner, transient = notes.get(index, (None, False))
-        entries.append(Entry(message.seq, offset + position, message, owner, transient))
+        if seq + index >= cursor:
+            message = v1.restore(data[position : position + size])
+            message.seq = seq + index
+            owner, transient = notes.get(index, (None, False))
+            entries.append(Entry(message.seq, offset + position, message, owner, transient))
         position += size
+        if entries and offset + position - entries[0].offset >= READ_BYTES:
+            return entries
     if position != notes_at:
         raise ValueError(f"{path.name} has other messages than its name says")
     return entries

@@ -65,6 +65,26 @@ async def test_what_was_written_is_read_again(tmp_path: Path, executor: ThreadPo
     assert told(await later.read(Position(4, 0))) == told(second)
 
 
+async def test_a_large_segment_is_read_a_part_at_a_time(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=2**24)
+    entries = log.entries(*[KILOBYTE * 100] * 25)
+    segments.push(entries)
+    await segments.written()
+
+    read: list[Entry] = []
+    parts = 0
+    while len(read) < 25:
+        part = await segments.read(Position(len(read) + 1, 0))
+        assert isinstance(part, list)
+        read += part
+        parts += 1
+
+    assert told(read) == told(entries)
+    assert parts == 3
+
+
 async def test_files_are_written_over_and_hold_nothing_of_before(
     tmp_path: Path, executor: ThreadPoolExecutor
 ) -> None:
