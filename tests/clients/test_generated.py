@@ -46,7 +46,9 @@ def command(tool: str) -> list[str]:
 def run(folder: Path, *words: str | Path, server: ServerProcess | None = None) -> str:
     """What a command writes on stdout. Raises AssertionError when it fails or complains."""
     tools = (str(Path(sys.executable).parent), str(NODE / "bin"), os.environ["PATH"])
-    env = {**os.environ, "PATH": os.pathsep.join(tools)}
+    # The machine's certificates, as all other programs use them, beside those that Node.js brings.
+    options = f"{os.environ.get('NODE_OPTIONS', '')} --use-system-ca".strip()
+    env = {**os.environ, "PATH": os.pathsep.join(tools), "NODE_OPTIONS": options}
     if server is not None:
         env |= {"KERNELKEEP": server.url, "TOKEN": server.token, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
