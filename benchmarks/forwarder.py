@@ -27,6 +27,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.keeper.sockets import read_frames
+from app.managers.turns import MESSAGES_ALONE
 from app.protocol import v1
 from app.protocol.compose import make_parts
 from app.protocol.messages import ClientMessage
@@ -35,7 +36,6 @@ from app.ws.sending import EXTENSION
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 from benchmarks.bare import BareKernel
 
-MESSAGES_A_TURN: Final = 32
 START_SECONDS: Final = 30
 
 
@@ -85,7 +85,7 @@ class Kernel:
         leading = LEADING_FRAMES[channel]
         flags = (int(zmq.NOBLOCK),) * leading
         frames = []
-        for _ in range(MESSAGES_A_TURN):
+        for _ in range(MESSAGES_ALONE):
             parts = read_frames(socket, flags)
             if not parts:
                 break

@@ -20,8 +20,17 @@ from benchmarks.clients import Drain, receive_until
 from benchmarks.rest import Rest
 from benchmarks.websocket import WebSocket
 
-__all__ = ["FORWARDER", "KERNELS", "ROOT", "Server", "ServerDied", "Usage", "forwarder"]
-__all__ += ["kernelkeep", "peer"]
+__all__ = [
+    "FORWARDER",
+    "KERNELS",
+    "ROOT",
+    "Server",
+    "ServerDied",
+    "Usage",
+    "forwarder",
+    "kernelkeep",
+    "peer",
+]
 
 ROOT: Final = Path(__file__).parents[1]
 START_SECONDS: Final = 90

@@ -47,7 +47,10 @@ _SOCKETS: Final = {
 
 
 class Listener(Protocol):
-    """Who hears what comes from the sockets. Its methods must not block and must not raise."""
+    """Who hears what comes from the sockets.
+
+    Its methods must not block and must not raise: what was read together would be lost.
+    """
 
     def on_message(self, message: Message) -> None:
         """A valid message has come."""
@@ -216,10 +219,10 @@ class Channels:
     def _receive(self, channel: str, max_messages: int) -> int:
         """Read up to so many messages, or `BYTES_PER_TURN`; ``max_messages`` if there may be more.
 
-        One step is done for all of them, then the next: a step's code and data are in the
-        processor's caches then.
+        One step is done for all of them, then the next: a step's code and data stay in the
+        processor's caches.
         """
-        arrived = self._read_all(channel, max_messages)
+        arrived, is_full = self._read_all(channel, max_messages)
         messages: list[Message | None] = []
         unpack, signer, place = wire.unpack, self._signer, wire.LEADING_FRAMES[channel] - 5
         size = 0
@@ -244,10 +247,10 @@ class Channels:
         tally = self._counters.from_kernels[channel]
         tally.messages += len(arrived)
         tally.bytes += size
-        return max_messages if size >= BYTES_PER_TURN else len(arrived)
+        return max_messages if is_full else len(arrived)
 
-    def _read_all(self, channel: str, max_messages: int) -> list[list[Buffer]]:
-        """The frames of up to so many messages, or of `BYTES_PER_TURN`."""
+    def _read_all(self, channel: str, max_messages: int) -> tuple[list[list[Buffer]], bool]:
+        """The frames of up to so many messages, and whether they are `BYTES_PER_TURN`."""
         socket, leading = self._sockets[channel], wire.LEADING_FRAMES[channel]
         flags = (_NOBLOCK,) * leading
         arrived: list[list[Buffer]] = []
@@ -261,7 +264,7 @@ class Channels:
             # Most come alone. To be told so costs half of what it costs to find out by reading.
             if len(arrived) == 1 and not _events(socket) & _POLLIN:
                 break
-        return arrived
+        return arrived, size >= BYTES_PER_TURN
 
     def _take_apart(self, channel: str, frames: list[Buffer]) -> None:
         """Drop what is malformed, but not the messages that were read together with it."""

@@ -11,7 +11,7 @@ from app.protocol.messages import Message
 __all__ = ["ENTRY_OVERHEAD", "Batch", "Entry", "Gap", "Position"]
 
 ENTRY_OVERHEAD: Final = 700
-"""What an entry costs beside its frame: the message, its header structs, its offsets."""
+"""What an entry costs beside its frame: the message, its header, its numbers."""
 
 
 class Entry(msgspec.Struct, gc=False, eq=False):

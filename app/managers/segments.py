@@ -6,9 +6,9 @@ disk is full, or too slow for long) is *lost*: its place is remembered, and anno
 like everything else that is gone.
 
 A segment's file has the v1 frames of its messages behind each other, from which they are made
-again, and behind those what only some messages have. Its name tells the places of both ends. The
-file of a segment that is dropped is written over by the next: to make one anew costs more than to
-fill it.
+again, then, as JSON, the owner and transience of those that have any, and the length of that. Its
+name tells the places of both ends. The file of a segment that is dropped is written over by the
+next: to make one anew costs more than to fill it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import json
 import logging
 import os
 import time
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from operator import attrgetter
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 import msgspec
@@ -34,7 +36,8 @@ __all__ = ["SEGMENT_BYTES", "Segments"]
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 2**22
-"""About how much of the log moves to disk at a time; one larger message is a segment of its own."""
+"""About how much of the log moves to disk at a time, and lies in one file, but for a message that
+is larger."""
 
 READ_BYTES: Final = 2**20
 """About how much of a segment is read at a time."""
@@ -47,7 +50,10 @@ WRITTEN_TOGETHER: Final = 1024
 
 _SUFFIX: Final = ".frames"
 
-_Notes = list[tuple[int, str | None, bool]]
+_LENGTH: Final = Struct("<Q")
+
+_Notes = tuple[int, list[tuple[int, str | None, bool]]]
+"""The first number; index, owner and transience of messages."""
 
 
 class _Segment:
@@ -100,14 +106,18 @@ class Segments:
 
     def push(self, entries: list[Entry]) -> None:
         """Take the entries that follow those taken before; they are written soon."""
-        last = entries[-1]
-        start = Position(entries[0].seq, entries[0].offset)
-        end = Position(last.seq + 1, last.offset + len(last.message.frame))
-        segment = self._add(_Segment(start, end, entries, self._directory / _name(start, end)))
-        waiting = self._waiting()
-        if sum(s.bytes for s in waiting) > max(WAITING_BYTES, segment.bytes):
-            self._lose(segment, "the disk is too slow")
-        self._expire(spared=len(waiting))
+        waiting = sum(segment.bytes for segment in self._waiting())
+        added = []
+        for part in _parts(entries):
+            last = part[-1]
+            start = Position(part[0].seq, part[0].offset)
+            end = Position(last.seq + 1, last.offset + len(last.message.frame))
+            path = self._directory / _name(start, end)
+            added.append(self._add(_Segment(start, end, part, path)))
+        if waiting and waiting + sum(segment.bytes for segment in added) > WAITING_BYTES:
+            for segment in added:
+                self._lose(segment, "the disk is too slow")
+        self._expire(spared=len(self._waiting()))
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write(), name="write log segments"
@@ -168,7 +178,7 @@ class Segments:
             loop = asyncio.get_running_loop()
             try:
                 return await loop.run_in_executor(self._executor, _read_file, segment.path, cursor)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
                 if segment in self._segments:
                     self._lose(segment, str(error))
         if segment.entries is not None:
@@ -180,12 +190,10 @@ class Segments:
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.wait({self._writer})
-        segments, self._segments = self._segments, []
+        self._segments, self._spares = [], []
         self.bytes = 0
-        paths = [segment.path for segment in segments if segment.path is not None]
-        paths += self._spares
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, _remove, paths, self._directory)
+        await loop.run_in_executor(self._executor, _remove_directory, self._directory)
 
     def _lose(self, segment: _Segment, why: str) -> None:
         """Give up a segment, but remember what it held."""
@@ -196,7 +204,10 @@ class Segments:
         segment.lose()
 
     def _expire(self, spared: int = 0) -> None:
-        """Drop segments from the front until the bounds hold; have so many files written over."""
+        """Drop segments from the front until the bounds hold.
+
+        Up to ``spared`` of their files are kept, to be written over.
+        """
         oldest_time = time.monotonic() - self._max_age
         dropped = []
         while self._segments:
@@ -212,7 +223,7 @@ class Segments:
                     dropped.append(first.path)
             first.lose()
         if dropped:
-            asyncio.get_running_loop().run_in_executor(self._executor, _remove, dropped, None)
+            asyncio.get_running_loop().run_in_executor(self._executor, _remove, dropped)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -220,23 +231,28 @@ class Segments:
             while True:
                 waiting = self._waiting()
                 if not waiting:
+                    if self._spares:
+                        loop.run_in_executor(self._executor, _remove, self._spares)
+                        self._spares = []
                     return
                 segment = waiting[-1]
                 path, entries = segment.path, segment.entries or []
                 assert path is not None
                 spare = self._spares.pop() if self._spares else None
-                # Gathered here, not in the thread, which would hold up the event loop for it.
+                # Gathered here: for Python that runs in a thread the event loop has to wait again
+                # and again, and in all for longer than this takes.
                 buffers = [entry.message.frame for entry in entries]
-                buffers.append(_notes(entries))
+                notes = _notes(segment.start.cursor, entries)
+                buffers += notes, _LENGTH.pack(len(notes))
                 try:
                     await loop.run_in_executor(self._executor, _write_file, path, buffers, spare)
                 except OSError as error:
                     self._lose(segment, error.strerror or str(error))
-                    loop.run_in_executor(self._executor, _remove, [path], None)
+                    loop.run_in_executor(self._executor, _remove, [path])
                 else:
                     self._warned = False
                     if segment.path is None:  # dropped from the front meanwhile
-                        loop.run_in_executor(self._executor, _remove, [path], None)
+                        loop.run_in_executor(self._executor, _remove, [path])
                     segment.entries = None
         finally:
             self._writer = None
@@ -264,20 +280,33 @@ def _find_files(directory: Path) -> list[tuple[Position, Position, Path, float]]
             start, end = _places(path)
             age = max(0.0, now - path.stat().st_mtime)
         except (ValueError, OSError):
-            _remove([path], None)  # what was being written when the other process ended
+            _remove([path])  # what was being written when the other process ended
             continue
         found.append((start, end, path, age))
     return sorted(found)
 
 
-def _notes(entries: list[Entry]) -> bytes:
-    """What a message's frame does not tell: its owner, and whether it is transient."""
+def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Entries in runs of about `SEGMENT_BYTES`."""
+    start = 0
+    while start < len(entries):
+        limit = entries[start].offset + SEGMENT_BYTES
+        end = bisect_left(entries, limit, start + 1, key=attrgetter("offset"))
+        yield entries[start:end]
+        start = end
+
+
+def _notes(first: int, entries: list[Entry]) -> bytes:
+    """What a message's frame does not tell: its owner, and whether it is transient.
+
+    The first number tells that the file is not what another segment has left of it.
+    """
     notes = [
         (index, entry.owner, entry.transient)
         for index, entry in enumerate(entries)
         if entry.owner is not None or entry.transient
     ]
-    return json.dumps(notes).encode()  # an owner's name may have what is not UTF-8
+    return json.dumps((first, notes)).encode()  # an owner's name may have what is not UTF-8
 
 
 def _write_file(path: Path, buffers: list[bytes], spare: Path | None) -> None:
@@ -299,12 +328,9 @@ def _write_file(path: Path, buffers: list[bytes], spare: Path | None) -> None:
 
 
 def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
-    if hasattr(os, "writev"):
-        left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
-        if not left:
-            return
-    else:  # Windows
-        left = sum(map(len, buffers))
+    left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
+    if not left:
+        return
     # A call writes 2 GiB at most; and of what has no room on the disk, as much as has.
     data = memoryview(b"".join(buffers))[-left:]
     while data:
@@ -312,7 +338,7 @@ def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, flags, 0o600)
     except FileNotFoundError:  # the first one of this kernel
@@ -327,11 +353,17 @@ def _read_file(path: Path, cursor: int) -> list[Entry]:
     """
     (seq, offset), end = _places(path)
     data = path.read_bytes()
-    position, notes_at = 0, end.offset - offset
-    notes = {
-        index: (owner, transient)
-        for index, owner, transient in msgspec.convert(json.loads(data[notes_at:]), _Notes)
-    }
+    frames_and_notes = len(data) - _LENGTH.size
+    if frames_and_notes < 0:
+        raise ValueError(f"{path.name} is cut off")
+    notes_at = frames_and_notes - _LENGTH.unpack_from(data, frames_and_notes)[0]
+    if notes_at < 0:
+        raise ValueError(f"{path.name} is cut off")
+    first, noted = msgspec.convert(json.loads(data[notes_at:frames_and_notes]), _Notes)
+    if first != seq:
+        raise ValueError(f"{path.name} has messages of another segment")
+    notes = {index: (owner, transient) for index, owner, transient in noted}
+    position = 0
     entries: list[Entry] = []
     for index in range(end.cursor - seq):
         size = v1.size_of(data, position)
@@ -348,14 +380,18 @@ def _read_file(path: Path, cursor: int) -> list[Entry]:
     return entries
 
 
-def _remove(paths: list[Path], directory: Path | None) -> None:
+def _remove(paths: list[Path]) -> None:
     for path in paths:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("cannot remove a log segment: %s", error.strerror)
-    if directory is not None:
-        try:
-            directory.rmdir()
-        except OSError:
-            pass  # never made, or something of somebody else's is in it
+
+
+def _remove_directory(directory: Path) -> None:
+    """With all that is in it: segments, and what was to become one."""
+    _remove(list(directory.glob("*")))
+    try:
+        directory.rmdir()
+    except OSError:
+        pass  # never made, or it holds what cannot be removed

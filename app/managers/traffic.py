@@ -513,9 +513,9 @@ class Traffic:
             self._requests.discard(request)
             self._finish(request, self._inheritance.reply_to(execution))
 
-    def _append(self, message: Message, owner: str | None = None) -> None:
-        """Number a message of the kernel's."""
-        self.log.append(self.shown(message), owner, kept=owner is None)
+    def _append(self, message: Message, owner: str) -> None:
+        """Number what the kernel has said to one session."""
+        self.log.append(self.shown(message), owner)
 
     def shown(self, message: Message) -> Message:
         """A message as clients see it: without tracebacks where they are not allowed."""
@@ -614,7 +614,7 @@ class Traffic:
             state.changes += 1
         if state.at_work:
             self.active_since = time.monotonic()
-        self.log.append(self.shown(message) if self._hides_tracebacks else message, kept=True)
+        self.log.append(self.shown(message), kept=True)
         if reported:
             self.tracker.on_status(reported, message)
         elif msg_type == "error":

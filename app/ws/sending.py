@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from starlette.websockets import WebSocket
 
@@ -44,6 +44,10 @@ class FrameWriter(Protocol):
 
     async def lost(self) -> None:
         """Return when the connection is lost, which is known while nothing is received, too."""
+
+
+KEPT_BYTES: Final = 2**20
+"""What is kept of the last batch; the rest costs little to frame anew, for each its own."""
 
 
 Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
@@ -106,7 +110,7 @@ class _BatchSender:
             chunks = last.chunks
         else:
             chunks = self._writer.join(self._encode(messages))
-            if len(chunks) == 1:  # large ones would be kept alive here, and cost little to join
+            if sum(map(len, chunks)) <= KEPT_BYTES:
                 last.encode, last.messages, last.chunks = self._encode, messages, chunks
         await self._writer.write(chunks, place)
 

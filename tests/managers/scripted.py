@@ -54,8 +54,8 @@ class _Sockets:
     def has_unread(self, channel: str) -> bool:
         return False
 
-    def drain(self) -> int:
-        return 0
+    def drain(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass

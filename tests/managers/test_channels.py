@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import zmq
 
-from app.managers.channels import Channels
+from app.managers.channels import BYTES_PER_TURN, Channels
 from app.managers.counters import Counters
 from app.managers.turns import Turns
 from app.protocol.messages import MalformedMessage, Message
@@ -38,8 +38,8 @@ class Listener:
         pass
 
 
-def frames(msg_id: str, *buffers: bytes) -> list[bytes]:
-    parts = [b'{"msg_id":"%b","msg_type":"stream"}' % msg_id.encode(), b"{}", b"{}", b'{"a":1}']
+def frames(msg_id: str, *buffers: bytes, content: bytes = b'{"a":1}') -> list[bytes]:
+    parts = [b'{"msg_id":"%b","msg_type":"stream"}' % msg_id.encode(), b"{}", b"{}", content]
     return [DELIMITER, Signer(KEY.encode()).sign(parts), *parts, *buffers]
 
 
@@ -53,10 +53,7 @@ def context() -> Iterator[zmq.Context[Any]]:
 async def test_whole_messages_come_through_whatever_is_read_together_with_them(
     context: zmq.Context[Any], tmp_path: Path
 ) -> None:
-    info = {"transport": "ipc", "ip": str(tmp_path / "k"), "key": KEY}
-    info |= {
-        f"{name}_port": str(n) for n, name in enumerate(("iopub", "shell", "control", "stdin"))
-    }
+    info = connection_info(tmp_path)
     iopub, shell = context.socket(zmq.XPUB), context.socket(zmq.DEALER)
     iopub.bind(f"ipc://{tmp_path}/k-0")
     shell.bind(f"ipc://{tmp_path}/k-1")
@@ -87,6 +84,37 @@ async def test_whole_messages_come_through_whatever_is_read_together_with_them(
         (f"{kind}-{number}", buffers) for kind, buffers in kinds for number in range(3)
     )
     assert listener.malformed >= 6
+
+
+async def test_what_comes_behind_large_messages_that_are_replaced_is_heard(
+    context: zmq.Context[Any], tmp_path: Path
+) -> None:
+    iopub = context.socket(zmq.XPUB)
+    iopub.bind(f"ipc://{tmp_path}/k-0")
+    listener = Listener()
+    channels = Channels(
+        context, connection_info(tmp_path), listener, Counters(), Turns(), only=["iopub"]
+    )
+    no_object = b"[%b]" % (b" " * 2 * BYTES_PER_TURN)
+    try:
+        await eventually(lambda: _is_subscribed(iopub))
+        for number in range(20):
+            iopub.send_multipart([b"topic", *frames("large", content=no_object)])
+            iopub.send_multipart([b"topic", *frames(f"small-{number}")])
+        async with asyncio.timeout(20):
+            await eventually(lambda: ("small-19", 0) in listener.heard)
+    finally:
+        channels.close()
+        iopub.close()
+
+    assert len(listener.heard) == 40
+
+
+def connection_info(folder: Path) -> dict[str, str]:
+    info = {"transport": "ipc", "ip": str(folder / "k"), "key": KEY}
+    return info | {
+        f"{name}_port": str(n) for n, name in enumerate(("iopub", "shell", "control", "stdin"))
+    }
 
 
 async def _is_subscribed(publisher: zmq.Socket[bytes]) -> bool:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from struct import pack
 
 import pytest
 
 from app.managers.entries import Entry, Gap, Position
-from app.managers.segments import Segments
+from app.managers.segments import SEGMENT_BYTES, Segments
 from app.protocol.compose import make_message
 
 KILOBYTE = "x" * 1024
@@ -73,16 +74,64 @@ async def test_a_large_segment_is_read_a_part_at_a_time(
     segments.push(entries)
     await segments.written()
 
+    read, parts = await read_all(segments, 25)
+
+    assert told(read) == told(entries)
+    assert parts == 3
+
+
+async def read_all(segments: Segments, count: int) -> tuple[list[Entry], int]:
     read: list[Entry] = []
     parts = 0
-    while len(read) < 25:
+    while len(read) < count:
         part = await segments.read(Position(len(read) + 1, 0))
         assert isinstance(part, list)
         read += part
         parts += 1
+    return read, parts
 
+
+async def test_what_comes_together_is_kept_together_in_files_of_a_bounded_size(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=2**26)
+    # Three times as much as may wait, as when a server ends.
+    entries = log.entries(*[KILOBYTE * 1000] * 48, KILOBYTE * 10_000, "the last")
+    segments.push(entries)
+    await segments.written()
+
+    assert segments.lost_messages == 0
+    sizes = sorted(file.stat().st_size for file in (tmp_path / "kernel").iterdir())
+    assert sizes[-2] < SEGMENT_BYTES + 2**20, "a message may be larger, a file of several is not"
+    read, _ = await read_all(segments, 50)
     assert told(read) == told(entries)
-    assert parts == 3
+
+
+async def test_frames_that_are_not_where_they_were_are_read_all_the_same(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor)
+    entries = log.entries("a", "b", "c")
+    # As after a restart of the server that has another setting, and shows a message otherwise.
+    entries[1].message.frame = make_message("iopub", "stream", {}, session="kernel").frame
+    segments.push(entries)
+    await segments.written()
+
+    read = await segments.read(Position(1, 0))
+
+    assert isinstance(read, list)
+    assert [entry.message.frame for entry in read] == [e.message.frame for e in entries]
+
+
+async def test_nothing_is_left_of_a_kernel_that_is_gone(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=4096)
+    for _ in range(5):  # some wait, some are to be written over
+        segments.push(log.entries(KILOBYTE, KILOBYTE))
+    await segments.close()
+
+    assert not (tmp_path / "kernel").exists()
 
 
 async def test_files_are_written_over_and_hold_nothing_of_before(
@@ -154,7 +203,7 @@ async def test_what_has_no_room_is_lost_and_what_comes_then_is_kept(
     assert "not kept on disk" in caplog.text
 
 
-@pytest.mark.parametrize("cut", ["empty", "notes", "notes of another kind", "table", "frame"])
+@pytest.mark.parametrize("cut", ["empty", "end", "length", "notes", "segment", "table", "frame"])
 async def test_a_damaged_file_is_a_gap(
     tmp_path: Path, executor: ThreadPoolExecutor, cut: str
 ) -> None:
@@ -163,10 +212,13 @@ async def test_a_damaged_file_is_a_gap(
     await segments.written()
     (file,) = (tmp_path / "kernel").iterdir()
     data = file.read_bytes()
+    frames = data[: log.end.offset]
     damaged = {
         "empty": b"",
-        "notes": data[:-1],
-        "notes of another kind": data[: log.end.offset] + b"[3]",
+        "end": data[:-1],
+        "length": data[:-8] + b"\xff" * 8,
+        "notes": frames + b"[1, [3]]" + pack("<Q", 8),
+        "segment": frames + b"[7, []]" + pack("<Q", 7),
         "table": b"\xff" * 8 + data[8:],
         "frame": data[:48] + data[40:48] + data[56:],
     }
