@@ -47,7 +47,7 @@ class FrameWriter(Protocol):
 
 
 KEPT_BYTES: Final = 2**20
-"""Up to this size the last batch is kept as it was framed; a larger one is framed for each reader."""
+"""Up to this size the last batch is kept framed; a larger one is framed for each reader."""
 
 
 Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
