@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 import uvicorn
+from jupyter_client.kernelspec import KernelSpec
 
 from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
 from app.keeper.protocol import TooOpen
@@ -23,7 +24,7 @@ from app.main import create_app
 from app.managers.multikernel import MultiKernelManager
 from app.managers.registry_store import UnusableRegistry
 from app.managers.session_store import UnusableDatabase
-from app.managers.specs import kernel_spec_manager
+from app.managers.specs import every_spec, kernel_spec_manager
 from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
@@ -49,10 +50,11 @@ def serve(
     Raises `CannotStart` when there is no kernelspec at all, or an option names a class or a file
     that cannot be used.
     """
-    specs = sorted(kernel_spec_manager(settings.allowed_kernelspecs).find_kernel_specs())
-    if not specs and settings.allowed_kernelspecs:
+    found = dict(every_spec(kernel_spec_manager(settings.allowed_kernelspecs)))
+    specs = sorted(name for name, spec in found.items() if isinstance(spec, KernelSpec))
+    if not found and settings.allowed_kernelspecs:
         raise CannotStart("--allowed-kernelspecs: none of these kernelspecs is installed")
-    if not specs:
+    if not found:
         raise CannotStart(
             "there is no kernelspec, so no kernel could be started; "
             "for Python: pip install ipykernel"

@@ -10,7 +10,7 @@ from app.api.access import requires
 from app.api.dependencies import ManagerDep
 from app.api.models import KernelSpecModel, KernelSpecs
 from app.api.openapi import ERRORS, FILE, errors
-from app.managers.errors import KernelSpecNotFound, NotFound
+from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
 
 router = APIRouter(tags=["kernelspecs"])
 
@@ -25,7 +25,7 @@ _encode = msgspec.json.Encoder().encode
     dependencies=[requires("kernelspecs", "read")],
 )
 async def list_kernelspecs(manager: ManagerDep) -> Response:
-    """List the kernelspecs. One that cannot be read is left out."""
+    """List the kernelspecs. One that is broken, and so cannot be started, is left out."""
     specs = manager.specs
     body = {"default": specs.default_name, "kernelspecs": await specs.models()}
     return Response(_encode(body), media_type="application/json")
@@ -35,7 +35,7 @@ async def list_kernelspecs(manager: ManagerDep) -> Response:
     "/api/kernelspecs/{name}",
     operation_id="kernelspecs_get",
     response_model=KernelSpecModel,
-    responses=errors(KernelSpecNotFound),
+    responses=errors(KernelSpecNotFound, KernelSpecInvalid),
     dependencies=[requires("kernelspecs", "read")],
 )
 async def get_kernelspec(manager: ManagerDep, name: str) -> Response:
@@ -50,7 +50,7 @@ async def get_kernelspec(manager: ManagerDep, name: str) -> Response:
     response_class=FileResponse,
     responses={
         200: {"content": FILE, "description": "The file, in its own media type."},
-        **errors(KernelSpecNotFound, NotFound),
+        **errors(KernelSpecNotFound, KernelSpecInvalid, NotFound),
     },
     dependencies=[requires("kernelspecs", "read")],
 )

@@ -62,7 +62,8 @@ class ErrorModel(BaseModel):
     reason: str | None = Field(description="Always null; Jupyter clients look for it.")
     code: str = Field(description="What is wrong, for programs; it does not change.")
     short_message: str | None = Field(
-        None, description="The message in a few words; only with status 501."
+        None,
+        description="The message in a few words; only with status 501 and `kernelspec_invalid`.",
     )
 
 
@@ -163,7 +164,7 @@ class KernelSpecModel(BaseModel):
 
 
 class KernelSpecs(BaseModel):
-    """Every kernelspec that can be read."""
+    """Every kernelspec that is not broken."""
 
     default: str = Field(description="The name of the one that is started when none is named.")
     kernelspecs: dict[str, KernelSpecModel]

@@ -18,7 +18,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.keeper.processes import start_time
 from app.managers.channels import Channels, ConnectionInfo
-from app.managers.errors import KeeperUnavailable
+from app.managers.errors import KeeperUnavailable, KernelSpecInvalid
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
 from app.managers.journal import Journal, Noted, UnusableJournal
@@ -170,10 +170,10 @@ def kept_by_keeper(record: KernelRecord) -> bool:
 
 
 async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
-    """The kernelspec as it is now, or as it was if it has been removed."""
+    """The kernelspec as it is now, or as it was if it has been removed or broken since."""
     try:
         return await asyncio.to_thread(house.specs.get_kernel_spec, record.name)
-    except NoSuchKernel:
+    except (NoSuchKernel, KernelSpecInvalid):
         return KernelSpec(**record.spec)
 
 

@@ -31,6 +31,7 @@ KernelkeepError
 ├── TooManyKernels 429
 ├── TooManyStarts 429
 ├── KernelStartFailed 500
+│   └── KernelSpecInvalid
 ├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
@@ -286,6 +287,18 @@ class KernelStartFailed(KernelkeepError):
     """The kernel's process could not be started, or ended before it was ready."""
 
     code = "kernel_start_failed"
+
+
+class KernelSpecInvalid(KernelStartFailed):
+    """The kernelspec is there, but broken: the message names its file and the key that is wrong."""
+
+    code = "kernelspec_invalid"
+
+    def __init__(self, name: str, path: str, fault: str) -> None:
+        name, file = (text if text.isprintable() else ascii(text) for text in (name, path))
+        super().__init__(f"Kernel spec {name[:MAX_NAME]} is broken: {file}: {fault}")
+        self.path, self.fault = path, fault
+        self.details = {"short_message": f"Kernel spec {name[:MAX_NAME]} is broken"}
 
 
 class KeeperUnavailable(KernelkeepError):

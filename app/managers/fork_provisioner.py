@@ -29,7 +29,14 @@ try:
 except ImportError:  # Windows, where nothing is forked either
     resource = None  # type: ignore[assignment]
 
-__all__ = ["PROVISIONER", "ForkOptions", "ForkProvisioner", "Forking", "KernelManager"]
+__all__ = [
+    "PROVISIONER",
+    "ForkOptions",
+    "ForkProvisioner",
+    "Forking",
+    "KernelManager",
+    "check_limit",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +115,8 @@ class ForkOptions(LocalProvisioner):
 
     def check(self) -> None:
         """Raise `ValueError` for limits that there are not."""
-        for name in self.limits:
-            if not hasattr(resource, f"RLIMIT_{name}"):
-                raise ValueError(f"there is no resource limit {name[:40]}")
+        for name, value in self.limits.items():
+            check_limit(name, value)
 
     @property
     def forking(self) -> Forking:
@@ -177,6 +183,14 @@ class ForkProvisioner(ForkOptions):
         recipe, order = self.order(cmd, env, options["cwd"], output)
         pid, server = await self.forking.servers.fork(recipe, order)
         return ForkedProcess(pid, server)
+
+
+def check_limit(name: str, value: object) -> None:
+    """Raise `ValueError` for a resource limit that there is not, or what is no value of one."""
+    if not hasattr(resource, f"RLIMIT_{name}"):
+        raise ValueError(f"there is no resource limit {name[:40]}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"the value of {name[:40]} is not a number that a limit can have")
 
 
 def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

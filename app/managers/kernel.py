@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
@@ -664,11 +664,11 @@ class Kernel:
         """Start a process and open the sockets to it."""
         self.reports.launching(cause)
         self._launched = asyncio.get_running_loop().time()
-        if self._manager is None:
-            self._manager = self._new_manager()
-        process = self._process = KernelProcess(self._manager, self._output)
         arguments = self._house.settings.kernel_argv
         try:
+            if self._manager is None:
+                self._manager = await self._new_manager()
+            process = self._process = KernelProcess(self._manager, self._output)
             self._info = await process.launch(self._cwd, self._env, arguments)
         except KernelStartFailed:
             self.reports.start_failed()
@@ -678,8 +678,13 @@ class Kernel:
         self.traffic.open(self._house.channels(self._info, self.traffic))
         await self.keep()
 
-    def _new_manager(self) -> KernelManager:
-        manager = self._house.new_manager(self.name, self.id, self._transport)
+    async def _new_manager(self) -> KernelManager:
+        """Of the kernelspec as it is now. Raises `KernelSpecInvalid` and `KernelStartFailed`."""
+        try:
+            spec = await asyncio.to_thread(self._house.specs.get_kernel_spec, self.name)
+        except NoSuchKernel:
+            raise KernelStartFailed(f"Kernel spec {self.name} is not there any more") from None
+        manager = self._house.new_manager(self.name, self.id, self._transport, spec)
         if self._transport == "ipc":
             manager.ip = self._house.transports.new_address()
         return manager

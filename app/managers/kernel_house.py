@@ -12,6 +12,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from app.managers.audit import AuditLog
 from app.managers.channels import Channels, ConnectionInfo, Listener
 from app.managers.counters import Counters
+from app.managers.errors import KernelSpecInvalid
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager
 from app.managers.keeping import Keeper
@@ -106,7 +107,7 @@ class KernelHouse:
         """Start the fork servers for a kernelspec; one log line if that cannot be."""
         try:
             self.forking.prepare(self.new_manager(name, ""))
-        except (NoSuchKernel, ValueError, TypeError, OSError) as error:
+        except (NoSuchKernel, KernelSpecInvalid) as error:
             logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
     def reports(self, kernel_id: str, name: str) -> KernelReports:

@@ -356,8 +356,8 @@ class MultiKernelManager:
         Returns when its process is launched; it becomes ready by itself. Until its turn comes it
         is among the kernels as ``starting``. ``path`` is where it works, relative to the root
         directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
-        `KernelSpecNotFound`, `KernelStartFailed`, `KernelNotRunning` (it was shut down before its
-        turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
+        `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
+        shut down before its turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
         """
         identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.

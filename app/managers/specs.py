@@ -1,32 +1,60 @@
 """The kernelspecs that this server can start, read from disk at each request.
 
-Directories are not cached: people install and remove kernels while the server runs.
+Directories are not cached: people install and remove kernels while the server runs. What is listed
+and what is started is read by the same check (`app.managers.spec_files`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
-from traitlets import TraitError
+from jupyter_client.kernelspec import (
+    NATIVE_KERNEL_NAME,
+    KernelSpec,
+    KernelSpecManager,
+    NoSuchKernel,
+)
 
-from app.managers.errors import KernelSpecNotFound, NotFound
+from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from app.managers.spec_files import FILE, CheckedSpec
 
-__all__ = ["Specs", "kernel_spec_manager"]
+__all__ = ["Specs", "every_spec", "kernel_spec_manager"]
 
 logger = logging.getLogger(__name__)
 
 
-def kernel_spec_manager(allowed: Iterable[str]) -> KernelSpecManager:
-    """jupyter_client's finder of kernelspecs, for these names only if there are any."""
-    return KernelSpecManager(allowed_kernelspecs={name.lower() for name in allowed})
+def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSpecManager:
+    """jupyter_client's finder of kernelspecs, for these names only if there are any.
+
+    It raises `KernelSpecInvalid` for a broken one.
+    """
+    return KernelSpecManager(
+        allowed_kernelspecs={name.lower() for name in allowed},
+        kernel_spec_class=CheckedSpec,
+        **options,
+    )
+
+
+def every_spec(manager: KernelSpecManager) -> Iterator[tuple[str, KernelSpec | KernelSpecInvalid]]:
+    """Every kernelspec by its name, or what is wrong with it."""
+    # Not get_all_specs(): it logs a traceback for each that is broken, each time.
+    for name, directory in manager.find_kernel_specs().items():
+        try:
+            if name == NATIVE_KERNEL_NAME and not Path(directory, FILE).is_file():
+                yield name, manager.get_kernel_spec(name)  # it is in no file, but in ipykernel
+            else:
+                yield name, CheckedSpec.from_resource_dir(directory)
+        except KernelSpecInvalid as error:
+            yield name, error
+        except NoSuchKernel:  # removed in this moment
+            continue
 
 
 class SpecFile(msgspec.Struct):
@@ -49,9 +77,6 @@ class SpecModel(msgspec.Struct):
     resources: dict[str, str]
 
 
-# What reading and converting a spec raises when it is broken.
-_UNREADABLE: Final = (ValueError, OSError, KeyError, TypeError, RecursionError)
-
 # As jupyter_client has it, but for its line break at the end.
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -66,11 +91,12 @@ class Specs:
         self.manager = manager
         self.default_name = default_name
         self._prefix = prefix
+        self._logged: dict[str, tuple[int, str]] = {}  # of broken files: when changed, the fault
 
     async def find(self, name: str) -> KernelSpec:
         """The spec of this name, whatever its case.
 
-        Raises `KernelSpecNotFound`, which tells those that there are.
+        Raises `KernelSpecNotFound`, which tells those that there are, or `KernelSpecInvalid`.
         """
         try:
             return await asyncio.to_thread(self._find, name)
@@ -78,15 +104,18 @@ class Specs:
             raise KernelSpecNotFound(name, await self.names()) from None
 
     async def model(self, name: str) -> SpecModel:
-        """The model of one spec, under the name that was asked for."""
+        """The model of one spec, under the name that was asked for.
+
+        Raises `KernelSpecNotFound` or `KernelSpecInvalid`.
+        """
         return await asyncio.to_thread(lambda: self._model(name, self._find(name)))
 
     async def models(self) -> dict[str, SpecModel]:
-        """The models of all specs that can be read, by name; a broken one is left out."""
+        """The models of all specs, by name; a broken one is left out."""
         return await asyncio.to_thread(self._models)
 
     async def names(self) -> list[str]:
-        """The names of all specs that can be read, sorted."""
+        """The names of all specs that are not broken, sorted."""
         return sorted(await self.models())
 
     async def resource(self, name: str, path: str) -> Path:
@@ -94,8 +123,8 @@ class Specs:
         return await asyncio.to_thread(self._resource, name, path)
 
     def exist(self) -> bool:
-        """Whether there is any spec; reads the disk, so call it in a thread."""
-        return bool(self.manager.find_kernel_specs())
+        """Whether there is any spec that is not broken; reads the disk, so call it in a thread."""
+        return any(isinstance(found, KernelSpec) for _, found in every_spec(self.manager))
 
     def _find(self, name: str) -> KernelSpec:
         name = "python3" if name == "python" else name
@@ -105,43 +134,46 @@ class Specs:
         if allowed and name.lower() not in allowed:  # jupyter_client only lists by it
             raise KernelSpecNotFound(name)
         try:
-            spec: KernelSpec = self.manager.get_kernel_spec(name)
+            return self.manager.get_kernel_spec(name)
         except NoSuchKernel:
             raise KernelSpecNotFound(name) from None
-        except (*_UNREADABLE, TraitError) as error:
-            logger.warning("kernelspec %s cannot be read: %s", name, error)
-            raise KernelSpecNotFound(name) from None
-        return spec
+        except KernelSpecInvalid as error:
+            self._log(error)
+            raise
 
     def _models(self) -> dict[str, SpecModel]:
         models = {}
-        for name, found in self.manager.get_all_specs().items():
-            try:
-                models[name] = self._convert(name, found["spec"], found["resource_dir"])
-            except _UNREADABLE as error:
-                logger.warning("kernelspec %s is left out: %s", name, error)
+        broken = set()
+        for name, found in every_spec(self.manager):
+            if isinstance(found, KernelSpecInvalid):
+                broken.add(found.path)
+                self._log(found)
+            elif _is_utf8(name):  # another would spoil every listing
+                models[name] = self._model(name, found)
+        for path in self._logged.keys() - broken:  # mended, or gone
+            self._logged.pop(path, None)
         return models
 
-    def _model(self, name: str, spec: KernelSpec) -> SpecModel:
+    def _log(self, error: KernelSpecInvalid) -> None:
+        """Once for each change of the file: listings are asked for again and again."""
         try:
-            return self._convert(name, spec.to_dict(), spec.resource_dir)
-        except _UNREADABLE as error:
-            logger.warning("kernelspec %s cannot be shown: %s", name, error)
-            raise KernelSpecNotFound(name) from None
+            changed = os.stat(error.path).st_mtime_ns
+        except OSError:
+            changed = 0
+        said = (changed, error.fault)
+        # Of two threads that look at once each may say so; nothing else can go wrong.
+        if self._logged.get(error.path) != said:
+            self._logged[error.path] = said
+            logger.warning("%s", error.message)
 
-    def _convert(self, name: str, spec: Mapping[str, Any], directory: str) -> SpecModel:
+    def _model(self, name: str, spec: KernelSpec) -> SpecModel:
         resources = {}
-        folder = Path(directory)
-        if directory and folder.is_dir():
-            for file in sorted(folder.iterdir()):
-                if file.name in _SCRIPTS:
-                    resources[file.name] = self._url(name, file)
-                elif file.name.startswith("logo-"):
-                    resources[file.stem] = self._url(name, file)
-        model = SpecModel(name, msgspec.convert(json.loads(json.dumps(spec)), SpecFile), resources)
-        # A name that is not UTF-8 would spoil every listing.
-        msgspec.json.encode(model)
-        return model
+        for file in _files(spec.resource_dir):
+            if file.name in _SCRIPTS:
+                resources[file.name] = self._url(name, file)
+            elif file.name.startswith("logo-"):
+                resources[file.stem] = self._url(name, file)
+        return SpecModel(name, msgspec.convert(spec.to_dict(), SpecFile), resources)
 
     def _url(self, name: str, file: Path) -> str:
         return f"{self._prefix}kernelspecs/{name}/{file.name}"
@@ -155,3 +187,21 @@ class Specs:
         except (OSError, ValueError, RuntimeError):
             pass
         raise NotFound("Kernel resource not found")
+
+
+def _files(directory: str) -> list[Path]:
+    """Those of a spec's directory that can be named to clients, sorted."""
+    if not directory:
+        return []
+    try:
+        return sorted(file for file in Path(directory).iterdir() if _is_utf8(file.name))
+    except OSError:
+        return []
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -19,6 +19,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from app.managers.counters import Counters
 from app.managers.errors import (
+    KernelSpecInvalid,
     KernelSpecNotFound,
     KernelStartFailed,
     ServerStopping,
@@ -104,7 +105,7 @@ class WarmKernels:
             return None
         try:
             spec = await self._specs.find(pool.name)
-        except KernelSpecNotFound:
+        except (KernelSpecNotFound, KernelSpecInvalid):  # which the start will tell
             return None
         move = plan(spec.env, self._as_started, (cwd, env))
         while move is not None and (kernel := pool.oldest) is not None:
@@ -181,7 +182,7 @@ class WarmKernels:
 
     async def _check(self, pool: _Pool) -> None:
         spec: KernelSpec | None = None
-        with contextlib.suppress(KernelSpecNotFound):
+        with contextlib.suppress(KernelSpecNotFound, KernelSpecInvalid):
             spec = await self._specs.find(pool.name)
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
-from app.managers.errors import KernelSpecNotFound, NotFound
-from app.managers.specs import Specs
+from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from app.managers.specs import Specs, kernel_spec_manager
 from tests.support.kernelspecs import PIXEL, Spec, write_broken_kernelspec, write_kernelspec
+
+
+def provided(argv: Sequence[str] = ("k",), **stanza: Any) -> str:
+    """The text of a ``kernel.json`` that asks for a provisioner."""
+    return json.dumps({"argv": argv, "metadata": {"kernel_provisioner": stanza}})
+
 
 SPEC = Spec(
     argv=("kernel", "-f", "{connection_file}"),
@@ -38,7 +46,7 @@ def specs(tmp_path: Path) -> Specs:
 
 
 def specs_in(*jupyter_paths: Path) -> Specs:
-    manager = KernelSpecManager(
+    manager = kernel_spec_manager(
         kernel_dirs=[str(path / "kernels") for path in jupyter_paths], ensure_native_kernel=False
     )
     return Specs(manager, "good")
@@ -136,31 +144,96 @@ async def test_the_first_directory_wins(tmp_path: Path) -> None:
     assert (await specs.find("same")).display_name == "first"
 
 
-BROKEN: Mapping[str, str | bytes] = {
-    "empty": "",
-    "cut off": '{"argv": [',
-    "a list": "[]",
-    "null": "null",
-    "a text": '"kernel"',
-    "no json": "argv = kernel",
-    "not utf-8": b'{"argv": ["k"], "display_name": "\xff"}',
-    "argv of numbers": '{"argv": [1, 2], "display_name": "x"}',
-    "a number for a name": '{"argv": ["k"], "display_name": 7}',
-    "env is a list": '{"argv": ["k"], "display_name": "x", "env": []}',
-    "metadata is a list": '{"argv": ["k"], "display_name": "x", "metadata": []}',
-    "metadata is null": '{"argv": ["k"], "display_name": "x", "metadata": null}',
-    "no such interrupt mode": '{"argv": ["k"], "display_name": "x", "interrupt_mode": "psychic"}',
-    "half a character": '{"argv": ["k"], "display_name": "\\ud83d"}',
-    "too deep": '{"argv": ["k"], "display_name": "x", "metadata": ' + '{"a":' * 50_000,
-    "deep": '{"argv":["k"],"display_name":"x","metadata":' + '{"a":' * 990 + "1" + "}" * 991,
+# Each with the words that say what is wrong with it.
+BROKEN: Mapping[str, tuple[str | bytes, str]] = {
+    "empty": ("", "is not JSON: Expecting value, line 1, column 1"),
+    "cut off": ('{"argv": [', "is not JSON: "),
+    "a list": ("[]", "must be an object, not a list"),
+    "null": ("null", "must be an object, not null"),
+    "a text": ('"kernel"', "must be an object, not a text"),
+    "no json": ("argv = kernel", "is not JSON: "),
+    "byte order mark": ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM"),
+    "not utf-8": (b'{"argv": ["k"], "display_name": "\xff"}', "is not UTF-8: byte 33 "),
+    "utf-16": ('{"argv": ["k"]}'.encode("utf-16"), "is not UTF-8: byte 0 "),
+    "too deep": ('{"argv": ["k"], "metadata": ' + '{"a":' * 50_000, "is nested too deeply"),
+    "deep": (
+        '{"argv":["k"],"metadata":' + '{"a":' * 100 + "1" + "}" * 101,
+        "is nested too deeply",
+    ),
+    "huge": ('{"argv": ["k"], "display_name": "' + "x" * 2**20 + '"}', "is larger than 1048576"),
+    "huge number": ('{"argv": ["k"], "metadata": {"a": ' + "1" * 5000 + "}}", "holds a number"),
+    "no argv": ('{"display_name": "x"}', "argv is missing or empty"),
+    "empty argv": ('{"argv": []}', "argv is missing or empty"),
+    "blank argv": ('{"argv": ["", "-f"]}', "argv[0] is empty"),
+    "argv is a text": ('{"argv": "kernel -f"}', "argv must be a list of texts, not a text"),
+    "argv is null": ('{"argv": null}', "argv must be a list of texts, not null"),
+    "argv of numbers": ('{"argv": ["k", 2]}', "argv[1] must be a text, not a number"),
+    "argv of lists": ('{"argv": [["k"]]}', "argv[0] must be a text, not a list"),
+    "argv with NUL": ('{"argv": ["k", "a\\u0000b"]}', "argv[1] holds a NUL character"),
+    "argv with half": ('{"argv": ["k", "\\ud800"]}', "argv[1] holds half of a surrogate pair"),
+    "long argv": ('{"argv": ["k", "' + "x" * 140_000 + '"]}', "argv[1] is larger than "),
+    "a number for a name": ('{"argv": ["k"], "display_name": 7}', "display_name must be a text"),
+    "half a character": ('{"argv": ["k"], "display_name": "\\ud83d"}', "display_name holds half"),
+    "no language": ('{"argv": ["k"], "language": null}', "language must be a text, not null"),
+    "env is a list": ('{"argv": ["k"], "env": []}', "env must be an object, not a list"),
+    "env is null": ('{"argv": ["k"], "env": null}', "env must be an object, not null"),
+    "env of numbers": ('{"argv": ["k"], "env": {"A": 1}}', "env.'A' must be a text, not a number"),
+    "env of null": ('{"argv": ["k"], "env": {"A": null}}', "env.'A' must be a text, not null"),
+    "env with NUL": ('{"argv": ["k"], "env": {"A": "x\\u0000"}}', "env.'A' holds a NUL character"),
+    "env with half": ('{"argv": ["k"], "env": {"A": "\\ud800"}}', "env.'A' holds half of a surr"),
+    "no name": ('{"argv": ["k"], "env": {"": "x"}}', "env: '' is not a name for an environment"),
+    "a name with =": ('{"argv": ["k"], "env": {"A=B": "x"}}', "env: 'A=B' is not a name for an "),
+    "a name with NUL": ('{"argv": ["k"], "env": {"A\\u0000": "x"}}', "env: 'A\\x00' is not a name"),
+    "a name of half": (
+        '{"argv": ["k"], "env": {"\\ud800": "x"}}',
+        "env: the name '\\ud800' holds half",
+    ),
+    "metadata is a list": ('{"argv": ["k"], "metadata": []}', "metadata must be an object, not a"),
+    "metadata is null": ('{"argv": ["k"], "metadata": null}', "metadata must be an object, not n"),
+    "no such interrupt mode": (
+        '{"argv": ["k"], "interrupt_mode": "psychic"}',
+        'interrupt_mode must be "signal" or "message"',
+    ),
+    "provisioner is a text": (
+        '{"argv": ["k"], "metadata": {"kernel_provisioner": "local"}}',
+        "metadata.kernel_provisioner must be an object, not a text",
+    ),
+    "provisioner is null": (
+        '{"argv": ["k"], "metadata": {"kernel_provisioner": null}}',
+        "metadata.kernel_provisioner must be an object, not null",
+    ),
+    "provisioner's name is a number": (
+        provided(provisioner_name=7),
+        "metadata.kernel_provisioner.provisioner_name must be a text, not a number",
+    ),
+    "no such provisioner": (
+        provided(provisioner_name="nowhere"),
+        "metadata.kernel_provisioner.provisioner_name is 'nowhere', a provisioner that is not ins",
+    ),
+    "provisioner's config is a list": (
+        provided(provisioner_name="local-provisioner", config=[]),
+        "metadata.kernel_provisioner.config must be an object, not a list",
+    ),
+    "preload is a text": (
+        provided(provisioner_name="kernelkeep-fork", config={"preload": "pandas"}),
+        "metadata.kernel_provisioner.config.preload must be a list of texts, not a text",
+    ),
+    "limit is a text": (
+        provided(provisioner_name="kernelkeep-fork", config={"limits": {"AS": "lots"}}),
+        "metadata.kernel_provisioner.config.limits cannot be set: the value of AS",
+    ),
+    "no such limit": (
+        provided(provisioner_name="kernelkeep-fork", config={"limits": {"LUCK": 7}}),
+        "metadata.kernel_provisioner.config.limits cannot be set: there is no resource limit LUCK",
+    ),
 }
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-async def test_a_broken_spec_is_left_out_and_the_others_are_there(
-    specs: Specs, tmp_path: Path, content: str | bytes
+@pytest.mark.parametrize(("content", "fault"), BROKEN.values(), ids=BROKEN)
+async def test_a_broken_spec_is_left_out_and_whoever_asks_for_it_is_told_what_is_wrong(
+    specs: Specs, tmp_path: Path, content: str | bytes, fault: str
 ) -> None:
-    file = write_broken_kernelspec(tmp_path, "broken", "") / "kernel.json"
+    file = write_broken_kernelspec(tmp_path, "Broken", "") / "kernel.json"
     write(file, content.encode() if isinstance(content, str) else content)
 
     models = await specs.models()
@@ -168,24 +241,112 @@ async def test_a_broken_spec_is_left_out_and_the_others_are_there(
     assert list(models) == ["good"]
     assert json.loads(msgspec.json.encode(models))["good"]["name"] == "good"
     assert await specs.names() == ["good"]
-    with pytest.raises(KernelSpecNotFound):
-        await specs.model("broken")
+    for ask in (specs.find, specs.model):
+        with pytest.raises(KernelSpecInvalid) as caught:
+            await ask("broken")
+        assert caught.value.message.startswith(f"Kernel spec Broken is broken: {file}: {fault}")
+        assert len(caught.value.message) < 400
+
+
+SOUND: Mapping[str, str] = {
+    "a place that nothing fills": '{"argv": ["k", "{", "{undefined}", "%s", "{connection_file}"]}',
+    "an interrupt mode in capitals": '{"argv": ["k"], "interrupt_mode": "SIGNAL"}',
+    "keys of others": '{"argv": ["k"], "resource_dir": 7, "argv0": [], "codemirror_mode": {}}',
+    "metadata of others": '{"argv": ["k"], "metadata": {"cull_idle_timeout": "soon", "a": NaN}}',
+    "a provisioner without a name": '{"argv": ["k"], "metadata": {"kernel_provisioner": {}}}',
+    "deep": '{"argv":["k"],"metadata":' + '{"a":' * 98 + "1" + "}" * 99,
+    "a large number": '{"argv": ["k"], "metadata": {"a": ' + "1" * 30 + "}}",
+    "a path from home": '{"argv": ["~/k"], "env": {"a-b.c(1)": "$HOME ${PATH"}}',
+}
+
+
+@pytest.mark.parametrize("content", SOUND.values(), ids=SOUND)
+async def test_what_jupyter_can_start_is_not_refused(
+    specs: Specs, tmp_path: Path, content: str
+) -> None:
+    write_broken_kernelspec(tmp_path, "odd", content)
+
+    assert await specs.names() == ["good", "odd"]
+    asked: list[str] = json.loads(content)["argv"]
+    assert (await specs.find("odd")).argv == asked
+    assert (await specs.model("odd")).spec.interrupt_mode == "signal"
+
+
+async def test_only_who_executes_the_command_needs_one(tmp_path: Path) -> None:
+    write_broken_kernelspec(tmp_path, "far", provided([], provisioner_name="kernelkeep-far"))
+    write_broken_kernelspec(tmp_path, "near", provided([], provisioner_name="local-provisioner"))
+    factory = KernelProvisionerFactory.instance()
+    factory.provisioners["kernelkeep-far"] = factory.provisioners["local-provisioner"]
+    try:
+        assert await specs_in(tmp_path).names() == ["far"]
+    finally:
+        del factory.provisioners["kernelkeep-far"]
+
+
+async def test_no_value_of_a_broken_spec_is_told_to_anybody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = '{"argv": ["hunter2", "hunter2\\u0000"], "env": {"TOKEN": "hunter2"}}'
+    write_broken_kernelspec(tmp_path, "broken", content)
+    specs = specs_in(tmp_path)
+
+    with pytest.raises(KernelSpecInvalid) as caught:
+        await specs.find("broken")
+    await specs.models()
+
+    assert "hunter2" not in str(caught.value) + caplog.text
 
 
 def write(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
-async def test_a_broken_spec_is_named_in_the_log(
+async def test_a_broken_spec_is_logged_once_for_each_change(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_broken_kernelspec(tmp_path, "broken", '{"argv": [1], "display_name": "x"}')
+    file = write_broken_kernelspec(tmp_path, "broken", '{"argv": [1]}') / "kernel.json"
+    specs = specs_in(tmp_path)
 
-    with caplog.at_level(logging.WARNING, "app.managers.specs"):
-        assert await specs_in(tmp_path).models() == {}
+    async def looked_at() -> list[str]:
+        caplog.clear()
+        for _ in range(3):
+            await specs.models()
+            with contextlib.suppress(KernelSpecInvalid):
+                await specs.find("broken")
+        assert not any(record.exc_info for record in caplog.records)
+        return [record.getMessage() for record in caplog.records]
+
+    said = f"Kernel spec broken is broken: {file}: "
+    with caplog.at_level(logging.INFO):
+        assert await looked_at() == [said + "argv[0] must be a text, not a number"]
+        assert await looked_at() == []
+        write(file, b'{"argv": [null]}')
+        assert await looked_at() == [said + "argv[0] must be a text, not null"]
+        write(file, b'{"argv": ["k"]}')
+        assert await looked_at() == []
+        write(file, b'{"argv": [null]}')
+        assert await looked_at() == [said + "argv[0] must be a text, not null"]
+
+
+async def test_a_name_of_a_directory_cannot_forge_a_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_broken_kernelspec(tmp_path / "a\nb", "broken", "{")
+
+    with caplog.at_level(logging.INFO):
+        assert await specs_in(tmp_path / "a\nb").models() == {}
 
     (record,) = caplog.records
-    assert record.message.startswith("kernelspec broken is left out: ")
+    assert "\n" not in record.getMessage()
+
+
+async def test_a_file_beside_a_spec_whose_name_is_not_utf8_costs_only_itself(
+    specs: Specs, tmp_path: Path
+) -> None:
+    directory = os.fsencode(tmp_path / "kernels" / "Good")
+    write(Path(os.fsdecode(directory + b"/logo-\xff.png")), PIXEL)
+
+    assert len((await specs.models())["good"].resources) == 4
 
 
 @pytest.fixture
