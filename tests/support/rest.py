@@ -58,7 +58,7 @@ class RestError(Exception):
     def error(self) -> ErrorModel:
         """The error body, checked for its keys."""
         body = self.response.json()
-        assert set(body) == {"message", "reason", "code"}, body
+        assert body.keys() - {"short_message"} == {"message", "reason", "code"}, body
         return cast(ErrorModel, body)
 
 
