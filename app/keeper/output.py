@@ -13,11 +13,15 @@ import os
 from pathlib import Path
 from typing import Final
 
+from app.keeper.last_words import MAX_LINES, last_words
+
 __all__ = ["ProcessOutput", "lasting_pipe"]
 
 logger = logging.getLogger(__name__)
 
-TAIL_BYTES: Final = 8192
+TAIL_BYTES: Final = 32768
+"""Enough for the stacks of some threads, which are written after what says why."""
+
 READ_BYTES: Final = 65536
 
 
@@ -86,12 +90,11 @@ class ProcessOutput:
         for path in (self.path, self._rotated, self._pipe):
             path.unlink(missing_ok=True)
 
-    def tail(self, lines: int = 12) -> str:
-        """The last lines that the newest process wrote, for people; undecodable bytes replaced."""
+    def tail(self, lines: int = MAX_LINES) -> str:
+        """The `last_words` of the newest process, for people; undecodable bytes replaced."""
         if self._read_end is not None:
             self._read()
-        text = self._tail.decode("utf-8", "replace").strip()
-        return "\n".join(text.splitlines()[-lines:])
+        return last_words(self._tail.decode("utf-8", "replace"), lines)
 
     @property
     def _rotated(self) -> Path:

@@ -36,8 +36,10 @@ class KeeperProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Launch a kernel. Raises `OSError` or `KeeperUnavailable`."""
-        # A kernel with this variable ends when that process does.
-        env = {name: value for name, value in kwargs["env"].items() if name != "JPY_PARENT_PID"}
+        # A kernel with this variable ends when that process does, which process 1 never does. One
+        # without it takes itself for an ``ipython kernel`` in a terminal, and writes a long note
+        # about Ctrl+C to its output. [ipykernel.kernelapp: init_poller, log_connection_info]
+        env = {**kwargs["env"], "JPY_PARENT_PID": "1"}
         self.cwd = kwargs["cwd"]
         self._take(await self.launch_process(cmd, env))
         await self.keeper.watch(self.kernel_id, self.connection_info)

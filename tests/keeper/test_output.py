@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from app.keeper.output import TAIL_BYTES, ProcessOutput
+from app.keeper.last_words import MAX_CHARS
+from app.keeper.output import ProcessOutput
 
 WAIT = 20  # seconds
 
@@ -113,7 +114,8 @@ async def test_the_tail_is_bounded_however_much_is_written(path: Path) -> None:
     output = ProcessOutput(path, 4096)
     write(output, b"x" * 1_000_000, b"the end")
 
-    assert len(output.tail()) == TAIL_BYTES
+    assert len(output.tail()) == MAX_CHARS + 1
+    assert output.tail().startswith("…xxx")
     assert output.tail().endswith("xxxthe end")
 
 
