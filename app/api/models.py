@@ -82,6 +82,14 @@ class StatusModel(BaseModel):
     started: str = Field(description="When the server was started, UTC.")
 
 
+class RestartsModel(BaseModel):
+    """How often a kernel that died was restarted, and what is known of the last time."""
+
+    count: int = Field(description="How often.")
+    last: str = Field(description="When it died last, UTC.")
+    reason: str = Field(description="Why: how its process ended, and the last that it wrote.")
+
+
 class KernelModel(BaseModel):
     """A kernel."""
 
@@ -106,7 +114,11 @@ class KernelModel(BaseModel):
     )
     connections: int = Field(description="Open channel WebSockets.")
     reason: str | None = Field(
-        None, description="Why it is dead, or was restarted; absent when there is nothing to say."
+        None, description="Why it is dead, or has no process just now; absent otherwise."
+    )
+    restarts: RestartsModel | None = Field(
+        None,
+        description="Its restarts after deaths, that it got by itself; absent when there was none.",
     )
 
 

@@ -117,6 +117,7 @@ def record_of(
         reason=kernel.state.reason,
         exclusive=True,
         external=False,
+        restarts=kernel.state.restarts,
     )
 
 
@@ -255,7 +256,7 @@ async def recover(
     traffic.inherit(journal.head[1] if journal is not None else "", executions)
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
-    state.reason = record.reason
+    state.reason, state.restarts = record.reason, record.restarts
     if record.execution_state in ("busy", "idle"):
         state.execution_state = record.execution_state
     ear = Ear(traffic)

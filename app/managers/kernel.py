@@ -47,7 +47,7 @@ from app.managers.process import KernelProcess
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
 from app.managers.restarts import RestartPolicy
-from app.managers.state import KernelState, Lifecycle
+from app.managers.state import KernelState, Lifecycle, Restarts
 from app.managers.traffic import Traffic
 from app.managers.transports import Transport, ports_taken, sockets_exist
 from app.protocol.messages import format_timestamp
@@ -67,7 +67,10 @@ PORT_ATTEMPTS: Final = 3
 
 
 class Model(msgspec.Struct, omit_defaults=True):
-    """The kernel model of Jupyter's REST API; `reason` is there only when there is one."""
+    """The kernel model of Jupyter's REST API; what has a default is left out where there is none.
+
+    `reason` is why the kernel is dead or has no process just now, `restarts` what is over.
+    """
 
     id: str
     name: str
@@ -75,6 +78,7 @@ class Model(msgspec.Struct, omit_defaults=True):
     execution_state: str
     connections: int
     reason: str = ""
+    restarts: Restarts | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -143,7 +147,13 @@ class Kernel:
         if self._model[0] != state.changes:
             activity = format_timestamp(traffic.last_activity)
             model = Model(
-                self.id, self.name, activity, state.word, traffic.connections, state.reason
+                self.id,
+                self.name,
+                activity,
+                state.word,
+                traffic.connections,
+                state.reason,
+                state.restarts,
             )
             self._model = (state.changes, _encode(model))
         return self._model[1]
@@ -467,7 +477,7 @@ class Kernel:
                     return
                 logger.warning("kernel %s: %s; it is restarted", self.id, reason)
                 self.reports.restarting(reason, self._restarts.deaths)
-                self.state.begin(Lifecycle.RESTARTING, reason)
+                self.state.on_restart(reason)
                 self.traffic.announce("restarting")
                 async with self.reports.action("restart"):
                     await asyncio.sleep(delay)

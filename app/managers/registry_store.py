@@ -16,6 +16,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from app.managers.state import Restarts
+
 __all__ = [
     "ExecutionRecord",
     "KernelRecord",
@@ -30,7 +32,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Of the database, in its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -60,11 +62,12 @@ class KernelRecord(msgspec.Struct):
     generation: int
     execution_state: str
     reason: str
-    """Why it is dead, or why its process before this one has died; mostly empty."""
+    """Why it is dead, or has no process just now; mostly empty."""
     exclusive: bool
     """Whether the process is ours to end; one that others have started is not."""
     external: bool
     """Whether others have started it: all that is known of it is in its connection file."""
+    restarts: Restarts | None = None
 
     @property
     def dead(self) -> bool:
@@ -128,7 +131,7 @@ class RegistryStore(Protocol):
 
 
 _COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRecord))
-_JSON: Final = frozenset({"spec", "connection", "provisioner", "argv", "env"})
+_JSON: Final = frozenset({"spec", "connection", "provisioner", "argv", "env", "restarts"})
 _FLAGS: Final = ("exclusive", "external")
 
 _MIGRATIONS: Final = (
@@ -151,6 +154,7 @@ _MIGRATIONS: Final = (
         "exclusive, 0 FROM kernel_1",
         "DROP TABLE kernel_1",
     ),
+    ("ALTER TABLE kernel ADD COLUMN restarts DEFAULT 'null'",),
 )
 """What brings a database from each version to the next; never changed once released."""
 

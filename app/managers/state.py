@@ -7,11 +7,14 @@ as a debugger's, and subshells [JEP 91] report busy and idle of their own.
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 
-from app.protocol.messages import UNTRACKED_MESSAGE_TYPES, Header
+import msgspec
 
-__all__ = ["KernelState", "Lifecycle"]
+from app.protocol.messages import UNTRACKED_MESSAGE_TYPES, Header, format_timestamp
+
+__all__ = ["KernelState", "Lifecycle", "Restarts"]
 
 
 class Lifecycle(StrEnum):
@@ -24,13 +27,22 @@ class Lifecycle(StrEnum):
     DEAD = "dead"
 
 
+class Restarts(msgspec.Struct, frozen=True):
+    """How often a kernel that died got a new process by itself, when the last time, and why."""
+
+    count: int
+    last: str
+    reason: str
+
+
 class KernelState:
     """The lifecycle and execution state of one kernel, and why it is dead if it is."""
 
     def __init__(self, untracked: frozenset[str] = UNTRACKED_MESSAGE_TYPES) -> None:
         self.lifecycle = Lifecycle.STARTING
         self.execution_state = "starting"
-        self.reason = ""
+        self.reason = ""  # of a death that is not over: of one that is, `restarts` tells
+        self.restarts: Restarts | None = None
         # Counts what changes in the kernel's model, here and in its traffic.
         self.changes = 0
         self._untracked = untracked
@@ -98,6 +110,7 @@ class KernelState:
     def on_ready(self) -> None:
         """The kernel answers: running, and idle unless it has reported otherwise meanwhile."""
         self.lifecycle = Lifecycle.RUNNING
+        self.reason = ""
         self.changes += 1
         if self.execution_state == "starting":
             self.execution_state = "idle"
@@ -107,6 +120,12 @@ class KernelState:
         self.execution_state = "starting"
         self.changes += 1
         self._busy_subshells.clear()
+
+    def on_restart(self, reason: str) -> None:
+        """The kernel has died of ``reason``, and gets a new process by itself."""
+        count = self.restarts.count + 1 if self.restarts is not None else 1
+        self.restarts = Restarts(count, format_timestamp(time.time()), reason)
+        self.begin(Lifecycle.RESTARTING, reason)
 
     def begin(self, lifecycle: Lifecycle, reason: str | None = None) -> None:
         """Enter another part of life."""

@@ -217,6 +217,30 @@ async def test_a_restart_or_a_deletion_that_a_crash_has_cut_short_is_finished(
     await asyncio.to_thread(server.stop)
 
 
+async def test_the_deaths_of_before_are_still_told_as_past(servers: Servers) -> None:
+    server = servers.start()
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        await rest.wait_for_state(kernel_id, "idle")
+        os.kill(await pid_of(rest, kernel_id), signal.SIGKILL)
+
+        async def came_back() -> bool:
+            model = await rest.kernel(kernel_id)
+            return "restarts" in model and model["execution_state"] == "idle"
+
+        await eventually(came_back, 30)
+        restarts = (await rest.kernel(kernel_id))["restarts"]
+        assert (restarts["count"], "SIGKILL" in restarts["reason"]) == (1, True)
+    servers.crash()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        model = await rest.kernel(kernel_id)
+        assert model["restarts"] == restarts
+        assert "reason" not in model
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
 async def test_what_was_nobodys_ends_although_the_keeper_was_killed_as_well(
     servers: Servers, home: Home
 ) -> None:

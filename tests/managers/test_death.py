@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -104,6 +105,28 @@ async def test_after_the_restart_the_same_connections_go_on(start: KernelStarter
     assert (await first.execute("print x")).reply["execution_count"] == 4  # it counts anew
 
 
+async def test_restarts_are_told_as_past(start: KernelStarter) -> None:
+    kernel = await start()
+    never_died = await kernel.model()
+    assert [*never_died] == ["id", "name", "last_activity", "execution_state", "connections"]
+    before = datetime.now(UTC)
+    for count, end in enumerate(("die 3", "kill SIGSEGV"), 1):
+        await kernel.channels.execute(end)
+        await kernel.told("restarting")
+        await kernel.told("idle")
+        model = await kernel.model()
+        assert [*model] == [*never_died, "restarts"]
+        restarts = model["restarts"]
+        assert [*restarts] == ["count", "last", "reason"]
+        assert restarts["count"] == count
+        assert before <= datetime.fromisoformat(restarts["last"]) <= datetime.now(UTC)
+    assert restarts["reason"] == "The kernel's process was killed by signal 11 (SIGSEGV)"
+    # One that is asked for is none of these, and takes nothing back.
+    await kernel.rest.restart(kernel.id)
+    assert (await kernel.becomes("idle"))["restarts"] == restarts
+    assert restarts in [listed.get("restarts") for listed in await kernel.rest.kernels()]
+
+
 async def test_a_death_is_seen_at_once(start: KernelStarter) -> None:
     kernel = await start()
     delays = []
@@ -139,8 +162,9 @@ async def test_the_reason_tells_how_it_ended(
     assert "the last words" in exchange.error["evalue"]
     await kernel.told("idle")
     model = await kernel.model()
-    assert reason in model["reason"]
     assert model["execution_state"] == "idle"
+    assert "reason" not in model  # that is over
+    assert reason in model["restarts"]["reason"]
     logged = f"{kernel.id}: {exchange.error['evalue']}".replace("\n", "\n    ")
     await eventually(lambda: logged in server.output(mark))
 
@@ -185,9 +209,10 @@ async def test_one_that_dies_with_no_client_is_restarted_and_its_state_is_told(
 
     async def is_back() -> bool:
         model = await kernel.model()
-        return model["execution_state"] == "idle" and "SIGKILL" in model.get("reason", "")
+        return model["execution_state"] == "idle" and "restarts" in model
 
     await eventually(is_back, 30)
+    assert "SIGKILL" in (await kernel.model())["restarts"]["reason"]
     channels = await kernel.connect()
     assert (await channels.recv()).state == "idle"
     assert (await channels.execute("print here")).text == "here\n"
@@ -252,7 +277,7 @@ async def test_a_python_kernel_that_is_left_by_a_cell_tells_so_and_comes_back(
     exchange = await channels.exchange(request)
     assert exchange.text == "said before\n"
     assert exchange.error["ename"] == "KernelDied"
-    assert "exited with code 13" in exchange.error["evalue"]
+    assert exchange.error["evalue"] == "The kernel's process exited with code 13"
     assert exchange.reply["status"] == "aborted"
     await kernel.told("idle")
     assert (await channels.execute("x")).error["ename"] == "NameError"

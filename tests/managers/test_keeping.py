@@ -63,7 +63,7 @@ async def test_its_death_is_seen_at_once_and_explained(
 
     os.kill(await kernel.pid(), signal.SIGSEGV)
     await kernel.told("idle")
-    assert "killed by signal 11 (SIGSEGV)" in (await kernel.model())["reason"]
+    assert "killed by signal 11 (SIGSEGV)" in (await kernel.model())["restarts"]["reason"]
 
 
 async def test_a_start_that_fails_says_why(start: KernelStarter) -> None:

@@ -20,6 +20,7 @@ from app.managers.registry_store import (
     UnusableRegistry,
     open_registry,
 )
+from app.managers.state import Restarts
 
 
 def record(kernel_id: str, **changes: object) -> KernelRecord:
@@ -49,7 +50,8 @@ def record(kernel_id: str, **changes: object) -> KernelRecord:
 
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     store, aside = open_registry(tmp_path)
-    later, first = record("b", created=9.0, pid=None), record("a")
+    restarts = Restarts(3, "2026-11-22T14:49:48.797413Z", "exited with code 3")
+    later, first = record("b", created=9.0, pid=None, restarts=restarts), record("a")
     store.save(later)
     store.save(first)
     store.touch([("a", 7.5, "busy"), ("gone", 1.0, "idle")])
@@ -76,7 +78,8 @@ def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> N
         for statement in _MIGRATIONS[0]:
             connection.execute(statement)
         row = {"owner": "", "limits": "{}", "exclusive": 1}
-        for name in set(KernelRecord.__struct_fields__) - {"reason", "external", "exclusive"}:
+        added = {"reason", "external", "exclusive", "restarts"}
+        for name in set(KernelRecord.__struct_fields__) - added:
             value = getattr(kept, name)
             row[name] = json.dumps(value) if isinstance(value, dict | list) else value
         marks = ", ".join("?" * len(row))

@@ -209,3 +209,23 @@ def test_the_types_that_do_not_count_can_be_chosen() -> None:
     assert state.word == "idle"
     state.on_status("busy", asked("kernel_info_request"))
     assert state.word == "busy"
+
+
+def test_a_reason_is_over_when_the_kernel_is_ready_again_and_then_counted_as_past() -> None:
+    state = running()
+    assert state.restarts is None
+
+    for count, reason in enumerate(("exited with code 3", "was killed by signal 9"), 1):
+        state.on_restart(reason)
+        assert (state.word, state.reason) == ("restarting", reason)
+        state.on_launch()
+        assert state.reason == reason
+        state.on_ready()
+        assert state.reason == ""
+        assert state.restarts is not None
+        assert (state.restarts.count, state.restarts.reason) == (count, reason)
+
+    state.begin(Lifecycle.RESTARTING, reason="")
+    state.on_ready()
+    assert state.restarts is not None
+    assert state.restarts.count == 2

@@ -11,6 +11,12 @@ from tests.support.processes import eventually
 REQUEST_TIMEOUT = 60  # seconds
 
 
+class RestartsModel(TypedDict):
+    count: int
+    last: str
+    reason: str
+
+
 class KernelModel(TypedDict):
     id: str
     name: str
@@ -18,6 +24,7 @@ class KernelModel(TypedDict):
     execution_state: str
     connections: int
     reason: NotRequired[str]
+    restarts: NotRequired[RestartsModel]
 
 
 class KernelSpecModel(TypedDict):
