@@ -193,8 +193,12 @@ async def test_connections_leave_nothing(server: ServerProcess) -> None:
 
     async with RestClient(server.url, server.token) as rest:
         kernel_id = (await rest.start_kernel("fake"))["id"]
+        # What the server holds for the kernel is there before it is counted: its sockets connect
+        # when the kernel has bound its own, and then each has one descriptor more.
+        await rest.wait_for_state(kernel_id, "idle", timeout=60)
     async with await JupyterChannels.connect(server.ws_url, kernel_id, server.token) as channels:
         await channels.send_execute("background 100000 0.01")
+        await channels.seen(lambda m: m.msg_type == "stream")
     await connections(kernel_id, 20)
     async with nothing_is_left(server):
         await connections(kernel_id, 500)

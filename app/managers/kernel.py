@@ -43,6 +43,7 @@ from app.managers.executions import Executions
 from app.managers.fork_provisioner import KernelManager
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
+from app.managers.oom import OOMWatch
 from app.managers.process import KernelProcess
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
@@ -128,6 +129,7 @@ class Kernel:
         self._manager: KernelManager | None = None
         self._transport: Transport = house.transports.choose(spec)
         self._info: ConnectionInfo = {}
+        self._oom = OOMWatch(None)
         self._launched = 0.0  # by the loop's clock
         self._was_ready = False
         self._port_attempts = 0
@@ -251,6 +253,7 @@ class Kernel:
                     await self._bury(str(gone))
                 return
             self._info = info
+            self._oom = OOMWatch(process.pid)
             await recover(self._house, self, record, info)
             self._launched = asyncio.get_running_loop().time()
             if record.execution_state in ("busy", "idle"):  # it has come up once
@@ -630,6 +633,9 @@ class Kernel:
         return False
 
     async def _describe(self, process: KernelProcess, problem: str) -> str:
+        killed = process.exited.done() and process.exited.result().code == -signal.SIGKILL
+        if killed and self._oom.struck:
+            problem += "; its control group ran out of memory meanwhile"
         tail = await process.tail()
         if tail and not self._house.settings.allow_tracebacks:
             # Interpreters that crash write one. It is for the log, not for clients.
@@ -684,6 +690,7 @@ class Kernel:
             self.reports.start_failed()
             raise
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
+        self._oom = OOMWatch(process.pid)
         self._generation += 1
         self.traffic.open(self._house.channels(self._info, self.traffic))
         await self.keep()

@@ -1,0 +1,68 @@
+"""Whether the operating system has ended processes for want of memory, where that can be known.
+
+A control group counts them [https://docs.kernel.org/admin-guide/cgroup-v2.html, memory.events;
+memory.oom_control of version 1]. Which process it was the count does not tell.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["OOMWatch", "parse_count"]
+
+
+class OOMWatch:
+    """Of a process's control group, from now on; ``root`` is where the system has its files."""
+
+    def __init__(self, pid: int | None, root: Path = Path("/")) -> None:
+        self._file: Path | None = None
+        self._before = 0
+        for file in _candidates(pid, root) if pid is not None else ():
+            count = _count(file)
+            if count is not None:
+                self._file, self._before = file, count
+                return
+
+    @property
+    def struck(self) -> bool:
+        """Whether a process of the group was ended for want of memory meanwhile."""
+        if self._file is None:
+            return False
+        return (_count(self._file) or 0) > self._before
+
+
+def parse_count(text: str) -> int | None:
+    """How many processes were ended, from ``memory.events`` or ``memory.oom_control``."""
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "oom_kill" and value.isdecimal():
+            return int(value)
+    return None
+
+
+def _count(file: Path) -> int | None:
+    try:
+        return parse_count(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _candidates(pid: int, root: Path) -> list[Path]:
+    """Files that may have the count, the likeliest first."""
+    try:
+        lines = (root / "proc" / str(pid) / "cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    mounted = root / "sys" / "fs" / "cgroup"
+    found = []
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers == "memory" or "memory" in controllers.split(","):
+            where, name = mounted / "memory", "memory.oom_control"
+        elif not controllers:
+            where, name = mounted, "memory.events"
+        else:
+            continue
+        # In a container the group is often mounted as if it were the root of all.
+        found += [where / path.strip("/") / name, where / name]
+    return found
