@@ -7,6 +7,7 @@ one, is known only then. Nothing here repeats a value of the file, which may be 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -73,7 +74,8 @@ def read_content(file: Path) -> dict[str, Any]:
     """The object that a ``kernel.json`` holds. Raises `SpecFault`, or `FileNotFoundError`."""
     try:
         with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
+            size = os.fstat(opened.fileno()).st_size  # room for all that is read is made at once
+            data = opened.read(min(size, MAX_BYTES) + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -106,7 +108,7 @@ def check_content(content: Mapping[str, Any]) -> None:
     provisioner = _check_provisioner(metadata)
     _check_argv(content.get("argv", []), needed=provisioner in _LAUNCHES_ITSELF)
     _check_env(content.get("env", {}))
-    for name in _FIELDS:
+    for name in ("metadata", *_TEXTS):
         try:
             _encode(content.get(name))
         except UnicodeEncodeError:
