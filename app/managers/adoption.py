@@ -171,10 +171,10 @@ def kept_by_keeper(record: KernelRecord) -> bool:
 
 
 async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
-    """The kernelspec as it is now, or as it was if it has been removed or broken since."""
+    """The kernelspec as it is now, or as it was if it is gone, broken or not to be read now."""
     try:
         return await asyncio.to_thread(house.specs.get_kernel_spec, record.name)
-    except (NoSuchKernel, KernelSpecInvalid):
+    except (NoSuchKernel, KernelSpecInvalid, OSError):
         return KernelSpec(**record.spec)
 
 

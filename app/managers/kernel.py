@@ -701,6 +701,8 @@ class Kernel:
             spec = await asyncio.to_thread(self._house.specs.get_kernel_spec, self.name)
         except NoSuchKernel:
             raise KernelStartFailed(f"Kernel spec {self.name} is not there any more") from None
+        except OSError as error:
+            raise KernelStartFailed(f"Kernel spec {self.name} cannot be read: {error}") from None
         manager = self._house.new_manager(self.name, self.id, self._transport, spec)
         if self._transport == "ipc":
             manager.ip = self._house.transports.new_address()

@@ -137,6 +137,9 @@ class Specs:
             return self.manager.get_kernel_spec(name)
         except NoSuchKernel:
             raise KernelSpecNotFound(name) from None
+        except OSError as error:
+            logger.warning("kernelspecs cannot be looked for: %s", error)
+            raise KernelSpecNotFound(name) from None
         except KernelSpecInvalid as error:
             self._log(error)
             raise

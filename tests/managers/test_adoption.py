@@ -15,7 +15,12 @@ from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers, drill
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.kernelspecs import FAKE_KERNEL
+from tests.support.kernelspecs import (
+    FAKE_KERNEL,
+    Spec,
+    write_broken_kernelspec,
+    write_kernelspec,
+)
 from tests.support.metrics import scrape
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient
@@ -237,6 +242,24 @@ async def test_the_deaths_of_before_are_still_told_as_past(servers: Servers) -> 
         model = await rest.kernel(kernel_id)
         assert model["restarts"] == restarts
         assert "reason" not in model
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
+async def test_a_kernel_whose_kernelspec_was_broken_meanwhile_goes_on(
+    servers: Servers, home: Home
+) -> None:
+    write_kernelspec(home.jupyter_path, "breaking", Spec())
+    server = servers.start()
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("breaking"))["id"]
+        await rest.wait_for_state(kernel_id, "idle")
+        pid = await pid_of(rest, kernel_id)
+    servers.crash()
+    write_broken_kernelspec(home.jupyter_path, "breaking", '{"argv": 7}')
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert await pid_of(rest, kernel_id) == pid
         await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)
 
