@@ -14,8 +14,8 @@ hit something else. What it did without the answer arriving is undone by the req
 has no such time.
 
 The frames, the greeting and the request ``drain`` are the same in every version: a server can have
-a keeper that it does not understand let go of its kernels, and replace it. (Version 1 had no ids:
-an answer without one is that to ``drain``.)
+a keeper that it does not understand let go of its kernels, and replace it. In version 1 requests
+and answers had no ids: an answer without one is that to the oldest request.
 """
 
 from __future__ import annotations

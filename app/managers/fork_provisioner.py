@@ -181,7 +181,11 @@ class ForkProvisioner(ForkOptions):
         env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
         recipe, order = self.order(cmd, env, options["cwd"], output)
         pid, server = await self.forking.servers.fork(recipe, order)
-        return ForkedProcess(pid, server)
+        try:
+            return ForkedProcess(pid, server)
+        except BaseException:  # no descriptors are left
+            server.abandon(pid)
+            raise
 
 
 def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -36,9 +36,6 @@ ANSWER_SECONDS: Final = 10.0
 MAX_UNSENT: Final = 2**23
 """Bytes of requests that wait for a keeper which reads nothing. Beyond that none is taken."""
 
-DRAIN: Final = 0
-"""The id of the request ``drain``, whose answer by an older keeper has none."""
-
 MAX_LOG_BYTES: Final = 2**20
 
 
@@ -81,7 +78,7 @@ class KeeperLink:
         self._reader = reader
         self._writer = writer
         self._owner = owner
-        self._numbers = count(DRAIN + 1)
+        self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
         self.is_open = True
         self._task = asyncio.get_running_loop().create_task(self._read(), name="keeper")
@@ -167,7 +164,7 @@ class KeeperLink:
         """Have it let go of its kernels and end; what it knows of them."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                answer, _ = await self._send(DRAIN, {"ask": "drain"})
+                answer, _ = await self.tell({"ask": "drain"})
         except TimeoutError:
             raise KeeperUnavailable("The keeper of kernels does not let go of them") from None
         finally:
@@ -187,7 +184,11 @@ class KeeperLink:
                 fields, data = await receive(self._reader)
                 if "event" in fields:
                     self._owner.on_event(fields)
-                elif (answer := self._asked.pop(fields.get("id", DRAIN), None)) is not None:
+                    continue
+                # A keeper that knows no ids answers in the order in which it is asked.
+                number = fields.get("id", next(iter(self._asked), 0))
+                answer = self._asked.pop(number, None)
+                if answer is not None:  # and whoever asked has not given up
                     _settle(answer, fields, data)
         except (OSError, asyncio.IncompleteReadError, Garbled) as error:
             logger.debug("the connection to the keeper has ended: %s", error)
