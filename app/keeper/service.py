@@ -284,6 +284,8 @@ class Service:
             except OSError as error:  # no descriptors are left, for one
                 logger.error("kernel %s cannot be watched: %s", note[0], error)
                 self._left.append(note)
+            except ValueError as error:  # no keeper wrote that
+                logger.error("a note of %s is of no use: %s", note[0], error)
         return {"answer": answer}
 
     def _take_over(self, note: Note) -> None:

@@ -272,12 +272,12 @@ class ForkLink:
                 if answer is not None and not answer.done():
                     answer.set_exception(CannotFork(f"it could not be forked: {text}"))
             case {"ended": pid, "code": code}:
-                known = self._codes.setdefault(pid, self._loop.create_future())
-                if not known.done():
+                known = self._codes.get(pid)
+                if known is not None and not known.done():
                     known.set_result(code)
                 if pid in self._abandoned:
                     self._abandoned.remove(pid)
-                    del self._codes[pid]
+                    self._codes.pop(pid, None)
                     self._reap(pid)
 
     def _reap(self, pid: int) -> None:

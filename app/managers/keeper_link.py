@@ -128,13 +128,16 @@ class KeeperLink:
             writer.close()
             raise
 
-    async def ask(self, fields: Fields, seconds: float = ANSWER_SECONDS) -> tuple[Any, bytes]:
-        """The answer and its bytes, within so many seconds; what is read later is not done.
+    async def ask(self, fields: Fields, seconds: float | None = None) -> tuple[Any, bytes]:
+        """The answer and its bytes; what the keeper reads after so many seconds it does not do.
+
+        Without a number they are `ANSWER_SECONDS`.
 
         Raises `LinkLost`, `KeeperRefuses`, `KeeperUnavailable` for a keeper that does not answer in
         time (it may yet have done what was asked), `OSError` as the keeper did, and `ValueError`
         for what is too large to be asked.
         """
+        seconds = ANSWER_SECONDS if seconds is None else seconds
         transport = self._writer.transport
         if transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")

@@ -327,7 +327,7 @@ class Keeper:
         """Have what nobody wants ended, however late the keeper reads this, or by the next one."""
         (value,) = which.values()
         self._unwanted[kernel_id, value] = {"ask": "end", "kernel_id": kernel_id, **which}
-        if self._link is not None:
+        if self._link is not None and self._link.is_open:
             self._tell_end(self._link, (kernel_id, value))
         elif "launch" in which:
             self._recover_soon()
@@ -380,7 +380,7 @@ class Keeper:
     # The connection
 
     async def _ask(
-        self, ask: str, seconds: float = ANSWER_SECONDS, **fields: Any
+        self, ask: str, seconds: float | None = None, **fields: Any
     ) -> tuple[Any, bytes]:
         """What `KeeperLink.ask` does, of what does no harm if it is done twice."""
         for _ in range(ATTEMPTS - 1):
