@@ -286,12 +286,14 @@ def _ask_server(state_dir: Path, method: str, path: str, body: Any = None) -> by
     try:
         server = json.loads((state_dir / SERVER_FILE).read_text())
         address, token = urlsplit(str(server["url"])), server["token"]
-        port = address.port
+        host, port = address.hostname, address.port
+        if host is None:
+            raise ValueError("no host")
     except (OSError, ValueError, KeyError, TypeError):
         raise _NotDone(
             f"no server says that it has {state_dir}; one under uvicorn does not: use its API"
         ) from None
-    connection = http.client.HTTPConnection(address.hostname or "", port, timeout=HTTP_SECONDS)
+    connection = http.client.HTTPConnection(host, port, timeout=HTTP_SECONDS)
     with contextlib.closing(connection):
         headers = {"Authorization": f"token {token}"} if token else {}
         if body is not None:
