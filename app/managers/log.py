@@ -24,7 +24,7 @@ from app.protocol.messages import Message
 
 __all__ = ["Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
 
-LIVE_SECONDS: Final = 10.0
+LIVE_SECONDS: Final = 30.0
 """How long a reader may take for what it has got, and still count as one that reads."""
 
 SAVED_AT_A_TIME = 1024
@@ -50,8 +50,12 @@ class LogBudget:
 
     @property
     def may_hold(self) -> bool:
-        """Whether more may wait for the disk in memory, beyond what each log has for that."""
-        return sum(log.segments.waiting for log in self._logs if log.segments) < self.max_bytes
+        """Whether more may wait for the disk in memory, beyond what each log has for that.
+
+        All together twice the bound: a message of hundreds of megabytes may wait behind another.
+        """
+        waiting = sum(log.segments.waiting for log in self._logs if log.segments)
+        return waiting < 2 * self.max_bytes
 
     def enforce(self) -> None:
         """Let the largest logs go down until the bound holds, or no log has more than one message.
@@ -92,7 +96,7 @@ class MessageLog:
         self._waiting: set[asyncio.Future[None]] = set()
         self._readers: WeakSet[Reader] = WeakSet()
         if segments is not None:
-            segments.may_hold = self._may_hold
+            segments.wanted_from, segments.may_hold = self._wanted_from, self._may_hold
         self._holes: list[tuple[Position, Position]] = []  # in memory; see put_back
 
     @property
@@ -372,7 +376,12 @@ class MessageLog:
 
     def _may_hold(self) -> bool:
         """Whether what the disk is too slow for stays in memory: a reader is about to read it."""
-        return self._budget.may_hold and any(reader.is_live for reader in self._readers)
+        return self._wanted_from() is not None and self._budget.may_hold
+
+    def _wanted_from(self) -> int | None:
+        """The number that the last of the readers that read just now comes to; None for none."""
+        live = (reader.position.cursor for reader in self._readers if reader.is_live)
+        return min(live, default=None)
 
     def add_reader(self, reader: Reader) -> None:
         """Know who reads, for as long as it is there."""

@@ -99,8 +99,9 @@ class Segments:
     """One kernel's messages on disk: at most ``max_bytes``, none older than ``max_age`` seconds.
 
     Its methods are called from the event loop; the threads of ``executor`` touch the files. They
-    write and remove in order, and read beside that. ``may_hold`` tells whether more may wait to be
-    written than there should.
+    write and remove in order, and read beside that. ``wanted_from`` tells the number that a client
+    which reads just now comes to next. For that client up to twice ``max_bytes`` are kept, and,
+    as long as ``may_hold`` says so, more waits to be written than otherwise.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Segments:
         self._reading = executor
         self._executor = InOrder(executor)
         self.may_hold: Callable[[], bool] = lambda: False
+        self.wanted_from: Callable[[], int | None] = lambda: None
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._segments: list[_Segment] = []
@@ -245,7 +247,9 @@ class Segments:
         dropped = []
         while self._segments:
             first = self._segments[0]
-            if self.bytes <= self._max_bytes and first.written_at >= oldest_time:
+            if first.written_at >= oldest_time and (
+                self.bytes <= self._max_bytes or self._is_wanted(first)
+            ):
                 break
             del self._segments[0]
             self.bytes -= first.bytes
@@ -257,6 +261,13 @@ class Segments:
             first.lose()
         if dropped:
             asyncio.get_running_loop().run_in_executor(self._executor, _remove, dropped)
+
+    def _is_wanted(self, segment: _Segment) -> bool:
+        """Whether a segment stays beyond the bound, for a client that is about to read it."""
+        wanted = self.wanted_from()
+        return (
+            wanted is not None and segment.end.cursor > wanted and self.bytes <= 2 * self._max_bytes
+        )
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
