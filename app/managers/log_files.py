@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -10,7 +9,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet
 
 from app.managers.log import LogBudget, MessageLog
 from app.managers.segments import Segments
@@ -30,9 +28,6 @@ LOCK = "lock"
 THREADS: Final = 4
 """Of a disk that hangs in one kernel's files, others have threads left."""
 
-EXPIRY_SECONDS: Final = 60.0
-"""How often, at the least, it is looked for what has become too old."""
-
 KEPT = "kept"
 """The directory of kernels that outlive the server."""
 
@@ -48,10 +43,6 @@ class LogFiles:
         self._settings = settings
         self._budget = LogBudget(settings.log_total_bytes)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="log")
-        self._segments: WeakSet[Segments] = WeakSet()
-        self._expiry = asyncio.get_running_loop().create_task(
-            self._expire(min(settings.log_disk_age / 4, EXPIRY_SECONDS)), name="expire logs"
-        )
         parent = settings.state_dir / "logs"
         parent.mkdir(mode=0o700, exist_ok=True)
         _remove_abandoned(parent)
@@ -77,19 +68,10 @@ class LogFiles:
                 max_bytes=settings.log_disk_bytes,
                 max_age=settings.log_disk_age,
             )
-            self._segments.add(segments)
         return MessageLog(settings.log_bytes, segments, self._budget)
-
-    async def _expire(self, pause: float) -> None:
-        """Drop what has become too old, of kernels that say nothing more, too."""
-        while True:
-            await asyncio.sleep(pause)
-            for segments in self._segments:
-                segments.expire()
 
     def close(self) -> None:
         """Remove the directory, unless it is for the next server. The logs must be closed."""
-        self._expiry.cancel()
         self._executor.shutdown(wait=False)  # what is written has been waited for
         os.close(self._lock)
         if self._lasts:

@@ -49,6 +49,9 @@ WAITING_BYTES: Final = 16 * 2**20
 """When so much waits to be written, what comes is lost instead, unless somebody is about to read
 it. A message counts only once it waits: one alone may be as large as it likes."""
 
+EXPIRY_SECONDS: Final = 0.1
+"""How much later than it may a segment goes: those that become too old together go together."""
+
 WRITTEN_TOGETHER: Final = 1024
 """How many buffers one system call may write [writev(2), IOV_MAX]."""
 
@@ -116,6 +119,7 @@ class Segments:
         self._max_age = max_age
         self._segments: list[_Segment] = []
         self._writer: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._spares: list[Path] = []  # the files of dropped segments, to be written over
         self._warned = False
         self.bytes = 0
@@ -149,10 +153,6 @@ class Segments:
     def waiting(self) -> int:
         """How many bytes wait to be written."""
         return sum(segment.bytes for segment in self._waiting())
-
-    def expire(self) -> None:
-        """Drop what has become too old, of a kernel that says nothing too."""
-        self._expire(spared=len(self._waiting()))
 
     def _waiting(self) -> list[_Segment]:
         """Those that are not written yet, the newest first; they lie behind all that are."""
@@ -227,6 +227,9 @@ class Segments:
             await asyncio.wait({self._writer})
         self._segments, self._spares = [], []
         self.bytes = 0
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, _remove_directory, self._directory)
 
@@ -259,8 +262,16 @@ class Segments:
                 else:
                     dropped.append(first.path)
             first.lose()
+        loop = asyncio.get_running_loop()
         if dropped:
-            asyncio.get_running_loop().run_in_executor(self._executor, _remove, dropped)
+            loop.run_in_executor(self._executor, _remove, dropped)
+        if self._segments and self._expiry is None:  # of a kernel that says nothing more, too
+            pause = max(0.0, self._segments[0].written_at - oldest_time)
+            self._expiry = loop.call_later(pause + EXPIRY_SECONDS, self._on_expiry)
+
+    def _on_expiry(self) -> None:
+        self._expiry = None
+        self._expire()
 
     def _is_wanted(self, segment: _Segment) -> bool:
         """Whether a segment stays beyond the bound, for a client that is about to read it."""
