@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from itertools import groupby
+from typing import Final
+from weakref import WeakSet
 
 from app.managers.entries import ENTRY_OVERHEAD, Batch, Entry, Gap, Position
 from app.managers.errors import AfterBeyondEnd, StaleEpoch
@@ -20,6 +23,9 @@ from app.managers.segments import SEGMENT_BYTES, Segments
 from app.protocol.messages import Message
 
 __all__ = ["Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
+
+LIVE_SECONDS: Final = 30.0
+"""How long a reader may take for what it has got, and still count as one that reads."""
 
 SAVED_AT_A_TIME = 1024
 """How many messages go to disk together when all of them do."""
@@ -41,6 +47,15 @@ class LogBudget:
         """A log has ended, and holds nothing any more."""
         self._logs.discard(log)
         self.used -= log.bytes
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether more may wait for the disk in memory, beyond what each log has for that.
+
+        All together twice the bound: a message of hundreds of megabytes may wait behind another.
+        """
+        waiting = sum(log.segments.waiting for log in self._logs if log.segments)
+        return waiting < 2 * self.max_bytes
 
     def enforce(self) -> None:
         """Let the largest logs go down until the bound holds, or no log has more than one message.
@@ -79,6 +94,9 @@ class MessageLog:
         self._next_seq = 1
         self._next_offset = 0
         self._waiting: set[asyncio.Future[None]] = set()
+        self._readers: WeakSet[Reader] = WeakSet()
+        if segments is not None:
+            segments.wanted_from, segments.may_hold = self._wanted_from, self._may_hold
         self._holes: list[tuple[Position, Position]] = []  # in memory; see put_back
 
     @property
@@ -214,6 +232,8 @@ class MessageLog:
         The newest entry stays.
         """
         entries, start = self._entries, self._start
+        if not entries:  # whatever else is to go down: there is nothing here
+            return
         last = len(entries) - 1
         if self.segments is not None:
             # A whole segment at a time, but never more than a part of what memory holds.
@@ -267,6 +287,8 @@ class MessageLog:
         if self.segments is None or not entries:
             return
         self._entries, self._start = [], 0
+        self._budget.used -= self.bytes
+        self.bytes = 0
         while entries:
             part, entries = entries[:SAVED_AT_A_TIME], entries[SAVED_AT_A_TIME:]
             if self._holes:
@@ -343,12 +365,27 @@ class MessageLog:
             self._budget.remove(self)
             # What is still said or sent of it counts no more for the others.
             self._budget = LogBudget(self.max_bytes)
+            self._budget.add(self)
+            self._budget.used = self.bytes
         self.wake()
 
     async def remove_files(self) -> None:
         """Remove what is on disk; a reader that has not come to it is told of a gap."""
         if self.segments is not None:
             await self.segments.close()
+
+    def _may_hold(self) -> bool:
+        """Whether what the disk is too slow for stays in memory: a reader is about to read it."""
+        return self._wanted_from() is not None and self._budget.may_hold
+
+    def _wanted_from(self) -> int | None:
+        """The number that the last of the readers that read just now comes to; None for none."""
+        live = (reader.position.cursor for reader in self._readers if reader.is_live)
+        return min(live, default=None)
+
+    def add_reader(self, reader: Reader) -> None:
+        """Know who reads, for as long as it is there."""
+        self._readers.add(reader)
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
@@ -380,6 +417,8 @@ class Reader:
         self._confirmed: Callable[[Position], Position] | None = None
         self._cursor, self._offset = start or log.end
         self._live_from = log.next_seq
+        self._moved = time.monotonic()
+        log.add_reader(self)
 
     @property
     def position(self) -> Position:
@@ -394,6 +433,11 @@ class Reader:
     def arrived(self) -> Position:
         """How far the client is known to have come: where its session goes on."""
         return self._confirmed(self.position) if self._confirmed else self.position
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is more for it, and it has taken something a short while ago."""
+        return self.behind and time.monotonic() - self._moved < LIVE_SECONDS
 
     @property
     def behind(self) -> bool:
@@ -427,6 +471,7 @@ class Reader:
         return Batch(None, self._pass(found))
 
     def _skip(self, gap: Gap) -> None:
+        self._moved = time.monotonic()
         self._cursor += gap.messages
         self._offset += gap.bytes
 
@@ -434,6 +479,7 @@ class Reader:
         """Move past these entries; those of them that this session is to see."""
         if entries:
             last = entries[-1]
+            self._moved = time.monotonic()
             self._cursor = last.seq + 1
             self._offset = last.offset + len(last.message.frame)
         session = self.session

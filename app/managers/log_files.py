@@ -8,6 +8,7 @@ import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from app.managers.log import LogBudget, MessageLog
 from app.managers.segments import Segments
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 
+THREADS: Final = 4
+"""Of a disk that hangs in one kernel's files, others have threads left."""
+
 KEPT = "kept"
 """The directory of kernels that outlive the server."""
 
@@ -38,7 +42,7 @@ class LogFiles:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._budget = LogBudget(settings.log_total_bytes)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="log")
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="log")
         parent = settings.state_dir / "logs"
         parent.mkdir(mode=0o700, exist_ok=True)
         _remove_abandoned(parent)
@@ -49,7 +53,9 @@ class LogFiles:
         self._directory.mkdir(mode=0o700, exist_ok=self._lasts)
         self._lock = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if fcntl is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # Whoever may keep kernels here has the state directory's lock, and so this one is free.
+            # Were it not, to wait would stop the whole server without a word.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def log(self, kernel_id: str) -> MessageLog:
         """A log for a kernel."""
@@ -66,7 +72,7 @@ class LogFiles:
 
     def close(self) -> None:
         """Remove the directory, unless it is for the next server. The logs must be closed."""
-        self._executor.shutdown()
+        self._executor.shutdown(wait=False)  # what is written has been waited for
         os.close(self._lock)
         if self._lasts:
             return

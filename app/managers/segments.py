@@ -19,8 +19,9 @@ import logging
 import os
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from io import FileIO
 from operator import attrgetter
 from pathlib import Path
 from struct import Struct
@@ -29,7 +30,9 @@ from typing import Final
 import msgspec
 
 from app.managers.entries import Entry, Gap, Position
+from app.managers.in_order import InOrder
 from app.protocol import v1
+from app.protocol.frames import FrameError
 
 __all__ = ["SEGMENT_BYTES", "Segments"]
 
@@ -43,7 +46,11 @@ READ_BYTES: Final = 2**20
 """About how much of a segment is read at a time."""
 
 WAITING_BYTES: Final = 16 * 2**20
-"""What may wait to be written before segments are lost instead."""
+"""When so much waits to be written, what comes is lost instead, unless somebody is about to read
+it. A message counts only once it waits: one alone may be as large as it likes."""
+
+EXPIRY_SECONDS: Final = 0.1
+"""How much later than it may a segment goes: those that become too old together go together."""
 
 WRITTEN_TOGETHER: Final = 1024
 """How many buffers one system call may write [writev(2), IOV_MAX]."""
@@ -59,7 +66,7 @@ _Notes = tuple[int, list[tuple[int, str | None, bool]]]
 class _Segment:
     """A run of entries: waiting to be written, in a file, or lost."""
 
-    __slots__ = ("bytes", "end", "entries", "path", "start", "written_at")
+    __slots__ = ("bytes", "end", "entries", "marks", "path", "start", "written_at")
 
     def __init__(
         self, start: Position, end: Position, entries: list[Entry] | None, path: Path | None
@@ -70,6 +77,8 @@ class _Segment:
         self.path = path
         self.bytes = end.offset - start.offset
         self.written_at = time.monotonic()
+        # Where in the file the frames of some numbers begin, in order.
+        self.marks = [(start.cursor, 0)]
 
     @property
     def lost(self) -> bool:
@@ -78,22 +87,39 @@ class _Segment:
     def lose(self) -> None:
         self.entries = self.path = None
 
+    def mark_before(self, cursor: int) -> tuple[int, int]:
+        """The nearest number at or before ``cursor`` whose place in the file is known."""
+        return self.marks[bisect_right(self.marks, cursor, key=lambda mark: mark[0]) - 1]
+
+    def mark(self, cursor: int, position: int) -> None:
+        """The frame of this number begins there: pages that follow each other need no more."""
+        index = bisect_left(self.marks, cursor, key=lambda mark: mark[0])
+        if index == len(self.marks) and position - self.marks[-1][1] >= READ_BYTES // 2:
+            self.marks.append((cursor, position))
+
 
 class Segments:
     """One kernel's messages on disk: at most ``max_bytes``, none older than ``max_age`` seconds.
 
-    Its methods are called from the event loop; ``executor`` touches the files.
+    Its methods are called from the event loop; the threads of ``executor`` touch the files. They
+    write and remove in order, and read beside that. ``wanted_from`` tells the number that a client
+    which reads just now comes to next. For that client up to twice ``max_bytes`` are kept, and,
+    as long as ``may_hold`` says so, more waits to be written than otherwise.
     """
 
     def __init__(
         self, directory: Path, executor: Executor, *, max_bytes: int, max_age: float
     ) -> None:
         self._directory = directory
-        self._executor = executor
+        self._reading = executor
+        self._executor = InOrder(executor)
+        self.may_hold: Callable[[], bool] = lambda: False
+        self.wanted_from: Callable[[], int | None] = lambda: None
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._segments: list[_Segment] = []
         self._writer: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._spares: list[Path] = []  # the files of dropped segments, to be written over
         self._warned = False
         self.bytes = 0
@@ -106,7 +132,7 @@ class Segments:
 
     def push(self, entries: list[Entry]) -> None:
         """Take the entries that follow those taken before; they are written soon."""
-        waiting = sum(segment.bytes for segment in self._waiting())
+        waiting = self.waiting
         added = []
         for part in _parts(entries):
             last = part[-1]
@@ -114,7 +140,7 @@ class Segments:
             end = Position(last.seq + 1, last.offset + len(last.message.frame))
             path = self._directory / _name(start, end)
             added.append(self._add(_Segment(start, end, part, path)))
-        if waiting and waiting + sum(segment.bytes for segment in added) > WAITING_BYTES:
+        if waiting > WAITING_BYTES and not self.may_hold():
             for segment in added:
                 self._lose(segment, "the disk is too slow")
         self._expire(spared=len(self._waiting()))
@@ -122,6 +148,11 @@ class Segments:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write(), name="write log segments"
             )
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait to be written."""
+        return sum(segment.bytes for segment in self._waiting())
 
     def _waiting(self) -> list[_Segment]:
         """Those that are not written yet, the newest first; they lie behind all that are."""
@@ -177,7 +208,11 @@ class Segments:
         if segment.entries is None and segment.path is not None:
             loop = asyncio.get_running_loop()
             try:
-                return await loop.run_in_executor(self._executor, _read_file, segment.path, cursor)
+                entries, position = await loop.run_in_executor(
+                    self._reading, _read_file, segment.path, segment.mark_before(cursor), cursor
+                )
+                segment.mark(entries[-1].seq + 1, position)
+                return entries
             except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
                 if segment in self._segments:
                     self._lose(segment, str(error))
@@ -192,6 +227,9 @@ class Segments:
             await asyncio.wait({self._writer})
         self._segments, self._spares = [], []
         self.bytes = 0
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, _remove_directory, self._directory)
 
@@ -212,7 +250,9 @@ class Segments:
         dropped = []
         while self._segments:
             first = self._segments[0]
-            if self.bytes <= self._max_bytes and first.written_at >= oldest_time:
+            if first.written_at >= oldest_time and (
+                self.bytes <= self._max_bytes or self._is_wanted(first)
+            ):
                 break
             del self._segments[0]
             self.bytes -= first.bytes
@@ -222,8 +262,23 @@ class Segments:
                 else:
                     dropped.append(first.path)
             first.lose()
+        loop = asyncio.get_running_loop()
         if dropped:
-            asyncio.get_running_loop().run_in_executor(self._executor, _remove, dropped)
+            loop.run_in_executor(self._executor, _remove, dropped)
+        if self._segments and self._expiry is None:  # of a kernel that says nothing more, too
+            pause = max(0.0, self._segments[0].written_at - oldest_time)
+            self._expiry = loop.call_later(pause + EXPIRY_SECONDS, self._on_expiry)
+
+    def _on_expiry(self) -> None:
+        self._expiry = None
+        self._expire()
+
+    def _is_wanted(self, segment: _Segment) -> bool:
+        """Whether a segment stays beyond the bound, for a client that is about to read it."""
+        wanted = self.wanted_from()
+        return (
+            wanted is not None and segment.end.cursor > wanted and self.bytes <= 2 * self._max_bytes
+        )
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -346,38 +401,81 @@ def _open(path: Path) -> int:
         return os.open(path, flags, 0o600)
 
 
-def _read_file(path: Path, cursor: int) -> list[Entry]:
+def _read_file(path: Path, mark: tuple[int, int], cursor: int) -> tuple[list[Entry], int]:
     """Entries of a segment from number ``cursor`` on, about `READ_BYTES` of them.
 
-    Raises `OSError`, and `ValueError` if its file is damaged.
+    With the place behind them in the file. Where the frame of a number before begins is known by
+    ``mark``. Raises `OSError`, and `ValueError` if the file is damaged.
     """
     (seq, offset), end = _places(path)
-    data = path.read_bytes()
-    frames_and_notes = len(data) - _LENGTH.size
+    with path.open("rb", buffering=0) as file:
+        notes_at, notes = _read_notes(file, path.name, seq)
+        index, position = mark[0] - seq, mark[1]
+        entries: list[Entry] = []
+        data, data_at = b"", position
+        while index < end.cursor - seq:
+            size = _size_at(data, position - data_at, notes_at - position)
+            if size is None or position + size > data_at + len(data):
+                if entries:
+                    break
+                wanted = max(READ_BYTES, size or 2 * len(data))
+                if position == data_at and len(data) >= notes_at - position:
+                    raise ValueError(f"{path.name} is cut off")
+                data = _read_at(file, position, min(wanted, notes_at - position))
+                data_at = position
+                continue
+            if seq + index >= cursor:
+                start = position - data_at
+                message = v1.restore(data[start : start + size])
+                message.seq = seq + index
+                owner, transient = notes.get(index, (None, False))
+                entries.append(Entry(message.seq, offset + position, message, owner, transient))
+            position += size
+            index += 1
+        if index == end.cursor - seq and position != notes_at:
+            raise ValueError(f"{path.name} has other messages than its name says")
+    return entries, position
+
+
+def _read_notes(
+    file: FileIO, name: str, seq: int
+) -> tuple[int, dict[int, tuple[str | None, bool]]]:
+    """Where the notes of a segment begin in its file, and what they say of messages."""
+    frames_and_notes = os.fstat(file.fileno()).st_size - _LENGTH.size
     if frames_and_notes < 0:
-        raise ValueError(f"{path.name} is cut off")
-    notes_at = frames_and_notes - _LENGTH.unpack_from(data, frames_and_notes)[0]
-    if notes_at < 0:
-        raise ValueError(f"{path.name} is cut off")
-    first, noted = msgspec.convert(json.loads(data[notes_at:frames_and_notes]), _Notes)
+        raise ValueError(f"{name} is cut off")
+    length = _LENGTH.unpack(_read_at(file, frames_and_notes, _LENGTH.size))[0]
+    if length > frames_and_notes:
+        raise ValueError(f"{name} is cut off")
+    notes_at = frames_and_notes - length
+    first, noted = msgspec.convert(json.loads(_read_at(file, notes_at, length)), _Notes)
     if first != seq:
-        raise ValueError(f"{path.name} has messages of another segment")
-    notes = {index: (owner, transient) for index, owner, transient in noted}
-    position = 0
-    entries: list[Entry] = []
-    for index in range(end.cursor - seq):
-        size = v1.size_of(data, position)
-        if seq + index >= cursor:
-            message = v1.restore(data[position : position + size])
-            message.seq = seq + index
-            owner, transient = notes.get(index, (None, False))
-            entries.append(Entry(message.seq, offset + position, message, owner, transient))
-        position += size
-        if entries and offset + position - entries[0].offset >= READ_BYTES:
-            return entries
-    if position != notes_at:
-        raise ValueError(f"{path.name} has other messages than its name says")
-    return entries
+        raise ValueError(f"{name} has messages of another segment")
+    return notes_at, {index: (owner, transient) for index, owner, transient in noted}
+
+
+def _size_at(data: bytes, start: int, left: int) -> int | None:
+    """The size of the frame that begins there; None if too little of it is there to tell.
+
+    There are ``left`` bytes of frames in the file. Raises `FrameError` for what is no frame.
+    """
+    try:
+        return v1.size_of(data, start)
+    except FrameError:
+        if len(data) - start >= 8 and not 6 <= _LENGTH.unpack_from(data, start)[0] < left // 8:
+            raise
+        return None
+
+
+def _read_at(file: FileIO, position: int, size: int) -> bytes:
+    """So many bytes of a file. Raises `ValueError` where there are fewer."""
+    data = b""
+    while len(data) < size:
+        part = os.pread(file.fileno(), size - len(data), position + len(data))
+        if not part:
+            raise ValueError("the file is cut off")
+        data = data + part if data else part
+    return data
 
 
 def _remove(paths: list[Path]) -> None:

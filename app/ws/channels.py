@@ -128,7 +128,9 @@ class ChannelsConnection:
         # The greeting tells the state at the reader's first position: nothing may come between.
         greeting, reader = traffic.greeting(), traffic.attach(self._session, self._start)
         numbered = self._start is not None
-        sender = sender_for(websocket, reader.position, is_v1=self._is_v1, numbered=numbered)
+        sender = sender_for(
+            websocket, traffic.log, reader.position, is_v1=self._is_v1, numbered=numbered
+        )
         reader.confirm_with(sender.arrived)
         live_from = traffic.log.next_seq
         pump = asyncio.get_running_loop().create_task(
@@ -138,9 +140,11 @@ class ChannelsConnection:
             await self._listen(sender)
         finally:
             pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pump
-            traffic.detach(reader)
+            try:
+                # Not the pump itself: its cancellation could not be told from our own.
+                await asyncio.wait({pump})
+            finally:
+                traffic.detach(reader)
 
     # To the client
 

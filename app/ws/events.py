@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Final
 
@@ -38,8 +37,8 @@ async def subscribe(websocket: WebSocket) -> None:
                 pass
         finally:
             pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pump
+            # Not the pump itself: its cancellation could not be told from our own.
+            await asyncio.wait({pump})
 
 
 async def _pump(websocket: WebSocket, subscription: Subscription) -> None:

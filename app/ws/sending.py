@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 from starlette.websockets import WebSocket
 
 from app.managers.entries import Position
+from app.managers.log import MessageLog
 from app.protocol import legacy, v1
 from app.protocol.frames import FrameError
 from app.protocol.messages import Message
@@ -69,8 +71,10 @@ class Sender(Protocol):
         """Return when the connection is lost, if that can be told."""
 
 
-def sender_for(websocket: WebSocket, start: Position, *, is_v1: bool, numbered: bool) -> Sender:
-    """The best way to send to this WebSocket, whose client is at ``start``.
+def sender_for(
+    websocket: WebSocket, log: MessageLog, start: Position, *, is_v1: bool, numbered: bool
+) -> Sender:
+    """The best way to send to this WebSocket what is in ``log``; its client is at ``start``.
 
     ``numbered`` messages carry their number in the log.
     """
@@ -79,7 +83,7 @@ def sender_for(websocket: WebSocket, start: Position, *, is_v1: bool, numbered: 
         encode = _numbered_v1_frames if is_v1 else _numbered_legacy_frames
     writer: FrameWriter | None = websocket.scope.get("extensions", {}).get(EXTENSION)
     if writer is not None:
-        return _BatchSender(writer, encode, start)
+        return _BatchSender(writer, encode, log, start)
     return _PlainSender(websocket, encode, start)
 
 
@@ -94,11 +98,16 @@ class _LastBatch:
         self.chunks: list[bytes] = []
 
 
-class _BatchSender:
-    # Of all connections; the readers of one kernel are woken one after the other.
-    _last = _LastBatch()
+# Of all connections of one kernel: its readers are woken one after the other. What is kept of a
+# kernel goes with its log.
+_last_batches: WeakKeyDictionary[MessageLog, _LastBatch] = WeakKeyDictionary()
 
-    def __init__(self, writer: FrameWriter, encode: Encode, start: Position) -> None:
+
+class _BatchSender:
+    def __init__(
+        self, writer: FrameWriter, encode: Encode, log: MessageLog, start: Position
+    ) -> None:
+        self._last = _last_batches.setdefault(log, _LastBatch())
         self._writer = writer
         self._encode = encode
         self._start = start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,9 @@ from struct import pack
 import pytest
 
 from app.managers.entries import Entry, Gap, Position
-from app.managers.segments import SEGMENT_BYTES, Segments
+from app.managers.segments import SEGMENT_BYTES, WAITING_BYTES, Segments
 from app.protocol.compose import make_message
+from tests.support.processes import eventually
 
 KILOBYTE = "x" * 1024
 
@@ -226,6 +228,84 @@ async def test_a_damaged_file_is_a_gap(
     file.write_bytes(damaged[cut])
 
     assert await segments.read(Position(1, 0)) == Gap(2, log.end.offset)
+
+
+async def test_what_has_become_too_old_goes_although_nothing_is_said(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log = Log()
+    segments = Segments(tmp_path / "kernel", executor, max_bytes=2**20, max_age=0.2)
+    segments.push(log.entries("a"))
+    segments.push(log.entries("b"))
+    await segments.written()
+
+    await eventually(lambda: segments.start is None)
+    await eventually(lambda: not [*(tmp_path / "kernel").iterdir()])
+    assert segments.bytes == 0
+
+
+async def test_one_message_may_be_larger_than_what_may_wait(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=2**26)
+    small, large = log.entries("a"), log.entries("x" * (WAITING_BYTES + 1))
+    goes_on = threading.Event()
+    executor.submit(goes_on.wait, 30)  # a disk that is slow
+    segments.push(small)
+    segments.push(large)
+    assert segments.lost_messages == 0
+    # What comes when so much waits is lost, unless a client is about to read it.
+    segments.push(log.entries("b"))
+    assert segments.lost_messages == 1
+    segments.may_hold = lambda: True
+    segments.push(log.entries("c"))
+    assert segments.lost_messages == 1
+    goes_on.set()
+    await segments.written()
+    assert told(await segments.read(Position(2, small[0].offset))) == told(large)
+
+
+async def test_a_page_is_read_without_what_is_before_it(
+    tmp_path: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=2**26)
+    entries = log.entries(*[KILOBYTE] * 3000)
+    segments.push(entries)
+    await segments.written()
+    read: list[int] = []
+
+    def pread(descriptor: int, size: int, position: int) -> bytes:
+        data = real(descriptor, size, position)
+        read.append(len(data))
+        return data
+
+    real = os.pread
+    monkeypatch.setattr(os, "pread", pread)
+    place, found = Position(1, 0), []
+    while place.cursor <= 3000:
+        page = await segments.read(place)
+        assert isinstance(page, list)
+        found += page
+        last = page[-1]
+        place = Position(last.seq + 1, last.offset + len(last.message.frame))
+    assert told(found) == told(entries)
+    assert sum(read) < 2 * log.end.offset
+
+
+async def test_what_a_client_is_about_to_read_stays_beyond_the_bound(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    log, segments = Log(), make(tmp_path, executor, max_bytes=3000)
+    segments.wanted_from = lambda: 2
+    for text in "abc":
+        segments.push(log.entries(text + KILOBYTE))
+    assert segments.start is not None
+    assert segments.start.cursor == 2
+    for text in "defg":
+        segments.push(log.entries(text + KILOBYTE))
+    assert segments.start.cursor > 2  # twice the bound, but no more
+    assert segments.bytes <= 6000
+    await segments.written()
 
 
 async def test_files_that_are_not_of_this_kind_are_removed(
