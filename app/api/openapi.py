@@ -70,6 +70,7 @@ _TAGS: Final = {
     "messages": "What a kernel has said, from its log.",
     "kernelspecs": "The kinds of kernels that can be started.",
     "sessions": "Which document or console works with which kernel.",
+    "contents": "Files, notebooks and directories below the root directory.",
     "events": "Events of this server, for all who listen.",
     "user": "Who the user is.",
     "server": "The server itself.",
