@@ -103,8 +103,8 @@ def _body_schema(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
-_TYPE: Final = {"type": "string", "enum": ["file", "notebook", "directory"]}
-_TEXT: Final = {"type": "string"}
+_TYPE: Final = {"type": ["string", "null"], "examples": ["file", "notebook", "directory"]}
+_TEXT: Final = {"type": ["string", "null"]}
 
 
 # Checkpoints come first: their paths would do for files of such names.
@@ -167,13 +167,14 @@ async def delete_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: 
     "/{path:path}/trust",
     operation_id="contents_trust",
     status_code=201,
+    response_model=ContentsModel,
     responses=errors(*_WRITE, ContentsTooLarge),
     dependencies=[requires("contents", "write")],
 )
 async def trust_notebook(service: ContentsDep, path: PathDep) -> Response:
     """Trust a notebook: browsers may run what its outputs hold."""
-    await service.run(service.contents.trust, path)
-    return Response(status_code=201)
+    found = await service.run(service.contents.trust, path)
+    return _json(_encode(found.model), 201)
 
 
 @router.get(
@@ -248,9 +249,9 @@ async def create_contents(request: Request, service: ContentsDep, path: PathDep)
     },
     openapi_extra=_body_schema(
         type=_TYPE,
-        format={"type": "string", "enum": ["text", "base64", "json"]},
+        format={**_TEXT, "examples": ["text", "base64", "json"]},
         content={"description": "A text, or the notebook."},
-        chunk={"type": "integer", "description": "Counted from 1; -1 is the last."},
+        chunk={"type": ["integer", "null"], "description": "Counted from 1; -1 is the last."},
     ),
     dependencies=[requires("contents", "write")],
 )
@@ -269,7 +270,7 @@ async def save_contents(
     operation_id="contents_rename",
     response_model=ContentsModel,
     responses={200: _LOCATION, **errors(*BODY, *_WRITE)},
-    openapi_extra=_body_schema(path=_TEXT),
+    openapi_extra=_body_schema(path={"type": "string"}),
     dependencies=[requires("contents", "write")],
 )
 async def rename_contents(

@@ -73,7 +73,6 @@ def requested_span(header: str | None, size: int) -> Span | None:
     responses={
         200: {"content": FILE, "description": "The file, in its own media type."},
         206: {"content": FILE, "description": "The bytes that `Range` asks for."},
-        304: {"description": "The client has it: see `If-None-Match`."},
         **errors(
             ContentsNotFound,
             ContentsForbidden,

@@ -251,7 +251,9 @@ class StartSession(BaseModel):
 
 def _modern(data: dict[str, Any]) -> dict[str, Any]:
     """The body of an old client, as it is written today."""
-    data = {**data, "type": "notebook"}
+    data = {**data}
+    if isinstance(data.get("type", ""), str):  # what is no type at all is refused as ever
+        data["type"] = "notebook"
     notebook, kernel = data["notebook"], data.get("kernel")
     if isinstance(notebook, dict):
         path = notebook.get("name", notebook.get("path"))

@@ -431,11 +431,12 @@ class Contents:
         with self._of_file(path) as place:
             self._checkpoints.delete(place, checkpoint_id)
 
-    def trust(self, path: str) -> None:
+    def trust(self, path: str) -> Found:
         """Trust a notebook's outputs as they are now."""
         with self._of_file(path) as place, self._open(place) as file:
             data = _read(file, os.fstat(file.fileno()), place.path)
             self._notebooks.trust(_as_text(data, place.path), place.path)
+            return self._found(place)
 
     @contextmanager
     def _of_file(self, path: str) -> Iterator[Place]:
