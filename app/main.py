@@ -14,8 +14,10 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from app import __version__
 from app.api import (
+    contents,
     events,
     executions,
+    files,
     kernels,
     kernelspecs,
     me,
@@ -39,6 +41,7 @@ from app.managers.authorization import Authorization, Authorizer, load_authorize
 from app.managers.counters import Counters
 from app.managers.errors import NotFound
 from app.managers.events import Events, read_schemas
+from app.managers.files.service import ContentsService
 from app.managers.identity import User
 from app.managers.keeping import check_state_dir
 from app.managers.metrics import Metrics
@@ -68,6 +71,7 @@ class State(TypedDict):
     sessions: SessionManager
     user: User
     authorization: Authorization
+    contents: ContentsService
 
 
 def create_app(
@@ -113,6 +117,8 @@ def create_app(
             stack.enter_context(at_stop_signals(manager.begin_stop))
             session_manager = SessionManager(manager, SessionStore(settings.sessions_filepath))
             stack.push_async_callback(session_manager.close)
+            contents_service = ContentsService(settings.root_dir, settings.state_dir)
+            stack.push_async_callback(contents_service.close)
             metrics = Metrics(manager, counters)
             stack.callback(metrics.close)
             yield {
@@ -123,6 +129,7 @@ def create_app(
                 "sessions": session_manager,
                 "user": user,
                 "authorization": Authorization(authorizer, user),
+                "contents": contents_service,
             }
 
     # In the order in which a request is held against them: first what is asked for all the time.
@@ -139,6 +146,8 @@ def create_app(
         docs_router(public=settings.open_docs),
         _websockets(settings),
     ]
+    if settings.allow_contents:
+        routers += [contents.router, files.router]
     if settings.serve_metrics:
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     app = FastAPI(

@@ -120,6 +120,9 @@ class Settings(BaseSettings):
 
     # Where its files are
     root_dir: Path = Field(Path("."), description="Directory that kernels' paths are relative to.")
+    allow_contents: bool = Field(
+        True, description="Serve the files below root_dir, to be read and changed."
+    )
     state_dir: Path = Field(
         Path(platformdirs.user_state_dir("kernelkeep", appauthor=False)),
         description="Directory for the service's own files (0700).",

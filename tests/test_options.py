@@ -29,6 +29,7 @@ WRONG: dict[str, str] = {
     "trusted_proxies": "10.0.0.1/8",
     "allowed_hosts": "lab.example.org:443",
     "root_dir": "MISSING",
+    "allow_contents": "perhaps",
     "state_dir": "FILE",
     "auth": "password",
     "token": "two\nlines",

@@ -34,6 +34,7 @@ __all__ = [
     "SessionsDep",
     "UserDep",
     "fingerprint",
+    "read_body",
 ]
 
 MAX_BODY_BYTES: Final = 16 * 2**20
@@ -146,7 +147,7 @@ class PolledRoute(APIRoute):
 
 
 async def _as_json(request: Request) -> Request:
-    body = await _read(request)
+    body = await read_body(request)
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
     headers.append((b"content-type", b"application/json"))
 
@@ -156,14 +157,14 @@ async def _as_json(request: Request) -> Request:
     return Request({**request.scope, "headers": headers}, receive)
 
 
-async def _read(request: Request) -> bytes:
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The body. Raises `RequestTooLarge`, or `InvalidRequest` when it breaks off."""
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise RequestTooLarge(f"The body has more than {MAX_BODY_BYTES} bytes")
+            if len(body) > limit:
+                raise RequestTooLarge(f"The body has more than {limit} bytes")
     except ClientDisconnect:
         raise InvalidRequest("The body is incomplete") from None
     return bytes(body)

@@ -12,6 +12,8 @@ from app.managers.errors import FieldNotUpdatable, InvalidEvent, InvalidRequest,
 from app.managers.identity import UPDATABLE_FIELDS
 
 __all__ = [
+    "CheckpointModel",
+    "ContentsModel",
     "ErrorModel",
     "IdentityModel",
     "KernelModel",
@@ -59,7 +61,9 @@ class ErrorModel(BaseModel):
     )
 
     message: str = Field(description="What is wrong, for people.")
-    reason: str | None = Field(description="Always null; Jupyter clients look for it.")
+    reason: str | None = Field(
+        description="Null but for some errors of contents: `bad type`, `bad format`."
+    )
     code: str = Field(description="What is wrong, for programs; it does not change.")
     short_message: str | None = Field(
         None,
@@ -260,7 +264,9 @@ class StartSession(BaseModel):
 
 def _modern(data: dict[str, Any]) -> dict[str, Any]:
     """The body of an old client, as it is written today."""
-    data = {**data, "type": "notebook"}
+    data = {**data}
+    if isinstance(data.get("type", ""), str):  # what is no type at all is refused as ever
+        data["type"] = "notebook"
     notebook, kernel = data["notebook"], data.get("kernel")
     if isinstance(notebook, dict):
         path = notebook.get("name", notebook.get("path"))
@@ -446,3 +452,49 @@ class PostEvent(BaseModel):
                 "Failed to parse timestamp from JSON request body, an ISO format datetime string "
                 "with UTC offset is expected, for example, 2022-05-26T13:50:00+05:00Z"
             ) from None
+
+
+class ContentsModel(BaseModel):
+    """A file, a notebook or a directory."""
+
+    model_config = example(
+        name="notes.txt",
+        path="work/notes.txt",
+        last_modified="2026-11-22T14:49:48.797413Z",
+        created="2026-11-22T14:49:48.797413Z",
+        type="file",
+        size=5,
+        writable=True,
+        mimetype="text/plain",
+        format="text",
+        content="hello",
+        hash=None,
+        hash_algorithm=None,
+    )
+
+    name: str = Field(description="The last part of its path.")
+    path: str = Field(description="Where it is, relative to the root directory.")
+    last_modified: str = Field(description="When its content was last changed, UTC.")
+    created: str = Field(description="When it was made, as far as that is known, UTC.")
+    type: str = Field(description="`file`, `notebook` or `directory`.")
+    size: int | None = Field(description="In bytes; null for a directory.")
+    writable: bool = Field(description="Whether the server may change it.")
+    mimetype: str | None = Field(description="Of a file, if it is known.")
+    format: str | None = Field(
+        description="Of the content: `text`, `base64` or `json`; null where there is none."
+    )
+    content: Any = Field(
+        description="A text, base64, a notebook, or a directory's models; null if not asked for."
+    )
+    hash: str | None = Field(description="Of the file's bytes, in hex, if asked for.")
+    hash_algorithm: str | None = Field(description="`sha256` where there is a hash.")
+    message: str | None = Field(
+        None, description="What is wrong with a notebook that is not as its schema says."
+    )
+
+
+class CheckpointModel(BaseModel):
+    """A copy of a file that can be restored."""
+
+    id: str
+    last_modified: str = Field(description="When the copy was made, UTC.")

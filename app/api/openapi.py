@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.access import declared_access
 from app.api.execution_models import ExecutionResultModel, LogEventModel
-from app.api.models import ErrorModel
+from app.api.models import ContentsModel, ErrorModel
 from app.api.websocket_models import ChannelsMessageModel, ServerEventModel
 from app.managers.errors import (
     AuthorizerFailed,
@@ -70,6 +70,7 @@ _TAGS: Final = {
     "messages": "What a kernel has said, from its log.",
     "kernelspecs": "The kinds of kernels that can be started.",
     "sessions": "Which document or console works with which kernel.",
+    "contents": "Files, notebooks and directories below the root directory.",
     "events": "Events of this server, for all who listen.",
     "user": "Who the user is.",
     "server": "The server itself.",
@@ -91,7 +92,7 @@ _SECURITY_SCHEMES: Final = {
 _EITHER: Final[list[dict[str, list[str]]]] = [{name: []} for name in _SECURITY_SCHEMES]
 
 # Of the schemas that no route returns as a body of its own.
-_MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel)
+_MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel, ContentsModel)
 _REFERENCE: Final = "#/components/schemas/{model}"
 
 _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
@@ -212,7 +213,7 @@ def _add_components(document: dict[str, Any]) -> None:
     # As FastAPI writes the others: without `default: null`.
     schemas = {**jsonable_encoder(found["$defs"], exclude_none=True), **components["schemas"]}
     # FastAPI takes what is null out of examples, too.
-    for model in (ErrorModel, ExecutionResultModel):
+    for model in (ErrorModel, ExecutionResultModel, ContentsModel):
         schemas[model.__name__]["examples"] = model.model_json_schema()["examples"]
     components["schemas"] = {name: schemas[name] for name in sorted(schemas)}
     components["securitySchemes"] = _SECURITY_SCHEMES

@@ -34,8 +34,8 @@ class Authorizer(Protocol):
         """Whether ``identity`` may do ``action`` with ``resource``.
 
         ``action`` is ``read``, ``write`` or ``execute``; ``resource`` is ``kernels``,
-        ``kernelspecs``, ``sessions``, ``events`` or ``api``. May be a coroutine. Whatever it
-        raises refuses the request.
+        ``kernelspecs``, ``sessions``, ``contents``, ``events`` or ``api``. May be a coroutine.
+        Whatever it raises refuses the request.
         """
 
 

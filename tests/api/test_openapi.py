@@ -91,6 +91,7 @@ def test_all_but_files_and_streams_is_json(document: dict[str, Any]) -> None:
         if JSON not in operation["responses"].get("200", {"content": JSON})["content"]
     }
     assert others <= {
+        "GET /files/{path}",
         "GET /kernelspecs/{name}/{path}",
         "GET /api/kernels/{kernel_id}/executions/{execution_id}/events",
         "GET /api/kernels/{kernel_id}/executions/{execution_id}/outputs/{number}",

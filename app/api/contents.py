@@ -1,0 +1,327 @@
+"""The contents resource: files, notebooks and directories below the root directory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
+from starlette.routing import Match
+from starlette.types import Scope
+
+from app.api.access import requires
+from app.api.dependencies import read_body
+from app.api.models import CheckpointModel, ContentsModel
+from app.api.openapi import BODY, errors
+from app.managers.errors import (
+    ContentsExist,
+    ContentsForbidden,
+    ContentsNotFound,
+    ContentsTooLarge,
+    ContentsUnavailable,
+    InvalidContents,
+    InvalidJSON,
+    InvalidRequest,
+    NoSpace,
+    VersionMismatch,
+)
+from app.managers.files.contents import Found, Precondition, Save
+from app.managers.files.service import ContentsService
+
+__all__ = ["ContentsDep", "PathDep", "router"]
+
+_PREFIX: Final = "/api/contents"
+
+
+class _ContentsRoute(APIRoute):
+    """A route whose path may be empty, with no slash behind the prefix: the root directory's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and scope["path"].endswith(_PREFIX):
+            scope = {**scope, "path": f"{scope['path']}/"}
+        return super().matches(scope)
+
+
+router = APIRouter(prefix=_PREFIX, tags=["contents"], route_class=_ContentsRoute)
+
+T = TypeVar("T")
+
+MAX_BODY_BYTES: Final = 64 * 2**20
+"""Of a file or notebook that is saved in one piece; larger files are sent in chunks."""
+
+_READ: Final = (ContentsNotFound, ContentsForbidden, InvalidContents, ContentsUnavailable)
+_WRITE: Final = (*_READ, ContentsExist, VersionMismatch, NoSpace)
+_LOCATION: Final = {
+    "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def _service(connection: HTTPConnection) -> ContentsService:
+    service: ContentsService = connection.state.contents
+    return service
+
+
+ContentsDep = Annotated[ContentsService, Depends(_service)]
+PathDep = Annotated[str, Path(description="A path relative to the root directory.")]
+
+
+async def _precondition(
+    if_match: Annotated[
+        str | None, Header(description="Only if the file has this `ETag` still.")
+    ] = None,
+    if_none_match: Annotated[
+        str | None, Header(description="`*`: only if there is no such file yet.")
+    ] = None,
+) -> Precondition:
+    versions = [tag.strip() for tag in (if_match or "").split(",") if tag.strip()]
+    return Precondition(tuple(versions), absent=(if_none_match or "").strip() == "*")
+
+
+PreconditionDep = Annotated[Precondition, Depends(_precondition)]
+
+
+class _New(msgspec.Struct):
+    """What is to be made in a directory."""
+
+    copy_from: str | None = None
+    type: str | None = None
+    ext: str | None = None
+
+
+class _Renamed(msgspec.Struct):
+    path: str
+
+
+def _body_schema(**properties: dict[str, Any]) -> dict[str, Any]:
+    """The body of an operation for the document: it is read and decoded by the route itself."""
+    schema = {"type": "object", "properties": properties}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+_TYPE: Final = {"type": ["string", "null"], "examples": ["file", "notebook", "directory"]}
+_TEXT: Final = {"type": ["string", "null"]}
+
+
+# Checkpoints come first: their paths would do for files of such names.
+
+
+@router.get(
+    "/{path:path}/checkpoints",
+    operation_id="contents_checkpoints_list",
+    response_model=list[CheckpointModel],
+    responses=errors(*_READ),
+    dependencies=[requires("contents", "read")],
+)
+async def list_checkpoints(service: ContentsDep, path: PathDep) -> Response:
+    """List the checkpoints of a file: one at most."""
+    return _json(_encode(await service.run(service.contents.checkpoints, path)))
+
+
+@router.post(
+    "/{path:path}/checkpoints",
+    operation_id="contents_checkpoints_create",
+    status_code=201,
+    response_model=CheckpointModel,
+    responses={201: _LOCATION, **errors(*_WRITE)},
+    dependencies=[requires("contents", "write")],
+)
+async def create_checkpoint(request: Request, service: ContentsDep, path: PathDep) -> Response:
+    """Keep a file as it is now, in the place of what was kept of it before."""
+    checkpoint = await service.run(service.contents.create_checkpoint, path)
+    location = f"{_url(request, path)}/checkpoints/{checkpoint.id}"
+    return _json(_encode(checkpoint), 201, {"Location": location})
+
+
+@router.post(
+    "/{path:path}/checkpoints/{checkpoint_id}",
+    operation_id="contents_checkpoints_restore",
+    status_code=204,
+    responses=errors(*_WRITE),
+    dependencies=[requires("contents", "write")],
+)
+async def restore_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: str) -> Response:
+    """Make a file what it was when the checkpoint was made."""
+    await service.run(service.contents.restore_checkpoint, path, checkpoint_id)
+    return Response(status_code=204)
+
+
+@router.delete(
+    "/{path:path}/checkpoints/{checkpoint_id}",
+    operation_id="contents_checkpoints_delete",
+    status_code=204,
+    responses=errors(*_WRITE),
+    dependencies=[requires("contents", "write")],
+)
+async def delete_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: str) -> Response:
+    """Remove a checkpoint."""
+    await service.run(service.contents.delete_checkpoint, path, checkpoint_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{path:path}/trust",
+    operation_id="contents_trust",
+    status_code=201,
+    response_model=ContentsModel,
+    responses=errors(*_WRITE, ContentsTooLarge),
+    dependencies=[requires("contents", "write")],
+)
+async def trust_notebook(service: ContentsDep, path: PathDep) -> Response:
+    """Trust a notebook: browsers may run what its outputs hold."""
+    found = await service.run(service.contents.trust, path)
+    return _json(_encode(found.model), 201)
+
+
+@router.get(
+    "/{path:path}",
+    operation_id="contents_get",
+    response_model=ContentsModel,
+    responses=errors(*_READ, InvalidRequest, ContentsTooLarge),
+    dependencies=[requires("contents", "read")],
+)
+async def get_contents(
+    service: ContentsDep,
+    path: PathDep,
+    kind: Annotated[
+        str | None, Query(alias="type", description="What it is taken for: 400 if it is not.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        Query(alias="format", description="`text` or `base64`; whichever fits if left out."),
+    ] = None,
+    content: Annotated[str, Query(description="`0` for the model only.")] = "1",
+    digest: Annotated[str, Query(alias="hash", description="`1` for a SHA-256, too.")] = "0",
+) -> Response:
+    """Look at a file, a notebook or a directory with what is in it."""
+    if form not in (None, "text", "base64"):
+        raise InvalidRequest("format: must be text or base64")
+    for name, value in (("content", content), ("hash", digest)):
+        if value not in ("0", "1"):
+            raise InvalidRequest(f"{name}: must be 0 or 1")
+    if kind not in (None, "directory", "notebook"):
+        kind = "file"
+
+    def get() -> tuple[bytes, Found]:
+        found = service.contents.get(
+            path, kind=kind, form=form, content=content == "1", hashed=digest == "1"
+        )
+        return _encode(found.model), found
+
+    body, found = await service.run(get)
+    # What a directory shows changes without it; its tag is made of the answer.
+    is_directory = found.model.type == "directory"
+    return _json(body, 200, None if is_directory else {"ETag": found.version})
+
+
+@router.post(
+    "/{path:path}",
+    operation_id="contents_create",
+    status_code=201,
+    response_model=ContentsModel,
+    responses={201: _LOCATION, **errors(*BODY, *_WRITE, ContentsTooLarge)},
+    openapi_extra=_body_schema(copy_from=_TEXT, type=_TYPE, ext=_TEXT),
+    dependencies=[requires("contents", "write")],
+)
+async def create_contents(request: Request, service: ContentsDep, path: PathDep) -> Response:
+    """Make something new in a directory: empty, or a copy. The server chooses its name."""
+    new = await _decoded(request, service, _New) or _New()
+    if new.copy_from:
+        found = await service.run(service.contents.copy, new.copy_from, path)
+    else:
+        kind, suffix = new.type or None, new.ext or ""
+        found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
+    return _changed(request, found)
+
+
+@router.put(
+    "/{path:path}",
+    operation_id="contents_save",
+    response_model=ContentsModel,
+    responses={
+        200: _LOCATION,
+        201: {**_LOCATION, "description": "It is new.", "model": ContentsModel},
+        **errors(*BODY, *_WRITE),
+    },
+    openapi_extra=_body_schema(
+        type=_TYPE,
+        format={**_TEXT, "examples": ["text", "base64", "json"]},
+        content={"description": "A text, or the notebook."},
+        chunk={"type": ["integer", "null"], "description": "Counted from 1; -1 is the last."},
+    ),
+    dependencies=[requires("contents", "write")],
+)
+async def save_contents(
+    request: Request, service: ContentsDep, path: PathDep, precondition: PreconditionDep
+) -> Response:
+    """Write a file or a notebook, or make a directory. Readers see the old content or the new."""
+    save = await _decoded(request, service, Save)
+    if save is None:
+        return _changed(request, await service.run(service.contents.create, path))
+    return _changed(request, await service.run(service.contents.save, path, save, precondition))
+
+
+@router.patch(
+    "/{path:path}",
+    operation_id="contents_rename",
+    response_model=ContentsModel,
+    responses={200: _LOCATION, **errors(*BODY, *_WRITE)},
+    openapi_extra=_body_schema(path={"type": "string"}),
+    dependencies=[requires("contents", "write")],
+)
+async def rename_contents(
+    request: Request, service: ContentsDep, path: PathDep, precondition: PreconditionDep
+) -> Response:
+    """Give a file or directory another path."""
+    renamed = await _decoded(request, service, _Renamed)
+    if renamed is None:
+        raise InvalidRequest("JSON body missing")
+    found = await service.run(service.contents.rename, path, renamed.path, precondition)
+    return _changed(request, found)
+
+
+@router.delete(
+    "/{path:path}",
+    operation_id="contents_delete",
+    status_code=204,
+    responses=errors(*_WRITE),
+    dependencies=[requires("contents", "write")],
+)
+async def delete_contents(
+    service: ContentsDep, path: PathDep, precondition: PreconditionDep
+) -> Response:
+    """Remove a file, or a directory with all that is in it."""
+    await service.run(service.contents.delete, path, precondition)
+    return Response(status_code=204)
+
+
+async def _decoded(request: Request, service: ContentsService, kind: type[T]) -> T | None:
+    """The body, decoded in a thread: a notebook may have megabytes. None for an empty one."""
+    body = await read_body(request, MAX_BODY_BYTES)
+    return await service.run(_decode, body, kind) if body.strip() else None
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:  # it names the field, not what is in it
+        raise InvalidRequest(f"body: {error}") from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidJSON("Invalid JSON in body of request") from None
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, "application/json")
+
+
+def _changed(request: Request, found: Found) -> Response:
+    headers = {"Location": _url(request, found.model.path), "ETag": found.version}
+    return _json(_encode(found.model), 201 if found.created else 200, headers)
+
+
+def _url(request: Request, path: str) -> str:
+    return f"{request.scope.get('root_path', '')}/api/contents/{quote(path.strip('/'))}"

@@ -1,0 +1,1 @@
+"""The files below the root directory, as Jupyter's contents API shows and changes them."""

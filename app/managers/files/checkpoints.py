@@ -1,0 +1,78 @@
+"""The one checkpoint of a file: a copy beside it, where Jupyter servers keep theirs. All blocks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from app.managers.errors import ContentsForbidden, ContentsNotFound
+from app.managers.files.models import Checkpoint
+from app.managers.files.tree import Place
+from app.managers.files.writing import copy_file, replacing
+from app.protocol.messages import format_timestamp
+
+__all__ = ["CHECKPOINT_ID", "DIRECTORY", "Checkpoints"]
+
+CHECKPOINT_ID: Final = "checkpoint"
+DIRECTORY: Final = ".ipynb_checkpoints"
+
+
+class Checkpoints:
+    """Makes, lists, restores and removes checkpoints. Its methods raise `OSError` as well."""
+
+    def create(self, place: Place) -> Checkpoint:
+        """Copy the file as it is now, in the place of an earlier checkpoint."""
+        copy = _copy_of(place)
+        copy.parent.mkdir(exist_ok=True)
+        with place.target.open("rb") as source, replacing(copy) as file:
+            copy_file(source, file)
+        return _model(copy.stat())
+
+    def of(self, place: Place) -> list[Checkpoint]:
+        """The file's checkpoint, if there is one."""
+        try:
+            return [_model(_copy_of(place).stat())]
+        except FileNotFoundError:
+            return []
+
+    def restore(self, place: Place, checkpoint_id: str) -> None:
+        """Put the copy in the place of the file. Raises `ContentsNotFound` for no checkpoint."""
+        with _existing(place, checkpoint_id).open("rb") as source, replacing(place.target) as file:
+            copy_file(source, file)
+
+    def delete(self, place: Place, checkpoint_id: str) -> None:
+        """Remove the copy. Raises `ContentsNotFound` for no checkpoint."""
+        _existing(place, checkpoint_id).unlink()
+
+    def move(self, place: Place, to: Place) -> None:
+        """A file has been renamed: its checkpoint goes with it."""
+        copy, new = _copy_of(place), _copy_of(to)
+        if copy.exists():
+            new.parent.mkdir(exist_ok=True)
+            os.replace(copy, new)
+
+    def forget(self, place: Place) -> None:
+        """A file has been removed."""
+        _copy_of(place).unlink(missing_ok=True)
+
+
+def _copy_of(place: Place) -> Path:
+    """Where a file's checkpoint is. Raises `ContentsForbidden` behind a link to elsewhere."""
+    directory = place.entry.parent / DIRECTORY
+    name = place.entry
+    copy = directory / f"{name.stem}-{CHECKPOINT_ID}{name.suffix}"
+    if directory.is_symlink() or copy.is_symlink():
+        raise ContentsForbidden(f"The checkpoints of {place.path} are a symbolic link")
+    return copy
+
+
+def _existing(place: Place, checkpoint_id: str) -> Path:
+    copy = _copy_of(place)
+    if checkpoint_id != CHECKPOINT_ID or not copy.is_file():
+        raise ContentsNotFound(f"{place.path}@{checkpoint_id[:64]}", what="Checkpoint")
+    return copy
+
+
+def _model(status: os.stat_result) -> Checkpoint:
+    return Checkpoint(CHECKPOINT_ID, format_timestamp(status.st_mtime))

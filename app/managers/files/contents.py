@@ -1,0 +1,512 @@
+"""Jupyter's contents API over the files below the root directory. All of it blocks.
+
+Every method raises `ContentsNotFound`, `ContentsForbidden`, `InvalidContents`, `ContentsExist` or
+`NoSpace`, and whatever takes a version raises `VersionMismatch`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import threading
+from base64 import b64decode, encodebytes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import msgspec
+
+from app.managers.errors import (
+    ContentsExist,
+    ContentsTooLarge,
+    InvalidContents,
+    VersionMismatch,
+)
+from app.managers.files.checkpoints import DIRECTORY, Checkpoints
+from app.managers.files.models import NOTEBOOK_SUFFIX, Checkpoint, Model, describe, version_of
+from app.managers.files.notebooks import Notebooks, empty_notebook
+from app.managers.files.tree import Place, Tree, filesystem_errors
+from app.managers.files.uploads import Uploads
+from app.managers.files.writing import copy_file, create_new, open_new, replacing
+
+__all__ = ["Contents", "Found", "Precondition", "Save"]
+
+MAX_READ_BYTES: Final = 64 * 2**20
+"""Of a file whose content is put into one JSON answer; larger ones come from ``/files/``."""
+
+MAX_COPIED_BYTES: Final = 500 * 2**20
+"""Of a directory that is copied, as Jupyter servers bound it."""
+
+MAX_NAMES: Final = 10_000
+"""Numbers that are tried for the name of something new."""
+
+
+class Save(msgspec.Struct):
+    """What is to be saved. ``chunk`` counts from 1, the last is -1; other keys are ignored."""
+
+    type: str | None = None
+    format: str | None = None
+    content: Any = None
+    chunk: int | None = None
+    path: str | None = None
+    copy_from: str | None = None
+
+
+class Precondition(NamedTuple):
+    """What a caller takes for granted of a file: the versions that it may have, "*" for any; or
+    that there is none of this name yet."""
+
+    versions: tuple[str, ...] = ()
+    absent: bool = False
+
+    def check(self, target: Path) -> None:
+        """Raises `VersionMismatch`."""
+        if not self.versions and not self.absent:
+            return
+        try:
+            version = version_of(target.stat())
+        except FileNotFoundError:
+            version = ""
+        if self.absent and version:
+            raise VersionMismatch("There is a file of this name already")
+        if self.versions and (not version or not {version, "*"} & {*self.versions}):
+            raise VersionMismatch("The file has been changed or removed meanwhile")
+
+
+class Found(NamedTuple):
+    """A model and the version of what it is of; ``created`` if that was not there before."""
+
+    model: Model
+    version: str
+    created: bool = False
+
+
+class Contents:
+    """The contents manager. Methods may be called from several threads at once."""
+
+    def __init__(self, root: Path, private: Path) -> None:
+        self._tree = Tree(root, [private])
+        self._notebooks = Notebooks(private)
+        self._checkpoints = Checkpoints()
+        self._uploads = Uploads()
+        # Between the look at a file's version and its change: of two writers that both have seen
+        # one version, only the first finds it there. Held for a rename, never for a transfer.
+        self._changing = threading.Lock()
+
+    def close(self) -> None:
+        """Drop uploads that are under way."""
+        self._uploads.close()
+
+    # Looking
+
+    def get(
+        self,
+        path: str,
+        *,
+        kind: str | None = None,
+        form: str | None = None,
+        content: bool = True,
+        hashed: bool = False,
+    ) -> Found:
+        """A file or directory, with its content or without.
+
+        ``kind`` is what the caller takes it for; ``form`` is ``text``, ``base64`` or None for
+        whichever fits. ``hashed``: with the SHA-256 of its bytes.
+        """
+        place = self._tree.find(path)
+        with filesystem_errors(place):
+            status = place.target.stat()
+            model = describe(place, status)
+            _check_kind(place, status, kind)
+            if model.type == "directory":
+                if content:
+                    model.format, model.content = "json", self._listing(place)
+                return Found(model, version_of(status))
+            if kind == "file":
+                model.type = "file"
+            if content or hashed:
+                with self._open(place) as file:
+                    status = os.fstat(file.fileno())
+                    data = _read(file, status, place.path)
+                if content:
+                    self._put_content(model, data, form)
+                if hashed:
+                    model.hash, model.hash_algorithm = sha256(data).hexdigest(), "sha256"
+        return Found(model, version_of(status))
+
+    def open(self, path: str) -> BinaryIO:
+        """An existing file, to be read as it is; close it."""
+        place = self._tree.find(path)
+        with filesystem_errors(place):
+            return self._open(place)
+
+    def _open(self, place: Place) -> BinaryIO:
+        # Between the look at a name and this it may have become a link, or a pipe that would block.
+        descriptor = os.open(place.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise InvalidContents(f"{place.path} is no file", "bad type")
+        return os.fdopen(descriptor, "rb")
+
+    def _listing(self, place: Place) -> list[Model]:
+        models = []
+        for child in self._tree.children(place):
+            try:
+                models.append(describe(child, child.target.stat()))
+            except OSError:  # removed meanwhile
+                continue
+        return models
+
+    def _put_content(self, model: Model, data: bytes, form: str | None) -> None:
+        if model.type == "notebook":
+            text = _as_text(data, model.path)
+            model.content, complaint = self._notebooks.read(text, model.path)
+            model.format = "json"
+            if complaint:
+                model.message = complaint
+            return
+        if form != "base64":
+            try:
+                model.content, model.format = data.decode(), "text"
+                model.mimetype = model.mimetype or "text/plain"
+                return
+            except UnicodeDecodeError:
+                if form == "text":
+                    raise InvalidContents(
+                        f"{model.path} is not UTF-8 encoded", "bad format"
+                    ) from None
+        model.content, model.format = encodebytes(data).decode("ascii"), "base64"
+        model.mimetype = model.mimetype or "application/octet-stream"
+
+    # Making
+
+    def create(self, path: str, *, kind: str | None = None, suffix: str = "") -> Found:
+        """Something new in the directory ``path``, under a name that is free."""
+        directory = self._directory(path)
+        if "/" in suffix or "\0" in suffix:
+            raise InvalidContents("ext: no part of a file's name")
+        if kind == "notebook":
+            suffix = suffix or NOTEBOOK_SUFFIX
+        if kind == "directory":
+            return self._under_free_name(directory, "Untitled Folder", " ", "", os.mkdir)
+        stem, data = "untitled", b""
+        if suffix == NOTEBOOK_SUFFIX:
+            stem = "Untitled"
+            data = self._notebooks.written(empty_notebook(), path)[0].encode()
+        return self._under_free_name(
+            directory, stem, "", suffix, lambda target: create_new(target, data)
+        )
+
+    def copy(self, source_path: str, path: str) -> Found:
+        """A copy of a file or directory in the directory ``path``, under a name that is free."""
+        source = self._tree.find_to_change(source_path)
+        with filesystem_errors(source):
+            is_directory = stat.S_ISDIR(source.target.stat().st_mode)
+            if is_directory:  # as on a Jupyter server: the place for a directory is made
+                self._tree.find_to_change(path).target.mkdir(parents=True, exist_ok=True)
+        directory = self._directory(path)
+        with filesystem_errors(source):
+            if is_directory and directory.target.is_relative_to(source.target):
+                raise InvalidContents("A directory cannot be copied into itself")
+            if not is_directory:
+                self._open(source).close()
+        stem, suffix = source.name, ""
+        if not is_directory:
+            # All of .tar.gz is a suffix, but a notebook's name may have dots.
+            is_notebook = source.name.endswith(NOTEBOOK_SUFFIX)
+            part = source.name.rpartition if is_notebook else source.name.partition
+            stem, dot, rest = part(".")
+            suffix = dot + rest
+            stem = re.sub(r"-Copy\d*$", "", stem)
+        beside = source.entry.parent == directory.target
+        copy = self._copy_directory if is_directory else self._copy_file
+        return self._under_free_name(
+            directory, stem, "-Copy", suffix, lambda to: copy(source, to), first=int(beside)
+        )
+
+    def _copy_file(self, source: Place, target: Path) -> None:
+        with self._open(source) as file, open_new(target) as copy:
+            try:
+                copy_file(file, copy)
+                os.fchmod(copy.fileno(), os.fstat(file.fileno()).st_mode & 0o777)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+
+    def _copy_directory(self, source: Place, target: Path) -> None:
+        """What the directory shows; not its hidden files, and what links lead to as files."""
+        if self._bytes_below(source) > MAX_COPIED_BYTES:
+            raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
+        target.mkdir()
+        try:
+            for child in self._tree.children(source):
+                to = target / child.name
+                if not child.target.is_dir():
+                    self._copy_file(child, to)
+                elif not target.is_relative_to(child.target):
+                    self._copy_directory(child, to)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+
+    def _bytes_below(self, place: Place, depth: int = 0) -> int:
+        if depth > 64:  # links that lead to their own parents
+            raise InvalidContents(f"{place.path} is nested too deeply")
+        total = 0
+        for child in self._tree.children(place):
+            if child.target.is_dir():
+                total += self._bytes_below(child, depth + 1)
+            else:
+                total += child.target.stat().st_size
+            if total > MAX_COPIED_BYTES:
+                break
+        return total
+
+    def _directory(self, path: str) -> Place:
+        place = self._tree.find_to_change(path)
+        with filesystem_errors(place):
+            if not stat.S_ISDIR(place.target.stat().st_mode):
+                raise InvalidContents("Cannot POST to files, use PUT instead.")
+        return place
+
+    def _under_free_name(
+        self,
+        directory: Place,
+        stem: str,
+        insert: str,
+        suffix: str,
+        make: Callable[[Path], object],
+        first: int = 0,
+    ) -> Found:
+        """Make something under the first name that nothing has: stem, insert and number, suffix."""
+        for number in range(first, MAX_NAMES):
+            name = f"{stem}{insert}{number}{suffix}" if number else f"{stem}{suffix}"
+            place = self._tree.find_to_change(directory.child(name))
+            with filesystem_errors(place):
+                try:
+                    make(place.entry)
+                except FileExistsError:
+                    continue
+                return self._found(place, created=True)
+        raise ContentsExist(directory.child(f"{stem}{suffix}"))
+
+    # Changing
+
+    def save(self, path: str, save: Save, precondition: Precondition) -> Found:
+        """Write a file, or make a directory; the answer has no content."""
+        if save.copy_from:
+            raise InvalidContents("Cannot copy with PUT, only POST")
+        if save.path:
+            self._tree.find_to_change(save.path)
+        place = self._tree.find_to_change(path)
+        if not place.path:
+            raise InvalidContents("The root directory cannot be saved")
+        with filesystem_errors(place):
+            exists = place.target.exists()
+            if exists and not place.target.is_dir() and save.type is None:
+                raise InvalidContents("No file type provided")
+            kind = _kind_of(save.type, place)
+            if kind == "directory":
+                return self._save_directory(place, precondition)
+            if place.target.is_dir():
+                raise InvalidContents(f"{place.path} is a directory, not a {kind}", "bad type")
+            if save.content is None and exists:
+                raise InvalidContents("No file content provided")
+            if save.chunk is not None:
+                return self._save_chunk(place, kind, save, save.chunk, exists=exists)
+            precondition.check(place.target)  # before anything is written, too
+            data, complaint = self._data(place, kind, save)
+            with replacing(place.target, self._changes(place, precondition)) as file:
+                file.write(data)
+            if kind == "notebook" and not self._checkpoints.of(place):
+                self._checkpoints.create(place)
+            found = self._found(place, created=not exists)
+        if complaint:
+            found.model.message = complaint
+        return found
+
+    @contextmanager
+    def _changes(self, place: Place, precondition: Precondition) -> Iterator[None]:
+        """While a file takes another's place, or goes: nobody else changes any."""
+        with self._changing:
+            precondition.check(place.target)
+            yield
+
+    def _save_directory(self, place: Place, precondition: Precondition) -> Found:
+        with self._changes(place, precondition):
+            try:
+                place.target.mkdir()
+            except FileExistsError:
+                if not place.target.is_dir():
+                    raise InvalidContents(f"Not a directory: {place.path}", "bad type") from None
+        return self._found(place, created=True)
+
+    def _save_chunk(
+        self, place: Place, kind: str, save: Save, chunk: int, *, exists: bool
+    ) -> Found:
+        if kind != "file":
+            raise InvalidContents(f'File type "{kind}" is not supported for large file transfer')
+        data = _data_of_file(save.content, save.format)
+        status = self._uploads.add(place.target, chunk, data)
+        model = describe(place, status)
+        model.type = "file"
+        return Found(model, version_of(status), created=not exists)
+
+    def _data(self, place: Place, kind: str, save: Save) -> tuple[bytes, str | None]:
+        if kind == "notebook":
+            content = empty_notebook() if save.content is None else save.content
+            text, complaint = self._notebooks.written(content, place.path)
+            return _encode(text), complaint
+        if save.content is None:
+            return b"", None
+        return _data_of_file(save.content, save.format), None
+
+    def rename(self, path: str, new_path: str, precondition: Precondition) -> Found:
+        """Give a file or directory another path, where nothing may be yet."""
+        place, new = self._tree.find_to_change(path), self._tree.find_to_change(new_path)
+        if not place.path or not new.path:
+            raise InvalidContents("The root directory cannot be renamed")
+        with filesystem_errors(place):
+            place.entry.lstat()
+            if new.path == place.path:
+                return self._found(place)
+            if new.entry.is_relative_to(place.entry):
+                raise InvalidContents("A directory cannot be moved into itself")
+            with self._changes(place, precondition):
+                if os.path.lexists(new.entry) and not _same_file(place.entry, new.entry):
+                    raise ContentsExist(new.path)
+                os.rename(place.entry, new.entry)
+            if not new.entry.is_dir():
+                self._checkpoints.move(place, new)
+        with filesystem_errors(new):
+            return self._found(self._tree.find(new.path))
+
+    def delete(self, path: str, precondition: Precondition) -> None:
+        """Remove a file, a link, or a directory with all that is in it. It cannot be restored."""
+        place = self._tree.find_to_change(path)
+        if not place.path:
+            raise InvalidContents("Can't delete root")
+        with filesystem_errors(place):
+            with self._changes(place, precondition):
+                if place.entry.is_symlink() or not place.entry.is_dir():
+                    place.entry.unlink()
+                    self._checkpoints.forget(place)
+                    return
+            self._check_removable(place)
+            shutil.rmtree(place.entry)
+
+    def _check_removable(self, place: Place) -> None:
+        """Hidden files are not ours to show, nor to remove unseen: only checkpoints may go."""
+        for directory, names, files in os.walk(place.entry):
+            if DIRECTORY in names:
+                names.remove(DIRECTORY)
+            if any(name.startswith(".") for name in (*names, *files)):
+                hidden = Path(directory).relative_to(place.entry)
+                where = f"{place.path}/{hidden}".removesuffix("/.")
+                raise InvalidContents(f"Directory {where} has hidden files")
+
+    # Checkpoints and trust
+
+    def create_checkpoint(self, path: str) -> Checkpoint:
+        """Keep the file as it is now."""
+        with self._of_file(path) as place:
+            return self._checkpoints.create(place)
+
+    def checkpoints(self, path: str) -> list[Checkpoint]:
+        """The checkpoints of a file."""
+        with self._of_file(path) as place:
+            return self._checkpoints.of(place)
+
+    def restore_checkpoint(self, path: str, checkpoint_id: str) -> None:
+        """Make the file what it was."""
+        with self._of_file(path) as place:
+            self._checkpoints.restore(place, checkpoint_id)
+
+    def delete_checkpoint(self, path: str, checkpoint_id: str) -> None:
+        """Forget how the file was."""
+        with self._of_file(path) as place:
+            self._checkpoints.delete(place, checkpoint_id)
+
+    def trust(self, path: str) -> Found:
+        """Trust a notebook's outputs as they are now."""
+        with self._of_file(path) as place, self._open(place) as file:
+            data = _read(file, os.fstat(file.fileno()), place.path)
+            self._notebooks.trust(_as_text(data, place.path), place.path)
+            return self._found(place)
+
+    @contextmanager
+    def _of_file(self, path: str) -> Iterator[Place]:
+        place = self._tree.find(path)
+        with filesystem_errors(place):
+            if not stat.S_ISREG(place.target.stat().st_mode):
+                raise InvalidContents(f"{place.path} is no file", "bad type")
+            yield place
+
+    def _found(self, place: Place, *, created: bool = False) -> Found:
+        place = self._tree.find(place.path)
+        status = place.target.stat()
+        return Found(describe(place, status), version_of(status), created)
+
+
+def _kind_of(asked: str | None, place: Place) -> str:
+    """What is to be saved. Jupyter servers take a type that they do not know for a file."""
+    if asked:
+        return asked if asked in ("directory", "notebook") else "file"
+    return "notebook" if place.name.endswith(NOTEBOOK_SUFFIX) else "file"
+
+
+def _check_kind(place: Place, status: os.stat_result, kind: str | None) -> None:
+    is_directory = stat.S_ISDIR(status.st_mode)
+    if not is_directory and not stat.S_ISREG(status.st_mode):
+        raise InvalidContents(f"{place.path} is no file", "bad type")
+    if is_directory and kind not in (None, "directory"):
+        raise InvalidContents(f"{place.path} is a directory, not a {kind}", "bad type")
+    if not is_directory and kind == "directory":
+        raise InvalidContents(f"{place.path} is not a directory", "bad type")
+    if kind == "notebook" and not place.name.endswith(NOTEBOOK_SUFFIX):
+        raise InvalidContents(f"{place.path} is not a notebook", "bad type")
+
+
+def _read(file: BinaryIO, status: os.stat_result, path: str) -> bytes:
+    data = file.read(MAX_READ_BYTES + 1) if status.st_size <= MAX_READ_BYTES else None
+    if data is None or len(data) > MAX_READ_BYTES:
+        raise ContentsTooLarge(
+            f"{path} has more than {MAX_READ_BYTES} bytes: fetch it from /files/{path}"
+        )
+    return data
+
+
+def _as_text(data: bytes, path: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InvalidContents(f"{path} is not UTF-8 encoded", "bad format") from None
+
+
+def _data_of_file(content: Any, form: str | None) -> bytes:
+    if form not in ("text", "base64"):
+        raise InvalidContents("Must specify format of file contents as 'text' or 'base64'")
+    if not isinstance(content, str):
+        raise InvalidContents("content: must be a string")
+    if form == "text":
+        return _encode(content)
+    try:
+        return b64decode("".join(content.split()), validate=True)
+    except ValueError:
+        raise InvalidContents("content: is not base64") from None
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidContents("content: is not valid Unicode") from None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether names that differ in their case only are of one file, as on some file systems."""
+    return one.name.lower() == other.name.lower() and os.path.samefile(one, other)

@@ -1,0 +1,52 @@
+"""The contents manager for the event loop: its work is done in threads of its own, with a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from app.managers.errors import ContentsUnavailable
+from app.managers.files.contents import Contents
+
+__all__ = ["ContentsService"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS: Final = 4
+"""Of a disk that hangs, this many requests can be stuck; other work has other threads."""
+
+WORK_SECONDS: Final = 60.0
+"""How long a file system may take for one request, waiting for a free thread included."""
+
+
+class ContentsService:
+    """Runs the methods of ``contents`` without blocking the event loop."""
+
+    def __init__(self, root: Path, state_dir: Path) -> None:
+        self.contents = Contents(root, state_dir)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="contents")
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What ``work`` returns. Raises what it does, and `ContentsUnavailable` if it hangs.
+
+        Work that has begun cannot be taken back: it may still be done after the time is over.
+        """
+        loop = asyncio.get_running_loop()
+        call = partial(work, *args, **kwargs)
+        try:
+            async with asyncio.timeout(WORK_SECONDS):
+                return await loop.run_in_executor(self._threads, call)
+        except TimeoutError:
+            raise ContentsUnavailable(
+                f"The file system did not answer within {WORK_SECONDS:g} s"
+            ) from None
+
+    async def close(self) -> None:
+        """Drop what is under way; work that hangs is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.contents.close()

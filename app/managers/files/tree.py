@@ -1,0 +1,147 @@
+"""From the paths of the contents API to files below the root directory, and to nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from app.managers.errors import (
+    ContentsExist,
+    ContentsForbidden,
+    ContentsNotFound,
+    InvalidContents,
+    KernelkeepError,
+    NoSpace,
+)
+
+__all__ = ["Place", "Tree", "filesystem_errors"]
+
+UNLISTED: Final = ("__pycache__", "*.pyc", "*.pyo", "*~")
+"""Names that a directory's listing leaves out, as Jupyter servers do. Who knows them may ask."""
+
+
+class Place(NamedTuple):
+    """Where an API path leads.
+
+    ``path`` is the API path in its one form, without slashes at its ends. ``entry`` is the
+    directory entry of that name, which may be a symbolic link; ``target`` is what it leads to.
+    """
+
+    path: str
+    entry: Path
+    target: Path
+
+    @property
+    def name(self) -> str:
+        """The last part of the API path; empty for the root directory."""
+        return self.path.rpartition("/")[2]
+
+    def child(self, name: str) -> str:
+        """The API path of something in this directory."""
+        return f"{self.path}/{name}" if self.path else name
+
+
+class Tree:
+    """The visible files below ``root``, which must be an absolute path without symbolic links.
+
+    Hidden are names that begin with a dot, whatever is below one, and the ``private``
+    directories. Symbolic links are followed as long as they lead to what is visible.
+    """
+
+    def __init__(self, root: Path, private: Iterable[Path] = ()) -> None:
+        self._root = root
+        self._private = tuple(private)
+
+    def find(self, path: str) -> Place:
+        """The place of an API path, which need not exist.
+
+        Raises `ContentsNotFound` for a path that is hidden or leads out of the root directory,
+        and `InvalidContents` for one that no file can have.
+        """
+        parts = [part for part in path.split("/") if part]
+        plain = "/".join(parts)
+        if any(part.startswith(".") or "\0" in part for part in parts):
+            raise ContentsNotFound(plain)
+        named = self._root.joinpath(*parts)
+        try:
+            # The parent is resolved by itself: the last part may be a link that is to be removed.
+            entry = named.parent.resolve() / named.name if parts else self._root
+            target = entry.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, half a pair
+            if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+                raise InvalidContents("The path or a name in it is too long") from None
+            raise ContentsNotFound(plain) from None
+        if not self._shows(entry) or not self._shows(target):
+            raise ContentsNotFound(plain)
+        return Place(plain, entry, target)
+
+    def find_to_change(self, path: str) -> Place:
+        """The same for a path that is to be written: what is hidden is refused with 400.
+
+        Jupyter servers tell the two apart, and their clients show the message.
+        """
+        try:
+            return self.find(path)
+        except ContentsNotFound:
+            raise InvalidContents(f"Cannot change file or directory {path[:200]!r}") from None
+
+    def children(self, place: Place) -> Iterator[Place]:
+        """What a directory shows, in the order of the names. Raises `OSError`."""
+        for name in sorted(os.listdir(place.target)):
+            if any(fnmatch(name, pattern) for pattern in UNLISTED) or not _is_text(name):
+                continue
+            try:
+                child = self.find(place.child(name))
+                mode = child.target.stat().st_mode
+            except (KernelkeepError, OSError):  # hidden, a link to nowhere, or gone meanwhile
+                continue
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                yield child
+
+    def _shows(self, path: Path) -> bool:
+        if not path.is_relative_to(self._root):
+            return False
+        if any(path.is_relative_to(private) for private in self._private):
+            return False
+        return not any(part.startswith(".") for part in path.relative_to(self._root).parts)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8: no other can be asked for by a URL or written as JSON."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def filesystem_errors(place: Place) -> Iterator[None]:
+    """Tell a caller of the API what the operating system refuses, by the API path only."""
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(place.path, error) from error
+
+
+def _refusal(path: str, error: OSError) -> KernelkeepError:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR | errno.ELOOP:
+            return ContentsNotFound(path)
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return ContentsForbidden(f"Permission denied: {path}")
+        case errno.EEXIST | errno.ENOTEMPTY:
+            return ContentsExist(path)
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoSpace(f"There is no room for {path}")
+        case errno.EISDIR:
+            return InvalidContents(f"{path} is a directory, not a file")
+        case errno.ENAMETOOLONG | errno.EINVAL:
+            return InvalidContents("The path or a name in it is too long, or cannot be used here")
+    return InvalidContents(f"{path}: {error.strerror}")

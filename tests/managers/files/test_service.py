@@ -1,0 +1,35 @@
+"""The contents manager beside the event loop: a file system that hangs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.managers.errors import ContentsUnavailable
+from app.managers.files import service as module
+from app.managers.files.service import THREADS, ContentsService
+
+
+async def test_a_file_system_that_hangs_is_given_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WORK_SECONDS", 0.2)
+    service = ContentsService(tmp_path, tmp_path / "state")
+    answers = threading.Event()
+    try:
+        for _ in range(THREADS + 1):  # the last one finds no thread that is free
+            with pytest.raises(ContentsUnavailable, match=r"within 0\.2 s"):
+                await service.run(answers.wait)
+    finally:
+        answers.set()
+    assert await service.run(lambda: "again") == "again"
+    await service.close()
+
+
+async def test_what_is_raised_is_passed_on(tmp_path: Path) -> None:
+    service = ContentsService(tmp_path, tmp_path / "state")
+    with pytest.raises(ZeroDivisionError):
+        await service.run(lambda: 1 / 0)
+    await service.close()

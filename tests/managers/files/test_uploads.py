@@ -1,0 +1,48 @@
+"""Files that come in chunks: their bounds, and what is left of those that never end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.managers.errors import InvalidContents
+from app.managers.files.uploads import LAST, MAX_UPLOADS, Uploads
+
+
+@pytest.fixture
+def uploads() -> Iterator[Uploads]:
+    uploads = Uploads()
+    yield uploads
+    uploads.close()
+
+
+def test_beyond_the_bound_the_one_that_has_stood_still_goes(
+    uploads: Uploads, tmp_path: Path
+) -> None:
+    targets = [tmp_path / str(number) for number in range(MAX_UPLOADS + 1)]
+    for target in targets:
+        uploads.add(target, 1, b"a")
+    assert len([*tmp_path.iterdir()]) == MAX_UPLOADS
+    with pytest.raises(InvalidContents):
+        uploads.add(targets[0], 2, b"b")
+    uploads.add(targets[-1], LAST, b"b")
+    assert targets[-1].read_bytes() == b"ab"
+
+
+def test_nothing_is_left_of_what_never_ended(tmp_path: Path) -> None:
+    uploads = Uploads()
+    uploads.add(tmp_path / "a", 1, b"a")
+    uploads.close()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_disk_that_fails_leaves_the_old_file(uploads: Uploads, tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.mkdir()  # which no file can take the place of
+    (target / "x").touch()
+    uploads.add(target, 1, b"a")
+    with pytest.raises(OSError, match="directory"):
+        uploads.add(target, LAST, b"b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
