@@ -656,9 +656,9 @@ class Kernel:
             await self._bury(reason)
             return
         self._stranded = reason
-        self._settle_start(False)
         self.traffic.close(reason)
         self._doubt(reason)
+        self._settle_start(False)
         await self._register()
         self._begin_life()
 
@@ -849,11 +849,11 @@ class Kernel:
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
         logger.error("kernel %s is dead: %s", self.id, reason)
-        self._settle_start(False)
         self.reports.dead(reason)
         await self._release(restart=False)
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
+        self._settle_start(False)  # who waits for that asks for the reason
         self.traffic.announce("dead")
         if self._house.registry is not None:
             # The keeper has nothing of it any more.
