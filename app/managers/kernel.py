@@ -262,7 +262,8 @@ class Kernel:
                 code = exited.code
                 raise Gone(f"The kernel's process {exited} while no server was there")
         except Gone as gone:
-            self._left = None
+            # They clean up after the process.
+            self._left, self._manager, self._process = None, manager, process
             await self._take_over_the_dead(record, str(gone), code)
             return
         except KernelUnreachable:

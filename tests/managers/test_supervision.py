@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -26,6 +26,8 @@ from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, is_alive
 
+OnShutdown = Literal["keep", "stop"]
+
 
 @pytest.fixture
 def state_dir(home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -37,7 +39,7 @@ def state_dir(home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @asynccontextmanager
 async def kernels(
-    state_dir: Path, on_shutdown: str = "keep", **options: Any
+    state_dir: Path, on_shutdown: OnShutdown = "keep", **options: Any
 ) -> AsyncIterator[MultiKernelManager]:
     """A manager in this process; what it keeps is ended at the end."""
     settings = Settings(
@@ -78,7 +80,7 @@ def fails(*_: Any) -> Any:
 
 @pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
 async def test_a_kernel_whose_supervision_fails_is_dead_and_has_no_process(
-    state_dir: Path, on_shutdown: str, monkeypatch: pytest.MonkeyPatch
+    state_dir: Path, on_shutdown: OnShutdown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kernels(state_dir, on_shutdown) as manager:
         other = await manager.start_kernel()
@@ -120,9 +122,9 @@ async def test_one_whose_process_could_not_be_ended_either_is_listed_until_it_is
 
 @pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
 async def test_a_start_that_fails_behind_the_launch_leaves_no_process(
-    state_dir: Path, on_shutdown: str, monkeypatch: pytest.MonkeyPatch
+    state_dir: Path, on_shutdown: OnShutdown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pids = []
+    pids: list[int] = []
 
     def channels(*_: Any, **__: Any) -> Any:
         (kernel,) = manager
@@ -198,9 +200,9 @@ async def test_nothing_of_a_kernel_that_is_gone_is_written_or_remembered(state_d
     async with kernels(state_dir) as manager:
         kernel = await manager.start_kernel()
         await is_up(kernel)
-        assert manager._succession is not None
-        changes = manager._succession._changes
-        await eventually(lambda: kernel.id in manager._succession._changes)
+        succession = manager._succession
+        assert succession is not None
+        await eventually(lambda: kernel.id in succession._changes)
         await kernel.stop()
         header = {"msg_id": "late", "msg_type": "execute_request", "session": "s"}
         parts = [json.dumps(part).encode() for part in (header, {}, {}, {"code": "1"})]
@@ -212,8 +214,7 @@ async def test_nothing_of_a_kernel_that_is_gone_is_written_or_remembered(state_d
             (rows,) = connection.execute("SELECT count(*) FROM execution").fetchone()
         connection.close()
         assert rows == 0
-        await eventually(lambda: kernel.id not in manager._succession._changes)
-        del changes
+        await eventually(lambda: kernel.id not in succession._changes)
 
 
 async def test_a_state_directory_that_cannot_be_written_ends_no_kernel(state_dir: Path) -> None:

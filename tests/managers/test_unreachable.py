@@ -102,7 +102,7 @@ async def test_one_that_ends_after_all_is_gone_as_it_was_asked_to(
         return [model["id"] for model in await rest.kernels()] == [restarted]
 
     async def anew() -> bool:
-        return (await Executions(rest, restarted).run("pid"))["outputs"] != []
+        return bool((await Executions(rest, restarted).run("pid"))["outputs"])
 
     await eventually(only_one)
     await eventually(anew)
