@@ -112,13 +112,15 @@ class KernelModel(BaseModel):
         examples=["2026-11-22T14:49:48.797413Z"],
     )
     execution_state: str = Field(
-        description="`starting`, `idle`, `busy`, `restarting`, `terminating`, `dead`, or what "
-        "else the kernel has reported.",
+        description="`starting`, `idle`, `busy`, `restarting`, `terminating`, `dead`, `unknown` "
+        "(it may run, and cannot be reached), or what else the kernel has reported.",
         examples=["idle"],
     )
     connections: int = Field(description="Open channel WebSockets.")
     reason: str | None = Field(
-        None, description="Why it is dead, or has no process just now; absent otherwise."
+        None,
+        description="Why it is dead, has no process just now, could not be stopped or cannot be "
+        "reached; absent when there is nothing to say.",
     )
     restarts: RestartsModel | None = Field(
         None,

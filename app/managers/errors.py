@@ -42,6 +42,8 @@ KernelkeepError
 ├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
+├── KernelNotStopped 503
+├── KernelUnreachable 503
 ├── ServerStopping 503
 ├── ContentsUnavailable 503
 └── NoSpace 507
@@ -314,6 +316,20 @@ class KeeperUnavailable(KernelkeepError):
     """There is no keeper of kernels, and none can be started."""
 
     code = "keeper_unavailable"
+
+
+class KernelNotStopped(KernelkeepError):
+    """The kernel's process could not be ended. The kernel is as before; try again."""
+
+    status = 503
+    code = "kernel_not_stopped"
+
+
+class KernelUnreachable(KernelkeepError):
+    """What would reach the kernel's process fails, or does not answer; the process may run on."""
+
+    status = 503
+    code = "kernel_unreachable"
 
 
 class AuthorizerFailed(KernelkeepError):

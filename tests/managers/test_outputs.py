@@ -37,8 +37,8 @@ def outputs(*messages: Message) -> list[Output]:
 
 
 def _validate(made: list[Output]) -> None:
-    cell = nbformat.v4.new_code_cell(outputs=[nbformat.from_dict(output) for output in made])  # type: ignore[no-untyped-call]
-    nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))  # type: ignore[no-untyped-call]
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.from_dict(output) for output in made])
+    nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
 
 
 def text(value: str, name: str = "stdout") -> Output:
