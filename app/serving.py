@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import resource
 import shlex
 import signal
 import socket
@@ -31,6 +30,11 @@ from app.managers.specs import kernel_spec_manager
 from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["CannotStart", "serve"]
 
@@ -179,6 +183,8 @@ class _Server(uvicorn.Server):
 
 def _most_connections() -> int:
     """Half of the file descriptors there may be: the others are for kernels and files."""
+    if resource is None:
+        return 0
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, soft // 2) if soft != resource.RLIM_INFINITY else 0
 

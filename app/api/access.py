@@ -226,13 +226,13 @@ class AccessMiddleware:
         return name in self._hosts or name.endswith(self._host_suffixes) or is_loopback(name)
 
     def _is_same_origin(self, scope: Scope, headers: Headers, origin: str | None) -> bool:
+        host = headers.get("host")
         site = headers.get("sec-fetch-site")
         is_websocket = scope["type"] == "websocket"
         if origin is None:
             # Browsers send an Origin with what changes something, unless they are told not to.
             changes = is_websocket or scope["method"] not in _SAFE_METHODS
             return not (changes and site in ("cross-site", "same-site"))
-        host = headers.get("host")
         if host is None or self._is_configured_origin(origin):
             return True
         if is_websocket and site in ("same-origin", "none"):

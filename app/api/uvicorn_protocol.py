@@ -179,8 +179,8 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
     @property
     def is_idle(self) -> bool:
         """Whether nobody works for this connection: its request is not all there, or answered."""
-        cycle: RequestResponseCycle | None = self.cycle
-        return not cycle or cycle.response_complete
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is None or cycle.response_complete
 
     @property
     def _waits_for_application(self) -> bool:
@@ -195,12 +195,14 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
             return
         if self._awaits == _HEAD:
             if waited > HEAD_SECONDS and self.is_idle:
-                self._too_slow("The request's head took too long")
+                # Nothing has been asked yet, so nothing is answered.
+                self._bound.ended(_TOO_SLOW)
+                self.transport.close()
         elif self._waits_for_application:
             self._begin(_BODY, now)
         elif waited > BODY_SECONDS:
             if self._came < MIN_BODY_BYTES:
-                self._too_slow("The request's body came too slowly")
+                self._too_slow()
             else:
                 self._begin(_BODY, now)
 
@@ -209,9 +211,9 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         self._since = self.loop.time() if now is None else now
         self._came = 0
 
-    def _too_slow(self, message: str) -> None:
+    def _too_slow(self) -> None:
         self._bound.ended(_TOO_SLOW)
-        self._problem = (408, message, "request_timeout")
+        self._problem = (408, "The request's body came too slowly", "request_timeout")
         self.send_400_response("")
         self.transport.close()
 

@@ -94,7 +94,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
-        if self._rests is None and len(data) <= SLICE_BYTES:
+        if not self.handshake_initiated or (self._rests is None and len(data) <= SLICE_BYTES):
             self._parse(data)
             return
         self._unread += data
