@@ -226,20 +226,20 @@ class AccessMiddleware:
         return name in self._hosts or name.endswith(self._host_suffixes) or is_loopback(name)
 
     def _is_same_origin(self, scope: Scope, headers: Headers, origin: str | None) -> bool:
-        host = headers.get("host")
         site = headers.get("sec-fetch-site")
         is_websocket = scope["type"] == "websocket"
         if origin is None:
             # Browsers send an Origin with what changes something, unless they are told not to.
             changes = is_websocket or scope["method"] not in _SAFE_METHODS
             return not (changes and site in ("cross-site", "same-site"))
-        if host is None or self._is_configured_origin(origin):
+        if "host" not in headers or self._is_configured_origin(origin):
             return True
         if is_websocket and site in ("same-origin", "none"):
             return True
-        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
+        scheme: str = scope["scheme"]
+        scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
         found = parse_origin(origin)
-        return found is not None and found == origin_of(scheme, host)
+        return found is not None and found == origin_of(scheme, headers["host"])
 
     def _is_configured_origin(self, origin: str) -> bool:
         allow = self._settings.allow_origin

@@ -38,8 +38,8 @@ MIN_BODY_BYTES: Final = 5000
 EVICTED_AT_ONCE: Final = 16
 """Connections that make room when there are too many, so that not every new one has to look."""
 
-SPARE_CONNECTIONS: Final = 32
-"""Those beyond the bound whose heads are read all the same: one may be a probe."""
+YOUNG_SECONDS: Final = 0.25
+"""The age up to which a connection may have sent a request that has only not been read."""
 
 WARNING_SECONDS: Final = 60.0
 """The time between two lines of the log about the same."""
@@ -151,22 +151,30 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._since = self.loop.time()
         limit = self._bound.limit
-        if not limit or len(self.connections) <= limit or self._make_room():
+        if not limit or len(self.connections) <= limit or self._make_room(YOUNG_SECONDS):
             return
-        self._bound.ended(_TOO_MANY)
+        # Its head is read all the same, as there is some room beyond the bound: it may be a probe,
+        # or come in one piece and have others make room for it.
         self._beyond_bound = True
-        if len(self.connections) > limit + SPARE_CONNECTIONS:
+        if len(self.connections) > limit + max(1, limit // 2):
+            self._bound.ended(_TOO_MANY)
             self._refuse_too_many()
             self.send_400_response("")
             transport.close()
 
-    def _make_room(self) -> bool:
-        """End those that have waited longest for nothing. A request that comes in one piece, as
-        nearly all do, is never among them."""
+    def _make_room(self, age: float) -> bool:
+        """End those of at least this age that have waited longest, and that nobody works for.
+
+        A request that comes in one piece, as nearly all do, is never among them.
+        """
+        latest = self.loop.time() - age
         idle = [
             other
             for other in self.connections
-            if isinstance(other, KernelkeepHTTPProtocol) and other is not self and other.is_idle
+            if isinstance(other, KernelkeepHTTPProtocol)
+            and other is not self
+            and other.is_idle
+            and other._since <= latest
         ]
         chosen = heapq.nsmallest(EVICTED_AT_ONCE, idle, key=lambda other: other._since)
         for other in chosen:
@@ -221,11 +229,13 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         self._problem = (503, "Too many connections", "too_many_connections")
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
+        if not self._refused:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         self._trailer_bytes += len(data)  # unless it turns out to be something else
         super().data_received(data)
-        if self._refused or self.parser is None:
+        if self._refused or self.transport.is_closing():
             return
         if self._awaits == _BUSY and self.is_idle and self.timeout_keep_alive_task is None:
             self._begin(_HEAD)  # a line's end before a request has stopped uvicorn's timer
@@ -288,16 +298,22 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         # would have to be checked in the place of the Host header's. No fragment either.
         if (self.url[:1] != b"/" and self.url != b"*") or b"#" in self.url:
             raise _Refused
-        if self._beyond_bound and self.url.partition(b"?")[0].decode("latin-1").endswith(PROBES):
-            self._beyond_bound = False
-        elif self._beyond_bound:
-            self._refuse_too_many()
-            raise _Refused
+        if self._beyond_bound:
+            self._come_in()
         before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and cycle is not before:  # no WebSocket
             cycle.transport = cast("asyncio.Transport", _Response(cycle))
+
+    def _come_in(self) -> None:
+        """Let a request in beyond the bound if it is a probe, or others can make room for it."""
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if not self._make_room(0.0) and not path.endswith(PROBES):
+            self._bound.ended(_TOO_MANY)
+            self._refuse_too_many()
+            raise _Refused
+        self._beyond_bound = False
 
     def _too_large(self, what: str) -> None:
         message = f"The request's {what} have more than {MAX_HEAD_BYTES} bytes"

@@ -13,6 +13,8 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
+import re
 import resource
 import struct
 import sys
@@ -74,16 +76,11 @@ class Found:
 
 
 class Siege:
-    """Hostile connections to a server, each of which is made anew when the server ends it."""
+    """How a client with a token fares while a process of `Enemies` is at the server's door."""
 
     def __init__(self, server: ServerProcess, *, heads: int, bodies: int, floods: int) -> None:
         self._server = server
-        kinds: list[tuple[int, Any]] = [
-            (heads, self._slow_head),
-            (bodies, self._slow_body),
-            (floods, self._flood),
-        ]
-        self._kinds = kinds
+        self._numbers = (str(heads), str(bodies), str(floods))
 
     async def hold(self, seconds: float) -> Found:
         """Besiege for so long, then let go; returns how others fared."""
@@ -95,20 +92,19 @@ class Siege:
         # A kernel takes descriptors too.
         found.descriptors_before = usage(pid).descriptors
         found.memory_before = resident_memory(pid)
-        enemies = [
-            asyncio.create_task(self._again_and_again(kind))
-            for count, kind in self._kinds
-            for _ in range(count)
-        ]
+        enemies = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.support.siege", "--enemies-of", str(server.port)),
+            *self._numbers,
+            env={**os.environ, "SIEGE_TOKEN": server.token},
+        )
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             await self._measure(found, kernel)
             found.memory_peak = max(found.memory_peak, resident_memory(pid))
             found.descriptors_peak = max(found.descriptors_peak, usage(pid).descriptors)
             await asyncio.sleep(0.2)
-        for enemy in enemies:
-            enemy.cancel()
-        await asyncio.gather(*enemies, return_exceptions=True)
+        enemies.kill()
+        await enemies.wait()
         await self._recover(found)
         await self._measure(found, kernel)
         await self._ask("DELETE", f"/api/kernels/{kernel}")
@@ -149,29 +145,43 @@ class Siege:
         finally:
             writer.close()
         head, _, content = answer.partition(b"\r\n\r\n")
-        assert head.split()[1:2] and head.split()[1][:1] == b"2", answer[:200]
+        assert re.match(rb"HTTP/1.1 2", head), answer[:200]
         if b"application/json" in head:
             return json.loads(content)
         return content.decode()
 
-    # The enemies
+
+class Enemies:
+    """Hostile connections to a server, each of which is made anew when the server ends it."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port = port
+        self._token = token
+
+    async def attack(self, heads: int, bodies: int, floods: int) -> None:
+        """Go on until the process is killed."""
+        kinds = ((heads, self._slow_head), (bodies, self._slow_body), (floods, self._flood))
+        async with asyncio.TaskGroup() as group:
+            for count, kind in kinds:
+                for _ in range(count):
+                    group.create_task(self._again_and_again(kind))
 
     async def _again_and_again(self, kind: Any) -> None:
         while True:
             with contextlib.suppress(OSError, EOFError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
                 try:
                     await kind(reader, writer)
                 finally:
                     writer.transport.abort()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2)
 
     async def _slow_head(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"GET /api HTTP/1.1\r\nX: ")
         await self._trickle(reader, writer)
 
     async def _slow_body(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        token = f"Authorization: token {self._server.token}\r\n".encode()
+        token = f"Authorization: token {self._token}\r\n".encode()
         length = b"Content-Length: 100000\r\n\r\n"
         writer.write(b"POST /api/kernels HTTP/1.1\r\n" + HEAD + token + length)
         await self._trickle(reader, writer)
@@ -188,7 +198,7 @@ class Siege:
 
     async def _flood(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pings by a client that reads nothing: its answers are left where they are."""
-        token = f"Authorization: token {self._server.token}\r\n".encode()
+        token = f"Authorization: token {self._token}\r\n".encode()
         writer.write(b"GET /api/events/subscribe HTTP/1.1\r\n" + HEAD + token + UPGRADE + b"\r\n")
         await reader.readuntil(b"\r\n\r\n")
         reader._transport.pause_reading()  # type: ignore[attr-defined]
@@ -206,9 +216,13 @@ def main() -> int:
     parser.add_argument("--bodies", type=int, default=200)
     parser.add_argument("--floods", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--enemies-of", type=int, nargs=4)
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.enemies_of:
+        port, *numbers = options.enemies_of
+        asyncio.run(Enemies(port, os.environ["SIEGE_TOKEN"]).attack(*numbers))
     server = CrampedServer("--on-shutdown", "stop")
     write_kernelspecs(server.home.jupyter_path, FAKE_SPECS)
     server.start()
