@@ -1,4 +1,4 @@
-"""The grammar of hosts and origins: it never raises, and takes nothing that has a second reading."""
+"""The grammar of hosts and origins: it never raises, and takes nothing with a second reading."""
 
 from __future__ import annotations
 

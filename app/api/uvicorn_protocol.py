@@ -156,7 +156,8 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         # Its head is read all the same, as there is some room beyond the bound: it may be a probe,
         # or come in one piece and have others make room for it.
         self._beyond_bound = True
-        if len(self.connections) > limit + max(1, limit // 2):
+        room = limit + max(1, limit // 2)
+        if len(self.connections) > room and not self._make_room(0.0):
             self._bound.ended(_TOO_MANY)
             self._refuse_too_many()
             self.send_400_response("")

@@ -74,7 +74,7 @@ def test_it_is_not_opened_to_the_web_by_mistake(
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert "open_to_web_pages" in line
-    settings = dict([(options[0][2:].replace("-", "_"), options[1])])
+    settings = {options[0][2:].replace("-", "_"): options[1]}
     Settings(auth="none", open_to_web_pages=True, **settings)  # type: ignore[arg-type]
     Settings(auth="none", allow_remote_access=True, allowed_hosts=["lab.example.org"])
     Settings(auth="none", allow_origin="https://lab.example.org")

@@ -10,7 +10,7 @@ import time
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.processes import eventually, resident_memory
-from tests.support.running import RunningKernel
+from tests.support.running import RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
 UPGRADE = (
@@ -39,7 +39,7 @@ async def opened(
 async def test_pings_of_a_client_that_reads_nothing_cost_nothing(
     server: ServerProcess, kernel: RunningKernel
 ) -> None:
-    reader, writer = await opened(server, kernel.id)
+    _, writer = await opened(server, kernel.id)
     before = resident_memory(server.pid)
     pings = frame(0x89, b"p" * 125) * 1000
     ends = time.monotonic() + 3
@@ -91,8 +91,6 @@ async def test_ignored_frames_make_few_lines(server: ServerProcess, kernel: Runn
 
 
 async def test_a_type_that_is_not_allowed_makes_few_lines(make_server: MakeServer) -> None:
-    from tests.support.running import kernels_of
-
     server = make_server("--allowed-message-types", "kernel_info_request,execute_request")
     async with kernels_of(server) as start:
         kernel = await start("fake")
