@@ -23,6 +23,9 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\ud
 _KERNEL: Final = re.compile(r"\bkernels?[ /]([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
 _EXECUTION: Final = re.compile(r"\bexecutions?[ /]([0-9a-f]{32}|[0-9a-f-]{36})\b")
 
+MAX_TEXT: Final = 16_384
+"""Characters of a message, or of a traceback; of what is longer the middle is left out."""
+
 _ACCESS: Final = ("client", "method", "path", "http_version", "status")
 """What uvicorn's access log has as its arguments."""
 
@@ -35,8 +38,9 @@ class TextFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
+        text = _shortened(text)
         if record.exc_text:
-            text = f"{text.rstrip()}\n{record.exc_text}"
+            text = f"{text.rstrip()}\n{_shortened(record.exc_text)}"
         if record.stack_info:
             text = f"{text.rstrip()}\n{record.stack_info}"
         time = self.formatTime(record)
@@ -44,6 +48,13 @@ class TextFormatter(logging.Formatter):
         if line.isprintable():  # nearly every line; what it can have to be replaced is not
             return line
         return _CONTROL.sub(_escape, line).replace("\n", "\n    ")
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}... ({len(text) - 2 * half} left out) ...{text[-half:]}"
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -60,7 +71,7 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end; all of it is printable ASCII."""
-        message = record.getMessage().rstrip("\n")
+        message = _shortened(record.getMessage().rstrip("\n"))
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -73,7 +84,7 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:
-            entry["exception"] = record.exc_text
+            entry["exception"] = _shortened(record.exc_text)
         # Of the control characters, json escapes all but this one.
         return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
 

@@ -20,6 +20,9 @@ _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn",
 
 _formatter: Final = logging.Formatter()
 
+MAX_ARGUMENT: Final = 1000
+"""Characters of one value (a path, a name) in a line; what is cut off is counted."""
+
 
 class TokenFilter(logging.Filter):
     """Blanks ``secret``, ``token=…`` and ``Authorization`` headers in a record's text.
@@ -39,9 +42,9 @@ class TokenFilter(logging.Filter):
             return True
         record.hidden = (*hidden, self.secret)
         if isinstance(record.args, tuple):
-            record.args = tuple(self._hide_argument(arg) for arg in record.args)
+            record.args = tuple(cut(self._hide_argument(arg)) for arg in record.args)
         elif record.args:
-            record.args = {name: self._hide_argument(arg) for name, arg in record.args.items()}
+            record.args = {name: cut(self._hide_argument(arg)) for name, arg in record.args.items()}
         if isinstance(record.msg, str):
             record.msg = self._hide(record.msg)
         if record.exc_info and not record.exc_text:
@@ -87,6 +90,13 @@ class ProbeFilter(logging.Filter):
             case (_, "GET", str(path), _, 200):
                 return not path.endswith(_PROBES)
         return True
+
+
+def cut(argument: Any) -> Any:
+    """An argument of a record, if it is a text, without what is too long of it."""
+    if not isinstance(argument, str) or len(argument) <= MAX_ARGUMENT:
+        return argument
+    return f"{argument[:MAX_ARGUMENT]}... ({len(argument) - MAX_ARGUMENT} more)"
 
 
 def hide_tokens(secret: str) -> None:

@@ -32,7 +32,7 @@ from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
 from app.api.metrics import metrics_router
 from app.api.openapi import complete
-from app.api.prefix import PrefixMiddleware
+from app.api.prefix import PathMiddleware
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.logs import hide_tokens
@@ -172,9 +172,15 @@ def create_app(
     )
     app.add_middleware(TimingMiddleware)
     app.add_middleware(RequestIdMiddleware)
-    if settings.root_path:
-        app.add_middleware(PrefixMiddleware, prefix=settings.root_path)
+    words = _own_words([settings.root_path, *(getattr(route, "path", "") for route in app.routes)])
+    app.add_middleware(PathMiddleware, prefix=settings.root_path, words=words)
     return app
+
+
+def _own_words(paths: Iterable[str]) -> frozenset[str]:
+    """The segments of paths that are no parameters."""
+    segments = chain.from_iterable(path.split("/") for path in paths)
+    return frozenset(word for word in segments if word and not word.startswith("{"))
 
 
 def _websockets(settings: Settings) -> APIRouter:

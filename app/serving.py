@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import gc
 import logging
+import shlex
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
+from urllib.parse import quote
 
 import uvicorn
 from jupyter_client.kernelspec import KernelSpec
 
-from app.api.uvicorn_protocol import KernelkeepHTTPProtocol
+from app.api.uvicorn_protocol import Connections, KernelkeepHTTPProtocol
 from app.keeper.protocol import TooOpen
 from app.kernels_cli import announce_server
 from app.log_formats import JSONFormatter
@@ -29,11 +32,25 @@ from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 __all__ = ["CannotStart", "serve"]
+
+logger = logging.getLogger(__name__)
 
 
 GRACE_SECONDS: Final = 5
 """What responses that are under way have at the end, the time for the kernels' stop included."""
+
+
+ACCEPTED_AT_ONCE: Final = 64
+"""Connections that the loop accepts before it looks at them. With more, those of one burst would
+take every file descriptor before any could be refused."""
+
+WAITING_TO_BE_ACCEPTED: Final = 2048
 
 
 class CannotStart(Exception):
@@ -69,9 +86,11 @@ def serve(
         raise CannotStart(f"--state-dir: {error}") from None
     except TooOpen as error:
         raise CannotStart(f"--state-dir: {error}") from None
+    bound = Connections(settings.max_connections or _most_connections())
     config = uvicorn.Config(
         app,
-        http=KernelkeepHTTPProtocol,
+        http=cast("type[asyncio.Protocol]", partial(KernelkeepHTTPProtocol, bound=bound)),
+        backlog=ACCEPTED_AT_ONCE,
         ws=KernelkeepWebSocketProtocol,
         ws_max_size=settings.websocket_max_message_size,
         ws_ping_interval=settings.websocket_ping_interval or None,
@@ -93,7 +112,7 @@ def serve(
         announcement = _banner(settings, base, specs)
     else:
         announcement = _ready_line(settings, base, with_token=generated_token)
-    server = _Server(config, announcement)
+    server = _Server(config, announcement, bound)
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     told: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -110,8 +129,9 @@ class _Server(uvicorn.Server):
     While they end it answers: probes that it is not ready, clients that they come too late.
     """
 
-    def __init__(self, config: uvicorn.Config, banner: str) -> None:
+    def __init__(self, config: uvicorn.Config, banner: str, bound: Connections) -> None:
         super().__init__(config)
+        self._bound = bound
         self._banner = banner
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exits = asyncio.Event()
@@ -119,6 +139,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(WAITING_TO_BE_ACCEPTED)
         if self.started:
             # What is there now stays: the garbage collector need not look at it again and again.
             gc.collect()
@@ -131,6 +153,16 @@ class _Server(uvicorn.Server):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._exits.wait()
+            self._look_at_connections()
+
+    def _look_at_connections(self) -> None:
+        """End those that take too long. One look a second costs less than a timer for each."""
+        now = asyncio.get_running_loop().time()
+        for connection in [*self.server_state.connections]:
+            if isinstance(connection, KernelkeepHTTPProtocol):
+                connection.check(now)
+        for line in self._bound.lines(now):
+            logger.warning(line)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -151,6 +183,14 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
 
 
+def _most_connections() -> int:
+    """Half of the file descriptors there may be: the others are for kernels and files."""
+    if resource is None:
+        return 0
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft // 2) if soft != resource.RLIM_INFINITY else 0
+
+
 def _base_url(settings: Settings, listener: socket.socket) -> str:
     address: Any = listener.getsockname()
     host = settings.host.strip("[]")
@@ -161,19 +201,24 @@ def _base_url(settings: Settings, listener: socket.socket) -> str:
 
 def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
     """What a program that collects logs wants to see: no token, unless nobody knows it yet."""
-    query = f"/?token={settings.token.get_secret_value()}" if with_token else "/"
+    query = _query(settings.token.get_secret_value() if with_token else "")
     message = f"kernelkeep is ready at {base}{query}"
     record = logging.LogRecord("app", logging.INFO, __file__, 0, message, None, None)
     return JSONFormatter().format(record)
 
 
+def _query(token: str) -> str:
+    """The path and the query that bring a browser in, whatever characters the token has."""
+    return f"/?token={quote(token, safe='')}" if token else "/"
+
+
 def _banner(settings: Settings, base: str, specs: list[str]) -> str:
     """What a person wants to see: where it is, what it found, how to use it."""
     token = settings.token.get_secret_value()
-    query = f"/?token={token}" if token else "/"
-    gateway = f"jupyter lab --gateway-url={base}"
+    query = _query(token)
+    command = ["jupyter", "lab", f"--gateway-url={base}"]
     if token:
-        gateway += f" --GatewayClient.auth_token={token}"
+        command.append(f"--GatewayClient.auth_token={token}")
     return "\n".join(
         (
             "kernelkeep is ready:",
@@ -182,7 +227,7 @@ def _banner(settings: Settings, base: str, specs: list[str]) -> str:
             f"Root directory: {settings.root_dir}",
             f"State directory: {settings.state_dir}",
             "JupyterLab with these kernels:",
-            f"    {gateway}",
+            f"    {shlex.join(command)}",
             f"Stop with Ctrl+C.{' Kernels go on then.' if settings.keeps else ''}",
         )
     )

@@ -52,6 +52,10 @@ KERNEL_ENVIRONMENT = [
 ]
 
 
+_ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null")
+"""Origins that nobody has: a pattern which fits one of them fits more than its author knows."""
+
+
 def _words(value: Any) -> Any:
     """A list option may be written with commas, the way people write environment variables."""
     if not isinstance(value, str):
@@ -162,6 +166,17 @@ class Settings(BaseSettings):
     )
     allow_credentials: bool = Field(
         False, description="Send Access-Control-Allow-Credentials: true."
+    )
+    open_to_web_pages: bool = Field(
+        False,
+        description="Start with auth=none although allow_remote_access or allow_origin lets the "
+        "web pages of others run code then.",
+    )
+    max_connections: int = Field(
+        0,
+        ge=0,
+        description="Connections there may be at a time; 0: half as many as the process may have "
+        "file descriptors.",
     )
 
     # Kernels
@@ -522,7 +537,25 @@ class Settings(BaseSettings):
             raise ValueError(f"auth=none is refused on {self.host}: it is not a loopback address")
         if self.auth == "none" and self.token.get_secret_value():
             raise ValueError("auth=none and a token exclude each other")
+        opened_by = self._opened_to_web_pages_by
+        if self.auth == "none" and opened_by and not self.open_to_web_pages:
+            raise ValueError(
+                f"auth=none with {opened_by} lets any web page run code; if that is meant, set "
+                "open_to_web_pages"
+            )
         return self
+
+    @property
+    def _opened_to_web_pages_by(self) -> str:
+        """The option that lets web pages of anybody through; empty if none does."""
+        if self.any_host and not self.allowed_hosts:
+            return "allow_remote_access"
+        if self.allow_origin == "*":
+            return "allow_origin=*"
+        pattern = self.allow_origin_pat
+        if pattern and any(re.fullmatch(pattern, origin) for origin in _ANY_ORIGINS):
+            return "an allow_origin_pat that fits any origin"
+        return ""
 
     @property
     def listens_on_loopback(self) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import stat
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import MakeServer
@@ -33,6 +35,26 @@ def _refusal(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 # What it says
+
+
+def test_what_it_prints_works_as_it_is_printed(make_server: MakeServer) -> None:
+    class Printed(ServerProcess):
+        announcement = r"http://127\.0\.0\.1:(\d+)/\?token="
+
+        @property
+        def credentials(self) -> list[str]:
+            return ["--token", "a+b/c==#&? d'e"]
+
+    server = make_server(kind=Printed)
+    assert eventually_sync(lambda: "Ctrl+C" in server.output(), 30)
+    (url,) = re.findall(r"^    (http://\S+)$", server.output(), re.MULTILINE)
+    answer = httpx.get(url.replace("/?", "/api/status?"), trust_env=False)
+    assert answer.status_code == 200
+    (line,) = re.findall(r"^    (jupyter lab .*)$", server.output(), re.MULTILINE)
+    assert shlex.split(line) == [
+        *("jupyter", "lab", f"--gateway-url={server.url}"),
+        "--GatewayClient.auth_token=a+b/c==#&? d'e",
+    ]
 
 
 def test_it_says_where_it_is_and_what_it_found(make_server: MakeServer) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import hmac
 import re
+import time
 from collections.abc import Mapping
-from functools import lru_cache
-from ipaddress import ip_address
 from typing import Any, Final, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fastapi import Depends
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,6 +24,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import STANDARD_HEADERS, error_response
+from app.api.wrong_tokens import WrongTokens
+from app.managers.metrics import Metrics
+from app.origins import is_loopback, origin_of, parse_authority, parse_origin
 from app.settings import Settings
 
 __all__ = [
@@ -52,6 +54,8 @@ _STANDARD_HEADERS: Final = [
     (name.lower().encode("latin-1"), value.encode("latin-1"))
     for name, value in STANDARD_HEADERS.items()
 ]
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
 """What a script may read of a response beside what scripts may always read."""
@@ -117,6 +121,8 @@ class AccessMiddleware:
 
     The order and the answers are those of Jupyter servers: a foreign Host 403, no valid token 403,
     a foreign Origin 404 (403 for a WebSocket). A valid token makes the Origin irrelevant.
+    Whoever shows wrong tokens again and again is answered 429 for a while, and with a good one
+    is served all the same: other people may have the same address.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class AccessMiddleware:
         self._settings = settings
         self._token = token.encode()
         self._public = public
+        self._wrong_tokens = WrongTokens()
         names = [name.lower() for name in (*settings.local_hostnames, *settings.allowed_hosts)]
         self._hosts = frozenset(names)
         self._host_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
@@ -139,19 +146,31 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        authenticated = self._is_authenticated(scope, headers)
+        token = _token(scope, headers)
+        authenticated = self._is_authenticated(token)
         origin = headers.get("origin")
         allowed = self._allowed_origin(origin, authenticated)
         send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)
-        refusal = self._refusal(scope, headers, origin, authenticated=authenticated)
+        refusal = self._refusal(
+            scope, headers, origin, authenticated=authenticated, has_token=bool(token)
+        )
         if refusal is None:
             await self._app(scope, receive, send)
         else:
             await refusal(scope, receive, send)
 
     def _refusal(
-        self, scope: Scope, headers: Headers, origin: str | None, *, authenticated: bool
+        self,
+        scope: Scope,
+        headers: Headers,
+        origin: str | None,
+        *,
+        authenticated: bool,
+        has_token: bool,
     ) -> Response | None:
+        # No path of the service has one, and a proxy's rule for paths may take it for a slash.
+        if b"%2f" in (scope.get("raw_path") or b"").lower():
+            return error_response(400, "An encoded slash in the path", "bad_request")
         if len(headers.getlist("host")) > 1:  # whoever is in front may have looked at the other
             return error_response(400, "More than one Host header", "bad_request")
         public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
@@ -166,6 +185,10 @@ class AccessMiddleware:
             return Response(headers=_PREFLIGHT)
         if authenticated and self._settings.auth == "token":
             return None
+        if has_token and not authenticated and public is None:
+            slowed = self._slowed(scope)
+            if slowed is not None:
+                return slowed
         if not self._is_same_origin(scope, headers, origin):
             if scope["type"] == "websocket":
                 return error_response(
@@ -176,31 +199,47 @@ class AccessMiddleware:
             return None
         return error_response(403, "Forbidden", "unauthorized")
 
-    def _is_authenticated(self, scope: Scope, headers: Headers) -> bool:
+    def _slowed(self, scope: Scope) -> Response | None:
+        """Count a wrong token; the answer to an address that has shown too many."""
+        address: str = (scope.get("client") or ("",))[0]
+        seconds = self._wrong_tokens.shown(address, time.monotonic())
+        metrics: Metrics | None = scope.get("state", {}).get("metrics")
+        if metrics is not None:  # the lifespan has run
+            metrics.counters.wrong_tokens["slowed" if seconds else "refused"] += 1
+        if not seconds:
+            return None
+        retry = {"Retry-After": str(seconds)}
+        return error_response(429, "Too many wrong tokens", "too_many_wrong_tokens", retry)
+
+    def _is_authenticated(self, token: str) -> bool:
         if self._settings.auth == "none":
             return True
-        token = _token(scope, headers)
         return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
 
     def _is_known_host(self, host: str) -> bool:
         if self._any_host:
             return True
-        name = host.lower()
-        if name.startswith("["):
-            name = name[1:].partition("]")[0]
-        elif name.count(":") == 1:
-            name = name.partition(":")[0]
-        return name in self._hosts or name.endswith(self._host_suffixes) or _is_loopback(name)
+        authority = parse_authority(host)
+        if authority is None:
+            return False
+        name = authority.host
+        return name in self._hosts or name.endswith(self._host_suffixes) or is_loopback(name)
 
     def _is_same_origin(self, scope: Scope, headers: Headers, origin: str | None) -> bool:
-        if origin is None or "host" not in headers or self._is_configured_origin(origin):
+        site = headers.get("sec-fetch-site")
+        is_websocket = scope["type"] == "websocket"
+        if origin is None:
+            # Browsers send an Origin with what changes something, unless they are told not to.
+            changes = is_websocket or scope["method"] not in _SAFE_METHODS
+            return not (changes and site in ("cross-site", "same-site"))
+        if "host" not in headers or self._is_configured_origin(origin):
             return True
-        if scope["type"] == "websocket" and headers.get("sec-fetch-site") in (
-            "same-origin",
-            "none",
-        ):
+        if is_websocket and site in ("same-origin", "none"):
             return True
-        return urlsplit(origin).netloc.lower() == headers["host"].lower()
+        scheme: str = scope["scheme"]
+        scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
+        found = parse_origin(origin)
+        return found is not None and found == origin_of(scheme, headers["host"])
 
     def _is_configured_origin(self, origin: str) -> bool:
         allow = self._settings.allow_origin
@@ -233,15 +272,7 @@ def _token(scope: Scope, headers: Headers) -> str:
 def _is_local(scope: Scope) -> bool:
     """Whether a connection came in at a loopback address or a Unix socket."""
     host, port = scope.get("server") or ("", None)
-    return port is None or host == "localhost" or _is_loopback(host)
-
-
-@lru_cache(256)
-def _is_loopback(name: str) -> bool:
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return port is None or host == "localhost" or is_loopback(host)
 
 
 def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:

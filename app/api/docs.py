@@ -72,7 +72,9 @@ def docs_router(*, public: bool) -> APIRouter:
     @router.get("/", name="home")
     async def home(request: Request) -> Response:
         """The address that the server prints: it leads to the documentation."""
-        return RedirectResponse(str(request.url.replace(path=f"{request.url.path}docs")), 302)
+        # Relative: an address made from the Host could be anybody's, and the token is in it.
+        query = request.scope["query_string"].decode("latin-1")
+        return RedirectResponse(f"docs?{query}" if query else "docs", 302)
 
     @router.get("/openapi.json", name="openapi")
     async def openapi(request: Request) -> Response:

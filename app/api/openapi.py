@@ -42,6 +42,7 @@ _EVERYWHERE: Final = (Unauthorized, NotAuthorized, AuthorizerFailed)
 _AROUND: Final = {
     403: "`forbidden_host`: The `Host` is none that this server answers to.",
     404: "`forbidden_origin`: A web page elsewhere has sent it, without the token.",
+    429: "`too_many_wrong_tokens`: This address has shown too many wrong tokens.",
     500: "`internal_error`: It failed; the server's log has the details.",
 }
 

@@ -1,23 +1,50 @@
 """uvicorn's HTTP protocol, stricter: what it would pass on although it makes no sense is refused.
 
 Nothing that is refused here reaches the application. The answer is an error body as any other, and
-the connection is closed.
+the connection is closed. A connection costs no more than its bound: of bytes, of seconds, and of
+file descriptors, of which connections have half at the most.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import http
-from typing import Final, cast
+import math
+from collections.abc import Iterator
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.errors import STANDARD_HEADERS, error_response
 
-__all__ = ["MAX_HEAD_BYTES", "KernelkeepHTTPProtocol"]
+__all__ = ["MAX_HEAD_BYTES", "Connections", "KernelkeepHTTPProtocol"]
 
 MAX_HEAD_BYTES: Final = 65536
 """Of a request's target and headers together. The parser itself has no bound."""
+
+MAX_TRAILER_BYTES: Final = 65536
+"""Of what a request sends behind its head without adding to its body."""
+
+HEAD_SECONDS: Final = 10.0
+"""What a request's head may take; a new connection has as long to begin one."""
+
+BODY_SECONDS: Final = 10.0
+"""The span over which a body's pace is looked at."""
+
+MIN_BODY_BYTES: Final = 5000
+"""What has to come of a body within each span, unless that is its end."""
+
+EVICTED_AT_ONCE: Final = 16
+"""Connections that make room when there are too many, so that not every new one has to look."""
+
+YOUNG_SECONDS: Final = 0.25
+"""The age up to which a connection may have sent a request that has only not been read."""
+
+WARNING_SECONDS: Final = 60.0
+"""The time between two lines of the log about the same."""
+
+PROBES: Final = ("/livez", "/readyz")
 
 LINGER_SECONDS: Final = 2.0
 """How long what a refused client still sends is read, and thrown away."""
@@ -66,6 +93,36 @@ class _Response:
         return self._transport.is_closing()
 
 
+class Connections:
+    """The bound of a server's connections, and what the log says of those that were ended.
+
+    ``limit`` 0 stands for no bound.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self._ended: dict[str, int] = {}
+        self._silent_until: dict[str, float] = {}
+
+    def ended(self, why: str) -> None:
+        """Note that a connection was ended, or refused."""
+        self._ended[why] = self._ended.get(why, 0) + 1
+
+    def lines(self, now: float) -> Iterator[str]:
+        """What there is to be said in the log, each thing once in `WARNING_SECONDS`."""
+        for why, count in [*self._ended.items()]:
+            if now >= self._silent_until.get(why, -math.inf):
+                self._silent_until[why] = now + WARNING_SECONDS
+                del self._ended[why]
+                yield f"{why}: {count} connection{'s' if count > 1 else ''} ended"
+
+
+_TOO_MANY: Final = "the bound of connections is met (--max-connections)"
+_TOO_SLOW: Final = "requests have come too slowly"
+
+_HEAD, _BODY, _BUSY = "head", "body", "busy"
+
+
 class _Refused(Exception):
     """A request that the parser shall not go on with."""
 
@@ -77,31 +134,164 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
     _problem = (400, "Bad Request", "bad_request")
+    _linger: asyncio.TimerHandle | None = None
+
+    _awaits = _HEAD  # what the client has to send
+    _since = 0.0  # when that began, or its span did, by the loop's clock
+    _came = 0  # bytes of the body in this span
+    _trailer_bytes = 0  # of data since the body went on, or the head ended
+    _trailer_lines = 0  # of trailer fields
+    _beyond_bound = False
+
+    def __init__(self, *arguments: Any, bound: Connections | None = None, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._bound = bound or Connections()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        limit = self._bound.limit
+        if not limit or len(self.connections) <= limit or self._make_room(YOUNG_SECONDS):
+            return
+        # Its head is read all the same, as there is some room beyond the bound: it may be a probe,
+        # or come in one piece and have others make room for it.
+        self._beyond_bound = True
+        room = limit + max(1, limit // 2)
+        if len(self.connections) > room and not self._make_room(0.0):
+            self._bound.ended(_TOO_MANY)
+            self._refuse_too_many()
+            self.send_400_response("")
+            transport.close()
+
+    def _make_room(self, age: float) -> bool:
+        """End those of at least this age that have waited longest, and that nobody works for.
+
+        A request that comes in one piece, as nearly all do, is never among them.
+        """
+        latest = self.loop.time() - age
+        idle = [
+            other
+            for other in self.connections
+            if isinstance(other, KernelkeepHTTPProtocol)
+            and other is not self
+            and other.is_idle
+            and other._since <= latest
+        ]
+        chosen = heapq.nsmallest(EVICTED_AT_ONCE, idle, key=lambda other: other._since)
+        for other in chosen:
+            self._bound.ended(_TOO_MANY)
+            # Counted as gone from now on; its descriptor is free in the loop's next turn.
+            self.connections.discard(other)
+            other.transport.abort()
+        return bool(chosen)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody works for this connection: its request is not all there, or answered."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is None or cycle.response_complete
+
+    @property
+    def _waits_for_application(self) -> bool:
+        """Whether the client cannot go on with its body before the application reads it."""
+        go_ahead = not self.is_idle and self.cycle.waiting_for_100_continue
+        return self.flow.read_paused or go_ahead
+
+    def check(self, now: float) -> None:
+        """Refuse a request that comes too slowly; called about once a second."""
+        waited = now - self._since
+        if self._refused or self.transport.is_closing() or self._awaits == _BUSY:
+            return
+        if self._awaits == _HEAD:
+            if waited > HEAD_SECONDS and self.is_idle:
+                # Nothing has been asked yet, so nothing is answered.
+                self._bound.ended(_TOO_SLOW)
+                self.transport.close()
+        elif self._waits_for_application:
+            self._begin(_BODY, now)
+        elif waited > BODY_SECONDS:
+            if self._came < MIN_BODY_BYTES:
+                self._too_slow()
+            else:
+                self._begin(_BODY, now)
+
+    def _begin(self, awaited: str, now: float | None = None) -> None:
+        self._awaits = awaited
+        self._since = self.loop.time() if now is None else now
+        self._came = 0
+
+    def _too_slow(self) -> None:
+        self._bound.ended(_TOO_SLOW)
+        self._problem = (408, "The request's body came too slowly", "request_timeout")
+        self.send_400_response("")
+        self.transport.close()
+
+    def _refuse_too_many(self) -> None:
+        self._problem = (503, "Too many connections", "too_many_connections")
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
+        if not self._refused:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        self._trailer_bytes += len(data)  # unless it turns out to be something else
         super().data_received(data)
+        if self._refused or self.transport.is_closing():
+            return
+        if self._awaits == _BUSY and self.is_idle and self.timeout_keep_alive_task is None:
+            self._begin(_HEAD)  # a line's end before a request has stopped uvicorn's timer
+        if self._awaits == _BODY and self._trailer_bytes > MAX_TRAILER_BYTES:
+            self._too_large("trailers")
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+            return
         # A head that has not ended is counted as it comes: it may never end.
         if self._in_head and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._too_large()
+                self._too_large("target and headers")
                 self.logger.warning("Invalid HTTP request received.")
                 self.send_400_response("")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._begin(_HEAD)
         self._in_head = True
         self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of the head. One behind the body is dropped: nobody in front has looked at it."""
+        if self._in_head:
+            super().on_header(name, value)
+            return
+        self._trailer_lines += len(name) + len(value) + 4
+        if self._trailer_lines > MAX_TRAILER_BYTES:
+            self._too_large("trailers")
+            raise _Refused
+
+    def on_body(self, body: bytes) -> None:
+        self._trailer_bytes = 0
+        self._came += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._begin(_BUSY)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._awaits == _BUSY:
+            self._begin(_BUSY)  # idle since now
+        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         """Look at the head before anybody acts on it; what is raised becomes the answer."""
         self._in_head = False
+        self._trailer_bytes = self._trailer_lines = 0
+        self._begin(_BODY)
         # Four more of each line: the colon, a space, the line's end.
         lines = sum(len(name) + len(value) + 4 for name, value in self.headers)
         if len(self.url) + lines > MAX_HEAD_BYTES:
-            self._too_large()
+            self._too_large("target and headers")
             raise _Refused
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             raise _Refused
@@ -109,28 +299,44 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         # would have to be checked in the place of the Host header's. No fragment either.
         if (self.url[:1] != b"/" and self.url != b"*") or b"#" in self.url:
             raise _Refused
+        if self._beyond_bound:
+            self._come_in()
         before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and cycle is not before:  # no WebSocket
             cycle.transport = cast("asyncio.Transport", _Response(cycle))
 
-    def _too_large(self) -> None:
-        message = f"The request's target and headers have more than {MAX_HEAD_BYTES} bytes"
+    def _come_in(self) -> None:
+        """Let a request in beyond the bound if it is a probe, or others can make room for it."""
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if not self._make_room(0.0) and not path.endswith(PROBES):
+            self._bound.ended(_TOO_MANY)
+            self._refuse_too_many()
+            raise _Refused
+        self._beyond_bound = False
+
+    def _too_large(self, what: str) -> None:
+        message = f"The request's {what} have more than {MAX_HEAD_BYTES} bytes"
         self._problem = (431, message, "headers_too_large")
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answer what is refused, here or by the parser; uvicorn has logged a line about it."""
         self._refused = True
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # in the middle of another answer this one would be its text
+            return
         status, message, code = self._problem
         standard = {**STANDARD_HEADERS, "Connection": "close"}
+        if status == 503:
+            standard["Retry-After"] = "1"
         response = error_response(status, message, code, standard)
         phrase = http.HTTPStatus(status).phrase
         head = [f"HTTP/1.1 {status} {phrase}".encode()]
         headers = [*self.server_state.default_headers, *response.raw_headers]
         head += [name + b": " + value for name, value in headers]
         self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
-        cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             self.transport.close()
             return
@@ -138,4 +344,9 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         # [RFC 9112, section 9.6].
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._linger is not None:
+            self._linger.cancel()

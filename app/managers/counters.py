@@ -70,5 +70,6 @@ class Counters:
         self.request_seconds: dict[tuple[str, str, str], Durations] = defaultdict(
             lambda: Durations(REQUEST_SECONDS)
         )
+        self.wrong_tokens = Counter({"refused": 0, "slowed": 0})  # by what became of them
         self.audit_lost = 0  # records of the audit log
         self.lag_seconds = Durations(LAG_SECONDS)

@@ -165,6 +165,12 @@ class _Collector(Collector):
         )
 
         yield _counter(
+            "kernelkeep_wrong_tokens",
+            "Requests with a wrong token: refused, or slowed (429) since there were too many.",
+            ["outcome"],
+            [((outcome,), count) for outcome, count in counters.wrong_tokens.items()],
+        )
+        yield _counter(
             "kernelkeep_audit_records_lost",
             "Records of the audit log that could not be written.",
             [],

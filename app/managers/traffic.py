@@ -118,6 +118,8 @@ class Traffic:
         self.heard_iopub = False
         self._reachable = asyncio.Event()
         self._execution_began: float | None = None  # in monotonic seconds
+        self._next_ignored_line = 0.0
+        self._ignored_silently = 0
         self._dropped = 0
         self._inheritance = Inheritance(log, self._requests, self.tracker, self._finish)
 
@@ -208,13 +210,11 @@ class Traffic:
         """
         channel = message.channel
         if channel not in CLIENT_CHANNELS:
-            logger.warning("kernel %s: message for channel %.20r ignored", self._kernel_id, channel)
+            self._tell_ignored("message for channel %.20r ignored", channel)
             return
         allowed = self._settings.allowed_message_types
         if allowed and message.header.msg_type not in allowed:
-            logger.warning(
-                "kernel %s: %.40r is not allowed", self._kernel_id, message.header.msg_type
-            )
+            self._tell_ignored("%.40r is not allowed", message.header.msg_type)
             return
         if channel == "stdin":
             if self._outbox.is_open:
@@ -681,6 +681,17 @@ class Traffic:
     def _look_reachable(self) -> None:
         if self.answered and self.heard_iopub:
             self._reachable.set()
+
+    def _tell_ignored(self, text: str, value: str) -> None:
+        """Log what was ignored, at most once a second: a client may send any number of it."""
+        now = time.monotonic()
+        if now < self._next_ignored_line:
+            self._ignored_silently += 1
+            return
+        more = f" (and {self._ignored_silently} more)" if self._ignored_silently else ""
+        logger.warning(f"kernel %s: {text}%s", self._kernel_id, value, more)
+        self._ignored_silently = 0
+        self._next_ignored_line = now + 1.0
 
     def on_malformed(self, channel: str, error: MalformedMessage) -> None:
         """Count what was dropped; say so at the first and then more and more rarely."""

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Sequence
 from struct import Struct, pack, unpack
 from typing import Final, cast
 
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.utils import (
     ClientDisconnected,
     get_client_addr,
     get_path_with_query_string,
 )
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
@@ -40,6 +40,18 @@ __all__ = ["KernelkeepWebSocketProtocol"]
 
 HIGH_WATER_BYTES: Final = 2**20
 """What may wait in the transport for a client before its reader is held back."""
+
+SLICE_BYTES: Final = 4096
+"""What is parsed at a time of what has come: the smallest frames are six bytes."""
+
+MAX_CONTROL_FRAMES: Final = 100
+"""Pings, and pongs that were not asked for, of a client in a second; then it is not read for it."""
+
+MAX_UNREAD_BYTES: Final = 2**20
+"""What may have come of a client that is not read: more than a loop reads at once."""
+
+MAX_FRAGMENTS: Final = 16_384
+"""Of one message: 64 MiB in pieces of 4 KiB."""
 
 JOIN_BYTES: Final = 4096
 """Frames up to this size are joined before they are written; larger ones are not copied."""
@@ -65,10 +77,16 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
     _next_ping = 0.0  # by the loop's clock
     _asked = 0  # bytes written at the last ping
 
+    _pong = b""  # the answer to the last ping, which waits for room in the transport
+    _control_frames = 0  # since the second began at _second
+    _second = 0.0
+    _rests: asyncio.TimerHandle | None = None  # while a client that floods is not read
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._acknowledgements = Acknowledgements()
         self._lost = asyncio.Event()
+        self._unread = bytearray()
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
@@ -76,6 +94,52 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
+        if not self.handshake_initiated or (self._rests is None and len(data) <= SLICE_BYTES):
+            self._parse(data)
+            return
+        self._unread += data
+        if len(self._unread) > MAX_UNREAD_BYTES and self._rests is not None:
+            self.transport.abort()
+        self._parse_unread()
+
+    def _parse_unread(self) -> None:
+        """Parse slice after slice, until all is parsed or the client is found to flood."""
+        unread, self._unread = memoryview(self._unread), bytearray()
+        done = 0
+        while done < len(unread) and self._rests is None and not self.disconnected:
+            self._parse(bytes(unread[done : done + SLICE_BYTES]))
+            done += SLICE_BYTES
+        self._unread += unread[done:]
+
+    def _count_control_frame(self) -> None:
+        """Rest from reading a client that sends nothing but work, for what is left of a second."""
+        now = self.loop.time()
+        if now - self._second >= 1.0:
+            self._second, self._control_frames = now, 0
+        self._control_frames += 1
+        if self._control_frames > MAX_CONTROL_FRAMES and self._rests is None:
+            self.transport.pause_reading()
+            self._rests = self.loop.call_at(self._second + 1.0, self._read_on)
+
+    def _read_on(self) -> None:
+        self._rests = None
+        self._parse_unread()
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        """Read on if nothing is left that speaks against it."""
+        if self._rests is None and not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next message; with the last one taken, reading goes on."""
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self._resume_reading()
+        return message
+
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             # Too many headers, or too long ones; uvicorn would leave the client waiting.
@@ -195,10 +259,34 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
         self.read_paused &= not spared
 
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:
+            if self.conn.state is OPEN:
+                self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+                self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        self._count_control_frame()
+        output = self.conn.data_to_send()
+        if self.writable.is_set():
+            self.transport.write(b"".join(output))
+        elif output:
+            # Of a client that reads nothing, only the last is answered [RFC 6455, section 5.5.3].
+            self._pong = output[-1]
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._pong and self.conn.state is OPEN:
+            self.transport.write(self._pong)
+        self._pong = b""
+
     def handle_pong(self, event: Frame) -> None:
         if self._acknowledgements.pong(bytes(event.data)):
             self._plan_ping()
         else:
+            self._count_control_frame()
             super().handle_pong(event)
 
     def handle_close(self, event: Frame) -> None:
@@ -228,6 +316,9 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         if self._ping_plan is not None:
             self._ping_plan.cancel()
             self._ping_plan = None
+        if self._rests is not None:
+            self._rests.cancel()
+            self._rests = None
         super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:
@@ -242,7 +333,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         taken = self._written - queued
         progress = taken > self._taken
         self._taken = taken
-        if self.read_paused:
+        if self.read_paused or self._rests is not None:
             # The pong may lie behind what we do not read. If the peer is gone, a write will tell.
             self.send_keepalive_ping()
             return

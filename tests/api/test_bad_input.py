@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import servers
-from tests.support.processes import eventually_sync
+from tests.support.processes import eventually_sync, resident_memory
 from tests.support.server import ServerProcess
 
 TIMEOUT = 30  # seconds
@@ -207,7 +207,6 @@ def test_a_websocket_is_refused_in_one_line_too(
     [
         "/api/kernels",
         "/lab/api/kernels",
-        "/api%2fkernels",
         "/%61pi/kernels",
         "//api/kernels",
         "//api",
@@ -217,7 +216,9 @@ def test_a_websocket_is_refused_in_one_line_too(
         "/lablivez",
         "/livez/../api/kernels",
         "/livez/%2e%2e/api/kernels",
-        "/livez%2f..%2fapi%2fkernels",
+        "/api/%6bernels",
+        "/%6civez",
+        "/l%61b/livez",
         "/livez%00",
         "/livez%0d%0aX-A:%20b",
         "/livez%3f/../api/kernels",
@@ -233,13 +234,71 @@ def test_no_way_of_writing_a_path_gets_around_the_token(server: ServerProcess, t
     assert len(answer.lines) == 1
 
 
-@pytest.mark.parametrize("target", ["/livez", "/lab/livez", "/%6civez", "/lab%2flivez", "/livez?a"])
+@pytest.mark.parametrize("target", ["/livez", "/lab/livez", "/livez?a"])
 def test_what_needs_no_token_needs_none_in_whatever_way_it_is_written(
     server: ServerProcess, target: str
 ) -> None:
     answer = ask(server, get(target), logged="?" in target)
     assert answer.status == 200
     assert len(answer.lines) == ("?" in target)  # there is no end of probes
+
+
+@pytest.mark.parametrize(
+    "target", ["/api%2fkernels", "/lab%2Flivez", "/livez%2f..%2fapi%2fkernels", "/%2Fa", "/a%2f"]
+)
+def test_an_encoded_slash_is_no_part_of_a_path(server: ServerProcess, target: str) -> None:
+    for more in ("", token(server), UPGRADE):
+        answer = ask(server, get(target, more))
+        assert (answer.status, answer.code) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/api/kernelspecs/f%61ke", 200),
+        ("/lab/api/kernelspecs/%66ake", 200),
+        ("/api/%6bernelspecs/fake", 404),
+        ("/api/%6bernels", 404),
+        ("/l%61b/api/kernels", 404),
+    ],
+)
+def test_names_may_be_encoded_and_words_may_not(
+    server: ServerProcess, target: str, status: int
+) -> None:
+    assert ask(server, get(target, token(server))).status == status
+
+
+def chunked(trailers: str, *headers: str) -> str:
+    return (
+        f"PATCH /api/me HTTP/1.1\r\n{HOST}{CLOSE}{CHUNKED}{''.join(headers)}\r\n"
+        f'c\r\n{{"name":"t"}}\r\n0\r\n{trailers}\r\n'
+    )
+
+
+def test_what_comes_behind_a_body_is_no_header(server: ServerProcess) -> None:
+    assert ask(server, chunked("", token(server))).status == 200
+    answer = ask(server, chunked(token(server)))
+    assert (answer.status, answer.code) == (403, "unauthorized")
+    answer = ask(server, chunked("X-Forwarded-For: 192.0.2.66\r\nX-Request-Id: smuggled\r\n"))
+    assert "smuggled" not in answer.headers
+    assert "192.0.2.66" not in "".join(answer.lines)
+
+
+@pytest.mark.parametrize("trailers", ["a:b\r\n" * 400_000, "X: " + "a" * 2_000_000])
+def test_trailers_have_a_bound(server: ServerProcess, trailers: str) -> None:
+    before = resident_memory(server.pid)
+    # The last chunk comes when the application waits for it: the answer is the parser's.
+    head = f"PATCH /api/me HTTP/1.1\r\n{HOST}{CLOSE}{CHUNKED}{token(server)}\r\n0\r\n"
+    answer = ask(server, head + trailers)
+    assert (answer.status, answer.code) == (431, "headers_too_large")
+    assert resident_memory(server.pid) < before + 20 * 2**20
+
+
+def test_a_long_path_makes_no_long_line(server: ServerProcess) -> None:
+    answer = ask(server, get(f"/{'a' * 60_000}"))
+    assert answer.status == 403
+    (line,) = answer.lines
+    assert len(line) < 1500
 
 
 # By which name, and for whom
@@ -282,7 +341,7 @@ FORWARDED = (
 
 def test_a_trusted_proxy_tells_scheme_and_client_and_nothing_else(server: ServerProcess) -> None:
     answer = ask(server, get("/lab/", token(server) + FORWARDED))
-    assert answer.location == "https://127.0.0.1/lab/docs"
+    assert answer.location == "docs"
     (line,) = answer.lines
     # The last that no trusted proxy has written down: what is before it may be made up.
     assert " 203.0.113.9:0 - " in line
@@ -290,7 +349,7 @@ def test_a_trusted_proxy_tells_scheme_and_client_and_nothing_else(server: Server
 
 def test_nobody_else_is_believed(server: ServerProcess) -> None:
     answer = ask(server, get("/", token(server) + FORWARDED), source=SPOOFER)
-    assert answer.location == "http://127.0.0.1/lab/docs"
+    assert answer.location == "docs"
     (line,) = answer.lines
     assert f" {SPOOFER}:" in line
 
@@ -301,7 +360,7 @@ def test_nobody_else_is_believed(server: ServerProcess) -> None:
 def test_a_proxy_that_forwards_nonsense_does_no_harm(server: ServerProcess, value: str) -> None:
     forwarded = f"X-Forwarded-For: {value}\r\nX-Forwarded-Proto: {value}\r\n"
     answer = ask(server, get("/", token(server) + forwarded))
-    assert answer.location == "http://127.0.0.1/lab/docs"
+    assert answer.location == "docs"
     assert len(answer.lines) == 1
 
 

@@ -36,6 +36,12 @@ FOREIGN_HOSTS = [
     "0.0.0.0",
     "192.0.2.1",
     "127.0.0.1@elsewhere.example",
+    "[::1]elsewhere.example",
+    "127.0.0.1:1/x?y=",
+    "localhost:elsewhere.example",
+    "[localhost]",
+    "[::1",
+    "127.0.0.1:99999",
     "",
 ]
 
@@ -128,8 +134,44 @@ async def test_an_origin_is_judged_before_the_token_is_missed(server: ServerProc
 
 
 async def test_the_same_origin_is_served(open_server: ServerProcess, anybody: RestClient) -> None:
-    for origin in (open_server.url, open_server.url.replace("http:", "https:")):
+    for origin in (open_server.url, open_server.url.upper()):
         await anybody.request("GET", "/api/kernels", headers={"Origin": origin})
+
+
+async def test_the_same_host_by_another_scheme_is_another_origin(
+    open_server: ServerProcess, anybody: RestClient
+) -> None:
+    origin = open_server.url.replace("http:", "https:")
+    response = await anybody.http.get("/api/kernels", headers={"Origin": origin})
+    error_of(response, 404, "forbidden_origin")
+
+
+@pytest.mark.parametrize("origin", ["http://[::1", "http://a]b", "http://127.0.0.1:x", "http://@"])
+async def test_what_is_no_origin_is_a_foreign_one(
+    open_server: ServerProcess, anybody: RestClient, origin: str
+) -> None:
+    for path in ("/api/kernels", "/api"):
+        response = await anybody.http.get(path, headers={"Origin": origin})
+        error_of(response, 404, "forbidden_origin")
+    async with kernels_of(open_server) as start:
+        kernel = await start("fake")
+        with pytest.raises(InvalidStatus, match="403"):
+            await kernel.connect(origin=origin)
+    assert "Traceback" not in open_server.output()
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_change_by_another_site_is_refused_without_an_origin_too(
+    open_server: ServerProcess, anybody: RestClient, site: str
+) -> None:
+    headers = {"Sec-Fetch-Site": site}
+    response = await anybody.http.patch("/api/me", json={"name": "x"}, headers=headers)
+    error_of(response, 404, "forbidden_origin")
+    await anybody.request("GET", "/api/kernels", headers=headers)
+    with pytest.raises(InvalidStatus, match="403"):
+        await open_websocket(
+            f"{open_server.ws_url}/api/events/subscribe", proxy=None, additional_headers=headers
+        )
 
 
 async def test_a_foreign_websocket_is_refused(open_server: ServerProcess) -> None:

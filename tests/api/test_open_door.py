@@ -59,6 +59,29 @@ def test_a_token_and_none_at_once_are_refused(commands: Commands, home: Home) ->
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        ("--allow-remote-access", "true"),
+        ("--allow-origin", "*"),
+        ("--allow-origin-pat", ".*"),
+        ("--allow-origin-pat", "https?://.+"),
+    ],
+)
+def test_it_is_not_opened_to_the_web_by_mistake(
+    commands: Commands, home: Home, options: tuple[str, str]
+) -> None:
+    ended = commands.run("--auth", "none", *options, home=home)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "open_to_web_pages" in line
+    settings = {options[0][2:].replace("-", "_"): options[1]}
+    Settings(auth="none", open_to_web_pages=True, **settings)  # type: ignore[arg-type]
+    Settings(auth="none", allow_remote_access=True, allowed_hosts=["lab.example.org"])
+    Settings(auth="none", allow_origin="https://lab.example.org")
+    Settings(auth="none", allow_origin_pat=r"https://(a|b)\.example\.org")
+
+
+@pytest.mark.parametrize(
     ("host", "status"), [("127.0.0.1", 200), ("127.1.2.3", 200), ("[::1]", 200), ("192.0.2.7", 403)]
 )
 async def test_an_address_that_the_settings_do_not_know_of_is_refused(

@@ -33,7 +33,7 @@ async def test_they_answer_everybody_with_nothing_but_yes(server: ServerProcess)
                 assert response.text == "ok\n"
                 assert response.headers["Cache-Control"] == "no-store"
         # Only these paths, exactly.
-        for path in ("/livez/x", "/LIVEZ", "/livez%2f..%2fapi%2fkernels", "/api/livez"):
+        for path in ("/livez/x", "/LIVEZ", "/%6civez", "/api/livez"):
             error_of(await stranger.http.get(path), 403, "unauthorized")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from app.api import kernels
 from app.main import create_app
 from app.settings import Settings
 from tests.api.errors import error_of
+from tests.conftest import servers
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
@@ -41,11 +43,26 @@ UNDOCUMENTED = [
     ("GET", "/api/"),
     ("GET", "//api"),
     ("GET", "/api/../api/kernels"),
-    ("GET", "/api%2Fkernels"),
+    ("GET", "/api/%6bernels"),
     ("GET", "/api/kernels/"),
     ("GET", "/api/kernels/none-such"),
     ("GET", "/api/kernels/none-such/channels"),
 ]
+
+_addresses = itertools.count(1)
+
+
+def elsewhere() -> dict[str, str]:
+    """A header that makes a client one of another address: wrong tokens are counted by it."""
+    return {"X-Forwarded-For": f"2001:db8:0:{next(_addresses):x}::1"}
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server behind a proxy, which may be anybody on this machine."""
+    with servers(request.config) as make_server:
+        yield make_server("--default-kernel-name", "fake", "--trusted-proxies", "127.0.0.1")
+
 
 WRONG = {
     "nothing": {},
@@ -87,6 +104,7 @@ async def test_every_route_refuses_who_has_no_token(
     }
     async with RestClient(server.url, None) as stranger:
         for method, path in await _all_routes(rest, kernel_id):
+            stranger.http.headers.update(elsewhere())
             response = await stranger.http.request(method, f"{server.url}{path}", **more)
             assert response.status_code == 403, (method, path)
             if method != "HEAD":
@@ -109,14 +127,17 @@ async def test_a_websocket_refuses_who_has_no_token(
     server: ServerProcess, rest: RestClient, shared_kernel: str, query: str
 ) -> None:
     for kernel_id in (shared_kernel, "none-such"):
+        url = f"{server.ws_url}/api/kernels/{kernel_id}/channels{query}"
         with pytest.raises(InvalidStatus) as refused:
-            await connect(f"{server.ws_url}/api/kernels/{kernel_id}/channels{query}", proxy=None)
+            await connect(url, proxy=None, additional_headers=elsewhere())
         answer = refused.value.response
         headers = list(answer.headers.raw_items())
         response = httpx.Response(answer.status_code, headers=headers, content=bytes(answer.body))
         assert error_of(response, 403, "unauthorized") == "Forbidden"
     with pytest.raises(InvalidStatus, match="403"):
-        await connect(f"{server.ws_url}/none-such{query}", proxy=None)
+        await connect(
+            f"{server.ws_url}/none-such{query}", proxy=None, additional_headers=elsewhere()
+        )
     assert (await rest.kernel(shared_kernel))["connections"] == 0
 
 
@@ -135,6 +156,7 @@ async def test_a_websocket_refuses_who_has_no_token(
 )
 async def test_schemes_of_the_header(server: ServerProcess, header: str) -> None:
     async with RestClient(server.url, None) as client:
+        client.http.headers.update(elsewhere())
         headers = {"Authorization": header.format(token=server.token)}
         await client.request("GET", "/api/kernels", headers=headers)
 
@@ -161,6 +183,7 @@ async def test_headers_that_do_not_count(server: ServerProcess, header: str) -> 
     token = server.token
     value = header.format(token=token, start=token[:-1], upper=f"{token[:-1]}\u0130")
     async with RestClient(server.url, None) as client:
+        client.http.headers.update(elsewhere())
         headers = [(b"Authorization", value.encode("utf-8"))]
         response = await client.http.get("/api/kernels", headers=headers)
         assert error_of(response, 403, "unauthorized") == "Forbidden"
@@ -170,6 +193,7 @@ async def test_headers_that_do_not_count(server: ServerProcess, header: str) -> 
 async def test_the_token_in_the_query(server: ServerProcess, query: str) -> None:
     quoted = "".join(f"%{ord(letter):02x}" for letter in server.token)
     async with RestClient(server.url, None) as client:
+        client.http.headers.update(elsewhere())
         address = f"/api/kernels?{query.format(token=server.token, quoted=quoted)}"
         await client.request("GET", address)
 

@@ -97,6 +97,32 @@ def test_what_makes_no_sense_is_refused_with_4xx(
     assert not re.search(r"^Injected", log, re.MULTILINE)
 
 
+def test_no_trailer_and_no_way_of_writing_a_path_gets_through(
+    proxies: list[Proxy], server: ServerProcess
+) -> None:
+    """The case of each: what the proxy forwards is told, and found harmless in the service."""
+    trailers = f"Authorization: token {server.token}\r\nX-Forwarded-For: 6.6.6.6\r\n".encode()
+    tricks = (
+        POST + CHUNKED + b"Connection: close\r\n\r\n2\r\n{}\r\n0\r\n" + trailers + b"\r\n",
+        POST + CHUNKED + b"Trailer: Authorization\r\n\r\n0\r\n" + trailers + b"\r\n",
+        get(f"{PREFIX}/api/%6bernels", f"X-A: token {server.token}"),
+        get(f"{PREFIX}/api%2fkernels"),
+        get(f"{PREFIX}/api%2Fkernels?token=wrong"),
+        get(f"{PREFIX}/api", "Host: elsewhere.example"),
+        get(f"{PREFIX}/api/kernels", "Origin: http://[::1"),
+        get(f"{PREFIX}/api/kernels", "X_Forwarded_For: 6.6.6.6\r\nConnection: X-Forwarded-For"),
+    )
+    mark = server.mark()
+    for proxy in proxies:
+        for trick in tricks:
+            answer = exchange(proxy, trick)
+            assert is_refused(proxy, answer), (type(proxy).__name__, trick, answer)
+    log = server.output(mark)
+    assert "6.6.6.6" not in log
+    assert '" 5' not in log
+    assert '" 2' not in log
+
+
 @pytest.mark.parametrize("length", [6, 5])
 def test_two_lengths_of_one_body_never_get_past_nginx(
     nginx: Nginx, server: ServerProcess, length: int

@@ -1,0 +1,84 @@
+"""Hosts and origins as one strict grammar reads them; whatever is sent, nothing here raises.
+
+A ``Host`` is a name, an IPv4 address or an IPv6 address in brackets, with a port or without
+[RFC 9110, section 7.2]. An ``Origin`` is the same behind a scheme [RFC 6454, section 7]. There is
+no user, no path and no query in either, so two readers of one value cannot disagree on them.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from typing import Final, NamedTuple
+
+__all__ = ["Authority", "Origin", "is_loopback", "origin_of", "parse_authority", "parse_origin"]
+
+MAX_LENGTH: Final = 300
+"""Characters; a name has at most 253 [RFC 1035, section 2.3.4]."""
+
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_AUTHORITY: Final = re.compile(
+    rf"(?:({_LABEL}(?:\.{_LABEL})*)\.?|\[([0-9A-Fa-f:.]{{2,45}})\])(?::([0-9]{{1,5}}))?"
+)
+_ORIGIN: Final = re.compile(r"(https?)://(.+)", re.IGNORECASE)
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Authority(NamedTuple):
+    """A host, in lower case and without brackets, and its port if one is named."""
+
+    host: str
+    port: int | None
+
+
+class Origin(NamedTuple):
+    """What a browser compares: scheme, host and port, each as it counts."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+@lru_cache(256)
+def parse_authority(text: str) -> Authority | None:
+    """A host with its port; None for what is neither."""
+    match = _AUTHORITY.fullmatch(text) if len(text) <= MAX_LENGTH else None
+    if match is None:
+        return None
+    name, address, digits = match.groups()
+    port = int(digits) if digits else None
+    if port is not None and port > 65535:
+        return None
+    if address is None:
+        return Authority(name.lower(), port)
+    try:
+        return Authority(str(IPv6Address(address)), port)
+    except ValueError:
+        return None
+
+
+@lru_cache(256)
+def parse_origin(text: str) -> Origin | None:
+    """An origin with its scheme's port where none is named; None for any other, "null" too."""
+    match = _ORIGIN.fullmatch(text) if len(text) <= MAX_LENGTH else None
+    if match is None:
+        return None
+    return origin_of(match[1].lower(), match[2])
+
+
+def origin_of(scheme: str, authority: str) -> Origin | None:
+    """The origin of a page that a server shows at a Host by ``http`` or ``https``."""
+    found = parse_authority(authority)
+    if found is None or scheme not in _PORTS:
+        return None
+    return Origin(scheme, found.host, _PORTS[scheme] if found.port is None else found.port)
+
+
+@lru_cache(256)
+def is_loopback(name: str) -> bool:
+    """Whether a host is a loopback address, as a number."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
