@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,12 +14,18 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import quote, urlsplit
 
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
 from app.keeper.processes import has_ended, open_process, signal_group, start_time
+from app.keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
+from app.managers.errors import KeeperUnavailable
+from app.managers.keeper_link import KeeperLink
 from app.managers.log_files import KEPT
 from app.managers.registry import Lock
 from app.managers.registry_store import (
@@ -28,7 +35,7 @@ from app.managers.registry_store import (
     UnusableRegistry,
 )
 from app.managers.transports import socket_files
-from app.settings import Settings
+from app.settings import Settings, explain
 
 __all__ = ["announce_server", "kernels_command"]
 
@@ -63,7 +70,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
         description="The kernels that outlive their server (--on-shutdown keep).",
     )
     state = argparse.ArgumentParser(add_help=False)
-    state.add_argument("--state-dir", type=Path, default=Settings().state_dir)
+    state.add_argument("--state-dir", type=Path)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser(
         "list", parents=[state], help="which there are, and whether they run"
@@ -79,7 +86,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
     )
     adopting.add_argument("file", type=Path, help="its connection file")
     options = parser.parse_args(arguments)
-    state_dir = options.state_dir.expanduser().resolve()
+    state_dir = _state_dir(options.state_dir)
     try:
         if options.command == "list":
             _list(state_dir, as_json=options.json)
@@ -89,14 +96,33 @@ def kernels_command(arguments: list[str]) -> NoReturn:
             _stop(state_dir, None if options.all else options.ids)
         else:
             _adopt(state_dir, options.file)
-    except (UnusableRegistry, _NotDone, OSError, http.client.HTTPException) as error:
-        print(f"kernelkeep: {error}", file=sys.stderr)
+    except _FAILURES as error:
+        _say(str(error))
         sys.exit(1)
     sys.exit(0)
 
 
+def _state_dir(given: Path | None) -> Path:
+    """The state directory as an argument, a variable or a file tells it, or else exit with 2."""
+    try:
+        return (given or Settings().state_dir).expanduser().resolve()
+    except (ValidationError, SettingsError) as error:
+        _say(explain(error))
+    except (RuntimeError, OSError) as error:  # no such user, a loop of links
+        _say(f"--state-dir: {error}")
+    sys.exit(2)
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        print(f"kernelkeep: {line}", file=sys.stderr)
+
+
 class _NotDone(Exception):
     """What was asked for cannot be done; the text says why."""
+
+
+_FAILURES: Final = (UnusableRegistry, _NotDone, OSError, http.client.HTTPException)
 
 
 def _records(state_dir: Path) -> list[KernelRecord]:
@@ -145,19 +171,70 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
     unknown = [kernel_id for kernel_id in wanted if kernel_id not in known]
     if unknown:
         raise _NotDone(f"there is no kernel {unknown[0]}")
+    problems: list[str] = []  # of some, which keep nobody from ending the others
     try:
         lock = Lock(state_dir)
     except UnusableRegistry:
         for kernel_id in wanted:
-            _ask_server(state_dir, "DELETE", f"/api/kernels/{quote(kernel_id)}")
+            with _noted(problems):
+                _ask_server(state_dir, "DELETE", f"/api/kernels/{quote(kernel_id)}")
+    else:
+        with contextlib.closing(lock):
+            store = SQLiteRegistry(state_dir / "registry.sqlite")
+            with contextlib.closing(store):
+                for kernel_id in wanted:
+                    with _noted(problems):
+                        _end(known[kernel_id])
+                        store.delete(kernel_id)
+                        _clean(state_dir, known[kernel_id])
+            with _noted(problems):
+                asyncio.run(_tell_keeper(state_dir, ids))
+    if problems:
+        raise _NotDone("\n".join(problems))
+
+
+@contextlib.contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Within, what is not done is added to ``problems``."""
+    try:
+        yield
+    except _FAILURES as error:
+        problems.append(str(error))
+
+
+async def _tell_keeper(state_dir: Path, ids: Collection[str] | None) -> None:
+    """Have the keeper forget kernels that have ended, or end all that it has.
+
+    Some of those may be on no list. With nothing left to keep the keeper ends.
+    """
+    try:
+        directory = os.open(keeper_dir(state_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return
-    with contextlib.closing(lock):
-        store = SQLiteRegistry(state_dir / "registry.sqlite")
-        with contextlib.closing(store):
-            for kernel_id in wanted:
-                _end(known[kernel_id])
-                store.delete(kernel_id)
-                _clean(state_dir, known[kernel_id])
+    try:
+        link = await KeeperLink.open(directory, _Stranger())
+        if link is not None and link.protocol == PROTOCOL:
+            kept, _ = await link.ask({"ask": "kept"})
+            for record in kept:
+                if ids is None or record["kernel_id"] in ids:
+                    which = {"kernel_id": record["kernel_id"], "pid": record["pid"]}
+                    await link.ask({"ask": "end", **which})
+        if link is not None:
+            await link.close()
+    except (Garbled, KeeperUnavailable) as error:
+        raise _NotDone(f"the keeper of these kernels goes on: {error}") from None
+    finally:
+        os.close(directory)
+
+
+class _Stranger:
+    """Has a connection to the keeper, and no kernels."""
+
+    def on_event(self, fields: Fields) -> None:
+        """It is of no concern."""
+
+    def on_end(self, link: KeeperLink) -> None:
+        """It is of no concern."""
 
 
 def _clean(state_dir: Path, record: KernelRecord) -> None:
@@ -205,13 +282,12 @@ def _ask_server(state_dir: Path, method: str, path: str, body: Any = None) -> by
     try:
         server = json.loads((state_dir / SERVER_FILE).read_text())
         address, token = urlsplit(server["url"]), server["token"]
-    except (OSError, ValueError, KeyError):
+        port = address.port
+    except (OSError, ValueError, KeyError, TypeError):
         raise _NotDone(
             f"no server says that it has {state_dir}; one under uvicorn does not: use its API"
         ) from None
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=HTTP_SECONDS
-    )
+    connection = http.client.HTTPConnection(address.hostname or "", port, timeout=HTTP_SECONDS)
     with contextlib.closing(connection):
         headers = {"Authorization": f"token {token}"} if token else {}
         if body is not None:

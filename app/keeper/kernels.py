@@ -33,7 +33,8 @@ class KeptKernel:
     """One kernel's process, launched here or found running, until it is forgotten.
 
     ``on_exit`` is called when it has ended and its exit code is known, minus the number of a
-    signal; `UNKNOWN_EXIT` for one that is not the keeper's child.
+    signal; `UNKNOWN_EXIT` for one that is not the keeper's child. ``launched_by`` names the request
+    that launched it; empty if a keeper before this one did, or a fork server.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class KeptKernel:
         output: ProcessOutput,
         ring: Ring,
         on_exit: Callable[[KeptKernel], None],
+        launched_by: str = "",
     ) -> None:
         self.kernel_id = kernel_id
+        self.launched_by = launched_by
         self.pid = 0
         self.started = ""
         self.exit_code: int | None = None
@@ -106,11 +109,16 @@ class KeptKernel:
             # Nobody else reaps it, so these are its own although it may have ended.
             self.started = start_time(self.pid) or ""
             self._watch_process(os.pidfd_open(self.pid))
-        except OSError:  # no descriptors are left
-            os.killpg(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self._output.close()
+        except BaseException:  # no descriptors are left
+            self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Kill and reap a process that was just launched and that nobody will know of."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.close()
 
     def adopt(self, pid: int, started: str) -> bool:
         """Take over a process that runs already, maybe a child of ours; False if it is gone."""
@@ -162,6 +170,11 @@ class KeptKernel:
             os.killpg(self.pid, number)
         else:
             signal_group(self._pidfd, self.pid, self.started, number)
+
+    def look(self) -> None:
+        """Notice the end of the process now, if it has ended."""
+        if self._pidfd is not None and has_ended(self._pidfd):
+            self.end()
 
     def end(self) -> None:
         """The process has ended. What it left running in its process group ends with it."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["Note", "Notes"]
+__all__ = ["LAUNCHING", "Note", "Notes"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,9 @@ MAX_BYTES: Final = 2**24
 
 Note = tuple[str, int, str, str]
 """A kernel's id, its process, when that was started, and the file of its output."""
+
+LAUNCHING: Final = 0
+"""In place of a process that is about to be launched."""
 
 
 class Notes:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ProcessOutput", "lasting_pipe"]
+__all__ = ["ProcessOutput", "lasting_pipe", "pipe_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class ProcessOutput:
 
     @property
     def _pipe(self) -> Path:
-        return _pipe_of(self.path)
+        return pipe_of(self.path)
 
     def _close_pipe(self) -> None:
         if self._read_end is not None:
@@ -159,11 +159,12 @@ def lasting_pipe(path: Path) -> int:
     ends of the pipe, and so is not told that nobody reads: it is only held up when the pipe is
     full, until `ProcessOutput.follow` is called in some process. Raises `OSError`.
     """
-    pipe = _pipe_of(path)
+    pipe = pipe_of(path)
     pipe.unlink(missing_ok=True)  # what is left of another process is no concern
     os.mkfifo(pipe, 0o600)
     return os.open(pipe, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-def _pipe_of(path: Path) -> Path:
+def pipe_of(path: Path) -> Path:
+    """The named pipe of a process whose output is kept in ``path``."""
     return path.with_name(path.name + ".pipe")

@@ -22,6 +22,7 @@ __all__ = [
     "exit_code",
     "has_ended",
     "is_child",
+    "leader_that_writes",
     "open_process",
     "signal_group",
     "start_time",
@@ -80,6 +81,25 @@ def is_child(pid: int) -> bool:
     """Whether the process is ours to reap."""
     fields = _stat(pid)
     return fields is not None and int(fields[1]) == os.getpid()
+
+
+def leader_that_writes(pipe: Path) -> tuple[int, str] | None:
+    """The session leader whose stdout is a named pipe, and its start time; None if nobody's is."""
+    try:
+        wanted = pipe.stat()
+    except FileNotFoundError:
+        return None
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or (started := start_time(int(entry))) is None:
+            continue
+        try:
+            if os.getsid(int(entry)) == int(entry) and os.path.samestat(
+                os.stat(f"/proc/{entry}/fd/1"), wanted
+            ):
+                return int(entry), started
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ends, or is another's
+            continue
+    return None
 
 
 def ended_child() -> int | None:

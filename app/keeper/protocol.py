@@ -4,12 +4,18 @@ A stream of frames over a unix socket. A frame is two lengths (four bytes each, 
 whole rest, and of its first part), a JSON object, and bytes that belong to it. The keeper speaks
 first and says which version it is; then
 
-    server -> {"ask": ..., ...}      and for each, in the order in which they came,
-    keeper -> {"answer": ...} or {"error": TEXT, ...}, and between them
+    server -> {"ask": ..., "id": N, "until": T, ...}      and for each, in this order,
+    keeper -> {"id": N, "answer": ...} or {"id": N, "error": TEXT, ...}, and between them
     keeper -> {"event": "exited", "kernel_id": ..., "code": ...}
 
+``until`` is when the server gives up waiting (`time.monotonic`, which a host's processes share).
+The keeper does nothing of a request that it reads later: a signal that comes after a minute would
+hit something else. What it did without the answer arriving is undone by the request ``end``, which
+has no such time.
+
 The frames, the greeting and the request ``drain`` are the same in every version: a server can have
-a keeper that it does not understand let go of its kernels, and replace it.
+a keeper that it does not understand let go of its kernels, and replace it. In version 1 requests
+and answers had no ids: an answer without one is that to the oldest request.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ __all__ = [
     "socket_address",
 ]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """The version of what is asked and answered. Further fields and requests do not change it."""
 
 MAX_FRAME: Final = 2**31
@@ -60,8 +66,10 @@ class TooOpen(Exception):
 
 
 def pack(fields: Fields, data: bytes = b"") -> bytes:
-    """A frame."""
+    """A frame. Raises `ValueError` for one that the other end would not take."""
     head = json.dumps(fields).encode()
+    if len(head) > MAX_HEAD or len(head) + len(data) > MAX_FRAME - 4:
+        raise ValueError("too much for one frame")
     return _LENGTHS.pack(4 + len(head) + len(data), len(head)) + head + data
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +19,9 @@ from typing import Any, Final
 import zmq
 
 from app.keeper.kernels import KeptKernel
-from app.keeper.notes import Notes
-from app.keeper.output import ProcessOutput
-from app.keeper.processes import ended_child, start_time
+from app.keeper.notes import LAUNCHING, Note, Notes
+from app.keeper.output import ProcessOutput, pipe_of
+from app.keeper.processes import ended_child, leader_that_writes, start_time
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
 from app.keeper.ring import Ring, Room
 
@@ -31,6 +34,9 @@ ALONE_SECONDS: Final = 20.0
 
 TERMINATE_SECONDS: Final = 5.0
 """Between shutdown request, SIGTERM and SIGKILL for kernels that were left behind."""
+
+ACCEPT_SECONDS: Final = 1.0
+"""When connections are taken again after one could not be, for want of descriptors perhaps."""
 
 PAGE_BYTES: Final = 2**20
 MAX_SOCKETS: Final = 65535
@@ -50,6 +56,7 @@ class Service:
         self._notes = Notes(directory)
         self._left = self._notes.read()  # by a keeper that was killed
         self._kernels: dict[str, KeptKernel] = {}
+        self._dying: set[KeptKernel] = set()  # killed and forgotten, but not yet gone
         self._servers: dict[asyncio.StreamWriter, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: zmq.Context[Any] | None = None
@@ -58,6 +65,7 @@ class Service:
         self._output_bytes = 0
         self._orphan_timeout = 0.0
         self._stopping = False
+        self._used = False  # some server has come
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(ALONE_SECONDS, self.end)
         self._requests: dict[str, Callable[[Fields], Answer]] = {
@@ -70,7 +78,7 @@ class Service:
             "said": self._on_said,
             "signal": self._on_signal,
             "tail": self._on_tail,
-            "forget": self._on_forget,
+            "end": self._on_end,
         }
         self._loop.add_reader(listener, self._accept)
 
@@ -84,9 +92,10 @@ class Service:
         self._deafen()
         for task in self._tasks:
             task.cancel()
-        for kernel in self._kernels.values():
+        for kernel in (*self._kernels.values(), *self._dying):
             kernel.close()
         self._kernels.clear()
+        self._dying.clear()
         if self._context is not None:
             self._context.destroy(linger=0)
 
@@ -103,6 +112,9 @@ class Service:
             connection, _ = self._listener.accept()
         except OSError as error:
             logger.warning("a connection failed: %s", error)
+            # It waits still, and this would be called again at once, without end.
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_SECONDS, self._listen_again)
             return
         if not is_own_peer(connection):
             logger.warning("a process of another user was refused")
@@ -113,23 +125,24 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _listen_again(self) -> None:
+        if self._listener.fileno() != -1:
+            self._loop.add_reader(self._listener, self._accept)
+
     async def _serve(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         writer.write(pack({"keeper": PROTOCOL, "pid": os.getpid()}))
         try:
-            while True:
+            while not self._stopping:
                 fields, _ = await receive(reader)
                 if fields.get("ask") == "drain":
                     await self._drain(writer)
                     return
-                answer = self._answer(fields)
-                if fields.get("ask") == "hello" and "error" not in answer:
-                    self._greet(writer)
-                writer.write(pack(*answer) if isinstance(answer, tuple) else pack(answer))
+                writer.write(self._answer(fields, writer))
                 await writer.drain()
         except Garbled as error:
             logger.warning("a server that makes no sense is sent away: %s", error)
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
@@ -137,6 +150,7 @@ class Service:
 
     def _greet(self, writer: asyncio.StreamWriter) -> None:
         self._servers[writer] = None
+        self._used = True
         if self._timer is not None and not self._stopping:
             self._timer.cancel()
             self._timer = None
@@ -147,11 +161,15 @@ class Service:
         del self._servers[writer]
         if self._servers or self._timer is not None:
             return
-        if not self._kernels:
-            self.end()
-        else:
+        if self._kernels:
             logger.info("no server is left; kernels are kept for %g s", self._orphan_timeout)
             self._timer = self._loop.call_later(self._orphan_timeout, self._stop_orphans)
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        """End when nobody will ask for anything any more, not even for how a kernel ended."""
+        if self._used and not (self._servers or self._kernels or self._dying):
+            self.end()
 
     async def _drain(self, writer: asyncio.StreamWriter) -> None:
         """A server of another version takes over: its keeper finds the kernels by their pids."""
@@ -195,7 +213,7 @@ class Service:
     def reap(self) -> None:
         """Children have ended: kernels, what they left running, and what `run` has started."""
         while (pid := ended_child()) is not None:
-            for kernel in self._kernels.values():
+            for kernel in (*self._kernels.values(), *self._dying):
                 if kernel.pid == pid and kernel.running:
                     kernel.end()
                     break
@@ -207,6 +225,11 @@ class Service:
             self.end()
 
     def _on_exit(self, kernel: KeptKernel) -> None:
+        if kernel in self._dying:  # nobody wants to know
+            self._dying.discard(kernel)
+            kernel.close()
+            self._end_if_unused()
+            return
         event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
         for writer in self._servers:
             writer.write(pack(event | {"pid": kernel.pid}))
@@ -215,21 +238,31 @@ class Service:
 
     # What servers ask
 
-    def _answer(self, fields: Fields) -> Answer:
+    def _answer(self, fields: Fields, writer: asyncio.StreamWriter) -> bytes:
+        """The frame of the answer. Whatever a request leads to is told to who made it, alone."""
+        number = {"id": fields["id"]} if "id" in fields else {}
+        try:
+            answer = self._do(fields)
+            if fields["ask"] == "hello":
+                self._greet(writer)
+            head, data = answer if isinstance(answer, tuple) else (answer, b"")
+            return pack({**number, **head}, data)
+        except OSError as error:
+            text = {"error": str(error), "strerror": error.strerror}
+            return pack({**number, **text, "errno": error.errno, "filename": error.filename})
+        except ValueError as error:
+            return pack({**number, "error": str(error)})
+        except Exception as error:
+            logger.warning("%s cannot be done", fields.get("ask"), exc_info=True)
+            return pack({**number, "error": f"{type(error).__name__}: {error}"})
+
+    def _do(self, fields: Fields) -> Answer:
         request = self._requests.get(str(fields.get("ask")))
         if request is None:
-            return {"error": "the keeper does not know what is asked"}
-        try:
-            return request(fields)
-        except OSError as error:
-            return {
-                "error": str(error),
-                "errno": error.errno,
-                "strerror": error.strerror,
-                "filename": error.filename,
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            return {"error": f"the keeper cannot do that: {error!r}"}
+            raise ValueError("the keeper does not know what is asked")
+        if time.monotonic() > fields.get("until", math.inf):
+            raise ValueError("it was asked too late")
+        return request(fields)
 
     def _on_hello(self, fields: Fields) -> Answer:
         if fields["protocol"] != PROTOCOL:
@@ -245,23 +278,48 @@ class Service:
         answer = [kernel.record for kernel in self._kernels.values()]
         # A server tells of those that it knows, and ends those that nobody does.
         left, self._left = self._left, []
-        for kernel_id, pid, started, output in left:
-            kernel = self._new_kernel(kernel_id, output)
-            if kernel_id not in self._kernels and kernel.adopt(pid, started):
-                self._put(kernel)
+        for note in left:
+            try:
+                self._take_over(note)
+            except OSError as error:  # no descriptors are left, for one
+                logger.error("kernel %s cannot be watched: %s", note[0], error)
+                self._left.append(note)
+            except ValueError as error:  # no keeper wrote that
+                logger.error("a note of %s is of no use: %s", note[0], error)
         return {"answer": answer}
+
+    def _take_over(self, note: Note) -> None:
+        """Have a process that a keeper before this one noted. Raises `OSError`."""
+        kernel_id, pid, started, output = note
+        if pid == LAUNCHING:
+            pid, started = leader_that_writes(pipe_of(Path(output))) or (0, "")
+        kernel = self._new_kernel(kernel_id, output)
+        if kernel_id not in self._kernels and kernel.adopt(pid, started):
+            self._put(kernel)
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels.values()]}
 
     def _on_launch(self, fields: Fields) -> Answer:
-        kernel_id = str(fields["kernel_id"])
-        before = self._kernels.get(kernel_id)
+        kernel_id, command = str(fields["kernel_id"]), fields["command"]
+        before = self._present(kernel_id)
         if before is not None and before.running:
             raise ValueError(f"kernel {kernel_id} runs")
-        kernel = self._new_kernel(kernel_id, fields["output"])
-        kernel.launch(fields["command"], fields["env"], fields["cwd"])
-        self._put(kernel)
+        if not command:
+            raise ValueError("there is no command to execute")
+        kernel = self._new_kernel(kernel_id, fields["output"], fields["launch"])
+        # For a keeper after this one, if this one is killed before it can note the process.
+        self._note((kernel_id, LAUNCHING, "", kernel.output))
+        try:
+            kernel.launch(command, fields["env"], fields["cwd"])
+        except BaseException:
+            self._note()
+            raise
+        try:
+            self._put(kernel)
+        except BaseException:
+            kernel.abandon()
+            raise
         return {"answer": kernel.record}
 
     def _on_run(self, fields: Fields) -> Answer:
@@ -280,7 +338,7 @@ class Service:
 
     def _on_adopt(self, fields: Fields) -> Answer:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
-        kernel = self._kernels.get(kernel_id)
+        kernel = self._present(kernel_id)
         if kernel is None or (kernel.pid, kernel.started) != (pid, started):
             if kernel is not None and kernel.running:
                 raise ValueError(f"kernel {kernel_id} has another process")
@@ -299,20 +357,28 @@ class Service:
         self._kernels[kernel.kernel_id] = kernel
         self._note()
 
-    def _note(self) -> None:
-        kernels = self._kernels.values()
-        self._notes.write(
-            (kernel.kernel_id, kernel.pid, kernel.started, kernel.output)
-            for kernel in kernels
-            if kernel.running
-        )
+    def _present(self, kernel_id: str) -> KeptKernel | None:
+        """What there is of a kernel; that its process has ended may not have been seen yet."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is not None:
+            kernel.look()
+        return kernel
 
-    def _new_kernel(self, kernel_id: str, output: str) -> KeptKernel:
+    def _note(self, *more: Note) -> None:
+        rows = [
+            (kernel.kernel_id, kernel.pid, kernel.started, kernel.output)
+            for kernel in self._kernels.values()
+            if kernel.running
+        ]
+        self._notes.write([*rows, *self._left, *more])
+
+    def _new_kernel(self, kernel_id: str, output: str, launched_by: str = "") -> KeptKernel:
         return KeptKernel(
             kernel_id,
             ProcessOutput(Path(output), self._output_bytes),
             Ring(self._ring_bytes, self._room),
             self._on_exit,
+            launched_by,
         )
 
     def _on_watch(self, fields: Fields) -> Answer:
@@ -336,10 +402,28 @@ class Service:
     def _on_tail(self, fields: Fields) -> Answer:
         return {"answer": self._kernels[fields["kernel_id"]].tail()}
 
-    def _on_forget(self, fields: Fields) -> Answer:
-        kernel = self._kernels.get(fields["kernel_id"])
-        if kernel is not None and not kernel.running:
+    def _on_end(self, fields: Fields) -> Answer:
+        """Kill the process ``pid`` of a kernel, or what the request ``launch`` led to; forget it.
+
+        What a keeper before this one had launched may be from that request as well: a kernel has
+        one process at a time, and whoever asks for this knows of none.
+        """
+        kernel = self._present(fields["kernel_id"])
+        if kernel is None:
+            return {"answer": False}
+        if "pid" in fields:
+            is_it = kernel.pid == fields["pid"]
+        else:
+            is_it = kernel.launched_by in ("", fields["launch"])
+        if not is_it:
+            return {"answer": False}
+        del self._kernels[kernel.kernel_id]
+        if kernel.running:
+            self._dying.add(kernel)
+            with contextlib.suppress(ProcessLookupError):
+                kernel.signal(signal.SIGKILL)
+        else:
             kernel.close()
-            del self._kernels[kernel.kernel_id]
-            self._note()
-        return {"answer": None}
+        self._note()
+        self._end_if_unused()
+        return {"answer": True}

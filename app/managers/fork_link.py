@@ -132,6 +132,7 @@ class ForkLink:
         self._is_parent = keeper is None
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._codes: dict[int, asyncio.Future[int]] = {}
+        self._abandoned: set[int] = set()
         self._count = 0
         self._process: _Process | None = None
         self._control: socket.socket | None = None
@@ -184,6 +185,10 @@ class ForkLink:
             raise CannotFork("its fork server does not answer, and was killed") from None
         except OSError as error:
             raise CannotFork(f"it could not be forked: {error}") from None
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self.abandon(answer.result())
+            raise
         finally:
             del self._asked[number]
             for descriptor in descriptors:
@@ -198,6 +203,16 @@ class ForkLink:
         del self._codes[pid]
         self._reap(pid)
         return code.result() if code.done() else UNKNOWN_EXIT
+
+    def abandon(self, pid: int) -> None:
+        """End a kernel that was just forked and that nobody wants.
+
+        One that the keeper would have ends by itself: it waits to be told to begin.
+        """
+        if self._is_parent:
+            self._abandoned.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """End the server by force; its kernels go on."""
@@ -250,16 +265,20 @@ class ForkLink:
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():
                     answer.set_result(pid)
-                elif self._is_parent:  # whoever asked has given up
-                    os.kill(pid, signal.SIGKILL)
+                else:  # whoever asked has given up
+                    self.abandon(pid)
             case {"failed": number, "error": text}:
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():
                     answer.set_exception(CannotFork(f"it could not be forked: {text}"))
             case {"ended": pid, "code": code}:
-                known = self._codes.setdefault(pid, self._loop.create_future())
-                if not known.done():
+                known = self._codes.get(pid)
+                if known is not None and not known.done():
                     known.set_result(code)
+                if pid in self._abandoned:
+                    self._abandoned.remove(pid)
+                    self._codes.pop(pid, None)
+                    self._reap(pid)
 
     def _reap(self, pid: int) -> None:
         if self._control is not None:

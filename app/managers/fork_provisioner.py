@@ -155,7 +155,12 @@ class ForkProvisioner(ForkOptions):
             logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
             info = await super().launch_kernel(cmd, **kwargs)
             if self.pid is not None:
-                self.limit(self.pid)
+                try:
+                    self.limit(self.pid)
+                except BaseException:
+                    await self.kill()
+                    await self.wait()
+                    raise
             return info
         self.process = process  # type: ignore[assignment]
         # It makes a session of its own, and so a group of this number, before anything else.
@@ -176,7 +181,11 @@ class ForkProvisioner(ForkOptions):
         env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
         recipe, order = self.order(cmd, env, options["cwd"], output)
         pid, server = await self.forking.servers.fork(recipe, order)
-        return ForkedProcess(pid, server)
+        try:
+            return ForkedProcess(pid, server)
+        except BaseException:  # no descriptors are left
+            server.abandon(pid)
+            raise
 
 
 def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -8,8 +8,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections import deque
+import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,14 +26,31 @@ from app.keeper.protocol import (
 )
 from app.managers.errors import KeeperUnavailable
 
-__all__ = ["ANSWER_SECONDS", "KeeperLink", "execute_keeper"]
+__all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "execute_keeper"]
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take for an answer."""
 
+MAX_UNSENT: Final = 2**23
+"""Bytes of requests that wait for a keeper which reads nothing. Beyond that none is taken."""
+
 MAX_LOG_BYTES: Final = 2**20
+
+
+class LinkLost(KeeperUnavailable):
+    """The connection has ended before the answer: whether the keeper did what was asked is open."""
+
+    def __init__(self) -> None:
+        super().__init__("The connection to the keeper of kernels has ended")
+
+
+class KeeperRefuses(KeeperUnavailable):
+    """The keeper has done nothing of what was asked; the text says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The keeper of kernels refuses: {reason}")
 
 
 class LinkOwner(Protocol):
@@ -60,9 +78,9 @@ class KeeperLink:
         self._reader = reader
         self._writer = writer
         self._owner = owner
-        # It answers in the order in which it is asked.
-        self._asked: deque[asyncio.Future[tuple[Any, bytes]]] = deque()
-        self._open = True
+        self._numbers = count(1)
+        self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+        self.is_open = True
         self._task = asyncio.get_running_loop().create_task(self._read(), name="keeper")
 
     @classmethod
@@ -78,6 +96,9 @@ class KeeperLink:
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
+        except BlockingIOError:
+            connection.close()
+            raise Garbled(_SILENT) from None
         except BaseException:
             connection.close()
             raise
@@ -97,32 +118,65 @@ class KeeperLink:
                 raise Garbled(_FOREIGN) from None
             await asyncio.sleep(0.05)  # it is about to end
             return None
-        except (Garbled, TimeoutError):
+        except Garbled:
             writer.close()
             raise Garbled(_FOREIGN) from None
+        except TimeoutError:
+            writer.close()
+            raise Garbled(_SILENT) from None
+        except BaseException:
+            writer.close()
+            raise
 
-    async def ask(self, fields: Fields) -> tuple[Any, bytes]:
-        """The answer and its bytes. Raises `KeeperUnavailable`, and `OSError` as the keeper did."""
-        if not self._open:
-            raise KeeperUnavailable("The keeper of kernels has ended")
-        answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
-        self._asked.append(answer)
-        self._writer.write(pack(fields))
+    async def ask(self, fields: Fields, seconds: float | None = None) -> tuple[Any, bytes]:
+        """The answer and its bytes; what the keeper reads after so many seconds it does not do.
+
+        Without a number they are `ANSWER_SECONDS`.
+
+        Raises `LinkLost`, `KeeperRefuses`, `KeeperUnavailable` for a keeper that does not answer in
+        time (it may yet have done what was asked), `OSError` as the keeper did, and `ValueError`
+        for what is too large to be asked.
+        """
+        seconds = ANSWER_SECONDS if seconds is None else seconds
+        transport = self._writer.transport
+        if transport.get_write_buffer_size() > MAX_UNSENT:
+            raise KeeperRefuses("it has not read what it was asked before")
+        number = next(self._numbers)
+        answer = self._send(number, {**fields, "until": time.monotonic() + seconds})
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
-            self._writer.transport.abort()
             raise KeeperUnavailable("The keeper of kernels does not answer") from None
+        finally:
+            self._asked.pop(number, None)
+
+    def tell(self, fields: Fields) -> asyncio.Future[tuple[Any, bytes]]:
+        """Ask for what is to be done however late that is; the answer is for who wants it."""
+        return self._send(next(self._numbers), fields)
+
+    def _send(self, number: int, fields: Fields) -> asyncio.Future[tuple[Any, bytes]]:
+        answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
+        if not self.is_open:
+            raise LinkLost
+        self._writer.write(pack({**fields, "id": number}))
+        self._asked[number] = answer
+        return answer
 
     async def drain(self) -> list[Fields]:
         """Have it let go of its kernels and end; what it knows of them."""
-        answer, _ = await self.ask({"ask": "drain"})
-        await self.close()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer, _ = await self.tell({"ask": "drain"})
+        except TimeoutError:
+            raise KeeperUnavailable("The keeper of kernels does not let go of them") from None
+        finally:
+            await self.close()
         return list(answer)
 
     async def close(self) -> None:
         """Close the connection."""
+        self.is_open = False
         self._writer.close()
         self._task.cancel()
         await asyncio.wait({self._task})
@@ -133,19 +187,26 @@ class KeeperLink:
                 fields, data = await receive(self._reader)
                 if "event" in fields:
                     self._owner.on_event(fields)
-                elif self._asked:
-                    _settle(self._asked.popleft(), fields, data)
-        except (ConnectionError, asyncio.IncompleteReadError, Garbled) as error:
+                    continue
+                # A keeper that knows no ids answers in the order in which it is asked.
+                number = fields.get("id", next(iter(self._asked), 0))
+                answer = self._asked.pop(number, None)
+                if answer is not None:  # and whoever asked has not given up
+                    _settle(answer, fields, data)
+        except (OSError, asyncio.IncompleteReadError, Garbled) as error:
             logger.debug("the connection to the keeper has ended: %s", error)
+        except Exception:
+            logger.exception("the keeper makes no sense; the connection to it is ended")
         finally:
-            self._open = False
+            self.is_open = False
             self._writer.close()
-            for answer in self._asked:
-                if not answer.done():
-                    answer.set_exception(KeeperUnavailable("The keeper of kernels has ended"))
+            for answer in self._asked.values():
+                _fail(answer, LinkLost())
+            self._asked.clear()
             self._owner.on_end(self)
 
 
+_SILENT: Final = "what listens on its socket says nothing; is its process stopped?"
 _FOREIGN: Final = "what listens on its socket is no keeper; end that process or remove the socket"
 
 
@@ -155,10 +216,15 @@ def _settle(answer: asyncio.Future[tuple[Any, bytes]], fields: Fields, data: byt
     if "answer" in fields:
         answer.set_result((fields["answer"], data))
     elif "errno" in fields:
-        error = OSError(fields["errno"], fields["strerror"], fields["filename"])
-        answer.set_exception(error)
+        _fail(answer, OSError(fields["errno"], fields["strerror"], fields["filename"]))
     else:
-        answer.set_exception(KeeperUnavailable(f"The keeper of kernels refuses: {fields['error']}"))
+        _fail(answer, KeeperRefuses(str(fields["error"])))
+
+
+def _fail(answer: asyncio.Future[tuple[Any, bytes]], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()  # there may be nobody who wants to know
 
 
 def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:

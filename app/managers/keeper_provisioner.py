@@ -11,7 +11,6 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper, Kept
 
 __all__ = ["KeeperProvisioner"]
@@ -35,16 +34,21 @@ class KeeperProvisioner(LocalProvisioner):
         return keeper
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Launch a kernel. Raises `OSError` or `KeeperUnavailable`."""
+        """Launch a kernel. Raises what `Keeper.launch` does; then none runs."""
         # A kernel with this variable ends when that process does.
         env = {name: value for name, value in kwargs["env"].items() if name != "JPY_PARENT_PID"}
         self.cwd = kwargs["cwd"]
-        self._take(await self.launch_process(cmd, env))
-        await self.keeper.watch(self.kernel_id, self.connection_info)
+        kept = await self.launch_process(cmd, env)
+        try:
+            await self.keeper.watch(self.kernel_id, self.connection_info)
+        except BaseException:
+            await self.keeper.forget(self.kernel_id)
+            raise
+        self._take(kept)
         return self.connection_info
 
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
-        """A process that the keeper has. Raises `OSError` or `KeeperUnavailable`."""
+        """A process that the keeper has. What is raised is what `Keeper.launch` raises."""
         return await self.keeper.launch(
             self.kernel_id, cmd, env=env, cwd=str(self.cwd), output=self.output
         )
@@ -83,15 +87,15 @@ class KeeperProvisioner(LocalProvisioner):
         await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Let go of the process; unless another follows, the keeper forgets it."""
+        """Let go of the process; unless another follows, the keeper forgets it.
+
+        One that still runs is ended: nobody else will know of it.
+        """
         await super().cleanup(restart)
         if not restart and self.start_time:
             self.process = None
             self.start_time = ""
-            try:
-                await self.keeper.forget(self.kernel_id)
-            except KeeperUnavailable:  # which then knows of nothing
-                pass
+            await self.keeper.forget(self.kernel_id)
 
     async def tail(self) -> str:
         """The last lines that the process wrote, for people."""

@@ -3,17 +3,24 @@
 The keeper (`app.keeper`) is the parent of local kernels, so that they outlive the server. It ends
 by itself. If it dies, its kernels live on: another is started at once and watches them by their
 pids; only how they end is then known no more.
+
+Whatever it is asked may go unanswered: it may hang, be killed, or be killed just before it says
+what it has done. *That* a process has ended the server therefore sees by itself, by a pidfd, and
+waits for the keeper only to be told *how*. It signals by itself where the keeper does not. What may
+have been launched without the answer arriving is ended, by this keeper or the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import secrets
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +42,13 @@ from app.keeper.protocol import (
 )
 from app.machine import network_file_system
 from app.managers.errors import KeeperUnavailable
-from app.managers.keeper_link import KeeperLink, execute_keeper
+from app.managers.keeper_link import (
+    ANSWER_SECONDS,
+    KeeperLink,
+    KeeperRefuses,
+    LinkLost,
+    execute_keeper,
+)
 from app.settings import Settings
 
 __all__ = ["Keeper", "Kept", "check_state_dir", "new_keeper"]
@@ -47,6 +60,18 @@ START_SECONDS: Final = 30.0
 
 CLOSE_SECONDS: Final = 2.0
 """How long one that is left with nothing to keep may take to end."""
+
+ATTEMPTS: Final = 2
+"""How often something is asked for if the connection ends before the answer."""
+
+QUICK_SECONDS: Final = 2.0
+"""How long the keeper may take for what can be had without it."""
+
+EXIT_SECONDS: Final = 3.0
+"""How much later than the end of a process the keeper may tell how it ended."""
+
+PAUSE_SECONDS: Final = 0.05
+"""Before another connection, if one ends while it is made."""
 
 MAX_EARLY: Final = 256
 """Ends of processes that are remembered for whoever asks for them later; the oldest go first."""
@@ -107,9 +132,11 @@ class Keeper:
         }
         self._loop = asyncio.get_running_loop()
         self._link: KeeperLink | None = None
-        self._linking = asyncio.Lock()
+        self._linking: asyncio.Task[KeeperLink] | None = None
         self._kernels: dict[str, _Watched] = {}
-        self._early: dict[tuple[str, int], int] = {}  # exit codes by kernel and pid
+        self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
+        # Requests to end something, by what that is, until a keeper has said that it is done.
+        self._unwanted: dict[tuple[str, str | int], Fields] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._closed = False
@@ -155,17 +182,31 @@ class Keeper:
     ) -> Kept:
         """Start a kernel's process, the leader of a session; what it writes goes to ``output``.
 
-        A process that had this id and has ended is replaced. Raises `OSError` when there is
-        nothing to execute.
+        A process that had this id and has ended is replaced. Raises `OSError` or `ValueError` when
+        there is nothing to execute. Whatever is raised, no process was started, or it is ended.
         """
-        fields = {
-            "kernel_id": kernel_id,
-            "command": list(command),
-            "env": dict(env),
-            "cwd": cwd,
-            "output": str(output),
-        }
-        kept = msgspec.convert(await self._ask("launch", **fields), Kept)
+        if not command:
+            raise ValueError("there is no command to execute")
+        fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(LinkLost):
+                return await self._launch(kernel_id, fields)
+        return await self._launch(kernel_id, fields)
+
+    async def _launch(self, kernel_id: str, fields: Fields) -> Kept:
+        link = await self._linked()
+        launch = secrets.token_hex(16)
+        try:
+            answer, _ = await link.ask(
+                {"ask": "launch", "kernel_id": kernel_id, "launch": launch, **fields}
+            )
+        except (OSError, ValueError, KeeperRefuses):
+            raise
+        except BaseException:
+            # It may have been launched, or will be. Whoever asks again, does so behind this.
+            self._end(kernel_id, launch=launch)
+            raise
+        kept = msgspec.convert(answer, Kept)
         self._note(kept, anew=True)
         return kept
 
@@ -175,7 +216,7 @@ class Keeper:
         It is the keeper's child, and so are processes of its own when their parents end. Raises
         `OSError` when there is nothing to execute.
         """
-        answer = await self._ask("run", command=list(command), env=dict(env))
+        answer, _ = await self._ask("run", command=list(command), env=dict(env))
         return answer["pid"], answer["start_time"]
 
     async def adopt(
@@ -191,8 +232,8 @@ class Keeper:
         Does nothing if it does so already. How it ends will not be known if it is not the
         keeper's child.
         """
-        fields = {"pid": pid, "start_time": start_time, "output": str(output)}
-        answer = await self._ask("adopt", kernel_id=kernel_id, **fields)
+        fields: Fields = {"pid": pid, "start_time": start_time, "output": str(output)}
+        answer, _ = await self._ask("adopt", kernel_id=kernel_id, **fields)
         if answer is None:
             watched = self._kernels.get(kernel_id)
             if watched is None or watched.pid != pid or not watched.exited.done():
@@ -214,7 +255,8 @@ class Keeper:
 
     async def kept(self) -> dict[str, Kept]:
         """All kernels that the keeper has, those that have ended among them, by their ids."""
-        records = msgspec.convert(await self._ask("kept"), list[Kept])
+        answer, _ = await self._ask("kept")
+        records = msgspec.convert(answer, list[Kept])
         return {record.kernel_id: record for record in records}
 
     async def said(self, kernel_id: str, after: int) -> list[tuple[int, list[bytes]]]:
@@ -222,8 +264,7 @@ class Keeper:
 
         That is one page of about a megabyte; an empty one is the end.
         """
-        link = await self._linked()
-        sizes, data = await link.ask({"ask": "said", "kernel_id": kernel_id, "after": after})
+        sizes, data = await self._ask("said", kernel_id=kernel_id, after=after)
         page, start = [], 0
         for index, lengths in sizes:
             frames = []
@@ -234,15 +275,22 @@ class Keeper:
         return page
 
     async def signal(self, kernel_id: str, number: int) -> None:
-        """Send a signal to the kernel's process group, by ourselves if there is no keeper.
+        """Send a signal to the kernel's process group, by ourselves if the keeper does not.
 
-        Raises `ProcessLookupError` when it has ended.
+        Raises `ProcessLookupError` when it has ended. Bounded by `QUICK_SECONDS`.
         """
         watched = self._kernels.get(kernel_id)
-        if self._link is None and watched is not None and watched.pidfd is not None:
-            signal_group(watched.pidfd, watched.pid, watched.start_time, number)
+        fields: Fields = {"kernel_id": kernel_id, "number": int(number)}
+        if watched is None:
+            await self._ask("signal", **fields)
             return
-        await self._ask("signal", kernel_id=kernel_id, number=int(number))
+        if self._link is not None:
+            try:
+                await self._link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
+                return
+            except KeeperUnavailable as error:
+                logger.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
+        watched.signal(number)
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
         """Done with the exit code when the process has ended. Raises `KeyError` for no such one."""
@@ -251,18 +299,47 @@ class Keeper:
     async def tail(self, kernel_id: str) -> str:
         """The last lines that the process wrote, for people."""
         try:
-            return str(await self._ask("tail", kernel_id=kernel_id))
+            answer, _ = await self._ask("tail", QUICK_SECONDS, kernel_id=kernel_id)
+            return str(answer)
         except (KeeperUnavailable, OSError):
             watched = self._kernels.get(kernel_id)
             return await asyncio.to_thread(_tail_of, watched.output) if watched is not None else ""
 
-    async def forget(self, kernel_id: str) -> None:
-        """Drop what is known of a kernel that has ended."""
-        watched = self._kernels.pop(kernel_id, None)
-        if watched is not None:
+    async def forget(self, kernel_id: str, pid: int | None = None) -> None:
+        """Drop what is known of a kernel, and end its process if that still runs.
+
+        Or of its process ``pid``, which the keeper may know of although its answer did not arrive.
+        Returns at once, and raises nothing: a keeper that cannot be told now is told later.
+        """
+        self._early.pop(kernel_id, None)
+        watched = self._kernels.get(kernel_id)
+        if watched is not None and pid in (None, watched.pid):
+            del self._kernels[kernel_id]
+            pid = watched.pid
+            with contextlib.suppress(OSError):
+                watched.signal(signal.SIGKILL)
             watched.stop_watching()
             watched.exited.cancel()
-        await self._ask("forget", kernel_id=kernel_id)
+        if pid is not None:
+            self._end(kernel_id, pid=pid)
+
+    def _end(self, kernel_id: str, **which: str | int) -> None:
+        """Have what nobody wants ended, however late the keeper reads this, or by the next one."""
+        (value,) = which.values()
+        self._unwanted[kernel_id, value] = {"ask": "end", "kernel_id": kernel_id, **which}
+        if self._link is not None and self._link.is_open:
+            self._tell_end(self._link, (kernel_id, value))
+        elif "launch" in which:
+            self._recover_soon()
+
+    def _tell_end(self, link: KeeperLink, what: tuple[str, str | int]) -> asyncio.Future[Any]:
+        def on_answer(answer: asyncio.Future[Any]) -> None:
+            if not isinstance(answer.exception(), LinkLost):
+                self._unwanted.pop(what, None)
+
+        answer = link.tell(self._unwanted[what])
+        answer.add_done_callback(on_answer)
+        return answer
 
     async def end(self, kernel_id: str) -> None:
         """Kill what the keeper has of a kernel, if anything, and forget it.
@@ -282,9 +359,11 @@ class Keeper:
     async def close(self) -> None:
         """Close the connection. The keeper goes on while it has kernels."""
         self._closed = True
-        if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.wait({self._recovery})
+        tasks = [task for task in (self._recovery, self._linking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         if self._link is not None:
             await self._link.close()
             self._link = None
@@ -300,65 +379,91 @@ class Keeper:
 
     # The connection
 
-    async def _ask(self, ask: str, **fields: Any) -> Any:
-        link = await self._linked()
-        answer, _ = await link.ask({"ask": ask, **fields})
-        return answer
+    async def _ask(
+        self, ask: str, seconds: float | None = None, **fields: Any
+    ) -> tuple[Any, bytes]:
+        """What `KeeperLink.ask` does, of what does no harm if it is done twice."""
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(LinkLost):
+                return await (await self._linked()).ask({"ask": ask, **fields}, seconds)
+        return await (await self._linked()).ask({"ask": ask, **fields}, seconds)
 
     async def _linked(self) -> KeeperLink:
         if self._link is not None:
             return self._link
-        async with self._linking:
-            if self._link is None:
-                if self._closed:
-                    raise KeeperUnavailable("The server is shutting down")
-                self._link = await self._connect()
-            return self._link
+        if self._closed:
+            raise KeeperUnavailable("The server is shutting down")
+        if self._linking is None:
+            self._linking = self._loop.create_task(self._connect(), name="link to the keeper")
+            self._linking.add_done_callback(self._on_linked)
+        # It is for all who wait: one that is cancelled does not end it for the others.
+        return await asyncio.shield(self._linking)
+
+    def _on_linked(self, linking: asyncio.Task[KeeperLink]) -> None:
+        self._linking = None
+        if not linking.cancelled():
+            linking.exception()  # whoever waited for it may have been cancelled
 
     async def _connect(self) -> KeeperLink:
         try:
             async with asyncio.timeout(START_SECONDS):
-                link, left = await self._find()
+                while True:
+                    link = await self._find()
+                    if await self._greet(link):
+                        return link
+                    await asyncio.sleep(PAUSE_SECONDS)
         except TimeoutError:
             text = f"The keeper of kernels was not ready within {START_SECONDS:g} s"
             raise KeeperUnavailable(text) from None
-        except (OSError, TooOpen, Garbled) as error:
+        except (OSError, TooOpen, Garbled, msgspec.MsgspecError) as error:
             raise KeeperUnavailable(f"The keeper of kernels cannot be used: {error}") from error
+
+    async def _greet(self, link: KeeperLink) -> bool:
+        """Use a connection from now on; False if it ends meanwhile, as it may at any time."""
         try:
-            await self._hand_over(link, left)
+            await self._hand_over(link)
+        except LinkLost:
+            await link.close()
+            return False
         except BaseException:
             await link.close()
             raise
-        return link
+        if link.is_open:
+            self._link = link
+        return link.is_open
 
-    async def _hand_over(self, link: KeeperLink, left: Iterable[_Watched]) -> None:
-        """Greet a keeper, and tell it of the kernels that another had."""
+    async def _hand_over(self, link: KeeperLink) -> None:
+        """Greet a keeper, and tell it what another was to do, and which kernels that had."""
         answer, _ = await link.ask({"ask": "hello", "protocol": PROTOCOL, **self._options})
         records = msgspec.convert(answer, list[Kept])
+        ended = {what: self._tell_end(link, what) for what in [*self._unwanted]}
+        if ended:
+            _, late = await asyncio.wait(ended.values(), timeout=ANSWER_SECONDS)
+            if late:
+                raise KeeperUnavailable("The keeper of kernels does not answer")
+        gone = {kernel_id for (kernel_id, _), done in ended.items() if _was_done(done)}
+        records = [record for record in records if record.kernel_id not in gone]
         for record in records:
             self._note(record)
-        for watched in left:
-            self._kernels[watched.kernel_id] = watched
         known = {record.kernel_id for record in records}
         for kernel_id, watched in [*self._kernels.items()]:
             if kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
 
-    async def _find(self) -> tuple[KeeperLink, list[_Watched]]:
-        """A keeper of our version, and the kernels of one of another version that it replaces."""
+    async def _find(self) -> KeeperLink:
+        """A keeper of our version; one of another version is replaced, and its kernels noted."""
         directory = await asyncio.to_thread(open_dir, self._state_dir)
-        left: list[_Watched] = []
         try:
             while True:
                 link = await KeeperLink.open(directory, self)
                 if link is None:
                     await self._start()
                 elif link.protocol == PROTOCOL:
-                    return link, left
+                    return link
                 else:
                     logger.warning("the keeper is of another version, and is replaced")
-                    records = await link.drain()
-                    left += [_Watched(msgspec.convert(record, Kept)) for record in records]
+                    for record in await link.drain():
+                        self._note(msgspec.convert(record, Kept))
         finally:
             os.close(directory)
 
@@ -367,11 +472,8 @@ class Keeper:
         self._processes = [process for process in self._processes if process.poll() is None]
         ours, theirs = os.pipe()
         try:
-            try:
-                process = await asyncio.to_thread(execute_keeper, self._state_dir, theirs)
-                self._processes.append(process)
-            finally:
-                os.close(theirs)
+            execution = self._loop.run_in_executor(None, self._execute, theirs)
+            process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
             told = await self._line(ours)
         finally:
             os.close(ours)
@@ -382,6 +484,14 @@ class Keeper:
         else:
             log = keeper_dir(self._state_dir) / "log"
             raise KeeperUnavailable(f"The keeper of kernels does not start: {told or f'see {log}'}")
+
+    def _execute(self, output: int) -> subprocess.Popen[bytes]:
+        try:
+            process = execute_keeper(self._state_dir, output)
+            self._processes.append(process)
+            return process
+        finally:
+            os.close(output)
 
     async def _line(self, descriptor: int) -> str:
         """The one line that a new keeper writes; empty if it ended without."""
@@ -401,7 +511,7 @@ class Keeper:
         if watched is not None and watched.pid == fields["pid"]:
             watched.end(fields["code"])
         else:  # whoever launched it has not yet got its turn to read the answer
-            self._early[fields["kernel_id"], fields["pid"]] = fields["code"]
+            self._early[fields["kernel_id"]] = (fields["pid"], fields["code"])
             if len(self._early) > MAX_EARLY:
                 del self._early[next(iter(self._early))]
 
@@ -413,13 +523,15 @@ class Keeper:
         running = [watched for watched in self._kernels.values() if not watched.exited.done()]
         if running:
             logger.warning(
-                "the keeper has ended; its %d kernels live on, and another is started", len(running)
+                "the connection to the keeper has ended; its %d kernels live on", len(running)
             )
-        for watched in running:
-            watched.watch()
         for callback in self.on_lost:
             callback()
-        if running:
+        if running or self._unwanted:
+            self._recover_soon()
+
+    def _recover_soon(self) -> None:
+        if not self._closed and (self._recovery is None or self._recovery.done()):
             self._recovery = self._loop.create_task(self._recover(), name="new keeper")
 
     async def _recover(self) -> None:
@@ -437,24 +549,24 @@ class Keeper:
         watched = self._kernels.get(kept.kernel_id)
         if watched is None or anew or watched.pid != kept.pid:
             if watched is not None:
-                watched.stop_watching()
+                watched.end(UNKNOWN_EXIT)
             watched = self._kernels[kept.kernel_id] = _Watched(kept)
-        watched.stop_watching()
-        code = self._early.pop((kept.kernel_id, kept.pid), kept.exit_code)
-        if code is not None:
+        pid, code = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code))
+        if pid == kept.pid and code is not None:
             watched.end(code)
 
     async def _adopt_again(self, link: KeeperLink, watched: _Watched) -> None:
-        """Tell a new keeper of a kernel that it has not."""
+        """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
-        answer, _ = await link.ask({"ask": "adopt", **who, **fields})
-        if answer is None:
-            watched.end(UNKNOWN_EXIT)
-            return
-        watched.stop_watching()
-        if watched.info is not None:
-            await link.ask({"ask": "watch", **who, "info": watched.info})
+        try:
+            answer, _ = await link.ask({"ask": "adopt", **who, **fields})
+            if answer is None:
+                watched.end(UNKNOWN_EXIT)
+            elif watched.info is not None:
+                await link.ask({"ask": "watch", **who, "info": watched.info})
+        except (KeeperRefuses, OSError) as error:
+            logger.error("kernel %s is not kept: %s", watched.kernel_id, error)
 
 
 def check_state_dir(settings: Settings) -> None:
@@ -489,7 +601,7 @@ def new_keeper(settings: Settings) -> Keeper | None:
 
 
 class _Watched:
-    """A kernel's process; its end is told by the keeper or, while there is none, by a pidfd."""
+    """A kernel's process. The keeper tells how it ends; if it does not, a pidfd tells that."""
 
     def __init__(self, kept: Kept) -> None:
         self.kernel_id = kept.kernel_id
@@ -497,35 +609,60 @@ class _Watched:
         self.start_time = kept.start_time
         self.output = kept.output
         self.info = kept.info
-        self.pidfd: int | None = None
+        self._pidfd: int | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         if kept.exit_code is not None:
             self.end(kept.exit_code)
+        else:
+            self._watch()
 
     def end(self, code: int) -> None:
         self.stop_watching()
         if not self.exited.done():
             self.exited.set_result(code)
 
-    def watch(self) -> None:
-        self.pidfd = open_process(self.pid, self.start_time)
-        if self.pidfd is None:
-            self.end(UNKNOWN_EXIT)
-        else:
-            self._loop.add_reader(self.pidfd, self._on_end)
+    def signal(self, number: int) -> None:
+        """Signal its process group. Raises `ProcessLookupError` when it has ended."""
+        if self._pidfd is None:
+            raise ProcessLookupError(errno.ESRCH, "the process has ended")
+        signal_group(self._pidfd, self.pid, self.start_time, number)
 
     def stop_watching(self) -> None:
-        if self.pidfd is not None:
-            self._loop.remove_reader(self.pidfd)
-            os.close(self.pidfd)
-            self.pidfd = None
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _watch(self) -> None:
+        try:
+            self._pidfd = open_process(self.pid, self.start_time)
+        except OSError as error:  # no descriptors are left
+            logger.error("process %d is watched by the keeper alone: %s", self.pid, error)
+            return
+        if self._pidfd is None:
+            self._on_end()
+        else:
+            self._loop.add_reader(self._pidfd, self._on_end)
 
     def _on_end(self) -> None:
-        assert self.pidfd is not None
+        """It has ended. The keeper has seen that, too, and may be about to tell how."""
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+        self._patience = self._loop.call_later(EXIT_SECONDS, self._end_unknown)
+
+    def _end_unknown(self) -> None:
         with contextlib.suppress(OSError):
-            signal_group(self.pidfd, self.pid, self.start_time, 9)
+            self.signal(signal.SIGKILL)
         self.end(UNKNOWN_EXIT)
+
+
+def _was_done(answer: asyncio.Future[tuple[Any, bytes]]) -> bool:
+    return answer.exception() is None and answer.result()[0] is True
 
 
 def _tail_of(path: str) -> str:

@@ -32,7 +32,11 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         except CannotFork as reason:
             logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
         kept = await super().launch_process(cmd, env)
-        self.limit(kept.pid)
+        try:
+            self.limit(kept.pid)
+        except BaseException:
+            await self.keeper.forget(self.kernel_id)
+            raise
         return kept
 
     async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
@@ -42,19 +46,28 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             output = lasting_pipe(self.output)
             recipe, order = self.order(cmd, env, str(self.cwd), output)
             pid, _ = await self.forking.servers.fork(recipe, order._replace(leave=reads))
-            started = start_time(pid)
-            kept = None
-            if started is not None:
-                kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output, None)
-            if kept is None:
-                raise CannotFork("its process ended at once")
-            # Now that the keeper knows of it. Had we ended before, it would, too.
-            os.write(writes, b"\n")
+            try:
+                kept = await self._adopt(pid)
+                # Now that the keeper knows of it. Had we ended before, it would, too.
+                os.write(writes, b"\n")
+            except BaseException:
+                # It ends when the pipe is closed. The keeper may know of it all the same.
+                await self.keeper.forget(self.kernel_id, pid)
+                raise
             return kept
         finally:
             for descriptor in (reads, writes, output):
                 if descriptor != -1:
                     os.close(descriptor)
+
+    async def _adopt(self, pid: int) -> Kept:
+        started = start_time(pid)
+        kept = None
+        if started is not None:
+            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output, None)
+        if kept is None:
+            raise CannotFork("its process ended at once")
+        return kept
 
 
 def new_provisioner(

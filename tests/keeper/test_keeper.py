@@ -11,7 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,69 +23,17 @@ from jupyter_client.connect import write_connection_file
 from app.keeper.processes import UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
 from app.managers.errors import KeeperUnavailable
-from app.managers.keeping import Keeper, Kept
+from app.managers.keeping import Keeper
+from tests.keeper.conftest import WAIT, Open, ended, launch
 from tests.kernels.driver import free_ports
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_KERNEL
 from tests.support.processes import eventually, is_alive, keepers
 
-WAIT = 30  # seconds
-
-Open = Callable[..., Awaitable[Keeper]]
-
-
-@pytest.fixture
-async def open_keeper(home: Home) -> AsyncIterator[Open]:
-    """A server's connection to the keeper of :func:`home`; whatever it leaves is killed."""
-    opened: list[Keeper] = []
-    (home.state_dir / "output").mkdir(mode=0o700)
-
-    async def open_keeper(
-        *,
-        state_dir: Path = home.state_dir,
-        ring_bytes: int = 10**6,
-        total_bytes: int = 10**9,
-        orphan_timeout: float = 3600,
-    ) -> Keeper:
-        keeper = Keeper(
-            state_dir,
-            ring_bytes=ring_bytes,
-            total_bytes=total_bytes,
-            orphan_timeout=orphan_timeout,
-            output_bytes=10_000,
-        )
-        opened.append(keeper)
-        await keeper.connect()
-        return keeper
-
-    yield open_keeper
-    for keeper in opened:
-        for kept in (await keeper.kept()).values() if keeper.pid else ():
-            if kept.exit_code is None:
-                await keeper.signal(kept.kernel_id, signal.SIGKILL)
-                await ended(keeper, kept.kernel_id)
-            await keeper.forget(kept.kernel_id)
-    await asyncio.gather(*(keeper.close() for keeper in opened))
-
-
-async def launch(keeper: Keeper, home: Home, script: str, kernel_id: str = "k") -> Kept:
-    """A process of /bin/sh."""
-    return await keeper.launch(
-        kernel_id,
-        ["/bin/sh", "-c", script],
-        env=home.environment(),
-        cwd=str(home.root_dir),
-        output=home.state_dir / "output" / f"kernel-{kernel_id}.log",
-    )
-
 
 def sleeping() -> subprocess.Popen[bytes]:
     """A process that is nobody's kernel."""
     return subprocess.Popen(["sleep", "1000"], start_new_session=True)
-
-
-async def ended(keeper: Keeper, kernel_id: str = "k") -> int:
-    return await asyncio.wait_for(asyncio.shield(keeper.exited(kernel_id)), WAIT)
 
 
 async def kill(keeper: Keeper) -> None:

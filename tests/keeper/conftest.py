@@ -1,0 +1,62 @@
+"""Servers' connections to a keeper of a home."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from app.managers.keeping import Keeper, Kept
+from tests.support.home import Home
+
+WAIT = 30  # seconds
+
+Open = Callable[..., Awaitable[Keeper]]
+
+
+@pytest.fixture
+async def open_keeper(home: Home) -> AsyncIterator[Open]:
+    """A server's connection to the keeper of :func:`home`; whatever it leaves is killed."""
+    opened: list[Keeper] = []
+    (home.state_dir / "output").mkdir(mode=0o700)
+
+    async def open_keeper(
+        *,
+        state_dir: Path = home.state_dir,
+        ring_bytes: int = 10**6,
+        total_bytes: int = 10**9,
+        orphan_timeout: float = 3600,
+    ) -> Keeper:
+        keeper = Keeper(
+            state_dir,
+            ring_bytes=ring_bytes,
+            total_bytes=total_bytes,
+            orphan_timeout=orphan_timeout,
+            output_bytes=10_000,
+        )
+        opened.append(keeper)
+        await keeper.connect()
+        return keeper
+
+    yield open_keeper
+    for keeper in opened:
+        for kernel_id in await keeper.kept() if keeper.pid else ():
+            await keeper.end(kernel_id)
+    await asyncio.gather(*(keeper.close() for keeper in opened))
+
+
+async def launch(keeper: Keeper, home: Home, script: str, kernel_id: str = "k") -> Kept:
+    """A process of /bin/sh."""
+    return await keeper.launch(
+        kernel_id,
+        ["/bin/sh", "-c", script],
+        env=home.environment(),
+        cwd=str(home.root_dir),
+        output=home.state_dir / "output" / f"kernel-{kernel_id}.log",
+    )
+
+
+async def ended(keeper: Keeper, kernel_id: str = "k") -> int:
+    return await asyncio.wait_for(asyncio.shield(keeper.exited(kernel_id)), WAIT)
