@@ -45,6 +45,7 @@ class Relay:
         os.rename(self._socket, self._behind)
         self._server = await asyncio.start_unix_server(self._serve, self._socket)
         self._socket.chmod(0o600)
+        self._own = self._socket.lstat()
         return self
 
     async def __aexit__(
@@ -55,6 +56,9 @@ class Relay:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._socket.lstat(), self._own):  # not that of a new keeper
+                os.rename(self._behind, self._socket)
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -1,0 +1,147 @@
+"""A keeper that is killed, stopped, or stopped and continued at each step of a kernel's start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+
+from app.managers import keeper_link, keeping
+from app.managers.counters import Counters
+from app.managers.errors import KernelStartFailed
+from app.managers.events import Events
+from app.managers.keeping import Keeper
+from app.managers.kernel import Kernel
+from app.managers.multikernel import MultiKernelManager
+from app.managers.registry import Registry
+from app.settings import Settings
+from tests.support.home import Home
+from tests.support.keeper_relay import Cut, Relay, Side
+from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
+from tests.support.processes import eventually, keepers
+
+WAIT = 60  # seconds
+ANSWER = 1.0  # where the keeper is not to answer
+PAUSE = 0.3
+
+STEPS: tuple[tuple[Side, str], ...] = (
+    ("before", "launch"),
+    ("after", "launch"),
+    ("before", "watch"),
+    ("after", "watch"),
+    ("before", "kept"),  # by which a server learns that the kernel is heard
+    ("after", "kept"),
+)
+
+
+@pytest.fixture
+async def manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MultiKernelManager]:
+    """A server's kernels, which are kept."""
+    monkeypatch.setattr(keeper_link, "ANSWER_SECONDS", ANSWER)
+    monkeypatch.setattr(keeping, "QUICK_SECONDS", ANSWER)
+    for name, value in home.environment().items():
+        monkeypatch.setenv(name, value)
+    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
+    settings = Settings(
+        _cli_parse_args=False,
+        state_dir=home.state_dir,
+        root_dir=home.root_dir,
+        on_shutdown="keep",
+    )
+    registry = Registry(home.state_dir)
+    manager = MultiKernelManager(settings, Events(), Counters(), None, registry)
+    yield manager
+    for kernel in manager:
+        await manager.shutdown_kernel(kernel.id, now=True)
+    await manager.close()
+    await registry.close()
+
+
+def running(home: Home) -> set[int]:
+    """The processes of kernels, listed or not."""
+    found = set()
+    for process in home.processes():
+        try:
+            if process.cwd() == str(home.root_dir):
+                found.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+async def nothing_is_unlisted(home: Home, manager: MultiKernelManager) -> None:
+    await eventually(lambda: running(home) == {kernel.pid for kernel in manager}, WAIT)
+    assert manager.keeper is not None
+    assert {*(await manager.keeper.kept())} == {kernel.id for kernel in manager}
+
+
+async def comes_up(kernel: Kernel) -> bool:
+    return await asyncio.wait_for(asyncio.shield(kernel.came_up), WAIT)
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "paused"])
+@pytest.mark.parametrize("at", STEPS, ids=" ".join)
+async def test_a_start_works_or_says_why_and_leaves_nothing(
+    home: Home, manager: MultiKernelManager, at: tuple[Side, str], fault: str
+) -> None:
+    # Another server's, so that there is a keeper to stand before.
+    other = await Keeper.open(home.state_dir, ring_bytes=10**6, orphan_timeout=60)
+    (process,) = keepers(home.processes())
+    armed, resumed = asyncio.Event(), asyncio.Event()
+
+    async def step(side: Side, ask: str) -> None:
+        if (side, ask) != at or not armed.is_set():
+            return
+        armed.clear()
+        if fault == "killed":
+            process.kill()
+            raise Cut
+        process.suspend()
+        if fault == "paused":
+            asyncio.get_running_loop().call_later(PAUSE, process.resume)
+        elif side == "after":  # or the answer would have passed
+            await resumed.wait()
+
+    async with Relay(home.state_dir, step):
+        await manager.adopt_kernels()
+        steady = await manager.start_kernel("fake")
+        assert await comes_up(steady)
+        pid = steady.pid
+        armed.set()
+        if fault == "stopped" and at[1] in ("launch", "watch"):
+            with pytest.raises(KernelStartFailed, match="keeper of kernels does not answer"):
+                await asyncio.wait_for(manager.start_kernel("fake"), WAIT)
+            assert [*manager] == [steady]
+        else:
+            kernel = await asyncio.wait_for(manager.start_kernel("fake"), WAIT)
+            assert await comes_up(kernel)
+            assert [*manager] == [steady, kernel]
+        if fault == "stopped":
+            process.resume()
+            resumed.set()
+        assert not armed.is_set()
+        await nothing_is_unlisted(home, manager)
+        assert await comes_up(await manager.start_kernel("fake"))
+        await nothing_is_unlisted(home, manager)
+        assert (steady.pid, steady.state.word) == (pid, "idle")
+        await other.close()
+
+
+async def test_a_kernel_is_stopped_and_restarted_although_its_keeper_is_stopped(
+    home: Home, manager: MultiKernelManager
+) -> None:
+    await manager.adopt_kernels()
+    deleted, other = [await manager.start_kernel("fake-no-shutdown") for _ in range(2)]
+    assert await comes_up(deleted)
+    assert await comes_up(other)
+    (process,) = keepers(home.processes())
+    process.suspend()
+    await asyncio.wait_for(manager.shutdown_kernel(deleted.id), WAIT)
+    assert running(home) == {other.pid}
+    assert [*manager] == [other]
+    process.resume()
+    await manager.restart_kernel(other.id)
+    assert await comes_up(other)
+    await nothing_is_unlisted(home, manager)
