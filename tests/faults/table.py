@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,8 @@ from tests.support.faults import Call, Way
 from tests.support.processes import eventually
 
 AT_ONCE = 12  # kernels that are prepared side by side
+
+SETTLE_SECONDS = 15  # more than the keeper, or a provisioner that finds a kernel again, may take
 
 # These are called again and again while something is waited for.
 POLLED = ("poll", "kept")
@@ -224,7 +227,7 @@ class Table:
         """Whether other kernels have to do with what dies."""
         return row.way.deadly and self.bench.faulty.shared
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def gathered(self, row: Row) -> AsyncIterator[None]:
         """A row that fails within does not keep the others from their turn."""
         try:
@@ -234,6 +237,9 @@ class Table:
             await self.bench.faulty.heal(row.key)
 
     async def try_one(self, row: Row) -> None:
+        import time
+
+        began = time.monotonic()
         async with self.gathered(row):
             await self.one(row)
 
@@ -252,6 +258,10 @@ class Table:
         faulty.order(row.key, row.call, row.way)
         await operation.act()
         await self.meet(row)
+        with contextlib.suppress(
+            AssertionError
+        ):  # while what it needs hangs or is dead it may wait
+            await eventually(lambda: bench.is_settled(row.key), SETTLE_SECONDS, 0.2)
         await eventually(lambda: bench.is_honest(row.key), BOUND, 0.2)
         await faulty.heal(row.key)
         await eventually(lambda: bench.is_true(row.key), BOUND, 0.2)
@@ -291,6 +301,8 @@ def tell(record_property: Record, what: str, calls: list[Call], rows: list[Row])
 
 def verdict(*tables: Table) -> None:
     """Raise `AssertionError` for the rows that failed, and for those that did not come about."""
+    if os.environ.get("FAULTS_OUTPUT"):
+        Path(os.environ["FAULTS_OUTPUT"]).write_text(tables[0].bench.output)
     failures = [failure for table in tables for failure in table.failures]
     unmet = [str(row) for table in tables for row in table.unmet]
     text = "\n".join(failures)

@@ -35,6 +35,8 @@ Json = dict[str, Any]
 BOUND = 60
 """Seconds within which every request has its answer, and every state is the true one."""
 
+SETTLED = ("idle", "busy", "dead")
+
 NEVER_SAID = (
     "Task exception was never retrieved",
     "Future exception was never retrieved",
@@ -86,9 +88,10 @@ class Bench:
             await self._rest.http.aclose()
         if self.servers.present is not None:
             await asyncio.to_thread(self.servers.crash)
-        await asyncio.to_thread(kill_all, self.home.processes())
         if self._keeper is not None:
+            await self._keeper.kill()
             await self._keeper.close()
+        await asyncio.to_thread(kill_all, self.home.processes())
         self.home.remove()
 
     def add_spec(self, name: str, **more: Any) -> None:
@@ -190,8 +193,15 @@ class Bench:
         )
         return True
 
+    async def is_settled(self, kernel_id: str) -> bool:
+        """Nobody is about to do something with a kernel."""
+        model = await self.model(kernel_id)
+        assert model is None or model["execution_state"] in SETTLED, f"it is {model}"
+        return True
+
     async def is_true(self, kernel_id: str) -> bool:
         """A kernel is shown dead, or not at all, if and only if it has no process; it has one."""
+        await self.is_settled(kernel_id)
         model = await self.model(kernel_id)
         running = processes_of(kernel_id)
         wanted = 0 if model is None or model["execution_state"] == "dead" else 1

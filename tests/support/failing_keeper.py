@@ -150,7 +150,8 @@ class FailingKeeper:
         assert self._process.stdout is not None
         async with asyncio.timeout(READY_SECONDS):
             said = await self._process.stdout.readline()
-        assert said.strip() == b"ready", said
+        if said.strip() != b"ready":
+            raise ConnectionError(f"the real keeper does not start: {said!r}")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self, writer)

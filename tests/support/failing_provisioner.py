@@ -38,10 +38,11 @@ CALLS = (
     *("kill", "cleanup", "shutdown_requested", "get_provisioner_info", "load_provisioner_info"),
 )
 
-# What the server has of kernels and of connections to them.
+# What the server has of kernels and of connections to them. What it made before it was ready is not
+# found: it is no garbage that could be collected.
 COUNTED = {
     *("Kernel", "KernelProcess", "KernelManager", "Channels", "Traffic", "Executions", "Reader"),
-    *("Socket", "MessageLog", "FailingProvisioner", "KeeperProvisioner", "KeeperLink", "_Watched"),
+    *("Socket", "MessageLog", "FailingProvisioner", "KeeperProvisioner", "_Watched"),
 }
 
 POINTS = """\
