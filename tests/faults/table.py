@@ -15,6 +15,7 @@ from uuid import uuid4
 import httpx
 
 from tests.support.bench import BOUND, Bench
+from tests.support.executions import Executions
 from tests.support.faults import Call, Way
 from tests.support.processes import eventually
 
@@ -48,7 +49,10 @@ class Operation:
         self.bench = bench
         self.kernel_id = kernel_id
         self.path = f"/api/kernels/{kernel_id}"
-        self.executions = bench.executions(kernel_id)
+
+    @property
+    def executions(self) -> Executions:
+        return Executions(self.bench.rest, self.kernel_id)
 
     @property
     def name(self) -> str:
@@ -237,9 +241,6 @@ class Table:
             await self.bench.faulty.heal(row.key)
 
     async def try_one(self, row: Row) -> None:
-        import time
-
-        began = time.monotonic()
         async with self.gathered(row):
             await self.one(row)
 

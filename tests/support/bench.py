@@ -170,9 +170,6 @@ class Bench:
         assert response.status_code == 201, response.text
         await self.rest.wait_for_state(kernel_id, "idle", timeout=BOUND)
 
-    def executions(self, kernel_id: str) -> Executions:
-        return Executions(self.rest, kernel_id)
-
     async def parked(self) -> dict[str, float]:
         """How many kernels are parked, by the names of their kernelspecs."""
         metrics, name = await scrape(self.rest), "kernelkeep_warm_kernels"
