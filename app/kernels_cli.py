@@ -180,15 +180,17 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
                 _ask_server(state_dir, "DELETE", f"/api/kernels/{quote(kernel_id)}")
     else:
         with contextlib.closing(lock):
+            left = {**known}
             store = SQLiteRegistry(state_dir / "registry.sqlite")
             with contextlib.closing(store):
                 for kernel_id in wanted:
                     with _noted(problems):
                         _end(known[kernel_id])
                         store.delete(kernel_id)
-                        _clean(state_dir, known[kernel_id])
+                        _clean(state_dir, left.pop(kernel_id))
             with _noted(problems):
-                asyncio.run(_tell_keeper(state_dir, ids))
+                ended = None if ids is None else known.keys() - left.keys()
+                asyncio.run(_tell_keeper(state_dir, ended, left))
     if problems:
         raise _NotDone("\n".join(problems))
 
@@ -202,10 +204,12 @@ def _noted(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-async def _tell_keeper(state_dir: Path, ids: Collection[str] | None) -> None:
-    """Have the keeper forget kernels that have ended, or end all that it has.
+async def _tell_keeper(
+    state_dir: Path, ended: Collection[str] | None, left: Collection[str]
+) -> None:
+    """Have the keeper forget kernels that have ended; with None, end all that are not ``left``.
 
-    Some of those may be on no list. With nothing left to keep the keeper ends.
+    Some of those may be on no list. With nothing to keep the keeper ends.
     """
     try:
         directory = os.open(keeper_dir(state_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -216,9 +220,9 @@ async def _tell_keeper(state_dir: Path, ids: Collection[str] | None) -> None:
         if link is not None and link.protocol == PROTOCOL:
             kept, _ = await link.ask({"ask": "kept"})
             for record in kept:
-                if ids is None or record["kernel_id"] in ids:
-                    which = {"kernel_id": record["kernel_id"], "pid": record["pid"]}
-                    await link.ask({"ask": "end", **which})
+                kernel_id, pid = record["kernel_id"], record["pid"]
+                if kernel_id not in left and (ended is None or kernel_id in ended):
+                    await link.ask({"ask": "end", "kernel_id": kernel_id, "pid": pid})
         if link is not None:
             await link.close()
     except (Garbled, KeeperUnavailable) as error:
@@ -281,13 +285,15 @@ def _adopt(state_dir: Path, file: Path) -> None:
 def _ask_server(state_dir: Path, method: str, path: str, body: Any = None) -> bytes:
     try:
         server = json.loads((state_dir / SERVER_FILE).read_text())
-        address, token = urlsplit(server["url"]), server["token"]
-        port = address.port
+        address, token = urlsplit(str(server["url"])), server["token"]
+        host, port = address.hostname, address.port
+        if host is None:
+            raise ValueError("no host")
     except (OSError, ValueError, KeyError, TypeError):
         raise _NotDone(
             f"no server says that it has {state_dir}; one under uvicorn does not: use its API"
         ) from None
-    connection = http.client.HTTPConnection(address.hostname or "", port, timeout=HTTP_SECONDS)
+    connection = http.client.HTTPConnection(host, port, timeout=HTTP_SECONDS)
     with contextlib.closing(connection):
         headers = {"Authorization": f"token {token}"} if token else {}
         if body is not None:

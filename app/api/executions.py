@@ -49,6 +49,7 @@ from app.managers.errors import (
     InvalidRequest,
     KernelNotFound,
     KernelNotRunning,
+    KernelUnreachable,
     MessageTypeNotAllowed,
     NoInputRequested,
     OutputNotFound,
@@ -352,7 +353,7 @@ async def get_output(
     "/{execution_id}/cancel",
     operation_id="executions_cancel",
     response_model=ExecutionModel,
-    responses=errors(*BODY, *_NOT_FOUND),
+    responses=errors(*BODY, *_NOT_FOUND, KernelUnreachable),
     dependencies=[requires("kernels", "execute")],
 )
 async def cancel_execution(

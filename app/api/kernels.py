@@ -25,11 +25,12 @@ from app.managers.errors import (
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
-    KeeperUnavailable,
     KernelNotFound,
     KernelNotRunning,
+    KernelNotStopped,
     KernelSpecNotFound,
     KernelStartFailed,
+    KernelUnreachable,
     RequestTooLarge,
     ServerStopping,
     TooManyKernels,
@@ -142,11 +143,11 @@ router.add_api_route(
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(KernelNotFound),
+    responses=errors(KernelNotFound, KernelNotStopped),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
-    """Shut a kernel down. The answer comes when its process is gone."""
+    """Shut a kernel down. The answer comes when its process is gone, or could not be ended."""
     await manager.shutdown_kernel(kernel_id)
     return Response(status_code=204)
 
@@ -155,7 +156,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KeeperUnavailable),
+    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KernelUnreachable),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -175,12 +176,15 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         TooManyKernels,
         TooManyStarts,
         KernelStartFailed,
-        KeeperUnavailable,
+        KernelNotStopped,
         ServerStopping,
     ),
     dependencies=[requires("kernels", "write")],
 )
 async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
-    """Give a kernel a new process under the same id. The answer comes when it is launched."""
+    """Give a kernel a new process under the same id. The answer comes when it is launched.
+
+    The old process goes on if the new one is known not to start.
+    """
     kernel = await manager.restart_kernel(kernel_id)
     return _json(kernel.model)

@@ -99,13 +99,15 @@ class KernelModel(BaseModel):
         examples=["2026-11-22T14:49:48.797413Z"],
     )
     execution_state: str = Field(
-        description="`starting`, `idle`, `busy`, `restarting`, `terminating`, `dead`, or what "
-        "else the kernel has reported.",
+        description="`starting`, `idle`, `busy`, `restarting`, `terminating`, `dead`, `unknown` "
+        "(it may run, and cannot be reached), or what else the kernel has reported.",
         examples=["idle"],
     )
     connections: int = Field(description="Open channel WebSockets.")
     reason: str | None = Field(
-        None, description="Why it is dead, or was restarted; absent when there is nothing to say."
+        None,
+        description="Why it is dead, was restarted, could not be stopped or cannot be reached; "
+        "absent when there is nothing to say.",
     )
 
 

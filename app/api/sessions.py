@@ -15,6 +15,7 @@ from app.managers.errors import (
     InvalidKernelId,
     InvalidPath,
     KernelNotRunning,
+    KernelNotStopped,
     KernelStartFailed,
     KernelUnavailable,
     MissingField,
@@ -117,6 +118,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
         TooManyKernels,
         TooManyStarts,
         KernelUnavailable,
+        KernelNotStopped,
         ServerStopping,
     ),
     dependencies=[requires("sessions", "write")],
@@ -142,7 +144,7 @@ async def update_session(
     "/{session_id}",
     operation_id="sessions_delete",
     status_code=204,
-    responses=errors(SessionNotFound),
+    responses=errors(SessionNotFound, KernelNotStopped),
     dependencies=[requires("sessions", "write")],
 )
 async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,12 +19,13 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.keeper.processes import start_time
 from app.managers.channels import Channels, ConnectionInfo
-from app.managers.errors import KeeperUnavailable
+from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
 from app.managers.journal import Journal, Noted, UnusableJournal
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper, Kept
+from app.managers.process import bounded, described
 from app.managers.recovery import PROBE_SECONDS, Ear, connect, put_together, ring_of
 from app.managers.registry_store import KernelRecord
 from app.managers.state import Lifecycle
@@ -49,8 +51,13 @@ logger = logging.getLogger(__name__)
 LOAD_SECONDS: Final = 10.0
 """How long a provisioner may take to find its kernel again."""
 
+KEEPER_SECONDS: Final = 45.0
+"""How long that may take with the keeper, which may have to be started first."""
+
 LOAD_PAUSES: Final = (0.5, 2.0)
 """Seconds before one that has failed is asked again: what it asks may be starting, too."""
+
+_PROVISIONER: Final = "kernel_provisioner"
 
 HEARING_SECONDS: Final = 2.0
 """How much longer than the server the keeper may take to be connected to a kernel."""
@@ -126,7 +133,7 @@ async def note_process(record: KernelRecord, manager: KernelManager, info: Conne
     assert provisioner is not None
     record.connection = _plain(info)
     record.connection_file = manager.connection_file
-    record.provisioner = _plain(await provisioner.get_provisioner_info())
+    record.provisioner = _plain(await bounded(provisioner.get_provisioner_info()))
     record.pid = pid = getattr(provisioner, "pid", None)
     record.start_time = (start_time(pid) or "") if isinstance(pid, int) else ""
 
@@ -170,17 +177,34 @@ def kept_by_keeper(record: KernelRecord) -> bool:
 
 
 async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
-    """The kernelspec as it is now, or as it was if it has been removed."""
+    """The kernelspec as it is now, or as it was.
+
+    That is where it cannot be read any more, or names another provisioner: the process that runs
+    is its provisioner's, whatever has become of the kernelspec meanwhile.
+    """
+    saved = KernelSpec(**record.spec)
     try:
-        return await asyncio.to_thread(house.specs.get_kernel_spec, record.name)
+        spec = await asyncio.to_thread(house.specs.get_kernel_spec, record.name)
+        if spec.metadata.get(_PROVISIONER) == saved.metadata.get(_PROVISIONER):
+            return spec
+        why = "it names another provisioner"
     except NoSuchKernel:
-        return KernelSpec(**record.spec)
+        return saved
+    except Exception as error:  # whatever a file can hold, and a disk can do
+        why = described(error)
+    logger.warning(
+        "kernel %s: its kernelspec %s is used as it was: %s", record.id, record.name, why
+    )
+    return saved
 
 
-async def adopt_process(record: KernelRecord, manager: KernelManager) -> ConnectionInfo:
+async def adopt_process(
+    record: KernelRecord, manager: KernelManager, loading: dict[str, threading.Thread]
+) -> ConnectionInfo:
     """Make a manager that was not started that of a process which runs; how to connect to it.
 
-    Raises `Gone`.
+    ``loading`` has the threads of provisioners that block. Raises `Gone` where the process is known
+    to have ended, and `KernelUnreachable` where that cannot be told: it may run.
     """
     if not record.provisioner:
         raise Gone("The kernel had no process")
@@ -195,39 +219,74 @@ async def adopt_process(record: KernelRecord, manager: KernelManager) -> Connect
                 record.id, manager.kernel_spec, parent=manager
             )
             manager.provisioner = provisioner
-        async with asyncio.timeout(LOAD_SECONDS):
-            if isinstance(provisioner, KeeperProvisioner):
-                await provisioner.load_provisioner_info(record.provisioner)
-            else:
-                await _find_again(provisioner, record)
+        if isinstance(provisioner, KeeperProvisioner):
+            await bounded(provisioner.load_provisioner_info(record.provisioner), KEEPER_SECONDS)
+        else:
+            async with asyncio.timeout(LOAD_SECONDS):
+                await _find_again(provisioner, record, loading)
     except ProcessLookupError:
         raise Gone("The kernel's process ended while no server was there") from None
-    except KeeperUnavailable as error:
-        raise Gone(str(error)) from None
-    except Exception as error:  # of a provisioner of somebody else's
-        raise Gone(
-            f"The kernel could not be found again: {type(error).__name__}: {error}"
+    except Exception as error:
+        raise KernelUnreachable(
+            f"The kernel could not be found again: {described(error)}"
         ) from error
     return {**record.connection, **_plain(provisioner.connection_info or {})}
 
 
-async def _find_again(provisioner: KernelProvisionerBase, record: KernelRecord) -> None:
+async def _find_again(
+    provisioner: KernelProvisionerBase, record: KernelRecord, loading: dict[str, threading.Thread]
+) -> None:
     """Have a provisioner find its kernel. Raises what it does, the last time."""
     for pause in LOAD_PAUSES:
         try:
-            await asyncio.to_thread(_load, provisioner, record.provisioner)
+            await _load(provisioner, record, loading)
             return
         except ProcessLookupError:
             raise
         except Exception as error:
             logger.warning("kernel %s: %s: %s", record.id, type(error).__name__, error)
         await asyncio.sleep(pause)
-    await asyncio.to_thread(_load, provisioner, record.provisioner)
+    await _load(provisioner, record, loading)
 
 
-def _load(provisioner: KernelProvisionerBase, info: dict[str, Any]) -> None:
-    """What a provisioner does for that may block, as many do that ask other machines."""
-    asyncio.run(provisioner.load_provisioner_info(dict(info)))
+async def _load(
+    provisioner: KernelProvisionerBase, record: KernelRecord, loading: dict[str, threading.Thread]
+) -> None:
+    """What a provisioner does for that may block, as many do that ask other machines.
+
+    It has a thread of its own: one that never comes back would take the loop's from everybody. No
+    kernel has two.
+    """
+    before = loading.get(record.id)
+    if before is not None and before.is_alive():
+        raise TimeoutError("its provisioner has not answered yet")
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():  # nobody waits any more
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def load() -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(provisioner.load_provisioner_info(dict(record.provisioner)))
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(settle, error)
+
+    loading[record.id] = threading.Thread(target=load, name=f"load {record.id}", daemon=True)
+    loading[record.id].start()
+    try:
+        await done
+    finally:
+        if not loading[record.id].is_alive() or done.done():
+            del loading[record.id]
 
 
 async def recover(

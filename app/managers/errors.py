@@ -34,6 +34,8 @@ KernelkeepError
 ├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
+├── KernelNotStopped 503
+├── KernelUnreachable 503
 └── ServerStopping 503
 
 They are raised where the fact is known, and turned into a response in one place (`app.api.errors`).
@@ -292,6 +294,20 @@ class KeeperUnavailable(KernelkeepError):
     """There is no keeper of kernels, and none can be started."""
 
     code = "keeper_unavailable"
+
+
+class KernelNotStopped(KernelkeepError):
+    """The kernel's process could not be ended. The kernel is as before; try again."""
+
+    status = 503
+    code = "kernel_not_stopped"
+
+
+class KernelUnreachable(KernelkeepError):
+    """What would reach the kernel's process fails, or does not answer; the process may run on."""
+
+    status = 503
+    code = "kernel_unreachable"
 
 
 class AuthorizerFailed(KernelkeepError):

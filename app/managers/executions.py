@@ -12,14 +12,16 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from itertools import takewhile
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
 import msgspec
 
 from app.managers.errors import (
     ExecutionNotFound,
+    KernelkeepError,
     KernelNotRunning,
+    KernelUnreachable,
     MessageTypeNotAllowed,
     NoInputRequested,
     ServerStopping,
@@ -39,8 +41,15 @@ EARLY_SECONDS: Final = 0.3
 """Kernels ignore a signal until they are about to run the code: an interrupt that comes within this
 time from the start is sent again after it."""
 
+KILL_AGAIN_SECONDS: Final = 1.0
+MAX_KILL_AGAIN_SECONDS: Final = 30.0
+"""When a kernel that could not be killed is killed again: at first, and at the most."""
+
 RETRY_SECONDS: Final = 5
 """When to try again, for those who are told that too many executions wait."""
+
+
+T = TypeVar("T")
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -59,10 +68,10 @@ class ProcessControl(Protocol):
     """What stops an execution: the kernel."""
 
     async def interrupt(self) -> None:
-        """Interrupt what the kernel runs. Raises `KernelNotRunning`."""
+        """Interrupt what the kernel runs. Raises `KernelNotRunning` or `KernelUnreachable`."""
 
     async def kill(self) -> bool:
-        """Kill the process; False if it is not ours to kill."""
+        """Kill the process; False if it is not ours to kill. Raises `KernelNotStopped`."""
 
 
 class Executions:
@@ -84,7 +93,7 @@ class Executions:
         self._held: deque[tuple[Execution, ClientMessage]] = deque()
         self._held_bytes = 0
         self._timers: dict[Execution, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
 
     # Looking
@@ -200,6 +209,7 @@ class Executions:
 
         If it still runs ``kill_after`` seconds later, its process is killed. One that the kernel
         has in its own queue is interrupted when it begins. Of one that has ended nothing changes.
+        Raises what kept it from being interrupted, if nothing else is going to stop it.
         """
         if execution.ended:
             return
@@ -210,21 +220,45 @@ class Executions:
             self._tracker.give_up(execution, "It was cancelled before it ran", never_ran=True)
         elif execution.running:
             self._step(execution, "cancel", "It was cancelled")
-            await self._interrupt(execution, "It was cancelled")
+            failed = await self._interrupt(execution, "It was cancelled", kill_after)
             self._spawn(self._follow_up(execution, "It was cancelled", kill_after))
+            if failed is not None and kill_after is None:
+                raise failed
         else:
             self._step(execution, "cancel", "It was cancelled; it is interrupted when it begins")
             execution.kill_after = kill_after
 
     async def _stop(self, execution: Execution, why: str, grace: float | None) -> None:
-        await self._interrupt(execution, why)
+        await self._interrupt(execution, why, grace)
         await self._follow_up(execution, why, grace)
 
-    async def _interrupt(self, execution: Execution, why: str) -> None:
-        if not execution.ended:
-            self._step(execution, "interrupt", f"{why}; it was interrupted")
-            with contextlib.suppress(KernelNotRunning):  # then it ends without us
-                await self._control.interrupt()
+    async def _interrupt(
+        self, execution: Execution, why: str, grace: float | None
+    ) -> KernelkeepError | None:
+        """Interrupt the kernel; the error if that fails, which keeps nobody from killing it.
+
+        It is not waited for longer than ``grace``, after which the kernel is killed: who does not
+        answer must not delay that. A kernel that is not running ends the execution without us.
+        """
+        if execution.ended:
+            return None
+        self._step(execution, "interrupt", f"{why}; it was interrupted")
+        interrupt = self._spawn(self._interrupt_kernel(execution))
+        await asyncio.wait({interrupt}, timeout=grace)
+        return interrupt.result() if interrupt.done() and not interrupt.cancelled() else None
+
+    async def _interrupt_kernel(self, execution: Execution) -> KernelkeepError | None:
+        try:
+            await self._control.interrupt()
+        except KernelNotRunning:
+            pass
+        except KernelkeepError as error:
+            logger.error("execution %s is not interrupted: %s", execution.id, error.message)
+            return error
+        except Exception as error:
+            logger.exception("execution %s is not interrupted", execution.id)
+            return KernelUnreachable(f"The kernel was not interrupted: {type(error).__name__}")
+        return None
 
     async def _follow_up(self, execution: Execution, why: str, grace: float | None) -> None:
         """What comes after an interrupt that does not end it."""
@@ -233,24 +267,42 @@ class Executions:
             pause = EARLY_SECONDS if grace is None else min(grace, EARLY_SECONDS)
             if await self.ended(execution, pause):
                 return
-            await self._interrupt(execution, why)
             grace = None if grace is None else grace - pause
+            await self._interrupt(execution, why, grace)
         if grace is None or await self.ended(execution, grace) or self.closing:
             return
         why = f"{why}; it did not heed the interrupt, so its kernel was killed"
         self._step(execution, "kill", why)
-        if not await self._control.kill():
-            logger.warning("execution %s runs on: its kernel is not ours to kill", execution.id)
+        await self._kill(execution)
+
+    async def _kill(self, execution: Execution) -> None:
+        """Have the kernel killed; again and again, as long as that fails."""
+        pause = KILL_AGAIN_SECONDS
+        while not execution.ended and not self.closing:
+            try:
+                if not await self._control.kill():
+                    logger.warning(
+                        "execution %s runs on: its kernel is not ours to kill", execution.id
+                    )
+                return
+            except KernelkeepError as error:
+                logger.error("execution %s runs on: %s", execution.id, error.message)
+            except Exception:
+                logger.exception("execution %s runs on: its kernel was not killed", execution.id)
+            if await self.ended(execution, pause):
+                return
+            pause = min(pause * 2, MAX_KILL_AGAIN_SECONDS)
 
     def _step(self, execution: Execution, step: Any, detail: str) -> None:
         execution.take_step(step, detail, self._traffic.log.next_seq - 1)
         self._tracker.changed(execution)
         self._traffic.log.wake()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _on_timeout(self, execution: Execution) -> None:
         why = f"It ran longer than its timeout of {execution.timeout:g} s"

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
@@ -35,15 +36,19 @@ from app.managers.adoption import (
 from app.managers.channels import ConnectionInfo
 from app.managers.errors import (
     KeeperUnavailable,
+    KernelkeepError,
     KernelNotRunning,
+    KernelNotStopped,
     KernelStartFailed,
+    KernelUnreachable,
     ServerStopping,
 )
 from app.managers.executions import Executions
-from app.managers.fork_provisioner import KernelManager
+from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
-from app.managers.process import KernelProcess
+from app.managers.launchable import check_launchable
+from app.managers.process import CALL_SECONDS, KernelProcess, bounded, described
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
 from app.managers.restarts import RestartPolicy
@@ -61,6 +66,12 @@ IPC_PATIENCE: Final = 10.0
 
 CANCEL_SECONDS: Final = 10.0
 """After which what goes on although it was cancelled is cancelled again."""
+
+REACH_SECONDS: Final = (1.0, 30.0)
+"""When a kernel that was left, and cannot be reached, is tried again: at first, and at the most."""
+
+PROBE_SECONDS: Final = 5.0
+"""The longest pause between two questions to a kernel that does not answer."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -126,6 +137,11 @@ class Kernel:
         self._info: ConnectionInfo = {}
         self._launched = 0.0  # by the loop's clock
         self._was_ready = False
+        self._is_up = False  # the present process
+        # What another server has left, as long as it could not be reached.
+        self._left: KernelRecord | None = None
+        # Why the present process is of no use and should have been ended, which failed.
+        self._stranded = ""
         self._port_attempts = 0
         self._removed = False
         self._begun = False
@@ -159,6 +175,11 @@ class Kernel:
         return self._process is not None and self._process.running
 
     @property
+    def is_left(self) -> bool:
+        """Whether another server has left it, and this one could not reach it yet."""
+        return self._left is not None
+
+    @property
     def counts(self) -> bool:
         """Whether it is one of the ``max_kernels`` that there may be."""
         return self.state.lifecycle is not Lifecycle.DEAD
@@ -172,7 +193,8 @@ class Kernel:
         if provisioner is None:
             return None
         try:
-            return await asyncio.to_thread(provisioner.resolve_path, path)
+            async with asyncio.timeout(CALL_SECONDS):
+                return await asyncio.to_thread(provisioner.resolve_path, path)
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
             return None
 
@@ -185,7 +207,8 @@ class Kernel:
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
 
-        Raises `KernelStartFailed` when there is nothing to launch, and nothing of the kernel stays;
+        Raises `KernelStartFailed` when there is nothing to launch, and nothing of the kernel stays
+        but a process that could not be ended: that one is still this kernel's. Raises
         `KernelNotRunning` when it was shut down before.
         """
         async with self._lock:
@@ -196,7 +219,11 @@ class Kernel:
                 await self._launch("start")
             except KernelStartFailed as error:
                 self.traffic.close(error.message)
-                await self._retire()
+                if self.has_process:
+                    self.traffic.shutdown_asked = True  # so that nothing stays when it ends
+                    await self._give_up(error.message)
+                else:
+                    await self._retire()
                 raise
             self._begin_life()
 
@@ -211,47 +238,117 @@ class Kernel:
             if record.dead:
                 await self._stay_dead(record)
                 return
-            if record.connection.get("transport") == "ipc":
-                self._transport = "ipc"
-            else:
-                self._transport = "tcp"
-            manager = self._house.new_manager(self.name, self.id, self._transport, self.spec)
-            self._manager = manager
-            process = self._process = KernelProcess(manager, self._output)
-            code: int | None = None
-            unfinished = record.execution_state == Lifecycle.RESTARTING
+            self._left = record
+            self.traffic.last_activity = record.last_activity
             try:
-                info = await adopt_process(record, manager)
-                exited = await process.adopt()
-                if exited is not None:
-                    code = exited.code
-                    raise Gone(f"The kernel's process {exited} while no server was there")
-            except Gone as gone:
-                await recover(self._house, self, record, {})
-                if not unfinished:
-                    self.reports.died(UNKNOWN_EXIT if code is None else code)
-                await self._end_process(str(gone), restart=False)
-                if self._house.keeper is not None:  # one that was launched and not yet noted
-                    with contextlib.suppress(KeeperUnavailable):
-                        await self._house.keeper.end(self.id)
-                if unfinished:
-                    self.state.begin(Lifecycle.RESTARTING)
-                    self._begin_life(relaunch=True)
-                else:
-                    await self._bury(str(gone))
-                return
-            self._info = info
+                await self._take_over(record)
+            except KernelUnreachable as error:
+                self._doubt(error.message)
+                self._begin_life()
+
+    async def _take_over(self, record: KernelRecord) -> None:
+        """Own the process that was left, or the knowledge that it has ended; and live on.
+
+        Raises `KernelUnreachable`, and nothing has changed then.
+        """
+        self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
+        code: int | None = None
+        try:
+            manager = self._house.new_manager(self.name, self.id, self._transport, self.spec)
+            process = KernelProcess(manager, self._output, self._on_reach)
+            info = await adopt_process(record, manager, self._house.loading)
+            exited = await process.adopt()
+            if exited is not None:
+                code = exited.code
+                raise Gone(f"The kernel's process {exited} while no server was there")
+        except Gone as gone:
+            self._left = None
+            await self._take_over_the_dead(record, str(gone), code)
+            return
+        except KernelUnreachable:
+            raise
+        except Exception as error:
+            raise KernelUnreachable(described(error)) from error
+        self._left, self._manager, self._process, self._info = None, manager, process, info
+        if not await self._recover(record, info):
+            await self._give_up("The server could not take the kernel over; see its log")
+            return
+        self._launched = asyncio.get_running_loop().time()
+        has_come_up = record.execution_state in ("busy", "idle")
+        if has_come_up:
+            self._house.transports.remember(self.spec, self._transport)
+        if is_adoptable(self):
+            self.state.reason = record.reason
+            self._take_for_ready()
+        elif has_come_up or record.execution_state == Lifecycle.UNKNOWN:
+            self._was_ready = True
+            self._doubt("It has not answered since this server was started")
+        self._begin_life()
+
+    async def _take_over_the_dead(self, record: KernelRecord, why: str, code: int | None) -> None:
+        """Its process has ended meanwhile, with this exit code if that is known."""
+        unfinished = record.execution_state == Lifecycle.RESTARTING
+        await self._recover(record, {})
+        if not unfinished:
+            self.reports.died(UNKNOWN_EXIT if code is None else code)
+        await self._end_process(why, restart=False)
+        if self._house.keeper is not None:  # one that was launched and not yet noted
+            with contextlib.suppress(KeeperUnavailable):
+                await self._house.keeper.end(self.id)
+        if unfinished:
+            self.state.begin(Lifecycle.RESTARTING)
+            self._begin_life(relaunch=True)
+        else:
+            await self._bury(why)
+
+    async def _recover(self, record: KernelRecord, info: ConnectionInfo) -> bool:
+        """Have the log and the executions that were left; False, and a line, if that fails."""
+        try:
             await recover(self._house, self, record, info)
-            self._launched = asyncio.get_running_loop().time()
-            if record.execution_state in ("busy", "idle"):  # it has come up once
-                self._house.transports.remember(self.spec, self._transport)
-            if is_adoptable(self):
-                self._take_for_ready()
+        except Exception:
+            logger.exception("kernel %s: what it has said and done is not known", self.id)
+            return False
+        return True
+
+    async def _reach(self, record: KernelRecord) -> None:
+        """Try to reach what was left until that succeeds: it may run, and is left alone."""
+        pause, longest = REACH_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._take_over(record)  # it begins the next part of this life
+            except KernelUnreachable as error:
+                self._doubt(error.message)
+            else:
+                return
+            pause = min(pause * 2, longest)
+
+    async def _reach_at_once(self) -> None:
+        """Be able to end the process. Raises `KernelNotStopped` while it cannot be reached."""
+        if self._left is None:
+            return
+        await self._end_life()
+        try:
+            await self._take_over(self._left)
+        except KernelUnreachable as error:
+            self._doubt(error.message)
             self._begin_life()
+            raise _not_stopped(error.message) from error
+
+    def _doubt(self, why: str) -> None:
+        """Whether the process runs, or answers ever again, is not known; it is said once."""
+        if self.state.lifecycle is not Lifecycle.UNKNOWN or self.state.reason != why:
+            logger.warning("kernel %s may run or not: %s", self.id, why)
+            self.state.begin(Lifecycle.UNKNOWN, why)
+
+    def _on_reach(self, why: str) -> None:
+        """The process cannot be reached, for this reason; or can again."""
+        self.state.reason = f"The kernel's process cannot be reached: {why}" if why else ""
+        self.state.changes += 1
 
     async def _stay_dead(self, record: KernelRecord) -> None:
         """It was dead before our time."""
-        await recover(self._house, self, record, {})
+        await self._recover(record, {})
         self._settle_start(False)
         self.traffic.close(record.reason)
         self.state.begin(Lifecycle.DEAD)
@@ -259,7 +356,7 @@ class Kernel:
     def _take_for_ready(self) -> None:
         """It was ready before our time."""
         loop = asyncio.get_running_loop()
-        self._was_ready = True
+        self._was_ready = self._is_up = True
         self._settle_start(True)
         self._restarts.on_ready(loop.time())
         self.traffic.ready()
@@ -278,6 +375,8 @@ class Kernel:
             await self._end_life()
             traffic = self.traffic
             traffic.leave()
+            if self._left is not None:  # what is written of it holds, and nothing was said
+                return True
             await self._register()
             # The journal stays open: connections that end only now tell how far they have come.
             await traffic.log.save()
@@ -292,7 +391,7 @@ class Kernel:
     def _leavable(self) -> Container[Lifecycle]:
         # The next server goes on to wait for a kernel that starts, and restarts one that has no
         # process just now.
-        return Lifecycle.STARTING, Lifecycle.RUNNING, Lifecycle.RESTARTING, Lifecycle.DEAD
+        return [lifecycle for lifecycle in Lifecycle if lifecycle is not Lifecycle.STOPPING]
 
     async def keep(self) -> None:
         """Have the next process of the server know of this one, if kernels are kept."""
@@ -310,10 +409,9 @@ class Kernel:
         )
         try:
             await self._note_process(record)
-        except Exception:  # of a provisioner of somebody else's making
+            await self._house.registry.save(record)
+        except Exception:  # of a provisioner of somebody else's making, or of the disk
             logger.exception("kernel %s: the next server will not know it", self.id)
-            return
-        await self._house.registry.save(record)
 
     async def _note_process(self, record: KernelRecord) -> None:
         if self._manager is not None:
@@ -330,6 +428,8 @@ class Kernel:
 
     async def _unregister(self) -> None:
         if self._house.registry is not None:
+            # What is still asked of the kernel is not written down any more.
+            self.traffic.tracker.keeping = None
             await self._house.registry.delete(self.id)
             journal, self.traffic.log.journal = self.traffic.log.journal, None
             if journal is not None:
@@ -349,12 +449,14 @@ class Kernel:
         """Interrupt what the kernel runs, by signal or by message as its kernelspec says.
 
         A kernel that is not ready runs nothing: a signal would only hit its start. Raises
-        `KernelNotRunning` for one that is dead.
+        `KernelNotRunning` for one that is dead, and `KernelUnreachable`.
         """
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
-            if self.state.lifecycle is Lifecycle.RUNNING:
+            if self._left is not None:
+                raise KernelUnreachable(self.state.reason)
+            if self.state.lifecycle in (Lifecycle.RUNNING, Lifecycle.UNKNOWN):
                 await self._interrupt()
 
     async def _interrupt(self) -> None:
@@ -366,11 +468,12 @@ class Kernel:
     async def kill(self) -> bool:
         """Kill the process; what follows is what follows any other death. False if it is not ours.
 
-        For a kernel that does not heed an interrupt. Bounded by the time that a kill takes.
+        For a kernel that does not heed an interrupt. Bounded by the time that a kill takes. Raises
+        `KernelNotStopped`.
         """
         process = self._process
-        if process is not None:
-            await process.kill()
+        if process is not None and (why := await process.kill()):
+            raise _not_stopped(why)
         return process is not None
 
     async def restart(self, *, now: bool = False, newports: bool = False) -> None:
@@ -378,7 +481,9 @@ class Kernel:
 
         By force when ``now``; with a new connection file, key and addresses when ``newports``. A
         dead kernel can be restarted too. The old process goes on until it is the turn of this
-        start. Raises `KernelStartFailed`, and leaves the kernel dead, when the launch fails,
+        start, and beyond if the new one is known not to start, or the old one cannot be ended.
+        Raises `KernelStartFailed` in the first case and `KernelNotStopped` in the second. Raises
+        `KernelStartFailed`, and leaves the kernel dead, when the launch fails all the same,
         `KernelNotRunning` when it has been removed, `TooManyStarts` and `ServerStopping`.
         """
         if not self._begun:  # it waits for its turn, and gets a new process anyway
@@ -395,7 +500,10 @@ class Kernel:
         async with self._lock, self.reports.action("restart"):
             if self._removed:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
+            await self._reach_at_once()
+            await self._look()
             await self._end_life()
+            before = self.state.lifecycle
             self._take_turn(came_up)
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
@@ -403,7 +511,12 @@ class Kernel:
             self.traffic.announce("starting")
             self.traffic.replace_process()
             await self._register()  # so that the next server restarts it if this one cannot
-            await self._stop_process(restart=True, now=now)
+            try:
+                await self._stop_process(restart=True, now=now)
+            except BaseException as error:
+                self.traffic.restart_asked = True  # should it end after all
+                await self._go_on(before, error)
+                raise
             if newports:
                 await self._release(restart=False)
             self._restarts = RestartPolicy(self._house.settings.restart_limit)
@@ -411,32 +524,72 @@ class Kernel:
             try:
                 await self._launch("restart")
             except KernelStartFailed as error:
-                await self._bury(error.message)
+                await self._give_up(error.message)
                 raise
             self._begin_life()
+
+    async def _look(self) -> None:
+        """Raise `KernelStartFailed` if the next process could not be launched, as far as is seen.
+
+        What a provisioner of somebody else's can launch nobody here knows.
+        """
+        provisioner = self._manager.provisioner if self._manager is not None else None
+        stanza = self.spec.metadata.get("kernel_provisioner") or {}
+        name = stanza.get("provisioner_name", "local-provisioner")
+        if isinstance(provisioner, ForkOptions):
+            try:
+                provisioner.check()
+            except ValueError as error:
+                raise KernelStartFailed(f"The kernel could not be launched: {error}") from None
+        if isinstance(provisioner, LocalProvisioner) or (
+            provisioner is None and name in ("local-provisioner", PROVISIONER)
+        ):
+            await asyncio.to_thread(check_launchable, self.spec, self._cwd, self._env)
 
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.
 
         Bounded by ``shutdown_wait_time`` and the time a kill takes. Clients are told ``dead`` and
-        their connections end.
+        their connections end. Raises `KernelNotStopped`, and leaves the kernel as it is, when the
+        process cannot be ended; should it end later, the kernel goes with it.
         """
         async with self._lock:
             if self._removed:
                 return
-            self._removed = True
             async with self.reports.action("shutdown"):
+                await self._reach_at_once()
                 await self._end_life()
-                if self.state.lifecycle is not Lifecycle.DEAD:
+                before = self.state.lifecycle
+                if before is not Lifecycle.DEAD:
                     self.state.begin(Lifecycle.STOPPING)
-                    await self._disown()
-                    await self._stop_process(restart=False, now=now)
+                    try:
+                        await self._disown()
+                        await self._stop_process(restart=False, now=now)
+                    except BaseException as error:
+                        self.traffic.shutdown_asked = True  # should it end after all
+                        await self._go_on(before, error)
+                        raise
                 await self._retire()
+
+    async def _go_on(self, before: Lifecycle, error: BaseException) -> None:
+        """The process that was to be stopped is not: the kernel lives on as before."""
+        reason = error.message if isinstance(error, KernelkeepError) else ""
+        self.state.begin(before, reason)
+        self.traffic.keep_process()
+        self.traffic.announce(self.state.greeting)
+        if self._is_up:
+            self._settle_start(True)
+        self._begin_life()
+        if isinstance(error, Exception):
+            await self._register()
 
     # Its life
 
     def _begin_life(self, *, relaunch: bool = False) -> None:
-        life = self._live_again() if relaunch else self._live()
+        if self._left is not None:
+            life = self._reach(self._left)
+        else:
+            life = self._live_again() if relaunch else self._live()
         self._life = asyncio.get_running_loop().create_task(life, name=f"kernel {self.id}")
 
     async def _end_life(self) -> None:
@@ -450,43 +603,81 @@ class Kernel:
 
     async def _live(self) -> None:
         try:
-            while True:
-                reason = await self._come_up_and_die()
-                if self.traffic.shutdown_asked:
-                    logger.info("kernel %s: shut down as a client asked it to", self.id)
-                    self.reports.shut_down_by_client()
-                    await self._retire()
-                    return
-                if self.traffic.restart_asked:
-                    logger.info("kernel %s: restarted as a client asked it to", self.id)
-                    await self._restart_as_asked()
-                    continue
-                delay = self._restarts.on_death(asyncio.get_running_loop().time())
-                if not self._was_ready or not self._house.settings.autorestart or delay is None:
-                    await self._bury(reason)
-                    return
-                logger.warning("kernel %s: %s; it is restarted", self.id, reason)
-                self.reports.restarting(reason, self._restarts.deaths)
-                self.state.begin(Lifecycle.RESTARTING, reason)
-                self.traffic.announce("restarting")
-                async with self.reports.action("restart"):
-                    await asyncio.sleep(delay)
-                    await self._launch_again("automatic_restart")
-        except KernelStartFailed as error:
-            await self._bury(error.message)
+            if self._stranded:
+                await self._see_it_end()
+                return
+            while await self._live_once():
+                pass
+        except (KernelStartFailed, KernelNotStopped) as error:
+            await self._give_up(error.message)
         except ServerStopping:  # while it waited for its turn: it is left or stopped now
             pass
         except Exception:
             logger.exception("kernel %s: its supervision failed", self.id)
-            await self._end_process(None, restart=False)
-            await self._bury("The server failed to supervise the kernel; see its log")
+            await self._end_unsupervised()
+
+    async def _live_once(self) -> bool:
+        """See one process through its life; whether there is another."""
+        reason = await self._come_up_and_die()
+        if self.traffic.shutdown_asked:
+            logger.info("kernel %s: shut down as a client asked it to", self.id)
+            self.reports.shut_down_by_client()
+            await self._retire()
+            return False
+        if self.traffic.restart_asked:
+            logger.info("kernel %s: restarted as a client asked it to", self.id)
+            await self._restart_as_asked()
+            return True
+        delay = self._restarts.on_death(asyncio.get_running_loop().time())
+        if not self._was_ready or not self._house.settings.autorestart or delay is None:
+            await self._bury(reason)
+            return False
+        logger.warning("kernel %s: %s; it is restarted", self.id, reason)
+        self.reports.restarting(reason, self._restarts.deaths)
+        self.state.begin(Lifecycle.RESTARTING, reason)
+        self.traffic.announce("restarting")
+        async with self.reports.action("restart"):
+            await asyncio.sleep(delay)
+            await self._launch_again("automatic_restart")
+        return True
+
+    async def _end_unsupervised(self) -> None:
+        """End the process of a kernel that the server does not see through its life."""
+        reason = "The server failed to supervise the kernel; see its log"
+        why = await self._process.kill() if self._process is not None else ""
+        await self._give_up(f"{reason}. {_not_stopped(why).message}" if why else reason)
+
+    async def _give_up(self, reason: str) -> None:
+        """The kernel has no process that is of any use, and none will come unless asked for.
+
+        One that could not be ended is still this kernel's: it is shown, and can be stopped.
+        """
+        if not self.has_process:
+            await self._bury(reason)
+            return
+        self._stranded = reason
+        self._settle_start(False)
+        self.traffic.close(reason)
+        self._doubt(reason)
+        await self._register()
+        self._begin_life()
+
+    async def _see_it_end(self) -> None:
+        """Wait, without a bound, for the end of a process that could not be ended."""
+        assert self._process is not None
+        await asyncio.shield(self._process.exited)
+        reason, self._stranded = self._stranded, ""
+        if self.traffic.shutdown_asked:
+            await self._retire()
+        else:
+            await self._bury(reason)
 
     async def _live_again(self) -> None:
         """Finish what a server before this one was about to do."""
         try:
             await self._restart_as_asked()
         except KernelStartFailed as error:
-            await self._bury(error.message)
+            await self._give_up(error.message)
         except ServerStopping:
             pass
         else:
@@ -523,11 +714,12 @@ class Kernel:
         process = self._process
         assert process is not None
         try:
-            if self._settling is None:
+            if not self._is_up:
                 await self._come_up(process)
         except KernelStartFailed as error:
             self.reports.start_failed()
-            await process.kill()
+            if why := await process.kill():
+                raise KernelNotStopped(f"{error.message}. {_not_stopped(why).message}") from error
             if not self._another_way(process):
                 await self._end_process(error.message, restart=True)
                 return error.message
@@ -552,12 +744,15 @@ class Kernel:
         """Wait until the kernel answers and its iopub is heard.
 
         Raises `KernelStartFailed` when the process ends before that, or when nothing at all has
-        been heard after ``kernel_info_timeout``.
+        been heard after ``kernel_info_timeout``. One that had come up for an earlier server has no
+        such bound: it may be stopped or swapped out, and go on.
         """
         loop = asyncio.get_running_loop()
         traffic, settings = self.traffic, self._house.settings
         started = loop.time()
-        deadline = started + settings.kernel_info_timeout
+        had_come_up = self.state.lifecycle is Lifecycle.UNKNOWN
+        patience = float("inf") if had_come_up else settings.kernel_info_timeout
+        deadline = started + patience
         reachable = loop.create_task(traffic.reachable())
         pause = 1.0
         try:
@@ -566,7 +761,7 @@ class Kernel:
                 # A kernel that has answered but was not heard on iopub (it sends no welcome, and
                 # its first status came before our subscription) only needs another question.
                 wait = 0.05 if traffic.answered else pause
-                pause = min(pause * 1.5, 5.0)
+                pause = min(pause * 1.5, REACH_SECONDS[1] if had_come_up else PROBE_SECONDS)
                 events: set[asyncio.Future[Any]] = {reachable, process.exited}
                 await asyncio.wait(
                     events,
@@ -575,6 +770,8 @@ class Kernel:
                 )
                 if reachable.done():
                     break
+                if process.exited.done() and had_come_up:
+                    return
                 if process.exited.done():
                     problem = f"The kernel's process {process.exited.result()} before it was ready"
                     raise KernelStartFailed(await self._describe(process, problem))
@@ -583,11 +780,17 @@ class Kernel:
                         break
                     problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
                     raise KernelStartFailed(await self._describe(process, problem))
+                if had_come_up:
+                    continue
                 if loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
                     raise KernelStartFailed("The kernel has bound no ipc socket")
         finally:
             reachable.cancel()
         await traffic.stdin_connected()
+        if had_come_up:
+            self.state.reason = ""
+            self._take_for_ready()
+            return
         if self._house.keeper is not None and self._manager is not None:
             await keeper_hears(self._house.keeper, self._manager, traffic.probe)
         if not (traffic.answered and traffic.heard_iopub):
@@ -596,7 +799,7 @@ class Kernel:
                 self.id,
                 "was not heard on iopub" if traffic.answered else "does not answer kernel_info",
             )
-        self._was_ready = True
+        self._was_ready = self._is_up = True
         self._settle_start(True)
         self._house.transports.remember(self.spec, self._transport)
         self._restarts.on_ready(loop.time())
@@ -634,8 +837,11 @@ class Kernel:
         await self._release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         self.traffic.announce("dead")
-        await self._unregister()
-        self._output.remove()
+        try:
+            await self._unregister()
+            self._output.remove()
+        except Exception:  # of the disk: the kernel is gone all the same
+            logger.exception("kernel %s: something of it stays in the state directory", self.id)
         self.traffic.log.close()
         self._on_gone(self)
         await self.traffic.log.remove_files()
@@ -651,7 +857,10 @@ class Kernel:
         self.traffic.announce("dead")
         if self._house.registry is not None:
             # The keeper has nothing of it any more.
-            await self.traffic.log.save()
+            try:
+                await self.traffic.log.save()
+            except Exception:  # of the disk
+                logger.exception("kernel %s: its log is not on disk", self.id)
             await self._register()
 
     def _settle_start(self, came_up: bool) -> None:
@@ -664,15 +873,29 @@ class Kernel:
         """Start a process and open the sockets to it."""
         self.reports.launching(cause)
         self._launched = asyncio.get_running_loop().time()
-        if self._manager is None:
-            self._manager = self._new_manager()
-        process = self._process = KernelProcess(self._manager, self._output)
-        arguments = self._house.settings.kernel_argv
+        self._is_up = False
         try:
-            self._info = await process.launch(self._cwd, self._env, arguments)
-        except KernelStartFailed:
+            if self._manager is None:
+                self._manager = self._new_manager()
+            process = self._process = KernelProcess(self._manager, self._output, self._on_reach)
+            await self._launch_process(process)
+        except Exception as error:
             self.reports.start_failed()
-            raise
+            if isinstance(error, KernelStartFailed):
+                raise
+            text = f"The kernel could not be launched: {described(error)}"
+            if self._process is not None and (why := await self._process.kill()):
+                text = f"{text}. {_not_stopped(why).message}"
+            raise KernelStartFailed(text) from error
+
+    async def _launch_process(self, process: KernelProcess) -> None:
+        settings = self._house.settings
+        self._info = await process.launch(
+            self._cwd,
+            self._env,
+            settings.kernel_argv,
+            max(settings.kernel_info_timeout, CALL_SECONDS),
+        )
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
         self._generation += 1
         self.traffic.open(self._house.channels(self._info, self.traffic))
@@ -685,28 +908,34 @@ class Kernel:
         return manager
 
     async def _stop_process(self, *, restart: bool, now: bool = False) -> None:
-        """Ask, then terminate, then kill; each step has its bound."""
+        """Ask, then terminate, then kill; each step has its bound.
+
+        Raises `KernelNotStopped`: the process runs, or may run, and its sockets are as before.
+        """
         process = self._process
         if process is not None:
             half = self._house.settings.shutdown_wait_time / 2
             if process.running and not now:
                 await self._shut_down(process, half, restart=restart)
-            if process.running:
-                await process.kill()
+            if why := await process.kill():
+                raise _not_stopped(why)
             await self.traffic.settle()
         await self._end_process(None, restart=restart)
 
     async def _shut_down(self, process: KernelProcess, half: float, *, restart: bool) -> None:
-        if self.traffic.answered:
-            if self.state.execution_state == "busy":
-                # A kernel that runs something looks at its shutdown only when that is done.
-                await self._interrupt()
-            self.traffic.request("control", "shutdown_request", {"restart": restart})
-            if await process.wait(half):
-                return
-            logger.info("kernel %s ignores its shutdown request", self.id)
-        if not await process.terminate(half):
-            logger.warning("kernel %s ignores SIGTERM", self.id)
+        try:
+            if self.traffic.answered:
+                if self.state.execution_state == "busy":
+                    # A kernel that runs something looks at its shutdown only when that is done.
+                    await self._interrupt()
+                self.traffic.request("control", "shutdown_request", {"restart": restart})
+                if await process.wait(half):
+                    return
+                logger.info("kernel %s ignores its shutdown request", self.id)
+            if not await process.terminate(half):
+                logger.warning("kernel %s ignores SIGTERM", self.id)
+        except KernelUnreachable as error:  # the kill comes next, and may find another way
+            logger.warning("kernel %s cannot be shut down: %s", self.id, error.message)
 
     async def _end_process(self, reason: str | None, *, restart: bool) -> None:
         """End what was asked of the process, close the sockets, clean up after it."""
@@ -719,6 +948,13 @@ class Kernel:
             self._process.close()
             self._process = None
         if self._manager is not None:
-            await self._manager.cleanup_resources(restart=restart)
+            try:
+                await bounded(self._manager.cleanup_resources(restart=restart))
+            except Exception as error:  # the process has ended, and that is what matters
+                logger.warning("kernel %s is not cleaned up after: %s", self.id, described(error))
         if not restart:
             self._manager = None
+
+
+def _not_stopped(why: str) -> KernelNotStopped:
+    return KernelNotStopped(f"The kernel's process could not be ended: {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class KernelHouse:
         self.counters = counters
         self.starts = starts
         self.turns = turns or Turns()
+        # What looks for kernels that were left, in provisioners that may block; by kernel.
+        self.loading: dict[str, threading.Thread] = {}
         self._audit = audit
         self.connection_dir = settings.state_dir / "runtime"
         self.output_dir = settings.state_dir / "output"

@@ -34,7 +34,9 @@ from app.managers.state import Lifecycle
 
 __all__ = ["Metrics"]
 
-_STATES: Final = frozenset({"starting", "idle", "busy", "restarting", "terminating", "dead"})
+_STATES: Final = frozenset(
+    {"starting", "idle", "busy", "restarting", "terminating", "unknown", "dead"}
+)
 
 
 class Metrics:

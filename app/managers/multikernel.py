@@ -25,6 +25,7 @@ from app.managers.errors import (
     InvalidPath,
     KernelNotFound,
     KernelNotRunning,
+    KernelStartFailed,
     ServerStopping,
     TooManyKernels,
 )
@@ -50,7 +51,7 @@ from app.managers.registry_store import KernelRecord
 from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
-from app.managers.stopping import leave_all, stop_all
+from app.managers.stopping import leave_all, stop_all, stop_quietly
 from app.managers.succession import Succession
 from app.managers.transports import Transports
 from app.managers.warm import WarmKernels
@@ -420,7 +421,11 @@ class MultiKernelManager:
             return None
         kernel.hand_over(self._house, cwd=cwd, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
-        await kernel.keep()
+        try:
+            await kernel.keep()
+        except BaseException:
+            await stop_quietly(kernel, now=True)
+            raise
         async with kernel.reports.action("start"):
             if self.stopping:
                 await kernel.stop(now=True)
@@ -432,8 +437,10 @@ class MultiKernelManager:
         try:
             await self.starts.launch(kernel.start, kernel.came_up)
         except BaseException as error:
-            # What is left of one whose turn never came; where the launch failed there is nothing.
-            await kernel.stop()
+            # What is left of one whose turn never came; where the launch failed there is nothing,
+            # or a process that could not be ended, and stays listed.
+            if not isinstance(error, KernelStartFailed):
+                await stop_quietly(kernel)
             if isinstance(error, KernelNotRunning) and self.stopping:
                 raise ServerStopping() from None
             raise
@@ -459,8 +466,9 @@ class MultiKernelManager:
     ) -> Kernel:
         """Give a kernel a new process (`Kernel.restart`).
 
-        Raises `KernelNotFound`, `KernelNotRunning`, `KernelStartFailed`, `ServerStopping`,
-        `TooManyStarts`, or `TooManyKernels` for a dead one that has lost its place to others.
+        Raises `KernelNotFound`, `KernelNotRunning`, `KernelNotStopped`, `KernelStartFailed`,
+        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead one that has lost its
+        place to others.
         """
         self.check_running()
         kernel = self.get(kernel_id)
@@ -476,7 +484,7 @@ class MultiKernelManager:
     async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
         """Stop a kernel and forget it; returns when its process is gone.
 
-        Raises `KernelNotFound`.
+        Raises `KernelNotFound`, and `KernelNotStopped` when the process could not be ended.
         """
         await self.get(kernel_id).stop(now=now)
 
@@ -539,7 +547,7 @@ class MultiKernelManager:
         """Make room: dead kernels are listed with their reason and log, but not without end."""
         dead = [kernel for kernel in self if kernel.state.lifecycle is Lifecycle.DEAD]
         for kernel in dead[:-MAX_DEAD]:
-            await kernel.stop()
+            await stop_quietly(kernel)
 
     async def close(self) -> None:
         """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""

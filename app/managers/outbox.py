@@ -76,10 +76,16 @@ class Outbox:
         self.charge(message)
 
     def charge(self, message: ClientMessage) -> None:
-        """Count a request that waits, here or elsewhere, until the next `flush` or `close`."""
+        """Count a request that waits, here or elsewhere, until it is discharged, or `close`."""
         self._bytes += message.size
         if self._bytes > self._max_bytes:
             self._room.clear()
+
+    def discharge(self, message: ClientMessage) -> None:
+        """A request that waited elsewhere waits there no more."""
+        self._bytes -= message.size
+        if self._bytes <= self._max_bytes:
+            self._room.set()
 
     def flush(self) -> None:
         """Send what waits, as far as the sockets take it."""

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -22,18 +22,58 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
 from app.managers.channels import ConnectionInfo
-from app.managers.errors import KernelStartFailed
+from app.managers.errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
 from app.managers.keeper_provisioner import KeeperProvisioner
 
-__all__ = ["Exit", "KernelProcess"]
+__all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
 """How often a process that has no pidfd here (a remote one) is asked whether it still runs."""
 
+MAX_POLL_SECONDS: Final = 2.0
+"""The same for one that cannot be reached."""
+
 KILL_SECONDS: Final = 5.0
 """How long the operating system, or a remote provisioner, may take to kill a process."""
+
+CALL_SECONDS: Final = 12.0
+"""How long a provisioner may take for one call. It is more than the keeper may take to answer: who
+asks the keeper notices first that it does not, and does without."""
+
+
+T = TypeVar("T")
+
+
+async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
+    """What a provisioner's call returns. Raises what the call does, or `TimeoutError`.
+
+    A call that does not end when it is cancelled is left behind: nobody waits for it.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_discard)
+    if task.done():
+        return task.result()
+    raise TimeoutError(f"no answer within {seconds:g} s")
+
+
+def _discard(task: asyncio.Future[Any]) -> None:
+    """Nobody asks any more how the call has ended."""
+    if not task.cancelled():
+        task.exception()
+
+
+def described(error: Exception) -> str:
+    """What a collaborator has raised, for people."""
+    if isinstance(error, OSError | KeeperUnavailable) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 class Exit(NamedTuple):
@@ -60,52 +100,95 @@ class KernelProcess:
     """A kernel's process, from one launch to its end.
 
     ``exited`` is done when the process is gone and reaped, and its process group with it.
+    ``on_reach`` is called with the reason when it can no longer be told whether the process runs,
+    and with an empty text when it can again. That the process cannot be reached is not its end.
     """
 
-    def __init__(self, manager: AsyncKernelManager, output: ProcessOutput) -> None:
+    def __init__(
+        self,
+        manager: AsyncKernelManager,
+        output: ProcessOutput,
+        on_reach: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._manager = manager
         self._output = output
+        self._on_reach = on_reach
         self._loop = asyncio.get_running_loop()
         self._pidfd: int | None = None
         self._poller: asyncio.Task[None] | None = None
+        self._undoing: asyncio.Task[None] | None = None
         self._pgid: int | None = None
         self.pid: int | None = None
         self.exited: asyncio.Future[Exit] = self._loop.create_future()
 
     async def launch(
-        self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str] = ()
+        self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str], seconds: float
     ) -> ConnectionInfo:
-        """Start the process; the connection information that its provisioner gives.
+        """Start the process, within so many seconds; the connection information of its provisioner.
 
-        ``arguments`` are added to the kernelspec's command.
-        Raises `KernelStartFailed` when there is nothing to execute or the provisioner refuses.
+        ``arguments`` are added to the kernelspec's command. Raises `KernelStartFailed` when there
+        is nothing to execute or the provisioner refuses. What was started by then is killed; where
+        that fails, the process is still `running`.
         """
-        descriptor = self._output.open()
         try:
-            command, options = await self._manager.pre_start_kernel(
-                cwd=str(cwd),
-                env=dict(env),
-                stdout=descriptor,
-                stderr=descriptor,
-                extra_arguments=list(arguments),
-            )
-            info: ConnectionInfo = await self._provisioner.launch_kernel(command, **options)
-            await self._provisioner.post_launch(**options)
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else error
-            raise KernelStartFailed(f"The kernel could not be launched: {text}") from error
-        finally:
-            self._output.started()
-        self._watch()
+            descriptor = self._output.open()
+            try:
+                info = await bounded(self._launch(cwd, env, arguments, descriptor), seconds)
+            finally:
+                self._output.started()
+            self._watch()
+        except BaseException as error:
+            # Not a part of what may be cancelled here: the process would be nobody's.
+            self._undoing = self._loop.create_task(self._undo(), name="undo launch")
+            await asyncio.shield(self._undoing)
+            if not isinstance(error, Exception):
+                raise
+            text = f"The kernel could not be launched: {described(error)}"
+            if self.running:
+                text += "; and what was started could not be ended"
+            raise KernelStartFailed(text) from error
         return info
 
+    async def _launch(
+        self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str], descriptor: int
+    ) -> ConnectionInfo:
+        command, options = await self._manager.pre_start_kernel(
+            cwd=str(cwd),
+            env=dict(env),
+            stdout=descriptor,
+            stderr=descriptor,
+            extra_arguments=list(arguments),
+        )
+        info: ConnectionInfo = await self._provisioner.launch_kernel(command, **options)
+        await self._provisioner.post_launch(**options)
+        return info
+
+    async def _undo(self) -> None:
+        """End what a launch that has failed may have started."""
+        provisioner = self._manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            # It may have launched the process although its answer did not arrive.
+            with contextlib.suppress(Exception):
+                await bounded(provisioner.keeper.end(provisioner.kernel_id))
+                self.exited.set_result(Exit(UNKNOWN_EXIT))
+        if self.running:
+            if self._poller is None and self._pidfd is None:
+                with contextlib.suppress(Exception):
+                    self._watch()
+            await self.kill()
+
     async def adopt(self) -> Exit | None:
-        """Watch the process that the manager's provisioner has found; how it ended, if it has."""
-        async with asyncio.timeout(KILL_SECONDS):
-            code = await self._provisioner.poll()
-        if code is None:
-            self._watch()
-            return None
+        """Watch the process that the manager's provisioner has found; how it ended, if it has.
+
+        Raises `KernelUnreachable` when that cannot be told.
+        """
+        try:
+            code = await bounded(self._provisioner.poll())
+            if code is None:
+                self._watch()
+                return None
+        except Exception as error:
+            raise KernelUnreachable(described(error)) from error
         self.exited.set_result(Exit(code))
         return Exit(code)
 
@@ -152,20 +235,25 @@ class KernelProcess:
 
     async def _poll(self) -> None:
         provisioner = self._provisioner
-        failures = 0
+        pause, failing = POLL_SECONDS, False
         while True:
             try:
-                code = await provisioner.poll()
+                code = await bounded(provisioner.poll())
             except Exception as error:
-                failures += 1
-                logger.warning("cannot tell whether a kernel's process runs: %s", error)
-                code = -signal.SIGKILL if failures >= 10 else None
+                if not failing:
+                    logger.warning("cannot tell whether a kernel's process runs: %s", error)
+                    self._on_reach(described(error))
+                code, failing, pause = None, True, min(pause * 2, MAX_POLL_SECONDS)
+            else:
+                if failing:
+                    logger.warning("a kernel's process can be reached again")
+                    self._on_reach("")
+                failing, pause = False, POLL_SECONDS
             if code is not None:
                 break
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(pause)
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(KILL_SECONDS):
-                await provisioner.wait()
+            await bounded(provisioner.wait(), KILL_SECONDS)
         if not self.exited.done():
             self.exited.set_result(Exit(code))
 
@@ -181,10 +269,18 @@ class KernelProcess:
         return self._manager.has_kernel and not self.exited.done()
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the process group."""
+        """Send a signal to the process group. Raises `KernelUnreachable`."""
         if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                await self._provisioner.send_signal(number)
+            await self._ask(self._provisioner.send_signal(number))
+
+    async def _ask(self, call: Awaitable[None]) -> None:
+        try:
+            await bounded(call)
+        except ProcessLookupError:
+            pass
+        except Exception as error:
+            text = f"The kernel's process cannot be reached: {described(error)}"
+            raise KernelUnreachable(text) from error
 
     async def wait(self, seconds: float) -> bool:
         """Whether the process ends within so many seconds."""
@@ -194,10 +290,12 @@ class KernelProcess:
         return self.exited.done()
 
     async def terminate(self, seconds: float) -> bool:
-        """SIGTERM to the process group, then up to so many seconds; whether it ended."""
+        """SIGTERM to the process group, then up to so many seconds; whether it ended.
+
+        Raises `KernelUnreachable`.
+        """
         if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                await self._provisioner.terminate()
+            await self._ask(self._provisioner.terminate())
         return await self.wait(seconds)
 
     async def tail(self) -> str:
@@ -207,13 +305,22 @@ class KernelProcess:
             return await provisioner.tail()
         return self._output.tail()
 
-    async def kill(self) -> None:
-        """SIGKILL to the process group. Returns when it is gone, or after `KILL_SECONDS`."""
-        if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                await self._provisioner.kill()
-        if self._manager.has_kernel and not await self.wait(KILL_SECONDS):
-            logger.error("process %s does not end although it was killed", self.pid)
+    async def kill(self) -> str:
+        """SIGKILL to the process group; when that fails, why. Empty when the process is gone.
+
+        Bounded by `CALL_SECONDS` and `KILL_SECONDS`.
+        """
+        if not self.running:
+            return ""
+        why = "it was killed, and still runs"
+        try:
+            await self._ask(self._provisioner.kill())
+        except KernelUnreachable as error:
+            why = error.message
+        if await self.wait(KILL_SECONDS):
+            return ""
+        logger.error("process %s could not be ended: %s", self.pid, why)
+        return why
 
     def close(self) -> None:
         """Stop watching, and let go of the descriptors."""

@@ -21,6 +21,7 @@ from app.managers.errors import (
     InvalidRequest,
     KernelkeepError,
     KernelNotFound,
+    KernelNotStopped,
     KernelSpecNotFound,
     KernelUnavailable,
     NoSuchKernel,
@@ -197,13 +198,18 @@ class SessionManager:
     async def delete(self, session_id: str) -> None:
         """End a session, and its kernel even if other sessions have it too.
 
-        Returns when the kernel's process is gone. Raises `SessionNotFound`.
+        Returns when the kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped`,
+        after which the session is as before.
         """
         async with self._turn(session_id):
             session = await self.get(session_id)
             # Before its kernel ends: whoever asks for the path meanwhile must get a new kernel.
             await self._forget(session)
-            await self._shut_down(session.kernel_id)
+            try:
+                await self._shut_down(session.kernel_id)
+            except KernelNotStopped:
+                await self._keep(session)  # so that this can be repeated
+                raise
 
     async def close(self) -> None:
         """Store what is still to be stored, and close the database. The kernels go on."""

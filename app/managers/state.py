@@ -22,6 +22,8 @@ class Lifecycle(StrEnum):
     RESTARTING = "restarting"
     STOPPING = "stopping"
     DEAD = "dead"
+    UNKNOWN = "unknown"
+    """It may run: it was left by another server, or could not be ended, and does not answer."""
 
 
 class KernelState:
@@ -52,8 +54,10 @@ class KernelState:
         """What a client that connects is told.
 
         Not ``restarting``: at that word JupyterLab connects anew, and would go on doing so.
+        ``unknown`` is no state of Jupyter's messages.
         """
-        return "starting" if self.lifecycle is Lifecycle.RESTARTING else self.word
+        waits = self.lifecycle in (Lifecycle.RESTARTING, Lifecycle.UNKNOWN)
+        return "starting" if waits else self.word
 
     @property
     def busy(self) -> bool:

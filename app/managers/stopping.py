@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
+from app.managers.errors import KernelNotStopped
 from app.managers.kernel import Kernel
 
 __all__ = ["leave_all", "stop_all", "stop_quietly"]
@@ -33,7 +34,7 @@ async def stop_all(
         # Whoever waited is told why, before what becomes of the kernels is the news.
         await asyncio.sleep(FAREWELL_SECONDS)
     loop = asyncio.get_running_loop()
-    stops = {loop.create_task(stop_quietly(kernel)) for kernel in kernels}
+    stops: set[asyncio.Future[Any]] = {loop.create_task(stop_quietly(one)) for one in kernels}
     if not stops and not starting:
         return
     # Each step has its bound, but a provisioner of somebody else's may have none.
@@ -65,11 +66,16 @@ async def _leave_quietly(kernel: Kernel) -> bool:
         return True
 
 
-async def stop_quietly(kernel: Kernel, *, now: bool = False) -> None:
-    """Stop a kernel that nobody waits for; where that fails it is logged, and the kernel killed."""
+async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
+    """Stop a kernel that nobody waits for; where that fails it is logged. Whether it is gone."""
     try:
         await kernel.stop(now=now)
+    except KernelNotStopped as error:
+        logger.error("kernel %s could not be stopped: %s", kernel.id, error.message)
     except Exception:
         logger.exception("kernel %s could not be stopped", kernel.id)
         with contextlib.suppress(Exception):
             await kernel.kill()
+    else:
+        return True
+    return False

@@ -109,12 +109,16 @@ class Succession:
     async def _checkpoint(self) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
+            changes = {}  # of those that are still there
             for kernel in self._kernels():
+                if kernel.is_left:  # what is written of it holds
+                    continue
                 kernel.traffic.note_places()
+                changes[kernel.id] = kernel.state.changes
                 if self._changes.get(kernel.id) != kernel.state.changes:
-                    self._changes[kernel.id] = kernel.state.changes
                     activity = kernel.traffic.last_activity
                     self._registry.touch(kernel.id, activity, kernel.state.word)
+            self._changes = changes
 
     async def close(self) -> None:
         """Note nothing more."""

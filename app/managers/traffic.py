@@ -359,8 +359,16 @@ class Traffic:
 
     def replace_process(self) -> None:
         """This process is about to be stopped: what clients send from now on is for the next."""
-        self._for_next = []
+        if self._for_next is None:  # not if it is about to be stopped once more
+            self._for_next = []
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
+
+    def keep_process(self) -> None:
+        """This process could not be stopped: what was for the next one is for this one."""
+        for_next, self._for_next = self._for_next or [], None
+        for message, session in for_next:
+            self._outbox.discharge(message)
+            self.submit(message, session)
 
     async def settle(self) -> None:
         """Take the last messages of a process that has ended."""

@@ -50,6 +50,9 @@ REFILL_SECONDS: Final = 0.5
 BUSY_SECONDS: Final = 1.0
 """When to try again while others fill the queue of starts."""
 
+STOP_AGAIN_SECONDS: Final = 10.0
+"""When a kernel whose process could not be ended is stopped again."""
+
 RETRY_SECONDS: Final = 60.0
 """When a kernelspec that cannot be started is tried again."""
 
@@ -78,6 +81,7 @@ class WarmKernels:
         self._counters: Counters = house.counters
         self._pools = {name.lower(): _Pool(name, number) for name, number in wanted.items()}
         self._stops: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(task(pool), name=f"{task.__name__} {pool.name}")
@@ -123,7 +127,7 @@ class WarmKernels:
     async def _move(self, kernel: Kernel, move: Move) -> bool:
         try:
             reply = await kernel.traffic.ask("execute_request", move.request, MOVE_SECONDS)
-        except asyncio.CancelledError:
+        except BaseException:
             self._stop(kernel)
             raise
         return moved(reply) and _is_fit(kernel)
@@ -204,13 +208,24 @@ class WarmKernels:
     def _stop(self, kernel: Kernel) -> None:
         """Stop a kernel that nobody has used, in the background."""
         task = asyncio.get_running_loop().create_task(
-            stop_quietly(kernel, now=True), name=f"stop warm kernel {kernel.id}"
+            self._stop_until_gone(kernel), name=f"stop warm kernel {kernel.id}"
         )
         self._stops.add(task)
         task.add_done_callback(self._stops.discard)
 
+    async def _stop_until_gone(self, kernel: Kernel) -> None:
+        """It is on no list: nobody else would try again."""
+        while not await stop_quietly(kernel, now=True):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_AGAIN_SECONDS):
+                    await self._closing.wait()
+            if self._closing.is_set():
+                await stop_quietly(kernel, now=True)
+                return
+
     async def close(self) -> None:
         """Stop every parked kernel, and start no more."""
+        self._closing.set()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

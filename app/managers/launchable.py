@@ -1,0 +1,52 @@
+"""Looking, before the old process is ended, whether a new one could be launched at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from jupyter_client.kernelspec import KernelSpec
+
+from app.managers.errors import KernelStartFailed
+
+__all__ = ["check_launchable"]
+
+
+def check_launchable(spec: KernelSpec, cwd: Path, env: Mapping[str, str]) -> None:
+    """Raise `KernelStartFailed` for a launch on this host that is known to fail.
+
+    That it passes promises nothing: what is there now may be gone a moment later.
+    """
+    problem = _problem(spec, cwd, env)
+    if problem is not None:
+        raise KernelStartFailed(f"The kernel could not be launched: {problem}")
+
+
+def _problem(spec: KernelSpec, cwd: Path, env: Mapping[str, str]) -> str | None:
+    if not cwd.is_dir():
+        return f"there is no directory {cwd}"
+    if not os.access(cwd, os.X_OK):
+        return f"the directory {cwd} cannot be entered"
+    if not spec.argv:
+        return "its kernelspec has no argv"
+    program = str(spec.argv[0]).replace("{resource_dir}", spec.resource_dir)
+    program = os.path.expanduser(program.replace("{prefix}", sys.prefix))
+    if "{" in program or program in _OURS:
+        return None
+    path = Template(str(spec.env.get("PATH", "$PATH"))).safe_substitute(env)
+    # Both are looked up from the directory that the kernel starts in.
+    places = os.pathsep.join(str(cwd / place) for place in path.split(os.pathsep))
+    where = str(cwd / program) if os.sep in program else program
+    if shutil.which(where, path=places) is None:
+        return f"there is no program {program} that can be executed"
+    return None
+
+
+_MAJOR, _MINOR = sys.version_info[:2]
+_OURS: Final = {"python", f"python{_MAJOR}", f"python{_MAJOR}.{_MINOR}"}
+"""Names of programs in whose place jupyter_client starts the server's own interpreter."""
