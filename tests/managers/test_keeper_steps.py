@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -36,27 +37,40 @@ STEPS: tuple[tuple[Side, str], ...] = (
 )
 
 
+Make = Callable[..., MultiKernelManager]
+
+
 @pytest.fixture
-async def manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MultiKernelManager]:
-    """A server's kernels, which are kept."""
+async def make_manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    """A server's kernels, which are kept; the arguments are options."""
     monkeypatch.setattr(keeper_link, "ANSWER_SECONDS", ANSWER)
     monkeypatch.setattr(keeping, "QUICK_SECONDS", ANSWER)
     for name, value in home.environment().items():
         monkeypatch.setenv(name, value)
     write_kernelspecs(home.jupyter_path, FAKE_SPECS)
-    settings = Settings(
-        _cli_parse_args=False,
-        state_dir=home.state_dir,
-        root_dir=home.root_dir,
-        on_shutdown="keep",
-    )
+    made: list[MultiKernelManager] = []
     registry = Registry(home.state_dir)
-    manager = MultiKernelManager(settings, Events(), Counters(), None, registry)
-    yield manager
-    for kernel in manager:
-        await manager.shutdown_kernel(kernel.id, now=True)
-    await manager.close()
+
+    def make_manager(**options: Any) -> MultiKernelManager:
+        settings = Settings(
+            _cli_parse_args=False,
+            state_dir=home.state_dir,
+            root_dir=home.root_dir,
+            on_shutdown="keep",
+            shutdown_wait_time=2,
+            **options,
+        )
+        manager = MultiKernelManager(settings, Events(), Counters(), None, registry)
+        made.append(manager)
+        return manager
+
+    yield make_manager
+    for manager in made:
+        for kernel in manager:
+            await manager.shutdown_kernel(kernel.id, now=True)
+        await manager.close()
     await registry.close()
+    assert not running(home)
 
 
 def running(home: Home) -> set[int]:
@@ -84,8 +98,23 @@ async def comes_up(kernel: Kernel) -> bool:
 @pytest.mark.parametrize("fault", ["killed", "stopped", "paused"])
 @pytest.mark.parametrize("at", STEPS, ids=" ".join)
 async def test_a_start_works_or_says_why_and_leaves_nothing(
-    home: Home, manager: MultiKernelManager, at: tuple[Side, str], fault: str
+    home: Home, make_manager: Make, at: tuple[Side, str], fault: str
 ) -> None:
+    await start_beside(home, make_manager, "fake", at, fault)
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+@pytest.mark.parametrize("at", [("before", "adopt"), ("after", "adopt")], ids=" ".join)
+async def test_so_does_the_start_of_a_kernel_that_is_forked(
+    home: Home, make_manager: Make, at: tuple[Side, str], fault: str
+) -> None:
+    await start_beside(home, make_manager, "python3", at, fault)
+
+
+async def start_beside(
+    home: Home, make_manager: Make, name: str, at: tuple[Side, str], fault: str
+) -> None:
+    """Start a kernel while the keeper fails, beside one that is there, and then another."""
     # Another server's, so that there is a keeper to stand before.
     other = await Keeper.open(home.state_dir, ring_bytes=10**6, orphan_timeout=60)
     (process,) = keepers(home.processes())
@@ -105,17 +134,18 @@ async def test_a_start_works_or_says_why_and_leaves_nothing(
             await resumed.wait()
 
     async with Relay(home.state_dir, step):
+        manager = make_manager(fork_kernels=["python3"] if name == "python3" else [])
         await manager.adopt_kernels()
         steady = await manager.start_kernel("fake")
         assert await comes_up(steady)
         pid = steady.pid
         armed.set()
-        if fault == "stopped" and at[1] in ("launch", "watch"):
+        if fault == "stopped" and at[1] != "kept":
             with pytest.raises(KernelStartFailed, match="keeper of kernels does not answer"):
-                await asyncio.wait_for(manager.start_kernel("fake"), WAIT)
+                await asyncio.wait_for(manager.start_kernel(name), WAIT)
             assert [*manager] == [steady]
         else:
-            kernel = await asyncio.wait_for(manager.start_kernel("fake"), WAIT)
+            kernel = await asyncio.wait_for(manager.start_kernel(name), WAIT)
             assert await comes_up(kernel)
             assert [*manager] == [steady, kernel]
         if fault == "stopped":
@@ -123,15 +153,16 @@ async def test_a_start_works_or_says_why_and_leaves_nothing(
             resumed.set()
         assert not armed.is_set()
         await nothing_is_unlisted(home, manager)
-        assert await comes_up(await manager.start_kernel("fake"))
+        assert await comes_up(await manager.start_kernel(name))
         await nothing_is_unlisted(home, manager)
         assert (steady.pid, steady.state.word) == (pid, "idle")
         await other.close()
 
 
 async def test_a_kernel_is_stopped_and_restarted_although_its_keeper_is_stopped(
-    home: Home, manager: MultiKernelManager
+    home: Home, make_manager: Make
 ) -> None:
+    manager = make_manager()
     await manager.adopt_kernels()
     deleted, other = [await manager.start_kernel("fake-no-shutdown") for _ in range(2)]
     assert await comes_up(deleted)
