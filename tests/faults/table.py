@@ -23,6 +23,8 @@ AT_ONCE = 12  # kernels that are prepared side by side
 
 SETTLE_SECONDS = 15  # more than the keeper, or a provisioner that finds a kernel again, may take
 
+USELESS = ("dead", "unknown")  # of a kernel that needs another process
+
 # These are called again and again while something is waited for.
 POLLED = ("poll", "kept")
 
@@ -95,11 +97,11 @@ class Start(Operation):
         response = await self.bench.ask("POST", "/api/kernels", json=body)
         if response.status_code != 201:
             return
-        await self.bench.rest.wait_for_state(self.kernel_id, "idle", "dead", timeout=BOUND)
+        await self.bench.rest.wait_for_state(self.kernel_id, "idle", *USELESS, timeout=BOUND)
 
     async def again(self) -> None:
         model = await self.bench.model(self.kernel_id)
-        if model is not None and model["execution_state"] == "dead":
+        if model is not None and model["execution_state"] in USELESS:
             await self.remove()
         await self.bench.started(self.kernel_id, self.name)
         await self.works()
@@ -109,7 +111,7 @@ class Restart(Operation):
     async def act(self) -> None:
         response = await self.ask("POST", "/restart")
         if response.is_success:
-            await self.bench.rest.wait_for_state(self.kernel_id, "idle", "dead", timeout=BOUND)
+            await self.bench.rest.wait_for_state(self.kernel_id, "idle", *USELESS, timeout=BOUND)
 
     async def again(self) -> None:
         response = await self.ask("POST", "/restart")
@@ -157,7 +159,7 @@ class Timeout(Operation):
     async def end_it(self) -> None:
         """Whatever has become of the attempt, the next one ends it."""
         model = await self.bench.model(self.kernel_id)
-        if model is not None and model["execution_state"] == "dead":
+        if model is not None and model["execution_state"] in USELESS:
             assert (await self.ask("POST", "/restart")).status_code == 200
         found = await self.executions.get(self.execution)
         if not found["ended"]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.faults.table import Record, Row, Start, Table, calls_of, rows_of, tell, verdict
+from tests.faults.table import USELESS, Record, Row, Start, Table, calls_of, rows_of, tell, verdict
 from tests.support.bench import BOUND, Bench, Who, processes_with
 from tests.support.failing_keeper import KEY
 from tests.support.processes import eventually
@@ -41,7 +41,7 @@ class WarmTable(Table):
         response = await self.bench.ask("POST", "/api/kernels", json={"name": name})
         if response.status_code == 201:
             kernel_id = response.json()["id"]
-            await self.bench.rest.wait_for_state(kernel_id, "idle", "dead", timeout=BOUND)
+            await self.bench.rest.wait_for_state(kernel_id, "idle", *USELESS, timeout=BOUND)
             await self.bench.ask("DELETE", f"/api/kernels/{kernel_id}")
 
     async def recorded(self, name: str) -> list[str]:

@@ -46,6 +46,7 @@ class FailingKeeper:
         self._names: dict[str, str] = {}
         self._common: set[str] = set()
         self._connections: set[_Connection] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
         self._healed: dict[str, asyncio.Event] = {}
@@ -76,13 +77,18 @@ class FailingKeeper:
             return
         self._server.close()
         self._server = None
-        for connection in [*self._connections]:
-            connection.close()
+        for task in self._serving:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving)
         (self._directory / "socket").unlink(missing_ok=True)
         os.close(self._lock)
         try:
             if self._process is not None:  # it has nothing to keep and ends by itself
                 await asyncio.wait_for(self._process.wait(), END_SECONDS)
+        except TimeoutError:
+            left = self._home.processes()
+            raise AssertionError(f"the keeper is still there, and keeps {left}") from None
         finally:
             await self.kill()
 
@@ -156,6 +162,9 @@ class FailingKeeper:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self, writer)
         self._connections.add(connection)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
             await connection.serve(reader)
         except (OSError, asyncio.IncompleteReadError):
@@ -163,6 +172,7 @@ class FailingKeeper:
         finally:
             connection.close()
             self._connections.discard(connection)
+            self._serving.discard(task)
 
     # What the connections ask
 
