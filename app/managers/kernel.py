@@ -262,7 +262,8 @@ class Kernel:
                 code = exited.code
                 raise Gone(f"The kernel's process {exited} while no server was there")
         except Gone as gone:
-            self._left = None
+            # They clean up after the process.
+            self._left, self._manager, self._process = None, manager, process
             await self._take_over_the_dead(record, str(gone), code)
             return
         except KernelUnreachable:
@@ -656,9 +657,9 @@ class Kernel:
             await self._bury(reason)
             return
         self._stranded = reason
-        self._settle_start(False)
         self.traffic.close(reason)
         self._doubt(reason)
+        self._settle_start(False)
         await self._register()
         self._begin_life()
 
@@ -849,11 +850,11 @@ class Kernel:
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
         logger.error("kernel %s is dead: %s", self.id, reason)
-        self._settle_start(False)
         self.reports.dead(reason)
         await self._release(restart=False)
         self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
+        self._settle_start(False)  # who waits for that asks for the reason
         self.traffic.announce("dead")
         if self._house.registry is not None:
             # The keeper has nothing of it any more.

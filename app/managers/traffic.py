@@ -369,6 +369,7 @@ class Traffic:
         for message, session in for_next:
             self._outbox.discharge(message)
             self.submit(message, session)
+        self.tracker.on_ready()
 
     async def settle(self) -> None:
         """Take the last messages of a process that has ended."""

@@ -38,7 +38,7 @@ async def pid_of(rest: RestClient, kernel_id: str) -> int:
     return int(run["outputs"][0]["text"])
 
 
-async def test_one_that_says_nothing_is_dead_unless_it_is_busy_and_an_unused_one_is_culled(
+async def test_one_that_says_nothing_is_unknown_unless_it_is_busy_and_an_unused_one_is_culled(
     servers: Servers, home: Home
 ) -> None:
     server = await asyncio.to_thread(servers.start)
@@ -61,15 +61,22 @@ async def test_one_that_says_nothing_is_dead_unless_it_is_busy_and_an_unused_one
     servers.arguments = (*KEEP, "--kernel-info-timeout", "1", *culling)
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        model = await rest.wait_for_state(silent, "dead")
-        assert "said nothing within 1 s" in model["reason"]
-        assert not is_alive(pids[silent])
+        model = await rest.wait_for_state(silent, "unknown")
+        assert "has not answered" in model["reason"]
         for kernel_id, run in runs.items():
             assert (await rest.kernel(kernel_id))["execution_state"] == "busy"
             await rest.interrupt(kernel_id)
             assert (await Executions(rest, kernel_id).ended(run))["state"] == "error"
             assert await pid_of(rest, kernel_id) == pids[kernel_id]
         await eventually(lambda: not is_alive(pids[unused]))  # long idle, and so culled
+        # Longer than kernel_info_timeout has gone by.
+        assert (await rest.kernel(silent))["execution_state"] == "unknown"
+        waiting = await Executions(rest, silent).begin("pid")
+        os.kill(pids[silent], signal.SIGCONT)
+        ended = await Executions(rest, silent).ended(waiting)
+        assert ended["outputs"][0]["text"] == f"{pids[silent]}\n"
+        model = await rest.wait_for_state(silent, "idle")
+        assert "reason" not in model
         await asyncio.gather(*map(rest.delete, (silent, busy, old)))
     await asyncio.to_thread(server.stop)
 

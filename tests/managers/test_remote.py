@@ -40,7 +40,7 @@ async def test_they_are_found_again_side_by_side(servers: Servers, home: Home) -
     async with RestClient(server.url, server.token) as rest:
         found = {model["id"]: model for model in await rest.kernels()}
         states = [found[kernel_id]["execution_state"] for kernel_id in ids]
-        assert states == ["idle", "busy", "dead", "dead"]
+        assert states == ["idle", "busy", "dead", "unknown"]
         assert "exited with code 1" in found[killed]["reason"]
         assert "LookupError: nobody there knows it" in found[lost]["reason"]
 
@@ -62,7 +62,10 @@ async def test_they_are_found_again_side_by_side(servers: Servers, home: Home) -
         run = await Executions(rest, kernel).run("pid")
         assert int(run["outputs"][0]["text"]) != pids[kernel]
         assert not is_alive(pids[kernel])
-        os.kill(pids[lost], signal.SIGKILL)  # it is nobody's any more
+        expect(directory, 0)
+        await rest.wait_for_state(lost, "idle", timeout=30)
+        run = await Executions(rest, lost).run("pid")
+        assert int(run["outputs"][0]["text"]) == pids[lost]
         await asyncio.gather(*map(rest.delete, ids))
         await eventually(lambda: not any(map(is_alive, pids.values())), 30)
     await asyncio.to_thread(server.stop)

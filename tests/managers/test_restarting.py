@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -148,16 +149,81 @@ async def test_a_dead_kernel_can_be_restarted(server: ServerProcess, start: Kern
     assert (await kernel.channels.execute("print here")).text == "here\n"
 
 
-async def test_a_restart_that_cannot_be_launched_leaves_the_kernel_dead_and_says_why(
+async def refused(kernel: RunningKernel, told: str) -> None:
+    """Its restart is refused, with a text that tells this; the process it had works on."""
+    pid = await kernel.pid()
+    with pytest.raises(RestError) as raised:
+        await kernel.rest.restart(kernel.id)
+    assert raised.value.status == 500
+    assert raised.value.error["code"] == "kernel_start_failed"
+    assert told in raised.value.error["message"]
+    assert (await kernel.model())["execution_state"] == "idle"
+    assert "reason" not in await kernel.model()
+    assert await kernel.pid() == pid
+
+
+async def test_a_restart_that_is_known_to_fail_leaves_the_old_process_as_it_is(
     server: ServerProcess, start: KernelStarter
 ) -> None:
     program = server.home.root_dir / "program"
-    program.write_text('#!/bin/sh\nexec "$@"\n')
-    program.chmod(0o700)
+    write_program(program, 'exec "$@"')
     argv = (str(program), *Spec().as_json("")["argv"])
     write_kernelspec(server.home.jupyter_path, "removable", Spec(argv=argv))
     kernel = await start("removable")
+    program.chmod(0o600)
+    await refused(kernel, str(program))
     program.unlink()
+    await refused(kernel, str(program))
+    program.mkdir()
+    await refused(kernel, str(program))
+    program.rmdir()
+    write_program(program, 'exec "$@"')
+    pid = await kernel.pid()
+    await kernel.rest.restart(kernel.id)
+    assert await kernel.pid() != pid
+
+
+async def test_a_restart_without_the_directory_leaves_the_old_process_as_it_is(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    directory = server.home.root_dir / "was"
+    directory.mkdir()
+    kernel = await start("fake", path="was")
+    directory.rmdir()
+    await refused(kernel, str(directory))
+    directory.mkdir()
+    pid = await kernel.pid()
+    await kernel.rest.restart(kernel.id)
+    assert await kernel.pid() != pid
+
+
+async def test_a_program_found_by_the_path_of_its_kernelspec_is_no_reason_to_refuse(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    directory = server.home.root_dir / "bin"
+    directory.mkdir()
+    write_program(directory / "found-here", 'exec "$@"')
+    argv = ("found-here", *Spec().as_json("")["argv"])
+    env = {"PATH": f"{directory}:${{PATH}}"}
+    write_kernelspec(server.home.jupyter_path, "by-path", Spec(argv=argv, env=env))
+    kernel = await start("by-path")
+    pid = await kernel.pid()
+    await kernel.rest.restart(kernel.id)
+    assert await kernel.pid() != pid
+    (directory / "found-here").unlink()
+    await refused(kernel, "found-here")
+
+
+async def test_a_restart_that_cannot_be_launched_leaves_the_kernel_dead_and_says_why(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    program = server.home.root_dir / "interpreted"
+    write_program(program, 'exec "$@"')
+    argv = (str(program), *Spec().as_json("")["argv"])
+    write_kernelspec(server.home.jupyter_path, "interpreted", Spec(argv=argv))
+    kernel = await start("interpreted")
+    # It is there, and can be executed: that its interpreter is gone only the launch tells.
+    program.write_text("#!/nonexistent/interpreter\n")
     with pytest.raises(RestError) as raised:
         await kernel.rest.restart(kernel.id)
     assert raised.value.status == 500
@@ -168,6 +234,11 @@ async def test_a_restart_that_cannot_be_launched_leaves_the_kernel_dead_and_says
     assert model["execution_state"] == "dead"
     assert str(program) in model["reason"]
     assert (await kernel.channels.execute("print never")).reply["status"] == "aborted"
+
+
+def write_program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
 
 
 async def test_a_process_that_dies_while_it_restarts_is_replaced(

@@ -50,7 +50,8 @@ class FarProvisioner(KernelProvisionerBase):
     """To find a kernel again takes it, in blocking calls, until all that are wanted are looked for.
 
     How many that are is in the file ``wanted`` of the directory. Those of the file ``lost`` are
-    not found again, and those of ``late`` not at the first time.
+    not found again, and those of ``late`` not at the first time. What else fails is in the file
+    ``failing``: calls by their names, and whether they ``raise`` or ``hang`` (`fail`).
     """
 
     number: int | None = None
@@ -77,7 +78,11 @@ class FarProvisioner(KernelProvisionerBase):
         self.number = int(said)
         return self.connection_info
 
+    async def post_launch(self, **kwargs: Any) -> None:
+        await _misbehave("post_launch")
+
     async def poll(self) -> int | None:
+        await _misbehave("poll")
         if self.number is None:
             return 0
         return None if is_alive(self.number) else 1
@@ -86,24 +91,33 @@ class FarProvisioner(KernelProvisionerBase):
         return await self.poll()
 
     async def send_signal(self, signum: int) -> None:
+        await _misbehave("send_signal")
+        self._signal(signum)
+
+    def _signal(self, signum: int) -> None:
         if self.number is not None:
             os.killpg(self.number, signum)
 
     async def kill(self, restart: bool = False) -> None:
-        await self.send_signal(signal.SIGKILL)
+        await _misbehave("kill")
+        self._signal(signal.SIGKILL)
 
     async def terminate(self, restart: bool = False) -> None:
-        await self.send_signal(signal.SIGTERM)
+        await _misbehave("terminate")
+        self._signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
+        await _misbehave("cleanup")
         if not restart:
             self.number = None
 
     async def get_provisioner_info(self) -> dict[str, Any]:
+        await _misbehave("get_provisioner_info")
         return {**await super().get_provisioner_info(), "number": self.number}
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
         await super().load_provisioner_info(provisioner_info)
+        await _misbehave("load")
         self._look_for_it()
         self.number = provisioner_info["number"]
 
@@ -124,6 +138,23 @@ class FarProvisioner(KernelProvisionerBase):
         if self.kernel_id in late.read_text():
             late.write_text("")
             raise ConnectionError("nobody answers there")
+
+
+async def _misbehave(call: str) -> None:
+    """Do what the directory says of this call."""
+    failing = Path(os.environ["FAR_DIRECTORY"]) / "failing"
+    how = json.loads(failing.read_text()).get(call) if failing.exists() else None
+    if how == "raise":
+        raise ConnectionError("nobody answers there")
+    while how == "hang" and call in failing.read_text():  # noqa: ASYNC110 (of another process)
+        await asyncio.sleep(0.05)
+
+
+def fail(directory: Path, how: str = "raise", *calls: str) -> None:
+    """Have just these calls fail from now on."""
+    new = directory / "failing.new"
+    new.write_text(json.dumps(dict.fromkeys(calls, how)))
+    new.replace(directory / "failing")
 
 
 def expect(directory: Path, wanted: int, lost: str = "", late: str = "") -> None:
