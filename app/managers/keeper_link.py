@@ -80,7 +80,7 @@ class KeeperLink:
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
-        self.is_open = True
+        self._open = True
         self._task = asyncio.get_running_loop().create_task(self._read(), name="keeper")
 
     @classmethod
@@ -128,6 +128,11 @@ class KeeperLink:
             writer.close()
             raise
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anything can be asked. When not, the owner is told so, or is about to be."""
+        return self._open and not self._writer.is_closing()
+
     async def ask(self, fields: Fields, seconds: float | None = None) -> tuple[Any, bytes]:
         """The answer and its bytes; what the keeper reads after so many seconds it does not do.
 
@@ -138,8 +143,7 @@ class KeeperLink:
         for what is too large to be asked.
         """
         seconds = ANSWER_SECONDS if seconds is None else seconds
-        transport = self._writer.transport
-        if transport.get_write_buffer_size() > MAX_UNSENT:
+        if self.is_open and self._writer.transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")
         number = next(self._numbers)
         answer = self._send(number, {**fields, "until": time.monotonic() + seconds})
@@ -176,7 +180,7 @@ class KeeperLink:
 
     async def close(self) -> None:
         """Close the connection."""
-        self.is_open = False
+        self._open = False
         self._writer.close()
         self._task.cancel()
         await asyncio.wait({self._task})
@@ -198,7 +202,7 @@ class KeeperLink:
         except Exception:
             logger.exception("the keeper makes no sense; the connection to it is ended")
         finally:
-            self.is_open = False
+            self._open = False
             self._writer.close()
             for answer in self._asked.values():
                 _fail(answer, LinkLost())

@@ -409,8 +409,11 @@ class Keeper:
             raise KeeperRefuses(str(error)) from error
 
     async def _linked(self) -> KeeperLink:
-        if self._link is not None:
-            return self._link
+        link = self._link
+        if link is not None and link.is_open:
+            return link
+        if link is not None:
+            await link.close()  # it has ended, which its reader has not yet seen
         if self._closed:
             raise KeeperUnavailable("The server is shutting down")
         if self._linking is None:

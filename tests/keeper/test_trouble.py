@@ -297,6 +297,20 @@ async def test_a_launch_whose_connection_ends_is_asked_for_again(
     await first.close()
 
 
+async def test_a_connection_whose_end_nobody_has_seen_yet_is_made_anew(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    pid = keeper.pid
+    await launch(keeper, home, "exec sleep 1000", "steady")
+    for ask in (lambda: launch(keeper, home, "exec sleep 1000"), keeper.kept):
+        assert keeper._link is not None
+        keeper._link._writer.transport.abort()
+        assert await asyncio.gather(ask(), keeper.kept(), keeper.kept())
+    assert keeper.pid == pid
+    assert len(sleepers(home)) == 2
+
+
 async def test_a_process_that_a_killed_keeper_had_no_time_to_note_is_found(
     home: Home, open_keeper: Open
 ) -> None:
