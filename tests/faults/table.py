@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import httpx
 
+from app.managers.executions import EARLY_SECONDS
 from tests.support.bench import BOUND, Bench
 from tests.support.executions import Executions
 from tests.support.faults import Call, Way
@@ -176,6 +177,7 @@ class KillAfter(Timeout):
         await super().prepare()
         self.execution = await self.executions.begin("sleep 600")
         await self.executions.until(self.execution, "started")
+        await asyncio.sleep(EARLY_SECONDS + 0.1)  # after which one interrupt is all
 
     async def act(self) -> None:
         path = f"/executions/{self.execution}/cancel"
@@ -257,7 +259,7 @@ class Table:
         bench, faulty = self.bench, self.bench.faulty
         operation = self.kind(bench, row.key)
         async with self._room:
-            await operation.prepare()
+            await self.prepare(operation)
         faulty.order(row.key, row.call, row.way)
         await operation.act()
         await self.meet(row)
@@ -270,11 +272,19 @@ class Table:
         await eventually(lambda: bench.is_true(row.key), BOUND, 0.2)
         async with self._room:
             await self.again(operation)
-        await operation.remove()
+        await self.remove(operation)
+
+    async def prepare(self, operation: Operation) -> None:
+        """Until here nothing fails."""
+        await operation.prepare()
 
     async def again(self, operation: Operation) -> None:
-        """The next attempt."""
+        """Nothing fails any more, so the next attempt works."""
         await operation.again()
+
+    async def remove(self, operation: Operation) -> None:
+        """Nothing of the kernel is left."""
+        await operation.remove()
 
 
 def calls_of(recorded: list[str]) -> list[Call]:

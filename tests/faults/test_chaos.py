@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.bench import BOUND, Bench, Who
 from tests.support.failing_provisioner import CALLS
 from tests.support.faults import Call, Way
 from tests.support.processes import eventually
+from tests.support.rest import RestError
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -30,14 +32,36 @@ class ChaosTable(Table):
 
     meet_seconds = 2
 
+    async def prepare(self, operation: Operation) -> None:
+        """What the others do may make it fail; then it is done once more."""
+
+        async def anew() -> None:
+            try:
+                await operation.prepare()
+            except Exception:
+                await operation.remove()
+                raise
+
+        await insist(anew)
+
     async def again(self, operation: Operation) -> None:
-        """What fails is asked for again, as a client does."""
+        await insist(operation.again)
 
-        async def done() -> bool:
-            await operation.again()
-            return True
+    async def remove(self, operation: Operation) -> None:
+        await insist(operation.remove)
 
-        await eventually(done, BOUND, 1)
+
+async def insist(attempt: Callable[[], Awaitable[None]]) -> None:
+    """What fails is asked for again, as a client does."""
+
+    async def done() -> bool:
+        try:
+            await attempt()
+        except RestError as error:
+            raise AssertionError(str(error)) from error
+        return True
+
+    await eventually(done, BOUND, 1)
 
 
 @pytest.mark.parametrize("who", ["keeper", "provisioner"])

@@ -99,7 +99,9 @@ async def test_a_pool_is_filled_in_the_end(who: Who, record_property: Record) ->
     tell(record_property, f"warm, {who}", calls, rows)
     alone = [row for row in rows if table.is_deadly(row)]
     groups = [[row for row in rows if row not in alone], *([row] for row in alone)]
-    verdict(*await asyncio.gather(*(walk(who, group) for group in groups if group)))
+    async with asyncio.TaskGroup() as tasks:
+        walks = [tasks.create_task(walk(who, group)) for group in groups if group]
+    verdict(*(task.result() for task in walks))
 
 
 async def walk(who: Who, rows: list[Row]) -> WarmTable:

@@ -8,10 +8,11 @@ import os
 import re
 import signal
 import sqlite3
+import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import httpx
 
@@ -350,11 +351,30 @@ def processes_with(variable: str) -> list[int]:
     return _processes("environ", f"{variable}\0")
 
 
+SEEN_SECONDS = 0.1  # for which what was seen of all processes is good enough
+
+
+class _Seen:
+    """Command lines and environments of all processes, looked at not too often."""
+
+    when = float("-inf")
+    processes: ClassVar[dict[int, dict[str, bytes]]] = {}
+
+    @classmethod
+    def look(cls) -> None:
+        if time.monotonic() < cls.when + SEEN_SECONDS:
+            return
+        cls.processes = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):  # it has ended, or is another user's
+                    cls.processes[int(entry)] = {
+                        file: Path("/proc", entry, file).read_bytes()
+                        for file in ("cmdline", "environ")
+                    }
+        cls.when = time.monotonic()
+
+
 def _processes(file: str, text: str) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):  # it has ended, or is another user's
-                if text.encode() in Path(f"/proc/{entry}/{file}").read_bytes():
-                    found.append(int(entry))
-    return found
+    _Seen.look()
+    return [pid for pid, said in _Seen.processes.items() if text.encode() in said[file]]

@@ -87,8 +87,9 @@ class FailingKeeper:
             if self._process is not None:  # it has nothing to keep and ends by itself
                 await asyncio.wait_for(self._process.wait(), END_SECONDS)
         except TimeoutError:
-            left = self._home.processes()
-            raise AssertionError(f"the keeper is still there, and keeps {left}") from None
+            left = [process.cmdline() for process in self._home.processes()]
+            log = (self._behind / "log").read_text()[-2000:]
+            raise AssertionError(f"the keeper is still there, and keeps {left}\n{log}") from None
         finally:
             await self.kill()
 
