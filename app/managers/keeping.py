@@ -137,6 +137,7 @@ class Keeper:
         self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
         # Requests to end something, by what that is, until a keeper has said that it is done.
         self._unwanted: dict[tuple[str, str | int], Fields] = {}
+        self._ends: set[asyncio.Future[Any]] = set()  # the answers to those that were told
         self._processes: list[subprocess.Popen[bytes]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._closed = False
@@ -344,6 +345,8 @@ class Keeper:
 
         answer = link.tell(self._unwanted[what])
         answer.add_done_callback(on_answer)
+        self._ends.add(answer)
+        answer.add_done_callback(self._ends.discard)
         return answer
 
     def _end_again(self, what: tuple[str, str | int]) -> None:
@@ -373,6 +376,8 @@ class Keeper:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._ends:  # a keeper whose answer meets a closed connection reads on no more
+            await asyncio.wait(self._ends, timeout=CLOSE_SECONDS)
         if self._link is not None:
             await self._link.close()
             self._link = None

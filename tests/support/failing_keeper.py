@@ -87,9 +87,7 @@ class FailingKeeper:
             if self._process is not None:  # it has nothing to keep and ends by itself
                 await asyncio.wait_for(self._process.wait(), END_SECONDS)
         except TimeoutError:
-            left = [process.cmdline() for process in self._home.processes()]
-            log = (self._behind / "log").read_text()[-2000:]
-            raise AssertionError(f"the keeper is still there, and keeps {left}\n{log}") from None
+            raise AssertionError(f"the keeper has not ended; it has {await self._kept()}") from None
         finally:
             await self.kill()
 
@@ -138,6 +136,17 @@ class FailingKeeper:
             if self._process is None or self._process.returncode is not None:
                 await self._start()
         return await asyncio.open_unix_connection(self._behind / "keeper" / "socket")
+
+    async def _kept(self) -> Any:
+        """What the real keeper says that it has."""
+        reader, writer = await self.stream()
+        try:
+            await _receive(reader)
+            writer.write(_pack({"ask": "kept", "id": 1}))
+            _, fields = await _receive(reader)
+            return fields
+        finally:
+            writer.close()
 
     async def _start(self) -> None:
         environment = {**self._home.environment(), "PYTHONPATH": str(REPOSITORY)}
