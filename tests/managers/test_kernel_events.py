@@ -118,7 +118,10 @@ async def test_a_restart_that_fails_is_told_and_the_kernel_is_dead(
 ) -> None:
     executable = removable(server, tmp_path)
     kernel = await start("removable")
+    # That its interpreter is gone only the launch tells.
     executable.unlink()
+    executable.write_text("#!/nonexistent/interpreter\n")
+    executable.chmod(0o700)
     with pytest.raises(RestError):
         await start.rest.restart(kernel.id)
     event = await events.action("restart", kernel_id=kernel.id)
