@@ -170,7 +170,7 @@ class Journal:
         _SLOT.pack_into(self._memory, place, key, entry.offset, len(frame), kind, entry.seq)
 
     def note_hole(self, start: int, end: Position) -> None:
-        """The numbers from ``start`` to this place stand for what nobody knows, and nothing else."""
+        """The numbers from ``start`` to this place stand for what nobody knows."""
         for seq in range(start, end.cursor):
             place = _SLOTS_AT + seq % SLOTS * _SLOT.size
             _SLOT.pack_into(self._memory, place, b"", end.offset, 0, _LOST, seq)
