@@ -36,24 +36,20 @@ class WarmTable(Table):
 
         await eventually(one, PARK_SECONDS, 0.5)
 
-    async def claim(self, name: str) -> None:
-        """Ask for a kernel, which may fail."""
+    async def claim(self, name: str) -> str:
+        """Ask for a kernel; its id, or an empty text if it fails."""
         response = await self.bench.ask("POST", "/api/kernels", json={"name": name})
-        if response.status_code == 201:
-            kernel_id = response.json()["id"]
-            await self.bench.rest.wait_for_state(kernel_id, "idle", *USELESS, timeout=BOUND)
-            await eventually(lambda: self.is_removed(kernel_id), BOUND, 1)
-
-    async def is_removed(self, kernel_id: str) -> bool:
-        """A kernel is shut down; what it has to do with may fail at first."""
-        response = await self.bench.ask("DELETE", f"/api/kernels/{kernel_id}")
-        return response.status_code in (204, 404)
+        if response.status_code != 201:
+            return ""
+        kernel_id: str = response.json()["id"]
+        await self.bench.rest.wait_for_state(kernel_id, "idle", *USELESS, timeout=BOUND)
+        return kernel_id
 
     async def recorded(self, name: str) -> list[str]:
         self.bench.faulty.record(name)
         await self.bench.start()
         await self.parked(name)
-        await self.claim(name)
+        await Start(self.bench, await self.claim(name)).remove()
         calls = self.bench.faulty.recorded(name)
         await self.bench.faulty.heal(name)
         return calls
@@ -72,9 +68,11 @@ class WarmTable(Table):
             return faulty.met(row.key) or (await bench.parked()).get(row.key) == 1
 
         await eventually(met_or_parked, PARK_SECONDS, 0.5)
-        await self.claim(row.key)
+        claimed = await self.claim(row.key)
         await self.meet(row)
         await faulty.heal(row.key)
+        if claimed:
+            await Start(bench, claimed).remove()
         await self.parked(row.key)
         response = await bench.ask("POST", "/api/kernels", json={"name": row.key})
         assert response.status_code == 201, response.text
