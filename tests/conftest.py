@@ -50,6 +50,18 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tells, at the end, what tests have to tell (``record_property("figures", TEXT)``)."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    told = [
+        text for report in reports for name, text in report.user_properties if name == "figures"
+    ]
+    if told:
+        terminalreporter.section("figures")
+        for text in told:
+            terminalreporter.line(str(text))
+
+
 class MakeServer(Protocol):
     """Starts a server; see :class:`ServerProcess`, or another ``kind``, for the arguments."""
 

@@ -169,6 +169,12 @@ class Journal:
         place = _SLOTS_AT + entry.seq % SLOTS * _SLOT.size
         _SLOT.pack_into(self._memory, place, key, entry.offset, len(frame), kind, entry.seq)
 
+    def note_hole(self, start: int, end: Position) -> None:
+        """The numbers from ``start`` to this place stand for what nobody knows."""
+        for seq in range(start, end.cursor):
+            place = _SLOTS_AT + seq % SLOTS * _SLOT.size
+            _SLOT.pack_into(self._memory, place, b"", end.offset, 0, _LOST, seq)
+
     def _keep_whole(self, frame: bytes, owner: str | None) -> bytes:
         name = b"" if owner is None else owner.encode("utf-8", "surrogatepass")
         data = b"".join((_OWNER.pack(-1 if owner is None else len(name)), name, frame))

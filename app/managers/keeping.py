@@ -137,6 +137,7 @@ class Keeper:
         self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
         # Requests to end something, by what that is, until a keeper has said that it is done.
         self._unwanted: dict[tuple[str, str | int], Fields] = {}
+        self._ends: set[asyncio.Future[Any]] = set()  # the answers to those that were told
         self._processes: list[subprocess.Popen[bytes]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._closed = False
@@ -288,7 +289,9 @@ class Keeper:
             try:
                 await self._link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
                 return
-            except KeeperUnavailable as error:
+            except ProcessLookupError:
+                raise
+            except (KeeperUnavailable, OSError) as error:
                 logger.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
         watched.signal(number)
 
@@ -334,12 +337,21 @@ class Keeper:
 
     def _tell_end(self, link: KeeperLink, what: tuple[str, str | int]) -> asyncio.Future[Any]:
         def on_answer(answer: asyncio.Future[Any]) -> None:
-            if not isinstance(answer.exception(), LinkLost):
+            error = answer.exception()
+            if isinstance(error, OSError):  # it is short of something now
+                self._loop.call_later(RETRY_SECONDS, self._end_again, what)
+            elif not isinstance(error, LinkLost):
                 self._unwanted.pop(what, None)
 
         answer = link.tell(self._unwanted[what])
         answer.add_done_callback(on_answer)
+        self._ends.add(answer)
+        answer.add_done_callback(self._ends.discard)
         return answer
+
+    def _end_again(self, what: tuple[str, str | int]) -> None:
+        if what in self._unwanted and self._link is not None and self._link.is_open:
+            self._tell_end(self._link, what)
 
     async def end(self, kernel_id: str) -> None:
         """Kill what the keeper has of a kernel, if anything, and forget it.
@@ -364,6 +376,8 @@ class Keeper:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._ends:  # a keeper whose answer meets a closed connection reads on no more
+            await asyncio.wait(self._ends, timeout=CLOSE_SECONDS)
         if self._link is not None:
             await self._link.close()
             self._link = None
@@ -382,11 +396,22 @@ class Keeper:
     async def _ask(
         self, ask: str, seconds: float | None = None, **fields: Any
     ) -> tuple[Any, bytes]:
-        """What `KeeperLink.ask` does, of what does no harm if it is done twice."""
+        """What `KeeperLink.ask` does, of what does no harm if it is done twice.
+
+        Of an `OSError` that is told, only `ProcessLookupError` is raised as it is.
+        """
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
-                return await (await self._linked()).ask({"ask": ask, **fields}, seconds)
-        return await (await self._linked()).ask({"ask": ask, **fields}, seconds)
+                return await self._ask_once({"ask": ask, **fields}, seconds)
+        return await self._ask_once({"ask": ask, **fields}, seconds)
+
+    async def _ask_once(self, fields: Fields, seconds: float | None) -> tuple[Any, bytes]:
+        try:
+            return await (await self._linked()).ask(fields, seconds)
+        except ProcessLookupError:
+            raise
+        except OSError as error:  # no descriptors are left, for one
+            raise KeeperRefuses(str(error)) from error
 
     async def _linked(self) -> KeeperLink:
         link = self._link

@@ -895,6 +895,7 @@ class Kernel:
             if self._manager is None:
                 self._manager = await self._new_manager()
             process = self._process = KernelProcess(self._manager, self._output, self._on_reach)
+            self._stranded = ""  # that was the process before
             await self._launch_process(process)
         except Exception as error:
             self.reports.start_failed()

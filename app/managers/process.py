@@ -167,9 +167,9 @@ class KernelProcess:
         """End what a launch that has failed may have started."""
         provisioner = self._manager.provisioner
         if isinstance(provisioner, KeeperProvisioner):
-            # It may have launched the process although its answer did not arrive.
-            with contextlib.suppress(Exception):
-                await bounded(provisioner.keeper.end(provisioner.kernel_id))
+            # What it has raised leaves nothing that runs; what came behind its answer may.
+            await provisioner.keeper.forget(provisioner.kernel_id)
+            if not self.exited.done():
                 self.exited.set_result(Exit(UNKNOWN_EXIT))
         if self.running:
             if self._poller is None and self._pidfd is None:

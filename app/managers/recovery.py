@@ -160,7 +160,9 @@ async def put_together(
         if (unheard or none_found) and not whole:
             # It goes on at a later place; how much is between nobody knows. The numbers that were
             # given and not noted must stand for nothing else.
-            log.put_back_hole(Position(log.next_seq + BATCH, log.end.offset))
+            start = log.next_seq
+            log.put_back_hole(Position(start + BATCH, log.end.offset))
+            journal.note_hole(start, log.end)  # nor for the process after this one
     elif journal is not None:
         log.begin_at(journal.head[0], log.end)
     log.journal = journal

@@ -44,6 +44,21 @@ def test_every_number_is_known_to_the_next_process(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_numbers_that_nobody_knows_are_not_given_again(tmp_path: Path) -> None:
+    """Two processes end one after the other, the second before it has noted anything."""
+    path, log = tmp_path / "k.journal", MessageLog(2**20)
+    journal = journal_of(path, log)
+    log.append(message())
+    second = Journal.open(path)
+    (first,) = second.read()
+    second.note_hole(first.seq + 1, Position(first.seq + 65, 1000))
+    noted = Journal.open(path).read()
+    assert [entry.seq for entry in noted] == list(range(1, 66))
+    assert (noted[-1].offset, noted[-1].size, noted[-1].message) == (1000, 0, None)
+    journal.close()
+    second.close()
+
+
 def test_it_goes_round_and_keeps_the_newest(tmp_path: Path) -> None:
     path, log = tmp_path / "k.journal", MessageLog(2**16)
     journal_of(path, log)
