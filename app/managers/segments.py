@@ -211,8 +211,11 @@ class Segments:
                 entries, position = await loop.run_in_executor(
                     self._reading, _read_file, segment.path, segment.mark_before(cursor), cursor
                 )
-                segment.mark(entries[-1].seq + 1, position)
-                return entries
+                # A segment that was dropped while a thread read it may have been written over.
+                # Dropping comes first, in the event loop: with its path still there it was not.
+                if segment.path is not None:
+                    segment.mark(entries[-1].seq + 1, position)
+                    return entries
             except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
                 if segment in self._segments:
                     self._lose(segment, str(error))

@@ -7,11 +7,13 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from struct import pack
 
 import pytest
 
+from app.managers import segments as segments_module
 from app.managers.entries import Entry, Gap, Position
 from app.managers.segments import SEGMENT_BYTES, WAITING_BYTES, Segments
 from app.protocol.compose import make_message
@@ -326,3 +328,33 @@ async def test_files_that_are_not_of_this_kind_are_removed(
     await asyncio.get_running_loop().run_in_executor(executor, int)  # behind the removals
     assert [path.name for path in (tmp_path / "kernel").iterdir()] == [file.name]
     assert told(await later.read(Position(1, 0))) == told(entries)
+
+
+async def test_what_is_written_over_while_it_is_read_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, goes_on = threading.Event(), threading.Event()
+    read_notes = segments_module._read_notes
+
+    def read_notes_slowly(file: FileIO, name: str, seq: int) -> object:
+        found = read_notes(file, name, seq)
+        opened.set()
+        goes_on.wait(30)
+        return found
+
+    with ThreadPoolExecutor(2) as executor:
+        log, segments = Log(), make(tmp_path, executor, max_bytes=2**16)
+        segments.push(log.entries(*["a" * 10000] * 4))
+        await segments.written()
+        first_end = log.end
+        monkeypatch.setattr(segments_module, "_read_notes", read_notes_slowly)
+        reading = asyncio.create_task(segments.read(Position(1, 0)))
+        try:
+            assert await asyncio.to_thread(opened.wait, 30)
+            # Frames of the same sizes, in the file of the first ones.
+            segments.push(log.entries(*["b" * 10000] * 4))
+            await segments.written()
+            assert segments.start == first_end
+        finally:
+            goes_on.set()
+        assert await reading == Gap(4, first_end.offset)
