@@ -102,17 +102,17 @@ class Segments:
     """One kernel's messages on disk: at most ``max_bytes``, none older than ``max_age`` seconds.
 
     Its methods are called from the event loop; the threads of ``executor`` touch the files. They
-    write and remove in order, and read beside that. ``wanted_from`` tells the number that a client
-    which reads just now comes to next. For that client up to twice ``max_bytes`` are kept, and,
-    as long as ``may_hold`` says so, more waits to be written than otherwise.
+    write and remove in order, and beside that read in order: one kernel has two of them at most.
+    ``wanted_from`` tells the number that a client which reads just now comes to next. For that
+    client up to twice ``max_bytes`` are kept, and, as long as ``may_hold`` says so, more waits to
+    be written than otherwise.
     """
 
     def __init__(
         self, directory: Path, executor: Executor, *, max_bytes: int, max_age: float
     ) -> None:
         self._directory = directory
-        self._reading = executor
-        self._executor = InOrder(executor)
+        self._reading, self._executor = InOrder(executor), InOrder(executor)
         self.may_hold: Callable[[], bool] = lambda: False
         self.wanted_from: Callable[[], int | None] = lambda: None
         self._max_bytes = max_bytes

@@ -15,8 +15,7 @@ SIZE = 50 * 2**20  # bytes
 TIMEOUT = 120.0
 
 
-@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
-@pytest.mark.parametrize("framing", ["v1", "legacy"])
+@pytest.mark.parametrize(("on_shutdown", "framing"), [("keep", "v1"), ("stop", "legacy")])
 async def test_a_client_that_reads_gets_all(
     make_server: MakeServer, on_shutdown: str, framing: FramingName
 ) -> None:
