@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.managers.journal import SENT, Journal
 from tests.support.channels import JupyterChannels
-from tests.support.drill import KEEP, Servers
+from tests.support.drill import KEEP, Servers, drill_waiting
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import shell_spec, write_kernelspec
@@ -39,6 +39,12 @@ def lines(home: Home) -> list[str]:
     """What cells have appended."""
     file = home.root_dir / "cells"
     return file.read_text().split() if file.exists() else []
+
+
+async def test_nothing_that_waits_is_lost_or_run_twice_when_the_server_is_killed(
+    servers: Servers,
+) -> None:
+    await drill_waiting(servers, kernels=4, count=12, after=0.5)
 
 
 async def test_cells_for_a_kernel_that_starts_run_once_and_their_session_gets_the_replies(
