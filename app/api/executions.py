@@ -223,6 +223,7 @@ async def run_code(
     scope = f"executions of {kernel.id}"
     execution_id = await manager.idempotency.once(scope, idempotency_key, asked, make)
     execution = kernel.executions.get(execution_id)
+    await kernel.executions.noted(execution)
     return _waiting(
         kernel,
         execution,

@@ -20,6 +20,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from app.keeper.processes import start_time
 from app.managers.channels import Channels, ConnectionInfo
 from app.managers.errors import KeeperUnavailable, KernelUnreachable
+from app.managers.execution import Execution
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
 from app.managers.journal import Journal, Noted, UnusableJournal
@@ -44,6 +45,7 @@ __all__ = [
     "note_process",
     "record_of",
     "recover",
+    "was_being_replaced",
 ]
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def keep_journal(
     if log.journal is not None:
         log.journal.set_identity(channels.identity)
         log.journal.alone = alone
+        log.journal.replaced = False
         return
     path = journal_path(house, kernel.id)
     try:
@@ -98,7 +101,10 @@ def keep_journal(
     except (OSError, UnusableJournal) as error:
         logger.error("kernel %s: its numbers will not survive a crash: %s", kernel.id, error)
     if kernel.traffic.tracker.keeping is None:
-        kernel.traffic.tracker.keeping = RegisteredExecutions(house.registry, kernel.id)
+        keeping = RegisteredExecutions(house.registry, kernel.id)
+        kernel.traffic.tracker.keeping = keeping
+        for execution in kernel.traffic.tracker:  # what was asked before there was a process
+            keeping.changed(execution)
 
 
 def record_of(
@@ -312,7 +318,10 @@ async def recover(
             keeping.known(stored)
         except (msgspec.MsgspecError, ValueError) as error:
             logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
+    for execution in executions:
+        _judge(execution, journal)
     traffic.inherit(journal.head[1] if journal is not None else "", executions)
+    kernel.executions.hold_again()
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
     state.reason, state.restarts = record.reason, record.restarts
@@ -337,6 +346,30 @@ async def recover(
         keep_journal(house, kernel, channels, alone=not kept_by_keeper(record))
     if lost:
         logger.warning("kernel %s: %d messages of its log are lost", kernel.id, lost)
+
+
+def _judge(execution: Execution, journal: Journal | None) -> None:
+    """Whether a request that waited, as far as the registry knows, is still to be sent.
+
+    Where that is not known it is not: none is sent twice.
+    """
+    if execution.ended or not execution.held:
+        return
+    if journal is None or journal.was_sent(execution.id, execution.session):
+        execution.header, execution.held = execution.held[0], ()
+        execution.sent = True
+    else:
+        execution.sent = False
+
+
+def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
+    """Whether the server was about to stop the kernel's process, for another to follow."""
+    try:
+        journal = Journal.open(journal_path(house, kernel_id))
+    except UnusableJournal:
+        return False
+    with contextlib.closing(journal):
+        return journal.replaced
 
 
 def _read_journal(house: KernelHouse, kernel_id: str) -> tuple[Journal | None, list[Noted]]:

@@ -83,6 +83,7 @@ class Execution:
         "_began",
         "_took",
         "_why",
+        "by_client",
         "cancel_asked",
         "end",
         "ended_at",
@@ -141,9 +142,11 @@ class Execution:
         self.reason = ""
         self.steps: list[Step] = []
         self.input_request: InputRequest | None = None
-        # The raw header of its request, and all its parts as long as the server holds it.
+        # The raw header of its request, and all its parts as long as it is not with the kernel.
         self.header = b""
         self.held: tuple[bytes, ...] = ()
+        # Whether a client sent the request, rather than this server in its turn.
+        self.by_client = False
         self.cancel_asked = False
         self.kill_after: float | None = None  # seconds, of a cancel that waits for the start
         # Called once, when it has ended.
@@ -187,7 +190,6 @@ class Execution:
     def on_sent(self, place: Position) -> None:
         """It is on its way to the kernel; nothing of it comes before ``place``."""
         self.sent = True
-        self.held = ()
         self.place = place
 
     def on_busy(self, place: Position) -> bool:

@@ -25,6 +25,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     idle: bool = False
     header: bytes = b""
     held: tuple[bytes, ...] = ()
+    by_client: bool = False
     timeout: float | None = None
     reply_status: str | None = None
     execution_count: int | None = None
@@ -43,7 +44,16 @@ class _Stored(msgspec.Struct, omit_defaults=True):
 
 _AS_THEY_ARE = (
     *("session", "place", "on_main_shell", "stop_on_error", "queued_at", "sent", "idle", "header"),
-    *("held", "timeout", "reply_status", "execution_count", "first_seq", "last_seq", "end"),
+    *(
+        "held",
+        "by_client",
+        "timeout",
+        "reply_status",
+        "execution_count",
+        "first_seq",
+        "last_seq",
+        "end",
+    ),
     *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
 )
 _encode = msgspec.msgpack.Encoder().encode
@@ -70,6 +80,10 @@ class RegisteredExecutions:
         """Forget it soon."""
         self._numbers.pop(execution.id, None)
         self._registry.forget(self._kernel_id, execution.id)
+
+    async def stored(self) -> None:
+        """Return when what has changed is on disk, as far as the disk takes it in time."""
+        await self._registry.stored()
 
     def known(self, record: ExecutionRecord) -> None:
         """This one is stored already."""

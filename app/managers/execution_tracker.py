@@ -31,6 +31,11 @@ kernels never send. The reply comes over another socket, and overtakes much outp
 REPLY_SECONDS: Final = 5.0
 """How long after its idle status it waits for a reply: without one it is not known how it ended."""
 
+MAX_KEPT_REQUEST: Final = 2**20
+MAX_KEPT_BYTES: Final = 2**24
+"""Bytes of a request, and of a kernel's, that are kept for the server's next process while they
+wait for the kernel."""
+
 LATE_SECONDS: Final = 0.5
 """A timer that is so late has waited for something large to be read: there may be more."""
 
@@ -59,6 +64,9 @@ class ExecutionKeeping(Protocol):
 
     def forgotten(self, execution: Execution) -> None:
         """It is of no interest any more."""
+
+    async def stored(self) -> None:
+        """Return when all that has changed is remembered, or after a bounded time."""
 
 
 class _Incomplete(NamedTuple):
@@ -105,6 +113,7 @@ class ExecutionTracker:
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
         self._under_way: dict[str, list[Execution]] = {}  # sent, in that order
         self._count = 0  # of those
+        self._kept_bytes = 0  # of clients' requests that wait
         self.begun = 0
         """How many the kernel has begun with, ever."""
         self._ended: deque[Execution] = deque()
@@ -142,6 +151,8 @@ class ExecutionTracker:
     def put_back(self, execution: Execution) -> None:
         """Know one that another process of the server knew; oldest first."""
         self._by_id[execution.id] = execution
+        if execution.by_client:
+            self._kept_bytes += sum(map(len, execution.held))
         if execution.ended:
             self._ended.append(execution)
         elif execution.sent:
@@ -153,13 +164,7 @@ class ExecutionTracker:
         execution_id = message.header.msg_id
         execution = self._by_id.get(execution_id)
         if execution is None or execution.sent or execution.ended or execution.session != session:
-            execution = Execution(
-                execution_id,
-                session,
-                self._log.end,
-                on_main_shell=message.header.subshell_id is None,
-            )
-            self.add(execution)
+            execution = self._by_client(message, session)
         execution.header = bytes(message.parts[0])
         execution.on_sent(self._log.end)
         self.changed(execution)
@@ -169,6 +174,50 @@ class ExecutionTracker:
             oldest = next(self.under_way)
             self.give_up(oldest, "Too many executions of this kernel are under way")
         return execution
+
+    def _by_client(self, message: ClientMessage, session: str) -> Execution:
+        execution = Execution(
+            message.header.msg_id,
+            session,
+            self._log.end,
+            on_main_shell=message.header.subshell_id is None,
+        )
+        execution.by_client = True
+        self.add(execution)
+        return execution
+
+    # Requests that wait, for the server's next process
+
+    def on_early(self, message: ClientMessage, session: str) -> None:
+        """A client's ``execute_request`` waits for a process that is yet to come."""
+        self.keep_request(self._by_client(message, session), message)
+
+    def keep_request(self, execution: Execution, message: ClientMessage) -> None:
+        """Its request waits: the next server sends it if this one cannot."""
+        fits = message.size <= MAX_KEPT_REQUEST
+        if execution.held or not fits or self._kept_bytes + message.size > MAX_KEPT_BYTES:
+            return
+        execution.held = tuple(map(bytes, message.parts))
+        self._kept_bytes += sum(map(len, execution.held))
+        self.changed(execution)
+
+    def waiting(self, message: ClientMessage) -> Execution | None:
+        """The execution whose request this is, if that is kept as one that waits."""
+        for execution in self._under_way.get(message.header.msg_id, ()):
+            if execution.held and execution.held[0] == message.parts[0]:
+                return execution
+        return None
+
+    def on_handed(self, execution: Execution) -> None:
+        """Its request waits no more: the kernel's sockets have it."""
+        self._let_go(execution)
+        self.changed(execution)
+
+    def _let_go(self, execution: Execution) -> None:
+        """Keep its request no longer."""
+        if execution.by_client:
+            self._kept_bytes -= sum(map(len, execution.held))
+        execution.held = ()
 
     def give_up(self, execution: Execution, reason: str, *, never_ran: bool = False) -> None:
         """Nothing more can come of it."""
@@ -283,6 +332,7 @@ class ExecutionTracker:
             same_id.remove(execution)
             if not same_id:
                 del self._under_way[execution.id]
+        self._let_go(execution)
         self.changed(execution)
         self._ended.append(execution)
         while len(self._ended) > self._kept:

@@ -174,12 +174,21 @@ class Executions:
             timeout=code.timeout,
             stop_on_error=code.stop_on_error,
         )
-        execution.held = tuple(map(bytes, message.parts))
+        execution.held = tuple(map(bytes, message.parts))  # until the kernel's sockets have it
         self._tracker.add(execution)
         self._held.append((execution, message))
         self._held_bytes += message.size
         self.on_free()
         return execution
+
+    async def noted(self, execution: Execution) -> None:
+        """Return when the next server would know it, if it waits and kernels are kept."""
+        if execution.held and not execution.ended:
+            await self._stored()
+
+    async def _stored(self) -> None:
+        if self._tracker.keeping is not None:
+            await self._tracker.keeping.stored()
 
     def answer(self, execution: Execution, value: str) -> None:
         """Answer the question that it asks its user.
@@ -218,6 +227,7 @@ class Executions:
             self._step(execution, "cancel", "It was cancelled before it ran")
             self._unhold(execution)
             self._tracker.give_up(execution, "It was cancelled before it ran", never_ran=True)
+            await self._stored()
         elif execution.running:
             self._step(execution, "cancel", "It was cancelled")
             failed = await self._interrupt(execution, "It was cancelled", kill_after)
@@ -328,10 +338,23 @@ class Executions:
         for execution in self._tracker:
             if execution.running and execution.timeout is not None:
                 self._time(execution, execution.timeout)
-            elif not execution.ended and execution.held:
+
+    def hold_again(self) -> None:
+        """Hold what another process of the server held.
+
+        Before the log is put together: what is read there may be the end of what it waits behind.
+        """
+        for execution in self._tracker:
+            if execution.held and not execution.ended and not execution.by_client:
                 message = held_request(execution)
                 self._held.append((execution, message))
                 self._held_bytes += message.size
+
+    def send_again(self) -> None:
+        """Submit what clients have sent to another process of the server, and it has not sent."""
+        for execution in self._tracker:
+            if execution.held and not execution.ended and execution.by_client:
+                self._traffic.submit(held_request(execution), execution.session)
 
     def on_end(self, execution: Execution) -> None:
         """It has ended: its timer too, and what is held behind it if it failed."""

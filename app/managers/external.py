@@ -146,6 +146,7 @@ class ExternalKernel(Kernel):
             self.owned = record.exclusive
             self._inherited = True
             await recover(self._house, self, record, self._info)
+            self.executions.send_again()
             if is_adoptable(self):
                 self._take_for_ready()
             self._begin_life()

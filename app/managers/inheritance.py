@@ -107,7 +107,10 @@ class Inheritance:
             self._finish(request, self.reply_to(execution))
             self._tracker.finish(execution)
         else:
-            reason = "The server that was asked for it ended before the kernel had it"
+            reason = (
+                "The server that was asked for it ended before the kernel had it, and its request "
+                "was not kept: it was being sent, or is more than is kept (1 MiB, 16 MiB a kernel)"
+            )
             self._tracker.give_up(execution, reason, never_ran=True)
             self._finish(request, None)
 

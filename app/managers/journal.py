@@ -6,7 +6,7 @@ output: a message that the keeper has is known by the end of its id, and found t
 else has (replies, what the server says itself) is kept whole.
 
 Layout: a head; places of sessions; slots, one for each of the newest `SLOTS` numbers; a ring of the
-messages that are kept whole.
+messages that are kept whole; which of the requests that waited were sent to the kernel after all.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ BATCH: Final = 64
 """How many numbers may wait to be noted: those of messages that the keeper has too. After a crash
 they get the same numbers again, as they follow upon each other in the same order."""
 
+SENT: Final = 8192
+"""Requests that had waited, and of which it is remembered that they were sent."""
+
 _MAGIC: Final = b"kkjourn1"
 _HEAD: Final = Struct("<8s16s64s16s")  # magic, epoch, the server's session, identity of the sockets
 _PLACE: Final = Struct("<16sQQd")  # of which session, cursor, offset, seconds since the epoch
@@ -54,7 +57,11 @@ _PUBLISHED, _TRANSIENT = 0x40, 0x80  # flags beside these
 _PLACES_AT: Final = 4096
 _SLOTS_AT: Final = _PLACES_AT + 12288
 _BODY_AT: Final = _SLOTS_AT + SLOTS * _SLOT.size
-_FILE_BYTES: Final = _BODY_AT + BODY_BYTES
+_SENT_AT: Final = _BODY_AT + BODY_BYTES  # where the files of older versions end
+_SENT_HEAD: Final = Struct("<QQ")  # how many were ever sent; whether the process is being replaced
+_SENT_KEYS_AT: Final = _SENT_AT + _SENT_HEAD.size
+_KEY_BYTES: Final = 16
+_FILE_BYTES: Final = _SENT_KEYS_AT + SENT * _KEY_BYTES
 
 
 class UnusableJournal(Exception):
@@ -121,6 +128,8 @@ class Journal:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
+                if os.fstat(descriptor).st_size == _SENT_AT:
+                    os.posix_fallocate(descriptor, 0, _FILE_BYTES)
                 memory = mmap.mmap(descriptor, _FILE_BYTES)
             finally:
                 os.close(descriptor)
@@ -252,6 +261,38 @@ class Journal:
                 found.append((index, key, Position(cursor, offset), when))
         return found
 
+    # Requests that have waited
+
+    def note_sent(self, execution_id: str, session: str) -> None:
+        """This request leaves for the kernel next, whatever the registry still says of it."""
+        count, replaced = _SENT_HEAD.unpack_from(self._memory, _SENT_AT)
+        place = _SENT_KEYS_AT + count % SENT * _KEY_BYTES
+        self._memory[place : place + _KEY_BYTES] = _request_key(execution_id, session)
+        _SENT_HEAD.pack_into(self._memory, _SENT_AT, count + 1, replaced)
+
+    def take_back_sent(self) -> None:
+        """The request that was noted last has not left: the socket took no more."""
+        count, replaced = _SENT_HEAD.unpack_from(self._memory, _SENT_AT)
+        place = _SENT_KEYS_AT + (count - 1) % SENT * _KEY_BYTES
+        self._memory[place : place + _KEY_BYTES] = bytes(_KEY_BYTES)
+        _SENT_HEAD.pack_into(self._memory, _SENT_AT, count - 1, replaced)
+
+    def was_sent(self, execution_id: str, session: str) -> bool:
+        """Whether a request that had waited was sent."""
+        key = _request_key(execution_id, session)
+        keys = self._memory[_SENT_KEYS_AT:_FILE_BYTES]
+        return any(keys[at : at + _KEY_BYTES] == key for at in range(0, len(keys), _KEY_BYTES))
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the kernel's process was about to be stopped, for another to follow."""
+        return bool(_SENT_HEAD.unpack_from(self._memory, _SENT_AT)[1])
+
+    @replaced.setter
+    def replaced(self, value: bool) -> None:
+        count, _ = _SENT_HEAD.unpack_from(self._memory, _SENT_AT)
+        _SENT_HEAD.pack_into(self._memory, _SENT_AT, count, value)
+
     def close(self) -> None:
         """Nothing more will be noted; what was stays for the next process."""
         self._memory.close()
@@ -260,6 +301,10 @@ class Journal:
         """The kernel is gone, and nobody will ask for its numbers."""
         self._memory.close()
         self._path.unlink(missing_ok=True)
+
+
+def _request_key(execution_id: str, session: str) -> bytes:
+    return _session_key(f"{execution_id}\0{session}")
 
 
 def _session_key(session: str) -> bytes:

@@ -32,6 +32,7 @@ from app.managers.adoption import (
     record_of,
     recover,
     settle_inherited,
+    was_being_replaced,
 )
 from app.managers.channels import ConnectionInfo
 from app.managers.errors import (
@@ -273,6 +274,8 @@ class Kernel:
             if exited is not None:
                 code = exited.code
                 raise Gone(f"The kernel's process {exited} while no server was there")
+            if record.execution_state == Lifecycle.RESTARTING:
+                await self._end_replaced(process)
         except Gone as gone:
             # They clean up after the process.
             self._left, self._manager, self._process = None, manager, process
@@ -299,10 +302,22 @@ class Kernel:
             self._doubt("It has not answered since this server was started")
         self._begin_life()
 
+    async def _end_replaced(self, process: KernelProcess) -> None:
+        """End the process that the server before this one was about to stop, for a restart.
+
+        It may have been asked to end: what is sent to it now would be lost with it. Raises `Gone`
+        then, and `KernelUnreachable` if it cannot be ended.
+        """
+        if not await asyncio.to_thread(was_being_replaced, self._house, self.id):
+            return
+        if why := await process.kill():
+            raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
+        raise Gone("The kernel was being restarted")
+
     async def _take_over_the_dead(self, record: KernelRecord, why: str, code: int | None) -> None:
         """Its process has ended meanwhile, with this exit code if that is known."""
         unfinished = record.execution_state == Lifecycle.RESTARTING
-        await self._recover(record, {})
+        await self._recover(record, {}, another=unfinished)
         if not unfinished:
             self.reports.died(UNKNOWN_EXIT if code is None else code)
         await self._end_process(why, restart=False)
@@ -315,13 +330,21 @@ class Kernel:
         else:
             await self._bury(why)
 
-    async def _recover(self, record: KernelRecord, info: ConnectionInfo) -> bool:
-        """Have the log and the executions that were left; False, and a line, if that fails."""
+    async def _recover(
+        self, record: KernelRecord, info: ConnectionInfo, *, another: bool = False
+    ) -> bool:
+        """Have the log and the executions that were left; False, and a line, if that fails.
+
+        What was not sent is submitted: to this process, or ``another`` that follows.
+        """
         try:
             await recover(self._house, self, record, info)
         except Exception:
             logger.exception("kernel %s: what it has said and done is not known", self.id)
             return False
+        if another:
+            self.traffic.expect_process()
+        self.executions.send_again()
         return True
 
     async def _reach(self, record: KernelRecord) -> None:

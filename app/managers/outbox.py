@@ -67,13 +67,14 @@ class Outbox:
         self._bytes = 0
         self._room.set()
 
-    def send(self, message: ClientMessage) -> None:
-        """Send a request, after those before it."""
+    def send(self, message: ClientMessage) -> bool:
+        """Send a request, after those before it; False if it waits."""
         channel = message.channel
         if not self._waiting.get(channel) and self._sent(message):
-            return
+            return True
         self._waiting.setdefault(channel, deque()).append(message)
         self.charge(message)
+        return False
 
     def charge(self, message: ClientMessage) -> None:
         """Count a request that waits, here or elsewhere, until it is discharged, or `close`."""

@@ -44,6 +44,9 @@ LOCK: Final = "registry.lock"
 BEHIND_SECONDS: Final = 0.02
 """How long what is written behind may wait for more."""
 
+STORED_SECONDS: Final = 2.0
+"""How long a disk may take before nobody waits any longer for what is written there."""
+
 RENEW_SECONDS: Final = 5.0
 """How often the lease is renewed, and what could not be written tried again."""
 
@@ -116,6 +119,7 @@ class Registry:
         self._failing = False
         self._told = False  # that it fails
         self._writer: asyncio.Task[None] | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
         self._renewal = asyncio.get_running_loop().create_task(self._renew(), name="renew lease")
 
     def _open(self, state_dir: Path) -> tuple[RegistryStore, str]:
@@ -227,6 +231,17 @@ class Registry:
                     return
         finally:
             self._writer = None
+
+    async def stored(self) -> None:
+        """Return when what was to be stored soon is stored, or after `STORED_SECONDS`."""
+        flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
+        self._flushes.add(flush)
+        flush.add_done_callback(self._flushes.discard)
+        await asyncio.wait({flush}, timeout=STORED_SECONDS)
+
+    async def _flush_all(self) -> None:
+        await self.flush()
+        await self._call(lambda: None)  # after what others have begun to write
 
     async def flush(self) -> None:
         """Write now what has waited."""

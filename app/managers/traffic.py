@@ -228,6 +228,8 @@ class Traffic:
         if self._for_next is not None:
             self._for_next.append((message, session))
             self._outbox.charge(message)
+            if _is_execution(message):
+                self.tracker.on_early(message, session)
             return
         if (
             message.header.msg_type == "kernel_info_request"
@@ -240,9 +242,38 @@ class Traffic:
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
         self._requests.add(message, session)
-        if _is_execution(message):
-            self.tracker.on_request(message, session)
-        self._outbox.send(message)
+        execution = self.tracker.on_request(message, session) if _is_execution(message) else None
+        if not self._outbox.send(message) and execution is not None:
+            self.tracker.keep_request(execution, message)
+
+    def _submit_late(self, message: ClientMessage, session: str) -> None:
+        """Submit what has waited for another process, unless it was cancelled meanwhile."""
+        execution = self.tracker.get(message.header.msg_id) if _is_execution(message) else None
+        if execution is not None and execution.ended and execution.session == session:
+            self._finish(Request(message, session))
+            return
+        self.submit(message, session)
+
+    def _hand_over(self, message: ClientMessage) -> bool:
+        """Give a request to the sockets; False if they do not take it now.
+
+        Of one that has waited, the registry may still say that it waits when this process is
+        killed. So that it is sent is noted first, where that cannot be lost: between the two
+        nothing is awaited, and the next server sends nothing that is noted.
+        """
+        assert self._channels is not None
+        execution = self.tracker.waiting(message) if _is_execution(message) else None
+        if execution is None:
+            return self._channels.send(message)
+        journal = self.log.journal
+        if journal is not None:
+            journal.note_sent(execution.id, execution.session)
+        if not self._channels.send(message):
+            if journal is not None:
+                journal.take_back_sent()
+            return False
+        self.tracker.on_handed(execution)
+        return True
 
     def _refuse(self, message: ClientMessage, session: str) -> None:
         """End a request for which there is no process, and will be none."""
@@ -346,7 +377,7 @@ class Traffic:
         self._state.on_ready()
         self.announce(self._state.execution_state)
         assert self._channels is not None
-        self._outbox.open(self._channels.send)
+        self._outbox.open(self._hand_over)
         self.tracker.on_ready()
 
     def announce(self, execution_state: str) -> None:
@@ -361,14 +392,24 @@ class Traffic:
         """This process is about to be stopped: what clients send from now on is for the next."""
         if self._for_next is None:  # not if it is about to be stopped once more
             self._for_next = []
+        self._note_replaced(True)
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
+
+    def expect_process(self) -> None:
+        """There is no process, and there will be one: what is submitted is for that."""
+        self._for_next = []
+
+    def _note_replaced(self, replaced: bool) -> None:
+        if self.log.journal is not None:
+            self.log.journal.replaced = replaced
 
     def keep_process(self) -> None:
         """This process could not be stopped: what was for the next one is for this one."""
+        self._note_replaced(False)
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
             self._outbox.discharge(message)
-            self.submit(message, session)
+            self._submit_late(message, session)
         self.tracker.on_ready()
 
     async def settle(self) -> None:
@@ -409,7 +450,7 @@ class Traffic:
         self._held.clear()
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
-            self.submit(message, session)
+            self._submit_late(message, session)
 
     def _finish(
         self, request: Request, made_up: dict[str, Any] | None = None, *, error: str | None = None

@@ -27,6 +27,7 @@ result TEXT              ``execute_result`` with ``text/plain`` TEXT
 error ENAME EVALUE       ``error`` on iopub, ends the execution with status ``error``
 sleep S                  Sleeps; interruptible; control, stdin and heartbeat are answered
 until FILE               Sleeps until there is such a file in the working directory
+append FILE TEXT         Appends TEXT and a newline to a file in the working directory
 hang [S]                 Blocks the whole process, for ever or for S: no channel is answered, SIGINT
                          is ignored
 flood COUNT SIZE [RATE]  COUNT ``stream`` messages, ``"1 xxx..."`` to ``"COUNT xxx..."``, each
@@ -572,6 +573,10 @@ class Execution:
     def do_until(self, file: str) -> Script:
         while not Path(file).exists():
             yield 0.02
+
+    def do_append(self, file: str, *text: str) -> None:
+        with Path(file).open("a") as opened:
+            opened.write(" ".join(text) + "\n")
 
     def do_hang(self, seconds: str = "inf") -> None:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,7 @@
 """The drill: servers that end while kernels print, and readers that must miss nothing.
 
+Or, with ``--waiting``, while cells wait for kernels: each must run exactly once.
+
 ``python -m tests.support.drill [TIMES] [--end HOW]`` repeats it; `scripts/drill` is that.
 """
 
@@ -22,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions, stream
 from tests.support.home import Home
-from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
+from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspec, write_kernelspecs
 from tests.support.processes import eventually, eventually_sync, is_alive, keepers, kill_all
 from tests.support.rest import RestClient
 from tests.support.server import GRACEFUL, START_TIMEOUT, ServerProcess, UvicornServer
@@ -347,6 +349,126 @@ async def drill(
     return {"back": round(back, 2), "repeated": repeated}
 
 
+class Asking:
+    """Who sends cells to one kernel until the server ends, over a WebSocket and over HTTP by turns.
+
+    Each cell appends its number to a file of the kernel's.
+    """
+
+    def __init__(self, kernel_id: str, home: Home) -> None:
+        self.kernel_id = kernel_id
+        self._file = home.root_dir / f"cells-{kernel_id}"
+        self._ids: dict[int, str] = {}
+        self.sure: set[int] = set()
+        """Those that the server has answered for."""
+
+    async def ask(self, server: ServerProcess, count: int) -> None:
+        """Returns when all are asked for, or the server is gone."""
+        connection = JupyterChannels.connect(server.ws_url, self.kernel_id, server.token)
+        try:
+            async with RestClient(server.url, server.token) as rest:
+                self._channels = await connection
+                for number in range(0, count, 2):
+                    await self._ask_for_two(rest, number)
+        except (ConnectionClosed, OSError, TimeoutError, InvalidStatus, httpx.HTTPError):
+            pass
+
+    async def _ask_for_two(self, rest: RestClient, number: int) -> None:
+        runs = Executions(rest, self.kernel_id)
+        msg_id = await self._channels.send_execute(self._cell(number))
+        self._ids[number] = msg_id
+
+        async def known() -> bool:
+            return (await rest.http.get(f"{runs.path}/{msg_id}")).status_code == 200
+
+        await eventually(known)
+        # The second is answered for when it is written down, and with it what came before.
+        self._ids[number + 1] = await runs.begin(f"{self._cell(number + 1)}\nsleep 0.05")
+        self.sure |= {number, number + 1}
+
+    def _cell(self, number: int) -> str:
+        return f"append {self._file.name} {number}"
+
+    async def check(self, server: ServerProcess, rest: RestClient) -> int:
+        """All have run once, and their session has the replies; how many there are."""
+        runs = Executions(rest, self.kernel_id)
+        for number in sorted(self.sure):
+            ended = await runs.ended(self._ids[number])
+            assert ended["state"] == "ok", (number, ended)
+        for each in await runs.listed(limit=1000):
+            ended = await runs.ended(each["id"])
+            assert ended["state"] == "ok", ended
+        text = self._file.read_text() if self._file.exists() else ""
+        numbers = [int(line) for line in text.split()]
+        assert len(set(numbers)) == len(numbers), f"run twice: {numbers}"
+        assert self.sure <= set(numbers), f"missing: {self.sure - set(numbers)}"
+        for turn in (0, 1):  # of each of the two ways
+            mine = [number for number in numbers if number % 2 == turn]
+            assert mine == sorted(mine), f"out of order: {numbers}"
+        if self.sure:
+            await self._check_replies(server)
+        return len(numbers)
+
+    async def _check_replies(self, server: ServerProcess) -> None:
+        await self._channels.closed()
+        had = {m.parent_id for m in self._channels.log if m.msg_type == "execute_reply"}
+        session = self._channels.session
+        async with await JupyterChannels.connect(
+            server.ws_url, self.kernel_id, server.token, session_id=session
+        ) as channels:
+            for number in sorted(self.sure):
+                if number % 2 == 0 and self._ids[number] not in had:
+                    exchange = await channels.exchange(self._ids[number])
+                    assert exchange.reply["status"] == "ok", exchange.reply
+
+
+LATE: dict[str, Spec] = {
+    "late": Spec(flags=("--slow-start", "1")),
+    "late-stubborn": Spec(
+        flags=("--slow-start", "0.5", "--ignore-shutdown", "--ignore-sigterm", "--ignore-sigint")
+    ),
+}
+
+
+async def drill_waiting(servers: Servers, *, kernels: int, count: int, after: float) -> Json:
+    """One round: cells wait for kernels, the server is killed, the next one sends what it had.
+
+    Of four kernels one starts, one restarts, one is stopped to be restarted, and one is idle.
+    Raises `AssertionError` for whatever is not as it should be.
+    """
+    for name, spec in LATE.items():
+        write_kernelspec(servers.home.jupyter_path, name, spec)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        names = ["late", "late", "late-stubborn", "fake"]
+        ids: list[str] = []
+        for number in reversed(range(kernels)):  # those that are to be starting come last
+            model = await rest.start_kernel(names[number % 4])
+            ids.insert(0, model["id"])
+            if number % 4:
+                await rest.wait_for_state(model["id"], "idle")
+        askings = [Asking(kernel_id, servers.home) for kernel_id in ids]
+        restarts = [
+            asyncio.create_task(rest.restart(kernel_id))
+            for number, kernel_id in enumerate(ids)
+            if number % 4 in (1, 2)
+        ]
+        for number, kernel_id in enumerate(ids):
+            if number % 4 in (1, 2):
+                await rest.wait_for_state(kernel_id, "restarting")
+        tasks = [asyncio.create_task(asking.ask(server, count)) for asking in askings]
+        await asyncio.sleep(after)
+        servers.crash()
+        await asyncio.gather(*restarts, return_exceptions=True)
+    await asyncio.gather(*tasks)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        ran = [await asking.check(server, rest) for asking in askings]
+        await asyncio.gather(*(rest.delete(kernel_id) for kernel_id in ids))
+    await asyncio.to_thread(server.stop)
+    return {"sure": sum(len(asking.sure) for asking in askings), "ran": sum(ran)}
+
+
 async def _still_work(rest: RestClient, ids: list[str]) -> None:
     """Interrupt and restart, and code in between."""
     kernel = Executions(rest, ids[0])
@@ -378,7 +500,9 @@ async def adopt(kernels: int, name: str) -> str:
         home.remove()
 
 
-async def _repeat(times: int, kernels: int, count: int, rate: int, end: str) -> int:
+async def _repeat(
+    times: int, kernels: int, count: int, rate: int, end: str, *, waiting: bool
+) -> int:
     failed = 0
     for number in range(1, times + 1):
         home = Home()
@@ -386,9 +510,12 @@ async def _repeat(times: int, kernels: int, count: int, rate: int, end: str) -> 
         write_kernelspecs(home.jupyter_path, FAKE_SPECS)
         moment = random.uniform(0.0, count / rate)
         try:
-            told = await drill(
-                servers, kernels=kernels, count=count, rate=rate, after=moment, end=end
-            )
+            if waiting:
+                told = await drill_waiting(servers, kernels=kernels, count=count, after=moment)
+            else:
+                told = await drill(
+                    servers, kernels=kernels, count=count, rate=rate, after=moment, end=end
+                )
             print(f"{number}: {end} after {moment:.2f} s, {told}", flush=True)  # noqa: T201
         except Exception as fault:
             failed += 1
@@ -409,6 +536,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000, help="that each kernel counts to")
     parser.add_argument("--rate", type=int, default=1000, help="a second")
     parser.add_argument("--end", choices=list(ENDS), default="kill", help="how the server ends")
+    parser.add_argument(
+        "--waiting",
+        action="store_true",
+        help="cells wait for the kernels, --count for each; the server is killed within "
+        "--count / --rate seconds",
+    )
     parser.add_argument("--adopt", metavar="KERNELSPEC", help="only time how long --kernels take")
     options = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
