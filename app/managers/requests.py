@@ -44,6 +44,11 @@ class Request:
         self.held: Message | None = None
 
     @property
+    def is_execution(self) -> bool:
+        """Whether it is one of the executions that the tracker follows."""
+        return self.msg_type == "execute_request" and self.channel == "shell"
+
+    @property
     def finished(self) -> bool:
         """Whether both the reply and the idle status have come."""
         return self.replied and self.idle
@@ -62,6 +67,9 @@ class PendingRequests:
 
     def __len__(self) -> int:
         return len(self._in_order)
+
+    def __contains__(self, request: object) -> bool:
+        return request in self._in_order
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._in_order)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 from uuid import uuid4
 
@@ -27,6 +27,7 @@ from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
 from app.managers.tracebacks import hide_traceback
+from app.managers.unanswered import Subshells, Unanswered
 from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import (
     CLIENT_CHANNELS,
@@ -50,6 +51,9 @@ STDIN_SECONDS: Final = 0.5
 
 PLACE_SECONDS: Final = 60.0
 """How often the place of a client that stays where it is is noted anew: it was there until then."""
+
+SUBSHELL_SECONDS: Final = 5.0
+"""How long a kernel may take to tell which subshells it has."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
@@ -112,6 +116,8 @@ class Traffic:
         self._channels: Channels | None = None
         self._kernel_info: bytes | None = None
         self._held = HeldReplies(self._release, self._has_unread_output)
+        self._unanswered = Unanswered(self._answer_in_its_place)
+        self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
         self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.answered = False
@@ -243,6 +249,8 @@ class Traffic:
             self._on_shutdown_request(message)
         self._requests.add(message, session)
         execution = self.tracker.on_request(message, session) if _is_execution(message) else None
+        if execution is not None and message.header.subshell_id is not None:
+            self._subshells.add(execution, message.header.subshell_id)
         if not self._outbox.send(message) and execution is not None:
             self.tracker.keep_request(execution, message)
 
@@ -324,8 +332,10 @@ class Traffic:
         if self._channels is not None:
             self._channels.send(ClientMessage(channel, header, parts))
 
-    async def ask(self, msg_type: str, content: dict[str, Any], seconds: float) -> bytes | None:
-        """The content of the answer on shell to a request of the server's own; None if none comes.
+    async def ask(
+        self, msg_type: str, content: dict[str, Any], seconds: float, channel: str = "shell"
+    ) -> bytes | None:
+        """The content of the answer to a request of the server's own; None if none comes.
 
         Nobody else sees of it more than what the kernel's code prints.
         """
@@ -335,7 +345,7 @@ class Traffic:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[header.msg_id] = answer
         try:
-            self._channels.send(ClientMessage("shell", header, parts))
+            self._channels.send(ClientMessage(channel, header, parts))
             async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
@@ -438,6 +448,8 @@ class Traffic:
         if self._for_next is None:
             self.tracker.close_waiting(why)
         self._outbox.close()
+        self._unanswered.clear()
+        self._subshells.clear()
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
@@ -563,6 +575,33 @@ class Traffic:
             self._requests.discard(request)
             self._finish(request, self._inheritance.reply_to(execution))
 
+    def _answer_in_its_place(self, request: Request) -> None:
+        """The kernel went idle for a request of another kind, and no reply has come behind that."""
+        if request in self._requests and not request.replied:
+            self._requests.discard(request)
+            self._finish(request, _error("NoReply", "The kernel sent no reply to this request"))
+
+    async def _ask_for_subshells(self) -> Collection[str] | None:
+        """The subshells that the kernel has; None if it does not tell."""
+        answer = await self.ask("list_subshell_request", {}, SUBSHELL_SECONDS, "control")
+        try:
+            return msgspec.json.decode(answer or b"{}", type=_SubshellList).subshell_id
+        except (msgspec.MsgspecError, RecursionError):
+            return None
+
+    def _end_in_subshell(self, execution: Execution, subshell_id: str) -> None:
+        """An execution waits in a subshell that the kernel does not have: it will never begin."""
+        reason = f"The kernel has no subshell {subshell_id[:64]!r}"
+        execution.take_step(
+            "cancel" if execution.cancel_asked else "drop", reason, self.log.next_seq
+        )
+        self.tracker.give_up(execution, reason)
+        for request in [*self._requests]:
+            if request.msg_id == execution.id and request.owner == execution.session:
+                self._requests.discard(request)
+                self._finish(request, _error("NoSubshell", reason))
+                return
+
     def _append(self, message: Message, owner: str) -> None:
         """Number what the kernel has said to one session."""
         self.log.append(self.shown(message), owner)
@@ -579,6 +618,8 @@ class Traffic:
         """Let go of the process, which runs on. What comes for it now does not reach it."""
         self.note_places()
         self._outbox.close()
+        self._unanswered.clear()
+        self._subshells.clear()
         self.close_channels()
 
     @property
@@ -702,6 +743,9 @@ class Traffic:
             request = self._requests.on_idle(parent)
             if request is not None:
                 self._release(request)  # before the idle status: some clients stop at that
+                # The tracker looks after executions, which some kernels reply to late.
+                if not request.replied and not request.is_execution:
+                    self._unanswered.add(request)
         return reported
 
     def _time_execution(self, reported: str) -> None:
@@ -752,12 +796,21 @@ class Traffic:
         self._outbox.flush()
 
 
+class _SubshellList(msgspec.Struct):
+    subshell_id: list[str] | None = None  # so it is called, although it is a list [JEP 91]
+
+
 class _Info(msgspec.Struct):
     implementation: str = ""
 
 
 class _Shutdown(msgspec.Struct):
     restart: bool = False
+
+
+def _error(ename: str, evalue: str) -> dict[str, Any]:
+    """The content of a reply that tells of an error."""
+    return {"status": "error", "ename": ename, "evalue": evalue, "traceback": []}
 
 
 def _is_execution(message: ClientMessage) -> bool:

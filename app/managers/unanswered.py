@@ -1,0 +1,106 @@
+"""Requests for which a kernel never does what the protocol asks for: reply, or even begin."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final
+
+from app.managers.execution import Execution, ExecutionState
+from app.managers.requests import Request
+
+__all__ = ["Subshells", "Unanswered"]
+
+REPLY_SECONDS: Final = 5.0
+"""How long after its idle status a request waits for its reply, which comes over another socket."""
+
+BEGIN_SECONDS: Final = (5.0, 60.0)
+"""How long an execution may wait in a subshell before the kernel is asked whether it has that
+subshell, and how long, at the most, between two such questions."""
+
+
+class Unanswered:
+    """The requests of one kernel that it has gone idle for without a reply.
+
+    ``end`` is called for each whose reply does not come. One timer serves all.
+    """
+
+    def __init__(self, end: Callable[[Request], None]) -> None:
+        self._end = end
+        self._waiting: deque[tuple[float, Request]] = deque()  # and until when, by the loop's clock
+        self._plan: asyncio.TimerHandle | None = None
+
+    def add(self, request: Request) -> None:
+        """The kernel has gone idle for this request, and has not replied yet."""
+        loop = asyncio.get_running_loop()
+        self._waiting.append((loop.time() + REPLY_SECONDS, request))
+        if self._plan is None:
+            self._plan = loop.call_later(REPLY_SECONDS, self._look)
+
+    def clear(self) -> None:
+        """The process is gone, and its requests have been taken care of."""
+        self._waiting.clear()
+        if self._plan is not None:
+            self._plan.cancel()
+            self._plan = None
+
+    def _look(self) -> None:
+        loop, waiting = asyncio.get_running_loop(), self._waiting
+        while waiting and waiting[0][0] <= loop.time():
+            self._end(waiting.popleft()[1])
+        self._plan = loop.call_at(waiting[0][0], self._look) if waiting else None
+
+
+class Subshells:
+    """Executions of one kernel that wait in a subshell [JEP 91], which may be gone.
+
+    ipykernel up to 7.1 drops a request for a subshell that it does not have, without a word. A
+    kernel that knows no subshells runs such a request, and cannot be asked; nothing is ended then.
+    ``ask`` returns the subshells that the kernel has, or None if it does not tell. ``end`` is
+    called for an execution and the subshell that it waits for in vain.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[Collection[str] | None]],
+        end: Callable[[Execution, str], None],
+    ) -> None:
+        self._ask = ask
+        self._end = end
+        self._waiting: dict[Execution, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, execution: Execution, subshell_id: str) -> None:
+        """This execution is on its way to a subshell."""
+        self._waiting[execution] = subshell_id
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._look(), name="subshells")
+
+    def clear(self) -> None:
+        """The process is gone, or is somebody else's from now on."""
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _look(self) -> None:
+        pause, longest = BEGIN_SECONDS
+        while self._waiting:
+            await asyncio.sleep(pause)
+            self._forget_begun()
+            # Those that come while the kernel is asked may wait in a subshell that is newer.
+            asked_for = dict(self._waiting)
+            known = await self._ask() if asked_for else None
+            self._forget_begun()
+            for execution, subshell_id in asked_for.items():
+                if known is not None and subshell_id not in known and execution in self._waiting:
+                    del self._waiting[execution]
+                    self._end(execution, subshell_id)
+            pause = min(2 * pause, longest)
+        self._task = None
+
+    def _forget_begun(self) -> None:
+        for execution in [*self._waiting]:
+            if execution.state is not ExecutionState.QUEUED:
+                del self._waiting[execution]
