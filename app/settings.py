@@ -244,9 +244,24 @@ class Settings(BaseSettings):
         description="Where those connection files are; by default external_kernels in Jupyter's "
         "runtime directory.",
     )
+    external_networks: Words = Field(
+        [],
+        description="Networks (CIDR) in which such a kernel may be, beside this machine.",
+    )
     kernel_env_allow: Words = Field(
         KERNEL_ENVIRONMENT,
         description="Variables of the server's environment that kernels get; * is a wildcard.",
+    )
+
+    client_env_allow: Words = Field(
+        ["KERNEL_*", "TZ", "LANG", "LC_*"],
+        description="Variables that a client who may start kernels, but not execute code, may give "
+        "a kernel; * is a wildcard.",
+    )
+    client_env_code: bool = Field(
+        True,
+        description="Let clients that may execute code give a kernel the variables by which "
+        "loaders and interpreters run code: LD_PRELOAD, PYTHONPATH and the like.",
     )
 
     extra_event_schema_paths: Paths = Field(
@@ -382,12 +397,14 @@ class Settings(BaseSettings):
 
     _split = field_validator(
         "trusted_proxies",
+        "external_networks",
         "allowed_hosts",
         "local_hostnames",
         "allowed_kernelspecs",
         "kernel_argv",
         "fork_kernels",
         "kernel_env_allow",
+        "client_env_allow",
         "extra_event_schema_paths",
         "untracked_message_types",
         "allowed_message_types",
@@ -434,7 +451,7 @@ class Settings(BaseSettings):
             raise ValueError("cannot be told from a path of the service itself")
         return value
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "external_networks")
     @classmethod
     def _networks(cls, value: list[str]) -> list[str]:
         for network in value:

@@ -109,6 +109,6 @@ class KernelHouse:
         except (NoSuchKernel, ValueError, TypeError, OSError) as error:
             logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
-    def reports(self, kernel_id: str, name: str) -> KernelReports:
+    def reports(self, kernel_id: str, name: str, kind: str = "") -> KernelReports:
         """Where to tell what happens to a kernel."""
-        return KernelReports(self.events, self.counters, kernel_id, name, self._audit)
+        return KernelReports(self.events, self.counters, kernel_id, name, self._audit, kind)
