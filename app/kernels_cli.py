@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
 import select
@@ -13,10 +12,8 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn
-from urllib.parse import quote, urlsplit
+from typing import Final, NoReturn
 
 from app.keeper.processes import has_ended, open_process, signal_group, start_time
 from app.managers.log_files import KEPT
@@ -30,30 +27,13 @@ from app.managers.registry_store import (
 from app.managers.transports import socket_files
 from app.settings import Settings
 
-__all__ = ["announce_server", "kernels_command"]
+__all__ = ["kernels_command"]
 
 TERMINATE_SECONDS: Final = 5.0
 """Between SIGTERM and SIGKILL."""
 
-HTTP_SECONDS: Final = 60.0
-
-SERVER_FILE: Final = "server.json"
-
-
-@contextlib.contextmanager
-def announce_server(settings: Settings, url: str) -> Iterator[None]:
-    """Within, the state directory tells its owner where the server is, and the token (0600)."""
-    path = settings.state_dir / SERVER_FILE
-    told = {"pid": os.getpid(), "url": url, "token": settings.token.get_secret_value()}
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "w") as file:
-        json.dump(told, file)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+SERVER_SECONDS: Final = 60.0
+"""What the server may take for one thing that is asked of it."""
 
 
 def kernels_command(arguments: list[str]) -> NoReturn:
@@ -89,7 +69,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
             _stop(state_dir, None if options.all else options.ids)
         else:
             _adopt(state_dir, options.file)
-    except (UnusableRegistry, _NotDone, OSError, http.client.HTTPException) as error:
+    except (UnusableRegistry, _NotDone, OSError) as error:
         print(f"kernelkeep: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
@@ -149,7 +129,7 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
         lock = Lock(state_dir)
     except UnusableRegistry:
         for kernel_id in wanted:
-            _ask_server(state_dir, "DELETE", f"/api/kernels/{quote(kernel_id)}")
+            _ask_server(state_dir, {"ask": "shut_down", "kernel_id": kernel_id})
         return
     with contextlib.closing(lock):
         store = SQLiteRegistry(state_dir / "registry.sqlite")
@@ -197,32 +177,26 @@ def _end(record: KernelRecord) -> None:
 
 
 def _adopt(state_dir: Path, file: Path) -> None:
-    answer = _ask_server(state_dir, "POST", "/api/kernels", {"connection_file": str(file)})
-    print(json.loads(answer)["id"])
+    print(_ask_server(state_dir, {"ask": "adopt", "file": str(file)}))
 
 
-def _ask_server(state_dir: Path, method: str, path: str, body: Any = None) -> bytes:
+def _ask_server(state_dir: Path, asked: dict[str, str]) -> str:
+    """Ask the server that has this state directory; the id of the kernel it was about."""
+    from app.operator import MAX_LINE, open_socket
+
     try:
-        server = json.loads((state_dir / SERVER_FILE).read_text())
-        address, token = urlsplit(server["url"]), server["token"]
-    except (OSError, ValueError, KeyError):
+        connection = open_socket(state_dir)
+    except OSError:
         raise _NotDone(
             f"no server says that it has {state_dir}; one under uvicorn does not: use its API"
         ) from None
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=HTTP_SECONDS
-    )
-    with contextlib.closing(connection):
-        headers = {"Authorization": f"token {token}"} if token else {}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        content = response.read()
-        if response.status >= 300:
-            try:
-                why = json.loads(content)["message"]
-            except (ValueError, KeyError, TypeError):
-                why = f"HTTP status {response.status}"
-            raise _NotDone(why)
-        return content
+    with connection, connection.makefile("rb") as answers:
+        connection.settimeout(SERVER_SECONDS)
+        connection.sendall(json.dumps(asked).encode() + b"\n")
+        try:
+            answer = json.loads(answers.readline(MAX_LINE))
+        except ValueError:
+            raise _NotDone("the server has ended") from None
+    if "id" not in answer:
+        raise _NotDone(answer.get("message", "the server says no more"))
+    return str(answer["id"])
