@@ -234,7 +234,7 @@ class Settings(BaseSettings):
     transport_encryption: Literal["disabled", "auto", "required"] = Field(
         "disabled",
         description="CurveZMQ between server and kernels: off, for kernels that declare support, "
-        "or a condition of every start.",
+        "or a condition of every start; unless it is said, auto over tcp and off over ipc.",
     )
     allow_external_kernels: bool = Field(
         False, description="List kernels that others have started and left a connection file of."
