@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from starlette.routing import BaseRoute
 
 from app.api.access import Access, declared_access
@@ -13,6 +14,7 @@ from app.api.bodies import MAX_CONTAINERS, MAX_DEPTH, check_nesting, parse
 from app.main import create_app
 from app.managers.environment import is_code, needs_execute, without_password
 from app.managers.errors import InvalidJSON
+from app.managers.sessions import MAX_SESSIONS
 from app.settings import Settings
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
@@ -36,7 +38,7 @@ def _lines(route: BaseRoute) -> list[str]:
 
 
 def test_the_table_of_the_documentation_is_what_the_routes_declare(tmp_path: Path) -> None:
-    app = create_app(Settings(state_dir=tmp_path, on_shutdown="stop", token="t" * 32))
+    app = create_app(Settings(state_dir=tmp_path, on_shutdown="stop", token=SecretStr("t" * 32)))
     declared = sorted(line for route in app.routes for line in _lines(route))
     rows = re.findall(r"^\| (?:[A-Z]+|WebSocket) \| .*$", TABLE.read_text(), re.M)
     assert sorted(rows) == declared, "docs/authorization.md:\n" + "\n".join(declared)
@@ -122,3 +124,18 @@ def test_the_depth_of_a_body_is_bounded() -> None:
     for broken in (b"\xff", b"{", b""):
         with pytest.raises(InvalidJSON):
             parse(broken)
+
+
+async def test_what_is_kept_of_sessions_is_bounded(rest: RestClient) -> None:
+    kernel = await rest.start_kernel("fake")
+    body = {"path": "a", "type": "notebook", "kernel": {"id": kernel["id"]}}
+    for field in ("path", "type", "name"):
+        long = {**body, field: "x" * 5000}
+        error_of(await rest.http.post("/api/sessions", json=long), 400, "invalid_request")
+    for number in range(MAX_SESSIONS):
+        made = await rest.http.post("/api/sessions", json={**body, "path": f"s{number}"})
+        assert made.status_code == 201
+    error_of(await rest.http.post("/api/sessions", json=body), 429, "too_many_sessions")
+    await rest.delete(kernel["id"])
+    large = {"display_name": "x" * 2**17}
+    error_of(await rest.http.patch("/api/me", json=large), 413, "request_too_large")

@@ -94,12 +94,6 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     assert find_connection_files(tmp_path) == {}
 
 
-def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "good.txt").write_text(json.dumps(GOOD))
-    (tmp_path / "link.json").symlink_to("good.txt")
-    assert find_connection_files(tmp_path) == {tmp_path / "link.json": GOOD}
-
-
 def test_a_directory_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert find_connection_files(tmp_path / "missing") == {}
