@@ -87,8 +87,9 @@ _question_decoder: Final = msgspec.json.Decoder(_Question)
 class ExecutionTracker:
     """Knows the executions that are under way, and the last ``kept`` that have ended.
 
-    Two clients may use one ``msg_id``: what the kernel says is then of the earlier one, until that
-    is complete; whoever asks by id gets the later one.
+    An id is taken once: when a client uses the ``msg_id`` of an execution that is known, sent or
+    ended, whoever asks by id gets the earlier one as before. The later one is followed to its end,
+    under no id; what the kernel says is of the earlier one, until that is complete.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class ExecutionTracker:
 
     def changed(self, execution: Execution) -> None:
         """Something of it is new."""
-        if self.keeping is not None:
+        if self.keeping is not None and self._by_id.get(execution.id) is execution:
             self.keeping.changed(execution)
 
     def put_back(self, execution: Execution) -> None:
@@ -151,7 +152,7 @@ class ExecutionTracker:
     def on_request(self, message: ClientMessage, session: str) -> Execution:
         """An ``execute_request`` is on its way to the kernel."""
         execution_id = message.header.msg_id
-        execution = self._by_id.get(execution_id)
+        known = execution = self._by_id.get(execution_id)
         if execution is None or execution.sent or execution.ended or execution.session != session:
             execution = Execution(
                 execution_id,
@@ -159,7 +160,8 @@ class ExecutionTracker:
                 self._log.end,
                 on_main_shell=message.header.subshell_id is None,
             )
-            self.add(execution)
+            if known is None:
+                self.add(execution)
         execution.header = bytes(message.parts[0])
         execution.on_sent(self._log.end)
         self.changed(execution)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import stat
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -38,10 +40,13 @@ _TEXTS: Final = ("kernel_name", "key", "ip")
 _OPTIONAL: Final = ("signature_scheme", "curve_publickey", "curve_secretkey")
 
 
-def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
+def find_connection_files(
+    directory: Path, networks: Sequence[str] = ()
+) -> dict[Path, dict[str, Any]]:
     """The connection files in ``directory`` that can be used, with what they hold.
 
     One is used if it names its kernel and has a key; anything else in the directory is passed over.
+    ``networks`` are those that a kernel may be in beside this machine.
     """
     found = {}
     try:
@@ -49,21 +54,23 @@ def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
     except OSError:
         return {}
     for file in files:
-        info = _read(file)
+        info = _read(file, networks)
         if info is not None:
             found[file] = info
     return found
 
 
-def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def find_connection_file(
+    directory: Path, name: str, networks: Sequence[str] = ()
+) -> tuple[Path, dict[str, Any]]:
     """The path and content of one of these files, named by its name or its whole path.
 
     Raises `InvalidPath` for one in any other place, or of no use; which, it does not tell.
     """
     try:
         file = directory / name
-        is_there = file.resolve().parent == directory.resolve() and file.suffix == ".json"
-        info = _read(directory / file.name) if is_there else None
+        is_there = file.parent.resolve() == directory.resolve() and file.suffix == ".json"
+        info = _read(directory / file.name, networks) if is_there else None
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
         info = None
     if info is None:
@@ -71,17 +78,20 @@ def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, An
     return directory / file.name, info
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """What a connection file holds, if it can be used."""
+def _read(file: Path, networks: Sequence[str]) -> dict[str, Any] | None:
+    """What a connection file holds, if it can be used: of ours or of root's, and no link."""
     try:
-        status = file.stat()
-        # Reading a pipe would wait for somebody to write.
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            return None
-        info = json.loads(file.read_text())
+        # Opening a pipe would wait for somebody to write.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(file, flags), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            own = status.st_uid in (0, os.geteuid())
+            if not own or not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                return None
+            info = json.loads(opened.read(MAX_FILE_BYTES + 1))
     except (OSError, ValueError, RecursionError):
         return None
-    return info if _is_usable(info) else None
+    return info if _is_usable(info) and _is_near(info, networks) else None
 
 
 def _is_usable(info: object) -> bool:
@@ -92,6 +102,20 @@ def _is_usable(info: object) -> bool:
         and all(_is_port(info.get(name)) for name in _PORTS)
         and all(isinstance(info.get(name, ""), str) for name in _OPTIONAL)
     )
+
+
+def _is_near(info: dict[str, Any], networks: Sequence[str]) -> bool:
+    """Whether the kernel is on this machine, or at an address of one of the networks.
+
+    A name could mean another address each time that it is looked up.
+    """
+    if info["transport"] == "ipc" or info["ip"] == "localhost":
+        return True
+    try:
+        address = ip_address(info["ip"])
+    except ValueError:
+        return False
+    return address.is_loopback or any(address in ip_network(network) for network in networks)
 
 
 def _is_port(value: object) -> bool:
@@ -114,6 +138,8 @@ class ExternalKernel(Kernel):
         root = house.settings.root_dir
         identity = kernel_id or str(uuid4())
         super().__init__(identity, name, spec, house, cwd=root, env={}, on_gone=on_gone)
+        # Whoever writes the file chooses the name: as a label there would be no end of them.
+        self.reports = house.reports(identity, name, "external")
         self._file = file
         self._info = info
         self._inherited = False

@@ -263,7 +263,9 @@ class MultiKernelManager:
         if not self._settings.allow_external_kernels or self.stopping:
             return
         async with self._refreshing:
-            found = await asyncio.to_thread(find_connection_files, self._external_dir)
+            found = await asyncio.to_thread(
+                find_connection_files, self._external_dir, self._settings.external_networks
+            )
             for file, kernel in [*self._external.items()]:
                 if found.get(file) != kernel.info:
                     del self._external[file]
@@ -292,7 +294,9 @@ class MultiKernelManager:
         if not self._knows_external:
             raise InvalidPath("connection_file: the server has no directory for such files")
         async with self._refreshing:
-            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
+            file, info = await asyncio.to_thread(
+                find_connection_file, self._external_dir, name, self._settings.external_networks
+            )
             kernel = self._external.get(file)
             if kernel is None or kernel.id not in self:
                 await self._add_external(file, info)

@@ -203,32 +203,34 @@ class Traffic:
             metadata=msgspec.json.encode({"kernelkeep": numbers}),
         )
 
-    def submit(self, message: ClientMessage, session: str) -> None:
+    def submit(self, message: ClientMessage, session: str) -> bool:
         """Send a client's message to the kernel, now or when it is ready for it.
 
         A dead kernel's requests end at once. Channels that clients cannot write to are ignored.
+        Returns whether the message was, or will be, done as it says.
         """
         channel = message.channel
         if channel not in CLIENT_CHANNELS:
             self._tell_ignored("message for channel %.20r ignored", channel)
-            return
+            return False
         allowed = self._settings.allowed_message_types
         if allowed and message.header.msg_type not in allowed:
             self._tell_ignored("%.40r is not allowed", message.header.msg_type)
-            return
+            return False
         if channel == "stdin":
-            if self._outbox.is_open:
+            is_open = self._outbox.is_open
+            if is_open:
                 self._outbox.send(message)
             if message.header.msg_type == "input_reply":
                 self.tracker.on_input_reply()
-            return
+            return is_open
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._refuse(message, session)
-            return
+            return False
         if self._for_next is not None:
             self._for_next.append((message, session))
             self._outbox.charge(message)
-            return
+            return True
         if (
             message.header.msg_type == "kernel_info_request"
             and channel == "shell"
@@ -236,13 +238,14 @@ class Traffic:
             and self._state.busy
         ):
             self._answer_kernel_info(message, session, self._kernel_info)
-            return
+            return True
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
         self._requests.add(message, session)
         if _is_execution(message):
             self.tracker.on_request(message, session)
         self._outbox.send(message)
+        return True
 
     def _refuse(self, message: ClientMessage, session: str) -> None:
         """End a request for which there is no process, and will be none."""

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from app.managers.external import MAX_FILE_BYTES, find_connection_files
+from app.managers.errors import InvalidPath
+from app.managers.external import (
+    MAX_FILE_BYTES,
+    find_connection_file,
+    find_connection_files,
+)
 
 GOOD: dict[str, Any] = {
     "kernel_name": "python3",
@@ -89,13 +94,26 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     assert find_connection_files(tmp_path) == {}
 
 
-def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "good.txt").write_text(json.dumps(GOOD))
-    (tmp_path / "link.json").symlink_to("good.txt")
-    assert find_connection_files(tmp_path) == {tmp_path / "link.json": GOOD}
-
-
 def test_a_directory_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert find_connection_files(tmp_path / "missing") == {}
     assert find_connection_files(tmp_path / "file") == {}
+
+
+def test_links_and_far_addresses_are_passed_over(tmp_path: Path) -> None:
+    directory = tmp_path / "external"
+    directory.mkdir()
+    ports = {f"{name}_port": 1000 for name in ("shell", "iopub", "stdin", "control", "hb")}
+    info = {**ports, "transport": "tcp", "kernel_name": "n", "key": "k"}
+    for name, address in (("near", "127.0.0.1"), ("far", "192.0.2.7"), ("named", "host.invalid")):
+        (directory / f"{name}.json").write_text(json.dumps({**info, "ip": address}))
+    (tmp_path / "elsewhere.json").write_text(json.dumps({**info, "ip": "127.0.0.1"}))
+    (directory / "link.json").symlink_to(tmp_path / "elsewhere.json")
+    os.mkfifo(directory / "pipe.json")
+    assert [file.stem for file in find_connection_files(directory)] == ["near"]
+    assert [file.stem for file in find_connection_files(directory, ["192.0.2.0/24"])] == [
+        "far",
+        "near",
+    ]
+    with pytest.raises(InvalidPath):
+        find_connection_file(directory, "link.json")
