@@ -27,7 +27,7 @@ from app.managers.kernel_house import KernelHouse
 from app.managers.registry_store import KernelRecord
 from app.managers.state import Lifecycle
 
-__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files"]
+__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files", "is_near"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,10 @@ _TEXTS: Final = ("kernel_name", "key", "ip")
 _OPTIONAL: Final = ("signature_scheme", "curve_publickey", "curve_secretkey")
 
 
-def find_connection_files(
-    directory: Path, networks: Sequence[str] = ()
-) -> dict[Path, dict[str, Any]]:
+def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
     """The connection files in ``directory`` that can be used, with what they hold.
 
     One is used if it names its kernel and has a key; anything else in the directory is passed over.
-    ``networks`` are those that a kernel may be in beside this machine.
     """
     found = {}
     try:
@@ -54,15 +51,13 @@ def find_connection_files(
     except OSError:
         return {}
     for file in files:
-        info = _read(file, networks)
+        info = _read(file)
         if info is not None:
             found[file] = info
     return found
 
 
-def find_connection_file(
-    directory: Path, name: str, networks: Sequence[str] = ()
-) -> tuple[Path, dict[str, Any]]:
+def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """The path and content of one of these files, named by its name or its whole path.
 
     Raises `InvalidPath` for one in any other place, or of no use; which, it does not tell.
@@ -70,7 +65,7 @@ def find_connection_file(
     try:
         file = directory / name
         is_there = file.parent.resolve() == directory.resolve() and file.suffix == ".json"
-        info = _read(directory / file.name, networks) if is_there else None
+        info = _read(directory / file.name) if is_there else None
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
         info = None
     if info is None:
@@ -78,7 +73,7 @@ def find_connection_file(
     return directory / file.name, info
 
 
-def _read(file: Path, networks: Sequence[str]) -> dict[str, Any] | None:
+def _read(file: Path) -> dict[str, Any] | None:
     """What a connection file holds, if it can be used: of ours or of root's, and no link."""
     try:
         # Opening a pipe would wait for somebody to write.
@@ -91,7 +86,7 @@ def _read(file: Path, networks: Sequence[str]) -> dict[str, Any] | None:
             info = json.loads(opened.read(MAX_FILE_BYTES + 1))
     except (OSError, ValueError, RecursionError):
         return None
-    return info if _is_usable(info) and _is_near(info, networks) else None
+    return info if _is_usable(info) else None
 
 
 def _is_usable(info: object) -> bool:
@@ -104,7 +99,7 @@ def _is_usable(info: object) -> bool:
     )
 
 
-def _is_near(info: dict[str, Any], networks: Sequence[str]) -> bool:
+def is_near(info: ConnectionInfo, networks: Sequence[str]) -> bool:
     """Whether the kernel is on this machine, or at an address of one of the networks.
 
     A name could mean another address each time that it is looked up.
@@ -159,8 +154,11 @@ class ExternalKernel(Kernel):
     async def start(self) -> None:
         """Open the sockets; the kernel is ready when it answers.
 
-        Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection.
+        Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection, or one
+        to a place where no kernel may be.
         """
+        if not is_near(self._info, self._house.settings.external_networks):
+            raise ValueError("its address is not of this machine, nor of the external_networks")
         self.traffic.open(self._house.channels(self._info, self.traffic))
         self._begin_life()
         await self.keep()

@@ -30,7 +30,12 @@ from app.managers.errors import (
     TooManyKernels,
 )
 from app.managers.events import Events
-from app.managers.external import ExternalKernel, find_connection_file, find_connection_files
+from app.managers.external import (
+    ExternalKernel,
+    find_connection_file,
+    find_connection_files,
+    is_near,
+)
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
@@ -182,7 +187,8 @@ class MultiKernelManager:
 
     async def _adopt_external(self, record: KernelRecord) -> None:
         file = Path(record.connection_file)
-        if not self._knows_external:
+        near = is_near(record.connection, self._settings.external_networks)
+        if not self._knows_external or not near:
             logger.warning("kernel %s (%s) is not to be used any more", record.id, file)
             assert self._house.registry is not None
             await self._house.registry.delete(record.id)
@@ -263,9 +269,7 @@ class MultiKernelManager:
         if not self._settings.allow_external_kernels or self.stopping:
             return
         async with self._refreshing:
-            found = await asyncio.to_thread(
-                find_connection_files, self._external_dir, self._settings.external_networks
-            )
+            found = await asyncio.to_thread(find_connection_files, self._external_dir)
             for file, kernel in [*self._external.items()]:
                 if found.get(file) != kernel.info:
                     del self._external[file]
@@ -294,9 +298,7 @@ class MultiKernelManager:
         if not self._knows_external:
             raise InvalidPath("connection_file: the server has no directory for such files")
         async with self._refreshing:
-            file, info = await asyncio.to_thread(
-                find_connection_file, self._external_dir, name, self._settings.external_networks
-            )
+            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
             kernel = self._external.get(file)
             if kernel is None or kernel.id not in self:
                 await self._add_external(file, info)
