@@ -120,6 +120,8 @@ def test_a_token_that_can_be_guessed_is_warned_of(
     make_server: MakeServer, token: str, is_warned_of: bool
 ) -> None:
     class WithToken(ServerProcess):
+        announcement = r"http://127\.0\.0\.1:(\d+)/\?token="
+
         @property
         def credentials(self) -> list[str]:
             return ["--token", token]

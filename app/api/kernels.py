@@ -31,6 +31,7 @@ from app.managers.errors import (
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
+    KeeperUnavailable,
     KernelNotFound,
     KernelNotRunning,
     KernelNotStopped,
@@ -169,7 +170,7 @@ router.add_api_route(
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotStopped),
+    responses=errors(KernelNotFound, KernelNotStopped, KeeperUnavailable),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -182,7 +183,13 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KernelUnreachable),
+    responses=errors(
+        KernelNotFound,
+        KernelNotRunning,
+        RequestTooLarge,
+        KernelUnreachable,
+        KeeperUnavailable,
+    ),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:

@@ -58,7 +58,8 @@ def _decode(permissions: str) -> dict[str, list[str]]:
     operation_id="user_update",
     response_model=UpdatedMe,
     responses=errors(*BODY, FieldNotUpdatable),
-    # The authorizer decides by the identity, on kernels first of all.
+    # The authorizer decides by the identity, on kernels first of all: whoever may not change them
+    # must not change by what it decides.
     dependencies=[requires("api", "write", also=[("kernels", "write")])],
 )
 async def update_me(user: UserDep, body: UpdateMe) -> Response:
