@@ -55,9 +55,8 @@ class KernelReports:
         self._events = events
         self._counters = counters
         self._kernel: dict[str, Any] = {"kernel_id": kernel_id, "kernel_name": name}
-        self.kind = (
-            kind or name.lower()
-        )  # as kernelspecs are named: asking for R and r is one series
+        # As kernelspecs are named: asking for R and r is one series.
+        self.kind = kind or name.lower()
 
     # What was asked for
 

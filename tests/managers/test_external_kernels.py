@@ -212,7 +212,7 @@ async def test_its_name_is_no_label_of_the_metrics(
         assert (await kernel.model())["name"] == "a-name-of-ones-own"
         metrics = (await rest.request("GET", "/metrics")).text
         assert "a-name-of-ones-own" not in metrics
-        assert 'kernel_name="external"' in metrics
+        assert 'kernel_currently_running_total{type="external"} 1.0' in metrics
 
 
 async def test_garbage_beside_it_does_no_harm(
