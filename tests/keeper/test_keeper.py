@@ -294,7 +294,7 @@ async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
 
 async def test_a_long_state_directory_will_do(home: Home, open_keeper: Open) -> None:
     state_dir = home.path / ("very long " * 20)
-    state_dir.mkdir()
+    state_dir.mkdir(mode=0o700)
     keeper = await open_keeper(state_dir=state_dir)
     assert await keeper.kept() == {}
 
