@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import http.client
 import json
 import os
 import select
@@ -16,8 +15,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn
-from urllib.parse import quote, urlsplit
+from typing import Final, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -37,30 +35,13 @@ from app.managers.registry_store import (
 from app.managers.transports import socket_files
 from app.settings import Settings, explain
 
-__all__ = ["announce_server", "kernels_command"]
+__all__ = ["kernels_command"]
 
 TERMINATE_SECONDS: Final = 5.0
 """Between SIGTERM and SIGKILL."""
 
-HTTP_SECONDS: Final = 60.0
-
-SERVER_FILE: Final = "server.json"
-
-
-@contextlib.contextmanager
-def announce_server(settings: Settings, url: str) -> Iterator[None]:
-    """Within, the state directory tells its owner where the server is, and the token (0600)."""
-    path = settings.state_dir / SERVER_FILE
-    told = {"pid": os.getpid(), "url": url, "token": settings.token.get_secret_value()}
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "w") as file:
-        json.dump(told, file)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+SERVER_SECONDS: Final = 60.0
+"""What the server may take for one thing that is asked of it."""
 
 
 def kernels_command(arguments: list[str]) -> NoReturn:
@@ -122,7 +103,7 @@ class _NotDone(Exception):
     """What was asked for cannot be done; the text says why."""
 
 
-_FAILURES: Final = (UnusableRegistry, _NotDone, OSError, http.client.HTTPException)
+_FAILURES: Final = (UnusableRegistry, _NotDone, OSError)
 
 
 def _records(state_dir: Path) -> list[KernelRecord]:
@@ -177,7 +158,7 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
     except UnusableRegistry:
         for kernel_id in wanted:
             with _noted(problems):
-                _ask_server(state_dir, "DELETE", f"/api/kernels/{quote(kernel_id)}")
+                _ask_server(state_dir, {"ask": "shut_down", "kernel_id": kernel_id})
     else:
         with contextlib.closing(lock):
             left = {**known}
@@ -278,33 +259,26 @@ def _end(record: KernelRecord) -> None:
 
 
 def _adopt(state_dir: Path, file: Path) -> None:
-    answer = _ask_server(state_dir, "POST", "/api/kernels", {"connection_file": str(file)})
-    print(json.loads(answer)["id"])
+    print(_ask_server(state_dir, {"ask": "adopt", "file": str(file)}))
 
 
-def _ask_server(state_dir: Path, method: str, path: str, body: Any = None) -> bytes:
+def _ask_server(state_dir: Path, asked: dict[str, str]) -> str:
+    """Ask the server that has this state directory; the id of the kernel it was about."""
+    from app.operator import MAX_LINE, open_socket
+
     try:
-        server = json.loads((state_dir / SERVER_FILE).read_text())
-        address, token = urlsplit(str(server["url"])), server["token"]
-        host, port = address.hostname, address.port
-        if host is None:
-            raise ValueError("no host")
-    except (OSError, ValueError, KeyError, TypeError):
+        connection = open_socket(state_dir)
+    except OSError:
         raise _NotDone(
             f"no server says that it has {state_dir}; one under uvicorn does not: use its API"
         ) from None
-    connection = http.client.HTTPConnection(host, port, timeout=HTTP_SECONDS)
-    with contextlib.closing(connection):
-        headers = {"Authorization": f"token {token}"} if token else {}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        content = response.read()
-        if response.status >= 300:
-            try:
-                why = json.loads(content)["message"]
-            except (ValueError, KeyError, TypeError):
-                why = f"HTTP status {response.status}"
-            raise _NotDone(why)
-        return content
+    with connection, connection.makefile("rb") as answers:
+        connection.settimeout(SERVER_SECONDS)
+        connection.sendall(json.dumps(asked).encode() + b"\n")
+        try:
+            answer = json.loads(answers.readline(MAX_LINE))
+        except ValueError:
+            raise _NotDone("the server has ended") from None
+    if "id" not in answer:
+        raise _NotDone(answer.get("message", "the server says no more"))
+    return str(answer["id"])

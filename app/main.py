@@ -35,7 +35,7 @@ from app.api.openapi import complete
 from app.api.prefix import PathMiddleware
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
-from app.logs import hide_tokens
+from app.logs import SHORT, hide_tokens
 from app.managers.audit import AuditLog, check_audit_log
 from app.managers.authorization import Authorization, Authorizer, load_authorizer
 from app.managers.counters import Counters
@@ -99,6 +99,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         hide_tokens(token)
+        if settings.auth == "token" and len(token) < SHORT:
+            logger.warning("the token has fewer than %d characters: it can be guessed", SHORT)
         if generated:
             # To the person who started it, not to the log.
             print(f"kernelkeep: this run's token is {token}", file=sys.stderr)  # noqa: T201

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import quote
@@ -20,7 +21,6 @@ from jupyter_client.kernelspec import KernelSpec
 
 from app.api.uvicorn_protocol import Connections, KernelkeepHTTPProtocol
 from app.keeper.protocol import TooOpen
-from app.kernels_cli import announce_server
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
@@ -28,6 +28,7 @@ from app.managers.multikernel import MultiKernelManager
 from app.managers.registry_store import UnusableRegistry
 from app.managers.session_store import UnusableDatabase
 from app.managers.specs import every_spec, kernel_spec_manager
+from app.operator import OperatorSocket
 from app.plugins import CannotLoad
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
@@ -112,13 +113,11 @@ def serve(
         announcement = _banner(settings, base, specs)
     else:
         announcement = _ready_line(settings, base, with_token=generated_token)
-    server = _Server(config, announcement, bound)
+    operated = settings.state_dir if settings.keeps else None
+    server = _Server(config, announcement, bound, operated)
     # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    told: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if settings.keeps:
-        told = announce_server(settings, base)
-    with told, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     sys.exit(0 if server.started else 1)
 
@@ -129,9 +128,13 @@ class _Server(uvicorn.Server):
     While they end it answers: probes that it is not ready, clients that they come too late.
     """
 
-    def __init__(self, config: uvicorn.Config, banner: str, bound: Connections) -> None:
+    def __init__(
+        self, config: uvicorn.Config, banner: str, bound: Connections, operated: Path | None
+    ) -> None:
         super().__init__(config)
         self._bound = bound
+        self._operated = operated  # the state directory where the operator's socket is to be
+        self._operator: OperatorSocket | None = None
         self._banner = banner
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exits = asyncio.Event()
@@ -141,6 +144,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(WAITING_TO_BE_ACCEPTED)
+        if self.started and self._operated is not None:
+            self._operator = OperatorSocket(self._operated, self.lifespan.state["kernels"])
+            await self._operator.open()
         if self.started:
             # What is there now stays: the garbage collector need not look at it again and again.
             gc.collect()
@@ -174,6 +180,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        if self._operator is not None:
+            self._operator.close()
         kernels: MultiKernelManager = self.lifespan.state["kernels"]
         try:
             await kernels.stopped()

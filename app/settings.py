@@ -252,7 +252,7 @@ class Settings(BaseSettings):
     transport_encryption: Literal["disabled", "auto", "required"] = Field(
         "disabled",
         description="CurveZMQ between server and kernels: off, for kernels that declare support, "
-        "or a condition of every start.",
+        "or a condition of every start; unless it is said, auto over tcp and off over ipc.",
     )
     allow_external_kernels: bool = Field(
         False, description="List kernels that others have started and left a connection file of."
@@ -262,9 +262,24 @@ class Settings(BaseSettings):
         description="Where those connection files are; by default external_kernels in Jupyter's "
         "runtime directory.",
     )
+    external_networks: Words = Field(
+        [],
+        description="Networks (CIDR) in which such a kernel may be, beside this machine.",
+    )
     kernel_env_allow: Words = Field(
         KERNEL_ENVIRONMENT,
         description="Variables of the server's environment that kernels get; * is a wildcard.",
+    )
+
+    client_env_allow: Words = Field(
+        ["KERNEL_*", "TZ", "LANG", "LC_*"],
+        description="Variables that a client who may start kernels, but not execute code, may give "
+        "a kernel; * is a wildcard.",
+    )
+    client_env_code: bool = Field(
+        True,
+        description="Let clients that may execute code give a kernel the variables by which "
+        "loaders and interpreters run code: LD_PRELOAD, PYTHONPATH and the like.",
     )
 
     extra_event_schema_paths: Paths = Field(
@@ -400,12 +415,14 @@ class Settings(BaseSettings):
 
     _split = field_validator(
         "trusted_proxies",
+        "external_networks",
         "allowed_hosts",
         "local_hostnames",
         "allowed_kernelspecs",
         "kernel_argv",
         "fork_kernels",
         "kernel_env_allow",
+        "client_env_allow",
         "extra_event_schema_paths",
         "untracked_message_types",
         "allowed_message_types",
@@ -452,7 +469,7 @@ class Settings(BaseSettings):
             raise ValueError("cannot be told from a path of the service itself")
         return value
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "external_networks")
     @classmethod
     def _networks(cls, value: list[str]) -> list[str]:
         for network in value:

@@ -115,6 +115,23 @@ def test_help_needs_nothing(home: Home) -> None:
         assert option in ended.stdout
 
 
+@pytest.mark.parametrize(("token", "is_warned_of"), [("t", True), ("0123456789abcdef", False)])
+def test_a_token_that_can_be_guessed_is_warned_of(
+    make_server: MakeServer, token: str, is_warned_of: bool
+) -> None:
+    class WithToken(ServerProcess):
+        announcement = r"http://127\.0\.0\.1:(\d+)/\?token="
+
+        @property
+        def credentials(self) -> list[str]:
+            return ["--token", token]
+
+    server = make_server(kind=WithToken)
+    server.stop()
+    assert ("the token has fewer than 16 characters" in server.output()) is is_warned_of
+    assert "shu[hidden]down" not in server.output()
+
+
 # When it refuses
 
 
@@ -216,6 +233,14 @@ def test_a_wrong_value_is_not_repeated(commands: Commands, home: Home) -> None:
     ended = commands.run("--port", "sesame", "--auth", "sesame", home=home)
     assert ended.returncode == 2
     assert "sesame" not in ended.stderr
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o750, 0o755, 0o701])
+def test_a_state_directory_that_others_can_use_is_refused(home: Home, mode: int) -> None:
+    home.state_dir.chmod(mode)
+    ended = run_server("--state-dir", str(home.state_dir), home=home)
+    text = f"{home.state_dir} is open to others (mode {mode:04o}): chmod 0700 {home.state_dir}"
+    assert text in _refusal(ended)
 
 
 # How it ends

@@ -215,3 +215,26 @@ def test_the_level_is_the_one_that_was_asked_for(
     assert [line.split()[-1] for line in stream.getvalue().splitlines()] == levels[
         levels.index(level) :
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the server is shut down, not hidden", "the server is shut down, not hidden"),
+        ("GET /api?token=t HTTP/1.1", "GET /api?token=[hidden] HTTP/1.1"),
+        ("token t", "[hidden]"),
+        ("it isn't", "it isn't"),
+        ("it was t, wasn't it", "it was [hidden], wasn't it"),
+    ],
+)
+def test_a_short_token_is_hidden_where_it_is_no_part_of_a_word(
+    monkeypatch: pytest.MonkeyPatch, text: str, shown: str
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logging.config.dictConfig(logging_config("debug"))
+    hide_tokens("t")
+
+    logging.getLogger("app").warning("%s", text)
+
+    assert stream.getvalue().endswith(f": {shown}\n")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
 
@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 Action = Literal["read", "write", "execute"]
+
+_GRANTED: Final = "kernelkeep.granted"
+"""Where a request's scope notes what the authorizer has said yes to."""
 
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Headers": (
@@ -72,30 +75,48 @@ class Access:
         activity: bool,
         public: bool = False,
         any_host: bool = False,
+        also: Sequence[tuple[str, Action]] = (),
     ) -> None:
         self.resource = resource
         self.action = action
         self.public = public
         self.any_host = any_host
+        self.also = also
         self._activity = activity
+
+    @property
+    def asked(self) -> list[tuple[str, Action]]:
+        """Every resource that the authorizer is asked about, with the action on it, in order."""
+        return [] if self.action is None else [(self.resource, self.action), *self.also]
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """Ask the authorizer, if it is its business, then note the use of the API.
 
-        Before a WebSocket is accepted too. Raises `NotAuthorized` or `AuthorizerFailed`.
+        Before a WebSocket is accepted too. Raises `NotAuthorized` or `AuthorizerFailed`. A route
+        that has asked before it read its body is not asked for again.
         """
-        if self.action is not None:
-            await connection.state.authorization.require(self.action, self.resource)
+        if connection.scope.get(_GRANTED) is self:
+            return
+        for resource, action in self.asked:
+            await connection.state.authorization.require(action, resource)
+        connection.scope[_GRANTED] = self
         if self._activity and "no_track_activity" not in connection.query_params:
             connection.state.kernels.touch()
 
 
-def requires(resource: str, action: Action, *, activity: bool = True) -> Any:
+def requires(
+    resource: str,
+    action: Action,
+    *,
+    activity: bool = True,
+    also: Sequence[tuple[str, Action]] = (),
+) -> Any:
     """The dependency by which a route declares what it needs.
 
-    With ``activity`` its use counts as use of the API.
+    With ``activity`` its use counts as use of the API. ``also`` names the further resources that
+    the route touches, with the action on each.
     """
-    return Depends(Access(resource, action, activity=activity))
+    return Depends(Access(resource, action, activity=activity, also=also))
 
 
 AUTHENTICATED: Any = Depends(Access("", None, activity=True))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Path
@@ -14,8 +17,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.access import declared_access
+from app.api.bodies import OFF_LOOP_BYTES, check_nesting, parse
 from app.managers.authorization import Authorization
-from app.managers.errors import InvalidRequest, RequestTooLarge
+from app.managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
 from app.managers.events import Events
 from app.managers.identity import User
 from app.managers.kernel import Kernel
@@ -24,6 +28,7 @@ from app.managers.sessions import SessionManager
 
 __all__ = [
     "AuthorizationDep",
+    "CodeRoute",
     "EventsDep",
     "IdempotencyKeyDep",
     "JSONRoute",
@@ -32,13 +37,18 @@ __all__ = [
     "ManagerDep",
     "PolledRoute",
     "SessionsDep",
+    "SmallRoute",
     "UserDep",
     "fingerprint",
     "read_body",
 ]
 
-MAX_BODY_BYTES: Final = 16 * 2**20
-"""The largest request body that is read; above it the answer is 413."""
+MAX_BODY_BYTES: Final = 2**20
+"""The largest request body that most routes read; above it the answer is 413."""
+
+DISCARD_BYTES: Final = 32 * 2**20
+DISCARD_SECONDS: Final = 5.0
+"""Of a body that is refused: how much is taken, and how long that may last."""
 
 
 # Coroutines, although they wait for nothing: FastAPI calls plain functions in a thread.
@@ -109,18 +119,40 @@ def fingerprint(body: BaseModel) -> bytes:
 class JSONRoute(APIRoute):
     """A route whose body is read as JSON whatever its Content-Type says.
 
-    Clients of Jupyter servers send JSON as text/plain, as a form, or with no type at all.
+    Clients of Jupyter servers send JSON as text/plain, as a form, or with no type at all. The
+    authorizer is asked before the body is read: who may not use the route costs no more than that.
     """
+
+    max_body_bytes = MAX_BODY_BYTES
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
+        access, limit = declared_access(self), self.max_body_bytes
+        assert access is not None, "a route declares its access"
 
         async def handle(request: Request) -> Response:
             if request.method in ("POST", "PUT", "PATCH"):
-                request = await _as_json(request)
+                try:
+                    await access(request)
+                except KernelkeepError:
+                    await _discard(request.stream())
+                    raise
+                request = await _as_json(request, limit)
             return await handler(request)
 
         return handle
+
+
+class CodeRoute(JSONRoute):
+    """A route that takes code, which may be long."""
+
+    max_body_bytes = 16 * 2**20
+
+
+class SmallRoute(JSONRoute):
+    """A route whose bodies are small: every subscriber, or every answer, carries them."""
+
+    max_body_bytes = 64 * 2**10
 
 
 class PolledRoute(APIRoute):
@@ -146,24 +178,46 @@ class PolledRoute(APIRoute):
         self.app = answer
 
 
-async def _as_json(request: Request) -> Request:
-    body = await read_body(request)
+async def _as_json(request: Request, limit: int) -> Request:
+    body = await read_body(request, limit)
+    large = len(body) > OFF_LOOP_BYTES
+    check = partial(parse, body) if large else partial(check_nesting, body)
+    parsed = await asyncio.to_thread(check) if large else check()
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
     headers.append((b"content-type", b"application/json"))
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return Request({**request.scope, "headers": headers}, receive)
+    request = Request({**request.scope, "headers": headers}, receive)
+    if large:
+        request._json = parsed  # what `Request.json` returns
+    return request
+
+
+async def _discard(stream: AsyncIterator[bytes]) -> None:
+    """Take, and forget, the rest of a body that is refused.
+
+    An answer that comes while the client still sends is lost: the connection is reset. What is
+    taken is bounded in bytes and in time.
+    """
+    taken = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            async for chunk in stream:
+                taken += len(chunk)
+                if taken > DISCARD_BYTES:
+                    return
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The body. Raises `RequestTooLarge`, or `InvalidRequest` when it breaks off."""
     body = bytearray()
     try:
-        async for chunk in request.stream():
+        async for chunk in (stream := request.stream()):
             body += chunk
             if len(body) > limit:
+                await _discard(stream)
                 raise RequestTooLarge(f"The body has more than {limit} bytes")
     except ClientDisconnect:
         raise InvalidRequest("The body is incomplete") from None

@@ -5,25 +5,26 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from app.api.access import requires
-from app.api.dependencies import EventsDep, JSONRoute
+from app.api.dependencies import EventsDep, SmallRoute
 from app.api.models import PostEvent
 from app.api.openapi import BODY, errors
-from app.managers.errors import InvalidEvent
+from app.managers.errors import EventSchemaReserved, InvalidEvent
 
-router = APIRouter(prefix="/api/events", tags=["events"], route_class=JSONRoute)
+router = APIRouter(prefix="/api/events", tags=["events"], route_class=SmallRoute)
 
 
 @router.post(
     "",
     operation_id="events_post",
     status_code=204,
-    responses=errors(*BODY, InvalidEvent),
+    responses=errors(*BODY, InvalidEvent, EventSchemaReserved),
     dependencies=[requires("events", "write")],
 )
 async def post_event(events: EventsDep, body: PostEvent) -> Response:
     """Tell an event to all who listen at `/api/events/subscribe`.
 
-    Its data is held against its schema while somebody listens.
+    Its data is held against its schema while somebody listens. The server's own schemas are not
+    for clients.
     """
     await events.post(body.schema_id, str(body.version), body.data, body.moment)
     return Response(status_code=204)

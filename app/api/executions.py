@@ -15,8 +15,8 @@ from starlette.responses import StreamingResponse
 from app.api.access import requires
 from app.api.awaiting import AwaitedResponse
 from app.api.dependencies import (
+    CodeRoute,
     IdempotencyKeyDep,
-    JSONRoute,
     KernelDep,
     ManagerDep,
     fingerprint,
@@ -47,6 +47,7 @@ from app.managers.errors import (
     IdempotencyConflict,
     InvalidIdempotencyKey,
     InvalidRequest,
+    KernelkeepError,
     KernelNotFound,
     KernelNotRunning,
     KernelUnreachable,
@@ -64,7 +65,7 @@ from app.managers.executions import Code
 from app.managers.kernel import Kernel
 
 router = APIRouter(
-    prefix="/api/kernels/{kernel_id}/executions", tags=["executions"], route_class=JSONRoute
+    prefix="/api/kernels/{kernel_id}/executions", tags=["executions"], route_class=CodeRoute
 )
 
 DEFAULT_MAX_BYTES: Final = 10 * 2**20
@@ -215,7 +216,11 @@ async def run_code(
 
     async def make() -> str:
         code = Code(**body.model_dump())
-        execution = kernel.executions.run(code)
+        try:
+            execution = kernel.executions.run(code)
+        except KernelkeepError:
+            kernel.reports.refused("execute", _encode(code))
+            raise
         kernel.reports.executed(execution.id, execution.session, _encode(code))
         return execution.id
 
@@ -368,7 +373,10 @@ async def cancel_execution(
     one that has ended changes nothing.
     """
     asked = body or CancelExecution()
-    kernel.reports.cancelled(execution.id)
+    if execution.ended:
+        kernel.reports.refused("cancel", execution_id=execution.id)
+    else:
+        kernel.reports.cancelled(execution.id)
     await kernel.executions.cancel(execution, asked.kill_after)
     return Response(_encode(info(execution)), media_type="application/json")
 
@@ -382,5 +390,11 @@ async def cancel_execution(
 )
 async def answer_input(kernel: KernelDep, execution: ExecutionDep, body: InputModel) -> Response:
     """Answer what an execution asks its user for."""
-    kernel.executions.answer(execution, body.value)
+    content = _encode({"value": body.value})
+    try:
+        kernel.executions.answer(execution, body.value)
+    except KernelkeepError:
+        kernel.reports.refused("input", content, execution_id=execution.id)
+        raise
+    kernel.reports.answered(execution.session, content)
     return Response(status_code=204)

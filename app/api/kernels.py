@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from app.api.access import requires
 from app.api.dependencies import (
+    AuthorizationDep,
     IdempotencyKeyDep,
     JSONRoute,
     KernelIdDep,
@@ -19,12 +21,17 @@ from app.api.dependencies import (
 from app.api.models import KernelModel, StartKernel
 from app.api.openapi import BODY, ERRORS, errors, links
 from app.api.traces import TraceDep
+from app.managers.authorization import Authorization
+from app.managers.environment import is_code, needs_execute
 from app.managers.errors import (
+    MAX_NAME,
+    EnvironmentNotAllowed,
     IdempotencyConflict,
     InvalidEnvironment,
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
+    KeeperUnavailable,
     KernelNotFound,
     KernelNotRunning,
     KernelNotStopped,
@@ -37,6 +44,7 @@ from app.managers.errors import (
     TooManyKernels,
     TooManyStarts,
 )
+from app.settings import Settings
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
 
@@ -82,6 +90,7 @@ router.add_api_route(
             InvalidKernelId,
             InvalidPath,
             InvalidEnvironment,
+            EnvironmentNotAllowed,
             InvalidIdempotencyKey,
             KernelSpecNotFound,
             KernelNotFound,
@@ -99,12 +108,14 @@ router.add_api_route(
 async def start_kernel(
     request: Request,
     manager: ManagerDep,
+    authorization: AuthorizationDep,
     trace: TraceDep,
     body: Annotated[StartKernel | None, Body()] = None,
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
     """Start a kernel. It becomes ready by itself; requests to it wait until then."""
     asked = body or StartKernel()
+    await _check_env(asked.env or {}, manager.settings, authorization)
 
     async def make() -> str:
         if asked.connection_file is not None:
@@ -122,6 +133,20 @@ async def start_kernel(
     kernel = manager.get(kernel_id)
     location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
     return _json(kernel.model, 201, {"Location": location})
+
+
+async def _check_env(
+    env: Mapping[str, str], settings: Settings, authorization: Authorization
+) -> None:
+    """Raise `EnvironmentNotAllowed` for a variable that this client may not set."""
+    code = next(filter(is_code, env), None)
+    if code is not None and not settings.client_env_code:
+        raise EnvironmentNotAllowed(f"env: {code[:MAX_NAME]} has code run: this server takes none")
+    name = needs_execute(env, settings.client_env_allow)
+    if name is not None and not await authorization.allows("execute", "kernels"):
+        raise EnvironmentNotAllowed(
+            f"env: to set {name[:MAX_NAME]} takes the permission to execute code in kernels"
+        )
 
 
 async def get_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -145,7 +170,7 @@ router.add_api_route(
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotStopped),
+    responses=errors(KernelNotFound, KernelNotStopped, KeeperUnavailable),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -158,7 +183,13 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
     "/{kernel_id}/interrupt",
     operation_id="kernels_interrupt",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotRunning, RequestTooLarge, KernelUnreachable),
+    responses=errors(
+        KernelNotFound,
+        KernelNotRunning,
+        RequestTooLarge,
+        KernelUnreachable,
+        KeeperUnavailable,
+    ),
     dependencies=[requires("kernels", "write")],
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:

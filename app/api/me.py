@@ -7,14 +7,14 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, Response
 
-from app.api.access import AUTHENTICATED
-from app.api.dependencies import AuthorizationDep, JSONRoute, UserDep
+from app.api.access import AUTHENTICATED, requires
+from app.api.dependencies import AuthorizationDep, SmallRoute, UserDep
 from app.api.models import MeModel, UpdatedMe, UpdateMe
 from app.api.openapi import BODY, errors
 from app.managers.errors import FieldNotUpdatable, InvalidRequest
 from app.managers.identity import UPDATABLE_FIELDS
 
-router = APIRouter(prefix="/api/me", tags=["user"], route_class=JSONRoute)
+router = APIRouter(prefix="/api/me", tags=["user"], route_class=SmallRoute)
 
 _encode = msgspec.json.Encoder().encode
 _permissions = msgspec.json.Decoder(dict[str, list[str]])
@@ -58,7 +58,9 @@ def _decode(permissions: str) -> dict[str, list[str]]:
     operation_id="user_update",
     response_model=UpdatedMe,
     responses=errors(*BODY, FieldNotUpdatable),
-    dependencies=[AUTHENTICATED],
+    # The authorizer decides by the identity, on kernels first of all: whoever may not change them
+    # must not change by what it decides.
+    dependencies=[requires("api", "write", also=[("kernels", "write")])],
 )
 async def update_me(user: UserDep, body: UpdateMe) -> Response:
     """Change how the user is called. It lasts as long as the server runs."""

@@ -45,6 +45,18 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 
+MAX_NAME_BYTES: Final = 4096
+
+
+def _short(text: str) -> str:
+    if len(text.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"is longer than {MAX_NAME_BYTES} bytes")
+    return text
+
+
+Name = Annotated[Text, AfterValidator(_short)]
+"""What is kept and listed for as long as a session or a kernel is there."""
+
 
 def example(**fields: Any) -> ConfigDict:
     """A model's configuration: what one looks like, for the OpenAPI document."""
@@ -133,8 +145,10 @@ class StartKernel(BaseModel):
 
     model_config = example(name="python3", path="notebooks", env={"KERNEL_USERNAME": "ada"})
 
-    name: str | None = Field(None, description="A kernelspec's name; the server's default if none.")
-    path: str | None = Field(
+    name: Name | None = Field(
+        None, description="A kernelspec's name; the server's default if none."
+    )
+    path: Name | None = Field(
         None,
         description="The directory it works in, relative to the server's root directory; of a file "
         "or a directory that does not exist, the nearest parent that does.",
@@ -220,8 +234,8 @@ class KernelChoice(BaseModel):
 class NotebookPath(BaseModel):
     """The older form of a session's path."""
 
-    path: Text | None = None
-    name: Text | None = None
+    path: Name | None = None
+    name: Name | None = None
 
 
 class StartSession(BaseModel):
@@ -234,12 +248,12 @@ class StartSession(BaseModel):
         kernel={"name": "python3"},
     )
 
-    path: Text = Field(
+    path: Name = Field(
         description="The path of its document. Its directory, or the nearest parent that exists, "
         "is where the kernel works."
     )
-    type: Text = Field(description="What it is.", examples=["notebook", "console", "file"])
-    name: Text | None = Field(None, description="What to call it.")
+    type: Name = Field(description="What it is.", examples=["notebook", "console", "file"])
+    name: Name | None = Field(None, description="What to call it.")
     # A factory and no default: leaving a field out is not the same as null, which is refused.
     kernel: KernelChoice = Field(
         default_factory=KernelChoice,
@@ -292,9 +306,9 @@ class UpdateSession(BaseModel):
 
     model_config = example(path="notebooks/renamed.ipynb", name="renamed.ipynb")
 
-    path: Text = Field(default_factory=str, description="The new path.")
-    name: Text | None = Field(None, description="What to call it; null for nothing.")
-    type: Text = Field(default_factory=str, description="What it is.")
+    path: Name = Field(default_factory=str, description="The new path.")
+    name: Name | None = Field(None, description="What to call it; null for nothing.")
+    type: Name = Field(default_factory=str, description="What it is.")
     kernel: KernelChoice = Field(
         default_factory=KernelChoice,
         description="A running kernel's id, or the name of a kernelspec to start a new kernel of.",

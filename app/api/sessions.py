@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.access import requires
-from app.api.dependencies import JSONRoute, SessionsDep
+from app.api.dependencies import AuthorizationDep, JSONRoute, SessionsDep
 from app.api.models import SessionModel, StartSession, UpdateSession
 from app.api.openapi import BODY, ERRORS, errors, links
 from app.api.traces import TraceDep
@@ -24,6 +24,7 @@ from app.managers.errors import (
     ServerStopping,
     SessionNotFound,
     TooManyKernels,
+    TooManySessions,
     TooManyStarts,
 )
 
@@ -68,6 +69,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             InvalidKernelId,
             KernelNotRunning,
             TooManyKernels,
+            TooManySessions,
             TooManyStarts,
             KernelStartFailed,
             KernelSpecInvalid,
@@ -75,7 +77,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             ServerStopping,
         ),
     },
-    dependencies=[requires("sessions", "write")],
+    dependencies=[requires("sessions", "write", also=[("kernels", "write")])],
 )
 async def create_session(
     request: Request, sessions: SessionsDep, trace: TraceDep, body: StartSession
@@ -118,6 +120,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
         NoSuchKernel,
         SessionNotFound,
         TooManyKernels,
+        TooManySessions,
         TooManyStarts,
         KernelUnavailable,
         KernelNotStopped,
@@ -126,12 +129,19 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     dependencies=[requires("sessions", "write")],
 )
 async def update_session(
-    sessions: SessionsDep, session_id: SessionIdDep, trace: TraceDep, body: UpdateSession
+    sessions: SessionsDep,
+    authorization: AuthorizationDep,
+    session_id: SessionIdDep,
+    trace: TraceDep,
+    body: UpdateSession,
 ) -> Response:
     """Rename a session, change its type, or give it another kernel.
 
-    Its old kernel is shut down; the answer comes when that is done.
+    Its old kernel is shut down; the answer comes when that is done. To give it another kernel
+    takes `write` on `kernels` too.
     """
+    if body.kernel.id is not None or body.kernel.name is not None:
+        await authorization.require("write", "kernels")
     session = await sessions.update(
         session_id,
         body.changes,
@@ -147,7 +157,7 @@ async def update_session(
     operation_id="sessions_delete",
     status_code=204,
     responses=errors(SessionNotFound, KernelNotStopped),
-    dependencies=[requires("sessions", "write")],
+    dependencies=[requires("sessions", "write", also=[("kernels", "write")])],
 )
 async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
     """End a session and shut its kernel down, even if other sessions have it too."""

@@ -108,13 +108,13 @@ def open_dir(state_dir: Path) -> int:
 
 
 def check_private(state_dir: Path) -> None:
-    """Raise `TooOpen` if anybody else can reach the keeper's files, or put others in their place.
+    """Raise `TooOpen` if anybody else can reach the service's files, or put others in their place.
 
-    Or the registry, which has the kernels' keys. What is not there is fine.
+    The keeper's, or the registry, which has the kernels' keys. What is not there is fine.
     """
     directory = keeper_dir(state_dir)
     for path, forbidden in (
-        (state_dir, stat.S_IWOTH),
+        (state_dir, 0o077),
         (state_dir / "registry.sqlite", 0o077),
         (directory, 0o077),
         (directory / "socket", 0o077),

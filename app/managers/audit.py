@@ -40,10 +40,11 @@ CLOSE_SECONDS: Final = 5.0
 
 
 class _Request(msgspec.Struct):
-    """Of the content of an ``execute_request``: what is executed."""
+    """Of the content of an ``execute_request`` or an ``input_reply``: what is executed."""
 
     code: str = ""
     user_expressions: dict[str, Any] = {}
+    value: str | None = None
 
 
 _request_decoder: Final = msgspec.json.Decoder(_Request)
@@ -70,7 +71,8 @@ class AuditLog:
     def note(self, action: str, content: Buffer = b"", **data: Any) -> None:
         """Add a record of what was just done, for whom, and to which kernel.
 
-        ``content`` is that of an ``execute_request``: its code's hash becomes part of the record.
+        ``content`` is that of an ``execute_request`` or an ``input_reply``: the hash of its code,
+        or of its value, becomes part of the record.
         """
         if self._path is None:
             return
@@ -172,6 +174,9 @@ def _executed(content: Buffer) -> dict[str, Any]:
         request = _request_decoder.decode(content)
     except (msgspec.MsgspecError, RecursionError):
         return {"code_sha256": None}
+    if request.value is not None:  # an answer to input(), which may be code as well
+        value = request.value.encode("utf-8", "surrogatepass")
+        return {"value_bytes": len(value), "value_sha256": hashlib.sha256(value).hexdigest()}
     code = request.code.encode("utf-8", "surrogatepass")
     told: dict[str, Any] = {"code_sha256": hashlib.sha256(code).hexdigest()}
     if request.user_expressions:

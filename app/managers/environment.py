@@ -14,7 +14,7 @@ from typing import Final
 
 from app.managers.errors import InvalidEnvironment
 
-__all__ = ["kernel_environment"]
+__all__ = ["is_code", "kernel_environment", "needs_execute", "without_password"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*", re.ASCII)
 
@@ -28,6 +28,47 @@ MAX_TOTAL_BYTES: Final = 512 * 1024
 """Names and values of one request together; a program's arguments share the same space."""
 
 
+_CODE: Final = (
+    # What the loader of programs obeys, and the C library.
+    *("LD_*", "DYLD_*", "GLIBC_*", "GCONV_PATH", "LOCPATH", "MALLOC_*", "NLSPATH", "LIBPATH"),
+    # Where programs are looked for, and which are run without being asked for.
+    *("PATH", "PATHEXT", "COMSPEC", "SHELL", "EDITOR", "VISUAL", "PAGER", "*_PAGER", "BROWSER"),
+    *("BASH_ENV", "BASH_FUNC_*", "BASHOPTS", "SHELLOPTS", "ENV", "IFS", "PS4", "PROMPT_COMMAND"),
+    *("ZDOTDIR", "GIT_*", "SSH_ASKPASS", "LESSOPEN", "LESSCLOSE", "MAKEFLAGS", "CC", "CXX"),
+    # Interpreters: Python, Jupyter, R, Julia, Node, Perl, Ruby, Java, Lua, and others.
+    *("PYTHON*", "JUPYTER_*", "IPYTHON*", "PIP_*", "VIRTUAL_ENV", "CONDA_*", "MAMBA_*", "MPL*"),
+    *("R_*", "JULIA_*", "NODE_*", "NPM_*", "PERL*", "RUBY*", "GEM_*", "BUNDLE_*", "LUA_*"),
+    *("JAVA_*", "_JAVA_OPTIONS", "JDK_*", "CLASSPATH", "JVM_*", "SCALA_*", "SPARK_*", "DOTNET_*"),
+    *("COMPLUS_*", "CORECLR_*", "PHP*", "GO*", "RUST*", "DENO_*", "XEUS_*", "OCAML*", "TCL*"),
+    # Where files that hold settings, and so commands, are looked for.
+    *("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "XDG_*", "TMPDIR", "TEMP", "TMP"),
+    *("OPENSSL_*", "CUDA_*", "OMP_TOOL*", "QT_*", "GTK_*", "GIO_*", "GST_*"),
+)
+"""Variables by which a loader, a shell or an interpreter finds code to run."""
+
+
+def is_code(name: str) -> bool:
+    """Whether a variable of this name has code run in a process that has it."""
+    upper = name.upper()  # Windows knows no difference, and some libraries look for both
+    return any(fnmatchcase(upper, pattern) for pattern in _CODE)
+
+
+def needs_execute(names: Iterable[str], allowed: Iterable[str]) -> str | None:
+    """The first of the names that only somebody who may execute code may set; None if all may.
+
+    ``allowed`` are patterns; none of them allows a variable that `is_code`.
+    """
+    patterns = list(allowed)
+    return next(
+        (
+            name
+            for name in names
+            if is_code(name) or not any(fnmatchcase(name, pattern) for pattern in patterns)
+        ),
+        None,
+    )
+
+
 def kernel_environment(
     server: Mapping[str, str], allowed: Iterable[str], requested: Mapping[str, str]
 ) -> dict[str, str]:
@@ -39,13 +80,25 @@ def kernel_environment(
     _check(requested)
     patterns = list(allowed)
     environment = {
-        name: value
+        name: without_password(value) if name.upper().endswith("_PROXY") else value
         for name, value in server.items()
         if not name.upper().startswith(OWN_PREFIX)
         and any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     environment.update(requested)
     return environment
+
+
+def without_password(url: str) -> str:
+    """The address of a proxy without the name and the password that it is used with.
+
+    Clients may be given a proxy, but not what it knows the server by.
+    """
+    start = url.find("://") + 3 if "://" in url else 0
+    # Whatever stands before the last @, a slash in the password too: too much rather than too
+    # little.
+    at = url.rfind("@")
+    return url if at < start else url[:start] + url[at + 1 :]
 
 
 def _check(requested: Mapping[str, str]) -> None:

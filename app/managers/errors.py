@@ -16,6 +16,8 @@ KernelkeepError
 │   └── NoSuchKernel
 ├── Unauthorized 403
 ├── NotAuthorized 403
+├── EnvironmentNotAllowed 403
+├── EventSchemaReserved 403
 ├── MessageTypeNotAllowed 403
 ├── ContentsForbidden 403
 ├── NotFound 404
@@ -36,6 +38,7 @@ KernelkeepError
 ├── RangeNotSatisfiable 416
 ├── TooManyExecutions 429
 ├── TooManyKernels 429
+├── TooManySessions 429
 ├── TooManyStarts 429
 ├── KernelStartFailed 500
 │   └── KernelSpecInvalid
@@ -172,6 +175,30 @@ class NotAuthorized(KernelkeepError):
 
     def __init__(self, action: str, resource: str) -> None:
         super().__init__(f"User is not authorized to {action} on resource: {resource}.")
+
+
+class EnvironmentNotAllowed(KernelkeepError):
+    """An environment variable that this client may not give a kernel."""
+
+    status = 403
+    code = "environment_not_allowed"
+
+
+class EventSchemaReserved(KernelkeepError):
+    """The events of this schema are the server's own to tell."""
+
+    status = 403
+    code = "event_schema_reserved"
+
+
+class TooManySessions(KernelkeepError):
+    """The kernel has as many sessions as one may have."""
+
+    status = 429
+    code = "too_many_sessions"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"This kernel has {limit} sessions, as many as it may; end one first")
 
 
 class MessageTypeNotAllowed(KernelkeepError):

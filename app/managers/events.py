@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.managers.errors import MAX_NAME, InvalidEvent, ServerStopping
+from app.managers.errors import MAX_NAME, EventSchemaReserved, InvalidEvent, ServerStopping
 from app.plugins import CannotLoad
 
 if TYPE_CHECKING:
@@ -87,10 +87,15 @@ class Events:
     async def post(
         self, schema_id: str, version: str, data: dict[str, Any], timestamp: datetime | None = None
     ) -> None:
-        """Tell an event of a client's. Raises `InvalidEvent`.
+        """Tell an event of a client's. Raises `InvalidEvent`, or `EventSchemaReserved`.
 
         As in Jupyter servers, ``data`` is held against the schema only while somebody listens.
         """
+        if schema_id in (KERNEL_ACTIONS, KERNEL_LIFECYCLE):
+            raise EventSchemaReserved("Only the server itself tells events of its own schemas")
+        # The library writes its own fields (the schema, the time) under such names.
+        if any(name.startswith("__") for name in data):
+            raise InvalidEvent("data: no name in it may begin with __")
         event_logger = await self._loaded()
         from jsonschema import ValidationError
 

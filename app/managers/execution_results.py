@@ -16,7 +16,7 @@ from app.managers.errors import OutputNotFound
 from app.managers.execution import Execution, Step
 from app.managers.history import ExecutionReader
 from app.managers.log import MessageLog
-from app.managers.outputs import Numbering, OutputAssembler, display_id_of
+from app.managers.outputs import Cut, Numbering, OutputAssembler, display_id_of
 from app.protocol.messages import Message, format_timestamp
 
 __all__ = ["OutputURL", "info", "output", "result"]
@@ -147,15 +147,38 @@ async def result(
                 assembler.add(message)
         if not reader.behind or reader.cursor >= until:
             break
+    expressions, more = _within(expressions if isinstance(expressions, dict) else {}, max_bytes)
+    payload, most = _payload_within(payload if isinstance(payload, list) else [], max_bytes)
     cut = assembler.cut
+    if more or most:
+        cut = Cut(*(cut or (0, 0)))
+        cut = cut._replace(bytes=cut.bytes + more + most)
     return ExecutionResult(
         **_fields(execution),
         outputs=assembler.outputs,
-        user_expressions=expressions if isinstance(expressions, dict) else {},
-        payload=payload if isinstance(payload, list) else [],
+        user_expressions=expressions,
+        payload=payload,
         gap=GapInfo(*gone) if gone.messages else None,
         cut=CutInfo(*cut) if cut is not None else None,
     )
+
+
+def _within(values: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
+    """Those of the values that fit into so many bytes together, and the bytes of the others."""
+    kept, used, cut = {}, 0, 0
+    for name, value in values.items():
+        size = len(name.encode("utf-8", "replace")) + len(msgspec.json.encode(value))
+        if used + size <= max_bytes:
+            kept[name] = value
+            used += size
+        else:
+            cut += size
+    return kept, cut
+
+
+def _payload_within(items: list[Any], max_bytes: int) -> tuple[list[Any], int]:
+    kept, cut = _within({str(number): item for number, item in enumerate(items)}, max_bytes)
+    return [*kept.values()], cut
 
 
 class Blob(msgspec.Struct):

@@ -95,8 +95,9 @@ _question_decoder: Final = msgspec.json.Decoder(_Question)
 class ExecutionTracker:
     """Knows the executions that are under way, and the last ``kept`` that have ended.
 
-    Two clients may use one ``msg_id``: what the kernel says is then of the earlier one, until that
-    is complete; whoever asks by id gets the later one.
+    An id is taken once: when a client uses the ``msg_id`` of an execution that is known, sent or
+    ended, whoever asks by id gets the earlier one as before. The later one is followed to its end,
+    under no id; what the kernel says is of the earlier one, until that is complete.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class ExecutionTracker:
 
     def changed(self, execution: Execution) -> None:
         """Something of it is new."""
-        if self.keeping is not None:
+        if self.keeping is not None and self._by_id.get(execution.id) is execution:
             self.keeping.changed(execution)
 
     def put_back(self, execution: Execution) -> None:
@@ -183,14 +184,17 @@ class ExecutionTracker:
             on_main_shell=message.header.subshell_id is None,
         )
         execution.by_client = True
-        self.add(execution)
+        # An id is taken once: the record of an execution that had it before is not replaced.
+        if execution.id not in self._by_id:
+            self.add(execution)
         return execution
 
     # Requests that wait, for the server's next process
 
     def on_early(self, message: ClientMessage, session: str) -> None:
         """A client's ``execute_request`` waits for a process that is yet to come."""
-        self.keep_request(self._by_client(message, session), message)
+        if message.header.msg_id not in self._by_id:
+            self.keep_request(self._by_client(message, session), message)
 
     def keep_request(self, execution: Execution, message: ClientMessage) -> None:
         """Its request waits: the next server sends it if this one cannot."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import stat
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -25,7 +27,7 @@ from app.managers.kernel_house import KernelHouse
 from app.managers.registry_store import KernelRecord
 from app.managers.state import Lifecycle
 
-__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files"]
+__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files", "is_near"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, An
     """
     try:
         file = directory / name
-        is_there = file.resolve().parent == directory.resolve() and file.suffix == ".json"
+        is_there = file.parent.resolve() == directory.resolve() and file.suffix == ".json"
         info = _read(directory / file.name) if is_there else None
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
         info = None
@@ -72,13 +74,16 @@ def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, An
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """What a connection file holds, if it can be used."""
+    """What a connection file holds, if it can be used: of ours or of root's, and no link."""
     try:
-        status = file.stat()
-        # Reading a pipe would wait for somebody to write.
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            return None
-        info = json.loads(file.read_text())
+        # Opening a pipe would wait for somebody to write.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(file, flags), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            own = status.st_uid in (0, os.geteuid())
+            if not own or not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                return None
+            info = json.loads(opened.read(MAX_FILE_BYTES + 1))
     except (OSError, ValueError, RecursionError):
         return None
     return info if _is_usable(info) else None
@@ -92,6 +97,20 @@ def _is_usable(info: object) -> bool:
         and all(_is_port(info.get(name)) for name in _PORTS)
         and all(isinstance(info.get(name, ""), str) for name in _OPTIONAL)
     )
+
+
+def is_near(info: ConnectionInfo, networks: Sequence[str]) -> bool:
+    """Whether the kernel is on this machine, or at an address of one of the networks.
+
+    A name could mean another address each time that it is looked up.
+    """
+    if info["transport"] == "ipc" or info["ip"] == "localhost":
+        return True
+    try:
+        address = ip_address(info["ip"])
+    except ValueError:
+        return False
+    return address.is_loopback or any(address in ip_network(network) for network in networks)
 
 
 def _is_port(value: object) -> bool:
@@ -114,6 +133,8 @@ class ExternalKernel(Kernel):
         root = house.settings.root_dir
         identity = kernel_id or str(uuid4())
         super().__init__(identity, name, spec, house, cwd=root, env={}, on_gone=on_gone)
+        # Whoever writes the file chooses the name: as a label there would be no end of them.
+        self.reports = house.reports(identity, name, "external")
         self._file = file
         self._info = info
         self._inherited = False
@@ -133,8 +154,11 @@ class ExternalKernel(Kernel):
     async def start(self) -> None:
         """Open the sockets; the kernel is ready when it answers.
 
-        Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection.
+        Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection, or one
+        to a place where no kernel may be.
         """
+        if not is_near(self._info, self._house.settings.external_networks):
+            raise ValueError("its address is not of this machine, nor of the external_networks")
         self.traffic.open(self._house.channels(self._info, self.traffic))
         self._begin_life()
         await self.keep()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -252,9 +253,25 @@ def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
         os.close(descriptor)
 
 
+KEEPER_ENVIRONMENT: Final = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TZDIR", "TMPDIR"),
+    *("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE"),
+    *("PYTHONWARNINGS", "PYTHONUTF8", "PYTHONIOENCODING", "VIRTUAL_ENV"),
+)
+"""Variables of the server's environment that the keeper gets; * is a wildcard."""
+
+
 def _environment(server: Mapping[str, str]) -> dict[str, str]:
-    """The server's without its own options, the token among them; it finds the same `app`."""
-    env = {name: value for name, value in server.items() if not name.startswith("KERNELKEEP_")}
+    """What an interpreter needs to start and to find the same `app`, and nothing else.
+
+    Code in a kernel can read the environment of its parent process. A kernel's own environment
+    comes with the request to launch it.
+    """
+    env = {
+        name: value
+        for name, value in server.items()
+        if any(fnmatchcase(name, pattern) for pattern in KEEPER_ENVIRONMENT)
+    }
     root = str(Path(app.__file__).parents[1])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
     return env

@@ -598,9 +598,8 @@ class Keeper:
 
 
 def check_state_dir(settings: Settings) -> None:
-    """Raise `TooOpen` if kernels are to be kept and others could get at them."""
-    if settings.keeps:
-        check_private(settings.state_dir)
+    """Raise `TooOpen` if others could get at the state directory, which has the kernels' keys."""
+    check_private(settings.state_dir)
 
 
 def new_keeper(settings: Settings) -> Keeper | None:

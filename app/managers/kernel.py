@@ -50,6 +50,7 @@ from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
 from app.managers.launchable import check_launchable
 from app.managers.oom import OOMWatch
+from app.managers.paths import is_below
 from app.managers.process import CALL_SECONDS, KernelProcess, bounded, described
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
@@ -200,14 +201,16 @@ class Kernel:
     async def resolve_path(self, path: str) -> str | None:
         """Where ``path`` leads to from the directory the kernel works in, if its provisioner says.
 
-        None when there is no such file, or nobody to tell.
+        None when there is no such file below that directory, or nobody to tell.
         """
         provisioner = self._manager.provisioner if self._manager is not None else None
         if provisioner is None:
             return None
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                return await asyncio.to_thread(provisioner.resolve_path, path)
+                found = await asyncio.to_thread(provisioner.resolve_path, path)
+                below = await asyncio.to_thread(is_below, self._cwd, found) if found else False
+                return found if below else None
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
             return None
 

@@ -82,7 +82,7 @@ class KernelHouse:
             kernel_spec_manager=self.specs,
             transport=transport,
             connection_file=str(self.connection_dir / f"kernel-{kernel_id}.json"),
-            transport_encryption=self.settings.transport_encryption,
+            transport_encryption=self._encryption(transport),
         )
         manager.forking = self.forking
         if spec is not None:
@@ -97,6 +97,13 @@ class KernelHouse:
                 provisioner.output = self.output_file(kernel_id)
                 manager.provisioner = provisioner
         return manager
+
+    def _encryption(self, transport: Transport) -> str:
+        """Where nobody has said: what kernels know over TCP, which others could listen to."""
+        settings = self.settings
+        if "transport_encryption" in settings.model_fields_set:
+            return settings.transport_encryption
+        return "auto" if transport == "tcp" else "disabled"
 
     def channels(self, info: ConnectionInfo, listener: Listener, **options: Any) -> Channels:
         """The sockets to a kernel's process."""
@@ -113,6 +120,6 @@ class KernelHouse:
         except (NoSuchKernel, KernelSpecInvalid) as error:
             logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
-    def reports(self, kernel_id: str, name: str) -> KernelReports:
+    def reports(self, kernel_id: str, name: str, kind: str = "") -> KernelReports:
         """Where to tell what happens to a kernel."""
-        return KernelReports(self.events, self.counters, kernel_id, name, self._audit)
+        return KernelReports(self.events, self.counters, kernel_id, name, self._audit, kind)

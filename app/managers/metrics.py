@@ -95,7 +95,7 @@ class _Collector(Collector):
         states: Counter[tuple[str, str]] = Counter()
         memory = disk = 0
         for kernel in self._kernels:
-            kind, state, log = kernel.name.lower(), kernel.state, kernel.traffic.log
+            kind, state, log = kernel.reports.kind, kernel.state, kernel.traffic.log
             running[kind] += state.lifecycle is not Lifecycle.DEAD
             # Kernels may report any word; not each becomes a series.
             states[kind, state.word if state.word in _STATES else "other"] += 1

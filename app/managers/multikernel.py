@@ -30,7 +30,12 @@ from app.managers.errors import (
     TooManyKernels,
 )
 from app.managers.events import Events
-from app.managers.external import ExternalKernel, find_connection_file, find_connection_files
+from app.managers.external import (
+    ExternalKernel,
+    find_connection_file,
+    find_connection_files,
+    is_near,
+)
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
 from app.managers.idempotency import IdempotencyKeys
@@ -182,7 +187,8 @@ class MultiKernelManager:
 
     async def _adopt_external(self, record: KernelRecord) -> None:
         file = Path(record.connection_file)
-        if not self._knows_external:
+        near = is_near(record.connection, self._settings.external_networks)
+        if not self._knows_external or not near:
             logger.warning("kernel %s (%s) is not to be used any more", record.id, file)
             assert self._house.registry is not None
             await self._house.registry.delete(record.id)

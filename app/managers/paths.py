@@ -15,6 +15,7 @@ __all__ = [
     "UnresolvedScope",
     "api_path",
     "cwd_for_path",
+    "is_below",
     "working_directory",
 ]
 
@@ -76,6 +77,11 @@ def working_directory(root: Path, asked: str | None) -> Path | None:
         return directory if directory.is_dir() and directory.is_relative_to(root) else None
     except (OSError, RuntimeError, ValueError):
         return None
+
+
+def is_below(directory: Path, path: str) -> bool:
+    """Whether an absolute path leads to something below ``directory``, links resolved."""
+    return Path(path).resolve().is_relative_to(directory.resolve())
 
 
 def api_path(root: Path, path: str) -> str | None:

@@ -33,8 +33,14 @@ _AUDITED: Final = ("interrupt_request", "shutdown_request", "debug_request")
 """Messages to a kernel that are noted as they are; the last can have code evaluated."""
 
 
+_ASKED: Final = {"input_reply": "input"}
+
+
 class KernelReports:
-    """Of one kernel; ``name`` is its kernelspec's, as it was asked for."""
+    """Of one kernel; ``name`` is its kernelspec's, as it was asked for.
+
+    ``kind`` is its label in the metrics; by default its name.
+    """
 
     def __init__(
         self,
@@ -43,12 +49,14 @@ class KernelReports:
         kernel_id: str,
         name: str,
         audit: AuditLog | None = None,
+        kind: str = "",
     ) -> None:
         self._audit = audit
         self._events = events
         self._counters = counters
         self._kernel: dict[str, Any] = {"kernel_id": kernel_id, "kernel_name": name}
-        self._type = name.lower()  # as kernelspecs are named: asking for R and r is one series
+        # As kernelspecs are named: asking for R and r is one series.
+        self.kind = kind or name.lower()
 
     # What was asked for
 
@@ -77,10 +85,29 @@ class KernelReports:
         """Somebody has cancelled an execution."""
         self._note("cancel", execution_id=execution_id)
 
-    def received(self, message: ClientMessage, session: str) -> None:
-        """A message for the kernel has come over a WebSocket: some do what the API does too."""
+    def answered(self, session: str, content: Buffer) -> None:
+        """Somebody has answered what a kernel asks; ``content`` is that of the ``input_reply``."""
+        self._note("input", content, session=session)
+
+    def refused(self, asked: str, content: Buffer = b"", **data: Any) -> None:
+        """Somebody has asked for something that was not done; its id is nobody's, so not told."""
+        self._note("refused", content, asked=asked, **data)
+
+    def received(self, message: ClientMessage, session: str, *, passed: bool) -> None:
+        """A message for the kernel has come over a WebSocket: some do what the API does too.
+
+        Unless ``passed`` it was ignored, or refused.
+        """
         kind = message.header.msg_type
-        if kind == "execute_request":
+        if not passed:
+            if kind in ("execute_request", "input_reply", *_AUDITED):
+                content = message.parts[3] if kind in ("execute_request", "input_reply") else b""
+                self.refused(
+                    _ASKED.get(kind, kind.removesuffix("_request")), content, session=session
+                )
+        elif kind == "input_reply":
+            self.answered(session, message.parts[3])
+        elif kind == "execute_request":
             self.executed(message.header.msg_id, session, message.parts[3])
         elif kind in _AUDITED:
             self._note(kind, session=session)
@@ -89,20 +116,20 @@ class KernelReports:
 
     def launching(self, cause: LaunchCause) -> None:
         """A process is about to be launched."""
-        self._counters.starts[self._type, cause] += 1
+        self._counters.starts[self.kind, cause] += 1
 
     def start_failed(self) -> None:
         """A process could not be launched, or did not become ready."""
-        self._counters.deaths[self._type, "start_failed"] += 1
+        self._counters.deaths[self.kind, "start_failed"] += 1
 
     def ready(self, seconds: float) -> None:
         """The kernel takes requests, so many seconds after its process was launched."""
-        self._counters.start_seconds[self._type].observe(seconds)
+        self._counters.start_seconds[self.kind].observe(seconds)
         self._tell("ready", seconds=round(seconds, 6))
 
     def died(self, exit_code: int) -> None:
         """A process that was ready has ended unasked; the code of a signal is negative."""
-        self._counters.deaths[self._type, _cause_of_death(exit_code)] += 1
+        self._counters.deaths[self.kind, _cause_of_death(exit_code)] += 1
         self._note("died", exit_code=exit_code)
 
     def restarting(self, reason: str, count: int) -> None:
@@ -116,7 +143,7 @@ class KernelReports:
 
     def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
         """The kernel is stopped since nobody uses it; ``cause`` says which rule applied."""
-        self._counters.culls[self._type, cause] += 1
+        self._counters.culls[self.kind, cause] += 1
         self._note("culled", cause=cause, idle_seconds=round(idle_seconds))
         self._tell("culled", idle_seconds=round(idle_seconds, 3), connections=connections)
 

@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -28,6 +28,7 @@ from app.managers.errors import (
     ServerStopping,
     SessionNotFound,
     TooManyKernels,
+    TooManySessions,
     TooManyStarts,
 )
 from app.managers.kernel import Kernel
@@ -39,6 +40,9 @@ __all__ = ["SessionManager"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MAX_SESSIONS: Final = 64
+"""Of one kernel. A client opens one a document; what is there is listed whenever one asks."""
 
 
 class Notebook(msgspec.Struct):
@@ -144,6 +148,7 @@ class SessionManager:
             if session is not None:
                 return session
             env = {**(env or {}), **self._environment(path, name)}
+            self._check_room(kernel_id)
             if kernel_id is None or kernel_id not in self._kernels:
                 try:
                     kernel_id = (await self._start(path, env, kernel_name, kernel_id)).id
@@ -183,6 +188,8 @@ class SessionManager:
             if kernel_id is not None:
                 if kernel_id not in self._kernels:
                     raise NoSuchKernel(kernel_id)
+                if kernel_id != before.kernel_id:
+                    self._check_room(kernel_id)
                 after = msgspec.structs.replace(after, kernel_id=kernel_id)
             elif kernel_name is not None:
                 kernel = await self._start_another(after.path, {**(env or {}), **own}, kernel_name)
@@ -221,6 +228,12 @@ class SessionManager:
     def _turn(self, key: str) -> asyncio.Lock:
         """One at a time for each path, and for each session's id. It lives while it is in use."""
         return self._turns.setdefault(key, asyncio.Lock())
+
+    def _check_room(self, kernel_id: str | None) -> None:
+        """Raise `TooManySessions` if the kernel has as many as one may have."""
+        there = sum(session.kernel_id == kernel_id for session in self._sessions.values())
+        if there >= MAX_SESSIONS:
+            raise TooManySessions(MAX_SESSIONS)
 
     def _has_kernel(self, session: Session) -> bool:
         return session.kernel_id in self._kernels

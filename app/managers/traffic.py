@@ -209,34 +209,36 @@ class Traffic:
             metadata=msgspec.json.encode({"kernelkeep": numbers}),
         )
 
-    def submit(self, message: ClientMessage, session: str) -> None:
+    def submit(self, message: ClientMessage, session: str) -> bool:
         """Send a client's message to the kernel, now or when it is ready for it.
 
         A dead kernel's requests end at once. Channels that clients cannot write to are ignored.
+        Returns whether the message was, or will be, done as it says.
         """
         channel = message.channel
         if channel not in CLIENT_CHANNELS:
             self._tell_ignored("message for channel %.20r ignored", channel)
-            return
+            return False
         allowed = self._settings.allowed_message_types
         if allowed and message.header.msg_type not in allowed:
             self._tell_ignored("%.40r is not allowed", message.header.msg_type)
-            return
+            return False
         if channel == "stdin":
-            if self._outbox.is_open:
+            is_open = self._outbox.is_open
+            if is_open:
                 self._outbox.send(message)
             if message.header.msg_type == "input_reply":
                 self.tracker.on_input_reply()
-            return
+            return is_open
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._refuse(message, session)
-            return
+            return False
         if self._for_next is not None:
             self._for_next.append((message, session))
             self._outbox.charge(message)
             if _is_execution(message):
                 self.tracker.on_early(message, session)
-            return
+            return True
         if (
             message.header.msg_type == "kernel_info_request"
             and channel == "shell"
@@ -244,7 +246,7 @@ class Traffic:
             and self._state.busy
         ):
             self._answer_kernel_info(message, session, self._kernel_info)
-            return
+            return True
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
         self._requests.add(message, session)
@@ -253,6 +255,7 @@ class Traffic:
             self._subshells.add(execution, message.header.subshell_id)
         if not self._outbox.send(message) and execution is not None:
             self.tracker.keep_request(execution, message)
+        return True
 
     def _submit_late(self, message: ClientMessage, session: str) -> None:
         """Submit what has waited for another process, unless it was cancelled meanwhile."""
@@ -592,9 +595,8 @@ class Traffic:
     def _end_in_subshell(self, execution: Execution, subshell_id: str) -> None:
         """An execution waits in a subshell that the kernel does not have: it will never begin."""
         reason = f"The kernel has no subshell {subshell_id[:64]!r}"
-        execution.take_step(
-            "cancel" if execution.cancel_asked else "drop", reason, self.log.next_seq
-        )
+        if execution.cancel_asked:  # that it is interrupted when it begins is no longer true
+            execution.take_step("cancel", reason, self.log.next_seq)
         self.tracker.give_up(execution, reason)
         for request in [*self._requests]:
             if request.msg_id == execution.id and request.owner == execution.session:

@@ -217,8 +217,8 @@ class ChannelsConnection:
             except (FrameError, MalformedMessage) as error:
                 await self._close(MALFORMED, str(error))
                 return
-            traffic.submit(message, self._session)
-            self._kernel.reports.received(message, self._session)
+            passed = traffic.submit(message, self._session)
+            self._kernel.reports.received(message, self._session, passed=passed)
             if not traffic.has_room:
                 await self._hold_back(sender)
 

@@ -3,26 +3,55 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app.managers.events import CORE_EVENT_SCHEMA_PATHS
 from tests.api.errors import error_of
-from tests.conftest import MakeServer
+from tests.conftest import MakeServer, servers
 from tests.support.commands import Commands
 from tests.support.events import ACTIONS, LIFECYCLE, listening
 from tests.support.home import Home
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
+POSTED = "urn:example:actions"
 DATA = {"action": "start", "msg": "posted", "kernel_id": "k"}
-BODY = {"schema_id": ACTIONS, "version": "1", "data": DATA}
+BODY = {"schema_id": POSTED, "version": "1", "data": DATA}
 BAD_TIMESTAMP = (
     "Failed to parse timestamp from JSON request body, an ISO format datetime string "
     "with UTC offset is expected, for example, 2022-05-26T13:50:00+05:00Z"
 )
+
+
+@pytest.fixture(scope="module")
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server with a schema that clients may post events of."""
+    file = tmp_path_factory.mktemp("schemas") / "actions.yaml"
+    own = next(text for text in map(Path.read_text, CORE_EVENT_SCHEMA_PATHS) if ACTIONS in text)
+    file.write_text(own.replace(ACTIONS, POSTED))
+    with servers(request.config) as make_server:
+        yield make_server("--extra-event-schema-paths", str(file))
+
+
+@pytest.mark.parametrize("schema_id", [ACTIONS, LIFECYCLE])
+async def test_the_servers_own_schemas_are_not_for_clients(
+    rest: RestClient, schema_id: str
+) -> None:
+    for more in ({}, {"timestamp": "2022-05-26T13:50:00+05:00Z"}):
+        body = {**BODY, "schema_id": schema_id, **more}
+        error_of(await post(rest, body), 403, "event_schema_reserved")
+
+
+async def test_an_event_is_small(rest: RestClient) -> None:
+    body = {**BODY, "data": {**DATA, "msg": "x" * 2**16}}
+    error_of(await post(rest, body), 413, "request_too_large")
 
 
 async def post(rest: RestClient, body: Any) -> httpx.Response:
@@ -49,7 +78,7 @@ async def test_an_event_that_is_posted_is_told(
     async with listening(server) as events:
         response = await post(rest, body)
         assert (response.status_code, response.content) == (204, b"")
-        assert await events.recv() == {"schema_id": ACTIONS, **DATA}
+        assert await events.recv() == {"schema_id": POSTED, **DATA}
 
 
 async def test_the_type_of_the_content_does_not_matter(
@@ -75,8 +104,8 @@ async def test_the_type_of_the_content_does_not_matter(
             "The requested schema, urn:no:such, was not found in the schema registry. "
             "Are you sure it was previously registered?",
         ),
-        ({**BODY, "version": "2"}, f"Unregistered version: '2'≠'1' for `{ACTIONS}`"),
-        ({**BODY, "version": 2}, f"Unregistered version: '2'≠'1' for `{ACTIONS}`"),
+        ({**BODY, "version": "2"}, f"Unregistered version: '2'≠'1' for `{POSTED}`"),
+        ({**BODY, "version": 2}, f"Unregistered version: '2'≠'1' for `{POSTED}`"),
         ({**BODY, "timestamp": "2022-05-26 12:50:00"}, BAD_TIMESTAMP),
         ({**BODY, "timestamp": "2022-05-26T12:50:00Z"}, BAD_TIMESTAMP),
         ({**BODY, "timestamp": "2022-05-26T12:50:00+05:00"}, BAD_TIMESTAMP),

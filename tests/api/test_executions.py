@@ -299,6 +299,25 @@ async def test_output_that_is_too_long_is_cut_in_the_middle(shared: Executions) 
     assert "99000 bytes" in notice["text"]
 
 
+async def test_expressions_and_payload_are_cut_to_size_as_well(python: Executions) -> None:
+    code = """
+for length in (50_000, 100):
+    get_ipython().payload_manager.write_payload(
+        {"source": f"page {length}", "data": {"text/plain": "p" * length}}, single=False
+    )
+"""
+    asked = {"small": "1 + 1", "large": "'e' * 50_000"}
+    ended = await python.run(code, user_expressions=asked)
+    assert ended["cut"] is None
+    assert len(ended["payload"]) == 2
+    assert sorted(ended["user_expressions"]) == ["large", "small"]
+    cut = await python.get(ended["id"], max_bytes=1000)
+    assert [*cut["user_expressions"]] == ["small"]
+    assert [found["source"] for found in cut["payload"]] == ["page 100"]
+    assert cut["cut"]["outputs"] == 0
+    assert 100_000 < cut["cut"]["bytes"] < 101_000
+
+
 async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
     server = make_server("--log-bytes", "65536", "--log-disk-bytes", "0")
     async with kernels_of(server) as start:

@@ -207,6 +207,6 @@ async def test_it_can_be_opened_to_everybody(make_server: MakeServer) -> None:
     async with RestClient(server.url, None) as stranger:
         for path in ("/openapi.json", "/docs", "/docs/swagger-ui-bundle.js"):
             await stranger.request("GET", path)
-        assert (await stranger.request("GET", "/", 302)).headers["Location"].endswith("/docs")
+        assert (await stranger.request("GET", "/", 302)).headers["Location"] == "docs"
         for path in ("/api/kernels", "/api/status", "/docs/none-such"):
             error_of(await stranger.http.get(path), 403, "unauthorized")

@@ -73,6 +73,21 @@ async def test_the_server_tells_nothing_of_what_is_outside_its_root(
     assert resolved == ([{"scope": "server", "path": ""}] if path == "/" else [])
 
 
+@pytest.mark.parametrize("path", ["../both.py", "out.py", "/etc/passwd", "~", "{root}/both.py"])
+async def test_a_kernel_tells_nothing_of_what_is_outside_its_directory(
+    rest: RestClient, server: ServerProcess, kernel_id: str, path: str
+) -> None:
+    root = server.home.root_dir
+    link = root / "work" / "out.py"
+    link.unlink(missing_ok=True)
+    link.symlink_to(root / "both.py")
+    try:
+        found = await _resolve(rest, path=path.format(root=root), kernel=kernel_id)
+    finally:
+        link.unlink()
+    assert "kernel" not in [place["scope"] for place in found["resolved"]]
+
+
 async def test_a_kernel_that_there_is_not_is_named(rest: RestClient, kernel_id: str) -> None:
     reason = f"Kernel {UNKNOWN} could not be found"
     unresolved = [{"scope": "kernel", "reason": reason}]

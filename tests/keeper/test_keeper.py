@@ -294,7 +294,7 @@ async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
 
 async def test_a_long_state_directory_will_do(home: Home, open_keeper: Open) -> None:
     state_dir = home.path / ("very long " * 20)
-    state_dir.mkdir()
+    state_dir.mkdir(mode=0o700)
     keeper = await open_keeper(state_dir=state_dir)
     assert await keeper.kept() == {}
 
@@ -309,6 +309,22 @@ async def test_what_is_open_to_others_is_refused_with_the_remedy(
         await open_keeper()
     target.chmod(0o700)
     await open_keeper()
+
+
+async def test_it_has_nothing_of_the_environment_that_it_does_not_need(
+    home: Home, open_keeper: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "KERNELKEEP_TOKEN", "HTTPS_PROXY", "KUBECONFIG"):
+        monkeypatch.setenv(name, "canary")
+    keeper = await open_keeper()
+    assert keeper.pid is not None
+    environment = psutil.Process(keeper.pid).environ()
+    assert "canary" not in environment.values()
+    assert {"PATH", "PYTHONPATH"} <= set(environment)
+    # A kernel has what it was launched with, and nothing that its parent has.
+    await launch(keeper, home, "env", "bare")
+    await ended(keeper, "bare")
+    assert "canary" not in await keeper.tail("bare")
 
 
 @pytest.fixture

@@ -104,6 +104,46 @@ async def test_what_is_done_over_http_and_websockets_is_told(
     assert "secret" not in path.read_text()
 
 
+async def test_what_was_not_done_is_told_as_refused_and_answers_by_their_hash(
+    make_server: MakeServer, home: Home
+) -> None:
+    path = home.path / "audit.jsonl"
+    types = "kernel_info_request,execute_request,input_reply"
+    server = make_server("--audit-log", str(path), "--allowed-message-types", types, home=home)
+    async with kernels_of(server) as start:
+        kernel = await start("fake")
+        channels = kernel.channels
+        executions = Executions(start.rest, kernel.id)
+        ignored = await channels.send("execute_request", {"code": "print a"}, "iopub")
+        await channels.send("shutdown_request", {"restart": False}, "control")
+        answers = ["secret-a"]
+        assert (await channels.execute("input who", answers=answers)).text == "secret-a\n"
+        asking = await executions.begin("input who", allow_stdin=True)
+        await executions.until(asking, "input_request")
+        answer = f"{executions.path}/{asking}/input"
+        await start.rest.http.post(answer, json={"value": "secret-b"})
+        await executions.ended(asking)
+        late = await start.rest.http.post(answer, json={"value": "secret-c"})
+        assert late.status_code == 409
+        await executions.cancel(asking)  # it has ended
+        await eventually(lambda: "cancel" in path.read_text())
+    told = [found for found in records(path) if found["action"] in ("input", "refused")]
+    assert [(found["action"], found.get("asked")) for found in told] == [
+        ("refused", "execute"),
+        ("refused", "shutdown"),
+        ("input", None),
+        ("input", None),
+        ("refused", "input"),
+        ("refused", "cancel"),
+    ]
+    assert told[0]["code_sha256"] == sha256("print a")
+    assert ignored not in path.read_text()
+    for found, value in zip(told[2:5], ("secret-a", "secret-b", "secret-c"), strict=True):
+        assert (found["value_bytes"], found["value_sha256"]) == (len(value), sha256(value))
+        assert found["user"] == "anonymous"
+    assert "secret" not in path.read_text()
+
+
 async def test_a_full_disk_fails_no_request_and_is_told_once(make_server: MakeServer) -> None:
     server = make_server("--audit-log", "/dev/full")
     async with kernels_of(server) as start:

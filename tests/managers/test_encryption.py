@@ -60,11 +60,14 @@ async def works(kernel: RunningKernel) -> None:
     await kernel.channels.request("kernel_info_request", channel="control")
 
 
-@pytest.mark.parametrize(("policy", "transport"), [("auto", "ipc"), ("required", "tcp")])
+@pytest.mark.parametrize(
+    ("policy", "transport"), [("auto", "ipc"), ("required", "tcp"), (None, "tcp")]
+)
 async def test_nobody_without_the_keys_hears_a_kernel_that_can_encrypt(
-    make_server: MakeServer, policy: str, transport: Literal["tcp", "ipc"]
+    make_server: MakeServer, policy: str | None, transport: Literal["tcp", "ipc"]
 ) -> None:
-    server = make_server("--transport-encryption", policy, "--transport", transport)
+    said = () if policy is None else ("--transport-encryption", policy)
+    server = make_server(*said, "--transport", transport)
     async with kernels_of(server) as start:
         kernel = await start("python3")
         info = connection(server, kernel.id)
@@ -81,7 +84,7 @@ async def test_nobody_without_the_keys_hears_a_kernel_that_can_encrypt(
         await works(kernel)
 
 
-async def test_by_default_whoever_can_connect_hears_it(
+async def test_over_ipc_whoever_can_connect_hears_it_by_default(
     server: ServerProcess, start: KernelStarter
 ) -> None:
     """So that the tests above would notice if nothing were encrypted."""

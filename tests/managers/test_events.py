@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_events import yaml
 
-from app.managers.errors import InvalidEvent
+from app.managers.errors import EventSchemaReserved, InvalidEvent
 from app.managers.events import (
     CORE_EVENT_SCHEMA_PATHS,
     KERNEL_ACTIONS,
     KERNEL_LIFECYCLE,
     MAX_WAITING_BYTES,
     Events,
+    Schema,
     Subscription,
     read_schemas,
 )
@@ -37,6 +39,17 @@ required: [text]
 """
 
 
+def copied(schema_id: str) -> Schema:
+    """One of the server's own schemas, under an id by which clients may post."""
+    own = next(text for text in map(Path.read_text, CORE_EVENT_SCHEMA_PATHS) if schema_id in text)
+    schema: Schema = yaml.loads(own.replace(schema_id, f"urn:example:{schema_id[-8:-3]}"))
+    return schema
+
+
+POSTED_SCHEMA = copied(KERNEL_LIFECYCLE)
+POSTED: str = POSTED_SCHEMA["$id"]
+
+
 async def take(subscription: Subscription) -> dict[str, Any]:
     async with asyncio.timeout(5):
         event = await subscription.take()
@@ -47,13 +60,14 @@ async def take(subscription: Subscription) -> dict[str, Any]:
 
 async def accepts(schema_id: str, data: dict[str, Any]) -> bool:
     """Whether an event is as its schema says."""
-    events = Events()
+    schema = copied(schema_id)
+    events = Events([schema])
     async with events.subscription() as subscription:
         try:
-            await events.post(schema_id, "1", data)
+            await events.post(schema["$id"], "1", data)
         except InvalidEvent:
             return False
-        assert await take(subscription) == {**data, "schema_id": schema_id}
+        assert await take(subscription) == {**data, "schema_id": schema["$id"]}
         return True
 
 
@@ -98,12 +112,12 @@ async def test_an_event_that_its_schema_does_not_admit_is_logged_and_told_to_nob
 
 
 async def test_nothing_is_checked_while_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
-    events = Events()
+    events = Events([POSTED_SCHEMA])
     events.emit(KERNEL_LIFECYCLE, {"event": "nonsense"})
     async with events.subscription():
         pass
     events.emit(KERNEL_LIFECYCLE, {"event": "nonsense"})
-    await events.post(KERNEL_LIFECYCLE, "1", {"event": "nonsense"})
+    await events.post(POSTED, "1", {"event": "nonsense"})
     assert caplog.records == []
 
 
@@ -165,17 +179,17 @@ async def test_a_slow_subscriber_costs_the_others_nothing() -> None:
 
 
 async def test_a_posted_event_reaches_subscribers() -> None:
-    events = Events()
+    events = Events([POSTED_SCHEMA])
     async with events.subscription() as subscription:
-        await events.post(KERNEL_LIFECYCLE, "1", READY, datetime.now(UTC))
-        assert await take(subscription) == {**READY, "schema_id": KERNEL_LIFECYCLE}
+        await events.post(POSTED, "1", READY, datetime.now(UTC))
+        assert await take(subscription) == {**READY, "schema_id": POSTED}
 
 
 async def test_data_cannot_pass_for_an_event_of_another_schema() -> None:
-    events = Events()
+    events = Events([POSTED_SCHEMA])
     async with events.subscription() as subscription:
-        await events.post(KERNEL_LIFECYCLE, "1", {**READY, "schema_id": KERNEL_ACTIONS})
-        assert (await take(subscription))["schema_id"] == KERNEL_LIFECYCLE
+        await events.post(POSTED, "1", {**READY, "schema_id": KERNEL_ACTIONS})
+        assert (await take(subscription))["schema_id"] == POSTED
 
 
 @pytest.mark.parametrize(
@@ -187,19 +201,19 @@ async def test_data_cannot_pass_for_an_event_of_another_schema() -> None:
             "The requested schema, urn:example:unknown, was not found in the schema registry. "
             "Are you sure it was previously registered?",
         ),
-        (KERNEL_LIFECYCLE, "2", f"Unregistered version: '2'≠'1' for `{KERNEL_LIFECYCLE}`"),
+        (POSTED, "2", f"Unregistered version: '2'≠'1' for `{POSTED}`"),
     ],
 )
 async def test_an_unknown_schema_or_version_is_refused(
     schema_id: str, version: str, message: str
 ) -> None:
     with pytest.raises(InvalidEvent) as refused:
-        await Events().post(schema_id, version, READY)
+        await Events([POSTED_SCHEMA]).post(schema_id, version, READY)
     assert refused.value.message == message
 
 
 async def test_what_is_wrong_with_data_is_said_without_repeating_it() -> None:
-    events = Events()
+    events = Events([POSTED_SCHEMA])
     async with events.subscription():
         for data, message in (
             (
@@ -212,14 +226,14 @@ async def test_what_is_wrong_with_data_is_said_without_repeating_it() -> None:
             ),
         ):
             with pytest.raises(InvalidEvent) as refused:
-                await events.post(KERNEL_LIFECYCLE, "1", data)
+                await events.post(POSTED, "1", data)
             assert refused.value.message == message
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 async def test_data_that_subscribers_could_not_read_is_refused(number: float) -> None:
     with pytest.raises(InvalidEvent, match="number"):
-        await Events().post(KERNEL_LIFECYCLE, "1", {**READY, "seconds": number})
+        await Events([POSTED_SCHEMA]).post(POSTED, "1", {**READY, "seconds": number})
 
 
 async def test_data_that_is_nested_without_end_is_refused() -> None:
@@ -227,7 +241,19 @@ async def test_data_that_is_nested_without_end_is_refused() -> None:
     for _ in range(100_000):
         deep = {"deep": deep}
     with pytest.raises(InvalidEvent, match="nested"):
-        await Events().post(KERNEL_LIFECYCLE, "1", deep)
+        await Events([POSTED_SCHEMA]).post(POSTED, "1", deep)
+
+
+@pytest.mark.parametrize("schema_id", [KERNEL_ACTIONS, KERNEL_LIFECYCLE])
+async def test_the_servers_own_schemas_are_not_for_clients(schema_id: str) -> None:
+    with pytest.raises(EventSchemaReserved):
+        await Events().post(schema_id, "1", READY, datetime.now(UTC))
+
+
+async def test_data_cannot_take_the_place_of_what_the_library_writes() -> None:
+    for name in ("__timestamp__", "__schema__", "__schema_version__"):
+        with pytest.raises(InvalidEvent, match="__"):
+            await Events([POSTED_SCHEMA]).post(POSTED, "1", {**READY, name: "forged"})
 
 
 # The schemas

@@ -139,17 +139,21 @@ async def test_an_odd_reply_is_an_end_too(kernel: ScriptedKernel, reply: dict[st
     assert execution.execution_count is None
 
 
-async def test_two_clients_may_use_one_id(kernel: ScriptedKernel) -> None:
+async def test_an_id_is_taken_once(kernel: ScriptedKernel) -> None:
+    """The one who has it keeps it, under way and ended, whoever uses the id again."""
     kernel.send(session="one", msg_id="same")
     first = kernel.execution("same")
     kernel.send(session="two", msg_id="same")
-    second = kernel.execution("same")
-    assert second is not first
+    assert kernel.execution("same") is first
     kernel.finishes("same", "error")
-    assert (first.state, second.state) == (ERROR, QUEUED)
+    assert first.state is ERROR
     kernel.finishes("same")
-    assert second.state is OK
-    assert kernel.execution("same") is second
+    assert kernel.execution("same") is first
+    end = first.end
+    kernel.send(session="one", msg_id="same")
+    kernel.finishes("same")
+    assert kernel.execution("same") is first
+    assert (first.state, first.end) == (ERROR, end)
 
 
 async def test_what_a_kernel_says_of_something_else_changes_nothing(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.managers.external import MAX_FILE_BYTES, find_connection_files
+from app.managers.errors import InvalidPath
+from app.managers.external import (
+    MAX_FILE_BYTES,
+    find_connection_file,
+    find_connection_files,
+    is_near,
+)
 
 GOOD: dict[str, Any] = {
     "kernel_name": "python3",
@@ -89,13 +96,63 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     assert find_connection_files(tmp_path) == {}
 
 
-def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "good.txt").write_text(json.dumps(GOOD))
-    (tmp_path / "link.json").symlink_to("good.txt")
-    assert find_connection_files(tmp_path) == {tmp_path / "link.json": GOOD}
-
-
 def test_a_directory_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert find_connection_files(tmp_path / "missing") == {}
     assert find_connection_files(tmp_path / "file") == {}
+
+
+def test_links_are_passed_over(tmp_path: Path) -> None:
+    directory = tmp_path / "external"
+    directory.mkdir()
+    (directory / "near.json").write_text(json.dumps(GOOD))
+    (tmp_path / "elsewhere.json").write_text(json.dumps(GOOD))
+    (directory / "link.json").symlink_to(tmp_path / "elsewhere.json")
+    assert [file.stem for file in find_connection_files(directory)] == ["near"]
+    with pytest.raises(InvalidPath):
+        find_connection_file(directory, "link.json")
+
+
+@pytest.mark.parametrize(
+    ("where", "is_one_s_own"),
+    [
+        ({"ip": "127.0.0.1"}, True),
+        ({"ip": "::1"}, True),
+        ({"ip": "localhost"}, True),
+        ({"ip": "/run/kernel", "transport": "ipc"}, True),
+        ({"ip": "192.0.2.7"}, False),
+        ({"ip": "0.0.0.0"}, False),
+        ({"ip": "host.invalid"}, False),
+    ],
+)
+def test_a_kernel_is_on_this_machine_or_in_a_named_network(
+    where: dict[str, str], is_one_s_own: bool
+) -> None:
+    info = {**GOOD, **where}
+    assert is_near(info, []) is is_one_s_own
+    assert is_near(info, ["192.0.2.0/24"]) is (is_one_s_own or where["ip"] == "192.0.2.7")
+
+
+def test_a_file_of_somebody_else_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps(GOOD))
+    real = os.fstat
+
+    def belongs_to(owner: int) -> None:
+        """Only root could make the file another user's, and the tests run as anybody."""
+
+        def fstat(descriptor: int) -> os.stat_result:
+            status = [*real(descriptor)]
+            status[stat.ST_UID] = owner
+            return os.stat_result(status)
+
+        monkeypatch.setattr(os, "fstat", fstat)
+
+    belongs_to(os.geteuid() + 1)
+    assert find_connection_files(tmp_path) == {}
+    with pytest.raises(InvalidPath):
+        find_connection_file(tmp_path, "theirs.json")
+    belongs_to(0)
+    assert [*find_connection_files(tmp_path)] == [file]

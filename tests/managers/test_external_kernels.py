@@ -203,6 +203,18 @@ async def test_it_may_be_encrypted(
         assert (await kernel.channels.execute("6 * 7")).result == "42"
 
 
+async def test_its_name_is_no_label_of_the_metrics(
+    home: Home, file: Path, rest: RestClient, connect: Connector
+) -> None:
+    async with external_kernel(home, file):
+        write(file, {**read(file), "kernel_name": "a-name-of-ones-own"})
+        kernel = await use(rest, connect)
+        assert (await kernel.model())["name"] == "a-name-of-ones-own"
+        metrics = (await rest.request("GET", "/metrics")).text
+        assert "a-name-of-ones-own" not in metrics
+        assert 'kernel_currently_running_total{type="external"} 1.0' in metrics
+
+
 async def test_garbage_beside_it_does_no_harm(
     home: Home, file: Path, directory: Path, rest: RestClient
 ) -> None:
@@ -220,6 +232,7 @@ PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
     "wrong",
     [
         {"ip": "not an address"},
+        {"ip": "192.0.2.7"},
         {"transport": "ipc", "ip": "/" + "long/" * 50},
         {"signature_scheme": "rot13"},
         {"curve_publickey": "too short", "curve_secretkey": SECRET},
@@ -227,7 +240,7 @@ PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
         {"key": "\ud800"},
     ],
     # Not by value: workers must agree on the names, and keys are made anew by each.
-    ids=["address", "path", "scheme", "public key", "secret key", "key"],
+    ids=["address", "far", "path", "scheme", "public key", "secret key", "key"],
 )
 async def test_a_file_that_makes_no_connection_is_said_once_and_not_listed(
     server: ServerProcess, file: Path, rest: RestClient, wrong: dict[str, str]

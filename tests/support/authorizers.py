@@ -52,3 +52,17 @@ class Demanding:
 
 class Mute:
     """Has no method to ask."""
+
+
+class NoExecute:
+    """Allows everything but `execute`."""
+
+    def is_authorized(self, identity: Identity, action: str, resource: str) -> bool:
+        return action != "execute"
+
+
+class NoKernels:
+    """Allows everything but what changes kernels."""
+
+    def is_authorized(self, identity: Identity, action: str, resource: str) -> bool:
+        return resource != "kernels" or action == "read"

@@ -1,0 +1,105 @@
+"""The socket by which ``kernelkeep kernels`` speaks to a server that runs.
+
+A Unix socket (0600) in the state directory: whoever can connect, and is the same user, needs no
+token, so none is written down. One JSON object a line asks, one answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from app.keeper.protocol import is_own_peer
+from app.managers.errors import KernelkeepError
+from app.managers.multikernel import MultiKernelManager
+
+__all__ = ["MAX_LINE", "SOCKET", "OperatorSocket", "open_socket"]
+
+SOCKET: Final = "server.sock"
+OLD_FILE: Final = "server.json"
+"""What servers of older versions have left behind: a token is in it."""
+
+MAX_LINE: Final = 65536
+ASK_SECONDS: Final = 10.0
+"""How long the one that has connected may take to ask."""
+
+
+class OperatorSocket:
+    """Listens for the commands of the operator, on behalf of one server."""
+
+    def __init__(self, state_dir: Path, kernels: MultiKernelManager) -> None:
+        self._path = state_dir / SOCKET
+        self._kernels = kernels
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen. There is one server per state directory: what is there is left over."""
+        self._path.unlink(missing_ok=True)
+        self._path.with_name(OLD_FILE).unlink(missing_ok=True)
+        with _short(self._path) as name:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(name)
+            os.chmod(name, 0o600)
+        self._server = await asyncio.start_unix_server(self._answer, sock=listener, limit=MAX_LINE)
+
+    def close(self) -> None:
+        """Listen no longer; what is under way goes on."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(OSError, TimeoutError, ValueError, RecursionError),
+        ):
+            if not is_own_peer(writer.get_extra_info("socket")):
+                return
+            async with asyncio.timeout(ASK_SECONDS):
+                asked = json.loads(await reader.readline())
+            try:
+                answer = await self._do(asked)
+            except KernelkeepError as error:
+                answer = {"message": error.message, "code": error.code}
+            writer.write(json.dumps(answer).encode() + b"\n")
+            async with asyncio.timeout(ASK_SECONDS):
+                await writer.drain()
+
+    async def _do(self, asked: Any) -> dict[str, str]:
+        match asked:
+            case {"ask": "shut_down", "kernel_id": str(kernel_id)}:
+                await self._kernels.shutdown_kernel(kernel_id)
+                return {"id": kernel_id}
+            case {"ask": "adopt", "file": str(file)}:
+                return {"id": (await self._kernels.adopt_file(file, owned=False)).id}
+        return {"message": "this server does not know what is asked of it", "code": "unknown"}
+
+
+def open_socket(state_dir: Path) -> socket.socket:
+    """A connection to the server that has this state directory. Raises `OSError`."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        with _short(state_dir / SOCKET) as name:
+            connection.connect(name)
+        if not is_own_peer(connection):
+            raise PermissionError("the server is another user's")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name for a socket: 108 bytes at most, while the path of a state directory may have more."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
