@@ -11,6 +11,8 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from app.keeper.processes import start_time
+from app.managers.keeper_link import KeeperRefuses
 from app.managers.keeping import Keeper, Kept
 
 __all__ = ["KeeperProvisioner"]
@@ -116,15 +118,19 @@ class KeeperProvisioner(LocalProvisioner):
         """
         await super().load_provisioner_info(dict(provisioner_info))
         self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
-        kept = await self.keeper.adopt(
-            self.kernel_id,
-            provisioner_info["pid"],
-            provisioner_info["start_time"],
-            self.output,
-            self.connection_info or None,
-        )
+        pid, started = provisioner_info["pid"], provisioner_info["start_time"]
+        try:
+            kept = await self.keeper.adopt(
+                self.kernel_id, pid, started, self.output, self.connection_info or None
+            )
+        except KeeperRefuses:
+            # It has the process that followed: launched by a server that was killed before it
+            # could note that, and so asked for nothing yet.
+            if await asyncio.to_thread(start_time, pid) == started:
+                raise
+            kept = None
         if kept is None:
-            raise ProcessLookupError(f"process {provisioner_info['pid']} is gone")
+            raise ProcessLookupError(f"process {pid} is gone")
         self._take(kept)
 
     def _take(self, kept: Kept) -> None:

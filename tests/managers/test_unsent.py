@@ -164,6 +164,40 @@ async def test_cells_of_a_restart_that_is_cut_short_run_once_in_the_next_process
     await asyncio.to_thread(server.stop)
 
 
+async def test_a_process_that_was_launched_and_not_noted_any_more_gives_way_to_another(
+    servers: Servers, home: Home
+) -> None:
+    write_kernelspec(home.jupyter_path, "gated", shell_spec(GATE))
+    (home.root_dir / "open").touch()
+    server = await asyncio.to_thread(servers.start)
+    process = "SELECT pid, start_time, provisioner FROM kernel"
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("gated"))["id"]
+        await rest.wait_for_state(kernel_id, "idle")
+        (home.root_dir / "open").unlink()
+        with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+            before = connection.execute(process).fetchone()
+        await rest.restart(kernel_id)
+        channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+        sent = await channels.send_execute("append cells 0")
+        await noted(home, sent, "append cells 0")
+    servers.crash()
+    await channels.close()
+    # As if the server had been killed between the launch and its note.
+    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        (unnoted,) = connection.execute("SELECT pid FROM kernel").fetchone()
+        connection.execute("UPDATE kernel SET pid = ?, start_time = ?, provisioner = ?", before)
+    connection.close()
+    (home.root_dir / "open").touch()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert (await Executions(rest, kernel_id).ended(sent))["state"] == "ok"
+        assert not is_alive(unnoted)
+        assert lines(home) == ["0"]
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
 async def test_what_was_sent_just_before_the_kill_is_not_sent_again(
     servers: Servers, home: Home
 ) -> None:

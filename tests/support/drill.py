@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions, stream
@@ -370,7 +370,7 @@ class Asking:
                 self._channels = await connection
                 for number in range(0, count, 2):
                     await self._ask_for_two(rest, number)
-        except (ConnectionClosed, OSError, TimeoutError, InvalidStatus, httpx.HTTPError):
+        except (ConnectionClosed, OSError, TimeoutError, InvalidHandshake, httpx.HTTPError):
             pass
 
     async def _ask_for_two(self, rest: RestClient, number: int) -> None:
