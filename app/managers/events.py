@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from app.imports import import_jsonschema
 from app.managers.errors import MAX_NAME, EventSchemaReserved, InvalidEvent, ServerStopping
 from app.plugins import CannotLoad
 
@@ -218,7 +218,7 @@ def read_schemas(paths: Sequence[Path]) -> list[Schema]:
 
 def _read_schema(path: Path) -> Schema:
     """What a file holds, checked. Raises whatever is wrong with it."""
-    _import_library()
+    import_jsonschema()
     from jsonschema import Draft7Validator
     from jupyter_events import yaml
     from jupyter_events.schema import EventSchema
@@ -233,25 +233,8 @@ def _read_schema(path: Path) -> Schema:
     return schema
 
 
-def _import_library() -> None:
-    """Import `jupyter_events`, but for what would make that take seconds.
-
-    `jsonschema`, which it uses, looks for a package that compiles a grammar when it is imported,
-    and needs it only for the format "iri". What is None in `sys.modules` is not found by an import
-    [Python reference, "The module cache"].
-    """
-    unwanted = "rfc3987_syntax"
-    if unwanted in sys.modules:
-        return
-    sys.modules[unwanted] = None  # type: ignore[assignment]
-    try:
-        import jupyter_events  # noqa: F401
-    finally:
-        del sys.modules[unwanted]
-
-
 def _event_logger(extra_schemas: Sequence[Schema]) -> EventLogger:
-    _import_library()
+    import_jsonschema()
     from jupyter_events import EventLogger
 
     event_logger = EventLogger()

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import nbformat
-from nbformat.sign import NotebookNotary
-from nbformat.v4 import new_notebook
-from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
-
+from app.imports import import_jsonschema
 from app.managers.errors import InvalidContents
 
 __all__ = ["Notebooks", "empty_notebook"]
 
-# nbformat mends both when it reads a notebook.
-warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
-warnings.filterwarnings("ignore", category=DuplicateCellId)
-
 VERSION: Final = 4
+
+
+@cache
+def _nbformat() -> Any:
+    """The library, imported at the first notebook: it takes longer than all of a server's start."""
+    import_jsonschema()
+    import nbformat
+    import nbformat.sign
+    import nbformat.v4
+    from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
+
+    # It mends both when it reads a notebook.
+    warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
+    warnings.filterwarnings("ignore", category=DuplicateCellId)
+    return nbformat
 
 
 def empty_notebook() -> Any:
     """The content of a new notebook."""
-    return new_notebook()
+    return _nbformat().v4.new_notebook()
 
 
 class Notebooks:
@@ -52,10 +60,10 @@ class Notebooks:
         """
         found: dict[str, Any] = {}
         try:
-            notebook = nbformat.from_dict(content)
+            notebook = _nbformat().from_dict(content)
             trusted = self._are_trusted(notebook)
-            text: str = nbformat.writes(
-                notebook, version=nbformat.NO_CONVERT, capture_validation_error=found
+            text: str = _nbformat().writes(
+                notebook, version=_nbformat().NO_CONVERT, capture_validation_error=found
             )
         except Exception as error:  # nbformat lets through whatever its converters raise
             raise InvalidContents(f"{path} is no notebook: {_brief(error)}") from None
@@ -76,15 +84,15 @@ class Notebooks:
         except (AttributeError, KeyError, TypeError):  # it is not valid, as will be said
             return False
 
-    def _notary(self) -> NotebookNotary:
+    def _notary(self) -> Any:
         # A new one each time: its connection to the database belongs to the thread it was made in.
-        return NotebookNotary(data_dir=str(self._data_dir))
+        return _nbformat().sign.NotebookNotary(data_dir=str(self._data_dir))
 
 
 def _parse(text: str, path: str) -> tuple[Any, str | None]:
     found: dict[str, Any] = {}
     try:
-        notebook = nbformat.reads(text, VERSION, capture_validation_error=found)
+        notebook = _nbformat().reads(text, VERSION, capture_validation_error=found)
     except Exception as error:  # nbformat lets through whatever its converters raise
         raise InvalidContents(f"Unreadable notebook: {path}: {_brief(error)}") from None
     return notebook, _complaint(found)
