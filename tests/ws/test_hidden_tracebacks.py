@@ -151,7 +151,7 @@ async def test_a_crash_of_the_interpreter(watched: Watched) -> None:
     await channels.collect_until(lambda m: m.state == "idle" and not m.parent_header)
     assert exchange.error["ename"] == "KernelDied"
     assert "SIGSEGV" in exchange.error["evalue"]
-    assert "SIGSEGV" in (await watched.kernel.model())["reason"]
+    assert "SIGSEGV" in (await watched.kernel.model())["restarts"]["reason"]
     assert await watched.shown() is watched.allowed
     await eventually(lambda: "quetzal_9137" in watched.server.output())
 
