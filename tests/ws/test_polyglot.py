@@ -248,7 +248,7 @@ async def the_process_has_been_replaced(
     exchange = await channels.execute(XEUS.greet, timeout=TIMEOUT)
     assert exchange.text == "hello\n"
     assert exchange.reply["execution_count"] == 1
-    assert "exited with code 0" in (await kernel.model())["reason"]
+    assert "exited with code 0" in (await kernel.model())["restarts"]["reason"]
     assert (await channels.execute(XEUS.tell, timeout=TIMEOUT)).error["ename"]  # x is gone
 
 
