@@ -332,7 +332,7 @@ class Keeper:
         self._unwanted[kernel_id, value] = {"ask": "end", "kernel_id": kernel_id, **which}
         if self._link is not None and self._link.is_open:
             self._tell_end(self._link, (kernel_id, value))
-        elif "launch" in which:
+        else:
             self._recover_soon()
 
     def _tell_end(self, link: KeeperLink, what: tuple[str, str | int]) -> asyncio.Future[Any]:
@@ -456,9 +456,12 @@ class Keeper:
         except BaseException:
             await link.close()
             raise
-        if link.is_open:
-            self._link = link
-        return link.is_open
+        if not link.is_open:
+            return False
+        self._link = link
+        for what in [*self._unwanted]:  # what was forgotten while it was greeted, too
+            self._tell_end(link, what)
+        return True
 
     async def _hand_over(self, link: KeeperLink) -> None:
         """Greet a keeper, and tell it what another was to do, and which kernels that had."""
@@ -470,12 +473,18 @@ class Keeper:
             if late:
                 raise KeeperUnavailable("The keeper of kernels does not answer")
         gone = {kernel_id for (kernel_id, _), done in ended.items() if _was_done(done)}
-        records = [record for record in records if record.kernel_id not in gone]
+        records = [
+            record
+            for record in records
+            if record.kernel_id not in gone
+            and (record.kernel_id, record.pid) not in self._unwanted  # forgotten meanwhile
+        ]
         for record in records:
             self._note(record)
         known = {record.kernel_id for record in records}
         for kernel_id, watched in [*self._kernels.items()]:
-            if kernel_id not in known and not watched.exited.done():
+            wanted = self._kernels.get(kernel_id) is watched  # what is awaited here takes its time
+            if wanted and kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
 
     async def _find(self) -> KeeperLink:

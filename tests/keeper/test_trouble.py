@@ -297,6 +297,38 @@ async def test_a_launch_whose_connection_ends_is_asked_for_again(
     await first.close()
 
 
+async def test_what_is_forgotten_while_a_connection_is_made_anew_is_ended(
+    home: Home, open_keeper: Open
+) -> None:
+    first = await open_keeper()
+    passed: list[str] = []
+
+    async def step(at: Side, ask: str) -> None:
+        if (at, ask) == ("before", "said") and "said" not in passed:
+            passed.append(ask)
+            raise Cut
+        if at == "after" and passed == ["said"] and ask == "hello":
+            passed.append(ask)  # the answer tells of both
+            await keeper.forget("one")
+        elif at == "after" and passed == ["said", "hello"] and ask == "end":
+            passed.append(ask)
+            await keeper.forget("two")
+
+    async with Relay(home.state_dir, step):
+        keeper = await open_keeper()
+        for kernel_id in ("one", "two"):
+            await launch(keeper, home, "exec sleep 1000", kernel_id)
+        with pytest.raises(KeeperUnavailable):
+            await keeper.said("one", 0)
+        assert passed == ["said", "hello", "end"]
+        await eventually(lambda: not sleepers(home), WAIT)
+        for kernel_id in ("one", "two"):
+            with pytest.raises(KeyError):
+                keeper.exited(kernel_id)
+        assert await first.kept() == {}
+        await keeper.close()
+
+
 async def test_a_connection_whose_end_nobody_has_seen_yet_is_made_anew(
     home: Home, open_keeper: Open
 ) -> None:
