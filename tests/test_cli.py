@@ -238,7 +238,7 @@ def test_a_wrong_value_is_not_repeated(commands: Commands, home: Home) -> None:
 @pytest.mark.parametrize("mode", [0o775, 0o750, 0o755, 0o701])
 def test_a_state_directory_that_others_can_use_is_refused(home: Home, mode: int) -> None:
     home.state_dir.chmod(mode)
-    ended = run_server("--state-dir", str(home.state_dir), home=home)
+    ended = run_server("--state-dir", str(home.state_dir), "--port", "0", home=home)
     text = f"{home.state_dir} is open to others (mode {mode:04o}): chmod 0700 {home.state_dir}"
     assert text in _refusal(ended)
 

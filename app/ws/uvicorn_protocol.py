@@ -252,18 +252,34 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         return _frame_header(_PING, len(payload)) + payload
 
     def send_receive_event_to_app(self) -> None:
+        data = b"".join(self.frames)
+        self.frames = []
+        if self.close_sent:
+            return
+        event: ASGIReceiveEvent = {"type": "websocket.receive", "bytes": data}
+        if self.curr_msg_data_type == "text":
+            try:
+                event = {"type": "websocket.receive", "text": data.decode()}
+            except UnicodeDecodeError:
+                self._fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
+                return
         # uvicorn stops reading at each message and goes on when the application has taken it: four
         # system calls. One message may as well wait unread by the application.
-        spared = not self.read_paused and self.queue.empty()
-        self.read_paused |= spared
-        super().send_receive_event_to_app()
-        self.read_paused &= not spared
+        is_only = self.queue.empty()
+        self.queue.put_nowait(event)
+        if not is_only and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        """Close for what the client has done, unless its own close has come with it."""
+        if self.conn.state is OPEN:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= MAX_FRAGMENTS:
-            if self.conn.state is OPEN:
-                self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-                self.handle_parser_exception()
+            self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
             return
         super().handle_cont(event)
 

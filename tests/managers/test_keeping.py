@@ -112,7 +112,8 @@ def test_what_is_open_to_others_stops_the_start(home: Home, name: str) -> None:
     file = home.state_dir / name
     file.touch()
     file.chmod(0o660)
-    refused = run_server(*KEEP, "--state-dir", str(home.state_dir), home=home)
+    where = ("--state-dir", str(home.state_dir), "--port", "0")
+    refused = run_server(*KEEP, *where, home=home)
     assert refused.returncode == 2
     remedy = f"chmod 0600 {file}"
     assert f"is open to others (mode 0660): {remedy}" in refused.stderr

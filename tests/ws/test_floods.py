@@ -7,6 +7,8 @@ import json
 import struct
 import time
 
+import pytest
+
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.processes import eventually, resident_memory
@@ -99,3 +101,20 @@ async def test_a_type_that_is_not_allowed_makes_few_lines(make_server: MakeServe
             await kernel.channels.send("comm_info_request", {})
         assert (await kernel.channels.execute("print heard")).text == "heard\n"
         assert server.output(mark).count("not allowed") <= time.monotonic() - began + 2
+
+
+@pytest.mark.parametrize("behind", [b"", frame(0x88)], ids=["alone", "close"])
+async def test_text_that_is_not_utf8_ends_the_connection_alone(
+    server: ServerProcess, kernel: RunningKernel, behind: bytes
+) -> None:
+    """The log has no traceback of it, whatever comes with it."""
+    mark = server.mark()
+    reader, writer = await opened(server, kernel.id)
+    writer.write(frame(0x01, b"\xc8") + frame(0x80, b"\xff") + behind)
+    async with asyncio.timeout(30):
+        received = await reader.read(-1)
+    assert (b"\x88\x00" if behind else struct.pack("!H", 1007)) in received
+    await kernel.has_connections(1)
+    assert (await kernel.channels.execute("print still here")).text == "still here\n"
+    assert "Traceback" not in server.output(mark)
+    writer.transport.abort()
