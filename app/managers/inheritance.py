@@ -20,7 +20,11 @@ from app.protocol.messages import ClientMessage, Header, Message, reply_type
 __all__ = ["Inheritance"]
 
 ON_CONTROL: Final = frozenset(
-    {"shutdown_request", "interrupt_request", "debug_request", "create_subshell_request"}
+    f"{what}_request"
+    for what in (
+        *("shutdown", "interrupt", "debug"),
+        *("create_subshell", "delete_subshell", "list_subshell"),  # [JEP 91]
+    )
 )
 
 Content = dict[str, Any]

@@ -64,9 +64,7 @@ async def insist(attempt: Callable[[], Awaitable[None]]) -> None:
     await eventually(done, BOUND, 1)
 
 
-# The keeper's calls are not among them yet: one that dies again and again may be left with the
-# record of a kernel that has ended, and then stays for ``orphan_timeout``.
-@pytest.mark.parametrize("who", ["provisioner"])
+@pytest.mark.parametrize("who", ["keeper", "provisioner"])
 async def test_at_random(who: Who, record_property: Record) -> None:
     tables: list[ChaosTable] = []
     ways: Counter[Way] = Counter()
