@@ -188,16 +188,29 @@ def _put_back(traffic: Traffic, entry: Noted, message: Message | None) -> int:
 
 
 def _go_on(traffic: Traffic, said: list[Message], ear: Ear) -> None:
-    """Number what nobody has: what the keeper heard, and then what we have heard ourselves."""
-    had = Counter(key_of(message) for message in said)
-    for message in said:
+    """Number what nobody has: what the keeper heard, and what we have heard ourselves."""
+    for message in in_order(said, ear.messages):
         traffic.on_message(message)
-    for message in ear.messages:
+
+
+def in_order(said: Sequence[Message], heard: Sequence[Message]) -> list[Message]:
+    """What the keeper and this server have heard of a kernel, once each, as it was published.
+
+    Mostly the keeper has listened longer. One that was started anew may have begun after us; then
+    we have whatever it has.
+    """
+    published = [key_of(message) for message in heard if message.channel == "iopub"]
+    had = Counter(key_of(message) for message in said)
+    if said and key_of(said[0]) in published and not had[published[0]]:
+        return [*heard]
+    messages = [*said]
+    for message in heard:
         key = key_of(message)
         if message.channel == "iopub" and had[key]:
             had[key] -= 1
         else:
-            traffic.on_message(message)
+            messages.append(message)
+    return messages
 
 
 def connect(

@@ -9,7 +9,7 @@ import pytest
 from app.managers.entries import Gap, Position
 from app.managers.journal import PLACES, SLOTS, Journal, UnusableJournal, key_of
 from app.managers.log import MessageLog, Reader
-from app.managers.recovery import align
+from app.managers.recovery import align, in_order
 from app.protocol.compose import make_message
 from app.protocol.messages import Message
 
@@ -120,6 +120,26 @@ def test_the_ring_tells_what_has_numbers_and_what_is_new(
 ) -> None:
     keys = [[letter.encode() for letter in letters] for letters in (numbered, ring)]
     assert align(*keys) == (places, new_from)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "whole"),
+    [
+        ("", "", ""),
+        ("abc", "", "abc"),
+        ("", "bc", "bc"),
+        ("abc", "bcd", "abcd"),  # as nearly always
+        ("ab", "cd", "abcd"),
+        ("bc", "abcd", "abcd"),  # a keeper that was started anew has begun after us
+        ("abc", "RbScd", "abcRSd"),  # replies come as they come
+        ("bc", "RabScd", "RabScd"),
+    ],
+)
+def test_what_two_have_heard_is_told_once_and_in_order(said: str, heard: str, whole: str) -> None:
+    made = {name: message(name) for name in "abcd"}
+    made |= {name: make_message("shell", "execute_reply", {}, session="kernel") for name in "RS"}
+    found = in_order([made[name] for name in said], [made[name] for name in heard])
+    assert found == [made[name] for name in whole]
 
 
 async def test_holes_are_told_as_gaps_and_nothing_else_is_missed() -> None:
