@@ -82,8 +82,6 @@ class Adoptions(Table):
         await operation.remove()
 
 
-# The keeper's calls are not among them yet: where it ends together with the server, numbers are put
-# together from what either of them still has, and are not always in order.
 @pytest.mark.parametrize("who", ["keeper", "provisioner"])
 async def test_adoption_fails_for_one_kernel_alone(who: Who, record_property: Record) -> None:
     """Rows whose call is for one kernel are together; the others have a server each."""
