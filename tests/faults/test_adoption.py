@@ -53,7 +53,7 @@ class Adoptions(Table):
         self.bench.faulty.record(key)
         await self.bench.start_server()
         await operation.again()
-        calls = self.bench.faulty.recorded(key)
+        calls = [*self.bench.faulty.recorded(key)]  # before the kernel is removed
         await self.bench.faulty.heal(key)
         await operation.remove()
         return calls
