@@ -584,7 +584,9 @@ class Kernel:
         if isinstance(provisioner, LocalProvisioner) or (
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
-            await asyncio.to_thread(check_launchable, self.spec, self._cwd, self._env)
+            await asyncio.to_thread(
+                check_launchable, self.spec, self._cwd, self._env, self._house.connection_dir
+            )
 
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.

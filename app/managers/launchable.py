@@ -17,12 +17,16 @@ from app.managers.errors import KernelStartFailed
 __all__ = ["check_launchable"]
 
 
-def check_launchable(spec: KernelSpec, cwd: Path, env: Mapping[str, str]) -> None:
+def check_launchable(
+    spec: KernelSpec, cwd: Path, env: Mapping[str, str], connection_dir: Path
+) -> None:
     """Raise `KernelStartFailed` for a launch on this host that is known to fail.
 
     That it passes promises nothing: what is there now may be gone a moment later.
     """
     problem = _problem(spec, cwd, env)
+    if problem is None and not os.access(connection_dir, os.W_OK | os.X_OK):
+        problem = f"no connection file can be written to {connection_dir}"
     if problem is not None:
         raise KernelStartFailed(f"The kernel could not be launched: {problem}")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.executions import Executions
 from tests.support.kernelspecs import Spec, shell_spec, write_kernelspec
 from tests.support.processes import children, eventually, is_alive
 from tests.support.rest import RestClient, RestError
@@ -195,6 +197,25 @@ async def test_a_restart_without_the_directory_leaves_the_old_process_as_it_is(
     pid = await kernel.pid()
     await kernel.rest.restart(kernel.id)
     assert await kernel.pid() != pid
+
+
+async def test_without_the_state_directory_kernels_run_on_and_none_is_ended_for_another(
+    make_server: MakeServer,
+) -> None:
+    server = make_server()
+    async with kernels_of(server) as start:
+        kernel = await start("fake")
+        shutil.rmtree(server.home.state_dir)
+        assert (await kernel.channels.execute("print still here")).text == "still here\n"
+        await refused(kernel, "connection file")
+        with pytest.raises(RestError) as raised:
+            await kernel.rest.start_kernel("fake")
+        assert raised.value.error["code"] == "kernel_start_failed"
+        execution = await Executions(kernel.rest, kernel.id).run("print and here")
+        assert execution["state"] == "ok"
+        await kernel.rest.delete(kernel.id)
+    await asyncio.to_thread(server.stop)
+    assert server.home.leftovers() == []
 
 
 async def test_a_program_found_by_the_path_of_its_kernelspec_is_no_reason_to_refuse(
