@@ -214,6 +214,7 @@ async def test_without_the_state_directory_kernels_run_on_and_none_is_ended_for_
         execution = await Executions(kernel.rest, kernel.id).run("print and here")
         assert execution["state"] == "ok"
         await kernel.rest.delete(kernel.id)
+        await kernel.channels.close()
     await asyncio.to_thread(server.stop)
     assert server.home.leftovers() == []
 
