@@ -339,7 +339,9 @@ async def recover(
         traffic.hear_with(channels)
         await _be_heard(traffic, ear)
     ring = await _ring(house, kernel.id, record, ear)
-    lost = await put_together(traffic, journal, noted, ring, ear, whole=record.dead)
+    lost, gapless = await put_together(traffic, journal, noted, ring, ear, whole=record.dead)
+    if gapless and not lost:
+        traffic.heard_all()
     traffic.tracker.keeping = keeping
     if channels is not None:
         traffic.go_on(channels, earlier)
@@ -351,15 +353,17 @@ async def recover(
 def _judge(execution: Execution, journal: Journal | None) -> None:
     """Whether a request that waited, as far as the registry knows, is still to be sent.
 
-    Where that is not known it is not: none is sent twice.
+    Where that is not known it is not: none is sent twice. One that was just being sent keeps its
+    request, until it is known whether the kernel has got it.
     """
     if execution.ended or not execution.held:
         return
-    if journal is None or journal.was_sent(execution.id, execution.session):
-        execution.header, execution.held = execution.held[0], ()
-        execution.sent = True
-    else:
-        execution.sent = False
+    was_sent = journal is None or journal.was_sent(execution.id, execution.session)
+    if was_sent:
+        execution.header = execution.held[0]
+    if journal is None or execution.running:
+        execution.held = ()
+    execution.sent = was_sent
 
 
 def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
@@ -440,6 +444,7 @@ async def settle_inherited(kernel: Kernel) -> None:
             kernel.state.changes += 1
     if kernel.state.lifecycle is Lifecycle.RUNNING:
         traffic.settle_inherited(all_of_them=True)
+        kernel.executions.send_again()
 
 
 def remove_journal(house: KernelHouse, kernel_id: str) -> None:

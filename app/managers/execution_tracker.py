@@ -223,6 +223,21 @@ class ExecutionTracker:
             self._kept_bytes -= sum(map(len, execution.held))
         execution.held = ()
 
+    def take_back(self, execution: Execution) -> None:
+        """It was not sent after all: it waits again."""
+        self._withdraw(execution)
+        execution.sent = False
+        self.changed(execution)
+
+    def _withdraw(self, execution: Execution) -> None:
+        """It is under way no more."""
+        same_id = self._under_way.get(execution.id, [])
+        if execution in same_id:
+            self._count -= 1
+            same_id.remove(execution)
+            if not same_id:
+                del self._under_way[execution.id]
+
     def give_up(self, execution: Execution, reason: str, *, never_ran: bool = False) -> None:
         """Nothing more can come of it."""
         if not execution.ended:
@@ -256,6 +271,7 @@ class ExecutionTracker:
         execution = next((one for one in same_id if not one.running), None)
         if execution is not None and execution.on_busy(self._place_of(message)):
             self.begun += 1
+            self._let_go(execution)
             self.changed(execution)
             self._log.wake()
             if self.listener is not None:
@@ -330,12 +346,7 @@ class ExecutionTracker:
 
     def _forget(self, execution: Execution) -> None:
         """It has ended: of those, the last are kept to be looked at."""
-        same_id = self._under_way.get(execution.id, [])
-        if execution in same_id:
-            self._count -= 1
-            same_id.remove(execution)
-            if not same_id:
-                del self._under_way[execution.id]
+        self._withdraw(execution)
         self._let_go(execution)
         self.changed(execution)
         self._ended.append(execution)

@@ -345,16 +345,27 @@ class Executions:
         Before the log is put together: what is read there may be the end of what it waits behind.
         """
         for execution in self._tracker:
-            if execution.held and not execution.ended and not execution.by_client:
+            if _waits(execution) and not execution.by_client:
                 message = held_request(execution)
                 self._held.append((execution, message))
                 self._held_bytes += message.size
 
     def send_again(self) -> None:
-        """Submit what clients have sent to another process of the server, and it has not sent."""
+        """Submit what another process of the server had been asked for, and has not sent.
+
+        Once more when it is known that the kernel never got what that process was just sending.
+        """
+        held = {execution for execution, _ in self._held}
         for execution in self._tracker:
-            if execution.held and not execution.ended and execution.by_client:
-                self._traffic.submit(held_request(execution), execution.session)
+            if not _waits(execution) or execution in held:
+                continue
+            message = held_request(execution)
+            if execution.by_client:
+                self._traffic.submit(message, execution.session)
+            else:  # the server sends one at a time
+                self._held.appendleft((execution, message))
+                self._held_bytes += message.size
+        self.on_free()
 
     def on_end(self, execution: Execution) -> None:
         """It has ended: its timer too, and what is held behind it if it failed."""
@@ -398,6 +409,11 @@ class Executions:
                 self._held.remove(item)
                 self._held_bytes -= item[1].size
                 return
+
+
+def _waits(execution: Execution) -> bool:
+    """Whether its request is here, and not yet on its way to the kernel."""
+    return bool(execution.held) and not execution.sent and not execution.ended
 
 
 def held_request(execution: Execution) -> ClientMessage:

@@ -49,6 +49,9 @@ class Inheritance:
         self._finish = finish
         self._ids: set[str] = set()
         self._sockets: Channels | None = None
+        self._unsure: set[Execution] = set()  # the last process was just sending them
+        self.has_heard_all = False
+        """Whether nothing that the kernel has published since escaped us."""
         self.is_open = False
         """Whether the kernel may still begin with a request that nobody here knows."""
 
@@ -58,6 +61,8 @@ class Inheritance:
         for execution in executions:
             self._tracker.put_back(execution)
             if execution.sent and not execution.ended and execution.header:
+                if execution.held:
+                    self._unsure.add(execution)
                 header = Header(execution.id, "execute_request", execution.session)
                 self._add(ClientMessage("shell", header, [execution.header]), execution.session)
 
@@ -103,6 +108,19 @@ class Inheritance:
             self._ids.clear()
             self.close()
 
+    def _was_lost(self, execution: Execution) -> bool:
+        """Whether its request never reached the kernel, and can be sent as if it had just come.
+
+        Not if something that its session asked for later has been sent already.
+        """
+        if execution not in self._unsure or not self.has_heard_all:
+            return False
+        known = list(self._tracker)
+        return not any(
+            later.sent and later.session == execution.session and later not in self._unsure
+            for later in known[known.index(execution) :]
+        )
+
     def _end(self, request: Request) -> None:
         execution = self._tracker.get(request.msg_id)
         if execution is None or execution.ended:
@@ -110,6 +128,8 @@ class Inheritance:
         elif request.idle or execution.running:
             self._finish(request, self.reply_to(execution))
             self._tracker.finish(execution)
+        elif self._was_lost(execution):
+            self._tracker.take_back(execution)
         else:
             reason = (
                 "The server that was asked for it ended before the kernel had it, and its request "
@@ -121,6 +141,7 @@ class Inheritance:
     def close(self) -> None:
         """Nothing of before can come any more."""
         self.is_open = False
+        self._unsure.clear()
         if self._sockets is not None:
             self._sockets.close()
             self._sockets = None

@@ -129,17 +129,17 @@ async def put_together(
     ear: Ear,
     *,
     whole: bool = False,
-) -> int:
+) -> tuple[int, bool]:
     """Put back what was numbered, number what is new; how many numbers are lost.
 
-    ``ring`` is None where nobody has listened. ``whole``: every number was noted, and the kernel
-    has said nothing since.
+    And whether everything that the kernel has published meanwhile was heard. ``ring`` is None where
+    nobody has listened. ``whole``: every number was noted, and the kernel has said nothing since.
     """
     log = traffic.log
     unheard, ring = ring is None, ring or []
     ring_keys = [key_of(message) for message in ring]
     places, new_from = align((entry.key for entry in noted if entry.key), ring_keys)
-    lost = 0
+    lost, none_found = 0, False
     if journal is not None and noted:
         on_disk = log.segments.end if log.segments is not None else None
         if on_disk is not None and on_disk.cursor > noted[-1].seq:
@@ -167,7 +167,8 @@ async def put_together(
         log.begin_at(journal.head[0], log.end)
     log.journal = journal
     _go_on(traffic, ring[new_from:], ear)
-    return lost
+    gapless = not (unheard or none_found) and ear.first_published in ring_keys
+    return lost, gapless
 
 
 def _put_back(traffic: Traffic, entry: Noted, message: Message | None) -> int:

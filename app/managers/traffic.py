@@ -656,6 +656,10 @@ class Traffic:
         elif message.msg_type == "status":
             self._requests.on_idle(message.parent)
 
+    def heard_all(self) -> None:
+        """Nothing that the kernel has published since that process ended has escaped us."""
+        self._inheritance.has_heard_all = True
+
     def settle_inherited(self, *, all_of_them: bool) -> None:
         """Answer what the kernel was asked before our time, and has done with.
 

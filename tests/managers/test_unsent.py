@@ -229,6 +229,47 @@ async def test_what_was_sent_just_before_the_kill_is_not_sent_again(
     await asyncio.to_thread(server.stop)
 
 
+async def test_what_was_sent_and_never_arrived_is_sent_again_in_its_order(
+    servers: Servers, home: Home
+) -> None:
+    write_kernelspec(home.jupyter_path, "gated", shell_spec(GATE))
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("gated"))["id"]
+        runs = Executions(rest, kernel_id)
+        channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+        other = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+        sent = [await channels.send_execute(f"append cells {n}") for n in range(3)]
+        overtaken = await other.send_execute("append cells never")
+        queued = await runs.begin("append cells 3")
+        queued_by = (await runs.get(queued))["session"]
+        later = await other.send_execute("append cells later")
+        for each in (*sent, overtaken, queued, later):
+            await noted(home, each, "append cells")
+    servers.crash()
+    # As if it had been killed between its note and the kernel's socket.
+    journal = Journal.open(home.state_dir / "journals" / f"{kernel_id}.journal")
+    for each in sent:
+        journal.note_sent(each, channels.session)
+    journal.note_sent(overtaken, other.session)
+    journal.note_sent(queued, queued_by)
+    journal.close()
+    for one in (channels, other):
+        await one.close()
+    (home.root_dir / "open").touch()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        runs = Executions(rest, kernel_id)
+        for each in (*sent, queued, later):
+            assert (await runs.ended(each))["state"] == "ok"
+        # What its session asked for later had been sent to the kernel already.
+        assert (await runs.ended(overtaken))["state"] == "aborted"
+        assert [line for line in lines(home) if line != "later"] == ["0", "1", "2", "3"]
+        assert lines(home).count("later") == 1
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
 def test_the_journal_remembers_what_was_sent(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal.create(path, "epoch", "session", b"identity")
