@@ -89,6 +89,7 @@ class Execution:
         "ended_at",
         "execution_count",
         "first_seq",
+        "has_error",
         "header",
         "held",
         "id",
@@ -132,6 +133,8 @@ class Execution:
         self.sent = False
         self.idle = False
         self.reply_status: str | None = None
+        # Whether the kernel has published its error, rather than told it in the reply alone.
+        self.has_error = False
         self.execution_count: int | None = None
         self.first_seq: int | None = None
         self.last_seq: int | None = None

@@ -13,6 +13,7 @@ from app.managers.executions import Executions
 from app.managers.history import ExecutionReader
 from app.managers.log import MessageLog
 from app.managers.outputs import display_id_of
+from app.managers.reply_errors import output_of
 from app.protocol.messages import Message, format_timestamp
 
 __all__ = ["Event", "follow"]
@@ -169,7 +170,7 @@ async def _follow(
         for entry in entries:
             for step in steps.before(entry.seq):
                 yield step
-            event = event_of(entry.message)
+            event = event_of(output_of(execution, entry.message))
             if event is not None:
                 yield event
         if reader.behind:

@@ -28,6 +28,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     by_client: bool = False
     timeout: float | None = None
     reply_status: str | None = None
+    has_error: bool = True  # of records that are older than the field
     execution_count: int | None = None
     first_seq: int | None = None
     last_seq: int | None = None
@@ -49,6 +50,7 @@ _AS_THEY_ARE = (
         "by_client",
         "timeout",
         "reply_status",
+        "has_error",
         "execution_count",
         "first_seq",
         "last_seq",

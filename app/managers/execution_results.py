@@ -17,6 +17,7 @@ from app.managers.execution import Execution, Step
 from app.managers.history import ExecutionReader
 from app.managers.log import MessageLog
 from app.managers.outputs import Cut, Numbering, OutputAssembler, display_id_of
+from app.managers.reply_errors import output_of
 from app.protocol.messages import Message, format_timestamp
 
 __all__ = ["OutputURL", "info", "output", "result"]
@@ -143,8 +144,7 @@ async def result(
             if message.msg_type == "execute_reply":
                 reply = content_of(message)
                 expressions, payload = reply.get("user_expressions"), reply.get("payload")
-            else:
-                assembler.add(message)
+            assembler.add(output_of(execution, message))
         if not reader.behind or reader.cursor >= until:
             break
     expressions, more = _within(expressions if isinstance(expressions, dict) else {}, max_bytes)
@@ -199,7 +199,7 @@ async def output(
     reader = ExecutionReader(log, execution, updates=True)
     while True:
         for entry in (await reader.fetch()).entries:
-            finder.add(entry.message)
+            finder.add(output_of(execution, entry.message))
         if not reader.behind:
             break
     found = finder.found

@@ -276,6 +276,16 @@ class ExecutionTracker:
             self.changed(execution)
             self._wait_for_the_rest(execution, IDLE_SECONDS)
 
+    def on_error(self, message: Message) -> None:
+        """An ``error`` was published."""
+        same_id = self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            return
+        execution = next((one for one in same_id if not one.idle), same_id[0])
+        if not execution.has_error:
+            execution.has_error = True
+            self.changed(execution)
+
     def on_input_request(self, message: Message) -> None:
         """The kernel asks the user of an execution for something."""
         same_id = self._under_way.get(message.parent.msg_id)

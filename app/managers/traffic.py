@@ -655,6 +655,8 @@ class Traffic:
                 self.tracker.on_status(reported, message)
         elif message.msg_type == "status":
             self._requests.on_idle(message.parent)
+        elif message.msg_type == "error":
+            self.tracker.on_error(message)
 
     def settle_inherited(self, *, all_of_them: bool) -> None:
         """Answer what the kernel was asked before our time, and has done with.
@@ -711,6 +713,7 @@ class Traffic:
         if reported:
             self.tracker.on_status(reported, message)
         elif msg_type == "error":
+            self.tracker.on_error(message)
             self._on_error(parent)
 
     def _on_error(self, parent: Header) -> None:
