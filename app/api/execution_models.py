@@ -146,7 +146,8 @@ class DisplayOutput(BaseModel):
     output_type: Literal["display_data"]
     data: dict[str, Any] = Field(
         description="By media type. What is too large is the URL where it is, and "
-        "`metadata.kernelkeep.references` has its size in bytes."
+        "`metadata.kernelkeep.references` has its size in bytes; plain text that `max_bytes` has "
+        "shortened is in `metadata.kernelkeep.shortened`, with the size that it has in whole."
     )
     metadata: dict[str, Any]
 
@@ -182,7 +183,7 @@ class GapModel(BaseModel):
 
 
 class CutModel(BaseModel):
-    """What is left out between the head and the tail."""
+    """What is left out between the head and the tail, and of outputs that are shortened."""
 
     outputs: int = Field(description="Outputs of which nothing is shown.")
     bytes: int = Field(description="Of all that is left out.")
