@@ -222,6 +222,7 @@ class ExecutionResultModel(ExecutionModel):
                     "payload": [],
                     "gap": None,
                     "cut": None,
+                    "late_outputs": 0,
                 }
             ]
         }
@@ -234,6 +235,10 @@ class ExecutionResultModel(ExecutionModel):
         description="What of the kernel's log is gone in which this execution was."
     )
     cut: CutModel | None = Field(description="What `max_bytes` has left out.")
+    late_outputs: int = Field(
+        description="How many of the outputs, the last ones, have come after the end: a thread "
+        "went on to print, or a child process."
+    )
 
 
 class _Event(BaseModel):
@@ -286,6 +291,9 @@ class UpdateDisplayEvent(_Event):
     data: dict[str, Any]
     metadata: dict[str, Any]
     display_id: str | None
+    executions: list[str] = Field(
+        description="Other executions with such an output, which is changed there as well."
+    )
 
 
 class ResultEvent(_Event):

@@ -18,6 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from app.managers.entries import Position
+from app.managers.late_output import LateOutput
 
 __all__ = ["Execution", "ExecutionState", "InputRequest", "Step", "StepName"]
 
@@ -85,6 +86,7 @@ class Execution:
         "_why",
         "by_client",
         "cancel_asked",
+        "display_ids",
         "end",
         "ended_at",
         "execution_count",
@@ -97,6 +99,8 @@ class Execution:
         "input_request",
         "kill_after",
         "last_seq",
+        "late",
+        "may_straggle",
         "on_end",
         "on_main_shell",
         "place",
@@ -143,6 +147,11 @@ class Execution:
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.reason = ""
+        self.late: LateOutput | None = None
+        # Whether it seems to write to file descriptors (app.managers.late_output).
+        self.may_straggle = False
+        # Of what it shows: so many as are known by their id (app.managers.execution_tracker).
+        self.display_ids: list[str] = []
         self.steps: list[Step] = []
         self.input_request: InputRequest | None = None
         # The raw header of its request, and all its parts as long as it is not with the kernel.
@@ -209,7 +218,7 @@ class Execution:
         """The kernel is done with it; whether that makes it complete."""
         self._see(place)
         self.idle = True
-        return self.complete
+        return self._may_be_complete()
 
     def on_reply(self, place: Position, status: str, execution_count: int | None) -> bool:
         """The reply has come; whether that makes it complete."""
@@ -217,6 +226,11 @@ class Execution:
         self.reply_status = status
         if execution_count is not None:
             self.execution_count = execution_count
+        return self._may_be_complete()
+
+    def _may_be_complete(self) -> bool:
+        if self.complete and self._took is None and self._began is not None:
+            self._took = time.monotonic() - self._began
         return self.complete
 
     @property
@@ -262,7 +276,7 @@ class Execution:
         self.reason = self._why or reason
         self.input_request = None
         self.ended_at = time.time()
-        if self._began is not None:
+        if self._took is None and self._began is not None:
             self._took = time.monotonic() - self._began
         self.end = end if self.sent else self.place
         if self.first_seq is not None:

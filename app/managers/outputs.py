@@ -69,6 +69,10 @@ class Numbering:
         self._stream = name
         return cleared, self.count - 1
 
+    def part(self) -> None:
+        """A stream does not go on: what follows of it is an output of its own."""
+        self._stream = None
+
     def _reset(self) -> None:
         self.count, self._stream, self._clear = 0, None, False
 
@@ -110,7 +114,21 @@ class OutputAssembler:
         self._max_bytes = max_bytes
         self._half = max_bytes // 2
         self._numbering = Numbering()
+        self._late_from: int | None = None  # the number of the first output that is late
         self._reset()
+
+    def begin_late(self) -> None:
+        """What follows has come after the end."""
+        self._numbering.part()
+        self._late_from = self._numbering.count
+
+    @property
+    def late(self) -> int:
+        """How many of the outputs, the last ones, have come after the end."""
+        if self._late_from is None:
+            return 0
+        made = {output.number for output in (*self._head, *self._kept, *self._tail)}
+        return sum(number >= self._late_from for number in made)
 
     def _reset(self) -> None:
         self._head: list[_Output] = []
@@ -134,6 +152,7 @@ class OutputAssembler:
         cleared, number = self._numbering.take(msg_type, content)
         if cleared:
             self._reset()
+            self._late_from = None if self._late_from is None else 0
         if msg_type == "update_display_data":
             self._update(content)
         elif number is None:
