@@ -53,6 +53,11 @@ _ENDS: Final = {
 }
 
 
+NO_REPLY: Final = (
+    "The kernel sent no reply, as when it is interrupted at the very beginning or end of the code"
+)
+
+
 class Step(msgspec.Struct, frozen=True):
     """Something that was done to an execution from outside."""
 
@@ -251,7 +256,7 @@ class Execution:
     def finish(self, end: Position) -> None:
         """All that will come has come: the reply decides how it has ended, if there was one."""
         if self.reply_status is None:
-            self.give_up(end, "The kernel sent no reply")
+            self.give_up(end, NO_REPLY)
             return
         state = _ENDS.get(self.reply_status)
         reason = ""

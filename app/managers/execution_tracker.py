@@ -112,10 +112,12 @@ class ExecutionTracker:
         kept: int,
         on_unanswered: Callable[[Execution], None] = lambda _: None,
         flush: Callable[[Execution], None] | None = None,
+        on_overdue: Callable[[Execution], None] = lambda _: None,
     ) -> None:
         self.listener: ExecutionListener | None = None
         self.keeping: ExecutionKeeping | None = None
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
+        self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
         self._flush = flush  # asks the kernel for output that straggles, and finishes this one then
         self.straggles = False
         """Whether output of this kernel was seen to come behind the end of what it belongs to."""
@@ -243,6 +245,13 @@ class ExecutionTracker:
             execution.give_up(self._log.end, reason, never_ran=never_ran)
             self._forget(execution)
 
+    def finish_unanswered(self, execution: Execution) -> None:
+        """The kernel has done with it, and will not reply any more."""
+        if not execution.ended:
+            if execution.reply_status is None:
+                self._on_unanswered(execution)
+            self._finish(execution)
+
     def finish(self, execution: Execution) -> None:
         """All that will come has come."""
         if not execution.ended:
@@ -265,6 +274,8 @@ class ExecutionTracker:
             else:
                 self.changed(execution)
                 self._wait_for_the_rest(execution, REPLY_SECONDS)
+                if execution.on_main_shell:
+                    self._on_overdue(execution)
 
     def _on_busy(self, same_id: list[Execution], message: Message) -> None:
         execution = next((one for one in same_id if not one.running), None)
@@ -450,9 +461,7 @@ class ExecutionTracker:
             elif now - item.due > LATE_SECONDS or self._has_said_more(item):
                 self._wait_for_the_rest(item.execution, item.seconds)
             else:
-                if item.execution.reply_status is None:
-                    self._on_unanswered(item.execution)
-                self._finish(item.execution)
+                self.finish_unanswered(item.execution)
         if self._incomplete:
             if self._plan is not None:
                 self._plan.cancel()

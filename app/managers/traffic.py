@@ -24,11 +24,12 @@ from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
 from app.managers.late_output import OUTPUT_TYPES
 from app.managers.log import MessageLog, Position, Reader
+from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
 from app.managers.tracebacks import hide_traceback
-from app.managers.unanswered import Subshells, Unanswered
+from app.managers.unanswered import Overdue, Subshells, Unanswered
 from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import (
     CLIENT_CHANNELS,
@@ -108,8 +109,9 @@ class Traffic:
         self._state = state
         self._requests = PendingRequests()
         self.tracker = ExecutionTracker(
-            log, settings.executions_kept, self._answer_for, self._flush
+            log, settings.executions_kept, self._answer_for, self._flush, self._on_overdue
         )
+        self._overdue = Overdue(self._answers_on_shell, self.tracker.finish_unanswered)
         # Executions whose kernel was asked to let go of their output, by the id of the question,
         # and how many such questions are still to be asked.
         self._flushing: dict[str, tuple[Execution, int]] = {}
@@ -465,6 +467,7 @@ class Traffic:
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
+        self._overdue.clear()
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
@@ -620,12 +623,28 @@ class Traffic:
     def _answer_for(self, execution: Execution) -> None:
         """The kernel has gone idle without a reply; whoever asked would wait for it for ever.
 
-        That is how ipykernel takes an interrupt that hits it just before the code.
+        That is how ipykernel takes an interrupt that hits it just before the code, or just behind
+        it. What it has published tells whether it failed; that it did not fail tells nothing.
         """
+        made_up = self._inheritance.reply_to(execution)
+        if made_up is None:
+            found = reply_made_of_iopub(self.log, execution)
+            execution.execution_count = found.get("execution_count")
+            if found["status"] == "error":
+                made_up = found
+                execution.on_reply(self.log.end, "error", execution.execution_count)
         request = self._requests.unanswered(execution.id, execution.session)
         if request is not None:
             self._requests.discard(request)
-            self._finish(request, self._inheritance.reply_to(execution))
+            self._finish(request, made_up)
+
+    def _on_overdue(self, execution: Execution) -> None:
+        if self._channels is not None and not self._inheritance.has(execution):
+            self._overdue.add(execution)
+
+    async def _answers_on_shell(self, seconds: float) -> bool:
+        """Whether the main shell takes a question of ours, and answers it in time."""
+        return await self.ask("kernel_info_request", {}, seconds) is not None
 
     def _answer_in_its_place(self, request: Request) -> None:
         """The kernel went idle for a request of another kind, and no reply has come behind that."""
@@ -671,6 +690,7 @@ class Traffic:
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
+        self._overdue.clear()
         self.close_channels()
 
     @property

@@ -1,6 +1,8 @@
-"""Errors that the kernel tells only in its reply: whoever ran the code over HTTP learns of them."""
+"""Errors that show in one of a kernel's two last messages only: the reply, or what is published."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
@@ -57,3 +59,20 @@ async def test_an_error_that_is_published_is_told_once(start: KernelStarter) -> 
             params={"after": next(e["seq"] for e in events if e["type"] == "error")},
         )
         assert [event["type"] for event in resumed] == ["ended"]
+
+
+async def test_an_interrupt_near_the_end_of_code_holds_nobody_up(start: KernelStarter) -> None:
+    """ipykernel gives up one in ten such requests without a reply."""
+    kernel = await start("python3")
+    executions = Executions(kernel.rest, kernel.id)
+    await executions.run("import time")
+    for number in range(20):
+        execution_id = await executions.begin("time.sleep(0.1)")
+        await executions.until(execution_id, "code")
+        await asyncio.sleep(0.09 + number / 1000)
+        await kernel.rest.interrupt(kernel.id)
+        ended = await executions.ended(execution_id)
+        assert ended["state"] in ("ok", "error", "lost")
+        assert ended["execution_count"] == number + 2
+        assert ended["seconds"] < 4
+    assert (await executions.run("1"))["state"] == "ok"
