@@ -110,15 +110,17 @@ class ExecutionTracker:
         self,
         log: MessageLog,
         kept: int,
+        *,
         on_unanswered: Callable[[Execution], None] = lambda _: None,
-        flush: Callable[[Execution], None] | None = None,
         on_overdue: Callable[[Execution], None] = lambda _: None,
+        on_complete: Callable[[Execution], None] | None = None,
     ) -> None:
         self.listener: ExecutionListener | None = None
         self.keeping: ExecutionKeeping | None = None
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
         self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
-        self._flush = flush  # asks the kernel for output that straggles, and finishes this one then
+        # All is known of this one but output that straggles: it is to be finished soon.
+        self._on_complete = on_complete
         self.straggles = False
         """Whether output of this kernel was seen to come behind the end of what it belongs to."""
         self._may_straggle = False  # by what was executed
@@ -376,6 +378,13 @@ class ExecutionTracker:
         if self.listener is not None:
             self.listener.on_close(reason)
 
+    def leave(self) -> None:
+        """The process is another server's from now on, to which all that is known is told."""
+        for execution in self.under_way:
+            if execution.complete:
+                execution.finish(self._log.end)
+                self.changed(execution)
+
     def close(self, reason: str, *, was_ready: bool) -> None:
         """The process is gone: every execution that it was sent ends here.
 
@@ -390,6 +399,7 @@ class ExecutionTracker:
             was_ready = was_ready and not blamed
             self.give_up(execution, reason, never_ran=not blamed)
         self._incomplete.clear()
+        self.straggles = self._may_straggle = False
         if self._plan is not None:
             self._plan.cancel()
             self._plan = None
@@ -400,8 +410,8 @@ class ExecutionTracker:
         """Its reply and its idle status are there; some of its output may be on its way."""
         self._may_straggle |= execution.may_straggle  # so may what it has defined
         asks = (self.straggles or self._may_straggle) and not execution.by_client
-        if asks and self._flush is not None:
-            self._flush(execution)
+        if asks and self._on_complete is not None:
+            self._on_complete(execution)
         else:
             self._finish(execution)
 

@@ -28,6 +28,7 @@ from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
+from app.managers.stragglers import Stragglers
 from app.managers.tracebacks import hide_traceback
 from app.managers.unanswered import Overdue, Subshells, Unanswered
 from app.protocol.compose import make_message, make_parts
@@ -56,12 +57,6 @@ PLACE_SECONDS: Final = 60.0
 
 SUBSHELL_SECONDS: Final = 5.0
 """How long a kernel may take to tell which subshells it has."""
-
-QUIET_SECONDS: Final = 0.02
-"""How long the end of an execution waits for output that straggles, where that is likely."""
-
-FLUSH_SECONDS: Final = 0.03
-"""How long it waits, at the most, for the kernel to publish such output."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive here."""
@@ -109,12 +104,14 @@ class Traffic:
         self._state = state
         self._requests = PendingRequests()
         self.tracker = ExecutionTracker(
-            log, settings.executions_kept, self._answer_for, self._flush, self._on_overdue
+            log,
+            settings.executions_kept,
+            on_unanswered=self._answer_for,
+            on_overdue=self._on_overdue,
+            on_complete=self._wait_for_stragglers,
         )
         self._overdue = Overdue(self._answers_on_shell, self.tracker.finish_unanswered)
-        # Executions whose kernel was asked to let go of their output, by the id of the question,
-        # and how many such questions are still to be asked.
-        self._flushing: dict[str, tuple[Execution, int]] = {}
+        self._stragglers = Stragglers(self._ask_on_control, self.tracker.finish)
         # Why the process is stopped, if somebody has said so.
         self.why_it_stops = ""
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
@@ -477,7 +474,7 @@ class Traffic:
             if was_running:
                 reason = None
         self.tracker.close(why, was_ready=was_ready)
-        self._flushing.clear()
+        self._stragglers.clear()
         self._held.clear()
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
@@ -581,41 +578,15 @@ class Traffic:
             self._append(reply, request.owner)
             self.tracker.on_reply(reply)
 
-    def _flush(self, execution: Execution) -> None:
-        """Finish an execution when what its kernel has still to say of it has come, or soon.
+    def _wait_for_stragglers(self, execution: Execution) -> None:
+        quiet = execution.may_straggle or self.tracker.straggles
+        self._stragglers.wait_for(execution, quiet=quiet)
 
-        What child processes and C code write to a descriptor is read by a thread of ipykernel's,
-        which may come to it after the idle status, and publishes it 0.2 s later. A request on
-        control has all that was read published at once, and does not change to what new output
-        belongs, as one on shell would. A second request is for what is read during the first.
-        Where that thread probably has something to read, it gets a while before that.
-        """
-        loop = asyncio.get_running_loop()
-        if execution.may_straggle or self.tracker.straggles:
-            loop.call_later(QUIET_SECONDS, self._ask_to_flush, execution, 2)
-        else:
-            self._ask_to_flush(execution, 2)
-
-    def _ask_to_flush(self, execution: Execution, rounds: int) -> None:
-        if execution.ended:
-            return
+    def _ask_on_control(self) -> str:
         header, parts = make_parts("kernel_info_request", {}, self._session)
         request = ClientMessage("control", header, parts)
-        if self._channels is None or not self._channels.send(request):
-            self.tracker.finish(execution)
-            return
-        self._flushing[header.msg_id] = execution, rounds - 1
-        loop = asyncio.get_running_loop()
-        loop.call_later(FLUSH_SECONDS, self._on_flushed, header.msg_id, True)
-
-    def _on_flushed(self, msg_id: str, is_late: bool = False) -> None:
-        execution, rounds = self._flushing.pop(msg_id, (None, 0))
-        if execution is None:
-            return
-        if rounds and not is_late:
-            self._ask_to_flush(execution, rounds)
-        else:
-            self.tracker.finish(execution)
+        asked = self._channels is not None and self._channels.send(request)
+        return header.msg_id if asked else ""
 
     def _has_unread_output(self) -> bool:
         return self._channels is not None and self._channels.has_unread("iopub")
@@ -687,6 +658,8 @@ class Traffic:
     def leave(self) -> None:
         """Let go of the process, which runs on. What comes for it now does not reach it."""
         self.note_places()
+        self._stragglers.drop()
+        self.tracker.leave()
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
@@ -768,8 +741,8 @@ class Traffic:
         if msg_type == "status":
             reported = self._on_status(message)
             if parent.session == self._session:
-                if reported == "idle" and parent.msg_id in self._flushing:
-                    self._on_flushed(parent.msg_id)
+                if reported == "idle":
+                    self._stragglers.on_idle(parent.msg_id)
                 return
             if reported == "starting" and self._outbox.is_open:
                 # Said before we took it for ready and heard after that: to a client it would be

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.managers import traffic
+from app.managers import stragglers
 from app.managers.entries import Position
 from app.managers.execution import ExecutionState
 from app.managers.execution_results import result
@@ -160,7 +161,7 @@ async def test_what_is_forgotten_shows_nothing() -> None:
 async def test_where_output_may_straggle_the_kernel_is_asked_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(traffic, "FLUSH_SECONDS", 60.0)
+    monkeypatch.setattr(stragglers, "ANSWER_SECONDS", 60.0)
     kernel = ScriptedKernel()
     plain, child, behind = kernel.run("1"), kernel.run("os.system('echo x')"), kernel.run("2")
     kernel.finishes(plain)
@@ -192,7 +193,7 @@ async def test_where_output_may_straggle_the_kernel_is_asked_for_it(
 async def test_a_kernel_that_has_straggled_gets_time_to_do_so_from_then_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(traffic, "QUIET_SECONDS", 60.0)
+    monkeypatch.setattr(stragglers, "QUIET_SECONDS", 60.0)
     kernel = ScriptedKernel()
     first, second = kernel.run(), kernel.run()
     kernel.finishes(first)
@@ -210,6 +211,20 @@ async def test_a_kernel_that_does_not_answer_holds_nobody_up(code: str) -> None:
     kernel.finishes(execution)
     await eventually(lambda: execution.ended)
     assert execution.state is ExecutionState.OK
+
+
+async def test_who_leaves_the_kernel_tells_the_next_server_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stragglers, "QUIET_SECONDS", 0.05)
+    kernel = ScriptedKernel()
+    execution, held = kernel.run("import subprocess"), kernel.run()
+    kernel.finishes(execution)
+    kernel.traffic.leave()
+    assert execution.state is ExecutionState.OK
+    await asyncio.sleep(0.1)  # longer than it would have been waited for
+    assert not held.sent
+    assert kernel.probes == []
 
 
 async def test_a_death_meanwhile_changes_nothing_of_how_it_ended() -> None:
