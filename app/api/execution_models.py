@@ -146,7 +146,8 @@ class DisplayOutput(BaseModel):
     output_type: Literal["display_data"]
     data: dict[str, Any] = Field(
         description="By media type. What is too large is the URL where it is, and "
-        "`metadata.kernelkeep.references` has its size in bytes."
+        "`metadata.kernelkeep.references` has its size in bytes; plain text that `max_bytes` has "
+        "shortened is in `metadata.kernelkeep.shortened`, with the size that it has in whole."
     )
     metadata: dict[str, Any]
 
@@ -182,7 +183,7 @@ class GapModel(BaseModel):
 
 
 class CutModel(BaseModel):
-    """What is left out between the head and the tail."""
+    """What is left out between the head and the tail, and of outputs that are shortened."""
 
     outputs: int = Field(description="Outputs of which nothing is shown.")
     bytes: int = Field(description="Of all that is left out.")
@@ -221,6 +222,7 @@ class ExecutionResultModel(ExecutionModel):
                     "payload": [],
                     "gap": None,
                     "cut": None,
+                    "late_outputs": 0,
                 }
             ]
         }
@@ -233,6 +235,10 @@ class ExecutionResultModel(ExecutionModel):
         description="What of the kernel's log is gone in which this execution was."
     )
     cut: CutModel | None = Field(description="What `max_bytes` has left out.")
+    late_outputs: int = Field(
+        description="How many of the outputs, the last ones, have come after the end: a thread "
+        "went on to print, or a child process."
+    )
 
 
 class _Event(BaseModel):
@@ -285,6 +291,9 @@ class UpdateDisplayEvent(_Event):
     data: dict[str, Any]
     metadata: dict[str, Any]
     display_id: str | None
+    executions: list[str] = Field(
+        description="Other executions with such an output, which is changed there as well."
+    )
 
 
 class ResultEvent(_Event):

@@ -110,7 +110,9 @@ MaxBytesDep = Annotated[
     Query(
         ge=0,
         le=MAX_BYTES,
-        description="How much output to return: of more, the head and the tail.",
+        description="How much output to return. Of more, the head and the tail stay, and the name "
+        "of an error with the end of its traceback; a text result is shortened, and other data is "
+        "replaced by the URL where it is.",
     ),
 ]
 

@@ -18,6 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from app.managers.entries import Position
+from app.managers.late_output import LateOutput
 
 __all__ = ["Execution", "ExecutionState", "InputRequest", "Step", "StepName"]
 
@@ -50,6 +51,11 @@ _ENDS: Final = {
     "aborted": ExecutionState.ABORTED,
     "abort": ExecutionState.ABORTED,
 }
+
+
+NO_REPLY: Final = (
+    "The kernel sent no reply, as when it is interrupted at the very beginning or end of the code"
+)
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -85,10 +91,12 @@ class Execution:
         "_why",
         "by_client",
         "cancel_asked",
+        "display_ids",
         "end",
         "ended_at",
         "execution_count",
         "first_seq",
+        "has_error",
         "header",
         "held",
         "id",
@@ -96,6 +104,8 @@ class Execution:
         "input_request",
         "kill_after",
         "last_seq",
+        "late",
+        "may_straggle",
         "on_end",
         "on_main_shell",
         "place",
@@ -132,6 +142,8 @@ class Execution:
         self.sent = False
         self.idle = False
         self.reply_status: str | None = None
+        # Whether the kernel has published its error, rather than told it in the reply alone.
+        self.has_error = False
         self.execution_count: int | None = None
         self.first_seq: int | None = None
         self.last_seq: int | None = None
@@ -140,6 +152,11 @@ class Execution:
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.reason = ""
+        self.late: LateOutput | None = None
+        # Whether it seems to write to file descriptors (app.managers.late_output).
+        self.may_straggle = False
+        # Of what it shows: so many as are known by their id (app.managers.execution_tracker).
+        self.display_ids: list[str] = []
         self.steps: list[Step] = []
         self.input_request: InputRequest | None = None
         # The raw header of its request, and all its parts as long as it is not with the kernel.
@@ -206,7 +223,7 @@ class Execution:
         """The kernel is done with it; whether that makes it complete."""
         self._see(place)
         self.idle = True
-        return self.complete
+        return self._may_be_complete()
 
     def on_reply(self, place: Position, status: str, execution_count: int | None) -> bool:
         """The reply has come; whether that makes it complete."""
@@ -214,6 +231,11 @@ class Execution:
         self.reply_status = status
         if execution_count is not None:
             self.execution_count = execution_count
+        return self._may_be_complete()
+
+    def _may_be_complete(self) -> bool:
+        if self.complete and self._took is None and self._began is not None:
+            self._took = time.monotonic() - self._began
         return self.complete
 
     @property
@@ -234,7 +256,7 @@ class Execution:
     def finish(self, end: Position) -> None:
         """All that will come has come: the reply decides how it has ended, if there was one."""
         if self.reply_status is None:
-            self.give_up(end, "The kernel sent no reply")
+            self.give_up(end, NO_REPLY)
             return
         state = _ENDS.get(self.reply_status)
         reason = ""
@@ -259,7 +281,7 @@ class Execution:
         self.reason = self._why or reason
         self.input_request = None
         self.ended_at = time.time()
-        if self._began is not None:
+        if self._took is None and self._began is not None:
             self._took = time.monotonic() - self._began
         self.end = end if self.sent else self.place
         if self.first_seq is not None:

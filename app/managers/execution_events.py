@@ -13,6 +13,7 @@ from app.managers.executions import Executions
 from app.managers.history import ExecutionReader
 from app.managers.log import MessageLog
 from app.managers.outputs import display_id_of
+from app.managers.reply_errors import output_of
 from app.protocol.messages import Message, format_timestamp
 
 __all__ = ["Event", "follow"]
@@ -66,7 +67,12 @@ class Display(Event, tag="display"):
 
 
 class UpdateDisplay(Display, tag="update_display"):
-    """Something to show in the place of what has this ``display_id``."""
+    """Something to show in the place of what has this ``display_id``.
+
+    ``executions`` are others that show such a thing, and show this from now on.
+    """
+
+    executions: list[str] = []
 
 
 class Result(Event, tag="result"):
@@ -148,7 +154,7 @@ def follow(
     None after ``keepalive`` seconds without any. Ends with `Ended` or `Closing`. Raises
     `AfterBeyondEnd`, at once.
     """
-    reader = ExecutionReader(log, execution, after)
+    reader = ExecutionReader(log, execution, after, updates=True)
     return _follow(executions, execution, reader, after, keepalive)
 
 
@@ -169,7 +175,12 @@ async def _follow(
         for entry in entries:
             for step in steps.before(entry.seq):
                 yield step
-            event = event_of(entry.message)
+            event = event_of(output_of(execution, entry.message))
+            if isinstance(event, UpdateDisplay):
+                showing = executions.showing(event.display_id)
+                if entry.message.parent.msg_id != execution.id and execution not in showing:
+                    continue  # nothing that it shows
+                event.executions = [other.id for other in showing if other is not execution]
             if event is not None:
                 yield event
         if reader.behind:

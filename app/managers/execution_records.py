@@ -6,6 +6,7 @@ import msgspec
 
 from app.managers.entries import Position
 from app.managers.execution import Execution, ExecutionState, InputRequest, Step
+from app.managers.late_output import LateOutput
 from app.managers.registry import Registry
 from app.managers.registry_store import ExecutionRecord
 
@@ -28,10 +29,13 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     by_client: bool = False
     timeout: float | None = None
     reply_status: str | None = None
+    has_error: bool = True  # of records that are older than the field
     execution_count: int | None = None
     first_seq: int | None = None
     last_seq: int | None = None
     end: tuple[int, int] | None = None
+    late: LateOutput | None = None
+    display_ids: list[str] = []
     started_at: float | None = None
     ended_at: float | None = None
     seconds: float | None = None
@@ -49,10 +53,13 @@ _AS_THEY_ARE = (
         "by_client",
         "timeout",
         "reply_status",
+        "has_error",
         "execution_count",
         "first_seq",
         "last_seq",
         "end",
+        "late",
+        "display_ids",
     ),
     *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
 )

@@ -14,9 +14,10 @@ from app.managers.contents import content_of, text_of
 from app.managers.entries import Gap
 from app.managers.errors import OutputNotFound
 from app.managers.execution import Execution, Step
-from app.managers.history import ExecutionReader
+from app.managers.history import ExecutionReader, late_output
 from app.managers.log import MessageLog
 from app.managers.outputs import Cut, Numbering, OutputAssembler, display_id_of
+from app.managers.reply_errors import output_of
 from app.protocol.messages import Message, format_timestamp
 
 __all__ = ["OutputURL", "info", "output", "result"]
@@ -89,6 +90,7 @@ class ExecutionResult(ExecutionInfo):
     payload: list[Any]
     gap: GapInfo | None
     cut: CutInfo | None
+    late_outputs: int
 
 
 def info(execution: Execution) -> ExecutionInfo:
@@ -143,10 +145,15 @@ async def result(
             if message.msg_type == "execute_reply":
                 reply = content_of(message)
                 expressions, payload = reply.get("user_expressions"), reply.get("payload")
-            else:
-                assembler.add(message)
+            assembler.add(output_of(execution, message))
         if not reader.behind or reader.cursor >= until:
             break
+    assembler.begin_late()
+    async for gap, entries in late_output(log, execution):
+        if gap is not None:
+            gone = Gap(gone.messages + gap.messages, gone.bytes + gap.bytes)
+        for entry in entries:
+            assembler.add(entry.message)
     expressions, more = _within(expressions if isinstance(expressions, dict) else {}, max_bytes)
     payload, most = _payload_within(payload if isinstance(payload, list) else [], max_bytes)
     cut = assembler.cut
@@ -160,6 +167,7 @@ async def result(
         payload=payload,
         gap=GapInfo(*gone) if gone.messages else None,
         cut=CutInfo(*cut) if cut is not None else None,
+        late_outputs=assembler.late,
     )
 
 
@@ -199,9 +207,13 @@ async def output(
     reader = ExecutionReader(log, execution, updates=True)
     while True:
         for entry in (await reader.fetch()).entries:
-            finder.add(entry.message)
+            finder.add(output_of(execution, entry.message))
         if not reader.behind:
             break
+    finder.begin_late()
+    async for batch in late_output(log, execution):
+        for entry in batch.entries:
+            finder.add(entry.message)
     found = finder.found
     if found is None or (isinstance(found, range) and mime not in (None, "text/plain")):
         raise OutputNotFound(f"There is no output {number} with such data")
@@ -219,6 +231,12 @@ async def _text_of_stream(
     log: MessageLog, execution: Execution, numbers: range
 ) -> AsyncIterator[bytes]:
     """The text of a stream, which may be larger than what memory should hold."""
+    if execution.end is not None and numbers.start >= execution.end.cursor:
+        async for batch in late_output(log, execution):
+            for entry in batch.entries:
+                if entry.seq in numbers and entry.message.msg_type == "stream":
+                    yield text_of(content_of(entry.message).get("text")).encode()
+        return
     reader = ExecutionReader(log, execution, numbers.start - 1)
     while reader.cursor < numbers.stop and not reader.finished:
         for entry in (await reader.fetch()).entries:
@@ -235,6 +253,10 @@ class _OutputFinder:
         self._display_id: str | None = None
         self.found: dict[str, Any] | range | None = None
         """Its data by media type; of a stream, the numbers that its messages lie between."""
+
+    def begin_late(self) -> None:
+        """What follows has come after the end."""
+        self._numbering.part()
 
     def add(self, message: Message) -> None:
         content = content_of(message)

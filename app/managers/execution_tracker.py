@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
@@ -16,6 +17,7 @@ import msgspec
 
 from app.managers.entries import Position
 from app.managers.execution import Execution, InputRequest
+from app.managers.late_output import MAX_UPDATES, LateOutput, display_id_in
 from app.managers.log import MessageLog
 from app.protocol.messages import ClientMessage, Message
 
@@ -38,6 +40,10 @@ wait for the kernel."""
 
 LATE_SECONDS: Final = 0.5
 """A timer that is so late has waited for something large to be read: there may be more."""
+
+
+STRAGGLER_SECONDS: Final = 1.0
+"""Output that comes so soon behind the end of an execution shows that its kernel straggles."""
 
 
 class ExecutionListener(Protocol):
@@ -104,11 +110,21 @@ class ExecutionTracker:
         self,
         log: MessageLog,
         kept: int,
+        *,
         on_unanswered: Callable[[Execution], None] = lambda _: None,
+        on_overdue: Callable[[Execution], None] = lambda _: None,
+        on_complete: Callable[[Execution], None] | None = None,
     ) -> None:
         self.listener: ExecutionListener | None = None
         self.keeping: ExecutionKeeping | None = None
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
+        self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
+        # All is known of this one but output that straggles: it is to be finished soon.
+        self._on_complete = on_complete
+        self.straggles = False
+        """Whether output of this kernel was seen to come behind the end of what it belongs to."""
+        self._may_straggle = False  # by what was executed
+        self._showing: dict[str, list[Execution]] = {}  # by display id
         self._log = log
         self._kept = kept
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
@@ -152,6 +168,8 @@ class ExecutionTracker:
     def put_back(self, execution: Execution) -> None:
         """Know one that another process of the server knew; oldest first."""
         self._by_id[execution.id] = execution
+        for display_id in execution.display_ids:
+            self._showing.setdefault(display_id, []).append(execution)
         if execution.by_client:
             self._kept_bytes += sum(map(len, execution.held))
         if execution.ended:
@@ -244,6 +262,13 @@ class ExecutionTracker:
             execution.give_up(self._log.end, reason, never_ran=never_ran)
             self._forget(execution)
 
+    def finish_unanswered(self, execution: Execution) -> None:
+        """The kernel has done with it, and will not reply any more."""
+        if not execution.ended:
+            if execution.reply_status is None:
+                self._on_unanswered(execution)
+            self._finish(execution)
+
     def finish(self, execution: Execution) -> None:
         """All that will come has come."""
         if not execution.ended:
@@ -262,10 +287,12 @@ class ExecutionTracker:
         elif reported == "idle":
             execution = next((one for one in same_id if not one.idle), same_id[0])
             if execution.on_idle(self._place_of(message)):
-                self._finish(execution)
+                self._complete(execution)
             else:
                 self.changed(execution)
                 self._wait_for_the_rest(execution, REPLY_SECONDS)
+                if execution.on_main_shell:
+                    self._on_overdue(execution)
 
     def _on_busy(self, same_id: list[Execution], message: Message) -> None:
         execution = next((one for one in same_id if not one.running), None)
@@ -287,10 +314,57 @@ class ExecutionTracker:
         status = reply.status if isinstance(reply.status, str) else ""
         count = reply.execution_count if isinstance(reply.execution_count, int) else None
         if execution.on_reply(self._place_of(message), status, count):
-            self._finish(execution)
+            self._complete(execution)
         else:
             self.changed(execution)
             self._wait_for_the_rest(execution, IDLE_SECONDS)
+
+    def on_output(self, message: Message) -> None:
+        """A message was published that changes what an execution shows (`OUTPUT_TYPES`)."""
+        msg_type, same_id = message.msg_type, self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            execution = self._by_id.get(message.parent.msg_id)
+            if execution is not None and execution.ended:
+                self._on_late_output(execution, message)
+        else:
+            execution = next((one for one in same_id if not one.idle), same_id[0])
+            if msg_type == "error" and not execution.has_error:
+                execution.has_error = True
+                self.changed(execution)
+        if msg_type == "display_data" and execution is not None:
+            self._on_display(execution, display_id_in(message))
+        elif msg_type == "update_display_data":
+            self._on_update(message)
+
+    def _on_late_output(self, execution: Execution, message: Message) -> None:
+        place = self._place_of(message)
+        if execution.end is None or place.cursor < execution.end.cursor:
+            return  # said again, to another process of the server
+        execution.late = execution.late or LateOutput()
+        execution.late.add(place)
+        self.straggles |= time.time() - (execution.ended_at or 0.0) < STRAGGLER_SECONDS
+        self.changed(execution)
+
+    def _on_display(self, execution: Execution, display_id: str) -> None:
+        known = execution.display_ids
+        if display_id and display_id not in known and len(known) < MAX_UPDATES:
+            known.append(display_id)
+            self._showing.setdefault(display_id, []).append(execution)
+            self.changed(execution)
+
+    def _on_update(self, message: Message) -> None:
+        """What was shown before may be shown in another way from now on."""
+        display_id = display_id_in(message)
+        place = self._place_of(message)
+        for execution in self._showing.get(display_id, ()):
+            if execution.end is not None and execution.end.cursor <= place.cursor:
+                execution.late = execution.late or LateOutput()
+                execution.late.update(display_id, place)
+                self.changed(execution)
+
+    def showing(self, display_id: str | None) -> list[Execution]:
+        """The executions that are known to show something with this display id."""
+        return list(self._showing.get(display_id or "", ()))
 
     def on_input_request(self, message: Message) -> None:
         """The kernel asks the user of an execution for something."""
@@ -320,6 +394,13 @@ class ExecutionTracker:
         if self.listener is not None:
             self.listener.on_close(reason)
 
+    def leave(self) -> None:
+        """The process is another server's from now on, to which all that is known is told."""
+        for execution in self.under_way:
+            if execution.complete:
+                execution.finish(self._log.end)
+                self.changed(execution)
+
     def close(self, reason: str, *, was_ready: bool) -> None:
         """The process is gone: every execution that it was sent ends here.
 
@@ -334,11 +415,21 @@ class ExecutionTracker:
             was_ready = was_ready and not blamed
             self.give_up(execution, reason, never_ran=not blamed)
         self._incomplete.clear()
+        self.straggles = self._may_straggle = False
         if self._plan is not None:
             self._plan.cancel()
             self._plan = None
 
     # Ends
+
+    def _complete(self, execution: Execution) -> None:
+        """Its reply and its idle status are there; some of its output may be on its way."""
+        self._may_straggle |= execution.may_straggle  # so may what it has defined
+        asks = (self.straggles or self._may_straggle) and not execution.by_client
+        if asks and self._on_complete is not None:
+            self._on_complete(execution)
+        else:
+            self._finish(execution)
 
     def _finish(self, execution: Execution) -> None:
         execution.finish(self._log.end)
@@ -352,6 +443,7 @@ class ExecutionTracker:
         self._ended.append(execution)
         while len(self._ended) > self._kept:
             oldest = self._ended.popleft()
+            self._show_no_more(oldest)
             if self._by_id.get(oldest.id) is oldest:
                 del self._by_id[oldest.id]
                 if self.keeping is not None:
@@ -360,6 +452,14 @@ class ExecutionTracker:
         if self.listener is not None:
             self.listener.on_end(execution)
             self.listener.on_free()
+
+    def _show_no_more(self, execution: Execution) -> None:
+        for display_id in execution.display_ids:
+            showing = self._showing.get(display_id, [])
+            if execution in showing:
+                showing.remove(execution)
+            if not showing:
+                self._showing.pop(display_id, None)
 
     def _wait_for_the_rest(self, execution: Execution, seconds: float) -> None:
         """Some kernels forget one of the two messages that end an execution."""
@@ -382,9 +482,7 @@ class ExecutionTracker:
             elif now - item.due > LATE_SECONDS or self._has_said_more(item):
                 self._wait_for_the_rest(item.execution, item.seconds)
             else:
-                if item.execution.reply_status is None:
-                    self._on_unanswered(item.execution)
-                self._finish(item.execution)
+                self.finish_unanswered(item.execution)
         if self._incomplete:
             if self._plan is not None:
                 self._plan.cancel()

@@ -28,6 +28,7 @@ from app.managers.errors import (
     TooManyExecutions,
 )
 from app.managers.execution import Execution, ExecutionState
+from app.managers.late_output import may_straggle
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.protocol.messages import ClientMessage, Header, new_header
@@ -116,6 +117,10 @@ class Executions:
             found = takewhile(lambda execution: execution is not last, found)
         return list(deque(found, maxlen=limit))
 
+    def showing(self, display_id: str | None) -> list[Execution]:
+        """The executions that are known to show something with this display id."""
+        return self._tracker.showing(display_id)
+
     async def ended(self, execution: Execution, seconds: float) -> bool:
         """Wait for its end, at most so many seconds; whether it has come.
 
@@ -175,6 +180,7 @@ class Executions:
             stop_on_error=code.stop_on_error,
         )
         execution.held = tuple(map(bytes, message.parts))  # until the kernel's sockets have it
+        execution.may_straggle = may_straggle(code.code)
         self._tracker.add(execution)
         self._held.append((execution, message))
         self._held_bytes += message.size
@@ -220,7 +226,7 @@ class Executions:
         has in its own queue is interrupted when it begins. Of one that has ended nothing changes.
         Raises what kept it from being interrupted, if nothing else is going to stop it.
         """
-        if execution.ended:
+        if execution.ended or execution.complete:
             return
         execution.cancel_asked = True
         if not execution.sent:
@@ -250,7 +256,7 @@ class Executions:
         It is not waited for longer than ``grace``, after which the kernel is killed: who does not
         answer must not delay that. A kernel that is not running ends the execution without us.
         """
-        if execution.ended:
+        if execution.ended or execution.complete:
             return None
         self._step(execution, "interrupt", f"{why}; it was interrupted")
         interrupt = self._spawn(self._interrupt_kernel(execution))
@@ -315,6 +321,8 @@ class Executions:
         return task
 
     def _on_timeout(self, execution: Execution) -> None:
+        if execution.complete:  # only its output is waited for
+            return
         why = f"It ran longer than its timeout of {execution.timeout:g} s"
         self._step(execution, "timeout", why)
         self._spawn(self._stop(execution, why, self._settings.execution_interrupt_grace))

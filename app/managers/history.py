@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from app.managers.entries import Batch, Entry, Gap, Position
 from app.managers.execution import Execution
 from app.managers.log import MessageLog, Reader
 
-__all__ = ["ExecutionReader", "WholeReader"]
+__all__ = ["ExecutionReader", "WholeReader", "late_output"]
 
 
 class WholeReader(Reader):
@@ -89,12 +90,7 @@ class ExecutionReader:
         return Batch(gap, [entry for entry in entries if self._is_of_it(entry)])
 
     def _is_of_it(self, entry: Entry) -> bool:
-        message, execution = entry.message, self._execution
-        if entry.owner is not None and entry.owner != execution.session:
-            return False
-        return message.parent.msg_id == execution.id or (
-            self._updates and message.msg_type == "update_display_data"
-        )
+        return _is_of(self._execution, entry, updates=self._updates)
 
     @property
     def behind(self) -> bool:
@@ -111,3 +107,28 @@ class ExecutionReader:
         except TimeoutError:
             return False
         return True
+
+
+def _is_of(execution: Execution, entry: Entry, *, updates: bool) -> bool:
+    message = entry.message
+    if entry.owner is not None and entry.owner != execution.session:
+        return False
+    return message.parent.msg_id == execution.id or (
+        updates and message.msg_type == "update_display_data"
+    )
+
+
+async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Batch]:
+    """What the kernel has said of an execution since that has ended, up to now.
+
+    With what changes its displays in the name of others.
+    """
+    for stretch in execution.late.stretches() if execution.late is not None else ():
+        reader = WholeReader(log, stretch.start)
+        while reader.behind and (cursor := reader.position.cursor) < stretch.end:
+            gap, entries = await reader.fetch()
+            if gap is not None:
+                gap = Gap(min(gap.messages, stretch.end - cursor), gap.bytes)
+            found = [entry for entry in entries if entry.seq < stretch.end]
+            yield Batch(gap, [one for one in found if _is_of(execution, one, updates=True)])
+            await asyncio.sleep(0)  # as above

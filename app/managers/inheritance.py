@@ -85,9 +85,13 @@ class Inheritance:
         if parent.msg_type == "execute_request":
             self._tracker.on_request(request, parent.session or "")
 
+    def has(self, execution: Execution) -> bool:
+        """Whether its reply may come over the sockets of that other process."""
+        return execution.id in self._ids
+
     def reply_to(self, execution: Execution) -> Content | None:
         """The reply that it must have had, made of what the kernel published; None if not ours."""
-        if execution.id not in self._ids:
+        if not self.has(execution):
             return None
         reply = reply_made_of_iopub(self._log, execution)
         execution.on_reply(self._log.end, reply["status"], reply.get("execution_count"))

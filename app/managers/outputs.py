@@ -1,7 +1,8 @@
 """The outputs of an execution in the form of notebooks [nbformat 4, "Code cell outputs"].
 
 Streams are merged, updates of displays and clearing applied, as a notebook would show it. What is
-kept is bounded: the head and the tail of it stay, and what was cut between them is counted.
+kept is bounded: of more than fits the head and the tail stay, and what was cut between them is
+counted. The newest error stays whatever comes after it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from app.managers.contents import content_of, text_of
+from app.managers.shortening import LEAST_ERROR, refer, shortened_data, shortened_error, size_of
 from app.protocol.messages import Message
 
 __all__ = ["INLINE_BYTES", "Cut", "Numbering", "OutputAssembler", "display_id_of"]
@@ -20,8 +20,8 @@ __all__ = ["INLINE_BYTES", "Cut", "Numbering", "OutputAssembler", "display_id_of
 INLINE_BYTES: Final = 128 * 1024
 """Data of one media type that is larger than this is replaced by the URL where it is."""
 
-OUTPUT_OVERHEAD: Final = 100
-"""What an output counts for beside its text and data."""
+LEAST_DATA: Final = 200
+"""A display or a result for which less is left is left out."""
 
 MAX_OUTPUTS: Final = 20_000
 """Outputs that are kept, however small; half of them from each end."""
@@ -31,7 +31,8 @@ CHUNK_BYTES: Final = 65536
 
 OUTPUT_TYPES: Final = frozenset({"stream", "display_data", "execute_result", "error"})
 
-_encode = msgspec.json.Encoder().encode
+HEAD, TAIL, KEPT = range(3)
+"""Where an output is: in the head, in the tail, or alone between what was cut and the tail."""
 
 
 class Cut(NamedTuple):
@@ -68,6 +69,10 @@ class Numbering:
         self._stream = name
         return cleared, self.count - 1
 
+    def part(self) -> None:
+        """A stream does not go on: what follows of it is an output of its own."""
+        self._stream = None
+
     def _reset(self) -> None:
         self.count, self._stream, self._clear = 0, None, False
 
@@ -75,14 +80,15 @@ class Numbering:
 class _Output:
     """An output, or a part of a stream: its fields, or its text in UTF-8."""
 
-    __slots__ = ("bytes", "chunks", "display_id", "fields", "in_head", "number")
+    __slots__ = ("bytes", "chunks", "display_id", "fields", "is_short", "number", "where")
 
     def __init__(self, number: int, fields: dict[str, Any]) -> None:
         self.number = number
         self.fields = fields
         self.chunks: deque[bytearray] = deque()
         self.bytes = 0
-        self.in_head = True
+        self.where = HEAD
+        self.is_short = False  # something of its fields was left out
         self.display_id: str | None = None
 
     def append(self, text: bytes) -> None:
@@ -99,20 +105,37 @@ class _Output:
 class OutputAssembler:
     """Makes outputs of messages, in the order in which they came.
 
-    At most about ``max_bytes`` of text and data are kept. ``url`` makes the address of the data of
-    an output, by its number and the media type.
+    At most ``max_bytes`` of text and data are kept, and an error in any case: nothing is cut where
+    all fits. ``url`` makes the address of the data of an output, by its number and the media type.
     """
 
     def __init__(self, url: Callable[[int, str], str], max_bytes: int) -> None:
         self._url = url
+        self._max_bytes = max_bytes
         self._half = max_bytes // 2
         self._numbering = Numbering()
+        self._late_from: int | None = None  # the number of the first output that is late
         self._reset()
+
+    def begin_late(self) -> None:
+        """What follows has come after the end."""
+        self._numbering.part()
+        self._late_from = self._numbering.count
+
+    @property
+    def late(self) -> int:
+        """How many of the outputs, the last ones, have come after the end."""
+        if self._late_from is None:
+            return 0
+        made = {output.number for output in (*self._head, *self._kept, *self._tail)}
+        return sum(number >= self._late_from for number in made)
 
     def _reset(self) -> None:
         self._head: list[_Output] = []
         self._tail: deque[_Output] = deque()
-        self._used = [0, 0]  # by the head, by the tail
+        self._error: _Output | None = None  # the newest
+        self._kept: list[_Output] = []  # the newest error, when it would have been cut
+        self._used = [0, 0, 0]  # by the head, the tail, the error that is kept
         self._cut_outputs = self._cut_bytes = 0
         self._overflows = False
         self._displays: dict[str, list[_Output]] = {}
@@ -129,6 +152,7 @@ class OutputAssembler:
         cleared, number = self._numbering.take(msg_type, content)
         if cleared:
             self._reset()
+            self._late_from = None if self._late_from is None else 0
         if msg_type == "update_display_data":
             self._update(content)
         elif number is None:
@@ -163,7 +187,7 @@ class OutputAssembler:
 
     def _add_whole(self, number: int, msg_type: str, content: dict[str, Any]) -> None:
         fields = self._fields(number, msg_type, content)
-        size = len(_encode(fields)) + OUTPUT_OVERHEAD
+        size = size_of(fields)
         self._overflows = (
             self._overflows
             or self._used[0] + size > self._half
@@ -172,18 +196,21 @@ class OutputAssembler:
         output = _Output(number, fields)
         self._append(output)
         self._grow(output, size)
+        if msg_type == "error":
+            self._error = output
+            self._drop_kept()
         output.display_id = display_id_of(content)
         if output.display_id is not None:
             self._displays.setdefault(output.display_id, []).append(output)
         self._trim()
 
     def _append(self, output: _Output) -> None:
-        output.in_head = not self._overflows
-        (self._head if output.in_head else self._tail).append(output)
+        output.where = TAIL if self._overflows else HEAD
+        (self._tail if self._overflows else self._head).append(output)
 
     def _grow(self, output: _Output, size: int) -> None:
         output.bytes += size
-        self._used[0 if output.in_head else 1] += size
+        self._used[output.where] += size
 
     def _fields(self, number: int, msg_type: str, content: dict[str, Any]) -> dict[str, Any]:
         if msg_type == "error":
@@ -202,12 +229,11 @@ class OutputAssembler:
 
     def _bundle(self, number: int, content: dict[str, Any]) -> dict[str, Any]:
         """Data and metadata, with an address in the place of what is too large."""
-        data, references = {}, {}
-        for mime, value in _object(content.get("data")).items():
-            size = _size(value)
-            data[mime] = value if size <= INLINE_BYTES else self._url(number, mime)
-            if size > INLINE_BYTES:
-                references[mime] = size
+        data: dict[str, Any] = {**_object(content.get("data"))}
+        references: dict[str, int] = {}
+        for mime, value in tuple(data.items()):
+            if _size(value) > INLINE_BYTES:
+                refer(data, references, mime, self._url(number, mime))
         metadata = _object(content.get("metadata"))
         if references:
             metadata = {**metadata, "kernelkeep": {"references": references}}
@@ -217,21 +243,47 @@ class OutputAssembler:
         """Show something else in every output that has this display id."""
         for output in self._displays.get(display_id_of(content) or "", ()):
             output.fields |= self._bundle(output.number, content)
-            self._grow(output, len(_encode(output.fields)) + OUTPUT_OVERHEAD - output.bytes)
+            output.is_short = False
+            self._grow(output, size_of(output.fields) - output.bytes)
         self._trim()
 
-    def _trim(self) -> None:
-        """Cut from the front of the tail until it is within its half, then from the head's end."""
-        used, tail = self._used, self._tail
-        while len(tail) > MAX_OUTPUTS // 2:
-            self._shorten(tail[0], tail[0].bytes, tail.popleft)
-        while tail and used[1] > self._half:
-            self._shorten(tail[0], used[1] - self._half, tail.popleft)
-        while self._head and used[0] > 2 * self._half:  # by updates
-            self._overflows = True
-            self._shorten(self._head[-1], used[0], self._head.pop)
+    @property
+    def _excess(self) -> int:
+        return sum(self._used) - self._max_bytes
 
-    def _shorten(self, output: _Output, excess: int, remove: Callable[[], _Output]) -> None:
+    def _trim(self) -> None:
+        """Cut from the front of the tail until all is within its bound, then from the head's end.
+
+        What would be cut whole is shortened first, as far as that is of use.
+        """
+        tail = self._tail
+        while len(tail) > MAX_OUTPUTS // 2:
+            self._cut(tail[0], tail[0].bytes, tail.popleft)
+        while tail and self._excess > 0:
+            self._cut(tail[0], self._excess, tail.popleft)
+        while self._head and self._used[HEAD] > self._max_bytes:  # by updates
+            self._overflows = True
+            self._cut(self._head[-1], self._used[HEAD], self._head.pop)
+
+    def _cut(self, output: _Output, excess: int, remove: Callable[[], _Output]) -> None:
+        if output.chunks:
+            self._cut_text(output, excess)
+            if not output.chunks:
+                self._drop(output, remove)
+            return
+        room = output.bytes - excess
+        if output is self._error:
+            self._shorten(output, max(room, LEAST_ERROR))
+            if output.bytes > room:
+                self._keep(remove())
+            return
+        if room >= LEAST_DATA:
+            self._shorten(output, room)
+        if output.bytes > room:
+            self._drop(output, remove)
+
+    def _cut_text(self, output: _Output, excess: int) -> None:
+        """Cut from the front of a part of a stream."""
         before = output.bytes
         chunks = output.chunks
         while chunks and len(chunks[0]) <= excess:
@@ -243,13 +295,45 @@ class OutputAssembler:
             self._grow(output, -start)
             if not chunks[0]:
                 chunks.popleft()
-        if not chunks:
-            self._grow(output, -output.bytes)
-            self._remove(output, remove)
         self._cut_bytes += before - output.bytes
 
-    def _remove(self, output: _Output, remove: Callable[[], _Output]) -> None:
+    def _shorten(self, output: _Output, room: int) -> None:
+        """Have a whole output take less, if it can.
+
+        What was shortened already gives half of what it has at least: however often it is asked
+        for some bytes, that costs no more than a few times its size.
+        """
+        if output.is_short:
+            room = min(room, max(output.bytes // 2, LEAST_DATA))
+        if output.fields["output_type"] == "error":
+            fields = shortened_error(output.fields, room)
+        else:
+            fields = shortened_data(
+                output.fields, room, lambda mime: self._url(output.number, mime)
+            )
+        given = output.bytes - size_of(fields)
+        if given > 0:
+            output.fields, output.is_short = fields, True
+            self._grow(output, -given)
+            self._cut_bytes += given
+
+    def _keep(self, error: _Output) -> None:
+        """Take the newest error out of what is cut."""
+        size = error.bytes
+        self._grow(error, -size)
+        error.where = KEPT
+        self._grow(error, size)
+        self._kept = [error]
+
+    def _drop_kept(self) -> None:
+        """There is a newer error than the one that was kept."""
+        for error in [*self._kept]:
+            self._drop(error, self._kept.pop)
+
+    def _drop(self, output: _Output, remove: Callable[[], _Output]) -> None:
         remove()
+        self._cut_bytes += output.bytes
+        self._grow(output, -output.bytes)
         if not (self._head and self._head[-1].number == output.number):
             self._cut_outputs += 1
         if output.display_id is not None:
@@ -263,7 +347,7 @@ class OutputAssembler:
             return _render([*self._head, *self._tail])
         text = f"kernelkeep: {cut.bytes} bytes of output are left out here (see max_bytes)\n"
         notice = {"output_type": "stream", "name": "stderr", "text": text}
-        return [*_render(self._head), notice, *_render(self._tail)]
+        return [*_render(self._head), notice, *_render([*self._kept, *self._tail])]
 
 
 def _render(outputs: Iterable[_Output]) -> list[dict[str, Any]]:
@@ -281,7 +365,7 @@ def _render(outputs: Iterable[_Output]) -> list[dict[str, Any]]:
 
 
 def _size(value: Any) -> int:
-    return len(value.encode()) if isinstance(value, str) else len(_encode(value))
+    return len(value.encode()) if isinstance(value, str) else size_of(value)
 
 
 def _stream_name(content: dict[str, Any]) -> str:

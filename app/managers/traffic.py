@@ -22,12 +22,15 @@ from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
+from app.managers.late_output import OUTPUT_TYPES
 from app.managers.log import MessageLog, Position, Reader
+from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
+from app.managers.stragglers import Stragglers
 from app.managers.tracebacks import hide_traceback
-from app.managers.unanswered import Subshells, Unanswered
+from app.managers.unanswered import Overdue, Subshells, Unanswered
 from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import (
     CLIENT_CHANNELS,
@@ -100,7 +103,15 @@ class Traffic:
         self.counters = counters
         self._state = state
         self._requests = PendingRequests()
-        self.tracker = ExecutionTracker(log, settings.executions_kept, self._answer_for)
+        self.tracker = ExecutionTracker(
+            log,
+            settings.executions_kept,
+            on_unanswered=self._answer_for,
+            on_overdue=self._on_overdue,
+            on_complete=self._wait_for_stragglers,
+        )
+        self._overdue = Overdue(self._answers_on_shell, self.tracker.finish_unanswered)
+        self._stragglers = Stragglers(self._ask_on_control, self.tracker.finish)
         # Why the process is stopped, if somebody has said so.
         self.why_it_stops = ""
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
@@ -453,6 +464,7 @@ class Traffic:
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
+        self._overdue.clear()
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
@@ -462,6 +474,7 @@ class Traffic:
             if was_running:
                 reason = None
         self.tracker.close(why, was_ready=was_ready)
+        self._stragglers.clear()
         self._held.clear()
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
@@ -565,18 +578,44 @@ class Traffic:
             self._append(reply, request.owner)
             self.tracker.on_reply(reply)
 
+    def _wait_for_stragglers(self, execution: Execution) -> None:
+        quiet = execution.may_straggle or self.tracker.straggles
+        self._stragglers.wait_for(execution, quiet=quiet)
+
+    def _ask_on_control(self) -> str:
+        header, parts = make_parts("kernel_info_request", {}, self._session)
+        request = ClientMessage("control", header, parts)
+        asked = self._channels is not None and self._channels.send(request)
+        return header.msg_id if asked else ""
+
     def _has_unread_output(self) -> bool:
         return self._channels is not None and self._channels.has_unread("iopub")
 
     def _answer_for(self, execution: Execution) -> None:
         """The kernel has gone idle without a reply; whoever asked would wait for it for ever.
 
-        That is how ipykernel takes an interrupt that hits it just before the code.
+        That is how ipykernel takes an interrupt that hits it just before the code, or just behind
+        it. What it has published tells whether it failed; that it did not fail tells nothing.
         """
+        made_up = self._inheritance.reply_to(execution)
+        if made_up is None:
+            found = reply_made_of_iopub(self.log, execution)
+            execution.execution_count = found.get("execution_count")
+            if found["status"] == "error":
+                made_up = found
+                execution.on_reply(self.log.end, "error", execution.execution_count)
         request = self._requests.unanswered(execution.id, execution.session)
         if request is not None:
             self._requests.discard(request)
-            self._finish(request, self._inheritance.reply_to(execution))
+            self._finish(request, made_up)
+
+    def _on_overdue(self, execution: Execution) -> None:
+        if self._channels is not None and not self._inheritance.has(execution):
+            self._overdue.add(execution)
+
+    async def _answers_on_shell(self, seconds: float) -> bool:
+        """Whether the main shell takes a question of ours, and answers it in time."""
+        return await self.ask("kernel_info_request", {}, seconds) is not None
 
     def _answer_in_its_place(self, request: Request) -> None:
         """The kernel went idle for a request of another kind, and no reply has come behind that."""
@@ -619,9 +658,12 @@ class Traffic:
     def leave(self) -> None:
         """Let go of the process, which runs on. What comes for it now does not reach it."""
         self.note_places()
+        self._stragglers.drop()
+        self.tracker.leave()
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
+        self._overdue.clear()
         self.close_channels()
 
     @property
@@ -655,6 +697,8 @@ class Traffic:
                 self.tracker.on_status(reported, message)
         elif message.msg_type == "status":
             self._requests.on_idle(message.parent)
+        elif message.msg_type in OUTPUT_TYPES:
+            self.tracker.on_output(message)
 
     def heard_all(self) -> None:
         """Nothing that the kernel has published since that process ended has escaped us."""
@@ -701,6 +745,8 @@ class Traffic:
         if msg_type == "status":
             reported = self._on_status(message)
             if parent.session == self._session:
+                if reported == "idle":
+                    self._stragglers.on_idle(parent.msg_id)
                 return
             if reported == "starting" and self._outbox.is_open:
                 # Said before we took it for ready and heard after that: to a client it would be
@@ -714,8 +760,10 @@ class Traffic:
         self.log.append(self.shown(message), kept=True)
         if reported:
             self.tracker.on_status(reported, message)
-        elif msg_type == "error":
-            self._on_error(parent)
+        elif msg_type in OUTPUT_TYPES:
+            self.tracker.on_output(message)
+            if msg_type == "error":
+                self._on_error(parent)
 
     def _on_error(self, parent: Header) -> None:
         if parent.msg_type != "execute_request" or parent.subshell_id is not None:

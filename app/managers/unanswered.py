@@ -10,10 +10,14 @@ from typing import Final
 from app.managers.execution import Execution, ExecutionState
 from app.managers.requests import Request
 
-__all__ = ["Subshells", "Unanswered"]
+__all__ = ["Overdue", "Subshells", "Unanswered"]
 
 REPLY_SECONDS: Final = 5.0
 """How long after its idle status a request waits for its reply, which comes over another socket."""
+
+OVERDUE_SECONDS: Final = 0.1
+"""How long after its idle status an execution waits for its reply before the kernel is asked
+something else."""
 
 BEGIN_SECONDS: Final = (5.0, 60.0)
 """How long an execution may wait in a subshell before the kernel is asked whether it has that
@@ -50,6 +54,55 @@ class Unanswered:
         while waiting and waiting[0][0] <= loop.time():
             self._end(waiting.popleft()[1])
         self._plan = loop.call_at(waiting[0][0], self._look) if waiting else None
+
+
+class Overdue:
+    """Executions of one kernel that lack their replies although it has gone idle for them.
+
+    ipykernel gives up a request, without a reply, when it is interrupted between its code and the
+    end of its handler, or just before the code. A kernel replies in order over one socket: once it
+    has answered a later question, it will not reply to what came before. Where it does not answer,
+    nothing is ended here.
+
+    ``ask`` tells whether the kernel answers such a question in so many seconds. ``end`` is called
+    for each execution whose reply will not come.
+    """
+
+    def __init__(
+        self, ask: Callable[[float], Awaitable[bool]], end: Callable[[Execution], None]
+    ) -> None:
+        self._ask = ask
+        self._end = end
+        self._waiting: list[Execution] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, execution: Execution) -> None:
+        """The kernel has gone idle for this execution of its main shell, and has not replied."""
+        self._waiting.append(execution)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._look(), name="overdue")
+
+    def clear(self) -> None:
+        """The process is gone, or is somebody else's from now on."""
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _look(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(OVERDUE_SECONDS)
+            lacking = [one for one in self._waiting if _lacks_reply(one)]
+            self._waiting.clear()
+            if lacking and await self._ask(REPLY_SECONDS):
+                for execution in lacking:
+                    if _lacks_reply(execution):
+                        self._end(execution)
+        self._task = None
+
+
+def _lacks_reply(execution: Execution) -> bool:
+    return execution.reply_status is None and not execution.ended
 
 
 class Subshells:

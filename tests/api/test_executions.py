@@ -33,7 +33,7 @@ SUMMARY = [
     "input_request",
     "steps",
 ]
-RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut"]
+RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut", "late_outputs"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from app.managers import execution as execution_module
 from app.managers import execution_tracker, executions
 from app.managers.errors import (
     ExecutionNotFound,
@@ -92,7 +93,7 @@ async def test_a_reply_that_never_comes_is_not_waited_for(
     kernel.is_busy(first)
     kernel.is_idle(first)
     await eventually(lambda: first.ended)
-    assert (first.state, first.reason) == (LOST, "The kernel sent no reply")
+    assert (first.state, first.reason) == (LOST, execution_module.NO_REPLY)
     kernel.finishes(second)
     assert second.state is OK
 

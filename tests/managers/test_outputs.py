@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.managers.outputs import INLINE_BYTES, MAX_OUTPUTS, Cut, OutputAssembler
+from app.managers.shortening import LEAST_ERROR, size_of
 from app.protocol.messages import Message
 from tests.support.messages import display, said, said_raw, stream
 
@@ -194,8 +195,8 @@ def test_of_a_long_stream_the_head_and_the_tail_are_kept() -> None:
 def test_one_text_that_is_too_long_is_cut_between_characters() -> None:
     assembler = assembled([stream("€" * 1000)], max_bytes=100)  # three bytes each
     head, _, tail = assembler.outputs
-    assert (head, tail) == (text("€" * 16), text("€" * 16))
-    assert assembler.cut == Cut(0, 3000 - 2 * 48)
+    assert (head, tail) == (text("€" * 16), text("€" * 17))
+    assert assembler.cut == Cut(0, 3000 - 33 * 3)
 
 
 def test_a_stream_that_just_fits_is_not_cut() -> None:
@@ -214,7 +215,8 @@ def test_whole_outputs_are_left_out_between_the_head_and_the_tail() -> None:
     assert values[0] == "0"
     assert values[-1] == "99"
     assert sum("data" not in output for output in made) == 1
-    assert 0 < len(values) <= 20
+    assert sum(size_of(output) for output in made if "data" in output) <= 2000
+    assert len(values) > 20
 
 
 def test_an_output_that_was_left_out_is_not_updated() -> None:
@@ -254,6 +256,90 @@ def test_the_number_of_outputs_is_bounded_however_small_they_are() -> None:
     assembler = assembled(messages)
     assert len(assembler.outputs) == MAX_OUTPUTS + 1
     assert assembler.cut == Cut(100, 100)
+
+
+def failure(ename: str, evalue: str, *lines: str) -> Message:
+    return said("error", {"ename": ename, "evalue": evalue, "traceback": list(lines)})
+
+
+def result_of(value: str, **more: str) -> Message:
+    return said("execute_result", {"data": {"text/plain": value, **more}, "execution_count": 1})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [failure("E", "why", "line " * 100), result_of("r" * 300), show("d" * 300), stream("s" * 300)],
+)
+def test_nothing_is_cut_where_all_fits(message: Message) -> None:
+    """Not even of one that is larger than what is kept of the head."""
+    (whole,) = outputs(message)
+    size = len(whole["text"]) if "text" in whole else size_of(whole)
+    assembler = assembled([message], max_bytes=size)
+    assert (assembler.outputs, assembler.cut) == ([whole], None)
+    assembler = assembled([stream("first"), message], max_bytes=size + 5)
+    assert assembler.cut is None
+    assembler = assembled([message], max_bytes=size - 1)
+    assert assembler.cut is not None
+
+
+@pytest.mark.parametrize("max_bytes", [0, 100, 1000, 3000])
+def test_of_an_error_the_name_and_the_end_of_its_traceback_stay(max_bytes: int) -> None:
+    error = failure("KeyError", "the cause" * 200, *(f"line {n}" for n in range(400)), "the end")
+    log = [stream(f"{number:04}\n") for number in range(1000)]
+    for messages in ([error], [*log, error], [error, *log], [*log, error, *log]):
+        assembler = assembled(messages, max_bytes=max_bytes)
+        (told,) = (output for output in assembler.outputs if output["output_type"] == "error")
+        assert told["ename"] == "KeyError"
+        assert told["evalue"].startswith("the cause")
+        assert told["traceback"][-1] == "the end"
+        kept = [output for output in assembler.outputs if "kernelkeep: " not in str(output)]
+        sizes = [len(o["text"]) if "text" in o else size_of(o) for o in kept]
+        assert sum(sizes) <= max_bytes + LEAST_ERROR
+        whole = size_of(outputs(error)[0]) + 5 * 1000 * (messages.count(log[0]))
+        cut = assembler.cut
+        assert cut is not None
+        assert cut == Cut(0, whole - sum(sizes)) or max_bytes < LEAST_ERROR
+        _validate(assembler.outputs)
+
+
+def test_of_several_errors_the_newest_stays() -> None:
+    errors = [failure("E", str(number), "x" * 500) for number in range(20)]
+    assembler = assembled([*errors, stream("x" * 5000)], max_bytes=1000)
+    told = [output["evalue"] for output in assembler.outputs if "evalue" in output]
+    assert told == ["19"]
+    assembler = assembled([*errors, stream("x" * 5000), *errors], max_bytes=1000)
+    told = [output["evalue"] for output in assembler.outputs if "evalue" in output]
+    assert told[-1] == "19"
+
+
+def test_a_result_that_does_not_fit_is_shortened_and_can_be_fetched() -> None:
+    log = [stream("x" * 2000)]
+    result = result_of("begin" + "r" * 5000 + "end", **{"image/png": "A" * 4000})
+    head, notice, short = assembled([*log, result], max_bytes=1000).outputs
+    assert head == text("x" * 500)
+    assert "left out" in notice["text"]
+    assert short["data"]["image/png"] == "/outputs/1?mime=image/png"
+    assert short["data"]["text/plain"].startswith("begin")
+    assert short["data"]["text/plain"].endswith("end")
+    assert short["metadata"]["kernelkeep"] == {
+        "references": {"image/png": 4000},
+        "shortened": {"text/plain": 5008},
+    }
+    assert size_of(short) <= 500
+
+
+def test_an_image_alone_goes_by_reference() -> None:
+    assembler = assembled([display({"image/png": "A" * 4000, "text/plain": "Axes"})], 1000)
+    _, shown_ = assembler.outputs
+    assert shown_["data"] == {"image/png": "/outputs/0?mime=image/png", "text/plain": "Axes"}
+    cut = assembler.cut
+    assert cut is not None
+    assert cut.outputs == 0
+
+
+def test_an_update_of_what_was_shortened_is_shown_whole_if_it_fits() -> None:
+    messages = [show("x" * 5000, "a"), update("new", "a")]
+    assert assembled(messages, max_bytes=1000).outputs[-1] == shown("new")
 
 
 @given(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.managers import unanswered
+from app.managers.execution import NO_REPLY
 from app.managers.log import Reader
 from app.protocol.compose import make_message
 from app.protocol.messages import ClientMessage, Header
@@ -20,6 +21,7 @@ from tests.support.processes import eventually
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are seconds; nothing here needs them."""
     monkeypatch.setattr(unanswered, "REPLY_SECONDS", 0.05)
+    monkeypatch.setattr(unanswered, "OVERDUE_SECONDS", 0.05)
     monkeypatch.setattr(unanswered, "BEGIN_SECONDS", (0.05, 0.1))
 
 
@@ -112,6 +114,85 @@ async def test_one_that_is_at_work_is_waited_for() -> None:
     assert replies(kernel.traffic.attach("client", reader.position), "complete_reply") == []
 
 
+# Executions
+
+
+async def answers_something_else(kernel: ScriptedKernel, number: int = 0) -> None:
+    """The main shell answers a later question of the server's."""
+    await eventually(lambda: len(kernel.probes) > number, interval=0.005)
+    kernel.traffic.on_message(
+        make_message(
+            *("shell", "kernel_info_reply", {"status": "ok"}),
+            session="kernel",
+            parent=kernel.probes[number].header,
+        )
+    )
+
+
+async def test_an_execution_ends_when_it_is_clear_that_no_reply_will_come() -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.attach("client")
+    first, held = kernel.execution(kernel.send()), kernel.run()
+    kernel.is_busy(first)
+    kernel.says(first, "execute_input", code="1", execution_count=7)
+    kernel.is_idle(first)
+    assert not first.ended
+    await answers_something_else(kernel)
+    await eventually(lambda: first.ended)
+    assert (first.state, first.reason, first.execution_count) == ("lost", NO_REPLY, 7)
+    assert held.sent
+    (reply,) = replies(reader, "execute_reply")
+    assert reply == {"status": "aborted"}
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_an_error_that_was_published_is_known_without_the_reply(cancelled: bool) -> None:
+    kernel = ScriptedKernel()
+    execution, behind = kernel.run(), kernel.run()
+    kernel.is_busy(execution)
+    if cancelled:
+        await kernel.executions.cancel(execution)
+    kernel.says(execution, "execute_input", code="1", execution_count=7)
+    kernel.says(execution, "error", ename="KeyboardInterrupt", evalue="", traceback=[])
+    kernel.is_idle(execution)
+    await answers_something_else(kernel)
+    await eventually(lambda: execution.ended)
+    assert execution.state == ("cancelled" if cancelled else "error")
+    assert execution.execution_count == 7
+    assert behind.state == ("queued" if cancelled else "aborted")
+
+
+async def test_a_reply_that_comes_first_is_what_counts() -> None:
+    kernel = ScriptedKernel()
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.is_idle(execution)
+    await eventually(lambda: kernel.probes)
+    kernel.replies(execution)
+    assert execution.state == "ok"
+    await answers_something_else(kernel)
+    await eventually(lambda: not _looking("overdue"))
+    assert execution.state == "ok"
+
+
+async def test_a_kernel_that_answers_nothing_may_still_reply() -> None:
+    kernel = ScriptedKernel()
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.is_idle(execution)
+    await eventually(lambda: kernel.probes and not _looking("overdue"))
+    assert not execution.ended
+    kernel.replies(execution)
+    assert execution.state == "ok"
+
+
+def _looking(name: str) -> bool:
+    return any(task.get_name() == name for task in asyncio.all_tasks())
+
+
+# Subshells
+
+
 def asked(kernel: ScriptedKernel) -> list[bytes]:
     """The headers of the questions which subshells there are."""
     return [
@@ -176,5 +257,9 @@ async def test_nothing_is_left_of_a_process_that_is_gone() -> None:
     header = submit(kernel, "complete_request")
     says(kernel, header, "idle")
     submit(kernel, "execute_request", subshell="x")
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.is_idle(execution)
+    assert _looking("overdue")
     kernel.be_buried()
-    await eventually(lambda: not [t for t in asyncio.all_tasks() if t.get_name() == "subshells"])
+    await eventually(lambda: not _looking("subshells") and not _looking("overdue"))
