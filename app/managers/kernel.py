@@ -504,6 +504,7 @@ class Kernel:
             self.traffic.request("control", "interrupt_request", {})
         elif self._process is not None:
             await self._process.signal(signal.SIGINT)
+        self.traffic.on_interrupt()
 
     async def kill(self) -> bool:
         """Kill the process; what follows is what follows any other death. False if it is not ours.

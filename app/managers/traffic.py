@@ -22,6 +22,7 @@ from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
+from app.managers.interrupts import InterruptWatch
 from app.managers.log import MessageLog, Position, Reader
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
@@ -118,6 +119,7 @@ class Traffic:
         self._held = HeldReplies(self._release, self._has_unread_output)
         self._unanswered = Unanswered(self._answer_in_its_place)
         self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
+        self._interrupts = InterruptWatch(self._main_shell_runs, self._wake_main_shell)
         self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.answered = False
@@ -249,6 +251,8 @@ class Traffic:
             return True
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
+        if message.header.msg_type == "interrupt_request":
+            self.on_interrupt()
         self._requests.add(message, session)
         execution = self.tracker.on_request(message, session) if _is_execution(message) else None
         if execution is not None and message.header.subshell_id is not None:
@@ -334,6 +338,16 @@ class Traffic:
         header, parts = make_parts(msg_type, content, self._session)
         if self._channels is not None:
             self._channels.send(ClientMessage(channel, header, parts))
+
+    def on_interrupt(self) -> None:
+        """The kernel is being interrupted, by whatever means."""
+        self._interrupts.on_interrupt()
+
+    def _main_shell_runs(self) -> int | None:
+        return self.tracker.begun if self._state.execution_state == "busy" else None
+
+    def _wake_main_shell(self) -> None:
+        self.request("shell", "kernel_info_request", {})
 
     async def ask(
         self, msg_type: str, content: dict[str, Any], seconds: float, channel: str = "shell"
@@ -453,6 +467,7 @@ class Traffic:
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
+        self._interrupts.clear()
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
@@ -622,6 +637,7 @@ class Traffic:
         self._outbox.close()
         self._unanswered.clear()
         self._subshells.clear()
+        self._interrupts.clear()
         self.close_channels()
 
     @property

@@ -134,9 +134,11 @@ class ScriptedKernel:
     @property
     def requests(self) -> list[Sent]:
         """The execute requests that have reached this process."""
-        return [
-            sent for sent in self._sockets.sent if sent.message.header.msg_type == "execute_request"
-        ]
+        return self.sent("execute_request")
+
+    def sent(self, msg_type: str) -> list[Sent]:
+        """The messages of one type that have reached this process."""
+        return [sent for sent in self._sockets.sent if sent.message.header.msg_type == msg_type]
 
     @property
     def answers(self) -> list[str]:
