@@ -119,6 +119,10 @@ class ExecutionModel(BaseModel):
         "`lost`: it ran, and how it ended is not known."
     )
     session: str = Field(description="The session that asked for it.")
+    generation: int | None = Field(
+        description="Which of the kernel's processes it was sent to: the `generation` that the "
+        "kernel had then. Null until it is sent."
+    )
     queued: str = Field(description="When it was asked for, UTC.")
     started: str | None = Field(description="When the kernel began with it, UTC.")
     ended: str | None = Field(description="When it ended, UTC.")
@@ -198,6 +202,7 @@ class ExecutionResultModel(ExecutionModel):
                     "id": "8f14e45f-ceea-467f-a8d2-5f4b3c9e7d10",
                     "state": "ok",
                     "session": "http-0cc175b9c0f1b6a831c399e269772661",
+                    "generation": 1,
                     "queued": "2026-11-22T14:49:48.790120Z",
                     "started": "2026-11-22T14:49:48.791467Z",
                     "ended": "2026-11-22T14:49:48.797413Z",

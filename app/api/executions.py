@@ -17,6 +17,7 @@ from app.api.awaiting import AwaitedResponse
 from app.api.dependencies import (
     CodeRoute,
     IdempotencyKeyDep,
+    IfGenerationDep,
     KernelDep,
     ManagerDep,
     fingerprint,
@@ -44,6 +45,7 @@ from app.callers import caller
 from app.managers.errors import (
     AfterBeyondEnd,
     ExecutionNotFound,
+    GenerationMismatch,
     IdempotencyConflict,
     InvalidIdempotencyKey,
     InvalidRequest,
@@ -193,6 +195,7 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
             *_NOT_FOUND,
             KernelNotRunning,
             IdempotencyConflict,
+            GenerationMismatch,
             TooManyExecutions,
             ServerStopping,
         ),
@@ -205,6 +208,7 @@ async def run_code(
     kernel: KernelDep,
     body: RunCode,
     wait: CheckedWaitDep,
+    if_generation: IfGenerationDep,
     max_bytes: MaxBytesDep = DEFAULT_MAX_BYTES,
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
@@ -215,7 +219,7 @@ async def run_code(
     """
 
     async def make() -> str:
-        code = Code(**body.model_dump())
+        code = Code(**body.model_dump(), if_generation=if_generation)
         try:
             execution = kernel.executions.run(code)
         except KernelkeepError:

@@ -33,6 +33,7 @@ KernelkeepError
 ├── StaleEpoch 409
 ├── ContentsExist 409
 ├── VersionMismatch 412
+├── GenerationMismatch 412
 ├── RequestTooLarge 413
 │   └── ContentsTooLarge
 ├── RangeNotSatisfiable 416
@@ -437,6 +438,16 @@ class VersionMismatch(KernelkeepError):
 
     status = 412
     code = "version_mismatch"
+
+
+class GenerationMismatch(KernelkeepError):
+    """The kernel's process is not, or not any more, the one that `If-Generation` asks for."""
+
+    status = 412
+    code = "generation_mismatch"
+
+    def __init__(self, generation: int) -> None:
+        super().__init__(f"The kernel has another process: its generation is {generation}")
 
 
 class ContentsTooLarge(RequestTooLarge):

@@ -52,6 +52,11 @@ _ENDS: Final = {
 }
 
 
+AFTER_RESTART: Final = (
+    "The kernel was restarted before it: what was defined by then is gone (see generation)"
+)
+
+
 class Step(msgspec.Struct, frozen=True):
     """Something that was done to an execution from outside."""
 
@@ -88,11 +93,14 @@ class Execution:
         "end",
         "ended_at",
         "execution_count",
+        "first_after_restart",
         "first_seq",
+        "generation",
         "header",
         "held",
         "id",
         "idle",
+        "if_generation",
         "input_request",
         "kill_after",
         "last_seq",
@@ -120,6 +128,7 @@ class Execution:
         on_main_shell: bool = True,
         timeout: float | None = None,
         stop_on_error: bool = False,
+        if_generation: int | None = None,
     ) -> None:
         self.id = execution_id
         self.session = session
@@ -128,6 +137,10 @@ class Execution:
         self.timeout = timeout
         # Whether what the server holds behind it is aborted when it fails.
         self.stop_on_error = stop_on_error
+        # The kernel's process that it must run in, and the one that it was sent to.
+        self.if_generation = if_generation
+        self.generation: int | None = None
+        self.first_after_restart = False
         self.state = ExecutionState.QUEUED
         self.sent = False
         self.idle = False
@@ -241,6 +254,8 @@ class Execution:
         if state is None:
             state = ExecutionState.ERROR
             reason = "The kernel's reply has no status that is known"
+        elif state is ExecutionState.ERROR and self.first_after_restart:
+            reason = AFTER_RESTART
         elif state is ExecutionState.ABORTED:
             reason = "The kernel aborted it, since an earlier execution failed"
         self._end(state, reason, end)

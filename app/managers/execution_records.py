@@ -40,6 +40,9 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     input_request: InputRequest | None = None
     cancel_asked: bool = False
     kill_after: float | None = None
+    if_generation: int | None = None
+    generation: int | None = None
+    first_after_restart: bool = False
 
 
 _AS_THEY_ARE = (
@@ -55,6 +58,7 @@ _AS_THEY_ARE = (
         "end",
     ),
     *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
+    *("if_generation", "generation", "first_after_restart"),
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)

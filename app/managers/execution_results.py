@@ -68,6 +68,7 @@ class ExecutionInfo(msgspec.Struct):
     id: str
     state: str
     session: str
+    generation: int | None
     queued: str
     started: str | None
     ended: str | None
@@ -102,6 +103,7 @@ def _fields(execution: Execution) -> dict[str, Any]:
         "id": execution.id,
         "state": str(execution.state),
         "session": execution.session,
+        "generation": execution.generation,
         "queued": format_timestamp(execution.queued_at),
         "started": _time(execution.started_at),
         "ended": _time(execution.ended_at),

@@ -19,6 +19,7 @@ import msgspec
 
 from app.managers.errors import (
     ExecutionNotFound,
+    GenerationMismatch,
     KernelkeepError,
     KernelNotRunning,
     KernelUnreachable,
@@ -28,6 +29,7 @@ from app.managers.errors import (
     TooManyExecutions,
 )
 from app.managers.execution import Execution, ExecutionState
+from app.managers.held_executions import HeldExecutions
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.protocol.messages import ClientMessage, Header, new_header
@@ -53,7 +55,10 @@ T = TypeVar("T")
 
 
 class Code(msgspec.Struct, frozen=True):
-    """What to execute; the fields of an ``execute_request``, and how many seconds it may run."""
+    """What to execute; the fields of an ``execute_request``, and more.
+
+    ``timeout`` is how many seconds it may run, ``if_generation`` the process that it is for.
+    """
 
     code: str
     silent: bool = False
@@ -62,6 +67,7 @@ class Code(msgspec.Struct, frozen=True):
     allow_stdin: bool = False
     stop_on_error: bool = True
     timeout: float | None = None
+    if_generation: int | None = None
 
 
 class ProcessControl(Protocol):
@@ -90,11 +96,11 @@ class Executions:
         self._tracker.listener = self
         self._state = state
         self._settings = settings
-        self._held: deque[tuple[Execution, ClientMessage]] = deque()
-        self._held_bytes = 0
+        self._held = HeldExecutions()
         self._timers: dict[Execution, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
+        self._seen_generation = 1  # the last process that is known to have begun with something
 
     # Looking
 
@@ -151,8 +157,8 @@ class Executions:
     def run(self, code: Code) -> Execution:
         """Execute code when the kernel's main shell is free; returns before that.
 
-        Raises `KernelNotRunning`, `TooManyExecutions`, `MessageTypeNotAllowed` or
-        `ServerStopping`.
+        Raises `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
+        `MessageTypeNotAllowed` or `ServerStopping`.
         """
         settings = self._settings
         self._check_allowed("execute_request")
@@ -160,9 +166,11 @@ class Executions:
             raise ServerStopping()
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             raise KernelNotRunning(f"The kernel is {self._state.word}")
+        if code.if_generation is not None and not self._is_present(code.if_generation):
+            raise GenerationMismatch(self._state.generation)
         if (
             len(self._held) >= settings.execution_queue_limit
-            or self._held_bytes > settings.websocket_backlog_bytes
+            or self._held.bytes > settings.websocket_backlog_bytes
         ):
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
         session = f"http-{uuid4().hex}"
@@ -173,13 +181,18 @@ class Executions:
             self._traffic.log.end,
             timeout=code.timeout,
             stop_on_error=code.stop_on_error,
+            if_generation=code.if_generation,
         )
         execution.held = tuple(map(bytes, message.parts))  # until the kernel's sockets have it
         self._tracker.add(execution)
-        self._held.append((execution, message))
-        self._held_bytes += message.size
+        self._held.add(execution, message)
         self.on_free()
         return execution
+
+    def _is_present(self, generation: int) -> bool:
+        """Whether what is asked for now is for this process of the kernel."""
+        replaced = self._state.lifecycle is Lifecycle.RESTARTING and self._traffic.between_processes
+        return generation == self._state.generation and not replaced
 
     async def noted(self, execution: Execution) -> None:
         """Return when the next server would know it, if it waits and kernels are kept."""
@@ -225,7 +238,7 @@ class Executions:
         execution.cancel_asked = True
         if not execution.sent:
             self._step(execution, "cancel", "It was cancelled before it ran")
-            self._unhold(execution)
+            self._held.take(lambda held: held is execution)
             self._tracker.give_up(execution, "It was cancelled before it ran", never_ran=True)
             await self._stored()
         elif execution.running:
@@ -323,10 +336,23 @@ class Executions:
 
     def on_start(self, execution: Execution) -> None:
         """The kernel has begun with it: its time runs."""
+        self._note_process(execution)
         if execution.cancel_asked:
             self._spawn(self._stop(execution, "It was cancelled", execution.kill_after))
         if execution.timeout is not None:
             self._time(execution, execution.timeout)
+
+    def _note_process(self, execution: Execution) -> None:
+        """Note in which process it runs, and whether it is the first there after a restart."""
+        generation = execution.generation = self._state.generation
+        if generation <= self._seen_generation:
+            return
+        self._seen_generation = generation
+        others = (known for known in self._tracker if known is not execution)
+        # A server that has taken the kernel over has not seen what another has.
+        execution.first_after_restart = all(
+            known.started_at is None or known.generation != generation for known in others
+        )
 
     def _time(self, execution: Execution, timeout: float) -> None:
         left = max(0.0, timeout - (execution.seconds or 0.0))
@@ -346,9 +372,7 @@ class Executions:
         """
         for execution in self._tracker:
             if execution.held and not execution.ended and not execution.by_client:
-                message = held_request(execution)
-                self._held.append((execution, message))
-                self._held_bytes += message.size
+                self._held.add(execution, held_request(execution))
 
     def send_again(self) -> None:
         """Submit what clients have sent to another process of the server, and it has not sent."""
@@ -366,17 +390,26 @@ class Executions:
 
     def on_close(self, reason: str) -> None:
         """What is held never runs."""
-        held, self._held = self._held, deque()
-        self._held_bytes = 0
-        for execution, _ in held:
+        self._abort(self._held.take(), reason)
+
+    def _abort(self, held: list[Execution], reason: str) -> None:
+        for execution in held:
             self._tracker.give_up(execution, reason, never_ran=True)
 
     def on_free(self) -> None:
         """Send what is held, if the kernel has nothing left to do."""
-        if self._held and self._is_free():
-            execution, message = self._held.popleft()
-            self._held_bytes -= message.size
+        if not self._held or not self._is_free():
+            return
+        if self._is_for_another_process(self._held.first):
+            never = self._held.take(self._is_for_another_process)
+            self._abort(never, "The kernel was restarted, and has not the generation asked for")
+        else:
+            execution, message = self._held.pop()
             self._traffic.submit(message, execution.session)
+
+    def _is_for_another_process(self, execution: Execution | None) -> bool:
+        asked = execution.if_generation if execution is not None else None
+        return asked is not None and asked != self._state.generation
 
     def _is_free(self) -> bool:
         return self._state.lifecycle is Lifecycle.RUNNING and not any(
@@ -391,13 +424,6 @@ class Executions:
         """
         forgotten = execution.running and not execution.idle and not self._state.busy
         return execution.on_main_shell and not forgotten
-
-    def _unhold(self, execution: Execution) -> None:
-        for item in self._held:
-            if item[0] is execution:
-                self._held.remove(item)
-                self._held_bytes -= item[1].size
-                return
 
 
 def held_request(execution: Execution) -> ClientMessage:

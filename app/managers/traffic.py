@@ -255,6 +255,8 @@ class Traffic:
             self.on_interrupt()
         self._requests.add(message, session)
         execution = self.tracker.on_request(message, session) if _is_execution(message) else None
+        if execution is not None and self._channels is not None:
+            execution.generation = self._state.generation
         if execution is not None and message.header.subshell_id is not None:
             self._subshells.add(execution, message.header.subshell_id)
         if not self._outbox.send(message) and execution is not None:
@@ -421,6 +423,11 @@ class Traffic:
             self._for_next = []
         self._note_replaced(True)
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
+
+    @property
+    def between_processes(self) -> bool:
+        """Whether what is submitted now is for a process that is yet to come."""
+        return self._channels is None or self._for_next is not None
 
     def expect_process(self) -> None:
         """There is no process, and there will be one: what is submitted is for that."""

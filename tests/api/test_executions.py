@@ -21,6 +21,7 @@ SUMMARY = [
     "id",
     "state",
     "session",
+    "generation",
     "queued",
     "started",
     "ended",

@@ -80,6 +80,7 @@ class ScriptedKernel:
     def launch(self) -> None:
         """A process is started; it is not ready yet."""
         self._sockets = _Sockets()
+        self.state.generation += 1
         self.traffic.open(cast(Channels, self._sockets))
 
     def be_ready(self) -> None:

@@ -1,0 +1,51 @@
+"""Executions that are held at the server until their kernel is free."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from app.managers.execution import Execution
+from app.protocol.messages import ClientMessage
+
+__all__ = ["HeldExecutions"]
+
+
+class HeldExecutions:
+    """Of one kernel, in the order in which they were asked for, each with its request."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[Execution, ClientMessage]] = deque()
+        self.bytes = 0
+        """Of their requests."""
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def first(self) -> Execution | None:
+        """The one that is next."""
+        return self._items[0][0] if self._items else None
+
+    def add(self, execution: Execution, request: ClientMessage) -> None:
+        """Hold this one behind all others."""
+        self._items.append((execution, request))
+        self.bytes += request.size
+
+    def pop(self) -> tuple[Execution, ClientMessage]:
+        """The one that is next, and its request; not held any more."""
+        execution, request = self._items.popleft()
+        self.bytes -= request.size
+        return execution, request
+
+    def take(self, wanted: Callable[[Execution], bool] = lambda _: True) -> list[Execution]:
+        """Those that are ``wanted``, in order; not held any more."""
+        items, self._items = self._items, deque()
+        taken = []
+        for execution, request in items:
+            if wanted(execution):
+                taken.append(execution)
+                self.bytes -= request.size
+            else:
+                self._items.append((execution, request))
+        return taken
