@@ -5,6 +5,7 @@ from __future__ import annotations
 import mimetypes
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -57,6 +58,7 @@ from app.managers.errors import (
     NoInputRequested,
     OutputNotFound,
     ServerStopping,
+    TimeoutTooLong,
     TooManyExecutions,
     WaitTooLong,
 )
@@ -148,17 +150,31 @@ async def _answer(
 
 
 def _waiting(
-    kernel: Kernel, execution: Execution, seconds: float, answer: Callable[[], Any]
+    kernel: Kernel,
+    execution: Execution,
+    seconds: float,
+    answer: Callable[[], Any],
+    *,
+    cancel_on_disconnect: bool = False,
 ) -> Response:
     async def make() -> Response:
         began = time.perf_counter()
-        await kernel.executions.ended(execution, seconds)
+        attended = kernel.executions.attended(execution) if cancel_on_disconnect else nullcontext()
+        with attended:
+            await kernel.executions.ended(execution, seconds)
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
         response: Response = await answer()
         return response
 
-    return AwaitedResponse(make)
+    async def cancel() -> None:
+        if kernel.executions.is_deserted(execution):
+            kernel.reports.cancelled(execution.id)
+            with suppress(KernelkeepError):  # nobody is left to be told
+                why = "Its client has gone: it was cancelled"
+                await kernel.executions.cancel(execution, why=why)
+
+    return AwaitedResponse(make, cancel if cancel_on_disconnect else None)
 
 
 async def _check_wait(manager: ManagerDep, wait: WaitDep = 0.0) -> float:
@@ -190,6 +206,7 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
         **errors(
             *BODY,
             WaitTooLong,
+            TimeoutTooLong,
             InvalidIdempotencyKey,
             MessageTypeNotAllowed,
             *_NOT_FOUND,
@@ -218,8 +235,12 @@ async def run_code(
     is told by `session`; its output goes to every client of the kernel, as usual.
     """
 
+    if body.cancel_on_disconnect and not wait:
+        raise InvalidRequest("cancel_on_disconnect: this is for a request that waits: ?wait=")
+
     async def make() -> str:
-        code = Code(**body.model_dump(), if_generation=if_generation)
+        asked_for = body.model_dump(exclude={"cancel_on_disconnect"})
+        code = Code(**asked_for, if_generation=if_generation)
         try:
             execution = kernel.executions.run(code)
         except KernelkeepError:
@@ -238,6 +259,7 @@ async def run_code(
         execution,
         wait,
         lambda: _answer(request, kernel, execution, max_bytes, created=True, waited=wait > 0),
+        cancel_on_disconnect=body.cancel_on_disconnect,
     )
 
 

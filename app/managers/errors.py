@@ -9,6 +9,7 @@ KernelkeepError
 │   ├── InvalidEvent
 │   ├── InvalidIdempotencyKey
 │   ├── WaitTooLong
+│   ├── TimeoutTooLong
 │   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
@@ -153,6 +154,12 @@ class InvalidIdempotencyKey(InvalidRequest):
     """An `Idempotency-Key` that is empty, too long, or not printable."""
 
     code = "invalid_idempotency_key"
+
+
+class TimeoutTooLong(InvalidRequest):
+    """An execution may not run as long as ``timeout`` says."""
+
+    code = "timeout_too_long"
 
 
 class AfterBeyondEnd(InvalidRequest):

@@ -89,6 +89,7 @@ class Execution:
         "_took",
         "_why",
         "by_client",
+        "caller",
         "cancel_asked",
         "end",
         "ended_at",
@@ -107,6 +108,7 @@ class Execution:
         "on_end",
         "on_main_shell",
         "place",
+        "queue",
         "queued_at",
         "reason",
         "reply_status",
@@ -129,14 +131,19 @@ class Execution:
         timeout: float | None = None,
         stop_on_error: bool = False,
         if_generation: int | None = None,
+        queue: str | None = None,
+        caller: str = "",
     ) -> None:
         self.id = execution_id
         self.session = session
         self.place = place
         self.on_main_shell = on_main_shell
         self.timeout = timeout
-        # Whether what the server holds behind it is aborted when it fails.
+        # Whether what the server holds behind it, in the same queue, is aborted when it fails.
         self.stop_on_error = stop_on_error
+        # In which queue it waits: one that its caller has named, or that caller's own.
+        self.queue = queue
+        self.caller = caller
         # The kernel's process that it must run in, and the one that it was sent to.
         self.if_generation = if_generation
         self.generation: int | None = None
@@ -184,6 +191,12 @@ class Execution:
         if self._began is None or self._took is not None:
             return self._took
         return time.monotonic() - self._began
+
+    def in_queue_of(self, other: Execution) -> bool:
+        """Whether the two wait in one queue."""
+        if self.queue is None and other.queue is None:
+            return self.caller == other.caller
+        return self.queue == other.queue
 
     def put_back(self, state: ExecutionState, seconds: float | None) -> None:
         """It is one of another process's, and was in this state; its fields are set already.

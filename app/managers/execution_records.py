@@ -43,6 +43,8 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     if_generation: int | None = None
     generation: int | None = None
     first_after_restart: bool = False
+    queue: str | None = None
+    caller: str = ""
 
 
 _AS_THEY_ARE = (
@@ -58,7 +60,7 @@ _AS_THEY_ARE = (
         "end",
     ),
     *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
-    *("if_generation", "generation", "first_after_restart"),
+    *("if_generation", "generation", "first_after_restart", "queue", "caller"),
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)

@@ -78,6 +78,7 @@ class ExecutionInfo(msgspec.Struct):
     last_seq: int | None
     reason: str | None
     timeout: float | None
+    queue: str | None
     input_request: Question | None
     steps: list[StepInfo]
 
@@ -113,6 +114,7 @@ def _fields(execution: Execution) -> dict[str, Any]:
         "last_seq": execution.last_seq,
         "reason": execution.reason or None,
         "timeout": execution.timeout,
+        "queue": execution.queue,
         "input_request": Question(asked.prompt, asked.password) if asked is not None else None,
         "steps": [_step(step) for step in execution.steps],
     }

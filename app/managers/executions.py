@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterator, Mapping
 from itertools import takewhile
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
 import msgspec
 
+from app.callers import caller
 from app.managers.errors import (
     ExecutionNotFound,
     GenerationMismatch,
@@ -26,6 +27,7 @@ from app.managers.errors import (
     MessageTypeNotAllowed,
     NoInputRequested,
     ServerStopping,
+    TimeoutTooLong,
     TooManyExecutions,
 )
 from app.managers.execution import Execution, ExecutionState
@@ -57,7 +59,8 @@ T = TypeVar("T")
 class Code(msgspec.Struct, frozen=True):
     """What to execute; the fields of an ``execute_request``, and more.
 
-    ``timeout`` is how many seconds it may run, ``if_generation`` the process that it is for.
+    ``timeout`` is how many seconds it may run, ``queue`` the name of the queue in which it waits,
+    or None for the caller's own; ``if_generation`` is the process that it is for.
     """
 
     code: str
@@ -67,6 +70,7 @@ class Code(msgspec.Struct, frozen=True):
     allow_stdin: bool = False
     stop_on_error: bool = True
     timeout: float | None = None
+    queue: str | None = None
     if_generation: int | None = None
 
 
@@ -100,6 +104,7 @@ class Executions:
         self._timers: dict[Execution, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
+        self._attending: Counter[Execution] = Counter()
         self._seen_generation = 1  # the last process that is known to have begun with something
 
     # Looking
@@ -157,10 +162,11 @@ class Executions:
     def run(self, code: Code) -> Execution:
         """Execute code when the kernel's main shell is free; returns before that.
 
-        Raises `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
+        Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
         `MessageTypeNotAllowed` or `ServerStopping`.
         """
         settings = self._settings
+        timeout = _timeout(code.timeout, settings)
         self._check_allowed("execute_request")
         if self.closing:
             raise ServerStopping()
@@ -175,13 +181,16 @@ class Executions:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
         session = f"http-{uuid4().hex}"
         message = _execute_request(code, session)
+        asked_by = caller()
         execution = Execution(
             message.header.msg_id,
             session,
             self._traffic.log.end,
-            timeout=code.timeout,
+            timeout=timeout,
             stop_on_error=code.stop_on_error,
             if_generation=code.if_generation,
+            queue=code.queue,
+            caller=asked_by.address if asked_by is not None else "",
         )
         execution.held = tuple(map(bytes, message.parts))  # until the kernel's sockets have it
         self._tracker.add(execution)
@@ -226,7 +235,12 @@ class Executions:
 
     # Stopping
 
-    async def cancel(self, execution: Execution, kill_after: float | None = None) -> None:
+    async def cancel(
+        self,
+        execution: Execution,
+        kill_after: float | None = None,
+        why: str = "It was cancelled",
+    ) -> None:
         """Stop it: one that is held never runs, one that runs is interrupted.
 
         If it still runs ``kill_after`` seconds later, its process is killed. One that the kernel
@@ -237,19 +251,34 @@ class Executions:
             return
         execution.cancel_asked = True
         if not execution.sent:
-            self._step(execution, "cancel", "It was cancelled before it ran")
+            self._step(execution, "cancel", f"{why} before it ran")
             self._held.take(lambda held: held is execution)
-            self._tracker.give_up(execution, "It was cancelled before it ran", never_ran=True)
+            self._tracker.give_up(execution, f"{why} before it ran", never_ran=True)
             await self._stored()
         elif execution.running:
-            self._step(execution, "cancel", "It was cancelled")
-            failed = await self._interrupt(execution, "It was cancelled", kill_after)
-            self._spawn(self._follow_up(execution, "It was cancelled", kill_after))
+            self._step(execution, "cancel", why)
+            failed = await self._interrupt(execution, why, kill_after)
+            self._spawn(self._follow_up(execution, why, kill_after))
             if failed is not None and kill_after is None:
                 raise failed
         else:
-            self._step(execution, "cancel", "It was cancelled; it is interrupted when it begins")
+            self._step(execution, "cancel", f"{why}; it is interrupted when it begins")
             execution.kill_after = kill_after
+
+    @contextlib.contextmanager
+    def attended(self, execution: Execution) -> Iterator[None]:
+        """Somebody who has asked for it waits for its end."""
+        self._attending[execution] += 1
+        try:
+            yield
+        finally:
+            self._attending[execution] -= 1
+            if not self._attending[execution]:
+                del self._attending[execution]
+
+    def is_deserted(self, execution: Execution) -> bool:
+        """Whether it runs for nobody, as one of those who attend it has gone."""
+        return not (execution.ended or self.closing or self._attending[execution] > 1)
 
     async def _stop(self, execution: Execution, why: str, grace: float | None) -> None:
         await self._interrupt(execution, why, grace)
@@ -381,12 +410,13 @@ class Executions:
                 self._traffic.submit(held_request(execution), execution.session)
 
     def on_end(self, execution: Execution) -> None:
-        """It has ended: its timer too, and what is held behind it if it failed."""
+        """It has ended: its timer too, and what is held behind it in its queue if it failed."""
         timer = self._timers.pop(execution, None)
         if timer is not None:
             timer.cancel()
         if execution.state is ExecutionState.ERROR and execution.stop_on_error:
-            self.on_close("An execution before it failed, with stop_on_error")
+            behind = self._held.take(execution.in_queue_of)
+            self._abort(behind, "An execution before it failed, with stop_on_error")
 
     def on_close(self, reason: str) -> None:
         """What is held never runs."""
@@ -430,6 +460,16 @@ def held_request(execution: Execution) -> ClientMessage:
     """The request of an execution that the server holds."""
     steering = Header(execution.id, "execute_request", execution.session)
     return ClientMessage("shell", steering, execution.held)
+
+
+def _timeout(asked: float | None, settings: Settings) -> float | None:
+    """How long code may run. Raises `TimeoutTooLong`."""
+    longest = settings.execution_timeout_max
+    if asked is None:
+        return settings.execution_timeout_default or longest or None
+    if longest and asked > longest:
+        raise TimeoutTooLong(f"timeout: must be at most {longest:g} s")
+    return asked
 
 
 def _execute_request(code: Code, session: str) -> ClientMessage:
