@@ -415,8 +415,14 @@ class Executions:
         if timer is not None:
             timer.cancel()
         if execution.state is ExecutionState.ERROR and execution.stop_on_error:
-            behind = self._held.take(execution.in_queue_of)
-            self._abort(behind, "An execution before it failed, with stop_on_error")
+            self._abort(
+                self._held.take_behind(execution),
+                "An execution before it failed, with stop_on_error",
+            )
+
+    def on_interrupt(self, execution: Execution) -> None:
+        """It is about to be interrupted: what is asked for from now on is to run all the same."""
+        self._held.on_interrupt(execution)
 
     def on_close(self, reason: str) -> None:
         """What is held never runs."""

@@ -16,6 +16,8 @@ class HeldExecutions:
 
     def __init__(self) -> None:
         self._items: deque[tuple[Execution, ClientMessage]] = deque()
+        self._interrupted: Execution | None = None
+        self._asked_after: set[Execution] = set()  # the interrupt of that one
         self.bytes = 0
         """Of their requests."""
 
@@ -31,11 +33,14 @@ class HeldExecutions:
         """Hold this one behind all others."""
         self._items.append((execution, request))
         self.bytes += request.size
+        if self._interrupted is not None and not self._interrupted.ended:
+            self._asked_after.add(execution)
 
     def pop(self) -> tuple[Execution, ClientMessage]:
         """The one that is next, and its request; not held any more."""
         execution, request = self._items.popleft()
         self.bytes -= request.size
+        self._asked_after.discard(execution)
         return execution, request
 
     def take(self, wanted: Callable[[Execution], bool] = lambda _: True) -> list[Execution]:
@@ -46,6 +51,21 @@ class HeldExecutions:
             if wanted(execution):
                 taken.append(execution)
                 self.bytes -= request.size
+                self._asked_after.discard(execution)
             else:
                 self._items.append((execution, request))
         return taken
+
+    def on_interrupt(self, execution: Execution) -> None:
+        """This one is being interrupted: what is added from now on does not wait for how it ends.
+
+        Of several interrupts of one execution the first counts.
+        """
+        if execution is not self._interrupted:
+            self._interrupted = execution
+            self._asked_after.clear()
+
+    def take_behind(self, failed: Execution) -> list[Execution]:
+        """Those that wait in its queue, and were asked for before it was interrupted if it was."""
+        spared = self._asked_after if failed is self._interrupted else ()
+        return self.take(lambda held: held.in_queue_of(failed) and held not in spared)

@@ -506,11 +506,12 @@ class Kernel:
                 await self._interrupt()
 
     async def _interrupt(self) -> None:
+        self.traffic.before_interrupt()
         if self.spec.interrupt_mode == "message":
             self.traffic.request("control", "interrupt_request", {})
         elif self._process is not None:
             await self._process.signal(signal.SIGINT)
-        self.traffic.on_interrupt()
+        self.traffic.after_interrupt()
 
     async def kill(self) -> bool:
         """Kill the process; what follows is what follows any other death. False if it is not ours.

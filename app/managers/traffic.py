@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -252,7 +253,8 @@ class Traffic:
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
         if message.header.msg_type == "interrupt_request":
-            self.on_interrupt()
+            self.before_interrupt()
+            self.after_interrupt()
         self._requests.add(message, session)
         execution = self.tracker.on_request(message, session) if _is_execution(message) else None
         if execution is not None and self._channels is not None:
@@ -341,8 +343,19 @@ class Traffic:
         if self._channels is not None:
             self._channels.send(ClientMessage(channel, header, parts))
 
-    def on_interrupt(self) -> None:
-        """The kernel is being interrupted, by whatever means."""
+    def before_interrupt(self) -> None:
+        """The kernel is about to be interrupted, by whatever means."""
+        execution = self.tracker.at_main_shell
+        if execution is not None and not self._outbox.has(execution.id):
+            self._outbox.on_interrupt(execution.id, partial(self._goes_on, execution))
+            self.tracker.on_interrupt(execution)
+
+    def _goes_on(self, execution: Execution) -> bool:
+        # One that the kernel has forgotten never ends: it is not busy then.
+        return self._state.busy and not execution.ended
+
+    def after_interrupt(self) -> None:
+        """The interrupt is on its way."""
         self._interrupts.on_interrupt()
 
     def _main_shell_runs(self) -> int | None:

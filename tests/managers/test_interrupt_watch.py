@@ -92,7 +92,7 @@ async def test_the_answer_is_shown_to_nobody() -> None:
     kernel = ScriptedKernel()
     execution = kernel.run("await forever")
     kernel.is_busy(execution)
-    kernel.traffic.on_interrupt()
+    kernel.traffic.after_interrupt()
     (sent,) = await eventually(lambda: kernel.sent("kernel_info_request"))
     assert sent.message.channel == "shell"
     log_ends = kernel.log.next_seq
