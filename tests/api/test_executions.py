@@ -395,6 +395,16 @@ async def test_a_failure_aborts_what_waits_in_its_queue(shared: Executions) -> N
     assert [end["queue"] for end in ends] == ["a", "a", "b", None]
 
 
+async def test_code_that_is_asked_for_after_an_interrupt_runs(shared: Executions) -> None:
+    interrupted = await shared.begin("sleep 60")
+    await shared.until(interrupted, "started")
+    before = await shared.begin("print a")
+    await shared.rest.interrupt(shared.kernel_id)
+    after = await shared.begin("print a")
+    ends = [await shared.ended(each) for each in (interrupted, before, after)]
+    assert [end["state"] for end in ends] == ["error", "aborted", "ok"]
+
+
 async def test_code_may_be_cancelled_with_the_connection_that_waits_for_it(
     server: ServerProcess, shared: Executions
 ) -> None:
