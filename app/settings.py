@@ -32,6 +32,9 @@ CAN_KEEP = sys.platform == "linux" and hasattr(os, "pidfd_open")
 WARM_KERNEL_BYTES = 48 * 2**20
 """What a kernel with nothing to do takes, as a rule of thumb."""
 
+MAX_EXECUTION_SECONDS = 31 * 86400
+"""The longest timeout of an execution."""
+
 KERNEL_ENVIRONMENT = [
     # What a program of any language needs to find its files, its language and its terminal.
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TZDIR"),
@@ -364,6 +367,19 @@ class Settings(BaseSettings):
     execution_wait_limit: float = Field(
         300.0, ge=0, description="Seconds that a request may wait for an execution to end."
     )
+    execution_timeout_default: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_EXECUTION_SECONDS,
+        description="Seconds that code asked for over HTTP may run if the request says nothing; 0: "
+        "as many as execution_timeout_max.",
+    )
+    execution_timeout_max: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_EXECUTION_SECONDS,
+        description="The most seconds that code asked for over HTTP may run; 0 for any number.",
+    )
     execution_interrupt_grace: float = Field(
         5.0,
         ge=0,
@@ -537,6 +553,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"warm_kernels: {wanted} are more than could ever be used: "
                 f"max_kernels is {self.max_kernels}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _default_within_the_most(self) -> Settings:
+        if 0 < self.execution_timeout_max < self.execution_timeout_default:
+            raise ValueError(
+                f"execution_timeout_default: {self.execution_timeout_default:g} s are more than "
+                f"execution_timeout_max allows, which is {self.execution_timeout_max:g} s"
             )
         return self
 

@@ -93,6 +93,8 @@ WRONG: dict[str, str] = {
     "executions_kept": "-1",
     "execution_queue_limit": "-1",
     "execution_wait_limit": "-1",
+    "execution_timeout_default": "-1",
+    "execution_timeout_max": "9999999",
     "execution_interrupt_grace": "-1",
     "stream_keepalive": "-1",
     "websocket_max_message_size": "1",

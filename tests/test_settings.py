@@ -140,6 +140,14 @@ def test_a_pattern_that_is_none_is_refused(read: Read, value: str) -> None:
     assert line.startswith("--allow-origin-pat: not a regular expression: ")
 
 
+def test_code_may_not_run_longer_by_default_than_at_the_most() -> None:
+    longest = ("--execution-timeout-max", "9")
+    line = refusal(lambda: flags(*longest, "--execution-timeout-default", "9.5"))
+    assert "execution_timeout_default: 9.5 s" in line
+    assert flags(*longest, "--execution-timeout-default", "9").execution_timeout_default == 9
+    assert flags("--execution-timeout-default", "9.5").execution_timeout_max == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -12,11 +12,19 @@ __all__ = ["AwaitedResponse"]
 
 
 class AwaitedResponse(Response):
-    """The response that ``make`` makes; it is cancelled if the client goes away before that."""
+    """The response that ``make`` makes; it is cancelled if the client goes away before that.
 
-    def __init__(self, make: Callable[[], Awaitable[Response]]) -> None:
+    ``on_gone`` is called then.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Awaitable[Response]],
+        on_gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         super().__init__()
         self._make = make
+        self._on_gone = on_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait, then answer."""
@@ -27,6 +35,8 @@ class AwaitedResponse(Response):
             if making.done():
                 response = await making
                 await response(scope, receive, send)
+            elif self._on_gone is not None:
+                await self._on_gone()
         finally:
             for task in (making, leaving):
                 task.cancel()

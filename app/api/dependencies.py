@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any, Final
@@ -31,6 +32,7 @@ __all__ = [
     "CodeRoute",
     "EventsDep",
     "IdempotencyKeyDep",
+    "IfGenerationDep",
     "JSONRoute",
     "KernelDep",
     "KernelIdDep",
@@ -93,6 +95,28 @@ IdempotencyKeyDep = Annotated[
         json_schema_extra={"pattern": "^[ -~]{1,255}$"},
     ),
 ]
+
+
+_GENERATION: Final = "^[1-9][0-9]{0,8}$"
+
+
+async def _if_generation(
+    if_generation: Annotated[
+        str | None,
+        Header(
+            description="A kernel's `generation`: the code runs in that process, or not at all.",
+            json_schema_extra={"pattern": _GENERATION},
+        ),
+    ] = None,
+) -> int | None:
+    if if_generation is None:
+        return None
+    if not re.fullmatch(_GENERATION, if_generation):
+        raise InvalidRequest("If-Generation: must be a whole number from 1")
+    return int(if_generation)
+
+
+IfGenerationDep = Annotated[int | None, Depends(_if_generation)]
 
 
 async def _user(connection: HTTPConnection) -> User:

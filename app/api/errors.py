@@ -84,7 +84,8 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
     if first["type"] == "missing" and first["loc"][0] == "query":
         return error_response(400, f"Missing argument {first['loc'][1]}", "invalid_request")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
-    message = f"{where[:_MAX_WHERE] or 'body'}: {first['msg']}"
+    what = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    message = f"{where[:_MAX_WHERE] or 'body'}: {what}"
     return error_response(400, message, "invalid_request")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 
 from app.managers.execution import StepName
+from app.settings import MAX_EXECUTION_SECONDS
 
 __all__ = [
     "CancelExecution",
@@ -18,9 +19,6 @@ __all__ = [
     "MessagesModel",
     "RunCode",
 ]
-
-MAX_TIMEOUT: Final = 31 * 86400.0
-"""Seconds."""
 
 
 def _whole(value: str) -> str:
@@ -34,6 +32,9 @@ def _whole(value: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 """What can be sent on as UTF-8."""
 
+MAX_QUEUE_NAME: Final = 100
+"""Characters."""
+
 State = Literal["queued", "running", "ok", "error", "aborted", "cancelled", "lost"]
 
 
@@ -42,6 +43,7 @@ class RunCode(BaseModel):
 
     model_config = ConfigDict(
         strict=True,
+        extra="forbid",
         allow_inf_nan=False,
         json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]},
     )
@@ -56,7 +58,15 @@ class RunCode(BaseModel):
     )
     stop_on_error: bool = Field(
         True,
-        description="If it fails, executions that wait behind it are `aborted`.",
+        description="If it fails, executions that wait behind it in its queue are `aborted`.",
+    )
+    queue: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_QUEUE_NAME,
+        description="The name of the queue in which it waits. Executions of all queues run in the "
+        "order in which they were asked for. Without a name, all that your address asks for waits "
+        "in one queue.",
     )
     allow_stdin: bool = Field(
         False, description="Let it ask for input; without, `input()` fails at once."
@@ -64,9 +74,15 @@ class RunCode(BaseModel):
     timeout: float | None = Field(
         None,
         gt=0,
-        le=MAX_TIMEOUT,
+        le=MAX_EXECUTION_SECONDS,
         description="Seconds that it may run, from when it begins. Then it is interrupted and, "
-        "after `execution_interrupt_grace` seconds more, its kernel's process is killed.",
+        "after `execution_interrupt_grace` seconds more, its kernel's process is killed. Left out: "
+        "what the server's options `execution_timeout_default` and `execution_timeout_max` say.",
+    )
+    cancel_on_disconnect: bool = Field(
+        False,
+        description="Cancel it if this connection ends before the answer, and no other request "
+        "for the same with its `Idempotency-Key` waits. Takes `wait`.",
     )
 
 
@@ -74,13 +90,16 @@ class CancelExecution(BaseModel):
     """How to cancel."""
 
     model_config = ConfigDict(
-        strict=True, allow_inf_nan=False, json_schema_extra={"examples": [{"kill_after": 30}]}
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"kill_after": 30}]},
     )
 
     kill_after: float | None = Field(
         None,
         ge=0,
-        le=MAX_TIMEOUT,
+        le=MAX_EXECUTION_SECONDS,
         description="Seconds after the interrupt when the kernel's process is killed, if the "
         "execution still runs.",
     )
@@ -89,7 +108,7 @@ class CancelExecution(BaseModel):
 class InputModel(BaseModel):
     """An answer to `input()`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"value": "Ada"}]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"value": "Ada"}]})
 
     value: Text = Field(description="The line, without its end.")
 
@@ -119,6 +138,10 @@ class ExecutionModel(BaseModel):
         "`lost`: it ran, and how it ended is not known."
     )
     session: str = Field(description="The session that asked for it.")
+    generation: int | None = Field(
+        description="Which of the kernel's processes it was sent to: the `generation` that the "
+        "kernel had then. Null until it is sent."
+    )
     queued: str = Field(description="When it was asked for, UTC.")
     started: str | None = Field(description="When the kernel began with it, UTC.")
     ended: str | None = Field(description="When it ended, UTC.")
@@ -128,6 +151,7 @@ class ExecutionModel(BaseModel):
     last_seq: int | None = Field(description="The number of its last message.")
     reason: str | None = Field(description="Why it has ended so, where the output does not tell.")
     timeout: float | None = Field(description="Seconds that it may run.")
+    queue: str | None = Field(description="The queue that it was asked for in, if that was named.")
     input_request: QuestionModel | None = Field(description="What it asks for at the moment.")
     steps: list[StepModel]
 
@@ -199,6 +223,7 @@ class ExecutionResultModel(ExecutionModel):
                     "id": "8f14e45f-ceea-467f-a8d2-5f4b3c9e7d10",
                     "state": "ok",
                     "session": "http-0cc175b9c0f1b6a831c399e269772661",
+                    "generation": 1,
                     "queued": "2026-11-22T14:49:48.790120Z",
                     "started": "2026-11-22T14:49:48.791467Z",
                     "ended": "2026-11-22T14:49:48.797413Z",
@@ -208,6 +233,7 @@ class ExecutionResultModel(ExecutionModel):
                     "last_seq": 11,
                     "reason": None,
                     "timeout": 60,
+                    "queue": None,
                     "input_request": None,
                     "steps": [],
                     "outputs": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mimetypes
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from app.api.awaiting import AwaitedResponse
 from app.api.dependencies import (
     CodeRoute,
     IdempotencyKeyDep,
+    IfGenerationDep,
     KernelDep,
     ManagerDep,
     fingerprint,
@@ -44,6 +46,7 @@ from app.callers import caller
 from app.managers.errors import (
     AfterBeyondEnd,
     ExecutionNotFound,
+    GenerationMismatch,
     IdempotencyConflict,
     InvalidIdempotencyKey,
     InvalidRequest,
@@ -55,6 +58,7 @@ from app.managers.errors import (
     NoInputRequested,
     OutputNotFound,
     ServerStopping,
+    TimeoutTooLong,
     TooManyExecutions,
     WaitTooLong,
 )
@@ -148,17 +152,31 @@ async def _answer(
 
 
 def _waiting(
-    kernel: Kernel, execution: Execution, seconds: float, answer: Callable[[], Any]
+    kernel: Kernel,
+    execution: Execution,
+    seconds: float,
+    answer: Callable[[], Any],
+    *,
+    cancel_on_disconnect: bool = False,
 ) -> Response:
     async def make() -> Response:
         began = time.perf_counter()
-        await kernel.executions.ended(execution, seconds)
+        attended = kernel.executions.attended(execution) if cancel_on_disconnect else nullcontext()
+        with attended:
+            await kernel.executions.ended(execution, seconds)
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
         response: Response = await answer()
         return response
 
-    return AwaitedResponse(make)
+    async def cancel() -> None:
+        if kernel.executions.is_deserted(execution):
+            kernel.reports.cancelled(execution.id)
+            with suppress(KernelkeepError):  # nobody is left to be told
+                why = "Its client has gone: it was cancelled"
+                await kernel.executions.cancel(execution, why=why)
+
+    return AwaitedResponse(make, cancel if cancel_on_disconnect else None)
 
 
 async def _check_wait(manager: ManagerDep, wait: WaitDep = 0.0) -> float:
@@ -190,11 +208,13 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
         **errors(
             *BODY,
             WaitTooLong,
+            TimeoutTooLong,
             InvalidIdempotencyKey,
             MessageTypeNotAllowed,
             *_NOT_FOUND,
             KernelNotRunning,
             IdempotencyConflict,
+            GenerationMismatch,
             TooManyExecutions,
             ServerStopping,
         ),
@@ -207,6 +227,7 @@ async def run_code(
     kernel: KernelDep,
     body: RunCode,
     wait: CheckedWaitDep,
+    if_generation: IfGenerationDep,
     max_bytes: MaxBytesDep = DEFAULT_MAX_BYTES,
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
@@ -216,8 +237,12 @@ async def run_code(
     is told by `session`; its output goes to every client of the kernel, as usual.
     """
 
+    if body.cancel_on_disconnect and not wait:
+        raise InvalidRequest("cancel_on_disconnect: this is for a request that waits: ?wait=")
+
     async def make() -> str:
-        code = Code(**body.model_dump())
+        asked_for = body.model_dump(exclude={"cancel_on_disconnect"})
+        code = Code(**asked_for, if_generation=if_generation)
         try:
             execution = kernel.executions.run(code)
         except KernelkeepError:
@@ -236,6 +261,7 @@ async def run_code(
         execution,
         wait,
         lambda: _answer(request, kernel, execution, max_bytes, created=True, waited=wait > 0),
+        cancel_on_disconnect=body.cancel_on_disconnect,
     )
 
 

@@ -115,6 +115,7 @@ class KernelModel(BaseModel):
         last_activity="2026-11-22T14:49:48.797413Z",
         execution_state="idle",
         connections=1,
+        generation=1,
     )
 
     id: str = Field(description="The kernel's id, a UUID.")
@@ -129,6 +130,10 @@ class KernelModel(BaseModel):
         examples=["idle"],
     )
     connections: int = Field(description="Open channel WebSockets.")
+    generation: int = Field(
+        description="Which of its processes this is, from 1: one more after each restart, by "
+        "itself or asked for. What code has defined is lost then. 0 before the first is launched."
+    )
     reason: str | None = Field(
         None,
         description="Why it is dead, has no process just now, could not be stopped or cannot be "

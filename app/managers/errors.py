@@ -9,6 +9,7 @@ KernelkeepError
 │   ├── InvalidEvent
 │   ├── InvalidIdempotencyKey
 │   ├── WaitTooLong
+│   ├── TimeoutTooLong
 │   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
@@ -33,6 +34,7 @@ KernelkeepError
 ├── StaleEpoch 409
 ├── ContentsExist 409
 ├── VersionMismatch 412
+├── GenerationMismatch 412
 ├── RequestTooLarge 413
 │   └── ContentsTooLarge
 ├── RangeNotSatisfiable 416
@@ -152,6 +154,12 @@ class InvalidIdempotencyKey(InvalidRequest):
     """An `Idempotency-Key` that is empty, too long, or not printable."""
 
     code = "invalid_idempotency_key"
+
+
+class TimeoutTooLong(InvalidRequest):
+    """An execution may not run as long as ``timeout`` says."""
+
+    code = "timeout_too_long"
 
 
 class AfterBeyondEnd(InvalidRequest):
@@ -437,6 +445,16 @@ class VersionMismatch(KernelkeepError):
 
     status = 412
     code = "version_mismatch"
+
+
+class GenerationMismatch(KernelkeepError):
+    """The kernel's process is not, or not any more, the one that `If-Generation` asks for."""
+
+    status = 412
+    code = "generation_mismatch"
+
+    def __init__(self, generation: int) -> None:
+        super().__init__(f"The kernel has another process: its generation is {generation}")
 
 
 class ContentsTooLarge(RequestTooLarge):

@@ -57,6 +57,10 @@ NO_REPLY: Final = (
     "The kernel sent no reply, as when it is interrupted at the very beginning or end of the code"
 )
 
+AFTER_RESTART: Final = (
+    "The kernel was restarted before it: what was defined by then is gone (see generation)"
+)
+
 
 class Step(msgspec.Struct, frozen=True):
     """Something that was done to an execution from outside."""
@@ -90,17 +94,21 @@ class Execution:
         "_took",
         "_why",
         "by_client",
+        "caller",
         "cancel_asked",
         "display_ids",
         "end",
         "ended_at",
         "execution_count",
+        "first_after_restart",
         "first_seq",
+        "generation",
         "has_error",
         "header",
         "held",
         "id",
         "idle",
+        "if_generation",
         "input_request",
         "kill_after",
         "last_seq",
@@ -109,6 +117,7 @@ class Execution:
         "on_end",
         "on_main_shell",
         "place",
+        "queue",
         "queued_at",
         "reason",
         "reply_status",
@@ -130,14 +139,24 @@ class Execution:
         on_main_shell: bool = True,
         timeout: float | None = None,
         stop_on_error: bool = False,
+        if_generation: int | None = None,
+        queue: str | None = None,
+        caller: str = "",
     ) -> None:
         self.id = execution_id
         self.session = session
         self.place = place
         self.on_main_shell = on_main_shell
         self.timeout = timeout
-        # Whether what the server holds behind it is aborted when it fails.
+        # Whether what the server holds behind it, in the same queue, is aborted when it fails.
         self.stop_on_error = stop_on_error
+        # In which queue it waits: one that its caller has named, or that caller's own.
+        self.queue = queue
+        self.caller = caller
+        # The kernel's process that it must run in, and the one that it was sent to.
+        self.if_generation = if_generation
+        self.generation: int | None = None
+        self.first_after_restart = False
         self.state = ExecutionState.QUEUED
         self.sent = False
         self.idle = False
@@ -188,6 +207,12 @@ class Execution:
         if self._began is None or self._took is not None:
             return self._took
         return time.monotonic() - self._began
+
+    def in_queue_of(self, other: Execution) -> bool:
+        """Whether the two wait in one queue."""
+        if self.queue is None and other.queue is None:
+            return self.caller == other.caller
+        return self.queue == other.queue
 
     def put_back(self, state: ExecutionState, seconds: float | None) -> None:
         """It is one of another process's, and was in this state; its fields are set already.
@@ -263,6 +288,8 @@ class Execution:
         if state is None:
             state = ExecutionState.ERROR
             reason = "The kernel's reply has no status that is known"
+        elif state is ExecutionState.ERROR and self.first_after_restart:
+            reason = AFTER_RESTART
         elif state is ExecutionState.ABORTED:
             reason = "The kernel aborted it, since an earlier execution failed"
         self._end(state, reason, end)

@@ -44,6 +44,11 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     input_request: InputRequest | None = None
     cancel_asked: bool = False
     kill_after: float | None = None
+    if_generation: int | None = None
+    generation: int | None = None
+    first_after_restart: bool = False
+    queue: str | None = None
+    caller: str = ""
 
 
 _AS_THEY_ARE = (
@@ -62,6 +67,7 @@ _AS_THEY_ARE = (
         "display_ids",
     ),
     *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
+    *("if_generation", "generation", "first_after_restart", "queue", "caller"),
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)

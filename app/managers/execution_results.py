@@ -69,6 +69,7 @@ class ExecutionInfo(msgspec.Struct):
     id: str
     state: str
     session: str
+    generation: int | None
     queued: str
     started: str | None
     ended: str | None
@@ -78,6 +79,7 @@ class ExecutionInfo(msgspec.Struct):
     last_seq: int | None
     reason: str | None
     timeout: float | None
+    queue: str | None
     input_request: Question | None
     steps: list[StepInfo]
 
@@ -104,6 +106,7 @@ def _fields(execution: Execution) -> dict[str, Any]:
         "id": execution.id,
         "state": str(execution.state),
         "session": execution.session,
+        "generation": execution.generation,
         "queued": format_timestamp(execution.queued_at),
         "started": _time(execution.started_at),
         "ended": _time(execution.ended_at),
@@ -113,6 +116,7 @@ def _fields(execution: Execution) -> dict[str, Any]:
         "last_seq": execution.last_seq,
         "reason": execution.reason or None,
         "timeout": execution.timeout,
+        "queue": execution.queue,
         "input_request": Question(asked.prompt, asked.password) if asked is not None else None,
         "steps": [_step(step) for step in execution.steps],
     }

@@ -52,6 +52,9 @@ class ExecutionListener(Protocol):
     def on_start(self, execution: Execution) -> None:
         """The kernel has begun with it."""
 
+    def on_interrupt(self, execution: Execution) -> None:
+        """It is about to be interrupted."""
+
     def on_free(self) -> None:
         """The kernel has become ready, or has gone idle, or an execution has ended."""
 
@@ -151,6 +154,12 @@ class ExecutionTracker:
     def under_way(self) -> Iterator[Execution]:
         """Those that were sent and have not ended, oldest first."""
         return (execution for same_id in self._under_way.values() for execution in same_id)
+
+    @property
+    def at_main_shell(self) -> Execution | None:
+        """The one that the main shell is at work on, or comes to next: kernels work in order."""
+        waiting = (one for one in self.under_way if one.on_main_shell and not one.idle)
+        return next((one for one in waiting if one.reply_status is None), None)
 
     # Of whom there is to know
 
@@ -383,6 +392,11 @@ class ExecutionTracker:
         """Somebody has answered: a kernel asks one question at a time."""
         for execution in self.under_way:
             execution.input_request = None
+
+    def on_interrupt(self, execution: Execution) -> None:
+        """It is about to be interrupted."""
+        if self.listener is not None:
+            self.listener.on_interrupt(execution)
 
     def on_ready(self) -> None:
         """The kernel takes requests."""

@@ -9,25 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterator, Mapping
 from itertools import takewhile
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
 import msgspec
 
+from app.callers import caller
 from app.managers.errors import (
     ExecutionNotFound,
+    GenerationMismatch,
     KernelkeepError,
     KernelNotRunning,
     KernelUnreachable,
     MessageTypeNotAllowed,
     NoInputRequested,
     ServerStopping,
+    TimeoutTooLong,
     TooManyExecutions,
 )
 from app.managers.execution import Execution, ExecutionState
+from app.managers.held_executions import HeldExecutions
 from app.managers.late_output import may_straggle
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
@@ -54,7 +58,11 @@ T = TypeVar("T")
 
 
 class Code(msgspec.Struct, frozen=True):
-    """What to execute; the fields of an ``execute_request``, and how many seconds it may run."""
+    """What to execute; the fields of an ``execute_request``, and more.
+
+    ``timeout`` is how many seconds it may run, ``queue`` the name of the queue in which it waits,
+    or None for the caller's own; ``if_generation`` is the process that it is for.
+    """
 
     code: str
     silent: bool = False
@@ -63,6 +71,8 @@ class Code(msgspec.Struct, frozen=True):
     allow_stdin: bool = False
     stop_on_error: bool = True
     timeout: float | None = None
+    queue: str | None = None
+    if_generation: int | None = None
 
 
 class ProcessControl(Protocol):
@@ -91,11 +101,12 @@ class Executions:
         self._tracker.listener = self
         self._state = state
         self._settings = settings
-        self._held: deque[tuple[Execution, ClientMessage]] = deque()
-        self._held_bytes = 0
+        self._held = HeldExecutions()
         self._timers: dict[Execution, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
+        self._attending: Counter[Execution] = Counter()
+        self._seen_generation = 1  # the last process that is known to have begun with something
 
     # Looking
 
@@ -156,36 +167,47 @@ class Executions:
     def run(self, code: Code) -> Execution:
         """Execute code when the kernel's main shell is free; returns before that.
 
-        Raises `KernelNotRunning`, `TooManyExecutions`, `MessageTypeNotAllowed` or
-        `ServerStopping`.
+        Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
+        `MessageTypeNotAllowed` or `ServerStopping`.
         """
         settings = self._settings
+        timeout = _timeout(code.timeout, settings)
         self._check_allowed("execute_request")
         if self.closing:
             raise ServerStopping()
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             raise KernelNotRunning(f"The kernel is {self._state.word}")
+        if code.if_generation is not None and not self._is_present(code.if_generation):
+            raise GenerationMismatch(self._state.generation)
         if (
             len(self._held) >= settings.execution_queue_limit
-            or self._held_bytes > settings.websocket_backlog_bytes
+            or self._held.bytes > settings.websocket_backlog_bytes
         ):
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
         session = f"http-{uuid4().hex}"
         message = _execute_request(code, session)
+        asked_by = caller()
         execution = Execution(
             message.header.msg_id,
             session,
             self._traffic.log.end,
-            timeout=code.timeout,
+            timeout=timeout,
             stop_on_error=code.stop_on_error,
+            if_generation=code.if_generation,
+            queue=code.queue,
+            caller=asked_by.address if asked_by is not None else "",
         )
         execution.held = tuple(map(bytes, message.parts))  # until the kernel's sockets have it
         execution.may_straggle = may_straggle(code.code)
         self._tracker.add(execution)
-        self._held.append((execution, message))
-        self._held_bytes += message.size
+        self._held.add(execution, message)
         self.on_free()
         return execution
+
+    def _is_present(self, generation: int) -> bool:
+        """Whether what is asked for now is for this process of the kernel."""
+        replaced = self._state.lifecycle is Lifecycle.RESTARTING and self._traffic.between_processes
+        return generation == self._state.generation and not replaced
 
     async def noted(self, execution: Execution) -> None:
         """Return when the next server would know it, if it waits and kernels are kept."""
@@ -219,7 +241,12 @@ class Executions:
 
     # Stopping
 
-    async def cancel(self, execution: Execution, kill_after: float | None = None) -> None:
+    async def cancel(
+        self,
+        execution: Execution,
+        kill_after: float | None = None,
+        why: str = "It was cancelled",
+    ) -> None:
         """Stop it: one that is held never runs, one that runs is interrupted.
 
         If it still runs ``kill_after`` seconds later, its process is killed. One that the kernel
@@ -230,19 +257,34 @@ class Executions:
             return
         execution.cancel_asked = True
         if not execution.sent:
-            self._step(execution, "cancel", "It was cancelled before it ran")
-            self._unhold(execution)
-            self._tracker.give_up(execution, "It was cancelled before it ran", never_ran=True)
+            self._step(execution, "cancel", f"{why} before it ran")
+            self._held.take(lambda held: held is execution)
+            self._tracker.give_up(execution, f"{why} before it ran", never_ran=True)
             await self._stored()
         elif execution.running:
-            self._step(execution, "cancel", "It was cancelled")
-            failed = await self._interrupt(execution, "It was cancelled", kill_after)
-            self._spawn(self._follow_up(execution, "It was cancelled", kill_after))
+            self._step(execution, "cancel", why)
+            failed = await self._interrupt(execution, why, kill_after)
+            self._spawn(self._follow_up(execution, why, kill_after))
             if failed is not None and kill_after is None:
                 raise failed
         else:
-            self._step(execution, "cancel", "It was cancelled; it is interrupted when it begins")
+            self._step(execution, "cancel", f"{why}; it is interrupted when it begins")
             execution.kill_after = kill_after
+
+    @contextlib.contextmanager
+    def attended(self, execution: Execution) -> Iterator[None]:
+        """Somebody who has asked for it waits for its end."""
+        self._attending[execution] += 1
+        try:
+            yield
+        finally:
+            self._attending[execution] -= 1
+            if not self._attending[execution]:
+                del self._attending[execution]
+
+    def is_deserted(self, execution: Execution) -> bool:
+        """Whether it runs for nobody, as one of those who attend it has gone."""
+        return not (execution.ended or self.closing or self._attending[execution] > 1)
 
     async def _stop(self, execution: Execution, why: str, grace: float | None) -> None:
         await self._interrupt(execution, why, grace)
@@ -331,10 +373,23 @@ class Executions:
 
     def on_start(self, execution: Execution) -> None:
         """The kernel has begun with it: its time runs."""
+        self._note_process(execution)
         if execution.cancel_asked:
             self._spawn(self._stop(execution, "It was cancelled", execution.kill_after))
         if execution.timeout is not None:
             self._time(execution, execution.timeout)
+
+    def _note_process(self, execution: Execution) -> None:
+        """Note in which process it runs, and whether it is the first there after a restart."""
+        generation = execution.generation = self._state.generation
+        if generation <= self._seen_generation:
+            return
+        self._seen_generation = generation
+        others = (known for known in self._tracker if known is not execution)
+        # A server that has taken the kernel over has not seen what another has.
+        execution.first_after_restart = all(
+            known.started_at is None or known.generation != generation for known in others
+        )
 
     def _time(self, execution: Execution, timeout: float) -> None:
         left = max(0.0, timeout - (execution.seconds or 0.0))
@@ -354,48 +409,60 @@ class Executions:
         """
         for execution in self._tracker:
             if _waits(execution) and not execution.by_client:
-                message = held_request(execution)
-                self._held.append((execution, message))
-                self._held_bytes += message.size
+                self._held.add(execution, held_request(execution))
 
     def send_again(self) -> None:
         """Submit what another process of the server had been asked for, and has not sent.
 
         Once more when it is known that the kernel never got what that process was just sending.
         """
-        held = {execution for execution, _ in self._held}
         for execution in self._tracker:
-            if not _waits(execution) or execution in held:
+            if not _waits(execution) or execution in self._held:
                 continue
             message = held_request(execution)
             if execution.by_client:
                 self._traffic.submit(message, execution.session)
             else:  # the server sends one at a time
-                self._held.appendleft((execution, message))
-                self._held_bytes += message.size
+                self._held.add_first(execution, message)
         self.on_free()
 
     def on_end(self, execution: Execution) -> None:
-        """It has ended: its timer too, and what is held behind it if it failed."""
+        """It has ended: its timer too, and what is held behind it in its queue if it failed."""
         timer = self._timers.pop(execution, None)
         if timer is not None:
             timer.cancel()
         if execution.state is ExecutionState.ERROR and execution.stop_on_error:
-            self.on_close("An execution before it failed, with stop_on_error")
+            self._abort(
+                self._held.take_behind(execution),
+                "An execution before it failed, with stop_on_error",
+            )
+
+    def on_interrupt(self, execution: Execution) -> None:
+        """It is about to be interrupted: what is asked for from now on is to run all the same."""
+        self._held.on_interrupt(execution)
 
     def on_close(self, reason: str) -> None:
         """What is held never runs."""
-        held, self._held = self._held, deque()
-        self._held_bytes = 0
-        for execution, _ in held:
+        self._abort(self._held.take(), reason)
+
+    def _abort(self, held: list[Execution], reason: str) -> None:
+        for execution in held:
             self._tracker.give_up(execution, reason, never_ran=True)
 
     def on_free(self) -> None:
         """Send what is held, if the kernel has nothing left to do."""
-        if self._held and self._is_free():
-            execution, message = self._held.popleft()
-            self._held_bytes -= message.size
+        if not self._held or not self._is_free():
+            return
+        if self._is_for_another_process(self._held.first):
+            never = self._held.take(self._is_for_another_process)
+            self._abort(never, "The kernel was restarted, and has not the generation asked for")
+        else:
+            execution, message = self._held.pop()
             self._traffic.submit(message, execution.session)
+
+    def _is_for_another_process(self, execution: Execution | None) -> bool:
+        asked = execution.if_generation if execution is not None else None
+        return asked is not None and asked != self._state.generation
 
     def _is_free(self) -> bool:
         return self._state.lifecycle is Lifecycle.RUNNING and not any(
@@ -411,13 +478,6 @@ class Executions:
         forgotten = execution.running and not execution.idle and not self._state.busy
         return execution.on_main_shell and not forgotten
 
-    def _unhold(self, execution: Execution) -> None:
-        for item in self._held:
-            if item[0] is execution:
-                self._held.remove(item)
-                self._held_bytes -= item[1].size
-                return
-
 
 def _waits(execution: Execution) -> bool:
     """Whether its request is here, and not yet on its way to the kernel."""
@@ -428,6 +488,16 @@ def held_request(execution: Execution) -> ClientMessage:
     """The request of an execution that the server holds."""
     steering = Header(execution.id, "execute_request", execution.session)
     return ClientMessage("shell", steering, execution.held)
+
+
+def _timeout(asked: float | None, settings: Settings) -> float | None:
+    """How long code may run. Raises `TimeoutTooLong`."""
+    longest = settings.execution_timeout_max
+    if asked is None:
+        return settings.execution_timeout_default or longest or None
+    if longest and asked > longest:
+        raise TimeoutTooLong(f"timeout: must be at most {longest:g} s")
+    return asked
 
 
 def _execute_request(code: Code, session: str) -> ClientMessage:

@@ -159,6 +159,7 @@ class ExternalKernel(Kernel):
         """
         if not is_near(self._info, self._house.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
+        self.state.generation = 1  # of its other processes nothing is known here
         self.traffic.open(self._house.channels(self._info, self.traffic))
         self._begin_life()
         await self.keep()
@@ -166,7 +167,7 @@ class ExternalKernel(Kernel):
     async def adopt(self, record: KernelRecord) -> None:
         """Go on for another process of the server, which knew the kernel."""
         async with self._lock:
-            self.created, self._generation = record.created, record.generation
+            self.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
             await recover(self._house, self, record, self._info)

@@ -83,7 +83,8 @@ PORT_ATTEMPTS: Final = 3
 class Model(msgspec.Struct, omit_defaults=True):
     """The kernel model of Jupyter's REST API; what has a default is left out where there is none.
 
-    `reason` is why the kernel is dead or has no process just now, `restarts` what is over.
+    `reason` is why the kernel is dead or has no process just now, `restarts` what is over, and
+    `generation` which of its processes this is.
     """
 
     id: str
@@ -91,6 +92,7 @@ class Model(msgspec.Struct, omit_defaults=True):
     last_activity: str
     execution_state: str
     connections: int
+    generation: int
     reason: str = ""
     restarts: Restarts | None = None
 
@@ -154,7 +156,6 @@ class Kernel:
         self._removed = False
         self._begun = False
         self.created = time.time()
-        self._generation = 0
         self._settling: asyncio.Task[None] | None = None  # what was asked before our time
         self._model = (-1, b"")
 
@@ -172,6 +173,7 @@ class Kernel:
                 activity,
                 state.word,
                 traffic.connections,
+                state.generation,
                 state.reason,
                 state.restarts,
             )
@@ -250,7 +252,7 @@ class Kernel:
         """
         async with self._lock:
             self._begun = True
-            self.created, self._generation = record.created, record.generation
+            self.created, self.state.generation = record.created, record.generation
             if record.dead:
                 await self._stay_dead(record)
                 return
@@ -445,7 +447,11 @@ class Kernel:
         if self._house.registry is None:
             return
         record = record_of(
-            self, cwd=self._cwd, env=self._env, created=self.created, generation=self._generation
+            self,
+            cwd=self._cwd,
+            env=self._env,
+            created=self.created,
+            generation=self.state.generation,
         )
         try:
             await self._note_process(record)
@@ -500,10 +506,12 @@ class Kernel:
                 await self._interrupt()
 
     async def _interrupt(self) -> None:
+        self.traffic.before_interrupt()
         if self.spec.interrupt_mode == "message":
             self.traffic.request("control", "interrupt_request", {})
         elif self._process is not None:
             await self._process.signal(signal.SIGINT)
+        self.traffic.after_interrupt()
 
     async def kill(self) -> bool:
         """Kill the process; what follows is what follows any other death. False if it is not ours.
@@ -924,7 +932,7 @@ class Kernel:
                 self._manager = await self._new_manager()
             process = self._process = KernelProcess(self._manager, self._output, self._on_reach)
             self._stranded = ""  # that was the process before
-            await self._launch_process(process)
+            await self._launch_process(process, cause)
         except Exception as error:
             self.reports.start_failed()
             if isinstance(error, KernelStartFailed):
@@ -934,7 +942,7 @@ class Kernel:
                 text = f"{text}. {_not_stopped(why).message}"
             raise KernelStartFailed(text) from error
 
-    async def _launch_process(self, process: KernelProcess) -> None:
+    async def _launch_process(self, process: KernelProcess, cause: LaunchCause) -> None:
         settings = self._house.settings
         self._info = await process.launch(
             self._cwd,
@@ -944,7 +952,8 @@ class Kernel:
         )
         logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
         self._oom = OOMWatch(process.pid)
-        self._generation += 1
+        if cause != "fallback":  # that takes the place of one that has never come up
+            self.state.generation += 1
         self.traffic.open(self._house.channels(self._info, self.traffic))
         await self.keep()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Final
 
 from app.protocol.messages import ClientMessage
@@ -12,7 +13,8 @@ from app.protocol.messages import ClientMessage
 __all__ = ["Outbox"]
 
 FAILED_SECONDS: Final = 1.0
-"""How long requests wait, at the most, for a failed execution to be over."""
+"""How long requests wait, at the most, for a failed execution to be over; and how often to look
+whether one that was interrupted has ended without a word."""
 
 ABORT_SECONDS: Final = 0.005
 """How long after that a kernel may still abort what comes: ipykernel takes one more turn."""
@@ -27,11 +29,14 @@ class Outbox:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._waiting: dict[str, deque[ClientMessage]] = {}  # by channel
+        self._waiting: dict[str, deque[ClientMessage]] = {}  # by lane
         self._room = asyncio.Event()
         self._room.set()
         self._transmit: Callable[[ClientMessage], bool] | None = None
-        self._failed: str | None = None  # the execution for whose end requests wait
+        # The executions for whose end requests wait: it has failed, or is being interrupted.
+        self._failed: str | None = None
+        self._interrupted: str | None = None
+        self._goes_on: Callable[[], bool] = lambda: False
         self._failed_plan: asyncio.TimerHandle | None = None
 
     @property
@@ -69,12 +74,17 @@ class Outbox:
 
     def send(self, message: ClientMessage) -> bool:
         """Send a request, after those before it; False if it waits."""
-        channel = message.channel
-        if not self._waiting.get(channel) and self._sent(message):
+        lane = _lane(message)
+        if not self._waiting.get(lane) and self._sent(message):
             return True
-        self._waiting.setdefault(channel, deque()).append(message)
+        self._waiting.setdefault(lane, deque()).append(message)
         self.charge(message)
         return False
+
+    def has(self, msg_id: str) -> bool:
+        """Whether the request with this id waits."""
+        waiting = chain.from_iterable(self._waiting.values())
+        return any(message.header.msg_id == msg_id for message in waiting)
 
     def charge(self, message: ClientMessage) -> None:
         """Count a request that waits, here or elsewhere, until it is discharged, or `close`."""
@@ -99,11 +109,29 @@ class Outbox:
             self._room.set()
 
     def _sent(self, message: ClientMessage) -> bool:
-        if self._transmit is None or (self._failed is not None and message.channel == "shell"):
+        if self._transmit is None or self._is_held(message):
             return False
         return self._transmit(message)
 
-    # After an error
+    # After an error, and after an interrupt
+
+    def _is_held(self, message: ClientMessage) -> bool:
+        if _lane(message) != "shell":
+            return False
+        # Between an interrupt and its error may lie long; what is no code can go meanwhile.
+        is_code = message.header.msg_type == "execute_request"
+        return self._failed is not None or (self._interrupted is not None and is_code)
+
+    def on_interrupt(self, msg_id: str, goes_on: Callable[[], bool]) -> None:
+        """Keep code that clients send from now on until this execution is over.
+
+        The interrupt becomes an error there, at which the kernel aborts what it finds in its queue.
+        Who interrupts what runs, and then sends code, means that code to run. ``goes_on`` tells
+        whether the execution is still under way.
+        """
+        self._interrupted, self._goes_on = msg_id, goes_on
+        if self._failed_plan is None:
+            self._plan_after_failure(FAILED_SECONDS)
 
     def on_error(self, msg_id: str) -> None:
         """Keep what clients send from now on until the kernel has done with what failed.
@@ -116,7 +144,8 @@ class Outbox:
 
     def on_idle(self, msg_id: str) -> None:
         """The kernel is done with a request; if it is the one that failed, others may go soon."""
-        if msg_id == self._failed:
+        if msg_id in (self._failed, self._interrupted):
+            self._goes_on = lambda: False
             self._plan_after_failure(ABORT_SECONDS)
 
     def _plan_after_failure(self, seconds: float) -> None:
@@ -125,11 +154,21 @@ class Outbox:
         self._failed_plan = asyncio.get_running_loop().call_later(seconds, self._after_failure)
 
     def _after_failure(self) -> None:
+        interrupted, goes_on = self._interrupted, self._goes_on
         self._forget_failure()
+        if interrupted is not None and goes_on():
+            self.on_interrupt(interrupted, goes_on)
         self.flush()
 
     def _forget_failure(self) -> None:
-        self._failed = None
+        self._failed = self._interrupted = None
+        self._goes_on = lambda: False
         if self._failed_plan is not None:
             self._failed_plan.cancel()
             self._failed_plan = None
+
+
+def _lane(message: ClientMessage) -> str:
+    """What a kernel takes in order: a channel; on shell the main shell, apart from subshells."""
+    is_for_subshell = message.channel == "shell" and message.header.subshell_id is not None
+    return "subshells" if is_for_subshell else message.channel

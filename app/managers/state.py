@@ -45,6 +45,8 @@ class KernelState:
         self.execution_state = "starting"
         self.reason = ""  # of a death that is not over: of one that is, `restarts` tells
         self.restarts: Restarts | None = None
+        # Which of the kernel's processes this is, from 1; 0 before the first is launched.
+        self.generation = 0
         # Counts what changes in the kernel's model, here and in its traffic.
         self.changes = 0
         self._untracked = untracked

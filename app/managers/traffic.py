@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
+from app.managers.interrupts import InterruptWatch
 from app.managers.late_output import OUTPUT_TYPES
 from app.managers.log import MessageLog, Position, Reader
 from app.managers.made_up import reply_made_of_iopub
@@ -129,6 +131,7 @@ class Traffic:
         self._held = HeldReplies(self._release, self._has_unread_output)
         self._unanswered = Unanswered(self._answer_in_its_place)
         self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
+        self._interrupts = InterruptWatch(self._main_shell_runs, self._wake_main_shell)
         self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.answered = False
@@ -260,8 +263,13 @@ class Traffic:
             return True
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
+        if message.header.msg_type == "interrupt_request":
+            self.before_interrupt()
+            self.after_interrupt()
         self._requests.add(message, session)
         execution = self.tracker.on_request(message, session) if _is_execution(message) else None
+        if execution is not None and self._channels is not None:
+            execution.generation = self._state.generation
         if execution is not None and message.header.subshell_id is not None:
             self._subshells.add(execution, message.header.subshell_id)
         if not self._outbox.send(message) and execution is not None:
@@ -346,6 +354,27 @@ class Traffic:
         if self._channels is not None:
             self._channels.send(ClientMessage(channel, header, parts))
 
+    def before_interrupt(self) -> None:
+        """The kernel is about to be interrupted, by whatever means."""
+        execution = self.tracker.at_main_shell
+        if execution is not None and not self._outbox.has(execution.id):
+            self._outbox.on_interrupt(execution.id, partial(self._goes_on, execution))
+            self.tracker.on_interrupt(execution)
+
+    def _goes_on(self, execution: Execution) -> bool:
+        # One that the kernel has forgotten never ends: it is not busy then.
+        return self._state.busy and not execution.ended
+
+    def after_interrupt(self) -> None:
+        """The interrupt is on its way."""
+        self._interrupts.on_interrupt()
+
+    def _main_shell_runs(self) -> int | None:
+        return self.tracker.begun if self._state.execution_state == "busy" else None
+
+    def _wake_main_shell(self) -> None:
+        self.request("shell", "kernel_info_request", {})
+
     async def ask(
         self, msg_type: str, content: dict[str, Any], seconds: float, channel: str = "shell"
     ) -> bytes | None:
@@ -419,6 +448,11 @@ class Traffic:
         self._note_replaced(True)
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
 
+    @property
+    def between_processes(self) -> bool:
+        """Whether what is submitted now is for a process that is yet to come."""
+        return self._channels is None or self._for_next is not None
+
     def expect_process(self) -> None:
         """There is no process, and there will be one: what is submitted is for that."""
         self._for_next = []
@@ -465,6 +499,7 @@ class Traffic:
         self._unanswered.clear()
         self._subshells.clear()
         self._overdue.clear()
+        self._interrupts.clear()
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
@@ -664,6 +699,7 @@ class Traffic:
         self._unanswered.clear()
         self._subshells.clear()
         self._overdue.clear()
+        self._interrupts.clear()
         self.close_channels()
 
     @property

@@ -21,6 +21,7 @@ SUMMARY = [
     "id",
     "state",
     "session",
+    "generation",
     "queued",
     "started",
     "ended",
@@ -30,6 +31,7 @@ SUMMARY = [
     "last_seq",
     "reason",
     "timeout",
+    "queue",
     "input_request",
     "steps",
 ]
@@ -383,6 +385,67 @@ async def test_a_dead_kernel_takes_no_code(rest: RestClient, start: KernelStarte
     error_of(await executions.post("print a"), 409, "kernel_not_running")
 
 
+async def test_a_failure_aborts_what_waits_in_its_queue(shared: Executions) -> None:
+    failing = await shared.begin("sleep 0.5\nerror E why", queue="a")
+    same = await shared.begin("print a", queue="a")
+    other = await shared.begin("print a", queue="b")
+    own = await shared.begin("print a")
+    ends = [await shared.ended(each) for each in (failing, same, other, own)]
+    assert [end["state"] for end in ends] == ["error", "aborted", "ok", "ok"]
+    assert [end["queue"] for end in ends] == ["a", "a", "b", None]
+
+
+async def test_code_that_is_asked_for_after_an_interrupt_runs(shared: Executions) -> None:
+    interrupted = await shared.begin("sleep 60")
+    await shared.until(interrupted, "started")
+    before = await shared.begin("print a")
+    await shared.rest.interrupt(shared.kernel_id)
+    after = await shared.begin("print a")
+    ends = [await shared.ended(each) for each in (interrupted, before, after)]
+    assert [end["state"] for end in ends] == ["error", "aborted", "ok"]
+
+
+async def test_code_may_be_cancelled_with_the_connection_that_waits_for_it(
+    server: ServerProcess, shared: Executions
+) -> None:
+    asked = shared.post("sleep 60", query={"wait": 60}, cancel_on_disconnect=True)
+    async with RestClient(server.url, server.token) as other:
+        waiting = asyncio.create_task(asked)
+        (running,) = await eventually(lambda: _running(Executions(other, shared.kernel_id)))
+        waiting.cancel()
+        ended = await Executions(other, shared.kernel_id).ended(running)
+    assert ended["state"] == "cancelled"
+    assert steps(ended) == ["cancel", "interrupt"]
+    assert "has gone" in ended["reason"]
+
+
+async def test_code_goes_on_without_the_connection_that_waits_for_it(
+    server: ServerProcess, shared: Executions
+) -> None:
+    waiting = asyncio.create_task(shared.post("sleep 1", query={"wait": 60}))
+    async with RestClient(server.url, server.token) as other:
+        (running,) = await eventually(lambda: _running(Executions(other, shared.kernel_id)))
+        waiting.cancel()
+        assert (await Executions(other, shared.kernel_id).ended(running))["state"] == "ok"
+
+
+async def _running(executions: Executions) -> list[str]:
+    return [one["id"] for one in await executions.listed() if one["state"] == "running"]
+
+
+async def test_how_long_code_may_run_can_be_set(make_server: MakeServer) -> None:
+    options = ("--execution-timeout-default", "0.5", "--execution-timeout-max", "7")
+    server = make_server(*options)
+    async with kernels_of(server) as start:
+        kernel = await start()
+        executions = Executions(kernel.rest, kernel.id)
+        ended = await executions.run("sleep 60")
+        assert (ended["timeout"], steps(ended)) == (0.5, ["timeout", "interrupt"])
+        response = await executions.post("print a", timeout=7.5)
+        assert "at most 7 s" in error_of(response, 400, "timeout_too_long")
+        assert (await executions.run("print a", timeout=7))["timeout"] == 7
+
+
 # Bad requests
 
 
@@ -417,6 +480,13 @@ async def test_only_so_many_may_wait(make_server: MakeServer) -> None:
         (b'{"code": "", "timeout": "soon"}', "timeout"),
         (b'{"code": "", "user_expressions": {"a": 1}}', "user_expressions"),
         (b'{"code": "", "allow_stdin": "perhaps"}', "allow_stdin"),
+        (b'{"code": "", "time_out": 5}', "time_out: there is no such field"),
+        (b'{"code": "", "queue": ""}', "queue"),
+        (b'{"code": "", "queue": 7}', "queue"),
+        (b'{"code": "", "queue": "\\ud800"}', "queue"),
+        (b'{"code": "", "queue": "' + b"x" * 101 + b'"}', "queue"),
+        (b'{"code": "", "cancel_on_disconnect": 1}', "cancel_on_disconnect"),
+        (b'{"code": "", "cancel_on_disconnect": true}', "cancel_on_disconnect: this is for"),
     ],
 )
 async def test_a_body_that_makes_no_sense(shared: Executions, body: bytes, named: str) -> None:
@@ -425,6 +495,19 @@ async def test_a_body_that_makes_no_sense(shared: Executions, body: bytes, named
     assert response.status_code == 400, response.text
     assert named in response.json()["message"]
     assert await shared.listed() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("cancel", {"kill_afer": 1}), ("input", {"value": "x", "password": True})],
+)
+async def test_a_field_that_is_not_known_is_refused(
+    shared: Executions, path: str, body: Json
+) -> None:
+    running = await shared.begin("sleep 60")
+    response = await shared.rest.http.post(f"{shared.path}/{running}/{path}", json=body)
+    assert "there is no such field" in error_of(response, 400, "invalid_request")
+    assert not (await shared.get(running))["ended"]
 
 
 async def test_a_body_that_is_too_large(shared: Executions) -> None:

@@ -13,7 +13,7 @@ from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess
 
-MODEL_KEYS = ["id", "name", "last_activity", "execution_state", "connections"]
+MODEL_KEYS = ["id", "name", "last_activity", "execution_state", "connections", "generation"]
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 UNKNOWN = "01234567-89ab-cdef-0123-456789abcdef"
 

@@ -74,6 +74,7 @@ async def test_the_commands_do_what_the_document_says(
     assert "working\n" in [
         message["content"].get("text") for message in read(tmp_path, "messages.json")["messages"]
     ]
+    assert read(tmp_path, "refused.json")["code"] == "generation_mismatch"
     assert read(tmp_path, "error.json")["code"] == "kernel_not_found"
     assert read(tmp_path, "cancelled.json")["state"] == "cancelled"
     assert await rest.kernels() == []

@@ -80,6 +80,7 @@ class ScriptedKernel:
     def launch(self) -> None:
         """A process is started; it is not ready yet."""
         self._sockets = _Sockets()
+        self.state.generation += 1
         self.traffic.open(cast(Channels, self._sockets))
 
     def be_ready(self) -> None:
@@ -134,9 +135,11 @@ class ScriptedKernel:
     @property
     def requests(self) -> list[Sent]:
         """The execute requests that have reached this process."""
-        return [
-            sent for sent in self._sockets.sent if sent.message.header.msg_type == "execute_request"
-        ]
+        return self.sent("execute_request")
+
+    def sent(self, msg_type: str) -> list[Sent]:
+        """The messages of one type that have reached this process."""
+        return [sent for sent in self._sockets.sent if sent.message.header.msg_type == msg_type]
 
     @property
     def probes(self) -> list[Sent]:

@@ -243,11 +243,13 @@ async def test_the_deaths_of_before_are_still_told_as_past(servers: Servers) -> 
         await eventually(came_back, 30)
         restarts = (await rest.kernel(kernel_id))["restarts"]
         assert (restarts["count"], "SIGKILL" in restarts["reason"]) == (1, True)
+        assert (await rest.kernel(kernel_id))["generation"] == 2
     servers.crash()
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         model = await rest.kernel(kernel_id)
         assert model["restarts"] == restarts
+        assert model["generation"] == 2
         assert "reason" not in model
         await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.support.executions import Executions
 from tests.support.kernelspecs import shell_spec, write_kernelspec
 from tests.support.processes import children, eventually, is_alive
 from tests.support.rest import RestClient, RestError
@@ -36,6 +37,40 @@ async def test_a_python_kernel_is_interrupted(start: KernelStarter) -> None:
     exchange = await kernel.channels.exchange(request)
     assert exchange.error["ename"] == "KeyboardInterrupt"
     assert (await kernel.model())["execution_state"] == "idle"
+
+
+AWAIT = "print('begun', flush=True)\nimport asyncio\nawait asyncio.sleep(100)"
+
+
+@pytest.mark.parametrize("how", ["rest", "websocket", "cancel"])
+async def test_code_that_awaits_is_interrupted_and_the_kernel_keeps_its_state(
+    start: KernelStarter, how: str
+) -> None:
+    kernel = await start("python3")
+    await kernel.channels.execute("x = 1")
+    request = await kernel.begins(AWAIT)
+    if how == "rest":
+        await kernel.rest.interrupt(kernel.id)
+    elif how == "websocket":
+        await kernel.channels.send("interrupt_request", {}, channel="control")
+    else:
+        await Executions(kernel.rest, kernel.id).cancel(request)
+    exchange = await kernel.channels.exchange(request)
+    assert exchange.error["ename"] == "CancelledError"
+    assert (await kernel.channels.execute("x")).result == "1"
+
+
+async def test_code_that_awaits_longer_than_its_timeout_does_not_cost_the_kernel_its_state(
+    start: KernelStarter,
+) -> None:
+    kernel = await start("python3")
+    executions = Executions(kernel.rest, kernel.id)
+    await executions.run("x = 1")
+    ended = await executions.run(AWAIT, timeout=0.5)
+    assert ended["state"] == "error"
+    assert ended["outputs"][-1]["ename"] == "CancelledError"
+    assert [step["step"] for step in ended["steps"]] == ["timeout", "interrupt"]
+    assert (await executions.run("x"))["outputs"][0]["data"]["text/plain"] == "1"
 
 
 async def test_an_idle_kernel_is_not_harmed(start: KernelStarter) -> None:

@@ -57,6 +57,7 @@ async def test_one_that_refuses_ipc_comes_up_over_tcp_and_the_next_starts_there(
     first = await start("noted")
     assert transport(server, first) == "tcp"
     assert tried(server) == ["ipc", "tcp"]
+    assert (await first.model())["generation"] == 1  # the one that never came up does not count
     second = await start("noted")
     assert transport(server, second) == "tcp"
     assert tried(server) == ["tcp"]

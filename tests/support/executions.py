@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -31,13 +31,14 @@ class Executions:
         self,
         code: str,
         *,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
         query: Json | None = None,
         **body: Any,
     ) -> httpx.Response:
         """The response to asking for an execution, whatever it is."""
         asked = {"code": code, **body}
-        return await self.rest.http.post(self.path, json=asked, headers=headers, params=query)
+        sent: Any = headers  # httpx takes a value as bytes, and does not say so
+        return await self.rest.http.post(self.path, json=asked, headers=sent, params=query)
 
     async def run(self, code: str, **body: Any) -> Json:
         """Executes code and waits for its end."""

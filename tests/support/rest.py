@@ -23,6 +23,7 @@ class KernelModel(TypedDict):
     last_activity: str
     execution_state: str
     connections: int
+    generation: int
     reason: NotRequired[str]
     restarts: NotRequired[RestartsModel]
 

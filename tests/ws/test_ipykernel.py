@@ -117,6 +117,22 @@ async def test_code_that_is_sent_at_once_after_an_error_runs(
         assert (await channels.execute("print('next')")).text == "next\n"
 
 
+@pytest.mark.parametrize("how", ["rest", "websocket"])
+async def test_code_that_is_sent_at_once_after_an_interrupt_runs(
+    start: KernelStarter, how: str
+) -> None:
+    kernel = await start("python3")
+    # A signal that comes just before one long sleep would show after that only.
+    code = "import time; print('begun', flush=True)\nfor _ in range(10_000): time.sleep(0.01)"
+    for _ in range(10):
+        await kernel.begins(code)
+        if how == "rest":
+            await kernel.rest.interrupt(kernel.id)
+        else:
+            await kernel.channels.send("interrupt_request", {}, channel="control")
+        assert (await kernel.channels.execute("print('next')")).text == "next\n"
+
+
 async def test_code_that_was_sent_before_an_error_is_aborted(start: KernelStarter) -> None:
     kernel = await start("python3")
     await kernel.channels.send_execute("import time; time.sleep(0.5); 1/0")
