@@ -22,7 +22,7 @@ from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
-from app.managers.log import MessageLog, Position, Reader
+from app.managers.log import NOBODY, MessageLog, Position, Reader
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
@@ -120,6 +120,8 @@ class Traffic:
         self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
         self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
+        # The process is new until it is ready and has published something that it was asked for.
+        self._is_new = self._has_begun = False
         self.answered = False
         self.heard_iopub = False
         self._reachable = asyncio.Event()
@@ -318,6 +320,7 @@ class Traffic:
     def open(self, channels: Channels) -> None:
         """A process has been launched, and these are its sockets."""
         self._channels = channels
+        self._is_new, self._has_begun = True, False
         self._state.on_launch()
         self._execution_began = None
         self.answered = self.heard_iopub = False
@@ -552,7 +555,7 @@ class Traffic:
                 self._held.hold(request, message)
                 return
         if owner != self._session:
-            self._append(message, owner or "")
+            self._append(message, owner or NOBODY)
             if message.msg_type == "execute_reply":
                 self.tracker.on_reply(message)
             elif message.msg_type == "input_request":
@@ -605,7 +608,7 @@ class Traffic:
                 return
 
     def _append(self, message: Message, owner: str) -> None:
-        """Number what the kernel has said to one session."""
+        """Number what the kernel has said to one session, or to nobody."""
         self.log.append(self.shown(message), owner)
 
     def shown(self, message: Message) -> Message:
@@ -693,6 +696,9 @@ class Traffic:
             return
         if header.session:
             self.kernel_session = header.session
+        if self._is_new and self._is_chatter(message):
+            self.log.append(message, NOBODY)
+            return
         reported = ""
         if msg_type == "status":
             reported = self._on_status(message)
@@ -712,6 +718,16 @@ class Traffic:
             self.tracker.on_status(reported, message)
         elif msg_type == "error":
             self._on_error(parent)
+
+    def _is_chatter(self, message: Message) -> bool:
+        """Whether a new process says this of its own start: it is the output of nobody's code.
+
+        It may be read only after the kernel has answered, over another socket. Whatever has a
+        parent was published after it.
+        """
+        self._has_begun |= bool(message.parent.msg_id)
+        self._is_new = not (self._has_begun and self._outbox.is_open)
+        return self._is_new and message.msg_type == "stream"
 
     def _on_error(self, parent: Header) -> None:
         if parent.msg_type != "execute_request" or parent.subshell_id is not None:

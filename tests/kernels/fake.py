@@ -68,6 +68,8 @@ Flag                      What it does
 ========================  ==========================================================================
 --exit CODE               Exits at once with CODE, having bound nothing
 --stderr TEXT             Writes TEXT and a newline to the real stderr first
+--chatter TEXT            Waits for a subscriber, and publishes a ``stream`` on stderr without a
+                          parent, TEXT and a newline, before it serves anything
 --slow-start S            Binds after S
 --never-bind              Lives, but binds nothing
 --never-answer            Binds, then answers nothing at all: no welcome, no heartbeat
@@ -260,6 +262,9 @@ class FakeKernel:
 
     def run(self, wakeup: socket.socket) -> None:
         """Serves until a shutdown request; each signal puts its number, a byte, into ``wakeup``."""
+        if self.options.chatter:
+            self._on_subscription(self.iopub.recv_multipart())
+            self.publish("stream", {"name": "stderr", "text": f"{self.options.chatter}\n"}, {})
         self.publish("status", {"execution_state": "starting"}, {})
         handlers: dict[zmq.Socket[bytes], Callable[[list[bytes]], object]] = {
             self.control: self._on_control,
@@ -703,6 +708,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-f", dest="connection_file", type=Path, required=True)
     parser.add_argument("--exit", type=int, metavar="CODE")
     parser.add_argument("--stderr", metavar="TEXT")
+    parser.add_argument("--chatter", metavar="TEXT")
     parser.add_argument("--slow-start", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--no-ipc", choices=("exit", "hang"))
     parser.add_argument("--children", type=int, default=0, metavar="N")
