@@ -425,7 +425,7 @@ class MessageEvent(_Event):
 
     type: Literal["message"]
     channel: str = Field(examples=["iopub", "shell"])
-    session: str | None = Field(description="The session that it is for; null: all.")
+    session: str | None = Field(description="The session that it is for; null: all; empty: none.")
     header: dict[str, Any]
     parent_header: dict[str, Any]
     metadata: dict[str, Any]

@@ -14,9 +14,14 @@ from typing import Final
 
 from app.managers.errors import InvalidEnvironment
 
-__all__ = ["is_code", "kernel_environment", "needs_execute", "without_password"]
+__all__ = ["QUIET", "is_code", "kernel_environment", "needs_execute", "without_password"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*", re.ASCII)
+
+QUIET: Final = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+"""What kernels get before all else. debugpy, which ipykernel imports, warns at each start that the
+interpreter's frozen modules have no files to set breakpoints in; this stops that and nothing else.
+"""
 
 OWN_PREFIX: Final = "KERNELKEEP_"
 """Of the server's own options, the token among them; upper and lower case make no difference."""

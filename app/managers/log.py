@@ -22,7 +22,10 @@ from app.managers.journal import BATCH, Journal
 from app.managers.segments import SEGMENT_BYTES, Segments
 from app.protocol.messages import Message
 
-__all__ = ["Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
+__all__ = ["NOBODY", "Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
+
+NOBODY: Final = ""
+"""The owner of what is kept in the log and shown to no session."""
 
 LIVE_SECONDS: Final = 30.0
 """How long a reader may take for what it has got, and still count as one that reads."""

@@ -32,7 +32,10 @@ class LogEvent(msgspec.Struct, tag_field="type", kw_only=True):
 
 
 class LogMessage(LogEvent, tag="message"):
-    """One message of the kernel's; ``session`` is the one that it is for, None for all."""
+    """One message of the kernel's.
+
+    ``session`` is the one that it is for, None for all, empty for none.
+    """
 
     channel: str
     session: str | None

@@ -19,7 +19,7 @@ from app.managers.audit import AuditLog
 from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
-from app.managers.environment import kernel_environment
+from app.managers.environment import QUIET, kernel_environment
 from app.managers.errors import (
     InvalidKernelId,
     InvalidPath,
@@ -104,7 +104,7 @@ class MultiKernelManager:
         self.keeper = new_keeper(settings)
         self._fork_servers = ForkServers(self.keeper)
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
-        env = kernel_environment(os.environ, settings.kernel_env_allow, {})
+        env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
         self._house = KernelHouse(
             settings,
@@ -392,7 +392,8 @@ class MultiKernelManager:
         await self._forget_the_dead()
         settings = self._settings
         root = settings.root_dir
-        environment = kernel_environment(os.environ, settings.kernel_env_allow, env)
+        inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
+        environment = {**QUIET, **inherited}
         if path is not None:
             cwd = cwd_for_path(root, path)
         else:

@@ -74,6 +74,16 @@ class KernelState:
         return "starting" if waits else self.word
 
     @property
+    def running(self) -> bool:
+        """Whether the kernel takes requests."""
+        return self.lifecycle is Lifecycle.RUNNING
+
+    @property
+    def coming_up(self) -> bool:
+        """Whether the kernel does not take requests, and is about to."""
+        return self.lifecycle in (Lifecycle.STARTING, Lifecycle.RESTARTING, Lifecycle.UNKNOWN)
+
+    @property
     def busy(self) -> bool:
         """Whether the kernel runs something on its main shell."""
         return self.lifecycle is Lifecycle.RUNNING and self.execution_state == "busy"

@@ -25,7 +25,7 @@ from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
 from app.managers.interrupts import InterruptWatch
 from app.managers.late_output import OUTPUT_TYPES
-from app.managers.log import MessageLog, Position, Reader
+from app.managers.log import NOBODY, MessageLog, Position, Reader
 from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
 from app.managers.requests import PendingRequests, Request
@@ -134,6 +134,8 @@ class Traffic:
         self._interrupts = InterruptWatch(self._main_shell_runs, self._wake_main_shell)
         self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
+        # The process is new until it is ready and has published something that it was asked for.
+        self._is_new = self._has_begun = False
         self.answered = False
         self.heard_iopub = False
         self._reachable = asyncio.Event()
@@ -337,6 +339,7 @@ class Traffic:
     def open(self, channels: Channels) -> None:
         """A process has been launched, and these are its sockets."""
         self._channels = channels
+        self._is_new, self._has_begun = True, False
         self._state.on_launch()
         self._execution_began = None
         self.answered = self.heard_iopub = False
@@ -600,7 +603,7 @@ class Traffic:
                 self._held.hold(request, message)
                 return
         if owner != self._session:
-            self._append(message, owner or "")
+            self._append(message, owner or NOBODY)
             if message.msg_type == "execute_reply":
                 self.tracker.on_reply(message)
             elif message.msg_type == "input_request":
@@ -679,7 +682,7 @@ class Traffic:
                 return
 
     def _append(self, message: Message, owner: str) -> None:
-        """Number what the kernel has said to one session."""
+        """Number what the kernel has said to one session, or to nobody."""
         self.log.append(self.shown(message), owner)
 
     def shown(self, message: Message) -> Message:
@@ -707,12 +710,15 @@ class Traffic:
         """The server's own, in which it asks the kernel things of which clients see nothing."""
         return self._session
 
-    def inherit(self, session: str, executions: Iterable[Execution]) -> None:
+    def inherit(
+        self, session: str, executions: Iterable[Execution], *, starting: bool = False
+    ) -> None:
         """Go on for another process of the server, which had this session.
 
-        ``executions`` are those that it knew, in order. What it has numbered is put back into the
-        log next, and each message told to `replay`.
+        ``executions`` are those that it knew, in order; ``starting``: the kernel had not been ready
+        yet. What was numbered is put back into the log next, and each message told to `replay`.
         """
+        self._is_new = starting
         self._session = session or self._session
         self._inheritance.take(executions)
 
@@ -777,6 +783,9 @@ class Traffic:
             return
         if header.session:
             self.kernel_session = header.session
+        if self._is_new and self._is_chatter(message):
+            self.log.append(message, NOBODY)
+            return
         reported = ""
         if msg_type == "status":
             reported = self._on_status(message)
@@ -800,6 +809,16 @@ class Traffic:
             self.tracker.on_output(message)
             if msg_type == "error":
                 self._on_error(parent)
+
+    def _is_chatter(self, message: Message) -> bool:
+        """Whether a new process says this of its own start: it is the output of nobody's code.
+
+        It may be read only after the kernel has answered, over another socket. Whatever has a
+        parent was published after it.
+        """
+        self._has_begun |= bool(message.parent.msg_id)
+        self._is_new = not (self._has_begun and self._outbox.is_open)
+        return self._is_new and message.msg_type == "stream"
 
     def _on_error(self, parent: Header) -> None:
         if parent.msg_type != "execute_request" or parent.subshell_id is not None:

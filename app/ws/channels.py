@@ -22,6 +22,7 @@ from app.protocol.compose import make_message
 from app.protocol.frames import FrameError
 from app.protocol.messages import ClientMessage, MalformedMessage, Message
 from app.settings import Settings
+from app.ws.holding import held
 from app.ws.limiting import OutputLimit
 from app.ws.sending import SERVICE_RESTART, Sender, sender_for
 
@@ -74,10 +75,12 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
     ) -> None:
         """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
 
-        Accepted at once, whatever the kernel does: what is sent before it is ready waits. A
-        `session_id` that was connected before goes on where it left off. With `after`, every
-        message carries its number, and the story begins after that one (0: with the oldest kept);
-        `epoch`, as the first status tells it, makes sure that the number is of this log.
+        With a `session_id` accepted at once, whatever the kernel does: what is sent before it is
+        ready waits. Without one the handshake of a kernel that starts waits for it, at most
+        `kernel_info_timeout`. A `session_id` that was connected before goes on where it left off.
+        With `after`, every message carries its number, and the story begins after that one (0:
+        with the oldest kept); `epoch`, as the first status tells it, makes sure that the number is
+        of this log.
         """
         manager: MultiKernelManager = websocket.state.kernels
         manager.check_running()
@@ -85,6 +88,8 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
         is_v1 = _speaks_v1(websocket.scope["subprotocols"], settings.kernel_ws_protocol)
         session = session_id or uuid4().hex
         start = None if after is None else kernel.traffic.log.place_after(after, epoch)
+        if not session_id and not await held(websocket, kernel, settings.kernel_info_timeout):
+            return
         connection = connection_class(
             websocket, kernel, session, start=start, is_v1=is_v1, limits=limits
         )
@@ -124,7 +129,10 @@ class ChannelsConnection:
     async def run(self) -> None:
         """Accept, greet, then move frames both ways until one side ends."""
         websocket, traffic = self._websocket, self._kernel.traffic
-        await websocket.accept(v1.SUBPROTOCOL if self._is_v1 else None)
+        try:
+            await websocket.accept(v1.SUBPROTOCOL if self._is_v1 else None)
+        except WebSocketDisconnect:
+            return
         # The greeting tells the state at the reader's first position: nothing may come between.
         greeting, reader = traffic.greeting(), traffic.attach(self._session, self._start)
         numbered = self._start is not None

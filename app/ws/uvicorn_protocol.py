@@ -94,6 +94,12 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated and not self.handshake_complete:
+            # A client waits for the answer [RFC 6455, section 4.1]; what it sends before that would
+            # be answered before it, too.
+            self.disconnected = True
+            self.transport.close()
+            return
         if not self.handshake_initiated or (self._rests is None and len(data) <= SLICE_BYTES):
             self._parse(data)
             return

