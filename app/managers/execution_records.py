@@ -38,6 +38,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     reason: str = ""
     steps: list[Step] = []
     input_request: InputRequest | None = None
+    answered: str = ""
     cancel_asked: bool = False
     kill_after: float | None = None
 
@@ -54,7 +55,8 @@ _AS_THEY_ARE = (
         "last_seq",
         "end",
     ),
-    *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
+    *("started_at", "ended_at", "reason", "steps", "input_request", "answered", "cancel_asked"),
+    "kill_after",
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)

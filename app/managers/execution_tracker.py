@@ -17,6 +17,7 @@ import msgspec
 from app.managers.entries import Position
 from app.managers.execution import Execution, InputRequest
 from app.managers.log import MessageLog
+from app.managers.prompts import Prompt, Prompts
 from app.protocol.messages import ClientMessage, Message
 
 __all__ = ["ExecutionListener", "ExecutionTracker"]
@@ -108,6 +109,7 @@ class ExecutionTracker:
     ) -> None:
         self.listener: ExecutionListener | None = None
         self.keeping: ExecutionKeeping | None = None
+        self.prompts = Prompts()
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
         self._log = log
         self._kept = kept
@@ -238,6 +240,8 @@ class ExecutionTracker:
 
     def on_status(self, reported: str, message: Message) -> None:
         """A status of the kernel's."""
+        if reported == "idle":
+            self.prompts.close(message.parent.msg_id)
         same_id = self._under_way.get(message.parent.msg_id)
         if same_id is None:
             if reported == "idle" and self.listener is not None:
@@ -263,6 +267,7 @@ class ExecutionTracker:
 
     def on_reply(self, message: Message) -> None:
         """An ``execute_reply``."""
+        self.prompts.close(message.parent.msg_id)
         same_id = self._under_way.get(message.parent.msg_id)
         if same_id is None:
             return
@@ -276,23 +281,38 @@ class ExecutionTracker:
             self.changed(execution)
             self._wait_for_the_rest(execution, IDLE_SECONDS)
 
-    def on_input_request(self, message: Message) -> None:
-        """The kernel asks the user of an execution for something."""
-        same_id = self._under_way.get(message.parent.msg_id)
-        if same_id is None:
+    def on_input_request(self, message: Message, owner: str, *, is_shown: bool = True) -> None:
+        """The kernel asks the user of a request for something; ``owner`` is that session.
+
+        ``is_shown`` tells whether a client of that session is there to be asked.
+        """
+        execution = next(iter(self._under_way.get(message.parent.msg_id, ())), None)
+        if execution is not None and execution.answered == message.header.msg_id:
+            # Another process of the server has passed the answer on.
+            self._close_prompt(execution, message.parent.msg_id)
+            return
+        self.prompts.open(Prompt(message, owner, message.seq, execution, is_shown=is_shown))
+        if execution is None:
             return
         try:
             question = _question_decoder.decode(message.part(3))
         except (msgspec.MsgspecError, RecursionError):  # it is a question all the same
             question = _Question()
         header = bytes(message.part(0))
-        same_id[0].input_request = InputRequest(question.prompt, question.password, header)
-        self.changed(same_id[0])
+        execution.input_request = InputRequest(question.prompt, question.password, header)
+        self.changed(execution)
 
-    def on_input_reply(self) -> None:
-        """Somebody has answered: a kernel asks one question at a time."""
-        for execution in self.under_way:
+    def on_answer(self, prompt: Prompt) -> None:
+        """An answer to this prompt is passed on."""
+        if prompt.execution is not None:
+            prompt.execution.answered = prompt.id
+        self._close_prompt(prompt.execution, prompt.request_id)
+
+    def _close_prompt(self, execution: Execution | None, request_id: str) -> None:
+        self.prompts.close(request_id)
+        if execution is not None:
             execution.input_request = None
+            self.changed(execution)
 
     def on_ready(self) -> None:
         """The kernel takes requests."""
@@ -317,6 +337,7 @@ class ExecutionTracker:
             blamed = was_ready and execution.on_main_shell and not execution.idle
             was_ready = was_ready and not blamed
             self.give_up(execution, reason, never_ran=not blamed)
+        self.prompts.clear()
         self._incomplete.clear()
         if self._plan is not None:
             self._plan.cancel()
@@ -336,6 +357,7 @@ class ExecutionTracker:
             same_id.remove(execution)
             if not same_id:
                 del self._under_way[execution.id]
+                self.prompts.close(execution.id)
         self._let_go(execution)
         self.changed(execution)
         self._ended.append(execution)
