@@ -55,6 +55,7 @@ from app.managers.process import CALL_SECONDS, KernelProcess, bounded, described
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
 from app.managers.restarts import RestartPolicy
+from app.managers.spec_files import shutdown_seconds_of
 from app.managers.state import KernelState, Lifecycle, Restarts
 from app.managers.traffic import Traffic
 from app.managers.transports import Transport, ports_taken, sockets_exist
@@ -75,6 +76,20 @@ REACH_SECONDS: Final = (1.0, 30.0)
 
 PROBE_SECONDS: Final = 5.0
 """The longest pause between two questions to a kernel that does not answer."""
+
+LOOK_SECONDS: Final = 0.5
+"""How often is looked for what a kernel that shuts down waits for."""
+
+IPYKERNEL: Final = "ipython"
+"""The implementation that ipykernel names in its `kernel_info_reply`."""
+
+CHILDREN_SECONDS: Final = 30.0
+"""How long ipykernel waits for its children, at the most, when it shuts down."""
+
+IGNORED: Final = "ignores its shutdown request"
+
+TERMINATE_SECONDS: Final = 2.0
+"""How long a process may take from SIGTERM to its end, before SIGKILL."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -182,6 +197,12 @@ class Kernel:
     def pid(self) -> int | None:
         """The process id of a local kernel's present process."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def shutdown_seconds(self) -> float:
+        """How long it has to end by itself when it is asked to."""
+        own = shutdown_seconds_of(self.spec)
+        return self._house.settings.shutdown_wait_time if own is None else own
 
     @property
     def has_process(self) -> bool:
@@ -589,9 +610,9 @@ class Kernel:
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.
 
-        Bounded by ``shutdown_wait_time`` and the time a kill takes. Clients are told ``dead`` and
-        their connections end. Raises `KernelNotStopped`, and leaves the kernel as it is, when the
-        process cannot be ended; should it end later, the kernel goes with it.
+        Bounded by `shutdown_seconds`, `TERMINATE_SECONDS` and the time a kill takes. Clients are
+        told ``dead`` and their connections end. Raises `KernelNotStopped`, and leaves the kernel as
+        it is, when the process cannot be ended; should it end later, the kernel goes with it.
         """
         async with self._lock:
             if self._removed:
@@ -966,28 +987,59 @@ class Kernel:
         """
         process = self._process
         if process is not None:
-            half = self._house.settings.shutdown_wait_time / 2
             if process.running and not now:
-                await self._shut_down(process, half, restart=restart)
+                await self._shut_down(process, restart=restart)
             if why := await process.kill():
                 raise _not_stopped(why)
             await self.traffic.settle()
         await self._end_process(None, restart=restart)
 
-    async def _shut_down(self, process: KernelProcess, half: float, *, restart: bool) -> None:
+    async def _shut_down(self, process: KernelProcess, *, restart: bool) -> None:
         try:
             if self.traffic.answered:
                 if self.state.execution_state == "busy":
                     # A kernel that runs something looks at its shutdown only when that is done.
                     await self._interrupt()
-                self.traffic.request("control", "shutdown_request", {"restart": restart})
-                if await process.wait(half):
+                if await self._end_by_itself(process, restart=restart):
                     return
-                logger.info("kernel %s ignores its shutdown request", self.id)
-            if not await process.terminate(half):
+            if not await process.terminate(TERMINATE_SECONDS):
                 logger.warning("kernel %s ignores SIGTERM", self.id)
         except KernelUnreachable as error:  # the kill comes next, and may find another way
             logger.warning("kernel %s cannot be shut down: %s", self.id, error.message)
+
+    async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
+        """Ask the kernel to shut down; whether it does within the time that it has for that."""
+        loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
+        deadline = loop.time() + seconds
+        asked = {"restart": restart}
+        answer = loop.create_task(self.traffic.ask("shutdown_request", asked, seconds, "control"))
+        in_vain = 0
+        try:
+            while (left := deadline - loop.time()) > 0:
+                if await process.wait(min(left, LOOK_SECONDS)):
+                    return True
+                has_agreed = answer.done() and answer.result() is not None
+                if has_agreed and self._may_wait_in_vain:
+                    in_vain = in_vain + 1 if await process.has_dead_children_only() else 0
+                if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
+                    logger.info("kernel %s waits for children that have ended", self.id)
+                    return False
+            has_agreed = answer.done() and answer.result() is not None
+            what = "has agreed to shut down, and runs" if has_agreed else IGNORED
+            logger.info("kernel %s %s after %g s", self.id, what, seconds)
+            return False
+        finally:
+            answer.cancel()
+
+    @property
+    def _may_wait_in_vain(self) -> bool:
+        """Whether the kernel goes on to wait for children that have ended until it is terminated.
+
+        ipykernel looks for children before it runs its exit hooks, counts those that have ended
+        and that nobody has waited for, and gives up only after half a minute.
+        """
+        is_python = self.traffic.implementation == IPYKERNEL
+        return is_python and self.shutdown_seconds < CHILDREN_SECONDS
 
     async def _end_process(self, reason: str | None, *, restart: bool) -> None:
         """End what was asked of the process, close the sockets, clean up after it."""

@@ -523,7 +523,6 @@ class MultiKernelManager:
     async def _stop_all(self) -> None:
         self._culling.cancel()
         await asyncio.wait({self._culling})
-        patience = self._settings.shutdown_wait_time
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
         if self._succession is not None:
@@ -532,6 +531,8 @@ class MultiKernelManager:
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
             kernels = asked_for + await self._leave(kernels)
+        own = (kernel.shutdown_seconds for kernel in kernels)
+        patience = max((self._settings.shutdown_wait_time, *own))
         await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:

@@ -226,6 +226,13 @@ BROKEN: Mapping[str, tuple[str | bytes, str]] = {
         provided(provisioner_name="kernelkeep-fork", config={"limits": {"LUCK": 7}}),
         "metadata.kernel_provisioner.config.limits cannot be set: there is no resource limit LUCK",
     ),
+    **{
+        f"shutdown_wait_time is {value}": (
+            f'{{"argv": ["k"], "metadata": {{"shutdown_wait_time": {value}}}}}',
+            "metadata.shutdown_wait_time must be a number of seconds, more than 0 and at most 3600",
+        )
+        for value in ("0", "-1", "true", "null", '"5"', "NaN", "Infinity", "3601", "[]")
+    },
 }
 
 
