@@ -50,7 +50,7 @@ from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
 from app.managers.launchable import check_launchable
 from app.managers.oom import OOMWatch
-from app.managers.paths import is_below
+from app.managers.paths import directory_now, is_below
 from app.managers.process import CALL_SECONDS, KernelProcess, bounded, described
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
@@ -118,9 +118,10 @@ OnGone = Callable[["Kernel"], None]
 class Kernel:
     """A kernel under one id, through all its processes.
 
-    ``name`` is the kernelspec's name as it was asked for. ``cwd`` and ``env`` are used for every
-    start of its process. ``on_gone`` is called when the kernel has ended for good: it was
-    stopped, or a client asked it to shut down.
+    ``name`` is the kernelspec's name as it was asked for. ``place``, an absolute path, and ``env``
+    are for every start of its process: that works in the directory which is then the nearest to
+    ``place``. ``on_gone`` is called when the kernel has ended for good: it was stopped, or a client
+    asked it to shut down.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Kernel:
         spec: KernelSpec,
         house: KernelHouse,
         *,
-        cwd: Path,
+        place: Path,
         env: Mapping[str, str],
         on_gone: OnGone,
     ) -> None:
@@ -147,7 +148,7 @@ class Kernel:
         self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._house = house
         self._on_gone = on_gone
-        self._cwd = cwd
+        self._place = self._cwd = place  # and the directory of the present process
         self._env = env
         self._restarts = RestartPolicy(settings.restart_limit)
         self._output = ProcessOutput(house.output_file(kernel_id), settings.output_log_bytes)
@@ -237,9 +238,15 @@ class Kernel:
 
     # What others do
 
-    def update_env(self, changes: Mapping[str, str]) -> None:
-        """Change variables of the environment, for the next process."""
-        self._env = {**self._env, **changes}
+    async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
+        """Change where the next process works, unless None, and variables of its environment."""
+        self._place = place or self._place
+        self._env = {**self._env, **env}
+        # Whoever holds the lock is about to write down what the kernel is then.
+        if not self._lock.locked() and self.traffic.channels is not None:
+            async with self._lock:
+                if not self._removed:
+                    await self._register()
 
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
@@ -310,6 +317,7 @@ class Kernel:
         except Exception as error:
             raise KernelUnreachable(described(error)) from error
         self._left, self._manager, self._process, self._info = None, manager, process, info
+        self._cwd = Path(getattr(manager.provisioner, "cwd", None) or self._cwd)
         self._oom = OOMWatch(process.pid)
         if not await self._recover(record, info):
             await self._give_up("The server could not take the kernel over; see its log")
@@ -466,11 +474,12 @@ class Kernel:
         if self._house.registry is None:
             return
         record = record_of(
-            self, cwd=self._cwd, env=self._env, created=self.created, generation=self._generation
+            self, cwd=self._place, env=self._env, created=self.created, generation=self._generation
         )
         try:
             await self._note_process(record)
-            await self._house.registry.save(record)
+            if record.generation == self._generation:  # else another process is noted already
+                await self._house.registry.save(record)
         except Exception:  # of a provisioner of somebody else's making, or of the disk
             logger.exception("kernel %s: the next server will not know it", self.id)
 
@@ -497,12 +506,21 @@ class Kernel:
                 journal.remove()
 
     def hand_over(
-        self, house: KernelHouse, *, cwd: Path, env: Mapping[str, str], on_gone: OnGone
+        self,
+        house: KernelHouse,
+        *,
+        cwd: Path,
+        place: Path,
+        env: Mapping[str, str],
+        on_gone: OnGone,
     ) -> None:
-        """From now on it is a kernel of ``house`` like any other, and restarts with these."""
+        """From now on it is a kernel of ``house`` like any other, and restarts with these.
+
+        ``cwd`` is the directory that it works in.
+        """
         self._house = house
         self._on_gone = on_gone
-        self._cwd, self._env = cwd, env
+        self._cwd, self._place, self._env = cwd, place, env
         self.reports = house.reports(self.id, self.name)
         self.traffic.touch()
 
@@ -605,7 +623,12 @@ class Kernel:
         if isinstance(provisioner, LocalProvisioner) or (
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
-            await asyncio.to_thread(check_launchable, self.spec, self._cwd, self._env)
+            cwd = await self._directory_now()
+            await asyncio.to_thread(check_launchable, self.spec, cwd, self._env)
+
+    async def _directory_now(self) -> Path:
+        root = self._house.settings.root_dir
+        return await asyncio.to_thread(directory_now, root, self._place)
 
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.
@@ -955,6 +978,7 @@ class Kernel:
 
     async def _launch_process(self, process: KernelProcess) -> None:
         settings = self._house.settings
+        self._cwd = await self._directory_now()
         self._info = await process.launch(
             self._cwd,
             self._env,
