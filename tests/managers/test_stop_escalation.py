@@ -139,6 +139,16 @@ async def test_a_kernel_whose_children_live_or_lie_unreaped_has_not_ignored_its_
     assert IGNORES_SHUTDOWN not in server.output(mark)
 
 
+@pytest.mark.parametrize("action", ["delete", "restart"])
+async def test_a_child_in_a_session_of_its_own_survives(start: KernelStarter, action: str) -> None:
+    kernel = await start("python3")
+    code = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True).pid"
+    pid = int((await kernel.channels.execute(code)).result)
+    await getattr(kernel.rest, action)(kernel.id)
+    assert is_alive(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
 async def test_others_are_served_while_a_stubborn_one_stops(start: KernelStarter) -> None:
     kernel = await start()
     stubborn = await start("no-sigterm")
