@@ -220,7 +220,8 @@ class Settings(BaseSettings):
     shutdown_wait_time: float = Field(
         5.0,
         gt=0,
-        description="Seconds before a stopping kernel is killed; at half of it comes SIGTERM.",
+        description="Seconds that a kernel has to end by itself when it is stopped; then comes "
+        "SIGTERM, and SIGKILL 2 s later. A kernelspec's `metadata.shutdown_wait_time` comes first.",
     )
     on_shutdown: Literal["keep", "stop"] = Field(
         "keep",

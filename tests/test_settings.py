@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError
 
@@ -396,3 +396,11 @@ def test_the_token_is_shown_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("token", ['{"a": 1}', "[1]", "null", "1", "-x", "a b", "ä", "'", "a,b"])
 def test_a_token_is_taken_as_it_is_written(read: Read, token: str) -> None:
     assert read("token", token).token.get_secret_value() == token
+
+
+@pytest.mark.parametrize(
+    "token", [" a", "a ", "a\tb", "a\nb", "a\x7f", "\x1b", "a\u2028b", "\ud800"]
+)
+def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
+    with pytest.raises(ValidationError, match="no client can send a token with such a character"):
+        Settings(token=SecretStr(token), _cli_parse_args=False)

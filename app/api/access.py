@@ -286,8 +286,16 @@ def _token(scope: Scope, headers: Headers) -> str:
         token: str = parse_qs(query).get("token", [""])[0]
         if token:
             return token
-    scheme, value, *_ = *headers.get("authorization", "").split(None, 1), "", ""
-    return value.strip() if scheme.lower() in ("token", "bearer") else ""
+    # As bytes, since only there all white space is ASCII: the bytes of a letter are none.
+    credentials = headers.get("authorization", "").encode("latin-1")
+    scheme, value, *_ = *credentials.split(None, 1), b"", b""
+    if scheme.lower() not in (b"token", b"bearer"):
+        return ""
+    value = value.strip()
+    try:  # what curl, tornado and aiohttp make of letters beyond ASCII
+        return value.decode()
+    except UnicodeDecodeError:  # and requests, http.client and browsers
+        return value.decode("latin-1")
 
 
 def _is_local(scope: Scope) -> bool:

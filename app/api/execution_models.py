@@ -111,6 +111,11 @@ class InputModel(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"value": "Ada"}]})
 
     value: Text = Field(description="The line, without its end.")
+    prompt: Text | None = Field(
+        None,
+        description="The `id` of the `input_request` that it answers; refused if the execution "
+        "asks something else by now.",
+    )
 
 
 class StepModel(BaseModel):
@@ -124,6 +129,7 @@ class StepModel(BaseModel):
 class QuestionModel(BaseModel):
     """What an execution waits for."""
 
+    id: str = Field(description="By which an answer names it.")
     prompt: str
     password: bool = Field(description="Whether the answer should not be shown.")
 
@@ -351,6 +357,7 @@ class InputRequestEvent(_Event):
     """The code asks its user for a line."""
 
     type: Literal["input_request"]
+    id: str = Field(description="By which an answer names it.")
     prompt: str
     password: bool
 

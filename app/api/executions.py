@@ -57,6 +57,7 @@ from app.managers.errors import (
     MessageTypeNotAllowed,
     NoInputRequested,
     OutputNotFound,
+    PromptGone,
     ServerStopping,
     TimeoutTooLong,
     TooManyExecutions,
@@ -413,16 +414,40 @@ async def cancel_execution(
     "/{execution_id}/input",
     operation_id="executions_answer",
     status_code=204,
-    responses=errors(*BODY, MessageTypeNotAllowed, *_NOT_FOUND, NoInputRequested),
+    responses=errors(
+        *BODY,
+        InvalidIdempotencyKey,
+        MessageTypeNotAllowed,
+        *_NOT_FOUND,
+        NoInputRequested,
+        PromptGone,
+        IdempotencyConflict,
+    ),
     dependencies=[requires("kernels", "execute")],
 )
-async def answer_input(kernel: KernelDep, execution: ExecutionDep, body: InputModel) -> Response:
-    """Answer what an execution asks its user for."""
+async def answer_input(
+    manager: ManagerDep,
+    kernel: KernelDep,
+    execution: ExecutionDep,
+    body: InputModel,
+    idempotency_key: IdempotencyKeyDep = None,
+) -> Response:
+    """Answer what an execution asks its user for.
+
+    With `prompt`, or an `Idempotency-Key`, an answer that is sent twice is never taken for the
+    answer to the next prompt.
+    """
     content = _encode({"value": body.value})
-    try:
-        kernel.executions.answer(execution, body.value)
-    except KernelkeepError:
-        kernel.reports.refused("input", content, execution_id=execution.id)
-        raise
-    kernel.reports.answered(execution.session, content)
+
+    async def make() -> str:
+        try:
+            kernel.executions.answer(execution, body.value, body.prompt)
+        except KernelkeepError:
+            kernel.reports.refused("input", content, execution_id=execution.id)
+            raise
+        kernel.reports.answered(execution.session, content)
+        return execution.id
+
+    scope = f"answers to {execution.id} of {kernel.id}"
+    await manager.idempotency.once(scope, idempotency_key, fingerprint(body), make)
     return Response(status_code=204)

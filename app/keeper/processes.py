@@ -26,6 +26,7 @@ __all__ = [
     "open_process",
     "signal_group",
     "start_time",
+    "states_of_group",
 ]
 
 UNKNOWN_EXIT: Final = 256
@@ -145,6 +146,19 @@ def signal_group(pidfd: int, pid: int, started: str, number: int) -> None:
             reached = True
     if not reached:
         raise ProcessLookupError(errno.ESRCH, "the process group is gone")
+
+
+def states_of_group(pgid: int) -> dict[int, str]:
+    """The processes of a process group and the state of each, as /proc has it: Z is a zombie."""
+    states = {}
+    try:
+        for member in _members(pgid):
+            fields = _stat(member)
+            if fields is not None:
+                states[member] = fields[0]
+    except OSError:  # there is no /proc
+        return {}
+    return states
 
 
 def _signal_member(member: int, pgid: int, number: int) -> None:

@@ -276,6 +276,13 @@ class NoInputRequested(KernelkeepError):
     code = "no_input_requested"
 
 
+class PromptGone(KernelkeepError):
+    """The prompt that an answer names is not what the execution asks its user for now."""
+
+    status = 409
+    code = "prompt_gone"
+
+
 class IdempotencyConflict(KernelkeepError):
     """The `Idempotency-Key` has been used for another request."""
 

@@ -19,6 +19,7 @@ import msgspec
 
 from app.managers.entries import Position
 from app.managers.late_output import LateOutput
+from app.protocol.messages import decode_header
 
 __all__ = ["Execution", "ExecutionState", "InputRequest", "Step", "StepName"]
 
@@ -80,6 +81,11 @@ class InputRequest(msgspec.Struct, frozen=True):
     password: bool
     header: bytes
 
+    @property
+    def id(self) -> str:
+        """The ``msg_id`` of the asking message."""
+        return decode_header(self.header).msg_id
+
 
 class Execution:
     """What is known of one execution.
@@ -93,6 +99,7 @@ class Execution:
         "_began",
         "_took",
         "_why",
+        "answered",
         "by_client",
         "caller",
         "cancel_asked",
@@ -178,6 +185,7 @@ class Execution:
         self.display_ids: list[str] = []
         self.steps: list[Step] = []
         self.input_request: InputRequest | None = None
+        self.answered = ""  # the id of the last prompt whose answer was passed on
         # The raw header of its request, and all its parts as long as it is not with the kernel.
         self.header = b""
         self.held: tuple[bytes, ...] = ()
@@ -248,12 +256,14 @@ class Execution:
         """The kernel is done with it; whether that makes it complete."""
         self._see(place)
         self.idle = True
+        self.input_request = None
         return self._may_be_complete()
 
     def on_reply(self, place: Position, status: str, execution_count: int | None) -> bool:
         """The reply has come; whether that makes it complete."""
         self._see(place)
         self.reply_status = status
+        self.input_request = None
         if execution_count is not None:
             self.execution_count = execution_count
         return self._may_be_complete()

@@ -98,8 +98,9 @@ class ClearOutput(Event, tag="clear_output"):
 
 
 class InputRequested(Event, tag="input_request"):
-    """The code asks its user for a line."""
+    """The code asks its user for a line; an answer names ``id``."""
 
+    id: str
     prompt: str
     password: bool
 
@@ -222,6 +223,8 @@ def event_of(message: Message) -> Event | None:
     event: Event | None = make(content_of(message))
     if event is not None:
         event.seq = message.seq
+    if isinstance(event, InputRequested):
+        event.id = message.header.msg_id
     return event
 
 
@@ -279,7 +282,7 @@ def _clear(content: dict[str, Any]) -> Event:
 
 def _input(content: dict[str, Any]) -> Event:
     prompt = text_of(content.get("prompt"))
-    return InputRequested(prompt=prompt, password=bool(content.get("password")))
+    return InputRequested(id="", prompt=prompt, password=bool(content.get("password")))
 
 
 def _bundle(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -42,6 +42,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     reason: str = ""
     steps: list[Step] = []
     input_request: InputRequest | None = None
+    answered: str = ""
     cancel_asked: bool = False
     kill_after: float | None = None
     if_generation: int | None = None
@@ -66,8 +67,8 @@ _AS_THEY_ARE = (
         "late",
         "display_ids",
     ),
-    *("started_at", "ended_at", "reason", "steps", "input_request", "cancel_asked", "kill_after"),
-    *("if_generation", "generation", "first_after_restart", "queue", "caller"),
+    *("started_at", "ended_at", "reason", "steps", "input_request", "answered", "cancel_asked"),
+    *("kill_after", "if_generation", "generation", "first_after_restart", "queue", "caller"),
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)

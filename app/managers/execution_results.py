@@ -13,7 +13,7 @@ import msgspec
 from app.managers.contents import content_of, text_of
 from app.managers.entries import Gap
 from app.managers.errors import OutputNotFound
-from app.managers.execution import Execution, Step
+from app.managers.execution import Execution, InputRequest, Step
 from app.managers.history import ExecutionReader, late_output
 from app.managers.log import MessageLog
 from app.managers.outputs import Cut, Numbering, OutputAssembler, display_id_of
@@ -45,6 +45,7 @@ class StepInfo(msgspec.Struct):
 class Question(msgspec.Struct):
     """What an execution waits for."""
 
+    id: str
     prompt: str
     password: bool
 
@@ -117,9 +118,13 @@ def _fields(execution: Execution) -> dict[str, Any]:
         "reason": execution.reason or None,
         "timeout": execution.timeout,
         "queue": execution.queue,
-        "input_request": Question(asked.prompt, asked.password) if asked is not None else None,
+        "input_request": _question(asked) if asked is not None else None,
         "steps": [_step(step) for step in execution.steps],
     }
+
+
+def _question(asked: InputRequest) -> Question:
+    return Question(asked.id, asked.prompt, asked.password)
 
 
 def _step(step: Step) -> StepInfo:

@@ -19,6 +19,7 @@ from app.managers.entries import Position
 from app.managers.execution import Execution, InputRequest
 from app.managers.late_output import MAX_UPDATES, LateOutput, display_id_in
 from app.managers.log import MessageLog
+from app.managers.prompts import Prompt, Prompts
 from app.protocol.messages import ClientMessage, Message
 
 __all__ = ["ExecutionListener", "ExecutionTracker"]
@@ -120,6 +121,7 @@ class ExecutionTracker:
     ) -> None:
         self.listener: ExecutionListener | None = None
         self.keeping: ExecutionKeeping | None = None
+        self.prompts = Prompts()
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
         self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
         # All is known of this one but output that straggles: it is to be finished soon.
@@ -264,6 +266,7 @@ class ExecutionTracker:
             same_id.remove(execution)
             if not same_id:
                 del self._under_way[execution.id]
+                self.prompts.close(execution.id)
 
     def give_up(self, execution: Execution, reason: str, *, never_ran: bool = False) -> None:
         """Nothing more can come of it."""
@@ -287,6 +290,8 @@ class ExecutionTracker:
 
     def on_status(self, reported: str, message: Message) -> None:
         """A status of the kernel's."""
+        if reported == "idle":
+            self.prompts.close(message.parent.msg_id)
         same_id = self._under_way.get(message.parent.msg_id)
         if same_id is None:
             if reported == "idle" and self.listener is not None:
@@ -315,6 +320,7 @@ class ExecutionTracker:
 
     def on_reply(self, message: Message) -> None:
         """An ``execute_reply``."""
+        self.prompts.close(message.parent.msg_id)
         same_id = self._under_way.get(message.parent.msg_id)
         if same_id is None:
             return
@@ -375,23 +381,38 @@ class ExecutionTracker:
         """The executions that are known to show something with this display id."""
         return list(self._showing.get(display_id or "", ()))
 
-    def on_input_request(self, message: Message) -> None:
-        """The kernel asks the user of an execution for something."""
-        same_id = self._under_way.get(message.parent.msg_id)
-        if same_id is None:
+    def on_input_request(self, message: Message, owner: str, *, is_shown: bool = True) -> None:
+        """The kernel asks the user of a request for something; ``owner`` is that session.
+
+        ``is_shown`` tells whether a client of that session is there to be asked.
+        """
+        execution = next(iter(self._under_way.get(message.parent.msg_id, ())), None)
+        if execution is not None and execution.answered == message.header.msg_id:
+            # Another process of the server has passed the answer on.
+            self._close_prompt(execution, message.parent.msg_id)
+            return
+        self.prompts.open(Prompt(message, owner, message.seq, execution, is_shown=is_shown))
+        if execution is None:
             return
         try:
             question = _question_decoder.decode(message.part(3))
         except (msgspec.MsgspecError, RecursionError):  # it is a question all the same
             question = _Question()
         header = bytes(message.part(0))
-        same_id[0].input_request = InputRequest(question.prompt, question.password, header)
-        self.changed(same_id[0])
+        execution.input_request = InputRequest(question.prompt, question.password, header)
+        self.changed(execution)
 
-    def on_input_reply(self) -> None:
-        """Somebody has answered: a kernel asks one question at a time."""
-        for execution in self.under_way:
+    def on_answer(self, prompt: Prompt) -> None:
+        """An answer to this prompt is passed on."""
+        if prompt.execution is not None:
+            prompt.execution.answered = prompt.id
+        self._close_prompt(prompt.execution, prompt.request_id)
+
+    def _close_prompt(self, execution: Execution | None, request_id: str) -> None:
+        self.prompts.close(request_id)
+        if execution is not None:
             execution.input_request = None
+            self.changed(execution)
 
     def on_interrupt(self, execution: Execution) -> None:
         """It is about to be interrupted."""
@@ -428,6 +449,7 @@ class ExecutionTracker:
             blamed = was_ready and execution.on_main_shell and not execution.idle
             was_ready = was_ready and not blamed
             self.give_up(execution, reason, never_ran=not blamed)
+        self.prompts.clear()
         self._incomplete.clear()
         self.straggles = self._may_straggle = False
         if self._plan is not None:

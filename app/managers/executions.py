@@ -26,6 +26,7 @@ from app.managers.errors import (
     KernelUnreachable,
     MessageTypeNotAllowed,
     NoInputRequested,
+    PromptGone,
     ServerStopping,
     TimeoutTooLong,
     TooManyExecutions,
@@ -218,20 +219,23 @@ class Executions:
         if self._tracker.keeping is not None:
             await self._tracker.keeping.stored()
 
-    def answer(self, execution: Execution, value: str) -> None:
-        """Answer the question that it asks its user.
+    def answer(self, execution: Execution, value: str, prompt: str | None = None) -> None:
+        """Answer the question that it asks its user; ``prompt`` is the id of that question.
 
-        Raises `NoInputRequested` or `MessageTypeNotAllowed`.
+        Raises `NoInputRequested`, `PromptGone` when it asks something else or nothing any more, or
+        `MessageTypeNotAllowed`.
         """
         self._check_allowed("input_reply")
         asked = execution.input_request
-        if asked is None or execution.ended:
-            raise NoInputRequested(f"Execution {execution.id} asks for no input")
+        if prompt is not None and (asked is None or asked.id != prompt):
+            raise PromptGone(f"Execution {execution.id} does not ask this, or not any more")
         header = new_header("input_reply", execution.session)
-        parts = [msgspec.json.encode(header), asked.header, b"{}"]
+        parts = [msgspec.json.encode(header), asked.header if asked else b"{}", b"{}"]
         parts.append(msgspec.json.encode({"value": value}))
         steering = Header(header["msg_id"], "input_reply", execution.session)
-        self._traffic.submit(ClientMessage("stdin", steering, parts), execution.session)
+        answer = ClientMessage("stdin", steering, parts)
+        if asked is None or not self._traffic.submit(answer, execution.session):
+            raise NoInputRequested(f"Execution {execution.id} asks for no input")
         self._traffic.log.wake()
 
     def _check_allowed(self, msg_type: str) -> None:

@@ -132,7 +132,7 @@ class ExternalKernel(Kernel):
         spec = KernelSpec(display_name=name, interrupt_mode="message")
         root = house.settings.root_dir
         identity = kernel_id or str(uuid4())
-        super().__init__(identity, name, spec, house, cwd=root, env={}, on_gone=on_gone)
+        super().__init__(identity, name, spec, house, place=root, env={}, on_gone=on_gone)
         # Whoever writes the file chooses the name: as a label there would be no end of them.
         self.reports = house.reports(identity, name, "external")
         self._file = file

@@ -50,11 +50,12 @@ from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
 from app.managers.launchable import check_launchable
 from app.managers.oom import OOMWatch
-from app.managers.paths import is_below
+from app.managers.paths import directory_now, is_below
 from app.managers.process import CALL_SECONDS, KernelProcess, bounded, described
 from app.managers.registry_store import KernelRecord
 from app.managers.reports import LaunchCause
 from app.managers.restarts import RestartPolicy
+from app.managers.spec_files import shutdown_seconds_of
 from app.managers.state import KernelState, Lifecycle, Restarts
 from app.managers.traffic import Traffic
 from app.managers.transports import Transport, ports_taken, sockets_exist
@@ -75,6 +76,20 @@ REACH_SECONDS: Final = (1.0, 30.0)
 
 PROBE_SECONDS: Final = 5.0
 """The longest pause between two questions to a kernel that does not answer."""
+
+LOOK_SECONDS: Final = 0.5
+"""How often is looked for what a kernel that shuts down waits for."""
+
+IPYKERNEL: Final = "ipython"
+"""The implementation that ipykernel names in its `kernel_info_reply`."""
+
+CHILDREN_SECONDS: Final = 30.0
+"""How long ipykernel waits for its children, at the most, when it shuts down."""
+
+IGNORED: Final = "ignores its shutdown request"
+
+TERMINATE_SECONDS: Final = 2.0
+"""How long a process may take from SIGTERM to its end, before SIGKILL."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -105,9 +120,10 @@ OnGone = Callable[["Kernel"], None]
 class Kernel:
     """A kernel under one id, through all its processes.
 
-    ``name`` is the kernelspec's name as it was asked for. ``cwd`` and ``env`` are used for every
-    start of its process. ``on_gone`` is called when the kernel has ended for good: it was
-    stopped, or a client asked it to shut down.
+    ``name`` is the kernelspec's name as it was asked for. ``place``, an absolute path, and ``env``
+    are for every start of its process: that works in the directory which is then the nearest to
+    ``place``. ``on_gone`` is called when the kernel has ended for good: it was stopped, or a client
+    asked it to shut down.
     """
 
     def __init__(
@@ -117,7 +133,7 @@ class Kernel:
         spec: KernelSpec,
         house: KernelHouse,
         *,
-        cwd: Path,
+        place: Path,
         env: Mapping[str, str],
         on_gone: OnGone,
     ) -> None:
@@ -134,7 +150,7 @@ class Kernel:
         self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._house = house
         self._on_gone = on_gone
-        self._cwd = cwd
+        self._place = self._cwd = place  # and the directory of the present process
         self._env = env
         self._restarts = RestartPolicy(settings.restart_limit)
         self._output = ProcessOutput(house.output_file(kernel_id), settings.output_log_bytes)
@@ -186,6 +202,12 @@ class Kernel:
         return self._process.pid if self._process is not None else None
 
     @property
+    def shutdown_seconds(self) -> float:
+        """How long it has to end by itself when it is asked to."""
+        own = shutdown_seconds_of(self.spec)
+        return self._house.settings.shutdown_wait_time if own is None else own
+
+    @property
     def has_process(self) -> bool:
         """Whether there is a process; when it ends, its last words come before the state tells."""
         return self._process is not None and self._process.running
@@ -218,9 +240,15 @@ class Kernel:
 
     # What others do
 
-    def update_env(self, changes: Mapping[str, str]) -> None:
-        """Change variables of the environment, for the next process."""
-        self._env = {**self._env, **changes}
+    async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
+        """Change where the next process works, unless None, and variables of its environment."""
+        self._place = place or self._place
+        self._env = {**self._env, **env}
+        # Whoever holds the lock is about to write down what the kernel is then.
+        if not self._lock.locked() and self.traffic.channels is not None:
+            async with self._lock:
+                if not self._removed:
+                    await self._register()
 
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
@@ -291,6 +319,7 @@ class Kernel:
         except Exception as error:
             raise KernelUnreachable(described(error)) from error
         self._left, self._manager, self._process, self._info = None, manager, process, info
+        self._cwd = Path(getattr(manager.provisioner, "cwd", None) or self._cwd)
         self._oom = OOMWatch(process.pid)
         if not await self._recover(record, info):
             await self._give_up("The server could not take the kernel over; see its log")
@@ -448,14 +477,15 @@ class Kernel:
             return
         record = record_of(
             self,
-            cwd=self._cwd,
+            cwd=self._place,
             env=self._env,
             created=self.created,
             generation=self.state.generation,
         )
         try:
             await self._note_process(record)
-            await self._house.registry.save(record)
+            if record.generation == self.state.generation:  # else another process is noted already
+                await self._house.registry.save(record)
         except Exception:  # of a provisioner of somebody else's making, or of the disk
             logger.exception("kernel %s: the next server will not know it", self.id)
 
@@ -482,12 +512,21 @@ class Kernel:
                 journal.remove()
 
     def hand_over(
-        self, house: KernelHouse, *, cwd: Path, env: Mapping[str, str], on_gone: OnGone
+        self,
+        house: KernelHouse,
+        *,
+        cwd: Path,
+        place: Path,
+        env: Mapping[str, str],
+        on_gone: OnGone,
     ) -> None:
-        """From now on it is a kernel of ``house`` like any other, and restarts with these."""
+        """From now on it is a kernel of ``house`` like any other, and restarts with these.
+
+        ``cwd`` is the directory that it works in.
+        """
         self._house = house
         self._on_gone = on_gone
-        self._cwd, self._env = cwd, env
+        self._cwd, self._place, self._env = cwd, place, env
         self.reports = house.reports(self.id, self.name)
         self.traffic.touch()
 
@@ -592,16 +631,21 @@ class Kernel:
         if isinstance(provisioner, LocalProvisioner) or (
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
+            cwd = await self._directory_now()
             await asyncio.to_thread(
-                check_launchable, self.spec, self._cwd, self._env, self._house.connection_dir
+                check_launchable, self.spec, cwd, self._env, self._house.connection_dir
             )
+
+    async def _directory_now(self) -> Path:
+        root = self._house.settings.root_dir
+        return await asyncio.to_thread(directory_now, root, self._place)
 
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.
 
-        Bounded by ``shutdown_wait_time`` and the time a kill takes. Clients are told ``dead`` and
-        their connections end. Raises `KernelNotStopped`, and leaves the kernel as it is, when the
-        process cannot be ended; should it end later, the kernel goes with it.
+        Bounded by `shutdown_seconds`, `TERMINATE_SECONDS` and the time a kill takes. Clients are
+        told ``dead`` and their connections end. Raises `KernelNotStopped`, and leaves the kernel as
+        it is, when the process cannot be ended; should it end later, the kernel goes with it.
         """
         async with self._lock:
             if self._removed:
@@ -944,6 +988,7 @@ class Kernel:
 
     async def _launch_process(self, process: KernelProcess, cause: LaunchCause) -> None:
         settings = self._house.settings
+        self._cwd = await self._directory_now()
         self._info = await process.launch(
             self._cwd,
             self._env,
@@ -977,28 +1022,59 @@ class Kernel:
         """
         process = self._process
         if process is not None:
-            half = self._house.settings.shutdown_wait_time / 2
             if process.running and not now:
-                await self._shut_down(process, half, restart=restart)
+                await self._shut_down(process, restart=restart)
             if why := await process.kill():
                 raise _not_stopped(why)
             await self.traffic.settle()
         await self._end_process(None, restart=restart)
 
-    async def _shut_down(self, process: KernelProcess, half: float, *, restart: bool) -> None:
+    async def _shut_down(self, process: KernelProcess, *, restart: bool) -> None:
         try:
             if self.traffic.answered:
                 if self.state.execution_state == "busy":
                     # A kernel that runs something looks at its shutdown only when that is done.
                     await self._interrupt()
-                self.traffic.request("control", "shutdown_request", {"restart": restart})
-                if await process.wait(half):
+                if await self._end_by_itself(process, restart=restart):
                     return
-                logger.info("kernel %s ignores its shutdown request", self.id)
-            if not await process.terminate(half):
+            if not await process.terminate(TERMINATE_SECONDS):
                 logger.warning("kernel %s ignores SIGTERM", self.id)
         except KernelUnreachable as error:  # the kill comes next, and may find another way
             logger.warning("kernel %s cannot be shut down: %s", self.id, error.message)
+
+    async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
+        """Ask the kernel to shut down; whether it does within the time that it has for that."""
+        loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
+        deadline = loop.time() + seconds
+        asked = {"restart": restart}
+        answer = loop.create_task(self.traffic.ask("shutdown_request", asked, seconds, "control"))
+        in_vain = 0
+        try:
+            while (left := deadline - loop.time()) > 0:
+                if await process.wait(min(left, LOOK_SECONDS)):
+                    return True
+                has_agreed = answer.done() and answer.result() is not None
+                if has_agreed and self._may_wait_in_vain:
+                    in_vain = in_vain + 1 if await process.has_dead_children_only() else 0
+                if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
+                    logger.info("kernel %s waits for children that have ended", self.id)
+                    return False
+            has_agreed = answer.done() and answer.result() is not None
+            what = "has agreed to shut down, and runs" if has_agreed else IGNORED
+            logger.info("kernel %s %s after %g s", self.id, what, seconds)
+            return False
+        finally:
+            answer.cancel()
+
+    @property
+    def _may_wait_in_vain(self) -> bool:
+        """Whether the kernel goes on to wait for children that have ended until it is terminated.
+
+        ipykernel looks for children before it runs its exit hooks, counts those that have ended
+        and that nobody has waited for, and gives up only after half a minute.
+        """
+        is_python = self.traffic.implementation == IPYKERNEL
+        return is_python and self.shutdown_seconds < CHILDREN_SECONDS
 
     async def _end_process(self, reason: str | None, *, restart: bool) -> None:
         """End what was asked of the process, close the sockets, clean up after it."""

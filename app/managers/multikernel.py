@@ -179,7 +179,7 @@ class MultiKernelManager:
             record.name,
             spec,
             self._house,
-            cwd=Path(record.cwd),
+            place=Path(record.cwd),
             env=record.env,
             on_gone=self._forget,
         )
@@ -346,9 +346,15 @@ class MultiKernelManager:
 
     # Doing
 
-    def update_env(self, kernel_id: str, env: Mapping[str, str]) -> None:
-        """Change variables for a kernel's next process. Raises `KernelNotFound`."""
-        self.get(kernel_id).update_env(env)
+    async def relocate_kernel(
+        self, kernel_id: str, path: str | None, env: Mapping[str, str]
+    ) -> None:
+        """Change where a kernel's next process works, unless None, and variables of it.
+
+        Raises `KernelNotFound`.
+        """
+        place = None if path is None else _place(self.root_dir, path)
+        await self.get(kernel_id).relocate(place, env)
 
     async def start_kernel(
         self,
@@ -395,23 +401,26 @@ class MultiKernelManager:
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
         environment = {**QUIET, **inherited}
         if path is not None:
-            cwd = cwd_for_path(root, path)
+            cwd, place = cwd_for_path(root, path), _place(root, path)
         else:
-            cwd = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
+            cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        if any_id and (claimed := await self._claim(name, cwd, environment)) is not None:
+        if any_id and (claimed := await self._claim(name, cwd, place, environment)) is not None:
             return claimed
         with self.starts.admission():
-            return await self._start_anew(kernel_id, name, cwd, environment)
+            return await self._start_anew(kernel_id, name, place, environment)
 
     async def _start_anew(
-        self, kernel_id: str, name: str, cwd: Path, environment: Mapping[str, str]
+        self, kernel_id: str, name: str, place: Path, environment: Mapping[str, str]
     ) -> Kernel:
         async with self._house.reports(kernel_id, name).action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(
-                kernel_id, name, spec, self._house, cwd=cwd, env=environment, on_gone=self._forget
+                *(kernel_id, name, spec, self._house),
+                place=place,
+                env=environment,
+                on_gone=self._forget,
             )
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
@@ -420,13 +429,15 @@ class MultiKernelManager:
             raise ServerStopping()
         return kernel
 
-    async def _claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+    async def _claim(
+        self, name: str, cwd: Path, place: Path, env: Mapping[str, str]
+    ) -> Kernel | None:
         """A warm kernel, if there is one that is just what is asked for."""
         asked = time.monotonic()
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
             return None
-        kernel.hand_over(self._house, cwd=cwd, env=env, on_gone=self._forget)
+        kernel.hand_over(self._house, cwd=cwd, place=place, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
         try:
             await kernel.keep()
@@ -524,7 +535,6 @@ class MultiKernelManager:
     async def _stop_all(self) -> None:
         self._culling.cancel()
         await asyncio.wait({self._culling})
-        patience = self._settings.shutdown_wait_time
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
         if self._succession is not None:
@@ -533,6 +543,8 @@ class MultiKernelManager:
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
             kernels = asked_for + await self._leave(kernels)
+        own = (kernel.shutdown_seconds for kernel in kernels)
+        patience = max((self._settings.shutdown_wait_time, *own))
         await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -575,6 +587,11 @@ def _cull_cause(kernel: Kernel) -> str:
     if kernel.state.at_work:
         return "busy"
     return "connected" if kernel.traffic.connections else "idle"
+
+
+def _place(root: Path, path: str) -> Path:
+    """Where a kernel for an API path is to work, whether or not that is there."""
+    return root / path.strip("/")
 
 
 def _checked_id(kernel_id: str) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "UnresolvedScope",
     "api_path",
     "cwd_for_path",
+    "directory_now",
     "is_below",
     "working_directory",
 ]
@@ -49,8 +50,23 @@ def cwd_for_path(root: Path, path: str) -> Path:
     """
     if "\0" in path:
         raise InvalidPath("path: holds a NUL character")
+    return _nearest_directory(root, root / path.strip("/"))
+
+
+def directory_now(root: Path, place: Path) -> Path:
+    """Where a kernel that is to work in ``place`` can work now: there, or in its nearest parent.
+
+    That is the root when ``place`` leads out of it by now.
+    """
     try:
-        resolved = (root / path.strip("/")).resolve()
+        return _nearest_directory(root, place)
+    except InvalidPath:
+        return root
+
+
+def _nearest_directory(root: Path, place: Path) -> Path:
+    try:
+        resolved = place.resolve()
         inside = resolved.is_relative_to(root)
         while inside and resolved != root and not resolved.is_dir():
             resolved = resolved.parent

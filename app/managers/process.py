@@ -20,7 +20,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.keeper.output import ProcessOutput
-from app.keeper.processes import UNKNOWN_EXIT
+from app.keeper.processes import UNKNOWN_EXIT, states_of_group
 from app.managers.channels import ConnectionInfo
 from app.managers.errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
 from app.managers.keeper_provisioner import KeeperProvisioner
@@ -288,6 +288,17 @@ class KernelProcess:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(self.exited)
         return self.exited.done()
+
+    async def has_dead_children_only(self) -> bool:
+        """Whether its process group has others in it, and all of those have ended unreaped.
+
+        False where that cannot be seen.
+        """
+        if self.pid is None:
+            return False
+        states = await asyncio.to_thread(states_of_group, self.pid)
+        states.pop(self.pid, None)
+        return bool(states) and set(states.values()) <= {"Z", "X"}
 
     async def terminate(self, seconds: float) -> bool:
         """SIGTERM to the process group, then up to so many seconds; whether it ended.

@@ -197,7 +197,8 @@ class SessionManager:
             if after != before:
                 await self._keep(after)
                 with contextlib.suppress(KernelNotFound):
-                    self._kernels.update_env(after.kernel_id, own)
+                    path = after.path if after.path != before.path else None
+                    await self._kernels.relocate_kernel(after.kernel_id, path, own)
             if after.kernel_id != before.kernel_id:
                 await self._shut_down(before.kernel_id)
             return after

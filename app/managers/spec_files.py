@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
@@ -21,7 +21,7 @@ from app.managers.environment import MAX_ENTRY_BYTES
 from app.managers.errors import KernelSpecInvalid
 from app.managers.fork_provisioner import PROVISIONER, check_limit
 
-__all__ = ["CheckedSpec", "SpecFault", "check_content", "read_content"]
+__all__ = ["CheckedSpec", "SpecFault", "check_content", "read_content", "shutdown_seconds_of"]
 
 FILE: Final = "kernel.json"
 
@@ -33,6 +33,11 @@ MAX_DEPTH: Final = 100
 
 MAX_NAME: Final = 60
 """Characters of a key, or of a provisioner's name, that are repeated."""
+
+SHUTDOWN_KEY: Final = "shutdown_wait_time"
+
+MAX_SHUTDOWN_SECONDS: Final = 3600
+"""What a kernelspec may ask for; a server that stops waits for it."""
 
 _TEXTS: Final = ("name", "mimetype", "display_name", "language", "kernel_protocol_version")
 
@@ -106,6 +111,7 @@ def check_content(content: Mapping[str, Any]) -> None:
         raise SpecFault("interrupt_mode", 'must be "signal" or "message"')
     metadata = _object(content.get("metadata", {}), "metadata")
     provisioner = _check_provisioner(metadata)
+    _check_shutdown(metadata)
     _check_argv(content.get("argv", []), needed=provisioner in _LAUNCHES_ITSELF)
     _check_env(content.get("env", {}))
     for name in ("metadata", *_TEXTS):
@@ -165,6 +171,24 @@ def _check_provisioner(metadata: Mapping[str, Any]) -> str:
     if name == PROVISIONER:
         _check_fork_options(config, f"{key}.config")
     return name
+
+
+def _check_shutdown(metadata: Mapping[str, Any]) -> None:
+    if SHUTDOWN_KEY in metadata and not _is_shutdown_time(metadata[SHUTDOWN_KEY]):
+        what = f"must be a number of seconds, more than 0 and at most {MAX_SHUTDOWN_SECONDS}"
+        raise SpecFault(f"metadata.{SHUTDOWN_KEY}", what)
+
+
+def shutdown_seconds_of(spec: KernelSpec) -> float | None:
+    """The kernelspec's own ``shutdown_wait_time`` in seconds, if it has one."""
+    value = spec.metadata.get(SHUTDOWN_KEY)
+    # That of a kernel which runs already was not checked.
+    return value if _is_shutdown_time(value) else None
+
+
+def _is_shutdown_time(value: Any) -> TypeGuard[float]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value <= MAX_SHUTDOWN_SECONDS
 
 
 def _check_fork_options(config: Mapping[str, Any], key: str) -> None:

@@ -1,7 +1,7 @@
 """The kernelspecs that this server can start, read from disk at each request.
 
 Directories are not cached: people install and remove kernels while the server runs. What is listed
-and what is started is read by the same check (`app.managers.spec_files`).
+is found by its name, and read by the same check (`app.managers.spec_files`), when it is started.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from jupyter_client.kernelspec import (
@@ -30,12 +30,55 @@ __all__ = ["Specs", "every_spec", "kernel_spec_manager"]
 logger = logging.getLogger(__name__)
 
 
+def is_name(name: str) -> bool:
+    """Whether a folder of this name is a kernelspec's, if there is a ``kernel.json`` in it.
+
+    Other software makes names with blanks, brackets, and letters of any script. What can be shown
+    on one line, and stands for no path, is one.
+    """
+    is_path = "/" in name or "\\" in name or name in ("", ".", "..")
+    return not is_path and name.isprintable()
+
+
+class _SpecManager(KernelSpecManager):
+    """jupyter_client's, with one rule for what is listed and what is found.
+
+    Its own lists any folder, complaining each time, and finds by fewer names.
+    """
+
+    def find_kernel_specs(self) -> dict[str, str]:
+        allowed = self.allowed_kernelspecs
+        found = self._every_directory()
+        return {name: path for name, path in found.items() if not allowed or name in allowed}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        name = kernel_name.lower()
+        directory = self._every_directory().get(name)
+        if directory is None:
+            raise NoSuchKernel(kernel_name)
+        return self._get_kernel_spec_by_name(name, directory)
+
+    def _every_directory(self) -> dict[str, str]:
+        """The directory of each kernelspec, by its name in lower case; the first of a name."""
+        found: dict[str, str] = {}
+        for place in filter(os.path.isdir, self.kernel_dirs):
+            for entry in sorted(os.listdir(place)):
+                name, path = entry.lower(), os.path.join(place, entry)
+                if name not in found and is_name(name) and os.path.isfile(f"{path}/{FILE}"):
+                    found[name] = path
+        if self.ensure_native_kernel and NATIVE_KERNEL_NAME not in found:
+            native = self._find_spec_directory(NATIVE_KERNEL_NAME)  # if ipykernel is installed
+            if native is not None:
+                found[NATIVE_KERNEL_NAME] = native
+        return found
+
+
 def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSpecManager:
     """jupyter_client's finder of kernelspecs, for these names only if there are any.
 
     It raises `KernelSpecInvalid` for a broken one.
     """
-    return KernelSpecManager(
+    return _SpecManager(
         allowed_kernelspecs={name.lower() for name in allowed},
         kernel_spec_class=CheckedSpec,
         **options,
@@ -76,9 +119,6 @@ class SpecModel(msgspec.Struct):
     spec: SpecFile
     resources: dict[str, str]
 
-
-# As jupyter_client has it, but for its line break at the end.
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 # Files beside kernel.json that front ends load.
 _SCRIPTS: Final = ("kernel.js", "kernel.css")
@@ -128,10 +168,8 @@ class Specs:
 
     def _find(self, name: str) -> KernelSpec:
         name = "python3" if name == "python" else name
-        if not _NAME.fullmatch(name):  # jupyter_client would log it as it is, line breaks included
-            raise KernelSpecNotFound(name)
         allowed = self.manager.allowed_kernelspecs
-        if allowed and name.lower() not in allowed:  # jupyter_client only lists by it
+        if allowed and name.lower() not in allowed:  # a kernel that runs may be restarted
             raise KernelSpecNotFound(name)
         try:
             return self.manager.get_kernel_spec(name)
@@ -151,7 +189,7 @@ class Specs:
             if isinstance(found, KernelSpecInvalid):
                 broken.add(found.path)
                 self._log(found)
-            elif _is_utf8(name):  # another would spoil every listing
+            else:
                 models[name] = self._model(name, found)
         for path in self._logged.keys() - broken:  # mended, or gone
             self._logged.pop(path, None)
@@ -179,7 +217,7 @@ class Specs:
         return SpecModel(name, msgspec.convert(spec.to_dict(), SpecFile), resources)
 
     def _url(self, name: str, file: Path) -> str:
-        return f"{self._prefix}kernelspecs/{name}/{file.name}"
+        return f"{self._prefix}kernelspecs/{quote(name)}/{quote(file.name)}"
 
     def _resource(self, name: str, path: str) -> Path:
         directory = Path(self._find(name).resource_dir).resolve()

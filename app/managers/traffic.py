@@ -40,6 +40,7 @@ from app.protocol.messages import (
     Header,
     MalformedMessage,
     Message,
+    decode_header,
     reply_type,
 )
 from app.settings import Settings
@@ -175,10 +176,39 @@ class Traffic:
             journal.put_place(session, reader.position)
         return reader
 
-    def detach(self, reader: Reader) -> None:
-        """The connection is gone; its session may come back to where it was."""
+    def open_prompts(self, reader: Reader) -> list[Message]:
+        """The prompts that a new connection is to be shown although they lie behind its reader.
+
+        Those of its own session that it has closed a connection on: a page that was reloaded has
+        them no more, while one whose connection broke still has. And those of sessions whose
+        connection is gone, for a page that comes back as another session. They have no number.
+        """
+        start = max(reader.position.cursor, self.log.first_seq)
+        again = []
+        for prompt in self.tracker.prompts:
+            if prompt.owner == reader.session:
+                is_wanted = prompt.seq < start and not prompt.is_shown
+                is_wanted |= reader.position.cursor <= prompt.seq < start  # it has left the log
+                prompt.is_shown = True
+            else:
+                # Who runs code over HTTP looks for its prompts there.
+                over_http = prompt.execution is not None and not prompt.execution.by_client
+                is_wanted = prompt.owner not in self._attached and not over_http
+            if is_wanted:
+                asked = prompt.message
+                again.append(Message(asked.channel, asked.frame, asked.header, asked.parent))
+        return again
+
+    def detach(self, reader: Reader, *, closed: bool = False) -> None:
+        """The connection is gone; its session may come back to where it was.
+
+        ``closed``: by the client, in due form, rather than cut.
+        """
         if self._attached.get(reader.session) is not reader:
             return
+        for prompt in self.tracker.prompts:
+            if closed and prompt.owner == reader.session:
+                prompt.is_shown = False
         del self._attached[reader.session]
         self._noted.pop(reader.session, None)
         self._state.changes += 1
@@ -240,12 +270,12 @@ class Traffic:
             self._tell_ignored("%.40r is not allowed", message.header.msg_type)
             return False
         if channel == "stdin":
-            is_open = self._outbox.is_open
-            if is_open:
+            is_taken = self._outbox.is_open
+            if is_taken and message.header.msg_type == "input_reply":
+                is_taken = self._close_prompt(message, session)
+            if is_taken:
                 self._outbox.send(message)
-            if message.header.msg_type == "input_reply":
-                self.tracker.on_input_reply()
-            return is_open
+            return is_taken
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._refuse(message, session)
             return False
@@ -276,6 +306,20 @@ class Traffic:
             self._subshells.add(execution, message.header.subshell_id)
         if not self._outbox.send(message) and execution is not None:
             self.tracker.keep_request(execution, message)
+        return True
+
+    def _close_prompt(self, answer: ClientMessage, session: str) -> bool:
+        """Whether this ``input_reply`` answers an open prompt, which then is open no more."""
+        try:
+            parent = decode_header(answer.parts[1], "parent_header")
+        except MalformedMessage as error:
+            self._tell_ignored("answer ignored: %.80s", str(error))
+            return False
+        prompt = self.tracker.prompts.meant_by(parent, session)
+        if prompt is None:
+            self._tell_ignored("answer to %.80r ignored: no such prompt is open", parent.msg_id)
+            return False
+        self.tracker.on_answer(prompt)
         return True
 
     def _submit_late(self, message: ClientMessage, session: str) -> None:
@@ -603,11 +647,12 @@ class Traffic:
                 self._held.hold(request, message)
                 return
         if owner != self._session:
-            self._append(message, owner or NOBODY)
+            owner = owner or NOBODY
+            self._append(message, owner)
             if message.msg_type == "execute_reply":
                 self.tracker.on_reply(message)
             elif message.msg_type == "input_request":
-                self.tracker.on_input_request(message)
+                self.tracker.on_input_request(message, owner, is_shown=owner in self._attached)
 
     def _release(self, request: Request) -> None:
         """Let a reply go that was held."""
@@ -725,7 +770,9 @@ class Traffic:
     def replay(self, message: Message, *, by_kernel: bool) -> None:
         """This is back in the log: draw the conclusions that were drawn when it was numbered."""
         if message.channel == "stdin":
-            self.tracker.on_input_request(message)
+            owner = self._requests.owner(message.parent) or ""
+            # Who has it already, and comes back over a new connection, need not see it twice.
+            self.tracker.on_input_request(message, owner, is_shown=True)
         elif message.channel != "iopub":
             if message.msg_type == "kernel_info_reply":
                 self._kernel_info = bytes(message.part(3))

@@ -162,7 +162,7 @@ class WarmKernels:
         cwd, env = self._as_started
         spec = await self._specs.find(pool.name)
         kernel = Kernel(
-            str(uuid4()), pool.name, spec, self._house, cwd=cwd, env=env, on_gone=_nothing
+            str(uuid4()), pool.name, spec, self._house, place=cwd, env=env, on_gone=_nothing
         )
         try:
             with self._starts.admission():

@@ -39,6 +39,7 @@ REPLACED: Final = 1000
 come back: it would replace the connection that has replaced it."""
 
 WRONG_TYPE: Final = 1003
+ABNORMAL: Final = 1006  # the connection was cut [RFC 6455, section 7.4.1]
 MALFORMED: Final = 1007
 INTERNAL_ERROR: Final = 1011
 
@@ -135,6 +136,7 @@ class ChannelsConnection:
             return
         # The greeting tells the state at the reader's first position: nothing may come between.
         greeting, reader = traffic.greeting(), traffic.attach(self._session, self._start)
+        first = [greeting, *traffic.open_prompts(reader)]
         numbered = self._start is not None
         sender = sender_for(
             websocket, traffic.log, reader.position, is_v1=self._is_v1, numbered=numbered
@@ -142,22 +144,23 @@ class ChannelsConnection:
         reader.confirm_with(sender.arrived)
         live_from = traffic.log.next_seq
         pump = asyncio.get_running_loop().create_task(
-            self._pump(sender, reader, greeting, live_from), name=f"pump to {self._session}"
+            self._pump(sender, reader, first, live_from), name=f"pump to {self._session}"
         )
+        closed = False
         try:
-            await self._listen(sender)
+            closed = await self._listen(sender)
         finally:
             pump.cancel()
             try:
                 # Not the pump itself: its cancellation could not be told from our own.
                 await asyncio.wait({pump})
             finally:
-                traffic.detach(reader)
+                traffic.detach(reader, closed=closed)
 
     # To the client
 
     async def _pump(
-        self, sender: Sender, reader: Reader, greeting: Message, live_from: int
+        self, sender: Sender, reader: Reader, first: list[Message], live_from: int
     ) -> None:
         """Send what the reader takes; the socket's own back-pressure is the only queue."""
         try:
@@ -165,7 +168,7 @@ class ChannelsConnection:
             limit = (
                 OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
             )
-            await sender.send([greeting], reader.position)
+            await sender.send(first, reader.position)
             while not reader.finished:
                 gap, entries = await reader.fetch()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
@@ -210,21 +213,24 @@ class ChannelsConnection:
 
     # From the client
 
-    async def _listen(self, sender: Sender) -> None:
-        """Hand each frame to the kernel; hold the client back while it takes no more."""
+    async def _listen(self, sender: Sender) -> bool:
+        """Hand each frame to the kernel; hold the client back while it takes no more.
+
+        Returns whether the client has closed the connection itself.
+        """
         traffic = self._kernel.traffic
         while True:
             event = await self._websocket.receive()
             if event["type"] == "websocket.disconnect":
-                return
+                return event.get("code") != ABNORMAL
             try:
                 message = self._decode(event.get("text"), event.get("bytes"))
             except _WrongType as error:
                 await self._close(WRONG_TYPE, str(error))
-                return
+                return False
             except (FrameError, MalformedMessage) as error:
                 await self._close(MALFORMED, str(error))
-                return
+                return False
             passed = traffic.submit(message, self._session)
             self._kernel.reports.received(message, self._session, passed=passed)
             if not traffic.has_room:

@@ -341,6 +341,10 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         if self._rests is not None:
             self._rests.cancel()
             self._rests = None
+        if self.handshake_complete and self.conn.close_rcvd is None:
+            # RFC 6455, section 7.1.5: no close frame has come. Uvicorn says 1005, as for an empty
+            # one; of two such events the first counts.
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:

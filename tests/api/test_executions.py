@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
-from tests.support.executions import Executions, Json
+from tests.support.executions import NDJSON, Executions, Json
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel, kernels_of, start_shared
@@ -247,17 +248,55 @@ async def test_input_is_answered(start: KernelStarter, name: str) -> None:
     executions = Executions(kernel.rest, kernel.id)
     code = "input who?" if name == "fake" else "print(input('who?'))"
     execution_id = await executions.begin(code, allow_stdin=True)
-    event = await executions.until(execution_id, "input_request")
+    event = await executions.until(execution_id, "input_request", NDJSON)
     assert (event["prompt"], event["password"]) == ("who?", False)
     asking = await executions.get(execution_id)
-    assert asking["input_request"] == {"prompt": "who?", "password": False}
+    assert asking["input_request"] == {"id": event["id"], "prompt": "who?", "password": False}
     path = f"{executions.path}/{execution_id}/input"
-    response = await kernel.rest.request("POST", path, 204, json={"value": "Ada"})
+    answer = {"value": "Ada", "prompt": event["id"]}
+    response = await kernel.rest.request("POST", path, 204, json=answer)
     assert response.content == b""
     ended = await executions.ended(execution_id)
     assert ended["outputs"][-1]["text"].endswith("Ada\n")
     again = await kernel.rest.http.post(path, json={"value": "late"})
     error_of(again, 409, "no_input_requested")
+
+
+async def test_an_answer_that_is_sent_twice_never_answers_the_next_prompt(
+    start: KernelStarter,
+) -> None:
+    kernel = await start("python3")
+    executions = Executions(kernel.rest, kernel.id)
+    code = "print([input('user: '), input('password: ')])"
+    execution_id = await executions.begin(code, allow_stdin=True)
+    path = f"{executions.path}/{execution_id}/input"
+    user = await executions.until(execution_id, "input_request", NDJSON)
+    named = {"value": "ada", "prompt": user["id"]}
+    other = {"value": "ada", "prompt": "of another kernel"}
+    error_of(await kernel.rest.http.post(path, json=other), 409, "prompt_gone")
+
+    async def send(answer: Any, key: str | None = None) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        return await kernel.rest.http.post(path, json=answer, headers=headers)
+
+    assert (await send({"value": "ada"}, "first")).status_code == 204
+    await eventually(lambda: _asks(executions, execution_id, "password: "))
+    assert (await send({"value": "ada"}, "first")).status_code == 204  # and nothing is done
+    error_of(await send({"value": "eve"}, "first"), 409, "idempotency_conflict")
+    error_of(await send(named), 409, "prompt_gone")
+    password = (await executions.get(execution_id))["input_request"]
+    assert password["prompt"] == "password: "
+    answer = {"value": "secret", "prompt": password["id"]}
+    assert (await send(answer, "second")).status_code == 204
+    ended = await executions.ended(execution_id)
+    assert ended["outputs"][-1]["text"].endswith("['ada', 'secret']\n")
+    error_of(await send(answer), 409, "prompt_gone")
+    assert (await send(answer, "second")).status_code == 204
+
+
+async def _asks(executions: Executions, execution_id: str, prompt: str) -> bool:
+    asked = (await executions.get(execution_id))["input_request"]
+    return asked is not None and asked["prompt"] == prompt
 
 
 async def test_input_fails_at_once_unless_it_is_allowed(python: Executions) -> None:

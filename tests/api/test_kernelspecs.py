@@ -135,6 +135,46 @@ async def test_one_spec_has_the_name_that_was_asked_for(rest: RestClient, name: 
     assert model["spec"]["interrupt_mode"] == "message"
 
 
+@pytest.mark.parametrize(
+    "name", ["Python [py3k]", "conda-env-my env-py", "naïve", "xxx~yyy", "100%", "a?b#c&d=e", "核"]
+)
+async def test_what_is_listed_is_served_and_started_whatever_its_name(
+    server: ServerProcess, rest: RestClient, name: str
+) -> None:
+    spec = Spec(resources={"logo-64x64.png": PIXEL})
+    write_kernelspec(server.home.jupyter_path, name, spec)
+    listed = (await rest.kernelspecs())["kernelspecs"][name.lower()]
+    for asked in (name, name.lower()):
+        response = await rest.request("GET", f"/api/kernelspecs/{quote(asked)}")
+        assert response.json()["spec"] == listed["spec"]
+    logo = await rest.request("GET", listed["resources"]["logo-64x64"])
+    assert logo.content == PIXEL
+    kernel = await rest.start_kernel(name)
+    assert kernel["name"] == name
+    session = await rest.http.post(
+        "/api/sessions", json={"path": name, "type": "notebook", "kernel": {"name": name.lower()}}
+    )
+    assert session.status_code == 201
+    for kernel_id in (kernel["id"], session.json()["kernel"]["id"]):
+        await rest.wait_for_state(kernel_id, "idle")
+    # Where else the name appears.
+    await rest.restart(kernel["id"])
+    metrics = (await rest.request("GET", "/metrics")).text
+    label = name.lower()
+    assert f'kernelkeep_kernel_starts_total{{reason="start",type="{label}"}}' in metrics
+    await rest.http.delete(f"/api/sessions/{session.json()['id']}")
+    await rest.delete(kernel["id"])
+    assert "Invalid kernelspec" not in server.output()
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "../kernels/fake", "..%2f..", "fake/../fake", "fake/."])
+async def test_a_name_is_never_a_path(rest: RestClient, name: str) -> None:
+    for path in (f"/api/kernelspecs/{quote(name, safe='')}", f"/kernelspecs/{quote(name)}/x.png"):
+        assert (await rest.http.get(path)).status_code in (400, 404)
+    response = await rest.http.post("/api/kernels", json={"name": name})
+    error_of(response, 404, "kernelspec_not_found")
+
+
 async def test_missing_fields_get_defaults(server: ServerProcess, rest: RestClient) -> None:
     text = '{"argv": ["x"], "display_name": "Minimal"}'
     write_broken_kernelspec(server.home.jupyter_path, "minimal", text)

@@ -75,6 +75,25 @@ async def test_a_change_is_known_to_the_next_process(
     assert await _says(connect, kernel_id, "env JPY_SESSION_NAME") == "b"
 
 
+@pytest.mark.parametrize("how", ["restart", "death"])
+async def test_the_next_process_works_where_the_session_is_by_then(
+    sessions: Sessions, connect: Connector, server: ServerProcess, how: str
+) -> None:
+    before, after = (server.home.root_dir / f"{name}-{how}" for name in ("before", "after"))
+    before.mkdir()
+    session = await sessions.create(f"{before.name}/a.ipynb")
+    kernel_id = session["kernel"]["id"]
+    assert await _says(connect, kernel_id, "cwd") == str(before)
+    before.rename(after)
+    await sessions.change(session["id"], path=f"{after.name}/a.ipynb")
+    if how == "restart":
+        await sessions.rest.restart(kernel_id)
+    else:
+        channels = await connect(kernel_id)
+        await channels.execute("die 3")
+    assert await _says(connect, kernel_id, "cwd") == str(after)
+
+
 async def test_a_kernel_that_gets_a_session_later_knows_it_at_its_next_start(
     sessions: Sessions, connect: Connector, server: ServerProcess
 ) -> None:

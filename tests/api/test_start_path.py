@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.api.errors import error_of
 from tests.support.home import Home
+from tests.support.kernelspecs import Spec, write_kernelspec
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess
@@ -121,3 +123,20 @@ async def test_the_path_is_stronger_than_a_gateway_client_s_directory(
 ) -> None:
     env = {"KERNEL_WORKING_DIR": str(server.home.root_dir / "sub" / "deep")}
     assert await _cwd(start, path="sub", env=env) == server.home.root_dir / "sub"
+
+
+async def test_a_file_named_like_a_module_of_pythons_own_stops_a_kernel_that_is_not_forked(
+    server: ServerProcess, start: KernelStarter
+) -> None:
+    directory = server.home.root_dir / "shadowed"
+    directory.mkdir()
+    (directory / "types.py").write_text("raise SystemExit('this is not the module')")
+    kernel = await start("python3", path="shadowed", ready=False)
+    model = await kernel.becomes("dead")
+    assert "this is not the module" in model["reason"]
+    metadata = {"kernel_provisioner": {"provisioner_name": "kernelkeep-fork"}}
+    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    spec = Spec(argv=argv, metadata=metadata)
+    write_kernelspec(server.home.jupyter_path, "forked-python", spec)
+    kernel = await start("forked-python", path="shadowed")
+    assert (await kernel.channels.execute("1 + 1")).result == "2"

@@ -248,6 +248,24 @@ def _mounted() -> APIRouter:
     return APIRouter(routes=[Mount("/undeclared", Starlette())])
 
 
+# The last has a byte of white space in it, as Latin-1 takes it.
+@pytest.mark.parametrize("token", ["p+a/s=s#w&o%r d", "naïve schlüssel", "核 の 鍵", "voilà à"])
+async def test_a_token_of_any_letters_is_taken_from_the_header_and_the_query(
+    tmp_path: Path, token: str
+) -> None:
+    settings = Settings(token=SecretStr(token), root_dir=tmp_path, state_dir=tmp_path)
+    transport = httpx.ASGITransport(create_app(settings))
+    encodings = ["utf-8"] if token[0] == "核" else ["utf-8", "latin-1"]  # clients have either
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        for encoding in encodings:
+            headers = {b"Authorization": b"token " + token.encode(encoding)}
+            assert (await http.get("/none-such", headers=headers)).status_code == 404
+            headers = {b"Authorization": b"token " + token[:-1].encode(encoding)}
+            assert (await http.get("/none-such", headers=headers)).status_code == 403
+        query = f"token={quote(token, safe='')}"
+        assert (await http.get(f"/none-such?{query}")).status_code == 404
+
+
 @pytest.mark.parametrize("make", [_undeclared, _undeclared_websocket, _mounted])
 def test_a_route_that_declares_no_access_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: object

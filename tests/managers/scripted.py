@@ -127,6 +127,19 @@ class ScriptedKernel:
         """An execution asked for over HTTP."""
         return self.executions.run(Code(code, **options))
 
+    def answer(
+        self,
+        value: str,
+        parent: dict[str, str],
+        session: str = "client",
+        msg_type: str = "input_reply",
+    ) -> bool:
+        """An answer of a WebSocket client's; whether it is passed on."""
+        header = {"msg_id": f"answer-{value}", "msg_type": msg_type, "session": session}
+        parts = [json.dumps(part).encode() for part in (header, parent, {}, {"value": value})]
+        steering = Header(header["msg_id"], msg_type, session)
+        return self.traffic.submit(ClientMessage("stdin", steering, parts), session)
+
     def execution(self, execution_id: str) -> Execution:
         return self.executions.get(execution_id)
 
@@ -163,14 +176,20 @@ class ScriptedKernel:
         sent = [sent for sent in self._sockets.sent if sent.message.channel == "stdin"]
         return [answer.content["value"] for answer in sent]
 
+    def asks(self, execution: Execution | str, prompt: str) -> dict[str, str]:
+        """It asks its user for a line; the header of that message."""
+        return self.says(execution, "input_request", "stdin", prompt=prompt, password=False)
+
     def says(
         self, execution: Execution | str, msg_type: str, channel: str = "iopub", **content: Any
-    ) -> None:
-        """A message whose parent is this execution's request."""
+    ) -> dict[str, str]:
+        """A message whose parent is this execution's request; returns its header."""
         execution_id = execution if isinstance(execution, str) else execution.id
         header = next(sent.header for sent in self.requests if sent.id == execution_id)
         message = make_message(channel, msg_type, content, session="kernel", parent=header)
         self.traffic.on_message(message)
+        said: dict[str, str] = json.loads(bytes(message.part(0)))
+        return said
 
     def is_busy(self, execution: Execution | str) -> None:
         self.says(execution, "status", execution_state="busy")

@@ -266,6 +266,31 @@ async def test_a_restart_or_a_deletion_that_a_crash_has_cut_short_is_finished(
     await asyncio.to_thread(server.stop)
 
 
+async def test_where_a_session_has_moved_is_known_to_the_next_server(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    for name in ("before", "after"):
+        (home.root_dir / name).mkdir()
+    async with RestClient(server.url, server.token) as rest:
+        body = {"path": "before/a", "type": "notebook", "kernel": {"name": "fake"}}
+        session = (await rest.request("POST", "/api/sessions", 201, json=body)).json()
+        kernel_id = session["kernel"]["id"]
+        await rest.wait_for_state(kernel_id, "idle")
+        await rest.request("PATCH", f"/api/sessions/{session['id']}", json={"path": "after/a"})
+    servers.crash()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        executions = Executions(rest, kernel_id)
+        cwd = (await executions.run("cwd"))["outputs"][0]["text"]
+        assert cwd == f"{home.root_dir / 'before'}\n"
+        await rest.restart(kernel_id)
+        known = await executions.run("cwd\nenv JPY_SESSION_NAME")
+        assert known["outputs"][0]["text"] == f"{home.root_dir / 'after'}\nafter/a\n"
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
 async def test_the_deaths_of_before_are_still_told_as_past(servers: Servers) -> None:
     server = servers.start()
     async with RestClient(server.url, server.token) as rest:

@@ -534,8 +534,8 @@ async def test_a_question_that_another_client_has_answered_is_asked_no_longer(
 ) -> None:
     execution = kernel.run(allow_stdin=True)
     kernel.is_busy(execution)
-    kernel.says(execution, "input_request", "stdin", prompt="name?")
-    kernel.traffic.tracker.on_input_reply()
+    asked = kernel.asks(execution, "name?")
+    assert kernel.answer("Ada", asked)
     with pytest.raises(NoInputRequested):
         kernel.executions.answer(execution, "late")
 

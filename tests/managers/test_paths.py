@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.managers.errors import InvalidPath
-from app.managers.paths import cwd_for_path, working_directory
+from app.managers.paths import cwd_for_path, directory_now, working_directory
 
 
 @pytest.fixture
@@ -133,6 +133,17 @@ def test_no_path_leads_out_of_the_root(root: Path, path: str) -> None:
     assert directory.is_dir()
     assert Path(os.path.realpath(directory)) == directory
     assert directory.is_relative_to(root)
+
+
+MOVED_PLACES = [("a/b", "a/b"), ("a/gone/x.ipynb", "a"), ("gone", ".")]
+LED_OUT = ["out", "out-absolute/deep", "loop", "ping/x", "a/../..", "/etc", "\0"]
+
+
+@pytest.mark.parametrize(("place", "expected"), [*MOVED_PLACES, *((name, ".") for name in LED_OUT)])
+def test_a_place_of_before_is_the_nearest_directory_or_the_root(
+    root: Path, place: str, expected: str
+) -> None:
+    assert directory_now(root, root / place) == root / expected
 
 
 @pytest.mark.parametrize("name", ["", "a", "a/b", "in", "in-absolute/b", "a/../a"])

@@ -185,18 +185,33 @@ async def test_a_restart_that_is_known_to_fail_leaves_the_old_process_as_it_is(
     assert await kernel.pid() != pid
 
 
-async def test_a_restart_without_the_directory_leaves_the_old_process_as_it_is(
-    server: ServerProcess, start: KernelStarter
+@pytest.mark.parametrize("how", ["restart", "death"])
+async def test_one_whose_directory_is_gone_works_in_the_nearest_that_is_there(
+    server: ServerProcess, start: KernelStarter, how: str
 ) -> None:
-    directory = server.home.root_dir / "was"
-    directory.mkdir()
-    kernel = await start("fake", path="was")
+    root = server.home.root_dir
+    directory = root / f"was-{how}" / "here"
+    directory.mkdir(parents=True)
+    kernel = await start("fake", path=f"was-{how}/here")
+
+    async def works_in() -> str:
+        """Where the next process does."""
+        if how == "restart":
+            await kernel.rest.restart(kernel.id)
+        else:
+            await kernel.channels.execute("die 3")
+        return (await kernel.channels.execute("cwd")).text.removesuffix("\n")
+
     directory.rmdir()
-    await refused(kernel, str(directory))
-    directory.mkdir()
-    pid = await kernel.pid()
-    await kernel.rest.restart(kernel.id)
-    assert await kernel.pid() != pid
+    assert await works_in() == str(directory.parent)
+    directory.parent.rmdir()
+    assert await works_in() == str(root)
+    # A link in its place that leads out of the root is not followed.
+    directory.parent.symlink_to("/")
+    assert await works_in() == str(root)
+    directory.parent.unlink()
+    directory.mkdir(parents=True)
+    assert await works_in() == str(directory)
 
 
 async def test_without_the_state_directory_kernels_run_on_and_none_is_ended_for_another(

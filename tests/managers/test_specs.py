@@ -144,6 +144,47 @@ async def test_the_first_directory_wins(tmp_path: Path) -> None:
     assert (await specs.find("same")).display_name == "first"
 
 
+NAMES = [
+    "Python [py3k]",
+    "conda-env-my env-py",
+    "Naïve",
+    "xxx~yyy",
+    "100%",
+    "a?b#c&d",
+    "核",
+    "a'b\"c",
+]
+NO_NAMES = ["a\nb", "tab\there", "back\\slash", "esc\x1b[31m", "\u2028", "\u202egnp", "del\x7f"]
+
+
+async def test_whatever_can_be_shown_is_a_name(tmp_path: Path) -> None:
+    for name in (*NAMES, *NO_NAMES, os.fsdecode(b"\xff")):
+        write_kernelspec(tmp_path, name, Spec(resources={"logo-64x64.png": PIXEL}))
+    specs = specs_in(tmp_path)
+
+    models = await specs.models()
+
+    assert set(models) == {name.lower() for name in NAMES}
+    for name in (*NAMES, *models):
+        assert (await specs.model(name)).name == name
+        assert (await specs.find(name)).argv
+        assert (await specs.resource(name, "logo-64x64.png")).read_bytes() == PIXEL
+    for name in NO_NAMES:
+        with pytest.raises(KernelSpecNotFound):
+            await specs.find(name)
+
+
+async def test_of_two_names_that_differ_in_case_only_one_is_listed_and_found(
+    tmp_path: Path,
+) -> None:
+    for name in ("SAME", "Same", "same"):
+        write_kernelspec(tmp_path, name, Spec(fields={"display_name": name}))
+    specs = specs_in(tmp_path)
+
+    (model,) = (await specs.models()).values()
+    assert (await specs.find("same")).display_name == model.spec.display_name
+
+
 # Each with the words that say what is wrong with it.
 BROKEN: Mapping[str, tuple[str | bytes, str]] = {
     "empty": ("", "is not JSON: Expecting value, line 1, column 1"),
@@ -226,6 +267,13 @@ BROKEN: Mapping[str, tuple[str | bytes, str]] = {
         provided(provisioner_name="kernelkeep-fork", config={"limits": {"LUCK": 7}}),
         "metadata.kernel_provisioner.config.limits cannot be set: there is no resource limit LUCK",
     ),
+    **{
+        f"shutdown_wait_time is {value}": (
+            f'{{"argv": ["k"], "metadata": {{"shutdown_wait_time": {value}}}}}',
+            "metadata.shutdown_wait_time must be a number of seconds, more than 0 and at most 3600",
+        )
+        for value in ("0", "-1", "true", "null", '"5"', "NaN", "Infinity", "3601", "[]")
+    },
 }
 
 
@@ -358,7 +406,6 @@ def _unlogged() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_unlogged")
-@pytest.mark.filterwarnings("ignore:Invalid kernelspec directory name")
 @pytest.mark.parametrize("name", [b"caf\xe9", "snow☃".encode(), b"with space", b"%41", b"a'b"])
 async def test_a_directory_with_a_strange_name_spoils_nothing(
     specs: Specs, tmp_path: Path, name: bytes

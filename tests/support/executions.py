@@ -78,9 +78,9 @@ class Executions:
         """Every event up to the end of the stream."""
         return [event async for event in self.events(execution_id, accept, **more)]
 
-    async def until(self, execution_id: str, event_type: str) -> Json:
+    async def until(self, execution_id: str, event_type: str, accept: str = SSE) -> Json:
         """The first event of this type."""
-        async with aclosing(self.events(execution_id)) as events:  # type: ignore[type-var]
+        async with aclosing(self.events(execution_id, accept)) as events:  # type: ignore[type-var]
             async for event in events:
                 if event["type"] == event_type:
                     return event
