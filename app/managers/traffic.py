@@ -295,7 +295,7 @@ class Traffic:
             return True
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
-        if message.header.msg_type == "interrupt_request":
+        if message.header.msg_type == "interrupt_request" and channel == "control":
             self.before_interrupt()
             self.after_interrupt()
         self._requests.add(message, session)

@@ -93,6 +93,14 @@ async def test_what_the_kernel_does_not_abort_does_not_wait(kernel: ScriptedKern
     assert has(kernel, submit(kernel, "execute_request", "some subshell"))
 
 
+async def test_an_interrupt_request_that_is_itself_in_the_queue_interrupts_nothing(
+    kernel: ScriptedKernel,
+) -> None:
+    running(kernel)
+    submit(kernel, "interrupt_request")
+    assert has(kernel, kernel.send())
+
+
 async def test_an_interrupt_of_nothing_holds_nothing_up(kernel: ScriptedKernel) -> None:
     interrupt(kernel)
     assert has(kernel, kernel.send())
