@@ -320,7 +320,9 @@ async def recover(
             logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
     for execution in executions:
         _judge(execution, journal)
-    traffic.inherit(journal.head[1] if journal is not None else "", executions)
+    session = journal.head[1] if journal is not None else ""
+    starting = record.execution_state in (Lifecycle.STARTING, Lifecycle.RESTARTING)
+    traffic.inherit(session, executions, starting=starting)
     kernel.executions.hold_again()
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)

@@ -17,6 +17,7 @@ from app.managers.channels import Channels
 from app.managers.entries import Position
 from app.managers.journal import BATCH, Journal, Noted, key_of
 from app.managers.keeping import Keeper
+from app.managers.log import NOBODY
 from app.managers.traffic import Traffic
 from app.protocol import wire
 from app.protocol.messages import MalformedMessage, Message
@@ -138,7 +139,7 @@ async def put_together(
     log = traffic.log
     unheard, ring = ring is None, ring or []
     ring_keys = [key_of(message) for message in ring]
-    places, new_from = align((entry.key for entry in noted if entry.key), ring_keys)
+    places, new_from = align(filter(None, map(_key_in_ring, noted)), ring_keys)
     lost = 0
     if journal is not None and noted:
         on_disk = log.segments.end if log.segments is not None else None
@@ -149,7 +150,7 @@ async def put_together(
             log.begin_at(journal.head[0], on_disk or Position(first.seq, first.offset))
         found = iter(places)
         for count, entry in enumerate(noted):
-            place = next(found) if entry.key else None
+            place = next(found) if _key_in_ring(entry) else None
             message = entry.message
             if place is not None:
                 message = traffic.shown(ring[place])
@@ -168,6 +169,17 @@ async def put_together(
     log.journal = journal
     _go_on(traffic, ring[new_from:], ear)
     return lost
+
+
+def _key_in_ring(entry: Noted) -> bytes:
+    """What finds a message among those that the kernel has published; empty for any other.
+
+    What the kernel has published for nobody is kept whole, because of that.
+    """
+    message = entry.message
+    if message is not None and message.channel == "iopub" and entry.owner == NOBODY:
+        return key_of(message)
+    return entry.key
 
 
 def _put_back(traffic: Traffic, entry: Noted, message: Message | None) -> int:

@@ -632,12 +632,15 @@ class Traffic:
         """The server's own, in which it asks the kernel things of which clients see nothing."""
         return self._session
 
-    def inherit(self, session: str, executions: Iterable[Execution]) -> None:
+    def inherit(
+        self, session: str, executions: Iterable[Execution], *, starting: bool = False
+    ) -> None:
         """Go on for another process of the server, which had this session.
 
-        ``executions`` are those that it knew, in order. What it has numbered is put back into the
-        log next, and each message told to `replay`.
+        ``executions`` are those that it knew, in order; ``starting``: the kernel had not been ready
+        yet. What was numbered is put back into the log next, and each message told to `replay`.
         """
+        self._is_new = starting
         self._session = session or self._session
         self._inheritance.take(executions)
 

@@ -70,6 +70,8 @@ Flag                      What it does
 --stderr TEXT             Writes TEXT and a newline to the real stderr first
 --chatter TEXT            Waits for a subscriber, and publishes a ``stream`` on stderr without a
                           parent, TEXT and a newline, before it serves anything
+--serve-at FILE           Serves nothing before there is such a file in the working directory; says
+                          the chatter again and again
 --slow-start S            Binds after S
 --never-bind              Lives, but binds nothing
 --never-answer            Binds, then answers nothing at all: no welcome, no heartbeat
@@ -262,10 +264,13 @@ class FakeKernel:
 
     def run(self, wakeup: socket.socket) -> None:
         """Serves until a shutdown request; each signal puts its number, a byte, into ``wakeup``."""
+        self.publish("status", {"execution_state": "starting"}, {})
         if self.options.chatter:
             self._on_subscription(self.iopub.recv_multipart())
-            self.publish("stream", {"name": "stderr", "text": f"{self.options.chatter}\n"}, {})
-        self.publish("status", {"execution_state": "starting"}, {})
+            self._chatter()
+        while self.options.serve_at and not self.options.serve_at.exists():
+            time.sleep(0.05)
+            self._chatter()
         handlers: dict[zmq.Socket[bytes], Callable[[list[bytes]], object]] = {
             self.control: self._on_control,
             self.stdin: self._on_stdin,
@@ -376,6 +381,9 @@ class FakeKernel:
             self.iopub.send_multipart([event[1:], *frames] if event[1:] else frames)
 
     # -- what leaves
+
+    def _chatter(self) -> None:
+        self.publish("stream", {"name": "stderr", "text": f"{self.options.chatter}\n"}, {})
 
     @contextmanager
     def busy(self, request: Request) -> Iterator[None]:
@@ -709,6 +717,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exit", type=int, metavar="CODE")
     parser.add_argument("--stderr", metavar="TEXT")
     parser.add_argument("--chatter", metavar="TEXT")
+    parser.add_argument("--serve-at", type=Path, metavar="FILE")
     parser.add_argument("--slow-start", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--no-ipc", choices=("exit", "hang"))
     parser.add_argument("--children", type=int, default=0, metavar="N")

@@ -86,6 +86,43 @@ async def test_one_that_says_nothing_is_unknown_unless_it_is_busy_and_an_unused_
     await asyncio.to_thread(server.stop)
 
 
+async def test_what_one_has_said_while_it_starts_is_shown_to_nobody_by_the_next_server(
+    servers: Servers, home: Home
+) -> None:
+    chatter = "a debugger warns"
+    flags = ("--chatter", chatter, "--serve-at", "serve")
+    write_kernelspec(home.jupyter_path, "chatty", Spec(flags=flags))
+
+    async def logged(rest: RestClient) -> list[str]:
+        """The ids of what is in the log and goes to nobody."""
+        query = {"limit": 1000}
+        response = await rest.request("GET", f"/api/kernels/{kernel_id}/messages", params=query)
+        found = [m for m in response.json()["messages"] if chatter in str(m["content"])]
+        assert {message["session"] for message in found} <= {""}
+        return [message["header"]["msg_id"] for message in found]
+
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("chatty"))["id"]
+        await eventually(lambda: logged(rest))
+        before = await logged(rest)
+    servers.crash()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        assert (await logged(rest))[: len(before)] == before
+        (home.root_dir / "serve").touch()
+        query = {"after": "0"}
+        async with await JupyterChannels.connect(
+            server.ws_url, kernel_id, server.token, query=query
+        ) as channels:
+            assert (await channels.execute("print a")).text == "a\n"
+            assert chatter not in str([message.content for message in channels.log])
+        found = await logged(rest)
+        assert len(found) == len({*found})
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
 def is_stored_as_running(home: Home, execution_id: str) -> bool:
     """What was asked in the last moment before a crash only the keeper knows."""
     with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
