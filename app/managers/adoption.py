@@ -321,7 +321,8 @@ async def recover(
     for execution in executions:
         _judge(execution, journal)
     session = journal.head[1] if journal is not None else ""
-    traffic.inherit(session, executions, starting=record.execution_state == Lifecycle.STARTING)
+    starting = record.execution_state in (Lifecycle.STARTING, Lifecycle.RESTARTING)
+    traffic.inherit(session, executions, starting=starting)
     kernel.executions.hold_again()
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
