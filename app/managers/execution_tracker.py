@@ -336,7 +336,9 @@ class ExecutionTracker:
 
     def on_output(self, message: Message) -> None:
         """A message was published that changes what an execution shows (`OUTPUT_TYPES`)."""
-        msg_type, same_id = message.msg_type, self._under_way.get(message.parent.msg_id)
+        msg_type, same_id = message.header.msg_type, self._under_way.get(message.parent.msg_id)
+        if msg_type == "stream" and same_id is not None:  # by far the most
+            return
         if same_id is None:
             execution = self._by_id.get(message.parent.msg_id)
             if execution is not None and execution.ended:

@@ -44,6 +44,9 @@ MAX_STRETCHES: Final = 64
 MAX_UPDATES: Final = 256
 """Displays of one execution whose updates are noted."""
 
+TRANSIENT_BYTES: Final = 512
+"""Where the last field of a display is looked for first."""
+
 _DESCRIPTORS: Final = re.compile(
     r"\b(subprocess|system|popen|Popen|posix_spawn\w*|spawn\w+|fork|ctypes|cffi|os\.writev?)\b"
 )
@@ -119,10 +122,13 @@ _shown_decoder: Final = msgspec.json.Decoder(_Shown)
 def display_id_in(message: Message) -> str:
     """The display id of a display or an update, or nothing.
 
-    Most displays have none, and only those that have one are looked into.
+    Most displays have none, and only those that have one are looked into: large data is not read.
     """
     frame, bounds = message.frame, message.bounds
-    if frame.find(b'"display_id"', bounds[4], bounds[5]) < 0:
+    start, end = bounds[4], bounds[5]
+    # Kernels put it at the end, behind the data [ipykernel.displayhook, zmqshell].
+    transient = frame.rfind(b'"transient"', max(start, end - TRANSIENT_BYTES), end)
+    if frame.find(b'"display_id"', start if transient < 0 else transient, end) < 0:
         return ""
     try:
         return _shown_decoder.decode(message.part(3)).transient.display_id

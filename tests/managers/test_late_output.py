@@ -80,6 +80,11 @@ def test_a_display_id_is_found() -> None:
     assert display_id_in(display({"text/plain": "x"})) == ""
     assert display_id_in(display({"text/plain": '"display_id"'})) == ""
     assert display_id_in(stream('"display_id"')) == ""
+    large = {"image/png": "A" * 100_000, "text/plain": '"transient" "display_id"'}
+    assert display_id_in(display(large, "the id")) == "the id"
+    assert display_id_in(display(large)) == ""
+    first = b'{"transient": {"display_id": "x"}, "data": {"text/plain": "%s"}}' % (b"y" * 1000)
+    assert display_id_in(said_raw("display_data", first)) == "x"
     for odd in (b'{"transient": {"display_id": 7}}', b'{"display_id"', b'["display_id"]'):
         assert display_id_in(said_raw("display_data", odd)) == ""
 
