@@ -212,10 +212,10 @@ class MessageLog:
 
     def charge(self, entries: Iterable[Entry]) -> None:
         """Count what kept messages have grown by: their frames in the legacy framing."""
-        first = self.first_in_memory
         for entry in entries:
             message = entry.message
-            if message.legacy is not None and entry.seq >= first:
+            # The growth of one may let the next go.
+            if message.legacy is not None and entry.seq >= self.first_in_memory:
                 size = len(message.frame) + ENTRY_OVERHEAD + len(message.legacy)
                 growth, entry.charged = size - entry.charged, size
                 self._grow(growth)

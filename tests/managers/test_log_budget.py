@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.managers.entries import Position
@@ -38,6 +38,7 @@ def message(size: int) -> Message:
 
 @settings(max_examples=60)
 @given(steps=STEPS, on_disk=st.booleans())
+@example([("append", 1, 40000), ("hole", 1, 40000), ("charge", 1, 40000)], on_disk=False)
 def test_the_sums_are_right_after_every_step(
     steps: list[tuple[str, int, int]], on_disk: bool
 ) -> None:
