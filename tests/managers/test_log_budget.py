@@ -38,7 +38,10 @@ def message(size: int) -> Message:
 
 @settings(max_examples=60)
 @given(steps=STEPS, on_disk=st.booleans())
-@example([("append", 1, 40000), ("hole", 1, 40000), ("charge", 1, 40000)], on_disk=False)
+@example(
+    steps=[("append", 0, 40000), ("append", 1, 40000), ("hole", 1, 0), ("charge", 1, 0)],
+    on_disk=False,
+)
 def test_the_sums_are_right_after_every_step(
     steps: list[tuple[str, int, int]], on_disk: bool
 ) -> None:
