@@ -36,6 +36,8 @@ class AwaitedResponse(Response):
                 response = await making
                 await response(scope, receive, send)
             elif self._on_gone is not None:
+                making.cancel()  # this client waits no more
+                await asyncio.wait({making})
                 await self._on_gone()
         finally:
             for task in (making, leaving):

@@ -431,13 +431,13 @@ async def settle_inherited(kernel: Kernel) -> None:
     traffic.settle_inherited(all_of_them=False)
     quiet = 0
     while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
-        began = traffic.tracker.begun
+        began = traffic.begun
         # Without a bound: it may have something to do for hours.
         answer = await traffic.ask("kernel_info_request", {}, 3600.0)
         await asyncio.sleep(0.2)
         if answer is None:
             continue
-        if traffic.tracker.begun != began:
+        if traffic.begun != began:
             quiet = 0
             continue
         quiet += 1

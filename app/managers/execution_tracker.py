@@ -43,6 +43,9 @@ LATE_SECONDS: Final = 0.5
 """A timer that is so late has waited for something large to be read: there may be more."""
 
 
+MAX_SHOWING: Final = 32
+"""Executions, the latest, whose displays of one id are known; an update touches each of them."""
+
 STRAGGLER_SECONDS: Final = 1.0
 """Output that comes so soon behind the end of an execution shows that its kernel straggles."""
 
@@ -159,9 +162,16 @@ class ExecutionTracker:
 
     @property
     def at_main_shell(self) -> Execution | None:
-        """The one that the main shell is at work on, or comes to next: kernels work in order."""
-        waiting = (one for one in self.under_way if one.on_main_shell and not one.idle)
-        return next((one for one in waiting if one.reply_status is None), None)
+        """The one that the main shell is at work on, or comes to next: kernels work in order.
+
+        Of several that it has begun with it has forgotten all but the last.
+        """
+        waiting = [
+            one
+            for one in self.under_way
+            if one.on_main_shell and not one.idle and one.reply_status is None
+        ]
+        return next((one for one in reversed(waiting) if one.running), next(iter(waiting), None))
 
     # Of whom there is to know
 
@@ -180,7 +190,7 @@ class ExecutionTracker:
         """Know one that another process of the server knew; oldest first."""
         self._by_id[execution.id] = execution
         for display_id in execution.display_ids:
-            self._showing.setdefault(display_id, []).append(execution)
+            self._show(execution, display_id)
         if execution.by_client:
             self._kept_bytes += sum(map(len, execution.held))
         if execution.ended:
@@ -366,8 +376,14 @@ class ExecutionTracker:
         known = execution.display_ids
         if display_id and display_id not in known and len(known) < MAX_UPDATES:
             known.append(display_id)
-            self._showing.setdefault(display_id, []).append(execution)
+            self._show(execution, display_id)
             self.changed(execution)
+
+    def _show(self, execution: Execution, display_id: str) -> None:
+        showing = self._showing.setdefault(display_id, [])
+        showing.append(execution)
+        if len(showing) > MAX_SHOWING:
+            del showing[0]
 
     def _on_update(self, message: Message) -> None:
         """What was shown before may be shown in another way from now on."""

@@ -257,7 +257,7 @@ class Executions:
         has in its own queue is interrupted when it begins. Of one that has ended nothing changes.
         Raises what kept it from being interrupted, if nothing else is going to stop it.
         """
-        if execution.ended or execution.complete:
+        if execution.ended or execution.idle:
             return
         execution.cancel_asked = True
         if not execution.sent:
@@ -287,8 +287,9 @@ class Executions:
                 del self._attending[execution]
 
     def is_deserted(self, execution: Execution) -> bool:
-        """Whether it runs for nobody, as one of those who attend it has gone."""
-        return not (execution.ended or self.closing or self._attending[execution] > 1)
+        """Whether it runs for nobody, and is not to be stopped already."""
+        stops = execution.ended or execution.cancel_asked or self.closing
+        return not (stops or self._attending[execution])
 
     async def _stop(self, execution: Execution, why: str, grace: float | None) -> None:
         await self._interrupt(execution, why, grace)
@@ -302,7 +303,7 @@ class Executions:
         It is not waited for longer than ``grace``, after which the kernel is killed: who does not
         answer must not delay that. A kernel that is not running ends the execution without us.
         """
-        if execution.ended or execution.complete:
+        if execution.ended or execution.idle:  # it would hit what the kernel runs by now
             return None
         self._step(execution, "interrupt", f"{why}; it was interrupted")
         interrupt = self._spawn(self._interrupt_kernel(execution))
@@ -331,7 +332,7 @@ class Executions:
                 return
             grace = None if grace is None else grace - pause
             await self._interrupt(execution, why, grace)
-        if grace is None or await self.ended(execution, grace) or self.closing:
+        if grace is None or await self.ended(execution, grace) or self.closing or execution.idle:
             return
         why = f"{why}; it did not heed the interrupt, so its kernel was killed"
         self._step(execution, "kill", why)
@@ -340,7 +341,7 @@ class Executions:
     async def _kill(self, execution: Execution) -> None:
         """Have the kernel killed; again and again, as long as that fails."""
         pause = KILL_AGAIN_SECONDS
-        while not execution.ended and not self.closing:
+        while not (execution.ended or execution.idle or self.closing):
             try:
                 if not await self._control.kill():
                     logger.warning(
@@ -367,7 +368,7 @@ class Executions:
         return task
 
     def _on_timeout(self, execution: Execution) -> None:
-        if execution.complete:  # only its output is waited for
+        if execution.idle:  # only its reply is waited for, or its output
             return
         why = f"It ran longer than its timeout of {execution.timeout:g} s"
         self._step(execution, "timeout", why)
@@ -425,7 +426,7 @@ class Executions:
                 continue
             message = held_request(execution)
             if execution.by_client:
-                self._traffic.submit(message, execution.session)
+                self._submit(execution, message)
             else:  # the server sends one at a time
                 self._held.add_first(execution, message)
         self.on_free()
@@ -461,8 +462,12 @@ class Executions:
             never = self._held.take(self._is_for_another_process)
             self._abort(never, "The kernel was restarted, and has not the generation asked for")
         else:
-            execution, message = self._held.pop()
-            self._traffic.submit(message, execution.session)
+            self._submit(*self._held.pop())
+
+    def _submit(self, execution: Execution, message: ClientMessage) -> None:
+        if not self._traffic.submit(message, execution.session) and not execution.ended:
+            # The options of this process allow less than those of the one before.
+            self._abort([execution], "execute_request is not in allowed_message_types")
 
     def _is_for_another_process(self, execution: Execution | None) -> bool:
         asked = execution.if_generation if execution is not None else None

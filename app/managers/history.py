@@ -123,12 +123,13 @@ async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Ba
 
     With what changes its displays in the name of others.
     """
+    now = log.next_seq
     for stretch in execution.late.stretches() if execution.late is not None else ():
-        reader = WholeReader(log, stretch.start)
-        while reader.behind and (cursor := reader.position.cursor) < stretch.end:
+        reader, end = WholeReader(log, stretch.start), min(stretch.end, now)
+        while reader.behind and (cursor := reader.position.cursor) < end:
             gap, entries = await reader.fetch()
             if gap is not None:
-                gap = Gap(min(gap.messages, stretch.end - cursor), gap.bytes)
-            found = [entry for entry in entries if entry.seq < stretch.end]
+                gap = Gap(min(gap.messages, end - cursor), gap.bytes)
+            found = [entry for entry in entries if entry.seq < end]
             yield Batch(gap, [one for one in found if _is_of(execution, one, updates=True)])
             await asyncio.sleep(0)  # as above

@@ -115,9 +115,11 @@ class Inheritance:
     def _was_lost(self, execution: Execution) -> bool:
         """Whether its request never reached the kernel, and can be sent as if it had just come.
 
-        Not if something that its session asked for later has been sent already.
+        Not if it was cancelled, or something that its session asked for later has been sent. What a
+        subshell has before it nothing tells.
         """
-        if execution not in self._unsure or not self.has_heard_all:
+        sure = execution in self._unsure and self.has_heard_all and execution.on_main_shell
+        if not sure or execution.cancel_asked:
             return False
         known = list(self._tracker)
         return not any(

@@ -20,6 +20,12 @@ LEAST_ERROR: Final = 400
 NAME_BYTES: Final = 100
 """Of an error's name: it is the name of a class."""
 
+NOTES_BYTES: Final = 60
+"""Of what tells that some data are references, but for their names and sizes."""
+
+DIGITS: Final = 20
+"""Of the size of a reference, with what stands around it."""
+
 MARK: Final = "…"
 """Stands where text is left out."""
 
@@ -65,11 +71,16 @@ def shortened_data(fields: Fields, room: int, url: Callable[[str], str]) -> Fiel
         told = {"kernelkeep": {name: value for name, value in found.items() if value}}
         return {**fields, "data": data, "metadata": {**fields["metadata"], **told}}
 
-    for mime in sorted(data, key=lambda mime: size_of(data[mime]), reverse=True):
-        if size_of(made()) <= room:
+    sizes = {mime: size_of(value) for mime, value in data.items()}
+    whole = size_of(made()) + NOTES_BYTES
+    for mime in sorted(data, key=sizes.__getitem__, reverse=True):
+        if whole <= room:
             return made()
         if mime != "text/plain" and mime not in references:
             refer(data, references, mime, url(mime))
+            # To encode all of it once for each of its media types would take too long.
+            whole += size_of(data[mime]) - sizes[mime]
+            whole += size_of(mime) + DIGITS if mime in references else 0
     plain = text_of(data.get("text/plain"))
     if plain and "text/plain" not in references and size_of(made()) > room:
         texts.setdefault("text/plain", len(plain.encode()))

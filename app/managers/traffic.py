@@ -137,6 +137,8 @@ class Traffic:
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         # The process is new until it is ready and has published something that it was asked for.
         self._is_new = self._has_begun = False
+        self.begun = 0
+        """How often the kernel has begun with something that others than this server asked for."""
         self.answered = False
         self.heard_iopub = False
         self._reachable = asyncio.Event()
@@ -885,6 +887,7 @@ class Traffic:
         was_at_work = self._state.at_work
         request = self._requests.find(parent)
         ours = parent.session == self._session  # our probes are nobody's work, tracked or not
+        self.begun += reported == "busy" and not ours
         if request is None and self._inheritance.is_open and reported == "busy" and not ours:
             self._inheritance.meet(message)
             request = self._requests.find(parent)

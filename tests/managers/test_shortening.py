@@ -91,3 +91,10 @@ def test_data_is_within_its_bound_or_gives_all_it_can(data: dict[str, Any], room
     short = shortened_data(shown(data), room, url)
     assert size_of(short) <= max(room, 450)
     assert list(short["data"]) == list(data)
+
+
+@pytest.mark.timeout(60)
+def test_very_many_media_types_take_no_more_than_their_share() -> None:
+    data = {f"a/{number}": "v" * 20 for number in range(30_000)}
+    short = shortened_data(shown(data), 300, url)
+    assert list(short["data"]) == list(data)
