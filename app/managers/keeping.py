@@ -574,8 +574,10 @@ class Keeper:
     async def _recover(self) -> None:
         while True:
             try:
-                await self._linked()
-                return
+                link = await self._linked()
+                if link.is_open:
+                    return
+                await asyncio.sleep(PAUSE_SECONDS)  # it has ended before anybody could use it
             except KeeperUnavailable as error:
                 logger.error("kernels have no keeper: %s", error.message)
                 await asyncio.sleep(RETRY_SECONDS)

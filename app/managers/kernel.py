@@ -245,7 +245,8 @@ class Kernel:
         self._place = place or self._place
         self._env = {**self._env, **env}
         # Whoever holds the lock is about to write down what the kernel is then.
-        if not self._lock.locked() and self.traffic.channels is not None:
+        is_known = self.traffic.channels is not None or self.state.lifecycle is Lifecycle.DEAD
+        if not self._lock.locked() and is_known:
             async with self._lock:
                 if not self._removed:
                     await self._register()
@@ -974,6 +975,8 @@ class Kernel:
         try:
             if self._manager is None:
                 self._manager = await self._new_manager()
+            # Before there is a process that could be asked to end: this may be cancelled.
+            self._cwd = await self._directory_now()
             process = self._process = KernelProcess(self._manager, self._output, self._on_reach)
             self._stranded = ""  # that was the process before
             await self._launch_process(process, cause)
@@ -988,7 +991,6 @@ class Kernel:
 
     async def _launch_process(self, process: KernelProcess, cause: LaunchCause) -> None:
         settings = self._house.settings
-        self._cwd = await self._directory_now()
         self._info = await process.launch(
             self._cwd,
             self._env,
@@ -1044,7 +1046,10 @@ class Kernel:
 
     async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
         """Ask the kernel to shut down; whether it does within the time that it has for that."""
+        if self.traffic.channels is None:  # it cannot be asked
+            return False
         loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
+        children = await process.children() if self._may_wait_in_vain else set()
         deadline = loop.time() + seconds
         asked = {"restart": restart}
         answer = loop.create_task(self.traffic.ask("shutdown_request", asked, seconds, "control"))
@@ -1054,8 +1059,9 @@ class Kernel:
                 if await process.wait(min(left, LOOK_SECONDS)):
                     return True
                 has_agreed = answer.done() and answer.result() is not None
-                if has_agreed and self._may_wait_in_vain:
-                    in_vain = in_vain + 1 if await process.has_dead_children_only() else 0
+                # What was started since then its exit hooks have started: they run.
+                if has_agreed and children:
+                    in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
                 if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
                     logger.info("kernel %s waits for children that have ended", self.id)
                     return False

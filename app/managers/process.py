@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -289,16 +289,24 @@ class KernelProcess:
                 await asyncio.shield(self.exited)
         return self.exited.done()
 
-    async def has_dead_children_only(self) -> bool:
-        """Whether its process group has others in it, and all of those have ended unreaped.
+    async def children(self) -> set[int]:
+        """The others of its process group, those that have ended unreaped among them.
 
-        False where that cannot be seen.
+        Empty where that cannot be seen.
         """
+        return {*(await self._children())}
+
+    async def has_dead_only(self, children: Collection[int]) -> bool:
+        """Whether its process group has some of these in it, and nobody that has not ended."""
+        states = await self._children()
+        return not states.keys().isdisjoint(children) and {*states.values()} <= {"Z", "X"}
+
+    async def _children(self) -> dict[int, str]:
         if self.pid is None:
-            return False
+            return {}
         states = await asyncio.to_thread(states_of_group, self.pid)
         states.pop(self.pid, None)
-        return bool(states) and set(states.values()) <= {"Z", "X"}
+        return states
 
     async def terminate(self, seconds: float) -> bool:
         """SIGTERM to the process group, then up to so many seconds; whether it ended.

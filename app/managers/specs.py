@@ -46,6 +46,10 @@ class _SpecManager(KernelSpecManager):
     Its own lists any folder, complaining each time, and finds by fewer names.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._unreadable: set[str] = set()  # directories of which that was said
+
     def find_kernel_specs(self) -> dict[str, str]:
         allowed = self.allowed_kernelspecs
         found = self._every_directory()
@@ -62,7 +66,7 @@ class _SpecManager(KernelSpecManager):
         """The directory of each kernelspec, by its name in lower case; the first of a name."""
         found: dict[str, str] = {}
         for place in filter(os.path.isdir, self.kernel_dirs):
-            for entry in sorted(os.listdir(place)):
+            for entry in self._listed(place):
                 name, path = entry.lower(), os.path.join(place, entry)
                 if name not in found and is_name(name) and os.path.isfile(f"{path}/{FILE}"):
                     found[name] = path
@@ -71,6 +75,18 @@ class _SpecManager(KernelSpecManager):
             if native is not None:
                 found[NATIVE_KERNEL_NAME] = native
         return found
+
+    def _listed(self, place: str) -> list[str]:
+        """What is in a directory, in order; one that cannot be read hides none of the others."""
+        try:
+            entries = sorted(os.listdir(place))
+        except OSError as error:
+            if place not in self._unreadable:
+                logger.warning("kernelspecs in %s are not found: %s", place, error.strerror)
+            self._unreadable.add(place)
+            return []
+        self._unreadable.discard(place)
+        return entries
 
 
 def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSpecManager:

@@ -144,6 +144,29 @@ async def test_the_first_directory_wins(tmp_path: Path) -> None:
     assert (await specs.find("same")).display_name == "first"
 
 
+async def test_a_directory_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in ("locked", "open"):
+        write_kernelspec(tmp_path / place, place, Spec())
+    specs = specs_in(tmp_path / "locked", tmp_path / "open")
+    locked, listdir = str(tmp_path / "locked" / "kernels"), os.listdir
+
+    def refuse(place: str) -> list[str]:
+        if place == locked:
+            raise PermissionError(13, "Permission denied")
+        return listdir(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert await specs.names() == ["open"]
+        assert (await specs.find("open")).argv
+        with pytest.raises(KernelSpecNotFound):
+            await specs.find("locked")
+    assert len([line for line in caplog.messages if locked in line]) == 1
+    assert await specs.names() == ["locked", "open"]
+
+
 NAMES = [
     "Python [py3k]",
     "conda-env-my env-py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -232,3 +233,25 @@ async def test_a_state_directory_that_cannot_be_written_ends_no_kernel(state_dir
         os.remove(state_dir / "output")
         os.rename(state_dir / "gone", state_dir / "output")
         await is_up(await manager.start_kernel())
+
+
+@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
+async def test_a_relaunch_that_waits_for_its_directory_can_be_cut_short(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, on_shutdown: OnShutdown
+) -> None:
+    waits = asyncio.Event()
+
+    async def directory(_: Kernel) -> Path:
+        waits.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async with kernels(state_dir, on_shutdown) as manager:
+        kernel = await manager.start_kernel("fake")
+        await is_up(kernel)
+        with monkeypatch.context() as patch:
+            patch.setattr(Kernel, "_directory_now", directory)
+            os.kill(pid_of(kernel), signal.SIGKILL)
+            await asyncio.wait_for(waits.wait(), 30)
+            await asyncio.wait_for(manager.shutdown_kernel(kernel.id), 60)
+        assert [*manager] == []
