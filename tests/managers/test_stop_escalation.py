@@ -123,7 +123,7 @@ async def test_the_exit_hooks_of_a_kernel_have_all_of_the_time(
 
 
 @pytest.mark.parametrize(
-    ("ignored", "seconds", "said"), [("SIGINT", 25, WAITS), ("SIGTERM", 4, HAS_AGREED)]
+    ("ignored", "seconds", "said"), [("SIGINT", 25, WAITS), ("SIGTERM", 8, HAS_AGREED)]
 )
 async def test_a_kernel_whose_children_live_or_lie_unreaped_has_not_ignored_its_shutdown(
     server: ServerProcess, start: KernelStarter, ignored: str, seconds: int, said: str
