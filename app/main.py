@@ -52,7 +52,7 @@ from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
 from app.settings import Settings
 from app.signals import at_stop_signals
-from app.tokens import make_token
+from app.tokens import TOKEN_VARIABLE, make_token, wipe_variable
 from app.ws.channels import channels_endpoint
 from app.ws.events import subscribe
 
@@ -91,6 +91,7 @@ def create_app(
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     token = settings.token.get_secret_value()
+    wipe_variable(TOKEN_VARIABLE)  # code in kernels can read what is shown of this process
     generated = not token and settings.auth == "token"
     if generated:
         token = make_token(settings)

@@ -1,4 +1,4 @@
-"""The token of a server that was given none."""
+"""The token of a server that was given none, and where one that was given must not stay."""
 
 from __future__ import annotations
 
@@ -11,11 +11,37 @@ from typing import Final
 
 from app.settings import Settings
 
-__all__ = ["make_token"]
+__all__ = ["TOKEN_VARIABLE", "make_token", "wipe_variable"]
+
+TOKEN_VARIABLE: Final = "KERNELKEEP_TOKEN"
 
 FILE: Final = "token"
 
 BYTES: Final = 24
+
+
+def wipe_variable(name: str) -> None:
+    """Have a variable no longer where other processes see it: in ``/proc/PID/environ`` [proc(5)].
+
+    That shows the memory in which the variables were handed to this process. This process, and
+    those that it starts, go on having the variable. Does nothing where there is no ``/proc``.
+    """
+    value = os.environ.get(name)
+    if not value:
+        return
+    os.environ[name] = value  # it is in new memory from now on
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # The fields behind the command, which is in parentheses, begin with the third.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[50 - 3]), int(fields[51 - 3])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            block = memory.read(end - start)
+            entry = os.fsencode(f"{name}=")
+            place = 0 if block.startswith(entry) else block.find(b"\0" + entry) + 1
+            if place or block.startswith(entry):
+                memory.seek(start + place + len(entry))
+                memory.write(b"*" * len(os.fsencode(value)))
 
 
 def make_token(settings: Settings) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from app.settings import Settings
 from app.tokens import make_token
@@ -25,3 +30,27 @@ def test_it_is_kept_where_kernels_are(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.write_text("short")
     assert len(make_token(keeping)) == 48
+
+
+WIPING = """
+import os, subprocess, sys
+from pathlib import Path
+from app.tokens import wipe_variable
+wipe_variable("SECRET")
+print(os.environ["SECRET"], "sesame" in Path("/proc/self/environ").read_text())
+print(subprocess.check_output(["/bin/sh", "-c", "echo $SECRET $NOT_SECRET"], text=True))
+"""
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_variable_is_wiped_where_others_can_see_it_and_nowhere_else(first: bool) -> None:
+    variables = {"SECRET": "sesame", "NOT_SECRET": "other", "PATH": os.environ["PATH"]}
+    names = sorted(variables, key=lambda name: (name == "SECRET") is not first)
+    ran = subprocess.run(
+        [sys.executable, "-c", WIPING],
+        env={name: variables[name] for name in names},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == ["sesame", "False", "sesame", "other"]

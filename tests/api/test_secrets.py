@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -112,6 +114,16 @@ async def test_a_kernel_does_not_know_the_token(
     assert not [name for name in environment if name.startswith("KERNELKEEP_")]
     assert server.token not in told
     assert "overridden" not in told
+
+
+async def test_what_proc_shows_of_the_server_has_not_the_token(make_server: MakeServer) -> None:
+    """Where it was given by a variable."""
+    server = make_server(kind=UvicornServer)
+    shown = await asyncio.to_thread(Path(f"/proc/{server.pid}/environ").read_bytes)
+    assert b"KERNELKEEP_TOKEN=***" in shown
+    assert server.token.encode() not in shown
+    async with RestClient(server.url, server.token) as rest:
+        assert await rest.kernels() == []
 
 
 async def test_no_file_of_the_server_holds_the_token(make_server: MakeServer) -> None:
