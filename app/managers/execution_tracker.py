@@ -46,6 +46,9 @@ LATE_SECONDS: Final = 0.5
 MAX_SHOWING: Final = 32
 """Executions, the latest, whose displays of one id are known; an update touches each of them."""
 
+STRAGGLING: Final = 16
+"""For how many executions a kernel is waited for whose output has come late once."""
+
 STRAGGLER_SECONDS: Final = 1.0
 """Output that comes so soon behind the end of an execution shows that its kernel straggles."""
 
@@ -129,8 +132,8 @@ class ExecutionTracker:
         self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
         # All is known of this one but output that straggles: it is to be finished soon.
         self._on_complete = on_complete
-        self.straggles = False
-        """Whether output of this kernel was seen to come behind the end of what it belongs to."""
+        self.straggling = 0
+        """For so many executions more, output may be expected behind their end: some has come so."""
         self._may_straggle = False  # by what was executed
         self._showing: dict[str, list[Execution]] = {}  # by display id
         self._log = log
@@ -369,7 +372,8 @@ class ExecutionTracker:
             return  # said again, to another process of the server
         execution.late = execution.late or LateOutput()
         execution.late.add(place)
-        self.straggles |= time.time() - (execution.ended_at or 0.0) < STRAGGLER_SECONDS
+        if time.time() - (execution.ended_at or 0.0) < STRAGGLER_SECONDS:
+            self.straggling = STRAGGLING
         self.changed(execution)
 
     def _on_display(self, execution: Execution, display_id: str) -> None:
@@ -469,7 +473,7 @@ class ExecutionTracker:
             self.give_up(execution, reason, never_ran=not blamed)
         self.prompts.clear()
         self._incomplete.clear()
-        self.straggles = self._may_straggle = False
+        self.straggling, self._may_straggle = 0, False
         if self._plan is not None:
             self._plan.cancel()
             self._plan = None
@@ -479,11 +483,12 @@ class ExecutionTracker:
     def _complete(self, execution: Execution) -> None:
         """Its reply and its idle status are there; some of its output may be on its way."""
         self._may_straggle |= execution.may_straggle  # so may what it has defined
-        asks = (self.straggles or self._may_straggle) and not execution.by_client
+        asks = (self.straggling > 0 or self._may_straggle) and not execution.by_client
         if asks and self._on_complete is not None:
             self._on_complete(execution)
         else:
             self._finish(execution)
+        self.straggling = max(self.straggling - 1, 0)
 
     def _finish(self, execution: Execution) -> None:
         execution.finish(self._log.end)

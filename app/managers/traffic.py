@@ -664,7 +664,7 @@ class Traffic:
             self.tracker.on_reply(reply)
 
     def _wait_for_stragglers(self, execution: Execution) -> None:
-        quiet = execution.may_straggle or self.tracker.straggles
+        quiet = execution.may_straggle or self.tracker.straggling > 0
         self._stragglers.wait_for(execution, quiet=quiet)
 
     def _ask_on_control(self) -> str:

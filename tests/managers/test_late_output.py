@@ -211,7 +211,7 @@ async def test_a_kernel_that_has_straggled_gets_time_to_do_so_from_then_on(
 @pytest.mark.parametrize("code", ["1", "import subprocess"])
 async def test_a_kernel_that_does_not_answer_holds_nobody_up(code: str) -> None:
     kernel = ScriptedKernel()
-    kernel.traffic.tracker.straggles = True
+    kernel.traffic.tracker.straggling = 1
     execution = kernel.run(code)
     kernel.finishes(execution)
     await eventually(lambda: execution.ended)
