@@ -133,7 +133,7 @@ class ExecutionTracker:
         # All is known of this one but output that straggles: it is to be finished soon.
         self._on_complete = on_complete
         self.straggling = 0
-        """For so many executions more, output may be expected behind their end: some has come so."""
+        """For so many executions more, output may be expected behind their end."""
         self._may_straggle = False  # by what was executed
         self._showing: dict[str, list[Execution]] = {}  # by display id
         self._log = log

@@ -267,6 +267,7 @@ class Executions:
             await self._stored()
         elif execution.running:
             self._step(execution, "cancel", why)
+            execution.kill_after = kill_after
             failed = await self._interrupt(execution, why, kill_after)
             self._spawn(self._follow_up(execution, why, kill_after))
             if failed is not None and kill_after is None:
@@ -404,6 +405,9 @@ class Executions:
     def resume(self) -> None:
         """Go on with those that another process of the server had begun with."""
         for execution in self._tracker:
+            if execution.running and execution.kill_after is not None:
+                why = "It was cancelled"
+                self._spawn(self._follow_up(execution, why, execution.kill_after))
             if execution.running and execution.timeout is not None:
                 self._time(execution, execution.timeout)
 

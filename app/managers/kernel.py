@@ -485,6 +485,7 @@ class Kernel:
         )
         try:
             await self._note_process(record)
+            record.cwd, record.env = str(self._place), dict(self._env)  # it may have moved by now
             if record.generation == self.state.generation:  # else another process is noted already
                 await self._house.registry.save(record)
         except Exception:  # of a provisioner of somebody else's making, or of the disk

@@ -425,3 +425,25 @@ async def test_a_registry_of_no_use_is_kept_aside_and_its_kernels_run_on(
     assert "runs, unknown to this server" in server.output()
     assert is_alive(pid)
     assert start_time(pid)
+
+
+async def test_a_cancel_that_is_to_kill_in_the_end_does_so_under_the_next_server(
+    servers: Servers, home: Home
+) -> None:
+    write_kernelspec(home.jupyter_path, "deaf", Spec(flags=("--ignore-sigint",)))
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("deaf"))["id"]
+        runs = Executions(rest, kernel_id)
+        execution = await runs.begin("sleep 600")
+        await runs.until(execution, "started")
+        await runs.cancel(execution, kill_after=5)
+    server.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(server.wait)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        ended = await Executions(rest, kernel_id).ended(execution)
+        assert ended["state"] == "cancelled"
+        assert [step["step"] for step in ended["steps"]][-1] == "kill"
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
