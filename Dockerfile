@@ -16,7 +16,7 @@ COPY requirements/server.txt requirements/
 RUN python3 -m venv /opt/kernelkeep \
  && /opt/kernelkeep/bin/pip install -q --require-hashes -r requirements/server.txt
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app app
 # What only builds and installs goes again: the server never installs anything.
 RUN /opt/kernelkeep/bin/pip install -q --no-deps --no-build-isolation . \

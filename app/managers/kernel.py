@@ -326,7 +326,9 @@ class Kernel:
             await self._give_up("The server could not take the kernel over; see its log")
             return
         self._launched = asyncio.get_running_loop().time()
-        has_come_up = record.execution_state in ("busy", "idle")
+        # What the registry knows is up to a quarter of a second old: it may have come up since.
+        ran = any(execution.started_at is not None for execution in self.traffic.tracker)
+        has_come_up = ran or record.execution_state in ("busy", "idle")
         if has_come_up:
             self._house.transports.remember(self.spec, self._transport)
         if is_adoptable(self):

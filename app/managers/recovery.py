@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import Final, Protocol
 
 from app.managers.channels import Channels
@@ -209,21 +210,13 @@ def _go_on(traffic: Traffic, said: list[Message], ear: Ear) -> None:
 def in_order(said: Sequence[Message], heard: Sequence[Message]) -> list[Message]:
     """What the keeper and this server have heard of a kernel, once each, as it was published.
 
-    Mostly the keeper has listened longer. One that was started anew may have begun after us; then
-    we have whatever it has.
+    The server has everything from the first that it has heard; what the keeper has behind that is
+    about to come here, too. What the keeper alone has is older. A keeper that was started anew may
+    have begun later, or have nothing of a while.
     """
-    published = [key_of(message) for message in heard if message.channel == "iopub"]
-    had = Counter(key_of(message) for message in said)
-    if said and key_of(said[0]) in published and not had[published[0]]:
-        return [*heard]
-    messages = [*said]
-    for message in heard:
-        key = key_of(message)
-        if message.channel == "iopub" and had[key]:
-            had[key] -= 1
-        else:
-            messages.append(message)
-    return messages
+    published = {key_of(message) for message in heard if message.channel == "iopub"}
+    older = list(takewhile(lambda message: key_of(message) not in published, said))
+    return [*older, *heard]
 
 
 def connect(

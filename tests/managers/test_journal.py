@@ -131,7 +131,9 @@ def test_the_ring_tells_what_has_numbers_and_what_is_new(
         ("abc", "bcd", "abcd"),  # as nearly always
         ("ab", "cd", "abcd"),
         ("bc", "abcd", "abcd"),  # a keeper that was started anew has begun after us
-        ("abc", "RbScd", "abcRSd"),  # replies come as they come
+        ("ad", "bcd", "abcd"),  # and its socket was another for a while
+        ("abcd", "bc", "abc"),  # the last is about to come
+        ("abc", "RbScd", "aRbScd"),  # replies come as they come
         ("bc", "RabScd", "RabScd"),
     ],
 )

@@ -220,6 +220,7 @@ async def test_without_the_state_directory_kernels_run_on_and_none_is_ended_for_
     server = make_server()
     async with kernels_of(server) as start:
         kernel = await start("fake")
+        await kernel.channels.execute("print all sockets are connected")
         shutil.rmtree(server.home.state_dir)
         assert (await kernel.channels.execute("print still here")).text == "still here\n"
         await refused(kernel, "connection file")

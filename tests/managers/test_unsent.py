@@ -150,7 +150,7 @@ async def test_cells_of_a_restart_that_is_cut_short_run_once_in_the_next_process
     servers.arguments = KEEP
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        assert not is_alive(pid)
+        await eventually(lambda: not is_alive(pid))
         again = await JupyterChannels.connect(
             server.ws_url, kernel_id, server.token, session_id=channels.session
         )
