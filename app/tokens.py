@@ -38,10 +38,12 @@ def wipe_variable(name: str) -> None:
             memory.seek(start)
             block = memory.read(end - start)
             entry = os.fsencode(f"{name}=")
-            place = 0 if block.startswith(entry) else block.find(b"\0" + entry) + 1
-            if place or block.startswith(entry):
-                memory.seek(start + place + len(entry))
-                memory.write(b"*" * len(os.fsencode(value)))
+            place = (b"\0" + block).index(b"\0" + entry) + len(entry)
+            # To the end of what is there: the variable may have got a longer value meanwhile, and
+            # behind it are others.
+            length = block.index(b"\0", place) - place
+            memory.seek(start + place)
+            memory.write(b"*" * length)
 
 
 def make_token(settings: Settings) -> str:

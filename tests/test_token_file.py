@@ -36,15 +36,20 @@ WIPING = """
 import os, subprocess, sys
 from pathlib import Path
 from app.tokens import wipe_variable
+os.environ["SECRET"] = os.environ["SECRET"] + os.environ.get("MORE", "")
 wipe_variable("SECRET")
 print(os.environ["SECRET"], "sesame" in Path("/proc/self/environ").read_text())
 print(subprocess.check_output(["/bin/sh", "-c", "echo $SECRET $NOT_SECRET"], text=True))
 """
 
 
+@pytest.mark.parametrize("more", ["", "x" * 200])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_variable_is_wiped_where_others_can_see_it_and_nowhere_else(first: bool) -> None:
-    variables = {"SECRET": "sesame", "NOT_SECRET": "other", "PATH": os.environ["PATH"]}
+def test_a_variable_is_wiped_where_others_can_see_it_and_nowhere_else(
+    first: bool, more: str
+) -> None:
+    variables = {"SECRET": "sesame", "NOT_SECRET": "other", "MORE": more}
+    variables["PATH"] = os.environ["PATH"]
     names = sorted(variables, key=lambda name: (name == "SECRET") is not first)
     ran = subprocess.run(
         [sys.executable, "-c", WIPING],
@@ -53,4 +58,4 @@ def test_a_variable_is_wiped_where_others_can_see_it_and_nowhere_else(first: boo
         text=True,
         check=True,
     )
-    assert ran.stdout.split() == ["sesame", "False", "sesame", "other"]
+    assert ran.stdout.split() == [f"sesame{more}", "False", f"sesame{more}", "other"]
