@@ -341,19 +341,12 @@ class Settings(BaseSettings):
         86400.0, gt=0, description="Seconds for which the place of a session that left is kept."
     )
     log_bytes: int = Field(
-        16 * 2**20, ge=2**16, description="Bytes of messages kept in memory per kernel."
+        256 * 2**20, ge=2**16, description="Bytes of messages kept on disk per kernel."
     )
     log_total_bytes: int = Field(
-        256 * 2**20, ge=2**16, description="Bytes of messages kept in memory of all kernels."
+        4 * 2**30, ge=2**16, description="Bytes of messages kept on disk of all kernels."
     )
-    log_disk_bytes: int = Field(
-        256 * 2**20,
-        ge=0,
-        description="Bytes of messages kept on disk per kernel, older than those in memory; or 0.",
-    )
-    log_disk_age: float = Field(
-        86400.0, gt=0, description="Seconds after which messages on disk are dropped."
-    )
+    log_age: float = Field(86400.0, gt=0, description="Seconds after which messages are dropped.")
     output_log_bytes: int = Field(
         2**20, ge=2**12, description="Bytes kept on disk of what a kernel's process itself writes."
     )

@@ -23,11 +23,11 @@ from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.execution import Execution
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
-from app.managers.journal import Journal, Noted, UnusableJournal
+from app.managers.journal import Journal, UnusableJournal
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper, Kept
 from app.managers.process import bounded, described
-from app.managers.recovery import PROBE_SECONDS, Ear, connect, put_together, ring_of
+from app.managers.recovery import PROBE_SECONDS, Ear, connect, go_on, replay, ring_of
 from app.managers.registry_store import KernelRecord
 from app.managers.state import Lifecycle
 from app.protocol.messages import Message
@@ -73,33 +73,27 @@ class Gone(Exception):
 
 
 def journal_path(house: KernelHouse, kernel_id: str) -> Path:
-    """Where a kernel's numbers are noted."""
+    """Where is noted how far a kernel's clients are."""
     return house.settings.state_dir / "journals" / f"{kernel_id}.journal"
 
 
-def keep_journal(
-    house: KernelHouse, kernel: Kernel, channels: Channels, *, alone: bool = False
-) -> None:
-    """Begin to note the kernel's numbers, if it is to outlive this process.
-
-    ``alone``: the keeper does not hear what it publishes.
-    """
-    log = kernel.traffic.log
+def keep_journal(house: KernelHouse, kernel: Kernel, channels: Channels) -> None:
+    """Begin to note how far its clients are, if the kernel is to outlive this process."""
+    traffic = kernel.traffic
     if house.registry is None:
         return
-    if log.journal is not None:
-        log.journal.set_identity(channels.identity)
-        log.journal.alone = alone
-        log.journal.replaced = False
+    if traffic.journal is not None:
+        traffic.journal.set_identity(channels.identity)
+        traffic.journal.replaced = False
         return
     path = journal_path(house, kernel.id)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        journal = Journal.create(path, log.epoch, kernel.traffic.session, channels.identity)
-        journal.alone = alone
-        log.note_in(journal)  # a kernel that was kept warm has said something already
+        traffic.journal = Journal.create(
+            path, traffic.log.epoch, traffic.session, channels.identity
+        )
     except (OSError, UnusableJournal) as error:
-        logger.error("kernel %s: its numbers will not survive a crash: %s", kernel.id, error)
+        logger.error("kernel %s: a crash loses how far clients are: %s", kernel.id, error)
     if kernel.traffic.tracker.keeping is None:
         keeping = RegisteredExecutions(house.registry, kernel.id)
         kernel.traffic.tracker.keeping = keeping
@@ -306,9 +300,12 @@ async def recover(
     assert house.registry is not None
     traffic, state = kernel.traffic, kernel.state
     log = traffic.log
-    if log.segments is not None:
-        await log.segments.restore()
-    journal, noted = await asyncio.to_thread(_read_journal, house, kernel.id)
+    await asyncio.to_thread(log.resume)
+    journal = await asyncio.to_thread(_read_journal, house, kernel.id)
+    if journal is not None and journal.head[0] != log.epoch:
+        logger.error("kernel %s: its log is gone, and numbers begin anew", kernel.id)
+        journal.remove()
+        journal = None
     records = await house.registry.executions(kernel.id)
     keeping = RegisteredExecutions(house.registry, kernel.id)
     executions = []
@@ -341,15 +338,18 @@ async def recover(
         traffic.hear_with(channels)
         await _be_heard(traffic, ear)
     ring = await _ring(house, kernel.id, record, ear)
-    lost, gapless = await put_together(traffic, journal, noted, ring, ear, whole=record.dead)
-    if gapless and not lost:
+    last = await replay(traffic, executions)
+    traffic.journal = journal
+    before = log.next_seq
+    gapless = go_on(traffic, last, ring, ear, whole=record.dead)
+    if gapless:
         traffic.heard_all()
+    elif not record.dead and before > 1:
+        logger.warning("kernel %s: what it said meanwhile is not known", kernel.id)
     traffic.tracker.keeping = keeping
     if channels is not None:
         traffic.go_on(channels, earlier)
-        keep_journal(house, kernel, channels, alone=not kept_by_keeper(record))
-    if lost:
-        logger.warning("kernel %s: %d messages of its log are lost", kernel.id, lost)
+        keep_journal(house, kernel, channels)
 
 
 def _judge(execution: Execution, journal: Journal | None) -> None:
@@ -378,13 +378,12 @@ def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
         return journal.replaced
 
 
-def _read_journal(house: KernelHouse, kernel_id: str) -> tuple[Journal | None, list[Noted]]:
+def _read_journal(house: KernelHouse, kernel_id: str) -> Journal | None:
     try:
-        journal = Journal.open(journal_path(house, kernel_id))
+        return Journal.open(journal_path(house, kernel_id))
     except UnusableJournal as error:
-        logger.error("kernel %s: numbers begin anew: %s", kernel_id, error)
-        return None, []
-    return journal, journal.read()
+        logger.error("kernel %s: how far its clients are is not known: %s", kernel_id, error)
+        return None
 
 
 async def _be_heard(traffic: Any, ear: Ear) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
+from app.keeper.log import Place as Position
 from app.protocol.messages import Message
 
-__all__ = ["ENTRY_OVERHEAD", "Batch", "Entry", "Gap", "Position"]
-
-ENTRY_OVERHEAD: Final = 700
-"""What an entry costs beside its frame: the message, its header, its numbers."""
+__all__ = ["Batch", "Entry", "Gap", "Position"]
 
 
 class Entry(msgspec.Struct, gc=False, eq=False):
@@ -19,6 +17,7 @@ class Entry(msgspec.Struct, gc=False, eq=False):
 
     ``owner`` is the session it is for; None is every session. A ``transient`` entry tells a state
     of its moment (the kernel restarts, is idle again), and is not shown to those who come later.
+    ``published`` ones are the kernel's own, the others were made by the service.
     """
 
     seq: int
@@ -26,7 +25,7 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     message: Message
     owner: str | None
     transient: bool = False
-    charged: int = 0  # what the log counts for it
+    published: bool = False
 
 
 class Gap(NamedTuple):
@@ -34,13 +33,6 @@ class Gap(NamedTuple):
 
     messages: int
     bytes: int
-
-
-class Position(NamedTuple):
-    """A place in a log: the next number to read, and the bytes of all messages before it."""
-
-    cursor: int
-    offset: int
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from app.managers.entries import Position
+from app.managers.entries import Gap, Position
 from app.managers.execution import Execution, InputRequest
 from app.managers.late_output import MAX_UPDATES, LateOutput, display_id_in
 from app.managers.log import MessageLog
@@ -38,6 +38,9 @@ MAX_KEPT_REQUEST: Final = 2**20
 MAX_KEPT_BYTES: Final = 2**24
 """Bytes of a request, and of a kernel's, that are kept for the server's next process while they
 wait for the kernel."""
+
+MESSAGES_LOOKED_AT: Final = 256
+"""At a time."""
 
 LATE_SECONDS: Final = 0.5
 """A timer that is so late has waited for something large to be read: there may be more."""
@@ -313,7 +316,7 @@ class ExecutionTracker:
             self._on_busy(same_id, message)
         elif reported == "idle":
             execution = next((one for one in same_id if not one.idle), same_id[0])
-            if execution.on_idle(self._place_of(message)):
+            if execution.on_idle(_place_of(message)):
                 self._complete(execution)
             else:
                 self.changed(execution)
@@ -323,7 +326,7 @@ class ExecutionTracker:
 
     def _on_busy(self, same_id: list[Execution], message: Message) -> None:
         execution = next((one for one in same_id if not one.running), None)
-        if execution is not None and execution.on_busy(self._place_of(message)):
+        if execution is not None and execution.on_busy(_place_of(message)):
             self.begun += 1
             self._let_go(execution)
             self.changed(execution)
@@ -341,7 +344,7 @@ class ExecutionTracker:
         reply = _read_reply(message)
         status = reply.status if isinstance(reply.status, str) else ""
         count = reply.execution_count if isinstance(reply.execution_count, int) else None
-        if execution.on_reply(self._place_of(message), status, count):
+        if execution.on_reply(_place_of(message), status, count):
             self._complete(execution)
         else:
             self.changed(execution)
@@ -367,7 +370,7 @@ class ExecutionTracker:
             self._on_update(message)
 
     def _on_late_output(self, execution: Execution, message: Message) -> None:
-        place = self._place_of(message)
+        place = _place_of(message)
         if execution.end is None or place.cursor < execution.end.cursor:
             return  # said again, to another process of the server
         execution.late = execution.late or LateOutput()
@@ -392,7 +395,7 @@ class ExecutionTracker:
     def _on_update(self, message: Message) -> None:
         """What was shown before may be shown in another way from now on."""
         display_id = display_id_in(message)
-        place = self._place_of(message)
+        place = _place_of(message)
         for execution in self._showing.get(display_id, ()):
             if execution.end is not None and execution.end.cursor <= place.cursor:
                 execution.late = execution.late or LateOutput()
@@ -553,15 +556,20 @@ class ExecutionTracker:
         log = self._log
         if item.execution.idle:
             return False
-        if item.seen < log.first_in_memory:
-            return True
-        entries = log.read(item.seen, log.next_seq - item.seen, 2**62)
-        return any(entry.message.parent.msg_id == item.execution.id for entry in entries)
+        place = log.place_after(item.seen - 1)
+        while place.cursor < log.next_seq:
+            entries = log.read(place, MESSAGES_LOOKED_AT, 2**62)
+            if isinstance(entries, Gap):
+                return True
+            if any(entry.message.parent.msg_id == item.execution.id for entry in entries):
+                return True
+            last = entries[-1]
+            place = Position(last.seq + 1, last.offset + len(last.message.frame))
+        return False
 
-    def _place_of(self, message: Message) -> Position:
-        """The place of the message that was appended last."""
-        end = self._log.end
-        return Position(end.cursor - 1, end.offset - len(message.frame))
+
+def _place_of(message: Message) -> Position:
+    return Position(message.seq, message.offset)
 
 
 def _read_reply(message: Message) -> _Reply:

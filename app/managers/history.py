@@ -78,7 +78,7 @@ class ExecutionReader:
         if self.cursor < execution.place.cursor:  # it was not sent yet when we began
             reader = self._reader = WholeReader(self._log, execution.place)
         before = reader.position
-        gap, entries = await reader.fetch()
+        gap, entries = reader.take()
         end = execution.end
         if end is not None:
             if gap is not None and before.cursor + gap.messages > end.cursor:
@@ -127,7 +127,7 @@ async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Ba
     for stretch in execution.late.stretches() if execution.late is not None else ():
         reader, end = WholeReader(log, stretch.start), min(stretch.end, now)
         while reader.behind and (cursor := reader.position.cursor) < end:
-            gap, entries = await reader.fetch()
+            gap, entries = reader.take()
             if gap is not None:
                 gap = Gap(min(gap.messages, end - cursor), gap.bytes)
             found = [entry for entry in entries if entry.seq < end]

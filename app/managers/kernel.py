@@ -453,7 +453,7 @@ class Kernel:
                 return True
             await self._register()
             # The journal stays open: connections that end only now tell how far they have come.
-            await traffic.log.save()
+            traffic.log.flush()
             if self._process is not None:
                 self._process.close()
             if self._manager is not None:
@@ -470,9 +470,7 @@ class Kernel:
     async def keep(self) -> None:
         """Have the next process of the server know of this one, if kernels are kept."""
         if self._house.registry is not None and self.traffic.channels is not None:
-            provisioner = self._manager.provisioner if self._manager is not None else None
-            alone = not isinstance(provisioner, KeeperProvisioner)
-            keep_journal(self._house, self, self.traffic.channels, alone=alone)
+            keep_journal(self._house, self, self.traffic.channels)
             await self._register()
 
     async def _register(self) -> None:
@@ -511,7 +509,7 @@ class Kernel:
             # What is still asked of the kernel is not written down any more.
             self.traffic.tracker.keeping = None
             await self._house.registry.delete(self.id)
-            journal, self.traffic.log.journal = self.traffic.log.journal, None
+            journal, self.traffic.journal = self.traffic.journal, None
             if journal is not None:
                 journal.remove()
 
@@ -945,7 +943,7 @@ class Kernel:
             logger.exception("kernel %s: something of it stays in the state directory", self.id)
         self.traffic.log.close()
         self._on_gone(self)
-        await self.traffic.log.remove_files()
+        self.traffic.log.remove_files()
 
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
@@ -957,11 +955,6 @@ class Kernel:
         self._settle_start(False)  # who waits for that asks for the reason
         self.traffic.announce("dead")
         if self._house.registry is not None:
-            # The keeper has nothing of it any more.
-            try:
-                await self.traffic.log.save()
-            except Exception:  # of the disk
-                logger.exception("kernel %s: its log is not on disk", self.id)
             await self._register()
 
     def _settle_start(self, came_up: bool) -> None:
@@ -980,6 +973,7 @@ class Kernel:
                 self._manager = await self._new_manager()
             # Before there is a process that could be asked to end: this may be cancelled.
             self._cwd = await self._directory_now()
+            self.traffic.log.prepare()
             process = self._process = KernelProcess(self._manager, self._output, self._on_reach)
             self._stranded = ""  # that was the process before
             await self._launch_process(process, cause)

@@ -9,20 +9,22 @@ slow reader falls behind its own cursor and costs nothing but the log.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import logging
 import time
-from collections.abc import Callable, Iterable
-from itertools import groupby
+from collections.abc import Callable
 from typing import Final
 from weakref import WeakSet
 
-from app.managers.entries import ENTRY_OVERHEAD, Batch, Entry, Gap, Position
+from app.keeper.log import LogWriter
+from app.managers.entries import Batch, Entry, Gap, Position
 from app.managers.errors import AfterBeyondEnd, StaleEpoch
-from app.managers.journal import BATCH, Journal
-from app.managers.segments import SEGMENT_BYTES, Segments
+from app.managers.segments import SegmentReader
 from app.protocol.messages import Message
+from app.protocol.records import PUBLISHED, TRANSIENT, DamagedLog
 
-__all__ = ["NOBODY", "Batch", "Entry", "Gap", "LogBudget", "MessageLog", "Position", "Reader"]
+__all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
+
+logger = logging.getLogger(__name__)
 
 NOBODY: Final = ""
 """The owner of what is kept in the log and shown to no session."""
@@ -30,88 +32,43 @@ NOBODY: Final = ""
 LIVE_SECONDS: Final = 30.0
 """How long a reader may take for what it has got, and still count as one that reads."""
 
-SAVED_AT_A_TIME = 1024
-"""How many messages go to disk together when all of them do."""
-
-
-class LogBudget:
-    """The bound on what all logs of a server hold in memory together, in bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.used = 0
-        self._logs: set[MessageLog] = set()
-
-    def add(self, log: MessageLog) -> None:
-        """Let a log draw on this budget."""
-        self._logs.add(log)
-
-    def remove(self, log: MessageLog) -> None:
-        """A log has ended, and holds nothing any more."""
-        self._logs.discard(log)
-        self.used -= log.bytes
-
-    @property
-    def may_hold(self) -> bool:
-        """Whether more may wait for the disk in memory, beyond what each log has for that.
-
-        All together twice the bound: a message of hundreds of megabytes may wait behind another.
-        """
-        waiting = sum(log.segments.waiting for log in self._logs if log.segments)
-        return waiting < 2 * self.max_bytes
-
-    def enforce(self) -> None:
-        """Let the largest logs go down until the bound holds, or no log has more than one message.
-
-        The largest first: a kernel that says much does not cost the others their memory.
-        """
-        for log in sorted(self._logs, key=lambda log: log.bytes, reverse=True):
-            if self.used <= self.max_bytes:
-                return
-            log.shrink(log.bytes - (self.used - self.max_bytes))
+SHARED_BYTES: Final = 2**20
+"""Up to this size what was read last is kept for readers that are level."""
 
 
 class MessageLog:
-    """The log of one kernel: the newest messages in memory, those before them on disk.
+    """The log of one kernel: its files' writer, and its readers.
 
-    ``max_bytes`` bounds the frames kept in memory (the newest one stays whatever its size);
-    ``segments``, if there are any, take what leaves it. ``budget`` bounds all logs together.
+    ``writer`` has numbered what is there already.
     """
 
-    def __init__(
-        self, max_bytes: int, segments: Segments | None = None, budget: LogBudget | None = None
-    ) -> None:
-        self.max_bytes = max_bytes
-        self.segments = segments
-        self._budget = budget or LogBudget(max_bytes)
-        self._budget.add(self)
-        # Numbers of another server process, or of another kernel, mean nothing here.
-        self.epoch = secrets.token_hex(8)
-        # Where each number is noted, if the kernel is to outlive this process.
-        self.journal: Journal | None = None
-        self._unnoted = 0  # of the newest; see BATCH
-        self.bytes = 0
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
+        writer.wanted_from = self._wanted_from
+        self._files = SegmentReader(writer.directory, writer.kernel_id)
         self.closed = False
-        self._entries: list[Entry] = []
-        self._start = 0  # index in _entries of the oldest entry that is kept
-        self._next_seq = 1
-        self._next_offset = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self._readers: WeakSet[Reader] = WeakSet()
-        if segments is not None:
-            segments.wanted_from, segments.may_hold = self._wanted_from, self._may_hold
-        self._holes: list[tuple[Position, Position]] = []  # in memory; see put_back
+        self._flush_plan: asyncio.Handle | None = None
+        self._lost: Gap | None = None
+        # What was read last: readers that are level with each other read the same.
+        self._last: tuple[int, list[Entry]] = (0, [])
+        self._warned = False
+
+    @property
+    def epoch(self) -> str:
+        """What tells the numbers of this log from those of another."""
+        return self._writer.epoch
+
+    @property
+    def bytes(self) -> int:
+        """What the log takes on disk."""
+        return self._writer.bytes
 
     @property
     def start(self) -> Position:
         """The place of the oldest message that is kept; the end when there is none."""
-        kept = self.segments.start if self.segments is not None else None
-        if kept is not None:
-            return kept
-        if not self._entries:
-            return self.end
-        oldest = self._entries[self._start]
-        return Position(oldest.seq, oldest.offset)
+        return self._writer.first
 
     @property
     def first_seq(self) -> int:
@@ -119,14 +76,14 @@ class MessageLog:
         return self.start.cursor
 
     @property
-    def first_in_memory(self) -> int:
-        """The oldest number that can be read without waiting for the disk."""
-        return self._next_seq - (len(self._entries) - self._start)
-
-    @property
     def next_seq(self) -> int:
         """The number that the next message will get."""
-        return self._next_seq
+        return self._writer.next.cursor
+
+    @property
+    def end(self) -> Position:
+        """Where the next message will be."""
+        return self._writer.next
 
     def append(
         self,
@@ -134,200 +91,77 @@ class MessageLog:
         owner: str | None = None,
         *,
         transient: bool = False,
-        kept: bool = False,
-    ) -> Entry:
+        published: bool = False,
+    ) -> None:
         """Give ``message`` the next number, keep it, and wake the readers that wait.
 
-        A ``transient`` message is not shown to readers that come later. ``kept``: it is as the
-        kernel has published it, so that whoever else listens to that has it too.
+        A ``transient`` message is not shown to readers that come later. ``published``: the kernel
+        has sent it, on iopub.
         """
-        seq, offset, size = self._next_seq, self._next_offset, len(message.frame)
-        message.seq = seq
-        entry = Entry(seq, offset, message, owner, transient, size + ENTRY_OVERHEAD)
-        self._entries.append(entry)
-        self._next_seq = seq + 1
-        self._next_offset = offset + size
-        if self.journal is not None:
-            if not kept or self.journal.alone:
-                self.note(but=1)
-                self.journal.note_whole(entry, published=kept)
-            else:
-                self._unnoted += 1
-                if self._unnoted == BATCH:
-                    self.note()
-        self._grow(size + ENTRY_OVERHEAD)
+        flags = TRANSIENT * transient | PUBLISHED * published
+        message.seq, message.offset = self._writer.append(
+            message.frame, message.channel, owner, flags
+        )
+        if self._flush_plan is None:
+            self._flush_plan = asyncio.get_running_loop().call_soon(self._flush)
         if self._waiting:
             self.wake()
-        return entry
 
-    def note_in(self, journal: Journal) -> None:
-        """Have every number noted there, those among them that are in memory already."""
-        for entry in self._entries[self._start :]:
-            journal.note_whole(entry)
-        self.journal = journal
+    def _flush(self) -> None:
+        self._flush_plan = None
+        self.flush()
 
-    def note(self, *, but: int = 0) -> None:
-        """Have every number noted, but for so many of the newest."""
-        if self.journal is not None and self._unnoted:
-            end = len(self._entries) - but
-            self.journal.note_kept(self._entries[end - self._unnoted : end])
-        self._unnoted = 0
+    def skip(self, messages: int) -> None:
+        """So many numbers, or more, stand for what nobody knows."""
+        self._writer.skip(messages)
 
-    # After another process
+    def read(self, place: Position, max_messages: int, max_bytes: int) -> Gap | list[Entry]:
+        """Entries from ``place`` on, at most so many messages or (about) bytes; or what is lost.
 
-    def begin_at(self, epoch: str, place: Position) -> None:
-        """Go on with the log of another process from ``place``; call before anything else."""
-        self.epoch = epoch
-        self._next_seq, self._next_offset = place
-
-    def put_back(
-        self, message: Message, owner: str | None, place: Position, *, transient: bool
-    ) -> None:
-        """Have the next message of the other process's log again, in the place it had."""
-        message.seq, offset = place
-        size = len(message.frame)
-        self._entries.append(
-            Entry(message.seq, offset, message, owner, transient, size + ENTRY_OVERHEAD)
-        )
-        self._next_seq, self._next_offset = message.seq + 1, offset + size
-        self._grow(size + ENTRY_OVERHEAD)
-
-    def put_back_hole(self, end: Position) -> None:
-        """What comes before ``end`` of the other process's log is lost."""
-        if end.cursor <= self._next_seq:
-            return
-        if not self._entries:
-            if self.segments is not None:
-                self.segments.push_lost(end)
-        else:
-            if self._holes and self._holes[-1][1] == self.end:
-                self._holes[-1] = (self._holes[-1][0], end)
-            else:
-                self._holes.append((self.end, end))
-            # Numbers are places in the list, so each has an entry; nobody gets to read these.
-            nothing = self._entries[-1].message
-            for seq in range(self._next_seq, end.cursor):
-                self._entries.append(Entry(seq, self._next_offset, nothing, None))
-        self._next_seq, self._next_offset = end
-
-    def charge(self, entries: Iterable[Entry]) -> None:
-        """Count what kept messages have grown by: their frames in the legacy framing."""
-        for entry in entries:
-            message = entry.message
-            # The growth of one may let the next go.
-            if message.legacy is not None and entry.seq >= self.first_in_memory:
-                size = len(message.frame) + ENTRY_OVERHEAD + len(message.legacy)
-                growth, entry.charged = size - entry.charged, size
-                self._grow(growth)
-
-    def _grow(self, size: int) -> None:
-        budget = self._budget
-        self.bytes += size
-        budget.used += size
-        if self.bytes > self.max_bytes:
-            self.shrink(self.max_bytes)
-        if budget.used > budget.max_bytes:
-            budget.enforce()
-
-    def shrink(self, max_bytes: int) -> None:
-        """Let the oldest entries go, to disk if there is one, until this bound holds.
-
-        The newest entry stays.
+        ``place`` must not be before `start`. Nothing is left when the list is empty.
         """
-        entries, start = self._entries, self._start
-        if not entries:  # whatever else is to go down: there is nothing here
-            return
-        last = len(entries) - 1
-        if self.segments is not None:
-            # A whole segment at a time, but never more than a part of what memory holds.
-            max_bytes -= min(SEGMENT_BYTES, self.max_bytes // 4)
-        before = self.bytes
-        first = start
-        while self.bytes > max_bytes and start < last:
-            self.bytes -= entries[start].charged
-            start += 1
-        self._budget.used -= before - self.bytes
-        if start > len(entries) - self._unnoted:
-            self.note()
-        if self._holes:
-            self._leave_behind(entries[first:start])
-        elif self.segments is not None and start > first:
-            self.segments.push(entries[first:start])
-        # Clear in steps: a deletion moves the rest of the list, so it must stay rare, yet a
-        # large message that has left the log must not stay in memory.
-        if (
-            start > 1024
-            or start * 2 > len(entries)
-            or self._start_bytes(start) > self.max_bytes // 8
-        ):
-            del entries[:start]
-            start = 0
-        self._start = start
-
-    def _leave_behind(self, entries: list[Entry]) -> None:
-        """Let entries go to disk, and the holes among them."""
-        for hole, run in groupby(entries, self._hole_at):
-            if self.segments is None:
-                break
-            if hole is None:
-                self.segments.push(list(run))
-            else:
-                self.segments.push_lost(hole[1])
-        if entries:
-            last = entries[-1].seq
-            self._holes = [hole for hole in self._holes if hole[1].cursor > last + 1]
-
-    def _hole_at(self, entry: Entry) -> tuple[Position, Position] | None:
-        for hole in self._holes:
-            if hole[0].cursor <= entry.seq < hole[1].cursor:
-                return hole
-        return None
-
-    async def save(self) -> None:
-        """Put all that is in memory on disk too, for the next process. Bounded by the disk."""
-        entries = self._entries[self._start :]
-        self.note()
-        if self.segments is None or not entries:
-            return
-        self._entries, self._start = [], 0
-        self._budget.used -= self.bytes
-        self.bytes = 0
-        while entries:
-            part, entries = entries[:SAVED_AT_A_TIME], entries[SAVED_AT_A_TIME:]
-            if self._holes:
-                self._leave_behind(part)
-            else:
-                self.segments.push(part)
-            await self.segments.written()
-
-    def _start_bytes(self, start: int) -> int:
-        return self._entries[start].offset - self._entries[0].offset
-
-    def read(self, cursor: int, max_messages: int, max_bytes: int) -> list[Entry]:
-        """Entries from number ``cursor`` on, at most so many messages or (about) bytes.
-
-        ``cursor`` must not be before `first_in_memory`.
-        """
-        index = self._start + cursor - self.first_in_memory
-        entries = self._entries[index : index + max_messages]
-        limit = entries[0].offset + max_bytes if entries else 0
-        if entries and entries[-1].offset > limit:
-            entries = [entry for entry in entries if entry.offset <= limit]
-        if self._holes:
-            end = next((start.cursor for start, _ in self._holes if start.cursor >= cursor), None)
-            if end is not None:
-                entries = entries[: end - cursor]
+        self._writer.flush()
+        cursor, entries = self._last
+        if entries and cursor == place.cursor and len(entries) <= max_messages:
+            return entries
+        end = self._writer.end
+        if place.cursor >= end.cursor:
+            return []
+        files = self._files
+        files.newest = self._writer.tip.segment
+        try:
+            entries = files.read(place, end, max_messages, max_bytes)
+        except (OSError, DamagedLog) as error:
+            return self._lose(place, str(error))
+        if not entries:
+            if place.cursor >= files.newest:  # it is damaged, or was never written
+                return self._lose(place, "")
+            return self._lose(place, "a file is gone")
+        first, last = entries[0], entries[-1]
+        if first.seq > place.cursor:
+            return Gap(first.seq - place.cursor, max(0, first.offset - place.offset))
+        if last.offset - first.offset + len(last.message.frame) <= SHARED_BYTES:
+            self._last = (place.cursor, entries)
         return entries
+
+    def _lose(self, place: Position, why: str) -> Gap:
+        """What is lost where a file cannot be read: up to the next one, or to the end."""
+        if why and not self._warned:
+            logger.warning("a part of a kernel's log is lost: %s", why)
+            self._warned = True
+        behind = self._files.place_behind(place.cursor)
+        if behind is None:
+            behind = self._writer.end
+            self._files.on_tip(self._writer.tip, behind.cursor)
+        return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
 
     def gap_before(self, place: Position) -> Gap | None:
         """What lies between a reader's place and the oldest message kept, if anything."""
         start = self.start
         if start.cursor <= place.cursor:
-            for first, end in self._holes:
-                if first.cursor <= place.cursor < end.cursor:
-                    return Gap(end.cursor - place.cursor, max(0, end.offset - place.offset))
             return None
-        return Gap(start.cursor - place.cursor, start.offset - place.offset)
+        self._files.forget_before(start.cursor)
+        return Gap(start.cursor - place.cursor, max(0, start.offset - place.offset))
 
     def place_after(self, seq: int, epoch: str | None = None) -> Position:
         """The place after number ``seq`` (0: before the first), which need not be kept any more.
@@ -337,49 +171,43 @@ class MessageLog:
         """
         if epoch is not None and epoch != self.epoch:
             raise StaleEpoch("epoch: these numbers are not of this kernel's present log")
-        if not 0 <= seq < self._next_seq:
-            raise AfterBeyondEnd(f"after: the newest number is {self._next_seq - 1}")
-        cursor = seq + 1
-        if cursor >= self.first_in_memory:
-            index = self._start + cursor - self.first_in_memory
-            entries = self._entries[index : index + 1]
-            return Position(cursor, entries[0].offset) if entries else self.end
+        if not 0 <= seq < self.next_seq:
+            raise AfterBeyondEnd(f"after: the newest number is {self.next_seq - 1}")
+        cursor, start = seq + 1, self.start
+        if cursor >= self.next_seq:
+            return self.end
         if cursor == 1:
             return Position(1, 0)
+        if cursor > start.cursor:
+            found = self.read(Position(cursor, start.offset), 1, 0)
+            if isinstance(found, list) and found:
+                return Position(cursor, found[0].offset)
         # How many bytes came before it is not known to the byte; the first read will tell.
-        kept = self.segments.start if self.segments is not None else None
-        return Position(cursor, kept.offset if kept is not None else self.start.offset)
-
-    async def read_from_disk(self, place: Position) -> Gap | list[Entry] | None:
-        """Messages from ``place`` on, or what is lost of them; None if they are in memory."""
-        if self.segments is None or place.cursor >= self.first_in_memory:
-            return None
-        return await self.segments.read(place)
-
-    @property
-    def end(self) -> Position:
-        """Where the next message will be."""
-        return Position(self._next_seq, self._next_offset)
+        return Position(cursor, start.offset)
 
     def close(self) -> None:
         """Nothing more will come: let the readers end once they have read the rest."""
-        if not self.closed:
-            self.closed = True
-            self._budget.remove(self)
-            # What is still said or sent of it counts no more for the others.
-            self._budget = LogBudget(self.max_bytes)
-            self._budget.add(self)
-            self._budget.used = self.bytes
+        self.closed = True
         self.wake()
 
-    async def remove_files(self) -> None:
-        """Remove what is on disk; a reader that has not come to it is told of a gap."""
-        if self.segments is not None:
-            await self.segments.close()
+    def prepare(self) -> None:
+        """Take the room for the first messages. Raises `OSError` where it cannot be had."""
+        self._writer.prepare()
 
-    def _may_hold(self) -> bool:
-        """Whether what the disk is too slow for stays in memory: a reader is about to read it."""
-        return self._wanted_from() is not None and self._budget.may_hold
+    def resume(self) -> None:
+        """Go on with the log of another process; begin with this. Raises `OSError`."""
+        self._writer.resume()
+
+    def flush(self) -> None:
+        """Have on disk all that has a number."""
+        self._writer.flush()
+
+    def remove_files(self) -> None:
+        """Remove what is on disk. Readers still get what is in the newest file."""
+        self._writer.flush()
+        self._files.newest = self._writer.tip.segment
+        self._files.hold_newest()
+        self._writer.remove()
 
     def _wanted_from(self) -> int | None:
         """The number that the last of the readers that read just now comes to; None for none."""
@@ -448,7 +276,7 @@ class Reader:
         return self._cursor < self._log.next_seq
 
     def take(self, max_messages: int = 64, max_bytes: int = 2**20) -> Batch:
-        """The next messages for this session in memory, and the gap before them.
+        """The next messages for this session, or the gap before them.
 
         Both may be empty. The cursor moves past all that was looked at.
         """
@@ -456,22 +284,13 @@ class Reader:
         gap = log.gap_before(self.position)
         if gap is not None:
             self._skip(gap)
-        if self._cursor < log.first_in_memory:  # see fetch
-            return Batch(gap, [])
-        return Batch(gap, self._pass(log.read(self._cursor, max_messages, max_bytes)))
-
-    async def fetch(self) -> Batch:
-        """The next messages for this session, from disk if they are there; as `take`."""
-        batch = self.take()
-        if batch.gap is not None or batch.entries:
-            return batch
-        found = await self._log.read_from_disk(self.position)
-        if found is None:
-            return batch
-        if isinstance(found, Gap):
-            self._skip(found)
-            return Batch(found, [])
-        return Batch(None, self._pass(found))
+        found = log.read(self.position, max_messages, max_bytes)
+        if isinstance(found, list):
+            return Batch(gap, self._pass(found))
+        self._skip(found)
+        if gap is not None:
+            found = Gap(gap.messages + found.messages, gap.bytes + found.bytes)
+        return Batch(found, [])
 
     def _skip(self, gap: Gap) -> None:
         self._moved = time.monotonic()

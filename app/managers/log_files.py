@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from app.managers.log import LogBudget, MessageLog
-from app.managers.segments import Segments
+from app.keeper.log import LogRoom, LogWriter
+from app.managers.log import MessageLog
 from app.settings import Settings
 
 try:
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 
-THREADS: Final = 4
-"""Of a disk that hangs in one kernel's files, others have threads left."""
+EXPIRY_SECONDS: Final = 10.0
+"""How often is looked for what has become too old."""
 
 KEPT = "kept"
 """The directory of kernels that outlive the server."""
@@ -40,9 +40,8 @@ class LogFiles:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._budget = LogBudget(settings.log_total_bytes)
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="log")
+        self._room = LogRoom(settings.log_bytes, settings.log_total_bytes, settings.log_age)
+        self._expiry = asyncio.get_running_loop().create_task(self._expire(), name="log expiry")
         parent = settings.state_dir / "logs"
         parent.mkdir(mode=0o700, exist_ok=True)
         _remove_abandoned(parent)
@@ -59,20 +58,17 @@ class LogFiles:
 
     def log(self, kernel_id: str) -> MessageLog:
         """A log for a kernel."""
-        settings = self._settings
-        segments = None
-        if settings.log_disk_bytes:
-            segments = Segments(
-                self._directory / kernel_id,
-                self._executor,
-                max_bytes=settings.log_disk_bytes,
-                max_age=settings.log_disk_age,
-            )
-        return MessageLog(settings.log_bytes, segments, self._budget)
+        return MessageLog(LogWriter(self._directory / kernel_id, kernel_id, self._room))
+
+    async def _expire(self) -> None:
+        pause = min(EXPIRY_SECONDS, self._room.age / 4)
+        while True:
+            await asyncio.sleep(pause)
+            self._room.expire()
 
     def close(self) -> None:
         """Remove the directory, unless it is for the next server. The logs must be closed."""
-        self._executor.shutdown(wait=False)  # what is written has been waited for
+        self._expiry.cancel()
         os.close(self._lock)
         if self._lasts:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from typing import Final
@@ -82,7 +83,8 @@ async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None
     seen = after
     while len(messages) < limit and size < PAGE_BYTES:
         before = reader.position.cursor
-        found, entries = await reader.fetch()
+        found, entries = reader.take()
+        await asyncio.sleep(0)  # there may be much to read: others get a turn
         if found is not None:
             if messages:  # it has left the log while we were reading
                 break
@@ -119,7 +121,7 @@ async def _follow(
 ) -> AsyncIterator[LogEvent | None]:
     while not reader.finished:
         before = reader.position.cursor
-        gap, entries = await reader.fetch()
+        gap, entries = reader.take()
         if gap is not None:
             yield LogGap(seq=before + gap.messages - 1, messages=gap.messages, bytes=gap.bytes)
         for entry in entries:

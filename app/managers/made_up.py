@@ -7,6 +7,7 @@ from typing import Any
 
 from app.managers.contents import content_of
 from app.managers.execution import Execution
+from app.managers.history import WholeReader
 from app.managers.log import MessageLog, Position
 from app.protocol.messages import Message
 
@@ -20,7 +21,7 @@ def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]
     """
     count: int | None = None
     began = others_failed = False
-    for message in _in_memory(log, max(execution.place.cursor, log.first_in_memory)):
+    for message in _messages(log, execution.place):
         if message.msg_type == "error" and message.parent.msg_id != execution.id:
             others_failed = others_failed or not began
         if message.parent.msg_id != execution.id:
@@ -43,9 +44,7 @@ def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]
     }
 
 
-def _in_memory(log: MessageLog, cursor: int) -> Iterator[Message]:
-    while cursor < log.next_seq:
-        gap = log.gap_before(Position(cursor, 0))
-        entries = [] if gap else log.read(cursor, log.next_seq - cursor, 2**62)
-        yield from (entry.message for entry in entries)
-        cursor += gap.messages if gap else len(entries)
+def _messages(log: MessageLog, start: Position) -> Iterator[Message]:
+    reader = WholeReader(log, start)
+    while reader.behind:
+        yield from (entry.message for entry in reader.take().entries)

@@ -93,14 +93,13 @@ class _Collector(Collector):
         # A type of which there is no kernel any more is told as 0, and does not just vanish.
         running: Counter[str] = Counter({kind: 0 for kind, _ in self._counters.starts})
         states: Counter[tuple[str, str]] = Counter()
-        memory = disk = 0
+        held = 0
         for kernel in self._kernels:
             kind, state, log = kernel.reports.kind, kernel.state, kernel.traffic.log
             running[kind] += state.lifecycle is not Lifecycle.DEAD
             # Kernels may report any word; not each becomes a series.
             states[kind, state.word if state.word in _STATES else "other"] += 1
-            memory += log.bytes
-            disk += log.segments.bytes if log.segments is not None else 0
+            held += log.bytes
         yield _gauge(
             "kernel_currently_running_total",
             "Kernels that are not dead.",
@@ -131,9 +130,9 @@ class _Collector(Collector):
         )
         yield _gauge(
             "kernelkeep_log_bytes",
-            "Bytes of messages that are kept.",
-            ["where"],
-            [(("memory",), memory), (("disk",), disk)],
+            "Bytes of messages that are kept on disk.",
+            [],
+            [((), held)],
         )
 
     def _lives(self) -> Iterator[Metric]:

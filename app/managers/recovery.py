@@ -1,30 +1,30 @@
-"""Putting a kernel's log together again, after the process of the server that wrote it has ended.
+"""Putting a kernel's story together again, after the process of the server that heard it has ended.
 
-Three witnesses have it: the journal (which number was given to what), the keeper (what the kernel
-published, in order, and since), and the files of the log (what had left memory). What none of them
-has is a gap. What the kernel has published since goes on with the next numbers.
+Its log is on disk, to the last message. The executions that the registry knows are followed through
+the last part of it once more. The keeper has heard what the kernel has published since, and before:
+what is behind the log's last message goes on with the next numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Final, Protocol
 
 from app.managers.channels import Channels
-from app.managers.entries import Position
-from app.managers.journal import BATCH, Journal, Noted, key_of
+from app.managers.entries import Entry, Position
+from app.managers.execution import Execution
+from app.managers.history import WholeReader
+from app.managers.journal import Journal
 from app.managers.keeping import Keeper
-from app.managers.log import NOBODY
 from app.managers.traffic import Traffic
 from app.protocol import wire
 from app.protocol.messages import MalformedMessage, Message
 from app.protocol.signing import Signer
 
-__all__ = ["PROBE_SECONDS", "Ear", "Witnessed", "align", "put_together", "ring_of"]
+__all__ = ["PROBE_SECONDS", "Ear", "Witnessed", "connect", "go_on", "replay", "ring_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,11 @@ PROBE_SECONDS: Final = 2.0
 RING_SECONDS: Final = 2.0
 """How long the keeper may take to hear what we have heard."""
 
-MESSAGES_PER_TURN: Final = 256
+REPLAYED: Final = 1024
+"""Messages that are gone through again at least: what the kernel said of itself is in them."""
+
+UNKNOWN: Final = 64
+"""Numbers that are left out where nobody knows how much was said."""
 
 
 class Ear:
@@ -59,8 +63,8 @@ class Ear:
         """Nothing waits."""
 
     @property
-    def first_published(self) -> bytes | None:
-        """What the kernel published first, of all that was heard."""
+    def first_published(self) -> str | None:
+        """The id of what the kernel published first, of all that was heard."""
         return next((key_of(m) for m in self.messages if m.channel == "iopub"), None)
 
 
@@ -71,8 +75,13 @@ class Witnessed(Protocol):
         """A page of what the kernel published behind an index, as the frames received."""
 
 
+def key_of(message: Message) -> str:
+    """What tells a message of a kernel's from its others."""
+    return message.header.msg_id
+
+
 async def ring_of(
-    keeper: Keeper | Witnessed, kernel_id: str, signer: Signer, until: Callable[[], bytes | None]
+    keeper: Keeper | Witnessed, kernel_id: str, signer: Signer, until: Callable[[], str | None]
 ) -> list[Message]:
     """What the keeper has of a kernel, up to at least the message ``until`` tells, or for a while.
 
@@ -100,111 +109,45 @@ async def ring_of(
         await asyncio.sleep(0.02)
 
 
-def align(keys: Iterable[bytes], ring: Sequence[bytes]) -> tuple[list[int | None], int]:
-    """Where in the ring each of the numbered messages is, and where what has no number begins.
+async def replay(traffic: Traffic, executions: Iterable[Execution]) -> Message | None:
+    """Go through the end of the log again; the last message that the kernel has published.
 
-    Both are in the order in which the kernel published, though either may lack what the other
-    has. What the ring has between two that are numbered was not to be numbered.
-    """
-    places: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    for index, key in enumerate(ring):
-        places[key].append(index)
-    last = -1
-    found: list[int | None] = []
-    for key in keys:
-        waiting = places.get(key)
-        while waiting and waiting[0] <= last:
-            waiting.popleft()
-        if waiting:
-            last = waiting.popleft()
-            found.append(last)
-        else:
-            found.append(None)
-    return found, last + 1
-
-
-async def put_together(
-    traffic: Traffic,
-    journal: Journal | None,
-    noted: list[Noted],
-    ring: list[Message] | None,
-    ear: Ear,
-    *,
-    whole: bool = False,
-) -> tuple[int, bool]:
-    """Put back what was numbered, number what is new; how many numbers are lost.
-
-    And whether everything that the kernel has published meanwhile was heard. ``ring`` is None where
-    nobody has listened. ``whole``: every number was noted, and the kernel has said nothing since.
+    From where the oldest of the executions was sent that have not ended, as far as is known.
     """
     log = traffic.log
-    unheard, ring = ring is None, ring or []
-    ring_keys = [key_of(message) for message in ring]
-    places, new_from = align(filter(None, map(_key_in_ring, noted)), ring_keys)
-    lost, none_found = 0, False
-    if journal is not None and noted:
-        on_disk = log.segments.end if log.segments is not None else None
-        if on_disk is not None and on_disk.cursor > noted[-1].seq:
-            log.begin_at(journal.head[0], on_disk)
-        else:
-            first = noted[0]
-            log.begin_at(journal.head[0], on_disk or Position(first.seq, first.offset))
-        found = iter(places)
-        for count, entry in enumerate(noted):
-            place = next(found) if _key_in_ring(entry) else None
-            message = entry.message
-            if place is not None:
-                message = traffic.shown(ring[place])
-            lost += _put_back(traffic, entry, message)
-            if count % MESSAGES_PER_TURN == 0:
-                await asyncio.sleep(0)
-        none_found = bool(places) and all(place is None for place in places)
-        if (unheard or none_found) and not whole:
-            # It goes on at a later place; how much is between nobody knows. The numbers that were
-            # given and not noted must stand for nothing else.
-            start = log.next_seq
-            log.put_back_hole(Position(start + BATCH, log.end.offset))
-            journal.note_hole(start, log.end)  # nor for the process after this one
-    elif journal is not None:
-        log.begin_at(journal.head[0], log.end)
-    log.journal = journal
-    _go_on(traffic, ring[new_from:], ear)
-    gapless = not (unheard or none_found) and ear.first_published in ring_keys
-    return lost, gapless
+    start = Position(max(1, log.next_seq - REPLAYED), 0)
+    under_way = [execution.place for execution in executions if not execution.ended]
+    reader = WholeReader(log, log.place_after(min([start, *under_way]).cursor - 1))
+    last: Entry | None = None
+    while reader.behind:
+        for entry in reader.take().entries:
+            traffic.replay(entry.message, by_kernel=entry.published)
+            if entry.published:
+                last = entry
+        await asyncio.sleep(0)
+    return last.message if last is not None else None
 
 
-def _key_in_ring(entry: Noted) -> bytes:
-    """What finds a message among those that the kernel has published; empty for any other.
+def go_on(
+    traffic: Traffic, last: Message | None, said: list[Message] | None, ear: Ear, *, whole: bool
+) -> bool:
+    """Number what nobody has numbered; whether nothing is missing between.
 
-    What the kernel has published for nobody is kept whole, because of that.
+    ``last`` is what the kernel had published last, as far as the log knows. ``said`` is None where
+    nobody has listened meanwhile. ``whole``: the kernel can have said nothing since.
     """
-    message = entry.message
-    if message is not None and message.channel == "iopub" and entry.owner == NOBODY:
-        return key_of(message)
-    return entry.key
-
-
-def _put_back(traffic: Traffic, entry: Noted, message: Message | None) -> int:
-    """Put one number back; 1 if what it stands for is lost."""
-    log = traffic.log
-    place = Position(entry.seq, entry.offset)
-    if entry.seq < log.next_seq:  # it is on disk
-        known = True
-    elif known := message is not None:
-        assert message is not None
-        log.put_back_hole(place)
-        log.put_back(message, entry.owner, place, transient=entry.transient)
-    else:
-        log.put_back_hole(Position(entry.seq + 1, entry.offset + entry.size))
-    if message is not None and entry.seq >= log.next_seq - 1:
-        traffic.replay(message, by_kernel=entry.published)
-    return not known
-
-
-def _go_on(traffic: Traffic, said: list[Message], ear: Ear) -> None:
-    """Number what nobody has: what the keeper heard, and what we have heard ourselves."""
-    for message in in_order(said, ear.messages):
+    keys = [key_of(message) for message in said or ()]
+    begin, known = 0, said is not None
+    if last is not None:
+        key = key_of(last)
+        known = key in keys
+        begin = len(keys) - keys[::-1].index(key) if known else 0
+    if not known and not whole and traffic.log.next_seq > 1:
+        # How much is between nobody knows.
+        traffic.log.skip(UNKNOWN)
+    for message in in_order((said or [])[begin:], ear.messages):
         traffic.on_message(message)
+    return known and (ear.first_published is None or ear.first_published in keys)
 
 
 def in_order(said: Sequence[Message], heard: Sequence[Message]) -> list[Message]:

@@ -1,498 +1,242 @@
-"""The part of a kernel's log that is on disk: segments, written once, dropped from the front.
+"""Reading the segment files of a kernel's log (`app.keeper.log` writes them).
 
-What leaves the memory of a `MessageLog` comes here in order, a segment at a time. Files are written
-and read in a thread. What waits to be written is bounded, and a segment that cannot be kept (the
-disk is full, or too slow for long) is *lost*: its place is remembered, and announced to readers
-like everything else that is gone.
-
-A segment's file has the v1 frames of its messages behind each other, from which they are made
-again, then, as JSON, the owner and transience of those that have any, and the length of that. Its
-name tells the places of both ends. The file of a segment that is dropped is written over by the
-next: to make one anew costs more than to fill it.
+A read is a system call into the page cache. Nothing that is read can harm the reader: a file that
+was cut short, changed or removed is a gap.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
+import contextlib
 import os
-import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
-from io import FileIO
-from operator import attrgetter
+from bisect import bisect_right
+from collections import OrderedDict
 from pathlib import Path
-from struct import Struct
 from typing import Final
 
-import msgspec
+from app.keeper.log import SUFFIX, Tip
+from app.managers.entries import Entry, Position
+from app.protocol import records
+from app.protocol.messages import Message
+from app.protocol.records import DamagedLog
 
-from app.managers.entries import Entry, Gap, Position
-from app.managers.in_order import InOrder
-from app.protocol import v1
-from app.protocol.frames import FrameError
+__all__ = ["SegmentReader"]
 
-__all__ = ["SEGMENT_BYTES", "Segments"]
+CHUNK_BYTES: Final = 2**18
+"""About how much is read by one call, but for a frame that is larger."""
 
-logger = logging.getLogger(__name__)
+ROUGHLY: Final = 100
+"""What a record takes beside its frame, for a first guess at how much to read."""
 
-SEGMENT_BYTES: Final = 2**22
-"""About how much of the log moves to disk at a time, and lies in one file, but for a message that
-is larger."""
-
-READ_BYTES: Final = 2**20
-"""About how much of a segment is read at a time."""
-
-WAITING_BYTES: Final = 16 * 2**20
-"""When so much waits to be written, what comes is lost instead, unless somebody is about to read
-it. A message counts only once it waits: one alone may be as large as it likes."""
-
-EXPIRY_SECONDS: Final = 0.1
-"""How much later than it may a segment goes: those that become too old together go together."""
-
-WRITTEN_TOGETHER: Final = 1024
-"""How many buffers one system call may write [writev(2), IOV_MAX]."""
-
-_SUFFIX: Final = ".frames"
-
-_LENGTH: Final = Struct("<Q")
-
-_Notes = tuple[int, list[tuple[int, str | None, bool]]]
-"""The first number; index, owner and transience of messages."""
+MARKS: Final = 256
+"""Places of numbers in files that are remembered; a page begins where another has ended."""
 
 
-class _Segment:
-    """A run of entries: waiting to be written, in a file, or lost."""
+class SegmentReader:
+    """The files of one kernel's log. ``directory`` is the log's own."""
 
-    __slots__ = ("bytes", "end", "entries", "marks", "path", "start", "written_at")
-
-    def __init__(
-        self, start: Position, end: Position, entries: list[Entry] | None, path: Path | None
-    ) -> None:
-        self.start = start
-        self.end = end
-        self.entries = entries
-        self.path = path
-        self.bytes = end.offset - start.offset
-        self.written_at = time.monotonic()
-        # Where in the file the frames of some numbers begin, in order.
-        self.marks = [(start.cursor, 0)]
-
-    @property
-    def lost(self) -> bool:
-        return self.entries is None and self.path is None
-
-    def lose(self) -> None:
-        self.entries = self.path = None
-
-    def mark_before(self, cursor: int) -> tuple[int, int]:
-        """The nearest number at or before ``cursor`` whose place in the file is known."""
-        return self.marks[bisect_right(self.marks, cursor, key=lambda mark: mark[0]) - 1]
-
-    def mark(self, cursor: int, position: int) -> None:
-        """The frame of this number begins there: pages that follow each other need no more."""
-        index = bisect_left(self.marks, cursor, key=lambda mark: mark[0])
-        if index == len(self.marks) and position - self.marks[-1][1] >= READ_BYTES // 2:
-            self.marks.append((cursor, position))
-
-
-class Segments:
-    """One kernel's messages on disk: at most ``max_bytes``, none older than ``max_age`` seconds.
-
-    Its methods are called from the event loop; the threads of ``executor`` touch the files. They
-    write and remove in order, and beside that read in order: one kernel has two of them at most.
-    ``wanted_from`` tells the number that a client which reads just now comes to next. For that
-    client up to twice ``max_bytes`` are kept, and, as long as ``may_hold`` says so, more waits to
-    be written than otherwise.
-    """
-
-    def __init__(
-        self, directory: Path, executor: Executor, *, max_bytes: int, max_age: float
-    ) -> None:
+    def __init__(self, directory: Path, kernel_id: str) -> None:
         self._directory = directory
-        self._reading, self._executor = InOrder(executor), InOrder(executor)
-        self.may_hold: Callable[[], bool] = lambda: False
-        self.wanted_from: Callable[[], int | None] = lambda: None
-        self._max_bytes = max_bytes
-        self._max_age = max_age
-        self._segments: list[_Segment] = []
-        self._writer: asyncio.Task[None] | None = None
-        self._expiry: asyncio.TimerHandle | None = None
-        self._spares: list[Path] = []  # the files of dropped segments, to be written over
-        self._warned = False
-        self.bytes = 0
-        self.lost_messages = 0
+        self._kernel_id = kernel_id
+        self._starts: list[int] = []
+        self.newest = 0
+        """The segment that is being written, as far as anybody has told."""
+        self._open: tuple[int, int] = (0, -1)  # the segment read last, and its descriptor
+        self._marks: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._tip = (0, 0, 0)  # segment, number and place of the record that will be written next
 
-    @property
-    def start(self) -> Position | None:
-        """The place of the oldest message that is kept, or None when there is none."""
-        return self._segments[0].start if self._segments else None
+    def read(
+        self, place: Position, end: Position, max_messages: int, max_bytes: int
+    ) -> list[Entry]:
+        """Entries from ``place`` on, before ``end``: of one file, without a hole between them.
 
-    def push(self, entries: list[Entry]) -> None:
-        """Take the entries that follow those taken before; they are written soon."""
-        waiting = self.waiting
-        added = []
-        for part in _parts(entries):
-            last = part[-1]
-            start = Position(part[0].seq, part[0].offset)
-            end = Position(last.seq + 1, last.offset + len(last.message.frame))
-            path = self._directory / _name(start, end)
-            added.append(self._add(_Segment(start, end, part, path)))
-        if waiting > WAITING_BYTES and not self.may_hold():
-            for segment in added:
-                self._lose(segment, "the disk is too slow")
-        self._expire(spared=len(self._waiting()))
-        if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(
-                self._write(), name="write log segments"
-            )
-
-    @property
-    def waiting(self) -> int:
-        """How many bytes wait to be written."""
-        return sum(segment.bytes for segment in self._waiting())
-
-    def _waiting(self) -> list[_Segment]:
-        """Those that are not written yet, the newest first; they lie behind all that are."""
-        waiting = []
-        for segment in reversed(self._segments):
-            if segment.entries is not None:
-                waiting.append(segment)
-            elif segment.path is not None:
-                break
-        return waiting
-
-    def push_lost(self, end: Position) -> None:
-        """What lies between the messages taken before and ``end`` is gone; say so to readers."""
-        if self._segments and self._segments[-1].end.cursor < end.cursor:
-            segment = self._add(_Segment(self._segments[-1].end, end, None, None))
-            self.lost_messages += segment.end.cursor - segment.start.cursor
-
-    def _add(self, segment: _Segment) -> _Segment:
-        self._segments.append(segment)
-        self.bytes += segment.bytes
-        return segment
-
-    @property
-    def end(self) -> Position | None:
-        """The place behind the newest message that was taken, or None when there is none."""
-        return self._segments[-1].end if self._segments else None
-
-    async def restore(self) -> None:
-        """Take over what another process has written here; begin with this."""
-        loop = asyncio.get_running_loop()
-        for start, end, path, age in await loop.run_in_executor(
-            self._executor, _find_files, self._directory
-        ):
-            if self.end is not None and start.cursor < self.end.cursor:
-                continue  # not of one log: somebody has put it here
-            self.push_lost(start)
-            self._add(_Segment(start, end, None, path)).written_at -= age
-        self._expire()
-
-    async def written(self) -> None:
-        """Return when all that was taken is in files, or lost. Bounded by the disk."""
-        while self._writer is not None:
-            await asyncio.wait({self._writer})
-
-    async def read(self, place: Position) -> Gap | list[Entry]:
-        """Entries from ``place`` on, of its segment only, or what is lost of them.
-
-        ``place`` must be in a segment: from `start` on, and before the entries in memory.
+        The first may have a higher number than was asked for. There may be fewer than are wanted,
+        but there is one, unless nothing is left from there on. Raises `DamagedLog`, and `OSError`.
         """
-        cursor = place.cursor
-        index = bisect_right(self._segments, cursor, key=lambda s: s.start.cursor) - 1
-        segment = self._segments[index]
-        if segment.entries is None and segment.path is not None:
-            loop = asyncio.get_running_loop()
-            try:
-                entries, position = await loop.run_in_executor(
-                    self._reading, _read_file, segment.path, segment.mark_before(cursor), cursor
-                )
-                # A segment that was dropped while a thread read it may have been written over.
-                # Dropping comes first, in the event loop: with its path still there it was not.
-                if segment.path is not None:
-                    segment.mark(entries[-1].seq + 1, position)
-                    return entries
-            except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-                if segment in self._segments:
-                    self._lose(segment, str(error))
-        if segment.entries is not None:
-            return segment.entries[cursor - segment.start.cursor :]
-        return Gap(segment.end.cursor - cursor, segment.end.offset - place.offset)
-
-    async def close(self) -> None:
-        """Remove every file. What was kept is gone."""
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.wait({self._writer})
-        self._segments, self._spares = [], []
-        self.bytes = 0
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, _remove_directory, self._directory)
-
-    def _lose(self, segment: _Segment, why: str) -> None:
-        """Give up a segment, but remember what it held."""
-        self.lost_messages += segment.end.cursor - segment.start.cursor
-        if not self._warned:
-            logger.warning("a kernel's log is not kept on disk: %s", why)
-            self._warned = True
-        segment.lose()
-
-    def _expire(self, spared: int = 0) -> None:
-        """Drop segments from the front until the bounds hold.
-
-        Up to ``spared`` of their files are kept, to be written over.
-        """
-        oldest_time = time.monotonic() - self._max_age
-        dropped = []
-        while self._segments:
-            first = self._segments[0]
-            if first.written_at >= oldest_time and (
-                self.bytes <= self._max_bytes or self._is_wanted(first)
-            ):
-                break
-            del self._segments[0]
-            self.bytes -= first.bytes
-            if first.path is not None and first.entries is None:
-                if len(self._spares) < spared:
-                    self._spares.append(first.path)
-                else:
-                    dropped.append(first.path)
-            first.lose()
-        loop = asyncio.get_running_loop()
-        if dropped:
-            loop.run_in_executor(self._executor, _remove, dropped)
-        if self._segments and self._expiry is None:  # of a kernel that says nothing more, too
-            pause = max(0.0, self._segments[0].written_at - oldest_time)
-            self._expiry = loop.call_later(pause + EXPIRY_SECONDS, self._on_expiry)
-
-    def _on_expiry(self) -> None:
-        self._expiry = None
-        self._expire()
-
-    def _is_wanted(self, segment: _Segment) -> bool:
-        """Whether a segment stays beyond the bound, for a client that is about to read it."""
-        wanted = self.wanted_from()
-        return (
-            wanted is not None and segment.end.cursor > wanted and self.bytes <= 2 * self._max_bytes
-        )
-
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                waiting = self._waiting()
-                if not waiting:
-                    if self._spares:
-                        loop.run_in_executor(self._executor, _remove, self._spares)
-                        self._spares = []
-                    return
-                segment = waiting[-1]
-                path, entries = segment.path, segment.entries or []
-                assert path is not None
-                spare = self._spares.pop() if self._spares else None
-                # Gathered here: for Python that runs in a thread the event loop has to wait again
-                # and again, and in all for longer than this takes.
-                buffers = [entry.message.frame for entry in entries]
-                notes = _notes(segment.start.cursor, entries)
-                buffers += notes, _LENGTH.pack(len(notes))
-                try:
-                    await loop.run_in_executor(self._executor, _write_file, path, buffers, spare)
-                except OSError as error:
-                    self._lose(segment, error.strerror or str(error))
-                    loop.run_in_executor(self._executor, _remove, [path])
-                else:
-                    self._warned = False
-                    if segment.path is None:  # dropped from the front meanwhile
-                        loop.run_in_executor(self._executor, _remove, [path])
-                    segment.entries = None
-        finally:
-            self._writer = None
-
-
-def _name(start: Position, end: Position) -> str:
-    """A file's name tells what is in it, so that it need not be read for that."""
-    return f"{start.cursor:020}-{start.offset}-{end.cursor}-{end.offset}{_SUFFIX}"
-
-
-def _places(path: Path) -> tuple[Position, Position]:
-    """Both ends of a segment by its file's name. Raises `ValueError` if it is no such name."""
-    cursor, offset, end_cursor, end_offset = map(int, path.stem.split("-"))
-    if path.suffix != _SUFFIX:
-        raise ValueError(f"{path.suffix} is not {_SUFFIX}")
-    return Position(cursor, offset), Position(end_cursor, end_offset)
-
-
-def _find_files(directory: Path) -> list[tuple[Position, Position, Path, float]]:
-    """The segments in a directory in order: their places, paths, and ages in seconds."""
-    found = []
-    now = time.time()
-    for path in directory.glob("*"):
-        try:
-            start, end = _places(path)
-            age = max(0.0, now - path.stat().st_mtime)
-        except (ValueError, OSError):
-            _remove([path])  # what was being written when the other process ended
-            continue
-        found.append((start, end, path, age))
-    return sorted(found)
-
-
-def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """Entries in runs of about `SEGMENT_BYTES`."""
-    start = 0
-    while start < len(entries):
-        limit = entries[start].offset + SEGMENT_BYTES
-        end = bisect_left(entries, limit, start + 1, key=attrgetter("offset"))
-        yield entries[start:end]
-        start = end
-
-
-def _notes(first: int, entries: list[Entry]) -> bytes:
-    """What a message's frame does not tell: its owner, and whether it is transient.
-
-    The first number tells that the file is not what another segment has left of it.
-    """
-    notes = [
-        (index, entry.owner, entry.transient)
-        for index, entry in enumerate(entries)
-        if entry.owner is not None or entry.transient
-    ]
-    return json.dumps((first, notes)).encode()  # an owner's name may have what is not UTF-8
-
-
-def _write_file(path: Path, buffers: list[bytes], spare: Path | None) -> None:
-    # Under its name it is whole, whenever this process ends.
-    unfinished = path.with_name("unfinished")
-    if spare is not None:
-        try:
-            spare.rename(unfinished)
-        except FileNotFoundError:
-            pass  # somebody has removed it; a new one will do
-    descriptor = _open(unfinished)
-    try:
-        for start in range(0, len(buffers), WRITTEN_TOGETHER):
-            _write_all(descriptor, buffers[start : start + WRITTEN_TOGETHER])
-        os.ftruncate(descriptor, sum(map(len, buffers)))
-    finally:
-        os.close(descriptor)
-    unfinished.rename(path)
-
-
-def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
-    left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
-    if not left:
-        return
-    # A call writes 2 GiB at most; and of what has no room on the disk, as much as has.
-    data = memoryview(b"".join(buffers))[-left:]
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:  # the first one of this kernel
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, flags, 0o600)
-
-
-def _read_file(path: Path, mark: tuple[int, int], cursor: int) -> tuple[list[Entry], int]:
-    """Entries of a segment from number ``cursor`` on, about `READ_BYTES` of them.
-
-    With the place behind them in the file. Where the frame of a number before begins is known by
-    ``mark``. Raises `OSError`, and `ValueError` if the file is damaged.
-    """
-    (seq, offset), end = _places(path)
-    with path.open("rb", buffering=0) as file:
-        notes_at, notes = _read_notes(file, path.name, seq)
-        index, position = mark[0] - seq, mark[1]
         entries: list[Entry] = []
+        start = self._segment_of(place.cursor)
+        while start is not None:
+            descriptor = self._descriptor(start)
+            entries = self._read(start, descriptor, place, end, max_messages, max_bytes)
+            if entries:
+                return entries
+            start = self._segment_behind(start)
+        return entries
+
+    def _read(
+        self,
+        start: int,
+        descriptor: int,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+    ) -> list[Entry]:
+        entries: list[Entry] = []
+        cursor, position = self._mark_before(start, place.cursor)
+        limit = place.offset + max_bytes
+        left = max(0, end.offset - place.offset) + ROUGHLY * min(end.cursor - cursor, max_messages)
         data, data_at = b"", position
-        while index < end.cursor - seq:
-            size = _size_at(data, position - data_at, notes_at - position)
-            if size is None or position + size > data_at + len(data):
-                if entries:
+        expected = place.cursor
+        while cursor < end.cursor and len(entries) < max_messages:
+            at = position - data_at
+            if at + records.FRAME_AT > len(data):
+                data = _pread(descriptor, min(left, CHUNK_BYTES), position)
+                data_at, at = position, 0
+            record = records.next_record(data, at, cursor)
+            if record is None:
+                break
+            if record.number >= end.cursor:
+                break
+            if record.number >= place.cursor:
+                if entries and (record.offset > limit or record.number != expected):
                     break
-                wanted = max(READ_BYTES, size or 2 * len(data))
-                if position == data_at and len(data) >= notes_at - position:
-                    raise ValueError(f"{path.name} is cut off")
-                data = _read_at(file, position, min(wanted, notes_at - position))
-                data_at = position
-                continue
-            if seq + index >= cursor:
-                start = position - data_at
-                message = v1.restore(data[start : start + size])
-                message.seq = seq + index
-                owner, transient = notes.get(index, (None, False))
-                entries.append(Entry(message.seq, offset + position, message, owner, transient))
-            position += size
-            index += 1
-        if index == end.cursor - seq and position != notes_at:
-            raise ValueError(f"{path.name} has other messages than its name says")
-    return entries, position
+                whole = at + record.whole
+                if whole > len(data) and entries:
+                    break
+                frame_at = at + records.FRAME_AT
+                if whole > len(data):
+                    behind = position + records.FRAME_AT + record.size
+                    frame = _pread(descriptor, record.size, position + records.FRAME_AT)
+                    tail = _pread(descriptor, position + record.whole - behind, behind)
+                    if len(frame) < record.size:
+                        raise DamagedLog(f"number {record.number} is cut short")
+                else:
+                    frame = data[frame_at : frame_at + record.size]
+                    tail = data[frame_at + record.size : whole]
+                owner = records.owner_of(record, tail)
+                message = Message(record.channel, frame, seq=record.number, offset=record.offset)
+                entries.append(
+                    Entry(
+                        record.number,
+                        record.offset,
+                        message,
+                        owner,
+                        bool(record.flags & records.TRANSIENT),
+                        bool(record.flags & records.PUBLISHED),
+                    )
+                )
+                expected = record.number + 1
+            cursor = record.number + 1
+            position += record.whole
+        if entries:
+            self._mark(start, cursor, position)
+        return entries
 
+    # Files
 
-def _read_notes(
-    file: FileIO, name: str, seq: int
-) -> tuple[int, dict[int, tuple[str | None, bool]]]:
-    """Where the notes of a segment begin in its file, and what they say of messages."""
-    frames_and_notes = os.fstat(file.fileno()).st_size - _LENGTH.size
-    if frames_and_notes < 0:
-        raise ValueError(f"{name} is cut off")
-    length = _LENGTH.unpack(_read_at(file, frames_and_notes, _LENGTH.size))[0]
-    if length > frames_and_notes:
-        raise ValueError(f"{name} is cut off")
-    notes_at = frames_and_notes - length
-    first, noted = msgspec.convert(json.loads(_read_at(file, notes_at, length)), _Notes)
-    if first != seq:
-        raise ValueError(f"{name} has messages of another segment")
-    return notes_at, {index: (owner, transient) for index, owner, transient in noted}
+    def _segment_of(self, number: int) -> int | None:
+        """The segment that has the number, or where it would be; None if there is none."""
+        starts = self._starts
+        if not starts or number < starts[0] or starts[-1] < self.newest:
+            starts = self._look()
+        index = bisect_right(starts, number) - 1
+        if index < 0:
+            return starts[0] if starts else None
+        return starts[index]
 
+    def _segment_behind(self, start: int) -> int | None:
+        starts = self._starts if start < self._starts[-1] else self._look()
+        index = bisect_right(starts, start)
+        return starts[index] if index < len(starts) else None
 
-def _size_at(data: bytes, start: int, left: int) -> int | None:
-    """The size of the frame that begins there; None if too little of it is there to tell.
+    def _look(self) -> list[int]:
+        """Which segments there are."""
+        found = []
+        try:
+            for name in os.listdir(self._directory):
+                stem, dot, suffix = name.partition(".")
+                if dot + suffix == SUFFIX and stem.isdigit():
+                    found.append(int(stem))
+        except FileNotFoundError:
+            pass
+        self._starts = sorted(found)
+        return self._starts
 
-    There are ``left`` bytes of frames in the file. Raises `FrameError` for what is no frame.
-    """
-    try:
-        return v1.size_of(data, start)
-    except FrameError:
-        if len(data) - start >= 8 and not 6 <= _LENGTH.unpack_from(data, start)[0] < left // 8:
+    def _descriptor(self, start: int) -> int:
+        opened, descriptor = self._open
+        if opened == start and descriptor != -1:
+            return descriptor
+        self.close()
+        path = self._directory / f"{start:020}{SUFFIX}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            head = records.read_head(_pread(descriptor, records.HEAD_BYTES, 0), self._kernel_id)
+            if head.number != start:
+                raise DamagedLog("it has the messages of another segment")
+        except BaseException:
+            os.close(descriptor)
             raise
+        self._open = (start, descriptor)
+        return descriptor
+
+    def forget_before(self, number: int) -> None:
+        """What lies before this number is gone: its file may be written over."""
+        if self._open[1] != -1 and self._starts:
+            behind = next((start for start in self._starts if start > self._open[0]), None)
+            if behind is not None and behind <= number:
+                self.close()
+
+    def hold_newest(self) -> None:
+        """Be able to read the newest segment although its file is about to be removed."""
+        with contextlib.suppress(OSError, DamagedLog):
+            self._descriptor(self.newest)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the open file."""
+        if self._open[1] != -1:
+            os.close(self._open[1])
+            self._open = (0, -1)
+
+    # Marks
+
+    def _mark_before(self, start: int, number: int) -> tuple[int, int]:
+        """A number at or before ``number`` in a segment, and where its record begins."""
+        exact = self._marks.get((start, number))
+        if exact is not None:
+            return number, exact
+        segment, marked, position = self._tip
+        if segment == start and marked <= number:
+            return marked, position
+        best = (start, records.HEAD_BYTES)
+        for (segment, marked), position in self._marks.items():
+            if segment == start and best[0] < marked <= number:
+                best = (marked, position)
+        return best
+
+    def _mark(self, start: int, number: int, position: int) -> None:
+        self._marks[start, number] = position
+        if len(self._marks) > MARKS:
+            self._marks.popitem(last=False)
+
+    def on_tip(self, tip: Tip, number: int) -> None:
+        """The record of this number begins at the writer's tip, wherever that is read from."""
+        self.newest = tip.segment
+        self._tip = (tip.segment, number, tip.position)
+
+    def place_behind(self, number: int) -> Position | None:
+        """Where the segment begins that follows the one with this number; None for the last."""
+        for start in self._look():
+            if start <= number:
+                continue
+            try:
+                path = self._directory / f"{start:020}{SUFFIX}"
+                with path.open("rb") as file:
+                    head = records.read_head(file.read(records.HEAD_BYTES), self._kernel_id)
+            except (OSError, DamagedLog):
+                continue
+            return Position(head.number, head.offset)
         return None
 
 
-def _read_at(file: FileIO, position: int, size: int) -> bytes:
-    """So many bytes of a file. Raises `ValueError` where there are fewer."""
-    data = b""
+def _pread(descriptor: int, size: int, position: int) -> bytes:
+    """So many bytes of a file, or as many as there are. Raises `OSError`."""
+    data = os.pread(descriptor, size, position)
     while len(data) < size:
-        part = os.pread(file.fileno(), size - len(data), position + len(data))
+        part = os.pread(descriptor, size - len(data), position + len(data))
         if not part:
-            raise ValueError("the file is cut off")
-        data = data + part if data else part
+            break
+        data += part
     return data
-
-
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("cannot remove a log segment: %s", error.strerror)
-
-
-def _remove_directory(directory: Path) -> None:
-    """With all that is in it: segments, and what was to become one."""
-    _remove(list(directory.glob("*")))
-    try:
-        directory.rmdir()
-    except OSError:
-        pass  # never made, or it holds what cannot be removed

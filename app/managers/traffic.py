@@ -24,6 +24,7 @@ from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_replies import HeldReplies
 from app.managers.inheritance import Inheritance
 from app.managers.interrupts import InterruptWatch
+from app.managers.journal import Journal
 from app.managers.late_output import OUTPUT_TYPES
 from app.managers.log import NOBODY, MessageLog, Position, Reader
 from app.managers.made_up import reply_made_of_iopub
@@ -100,6 +101,8 @@ class Traffic:
         # here. Unlike last_activity it stands still for what a background thread prints.
         self.active_since = time.monotonic()
         self._attached: dict[str, Reader] = {}
+        # Of a kernel that is to outlive this process.
+        self.journal: Journal | None = None
         self._kernel_id = kernel_id
         self._settings = settings
         self._hides_tracebacks = not settings.allow_tracebacks
@@ -163,7 +166,7 @@ class Traffic:
         """
         self._forget_departed()
         left_at, _ = self._departed.pop(session, (None, 0.0))
-        journal = self.log.journal
+        journal = self.journal
         if left_at is None and journal is not None and self._settings.buffer_offline_messages:
             left_at = journal.place_of(session, self._settings.session_retention)
         older = self._attached.pop(session, None)
@@ -217,14 +220,13 @@ class Traffic:
         if not self._settings.buffer_offline_messages:
             return
         self._departed[reader.session] = (reader.arrived, time.monotonic())
-        if self.log.journal is not None:
-            self.log.journal.put_place(reader.session, reader.arrived)
+        if self.journal is not None:
+            self.journal.put_place(reader.session, reader.arrived)
         self._forget_departed()
 
     def note_places(self) -> None:
         """Remember, for the server's next process, how far each client has come."""
-        journal = self.log.journal
-        self.log.note()
+        journal = self.journal
         if journal is not None:
             now = time.monotonic()
             old = now - min(PLACE_SECONDS, self._settings.session_retention / 4)
@@ -343,7 +345,7 @@ class Traffic:
         execution = self.tracker.waiting(message) if _is_execution(message) else None
         if execution is None:
             return self._channels.send(message)
-        journal = self.log.journal
+        journal = self.journal
         if journal is not None:
             journal.note_sent(execution.id, execution.session)
         if not self._channels.send(message):
@@ -507,8 +509,8 @@ class Traffic:
         self._for_next = []
 
     def _note_replaced(self, replaced: bool) -> None:
-        if self.log.journal is not None:
-            self.log.journal.replaced = replaced
+        if self.journal is not None:
+            self.journal.replaced = replaced
 
     def keep_process(self) -> None:
         """This process could not be stopped: what was for the next one is for this one."""
@@ -833,7 +835,7 @@ class Traffic:
         if header.session:
             self.kernel_session = header.session
         if self._is_new and self._is_chatter(message):
-            self.log.append(message, NOBODY)
+            self.log.append(message, NOBODY, published=True)
             return
         reported = ""
         if msg_type == "status":
@@ -851,7 +853,7 @@ class Traffic:
             state.changes += 1
         if state.at_work:
             self.active_since = time.monotonic()
-        self.log.append(self.shown(message), kept=True)
+        self.log.append(self.shown(message), published=True)
         if reported:
             self.tracker.on_status(reported, message)
         elif msg_type in OUTPUT_TYPES:

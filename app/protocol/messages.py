@@ -154,13 +154,29 @@ class Message(msgspec.Struct, gc=False, eq=False):
 
     channel: str
     frame: bytes
-    header: Header
-    parent: Header
+    # Decoded when they are first asked for.
+    known_header: Header | None = None
+    known_parent: Header | None = None
     # The legacy frame, built by the first reader that needs it: bytes of a text frame, or of a
     # binary frame when there are buffers.
     legacy: bytes | None = None
-    # Its number in the log; 0 until it is there.
+    # Its place in the log; 0 until it is there.
     seq: int = 0
+    offset: int = 0
+
+    @property
+    def header(self) -> Header:
+        """The steering fields of the header. Raises `MalformedMessage`."""
+        if self.known_header is None:
+            self.known_header = decode_header(self.part(0))
+        return self.known_header
+
+    @property
+    def parent(self) -> Header:
+        """The same of the parent header; it is shared, and must not be changed."""
+        if self.known_parent is None:
+            self.known_parent = decode_parent(bytes(self.part(1)))
+        return self.known_parent
 
     @property
     def msg_type(self) -> str:

@@ -170,18 +170,14 @@ class ChannelsConnection:
             )
             await sender.send(first, reader.position)
             while not reader.finished:
-                gap, entries = await reader.fetch()
+                gap, entries = reader.take()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
                 if gap is not None:
                     messages.insert(0, self._notice(gap))
                     counters.outdated.messages += gap.messages
                     counters.outdated.bytes += gap.bytes
                 if messages or entries:
-                    try:
-                        await sender.send(messages, reader.position)
-                    finally:  # the frames built for it are kept, whether it was sent or not
-                        if not self._is_v1 and self._start is None:
-                            self._kernel.traffic.log.charge(entries)
+                    await sender.send(messages, reader.position)
                 if reader.behind:
                     # A send that the socket takes at once gives nobody else a turn.
                     await asyncio.sleep(0)

@@ -360,7 +360,7 @@ for length in (50_000, 100):
 
 
 async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
-    server = make_server("--log-bytes", "65536", "--log-disk-bytes", "0")
+    server = make_server("--log-bytes", "65536")
     async with kernels_of(server) as start:
         kernel = await start()
         executions = Executions(kernel.rest, kernel.id)
@@ -377,8 +377,8 @@ async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
         assert gone["gap"]["messages"] == gone["last_seq"] - gone["first_seq"] + 1
 
 
-async def test_output_that_is_on_disk_is_read_from_there(make_server: MakeServer) -> None:
-    server = make_server("--log-bytes", "65536")
+async def test_output_of_several_files_is_read(make_server: MakeServer) -> None:
+    server = make_server("--log-bytes", "4000000")
     async with kernels_of(server) as start:
         kernel = await start()
         ended = await Executions(kernel.rest, kernel.id).run("flood 2000 1000")

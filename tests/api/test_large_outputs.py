@@ -39,7 +39,7 @@ async def test_a_print_and_an_image_are_there(start: KernelStarter, size: int) -
 
 async def test_what_is_larger_than_all_bounds_is_announced(make_server: MakeServer) -> None:
     size = 17_000_000
-    server = make_server("--log-bytes", "1000000", "--log-disk-bytes", "2000000")
+    server = make_server("--log-bytes", "2000000")
     async with RestClient(server.url, server.token) as rest:
         kernel_id = (await rest.start_kernel("fake"))["id"]
         ended = await Executions(rest, kernel_id).run(f"huge {size}\nprint after")

@@ -114,7 +114,7 @@ async def test_what_is_not_json_is_made_json(kernel: RunningKernel) -> None:
 
 
 async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
-    server = make_server("--log-bytes", "65536", "--log-disk-bytes", "0")
+    server = make_server("--log-bytes", "65536")
     async with kernels_of(server) as start:
         kernel = await start()
         await Executions(kernel.rest, kernel.id).run("flood 1000 1000")

@@ -11,12 +11,12 @@ from app.managers.channels import Channels
 from app.managers.counters import Counters
 from app.managers.execution import Execution
 from app.managers.executions import Code, Executions
-from app.managers.log import MessageLog
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.protocol.compose import make_message
 from app.protocol.messages import ClientMessage, Header
 from app.settings import Settings
+from tests.support.logs import new_log
 
 
 @dataclass
@@ -67,7 +67,7 @@ class ScriptedKernel:
     def __init__(self, **options: Any) -> None:
         settings = Settings(_cli_parse_args=False, **options)
         self.state = KernelState()
-        self.log = MessageLog(2**20)
+        self.log = new_log()
         self.traffic = Traffic("kernel", self.state, self.log, settings, Counters())
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.interrupts = self.kills = 0

@@ -31,7 +31,7 @@ async def has_ended(executions: Executions, execution_id: str) -> bool:
 async def test_two_gigabytes_leave_the_newest_and_the_exact_count_of_the_rest(
     make_server: MakeServer,
 ) -> None:
-    server = make_server("--log-bytes", str(16 * MEGABYTE), "--log-disk-bytes", str(KEPT_ON_DISK))
+    server = make_server("--log-bytes", str(KEPT_ON_DISK))
     async with RestClient(server.url, server.token) as rest:
         kernel = await rest.start_kernel("fake")
         executions = Executions(rest, kernel["id"])

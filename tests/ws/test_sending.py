@@ -7,9 +7,9 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.managers.entries import Position
-from app.managers.log import MessageLog
 from app.protocol.compose import make_message
 from app.ws.sending import sender_for
+from tests.support.logs import new_log
 
 
 async def test_what_could_not_be_written_has_not_arrived() -> None:
@@ -26,7 +26,7 @@ async def test_what_could_not_be_written_has_not_arrived() -> None:
     websocket = WebSocket({"type": "websocket", "headers": []}, receive, send)
     await websocket.accept()
     start, middle, end = Position(1, 0), Position(2, 0), Position(4, 0)
-    log = MessageLog(2**20)
+    log = new_log()
     sender = sender_for(websocket, log, start, is_v1=True, numbered=False)
     assert sender.arrived(end) == start
     message = make_message("iopub", "stream", {"name": "stdout", "text": "1"}, session="s")

@@ -1,0 +1,487 @@
+"""Writing the log of a kernel: numbered messages, appended to segment files.
+
+Files are written by system calls, and read by others in the same way: the page cache is the memory
+that they share. (A mapped file would save one copy, but a reader dies where somebody shortens the
+file, and its writer where the disk is full.) What is appended in one turn of the event loop is
+written in one call, before anybody is told of it.
+
+A segment's blocks are taken when its file is made, so that there the disk's being full shows, and
+one more file is always held ready. Where no further file can be had, the oldest one is written
+over: the log goes on, and is shorter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from app.protocol import records
+from app.protocol.messages import Buffer
+from app.protocol.records import DamagedLog
+
+__all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Place", "Tip"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_BYTES: Final = 2**15
+SEGMENT_BYTES: Final = 2**22
+"""The files of a log grow from the one size to the other, fourfold each time: thousands of kernels
+that say nothing take little. A larger message has a file of its own size."""
+
+WRITTEN_TOGETHER: Final = 1020
+"""How many buffers one system call may write [writev(2), IOV_MAX]."""
+
+UNWRITTEN_BYTES: Final = 2**18
+"""After so many bytes that wait for the end of the turn they are written at once."""
+
+SUFFIX: Final = ".log"
+_SPARE: Final = "spare"
+
+
+class Place(NamedTuple):
+    """A place in a log: the next number to read, and the bytes of all frames before it."""
+
+    cursor: int
+    offset: int
+
+
+class Tip(NamedTuple):
+    """Where the next record will be written: the segment's first number, and the place in it."""
+
+    segment: int
+    position: int
+
+
+class LogRoom:
+    """The bounds on what logs hold: of each, of all together, in bytes, and in seconds."""
+
+    def __init__(self, each: int, together: int, age: float) -> None:
+        self.each = each
+        self.together = together
+        self.age = age
+        self.used = 0
+        self._logs: set[LogWriter] = set()
+
+    def add(self, log: LogWriter) -> None:
+        """Count a log."""
+        self._logs.add(log)
+        self.used += log.bytes
+
+    def remove(self, log: LogWriter) -> None:
+        """Count a log no more."""
+        self._logs.discard(log)
+        self.used -= log.bytes
+
+    def grow(self, size: int) -> None:
+        """Some log has grown by so much, or shrunk; the largest goes down until all fit."""
+        self.used += size
+        while self.used > self.together:
+            largest = max(self._logs, key=lambda log: log.droppable, default=None)
+            if largest is None or not largest.droppable:
+                return
+            largest.drop_first()
+
+    def expire(self) -> None:
+        """Drop what has become too old, also of kernels that say nothing more."""
+        for log in tuple(self._logs):
+            log.expire(time.time() - self.age)
+
+
+class _Segment:
+    """A file of records that follow each other."""
+
+    __slots__ = ("bytes", "path", "room", "start", "written_at")
+
+    def __init__(self, start: Place, path: Path, room: int) -> None:
+        self.start = start
+        self.path = path
+        self.room = room  # of the file
+        self.bytes = records.HEAD_BYTES
+        self.written_at = time.time()
+
+
+class LogWriter:
+    """One kernel's log, from its first message on or from where another writer has left it.
+
+    ``directory`` is the log's own. ``wanted_from`` tells the number that a client which reads just
+    now comes to next, if any: for its sake the log may take twice its bound.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        kernel_id: str,
+        room: LogRoom,
+        wanted_from: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.directory = directory
+        self.kernel_id = kernel_id
+        self._room = room
+        self.wanted_from = wanted_from
+        self.epoch = secrets.token_hex(8)
+        self.bytes = 0
+        self.lost_messages = 0
+        self._segments: deque[_Segment] = deque()
+        self._descriptor = -1  # of the last segment
+        self._spare = 0  # the room of the file that is held ready
+        self._next = Place(1, 0)
+        self._written = Place(1, 0)
+        self._pending: list[Buffer] = []
+        self._pending_bytes = 0
+        self._warned = False
+        self._closed = False
+        room.add(self)
+
+    # Looking
+
+    @property
+    def next(self) -> Place:
+        """Where the next message will be."""
+        return self._next
+
+    @property
+    def end(self) -> Place:
+        """The place behind all that is written, and so can be read."""
+        return self._written
+
+    @property
+    def first(self) -> Place:
+        """The place of the oldest message that is kept; the end if there is none."""
+        return self._segments[0].start if self._segments else self._written
+
+    @property
+    def tip(self) -> Tip:
+        """Where the next record will be written."""
+        if not self._segments:
+            return Tip(self._written.cursor, records.HEAD_BYTES)
+        last = self._segments[-1]
+        return Tip(last.start.cursor, last.bytes)
+
+    @property
+    def droppable(self) -> int:
+        """Bytes that can be dropped from the front: not the newest segment's."""
+        return self.bytes - self._segments[-1].bytes if len(self._segments) > 1 else 0
+
+    # Writing
+
+    def prepare(self) -> None:
+        """Take the first file's blocks now. Raises `OSError` where they cannot be had."""
+        if not self._segments:
+            self._open(self._new_segment(self._next, 0))
+        self._hold_spare()
+
+    def append(
+        self, frame: Buffer, channel: str, owner: str | None = None, flags: int = 0
+    ) -> Place:
+        """Give a message the next number; it is written by the next `flush`. Returns its place."""
+        place = number, offset = self._next
+        size = len(frame)
+        pieces = records.pack_record(number, offset, time.time(), channel, owner, flags, frame)
+        taken = sum(map(len, pieces))
+        fits = self._fits(self._pending_bytes + taken)
+        if not fits:
+            self.flush()
+            fits = self._fits(taken) or self._roll(place, taken)
+        self._next = Place(number + 1, offset + size)
+        if not fits:
+            self._lose(1)
+            return place
+        self._pending += pieces
+        self._pending_bytes += taken
+        if self._pending_bytes > UNWRITTEN_BYTES:
+            self.flush()
+        return place
+
+    def skip(self, messages: int, size: int = 0) -> None:
+        """Numbers that stand for what nobody has: they are a gap for every reader."""
+        self.flush()
+        self._next = Place(self._next.cursor + messages, self._next.offset + size)
+        self.lost_messages += messages
+        self._written = self._next
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether something waits for `flush`."""
+        return bool(self._pending)
+
+    def flush(self) -> None:
+        """Write what was appended; afterwards it can be read."""
+        pending, size = self._pending, self._pending_bytes
+        if not pending:
+            self._written = self._next
+            return
+        self._pending, self._pending_bytes = [], 0
+        last = self._segments[-1]
+        try:
+            for start in range(0, len(pending), WRITTEN_TOGETHER):
+                _write_all(self._descriptor, pending[start : start + WRITTEN_TOGETHER])
+        except OSError as error:  # of a disk that fails, or a file system without preallocation
+            self._give_up(last, error)
+            self._lose(len(pending) // 3)
+            return
+        last.bytes += size
+        last.written_at = time.time()
+        self.bytes += size
+        self._written = self._next
+        self._room.grow(size)
+
+    def _fits(self, size: int) -> bool:
+        return bool(self._segments) and self._segments[-1].bytes + size <= self._segments[-1].room
+
+    def _give_up(self, segment: _Segment, error: OSError) -> None:
+        """What was written last may be cut short: the file ends where it did before."""
+        self._warn(error)
+        with contextlib.suppress(OSError):
+            os.lseek(self._descriptor, segment.bytes, os.SEEK_SET)
+        segment.room = segment.bytes  # the next message takes another file
+
+    def _lose(self, messages: int) -> None:
+        self.lost_messages += messages
+        self._written = self._next
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            reason = error.strerror or str(error)
+            logger.warning("kernel %s: its log cannot be written: %s", self.kernel_id, reason)
+        self._warned = True
+
+    # Segments
+
+    def _roll(self, start: Place, taken: int) -> bool:
+        """Go on in another file, with room for a message; False if there is none to be had."""
+        try:
+            segment = self._new_segment(start, taken)
+            self._open(segment)
+        except OSError as error:
+            self._warn(error)
+            return False
+        self._warned = False
+        self._shrink()
+        with contextlib.suppress(OSError):  # that shows when it is needed
+            self._hold_spare()
+        return True
+
+    def _new_segment(self, start: Place, taken: int) -> _Segment:
+        """A file with room for a message of so many bytes. Raises `OSError`."""
+        path = self.directory / f"{start.cursor:020}{SUFFIX}"
+        wanted = max(self._next_room, records.HEAD_BYTES + taken)
+        try:
+            room = self._make(path, wanted)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            room = self._recycle(path, records.HEAD_BYTES + taken, error)
+        return _Segment(start, path, room)
+
+    @property
+    def _next_room(self) -> int:
+        before = self._segments[-1].room if self._segments else FIRST_BYTES // 4
+        return max(FIRST_BYTES, min(4 * before, SEGMENT_BYTES, self._room.each // 4))
+
+    def _recycle(self, path: Path, least: int, error: OSError) -> int:
+        """The room of a file of ours that is written over from now on. Raises ``error``."""
+        self._warn(error)
+        if self._spare >= least:
+            (self.directory / _SPARE).rename(path)
+            room, self._spare = self._spare, 0
+            return room
+        # The last one is being read just now, more likely than not.
+        while len(self._segments) > 1:
+            oldest = self._segments.popleft()
+            self.bytes -= oldest.bytes
+            self._room.grow(-oldest.bytes)
+            if oldest.room >= least:
+                oldest.path.rename(path)
+                return oldest.room
+            oldest.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # its blocks may do
+                return self._make(path, least)
+        raise error
+
+    def _make(self, path: Path, room: int) -> int:
+        """A new file of so much room (0600). Raises `OSError`."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:  # the first one of this kernel
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, flags, 0o600)
+        try:
+            _allocate(descriptor, room)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        return room
+
+    def _open(self, segment: _Segment) -> None:
+        """Write into this segment from now on. Raises `OSError`."""
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(segment.path, flags)
+        try:
+            head = records.pack_head(self.epoch, self.kernel_id, *segment.start)
+            _write_all(descriptor, [head])
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._close_descriptor()
+        self._descriptor = descriptor
+        self._segments.append(segment)
+        self.bytes += segment.bytes
+        self._room.grow(segment.bytes)
+
+    def _hold_spare(self) -> None:
+        """Have a file ready for when the disk is full. Raises `OSError`."""
+        if not self._spare:
+            self._spare = self._make(self.directory / _SPARE, FIRST_BYTES)
+
+    def _shrink(self) -> None:
+        """Drop the oldest segments as long as those behind them are enough, or all are too much."""
+        bound = self._room.each
+        while len(self._segments) > 1 and (
+            self.bytes - self._segments[0].bytes >= bound or self.bytes > bound + SEGMENT_BYTES
+        ):
+            wanted = self.wanted_from()
+            if (
+                wanted is not None
+                and wanted < self._segments[1].start.cursor
+                and self.bytes <= 2 * bound
+            ):
+                return
+            self.drop_first()
+
+    def drop_first(self) -> None:
+        """Drop the oldest segment."""
+        first = self._segments.popleft()
+        self.bytes -= first.bytes
+        self._room.grow(-first.bytes)
+        with contextlib.suppress(OSError):
+            first.path.unlink()
+
+    def expire(self, before: float) -> None:
+        """Drop what was written before a time (seconds since the epoch)."""
+        while self._segments and self._segments[0].written_at < before and not self._pending:
+            if len(self._segments) == 1:
+                self._close_descriptor()
+            self.drop_first()
+
+    # Beginning and end
+
+    def resume(self) -> None:
+        """Go on with what another writer has left in the directory, if it is of use.
+
+        What is not is removed, with a line in the log of the process. Raises `OSError`.
+        """
+        found = sorted(_segments_in(self.directory, self.kernel_id))
+        if not found:
+            return
+        self.epoch = found[-1][2]
+        for start, path, epoch in found:
+            if epoch != self.epoch:  # of a log before
+                path.unlink(missing_ok=True)
+                continue
+            status = path.stat()
+            segment = _Segment(start, path, status.st_size)
+            segment.bytes, segment.written_at = status.st_size, status.st_mtime
+            self._segments.append(segment)
+        last = self._segments[-1]
+        last.bytes, self._next = _end_of(last.path, last.start)
+        self._written = self._next
+        self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
+        self.bytes = sum(segment.bytes for segment in self._segments)
+        self._room.grow(self.bytes)
+        spare = self.directory / _SPARE
+        if spare.exists():
+            self._spare = spare.stat().st_size
+
+    def close(self) -> None:
+        """Write what is left, and nothing more; the files stay."""
+        if not self._closed:
+            self._closed = True
+            self.flush()
+            self._room.remove(self)
+        self._close_descriptor()
+
+    def remove(self) -> None:
+        """Close, and remove the files."""
+        self.close()
+        for path in self.directory.glob("*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        with contextlib.suppress(OSError):  # never made, or it holds what cannot be removed
+            self.directory.rmdir()
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor != -1:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path, str]]:
+    """The segments in a directory: their first places, and their epochs."""
+    for path in directory.glob("*"):
+        if path.name == _SPARE:
+            continue
+        try:
+            with path.open("rb") as file:
+                head = records.read_head(file.read(records.HEAD_BYTES), kernel_id)
+            if path.name != f"{head.number:020}{SUFFIX}":
+                raise DamagedLog("its name is not that of its first message")
+        except records.OtherFormat as error:
+            logger.error("%s is not used: %s", path, error)
+        except (OSError, DamagedLog) as error:
+            logger.error("%s is removed: %s", path, error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        else:
+            yield Place(head.number, head.offset), path, head.epoch
+
+
+def _end_of(path: Path, start: Place) -> tuple[int, Place]:
+    """Where the records of a segment end: in its file, and in the log. Raises `OSError`."""
+    position, place = records.HEAD_BYTES, start
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data, data_at = b"", 0
+        while True:
+            if not data_at <= position <= data_at + len(data) - records.FRAME_AT:
+                data, data_at = os.pread(descriptor, SEGMENT_BYTES, position), position
+            record = records.next_record(data, position - data_at, place.cursor)
+            if record is None:
+                break
+            behind = position + records.FRAME_AT + record.size
+            end = position + record.whole
+            records.owner_of(record, os.pread(descriptor, end - behind, behind))
+            position, place = end, Place(record.number + 1, record.offset + record.size)
+    except DamagedLog:  # cut short with its writer
+        pass
+    finally:
+        os.close(descriptor)
+    return position, place
+
+
+def _allocate(descriptor: int, room: int) -> None:
+    """Take a file's blocks where the platform can. Raises `OSError`."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, room)
+
+
+def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
+    """Write buffers, however little a call takes. Raises `OSError`."""
+    left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
+    if not left:
+        return
+    # A call writes 2 GiB at most; and of what has no room on the disk, as much as has.
+    data = memoryview(b"".join(buffers))[-left:]
+    while data:
+        data = data[os.write(descriptor, data) :]
