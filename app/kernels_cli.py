@@ -204,6 +204,7 @@ async def _tell_keeper(
                 kernel_id, pid = record["kernel_id"], record["pid"]
                 if kernel_id not in left and (ended is None or kernel_id in ended):
                     await link.ask({"ask": "end", "kernel_id": kernel_id, "pid": pid})
+                    await link.ask({"ask": "drop", "kernel_id": kernel_id})
         if link is not None:
             await link.close()
     except (Garbled, KeeperUnavailable) as error:
@@ -216,6 +217,9 @@ class _Stranger:
     """Has a connection to the keeper, and no kernels."""
 
     def on_event(self, fields: Fields) -> None:
+        """It is of no concern."""
+
+    def on_bells(self, data: bytes) -> None:
         """It is of no concern."""
 
     def on_end(self, link: KeeperLink) -> None:

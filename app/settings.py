@@ -233,18 +233,6 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds without a server after which kernels that are kept are stopped.",
     )
-    keeper_ring_bytes: int = Field(
-        8 * 2**20,
-        ge=0,
-        le=2**30,
-        description="Bytes of each kernel's output that are kept for a server that is not there.",
-    )
-    keeper_total_bytes: int = Field(
-        256 * 2**20,
-        ge=0,
-        description="Bytes of all kernels' output together that are kept so; where they say more, "
-        "each has the same share.",
-    )
     autorestart: bool = Field(True, description="Restart a kernel that dies.")
     restart_limit: int = Field(
         5, ge=0, description="Deaths in a row after which a kernel is left dead."
@@ -341,7 +329,7 @@ class Settings(BaseSettings):
         86400.0, gt=0, description="Seconds for which the place of a session that left is kept."
     )
     log_bytes: int = Field(
-        256 * 2**20, ge=2**16, description="Bytes of messages kept on disk per kernel."
+        512 * 2**20, ge=2**16, description="Bytes of messages kept on disk per kernel."
     )
     log_total_bytes: int = Field(
         4 * 2**30, ge=2**16, description="Bytes of messages kept on disk of all kernels."

@@ -27,7 +27,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.keeper.sockets import read_frames
-from app.managers.turns import MESSAGES_ALONE
+from app.keeper.turns import MESSAGES_ALONE
 from app.protocol import v1
 from app.protocol.compose import make_parts
 from app.protocol.messages import ClientMessage

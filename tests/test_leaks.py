@@ -24,8 +24,8 @@ import zmq
 from jupyter_client.manager import KernelManager
 from pydantic import SecretStr
 
+from app.keeper.channels import Channels
 from app.main import create_app
-from app.managers.channels import Channels
 from app.managers.kernel import Kernel
 from app.managers.log import Reader
 from app.managers.process import KernelProcess

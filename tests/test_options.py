@@ -56,8 +56,6 @@ WRONG: dict[str, str] = {
     "shutdown_wait_time": "-1",
     "on_shutdown": "abandon",
     "orphan_timeout": "0",
-    "keeper_ring_bytes": "-1",
-    "keeper_total_bytes": "-1",
     "autorestart": "perhaps",
     "restart_limit": "-1",
     "allowed_kernelspecs": "no-such-kernelspec",

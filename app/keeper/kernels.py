@@ -1,4 +1,4 @@
-"""The kernels of a keeper: their processes, what those write, and what they said on iopub."""
+"""The kernels of a keeper: their processes, and what those write."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import zmq
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import (
@@ -23,8 +20,6 @@ from app.keeper.processes import (
     start_time,
 )
 from app.keeper.protocol import Fields
-from app.keeper.ring import Ring, Subscription
-from app.keeper.sockets import connect, shutdown_request
 
 __all__ = ["KeptKernel"]
 
@@ -41,7 +36,6 @@ class KeptKernel:
         self,
         kernel_id: str,
         output: ProcessOutput,
-        ring: Ring,
         on_exit: Callable[[KeptKernel], None],
         launched_by: str = "",
     ) -> None:
@@ -50,29 +44,21 @@ class KeptKernel:
         self.pid = 0
         self.started = ""
         self.exit_code: int | None = None
-        self.ring = ring
-        self.info: Mapping[str, Any] | None = None
         self._output = output
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._is_child = False
         self._pidfd: int | None = None
-        self._subscription: Subscription | None = None
-        self._farewell: zmq.Socket[bytes] | None = None
 
     @property
     def record(self) -> Fields:
         """All that is known of it, for the server."""
-        self.catch_up()
         return {
             "kernel_id": self.kernel_id,
             "pid": self.pid,
             "start_time": self.started,
             "exit_code": self.exit_code,
-            "first": self.ring.first,
-            "next": self.ring.next,
             "output": self.output,
-            "info": self.info,
         }
 
     @property
@@ -133,35 +119,6 @@ class KeptKernel:
         self._watch_process(pidfd)
         return True
 
-    def watch(self, context: zmq.Context[Any], info: Mapping[str, Any]) -> None:
-        """Keep what it says on iopub from now on. Raises `ValueError` for useless information."""
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
-        try:
-            self._subscription = Subscription(context, info, self.ring)
-        except (KeyError, AttributeError, TypeError, ValueError, zmq.ZMQError) as error:
-            raise ValueError(f"no use for the connection information: {error!r}") from None
-        self.info = info
-
-    def catch_up(self) -> None:
-        """Have all in the ring that has arrived."""
-        if self._subscription is not None:
-            self._subscription.catch_up()
-
-    def ask_to_end(self, context: zmq.Context[Any]) -> bool:
-        """Send it a ``shutdown_request``; False if that cannot be."""
-        if self.info is None or not self.running:
-            return False
-        socket = context.socket(zmq.DEALER)
-        self._farewell = socket  # which has to be there until the kernel has got it
-        try:
-            connect(socket, self.info, "control")
-            socket.send_multipart(shutdown_request(self.info), zmq.NOBLOCK)
-        except (KeyError, AttributeError, TypeError, ValueError, zmq.ZMQError):
-            return False
-        return True
-
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
         if self._pidfd is None:
@@ -198,12 +155,6 @@ class KeptKernel:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
-        if self._farewell is not None:
-            self._farewell.close(linger=0)
-            self._farewell = None
         self._output.close()
 
     def _watch_process(self, pidfd: int) -> None:

@@ -19,13 +19,13 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from app.protocol import records
 from app.protocol.messages import Buffer
-from app.protocol.records import DamagedLog
+from app.protocol.records import DamagedLog, Record
 
 __all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Place", "Tip"]
 
@@ -111,22 +111,16 @@ class _Segment:
 class LogWriter:
     """One kernel's log, from its first message on or from where another writer has left it.
 
-    ``directory`` is the log's own. ``wanted_from`` tells the number that a client which reads just
-    now comes to next, if any: for its sake the log may take twice its bound.
+    ``directory`` is the log's own; ``epoch``, of 16 characters, is for a log that is new.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        kernel_id: str,
-        room: LogRoom,
-        wanted_from: Callable[[], int | None] = lambda: None,
+        self, directory: Path, kernel_id: str, room: LogRoom, epoch: str | None = None
     ) -> None:
         self.directory = directory
         self.kernel_id = kernel_id
         self._room = room
-        self.wanted_from = wanted_from
-        self.epoch = secrets.token_hex(8)
+        self.epoch = epoch or secrets.token_hex(8)
         self.bytes = 0
         self.lost_messages = 0
         self._segments: deque[_Segment] = deque()
@@ -350,13 +344,6 @@ class LogWriter:
         while len(self._segments) > 1 and (
             self.bytes - self._segments[0].bytes >= bound or self.bytes > bound + SEGMENT_BYTES
         ):
-            wanted = self.wanted_from()
-            if (
-                wanted is not None
-                and wanted < self._segments[1].start.cursor
-                and self.bytes <= 2 * bound
-            ):
-                return
             self.drop_first()
 
     def drop_first(self) -> None:
@@ -404,6 +391,13 @@ class LogWriter:
         if spare.exists():
             self._spare = spare.stat().st_size
 
+    def newest(self) -> Iterator[tuple[Record, str | None, bytes]]:
+        """The records of the last two files, in order: each with its owner and frame."""
+        self.flush()
+        for segment in [*self._segments][-2:]:
+            with contextlib.suppress(OSError, DamagedLog):
+                yield from _records_of(segment.path, segment.start)
+
     def close(self) -> None:
         """Write what is left, and nothing more; the files stay."""
         if not self._closed:
@@ -450,24 +444,30 @@ def _segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path,
 def _end_of(path: Path, start: Place) -> tuple[int, Place]:
     """Where the records of a segment end: in its file, and in the log. Raises `OSError`."""
     position, place = records.HEAD_BYTES, start
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data, data_at = b"", 0
-        while True:
-            if not data_at <= position <= data_at + len(data) - records.FRAME_AT:
-                data, data_at = os.pread(descriptor, SEGMENT_BYTES, position), position
-            record = records.next_record(data, position - data_at, place.cursor)
-            if record is None:
-                break
-            behind = position + records.FRAME_AT + record.size
-            end = position + record.whole
-            records.owner_of(record, os.pread(descriptor, end - behind, behind))
-            position, place = end, Place(record.number + 1, record.offset + record.size)
-    except DamagedLog:  # cut short with its writer
-        pass
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(DamagedLog):  # cut short with its writer
+        for record, _, _ in _records_of(path, start):
+            position += record.whole
+            place = Place(record.number + 1, record.offset + record.size)
     return position, place
+
+
+def _records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, bytes]]:
+    """The records of a segment, their owners and frames.
+
+    Raises `OSError`, and `DamagedLog` where one was not written to its end.
+    """
+    position, number = records.HEAD_BYTES, start.cursor
+    with path.open("rb") as file:
+        while True:
+            file.seek(position)
+            head = file.read(records.FRAME_AT)
+            record = records.next_record(head, 0, number)
+            if record is None or record.whole > os.fstat(file.fileno()).st_size - position:
+                return
+            frame = file.read(record.size)
+            tail = file.read(record.whole - records.FRAME_AT - record.size)
+            yield record, records.owner_of(record, tail), frame
+            position, number = position + record.whole, record.number + 1
 
 
 def _allocate(descriptor: int, room: int) -> None:

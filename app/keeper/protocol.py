@@ -8,6 +8,9 @@ first and says which version it is; then
     keeper -> {"id": N, "answer": ...} or {"id": N, "error": TEXT, ...}, and between them
     keeper -> {"event": "exited", "kernel_id": ..., "code": ...}
 
+and in both directions, with an empty object, the frames of `app.protocol.link`: requests for
+kernels, and how far their logs go.
+
 ``until`` is when the server gives up waiting (`time.monotonic`, which a host's processes share).
 The keeper does nothing of a request that it reads later: a signal that comes after a minute would
 hit something else. What it did without the answer arriving is undone by the request ``end``, which
@@ -44,7 +47,7 @@ __all__ = [
     "socket_address",
 ]
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """The version of what is asked and answered. Further fields and requests do not change it."""
 
 MAX_FRAME: Final = 2**31

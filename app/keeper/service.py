@@ -10,20 +10,24 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import zmq
+import msgspec
 
+from app.keeper.hearing import Hearing
+from app.keeper.hearings import Hearings
 from app.keeper.kernels import KeptKernel
 from app.keeper.notes import LAUNCHING, Note, Notes
 from app.keeper.output import ProcessOutput, pipe_of
 from app.keeper.processes import ended_child, leader_that_writes, start_time
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
-from app.keeper.ring import Ring, Room
+from app.protocol import link
+from app.protocol.compose import make_parts
+from app.protocol.link import Bell
+from app.protocol.messages import ClientMessage
 
 __all__ = ["Service"]
 
@@ -38,8 +42,13 @@ TERMINATE_SECONDS: Final = 5.0
 ACCEPT_SECONDS: Final = 1.0
 """When connections are taken again after one could not be, for want of descriptors perhaps."""
 
-PAGE_BYTES: Final = 2**20
-MAX_SOCKETS: Final = 65535
+SETTLE_SECONDS: Final = 0.2
+"""How long a server's successor waits for what that has asked for, at its end, to be read."""
+
+UNREAD_BYTES: Final = 2**16
+"""When so much waits for a server that does not read, it is told the rest later, all at once."""
+
+BELL_SECONDS: Final = 0.05
 
 Answer = Fields | tuple[Fields, bytes]
 
@@ -57,11 +66,12 @@ class Service:
         self._left = self._notes.read()  # by a keeper that was killed
         self._kernels: dict[str, KeptKernel] = {}
         self._dying: set[KeptKernel] = set()  # killed and forgotten, but not yet gone
-        self._servers: dict[asyncio.StreamWriter, None] = {}
+        # With the tasks that read what they ask for.
+        self._servers: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._context: zmq.Context[Any] | None = None
-        self._ring_bytes = 0
-        self._room = Room(lambda: [kernel.ring for kernel in self._kernels.values()])
+        self._hearings = Hearings(self._ring, self._on_malformed)
+        self._late_bells: asyncio.TimerHandle | None = None
+        self._malformed: dict[str, int] = {}
         self._output_bytes = 0
         self._orphan_timeout = 0.0
         self._stopping = False
@@ -74,8 +84,12 @@ class Service:
             "launch": self._on_launch,
             "run": self._on_run,
             "adopt": self._on_adopt,
-            "watch": self._on_watch,
-            "said": self._on_said,
+            "hear": self._on_hear,
+            "open": self._on_open,
+            "stdin": self._on_stdin,
+            "settle": self._on_settle,
+            "disconnect": self._on_disconnect,
+            "drop": self._on_drop,
             "signal": self._on_signal,
             "tail": self._on_tail,
             "end": self._on_end,
@@ -96,8 +110,9 @@ class Service:
             kernel.close()
         self._kernels.clear()
         self._dying.clear()
-        if self._context is not None:
-            self._context.destroy(linger=0)
+        if self._late_bells is not None:
+            self._late_bells.cancel()
+        self._hearings.close()
 
     def _deafen(self) -> None:
         """Take no new server: the next keeper will."""
@@ -134,10 +149,15 @@ class Service:
         writer.write(pack({"keeper": PROTOCOL, "pid": os.getpid()}))
         try:
             while not self._stopping:
-                fields, _ = await receive(reader)
+                fields, data = await receive(reader)
+                if not fields:
+                    self._take(data)
+                    continue
                 if fields.get("ask") == "drain":
                     await self._drain(writer)
                     return
+                if fields.get("ask") == "hello":
+                    await self._predecessors_end(writer)
                 writer.write(self._answer(fields, writer))
                 await writer.drain()
         except Garbled as error:
@@ -149,11 +169,22 @@ class Service:
             self._leave(writer)
 
     def _greet(self, writer: asyncio.StreamWriter) -> None:
-        self._servers[writer] = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._servers[writer] = task
         self._used = True
         if self._timer is not None and not self._stopping:
             self._timer.cancel()
             self._timer = None
+
+    async def _predecessors_end(self, writer: asyncio.StreamWriter) -> None:
+        """Return when servers that have ended have been read to their end, or soon.
+
+        What they have asked for comes before what the next one does.
+        """
+        others = [task for other, task in self._servers.items() if other is not writer]
+        if others:
+            await asyncio.wait(set(others), timeout=SETTLE_SECONDS)
 
     def _leave(self, writer: asyncio.StreamWriter) -> None:
         if writer not in self._servers:
@@ -161,14 +192,15 @@ class Service:
         del self._servers[writer]
         if self._servers or self._timer is not None:
             return
-        if self._kernels:
+        if self._kernels or self._hearings.any_connected:
             logger.info("no server is left; kernels are kept for %g s", self._orphan_timeout)
             self._timer = self._loop.call_later(self._orphan_timeout, self._stop_orphans)
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
         """End when nobody will ask for anything any more, not even for how a kernel ended."""
-        if self._used and not (self._servers or self._kernels or self._dying):
+        needed = self._servers or self._kernels or self._dying or self._hearings.any_connected
+        if self._used and not needed:
             self.end()
 
     async def _drain(self, writer: asyncio.StreamWriter) -> None:
@@ -189,8 +221,11 @@ class Service:
         self._deafen()
         asked = 0
         for kernel in self._kernels.values():
-            if self._context is not None:  # which who is watched has
-                asked += kernel.ask_to_end(self._context)
+            hearing = self._hearings.get(kernel.kernel_id)
+            if hearing is not None and hearing.connected and kernel.running:
+                header, parts = make_parts("shutdown_request", {"restart": False}, hearing.session)
+                hearing.request(ClientMessage("control", header, parts), hearing.session)
+                asked += 1
         patience = TERMINATE_SECONDS if asked else 0.0
         self._timer = self._loop.call_later(patience, self._terminate_orphans)
         self._end_if_alone()
@@ -267,14 +302,11 @@ class Service:
     def _on_hello(self, fields: Fields) -> Answer:
         if fields["protocol"] != PROTOCOL:
             raise ValueError(f"protocol {fields['protocol']}")
-        self._ring_bytes = int(fields["ring_bytes"])
-        self._room.max_bytes = int(fields.get("total_bytes", sys.maxsize))
+        room = self._hearings.room
+        room.each, room.together = int(fields["log_bytes"]), int(fields["log_total_bytes"])
+        room.age = float(fields["log_age"])
         self._output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
-        for kernel in self._kernels.values():
-            kernel.ring.max_bytes = self._ring_bytes
-            kernel.ring.trim(self._ring_bytes)
-        self._room.enforce()
         answer = [kernel.record for kernel in self._kernels.values()]
         # A server tells of those that it knows, and ends those that nobody does.
         left, self._left = self._left, []
@@ -353,7 +385,6 @@ class Service:
         before = self._kernels.get(kernel.kernel_id)
         if before is not None:
             before.close()
-            kernel.ring = before.ring
         self._kernels[kernel.kernel_id] = kernel
         self._note()
 
@@ -376,24 +407,87 @@ class Service:
         return KeptKernel(
             kernel_id,
             ProcessOutput(Path(output), self._output_bytes),
-            Ring(self._ring_bytes, self._room),
             self._on_exit,
             launched_by,
         )
 
-    def _on_watch(self, fields: Fields) -> Answer:
-        if self._context is None:
-            self._context = zmq.Context()
-            self._context.max_sockets = MAX_SOCKETS
-        self._kernels[fields["kernel_id"]].watch(self._context, fields["info"])
+    # What kernels say, and are asked
+
+    def _on_hear(self, fields: Fields) -> Answer:
+        heard = self._hearings.hear(
+            str(fields["kernel_id"]),
+            session=str(fields["session"]),
+            epoch=str(fields["epoch"]),
+            directory=Path(fields["directory"]),
+            info=fields["info"],
+            anew=bool(fields["anew"]),
+        )
+        return {"answer": msgspec.to_builtins(heard)}
+
+    def _heard(self, fields: Fields) -> Hearing:
+        hearing = self._hearings.get(fields["kernel_id"])
+        if hearing is None:
+            raise ValueError(f"kernel {fields['kernel_id']} is not heard")
+        return hearing
+
+    def _on_open(self, fields: Fields) -> Answer:
+        self._heard(fields).opened = True
         return {"answer": None}
 
-    def _on_said(self, fields: Fields) -> Answer:
-        kernel = self._kernels[fields["kernel_id"]]
-        kernel.catch_up()
-        page = kernel.ring.since(int(fields["after"]), PAGE_BYTES)
-        sizes = [[index, [len(frame) for frame in frames]] for index, frames in page]
-        return {"answer": sizes}, b"".join(b"".join(frames) for _, frames in page)
+    def _on_stdin(self, fields: Fields) -> Answer:
+        return {"answer": self._heard(fields).stdin_connected}
+
+    def _on_settle(self, fields: Fields) -> Answer:
+        return {"answer": self._hearings.settle(fields["kernel_id"])}
+
+    def _on_disconnect(self, fields: Fields) -> Answer:
+        self._hearings.disconnect(fields["kernel_id"])
+        return {"answer": None}
+
+    def _on_drop(self, fields: Fields) -> Answer:
+        self._hearings.flush()  # what was said last is read from a file that is held open
+        self._hearings.forget(fields["kernel_id"])
+        self._malformed.pop(fields["kernel_id"], None)
+        self._end_if_unused()
+        return {"answer": None}
+
+    def _take(self, data: bytes) -> None:
+        """A request for a kernel, or a message for its log. Raises `Garbled`."""
+        try:
+            if data[:1] == link.REQUEST:
+                handle, message, owner = link.unpack_request(data)
+                hearing = self._hearings.by_handle(handle)
+                if hearing is not None:  # a kernel that is gone needs nothing
+                    hearing.request(message, owner)
+                return
+            said = link.unpack_said(data)
+        except ValueError as error:
+            raise Garbled(str(error)) from None
+        hearing = self._hearings.by_handle(said.handle)
+        if hearing is not None:
+            hearing.say(said.channel, said.frame, said.owner, said.flags)
+
+    def _ring(self, bells: list[Bell]) -> None:
+        """Tell every server how far logs go; who does not read is told of all later."""
+        frame = pack({}, link.pack_bells(bells))
+        for writer in self._servers:
+            if writer.transport.get_write_buffer_size() <= UNREAD_BYTES:
+                writer.write(frame)
+            elif self._late_bells is None:
+                self._late_bells = self._loop.call_later(BELL_SECONDS, self._ring_late)
+
+    def _ring_late(self) -> None:
+        self._late_bells = None
+        self._hearings.ring_all()
+
+    def _on_malformed(self, kernel_id: str, channel: str, reason: str) -> None:
+        """Tell of what was dropped: of the first, and then more and more rarely."""
+        count = self._malformed[kernel_id] = self._malformed.get(kernel_id, 0) + 1
+        if count & (count - 1):
+            return
+        event = {"event": "malformed", "kernel_id": kernel_id, "count": count}
+        for writer in self._servers:
+            writer.write(pack({**event, "channel": channel, "reason": reason}))
 
     def _on_signal(self, fields: Fields) -> Answer:
         self._kernels[fields["kernel_id"]].signal(int(fields["number"]))
@@ -418,6 +512,7 @@ class Service:
         if not is_it:
             return {"answer": False}
         del self._kernels[kernel.kernel_id]
+        self._hearings.disconnect(kernel.kernel_id)
         if kernel.running:
             self._dying.add(kernel)
             with contextlib.suppress(ProcessLookupError):

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,20 +18,15 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.keeper.processes import start_time
-from app.managers.channels import Channels, ConnectionInfo
-from app.managers.errors import KeeperUnavailable, KernelUnreachable
-from app.managers.execution import Execution
+from app.keeper.sockets import ConnectionInfo
+from app.managers.errors import KernelUnreachable
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
 from app.managers.journal import Journal, UnusableJournal
 from app.managers.keeper_provisioner import KeeperProvisioner
-from app.managers.keeping import Keeper, Kept
 from app.managers.process import bounded, described
-from app.managers.recovery import PROBE_SECONDS, Ear, connect, go_on, replay, ring_of
 from app.managers.registry_store import KernelRecord
 from app.managers.state import Lifecycle
-from app.protocol.messages import Message
-from app.protocol.signing import Signer
 
 if TYPE_CHECKING:
     from app.managers.kernel import Kernel
@@ -45,6 +40,7 @@ __all__ = [
     "note_process",
     "record_of",
     "recover",
+    "settle_loss",
     "was_being_replaced",
 ]
 
@@ -56,13 +52,13 @@ LOAD_SECONDS: Final = 10.0
 KEEPER_SECONDS: Final = 45.0
 """How long that may take with the keeper, which may have to be started first."""
 
+LOSS_SECONDS: Final = 0.2
+"""Between two questions to a kernel that may have lost what it was asked."""
+
 LOAD_PAUSES: Final = (0.5, 2.0)
 """Seconds before one that has failed is asked again: what it asks may be starting, too."""
 
 _PROVISIONER: Final = "kernel_provisioner"
-
-HEARING_SECONDS: Final = 2.0
-"""How much longer than the server the keeper may take to be connected to a kernel."""
 
 
 class Gone(Exception):
@@ -77,21 +73,18 @@ def journal_path(house: KernelHouse, kernel_id: str) -> Path:
     return house.settings.state_dir / "journals" / f"{kernel_id}.journal"
 
 
-def keep_journal(house: KernelHouse, kernel: Kernel, channels: Channels) -> None:
+def keep_journal(house: KernelHouse, kernel: Kernel) -> None:
     """Begin to note how far its clients are, if the kernel is to outlive this process."""
     traffic = kernel.traffic
     if house.registry is None:
         return
     if traffic.journal is not None:
-        traffic.journal.set_identity(channels.identity)
         traffic.journal.replaced = False
         return
     path = journal_path(house, kernel.id)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        traffic.journal = Journal.create(
-            path, traffic.log.epoch, traffic.session, channels.identity
-        )
+        traffic.journal = Journal.create(path, traffic.log.epoch)
     except (OSError, UnusableJournal) as error:
         logger.error("kernel %s: a crash loses how far clients are: %s", kernel.id, error)
     if kernel.traffic.tracker.keeping is None:
@@ -148,33 +141,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-async def keeper_hears(keeper: Keeper, manager: KernelManager, probe: Callable[[], None]) -> None:
-    """Return when the keeper hears what the kernel publishes, or after `HEARING_SECONDS`.
-
-    Until then a crash would lose it. ``probe`` gives the kernel something to say.
-    """
-    provisioner = manager.provisioner
-    if not isinstance(provisioner, KeeperProvisioner):
-        return
-    launched: Any = provisioner.process
-    heard_before = launched.next if isinstance(launched, Kept) else 1
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + HEARING_SECONDS
-    with contextlib.suppress(KeeperUnavailable, KeyError):
-        while (await keeper.kept())[provisioner.kernel_id].next <= heard_before:
-            if loop.time() > deadline:
-                logger.warning("kernel %s is not heard by its keeper", provisioner.kernel_id)
-                return
-            probe()
-            await asyncio.sleep(0.02)
-
-
 # From the process before
-
-
-def kept_by_keeper(record: KernelRecord) -> bool:
-    """Whether the keeper has the kernel's process, and hears what it publishes."""
-    return "output" in record.provisioner  # see KeeperProvisioner.get_provisioner_info
 
 
 async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
@@ -292,80 +259,60 @@ async def _load(
 
 async def recover(
     house: KernelHouse, kernel: Kernel, record: KernelRecord, info: ConnectionInfo
-) -> None:
-    """Put the kernel's log, executions and state together again, and open sockets to it.
+) -> bool:
+    """Read the kernel's log, know its executions and state; whether it was ready.
 
-    Without ``info`` there is no process any more, and no sockets.
+    Without ``info`` there is no process any more. Raises what `Traffic.resume` does.
     """
     assert house.registry is not None
     traffic, state = kernel.traffic, kernel.state
-    log = traffic.log
-    await asyncio.to_thread(log.resume)
-    journal = await asyncio.to_thread(_read_journal, house, kernel.id)
-    if journal is not None and journal.head[0] != log.epoch:
-        logger.error("kernel %s: its log is gone, and numbers begin anew", kernel.id)
-        journal.remove()
-        journal = None
-    records = await house.registry.executions(kernel.id)
     keeping = RegisteredExecutions(house.registry, kernel.id)
     executions = []
-    for stored in records:
+    for stored in await house.registry.executions(kernel.id):
         try:
             executions.append(restored(stored))
             keeping.known(stored)
         except (msgspec.MsgspecError, ValueError) as error:
             logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
-    for execution in executions:
-        _judge(execution, journal)
-    session = journal.head[1] if journal is not None else ""
-    starting = record.execution_state in (Lifecycle.STARTING, Lifecycle.RESTARTING)
-    traffic.inherit(session, executions, starting=starting)
-    kernel.executions.hold_again()
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
     state.reason, state.restarts = record.reason, record.restarts
     if record.execution_state in ("busy", "idle"):
         state.execution_state = record.execution_state
-    ear = Ear(traffic)
-    channels: Channels | None = None
-    earlier: Channels | None = None
-    if info:
-        channels, earlier, ear = connect(
-            lambda listener, **options: house.channels(info, listener, **options),
-            traffic,
-            journal,
-        )
-        traffic.hear_with(channels)
-        await _be_heard(traffic, ear)
-    ring = await _ring(house, kernel.id, record, ear)
-    last = await replay(traffic, executions)
-    traffic.journal = journal
-    before = log.next_seq
-    gapless = go_on(traffic, last, ring, ear, whole=record.dead)
-    if gapless:
-        traffic.heard_all()
-    elif not record.dead and before > 1:
-        logger.warning("kernel %s: what it said meanwhile is not known", kernel.id)
+    traffic.put_back(executions)
+    kernel.executions.hold_again()  # what it waits behind may end in what is read next
+    heard = await traffic.resume(info or None)
+    traffic.journal = await asyncio.to_thread(_read_journal, house, kernel.id, traffic.log.epoch)
     traffic.tracker.keeping = keeping
-    if channels is not None:
-        traffic.go_on(channels, earlier)
-        keep_journal(house, kernel, channels)
+    if info:
+        keep_journal(house, kernel)
+    if heard.again:
+        logger.warning("kernel %s: what it has said meanwhile is not known", kernel.id)
+    return heard.opened
 
 
-def _judge(execution: Execution, journal: Journal | None) -> None:
-    """Whether a request that waited, as far as the registry knows, is still to be sent.
+async def settle_loss(kernel: Kernel) -> None:
+    """Give an end to what the kernel has never got, when it has come to that.
 
-    Where that is not known it is not: none is sent twice. One that was just being sent keeps its
-    request, until it is known whether the kernel has got it.
+    What a keeper had just given to its sockets when it was killed is lost. A kernel that answers on
+    shell has done what it ran; what it still has of before is done in turns with our questions, so
+    one that begins nothing between two of them has nothing left.
     """
-    if execution.ended or not execution.held:
+    traffic = kernel.traffic
+    quiet = 0
+    while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
+        began = traffic.begun
+        # Without a bound: it may have something to do for hours.
+        answer = await traffic.ask("kernel_info_request", {}, 3600.0)
+        await asyncio.sleep(LOSS_SECONDS)
+        if answer is not None:
+            quiet = quiet + 1 if traffic.begun == began else 0
+    if kernel.state.lifecycle is not Lifecycle.RUNNING:
         return
-    was_sent = journal is None or journal.was_sent(execution.id, execution.session)
-    if was_sent:
-        execution.header = execution.held[0]
-    if journal is None or execution.running:
-        execution.held = ()
-    execution.sent = was_sent
+    if kernel.state.busy:  # it went idle when nobody was there to hear it
+        kernel.state.execution_state = "idle"
+        kernel.state.changes += 1
+    traffic.end_lost()
 
 
 def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
@@ -378,74 +325,17 @@ def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
         return journal.replaced
 
 
-def _read_journal(house: KernelHouse, kernel_id: str) -> Journal | None:
+def _read_journal(house: KernelHouse, kernel_id: str, epoch: str) -> Journal | None:
     try:
-        return Journal.open(journal_path(house, kernel_id))
+        journal = Journal.open(journal_path(house, kernel_id))
     except UnusableJournal as error:
         logger.error("kernel %s: how far its clients are is not known: %s", kernel_id, error)
         return None
-
-
-async def _be_heard(traffic: Any, ear: Ear) -> None:
-    """Ask until what the kernel publishes arrives here, for a while."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + PROBE_SECONDS
-    pause = 0.02
-    traffic.request("shell", "kernel_info_request", {})
-    while not ear.heard.is_set() and loop.time() < deadline:
-        traffic.request("control", "kernel_info_request", {})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await ear.heard.wait()
-        pause = min(pause * 2, 0.5)
-
-
-async def _ring(
-    house: KernelHouse, kernel_id: str, record: KernelRecord, ear: Ear
-) -> list[Message] | None:
-    """What the keeper has heard; None if it did not listen."""
-    if house.keeper is None or record.dead or not kept_by_keeper(record):
-        return None
-    key = str(record.connection.get("key") or "").encode()
-    signer = Signer(key, record.connection.get("signature_scheme") or "hmac-sha256")
-    try:
-        return await ring_of(house.keeper, kernel_id, signer, lambda: ear.first_published)
-    except (KeeperUnavailable, OSError) as error:
-        logger.warning("kernel %s: what it said meanwhile is not known: %s", kernel_id, error)
-        return None
-
-
-def is_adoptable(kernel: Kernel) -> bool:
-    """Whether the kernel takes requests: it answered, or it is busy and may not be able to."""
-    return kernel.traffic.answered or kernel.state.execution_state == "busy"
-
-
-async def settle_inherited(kernel: Kernel) -> None:
-    """Give an end to what the kernel was asked before our time, when it has come to that.
-
-    A kernel that answers on shell has done what it ran; what it still has of before is done in
-    turns with our questions, so one that begins nothing between two of them has nothing left.
-    """
-    traffic = kernel.traffic
-    traffic.settle_inherited(all_of_them=False)
-    quiet = 0
-    while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
-        began = traffic.begun
-        # Without a bound: it may have something to do for hours.
-        answer = await traffic.ask("kernel_info_request", {}, 3600.0)
-        await asyncio.sleep(0.2)
-        if answer is None:
-            continue
-        if traffic.begun != began:
-            quiet = 0
-            continue
-        quiet += 1
-        if kernel.state.busy:  # it went idle when nobody was there to hear it
-            kernel.state.execution_state = "idle"
-            kernel.state.changes += 1
-    if kernel.state.lifecycle is Lifecycle.RUNNING:
-        traffic.settle_inherited(all_of_them=True)
-        kernel.executions.send_again()
+    if journal.epoch == epoch:
+        return journal
+    logger.error("kernel %s: its log is gone, and numbers begin anew", kernel_id)
+    journal.remove()
+    return None
 
 
 def remove_journal(house: KernelHouse, kernel_id: str) -> None:

@@ -17,7 +17,8 @@ class Entry(msgspec.Struct, gc=False, eq=False):
 
     ``owner`` is the session it is for; None is every session. A ``transient`` entry tells a state
     of its moment (the kernel restarts, is idle again), and is not shown to those who come later.
-    ``published`` ones are the kernel's own, the others were made by the service.
+    ``published`` ones are the kernel's own, the others were made by the service. One that
+    `is_request` has the header of a request that has left for the kernel; no reader is shown it.
     """
 
     seq: int
@@ -26,6 +27,8 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     owner: str | None
     transient: bool = False
     published: bool = False
+    is_request: bool = False
+    size: int = 0  # of its frame in the log
 
 
 class Gap(NamedTuple):

@@ -564,7 +564,7 @@ class ExecutionTracker:
             if any(entry.message.parent.msg_id == item.execution.id for entry in entries):
                 return True
             last = entries[-1]
-            place = Position(last.seq + 1, last.offset + len(last.message.frame))
+            place = Position(last.seq + 1, last.offset + last.size)
         return False
 
 

@@ -19,9 +19,14 @@ from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
 
-from app.managers.adoption import is_adoptable, recover
-from app.managers.channels import ConnectionInfo
-from app.managers.errors import InvalidPath, KernelNotRunning
+from app.keeper.sockets import ConnectionInfo
+from app.managers.adoption import recover
+from app.managers.errors import (
+    InvalidPath,
+    KeeperUnavailable,
+    KernelNotRunning,
+    KernelUnreachable,
+)
 from app.managers.kernel import Kernel, OnGone
 from app.managers.kernel_house import KernelHouse
 from app.managers.registry_store import KernelRecord
@@ -154,13 +159,16 @@ class ExternalKernel(Kernel):
     async def start(self) -> None:
         """Open the sockets; the kernel is ready when it answers.
 
-        Raises `ValueError` or `zmq.ZMQError` when what its file holds makes no connection, or one
+        Raises `ValueError` when what its file holds makes no connection, or one
         to a place where no kernel may be.
         """
         if not is_near(self._info, self._house.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
         self.state.generation = 1  # of its other processes nothing is known here
-        self.traffic.open(self._house.channels(self._info, self.traffic))
+        try:
+            await self.traffic.connect(self._info)
+        except (KernelUnreachable, KeeperUnavailable) as error:
+            raise ValueError(error.message) from error
         self._begin_life()
         await self.keep()
 
@@ -170,9 +178,9 @@ class ExternalKernel(Kernel):
             self.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
-            await recover(self._house, self, record, self._info)
+            was_ready = await recover(self._house, self, record, self._info)
             self.executions.send_again()
-            if is_adoptable(self):
+            if was_ready:
                 self._take_for_ready()
             self._begin_life()
 
@@ -198,7 +206,7 @@ class ExternalKernel(Kernel):
             if self.owned:
                 self.traffic.request("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
-            self.traffic.close()
+            await self.traffic.close()
             await self._retire()
 
     async def _live(self) -> None:

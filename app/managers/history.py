@@ -20,7 +20,7 @@ class WholeReader(Reader):
 
     def _pass(self, entries: list[Entry]) -> list[Entry]:
         super()._pass(entries)
-        return entries
+        return [entry for entry in entries if not entry.is_request]
 
     async def wait_for(self, seconds: float) -> bool:
         """`wait`, at most so many seconds; whether there may be something to take."""

@@ -1,9 +1,9 @@
-"""How far a kernel's readers came, and what it was sent, in a file that survives the process.
+"""How far a kernel's readers came, in a file that survives the process.
 
 The file is mapped into memory: to note something is to write a few bytes there, without a system
 call, and what was written is the operating system's to keep, however the process ends.
 
-Layout: a head; places of sessions; which of the requests that waited were sent to the kernel.
+Layout: a head; places of sessions.
 """
 
 from __future__ import annotations
@@ -23,19 +23,12 @@ __all__ = ["Journal", "UnusableJournal"]
 PLACES: Final = 256
 """Sessions whose places are remembered; the one longest unchanged makes room for another."""
 
-SENT: Final = 8192
-"""Requests that had waited, and of which it is remembered that they were sent."""
-
-_MAGIC: Final = b"kkjourn2"
-_HEAD: Final = Struct("<8s16s64s16s")  # magic, epoch, the server's session, identity of the sockets
+_MAGIC: Final = b"kkjourn3"
+_HEAD: Final = Struct("<8s16s?")  # magic, epoch, whether the process is being replaced
 _PLACE: Final = Struct("<16sQQd")  # of which session, cursor, offset, seconds since the epoch
 
-_PLACES_AT: Final = 4096
-_SENT_AT: Final = _PLACES_AT + 12288
-_SENT_HEAD: Final = Struct("<QQ")  # how many were ever sent; whether the process is being replaced
-_SENT_KEYS_AT: Final = _SENT_AT + _SENT_HEAD.size
-_KEY_BYTES: Final = 16
-_FILE_BYTES: Final = _SENT_KEYS_AT + SENT * _KEY_BYTES
+_PLACES_AT: Final = 64
+_FILE_BYTES: Final = _PLACES_AT + PLACES * _PLACE.size
 
 
 class UnusableJournal(Exception):
@@ -51,7 +44,7 @@ class Journal:
         self._places: dict[bytes, int] = {}  # the longest unchanged first
 
     @classmethod
-    def create(cls, path: Path, epoch: str, session: str, identity: bytes) -> Self:
+    def create(cls, path: Path, epoch: str) -> Self:
         """A new journal, in place of what was there."""
         try:
             path.unlink(missing_ok=True)
@@ -66,8 +59,7 @@ class Journal:
         except (OSError, AttributeError) as error:  # there is no fallocate on some platforms
             path.unlink(missing_ok=True)
             raise UnusableJournal(f"{path} cannot be made: {error}") from None
-        head = (epoch.encode(), session.encode(), identity)
-        _HEAD.pack_into(memory, 0, _MAGIC, *head)
+        _HEAD.pack_into(memory, 0, _MAGIC, epoch.encode(), False)
         return cls(path, memory)
 
     @classmethod
@@ -89,15 +81,9 @@ class Journal:
         return journal
 
     @property
-    def head(self) -> tuple[str, str, bytes]:
-        """The log's epoch, the server's own session, and the identity of its sockets."""
-        _, epoch, session, identity = _HEAD.unpack_from(self._memory, 0)
-        return (epoch.decode("ascii", "replace"), session.rstrip(b"\0").decode(), identity)
-
-    def set_identity(self, identity: bytes) -> None:
-        """The kernel's process, and so its sockets, are others now."""
-        _, epoch, session, _ = _HEAD.unpack_from(self._memory, 0)
-        _HEAD.pack_into(self._memory, 0, _MAGIC, epoch, session, identity)
+    def epoch(self) -> str:
+        """That of the log whose places these are."""
+        return str(_HEAD.unpack_from(self._memory, 0)[1].decode("ascii", "replace"))
 
     # Places
 
@@ -130,37 +116,14 @@ class Journal:
                 found.append((index, key, Position(cursor, offset), when))
         return found
 
-    # Requests that have waited
-
-    def note_sent(self, execution_id: str, session: str) -> None:
-        """This request leaves for the kernel next, whatever the registry still says of it."""
-        count, replaced = _SENT_HEAD.unpack_from(self._memory, _SENT_AT)
-        place = _SENT_KEYS_AT + count % SENT * _KEY_BYTES
-        self._memory[place : place + _KEY_BYTES] = _request_key(execution_id, session)
-        _SENT_HEAD.pack_into(self._memory, _SENT_AT, count + 1, replaced)
-
-    def take_back_sent(self) -> None:
-        """The request that was noted last has not left: the socket took no more."""
-        count, replaced = _SENT_HEAD.unpack_from(self._memory, _SENT_AT)
-        place = _SENT_KEYS_AT + (count - 1) % SENT * _KEY_BYTES
-        self._memory[place : place + _KEY_BYTES] = bytes(_KEY_BYTES)
-        _SENT_HEAD.pack_into(self._memory, _SENT_AT, count - 1, replaced)
-
-    def was_sent(self, execution_id: str, session: str) -> bool:
-        """Whether a request that had waited was sent."""
-        key = _request_key(execution_id, session)
-        keys = self._memory[_SENT_KEYS_AT:_FILE_BYTES]
-        return any(keys[at : at + _KEY_BYTES] == key for at in range(0, len(keys), _KEY_BYTES))
-
     @property
     def replaced(self) -> bool:
         """Whether the kernel's process was about to be stopped, for another to follow."""
-        return bool(_SENT_HEAD.unpack_from(self._memory, _SENT_AT)[1])
+        return bool(_HEAD.unpack_from(self._memory, 0)[2])
 
     @replaced.setter
     def replaced(self, value: bool) -> None:
-        count, _ = _SENT_HEAD.unpack_from(self._memory, _SENT_AT)
-        _SENT_HEAD.pack_into(self._memory, _SENT_AT, count, value)
+        _HEAD.pack_into(self._memory, 0, _MAGIC, self.epoch.encode(), value)
 
     def close(self) -> None:
         """Nothing more will be noted; what was stays for the next process."""
@@ -170,10 +133,6 @@ class Journal:
         """The kernel is gone, and nobody will ask for its numbers."""
         self._memory.close()
         self._path.unlink(missing_ok=True)
-
-
-def _request_key(execution_id: str, session: str) -> bytes:
-    return _session_key(f"{execution_id}\0{session}")
 
 
 def _session_key(session: str) -> bytes:

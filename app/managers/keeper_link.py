@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ from app.keeper.protocol import (
     socket_address,
 )
 from app.managers.errors import KeeperUnavailable
+from app.protocol.messages import Buffer
 
 __all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "execute_keeper"]
 
@@ -59,6 +60,9 @@ class LinkOwner(Protocol):
 
     def on_event(self, fields: Fields) -> None:
         """The keeper tells something that was not asked for."""
+
+    def on_bells(self, data: bytes) -> None:
+        """The keeper tells how far the logs of kernels go (`app.protocol.link`)."""
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended."""
@@ -168,6 +172,10 @@ class KeeperLink:
         self._asked[number] = answer
         return answer
 
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Send what has no answer (`app.protocol.link`)."""
+        self._writer.write(pack({}, b"".join(pieces)))
+
     async def drain(self) -> list[Fields]:
         """Have it let go of its kernels and end; what it knows of them."""
         try:
@@ -190,6 +198,9 @@ class KeeperLink:
         try:
             while True:
                 fields, data = await receive(self._reader)
+                if not fields:
+                    self._owner.on_bells(data)
+                    continue
                 if "event" in fields:
                     self._owner.on_event(fields)
                     continue

@@ -43,11 +43,6 @@ class KeeperProvisioner(LocalProvisioner):
         env = {**kwargs["env"], "JPY_PARENT_PID": "1"}
         self.cwd = kwargs["cwd"]
         kept = await self.launch_process(cmd, env)
-        try:
-            await self.keeper.watch(self.kernel_id, self.connection_info)
-        except BaseException:
-            await self.keeper.forget(self.kernel_id)
-            raise
         self._take(kept)
         return self.connection_info
 
@@ -120,9 +115,7 @@ class KeeperProvisioner(LocalProvisioner):
         self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
         pid, started = provisioner_info["pid"], provisioner_info["start_time"]
         try:
-            kept = await self.keeper.adopt(
-                self.kernel_id, pid, started, self.output, self.connection_info or None
-            )
+            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output)
         except KeeperRefuses:
             # It has the process that followed: launched by a server that was killed before it
             # could note that, and so asked for nothing yet.

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
+from app.keeper.hearings import Heard
 from app.keeper.processes import (
     UNKNOWN_EXIT,
     open_process,
@@ -41,7 +42,7 @@ from app.keeper.protocol import (
     open_dir,
 )
 from app.machine import network_file_system
-from app.managers.errors import KeeperUnavailable
+from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.keeper_link import (
     ANSWER_SECONDS,
     KeeperLink,
@@ -49,6 +50,10 @@ from app.managers.keeper_link import (
     LinkLost,
     execute_keeper,
 )
+from app.managers.line import Line
+from app.protocol import link as frames
+from app.protocol.link import Said
+from app.protocol.messages import Buffer, ClientMessage, Message
 from app.settings import Settings
 
 __all__ = ["Keeper", "Kept", "check_state_dir", "new_keeper"]
@@ -90,19 +95,14 @@ class Kept(msgspec.Struct, frozen=True):
     """What the keeper knows of one kernel.
 
     ``start_time`` is opaque. ``exit_code`` is None while the process runs, minus the number of the
-    signal that killed it, or `UNKNOWN_EXIT`. ``first`` is the index of the oldest message of its
-    iopub that the keeper has, ``next`` the one that the next will get. ``output`` is the file of
-    what the process writes; ``info`` the connection information that is watched.
+    signal that killed it, or `UNKNOWN_EXIT`. ``output`` is the file of what the process writes.
     """
 
     kernel_id: str
     pid: int
     start_time: str
     exit_code: int | None
-    first: int
-    next: int
     output: str
-    info: dict[str, Any] | None = None
 
 
 class Keeper:
@@ -117,16 +117,18 @@ class Keeper:
         self,
         state_dir: Path,
         *,
-        ring_bytes: int,
-        total_bytes: int,
+        log_bytes: int = 2**28,
+        log_total_bytes: int = 2**32,
+        log_age: float = 86400.0,
         orphan_timeout: float,
-        output_bytes: int,
+        output_bytes: int = 2**20,
     ) -> None:
         self.on_lost: list[Callable[[], None]] = []
         self._state_dir = state_dir
         self._options: Fields = {
-            "ring_bytes": ring_bytes,
-            "total_bytes": total_bytes,
+            "log_bytes": log_bytes,
+            "log_total_bytes": log_total_bytes,
+            "log_age": log_age,
             "orphan_timeout": orphan_timeout,
             "output_bytes": output_bytes,
         }
@@ -134,6 +136,8 @@ class Keeper:
         self._link: KeeperLink | None = None
         self._linking: asyncio.Task[KeeperLink] | None = None
         self._kernels: dict[str, _Watched] = {}
+        self._lines: dict[str, Line] = {}
+        self._by_handle: dict[int, Line] = {}
         self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
         # Requests to end something, by what that is, until a keeper has said that it is done.
         self._unwanted: dict[tuple[str, str | int], Fields] = {}
@@ -143,23 +147,9 @@ class Keeper:
         self._closed = False
 
     @classmethod
-    async def open(
-        cls,
-        state_dir: Path,
-        *,
-        ring_bytes: int,
-        orphan_timeout: float,
-        total_bytes: int = 2**28,
-        output_bytes: int = 2**20,
-    ) -> Keeper:
+    async def open(cls, state_dir: Path, **options: Any) -> Keeper:
         """A connection that is made now. Raises `KeeperUnavailable`."""
-        keeper = cls(
-            state_dir,
-            ring_bytes=ring_bytes,
-            total_bytes=total_bytes,
-            orphan_timeout=orphan_timeout,
-            output_bytes=output_bytes,
-        )
+        keeper = cls(state_dir, **options)
         await keeper.connect()
         return keeper
 
@@ -220,14 +210,7 @@ class Keeper:
         answer, _ = await self._ask("run", command=list(command), env=dict(env))
         return answer["pid"], answer["start_time"]
 
-    async def adopt(
-        self,
-        kernel_id: str,
-        pid: int,
-        start_time: str,
-        output: Path,
-        info: Mapping[str, Any] | None,
-    ) -> Kept | None:
+    async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
         """Have the keeper watch a process that runs already; None if it is gone.
 
         Does nothing if it does so already. How it ends will not be known if it is not the
@@ -240,40 +223,93 @@ class Keeper:
             if watched is None or watched.pid != pid or not watched.exited.done():
                 return None
             # A keeper that was replaced knew how it ended.
-            return Kept(kernel_id, pid, start_time, watched.exited.result(), 1, 1, watched.output)
+            return Kept(kernel_id, pid, start_time, watched.exited.result(), watched.output)
         kept = msgspec.convert(answer, Kept)
         self._note(kept)
-        if info is not None and kept.info is None:
-            await self.watch(kernel_id, info)
         return kept
 
-    async def watch(self, kernel_id: str, info: Mapping[str, Any]) -> None:
-        """Have the keeper subscribe to iopub at ``info`` and keep what it hears from then on."""
-        plain = {name: _text(value) for name, value in info.items()}
-        await self._ask("watch", kernel_id=kernel_id, info=plain)
-        if kernel_id in self._kernels:
-            self._kernels[kernel_id].info = plain
+    # What kernels say, and are asked (app.managers.line.Hearer)
+
+    async def hear(
+        self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
+    ) -> Heard:
+        """Have the keeper open a kernel's log, and sockets to its process if there is ``info``.
+
+        Raises `KernelUnreachable` where that is refused.
+        """
+        plain = None if info is None else {name: _text(value) for name, value in info.items()}
+        fields: Fields = {"session": line.session, "epoch": line.epoch, "info": plain}
+        try:
+            answer, _ = await self._ask(
+                "hear", kernel_id=line.kernel_id, directory=str(directory), anew=anew, **fields
+            )
+        except KeeperRefuses as error:
+            raise KernelUnreachable(str(error)) from error
+        heard = msgspec.convert(answer, Heard)
+        self._put_line(line, heard)
+        line.remember(directory, plain)
+        return heard
+
+    def _put_line(self, line: Line, heard: Heard) -> None:
+        self._lines[line.kernel_id] = self._by_handle[heard.handle] = line
+        line.on_heard(heard)
+
+    def request(self, line: Line, message: ClientMessage, owner: str) -> None:
+        """Send a request to a kernel; a keeper that is gone meanwhile does not get it."""
+        self._write(frames.pack_request(line.handle, message, owner))
+
+    def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
+        """Append a message of the server's own making to a kernel's log."""
+        said = Said(line.handle, message.channel, flags, owner, message.frame)
+        self._write(frames.pack_said(said))
+
+    def _write(self, pieces: Sequence[Buffer]) -> None:
+        if self._link is not None and self._link.is_open:
+            self._link.write(pieces)
+        else:
+            self._recover_soon()
+
+    async def settle(self, kernel_id: str) -> bool:
+        """Have what has arrived from a kernel in its log; whether there was anything."""
+        answer, _ = await self._ask("settle", QUICK_SECONDS, kernel_id=kernel_id)
+        return bool(answer)
+
+    async def stdin_connected(self, kernel_id: str) -> bool:
+        """Whether a kernel's input requests can arrive."""
+        answer, _ = await self._ask("stdin", QUICK_SECONDS, kernel_id=kernel_id)
+        return bool(answer)
+
+    def opened(self, kernel_id: str) -> None:
+        """The kernel is taken for ready."""
+        self._tell({"ask": "open", "kernel_id": kernel_id})
+
+    async def disconnect(self, kernel_id: str) -> None:
+        """The kernel's process has ended."""
+        await self._ask("disconnect", QUICK_SECONDS, kernel_id=kernel_id)
+
+    def drop(self, kernel_id: str) -> None:
+        """The kernel is gone, and its log goes with it."""
+        line = self._lines.pop(kernel_id, None)
+        if line is not None:
+            self._by_handle.pop(line.handle, None)
+        self._tell({"ask": "drop", "kernel_id": kernel_id})
+
+    def _tell(self, fields: Fields) -> None:
+        if self._link is not None and self._link.is_open:
+            self._link.tell(fields)
+
+    def on_bells(self, data: bytes) -> None:
+        """The keeper tells how far logs go."""
+        for bell in frames.unpack_bells(data):
+            line = self._by_handle.get(bell.handle)
+            if line is not None:
+                line.on_bell(bell)
 
     async def kept(self) -> dict[str, Kept]:
         """All kernels that the keeper has, those that have ended among them, by their ids."""
         answer, _ = await self._ask("kept")
         records = msgspec.convert(answer, list[Kept])
         return {record.kernel_id: record for record in records}
-
-    async def said(self, kernel_id: str, after: int) -> list[tuple[int, list[bytes]]]:
-        """What the kernel said on iopub behind the index ``after``, as the frames received.
-
-        That is one page of about a megabyte; an empty one is the end.
-        """
-        sizes, data = await self._ask("said", kernel_id=kernel_id, after=after)
-        page, start = [], 0
-        for index, lengths in sizes:
-            frames = []
-            for length in lengths:
-                frames.append(data[start : start + length])
-                start += length
-            page.append((index, frames))
-        return page
 
     async def signal(self, kernel_id: str, number: int) -> None:
         """Send a signal to the kernel's process group, by ourselves if the keeper does not.
@@ -486,6 +522,21 @@ class Keeper:
             wanted = self._kernels.get(kernel_id) is watched  # what is awaited here takes its time
             if wanted and kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
+        await self._hear_again(link)
+
+    async def _hear_again(self, link: KeeperLink) -> None:
+        """Have a new keeper hear what the one before it has heard."""
+        self._by_handle.clear()
+        for kernel_id, line in [*self._lines.items()]:
+            fields: Fields = {"session": line.session, "epoch": line.epoch, "info": line.info}
+            asked = {"ask": "hear", "kernel_id": kernel_id, "directory": str(line.directory)}
+            try:
+                answer, _ = await link.ask({**asked, "anew": False, **fields})
+            except (KeeperRefuses, OSError) as error:
+                logger.error("kernel %s is not heard: %s", kernel_id, error)
+                continue
+            if self._lines.get(kernel_id) is line:
+                self._put_line(line, msgspec.convert(answer, Heard))
 
     async def _find(self) -> KeeperLink:
         """A keeper of our version; one of another version is replaced, and its kernels noted."""
@@ -542,9 +593,13 @@ class Keeper:
 
     def on_event(self, fields: Fields) -> None:
         """The keeper tells something that was not asked for."""
-        watched = self._kernels.get(str(fields.get("kernel_id")))
+        if fields["event"] == "malformed":
+            line = self._lines.get(fields["kernel_id"])
+            if line is not None:
+                line.on_malformed(fields["count"], fields["channel"], fields["reason"])
         if fields["event"] != "exited":
             return
+        watched = self._kernels.get(str(fields.get("kernel_id")))
         if watched is not None and watched.pid == fields["pid"]:
             watched.end(fields["code"])
         else:  # whoever launched it has not yet got its turn to read the answer
@@ -602,8 +657,6 @@ class Keeper:
             answer, _ = await link.ask({"ask": "adopt", **who, **fields})
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
-            elif watched.info is not None:
-                await link.ask({"ask": "watch", **who, "info": watched.info})
         except (KeeperRefuses, OSError) as error:
             logger.error("kernel %s is not kept: %s", watched.kernel_id, error)
 
@@ -631,8 +684,9 @@ def new_keeper(settings: Settings) -> Keeper | None:
         )
     return Keeper(
         settings.state_dir,
-        ring_bytes=settings.keeper_ring_bytes,
-        total_bytes=settings.keeper_total_bytes,
+        log_bytes=settings.log_bytes,
+        log_total_bytes=settings.log_total_bytes,
+        log_age=settings.log_age,
         orphan_timeout=settings.orphan_timeout,
         output_bytes=settings.output_log_bytes,
     )
@@ -646,7 +700,6 @@ class _Watched:
         self.pid = kept.pid
         self.start_time = kept.start_time
         self.output = kept.output
-        self.info = kept.info
         self._pidfd: int | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()

@@ -64,7 +64,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         started = start_time(pid)
         kept = None
         if started is not None:
-            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output, None)
+            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output)
         if kept is None:
             raise CannotFork("its process ended at once")
         return kept

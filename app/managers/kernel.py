@@ -22,19 +22,17 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
+from app.keeper.sockets import ConnectionInfo
 from app.managers.adoption import (
     Gone,
     adopt_process,
-    is_adoptable,
     keep_journal,
-    keeper_hears,
     note_process,
     record_of,
     recover,
-    settle_inherited,
+    settle_loss,
     was_being_replaced,
 )
-from app.managers.channels import ConnectionInfo
 from app.managers.errors import (
     KeeperUnavailable,
     KernelkeepError,
@@ -142,8 +140,11 @@ class Kernel:
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
-        log = house.logs.log(kernel_id)
-        self.traffic = Traffic(kernel_id, self.state, log, settings, house.counters)
+        directory = house.logs.directory(kernel_id)
+        self.traffic = Traffic(
+            kernel_id, self.state, directory, house.hearer, settings, house.counters
+        )
+        self.traffic.on_loss = self._on_loss
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = house.reports(kernel_id, name)
         # Of the start that is or was the last: done when the kernel answers (True), or will not.
@@ -245,7 +246,7 @@ class Kernel:
         self._place = place or self._place
         self._env = {**self._env, **env}
         # Whoever holds the lock is about to write down what the kernel is then.
-        is_known = self.traffic.channels is not None or self.state.lifecycle is Lifecycle.DEAD
+        is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
         if not self._lock.locked() and is_known:
             async with self._lock:
                 if not self._removed:
@@ -263,9 +264,10 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._begun = True
             try:
+                await self._open_log()
                 await self._launch("start")
             except KernelStartFailed as error:
-                self.traffic.close(error.message)
+                await self.traffic.close(error.message)
                 if self.has_process:
                     self.traffic.shutdown_asked = True  # so that nothing stays when it ends
                     await self._give_up(error.message)
@@ -322,7 +324,8 @@ class Kernel:
         self._left, self._manager, self._process, self._info = None, manager, process, info
         self._cwd = Path(getattr(manager.provisioner, "cwd", None) or self._cwd)
         self._oom = OOMWatch(process.pid)
-        if not await self._recover(record, info):
+        was_ready = await self._recover(record, info)
+        if was_ready is None:
             await self._give_up("The server could not take the kernel over; see its log")
             return
         self._launched = asyncio.get_running_loop().time()
@@ -331,7 +334,7 @@ class Kernel:
         has_come_up = ran or record.execution_state in ("busy", "idle")
         if has_come_up:
             self._house.transports.remember(self.spec, self._transport)
-        if is_adoptable(self):
+        if was_ready:
             self.state.reason = record.reason
             self._take_for_ready()
         elif has_come_up or record.execution_state == Lifecycle.UNKNOWN:
@@ -367,22 +370,36 @@ class Kernel:
         else:
             await self._bury(why)
 
+    async def _open_log(self) -> None:
+        """Have a log. Raises `KernelStartFailed` where that cannot be."""
+        try:
+            await self.traffic.open_log()
+        except (KernelUnreachable, KeeperUnavailable) as error:
+            raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
+
     async def _recover(
         self, record: KernelRecord, info: ConnectionInfo, *, another: bool = False
-    ) -> bool:
-        """Have the log and the executions that were left; False, and a line, if that fails.
+    ) -> bool | None:
+        """Have the log and the executions that were left, and whether the kernel was ready.
 
-        What was not sent is submitted: to this process, or ``another`` that follows.
+        None, and a line, if that fails. What was not sent is submitted: to this process, or
+        ``another`` that follows.
         """
         try:
-            await recover(self._house, self, record, info)
+            was_ready = await recover(self._house, self, record, info)
         except Exception:
             logger.exception("kernel %s: what it has said and done is not known", self.id)
-            return False
+            return None
         if another:
             self.traffic.expect_process()
         self.executions.send_again()
-        return True
+        return was_ready
+
+    def _on_loss(self) -> None:
+        """The keeper was killed, and another hears the kernel."""
+        if self._settling is None or self._settling.done():
+            loop = asyncio.get_running_loop()
+            self._settling = loop.create_task(settle_loss(self), name=f"settle {self.id}")
 
     async def _reach(self, record: KernelRecord) -> None:
         """Try to reach what was left until that succeeds: it may run, and is left alone."""
@@ -424,18 +441,17 @@ class Kernel:
         """It was dead before our time."""
         await self._recover(record, {})
         self._settle_start(False)
-        self.traffic.close(record.reason)
+        await self.traffic.close(record.reason)
         self.state.begin(Lifecycle.DEAD)
+        self.traffic.refuse_waiting()
 
     def _take_for_ready(self) -> None:
         """It was ready before our time."""
-        loop = asyncio.get_running_loop()
         self._was_ready = self._is_up = True
         self._settle_start(True)
-        self._restarts.on_ready(loop.time())
+        self._restarts.on_ready(asyncio.get_running_loop().time())
         self.traffic.ready()
         self.executions.resume()
-        self._settling = loop.create_task(settle_inherited(self), name=f"settle {self.id}")
 
     async def leave(self) -> bool:
         """Let the process go on without this server, for the next one; False if it cannot be.
@@ -453,7 +469,6 @@ class Kernel:
                 return True
             await self._register()
             # The journal stays open: connections that end only now tell how far they have come.
-            traffic.log.flush()
             if self._process is not None:
                 self._process.close()
             if self._manager is not None:
@@ -469,8 +484,8 @@ class Kernel:
 
     async def keep(self) -> None:
         """Have the next process of the server know of this one, if kernels are kept."""
-        if self._house.registry is not None and self.traffic.channels is not None:
-            keep_journal(self._house, self, self.traffic.channels)
+        if self._house.registry is not None and self.traffic.connected:
+            keep_journal(self._house, self)
             await self._register()
 
     async def _register(self) -> None:
@@ -752,7 +767,7 @@ class Kernel:
             await self._bury(reason)
             return
         self._stranded = reason
-        self.traffic.close(reason)
+        await self.traffic.close(reason)
         self._doubt(reason)
         self._settle_start(False)
         await self._register()
@@ -820,7 +835,7 @@ class Kernel:
                 await self._end_process(error.message, restart=True)
                 return error.message
             logger.info("kernel %s: %s; starting it over tcp", self.id, error.message)
-            self.traffic.close_channels()
+            await self.traffic.disconnect()
             await self._release(restart=False)
             await self._launch("fallback")
             return await self._come_up_and_die()
@@ -887,8 +902,6 @@ class Kernel:
             self.state.reason = ""
             self._take_for_ready()
             return
-        if self._house.keeper is not None and self._manager is not None:
-            await keeper_hears(self._house.keeper, self._manager, traffic.probe)
         if not (traffic.answered and traffic.heard_iopub):
             logger.warning(
                 "kernel %s: taken for ready although it %s",
@@ -941,17 +954,17 @@ class Kernel:
             self._output.remove()
         except Exception:  # of the disk: the kernel is gone all the same
             logger.exception("kernel %s: something of it stays in the state directory", self.id)
-        self.traffic.log.close()
+        await self.traffic.remove_log()
         self._on_gone(self)
-        self.traffic.log.remove_files()
 
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
         logger.error("kernel %s is dead: %s", self.id, reason)
         self.reports.dead(reason)
         await self._release(restart=False)
-        self.traffic.close(reason)
+        await self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
+        self.traffic.refuse_waiting()
         self._settle_start(False)  # who waits for that asks for the reason
         self.traffic.announce("dead")
         if self._house.registry is not None:
@@ -973,7 +986,6 @@ class Kernel:
                 self._manager = await self._new_manager()
             # Before there is a process that could be asked to end: this may be cancelled.
             self._cwd = await self._directory_now()
-            self.traffic.log.prepare()
             process = self._process = KernelProcess(self._manager, self._output, self._on_reach)
             self._stranded = ""  # that was the process before
             await self._launch_process(process, cause)
@@ -998,7 +1010,7 @@ class Kernel:
         self._oom = OOMWatch(process.pid)
         if cause != "fallback":  # that takes the place of one that has never come up
             self.state.generation += 1
-        self.traffic.open(self._house.channels(self._info, self.traffic))
+        await self.traffic.connect(self._info)
         await self.keep()
 
     async def _new_manager(self) -> KernelManager:
@@ -1043,7 +1055,7 @@ class Kernel:
 
     async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
         """Ask the kernel to shut down; whether it does within the time that it has for that."""
-        if self.traffic.channels is None:  # it cannot be asked
+        if not self.traffic.connected:  # it cannot be asked
             return False
         loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
         children = await process.children() if self._may_wait_in_vain else set()
@@ -1081,7 +1093,7 @@ class Kernel:
 
     async def _end_process(self, reason: str | None, *, restart: bool) -> None:
         """End what was asked of the process, close the sockets, clean up after it."""
-        self.traffic.close(reason)
+        await self.traffic.close(reason)
         await self._release(restart=restart)
 
     async def _release(self, *, restart: bool) -> None:

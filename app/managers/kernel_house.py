@@ -5,25 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Any
 
-import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from app.managers.audit import AuditLog
-from app.managers.channels import Channels, ConnectionInfo, Listener
 from app.managers.counters import Counters
 from app.managers.errors import KernelSpecInvalid
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager
 from app.managers.keeping import Keeper
 from app.managers.kept_forks import new_provisioner
+from app.managers.line import Hearer
 from app.managers.log_files import LogFiles
 from app.managers.registry import Registry
 from app.managers.reports import KernelReports
 from app.managers.starts import Starts
 from app.managers.transports import Transport, Transports
-from app.managers.turns import Turns
 from app.settings import Settings
 
 __all__ = ["KernelHouse"]
@@ -37,7 +34,6 @@ class KernelHouse:
     def __init__(
         self,
         settings: Settings,
-        context: zmq.Context[Any],
         specs: KernelSpecManager,
         transports: Transports,
         logs: LogFiles,
@@ -45,23 +41,22 @@ class KernelHouse:
         counters: Counters,
         forking: Forking,
         starts: Starts,
+        hearer: Hearer,
         audit: AuditLog | None = None,
         keeper: Keeper | None = None,
         registry: Registry | None = None,
-        turns: Turns | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.forking = forking
         self.keeper = keeper
         self.logs = logs
-        self.context = context
         self.specs = specs
         self.transports = transports
         self.events = events
         self.counters = counters
         self.starts = starts
-        self.turns = turns or Turns()
+        self.hearer = hearer
         # What looks for kernels that were left, in provisioners that may block; by kernel.
         self.loading: dict[str, threading.Thread] = {}
         self._audit = audit
@@ -104,10 +99,6 @@ class KernelHouse:
         if "transport_encryption" in settings.model_fields_set:
             return settings.transport_encryption
         return "auto" if transport == "tcp" else "disabled"
-
-    def channels(self, info: ConnectionInfo, listener: Listener, **options: Any) -> Channels:
-        """The sockets to a kernel's process."""
-        return Channels(self.context, info, listener, self.counters, self.turns, **options)
 
     def output_file(self, kernel_id: str) -> Path:
         """Where what a kernel's process writes is kept."""

@@ -10,149 +10,160 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
-from weakref import WeakSet
 
-from app.keeper.log import LogWriter
+from app.keeper.hearing import NOBODY
+from app.keeper.log import Tip
 from app.managers.entries import Batch, Entry, Gap, Position
 from app.managers.errors import AfterBeyondEnd, StaleEpoch
 from app.managers.segments import SegmentReader
+from app.protocol.link import Bell
 from app.protocol.messages import Message
-from app.protocol.records import PUBLISHED, TRANSIENT, DamagedLog
+from app.protocol.records import DamagedLog
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
 
 logger = logging.getLogger(__name__)
-
-NOBODY: Final = ""
-"""The owner of what is kept in the log and shown to no session."""
-
-LIVE_SECONDS: Final = 30.0
-"""How long a reader may take for what it has got, and still count as one that reads."""
 
 SHARED_BYTES: Final = 2**20
 """Up to this size what was read last is kept for readers that are level."""
 
 
 class MessageLog:
-    """The log of one kernel: its files' writer, and its readers.
+    """The log of one kernel, as far as it has been read here, and its readers.
 
-    ``writer`` has numbered what is there already.
+    Another process may write it (`app.keeper`). ``directory`` is the log's own. Where ``shown`` is
+    given, readers see what it makes of a message.
     """
 
-    def __init__(self, writer: LogWriter) -> None:
-        self._writer = writer
-        writer.wanted_from = self._wanted_from
-        self._files = SegmentReader(writer.directory, writer.kernel_id)
+    def __init__(
+        self, directory: Path, kernel_id: str, shown: Callable[[Message], Message] | None = None
+    ) -> None:
+        self.directory = directory
+        # Numbers of another log mean nothing here. Until the log is there this is its name to be.
+        self.epoch = secrets.token_hex(8)
         self.closed = False
+        self._shown = shown
+        self._files = SegmentReader(directory, kernel_id)
+        self._first = self._end = self._written = Position(1, 0)
+        self._tip = Tip(0, 0)
         self._waiting: set[asyncio.Future[None]] = set()
-        self._readers: WeakSet[Reader] = WeakSet()
-        self._flush_plan: asyncio.Handle | None = None
-        self._lost: Gap | None = None
         # What was read last: readers that are level with each other read the same.
         self._last: tuple[int, list[Entry]] = (0, [])
         self._warned = False
 
     @property
-    def epoch(self) -> str:
-        """What tells the numbers of this log from those of another."""
-        return self._writer.epoch
-
-    @property
     def bytes(self) -> int:
-        """What the log takes on disk."""
-        return self._writer.bytes
+        """What the messages that are kept have together."""
+        return max(0, self._written.offset - self._first.offset)
 
     @property
     def start(self) -> Position:
         """The place of the oldest message that is kept; the end when there is none."""
-        return self._writer.first
+        return self._first
 
     @property
     def first_seq(self) -> int:
         """The oldest number kept; equal to `next_seq` when the log is empty."""
-        return self.start.cursor
+        return self._first.cursor
 
     @property
     def next_seq(self) -> int:
-        """The number that the next message will get."""
-        return self._writer.next.cursor
+        """The number behind all that readers see."""
+        return self._end.cursor
 
     @property
     def end(self) -> Position:
-        """Where the next message will be."""
-        return self._writer.next
+        """The place behind all that readers see."""
+        return self._end
 
-    def append(
-        self,
-        message: Message,
-        owner: str | None = None,
-        *,
-        transient: bool = False,
-        published: bool = False,
-    ) -> None:
-        """Give ``message`` the next number, keep it, and wake the readers that wait.
+    @property
+    def unseen(self) -> bool:
+        """Whether there is more than readers see."""
+        return self._end.cursor < self._written.cursor
 
-        A ``transient`` message is not shown to readers that come later. ``published``: the kernel
-        has sent it, on iopub.
-        """
-        flags = TRANSIENT * transient | PUBLISHED * published
-        message.seq, message.offset = self._writer.append(
-            message.frame, message.channel, owner, flags
-        )
-        if self._flush_plan is None:
-            self._flush_plan = asyncio.get_running_loop().call_soon(self._flush)
-        if self._waiting:
-            self.wake()
+    # Its writer
 
-    def _flush(self) -> None:
-        self._flush_plan = None
-        self.flush()
+    def begin_at(self, epoch: str, bell: Bell) -> None:
+        """This is the log; readers see nothing yet."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._last = (0, [])
+        self.advance(bell)
 
-    def skip(self, messages: int) -> None:
-        """So many numbers, or more, stand for what nobody knows."""
-        self._writer.skip(messages)
+    def advance(self, bell: Bell) -> None:
+        """The log goes so far now. What its writer tells is not believed where it cannot be."""
+        if bell.end[0] < self._written.cursor:
+            return
+        self._first, self._written = Position(*bell.first), Position(*bell.end)
+        self._tip = Tip(*bell.tip)
+        self._files.newest = self._tip.segment
+        if self._end.cursor < self._first.cursor:
+            self._end = self._first
+        self._files.forget_before(self._first.cursor)
+
+    def next_unseen(self, max_messages: int, max_bytes: int) -> list[Entry] | Gap:
+        """What comes behind the `end` that readers see."""
+        return self._read(self._end, self._written, max_messages, max_bytes)
+
+    def show(self, place: Position) -> None:
+        """Readers see what lies before this place, and those that wait are woken."""
+        self._end = place
+        self.wake()
+
+    # Reading
 
     def read(self, place: Position, max_messages: int, max_bytes: int) -> Gap | list[Entry]:
         """Entries from ``place`` on, at most so many messages or (about) bytes; or what is lost.
 
         ``place`` must not be before `start`. Nothing is left when the list is empty.
         """
-        self._writer.flush()
+        return self._read(place, self._end, max_messages, max_bytes)
+
+    def _read(
+        self, place: Position, end: Position, max_messages: int, max_bytes: int
+    ) -> Gap | list[Entry]:
         cursor, entries = self._last
         if entries and cursor == place.cursor and len(entries) <= max_messages:
             return entries
-        end = self._writer.end
         if place.cursor >= end.cursor:
             return []
-        files = self._files
-        files.newest = self._writer.tip.segment
         try:
-            entries = files.read(place, end, max_messages, max_bytes)
+            entries = self._files.read(place, end, max_messages, max_bytes)
         except (OSError, DamagedLog) as error:
-            return self._lose(place, str(error))
+            return self._lose(place, end, str(error))
         if not entries:
-            if place.cursor >= files.newest:  # it is damaged, or was never written
-                return self._lose(place, "")
-            return self._lose(place, "a file is gone")
+            return self._lose(place, end, "a file is gone, or damaged")
         first, last = entries[0], entries[-1]
         if first.seq > place.cursor:
             return Gap(first.seq - place.cursor, max(0, first.offset - place.offset))
-        if last.offset - first.offset + len(last.message.frame) <= SHARED_BYTES:
+        if self._shown is not None:
+            for entry in entries:
+                self._hide(entry, self._shown)
+        if last.offset - first.offset + last.size <= SHARED_BYTES:
             self._last = (place.cursor, entries)
         return entries
 
-    def _lose(self, place: Position, why: str) -> Gap:
+    def _hide(self, entry: Entry, shown: Callable[[Message], Message]) -> None:
+        message = shown(entry.message)
+        message.seq, message.offset = entry.seq, entry.offset
+        entry.message = message
+
+    def _lose(self, place: Position, end: Position, why: str) -> Gap:
         """What is lost where a file cannot be read: up to the next one, or to the end."""
+        if end == self._end and place.cursor < self._first.cursor:
+            why = ""  # it has just been dropped
         if why and not self._warned:
             logger.warning("a part of a kernel's log is lost: %s", why)
             self._warned = True
         behind = self._files.place_behind(place.cursor)
-        if behind is None:
-            behind = self._writer.end
-            self._files.on_tip(self._writer.tip, behind.cursor)
+        if behind is None or behind.cursor > end.cursor:
+            behind = end
+        if end == self._written and behind == end:
+            self._files.on_tip(self._tip, end.cursor)
         return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
 
     def gap_before(self, place: Position) -> Gap | None:
@@ -160,7 +171,6 @@ class MessageLog:
         start = self.start
         if start.cursor <= place.cursor:
             return None
-        self._files.forget_before(start.cursor)
         return Gap(start.cursor - place.cursor, max(0, start.offset - place.offset))
 
     def place_after(self, seq: int, epoch: str | None = None) -> Position:
@@ -185,38 +195,26 @@ class MessageLog:
         # How many bytes came before it is not known to the byte; the first read will tell.
         return Position(cursor, start.offset)
 
+    def place_of(self, number: int) -> Position:
+        """Where a number that is kept lies, also of what readers do not see yet."""
+        if number >= self._written.cursor:
+            return self._written
+        place = Position(number, self._first.offset)
+        found = self._read(place, self._written, 1, 0)
+        return Position(number, found[0].offset) if isinstance(found, list) and found else place
+
     def close(self) -> None:
         """Nothing more will come: let the readers end once they have read the rest."""
         self.closed = True
         self.wake()
 
-    def prepare(self) -> None:
-        """Take the room for the first messages. Raises `OSError` where it cannot be had."""
-        self._writer.prepare()
-
-    def resume(self) -> None:
-        """Go on with the log of another process; begin with this. Raises `OSError`."""
-        self._writer.resume()
-
-    def flush(self) -> None:
-        """Have on disk all that has a number."""
-        self._writer.flush()
-
-    def remove_files(self) -> None:
-        """Remove what is on disk. Readers still get what is in the newest file."""
-        self._writer.flush()
-        self._files.newest = self._writer.tip.segment
+    def hold(self) -> None:
+        """The files are about to be removed: readers still get what is in the newest one."""
         self._files.hold_newest()
-        self._writer.remove()
 
-    def _wanted_from(self) -> int | None:
-        """The number that the last of the readers that read just now comes to; None for none."""
-        live = (reader.position.cursor for reader in self._readers if reader.is_live)
-        return min(live, default=None)
-
-    def add_reader(self, reader: Reader) -> None:
-        """Know who reads, for as long as it is there."""
-        self._readers.add(reader)
+    def let_go(self) -> None:
+        """Close the file that was read last."""
+        self._files.close()
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
@@ -248,8 +246,6 @@ class Reader:
         self._confirmed: Callable[[Position], Position] | None = None
         self._cursor, self._offset = start or log.end
         self._live_from = log.next_seq
-        self._moved = time.monotonic()
-        log.add_reader(self)
 
     @property
     def position(self) -> Position:
@@ -264,11 +260,6 @@ class Reader:
     def arrived(self) -> Position:
         """How far the client is known to have come: where its session goes on."""
         return self._confirmed(self.position) if self._confirmed else self.position
-
-    @property
-    def is_live(self) -> bool:
-        """Whether there is more for it, and it has taken something a short while ago."""
-        return self.behind and time.monotonic() - self._moved < LIVE_SECONDS
 
     @property
     def behind(self) -> bool:
@@ -293,7 +284,6 @@ class Reader:
         return Batch(found, [])
 
     def _skip(self, gap: Gap) -> None:
-        self._moved = time.monotonic()
         self._cursor += gap.messages
         self._offset += gap.bytes
 
@@ -301,14 +291,14 @@ class Reader:
         """Move past these entries; those of them that this session is to see."""
         if entries:
             last = entries[-1]
-            self._moved = time.monotonic()
             self._cursor = last.seq + 1
-            self._offset = last.offset + len(last.message.frame)
+            self._offset = last.offset + last.size
         session = self.session
         return [
             entry
             for entry in entries
             if (entry.owner is None or entry.owner == session)
+            and not entry.is_request
             and not (entry.transient and entry.seq < self._live_from)
         ]
 

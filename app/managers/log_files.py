@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Final
 
-from app.keeper.log import LogRoom, LogWriter
-from app.managers.log import MessageLog
 from app.settings import Settings
 
 try:
@@ -25,23 +21,18 @@ logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 
-EXPIRY_SECONDS: Final = 10.0
-"""How often is looked for what has become too old."""
-
 KEPT = "kept"
 """The directory of kernels that outlive the server."""
 
 
 class LogFiles:
-    """Makes the logs of kernels, with their bounds.
+    """Where the logs of kernels are.
 
     Each run has a directory of its own below ``<state_dir>/logs``, locked for as long as it lives,
     so that the directories of runs that crashed can be told and removed.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._room = LogRoom(settings.log_bytes, settings.log_total_bytes, settings.log_age)
-        self._expiry = asyncio.get_running_loop().create_task(self._expire(), name="log expiry")
         parent = settings.state_dir / "logs"
         parent.mkdir(mode=0o700, exist_ok=True)
         _remove_abandoned(parent)
@@ -56,19 +47,12 @@ class LogFiles:
             # Were it not, to wait would stop the whole server without a word.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def log(self, kernel_id: str) -> MessageLog:
-        """A log for a kernel."""
-        return MessageLog(LogWriter(self._directory / kernel_id, kernel_id, self._room))
-
-    async def _expire(self) -> None:
-        pause = min(EXPIRY_SECONDS, self._room.age / 4)
-        while True:
-            await asyncio.sleep(pause)
-            self._room.expire()
+    def directory(self, kernel_id: str) -> Path:
+        """Where a kernel's log is."""
+        return self._directory / kernel_id
 
     def close(self) -> None:
         """Remove the directory, unless it is for the next server. The logs must be closed."""
-        self._expiry.cancel()
         os.close(self._lock)
         if self._lasts:
             return

@@ -8,15 +8,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
-import zmq
 from jupyter_core.paths import jupyter_runtime_dir
 
+from app.keeper.sockets import ConnectionInfo
 from app.managers.adoption import find_spec
 from app.managers.audit import AuditLog
-from app.managers.channels import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.culling import Culler, CullingPolicy
 from app.managers.environment import QUIET, kernel_environment
@@ -42,6 +41,7 @@ from app.managers.idempotency import IdempotencyKeys
 from app.managers.keeping import new_keeper
 from app.managers.kernel import Kernel
 from app.managers.kernel_house import KernelHouse
+from app.managers.line import LocalHearer
 from app.managers.log_files import LogFiles
 from app.managers.paths import (
     Resolution,
@@ -69,9 +69,6 @@ logger = logging.getLogger(__name__)
 MAX_DEAD: Final = 32
 """Kernels that are listed although they have died; the oldest are forgotten at the next start."""
 
-MAX_SOCKETS: Final = 65535
-"""Of the ZMQ context. libzmq's default of 1023 ends at about 200 kernels."""
-
 
 class MultiKernelManager:
     """Starts, finds and stops kernels.
@@ -93,8 +90,6 @@ class MultiKernelManager:
         for directory in ("", "runtime", "output"):
             path = settings.state_dir / directory
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._context.max_sockets = MAX_SOCKETS
         self._transports = Transports(
             settings.transport, settings.state_dir, lasting=settings.keeps
         )
@@ -102,13 +97,15 @@ class MultiKernelManager:
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
         self.keeper = new_keeper(settings)
+        self._local = LocalHearer(settings) if self.keeper is None else None
+        hearer = self.keeper or self._local
+        assert hearer is not None
         self._fork_servers = ForkServers(self.keeper)
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
         env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
         self._house = KernelHouse(
             settings,
-            self._context,
             manager,
             self._transports,
             self._logs,
@@ -116,6 +113,7 @@ class MultiKernelManager:
             counters,
             forking,
             self.starts,
+            hearer,
             audit,
             self.keeper,
             registry,
@@ -125,7 +123,6 @@ class MultiKernelManager:
         # Kernels that are parked tell nobody what becomes of them, and are not restarted.
         parking = KernelHouse(
             settings.model_copy(update={"autorestart": False}),
-            self._context,
             manager,
             self._transports,
             self._logs,
@@ -133,8 +130,8 @@ class MultiKernelManager:
             counters,
             forking,
             self.starts,
+            hearer,
             keeper=self.keeper,
-            turns=self._house.turns,
         )
         self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
@@ -282,7 +279,7 @@ class MultiKernelManager:
         kernel = self._external[file] = ExternalKernel(file, info, self._house, self._forget)
         try:
             await kernel.start()
-        except (ValueError, zmq.ZMQError) as error:
+        except ValueError as error:
             logger.warning("the connection file %s is of no use: %s", file, error)
             await kernel.stop()
         else:
@@ -577,7 +574,8 @@ class MultiKernelManager:
             await self.keeper.close()
         self._transports.close()
         self._logs.close()
-        self._context.destroy(linger=0)
+        if self._local is not None:
+            self._local.close()
 
 
 def _cull_cause(kernel: Kernel) -> str:

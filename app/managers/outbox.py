@@ -29,10 +29,10 @@ class Outbox:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._waiting: dict[str, deque[ClientMessage]] = {}  # by lane
+        self._waiting: dict[str, deque[tuple[ClientMessage, str]]] = {}  # by lane
         self._room = asyncio.Event()
         self._room.set()
-        self._transmit: Callable[[ClientMessage], bool] | None = None
+        self._transmit: Callable[[ClientMessage, str], bool] | None = None
         # The executions for whose end requests wait: it has failed, or is being interrupted.
         self._failed: str | None = None
         self._interrupted: str | None = None
@@ -56,10 +56,10 @@ class Outbox:
         """
         await self._room.wait()
 
-    def open(self, transmit: Callable[[ClientMessage], bool]) -> None:
+    def open(self, transmit: Callable[[ClientMessage, str], bool]) -> None:
         """The kernel takes requests: send what has waited.
 
-        ``transmit`` sends one, and returns False when the socket does not take it now.
+        ``transmit`` sends one for its owner, and returns False when it is not taken now.
         """
         self._transmit = transmit
         self.flush()
@@ -72,19 +72,19 @@ class Outbox:
         self._bytes = 0
         self._room.set()
 
-    def send(self, message: ClientMessage) -> bool:
-        """Send a request, after those before it; False if it waits."""
+    def send(self, message: ClientMessage, owner: str) -> bool:
+        """Send a session's request, after those before it; False if it waits."""
         lane = _lane(message)
-        if not self._waiting.get(lane) and self._sent(message):
+        if not self._waiting.get(lane) and self._sent(message, owner):
             return True
-        self._waiting.setdefault(lane, deque()).append(message)
+        self._waiting.setdefault(lane, deque()).append((message, owner))
         self.charge(message)
         return False
 
     def has(self, msg_id: str) -> bool:
         """Whether the request with this id waits."""
         waiting = chain.from_iterable(self._waiting.values())
-        return any(message.header.msg_id == msg_id for message in waiting)
+        return any(message.header.msg_id == msg_id for message, _ in waiting)
 
     def charge(self, message: ClientMessage) -> None:
         """Count a request that waits, here or elsewhere, until it is discharged, or `close`."""
@@ -103,15 +103,15 @@ class Outbox:
         if self._transmit is None:
             return
         for waiting in self._waiting.values():
-            while waiting and self._sent(waiting[0]):
-                self._bytes -= waiting.popleft().size
+            while waiting and self._sent(*waiting[0]):
+                self._bytes -= waiting.popleft()[0].size
         if self._bytes <= self._max_bytes:
             self._room.set()
 
-    def _sent(self, message: ClientMessage) -> bool:
+    def _sent(self, message: ClientMessage, owner: str) -> bool:
         if self._transmit is None or self._is_held(message):
             return False
-        return self._transmit(message)
+        return self._transmit(message, owner)
 
     # After an error, and after an interrupt
 

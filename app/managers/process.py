@@ -21,7 +21,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT, states_of_group
-from app.managers.channels import ConnectionInfo
+from app.keeper.sockets import ConnectionInfo
 from app.managers.errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
 from app.managers.keeper_provisioner import KeeperProvisioner
 

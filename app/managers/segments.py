@@ -113,6 +113,8 @@ class SegmentReader:
                         owner,
                         bool(record.flags & records.TRANSIENT),
                         bool(record.flags & records.PUBLISHED),
+                        bool(record.flags & records.REQUEST),
+                        record.size,
                     )
                 )
                 expected = record.number + 1

@@ -95,6 +95,7 @@ class Succession:
                 if kept[kernel_id].exit_code is None:
                     logger.info("kernel %s was nobody's, and is killed", kernel_id)
                 await self._keeper.end(kernel_id)
+                self._keeper.drop(kernel_id)
                 connection = self._state_dir / "runtime" / f"kernel-{kernel_id}.json"
                 files = [
                     connection,

@@ -1,8 +1,8 @@
 """The messages of one kernel: what clients send it, what it says, and what is said in its place.
 
-Requests of every client leave over the kernel's one set of sockets. All that comes back is numbered
-in the log: iopub for every session, replies and input requests for the session that asked. When the
-process goes, every request that it has not finished is given an end here.
+Requests of every client leave over the kernel's one line. All that comes back is read from the log,
+where whoever hears the kernel has numbered it: conclusions are drawn here, once, before clients see
+it. When the process goes, every request that it has not finished is given an end here.
 """
 
 from __future__ import annotations
@@ -10,31 +10,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
 
-from app.managers.channels import Channels
+from app.keeper.hearings import Heard
+from app.keeper.requests import PendingRequests, Request
+from app.keeper.sockets import ConnectionInfo
 from app.managers.counters import Counters
 from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
-from app.managers.held_replies import HeldReplies
-from app.managers.inheritance import Inheritance
 from app.managers.interrupts import InterruptWatch
 from app.managers.journal import Journal
 from app.managers.late_output import OUTPUT_TYPES
-from app.managers.log import NOBODY, MessageLog, Position, Reader
+from app.managers.line import Hearer, Line
+from app.managers.log import Entry, Gap, MessageLog, Position, Reader
 from app.managers.made_up import reply_made_of_iopub
 from app.managers.outbox import Outbox
-from app.managers.requests import PendingRequests, Request
 from app.managers.state import KernelState, Lifecycle
 from app.managers.stragglers import Stragglers
 from app.managers.tracebacks import hide_traceback
 from app.managers.unanswered import Overdue, Subshells, Unanswered
 from app.protocol.compose import make_message, make_parts
+from app.protocol.link import Bell
 from app.protocol.messages import (
     CLIENT_CHANNELS,
     ClientMessage,
@@ -50,11 +52,11 @@ __all__ = ["Traffic"]
 
 logger = logging.getLogger(__name__)
 
+MAX_UNSAID: Final = 256
+"""Messages that are said of a kernel before it has a log."""
+
 MAX_DEPARTED: Final = 256
 """Cursors kept per kernel for sessions whose connection is gone; the oldest is forgotten first."""
-
-STDIN_SECONDS: Final = 0.5
-"""How much longer than the other channels stdin may take to be connected."""
 
 PLACE_SECONDS: Final = 60.0
 """How often the place of a client that stays where it is is noted anew: it was there until then."""
@@ -62,8 +64,15 @@ PLACE_SECONDS: Final = 60.0
 SUBSHELL_SECONDS: Final = 5.0
 """How long a kernel may take to tell which subshells it has."""
 
-SETTLE_SECONDS: Final = 0.2
-"""How long the last messages of a process that has ended may take to arrive here."""
+MESSAGES_PER_TURN: Final = 64
+BYTES_PER_TURN: Final = 2**19
+"""What is read of a log in one turn of the event loop: no kernel starves the others."""
+
+SAY_SECONDS: Final = 2.0
+"""How long what the server says in a kernel's place may take to be in its log."""
+
+REPLAYED: Final = 256
+"""Messages that are gone through again at least: what the kernel said of itself is in them."""
 
 
 _ENDS: Final = {
@@ -71,10 +80,6 @@ _ENDS: Final = {
     Lifecycle.STOPPING: "The kernel was shut down",
 }
 """Why executions end when nobody has given another reason."""
-
-
-MADE_UP: Final = b'{"kernelkeep":{"made_up":true}}'
-"""The metadata of an answer that the kernel gave, and nobody heard: made of what else it said."""
 
 
 class _Status(msgspec.Struct):
@@ -91,11 +96,13 @@ class Traffic:
         self,
         kernel_id: str,
         state: KernelState,
-        log: MessageLog,
+        directory: Path,
+        hearer: Hearer,
         settings: Settings,
         counters: Counters,
     ) -> None:
-        self.log = log
+        hides = not settings.allow_tracebacks
+        self.log = log = MessageLog(directory, kernel_id, self.shown if hides else None)
         self.last_activity = time.time()
         # When the kernel was last at work for somebody, in monotonic seconds: culling counts from
         # here. Unlike last_activity it stands still for what a background thread prints.
@@ -105,7 +112,6 @@ class Traffic:
         self.journal: Journal | None = None
         self._kernel_id = kernel_id
         self._settings = settings
-        self._hides_tracebacks = not settings.allow_tracebacks
         self.counters = counters
         self._state = state
         self._requests = PendingRequests()
@@ -130,16 +136,17 @@ class Traffic:
         self.shutdown_asked = self.restart_asked = False
         # The session of the kernel's own messages, which ours carry too (see make_message).
         self.kernel_session = self._session
-        self._channels: Channels | None = None
+        self._line = Line(hearer, kernel_id, self._session, log.epoch, self)
+        self._connected = False  # there is a process that is heard
+        self._reading: asyncio.Handle | None = None
+        self._replaying = False
+        self._unsaid: list[tuple[Message, str | None, bool]] = []  # before there is a log
         self._kernel_info: bytes | None = None
-        self._held = HeldReplies(self._release, self._has_unread_output)
         self._unanswered = Unanswered(self._answer_in_its_place)
         self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
         self._interrupts = InterruptWatch(self._main_shell_runs, self._wake_main_shell)
         self._outbox = Outbox(settings.websocket_backlog_bytes)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
-        # The process is new until it is ready and has published something that it was asked for.
-        self._is_new = self._has_begun = False
         self.begun = 0
         """How often the kernel has begun with something that others than this server asked for."""
         self.answered = False
@@ -149,7 +156,9 @@ class Traffic:
         self._next_ignored_line = 0.0
         self._ignored_silently = 0
         self._dropped = 0
-        self._inheritance = Inheritance(log, self._requests, self.tracker, self._finish)
+        self._asked_to_say: dict[str, asyncio.Future[None]] = {}  # see _wait_until_said
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called when another keeper hears the kernel: what was said meanwhile is not known."""
 
     # Clients
 
@@ -278,7 +287,7 @@ class Traffic:
             if is_taken and message.header.msg_type == "input_reply":
                 is_taken = self._close_prompt(message, session)
             if is_taken:
-                self._outbox.send(message)
+                self._outbox.send(message, session)
             return is_taken
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._refuse(message, session)
@@ -302,13 +311,13 @@ class Traffic:
         if message.header.msg_type == "interrupt_request" and channel == "control":
             self.before_interrupt()
             self.after_interrupt()
-        self._requests.add(message, session)
+        self._requests.add(message, session).message = message
         execution = self.tracker.on_request(message, session) if _is_execution(message) else None
-        if execution is not None and self._channels is not None:
+        if execution is not None and self._connected:
             execution.generation = self._state.generation
         if execution is not None and message.header.subshell_id is not None:
             self._subshells.add(execution, message.header.subshell_id)
-        if not self._outbox.send(message) and execution is not None:
+        if not self._outbox.send(message, session) and execution is not None:
             self.tracker.keep_request(execution, message)
         return True
 
@@ -334,25 +343,16 @@ class Traffic:
             return
         self.submit(message, session)
 
-    def _hand_over(self, message: ClientMessage) -> bool:
-        """Give a request to the sockets; False if they do not take it now.
-
-        Of one that has waited, the registry may still say that it waits when this process is
-        killed. So that it is sent is noted first, where that cannot be lost: between the two
-        nothing is awaited, and the next server sends nothing that is noted.
-        """
-        assert self._channels is not None
+    def _hand_over(self, message: ClientMessage, owner: str) -> bool:
+        """Give a request to the kernel's line; False if that does not take it now."""
         execution = self.tracker.waiting(message) if _is_execution(message) else None
-        if execution is None:
-            return self._channels.send(message)
-        journal = self.journal
-        if journal is not None:
-            journal.note_sent(execution.id, execution.session)
-        if not self._channels.send(message):
-            if journal is not None:
-                journal.take_back_sent()
+        if not self._line.send(message, owner):
             return False
-        self.tracker.on_handed(execution)
+        tally = self.counters.to_kernels[message.channel]
+        tally.messages += 1
+        tally.bytes += message.size
+        if execution is not None:
+            self.tracker.on_handed(execution)
         return True
 
     def _refuse(self, message: ClientMessage, session: str) -> None:
@@ -384,10 +384,18 @@ class Traffic:
 
     # The process
 
-    def open(self, channels: Channels) -> None:
-        """A process has been launched, and these are its sockets."""
-        self._channels = channels
-        self._is_new, self._has_begun = True, False
+    async def open_log(self) -> None:
+        """Have the kernel's log, before it has a process. Raises what `Line.hear` does."""
+        await self._line.hear(self.log.directory, None)
+
+    async def connect(self, info: ConnectionInfo) -> None:
+        """A process has been launched: hear it. Raises what `Line.hear` does."""
+        await self._line.hear(self.log.directory, info, anew=True)
+        self.on_launch()
+
+    def on_launch(self) -> None:
+        """There is a new process, which is heard."""
+        self._connected = True
         self._state.on_launch()
         self._execution_began = None
         self.answered = self.heard_iopub = False
@@ -402,8 +410,8 @@ class Traffic:
     def request(self, channel: str, msg_type: str, content: dict[str, Any]) -> None:
         """Send a request of the server's own; its answer is seen by nobody else."""
         header, parts = make_parts(msg_type, content, self._session)
-        if self._channels is not None:
-            self._channels.send(ClientMessage(channel, header, parts))
+        if self._connected:
+            self._line.send(ClientMessage(channel, header, parts), self._session)
 
     def before_interrupt(self) -> None:
         """The kernel is about to be interrupted, by whatever means."""
@@ -434,12 +442,12 @@ class Traffic:
         Nobody else sees of it more than what the kernel's code prints.
         """
         header, parts = make_parts(msg_type, content, self._session)
-        if self._channels is None:
+        if not self._connected:
             return None
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[header.msg_id] = answer
         try:
-            self._channels.send(ClientMessage(channel, header, parts))
+            self._line.send(ClientMessage(channel, header, parts), self._session)
             async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
@@ -460,16 +468,8 @@ class Traffic:
         await self._reachable.wait()
 
     async def stdin_connected(self) -> None:
-        """Return when input requests can arrive, or after `STDIN_SECONDS`.
-
-        A kernel's ROUTER drops an input request for a peer that is not connected yet. Not every
-        kernel has the channel.
-        """
-        deadline = time.monotonic() + STDIN_SECONDS
-        while self._channels is not None and not self._channels.stdin_connected:
-            if time.monotonic() > deadline:
-                return
-            await asyncio.sleep(0.002)
+        """Return when input requests can arrive, or after a moment."""
+        await self._line.stdin_connected()
 
     def touch(self) -> None:
         """Somebody has just come to use the kernel: its idle time begins."""
@@ -480,7 +480,7 @@ class Traffic:
         """The kernel takes requests: tell the clients, and send what has waited."""
         self._state.on_ready()
         self.announce(self._state.execution_state)
-        assert self._channels is not None
+        self._line.opened()
         self._outbox.open(self._hand_over)
         self.tracker.on_ready()
 
@@ -490,7 +490,7 @@ class Traffic:
         Not those who come later: they are greeted with the state of then.
         """
         status = self._make("iopub", "status", {"execution_state": execution_state})
-        self.log.append(status, transient=True)
+        self._say(status, transient=True)
 
     def replace_process(self) -> None:
         """This process is about to be stopped: what clients send from now on is for the next."""
@@ -500,9 +500,14 @@ class Traffic:
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a process that is heard."""
+        return self._connected
+
+    @property
     def between_processes(self) -> bool:
         """Whether what is submitted now is for a process that is yet to come."""
-        return self._channels is None or self._for_next is not None
+        return not self._connected or self._for_next is not None
 
     def expect_process(self) -> None:
         """There is no process, and there will be one: what is submitted is for that."""
@@ -522,29 +527,31 @@ class Traffic:
         self.tracker.on_ready()
 
     async def settle(self) -> None:
-        """Take the last messages of a process that has ended."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        quiet = 0
-        while self._channels is not None and quiet < 3 and time.monotonic() < deadline:
-            quiet = 0 if self._channels.drain() else quiet + 1
-            await asyncio.sleep(0.002)
+        """Take the last messages of a process that has ended. Bounded."""
+        await self._line.settle()
+        await self._read_all()
 
-    def close_channels(self) -> None:
-        """These sockets end; requests that wait for the kernel wait for its next process."""
-        if self._channels is not None:
-            self._channels.close()
-            self._channels = None
-        self._inheritance.close()
+    async def disconnect(self) -> None:
+        """This process is heard no more; requests that wait wait for its next process. Bounded."""
+        if self._connected:
+            self._connected = False
+            await self._line.disconnect()
+            await self._read_all()
 
-    def close(self, reason: str | None = None) -> None:
+    async def close(self, reason: str | None = None) -> None:
         """The process is gone: every request that it has not finished ends here.
 
-        ``reason`` is shown as the error of the execution that was running.
+        ``reason`` is shown as the error of the execution that was running. Bounded by
+        `SAY_SECONDS`. What clients send meanwhile waits for what follows.
         """
-        self.close_channels()
+        if self._for_next is None:
+            self._for_next, is_last = [], True
+        else:
+            is_last = False
+        await self.disconnect()
         was_ready = self._outbox.is_open
         why = reason or self.why_it_stops or _ENDS.get(self._state.lifecycle, "The kernel is gone")
-        if self._for_next is None:
+        if is_last:
             self.tracker.close_waiting(why)
         self._outbox.close()
         self._unanswered.clear()
@@ -559,12 +566,41 @@ class Traffic:
             self._finish(request, error=reason if was_running else None)
             if was_running:
                 reason = None
+        await self._wait_until_said()
         self.tracker.close(why, was_ready=was_ready)
         self._stragglers.clear()
-        self._held.clear()
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
             self._submit_late(message, session)
+
+    async def remove_log(self) -> None:
+        """The kernel is gone: its log goes when what was said last can be read. Bounded."""
+        await self._wait_until_said()
+        self.log.close()
+        self.log.hold()
+        self._line.drop()
+
+    def refuse_waiting(self) -> None:
+        """The kernel is dead: what was asked of it meanwhile ends."""
+        self._outbox.close()
+        for request in self._requests.take_all():
+            self._finish(request)
+        self.tracker.close(f"The kernel is {self._state.word}", was_ready=False)
+
+    async def _wait_until_said(self) -> None:
+        """Return when what was said in the kernel's place is in the log, or after a while."""
+        if not self._line.handle:
+            return
+        mark = self._make("iopub", "status", {"execution_state": "unknown"})
+        said = self._asked_to_say[mark.header.msg_id] = asyncio.get_running_loop().create_future()
+        self._say(mark, self._session)
+        try:
+            async with asyncio.timeout(SAY_SECONDS):
+                await said
+        except TimeoutError:
+            logger.warning("kernel %s: its log is not written", self._kernel_id)
+        finally:
+            del self._asked_to_say[mark.header.msg_id]
 
     def _finish(
         self, request: Request, made_up: dict[str, Any] | None = None, *, error: str | None = None
@@ -583,20 +619,17 @@ class Traffic:
                 "evalue": error,
                 "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {error}"],
             }
-            self.log.append(self._make("iopub", "error", died, parent))
-        self._release(request)
+            self._say(self._make("iopub", "error", died, parent))
         answer = reply_type(request.msg_type)
         content: dict[str, Any] | bytes | None = made_up or {"status": "aborted"}
-        metadata = MADE_UP if made_up else b"{}"
         if request.msg_type == "kernel_info_request":
             # To JupyterLab any other answer than ok means that the kernel is of no use. What the
             # kernel once said of itself still holds; if it never did, the idle status must do.
             content = self._kernel_info
         if answer is not None and content is not None and not request.replied:
-            reply = self._make(request.channel, answer, content, parent, metadata)
-            self.log.append(reply, owner)
+            self._say(self._make(request.channel, answer, content, parent), owner)
         if not request.idle:
-            self.log.append(self._make("iopub", "status", {"execution_state": "idle"}, parent))
+            self._say(self._make("iopub", "status", {"execution_state": "idle"}, parent))
 
     def _answer_kernel_info(self, message: ClientMessage, owner: str, info: bytes) -> None:
         """Answer from the cached reply: the kernel is busy and would answer when it is done.
@@ -609,8 +642,8 @@ class Traffic:
             ("shell", "kernel_info_reply", info),
             ("iopub", "status", {"execution_state": "idle"}),
         ):
-            self.log.append(self._make(channel, msg_type, content, parent), owner)
-        self.log.append(self.greeting(), owner)
+            self._say(self._make(channel, msg_type, content, parent), owner)
+        self._say(self.greeting(), owner)
 
     def _make(
         self,
@@ -618,52 +651,129 @@ class Traffic:
         msg_type: str,
         content: dict[str, Any] | bytes,
         parent: bytes = b"{}",
-        metadata: bytes = b"{}",
     ) -> Message:
-        return make_message(
-            channel,
-            msg_type,
-            content,
-            session=self.kernel_session,
-            parent=parent,
-            metadata=metadata,
-        )
+        return make_message(channel, msg_type, content, session=self.kernel_session, parent=parent)
 
-    # What the sockets say (app.managers.channels.Listener)
+    def _say(self, message: Message, owner: str | None = None, *, transient: bool = False) -> None:
+        """Have a message of the server's own making appended to the log."""
+        if self._line.handle:
+            self._line.say(message, owner, transient=transient)
+        elif len(self._unsaid) < MAX_UNSAID:
+            self._unsaid.append((message, owner, transient))
 
-    def on_message(self, message: Message) -> None:
-        """Number a message of the kernel's, for those it is for."""
-        channel = message.channel
-        if channel == "iopub":
-            self._on_iopub(message)
+    # What is in the log (app.managers.line.LineOwner)
+
+    def on_heard(self, heard: Heard) -> None:
+        """The kernel is heard: for the first time, after another server, or by another keeper."""
+        self._session = heard.session
+        self.log.begin_at(heard.epoch, heard.bell)
+        unsaid, self._unsaid = self._unsaid, []
+        for message, owner, transient in unsaid:
+            self._line.say(message, owner, transient=transient)
+        if not self._replaying:
+            self._read_on()
+        if self._connected:  # by another keeper: what the one before had not yet sent is sent
+            for request in [*self._requests]:
+                if not request.logged and request.message is not None:
+                    self._line.send(request.message, request.owner)
+            if heard.again:
+                self.on_loss()
+
+    def on_bell(self, bell: Bell) -> None:
+        """The log has grown."""
+        self.log.advance(bell)
+        if self._reading is None and not self._replaying:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Draw the conclusions of what is new in the log, and show it to clients."""
+        self._reading = None
+        log = self.log
+        found = log.next_unseen(MESSAGES_PER_TURN, BYTES_PER_TURN)
+        if isinstance(found, Gap):
+            end = log.end
+            log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
+        elif found:
+            for entry in found:
+                self._take(entry)
+            last = found[-1]
+            log.show(Position(last.seq + 1, last.offset + last.size))
+        if log.unseen:
+            self._reading = asyncio.get_running_loop().call_soon(self._read_on)
+
+    async def _read_all(self) -> None:
+        """Return when all that was told of is read."""
+        while self._reading is not None:
+            self._reading.cancel()
+            self._read_on()
+            await asyncio.sleep(0)
+
+    def _take(self, entry: Entry) -> None:
+        try:
+            self.on_entry(entry)
+        except MalformedMessage as error:  # nobody who writes a log as he should has written that
+            self.on_malformed(self._dropped + 1, entry.message.channel, str(error))
+        except Exception:
+            logger.exception("kernel %s: number %d is not understood", self._kernel_id, entry.seq)
+
+    def on_entry(self, entry: Entry) -> None:
+        """Draw the conclusions of one number of the log."""
+        message, channel = entry.message, entry.message.channel
+        if entry.is_request:
+            self._on_request(message, entry.owner or "")
             return
+        if not entry.published:
+            self._on_said(message)
+            if not self._replaying:
+                return
+        if not self._replaying:
+            tally = self.counters.from_kernels[channel]
+            tally.messages += 1
+            tally.bytes += entry.size
+        if channel == "iopub":
+            self._on_iopub(message, entry)
+        else:
+            self._on_reply(message, entry.owner or "")
+
+    def _on_said(self, message: Message) -> None:
+        """The server has said this, in the kernel's place."""
+        said = self._asked_to_say.get(message.header.msg_id) if self._asked_to_say else None
+        if said is not None and not said.done():
+            said.set_result(None)
+
+    def _on_request(self, message: Message, owner: str) -> None:
+        """This request has left for the kernel."""
+        header = message.header
+        known = self._requests.find_unlogged(header, owner)
+        if known is not None:
+            known.logged, known.message = True, None
+            return
+        # Another server has sent it.
+        request = ClientMessage(message.channel, header, [bytes(message.part(0))])
+        self._requests.add(request, owner).logged = True
+        if _is_execution(request):
+            execution = self.tracker.get(header.msg_id)
+            if execution is None or not (execution.sent or execution.ended):
+                execution = self.tracker.on_request(request, owner)
+                execution.place = Position(message.seq, message.offset)
+                self.tracker.on_handed(execution)
+
+    def _on_reply(self, message: Message, owner: str) -> None:
         parent = message.parent
         if self._asked and (answer := self._asked.get(parent.msg_id)) and not answer.done():
             answer.set_result(bytes(message.part(3)))
         if message.header.msg_type == "kernel_info_reply":
             self._on_kernel_info(message)
-        if channel == "stdin":
-            owner = self._requests.owner(parent)
-        else:
-            request = self._requests.on_reply(parent)
-            owner = request.owner if request is not None else parent.session
-            if request is not None and not request.idle and message.msg_type == "execute_reply":
-                self._held.hold(request, message)
-                return
-        if owner != self._session:
-            owner = owner or NOBODY
-            self._append(message, owner)
-            if message.msg_type == "execute_reply":
-                self.tracker.on_reply(message)
-            elif message.msg_type == "input_request":
-                self.tracker.on_input_request(message, owner, is_shown=owner in self._attached)
-
-    def _release(self, request: Request) -> None:
-        """Let a reply go that was held."""
-        reply, request.held = request.held, None
-        if reply is not None:
-            self._append(reply, request.owner)
-            self.tracker.on_reply(reply)
+        if message.channel != "stdin":
+            self._requests.on_reply(parent)
+        if owner == self._session:
+            return
+        if message.msg_type == "execute_reply":
+            self.tracker.on_reply(message)
+        elif message.msg_type == "input_request":
+            # Who has it already, and comes back over a new connection, need not see it twice.
+            is_shown = self._replaying or owner in self._attached
+            self.tracker.on_input_request(message, owner, is_shown=is_shown)
 
     def _wait_for_stragglers(self, execution: Execution) -> None:
         quiet = execution.may_straggle or self.tracker.straggling > 0
@@ -672,11 +782,8 @@ class Traffic:
     def _ask_on_control(self) -> str:
         header, parts = make_parts("kernel_info_request", {}, self._session)
         request = ClientMessage("control", header, parts)
-        asked = self._channels is not None and self._channels.send(request)
+        asked = self._connected and self._line.send(request, self._session)
         return header.msg_id if asked else ""
-
-    def _has_unread_output(self) -> bool:
-        return self._channels is not None and self._channels.has_unread("iopub")
 
     def _answer_for(self, execution: Execution) -> None:
         """The kernel has gone idle without a reply; whoever asked would wait for it for ever.
@@ -684,20 +791,19 @@ class Traffic:
         That is how ipykernel takes an interrupt that hits it just before the code, or just behind
         it. What it has published tells whether it failed; that it did not fail tells nothing.
         """
-        made_up = self._inheritance.reply_to(execution)
-        if made_up is None:
-            found = reply_made_of_iopub(self.log, execution)
-            execution.execution_count = found.get("execution_count")
-            if found["status"] == "error":
-                made_up = found
-                execution.on_reply(self.log.end, "error", execution.execution_count)
+        made_up = None
+        found = reply_made_of_iopub(self.log, execution)
+        execution.execution_count = found.get("execution_count")
+        if found["status"] == "error":
+            made_up = found
+            execution.on_reply(self.log.end, "error", execution.execution_count)
         request = self._requests.unanswered(execution.id, execution.session)
         if request is not None:
             self._requests.discard(request)
             self._finish(request, made_up)
 
     def _on_overdue(self, execution: Execution) -> None:
-        if self._channels is not None and not self._inheritance.has(execution):
+        if self._connected:
             self._overdue.add(execution)
 
     async def _answers_on_shell(self, seconds: float) -> bool:
@@ -730,15 +836,9 @@ class Traffic:
                 self._finish(request, _error("NoSubshell", reason))
                 return
 
-    def _append(self, message: Message, owner: str) -> None:
-        """Number what the kernel has said to one session, or to nobody."""
-        self.log.append(self.shown(message), owner)
-
     def shown(self, message: Message) -> Message:
-        """A message as clients see it: without tracebacks where they are not allowed."""
-        if self._hides_tracebacks:
-            return hide_traceback(message, self._settings.traceback_replacement_message)
-        return message
+        """A message as clients see it where tracebacks are not allowed."""
+        return hide_traceback(message, self._settings.traceback_replacement_message)
 
     # Before and after another process of the server
 
@@ -752,124 +852,90 @@ class Traffic:
         self._subshells.clear()
         self._overdue.clear()
         self._interrupts.clear()
-        self.close_channels()
+        self._connected = False
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._replaying = True  # the next server reads on
 
-    @property
-    def session(self) -> str:
-        """The server's own, in which it asks the kernel things of which clients see nothing."""
-        return self._session
+    def put_back(self, executions: Iterable[Execution]) -> None:
+        """Know the executions that another process of the server knew, in order."""
+        for execution in executions:
+            if execution.held and not (execution.ended or execution.running):
+                execution.sent = False  # unless the log says otherwise
+            self.tracker.put_back(execution)
 
-    def inherit(
-        self, session: str, executions: Iterable[Execution], *, starting: bool = False
-    ) -> None:
-        """Go on for another process of the server, which had this session.
+    async def resume(self, info: ConnectionInfo | None) -> Heard:
+        """Go on for another process of the server, of which all is put back that it knew.
 
-        ``executions`` are those that it knew, in order; ``starting``: the kernel had not been ready
-        yet. What was numbered is put back into the log next, and each message told to `replay`.
+        The end of the log is gone through again, from where the oldest of the executions was sent
+        that have not ended. ``info`` tells how to hear the process, if there is one. Raises what
+        `Line.hear` does.
         """
-        self._is_new = starting
-        self._session = session or self._session
-        self._inheritance.take(executions)
+        log, self._replaying = self.log, True
+        try:
+            heard = await self._line.hear(log.directory, info)
+            places = [one.place.cursor for one in self.tracker if not one.ended]
+            start = max(log.first_seq, min([heard.end[0] - REPLAYED, *places]))
+            log.show(log.place_of(start))
+            while log.unseen:
+                self._read_on()
+                if self._reading is not None:
+                    self._reading.cancel()
+                    self._reading = None
+                await asyncio.sleep(0)
+        finally:
+            self._replaying = False
+        self._connected = info is not None and heard.connected
+        self.answered = self.heard_iopub = heard.opened
+        return heard
 
-    def replay(self, message: Message, *, by_kernel: bool) -> None:
-        """This is back in the log: draw the conclusions that were drawn when it was numbered."""
-        if message.channel == "stdin":
-            owner = self._requests.owner(message.parent) or ""
-            # Who has it already, and comes back over a new connection, need not see it twice.
-            self.tracker.on_input_request(message, owner, is_shown=True)
-        elif message.channel != "iopub":
-            if message.msg_type == "kernel_info_reply":
-                self._kernel_info = bytes(message.part(3))
-            self._requests.on_reply(message.parent)
-            if message.msg_type == "execute_reply":
-                self.tracker.on_reply(message)
-        elif message.msg_type == "status" and by_kernel:
-            self.kernel_session = message.header.session or self.kernel_session
-            reported = self._on_status(message)
-            if reported:
-                self.tracker.on_status(reported, message)
-        elif message.msg_type == "status":
-            self._requests.on_idle(message.parent)
-        elif message.msg_type in OUTPUT_TYPES:
-            self.tracker.on_output(message)
+    def end_lost(self) -> None:
+        """The kernel has nothing left of what it was asked before: what it has not begun is lost.
 
-    def heard_all(self) -> None:
-        """Nothing that the kernel has published since that process ended has escaped us."""
-        self._inheritance.has_heard_all = True
-
-    def settle_inherited(self, *, all_of_them: bool) -> None:
-        """Answer what the kernel was asked before our time, and has done with.
-
-        ``all_of_them``: it has nothing left of those requests.
+        After a keeper that was killed: what it had just given to its sockets went with it.
         """
-        self._inheritance.settle(all_of_them=all_of_them)
+        for request in [*self._requests]:
+            if request.idle or request.replied or not request.logged:
+                continue
+            execution = self.tracker.get(request.msg_id) if request.is_execution else None
+            if execution is not None and execution.running:
+                continue
+            self._requests.discard(request)
+            reason = "The keeper of the kernel was killed before the kernel had the request"
+            if execution is not None and not execution.ended:
+                self.tracker.give_up(execution, reason, never_ran=True)
+            self._finish(request)
 
-    @property
-    def channels(self) -> Channels | None:
-        """The sockets to the present process, if there is one."""
-        return self._channels
-
-    def hear_with(self, channels: Channels) -> None:
-        """Ask over these sockets; what they say goes elsewhere until `go_on`."""
-        self._channels = channels
-
-    def go_on(self, channels: Channels, earlier: Channels | None) -> None:
-        """These are the sockets to a process that runs already.
-
-        Over ``earlier`` come answers to what was asked before our time.
-        """
-        self._channels = channels
-        channels.listener = self
-        if earlier is not None:
-            earlier.listener = self
-            self._inheritance.hear(earlier)
-
-    def _on_iopub(self, message: Message) -> None:
+    def _on_iopub(self, message: Message, entry: Entry) -> None:
         header, parent, state = message.header, message.parent, self._state
         msg_type = header.msg_type
-        if not self.heard_iopub:
+        if not self.heard_iopub and entry.published:
             self.heard_iopub = True
             self._look_reachable()
-        if msg_type == "iopub_welcome":  # [JEP 65] to us, the one subscriber
-            return
-        if header.session:
+        if header.session and entry.published:
             self.kernel_session = header.session
-        if self._is_new and self._is_chatter(message):
-            self.log.append(message, NOBODY, published=True)
-            return
         reported = ""
         if msg_type == "status":
-            reported = self._on_status(message)
+            reported = self._on_status(message, by_kernel=entry.published)
             if parent.session == self._session:
                 if reported == "idle":
                     self._stragglers.on_idle(parent.msg_id)
                 return
-            if reported == "starting" and self._outbox.is_open:
-                # Said before we took it for ready and heard after that: to a client it would be
-                # a step back that nothing follows.
-                return
-        if state.is_activity(msg_type, parent):
-            self.last_activity = time.time()
-            state.changes += 1
-        if state.at_work:
-            self.active_since = time.monotonic()
-        self.log.append(self.shown(message), published=True)
+        if entry.owner is not None or not entry.published:  # chatter, or what a server has said
+            return
+        if not self._replaying:
+            if state.is_activity(msg_type, parent):
+                self.last_activity = time.time()
+                state.changes += 1
+            if state.at_work:
+                self.active_since = time.monotonic()
         if reported:
             self.tracker.on_status(reported, message)
         elif msg_type in OUTPUT_TYPES:
             self.tracker.on_output(message)
             if msg_type == "error":
                 self._on_error(parent)
-
-    def _is_chatter(self, message: Message) -> bool:
-        """Whether a new process says this of its own start: it is the output of nobody's code.
-
-        It may be read only after the kernel has answered, over another socket. Whatever has a
-        parent was published after it.
-        """
-        self._has_begun |= bool(message.parent.msg_id)
-        self._is_new = not (self._has_begun and self._outbox.is_open)
-        return self._is_new and message.msg_type == "stream"
 
     def _on_error(self, parent: Header) -> None:
         if parent.msg_type != "execute_request" or parent.subshell_id is not None:
@@ -878,35 +944,30 @@ class Traffic:
         if request is not None and not request.idle:
             self._outbox.on_error(parent.msg_id)
 
-    def _on_status(self, message: Message) -> str:
+    def _on_status(self, message: Message, *, by_kernel: bool) -> str:
         """Take note of a status; the state that it reports."""
         try:
             reported = _status_decoder.decode(message.part(3)).execution_state
         except (msgspec.MsgspecError, RecursionError) as error:
-            self.on_malformed("iopub", MalformedMessage(f"status: {error}"))
+            self.on_malformed(self._dropped + 1, "iopub", f"status: {error}")
             return ""
         parent = message.parent
         was_at_work = self._state.at_work
         request = self._requests.find(parent)
         ours = parent.session == self._session  # our probes are nobody's work, tracked or not
         self.begun += reported == "busy" and not ours
-        if request is None and self._inheritance.is_open and reported == "busy" and not ours:
-            self._inheritance.meet(message)
-            request = self._requests.find(parent)
-        if not ours and (request is None or request.channel != "control"):
+        if by_kernel and not ours and (request is None or request.channel != "control"):
             self._state.on_status(reported, parent)
-        if was_at_work:
+        if was_at_work and not self._replaying:
             self.active_since = time.monotonic()
         if parent.msg_type == "execute_request" and parent.subshell_id is None and not ours:
             self._time_execution(reported)
         if reported == "idle":
             self._outbox.on_idle(parent.msg_id)
             request = self._requests.on_idle(parent)
-            if request is not None:
-                self._release(request)  # before the idle status: some clients stop at that
-                # The tracker looks after executions, which some kernels reply to late.
-                if not request.replied and not request.is_execution:
-                    self._unanswered.add(request)
+            # The tracker looks after executions, which some kernels reply to late.
+            if request is not None and not request.replied and not request.is_execution:
+                self._unanswered.add(request)
         return reported
 
     def _time_execution(self, reported: str) -> None:
@@ -939,21 +1000,21 @@ class Traffic:
         self._ignored_silently = 0
         self._next_ignored_line = now + 1.0
 
-    def on_malformed(self, channel: str, error: MalformedMessage) -> None:
-        """Count what was dropped; say so at the first and then more and more rarely."""
-        self.counters.malformed += 1
-        self._dropped += 1
-        if self._dropped & (self._dropped - 1) == 0:
+    def on_malformed(self, count: int, channel: str, reason: str) -> None:
+        """So many messages were dropped, the last for this reason; it is told ever more rarely."""
+        self.counters.malformed += max(0, count - self._dropped)
+        self._dropped = max(count, self._dropped)
+        if count & (count - 1) == 0:
             logger.warning(
                 "kernel %s: %d malformed messages dropped, the last on %s: %s",
                 self._kernel_id,
-                self._dropped,
+                count,
                 channel,
-                error,
+                reason,
             )
 
     def on_writable(self) -> None:
-        """Send what waits, as far as the sockets take it."""
+        """Send what waits, as far as the line takes it."""
         self._outbox.flush()
 
 

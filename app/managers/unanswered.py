@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
+from app.keeper.requests import Request
 from app.managers.execution import Execution, ExecutionState
-from app.managers.requests import Request
 
 __all__ = ["Overdue", "Subshells", "Unanswered"]
 

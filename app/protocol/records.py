@@ -30,6 +30,7 @@ __all__ = [
     "HEAD_BYTES",
     "PUBLISHED",
     "RECORD_BYTES",
+    "REQUEST",
     "TRANSIENT",
     "DamagedLog",
     "OtherFormat",
@@ -69,6 +70,9 @@ PUBLISHED: Final = 1
 
 TRANSIENT: Final = 2
 """A flag: the message tells a state of its moment, and is not for readers that come later."""
+
+REQUEST: Final = 4
+"""A flag: the header of a request that leaves for the kernel next, in the name of its owner."""
 
 _CHANNELS: Final = ("shell", "control", "stdin", "iopub")
 _NUMBERS: Final = {name: number for number, name in enumerate(_CHANNELS)}

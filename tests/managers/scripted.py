@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from app.managers.channels import Channels
+from app.keeper.channels import Channels
+from app.keeper.hearing import Hearing
 from app.managers.counters import Counters
 from app.managers.execution import Execution
 from app.managers.executions import Code, Executions
+from app.managers.line import Line, LocalHearer
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.protocol.compose import make_message
-from app.protocol.messages import ClientMessage, Header
+from app.protocol.messages import ClientMessage, Header, Message
 from app.settings import Settings
-from tests.support.logs import new_log
 
 
 @dataclass
@@ -61,14 +65,62 @@ class _Sockets:
         pass
 
 
+class _ScriptedHearer(LocalHearer):
+    """Hears a kernel over sockets that are the test's, and tells what is said at once."""
+
+    def hear_now(self, line: Line, directory: Path, sockets: _Sockets | None) -> None:
+        heard = self._hearings.hear(
+            line.kernel_id,
+            session=line.session,
+            epoch=line.epoch,
+            directory=directory,
+            info=None,
+            anew=False,
+        )
+        hearing = self.hearing
+        if sockets is not None:
+            hearing.opened = False
+            hearing._requests.take_all()
+            hearing._channels = cast(Channels, sockets)
+        self._lines[heard.handle] = self._by_id[line.kernel_id] = line
+        line.on_heard(heard)
+
+    @property
+    def hearing(self) -> Hearing:
+        (hearing,) = self._hearings._hearings.values()
+        return hearing
+
+    def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
+        super().say(line, message, owner, flags)
+        self._hearings.flush()
+
+    def request(self, line: Line, message: ClientMessage, owner: str) -> None:
+        super().request(line, message, owner)
+        self._hearings.flush()
+
+    def says(self, message: Message) -> None:
+        self.hearing.on_message(message)
+        self._hearings.flush()
+
+
 class ScriptedKernel:
     """Make it inside a running event loop; it is ready then."""
 
     def __init__(self, **options: Any) -> None:
         settings = Settings(_cli_parse_args=False, **options)
         self.state = KernelState()
-        self.log = new_log()
-        self.traffic = Traffic("kernel", self.state, self.log, settings, Counters())
+        self._directory = TemporaryDirectory(prefix="kk-scripted-")
+        self._hearer = _ScriptedHearer(settings)
+        self.traffic = Traffic(
+            "kernel",
+            self.state,
+            Path(self._directory.name) / "kernel",
+            self._hearer,
+            settings,
+            Counters(),
+        )
+        weakref.finalize(self.traffic, self._directory.cleanup)
+        self.log = self.traffic.log
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.interrupts = self.kills = 0
         self._requests = 0
@@ -81,28 +133,30 @@ class ScriptedKernel:
         """A process is started; it is not ready yet."""
         self._sockets = _Sockets()
         self.state.generation += 1
-        self.traffic.open(cast(Channels, self._sockets))
+        self._hearer.hear_now(self.traffic._line, self.log.directory, self._sockets)
+        self.traffic.on_launch()
 
     def be_ready(self) -> None:
         self.traffic.ready()
 
-    def die(self, reason: str = "The kernel has died") -> None:
+    async def die(self, reason: str = "The kernel has died") -> None:
         """The process ends by itself, and is about to be restarted."""
-        self.traffic.close(reason)
+        await self.traffic.close(reason)
         self.state.begin(Lifecycle.RESTARTING, reason)
 
-    def be_buried(self) -> None:
-        self.traffic.close("The kernel is dead")
+    async def be_buried(self) -> None:
+        await self.traffic.close("The kernel is dead")
         self.state.begin(Lifecycle.DEAD)
+        self.traffic.refuse_waiting()
 
     def begin_restart(self) -> None:
         """Somebody has asked for a restart."""
         self.state.begin(Lifecycle.RESTARTING, "")
         self.traffic.replace_process()
 
-    def end_process(self) -> None:
+    async def end_process(self) -> None:
         """A process that was asked to end has ended."""
-        self.traffic.close()
+        await self.traffic.close()
 
     async def interrupt(self) -> None:
         self.interrupts += 1
@@ -168,7 +222,7 @@ class ScriptedKernel:
         header = self.probes[-1].header
         idle = {"execution_state": "idle"}
         message = make_message("iopub", "status", idle, session="kernel", parent=header)
-        self.traffic.on_message(message)
+        self._hearer.says(message)
 
     @property
     def answers(self) -> list[str]:
@@ -187,7 +241,7 @@ class ScriptedKernel:
         execution_id = execution if isinstance(execution, str) else execution.id
         header = next(sent.header for sent in self.requests if sent.id == execution_id)
         message = make_message(channel, msg_type, content, session="kernel", parent=header)
-        self.traffic.on_message(message)
+        self._hearer.says(message)
         said: dict[str, str] = json.loads(bytes(message.part(0)))
         return said
 

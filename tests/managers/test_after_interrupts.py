@@ -143,7 +143,7 @@ async def test_what_waits_ends_with_the_kernel(kernel: ScriptedKernel) -> None:
     execution = running(kernel)
     interrupt(kernel)
     after = kernel.execution(kernel.send())
-    kernel.die()
+    await kernel.die()
     assert [execution.state, after.state] == [LOST, ABORTED]
     kernel.launch()
     kernel.be_ready()

@@ -177,7 +177,7 @@ async def test_a_death_loses_what_ran_and_aborts_what_had_not_begun(
     held = kernel.run()
     kernel.finishes(sent[0])
     kernel.is_busy(sent[1])
-    kernel.die("It has died of something")
+    await kernel.die("It has died of something")
     assert [one.state for one in (*sent, held)] == [OK, LOST, ABORTED, ABORTED]
     assert {one.reason for one in (*sent[1:], held)} == {"It has died of something"}
     assert held.first_seq is None
@@ -187,11 +187,11 @@ async def test_the_first_that_was_sent_is_taken_to_have_run_if_the_kernel_was_re
     kernel: ScriptedKernel,
 ) -> None:
     sent = [kernel.execution(kernel.send()) for _ in range(2)]
-    kernel.die()
+    await kernel.die()
     assert [one.state for one in sent] == [LOST, ABORTED]
     kernel.launch()
     waiting = kernel.execution(kernel.send())
-    kernel.die()
+    await kernel.die()
     assert waiting.state is ABORTED
 
 
@@ -199,7 +199,7 @@ async def test_one_whose_reply_has_come_is_not_lost_by_a_death(kernel: ScriptedK
     sent = [kernel.execution(kernel.send()) for _ in range(2)]
     kernel.is_busy(sent[0])
     kernel.replies(sent[0])
-    kernel.die()
+    await kernel.die()
     assert [one.state for one in sent] == [OK, LOST]
 
 
@@ -208,7 +208,7 @@ async def test_its_last_number_covers_what_was_said_in_the_kernels_place(
 ) -> None:
     execution = kernel.execution(kernel.send())
     kernel.is_busy(execution)
-    kernel.die()  # an error, a reply and an idle status
+    await kernel.die()  # an error, a reply and an idle status
     assert execution.first_seq is not None
     assert execution.last_seq == execution.first_seq + 3
 
@@ -221,7 +221,7 @@ async def test_a_stop_ends_all_and_says_why(kernel: ScriptedKernel, why: str, re
     kernel.is_busy(running)
     kernel.traffic.why_it_stops = why
     kernel.state.begin(kernel.state.lifecycle.STOPPING)
-    kernel.end_process()
+    await kernel.end_process()
     assert [running.state, held.state] == [LOST, ABORTED]
     assert [running.reason, held.reason] == [reason, reason]
 
@@ -234,7 +234,7 @@ async def test_a_restart_ends_what_was_asked_before_and_keeps_what_is_asked_mean
     kernel.begin_restart()
     assert (held.state, held.reason) == (ABORTED, "The kernel was restarted")
     meanwhile = kernel.run()
-    kernel.end_process()
+    await kernel.end_process()
     assert (running.state, running.reason) == (LOST, "The kernel was restarted")
     kernel.launch()
     assert meanwhile.state is QUEUED
@@ -244,7 +244,7 @@ async def test_a_restart_ends_what_was_asked_before_and_keeps_what_is_asked_mean
 
 
 async def test_a_dead_kernel_runs_nothing(kernel: ScriptedKernel) -> None:
-    kernel.be_buried()
+    await kernel.be_buried()
     with pytest.raises(KernelNotRunning, match="dead"):
         kernel.run()
     execution = kernel.execution(kernel.send())
@@ -425,7 +425,7 @@ async def test_one_that_does_not_heed_the_interrupt_is_killed_if_asked(
     kernel.is_busy(execution)
     await kernel.executions.cancel(execution, kill_after=0.05)
     await eventually(lambda: kernel.kills == 1)
-    kernel.die()
+    await kernel.die()
     assert execution.state is CANCELLED
     assert "killed" in execution.reason
     assert execution.steps[-1].step == "kill"
@@ -470,7 +470,7 @@ async def test_one_that_takes_too_long_is_interrupted_then_killed() -> None:
     execution = kernel.run(timeout=0.05)
     kernel.is_busy(execution)
     await eventually(lambda: kernel.kills == 1)
-    kernel.die()
+    await kernel.die()
     assert execution.state is LOST
     steps = [step.step for step in execution.steps]
     assert (steps[:2], steps[-1]) == (["timeout", "interrupt"], "kill")
@@ -544,7 +544,7 @@ async def test_one_that_has_ended_asks_nothing(kernel: ScriptedKernel) -> None:
     execution = kernel.run(allow_stdin=True)
     kernel.is_busy(execution)
     kernel.says(execution, "input_request", "stdin", prompt="name?")
-    kernel.die()
+    await kernel.die()
     with pytest.raises(NoInputRequested):
         kernel.executions.answer(execution, "late")
 

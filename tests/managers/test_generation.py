@@ -18,7 +18,7 @@ async def kernel() -> ScriptedKernel:
 
 
 def restart(kernel: ScriptedKernel) -> None:
-    kernel.die()
+    await kernel.die()
     kernel.launch()
     kernel.be_ready()
 
@@ -33,7 +33,7 @@ async def test_an_execution_tells_in_which_process_it_runs(kernel: ScriptedKerne
 
 
 async def test_what_waits_for_a_process_is_of_the_one_that_it_gets(kernel: ScriptedKernel) -> None:
-    kernel.die()
+    await kernel.die()
     theirs = kernel.execution(kernel.send())
     assert theirs.generation is None
     kernel.launch()
@@ -58,12 +58,12 @@ async def test_a_process_that_is_replaced_takes_no_code(kernel: ScriptedKernel, 
     if asked == "restart":
         kernel.begin_restart()
     else:
-        kernel.die()
+        await kernel.die()
     for generation in (1, 2):
         with pytest.raises(GenerationMismatch):
             kernel.run(if_generation=generation)
     if asked == "restart":
-        kernel.end_process()
+        await kernel.end_process()
     kernel.launch()
     assert kernel.state.lifecycle is Lifecycle.RESTARTING
     execution = kernel.run(if_generation=2)
@@ -74,7 +74,7 @@ async def test_a_process_that_is_replaced_takes_no_code(kernel: ScriptedKernel, 
 async def test_what_waits_for_a_process_that_never_takes_it_is_aborted(
     kernel: ScriptedKernel,
 ) -> None:
-    kernel.die()
+    await kernel.die()
     kernel.launch()  # and is not ready before another takes its place
     held = [kernel.run(if_generation=2), kernel.run(), kernel.run(if_generation=2)]
     kernel.launch()

@@ -1,4 +1,4 @@
-"""How far a log's readers came, read again by another process; and who has heard what."""
+"""How far a log's readers came, read again by another process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ import pytest
 
 from app.managers.entries import Position
 from app.managers.journal import PLACES, Journal, UnusableJournal
-from app.managers.recovery import in_order
-from app.protocol.compose import make_message
-from app.protocol.messages import Message
-
-
-def message(text: str = "x") -> Message:
-    return make_message("iopub", "stream", {"name": "stdout", "text": text}, session="kernel")
 
 
 def test_sessions_are_found_where_they_were(tmp_path: Path) -> None:
     path = tmp_path / "k.journal"
-    journal = Journal.create(path, "epoch", "ours", b"")
+    journal = Journal.create(path, "epoch")
     for count in range(PLACES + 1):
         journal.put_place(f"session {count}", Position(count, 10 * count))
     journal.put_place("session 2", Position(7, 70))
@@ -42,26 +35,4 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_disk_that_has_no_room_is_noticed_at_once(tmp_path: Path) -> None:
     with pytest.raises(UnusableJournal, match="cannot be made"):
-        Journal.create(tmp_path / "missing" / "k.journal", "epoch", "ours", b"")
-
-
-@pytest.mark.parametrize(
-    ("said", "heard", "whole"),
-    [
-        ("", "", ""),
-        ("abc", "", "abc"),
-        ("", "bc", "bc"),
-        ("abc", "bcd", "abcd"),  # as nearly always
-        ("ab", "cd", "abcd"),
-        ("bc", "abcd", "abcd"),  # a keeper that was started anew has begun after us
-        ("ad", "bcd", "abcd"),  # and its socket was another for a while
-        ("abcd", "bc", "abc"),  # the last is about to come
-        ("abc", "RbScd", "aRbScd"),  # replies come as they come
-        ("bc", "RabScd", "RabScd"),
-    ],
-)
-def test_what_two_have_heard_is_told_once_and_in_order(said: str, heard: str, whole: str) -> None:
-    made = {name: message(name) for name in "abcd"}
-    made |= {name: make_message("shell", "execute_reply", {}, session="kernel") for name in "RS"}
-    found = in_order([made[name] for name in said], [made[name] for name in heard])
-    assert found == [made[name] for name in whole]
+        Journal.create(tmp_path / "missing" / "k.journal", "epoch")

@@ -236,5 +236,5 @@ async def test_a_death_meanwhile_changes_nothing_of_how_it_ended() -> None:
     kernel = ScriptedKernel()
     execution = kernel.run("import subprocess")
     kernel.finishes(execution)
-    kernel.die()
+    await kernel.die()
     assert execution.state is ExecutionState.OK

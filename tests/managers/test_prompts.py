@@ -86,10 +86,10 @@ async def test_a_prompt_that_is_gone_takes_no_answer(
     elif end == "next":  # the code went on without an answer: it was interrupted
         kernel.asks(asking, "second?")
     elif end == "death":
-        kernel.die()
+        await kernel.die()
     else:
         kernel.begin_restart()
-        kernel.end_process()
+        await kernel.end_process()
         kernel.launch()
         kernel.be_ready()
     assert not kernel.answer("late", asked)

@@ -261,5 +261,5 @@ async def test_nothing_is_left_of_a_process_that_is_gone() -> None:
     kernel.is_busy(execution)
     kernel.is_idle(execution)
     assert _looking("overdue")
-    kernel.be_buried()
+    await kernel.be_buried()
     await eventually(lambda: not _looking("subshells") and not _looking("overdue"))

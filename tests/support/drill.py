@@ -29,7 +29,7 @@ from tests.support.processes import eventually, eventually_sync, is_alive, keepe
 from tests.support.rest import RestClient
 from tests.support.server import GRACEFUL, START_TIMEOUT, ServerProcess, UvicornServer
 
-KEEP = ("--on-shutdown", "keep", "--no-limit-rate", "--keeper-ring-bytes", str(32 * 2**20))
+KEEP = ("--on-shutdown", "keep", "--no-limit-rate")
 FINISH_SECONDS = 120
 
 Json = dict[str, Any]

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Protocol
-from uuid import uuid4
 
 import zmq
 
-from app.keeper.sockets import read_frames
-from app.managers.counters import Counters
-from app.managers.turns import MESSAGES_ALONE, Turns
+from app.keeper.sockets import ConnectionInfo, endpoint, read_frames
+from app.keeper.turns import MESSAGES_ALONE, Turns
 from app.protocol import wire
 from app.protocol.messages import Buffer, ClientMessage, MalformedMessage, Message
 from app.protocol.signing import Signer
 
-__all__ = ["Channels", "ConnectionInfo", "endpoint"]
+__all__ = ["Channels", "Listener"]
 
 logger = logging.getLogger(__name__)
-
-ConnectionInfo = Mapping[str, Any]
-"""What a connection file holds [Jupyter client documentation, "Connection files"]."""
 
 BYTES_PER_TURN: Final = 512 * 1024
 """What is read from one socket in one turn of the loop; how many messages `Turns` tells."""
@@ -62,19 +57,13 @@ class Listener(Protocol):
         """A socket that refused a message takes messages again."""
 
 
-def endpoint(info: ConnectionInfo, channel: str) -> str:
-    """The ZMQ address of a channel: ``tcp://ip:port``, or ``ipc://path-port``."""
-    separator = "-" if info["transport"] == "ipc" else ":"
-    return f"{info['transport']}://{info['ip']}{separator}{info[f'{channel}_port']}"
-
-
 class Channels:
     """The four sockets to one kernel process.
 
     All requests leave over one shell socket, so replies come back here and are routed by the
     request that they answer. ``stdin`` has the identity of ``shell``: that is where a kernel sends
-    its input requests. ``identity`` is that of other sockets that are no more, for replies that
-    were meant for them; ``only`` names the channels that are wanted.
+    its input requests. With the ``identity`` of other sockets that are no more, replies come here
+    that were meant for those.
     """
 
     def __init__(
@@ -82,15 +71,11 @@ class Channels:
         context: zmq.Context[Any],
         info: ConnectionInfo,
         listener: Listener,
-        counters: Counters,
         turns: Turns,
-        *,
-        identity: bytes | None = None,
-        only: Collection[str] = tuple(_SOCKETS),
+        identity: bytes,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.listener = listener
-        self._counters = counters
         self._turns = turns
         self._signer = Signer(
             _bytes(info.get("key")), info.get("signature_scheme") or "hmac-sha256"
@@ -101,10 +86,9 @@ class Channels:
         self._readers: dict[int, Callable[[], None]] = {}
         self._scheduled: dict[str, asyncio.Handle] = {}
         self._blocked: set[str] = set()
-        self.identity = identity or uuid4().bytes
+        self.identity = identity
         try:
-            for channel in only:
-                kind = _SOCKETS[channel]
+            for channel, kind in _SOCKETS.items():
                 self._open(context, channel, kind, self.identity, endpoint(info, channel))
         except BaseException:
             self.close()
@@ -171,9 +155,6 @@ class Channels:
         except zmq.Again:
             self._blocked.add(channel)
             return False
-        tally = self._counters.to_kernels[channel]
-        tally.messages += 1
-        tally.bytes += message.size
         # The descriptor is edge-triggered, and sending may have eaten the edge of a message
         # that arrived meanwhile.
         if _events(socket) & _POLLIN:
@@ -225,13 +206,11 @@ class Channels:
         arrived, is_full = self._read_all(channel, max_messages)
         messages: list[Message | None] = []
         unpack, signer, place = wire.unpack, self._signer, wire.LEADING_FRAMES[channel] - 5
-        size = 0
         for frames in arrived:
             message = None
             try:
                 if len(frames) > place and frames[place] == wire.DELIMITER:
                     message = unpack(channel, frames, signer)
-                    size += len(message.frame)
             except MalformedMessage:
                 pass
             messages.append(message)
@@ -240,13 +219,9 @@ class Channels:
             if message is not None:
                 on_message(message)
             else:
-                size += sum(map(len, frames))
                 self._take_apart(channel, frames)
             if channel not in self._sockets:  # the listener closed us
                 break
-        tally = self._counters.from_kernels[channel]
-        tally.messages += len(arrived)
-        tally.bytes += size
         return max_messages if is_full else len(arrived)
 
     def _read_all(self, channel: str, max_messages: int) -> tuple[list[list[Buffer]], bool]:

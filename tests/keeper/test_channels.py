@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import zmq
 
-from app.managers.channels import BYTES_PER_TURN, Channels
+from app.keeper.channels import BYTES_PER_TURN, Channels
+from app.keeper.turns import Turns
 from app.managers.counters import Counters
-from app.managers.turns import Turns
 from app.protocol.messages import MalformedMessage, Message
 from app.protocol.signing import Signer
 from tests.support.processes import eventually

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from app.managers.requests import Request
+from app.keeper.requests import Request
 from app.protocol.messages import Message
 
 __all__ = ["HeldReplies"]

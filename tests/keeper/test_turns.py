@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.managers import turns
-from app.managers.turns import MESSAGES_ALONE, MESSAGES_SHARED, SHARED_SECONDS, Turns
+from app.keeper import turns
+from app.keeper.turns import MESSAGES_ALONE, MESSAGES_SHARED, SHARED_SECONDS, Turns
 
 
 class Clock:

@@ -24,6 +24,8 @@ class Request:
         "header",
         "held",
         "idle",
+        "logged",
+        "message",
         "msg_id",
         "msg_type",
         "owner",
@@ -40,6 +42,9 @@ class Request:
         self.owner = owner
         self.replied = reply_type(self.msg_type) is None  # comm messages get no reply
         self.idle = False
+        # Whether it has left for the kernel, as its log says; and until then, what is to be sent.
+        self.logged = False
+        self.message: ClientMessage | None = None
         # The reply, as long as it is held back for the output that belongs before it.
         self.held: Message | None = None
 
@@ -97,6 +102,13 @@ class PendingRequests:
         if not requests:
             return None
         return next((request for request in requests if not request.idle), requests[0])
+
+    def find_unlogged(self, header: Header, owner: str) -> Request | None:
+        """The oldest request with this header that has not left for the kernel yet."""
+        for request in self._by_id.get(header.msg_id, []):
+            if not request.logged and request.owner == owner:
+                return request
+        return None
 
     def _candidates(self, parent: Header) -> list[Request]:
         requests = self._by_id.get(parent.msg_id, [])

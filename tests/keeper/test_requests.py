@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from app.managers.requests import MAX_REQUESTS, PendingRequests, Request
+from app.keeper.requests import MAX_REQUESTS, PendingRequests, Request
 from app.protocol.messages import ClientMessage, Header
 
 

@@ -1,0 +1,224 @@
+"""The kernels that one process hears, and whom it tells how far their logs go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+from app.keeper.hearing import Hearing
+from app.keeper.log import LogRoom, LogWriter
+from app.keeper.sockets import ConnectionInfo
+from app.keeper.turns import Turns
+from app.protocol.link import Bell
+
+__all__ = ["Heard", "Hearings"]
+
+logger = logging.getLogger(__name__)
+
+MAX_SOCKETS: Final = 65535
+
+EXPIRY_SECONDS: Final = 10.0
+"""How often is looked for what has become too old."""
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What a server is told of a kernel that is heard.
+
+    ``opened``: its present process was taken for ready. ``session`` is that of the service itself.
+    ``again``: sockets were just opened to a process that had been heard before, so that what it has
+    said meanwhile is not known.
+    """
+
+    kernel_id: str
+    handle: int
+    session: str
+    epoch: str
+    first: tuple[int, int]
+    end: tuple[int, int]
+    tip: tuple[int, int]
+    taken: int
+    connected: bool
+    opened: bool
+    again: bool = False
+
+    @property
+    def bell(self) -> Bell:
+        """The same as a doorbell."""
+        return Bell(self.handle, self.first, self.end, self.tip, self.taken)
+
+
+class Hearings:
+    """Make it inside a running event loop, and `close` it there.
+
+    ``ring`` is called once a turn, with how far the logs go that have grown in it.
+    ``on_malformed`` is told of the kernel, the channel and the reason of what is dropped.
+    """
+
+    def __init__(
+        self,
+        ring: Callable[[list[Bell]], None],
+        on_malformed: Callable[[str, str, str], None],
+    ) -> None:
+        self.room = LogRoom(2**28, 2**32, 86400.0)
+        self._loop = asyncio.get_running_loop()
+        self._ring = ring
+        self._on_malformed = on_malformed
+        self._turns = Turns()
+        self._context: zmq.Context[Any] | None = None
+        self._hearings: dict[str, Hearing] = {}
+        self._by_handle: dict[int, Hearing] = {}
+        self._handles = 0
+        self._changed: dict[Hearing, None] = {}
+        self._plan: asyncio.Handle | None = None
+        self._expiry = self._loop.call_later(EXPIRY_SECONDS, self._expire)
+
+    @property
+    def any_connected(self) -> bool:
+        """Whether there are sockets to any kernel."""
+        return any(hearing.connected for hearing in self._hearings.values())
+
+    def heard(self) -> list[Heard]:
+        """All kernels that are heard."""
+        return [_heard(hearing) for hearing in self._hearings.values()]
+
+    def get(self, kernel_id: str) -> Hearing | None:
+        """The kernel with this id, if it is heard."""
+        return self._hearings.get(kernel_id)
+
+    def hear(
+        self,
+        kernel_id: str,
+        *,
+        session: str,
+        epoch: str,
+        directory: Path,
+        info: ConnectionInfo | None,
+        anew: bool,
+    ) -> Heard:
+        """Hear a kernel: its log is opened, and sockets to its process if there is ``info``.
+
+        ``anew``: the process is a new one. ``session`` and ``epoch`` are for a log that is new.
+        Raises `OSError` where the log cannot be had, and `ValueError` for useless information.
+        """
+        hearing = self._hearings.get(kernel_id)
+        if hearing is None:
+            writer = LogWriter(directory, kernel_id, self.room, epoch)
+            try:
+                writer.resume()
+                writer.prepare()
+            except BaseException:
+                writer.close()
+                raise
+            self._handles += 1
+            hearing = Hearing(
+                self._handles, kernel_id, session, writer, self._on_change, self._on_malformed
+            )
+            self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
+        again = info is not None and not anew and not hearing.connected
+        try:
+            if info is not None and anew:
+                hearing.connect(self._zmq, info, self._turns)
+            elif info is not None and again:
+                hearing.connect_again(self._zmq, info, self._turns)
+        except zmq.ZMQError as error:
+            raise ValueError(f"no sockets to the kernel: {error}") from None
+        self.flush()
+        return _heard(hearing, again=again)
+
+    def by_handle(self, handle: int) -> Hearing | None:
+        """The kernel with this handle, if it is heard."""
+        return self._by_handle.get(handle)
+
+    def settle(self, kernel_id: str) -> bool:
+        """Take what has arrived from a kernel, and tell of it; whether there was anything."""
+        hearing = self._hearings.get(kernel_id)
+        found = hearing is not None and hearing.settle()
+        self.flush()
+        return found
+
+    def disconnect(self, kernel_id: str) -> None:
+        """The kernel's process has ended; its log goes on."""
+        hearing = self._hearings.get(kernel_id)
+        if hearing is not None:
+            hearing.disconnect()
+            self.flush()
+
+    def forget(self, kernel_id: str) -> None:
+        """The kernel is gone, and its log is removed."""
+        hearing = self._hearings.pop(kernel_id, None)
+        if hearing is not None:
+            del self._by_handle[hearing.handle]
+            self._changed.pop(hearing, None)
+            hearing.remove()
+
+    def close(self) -> None:
+        """Close every socket and every file; the logs stay."""
+        self._expiry.cancel()
+        if self._plan is not None:
+            self._plan.cancel()
+        for hearing in self._hearings.values():
+            hearing.close()
+        if self._context is not None:
+            self._context.destroy(linger=0)
+
+    @property
+    def _zmq(self) -> zmq.Context[Any]:
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.max_sockets = MAX_SOCKETS
+        return self._context
+
+    def _on_change(self, hearing: Hearing) -> None:
+        self._changed[hearing] = None
+        if self._plan is None:
+            self._plan = self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what has come in this turn, then tell of it."""
+        if self._plan is not None:
+            self._plan.cancel()
+            self._plan = None
+        if self._changed:
+            changed, self._changed = self._changed, {}
+            self.ring_for(changed)
+
+    def ring_for(self, hearings: Iterable[Hearing]) -> None:
+        """Tell how far these logs go."""
+        bells = []
+        for hearing in hearings:
+            hearing.writer.flush()
+            bells.append(hearing.bell())
+        self._ring(bells)
+
+    def ring_all(self) -> None:
+        """Tell how far every log goes."""
+        self.ring_for([*self._hearings.values()])
+
+    def _expire(self) -> None:
+        self.room.expire()
+        pause = min(EXPIRY_SECONDS, self.room.age / 4)
+        self._expiry = self._loop.call_later(pause, self._expire)
+
+
+def _heard(hearing: Hearing, *, again: bool = False) -> Heard:
+    writer = hearing.writer
+    writer.flush()
+    return Heard(
+        hearing.kernel_id,
+        hearing.handle,
+        hearing.session,
+        writer.epoch,
+        writer.first,
+        writer.end,
+        writer.tip,
+        hearing.taken,
+        hearing.connected,
+        hearing.opened,
+        again,
+    )

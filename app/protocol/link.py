@@ -1,0 +1,139 @@
+"""What goes over the link between a server and its keeper for every message: frames without JSON.
+
+All integers are little-endian. A frame's first byte tells what it is:
+
+    R  a request for a kernel     handle, channel, owner's length, number of parts | their sizes |
+                                  owner | parts
+    S  a message of the server's  handle, channel, flags, owner's length | owner | v1 frame
+    B  a doorbell, from the       for each kernel that has said something: handle, first place,
+       keeper                     end, tip, how many requests the kernel's sockets have taken
+
+The handle is the keeper's number for a kernel's log. Places and tips are those of `app.keeper.log`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct, error, pack, unpack_from
+from typing import Final, NamedTuple
+
+from app.protocol.messages import CHANNELS, Buffer, ClientMessage, MalformedMessage, decode_header
+from app.protocol.records import EVERYBODY
+
+__all__ = [
+    "BELLS",
+    "REQUEST",
+    "SAID",
+    "Bell",
+    "Said",
+    "pack_bells",
+    "pack_request",
+    "pack_said",
+    "unpack_bells",
+    "unpack_request",
+    "unpack_said",
+]
+
+REQUEST: Final = b"R"
+SAID: Final = b"S"
+BELLS: Final = b"B"
+
+_REQUEST: Final = Struct("<cIBHH")
+_SAID: Final = Struct("<cIBBH")
+_BELL: Final = Struct("<I7Q")
+_NUMBERS: Final = {name: number for number, name in enumerate(CHANNELS)}
+
+
+class Bell(NamedTuple):
+    """How far a kernel's log goes.
+
+    ``first`` and ``end`` are places, number and offset; ``tip`` is where the next record will be.
+    ``taken`` counts the requests that have left for the kernel, or never will.
+    """
+
+    handle: int
+    first: tuple[int, int]
+    end: tuple[int, int]
+    tip: tuple[int, int]
+    taken: int
+
+
+class Said(NamedTuple):
+    """A message of the server's own making, for the log."""
+
+    handle: int
+    channel: str
+    flags: int
+    owner: str | None
+    frame: bytes
+
+
+def pack_request(handle: int, message: ClientMessage, owner: str) -> list[Buffer]:
+    """The pieces of a frame with a request that the session ``owner`` has made."""
+    name = owner.encode("utf-8", "surrogatepass")
+    parts = message.parts
+    head = _REQUEST.pack(REQUEST, handle, _NUMBERS[message.channel], len(name), len(parts))
+    return [head, pack(f"<{len(parts)}Q", *map(len, parts)), name, *parts]
+
+
+def unpack_request(data: bytes) -> tuple[int, ClientMessage, str]:
+    """The handle, the request and its owner. Raises `ValueError`."""
+    try:
+        _, handle, channel, name_size, count = _REQUEST.unpack_from(data)
+        sizes = unpack_from(f"<{count}Q", data, _REQUEST.size)
+        start = _REQUEST.size + 8 * count
+        owner = data[start : start + name_size].decode("utf-8", "surrogatepass")
+        start += name_size
+        if count < 4 or start + sum(sizes) != len(data):
+            raise MalformedMessage("the parts of a request do not fit its frame")
+        parts: list[Buffer] = []
+        for size in sizes:
+            parts.append(data[start : start + size])
+            start += size
+        return handle, ClientMessage(CHANNELS[channel], decode_header(parts[0]), parts), owner
+    except (error, IndexError) as problem:
+        raise MalformedMessage(f"no request: {problem}") from None
+
+
+def pack_said(said: Said) -> list[Buffer]:
+    """The pieces of a frame with a message of the server's."""
+    name, size = b"", EVERYBODY
+    if said.owner is not None:
+        name = said.owner.encode("utf-8", "surrogatepass")
+        size = len(name)
+    head = _SAID.pack(SAID, said.handle, _NUMBERS[said.channel], said.flags, size)
+    return [head, name, said.frame]
+
+
+def unpack_said(data: bytes) -> Said:
+    """A message of the server's. Raises `ValueError`."""
+    try:
+        _, handle, channel, flags, size = _SAID.unpack_from(data)
+        start, owner = _SAID.size, None
+        if size != EVERYBODY:
+            owner = data[start : start + size].decode("utf-8", "surrogatepass")
+            start += size
+        return Said(handle, CHANNELS[channel], flags, owner, data[start:])
+    except (error, IndexError) as problem:
+        raise MalformedMessage(f"nothing said: {problem}") from None
+
+
+def pack_bells(bells: Iterable[Bell]) -> bytes:
+    """One doorbell for several kernels."""
+    packed = [
+        _BELL.pack(bell.handle, *bell.first, *bell.end, *bell.tip, bell.taken) for bell in bells
+    ]
+    return BELLS + b"".join(packed)
+
+
+def unpack_bells(data: bytes) -> list[Bell]:
+    """The doorbells of a frame. Raises `ValueError`."""
+    try:
+        return [
+            Bell(handle, (first, first_at), (end, end_at), (segment, position), taken)
+            for handle, first, first_at, end, end_at, segment, position, taken in _BELL.iter_unpack(
+                memoryview(data)[1:]
+            )
+        ]
+    except error as problem:
+        raise MalformedMessage(f"no doorbell: {problem}") from None
