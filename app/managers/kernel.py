@@ -948,7 +948,6 @@ class Kernel:
         self._settle_start(False)
         await self._release(restart=False)
         self.state.begin(Lifecycle.DEAD)
-        self.traffic.announce("dead")
         try:
             await self._unregister()
             self._output.remove()

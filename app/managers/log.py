@@ -109,6 +109,10 @@ class MessageLog:
         """What comes behind the `end` that readers see."""
         return self._read(self._end, self._written, max_messages, max_bytes)
 
+    def step(self, entry: Entry) -> None:
+        """Readers see this entry, the next one, too; they are to be woken."""
+        self._end = Position(entry.seq + 1, entry.offset + entry.size)
+
     def show(self, place: Position) -> None:
         """Readers see what lies before this place, and those that wait are woken."""
         self._end = place

@@ -156,7 +156,7 @@ class Traffic:
         self._next_ignored_line = 0.0
         self._ignored_silently = 0
         self._dropped = 0
-        self._asked_to_say: dict[str, asyncio.Future[None]] = {}  # see _wait_until_said
+        self._awaited: dict[str, asyncio.Future[None]] = {}  # what is said until it is in the log
         self.on_loss: Callable[[], None] = lambda: None
         """Called when another keeper hears the kernel: what was said meanwhile is not known."""
 
@@ -484,13 +484,13 @@ class Traffic:
         self._outbox.open(self._hand_over)
         self.tracker.on_ready()
 
-    def announce(self, execution_state: str) -> None:
+    def announce(self, execution_state: str) -> Message:
         """Tell every client a state of the kernel, as a status without a parent.
 
         Not those who come later: they are greeted with the state of then.
         """
         status = self._make("iopub", "status", {"execution_state": execution_state})
-        self._say(status, transient=True)
+        return self._say(status, transient=True)
 
     def replace_process(self) -> None:
         """This process is about to be stopped: what clients send from now on is for the next."""
@@ -558,15 +558,16 @@ class Traffic:
         self._subshells.clear()
         self._overdue.clear()
         self._interrupts.clear()
+        said: Message | None = None
         for request in self._requests.take_all():
             # Kernels work in order: the first execution that is not finished was running. That
             # it had gone busy need not have been heard: a process that exits at once says nothing.
             finished = request.idle or request.replied
             was_running = request.msg_type == "execute_request" and not finished
-            self._finish(request, error=reason if was_running else None)
+            said = self._finish(request, error=reason if was_running else None) or said
             if was_running:
                 reason = None
-        await self._wait_until_said()
+        await self._wait_until_said(said)
         self.tracker.close(why, was_ready=was_ready)
         self._stragglers.clear()
         for_next, self._for_next = self._for_next or [], None
@@ -574,8 +575,8 @@ class Traffic:
             self._submit_late(message, session)
 
     async def remove_log(self) -> None:
-        """The kernel is gone: its log goes when what was said last can be read. Bounded."""
-        await self._wait_until_said()
+        """The kernel is gone: its log goes when that it is dead can be read there. Bounded."""
+        await self._wait_until_said(self.announce("dead"))
         self.log.close()
         self.log.hold()
         self._line.drop()
@@ -587,39 +588,41 @@ class Traffic:
             self._finish(request)
         self.tracker.close(f"The kernel is {self._state.word}", was_ready=False)
 
-    async def _wait_until_said(self) -> None:
+    async def _wait_until_said(self, message: Message | None) -> None:
         """Return when what was said in the kernel's place is in the log, or after a while."""
-        if not self._line.handle:
+        if message is None or not self._line.handle:
             return
-        mark = self._make("iopub", "status", {"execution_state": "unknown"})
-        said = self._asked_to_say[mark.header.msg_id] = asyncio.get_running_loop().create_future()
-        self._say(mark, self._session)
+        msg_id = message.header.msg_id
+        said = self._awaited[msg_id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(SAY_SECONDS):
                 await said
         except TimeoutError:
             logger.warning("kernel %s: its log is not written", self._kernel_id)
         finally:
-            del self._asked_to_say[mark.header.msg_id]
+            del self._awaited[msg_id]
 
     def _finish(
         self, request: Request, made_up: dict[str, Any] | None = None, *, error: str | None = None
-    ) -> None:
+    ) -> Message | None:
         """Answer a request that the kernel will never answer, and go idle for it.
+
+        Returns what was said last, if anything.
 
         ``made_up`` is the answer, if what the kernel has said of it tells that; ``error`` why the
         execution that was running failed.
         """
         parent, owner = request.header, request.owner
         if owner == self._session:
-            return
+            return None
+        said: Message | None = None
         if error is not None:
             died = {
                 "ename": "KernelDied",
                 "evalue": error,
                 "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {error}"],
             }
-            self._say(self._make("iopub", "error", died, parent))
+            said = self._say(self._make("iopub", "error", died, parent))
         answer = reply_type(request.msg_type)
         content: dict[str, Any] | bytes | None = made_up or {"status": "aborted"}
         if request.msg_type == "kernel_info_request":
@@ -627,9 +630,10 @@ class Traffic:
             # kernel once said of itself still holds; if it never did, the idle status must do.
             content = self._kernel_info
         if answer is not None and content is not None and not request.replied:
-            self._say(self._make(request.channel, answer, content, parent), owner)
+            said = self._say(self._make(request.channel, answer, content, parent), owner)
         if not request.idle:
-            self._say(self._make("iopub", "status", {"execution_state": "idle"}, parent))
+            said = self._say(self._make("iopub", "status", {"execution_state": "idle"}, parent))
+        return said
 
     def _answer_kernel_info(self, message: ClientMessage, owner: str, info: bytes) -> None:
         """Answer from the cached reply: the kernel is busy and would answer when it is done.
@@ -654,12 +658,15 @@ class Traffic:
     ) -> Message:
         return make_message(channel, msg_type, content, session=self.kernel_session, parent=parent)
 
-    def _say(self, message: Message, owner: str | None = None, *, transient: bool = False) -> None:
+    def _say(
+        self, message: Message, owner: str | None = None, *, transient: bool = False
+    ) -> Message:
         """Have a message of the server's own making appended to the log."""
         if self._line.handle:
             self._line.say(message, owner, transient=transient)
         elif len(self._unsaid) < MAX_UNSAID:
             self._unsaid.append((message, owner, transient))
+        return message
 
     # What is in the log (app.managers.line.LineOwner)
 
@@ -693,11 +700,11 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
-        elif found:
+        else:
             for entry in found:
+                log.step(entry)
                 self._take(entry)
-            last = found[-1]
-            log.show(Position(last.seq + 1, last.offset + last.size))
+            log.wake()
         if log.unseen:
             self._reading = asyncio.get_running_loop().call_soon(self._read_on)
 
@@ -737,7 +744,7 @@ class Traffic:
 
     def _on_said(self, message: Message) -> None:
         """The server has said this, in the kernel's place."""
-        said = self._asked_to_say.get(message.header.msg_id) if self._asked_to_say else None
+        said = self._awaited.get(message.header.msg_id) if self._awaited else None
         if said is not None and not said.done():
             said.set_result(None)
 

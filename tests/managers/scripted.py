@@ -94,10 +94,6 @@ class _ScriptedHearer(LocalHearer):
         super().say(line, message, owner, flags)
         self._hearings.flush()
 
-    def request(self, line: Line, message: ClientMessage, owner: str) -> None:
-        super().request(line, message, owner)
-        self._hearings.flush()
-
     def says(self, message: Message) -> None:
         self.hearing.on_message(message)
         self._hearings.flush()
