@@ -777,7 +777,7 @@ class Traffic:
             self._on_kernel_info(message)
         if message.channel != "stdin":
             self._requests.on_reply(parent)
-        if owner == self._session:
+        if parent.session == self._session:
             return
         if message.msg_type == "execute_reply":
             self.tracker.on_reply(message)
