@@ -20,7 +20,7 @@ from app.managers.entries import Batch, Entry, Gap, Position
 from app.managers.errors import AfterBeyondEnd, StaleEpoch
 from app.managers.segments import SegmentReader
 from app.protocol.messages import Message
-from app.protocol.records import PUBLISHED, TRANSIENT, DamagedLog
+from app.protocol.records import PUBLISHED, TRANSIENT
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
 
@@ -50,7 +50,6 @@ class MessageLog:
         self._waiting: set[asyncio.Future[None]] = set()
         self._readers: WeakSet[Reader] = WeakSet()
         self._flush_plan: asyncio.Handle | None = None
-        self._lost: Gap | None = None
         # What was read last: readers that are level with each other read the same.
         self._last: tuple[int, list[Entry]] = (0, [])
         self._warned = False
@@ -129,31 +128,19 @@ class MessageLog:
             return []
         files = self._files
         files.newest = self._writer.tip.segment
-        try:
-            entries = files.read(place, end, max_messages, max_bytes)
-        except (OSError, DamagedLog) as error:
-            return self._lose(place, str(error))
-        if not entries:
-            if place.cursor >= files.newest:  # it is damaged, or was never written
-                return self._lose(place, "")
-            return self._lose(place, "a file is gone")
+        entries = files.read(place, end, max_messages, max_bytes)
+        if files.trouble and not self._warned:
+            logger.warning("a part of a kernel's log is lost: %s", files.trouble)
+            self._warned = True
+        if not entries:  # it is damaged, or was never written
+            behind = files.behind_damage(place, self._writer.tip, end)
+            return _gap(place, behind)
         first, last = entries[0], entries[-1]
         if first.seq > place.cursor:
-            return Gap(first.seq - place.cursor, max(0, first.offset - place.offset))
+            return _gap(place, Position(first.seq, first.offset))
         if last.offset - first.offset + len(last.message.frame) <= SHARED_BYTES:
             self._last = (place.cursor, entries)
         return entries
-
-    def _lose(self, place: Position, why: str) -> Gap:
-        """What is lost where a file cannot be read: up to the next one, or to the end."""
-        if why and not self._warned:
-            logger.warning("a part of a kernel's log is lost: %s", why)
-            self._warned = True
-        behind = self._files.place_behind(place.cursor)
-        if behind is None:
-            behind = self._writer.end
-            self._files.on_tip(self._writer.tip, behind.cursor)
-        return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
 
     def gap_before(self, place: Position) -> Gap | None:
         """What lies between a reader's place and the oldest message kept, if anything."""
@@ -161,7 +148,7 @@ class MessageLog:
         if start.cursor <= place.cursor:
             return None
         self._files.forget_before(start.cursor)
-        return Gap(start.cursor - place.cursor, max(0, start.offset - place.offset))
+        return _gap(place, start)
 
     def place_after(self, seq: int, epoch: str | None = None) -> Position:
         """The place after number ``seq`` (0: before the first), which need not be kept any more.
@@ -233,6 +220,11 @@ class MessageLog:
             await waiter
         finally:
             self._waiting.discard(waiter)
+
+
+def _gap(place: Position, behind: Position) -> Gap:
+    """What lies between two places."""
+    return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
 
 
 class Reader:
