@@ -42,6 +42,9 @@ WRITTEN_TOGETHER: Final = 1020
 UNWRITTEN_BYTES: Final = 2**18
 """After so many bytes that wait for the end of the turn they are written at once."""
 
+QUIET_SECONDS: Final = 60.0
+"""For so long at least one line tells of a disk on which there is room now and then."""
+
 SUFFIX: Final = ".log"
 _SPARE: Final = "spare"
 
@@ -138,6 +141,7 @@ class LogWriter:
         self._pending_bytes = 0
         self._recycles = False  # for want of new files
         self._warned = False
+        self._warned_at = 0.0
         self._closed = False
         room.add(self)
 
@@ -228,8 +232,8 @@ class LogWriter:
             self._give_up(last, error)
             self._lose(len(pending) // 3)
             return
-        if not self._recycles:
-            self._warned = False
+        if self._warned and not self._recycles:
+            self._warned = time.monotonic() < self._warned_at + QUIET_SECONDS
         last.bytes += size
         last.written_at = time.time()
         self.bytes += size
@@ -259,7 +263,7 @@ class LogWriter:
         if not self._warned:
             reason = error.strerror or str(error)
             logger.warning("kernel %s: its log cannot be written: %s", self.kernel_id, reason)
-        self._warned = True
+            self._warned, self._warned_at = True, time.monotonic()
 
     # Segments
 
