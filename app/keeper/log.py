@@ -318,12 +318,19 @@ class LogWriter:
             self.bytes -= oldest.bytes
             self._room.grow(-oldest.bytes)
             with contextlib.suppress(OSError):  # somebody has removed it, or its blocks do not do
-                if oldest.room >= least:
-                    oldest.path.rename(path)
-                    return oldest.room
-                oldest.path.unlink(missing_ok=True)
-                return self._make(path, least)
-        raise error
+                if not least <= oldest.room <= SEGMENT_BYTES:
+                    oldest.path.unlink(missing_ok=True)
+                    return self._make(path, least)
+                oldest.path.rename(path)
+                break
+        else:
+            raise error
+        try:
+            _blank(path, oldest.room)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return oldest.room
 
     def _make(self, path: Path, room: int) -> int:
         """A new file of so much room (0600). Raises `OSError`."""
@@ -522,6 +529,15 @@ def _allocate(descriptor: int, room: int) -> None:
         except OSError as error:  # the two: of a file system that cannot
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
+
+
+def _blank(path: Path, room: int) -> None:
+    """Leave nothing in a file that could be taken for records. Raises `OSError`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _write_all(descriptor, [bytes(room)])
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
