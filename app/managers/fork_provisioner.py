@@ -185,22 +185,26 @@ class ForkOptions(LocalProvisioner):
             raise CannotFork("there are fork servers in kernelkeep only")
         return forking
 
-    async def fork(
-        self, cmd: Sequence[str], env: Mapping[str, str], cwd: str, output: int, leave: int | None
-    ) -> tuple[int, ForkLink]:
-        """Fork a process: its id, and by whom. Raises `CannotFork`."""
+    def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
+        """What a process is to be forked from. Raises `CannotFork` if none can be now."""
         self.brings_up = self.forked_from = None
-        recipe, order = self.order(cmd, env, cwd, output)
-        order = order._replace(leave=leave)
+        recipe = self.recipe(cmd, env)
         try:
-            pid, server = await self.forking.servers.fork(recipe, order, asked=self.is_asked)
+            self.forking.servers.check(recipe, asked=self.is_asked)
         except NotForkedYet:
-            if not self.is_asked:
-                self.brings_up = recipe
+            self.brings_up = recipe
             raise
-        if not self.is_asked:
-            self.forked_from = recipe
-        return pid, server
+        return recipe
+
+    async def fork(self, recipe: Recipe, order: Order) -> tuple[int, ForkLink]:
+        """Fork a process from what was planned: its id, and by whom. Raises `CannotFork`."""
+        try:
+            forked = await self.forking.servers.fork(recipe, order, asked=self.is_asked)
+        except NotForkedYet:
+            self.brings_up = None if self.is_asked else recipe
+            raise
+        self.forked_from = None if self.is_asked else recipe
+        return forked
 
     def explain(self, reason: CannotFork) -> None:
         """Log why the kernel is started instead, if that is worth a line."""
@@ -209,18 +213,27 @@ class ForkOptions(LocalProvisioner):
         elif not isinstance(reason, NotForkedYet):
             self.forking.say(getattr(self.parent, "kernel_name", ""), reason)
 
-    def order(
-        self, cmd: Sequence[str], env: Mapping[str, str], cwd: str, output: int
-    ) -> tuple[Recipe, Order]:
-        """What is to be forked, and by what. Raises `CannotFork`."""
-        interpreter, arguments = parse_command(cmd)
+    def recipe(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
+        """What can be a process with this command and environment. Raises `CannotFork`."""
+        interpreter, _ = parse_command(cmd)
         base = self.forking.base(self.kernel_spec, self.preload)
         wanted = read_once(env, self.preload)
         if wanted != base:
             names = sorted({name for name, _ in {*wanted} ^ {*base}})
             raise CannotFork(f"its environment has another {', '.join(names)[:200]}")
-        recipe = Recipe(interpreter, tuple(self.preload), base)
-        return recipe, Order(cmd, arguments, env, cwd, output, self.limits)
+        return Recipe(interpreter, tuple(self.preload), base)
+
+    def order(
+        self,
+        cmd: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        output: int,
+        leave: int | None = None,
+    ) -> Order:
+        """What a forked process is to be; ``leave`` is a pipe at which it waits."""
+        _, arguments = parse_command(cmd)
+        return Order(cmd, arguments, env, cwd, output, self.limits, leave)
 
     def limit(self, pid: int) -> None:
         """Set the limits of a process that was just started, where the platform can."""
@@ -268,7 +281,9 @@ class ForkProvisioner(ForkOptions):
         if not isinstance(output, int) or options.get("stderr") != output:
             raise CannotFork("its output goes somewhere else")
         env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
-        pid, server = await self.fork(cmd, env, options["cwd"], output, None)
+        recipe = self.plan(cmd, env)
+        order = self.order(cmd, env, options["cwd"], output)
+        pid, server = await self.fork(recipe, order)
         try:
             return ForkedProcess(pid, server)
         except BaseException:  # no descriptors are left

@@ -107,6 +107,11 @@ class ForkServers:
             self._replace(family, server, str(why))
             raise
 
+    def check(self, recipe: Recipe, *, asked: bool = True) -> None:
+        """Raise what `fork` would at once, where nobody has ``asked`` for it."""
+        if not asked:
+            self._brought_up(recipe)
+
     def prepare(self, recipe: Recipe) -> None:
         """Start the servers for a recipe now, as somebody has asked for."""
         try:
@@ -236,10 +241,14 @@ class ForkServers:
                 self._start(family)
 
     def _replace(self, family: _Family, server: ForkLink, reason: str) -> None:
-        """Have another server, by the next kernel that is ready if nobody has asked for it."""
+        """Have others in place of the family's servers; now if somebody has asked for them.
+
+        Where nobody has, the next kernel that is ready brings one up.
+        """
         if server.alive:  # nobody else has found out
             logger.info("fork server %d is replaced: %s", server.pid, reason)
-            server.retire()
+            for each in family.living():
+                each.retire()
             self._start_another(family)
 
     def _refuse(self, family: _Family, reason: str) -> None:

@@ -38,11 +38,13 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         return kept
 
     async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        recipe = self.plan(cmd, env)
         reads, writes = os.pipe()
         output = -1
         try:
             output = lasting_pipe(self.output)
-            pid, _ = await self.fork(cmd, env, str(self.cwd), output, reads)
+            order = self.order(cmd, env, str(self.cwd), output, reads)
+            pid, _ = await self.fork(recipe, order)
             try:
                 kept = await self._adopt(pid)
                 # Now that the keeper knows of it. Had we ended before, it would, too.
