@@ -15,14 +15,14 @@ from benchmarks.servers import Server, kernelkeep
 
 __all__ = ["WAYS", "idle_memory", "starting", "ways"]
 
-FORKED: Final = "kernelkeep, forked"
+NOT_FORKED: Final = "kernelkeep, not forked"
 WARM: Final = "kernelkeep, warm"
 
 WAYS: Final = {
-    FORKED: ("--fork-kernels", "ipykernel"),
-    WARM: ("--fork-kernels", "ipykernel", "--warm-kernels", "ipykernel=2"),
+    NOT_FORKED: ("--fork-kernels", "none"),
+    WARM: ("--warm-kernels", "ipykernel=2"),
 }
-"""Ways of starting that have to be asked for, with their options: columns of their own."""
+"""Other ways of starting than the default, with their options: columns of their own."""
 
 REFILL_SECONDS: Final = 1.5
 """Between two starts: what was claimed is replaced meanwhile, as it is between two people."""
@@ -41,7 +41,8 @@ def starting(target: Server, scale: Scale) -> dict[str, float]:
     Each kernel of ours has a new directory and a new environment.
     """
     answers, replies, restarts = [], [], []
-    _gone(target, [_timed(target)[2]])  # the first pays for what is read from the disk
+    # The first pays for what is read from the disk, and brings up what the others are forked from.
+    _gone(target, [_timed(target)[2]])
     for _ in range(scale(5, 2)):
         time.sleep(REFILL_SECONDS)
         answered, replied, kernel_id = _timed(target)
