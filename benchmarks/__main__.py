@@ -46,22 +46,22 @@ def _measure_all(options: argparse.Namespace, folder: Path, stack: ExitStack) ->
     ours = kernelkeep()
     ours.version = f"kernelkeep {described()}"
     targets: list[Server | Bare] = [ours]
-    missing: dict[str, str] = {}
     if options.before:
         try:
             root = stack.enter_context(checkout(options.before))
         except (OSError, subprocess.SubprocessError) as error:
-            missing[BEFORE] = f"no files of {options.before}: {error}"
-        else:
-            before = kernelkeep(BEFORE, root)
-            before.version = f"before: kernelkeep {described(root)}"
-            targets.append(before)
+            print(f"--before: no files of {options.before}: {error}", file=sys.stderr)
+            return 2
+        before = kernelkeep(BEFORE, root)
+        before.version = f"before: kernelkeep {described(root)}"
+        targets.append(before)
     targets += [Bare(KERNELS), forwarder()]
     for name, settings in SETTINGS.items():
         if any(measure.is_for(name) for measure in wanted):
             other = kernelkeep(name, options=settings)
             other.version = f"{name}: {' '.join(settings)}"
             targets.append(other)
+    missing: dict[str, str] = {}
     for name in options.peers:
         environment = prepare(name, folder / "peers")
         if environment.problem:

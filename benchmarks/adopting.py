@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Final
 
-from benchmarks.chatter import wait_for_answer
+from benchmarks.chatter import all_answer
+from benchmarks.clients import flood, receive_all
 from benchmarks.figures import Figures
 from benchmarks.servers import Server
 from benchmarks.thousands import until_idle
+from benchmarks.websocket import WebSocket
 
 __all__ = ["adoption"]
 
 TURNS: Final = 3
+SAID: Final = 1000
+"""Messages that each kernel has said before: what a server comes back to."""
+
 PATIENCE: Final = 60.0
 """Seconds after which a kernel that is not back will not come."""
 
@@ -32,7 +37,11 @@ def adoption(target: Server, scale: Callable[[int, int], int]) -> Figures:
     with target.fresh() as server:
         plain = median(_start(server)[0] for _ in range(TURNS))
         kernels = [server.start_kernel("flood") for _ in range(scale(100, 10))]
-        _run_one_each(server, kernels)
+        for kernel_id in kernels:
+            connection = server.connect(kernel_id)
+            flood(connection, SAID, 100)
+            receive_all([connection], SAID)
+            connection.close()
         until_idle(server, kernels, time.perf_counter() + PATIENCE)
         known = _listed(server)
         listed, replied, logged = [], [], []
@@ -56,10 +65,17 @@ def _start(server: Server) -> tuple[float, float]:
 
 
 def _run_one_each(server: Server, kernels: Sequence[str]) -> None:
-    for kernel_id in kernels:
-        connection = server.connect(kernel_id)
-        wait_for_answer(connection)
-        connection.close()
+    """Over a connection for each that is closed before the next is opened."""
+
+    def one_by_one() -> Iterator[WebSocket]:
+        for kernel_id in kernels:
+            connection = server.connect(kernel_id)
+            try:
+                yield connection
+            finally:
+                connection.close()
+
+    all_answer(one_by_one(), PATIENCE)
 
 
 def _listed(server: Server) -> dict[str, tuple[str, str]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks.clients import receive_until
 from benchmarks.figures import Figures, percentile
 from benchmarks.servers import Server
 from benchmarks.websocket import WebSocket
 
-__all__ = ["chatter", "load", "wait_for_answer"]
+__all__ = ["all_answer", "chatter", "load", "wait_for_answer"]
 
 
 def chatter(target: Server, opened: Sequence[WebSocket], rate: int, seconds: float) -> Figures:
@@ -46,6 +46,15 @@ def load(target: Server, seconds: float) -> Figures:
     before, began = target.costs(), time.perf_counter()
     time.sleep(seconds)
     return (target.costs() - before).cpu("cpu", 100 / (time.perf_counter() - began))
+
+
+def all_answer(connections: Iterable[WebSocket], seconds: float) -> None:
+    """Until a request on each is answered. Raises `TimeoutError` when that takes longer in all."""
+    end = time.monotonic() + seconds
+    for connection in connections:
+        wait_for_answer(connection)
+        if time.monotonic() > end:
+            raise TimeoutError(f"the kernels have not all answered in {seconds:.0f} s")
 
 
 def wait_for_answer(connection: WebSocket) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from benchmarks.adopting import adoption
 from benchmarks.bare import Bare
-from benchmarks.chatter import chatter, load, wait_for_answer
+from benchmarks.chatter import all_answer, chatter, load
 from benchmarks.clients import (
     QUIET_SECONDS,
     ClientTime,
@@ -118,6 +118,9 @@ PEERS_PART: Final = 0.1
 LARGE: Final = 50 * 10**6
 LARGE_QUIET: Final = 5.0
 """Seconds without a byte after which a message of 50 MB will not come any more."""
+
+ANSWER_SECONDS: Final = 120.0
+"""For many kernels to answer once, one after the other."""
 
 STEADY: Final = 20_000
 """Messages a second that a small machine carries with a core to spare."""
@@ -337,8 +340,7 @@ def many_kernels(target: Server, scale: Scale) -> Figures:
         for kernel_id in kernels[: most * 3 // 4]:
             opened.append(server.connect(kernel_id))
             stack.callback(opened[-1].close)
-        for connection in opened:
-            wait_for_answer(connection)
+        all_answer(opened, ANSWER_SECONDS)
         time.sleep(1)
         # As long as from one keepalive ping of a WebSocket to the next.
         figures |= named("idle", load(server, 20 * scale.part + 1))

@@ -167,6 +167,7 @@ class Server:
     def stop(self) -> None:
         """Stop it, and whatever it has left."""
         if self._process is None:
+            self._home.cleanup()
             return
         if hasattr(self, "rest"):  # it has answered once
             self.rest.close()
@@ -210,9 +211,9 @@ class Server:
         return Costs(self.usage(), Usage.sum(keepers) if keepers else None)
 
     def keepers(self) -> list[psutil.Process]:
-        """The processes that keep kernelkeep's kernels: none before there is one, none of others.
+        """The processes that keep kernelkeep's kernels; other servers have none.
 
-        They are looked for where a server has left them, too.
+        They are looked for where a server has left them, too. There need be none without kernels.
         """
         if not is_ours(self.name):
             return []
@@ -341,9 +342,7 @@ def kernelkeep(name: str = OURS, root: Path = ROOT, *, options: Sequence[str] = 
     """
     command = [sys.executable, "-m", "app", "--port", "{port}", "--token", "{token}"]
     where = ["--root-dir", "{home}", "--state-dir", "{home}/state"]
-    # What it starts beside itself does so elsewhere, and is to find this clone, not another.
-    env = {"PYTHONPATH": str(root)}
-    return Server(name, [*command, *where, "--no-limit-rate", *options], cwd=root, env=env)
+    return Server(name, [*command, *where, "--no-limit-rate", *options], cwd=root)
 
 
 def forwarder() -> Server:

@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 import psutil
 
-from benchmarks.chatter import chatter, load, wait_for_answer
+from benchmarks.chatter import all_answer, chatter, load, wait_for_answer
 from benchmarks.crowd import DESCRIPTORS, command
 from benchmarks.figures import Figures, NotMeasured, named
 from benchmarks.rest import Rest
@@ -68,8 +68,7 @@ def thousand(target: Server, scale: Scale) -> Figures:
         for kernel_id in kernels:
             opened.append(server.connect(kernel_id))
             stack.callback(opened[-1].close)
-        for connection in opened:
-            wait_for_answer(connection)
+        all_answer(opened, ANSWER_SECONDS)
         return figures | named("thousand_chatter", chatter(server, opened, 1, scale(10, 3)))
 
 
@@ -92,7 +91,7 @@ def four_thousand(target: Server, scale: Scale) -> Figures:
             return figures | {"four_thousand_seconds": time.perf_counter() - began}
         if not server.is_alive:
             problem = f"the server died ({problem})"
-        raise NotMeasured(f"{answered:,} of {count:,} kernels answered: {problem}", figures)
+        raise NotMeasured(f"{answered:,} answered; {problem}", figures)
 
 
 class _Few(NotMeasured):
