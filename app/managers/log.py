@@ -105,8 +105,8 @@ class MessageLog:
         self._files.forget_before(self._first.cursor)
 
     def next_unseen(self, max_messages: int, max_bytes: int) -> list[Entry] | Gap:
-        """What comes behind the `end` that readers see."""
-        return self._read(self._end, self._written, max_messages, max_bytes)
+        """What comes behind the `end` that readers see; of large output its beginning will do."""
+        return self._read(self._end, self._written, max_messages, max_bytes, heads=True)
 
     def step(self, entry: Entry) -> None:
         """Readers see this entry, the next one, too; they are to be woken."""
@@ -127,7 +127,13 @@ class MessageLog:
         return self._read(place, self._end, max_messages, max_bytes)
 
     def _read(
-        self, place: Position, end: Position, max_messages: int, max_bytes: int
+        self,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        *,
+        heads: bool = False,
     ) -> Gap | list[Entry]:
         cursor, entries = self._last
         if entries and cursor == place.cursor and len(entries) <= max_messages:
@@ -135,7 +141,7 @@ class MessageLog:
         if place.cursor >= end.cursor:
             return []
         files = self._files
-        entries = files.read(place, end, max_messages, max_bytes)
+        entries = files.read(place, end, max_messages, max_bytes, heads=heads)
         if files.trouble and not self._warned and place.cursor >= self._first.cursor:
             logger.warning("a part of a kernel's log is lost: %s", files.trouble)
             self._warned = True
@@ -145,6 +151,8 @@ class MessageLog:
         first, last = entries[0], entries[-1]
         if first.seq > place.cursor:
             return _gap(place, Position(first.seq, first.offset))
+        if len(first.message.frame) != first.size:  # it is for nobody who shows it
+            return entries
         if self._shown is not None:
             for entry in entries:
                 if entry.published:

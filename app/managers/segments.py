@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 from app.keeper.log import SUFFIX, Tip
 from app.managers.entries import Entry, Position
 from app.protocol import records
-from app.protocol.messages import Message
+from app.protocol.messages import MalformedMessage, Message
 from app.protocol.records import (
     CHANNELS,
     EVERYBODY,
@@ -38,6 +39,9 @@ __all__ = ["SegmentReader"]
 
 CHUNK_BYTES: Final = 2**18
 """About how much is read by one call, but for a frame that is larger."""
+
+HEAD_OF_FRAME: Final = 2**16
+"""Of a large frame so much is read first: mostly its content alone is larger."""
 
 AT_LEAST: Final = 2**14
 """So much is read where there is more, in bytes; what small messages take."""
@@ -80,12 +84,19 @@ class SegmentReader:
         self._tip = (0, Position(0, 0), 0)
 
     def read(
-        self, place: Position, end: Position, max_messages: int, max_bytes: int
+        self,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        *,
+        heads: bool = False,
     ) -> list[Entry]:
         """Entries from ``place`` on, before ``end``: of one file, without a hole between them.
 
         The first may have a higher number than was asked for: what lies before it is lost. There
-        may be fewer than are wanted, but there is one, unless nothing is left from there on.
+        may be fewer than are wanted, but there is one, unless nothing is left from there on. With
+        ``heads`` large output comes with the beginning of its frame only.
         """
         self.trouble = ""
         starts = self._starts
@@ -106,7 +117,7 @@ class SegmentReader:
                 places.append(self._tip[1])
             for begin in places:
                 try:
-                    entries = self._read(segment, begin, end, max_messages, max_bytes)
+                    entries = self._read(segment, begin, end, max_messages, max_bytes, heads)
                 except (OSError, DamagedLog) as error:
                     self._note(start, error)
                     entries = []
@@ -115,7 +126,13 @@ class SegmentReader:
         return []
 
     def _read(
-        self, segment: _Open, place: Position, end: Position, max_messages: int, max_bytes: int
+        self,
+        segment: _Open,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        heads: bool,
     ) -> list[Entry]:
         start, descriptor, head = segment
         entries: list[Entry] = []
@@ -125,6 +142,8 @@ class SegmentReader:
         first_at = position
         left = max(0, end.offset - place.offset) + ROUGHLY * (behind - cursor)
         chunk = min(left, CHUNK_BYTES, AT_LEAST + min(max_bytes, self._usual * max_messages))
+        if self._usual > CHUNK_BYTES:  # a large one is read by itself
+            chunk = AT_LEAST
         data, at, length = b"", 0, 0  # what begins at `position`, and where in it the record does
         expected = 0
         # This is done for every message that any client gets: nothing is made that is not kept.
@@ -159,8 +178,9 @@ class SegmentReader:
                     elif entries:
                         break
                     else:
+                        is_head = heads and CHANNELS[channel] == "iopub"
                         frame, name, told = _large(
-                            descriptor, position + frame_at, size, name_end - frame_end
+                            descriptor, position + frame_at, size, name_end - frame_end, is_head
                         )
                     if told[0] != number:
                         raise DamagedLog(f"number {number} was not written to its end")
@@ -301,16 +321,39 @@ class SegmentReader:
         return self._tip[1]
 
 
-def _large(descriptor: int, position: int, size: int, name: int) -> tuple[bytes, bytes, tuple[int]]:
-    """A frame, its owner's name and the number behind them. Raises `OSError`, and `DamagedLog`."""
+def _large(
+    descriptor: int, position: int, size: int, name: int, is_head: bool
+) -> tuple[bytes, bytes, tuple[int]]:
+    """A frame, its owner's name and the number behind them. Raises `OSError`, and `DamagedLog`.
+
+    ``is_head``: of most messages the beginning of the frame will do.
+    """
     whole = size + name + TAIL_BYTES
     if position + whole > os.fstat(descriptor).st_size:
         raise DamagedLog("a message is cut short")
-    frame = _pread(descriptor, size, position)
+    frame = _pread(descriptor, min(size, HEAD_OF_FRAME), position)
+    if size > len(frame) and not (is_head and _begins_all(frame)):
+        frame = _pread(descriptor, size, position)
+        if len(frame) < size:
+            raise DamagedLog("a message is cut short")
     rest = _pread(descriptor, name + TAIL_BYTES, position + size)
-    if len(frame) + len(rest) < whole:
+    if len(rest) < name + TAIL_BYTES:
         raise DamagedLog("a message is cut short")
     return frame, rest[:name], unpack_tail(rest, name)
+
+
+def _begins_all(head: bytes) -> bool:
+    """Whether the beginning of a frame has all that is asked of it but by those who show it.
+
+    Of a display that is also its id, which lies at the end of the content.
+    """
+    message = Message("iopub", head)
+    try:
+        if message.bounds[3] > len(head):
+            return False
+        return message.msg_type not in ("display_data", "update_display_data")
+    except (MalformedMessage, struct.error):
+        return False
 
 
 def _pread(descriptor: int, size: int, position: int) -> bytes:
