@@ -204,6 +204,10 @@ class ChannelsConnection:
             f"kernelkeep: {gap.messages} messages ({gap.bytes} bytes) of this kernel's output are "
             "no longer kept and cannot be shown.\n"
         )
+        if not gap.bytes:  # nobody knows how much that was
+            text = (
+                "kernelkeep: for a while nobody has heard this kernel; what it said then is lost.\n"
+            )
         content = {"name": "stderr", "text": text}
         return make_message("iopub", "stream", content, session=self._kernel.traffic.kernel_session)
 

@@ -396,7 +396,7 @@ async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(
             server.ws_url, kernel_id, server.token, query={"after": "0"}
         )
         told = await channels.seen(lambda m: m.content.get("name") == "stderr")
-        assert "no longer kept" in told.content["text"]
+        assert "nobody has heard" in told.content["text"]
         again = await channels.execute("print again")
         assert again.text == "again\n"
         await channels.close()
