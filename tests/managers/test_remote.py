@@ -52,10 +52,11 @@ async def test_they_are_found_again_side_by_side(servers: Servers, home: Home) -
         channels = await JupyterChannels.connect(
             server.ws_url, kernel, server.token, query={"after": "0"}
         )
-        told = await channels.seen(lambda m: m.content.get("name") == "stderr")
-        assert "no longer kept" in told.content["text"]
+        # The keeper has heard all that was said meanwhile.
+        await channels.seen(lambda m: m.content.get("text") == f"{pids[kernel]}\n")
         texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
-        assert "before\n" in texts
+        assert texts[:2] == [f"{pids[kernel]}\n", "before\n"]
+        assert not [m for m in channels.log if m.content.get("name") == "stderr"]
         await channels.close()
 
         await rest.restart(kernel)

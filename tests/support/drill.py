@@ -341,7 +341,7 @@ async def drill(
             reading = Reading()
             for output in ended["outputs"]:
                 reading.take(output.get("text", ""))
-            fine = end == "both" or ended.get("cut") or reading.complete(count)
+            fine = unheard or ended.get("cut") or reading.complete(count)
             assert fine, f"{kernel_id}: {len(reading.numbers)} outputs"
         await _still_work(rest, ids)
         await asyncio.gather(*(rest.delete(kernel_id) for kernel_id in ids))
