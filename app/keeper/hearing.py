@@ -206,7 +206,7 @@ class Hearing:
             if request is not None and is_early and message.msg_type == "execute_reply":
                 self._held.hold(request, message)
                 return
-        self._append(message, owner or NOBODY)
+        self._append(message, NOBODY if owner == self.session else owner or NOBODY)
 
     def _on_iopub(self, message: Message) -> None:
         msg_type = message.header.msg_type
@@ -231,7 +231,7 @@ class Hearing:
             if request is not None:
                 self._release(request)  # before the idle status: some clients stop at that
         if parent.session == self.session:
-            return self.session
+            return NOBODY
         if reported == "starting" and self.opened:
             # Said before it was taken for ready and heard after that: to a client it would be a
             # step back that nothing follows.

@@ -17,6 +17,7 @@ from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
+from app.keeper.hearings import Heard
 from app.keeper.processes import start_time
 from app.keeper.sockets import ConnectionInfo
 from app.managers.errors import KernelUnreachable
@@ -259,8 +260,8 @@ async def _load(
 
 async def recover(
     house: KernelHouse, kernel: Kernel, record: KernelRecord, info: ConnectionInfo
-) -> bool:
-    """Read the kernel's log, know its executions and state; whether it was ready.
+) -> Heard:
+    """Read the kernel's log, and know its executions and state; how the kernel is heard.
 
     Without ``info`` there is no process any more. Raises what `Traffic.resume` does.
     """
@@ -288,7 +289,7 @@ async def recover(
         keep_journal(house, kernel)
     if heard.again:
         logger.warning("kernel %s: what it has said meanwhile is not known", kernel.id)
-    return heard.opened
+    return heard
 
 
 async def settle_loss(kernel: Kernel) -> None:

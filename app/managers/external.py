@@ -178,9 +178,9 @@ class ExternalKernel(Kernel):
             self.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
-            was_ready = await recover(self._house, self, record, self._info)
+            heard = await recover(self._house, self, record, self._info)
             self.executions.send_again()
-            if was_ready:
+            if heard.opened:
                 self._take_for_ready()
             self._begin_life()
 

@@ -13,14 +13,14 @@ __all__ = ["ExecutionReader", "WholeReader", "late_output"]
 
 
 class WholeReader(Reader):
-    """A reader that sees the messages of every session."""
+    """A reader that sees the messages of every session, and the requests that were sent."""
 
     def __init__(self, log: MessageLog, start: Position) -> None:
         super().__init__(log, "", start)
 
     def _pass(self, entries: list[Entry]) -> list[Entry]:
         super()._pass(entries)
-        return [entry for entry in entries if not entry.is_request]
+        return entries
 
     async def wait_for(self, seconds: float) -> bool:
         """`wait`, at most so many seconds; whether there may be something to take."""

@@ -20,6 +20,7 @@ import msgspec
 from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from app.keeper.hearings import Heard
 from app.keeper.output import ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
 from app.keeper.sockets import ConnectionInfo
@@ -324,8 +325,8 @@ class Kernel:
         self._left, self._manager, self._process, self._info = None, manager, process, info
         self._cwd = Path(getattr(manager.provisioner, "cwd", None) or self._cwd)
         self._oom = OOMWatch(process.pid)
-        was_ready = await self._recover(record, info)
-        if was_ready is None:
+        heard = await self._recover(record, info)
+        if heard is None:
             await self._give_up("The server could not take the kernel over; see its log")
             return
         self._launched = asyncio.get_running_loop().time()
@@ -334,9 +335,11 @@ class Kernel:
         has_come_up = ran or record.execution_state in ("busy", "idle")
         if has_come_up:
             self._house.transports.remember(self.spec, self._transport)
-        if was_ready:
+        if heard.opened:
             self.state.reason = record.reason
             self._take_for_ready()
+            if heard.again:
+                self._on_loss()
         elif has_come_up or record.execution_state == Lifecycle.UNKNOWN:
             self._was_ready = True
             self._doubt("It has not answered since this server was started")
@@ -379,21 +382,21 @@ class Kernel:
 
     async def _recover(
         self, record: KernelRecord, info: ConnectionInfo, *, another: bool = False
-    ) -> bool | None:
-        """Have the log and the executions that were left, and whether the kernel was ready.
+    ) -> Heard | None:
+        """Have the log and the executions that were left, and how the kernel is heard.
 
         None, and a line, if that fails. What was not sent is submitted: to this process, or
         ``another`` that follows.
         """
         try:
-            was_ready = await recover(self._house, self, record, info)
+            heard = await recover(self._house, self, record, info)
         except Exception:
             logger.exception("kernel %s: what it has said and done is not known", self.id)
             return None
         if another:
             self.traffic.expect_process()
         self.executions.send_again()
-        return was_ready
+        return heard
 
     def _on_loss(self) -> None:
         """The keeper was killed, and another hears the kernel."""

@@ -36,7 +36,7 @@ class MessageLog:
     """The log of one kernel, as far as it has been read here, and its readers.
 
     Another process may write it (`app.keeper`). ``directory`` is the log's own. Where ``shown`` is
-    given, readers see what it makes of a message.
+    given, readers see what it makes of the kernel's messages.
     """
 
     def __init__(
@@ -146,7 +146,8 @@ class MessageLog:
             return Gap(first.seq - place.cursor, max(0, first.offset - place.offset))
         if self._shown is not None:
             for entry in entries:
-                self._hide(entry, self._shown)
+                if entry.published:
+                    self._hide(entry, self._shown)
         if last.offset - first.offset + last.size <= SHARED_BYTES:
             self._last = (place.cursor, entries)
         return entries

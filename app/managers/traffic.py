@@ -82,6 +82,10 @@ _ENDS: Final = {
 """Why executions end when nobody has given another reason."""
 
 
+_UNSENT: Final = "The keeper of the kernel was killed before the kernel had the request"
+_UNHEARD: Final = "The keeper of the kernel was killed, and nobody heard how it ended"
+
+
 class _Status(msgspec.Struct):
     execution_state: str = ""
 
@@ -773,7 +777,7 @@ class Traffic:
             self._on_kernel_info(message)
         if message.channel != "stdin":
             self._requests.on_reply(parent)
-        if owner == self._session:
+        if parent.session == self._session:
             return
         if message.msg_type == "execute_reply":
             self.tracker.on_reply(message)
@@ -898,20 +902,19 @@ class Traffic:
         return heard
 
     def end_lost(self) -> None:
-        """The kernel has nothing left of what it was asked before: what it has not begun is lost.
+        """The kernel has nothing left of what it was asked before: what has no end is lost.
 
-        After a keeper that was killed: what it had just given to its sockets went with it.
+        After a keeper that was killed: what it had just given to its sockets went with it, and so
+        did what the kernel said until another one heard it.
         """
         for request in [*self._requests]:
-            if request.idle or request.replied or not request.logged:
+            if request.replied or not request.logged:
                 continue
             execution = self.tracker.get(request.msg_id) if request.is_execution else None
-            if execution is not None and execution.running:
-                continue
-            self._requests.discard(request)
-            reason = "The keeper of the kernel was killed before the kernel had the request"
             if execution is not None and not execution.ended:
-                self.tracker.give_up(execution, reason, never_ran=True)
+                ran = execution.running
+                self.tracker.give_up(execution, _UNHEARD if ran else _UNSENT, never_ran=not ran)
+            self._requests.discard(request)
             self._finish(request)
 
     def _on_iopub(self, message: Message, entry: Entry) -> None:

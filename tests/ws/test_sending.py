@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.managers.entries import Position
+from app.managers.log import MessageLog
 from app.protocol.compose import make_message
 from app.ws.sending import sender_for
-from tests.support.logs import new_log
 
 
-async def test_what_could_not_be_written_has_not_arrived() -> None:
+async def test_what_could_not_be_written_has_not_arrived(tmp_path: Path) -> None:
     written: list[Message] = []
 
     async def receive() -> Message:
@@ -26,7 +28,7 @@ async def test_what_could_not_be_written_has_not_arrived() -> None:
     websocket = WebSocket({"type": "websocket", "headers": []}, receive, send)
     await websocket.accept()
     start, middle, end = Position(1, 0), Position(2, 0), Position(4, 0)
-    log = new_log()
+    log = MessageLog(tmp_path, "kernel")
     sender = sender_for(websocket, log, start, is_v1=True, numbered=False)
     assert sender.arrived(end) == start
     message = make_message("iopub", "stream", {"name": "stdout", "text": "1"}, session="s")
