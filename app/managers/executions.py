@@ -440,7 +440,9 @@ class Executions:
         timer = self._timers.pop(execution, None)
         if timer is not None:
             timer.cancel()
-        if execution.state is ExecutionState.ERROR and execution.stop_on_error:
+        failed = execution.state is ExecutionState.ERROR and execution.stop_on_error
+        # What is held while a process is replaced was asked of the next one.
+        if failed and not self._traffic.is_replaced:
             self._abort(
                 self._held.take_behind(execution),
                 "An execution before it failed, with stop_on_error",

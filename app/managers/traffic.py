@@ -513,6 +513,11 @@ class Traffic:
         """Whether what is submitted now is for a process that is yet to come."""
         return not self._connected or self._for_next is not None
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether what is submitted now is for a process after the one that is, or was, there."""
+        return self._for_next is not None
+
     def expect_process(self) -> None:
         """There is no process, and there will be one: what is submitted is for that."""
         self._for_next = []
