@@ -32,6 +32,9 @@ CAN_KEEP = sys.platform == "linux" and hasattr(os, "pidfd_open")
 WARM_KERNEL_BYTES = 48 * 2**20
 """What a kernel with nothing to do takes, as a rule of thumb."""
 
+FORK_AUTOMATICALLY = "auto"
+FORK_NONE = "none"
+
 MAX_EXECUTION_SECONDS = 31 * 86400
 """The longest timeout of an execution."""
 
@@ -198,9 +201,10 @@ class Settings(BaseSettings):
         100, ge=0, description="Kernels that may wait for their turn to start."
     )
     fork_kernels: Words = Field(
-        [],
+        [FORK_AUTOMATICALLY],
         description="Kernelspecs of Python kernels that are forked from an interpreter which has "
-        "imported ipykernel already; see docs/starting.md.",
+        "imported ipykernel already; auto: all that can be, from the second start on; none; see "
+        "docs/starting.md.",
     )
     warm_kernels: Counts = Field(
         {},
@@ -485,6 +489,17 @@ class Settings(BaseSettings):
                 raise ValueError("not a host name like lab.example.org, with no port")
         return value
 
+    @field_validator("fork_kernels")
+    @classmethod
+    def _which_are_forked(cls, value: list[str]) -> list[str]:
+        if len(value) > 1 and {FORK_AUTOMATICALLY, FORK_NONE} & {name.lower() for name in value}:
+            raise ValueError("names of kernelspecs, or auto, or none: not one beside another")
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+                raise ValueError("not the name of a kernelspec, like python3")
+        words = ([FORK_AUTOMATICALLY], [FORK_NONE])
+        return next((word for word in words if [name.lower() for name in value] == word), value)
+
     @field_validator("token")
     @classmethod
     def _sendable(cls, value: SecretStr) -> SecretStr:
@@ -580,6 +595,13 @@ class Settings(BaseSettings):
         if pattern and any(re.fullmatch(pattern, origin) for origin in _ANY_ORIGINS):
             return "an allow_origin_pat that fits any origin"
         return ""
+
+    @property
+    def forked_by_name(self) -> list[str]:
+        """The kernelspecs that somebody has named to be forked."""
+        if self.fork_kernels in ([FORK_AUTOMATICALLY], [FORK_NONE]):
+            return []
+        return self.fork_kernels
 
     @property
     def listens_on_loopback(self) -> bool:

@@ -11,27 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from benchmarks.bare import Bare
 from benchmarks.calibration import calibrate, turn
+from benchmarks.columns import BEFORE, SETTINGS, is_peer
+from benchmarks.commits import checkout, described
 from benchmarks.environments import PEERS, prepare
-from benchmarks.figures import Results
-from benchmarks.measures import MEASURES, ClientLimit, Measure, Scale
+from benchmarks.figures import NotMeasured, Results
+from benchmarks.measures import MEASURES, Measure, Scale
 from benchmarks.plots import plot
-from benchmarks.servers import (
-    FORWARDER,
-    KERNELS,
-    ROOT,
-    Server,
-    ServerDied,
-    forwarder,
-    kernelkeep,
-    peer,
-)
-from benchmarks.starting import WAYS, ways
+from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, forwarder, kernelkeep, peer
 from benchmarks.table import markdown
+from benchmarks.thousands import raise_descriptors
 
 BEGIN: Final = "<!-- scripts/benchmark --readme writes from here -->"
 END: Final = "<!-- to here -->"
@@ -42,13 +36,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     folder = Path(options.output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    raise_descriptors()
+    with ExitStack() as stack:
+        return _measure_all(options, folder, stack)
+
+
+def _measure_all(options: argparse.Namespace, folder: Path, stack: ExitStack) -> int:
+    wanted = [m for m in MEASURES if not options.only or m.name in options.only]
     ours = kernelkeep()
-    ours.version = f"kernelkeep {commit()}"
-    targets: list[Server | Bare] = [ours, Bare(KERNELS), forwarder()]
-    if not options.only or any(m.ways for m in MEASURES if m.name in options.only):
-        for way in ways():
-            way.version = way.name
-            targets.append(way)
+    ours.version = f"kernelkeep {described()}"
+    targets: list[Server | Bare] = [ours]
+    if options.before:
+        try:
+            root = stack.enter_context(checkout(options.before))
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"--before: no files of {options.before}: {error}", file=sys.stderr)
+            return 2
+        before = kernelkeep(BEFORE, root)
+        before.version = f"before: kernelkeep {described(root)}"
+        targets.append(before)
+    targets += [Bare(KERNELS), forwarder()]
+    for name, settings in SETTINGS.items():
+        if any(measure.is_for(name) for measure in wanted):
+            other = kernelkeep(name, options=settings)
+            other.version = f"{name}: {' '.join(settings)}"
+            targets.append(other)
     missing: dict[str, str] = {}
     for name in options.peers:
         environment = prepare(name, folder / "peers")
@@ -61,7 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results([target.name for target in targets] + list(missing))
     for name, problem in missing.items():
         results.fail(name, "installation", problem)
-    wanted = [m for m in MEASURES if not options.only or m.name in options.only]
     began, load = time.monotonic(), os.getloadavg()[0]
     limit = calibrate()
     try:
@@ -81,6 +92,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a look in some minutes: no figures")
     parser.add_argument("--rounds", type=int, help="how often each measure is repeated, at most")
+    parser.add_argument(
+        "--before", metavar="COMMIT", help="measure this commit of the clone too, beside this one"
+    )
     parser.add_argument(
         "--minutes",
         type=float,
@@ -139,13 +153,9 @@ def _round(
     """Each of these measures on every server; after ``end`` (monotonic) only on our own."""
     for measure in measures:
         for target in targets:
-            if isinstance(target, Bare) and not measure.bare:
+            if not measure.is_for(target.name):
                 continue
-            if target.name in WAYS and not measure.ways:
-                continue
-            if target.name == FORWARDER and not measure.forwarder:
-                continue
-            if time.monotonic() > end and not target.name.startswith(("kernelkeep", "bare")):
+            if time.monotonic() > end and is_peer(target.name):
                 results.fail(target.name, measure.name, "no time was left")
                 continue
             _measure(target, measure, scale, results)
@@ -166,8 +176,9 @@ def _measure(target: Server | Bare, measure: Measure, scale: Scale, results: Res
     outcome, failed = "", False
     try:
         results.add(target.name, measure.function(target, scale))
-    except ClientLimit as error:
+    except NotMeasured as error:
         outcome = str(error)
+        results.add(target.name, error.figures)
     except Exception as error:  # whatever a server does, the others are measured
         outcome, failed = f"{type(error).__name__}: {error}", True
         if not target.is_alive:
@@ -179,15 +190,6 @@ def _measure(target: Server | Bare, measure: Measure, scale: Scale, results: Res
             target.stop()
             _start(target, results)
     print(f"{measure.name}, {target.name}: {time.monotonic() - began:.1f} s {outcome}", flush=True)
-
-
-def commit() -> str:
-    """The commit of this clone, with a plus sign if it has been changed since."""
-    try:
-        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "of no commit"
 
 
 def _about(
@@ -211,7 +213,8 @@ def _about(
         f"Python {platform.python_version()}, in which a turn of a loop takes {turn():.0f} ns",
         ", ".join(target.version for target in targets),
         f"the client alone reads {limit:,.0f} messages of 100 B a second",
-        "limits on output switched off everywhere (--no-limit-rate)",
+        "limits on output switched off everywhere (--no-limit-rate); all other options of "
+        "kernelkeep as they come, but in the columns that say so",
     ]
 
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 import zmq
 
 from benchmarks.clients import receive_until
+from benchmarks.columns import BARE
 
 __all__ = ["Bare", "BareConnection", "BareKernel"]
 
@@ -24,7 +25,7 @@ __all__ = ["Bare", "BareConnection", "BareKernel"]
 class Bare:
     """What `benchmarks.servers.Server` is, without a server."""
 
-    name = "bare sockets"
+    name = BARE
     is_alive = True
     version = f"pyzmq {zmq.__version__}"
 
@@ -41,7 +42,7 @@ class Bare:
         for kernel_id in tuple(self._kernels):
             self.delete_kernel(kernel_id)
 
-    def usage(self) -> None:
+    def costs(self) -> None:
         """There is no server that could use anything."""
 
     def ready(self, name: str, *, v1: bool = True) -> tuple[str, BareConnection]:
@@ -105,6 +106,7 @@ class BareConnection:
         self._iopub = self._connect(zmq.SUB, info, "iopub")
         self._iopub.subscribe(b"")
         self._shell = self._connect(zmq.DEALER, info, "shell")
+        self._control = self._connect(zmq.DEALER, info, "control")
         self._poller = zmq.Poller()
         self._poller.register(self._iopub, zmq.POLLIN)
         self._poller.register(self._shell, zmq.POLLIN)
@@ -121,7 +123,7 @@ class BareConnection:
     def _nudge(self) -> None:
         """Ask until iopub is heard: a subscription takes effect some time after it is made."""
         for _ in range(100):
-            msg_id = self._request("kernel_info_request", {})
+            msg_id = self.request("kernel_info_request", {})
             try:
                 receive_until(self, msg_id, [b'"idle"'], 0.3)
             except TimeoutError:
@@ -131,7 +133,8 @@ class BareConnection:
             return
         raise TimeoutError("the kernel does not answer")
 
-    def _request(self, msg_type: str, content: dict[str, Any]) -> str:
+    def request(self, msg_type: str, content: dict[str, Any]) -> str:
+        """Send a request; its id. A shutdown goes to control, all else to shell."""
         msg_id = uuid4().hex
         header = {
             "msg_id": msg_id,
@@ -143,13 +146,14 @@ class BareConnection:
         }
         parts = [json.dumps(header).encode(), b"{}", b"{}", json.dumps(content).encode()]
         signature = hmac.digest(self._key, b"".join(parts), "sha256").hex().encode()
-        self._shell.send_multipart([b"<IDS|MSG>", signature, *parts])
+        socket = self._control if msg_type == "shutdown_request" else self._shell
+        socket.send_multipart([b"<IDS|MSG>", signature, *parts])
         return msg_id
 
     def execute(self, code: str) -> str:
         """Send an ``execute_request``; its id."""
         content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-        return self._request("execute_request", content)
+        return self.request("execute_request", content)
 
     def receive(self, timeout: float | None = None) -> bool:
         """Take what has arrived; False if nothing has for ``timeout`` seconds."""

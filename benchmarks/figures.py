@@ -7,7 +7,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-__all__ = ["Results", "percentile"]
+__all__ = ["Figures", "NotMeasured", "Results", "named", "percentile"]
+
+Figures = dict[str, float]
+"""By the key of the line in the table (`benchmarks.table`)."""
+
+
+class NotMeasured(RuntimeError):
+    """A measure says why it has no figure, or only ``figures``; the server is none the worse."""
+
+    def __init__(self, why: str, figures: Figures | None = None) -> None:
+        super().__init__(why)
+        self.figures: Figures = figures or {}
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -19,6 +30,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
         raise ValueError("there are no values")
     rank = math.ceil(percent / 100 * len(values))
     return sorted(values)[max(rank, 1) - 1]
+
+
+def named(prefix: str, figures: Mapping[str, float]) -> Figures:
+    """The same figures with names that say of what they are."""
+    return {f"{prefix}_{key}": value for key, value in figures.items()}
 
 
 class Results:

@@ -4,7 +4,8 @@ A program of its own: ``python flood_kernel.py -f CONNECTION_FILE [--hwm MESSAGE
 nothing else. Code that is empty is a tiny execution: busy, reply, idle. Any other code is JSON:
 ``count`` stream messages of ``size`` bytes of text, ``rate`` a second, or as fast as it can. They
 are signed before the kernel goes busy, and sent over and over. With ``timed`` they are not: each
-begins with the time at which it was sent (``@`` and ``time.monotonic()``).
+begins with the time at which it was sent (``@`` and ``time.monotonic()``). `benchmarks.crowd` plays
+many such kernels in one process.
 
 ``--hwm`` is the high-water mark of its publisher: 0 never drops a message, 1000 is what most
 kernels have.
@@ -17,6 +18,7 @@ import hmac
 import json
 import signal
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
@@ -26,13 +28,26 @@ RING_BYTES: Final = 32 * 2**20
 DELIMITER: Final = b"<IDS|MSG>"
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was asked, of whom (``socket``), by whom (``identities``); ``flood`` is what to send."""
+
+    socket: zmq.Socket[bytes]
+    identities: list[bytes]
+    header: bytes
+    msg_type: str
+    flood: dict[str, Any]
+
+
 class FloodKernel:
     """Serves one request after the other, until it is told to shut down."""
 
-    def __init__(self, connection: dict[str, Any], hwm: int) -> None:
+    def __init__(
+        self, connection: dict[str, Any], hwm: int, context: zmq.Context[Any] | None = None
+    ) -> None:
         self._key = connection["key"].encode()
         self._count = 0
-        context = zmq.Context()
+        context = context or zmq.Context()
         self._iopub = self._bind(context, zmq.PUB, connection, "iopub", hwm)
         self._shell = self._bind(context, zmq.ROUTER, connection, "shell")
         self._control = self._bind(context, zmq.ROUTER, connection, "control")
@@ -61,28 +76,43 @@ class FloodKernel:
             if self._heartbeat in ready:
                 self._heartbeat.send(self._heartbeat.recv())
             for socket in (self._control, self._shell):
-                if socket in ready and not self._serve(socket):
+                if socket in ready and not self.run_request(self.receive(socket)):
                     return
 
-    def _serve(self, socket: zmq.Socket[bytes]) -> bool:
-        """Serve one request; whether to go on."""
+    @staticmethod
+    def receive(socket: zmq.Socket[bytes]) -> Request:
+        """Take one request."""
         frames = socket.recv_multipart()
         start = frames.index(DELIMITER)
-        parent, content = frames[start + 2], json.loads(frames[start + 5])
-        msg_type: str = json.loads(parent)["msg_type"]
+        header, content = frames[start + 2], json.loads(frames[start + 5])
+        msg_type: str = json.loads(header)["msg_type"]
         flood = json.loads(content.get("code") or "{}") if msg_type == "execute_request" else {}
+        return Request(socket, frames[:start], header, msg_type, flood)
+
+    def run_request(self, request: Request) -> bool:
+        """Serve one request; whether to go on."""
+        flood, parent = request.flood, request.header
         ring = self._ring(flood, parent) if flood and not flood.get("timed") else []
-        self._publish("status", parent, b'{"execution_state": "busy"}')
+        self.begin(request)
         running = True
         if ring:
             running = self._flood(ring, flood["count"], flood.get("rate"))
         elif flood:
-            running = self._tick(flood, parent)
-        reply = self._reply(msg_type)
-        header = self._header(msg_type.removesuffix("_request") + "_reply")
-        socket.send_multipart([*frames[:start], DELIMITER, *self._signed(header, parent, reply)])
+            running = self._ticks(request)
+        self.finish(request)
+        return running and request.msg_type != "shutdown_request"
+
+    def begin(self, request: Request) -> None:
+        """Be busy with a request."""
+        self._publish("status", request.header, b'{"execution_state": "busy"}')
+
+    def finish(self, request: Request) -> None:
+        """Answer a request, and be idle."""
+        parent, reply = request.header, self._reply(request.msg_type)
+        header = self._header(request.msg_type.removesuffix("_request") + "_reply")
+        signed = self._signed(header, parent, reply)
+        request.socket.send_multipart([*request.identities, DELIMITER, *signed])
         self._publish("status", parent, b'{"execution_state": "idle"}')
-        return running and msg_type != "shutdown_request"
 
     @staticmethod
     def _reply(msg_type: str) -> bytes:
@@ -126,7 +156,7 @@ class FloodKernel:
             if rate:
                 time.sleep(max(began + sent / rate - time.monotonic(), 0))
             if self._control.poll(0):
-                return self._serve(self._control)
+                return self.run_request(self.receive(self._control))
         return True
 
     def _send(self, messages: list[list[bytes]]) -> None:
@@ -136,18 +166,21 @@ class FloodKernel:
                 send(frame, more)
             send(frames[-1])
 
-    def _tick(self, flood: dict[str, Any], parent: bytes) -> bool:
+    def _ticks(self, request: Request) -> bool:
         """Send messages at a rate; whether it was not told to shut down meanwhile."""
-        rate, size = flood["rate"], flood["size"]
-        began = time.monotonic()
-        for number in range(flood["count"]):
+        rate, began = request.flood["rate"], time.monotonic()
+        for number in range(request.flood["count"]):
             wait = began + number / rate - time.monotonic()
             # Below a millisecond poll() does not wait: those that are due go together.
             if wait > 0 and self._control.poll(max(int(wait * 1000), 1)):
-                return self._serve(self._control)
-            text = b"@%.6f " % time.monotonic()
-            self._publish("stream", parent, _stream(text.ljust(size, b"x")))
+                return self.run_request(self.receive(self._control))
+            self.tick(request)
         return True
+
+    def tick(self, request: Request) -> None:
+        """Send a message that says when."""
+        text = b"@%.6f " % time.monotonic()
+        self._publish("stream", request.header, _stream(text.ljust(request.flood["size"], b"x")))
 
     def _publish(self, msg_type: str, parent: bytes, content: bytes) -> None:
         signed = self._signed(self._header(msg_type), parent, content)

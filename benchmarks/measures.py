@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from benchmarks.adopting import adoption
 from benchmarks.bare import Bare
+from benchmarks.chatter import all_answer, chatter, load
 from benchmarks.clients import (
     QUIET_SECONDS,
     ClientTime,
@@ -22,21 +22,21 @@ from benchmarks.clients import (
     receive_until,
     round_trip,
 )
-from benchmarks.figures import percentile
-from benchmarks.keeping import keeping
+from benchmarks.columns import BARE, BEFORE, FORWARDER, NO_FORK, OURS, STOP, WARM, is_peer
+from benchmarks.figures import Figures, NotMeasured, named, percentile
 from benchmarks.rest import raw_get
-from benchmarks.servers import FORWARDER, Server
+from benchmarks.servers import Server
 from benchmarks.starting import idle_memory, starting
+from benchmarks.thousands import four_thousand, thousand
+from benchmarks.usage import Costs
 from benchmarks.websocket import WebSocket
 
 __all__ = ["MEASURES", "ClientLimit", "Figures", "Measure", "Scale"]
 
 Target = Server | Bare
-Figures = dict[str, float]
-"""By the key of the line in the table (`benchmarks.table`)."""
 
 
-class ClientLimit(RuntimeError):
+class ClientLimit(NotMeasured):
     """The client was busy all the time, so it was the client that was measured."""
 
 
@@ -52,14 +52,23 @@ class Scale:
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure; ``once`` if it takes so long that a run does it but once."""
+    """One measure; ``once`` if it takes so long that a run does it but once.
+
+    It is made on kernelkeep, on the commit before, on the peers (unless not ``peers``), and on
+    those of ``columns``: the bare ones, and kernelkeep with other settings.
+    """
 
     name: str
     function: Callable[[Any, Scale], Figures]
     once: bool = False
-    bare: bool = False  # whether the bare sockets can be measured too
-    forwarder: bool = False  # whether the server that only forwards can
-    ways: bool = False  # whether it is about starting: with the ways that have to be asked for
+    peers: bool = True
+    columns: tuple[str, ...] = ()
+
+    def is_for(self, column: str) -> bool:
+        """Whether it is made on the target with this name."""
+        if is_peer(column):
+            return self.peers
+        return column in (OURS, BEFORE, *self.columns)
 
 
 T = TypeVar("T", bound=Target)
@@ -77,9 +86,10 @@ def running(target: Target, name: str, *, v1: bool = True) -> Iterator[tuple[str
             target.delete_kernel(kernel_id)
 
 
-def _cpu(target: Target) -> float:
-    usage = target.usage()
-    return usage.cpu if usage is not None else 0.0
+def _used(target: Target, before: Costs | None) -> Costs | None:
+    """What was used since ``before``; nothing without a server."""
+    after = target.costs()
+    return None if after is None or before is None else after - before
 
 
 def round_trips(target: Target, scale: Scale) -> Figures:
@@ -89,31 +99,40 @@ def round_trips(target: Target, scale: Scale) -> Figures:
         if not v1 and (isinstance(target, Bare) or target.name == FORWARDER):
             continue
         with running(target, "flood", v1=v1) as (_, connection):
-            before, deadline = _cpu(target), time.monotonic() + 3 * scale.part + 0.5
+            before, deadline = target.costs(), time.monotonic() + 3 * scale.part + 0.5
             times: list[float] = []
             while len(times) < scale(1000, 50) and time.monotonic() < deadline:
                 times.append(round_trip(connection) * 1e3)
             figures[f"round_trip_{framing}_p50"] = percentile(times, 50)
             figures[f"round_trip_{framing}_p99"] = percentile(times, 99)
-            if v1 and not isinstance(target, Bare):
-                figures["round_trip_cpu"] = (_cpu(target) - before) / len(times) * 1e6
+            used = _used(target, before)
+            if v1 and used is not None:
+                figures |= used.cpu("round_trip_cpu", 1e6 / len(times))
     return figures
 
 
 # Bytes of text, and messages for a fast server in a full run; the peers get a part of them.
 FLOODS: Final = {"100": (100, 200_000), "10k": (10_000, 20_000), "1M": (10**6, 600)}
-LARGE: Final = {"50M": (50 * 10**6, 12)}
 PEERS_PART: Final = 0.1
+
+LARGE: Final = 50 * 10**6
+LARGE_QUIET: Final = 5.0
+"""Seconds without a byte after which a message of 50 MB will not come any more."""
+
+ANSWER_SECONDS: Final = 120.0
+"""For many kernels to answer once, one after the other."""
+
+STEADY: Final = 20_000
+"""Messages a second that a small machine carries with a core to spare."""
 
 
 def _count(target: Target, count: int, scale: Scale) -> int:
-    is_fast = target.name.startswith(("kernelkeep", "bare"))
-    return scale(int(count * (1.0 if is_fast else PEERS_PART)), 3)
+    return scale(int(count * (PEERS_PART if is_peer(target.name) else 1.0)), 3)
 
 
 def floods(target: Target, scale: Scale) -> Figures:
     """One kernel that says as much as it can to one client; its publisher never drops."""
-    return {**_floods(target, scale, FLOODS | LARGE, v1=True)}
+    return _floods(target, scale, FLOODS, v1=True)
 
 
 def legacy_floods(target: Target, scale: Scale) -> Figures:
@@ -129,7 +148,7 @@ def _floods(
     with running(target, "flood", v1=v1) as (_, connection):
         for name, (size, most) in sizes.items():
             count = _count(target, most, scale)
-            before, client = _cpu(target), ClientTime()
+            before, client = target.costs(), ClientTime()
             flood(connection, count, size)
             seconds = receive_all([connection], count)
             limited = client.is_limit and not isinstance(target, Bare)
@@ -142,11 +161,41 @@ def _floods(
             key = f"iopub_{framing}_{name}"
             figures[key] = rate if size == 100 else rate * size / 1e6
             figures[f"{key}_lost"] = 100.0 * (1 - connection.streams / count)
-            if size == 100 and not isinstance(target, Bare):
-                figures[f"{key}_cpu"] = (_cpu(target) - before) / connection.streams * 1e5
+            used = _used(target, before)
+            if size == 100 and used is not None:
+                figures |= used.cpu(f"{key}_cpu", 1e5 / connection.streams)
             if limited:
                 raise ClientLimit(f"the client was measured at {name}")
     return figures
+
+
+def large_outputs(target: Target, scale: Scale) -> Figures:
+    """Three messages of 50 MB in a row, three times: none waits for the one before to arrive."""
+    rates, arrived, turns = [], 0, scale(3)
+    with running(target, "flood") as (_, connection):
+        for _ in range(turns):
+            flood(connection, 3, LARGE)
+            seconds = receive_all([connection], 3, quiet=LARGE_QUIET)
+            while connection.receive(0.2):
+                pass
+            connection.others.clear()
+            arrived += connection.streams
+            rates.append(connection.streams * LARGE / 1e6 / seconds if connection.streams else 0.0)
+    lost = 100.0 * (1 - arrived / (3 * turns))
+    return {"iopub_v1_50M": percentile(rates, 50), "iopub_v1_50M_lost": lost}
+
+
+def steady(target: Server, scale: Scale) -> Figures:
+    """What 100,000 messages of 100 B cost at a rate at which nothing waits."""
+    with running(target, "flood") as (_, connection):
+        count, before = scale(5 * STEADY), target.costs()
+        flood(connection, count, 100, STEADY)
+        receive_all([connection], count)
+        if not connection.streams:
+            raise TimeoutError(f"of {count} messages none arrived")
+        after = target.costs()
+    figures = (after - before).cpu("steady_cpu", 1e5 / connection.streams)
+    return figures | ({"keeper_memory": after.keeper.memory / 2**20} if after.keeper else {})
 
 
 def ten_clients(target: Server, scale: Scale) -> Figures:
@@ -201,7 +250,8 @@ def neighbour(target: Server, scale: Scale) -> Figures:
             finally:
                 drain.stop()
         figures[f"neighbour_{name}"] = percentile(trips, 50)
-        figures[f"neighbour_rest_{name}"] = percentile(requests, 99)
+        figures[f"neighbour_rest_{name}_p50"] = percentile(requests, 50)
+        figures[f"neighbour_rest_{name}_p99"] = percentile(requests, 99)
     return figures
 
 
@@ -228,34 +278,37 @@ def losses(target: Target, scale: Scale) -> Figures:
 
 def slow_reader(target: Server, scale: Scale) -> Figures:
     """Two clients, one of which reads nothing of 500 MB: what the other gets; the memory."""
-    with running(target, "flood") as (kernel_id, reader):
-        stopped = target.connect(kernel_id)
+    with target.fresh() as server, running(server, "flood") as (kernel_id, reader):
+        stopped = server.connect(kernel_id)
         stopped.receive(1)
-        before, peak = target.usage().memory, 0
+        before = server.costs()
+        samples: list[Costs] = []
         count, size = scale(50_000, 2000), 10_000
         flood(reader, count, size)
         while reader.streams < count and reader.receive(QUIET_SECONDS):
             if reader.streams % 50 == 0:
-                peak = max(peak, target.usage().memory)
-        peak = max(peak, target.usage().memory)
+                samples.append(server.costs() - before)
+        samples.append(server.costs() - before)
         stopped.close()
-        return {
-            "slow_reader_lost": 100.0 * (1 - reader.streams / count),
-            "slow_reader_memory": (peak - before) / 2**20,
-        }
+    figures = {
+        "slow_reader_lost": 100.0 * (1 - reader.streams / count),
+        "slow_reader_memory": max(each.server.memory for each in samples) / 2**20,
+    }
+    keepers = [each.keeper.memory for each in samples if each.keeper is not None]
+    return figures | ({"slow_reader_memory_keeper": max(keepers) / 2**20} if keepers else {})
 
 
 def connections(target: Server, scale: Scale) -> Figures:
     """Memory of idle connections to one kernel; how many of a thousand open in 30 s."""
     opened: list[Connection] = []
-    with running(target, "flood") as (kernel_id, _):
-        before, deadline = target.usage().memory, time.monotonic() + 30
+    with target.fresh() as server, running(server, "flood") as (kernel_id, _):
+        before, deadline = server.usage().memory, time.monotonic() + 30
         wanted = scale(1000, 100)
         try:
             while len(opened) < wanted and time.monotonic() < deadline:
-                opened.append(target.connect(kernel_id))
+                opened.append(server.connect(kernel_id))
             time.sleep(1)
-            used = target.usage().memory - before
+            used = server.usage().memory - before
         finally:
             for connection in opened:
                 connection.close()
@@ -265,77 +318,34 @@ def connections(target: Server, scale: Scale) -> Figures:
 def many_kernels(target: Server, scale: Scale) -> Figures:
     """Lists of kernels, memory, and what many quiet and many chatty kernels cost."""
     figures: Figures = {}
-    kernels: list[str] = []
-    opened: list[WebSocket] = []
     most = scale(200, 20)
-    try:
-        before = target.usage().memory
+    with target.fresh() as server, contextlib.ExitStack() as stack:
+        kernels = [server.start_kernel("flood")]
+        time.sleep(1)
+        before = server.costs()  # with a keeper, which lives for as long as a kernel
         for wanted in (1, 20, most):
             while len(kernels) < wanted:
-                kernels.append(target.start_kernel("flood"))
+                kernels.append(server.start_kernel("flood"))
             if wanted == most:
                 time.sleep(2)
-                figures["kernel_memory"] = (target.usage().memory - before) / 1024 / most
+                more = server.costs() - before
+                figures |= more.figures(
+                    "kernel_memory", lambda usage: usage.memory / 1024 / (most - 1)
+                )
             figures[f"list_{wanted}" if wanted < most else "list_200"] = requests(
-                target, "/api/kernels", scale
+                server, "/api/kernels", scale
             )
-        figures["get_one"] = requests(target, f"/api/kernels/{kernels[0]}", scale)
-        opened += [target.connect(each) for each in kernels[: most * 3 // 4]]
-        for connection in opened:
-            _wait_for_answer(connection)
+        figures["get_one"] = requests(server, f"/api/kernels/{kernels[0]}", scale)
+        opened: list[WebSocket] = []
+        for kernel_id in kernels[: most * 3 // 4]:
+            opened.append(server.connect(kernel_id))
+            stack.callback(opened[-1].close)
+        all_answer(opened, ANSWER_SECONDS)
         time.sleep(1)
         # As long as from one keepalive ping of a WebSocket to the next.
-        figures["idle_cpu"] = _load(target, 20 * scale.part + 1)
-        figures |= _chatter(target, opened, 6 * scale.part + 2)
-    finally:
-        for connection in opened:
-            connection.close()
-        for each in kernels:
-            target.delete_kernel(each)
+        figures |= named("idle", load(server, 20 * scale.part + 1))
+        figures |= named("chatter", chatter(server, opened, 10, 6 * scale.part + 2))
     return figures
-
-
-def _wait_for_answer(connection: WebSocket) -> None:
-    """Until a request is answered: some servers lose the first."""
-    for _ in range(6):
-        try:
-            receive_until(connection, connection.execute(""), (b'"execute_reply"',), 10)
-            return
-        except TimeoutError:
-            continue
-    raise TimeoutError("a kernel does not answer")
-
-
-def _load(target: Server, seconds: float) -> float:
-    """The server's CPU in percent of a core, over some seconds."""
-    before, began = target.usage().cpu, time.perf_counter()
-    time.sleep(seconds)
-    return 100 * (target.usage().cpu - before) / (time.perf_counter() - began)
-
-
-def _chatter(target: Server, opened: Sequence[WebSocket], seconds: float) -> Figures:
-    """Each kernel says something ten times a second; they do not all begin in the same instant."""
-    code = json.dumps({"count": 10**6, "size": 100, "rate": 10, "timed": True})
-    poller = select.poll()
-    by_descriptor = {}
-    for connection in opened:
-        connection.execute(code)
-        time.sleep(0.1 / len(opened))
-        by_descriptor[connection.socket.fileno()] = connection
-        poller.register(connection.socket, select.POLLIN)
-        connection.delays = []
-    deadline = time.monotonic() + 1  # until all have begun
-    before, began = 0.0, 0.0
-    for end in (deadline, deadline + seconds):
-        for connection in opened:
-            connection.delays = []
-        before, began = target.usage().cpu, time.perf_counter()
-        while time.monotonic() < end:
-            for descriptor, _ in poller.poll(100):
-                by_descriptor[descriptor].receive(1)
-    cpu = 100 * (target.usage().cpu - before) / (time.perf_counter() - began)
-    delays = [delay * 1e3 for connection in opened for delay in connection.delays or ()]
-    return {"chatter_cpu": cpu, "chatter_p99": percentile(delays, 99)}
 
 
 def requests(target: Server, path: str, scale: Scale) -> float:
@@ -384,17 +394,21 @@ def _more(connection: socket.socket) -> bytes:
 
 
 MEASURES: Final = (
-    Measure("round trips", round_trips, bare=True, forwarder=True),
-    Measure("floods", floods, bare=True, forwarder=True),
+    Measure("round trips", round_trips, columns=(BARE, FORWARDER, STOP)),
+    Measure("floods", floods, columns=(BARE, FORWARDER, STOP)),
+    Measure("large outputs", large_outputs, columns=(BARE, FORWARDER, STOP)),
+    Measure("steady", steady, peers=False, columns=(FORWARDER, STOP)),
     Measure("legacy floods", legacy_floods),
-    Measure("ten clients", ten_clients, forwarder=True),
-    Measure("keeping", keeping),
+    Measure("ten clients", ten_clients, columns=(FORWARDER, STOP)),
     Measure("opening", opening),
     Measure("neighbour", neighbour),
-    Measure("starting", starting, ways=True),
-    Measure("losses", losses, bare=True),
-    Measure("many kernels", many_kernels, once=True, forwarder=True),
+    Measure("starting", starting, columns=(NO_FORK, WARM)),
+    Measure("losses", losses, columns=(BARE,)),
+    Measure("many kernels", many_kernels, once=True, columns=(FORWARDER,)),
+    Measure("thousand kernels", thousand, once=True, peers=False),
+    Measure("four thousand kernels", four_thousand, once=True, peers=False),
+    Measure("adoption", adoption, once=True, peers=False),
     Measure("slow reader", slow_reader, once=True),
     Measure("connections", connections, once=True),
-    Measure("idle memory", idle_memory, once=True, ways=True),
+    Measure("idle memory", idle_memory, once=True, columns=(NO_FORK, WARM)),
 )

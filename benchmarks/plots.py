@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 
+from benchmarks.columns import OURS
 from benchmarks.figures import Results
 from benchmarks.table import LINES
 
@@ -32,7 +33,7 @@ def plot(results: Results, file: Path) -> None:
     for axis, line in zip(axes.flat, lines, strict=False):
         row = results.row(line.key)
         values = [row[server] or 0.0 for server in results.servers]
-        colors = ["C1" if server == "kernelkeep" else "C0" for server in results.servers]
+        colors = ["C1" if server == OURS else "C0" for server in results.servers]
         axis.barh(results.servers[::-1], values[::-1], color=colors[::-1])
         positive = [value for value in values if value > 0]
         if positive and max(positive) > 20 * min(positive):

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 import psutil
 
 from benchmarks.clients import Drain, receive_until
+from benchmarks.columns import FORWARDER, OURS, is_ours
+from benchmarks.figures import NotMeasured
 from benchmarks.rest import Rest
+from benchmarks.usage import Costs, Usage
 from benchmarks.websocket import WebSocket
 
 __all__ = [
-    "FORWARDER",
     "KERNELS",
     "ROOT",
     "Server",
     "ServerDied",
-    "Usage",
     "forwarder",
     "kernelkeep",
     "peer",
@@ -34,9 +37,6 @@ __all__ = [
 
 ROOT: Final = Path(__file__).parents[1]
 START_SECONDS: Final = 90
-
-FORWARDER: Final = "bare forwarder"
-"""The name of the server that does nothing but forward."""
 
 FLOOD_KERNEL: Final = str(Path(__file__).parent / "flood_kernel.py")
 KERNELS: Final = {
@@ -51,30 +51,11 @@ class ServerDied(RuntimeError):
     """The server's process has ended during a measure."""
 
 
-class Usage:
-    """What a process has used: CPU seconds, and now resident bytes, descriptors and threads."""
-
-    def __init__(self, pid: int) -> None:
-        process = psutil.Process(pid)
-        self.cpu = _cpu_seconds(process)
-        self.memory: int = process.memory_info().rss
-        self.descriptors: int = process.num_fds()
-        self.threads: int = process.num_threads()
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    if sys.platform == "linux":
-        # The clock of another process, which counts nanoseconds [clock_getcpuclockid(3)]; what
-        # /proc says is in hundredths of a second, of which an idle server needs one or two.
-        return time.clock_gettime(~process.pid << 3 | 2)
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
 class Server:
     """One server process. ``command`` may hold ``{port}``, ``{token}`` and ``{home}``.
 
-    ``by_session``: its kernels are started and stopped as sessions only.
+    ``by_session``: its kernels are started and stopped as sessions only. ``kernels``: the commands
+    of its kernels, by the name of their kernelspec.
     """
 
     def __init__(
@@ -86,18 +67,23 @@ class Server:
         env: Mapping[str, str] | None = None,
         with_token: bool = True,
         by_session: bool = False,
+        kernels: Mapping[str, Sequence[str]] = KERNELS,
     ) -> None:
         self.name = name
+        self._template = tuple(command)
+        self._with_token = with_token
+        self._kernels = kernels
         self.version = ""
         self.token = secrets.token_hex(8)
         self.headers = {"Authorization": f"token {self.token}"} if with_token else {}
-        self._home = tempfile.TemporaryDirectory(prefix=f"bench-{name}-")
+        self._home = tempfile.TemporaryDirectory(prefix="bench-")
         self.port = _free_port()
         words = {"port": str(self.port), "token": self.token, "home": self._home.name}
         self._command = [word.format(**words) for word in command]
         self._cwd = cwd
         self._env = env or {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._keepers: list[psutil.Process] = []
         self._by_session = by_session
         self._sessions: dict[str, str] = {}  # by the kernel's id
         self.rest: Rest
@@ -106,8 +92,11 @@ class Server:
 
     def start(self) -> Self:
         """Start it; returns when it answers. Raises `ServerDied` when it does not."""
+        _write_kernelspecs(Path(self._home.name) / "jupyter", self._kernels)
+        return self._launch()
+
+    def _launch(self) -> Self:
         home = Path(self._home.name)
-        _write_kernelspecs(home / "jupyter")
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -117,7 +106,7 @@ class Server:
             "PYTHONDONTWRITEBYTECODE": "",
             **self._env,
         }
-        self._output = (home / "output").open("wb")
+        self._output = (home / "output").open("ab")
         self._process = subprocess.Popen(
             self._command,
             cwd=self._cwd,
@@ -135,26 +124,63 @@ class Server:
             except (OSError, RuntimeError, ValueError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise ServerDied(f"{self.name} did not start\n{self.output()}") from None
-                time.sleep(0.1)
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL, to the server alone; what it has started is left as it is."""
+        assert self._process is not None
+        self.rest.close()
+        self._process.kill()
+        self._process.wait(10)
+        self._output.close()
+
+    def revive(self) -> Self:
+        """Start it once more after `kill`, with what it has left. Raises `ServerDied`."""
+        return self._launch()
+
+    @contextmanager
+    def fresh(self, kernels: Mapping[str, Sequence[str]] | None = None) -> Iterator[Self]:
+        """The same server once more, with nothing behind it and these kernels too; it is ended.
+
+        Raises `ServerDied` when it does not start, or whatever happens when it has died.
+        """
+        another = type(self)(
+            self.name,
+            self._template,
+            cwd=self._cwd,
+            env=self._env,
+            with_token=self._with_token,
+            by_session=self._by_session,
+            kernels={**self._kernels, **(kernels or {})},
+        )
+        try:
+            yield another.start()
+        except (ServerDied, NotMeasured):
+            raise
+        except Exception as error:
+            if another.is_alive:
+                raise
+            raise ServerDied(f"the server died ({type(error).__name__}: {error})") from error
+        finally:
+            another.stop()
 
     def stop(self) -> None:
         """Stop it, and whatever it has left."""
         if self._process is None:
+            self._home.cleanup()
             return
         if hasattr(self, "rest"):  # it has answered once
             self.rest.close()
-        children = _descendants(self._process.pid)
+        left = self._left()
         self._process.terminate()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
-        for child in children:
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                pass
+        for process in (*left, *self._left()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._output.close()
         self._home.cleanup()
 
@@ -177,19 +203,61 @@ class Server:
         """What its process, without the kernels, has used. Raises `ServerDied`."""
         if not self.is_alive:
             raise ServerDied(f"{self.name} died")
-        return Usage(self.pid)
+        return Usage.of(self.pid)
+
+    def costs(self) -> Costs:
+        """What it and its keeper have used. Raises `ServerDied`."""
+        keepers = [Usage.of(keeper.pid) for keeper in self.keepers()]
+        return Costs(self.usage(), Usage.sum(keepers) if keepers else None)
+
+    def keepers(self) -> list[psutil.Process]:
+        """The processes that keep kernelkeep's kernels; other servers have none.
+
+        They are looked for where a server has left them, too. There need be none without kernels.
+        """
+        if not is_ours(self.name):
+            return []
+        if not self._keepers or not all(keeper.is_running() for keeper in self._keepers):
+            self._keepers = [
+                process
+                for process in psutil.process_iter(["cmdline"])
+                if "app.keeper" in (words := process.info["cmdline"] or [])
+                and any(word.startswith(self._home.name) for word in words)
+            ]
+        return self._keepers
+
+    def kernels(self) -> list[psutil.Process]:
+        """The processes of its kernels, and those that they are forked from."""
+        keepers = self.keepers()
+        roots = [self.pid, *(keeper.pid for keeper in keepers)]
+        found = {process for pid in roots for process in _descendants(pid)}
+        return [process for process in found if process not in keepers]
+
+    def _left(self) -> list[psutil.Process]:
+        """Whatever it has started: it need not be its child any more."""
+        found = {*self.kernels(), *self.keepers()}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != self.pid and process.environ().get("HOME") == self._home.name:
+                    found.add(process)
+        return list(found)
+
+    def said(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """The last line of its output with a pattern."""
+        text = (Path(self._home.name) / "output").read_text(errors="replace")
+        return max(pattern.finditer(text), key=re.Match.start, default=None)
 
     # Its kernels
 
-    def start_kernel(self, name: str, *, anew: bool = False) -> str:
+    def start_kernel(self, name: str, *, anew: bool = False, rest: Rest | None = None) -> str:
         """POST a kernel; its id. ``anew``: over a connection of its own, as somebody new.
 
         The kernels of ours then have an environment and a directory that no other has had.
         """
         if not anew:
-            return self._start_kernel(name, self.rest, {})
+            return self._start_kernel(name, rest or self.rest, {})
         more = {}
-        if self.name.startswith("kernelkeep"):
+        if is_ours(self.name):
             folder = secrets.token_hex(8)
             (Path(self._home.name) / folder).mkdir()
             more = {"path": folder, "env": {"BENCHMARK": folder}}
@@ -246,11 +314,11 @@ def _channels(kernel_id: str, session: str) -> str:
     return f"/api/kernels/{kernel_id}/channels?session_id={session}"
 
 
-def _write_kernelspecs(path: Path) -> None:
-    for name, argv in KERNELS.items():
+def _write_kernelspecs(path: Path, kernels: Mapping[str, Sequence[str]]) -> None:
+    for name, argv in kernels.items():
         directory = path / "kernels" / name
         directory.mkdir(parents=True)
-        spec = {"argv": argv, "display_name": name, "language": "python"}
+        spec = {"argv": list(argv), "display_name": name, "language": "python"}
         (directory / "kernel.json").write_text(json.dumps(spec))
 
 
@@ -267,15 +335,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def kernelkeep(
-    name: str = "kernelkeep", root: Path = ROOT, *, options: Sequence[str] = ()
-) -> Server:
-    """kernelkeep of the clone at ``root``, in this Python's environment."""
+def kernelkeep(name: str = OURS, root: Path = ROOT, *, options: Sequence[str] = ()) -> Server:
+    """kernelkeep of the clone at ``root``, in this Python's environment, as it comes.
+
+    Only the limits on output are off, as in all servers; ``options`` are what else is set.
+    """
     command = [sys.executable, "-m", "app", "--port", "{port}", "--token", "{token}"]
     where = ["--root-dir", "{home}", "--state-dir", "{home}/state"]
-    # The other servers' kernels end with them, too. Options that come later win.
-    common = ["--no-limit-rate", "--on-shutdown", "stop"]
-    return Server(name, [*command, *where, *common, *options], cwd=root)
+    return Server(name, [*command, *where, "--no-limit-rate", *options], cwd=root)
 
 
 def forwarder() -> Server:

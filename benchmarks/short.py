@@ -1,5 +1,7 @@
 """``python -m benchmarks.short``: a minute, for CI: this commit beside the one before, and bare.
 
+Both as they come, and this one also with kernels that end with the server.
+
 What it prints is information: a machine that others use too says nothing in seconds. It fails only
 when a message is lost.
 """
@@ -8,21 +10,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Final
 
 from benchmarks.bare import Bare
 from benchmarks.clients import flood, receive_all, round_trip
-from benchmarks.figures import Results, percentile
-from benchmarks.measures import Figures, running
-from benchmarks.servers import KERNELS, ROOT, Server, ServerDied, kernelkeep
+from benchmarks.columns import BEFORE, OURS, SETTINGS, STOP
+from benchmarks.commits import checkout
+from benchmarks.figures import Figures, Results, percentile
+from benchmarks.measures import running
+from benchmarks.servers import KERNELS, Server, ServerDied, kernelkeep
 from benchmarks.table import number
 
-NOW: Final = "this commit"
-BEFORE: Final = "the one before"
 ROUNDS: Final = 4
 MESSAGES: Final = 20_000
 PATIENCE: Final = 20.0
@@ -31,7 +30,9 @@ PATIENCE: Final = 20.0
 TITLES: Final = {
     "round_trip": "Round trip of a tiny execution, p50, ms",
     "rate": "iopub 100 B, messages/s",
-    "cpu": "… server CPU per 100,000 messages, s",
+    "cpu": "… CPU per 100,000 messages, s, server",
+    "cpu_keeper": "… keeper",
+    "cpu_both": "… both together",
     "lost": "… messages lost",
 }
 
@@ -39,9 +40,10 @@ TITLES: Final = {
 def main() -> int:
     """Measure and print; 1 if this commit has lost a message, else 0, whatever else goes wrong."""
     with ExitStack() as stack:
-        targets: list[Server | Bare] = [kernelkeep(NOW), Bare(KERNELS)]
+        stopping = kernelkeep(STOP, options=SETTINGS[STOP])
+        targets: list[Server | Bare] = [kernelkeep(), stopping, Bare(KERNELS)]
         try:
-            targets.insert(1, kernelkeep(BEFORE, stack.enter_context(_commit_before())))
+            targets.insert(1, kernelkeep(BEFORE, stack.enter_context(checkout("HEAD~1"))))
         except (OSError, subprocess.SubprocessError):
             print("there is no commit before this one here: measured without it")
         results = Results([target.name for target in targets])
@@ -61,7 +63,7 @@ def main() -> int:
                 except Exception as error:
                     print(f"{target.name} was not measured: {type(error).__name__}: {error}")
     print(_report(results))
-    return 1 if results.median("lost", NOW) else 0
+    return 1 if any(results.median("lost", name) for name in (OURS, STOP)) else 0
 
 
 def _measure(target: Server | Bare) -> Figures:
@@ -69,39 +71,29 @@ def _measure(target: Server | Bare) -> Figures:
     with running(target, "flood") as (_, connection):
         times = [round_trip(connection) * 1e3 for _ in range(200)]
         figures["round_trip"] = percentile(times, 50)
-        before = target.usage()
+        before = target.costs()
         flood(connection, MESSAGES, 100)
         seconds = receive_all([connection], MESSAGES, quiet=PATIENCE)
-        after = target.usage()
+        after = target.costs()
         figures["rate"] = connection.streams / seconds
         figures["lost"] = float(MESSAGES - connection.streams)
         if before is not None and after is not None:
-            figures["cpu"] = (after.cpu - before.cpu) * 1e5 / MESSAGES
+            used = after - before
+            figures |= used.cpu("cpu", 1e5 / MESSAGES)
     return figures
-
-
-@contextmanager
-def _commit_before() -> Iterator[Path]:
-    """The files of the commit before, in a directory of their own.
-
-    Raises `subprocess.CalledProcessError` where there is none, as in a shallow clone.
-    """
-    with tempfile.TemporaryDirectory(prefix="before-") as directory:
-        archive = ["git", "-C", str(ROOT), "archive", "HEAD~1", "app"]
-        files = subprocess.run(archive, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-x", "-C", directory], input=files, check=True)
-        yield Path(directory)
 
 
 def _report(results: Results) -> str:
     lines = []
     for key, title in TITLES.items():
-        ours = results.median(key, NOW)
+        ours = results.median(key, OURS)
         cells = []
         for server, value in results.row(key).items():
-            ratio = f" (× {ours / value:.2f})" if ours and value and server != NOW else ""
+            if value is None:
+                continue
+            ratio = f" (× {ours / value:.2f})" if ours and value and server != OURS else ""
             cells.append(f"{server} {number(value)}{ratio}")
-        lines.append(f"{title}: {', '.join(cells)}")
+        lines.append(f"{title}: {'; '.join(cells)}")
     return "\n".join(lines)
 
 

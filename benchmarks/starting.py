@@ -8,21 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Final
 
-import psutil
-
 from benchmarks.clients import Connection, receive_until
-from benchmarks.servers import Server, kernelkeep
+from benchmarks.servers import Server
 
-__all__ = ["WAYS", "idle_memory", "starting", "ways"]
-
-FORKED: Final = "kernelkeep, forked"
-WARM: Final = "kernelkeep, warm"
-
-WAYS: Final = {
-    FORKED: ("--fork-kernels", "ipykernel"),
-    WARM: ("--fork-kernels", "ipykernel", "--warm-kernels", "ipykernel=2"),
-}
-"""Ways of starting that have to be asked for, with their options: columns of their own."""
+__all__ = ["idle_memory", "starting"]
 
 REFILL_SECONDS: Final = 1.5
 """Between two starts: what was claimed is replaced meanwhile, as it is between two people."""
@@ -30,15 +19,11 @@ REFILL_SECONDS: Final = 1.5
 Scale = Callable[[int, int], int]
 
 
-def ways() -> list[Server]:
-    """kernelkeep once more for each way."""
-    return [kernelkeep(name, options=options) for name, options in WAYS.items()]
-
-
 def starting(target: Server, scale: Scale) -> dict[str, float]:
     """ipykernel to the 201 and to the first reply; a restart; twenty at once, side by side.
 
-    Each kernel of ours has a new directory and a new environment.
+    From the second start on: the first is not counted, and what it brings up has some time. Each
+    kernel of ours has a new directory and a new environment.
     """
     answers, replies, restarts = [], [], []
     _gone(target, [_timed(target)[2]])  # the first pays for what is read from the disk
@@ -74,8 +59,7 @@ def idle_memory(target: Server, scale: Scale) -> dict[str, float]:
         kernels.append(kernel_id)
         first_reply(target, kernel_id).close()
     time.sleep(2)
-    processes = psutil.Process(target.pid).children(recursive=True)
-    pss = sum(process.memory_full_info().pss for process in processes)
+    pss = sum(process.memory_full_info().pss for process in target.kernels())
     _gone(target, kernels)
     return {"idle_kernels_pss": pss / 1e6 / len(kernels) * 50}
 

@@ -54,7 +54,8 @@ class WebSocket:
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._filled = 0
-        self._skip = 0
+        self._skip = 0  # bytes still to come of a frame that is passed over
+        self._skips_stream = False  # whether that is a stream message: it counts when it is whole
         self._session = session
         self._handshake(port, path, headers)
 
@@ -120,6 +121,9 @@ class WebSocket:
                 step = min(self._skip, filled - position)
                 position += step
                 self._skip -= step
+                if not self._skip and self._skips_stream:
+                    streams += 1
+                    self._skips_stream = False
             if filled - position < 10 and not _has_header(buffer, position, filled):
                 break
             length, start = buffer[position + 1], position + 2
@@ -133,7 +137,10 @@ class WebSocket:
             if end > filled and filled - start < LOOK_BYTES:
                 break  # not enough of it is here to tell what it is
             if buffer.find(b'"stream"', start, start + LOOK_BYTES if end > filled else end) >= 0:
-                streams += 1
+                if end > filled:
+                    self._skips_stream = True
+                else:
+                    streams += 1
                 if self.delays is not None:
                     at = buffer.find(b"@", start, end)
                     sent = float(buffer[at + 1 : buffer.index(b" ", at)])

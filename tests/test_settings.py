@@ -140,6 +140,29 @@ def test_a_pattern_that_is_none_is_refused(read: Read, value: str) -> None:
     assert line.startswith("--allow-origin-pat: not a regular expression: ")
 
 
+@every_source
+@pytest.mark.parametrize("value", ["auto,python3", "python3,none", "AUTO,none", "two words", "a/b"])
+def test_kernelspecs_to_fork_are_names_or_one_word(read: Read, value: str) -> None:
+    line = refusal(lambda: read("fork_kernels", value))
+
+    assert line.startswith("--fork-kernels: ")
+
+
+@every_source
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("auto", []),
+        ("NONE", []),
+        ("", []),
+        ("python3, ir", ["python3", "ir"]),
+        ("auto2", ["auto2"]),
+    ],
+)
+def test_only_names_are_forked_by_name(read: Read, value: str, expected: list[str]) -> None:
+    assert read("fork_kernels", value).forked_by_name == expected
+
+
 def test_code_may_not_run_longer_by_default_than_at_the_most() -> None:
     longest = ("--execution-timeout-max", "9")
     line = refusal(lambda: flags(*longest, "--execution-timeout-default", "9.5"))

@@ -37,6 +37,10 @@ UNKNOWN_MESSAGES: Final = 64
 meanwhile is not known."""
 
 
+UNTOLD_REQUESTS: Final = 32
+"""Requests that may be taken before that is told for its own sake."""
+
+
 class _Status(msgspec.Struct):
     execution_state: Any = ""
 
@@ -71,6 +75,7 @@ class Hearing:
         """Whether the present process has been taken for ready."""
         self._on_change = on_change
         self._tell_malformed = on_malformed
+        self._told = 0  # of those that were taken
         self._requests = PendingRequests()
         self._held = HeldReplies(self._release, self._has_unread_output)
         self._waiting: dict[str, deque[ClientMessage]] = {}
@@ -87,6 +92,7 @@ class Hearing:
     def bell(self) -> Bell:
         """How far the log goes; all that is told of is written."""
         writer = self.writer
+        self._told = self.taken
         return Bell(self.handle, writer.first, writer.end, writer.tip, self.taken)
 
     # The process
@@ -174,7 +180,9 @@ class Hearing:
             self._waiting.setdefault(channel, deque()).append(message)
         else:
             self.taken += 1
-        self._on_change(self)
+        # That it is taken is told with what the kernel says of it, or when many were.
+        if self.taken - self._told >= UNTOLD_REQUESTS:
+            self._on_change(self)
 
     def on_writable(self) -> None:
         """Send what waits, as far as the sockets take it."""

@@ -42,6 +42,9 @@ WRITTEN_TOGETHER: Final = 1020
 UNWRITTEN_BYTES: Final = 2**18
 """After so many bytes that wait for the end of the turn they are written at once."""
 
+QUIET_SECONDS: Final = 60.0
+"""For so long at least one line tells of a disk on which there is room now and then."""
+
 SUFFIX: Final = ".log"
 _SPARE: Final = "spare"
 
@@ -98,14 +101,14 @@ class LogRoom:
 class _Segment:
     """A file of records that follow each other."""
 
-    __slots__ = ("bytes", "path", "room", "start", "written_at")
+    __slots__ = ("begun_at", "bytes", "path", "room", "start", "written_at")
 
     def __init__(self, start: Place, path: Path, room: int) -> None:
         self.start = start
         self.path = path
         self.room = room  # of the file
         self.bytes = records.HEAD_BYTES
-        self.written_at = time.time()
+        self.begun_at = self.written_at = time.time()
 
 
 class LogWriter:
@@ -130,7 +133,9 @@ class LogWriter:
         self._written = Place(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
+        self._recycles = False  # for want of new files
         self._warned = False
+        self._warned_at = 0.0
         self._closed = False
         room.add(self)
 
@@ -181,7 +186,7 @@ class LogWriter:
         pieces = records.pack_record(number, offset, time.time(), channel, owner, flags, frame)
         taken = sum(map(len, pieces))
         fits = self._fits(self._pending_bytes + taken)
-        if not fits:
+        if not fits and not self._closed:
             self.flush()
             fits = self._fits(taken) or self._roll(place, taken)
         self._next = Place(number + 1, offset + size)
@@ -221,20 +226,27 @@ class LogWriter:
             self._give_up(last, error)
             self._lose(len(pending) // 3)
             return
+        if self._warned and not self._recycles:
+            self._warned = time.monotonic() < self._warned_at + QUIET_SECONDS
         last.bytes += size
         last.written_at = time.time()
         self.bytes += size
         self._written = self._next
         self._room.grow(size)
+        if size <= SEGMENT_BYTES:  # what lies before a larger one can be read until the next
+            self._shrink()
 
     def _fits(self, size: int) -> bool:
-        return bool(self._segments) and self._segments[-1].bytes + size <= self._segments[-1].room
+        if not self._segments or self._closed:
+            return False
+        last = self._segments[-1]
+        return last.bytes + size <= last.room
 
     def _give_up(self, segment: _Segment, error: OSError) -> None:
         """What was written last may be cut short: the file ends where it did before."""
         self._warn(error)
         with contextlib.suppress(OSError):
-            os.lseek(self._descriptor, segment.bytes, os.SEEK_SET)
+            os.ftruncate(self._descriptor, segment.bytes)
         segment.room = segment.bytes  # the next message takes another file
 
     def _lose(self, messages: int) -> None:
@@ -245,7 +257,7 @@ class LogWriter:
         if not self._warned:
             reason = error.strerror or str(error)
             logger.warning("kernel %s: its log cannot be written: %s", self.kernel_id, reason)
-        self._warned = True
+            self._warned, self._warned_at = True, time.monotonic()
 
     # Segments
 
@@ -253,11 +265,15 @@ class LogWriter:
         """Go on in another file, with room for a message; False if there is none to be had."""
         try:
             segment = self._new_segment(start, taken)
-            self._open(segment)
+            try:
+                self._open(segment)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    segment.path.unlink()
+                raise
         except OSError as error:
             self._warn(error)
             return False
-        self._warned = False
         self._shrink()
         with contextlib.suppress(OSError):  # that shows when it is needed
             self._hold_spare()
@@ -269,9 +285,11 @@ class LogWriter:
         wanted = max(self._next_room, records.HEAD_BYTES + taken)
         try:
             room = self._make(path, wanted)
+            self._recycles = False
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
+            self._recycles = True
             room = self._recycle(path, records.HEAD_BYTES + taken, error)
         return _Segment(start, path, room)
 
@@ -284,21 +302,29 @@ class LogWriter:
         """The room of a file of ours that is written over from now on. Raises ``error``."""
         self._warn(error)
         if self._spare >= least:
-            (self.directory / _SPARE).rename(path)
             room, self._spare = self._spare, 0
-            return room
+            with contextlib.suppress(OSError):  # somebody has removed it
+                (self.directory / _SPARE).rename(path)
+                return room
         # The last one is being read just now, more likely than not.
         while len(self._segments) > 1:
             oldest = self._segments.popleft()
             self.bytes -= oldest.bytes
             self._room.grow(-oldest.bytes)
-            if oldest.room >= least:
+            with contextlib.suppress(OSError):  # somebody has removed it, or its blocks do not do
+                if not least <= oldest.room <= SEGMENT_BYTES:
+                    oldest.path.unlink(missing_ok=True)
+                    return self._make(path, least)
                 oldest.path.rename(path)
-                return oldest.room
-            oldest.path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # its blocks may do
-                return self._make(path, least)
-        raise error
+                break
+        else:
+            raise error
+        try:
+            _blank(path, oldest.room)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return oldest.room
 
     def _make(self, path: Path, room: int) -> int:
         """A new file of so much room (0600). Raises `OSError`."""
@@ -327,11 +353,20 @@ class LogWriter:
         except BaseException:
             os.close(descriptor)
             raise
+        if self._descriptor != -1:
+            self._give_back(self._segments[-1])
         self._close_descriptor()
         self._descriptor = descriptor
         self._segments.append(segment)
         self.bytes += segment.bytes
         self._room.grow(segment.bytes)
+
+    def _give_back(self, last: _Segment) -> None:
+        """Let go of the blocks that a segment has not come to use."""
+        if last.room > last.bytes:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, last.bytes)
+                last.room = last.bytes
 
     def _hold_spare(self) -> None:
         """Have a file ready for when the disk is full. Raises `OSError`."""
@@ -355,11 +390,17 @@ class LogWriter:
             first.path.unlink()
 
     def expire(self, before: float) -> None:
-        """Drop what was written before a time (seconds since the epoch)."""
+        """Drop the files whose newest message was written before a time (seconds since the epoch).
+
+        A file whose oldest one was takes no more: nothing is kept for longer than twice as long.
+        """
         while self._segments and self._segments[0].written_at < before and not self._pending:
             if len(self._segments) == 1:
                 self._close_descriptor()
             self.drop_first()
+        # What is written on and on would keep its first messages for ever.
+        if self._segments and self._segments[-1].begun_at < before:
+            self._segments[-1].room = self._segments[-1].bytes
 
     # Beginning and end
 
@@ -381,9 +422,15 @@ class LogWriter:
             segment.bytes, segment.written_at = status.st_size, status.st_mtime
             self._segments.append(segment)
         last = self._segments[-1]
-        last.bytes, self._next = _end_of(last.path, last.start)
+        last.bytes, self._next, last.begun_at = _end_of(last.path, last.start)
         self._written = self._next
         self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # What lies behind the last record is not to be taken for more of them another time.
+        os.ftruncate(self._descriptor, last.bytes)
+        try:
+            _allocate(self._descriptor, last.room)
+        except OSError:
+            last.room = last.bytes
         os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         self.bytes = sum(segment.bytes for segment in self._segments)
         self._room.grow(self.bytes)
@@ -441,14 +488,31 @@ def _segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path,
             yield Place(head.number, head.offset), path, head.epoch
 
 
-def _end_of(path: Path, start: Place) -> tuple[int, Place]:
-    """Where the records of a segment end: in its file, and in the log. Raises `OSError`."""
-    position, place = records.HEAD_BYTES, start
-    with contextlib.suppress(DamagedLog):  # cut short with its writer
-        for record, _, _ in _records_of(path, start):
-            position += record.whole
-            place = Place(record.number + 1, record.offset + record.size)
-    return position, place
+def _end_of(path: Path, start: Place) -> tuple[int, Place, float]:
+    """Where the records of a segment end: in its file, and in the log; and the first one's time.
+
+    Raises `OSError`.
+    """
+    position, place, begun_at = records.HEAD_BYTES, start, time.time()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data, data_at = b"", 0
+        while True:
+            if not data_at <= position <= data_at + len(data) - records.FRAME_AT:
+                data, data_at = os.pread(descriptor, SEGMENT_BYTES, position), position
+            record = records.next_record(data, position - data_at, place.cursor)
+            if record is None:
+                break
+            behind = position + records.FRAME_AT + record.size
+            end = position + record.whole
+            records.owner_of(record, os.pread(descriptor, end - behind, behind))
+            begun_at = min(begun_at, record.time)
+            position, place = end, Place(record.number + 1, record.offset + record.size)
+    except DamagedLog:  # cut short with its writer
+        pass
+    finally:
+        os.close(descriptor)
+    return position, place, begun_at
 
 
 def _records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, bytes]]:
@@ -473,7 +537,20 @@ def _records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, 
 def _allocate(descriptor: int, room: int) -> None:
     """Take a file's blocks where the platform can. Raises `OSError`."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, room)
+        try:
+            os.posix_fallocate(descriptor, 0, room)
+        except OSError as error:  # the two: of a file system that cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def _blank(path: Path, room: int) -> None:
+    """Leave nothing in a file that could be taken for records. Raises `OSError`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _write_all(descriptor, [bytes(room)])
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
@@ -484,4 +561,7 @@ def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
     # A call writes 2 GiB at most; and of what has no room on the disk, as much as has.
     data = memoryview(b"".join(buffers))[-left:]
     while data:
-        data = data[os.write(descriptor, data) :]
+        written = os.write(descriptor, data)
+        if not written:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        data = data[written:]

@@ -21,7 +21,7 @@ from app.keeper.processes import UNKNOWN_EXIT, open_process
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper
 
-__all__ = ["CannotFork", "ForkLink", "ForkedProcess", "Order", "Recipe"]
+__all__ = ["CannotFork", "ForkLink", "ForkedProcess", "NotForkedYet", "Order", "Outdated", "Recipe"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,17 @@ ANSWER_SECONDS: Final = 5.0
 
 class CannotFork(Exception):
     """No kernel can be forked now; the text says why. It can still be started."""
+
+
+class NotForkedYet(CannotFork):
+    """There is no fork server yet; the kernel that is started instead brings it up."""
+
+
+class Outdated(NotForkedYet):
+    """The fork server is not what an interpreter would be that is started now."""
+
+    def __init__(self) -> None:
+        super().__init__("packages have changed since its fork server was started")
 
 
 class Recipe(NamedTuple):
@@ -134,6 +145,7 @@ class ForkLink:
         self._codes: dict[int, asyncio.Future[int]] = {}
         self._abandoned: set[int] = set()
         self._count = 0
+        self._retired = False
         self._process: _Process | None = None
         self._control: socket.socket | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -160,8 +172,18 @@ class ForkLink:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked, or will be."""
-        return not self.ended.done()
+        """Whether it can be asked to fork, or will be."""
+        return not self.ended.done() and not self._retired
+
+    @property
+    def retired(self) -> bool:
+        """Whether it was told to end as soon as nobody needs it."""
+        return self._retired
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether it is the parent of kernels: how they end is known only while it is there."""
+        return bool(self._codes)
 
     async def fork(self, order: Order) -> int:
         """The process id of a new kernel, once it is ``ready``. Raises `CannotFork`."""
@@ -194,14 +216,16 @@ class ForkLink:
             for descriptor in descriptors:
                 if descriptor not in (order.output, order.leave):
                     os.close(descriptor)
+            self._end_if_unused()
 
     async def code_of(self, pid: int) -> int:
         """The exit code of a kernel that has ended, which is reaped then."""
         code = self._codes.setdefault(pid, self._loop.create_future())
-        if self.alive:
+        if not self.ended.done():
             await asyncio.wait({code}, timeout=ANSWER_SECONDS)
         del self._codes[pid]
         self._reap(pid)
+        self._end_if_unused()
         return code.result() if code.done() else UNKNOWN_EXIT
 
     def abandon(self, pid: int) -> None:
@@ -213,6 +237,15 @@ class ForkLink:
             self._abandoned.add(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def retire(self) -> None:
+        """Fork no more; end now, or with the last kernel of which it is the parent."""
+        self._retired = True
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if self._retired and not self._codes and not self._asked:
+            self._end("its fork server is not needed any more")
 
     def kill(self) -> None:
         """End the server by force; its kernels go on."""
@@ -271,6 +304,10 @@ class ForkLink:
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():
                     answer.set_exception(CannotFork(f"it could not be forked: {text}"))
+            case {"outdated": number}:
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_exception(Outdated())
             case {"ended": pid, "code": code}:
                 known = self._codes.get(pid)
                 if known is not None and not known.done():
@@ -279,6 +316,7 @@ class ForkLink:
                     self._abandoned.remove(pid)
                     self._codes.pop(pid, None)
                     self._reap(pid)
+                    self._end_if_unused()
 
     def _reap(self, pid: int) -> None:
         if self._control is not None:
@@ -289,7 +327,7 @@ class ForkLink:
 
     def _end(self, reason: str) -> None:
         self._bound.cancel()
-        if not self.alive:
+        if self.ended.done():
             return
         self.ended.set_result(None)
         if self._control is not None:

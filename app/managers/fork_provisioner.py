@@ -1,8 +1,9 @@
 """A kernel provisioner that forks Python kernels where it can, and starts them otherwise.
 
 Named by a kernelspec (``"metadata": {"kernel_provisioner": {"provisioner_name":
-"kernelkeep-fork"}}``) or by the option ``fork_kernels``. Under any other server than this one it is
-jupyter_client's local provisioner.
+"kernelkeep-fork"}}``) or by the option ``fork_kernels``: by the name of the kernelspec there, or by
+``auto``, which forks what can be forked from the second start on. Under any other server than this
+one it is jupyter_client's local provisioner.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from string import Template
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, Integer, List, Unicode
 
-from app.managers.fork_link import CannotFork, ForkedProcess, Order, Recipe
+from app.managers.fork_link import CannotFork, ForkedProcess, ForkLink, NotForkedYet, Order, Recipe
 from app.managers.forking import ForkServers
 from app.managers.keeping import Keeper
+from app.settings import FORK_AUTOMATICALLY, FORK_NONE
 
 try:
     import resource
@@ -34,6 +37,7 @@ __all__ = [
     "ForkOptions",
     "ForkProvisioner",
     "Forking",
+    "ForksWhat",
     "KernelManager",
     "check_limit",
 ]
@@ -47,7 +51,9 @@ READ_ONCE: Final = (
     # By the interpreter, the dynamic loader and the C library when a program starts.
     *("PYTHON*", "LD_*", "DYLD_*", "LANG", "LANGUAGE", "LC_*", "MALLOC_*", "GLIBC_*", "HOME"),
     # By what ipykernel imports.
-    *("PYDEVD_*", "DEBUGPY_*", "VIRTUAL_ENV"),
+    *("PYDEVD_*", "PYDEV_*", "DEBUGPY_*", "GEVENT_*", "VIRTUAL_ENV", "USER", "TERM"),
+    *("TRAITLETS_*", "TORNADO_*", "PYZMQ_*", "IPYTHON_*"),
+    *("JUPYTER_PLATFORM_DIRS", "JUPYTER_USE_PROGRAMDATA", "JUPYTER_ALLOW_INSECURE_WRITES"),
 )
 
 READ_WHEN_LOADED: Final = ("OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "CUDA_*", "MPL*")
@@ -56,36 +62,80 @@ READ_WHEN_LOADED: Final = ("OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "CUDA_*"
 TAKES_A_VALUE: Final = ("-X", "-W")  # of the interpreter's options
 
 
+MAX_SAID: Final = 100
+"""Reasons that are remembered, so that each is logged once."""
+
+ForksWhat = Literal["asked", "automatic", "nothing"]
+"""Whether a kernelspec's kernels are forked: because somebody has asked for it, or where it can be,
+from the second start on."""
+
+
 class Forking:
     """What the kernels of a server share for being forked.
 
-    ``names`` are the kernelspecs that are forked although they do not ask for it; ``env`` is what
-    every kernel gets, before its own.
+    ``names`` is the option ``fork_kernels``: the kernelspecs that are forked although they do not
+    ask for it, or the one word for all or for none. ``env`` is what every kernel gets, before its
+    own.
     """
 
     def __init__(self, servers: ForkServers, names: Iterable[str], env: Mapping[str, str]) -> None:
         self.servers = servers
         self._names = {name.lower() for name in names}
+        self._is_automatic = FORK_AUTOMATICALLY in self._names
+        self._names -= {FORK_AUTOMATICALLY, FORK_NONE}
+        self._said: dict[str, None] = {}
         self.env = env
 
-    def choose(self, name: str, spec: KernelSpec) -> None:
-        """Have a kernelspec's kernels forked if the option names it; its own choice comes first."""
-        if name.lower() in self._names and not spec.metadata.get("kernel_provisioner"):
-            spec.metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER}
+    def choose(self, name: str, spec: KernelSpec) -> ForksWhat:
+        """Whether a kernelspec's kernels are forked; what it says itself comes first."""
+        stanza = spec.metadata.get("kernel_provisioner")
+        if stanza:
+            return "asked" if stanza.get("provisioner_name") == PROVISIONER else "nothing"
+        if name.lower() in self._names:
+            return "asked"
+        default = KernelProvisionerFactory.instance().default_provisioner_name
+        is_local = default == "local-provisioner"
+        return "automatic" if self._is_automatic and is_local else "nothing"
 
-    def prepare(self, manager: AsyncKernelManager) -> None:
-        """Start the fork servers for a kernelspec, if its kernels are forked."""
+    def prepare(self, name: str, manager: AsyncKernelManager) -> None:
+        """Start the fork servers for a kernelspec, if somebody has asked for that."""
         spec = manager.kernel_spec
         assert spec is not None
-        stanza = spec.metadata.get("kernel_provisioner") or {}
-        if stanza.get("provisioner_name") != PROVISIONER:
+        if self.choose(name, spec) != "asked":
             return
+        stanza = spec.metadata.get("kernel_provisioner") or {}
         try:
             interpreter, _ = parse_command(manager.format_kernel_cmd())
             preload = tuple(stanza.get("config", {}).get("preload", ()))
             self.servers.prepare(Recipe(interpreter, preload, self.base(spec, preload)))
         except CannotFork as error:
             logger.warning("kernels of %s are not forked but started: %s", spec.display_name, error)
+
+    def came_up(self, manager: AsyncKernelManager | None, in_vain: Recipe | None) -> None:
+        """A kernel is ready: what comes after it has the processor now.
+
+        ``in_vain`` it was forked from before: what is started works, and what is forked does not.
+        """
+        if in_vain is not None:
+            self.servers.give_up(in_vain, "a kernel came up only when it was not forked")
+        provisioner = manager.provisioner if manager is not None else None
+        if isinstance(provisioner, ForkOptions) and provisioner.brings_up is not None:
+            recipe, provisioner.brings_up = provisioner.brings_up, None
+            self.servers.bring_up(recipe)
+
+    def forked_by_itself(self, manager: AsyncKernelManager | None) -> Recipe | None:
+        """What a kernel's process was forked from although nobody had asked for that."""
+        provisioner = manager.provisioner if manager is not None else None
+        return provisioner.forked_from if isinstance(provisioner, ForkOptions) else None
+
+    def say(self, name: str, reason: CannotFork) -> None:
+        """Log, once, why the kernels of a kernelspec are started although nobody has asked."""
+        text = f"kernels of {name} are not forked but started: {reason}"
+        if text not in self._said:
+            self._said[text] = None
+            if len(self._said) > MAX_SAID:
+                del self._said[next(iter(self._said))]
+            logger.info("%s", text)
 
     def base(self, spec: KernelSpec, preload: Sequence[str]) -> tuple[tuple[str, str], ...]:
         """What a fork server for this kernelspec has as its environment."""
@@ -113,6 +163,15 @@ class ForkOptions(LocalProvisioner):
         help="Resource limits of a kernel, by their names without RLIMIT_: AS, CPU, NOFILE...",
     )
 
+    is_asked = True
+    """Whether somebody has asked for the forking; or else it is forked if it can be."""
+
+    brings_up: Recipe | None = None
+    """Of the fork server that is to be there after the process that was launched last."""
+
+    forked_from: Recipe | None = None
+    """Of the process that was launched last, if it was forked and nobody had asked for that."""
+
     def check(self) -> None:
         """Raise `ValueError` for limits that there are not."""
         for name, value in self.limits.items():
@@ -126,18 +185,55 @@ class ForkOptions(LocalProvisioner):
             raise CannotFork("there are fork servers in kernelkeep only")
         return forking
 
-    def order(
-        self, cmd: Sequence[str], env: Mapping[str, str], cwd: str, output: int
-    ) -> tuple[Recipe, Order]:
-        """What is to be forked, and by what. Raises `CannotFork`."""
-        interpreter, arguments = parse_command(cmd)
+    def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
+        """What a process is to be forked from. Raises `CannotFork` if none can be now."""
+        self.brings_up = self.forked_from = None
+        recipe = self.recipe(cmd, env)
+        try:
+            self.forking.servers.check(recipe, asked=self.is_asked)
+        except NotForkedYet:
+            self.brings_up = recipe
+            raise
+        return recipe
+
+    async def fork(self, recipe: Recipe, order: Order) -> tuple[int, ForkLink]:
+        """Fork a process from what was planned: its id, and by whom. Raises `CannotFork`."""
+        try:
+            forked = await self.forking.servers.fork(recipe, order, asked=self.is_asked)
+        except NotForkedYet:
+            self.brings_up = None if self.is_asked else recipe
+            raise
+        self.forked_from = None if self.is_asked else recipe
+        return forked
+
+    def explain(self, reason: CannotFork) -> None:
+        """Log why the kernel is started instead, if that is worth a line."""
+        if self.is_asked:
+            logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
+        elif not isinstance(reason, NotForkedYet):
+            self.forking.say(getattr(self.parent, "kernel_name", ""), reason)
+
+    def recipe(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
+        """What can be a process with this command and environment. Raises `CannotFork`."""
+        interpreter, _ = parse_command(cmd)
         base = self.forking.base(self.kernel_spec, self.preload)
         wanted = read_once(env, self.preload)
         if wanted != base:
             names = sorted({name for name, _ in {*wanted} ^ {*base}})
             raise CannotFork(f"its environment has another {', '.join(names)[:200]}")
-        recipe = Recipe(interpreter, tuple(self.preload), base)
-        return recipe, Order(cmd, arguments, env, cwd, output, self.limits)
+        return Recipe(interpreter, tuple(self.preload), base)
+
+    def order(
+        self,
+        cmd: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        output: int,
+        leave: int | None = None,
+    ) -> Order:
+        """What a forked process is to be; ``leave`` is a pipe at which it waits."""
+        _, arguments = parse_command(cmd)
+        return Order(cmd, arguments, env, cwd, output, self.limits, leave)
 
     def limit(self, pid: int) -> None:
         """Set the limits of a process that was just started, where the platform can."""
@@ -158,7 +254,7 @@ class ForkProvisioner(ForkOptions):
         try:
             process = await self._fork(cmd, kwargs)
         except CannotFork as reason:
-            logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
+            self.explain(reason)
             info = await super().launch_kernel(cmd, **kwargs)
             if self.pid is not None:
                 try:
@@ -185,8 +281,9 @@ class ForkProvisioner(ForkOptions):
         if not isinstance(output, int) or options.get("stderr") != output:
             raise CannotFork("its output goes somewhere else")
         env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
-        recipe, order = self.order(cmd, env, options["cwd"], output)
-        pid, server = await self.forking.servers.fork(recipe, order)
+        recipe = self.plan(cmd, env)
+        order = self.order(cmd, env, options["cwd"], output)
+        pid, server = await self.fork(recipe, order)
         try:
             return ForkedProcess(pid, server)
         except BaseException:  # no descriptors are left

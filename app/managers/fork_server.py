@@ -8,7 +8,7 @@ it is one JSON object. `app.managers.fork_link` is at the other end:
     service -> {"fork": N} and descriptors: the order, as a JSON file; its output; its directory
     service -> {"reap": PID}
     server  -> {"ready": true} | {"refused": TEXT}
-    server  -> {"forked": N, "pid": PID} | {"failed": N, "error": TEXT}
+    server  -> {"forked": N, "pid": PID} | {"failed": N, "error": TEXT} | {"outdated": N}
     server  -> {"ended": PID, "code": CODE}
 
 A server that was given a descriptor is the parent of its kernels, which end with the service. One
@@ -19,6 +19,9 @@ A server that connects is run by the keeper, and so are its kernels: their paren
 the keeper adopts orphans. Nothing is told of their ends, or reaped, here. A fourth descriptor is a
 pipe, at which the kernel waits for a byte before it begins, and ends if none comes: nobody else
 would know of it.
+
+A server is outdated when an interpreter that is started now could be another one than this:
+packages were installed, upgraded or removed meanwhile. It forks no kernel then (`Origins`).
 
 The server ends when its socket does.
 """
@@ -69,8 +72,9 @@ class Refused(Exception):
 class ForkServer:
     """Serves in the parent; in each child `serve` returns what that child is to be."""
 
-    def __init__(self, control: socket.socket, *, is_parent: bool) -> None:
+    def __init__(self, control: socket.socket, origins: Origins, *, is_parent: bool) -> None:
         self._control = control
+        self._origins = origins
         self._is_parent = is_parent
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -101,6 +105,9 @@ class ForkServer:
             return None
         try:
             order, output, directory, *leave = descriptors
+            if self._origins.have_changed():
+                self._say(outdated=request["fork"])
+                return None
             return self._fork(request["fork"], order, output, directory, *leave)
         except (OSError, ValueError) as error:
             self._say(failed=request["fork"], error=str(error))
@@ -163,6 +170,67 @@ class ForkServer:
 
     def _say(self, **message: Any) -> None:
         say(self._control, **message)
+
+
+class Origins:
+    """The files that this process is made of, and whether they are still the same.
+
+    They are the interpreter; the directories of packages, whose entries come and go with each
+    package that is installed, upgraded or removed; and the files of the modules that are imported.
+    Python's own modules change with the interpreter. Make it before anything is imported, and
+    `note_modules` afterwards.
+    """
+
+    def __init__(self) -> None:
+        import site
+
+        directories = {*site.getsitepackages(), *(entry for entry in sys.path if is_of_site(entry))}
+        if site.ENABLE_USER_SITE:  # it need not be there yet
+            directories.add(site.getusersitepackages())
+        environment = os.path.join(sys.prefix, "pyvenv.cfg")
+        self._places = joined([sys.executable, environment, *sorted(directories)])
+        self._modules = b""
+        self._seen = [state_of(self._places), 0]
+
+    def note_modules(self) -> None:
+        """Note the files of all modules that are imported by now."""
+        library = os.path.dirname(os.__file__) + os.sep
+        files = set()
+        for name, module in [*sys.modules.items()]:
+            path = getattr(module, "__file__", None)
+            if type(path) is not str or name == "__main__":  # that one is the service's
+                continue
+            if not path.startswith(library) or is_of_site(path):
+                files.add(path)
+        self._modules = joined(sorted(files))
+        self._seen[1] = state_of(self._modules)
+
+    def have_changed(self) -> bool:
+        """Whether a process that is started now could be another one."""
+        return self._seen != [state_of(self._places), state_of(self._modules)]
+
+
+def is_of_site(path: str) -> bool:
+    """Whether packages are installed here, or this is a file of one."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.split(os.sep))
+
+
+def joined(paths: list[str]) -> bytes:
+    """Paths in one object: what the server counts references on is copied for each kernel."""
+    return b"\0".join(map(os.fsencode, paths))
+
+
+def state_of(paths: bytes) -> int:
+    """A number that is another one when a file or directory has changed, has come or gone."""
+    state = 0
+    for path in paths.split(b"\0"):
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            state = hash((state, None))
+        else:
+            state = hash((state, found.st_ino, found.st_size, found.st_mtime_ns))
+    return state
 
 
 def fork_away() -> int:
@@ -413,6 +481,7 @@ def main() -> None:
     # ipykernel would end when its parent is not the process that this names; 1 is none to watch.
     os.environ["JPY_PARENT_PID"] = "1"
     gc.disable()
+    origins = Origins()
     try:
         preload(sys.argv[2:])
     except Refused as refused:
@@ -421,12 +490,13 @@ def main() -> None:
     launcher = find_spec("ipykernel_launcher")
     program = launcher.origin if launcher is not None else "ipykernel_launcher"
     app = kernel_app()
+    origins.note_modules()
     pack()
     gc.freeze()
     say(control, ready=True)
-    wanted = ForkServer(control, is_parent=not sys.argv[1].startswith("@")).serve()
+    wanted = ForkServer(control, origins, is_parent=not sys.argv[1].startswith("@")).serve()
     become({**wanted, "program": program})
-    del wanted, control
+    del wanted, control, origins
     app.launch_instance()
     leave()
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import TraitError
 
 from app.keeper.output import lasting_pipe
 from app.keeper.processes import start_time
 from app.managers.fork_link import CannotFork
-from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
+from app.managers.fork_provisioner import ForkOptions, ForkProvisioner, ForksWhat, KernelManager
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Kept
 
 __all__ = ["KeptForkProvisioner", "new_provisioner"]
-
-logger = logging.getLogger(__name__)
 
 
 class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
@@ -30,7 +28,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         try:
             return await self._fork(cmd, env)
         except CannotFork as reason:
-            logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
+            self.explain(reason)
         kept = await super().launch_process(cmd, env)
         try:
             self.limit(kept.pid)
@@ -40,12 +38,13 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         return kept
 
     async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        recipe = self.plan(cmd, env)
         reads, writes = os.pipe()
         output = -1
         try:
             output = lasting_pipe(self.output)
-            recipe, order = self.order(cmd, env, str(self.cwd), output)
-            pid, _ = await self.forking.servers.fork(recipe, order._replace(leave=reads))
+            order = self.order(cmd, env, str(self.cwd), output, reads)
+            pid, _ = await self.fork(recipe, order)
             try:
                 kept = await self._adopt(pid)
                 # Now that the keeper knows of it. Had we ended before, it would, too.
@@ -71,17 +70,21 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 
 
 def new_provisioner(
-    kernel_id: str, spec: KernelSpec, manager: KernelManager
-) -> KeeperProvisioner | None:
-    """A provisioner for a kernelspec whose kernels can be kept; None for any other."""
+    kernel_id: str, spec: KernelSpec, manager: KernelManager, forks: ForksWhat
+) -> LocalProvisioner | None:
+    """A provisioner for a kernelspec whose kernels can be kept, or are forked.
+
+    None for any other, for which jupyter_client makes it.
+    """
     stanza = spec.metadata.get("kernel_provisioner") or {}
     options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
-    name = stanza.get("provisioner_name", "local-provisioner")
-    if name == "local-provisioner":
-        return KeeperProvisioner(**options)
-    if name == PROVISIONER:
-        try:
-            return KeptForkProvisioner(**options, **stanza.get("config", {}))
-        except TraitError:  # as the launch will say
-            return None
-    return None
+    is_local = stanza.get("provisioner_name", "local-provisioner") == "local-provisioner"
+    if forks == "nothing":
+        return KeeperProvisioner(**options) if manager.keeper is not None and is_local else None
+    try:
+        forked = KeptForkProvisioner if manager.keeper is not None else ForkProvisioner
+        provisioner: ForkOptions = forked(**options, **stanza.get("config", {}))
+    except TraitError:  # as the launch will say
+        return None
+    provisioner.is_asked = forks == "asked"
+    return provisioner

@@ -44,6 +44,7 @@ from app.managers.errors import (
     ServerStopping,
 )
 from app.managers.executions import Executions
+from app.managers.fork_link import Recipe
 from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
@@ -171,6 +172,8 @@ class Kernel:
         # Why the present process is of no use and should have been ended, which failed.
         self._stranded = ""
         self._port_attempts = 0
+        # What it was forked from, if that did not come up and it is started now.
+        self._forked_in_vain: Recipe | None = None
         self._removed = False
         self._begun = False
         self.created = time.time()
@@ -834,10 +837,11 @@ class Kernel:
             self.reports.start_failed()
             if why := await process.kill():
                 raise KernelNotStopped(f"{error.message}. {_not_stopped(why).message}") from error
-            if not self._another_way(process):
+            way = self._another_way(process)
+            if not way:
                 await self._end_process(error.message, restart=True)
                 return error.message
-            logger.info("kernel %s: %s; starting it over tcp", self.id, error.message)
+            logger.info("kernel %s: %s; starting it %s", self.id, error.message, way)
             await self.traffic.disconnect()
             await self._release(restart=False)
             await self._launch("fallback")
@@ -918,21 +922,27 @@ class Kernel:
         traffic.active_since = time.monotonic()
         traffic.ready()
         self.reports.ready(loop.time() - self._launched)
+        in_vain, self._forked_in_vain = self._forked_in_vain, None
+        self._house.forking.came_up(self._manager, in_vain)
 
     def _has_no_ipc(self) -> bool:
         return self._house.transports.may_fall_back(
             self.spec, self._transport
         ) and not sockets_exist(self._info)
 
-    def _another_way(self, process: KernelProcess) -> bool:
-        """Whether a start that failed should be tried over tcp, or on other ports."""
-        if self._house.transports.may_fall_back(self.spec, self._transport):
-            self._transport = "tcp"
-            return True
+    def _another_way(self, process: KernelProcess) -> str:
+        """How a start that failed should be tried again, for the log; empty if it should not."""
         if self._transport == "tcp" and process.pid is not None and ports_taken(self._info):
             self._port_attempts += 1
-            return self._port_attempts < PORT_ATTEMPTS
-        return False
+            return "on other ports" if self._port_attempts < PORT_ATTEMPTS else ""
+        if recipe := self._house.forking.forked_by_itself(self._manager):
+            self._forked_in_vain = recipe
+            return "without forking it"
+        if self._house.transports.may_fall_back(self.spec, self._transport):
+            self._transport = "tcp"
+            return "over tcp"
+        self._forked_in_vain = None  # that was not the reason
+        return ""
 
     async def _describe(self, process: KernelProcess, problem: str) -> str:
         killed = process.exited.done() and process.exited.result().code == -signal.SIGKILL
@@ -1023,7 +1033,10 @@ class Kernel:
             raise KernelStartFailed(f"Kernel spec {self.name} is not there any more") from None
         except OSError as error:
             raise KernelStartFailed(f"Kernel spec {self.name} cannot be read: {error}") from None
-        manager = self._house.new_manager(self.name, self.id, self._transport, spec)
+        may_fork = self._forked_in_vain is None
+        manager = self._house.new_manager(
+            self.name, self.id, self._transport, spec, may_fork=may_fork
+        )
         if self._transport == "ipc":
             manager.ip = self._house.transports.new_address()
         return manager

@@ -13,6 +13,7 @@ from app.managers.counters import Counters
 from app.managers.errors import KernelSpecInvalid
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager
+from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper
 from app.managers.kept_forks import new_provisioner
 from app.managers.line import Hearer
@@ -69,8 +70,13 @@ class KernelHouse:
         kernel_id: str,
         transport: Transport = "tcp",
         spec: KernelSpec | None = None,
+        *,
+        may_fork: bool = True,
     ) -> KernelManager:
-        """jupyter_client's manager for one kernel, not started; of ``spec`` if that is gone."""
+        """jupyter_client's manager for one kernel, not started; of ``spec`` if that is gone.
+
+        Unless it ``may_fork``, its processes are forked only where somebody has asked for that.
+        """
         manager = KernelManager(
             kernel_name=name,
             kernel_id=kernel_id,
@@ -84,13 +90,15 @@ class KernelHouse:
             manager._kernel_spec = spec
         spec = manager.kernel_spec
         assert spec is not None
-        self.forking.choose(name, spec)
-        if self.keeper is not None:
-            manager.keeper = self.keeper
-            provisioner = new_provisioner(kernel_id, spec, manager)
-            if provisioner is not None:
-                provisioner.output = self.output_file(kernel_id)
-                manager.provisioner = provisioner
+        manager.keeper = self.keeper
+        forks = self.forking.choose(name, spec)
+        if forks == "automatic" and not may_fork:
+            forks = "nothing"
+        provisioner = new_provisioner(kernel_id, spec, manager, forks)
+        if isinstance(provisioner, KeeperProvisioner):
+            provisioner.output = self.output_file(kernel_id)
+        if provisioner is not None:
+            manager.provisioner = provisioner
         return manager
 
     def _encryption(self, transport: Transport) -> str:
@@ -107,7 +115,7 @@ class KernelHouse:
     def prepare_forks(self, name: str) -> None:
         """Start the fork servers for a kernelspec; one log line if that cannot be."""
         try:
-            self.forking.prepare(self.new_manager(name, ""))
+            self.forking.prepare(name, self.new_manager(name, ""))
         except (NoSuchKernel, KernelSpecInvalid) as error:
             logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 

@@ -22,7 +22,6 @@ from app.managers.errors import AfterBeyondEnd, StaleEpoch
 from app.managers.segments import SegmentReader
 from app.protocol.link import Bell
 from app.protocol.messages import Message
-from app.protocol.records import DamagedLog
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
 
@@ -106,8 +105,8 @@ class MessageLog:
         self._files.forget_before(self._first.cursor)
 
     def next_unseen(self, max_messages: int, max_bytes: int) -> list[Entry] | Gap:
-        """What comes behind the `end` that readers see."""
-        return self._read(self._end, self._written, max_messages, max_bytes)
+        """What comes behind the `end` that readers see; of large output its beginning will do."""
+        return self._read(self._end, self._written, max_messages, max_bytes, heads=True)
 
     def step(self, entry: Entry) -> None:
         """Readers see this entry, the next one, too; they are to be woken."""
@@ -128,22 +127,32 @@ class MessageLog:
         return self._read(place, self._end, max_messages, max_bytes)
 
     def _read(
-        self, place: Position, end: Position, max_messages: int, max_bytes: int
+        self,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        *,
+        heads: bool = False,
     ) -> Gap | list[Entry]:
         cursor, entries = self._last
         if entries and cursor == place.cursor and len(entries) <= max_messages:
             return entries
         if place.cursor >= end.cursor:
             return []
-        try:
-            entries = self._files.read(place, end, max_messages, max_bytes)
-        except (OSError, DamagedLog) as error:
-            return self._lose(place, end, str(error))
-        if not entries:
-            return self._lose(place, end, "a file is gone, or damaged")
+        files = self._files
+        entries = files.read(place, end, max_messages, max_bytes, heads=heads)
+        if files.trouble and not self._warned and place.cursor >= self._first.cursor:
+            logger.warning("a part of a kernel's log is lost: %s", files.trouble)
+            self._warned = True
+        if not entries:  # it is damaged, or was never written
+            behind = files.behind_damage(place, self._tip, self._written)
+            return _gap(place, min(behind, end))
         first, last = entries[0], entries[-1]
         if first.seq > place.cursor:
-            return Gap(first.seq - place.cursor, max(0, first.offset - place.offset))
+            return _gap(place, Position(first.seq, first.offset))
+        if len(first.message.frame) != first.size:  # it is for nobody who shows it
+            return entries
         if self._shown is not None:
             for entry in entries:
                 if entry.published:
@@ -157,26 +166,12 @@ class MessageLog:
         message.seq, message.offset = entry.seq, entry.offset
         entry.message = message
 
-    def _lose(self, place: Position, end: Position, why: str) -> Gap:
-        """What is lost where a file cannot be read: up to the next one, or to the end."""
-        if end == self._end and place.cursor < self._first.cursor:
-            why = ""  # it has just been dropped
-        if why and not self._warned:
-            logger.warning("a part of a kernel's log is lost: %s", why)
-            self._warned = True
-        behind = self._files.place_behind(place.cursor)
-        if behind is None or behind.cursor > end.cursor:
-            behind = end
-        if end == self._written and behind == end:
-            self._files.on_tip(self._tip, end.cursor)
-        return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
-
     def gap_before(self, place: Position) -> Gap | None:
         """What lies between a reader's place and the oldest message kept, if anything."""
         start = self.start
         if start.cursor <= place.cursor:
             return None
-        return Gap(start.cursor - place.cursor, max(0, start.offset - place.offset))
+        return _gap(place, start)
 
     def place_after(self, seq: int, epoch: str | None = None) -> Position:
         """The place after number ``seq`` (0: before the first), which need not be kept any more.
@@ -236,6 +231,11 @@ class MessageLog:
             await waiter
         finally:
             self._waiting.discard(waiter)
+
+
+def _gap(place: Position, behind: Position) -> Gap:
+    """What lies between two places."""
+    return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
 
 
 class Reader:

@@ -118,7 +118,7 @@ class MultiKernelManager:
             self.keeper,
             registry,
         )
-        for name in settings.fork_kernels:
+        for name in settings.forked_by_name:
             self._house.prepare_forks(name)
         # Kernels that are parked tell nobody what becomes of them, and are not restarted.
         parking = KernelHouse(

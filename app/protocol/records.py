@@ -26,11 +26,15 @@ import msgspec
 from app.protocol.messages import Buffer
 
 __all__ = [
+    "CHANNELS",
+    "EVERYBODY",
     "FRAME_AT",
     "HEAD_BYTES",
+    "MAX_FRAME",
     "PUBLISHED",
     "RECORD_BYTES",
     "REQUEST",
+    "TAIL_BYTES",
     "TRANSIENT",
     "DamagedLog",
     "OtherFormat",
@@ -38,10 +42,13 @@ __all__ = [
     "SegmentHead",
     "kernel_digest",
     "next_record",
+    "owner_name",
     "owner_of",
     "pack_head",
     "pack_record",
     "read_head",
+    "unpack_head",
+    "unpack_tail",
 ]
 
 MAGIC: Final = b"kklog"
@@ -52,9 +59,17 @@ _SEGMENT: Final = Struct("<5s3s16s16sQQ8x")
 _HEAD: Final = Struct("<QQQdHBB4x")
 _TAIL: Final = Struct("<Q")
 
+unpack_head: Final = _HEAD.unpack_from
+"""A frame's length, number, offset, time, owner's length, channel and flags: all unchecked."""
+
+unpack_tail: Final = _TAIL.unpack_from
+"""The number behind a frame and its owner."""
+
 HEAD_BYTES: Final = _SEGMENT.size
 RECORD_BYTES: Final = _HEAD.size + _TAIL.size
 """What a record takes beside its frame and its owner."""
+
+TAIL_BYTES: Final = _TAIL.size
 
 FRAME_AT: Final = _HEAD.size
 """How far behind its record's begin a frame begins."""
@@ -74,8 +89,8 @@ TRANSIENT: Final = 2
 REQUEST: Final = 4
 """A flag: the header of a request that leaves for the kernel next, in the name of its owner."""
 
-_CHANNELS: Final = ("shell", "control", "stdin", "iopub")
-_NUMBERS: Final = {name: number for number, name in enumerate(_CHANNELS)}
+CHANNELS: Final = ("shell", "control", "stdin", "iopub")
+_NUMBERS: Final = {name: number for number, name in enumerate(CHANNELS)}
 
 
 class DamagedLog(ValueError):
@@ -168,10 +183,10 @@ def next_record(data: bytes, start: int, number: int) -> Record | None:
         return None
     if found < number:  # left of a file that was written over, or never written
         return None
-    if channel >= len(_CHANNELS) or size > MAX_FRAME:
+    if channel >= len(CHANNELS) or size > MAX_FRAME:
         raise DamagedLog(f"number {number} is damaged")
     whole = RECORD_BYTES + size + (0 if owner_size == EVERYBODY else owner_size)
-    return Record(found, offset, time, _CHANNELS[channel], flags, size, owner_size, whole)
+    return Record(found, offset, time, CHANNELS[channel], flags, size, owner_size, whole)
 
 
 def owner_of(record: Record, tail: bytes) -> str | None:
@@ -183,11 +198,12 @@ def owner_of(record: Record, tail: bytes) -> str | None:
         raise DamagedLog(f"number {record.number} was not written to its end")
     if record.owner_size == EVERYBODY:
         return None
-    return _name(tail[: -_TAIL.size])
+    return owner_name(tail[: -_TAIL.size])
 
 
 @lru_cache(1024)
-def _name(name: bytes) -> str:
+def owner_name(name: bytes) -> str:
+    """The session's name as it was before it was written. Raises `DamagedLog`."""
     try:
         return name.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as problem:

@@ -99,7 +99,7 @@ async def test_kernels_live_on_when_the_server_is_killed(
         kernel = await rest.start_kernel("python3")
         await rest.wait_for_state(kernel["id"], "idle")
     keeper = keeper_of(server)
-    (process,) = keeper.children()
+    (process,) = children(keeper.pid)
     server.crash()
     await asyncio.sleep(1.5)  # a kernel that ends with its server looks once a second
     assert is_alive(process.pid)

@@ -34,11 +34,23 @@ def resident_memory(pid: int) -> int:
 
 
 def children(pid: int) -> list[psutil.Process]:
-    """Descendants of every generation; none if the process is gone."""
+    """Descendants of every generation, but for fork servers; none if the process is gone.
+
+    A fork server comes behind the first Python kernel, and stays.
+    """
     try:
-        return psutil.Process(pid).children(recursive=True)
+        found = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    return [process for process in found if not is_fork_server(process)]
+
+
+def is_fork_server(process: psutil.Process) -> bool:
+    """Forked kernels have its command line; but they work somewhere, and it does not."""
+    try:
+        return "fork_server.py" in " ".join(process.cmdline()) and process.cwd() == "/"
+    except psutil.Error:
+        return False
 
 
 def keepers(processes: list[psutil.Process]) -> list[psutil.Process]:

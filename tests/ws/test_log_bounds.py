@@ -18,8 +18,8 @@ MEGABYTE = 2**20
 SIZE = 2**20
 AT_ONCE = 20  # what the server has not read yet is not the log's, and not measured here
 COUNT = 100 * AT_ONCE
-# Beside each flood the log has its request, two statuses, the code and the reply; and what the server
-# asks the kernel itself.
+# Beside each flood the log has its request, two statuses, the code and the reply; and what the
+# server asks the kernel itself.
 BESIDE = 12 * (COUNT // AT_ONCE + 1)
 KEPT_ON_DISK = 256 * MEGABYTE
 MARGIN = 64 * MEGABYTE
