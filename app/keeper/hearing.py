@@ -169,6 +169,8 @@ class Hearing:
     def request(self, message: ClientMessage, owner: str) -> None:
         """Send a request of a session's to the kernel, after those before it."""
         channel = message.channel
+        # Those of clients come when it was taken for ready, should that word itself be lost.
+        self.opened |= owner != self.session
         if channel != "stdin":
             self._requests.add(message, owner)
             if owner != self.session:

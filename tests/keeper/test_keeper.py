@@ -265,7 +265,8 @@ def said_in(log: Path, ear: Ear) -> tuple[int, list[tuple[int, bytes]]]:
     """What is left out at the beginning of a kernel's log, and what is in it behind that."""
     reading = MessageLog(log, "k")
     reading.begin_at(EPOCH, ear.bells[-1])
-    found, lost = [], 0
+    found: list[tuple[int, bytes]] = []
+    lost = 0
     while reading.unseen:
         entries = reading.next_unseen(64, 2**20)
         if isinstance(entries, Gap):

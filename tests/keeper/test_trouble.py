@@ -379,9 +379,7 @@ async def test_a_process_that_a_killed_keeper_had_no_time_to_note_is_found(
 async def test_nobody_notices_that_another_who_waited_for_the_keeper_was_cancelled(
     home: Home, open_keeper: Open
 ) -> None:
-    keeper = Keeper(
-        home.state_dir, orphan_timeout=60, output_bytes=4096
-    )
+    keeper = Keeper(home.state_dir, orphan_timeout=60, output_bytes=4096)
     waiting = [asyncio.create_task(keeper.kept()) for _ in range(5)]
     await asyncio.sleep(0.05)
     waiting[0].cancel()

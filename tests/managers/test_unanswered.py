@@ -39,9 +39,7 @@ def submit(
 
 def says(kernel: ScriptedKernel, header: bytes, state: str) -> None:
     content = {"execution_state": state}
-    kernel.hears(
-        make_message("iopub", "status", content, session="kernel", parent=header)
-    )
+    kernel.hears(make_message("iopub", "status", content, session="kernel", parent=header))
 
 
 def replies(reader: Reader, msg_type: str) -> list[dict[str, Any]]:

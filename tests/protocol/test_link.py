@@ -21,7 +21,7 @@ from app.protocol.link import (
     unpack_request,
     unpack_said,
 )
-from app.protocol.messages import CHANNELS, ClientMessage, decode_header
+from app.protocol.messages import CHANNELS, ClientMessage, MalformedMessage, decode_header
 from tests.protocol.raw import HEADER, dump
 
 handles = st.integers(0, 2**32 - 1)
@@ -83,7 +83,7 @@ def test_so_is_a_request_that_was_cut_short_or_changed(data: st.DataObject) -> N
     whole = b"".join(pack_request(7, message, "owner"))
 
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    with pytest.raises(ValueError):
+    with pytest.raises(MalformedMessage):
         unpack_request(cut)
 
     place = data.draw(st.integers(0, len(whole) - 1))
