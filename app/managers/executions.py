@@ -212,7 +212,7 @@ class Executions:
 
     async def noted(self, execution: Execution) -> None:
         """Return when the next server would know it, if it waits and kernels are kept."""
-        if execution.held and not execution.ended:
+        if _waits(execution):
             await self._stored()
 
     async def _stored(self) -> None:
@@ -425,6 +425,7 @@ class Executions:
 
         Once more when it is known that the kernel never got what that process was just sending.
         """
+        self._held.take(lambda held: not _waits(held))  # the log says that these have left
         for execution in self._tracker:
             if not _waits(execution) or execution in self._held:
                 continue
