@@ -203,8 +203,9 @@ async def _tell_keeper(
             for record in kept:
                 kernel_id, pid = record["kernel_id"], record["pid"]
                 if kernel_id not in left and (ended is None or kernel_id in ended):
-                    await link.ask({"ask": "end", "kernel_id": kernel_id, "pid": pid})
                     await link.ask({"ask": "drop", "kernel_id": kernel_id})
+                    # The last: a keeper with nothing to keep ends and answers no more.
+                    await link.ask({"ask": "end", "kernel_id": kernel_id, "pid": pid})
         if link is not None:
             await link.close()
     except (Garbled, KeeperUnavailable) as error:

@@ -38,7 +38,8 @@ meanwhile is not known."""
 
 
 UNTOLD_REQUESTS: Final = 32
-"""Requests that may be taken before that is told for its own sake."""
+UNTOLD_BYTES: Final = 2**20
+"""Requests, and their bytes, that may be taken before that is told for its own sake."""
 
 
 class _Status(msgspec.Struct):
@@ -76,6 +77,7 @@ class Hearing:
         self._on_change = on_change
         self._tell_malformed = on_malformed
         self._told = 0  # of those that were taken
+        self._untold_bytes = 0
         self._requests = PendingRequests()
         self._held = HeldReplies(self._release, self._has_unread_output)
         self._waiting: dict[str, deque[ClientMessage]] = {}
@@ -92,7 +94,7 @@ class Hearing:
     def bell(self) -> Bell:
         """How far the log goes; all that is told of is written."""
         writer = self.writer
-        self._told = self.taken
+        self._told, self._untold_bytes = self.taken, 0
         return Bell(self.handle, writer.first, writer.end, writer.tip, self.taken)
 
     # The process
@@ -167,6 +169,8 @@ class Hearing:
     def request(self, message: ClientMessage, owner: str) -> None:
         """Send a request of a session's to the kernel, after those before it."""
         channel = message.channel
+        # Those of clients come when it was taken for ready, should that word itself be lost.
+        self.opened |= owner != self.session
         if channel != "stdin":
             self._requests.add(message, owner)
             if owner != self.session:
@@ -180,8 +184,9 @@ class Hearing:
             self._waiting.setdefault(channel, deque()).append(message)
         else:
             self.taken += 1
-        # That it is taken is told with what the kernel says of it, or when many were.
-        if self.taken - self._told >= UNTOLD_REQUESTS:
+        # That it is taken is told with what the kernel says of it, or when much was.
+        self._untold_bytes += message.size
+        if self.taken - self._told >= UNTOLD_REQUESTS or self._untold_bytes >= UNTOLD_BYTES:
             self._on_change(self)
 
     def on_writable(self) -> None:

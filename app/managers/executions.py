@@ -212,7 +212,7 @@ class Executions:
 
     async def noted(self, execution: Execution) -> None:
         """Return when the next server would know it, if it waits and kernels are kept."""
-        if execution.held and not execution.ended:
+        if _waits(execution):
             await self._stored()
 
     async def _stored(self) -> None:
@@ -425,6 +425,7 @@ class Executions:
 
         Once more when it is known that the kernel never got what that process was just sending.
         """
+        self._held.take(lambda held: not _waits(held))  # the log says that these have left
         for execution in self._tracker:
             if not _waits(execution) or execution in self._held:
                 continue
@@ -440,7 +441,9 @@ class Executions:
         timer = self._timers.pop(execution, None)
         if timer is not None:
             timer.cancel()
-        if execution.state is ExecutionState.ERROR and execution.stop_on_error:
+        failed = execution.state is ExecutionState.ERROR and execution.stop_on_error
+        # What is held while a process is replaced was asked of the next one.
+        if failed and not self._traffic.is_replaced:
             self._abort(
                 self._held.take_behind(execution),
                 "An execution before it failed, with stop_on_error",

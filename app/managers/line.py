@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 WINDOW: Final = 256
 WINDOW_BYTES: Final = 2**23
 """Requests, and their bytes, that may be on their way to a kernel that takes none. The next ones
-wait here, where their senders can be held back."""
+wait here, where their senders can be held back. What does not go to the shell channel has as much
+again: an interrupt does not wait behind code that nobody takes."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long the last messages of a process that has ended may take to arrive."""
@@ -120,7 +121,9 @@ class Line:
     def send(self, message: ClientMessage, owner: str) -> bool:
         """Send a request; False if no more are taken for now. ``on_writable`` tells when."""
         way = self._on_their_way
-        if way and (len(way) >= WINDOW or self._bytes + message.size > WINDOW_BYTES):
+        times = 1 if message.channel == "shell" else 2
+        is_full = len(way) >= times * WINDOW
+        if way and (is_full or self._bytes + message.size > times * WINDOW_BYTES):
             return False
         way.append(message.size)
         self._bytes += message.size

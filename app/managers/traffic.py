@@ -8,6 +8,7 @@ it. When the process goes, every request that it has not finished is given an en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -82,6 +83,7 @@ _ENDS: Final = {
 """Why executions end when nobody has given another reason."""
 
 
+_UNDELIVERED: Final = "The server was killed before the kernel had the request"
 _UNSENT: Final = "The keeper of the kernel was killed before the kernel had the request"
 _UNHEARD: Final = "The keeper of the kernel was killed, and nobody heard how it ended"
 
@@ -349,14 +351,11 @@ class Traffic:
 
     def _hand_over(self, message: ClientMessage, owner: str) -> bool:
         """Give a request to the kernel's line; False if that does not take it now."""
-        execution = self.tracker.waiting(message) if _is_execution(message) else None
         if not self._line.send(message, owner):
             return False
         tally = self.counters.to_kernels[message.channel]
         tally.messages += 1
         tally.bytes += message.size
-        if execution is not None:
-            self.tracker.on_handed(execution)
         return True
 
     def _refuse(self, message: ClientMessage, session: str) -> None:
@@ -512,6 +511,11 @@ class Traffic:
     def between_processes(self) -> bool:
         """Whether what is submitted now is for a process that is yet to come."""
         return not self._connected or self._for_next is not None
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether what is submitted now is for a process after the one that is, or was, there."""
+        return self._for_next is not None
 
     def expect_process(self) -> None:
         """There is no process, and there will be one: what is submitted is for that."""
@@ -758,9 +762,13 @@ class Traffic:
         known = self._requests.find_unlogged(header, owner)
         if known is not None:
             known.logged, known.message = True, None
+        request = ClientMessage(message.channel, header, [bytes(message.part(0))])
+        if known is not None:
+            waiting = self.tracker.waiting(request) if known.is_execution else None
+            if waiting is not None:
+                self.tracker.on_handed(waiting)
             return
         # Another server has sent it.
-        request = ClientMessage(message.channel, header, [bytes(message.part(0))])
         self._requests.add(request, owner).logged = True
         if _is_execution(request):
             execution = self.tracker.get(header.msg_id)
@@ -899,7 +907,25 @@ class Traffic:
             self._replaying = False
         self._connected = info is not None and heard.connected
         self.answered = self.heard_iopub = heard.opened
+        self._end_unsent()
         return heard
+
+    def _end_unsent(self) -> None:
+        """What the server before was killed with, on its way to whoever hears the kernel.
+
+        What waited there is sent again; of the rest nobody has more than that it was asked for.
+        """
+        left = {(request.msg_id, request.owner) for request in self._requests}
+        for execution in [*self.tracker.under_way]:
+            begun = execution.running or execution.idle or execution.reply_status is not None
+            is_old = execution.place.cursor < self.log.first_seq  # it may have been in the log
+            if begun or is_old or (execution.id, execution.session) in left:
+                continue
+            self.tracker.give_up(execution, _UNDELIVERED, never_ran=True)
+            with contextlib.suppress(MalformedMessage):
+                header = decode_header(execution.header)
+                request = ClientMessage("shell", header, [execution.header])
+                self._finish(Request(request, execution.session))
 
     def end_lost(self) -> None:
         """The kernel has nothing left of what it was asked before: what has no end is lost.

@@ -23,7 +23,10 @@ SEED = 20160
 SECONDS = 60
 WORKERS = 6
 
-ASKS = ("hello", "kept", "launch", "watch", "signal", "tail", "end", "adopt")
+ASKS = (
+    *("hello", "kept", "launch", "adopt", "hear", "open", "stdin", "settle", "disconnect"),
+    *("signal", "tail", "end", "drop"),
+)
 """Of the keeper; those that an operation does not come to are not met."""
 
 

@@ -12,12 +12,12 @@ import zmq
 
 from app.keeper.channels import BYTES_PER_TURN, Channels
 from app.keeper.turns import Turns
-from app.managers.counters import Counters
 from app.protocol.messages import MalformedMessage, Message
 from app.protocol.signing import Signer
 from tests.support.processes import eventually
 
 KEY = "a kernel's key"
+IDENTITY = b"identity"
 DELIMITER = b"<IDS|MSG>"
 
 
@@ -58,7 +58,7 @@ async def test_whole_messages_come_through_whatever_is_read_together_with_them(
     iopub.bind(f"ipc://{tmp_path}/k-0")
     shell.bind(f"ipc://{tmp_path}/k-1")
     listener = Listener()
-    channels = Channels(context, info, listener, Counters(), Turns())
+    channels = Channels(context, info, listener, Turns(), IDENTITY)
     try:
         await eventually(lambda: _is_subscribed(iopub))
         for number in range(3):
@@ -92,9 +92,7 @@ async def test_what_comes_behind_large_messages_that_are_replaced_is_heard(
     iopub = context.socket(zmq.XPUB)
     iopub.bind(f"ipc://{tmp_path}/k-0")
     listener = Listener()
-    channels = Channels(
-        context, connection_info(tmp_path), listener, Counters(), Turns(), only=["iopub"]
-    )
+    channels = Channels(context, connection_info(tmp_path), listener, Turns(), IDENTITY)
     no_object = b"[%b]" % (b" " * 2 * BYTES_PER_TURN)
     try:
         await eventually(lambda: _is_subscribed(iopub))

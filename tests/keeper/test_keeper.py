@@ -11,7 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ import pytest
 import zmq
 from jupyter_client.connect import write_connection_file
 
+from app.keeper.hearing import UNKNOWN_MESSAGES
 from app.keeper.processes import UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
-from app.managers.errors import KeeperUnavailable
+from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.keeping import Keeper
-from tests.keeper.conftest import WAIT, Open, ended, launch
+from app.managers.log import Gap, MessageLog, Position
+from app.protocol.compose import make_message
+from tests.keeper.conftest import EPOCH, WAIT, Ear, Open, ended, launch
 from tests.kernels.driver import free_ports
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_KERNEL
@@ -163,7 +166,7 @@ async def test_what_a_keeper_had_that_was_killed_with_its_server_the_next_has(
     kept = await again.kept()
     assert {k: v.pid for k, v in kept.items()} == {"known": known.pid, "unknown": unknown.pid}
     output = Path(known.output)
-    adopted = await again.adopt("known", known.pid, known.start_time, output, None)
+    adopted = await again.adopt("known", known.pid, known.start_time, output)
     assert adopted is not None
     await again.end("unknown")
     assert not is_alive(unknown.pid)
@@ -188,7 +191,7 @@ async def test_a_number_that_another_process_got_is_not_taken_for_the_kernel(
     try:
         assert start_time(other.pid) is not None
         output = home.state_dir / "output" / "k.log"
-        assert await keeper.adopt("k", other.pid, "another/1", output, None) is None
+        assert await keeper.adopt("k", other.pid, "another/1", output) is None
         with pytest.raises(KeeperUnavailable):
             await keeper.signal("k", signal.SIGKILL)
         assert await keeper.kept() == {}
@@ -224,12 +227,9 @@ async def test_they_are_asked_before_they_are_told(home: Home, open_keeper: Open
     file, info = write_connection_file(where, ip="127.0.0.1", key=b"secret", **ports)
     fake = f"{sys.executable} {FAKE_KERNEL} -f {file} --ignore-sigterm"
     await launch(keeper, home, f"trap '' TERM; {fake}; echo ended with code $?")
-    await keeper.watch("k", info)
-
-    async def is_heard() -> bool:
-        return (await keeper.kept())["k"].next > 1
-
-    await eventually(is_heard, WAIT)
+    ear = Ear(keeper)
+    await ear.line.hear(home.path / "log", info, anew=True)
+    await eventually(lambda: ear.next > 1, WAIT)
     await keeper.close()
     await eventually(lambda: not is_alive(pid), WAIT)
     assert "ended with code 0" in (home.state_dir / "output" / "kernel-k.log").read_text()
@@ -237,59 +237,136 @@ async def test_they_are_asked_before_they_are_told(home: Home, open_keeper: Open
 
 def message(number: int) -> list[bytes]:
     """What iopub says, more or less; every other one has a buffer."""
-    frames = [b"topic", b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b'"%d"' % number]
+    header = b'{"msg_id": "%d", "msg_type": "stream", "session": "kernel"}' % number
+    frames = [b"topic", b"<IDS|MSG>", b"", header, b"{}", b"{}", b'{"n": %d}' % number]
     return [*frames, b"x" * 10_000] if number % 2 else [*frames[:-1], frames[-1] + b" " * 10_000]
 
 
-async def test_what_a_kernel_says_is_kept_within_bounds_and_in_pages(
-    home: Home, open_keeper: Open
-) -> None:
-    first = await open_keeper(ring_bytes=3_000_000)
-    await launch(first, home, "exec sleep 1000")
+@pytest.fixture
+def publisher() -> Iterator[tuple[zmq.Socket[bytes], dict[str, Any]]]:
+    """A kernel's publisher, and how to hear it."""
     public, secret = zmq.curve_keypair()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        iopub = context.socket(zmq.XPUB)
-        iopub.sndhwm = 0
-        iopub.curve_server, iopub.curve_secretkey = True, secret
-        port = iopub.bind_to_random_port("tcp://127.0.0.1")
-        info = {"transport": "tcp", "ip": "127.0.0.1", "iopub_port": port}
-        await first.watch("k", {**info, "curve_publickey": public, "curve_secretkey": secret})
-        assert await asyncio.to_thread(iopub.poll, WAIT * 1000)
-        assert iopub.recv() == b"\x01"
-        await first.close()
-        for number in range(1, 501):
-            iopub.send_multipart(message(number))
+    iopub = context.socket(zmq.XPUB)
+    iopub.sndhwm = 0
+    iopub.curve_server, iopub.curve_secretkey = True, secret
+    ports = {**free_ports(), "iopub_port": iopub.bind_to_random_port("tcp://127.0.0.1")}
+    info = {"transport": "tcp", "ip": "127.0.0.1", "key": "", **ports}
+    yield iopub, {**info, "curve_publickey": public, "curve_secretkey": secret}
+    context.destroy(linger=0)
 
-        second = await open_keeper(ring_bytes=3_000_000)
 
-        def has_all(end: int) -> Callable[[], Awaitable[bool]]:
-            async def look() -> bool:
-                return (await second.kept())["k"].next == end
+async def is_subscribed(iopub: zmq.Socket[bytes]) -> None:
+    assert await asyncio.to_thread(iopub.poll, WAIT * 1000)
+    assert iopub.recv() == b"\x01"
 
-            return look
 
-        await eventually(has_all(501), WAIT)
-        kept = (await second.kept())["k"]
-        assert 501 - kept.first in range(270, 300)
-        heard: list[tuple[int, list[bytes]]] = []
-        pages = 0
-        while page := await second.said("k", heard[-1][0] if heard else 0):
-            heard += page
-            pages += 1
-        assert pages >= 3
-        assert [index for index, _ in heard] == list(range(kept.first, 501))
-        assert all(frames == message(number) for number, frames in heard)
+def said_in(log: Path, ear: Ear) -> tuple[int, list[tuple[int, bytes]]]:
+    """What is left out at the beginning of a kernel's log, and what is in it behind that."""
+    reading = MessageLog(log, "k")
+    reading.begin_at(EPOCH, ear.bells[-1])
+    found: list[tuple[int, bytes]] = []
+    lost = 0
+    while reading.unseen:
+        entries = reading.next_unseen(64, 2**20)
+        if isinstance(entries, Gap):
+            assert not found
+            lost += entries.messages
+            reading.show(Position(reading.end.cursor + entries.messages, reading.end.offset))
+            continue
+        for entry in entries:
+            reading.step(entry)
+            found.append((entry.seq, bytes(entry.message.part(3))))
+    return lost, found
 
-        third = await open_keeper(ring_bytes=3_000_000, total_bytes=1_600_000)
-        assert 501 - (await third.kept())["k"].first in range(130, 150)
 
-        iopub.send_multipart([*message(501)[:-1], b"x" * 3_000_001])
-        iopub.send_multipart(message(502))
-        await eventually(has_all(503), WAIT)
-        assert await second.said("k", 500) == [(502, message(502))]
-    finally:
-        context.destroy(linger=0)
+async def test_what_a_kernel_says_while_there_is_no_server_is_in_its_log(
+    home: Home, open_keeper: Open, publisher: tuple[zmq.Socket[bytes], dict[str, Any]]
+) -> None:
+    iopub, info = publisher
+    log = home.path / "log"
+    first = await open_keeper()
+    await launch(first, home, "exec sleep 1000")
+    ear = Ear(first)
+    heard = await ear.line.hear(log, info, anew=True)
+    assert (heard.epoch, heard.connected, heard.again) == (EPOCH, True, False)
+    await is_subscribed(iopub)
+    await first.close()
+    for number in range(1, 501):
+        iopub.send_multipart(message(number))
+
+    second = await open_keeper()
+    again = Ear(second)
+    heard = await again.line.hear(log, info)
+    assert (heard.connected, heard.again) == (True, False)  # it was heard all the time
+    await eventually(lambda: again.next == 501, WAIT)
+    lost, said = said_in(log, again)
+    assert lost == 0
+    assert said == [(n, message(n)[6]) for n in range(1, 501)]
+
+
+async def test_what_a_keeper_that_was_killed_has_written_is_read_on_behind_a_gap(
+    home: Home, open_keeper: Open, publisher: tuple[zmq.Socket[bytes], dict[str, Any]]
+) -> None:
+    iopub, info = publisher
+    keeper = await open_keeper()
+    await launch(keeper, home, "exec sleep 1000")
+    ear = Ear(keeper)
+    await ear.line.hear(home.path / "log", info, anew=True)
+    await is_subscribed(iopub)
+    iopub.send_multipart(message(1))
+    await eventually(lambda: ear.next == 2, WAIT)
+    await kill(keeper)
+    await eventually(lambda: len(ear.heard) == 2, WAIT)
+    assert ear.heard[-1].again
+    assert ear.heard[-1].epoch == EPOCH
+    assert ear.next == 2 + UNKNOWN_MESSAGES
+
+    def is_heard() -> bool:
+        iopub.send_multipart(message(2))
+        return ear.next > 2 + UNKNOWN_MESSAGES
+
+    await eventually(is_heard, WAIT)
+
+
+async def test_what_is_dropped_is_told_of(
+    home: Home, open_keeper: Open, publisher: tuple[zmq.Socket[bytes], dict[str, Any]]
+) -> None:
+    iopub, info = publisher
+    keeper = await open_keeper()
+    await launch(keeper, home, "exec sleep 1000")
+    ear = Ear(keeper)
+    await ear.line.hear(home.path / "log", info, anew=True)
+    await is_subscribed(iopub)
+    iopub.send_multipart(message(0)[:-2])
+    ((count, channel, reason),) = await eventually(lambda: ear.malformed, WAIT)
+    assert (count, channel) == (1, "iopub")
+    assert reason
+    iopub.send_multipart(message(1))
+    await eventually(lambda: ear.next == 2, WAIT)
+
+
+async def test_a_log_that_cannot_be_had_is_told_to_who_wants_it(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    (home.path / "log").write_text("no directory")
+    with pytest.raises(KernelUnreachable):
+        await Ear(keeper).line.hear(home.path / "log", None)
+    with pytest.raises(KernelUnreachable):
+        await Ear(keeper).line.hear(home.path / "other", {"ip": "127.0.0.1"}, anew=True)
+
+
+async def test_the_log_of_a_kernel_that_is_gone_goes(home: Home, open_keeper: Open) -> None:
+    keeper = await open_keeper()
+    ear = Ear(keeper)
+    log = home.path / "log"
+    await ear.line.hear(log, None)
+    ear.line.say(make_message("iopub", "status", {}, session="ours"))
+    await eventually(lambda: ear.next == 2, WAIT)
+    assert list(log.iterdir())
+    ear.line.drop()
+    await eventually(lambda: not log.exists(), WAIT)
 
 
 async def test_a_long_state_directory_will_do(home: Home, open_keeper: Open) -> None:
@@ -378,10 +455,7 @@ async def test_a_keeper_of_another_version_is_replaced_and_its_kernels_go_on(
             "pid": process.pid,
             "start_time": start_time(process.pid),
             "exit_code": None,
-            "first": 1,
-            "next": 1,
             "output": str(home.state_dir / "output" / "k.log"),
-            "info": None,
             "of later versions": 0,
         }
         over = {**record, "kernel_id": "over", "pid": 1, "exit_code": 3}
@@ -439,5 +513,5 @@ def test_it_loads_neither_the_service_nor_what_that_needs() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT
     )
     ours = {name for name in ran.stdout.split() if name.startswith("app.")}
-    assert {name for name in ours if not name.startswith("app.keeper")} == set()
+    assert not {name for name in ours if not name.startswith(("app.keeper", "app.protocol"))}
     assert not {"fastapi", "pydantic", "jupyter_client", "tornado"} & {*ran.stdout.split()}

@@ -79,7 +79,7 @@ def test_only_the_user_counts() -> None:
 
 
 async def _keeper(home: Home) -> Keeper:
-    return await Keeper.open(home.state_dir, ring_bytes=10**6, orphan_timeout=60)
+    return await Keeper.open(home.state_dir, orphan_timeout=60)
 
 
 async def _stranger(state_dir: Path, uid: int, what: str) -> asyncio.subprocess.Process:

@@ -75,6 +75,8 @@ async def connection(home: Home) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return reader, writer
 
 
+HEAR: Fields = {"session": "s", "epoch": "0123456789abcdef", "info": None, "anew": False}
+
 REQUESTS: dict[str, Fields] = {
     "empty command": {"ask": "launch", "command": []},
     "no command": {"ask": "launch", "command": None},
@@ -91,16 +93,24 @@ REQUESTS: dict[str, Fields] = {
     "cwd of a number": {"ask": "launch", "cwd": [1]},
     "output elsewhere": {"ask": "launch", "output": "/none/here"},
     "output of a number": {"ask": "launch", "output": 3},
-    "a list as kernel": {"ask": "watch", "kernel_id": ["k"], "info": {}},
-    "watch nobody": {"ask": "watch", "info": {}},
+    "hear nobody": {"ask": "hear", **HEAR, "kernel_id": None},
+    "hear a list": {"ask": "hear", **HEAR, "kernel_id": ["k"]},
+    "hear without a log": {"ask": "hear", **HEAR, "directory": "/proc/none/here"},
+    "a log in a number": {"ask": "hear", **HEAR, "directory": 7},
+    "hear nothing in particular": {"ask": "hear"},
+    "information of a list": {"ask": "hear", **HEAR, "info": ["ip"]},
+    "useless information": {"ask": "hear", **HEAR, "info": {"ip": "127.0.0.1"}},
+    "open nobody": {"ask": "open"},
+    "input for nobody": {"ask": "stdin"},
+    "settle a list": {"ask": "settle", "kernel_id": ["k"]},
+    "disconnect a list": {"ask": "disconnect", "kernel_id": ["k"]},
     "run nothing": {"ask": "run", "command": []},
     "adopt a word": {"ask": "adopt", "pid": "one", "start_time": ""},
     "adopt a large number": {"ask": "adopt", "pid": 10**30, "start_time": ""},
     "signal nobody": {"ask": "signal", "number": 9},
-    "said by nobody": {"ask": "said", "after": 0},
     "end nothing in particular": {"ask": "tail"},
     "wrong hello": {"ask": "hello", "protocol": "1"},
-    "hello of words": {"ask": "hello", "protocol": PROTOCOL, "ring_bytes": "many"},
+    "hello of words": {"ask": "hello", "protocol": PROTOCOL, "log_bytes": "many"},
     "unknown": {"ask": "dance"},
     "a list": {"ask": ["hello"]},
     "nothing": {},
@@ -304,13 +314,13 @@ async def test_what_is_forgotten_while_a_connection_is_made_anew_is_ended(
     passed: list[str] = []
 
     async def step(at: Side, ask: str) -> None:
-        if (at, ask) == ("before", "said") and "said" not in passed:
+        if (at, ask) == ("before", "settle") and "settle" not in passed:
             passed.append(ask)
             raise Cut
-        if at == "after" and passed == ["said"] and ask == "hello":
+        if at == "after" and passed == ["settle"] and ask == "hello":
             passed.append(ask)  # the answer tells of both
             await keeper.forget("one")
-        elif at == "after" and passed == ["said", "hello"] and ask == "end":
+        elif at == "after" and passed == ["settle", "hello"] and ask == "end":
             passed.append(ask)
             await keeper.forget("two")
 
@@ -318,9 +328,8 @@ async def test_what_is_forgotten_while_a_connection_is_made_anew_is_ended(
         keeper = await open_keeper()
         for kernel_id in ("one", "two"):
             await launch(keeper, home, "exec sleep 1000", kernel_id)
-        with pytest.raises(KeeperUnavailable):
-            await keeper.said("one", 0)
-        assert passed == ["said", "hello", "end"]
+        assert not await keeper.settle("one")  # it is asked once more
+        assert passed == ["settle", "hello", "end"]
         await eventually(lambda: not sleepers(home), WAIT)
         for kernel_id in ("one", "two"):
             with pytest.raises(KeyError):
@@ -370,9 +379,7 @@ async def test_a_process_that_a_killed_keeper_had_no_time_to_note_is_found(
 async def test_nobody_notices_that_another_who_waited_for_the_keeper_was_cancelled(
     home: Home, open_keeper: Open
 ) -> None:
-    keeper = Keeper(
-        home.state_dir, ring_bytes=1, total_bytes=1, orphan_timeout=60, output_bytes=4096
-    )
+    keeper = Keeper(home.state_dir, orphan_timeout=60, output_bytes=4096)
     waiting = [asyncio.create_task(keeper.kept()) for _ in range(5)]
     await asyncio.sleep(0.05)
     waiting[0].cancel()
@@ -423,7 +430,7 @@ async def test_a_connection_that_ends_just_behind_the_greeting_is_made_anew(
     home: Home, peer: Peer
 ) -> None:
     peer.ends_behind_hello = 2
-    keeper = await Keeper.open(home.state_dir, ring_bytes=1, orphan_timeout=1)
+    keeper = await Keeper.open(home.state_dir, orphan_timeout=1)
     assert await keeper.kept() == {}
     assert (peer.connections, peer.asked) == (3, ["hello", "hello", "hello", "kept"])
     await keeper.close()
@@ -433,7 +440,7 @@ async def test_a_connection_that_ends_just_behind_the_greeting_is_made_anew(
 async def test_who_does_not_even_greet_is_not_said_to_have_ended(home: Home, peer: Peer) -> None:
     peer.greets = False
     with pytest.raises(KeeperUnavailable, match="says nothing; is its process stopped"):
-        await Keeper.open(home.state_dir, ring_bytes=1, orphan_timeout=1)
+        await Keeper.open(home.state_dir, orphan_timeout=1)
 
 
 async def test_there_is_a_bound_on_what_waits_for_a_keeper_that_reads_nothing(

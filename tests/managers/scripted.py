@@ -90,10 +90,6 @@ class _ScriptedHearer(LocalHearer):
         (hearing,) = self._hearings._hearings.values()
         return hearing
 
-    def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
-        super().say(line, message, owner, flags)
-        self._hearings.flush()
-
     def says(self, message: Message) -> None:
         self.hearing.on_message(message)
         self._hearings.flush()
@@ -195,6 +191,10 @@ class ScriptedKernel:
 
     # What the kernel has got, and says
 
+    def hears(self, message: Message) -> None:
+        """A message of the kernel's arrives."""
+        self._hearer.says(message)
+
     @property
     def requests(self) -> list[Sent]:
         """The execute requests that have reached this process."""
@@ -218,7 +218,7 @@ class ScriptedKernel:
         header = self.probes[-1].header
         idle = {"execution_state": "idle"}
         message = make_message("iopub", "status", idle, session="kernel", parent=header)
-        self._hearer.says(message)
+        self.hears(message)
 
     @property
     def answers(self) -> list[str]:
@@ -237,7 +237,7 @@ class ScriptedKernel:
         execution_id = execution if isinstance(execution, str) else execution.id
         header = next(sent.header for sent in self.requests if sent.id == execution_id)
         message = make_message(channel, msg_type, content, session="kernel", parent=header)
-        self._hearer.says(message)
+        self.hears(message)
         said: dict[str, str] = json.loads(bytes(message.part(0)))
         return said
 

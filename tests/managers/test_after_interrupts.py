@@ -66,15 +66,15 @@ async def test_it_waits_as_long_as_what_is_interrupted_goes_on(kernel: ScriptedK
     interrupted, message = (sent.message for sent in kernel.requests)
     sent: list[ClientMessage] = []
 
-    def transmit(message: ClientMessage) -> bool:
+    def transmit(message: ClientMessage, owner: str) -> bool:
         sent.append(message)
         return True
 
     box = outbox.Outbox(2**20)
     box.open(transmit)
-    assert box.send(interrupted)
+    assert box.send(interrupted, "client")
     box.on_interrupt(execution_id, lambda: next(looks))
-    assert not box.send(message)
+    assert not box.send(message, "client")
     assert box.has(after)
     await eventually(lambda: len(sent) == 2)
     assert next(looks, None) is None

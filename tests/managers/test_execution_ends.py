@@ -56,7 +56,7 @@ class KernelOfManyFates(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.kernel.state.lifecycle is not Lifecycle.DEAD:
             self.call(self.kernel.state.begin, Lifecycle.STOPPING)
-            self.call(self.kernel.end_process)
+            self.run(self.kernel.end_process())
             self.call(self.kernel.state.begin, Lifecycle.DEAD)
         assert all(execution.ended for execution in self.known)
         assert all(len(ends) == 1 for ends in self.ends.values())
@@ -143,7 +143,7 @@ class KernelOfManyFates(RuleBasedStateMachine):
     def die_and_come_back_some_time(self) -> None:
         self.lose_process()
         held = [one for one in self.known if not one.sent]
-        self.call(self.kernel.die)
+        self.run(self.kernel.die())
         assert all(execution.ended for execution in held)
         self.call(self.kernel.launch)
 
@@ -157,7 +157,7 @@ class KernelOfManyFates(RuleBasedStateMachine):
     @rule()
     def be_left_dead(self) -> None:
         self.lose_process()
-        self.call(self.kernel.be_buried)
+        self.run(self.kernel.be_buried())
 
     @rule()
     def be_restarted(self) -> None:
@@ -166,7 +166,7 @@ class KernelOfManyFates(RuleBasedStateMachine):
         assert all(execution.ended for execution in held)
         self.lose_process()
         meanwhile = self.note(self.call(self.kernel.run))
-        self.call(self.kernel.end_process)
+        self.run(self.kernel.end_process())
         assert not meanwhile.ended
         self.call(self.kernel.launch)
 

@@ -63,6 +63,7 @@ async def test_idle_may_come_before_the_reply(kernel: ScriptedKernel) -> None:
 async def test_it_knows_its_place_in_the_log(kernel: ScriptedKernel) -> None:
     kernel.traffic.announce("idle")
     execution = kernel.execution(kernel.send())
+    await turns()  # that the request has left is in the log, too
     first = kernel.log.next_seq
     kernel.is_busy(execution)
     kernel.says(execution, "stream", name="stdout", text="x")

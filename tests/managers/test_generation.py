@@ -17,7 +17,7 @@ async def kernel() -> ScriptedKernel:
     return ScriptedKernel()
 
 
-def restart(kernel: ScriptedKernel) -> None:
+async def restart(kernel: ScriptedKernel) -> None:
     await kernel.die()
     kernel.launch()
     kernel.be_ready()
@@ -27,7 +27,7 @@ async def test_an_execution_tells_in_which_process_it_runs(kernel: ScriptedKerne
     first, waiting = kernel.run(), kernel.run()
     theirs = kernel.execution(kernel.send())
     assert [one.generation for one in (first, waiting, theirs)] == [1, None, 1]
-    restart(kernel)
+    await restart(kernel)
     assert [one.generation for one in (first, waiting, theirs)] == [1, None, 1]
     assert kernel.run().generation == 2
 
@@ -46,7 +46,7 @@ async def test_code_for_this_process_runs_and_code_for_another_is_refused(
     kernel: ScriptedKernel,
 ) -> None:
     kernel.finishes(kernel.run(if_generation=1))
-    restart(kernel)
+    await restart(kernel)
     with pytest.raises(GenerationMismatch, match="is 2"):
         kernel.run(if_generation=1)
     assert len(kernel.requests) == 0
@@ -88,7 +88,7 @@ async def test_the_first_error_after_a_restart_tells_of_it(kernel: ScriptedKerne
     earlier = kernel.run()
     kernel.finishes(earlier, "error")
     assert earlier.reason == ""
-    restart(kernel)
+    await restart(kernel)
     first, second = kernel.run(), kernel.run()
     kernel.finishes(first, "error")
     assert (first.state, first.reason) == (ERROR, AFTER_RESTART)
@@ -98,7 +98,7 @@ async def test_the_first_error_after_a_restart_tells_of_it(kernel: ScriptedKerne
 
 
 async def test_what_ends_well_after_a_restart_needs_no_reason(kernel: ScriptedKernel) -> None:
-    restart(kernel)
+    await restart(kernel)
     execution = kernel.run()
     kernel.finishes(execution)
     assert (execution.state, execution.reason) == (OK, "")
@@ -107,7 +107,7 @@ async def test_what_ends_well_after_a_restart_needs_no_reason(kernel: ScriptedKe
 async def test_a_server_that_takes_a_kernel_over_takes_nothing_for_the_first(
     kernel: ScriptedKernel,
 ) -> None:
-    restart(kernel)
+    await restart(kernel)
     done = kernel.run()
     kernel.finishes(done)
     heir = ScriptedKernel()

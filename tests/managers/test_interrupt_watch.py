@@ -95,14 +95,14 @@ async def test_the_answer_is_shown_to_nobody() -> None:
     kernel.traffic.after_interrupt()
     (sent,) = await eventually(lambda: kernel.sent("kernel_info_request"))
     assert sent.message.channel == "shell"
-    log_ends = kernel.log.next_seq
+    clients = [kernel.traffic.attach(name) for name in ("client", execution.session)]
     for state in ("busy", "idle"):
         content = {"execution_state": state}
         answer = make_message("iopub", "status", content, session="kernel", parent=sent.header)
-        kernel.traffic.on_message(answer)
+        kernel.hears(answer)
     content = {"status": "ok", "implementation": "scripted"}
-    kernel.traffic.on_message(
+    kernel.hears(
         make_message("shell", "kernel_info_reply", content, session="kernel", parent=sent.header)
     )
-    assert kernel.log.next_seq == log_ends
+    assert [client.take().entries for client in clients] == [[], []]
     assert execution.running

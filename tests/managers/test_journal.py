@@ -25,6 +25,17 @@ def test_sessions_are_found_where_they_were(tmp_path: Path) -> None:
     assert again.place_of("session 1", 60) is None
 
 
+def test_whether_the_process_was_about_to_be_replaced_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "k.journal"
+    journal = Journal.create(path, "epoch")
+    assert not journal.replaced
+    journal.put_place("session", Position(7, 70))
+    journal.replaced = True
+    journal.close()
+    again = Journal.open(path)
+    assert (again.replaced, again.place_of("session", 60)) == (True, Position(7, 70))
+
+
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\0" * 2**22])
 def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "k.journal"

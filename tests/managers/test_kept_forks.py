@@ -148,7 +148,7 @@ async def test_they_outlive_the_server_and_then_their_fork_server(
 
 async def test_one_that_the_keeper_does_not_know_ends_when_the_server_does(home: Home) -> None:
     (home.state_dir / "output").mkdir(mode=0o700)
-    keeper = await Keeper.open(home.state_dir, ring_bytes=10**6, orphan_timeout=3600)
+    keeper = await Keeper.open(home.state_dir, orphan_timeout=3600)
     forks = ForkServers(keeper)
     env = home.environment()
     output = lasting_pipe(home.state_dir / "output" / "k.log")

@@ -45,6 +45,21 @@ async def test_a_named_queue_is_the_same_for_all_callers(kernel: ScriptedKernel)
     assert second.state is ABORTED
 
 
+async def test_a_failure_in_a_process_that_is_replaced_aborts_nothing_of_the_next(
+    kernel: ScriptedKernel,
+) -> None:
+    failed = kernel.run()
+    kernel.is_busy(failed)
+    kernel.replies(failed, "error")  # and is never idle again
+    kernel.begin_restart()
+    meanwhile = kernel.run()
+    await kernel.end_process()
+    assert (failed.state, meanwhile.state) == (ERROR, QUEUED)
+    kernel.launch()
+    kernel.be_ready()
+    assert [sent.id for sent in kernel.requests] == [meanwhile.id]
+
+
 @pytest.mark.parametrize(
     ("default", "longest", "asked", "timeout"),
     [

@@ -7,15 +7,11 @@ import logging
 
 import pytest
 
-from app.managers.counters import Counters
 from app.managers.log import Reader
-from app.managers.state import KernelState
-from app.managers.traffic import Traffic
 from app.protocol import v1, wire
 from app.protocol.messages import ClientMessage, Message
 from app.protocol.signing import Signer
-from app.settings import Settings
-from tests.support.logs import new_log
+from tests.managers.scripted import ScriptedKernel
 
 DEEP = b"[" * 20_000 + b"]" * 20_000
 # Larger than what is checked on arrival.
@@ -33,9 +29,8 @@ STRANGE = [
 
 
 @pytest.fixture
-async def traffic() -> Traffic:
-    """The traffic of a kernel that has no process yet."""
-    return Traffic("1", KernelState(), new_log(), Settings(), Counters())
+async def kernel() -> ScriptedKernel:
+    return ScriptedKernel()
 
 
 def said(channel: str, msg_type: str, content: bytes, parent: bytes = b"{}") -> Message:
@@ -52,13 +47,13 @@ def asked(msg_type: str, content: bytes) -> ClientMessage:
 
 @pytest.mark.parametrize("content", STRANGE)
 async def test_a_status_that_nobody_can_read_is_noted_and_passed_on(
-    traffic: Traffic, content: bytes, caplog: pytest.LogCaptureFixture
+    kernel: ScriptedKernel, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = Reader(traffic.log, "s")
+    reader = Reader(kernel.log, "s")
 
     with caplog.at_level(logging.WARNING):
-        traffic.on_message(said("iopub", "status", content))
-        traffic.on_message(said("iopub", "stream", b'{"text": "next"}'))
+        kernel.hears(said("iopub", "status", content))
+        kernel.hears(said("iopub", "stream", b'{"text": "next"}'))
 
     contents = []
     while reader.behind:
@@ -70,21 +65,21 @@ async def test_a_status_that_nobody_can_read_is_noted_and_passed_on(
 @pytest.mark.parametrize("channel", ["shell", "control"])
 @pytest.mark.parametrize("msg_type", ["kernel_info_reply", "execute_reply", "inspect_reply"])
 async def test_a_reply_that_nobody_can_read_is_passed_on(
-    traffic: Traffic, channel: str, msg_type: str
+    kernel: ScriptedKernel, channel: str, msg_type: str
 ) -> None:
-    reader = Reader(traffic.log, "s")
+    reader = Reader(kernel.log, "s")
     content = b'{"status": ' + DEEP + b"}"
 
-    traffic.on_message(said(channel, msg_type, content, b'{"msg_id": "?", "session": "s"}'))
+    kernel.hears(said(channel, msg_type, content, b'{"msg_id": "?", "session": "s"}'))
 
     assert [bytes(entry.message.part(3)) for entry in reader.take().entries] == [content]
 
 
-async def test_a_question_that_nobody_can_read_is_passed_on(traffic: Traffic) -> None:
-    reader = Reader(traffic.log, "s")
+async def test_a_question_that_nobody_can_read_is_passed_on(kernel: ScriptedKernel) -> None:
+    reader = Reader(kernel.log, "s")
     content = b'{"prompt": ' + DEEP + b"}"
 
-    traffic.on_message(said("stdin", "input_request", content, b'{"msg_id": "?", "session": "s"}'))
+    kernel.hears(said("stdin", "input_request", content, b'{"msg_id": "?", "session": "s"}'))
 
     assert [bytes(entry.message.part(3)) for entry in reader.take().entries] == [content]
 
@@ -94,22 +89,22 @@ async def test_a_question_that_nobody_can_read_is_passed_on(traffic: Traffic) ->
     [b'{"restart": false, "x": ' + DEEP + b"}", b'{"restart": "\xff"}', b"", b"{", b"7", DEEP],
 )
 async def test_a_shutdown_request_that_nobody_can_read_ends_nothing(
-    traffic: Traffic, content: bytes
+    kernel: ScriptedKernel, content: bytes
 ) -> None:
-    traffic.submit(asked("shutdown_request", content), "s")
+    kernel.traffic.submit(asked("shutdown_request", content), "s")
 
-    assert not traffic.shutdown_asked
+    assert not kernel.traffic.shutdown_asked
 
 
 @pytest.mark.parametrize("msg_type", ["execute_request", "kernel_info_request", "comm_msg"])
 @pytest.mark.parametrize("content", [b"", b"\xff", b"null", DEEP])
 async def test_a_request_that_nobody_can_read_is_the_kernels_to_refuse(
-    traffic: Traffic, msg_type: str, content: bytes
+    kernel: ScriptedKernel, msg_type: str, content: bytes
 ) -> None:
-    reader = Reader(traffic.log, "s")
+    reader = Reader(kernel.log, "s")
 
-    traffic.submit(asked(msg_type, content), "s")
-    traffic.close("the kernel died")
+    kernel.traffic.submit(asked(msg_type, content), "s")
+    await kernel.die("the kernel died")
 
     # It ends like any other when the process does.
     states = [entry for entry in reader.take().entries if entry.message.msg_type == "status"]

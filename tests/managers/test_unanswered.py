@@ -39,9 +39,7 @@ def submit(
 
 def says(kernel: ScriptedKernel, header: bytes, state: str) -> None:
     content = {"execution_state": state}
-    kernel.traffic.on_message(
-        make_message("iopub", "status", content, session="kernel", parent=header)
-    )
+    kernel.hears(make_message("iopub", "status", content, session="kernel", parent=header))
 
 
 def replies(reader: Reader, msg_type: str) -> list[dict[str, Any]]:
@@ -82,7 +80,7 @@ async def test_a_reply_that_comes_a_little_later_is_the_only_one() -> None:
     for header in (first, second):
         says(kernel, header, "busy")
         says(kernel, header, "idle")
-    kernel.traffic.on_message(
+    kernel.hears(
         make_message("shell", "complete_reply", {"status": "ok"}, session="kernel", parent=first)
     )
     found: list[dict[str, Any]] = []
@@ -120,7 +118,7 @@ async def test_one_that_is_at_work_is_waited_for() -> None:
 async def answers_something_else(kernel: ScriptedKernel, number: int = 0) -> None:
     """The main shell answers a later question of the server's."""
     await eventually(lambda: len(kernel.probes) > number, interval=0.005)
-    kernel.traffic.on_message(
+    kernel.hears(
         make_message(
             *("shell", "kernel_info_reply", {"status": "ok"}),
             session="kernel",
@@ -204,7 +202,7 @@ def asked(kernel: ScriptedKernel) -> list[bytes]:
 
 async def answer(kernel: ScriptedKernel, content: dict[str, Any], number: int = 0) -> None:
     await eventually(lambda: len(asked(kernel)) > number)
-    kernel.traffic.on_message(
+    kernel.hears(
         make_message(
             *("control", "list_subshell_reply", content),
             session="kernel",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-from pathlib import Path
 
-from app.managers.journal import SENT, Journal
 from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers, drill_waiting
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import shell_spec, write_kernelspec
-from tests.support.processes import eventually, is_alive
+from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient
 
 GATE = "until [ -e open ]; do sleep 0.05; done; exec $FAKE"
@@ -229,73 +226,72 @@ async def test_what_was_sent_just_before_the_kill_is_not_sent_again(
     await asyncio.to_thread(server.stop)
 
 
-async def test_what_was_sent_and_never_arrived_is_sent_again_in_its_order(
+async def test_what_the_keeper_had_not_read_when_the_server_was_killed_runs_once_in_its_order(
     servers: Servers, home: Home
 ) -> None:
-    write_kernelspec(home.jupyter_path, "gated", shell_spec(GATE))
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        kernel_id = (await rest.start_kernel("gated"))["id"]
-        runs = Executions(rest, kernel_id)
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        await rest.wait_for_state(kernel_id, "idle")
         channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
-        other = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+        (keeper,) = keepers(home.processes())
+        keeper.suspend()
+        runs = Executions(rest, kernel_id)
         sent = [await channels.send_execute(f"append cells {n}") for n in range(3)]
-        overtaken = await other.send_execute("append cells never")
+        await known(runs, len(sent))
         queued = await runs.begin("append cells 3")
-        queued_by = (await runs.get(queued))["session"]
-        later = await other.send_execute("append cells later")
-        for each in (*sent, overtaken, queued, later):
-            await noted(home, each, "append cells")
     servers.crash()
-    # As if it had been killed between its note and the kernel's socket.
-    journal = Journal.open(home.state_dir / "journals" / f"{kernel_id}.journal")
-    for each in sent:
-        journal.note_sent(each, channels.session)
-    journal.note_sent(overtaken, other.session)
-    journal.note_sent(queued, queued_by)
-    journal.close()
-    for one in (channels, other):
-        await one.close()
-    (home.root_dir / "open").touch()
+    keeper.resume()
+    await channels.close()
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         runs = Executions(rest, kernel_id)
-        for each in (*sent, queued, later):
+        for each in (*sent, queued):
             assert (await runs.ended(each))["state"] == "ok"
-        # What its session asked for later had been sent to the kernel already.
-        assert (await runs.ended(overtaken))["state"] == "aborted"
-        assert [line for line in lines(home) if line != "later"] == ["0", "1", "2", "3"]
-        assert lines(home).count("later") == 1
+        assert lines(home) == ["0", "1", "2", "3"]
         await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)
 
 
-def test_the_journal_remembers_what_was_sent(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    journal = Journal.create(path, "epoch", "session", b"identity")
-    for number in range(SENT + 10):
-        journal.note_sent(str(number), "mine")
-    journal.note_sent("refused", "mine")
-    journal.take_back_sent()
-    journal.replaced = True
-    journal.close()
-    journal = Journal.open(path)
-    assert journal.replaced
-    assert journal.was_sent(str(SENT + 9), "mine")
-    assert journal.was_sent("10", "mine") is False  # the refused one has had its place
-    assert journal.was_sent("11", "mine")
-    assert not journal.was_sent("11", "another's")
-    assert not journal.was_sent("refused", "mine")
-    journal.close()
+async def test_what_went_with_the_server_that_was_killed_has_an_end_too(
+    servers: Servers, home: Home
+) -> None:
+    """More than fits between the server and a keeper that does not read."""
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        await rest.wait_for_state(kernel_id, "idle")
+        channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+        (keeper,) = keepers(home.processes())
+        keeper.suspend()
+        runs = Executions(rest, kernel_id)
+        filler = "x" * 100_000
+        sent = [
+            await channels.send_execute(f"append cells {n}\nappend rest {filler}")
+            for n in range(20)
+        ]
+        await known(runs, len(sent))
+    servers.crash()
+    keeper.resume()
+    await channels.close()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        runs = Executions(rest, kernel_id)
+        states = [(await runs.ended(each))["state"] for each in sent]
+        arrived = states.count("ok")
+        assert 0 < arrived < len(sent)
+        assert states == ["ok"] * arrived + ["aborted"] * (len(sent) - arrived)
+        assert lines(home) == [str(number) for number in range(arrived)]
+        assert (await runs.run("append cells last"))["state"] == "ok"
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
 
 
-def test_a_journal_of_before_can_be_gone_on_with(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    Journal.create(path, "epoch", "session", b"identity").close()
-    before = path.stat().st_size - (16 + SENT * 16)
-    os.truncate(path, before)
-    journal = Journal.open(path)
-    assert not journal.replaced
-    journal.note_sent("1", "mine")
-    assert journal.was_sent("1", "mine")
-    journal.close()
+async def known(runs: Executions, count: int) -> None:
+    """Return when the server knows so many executions, and so will the next one."""
+
+    async def are_known() -> bool:
+        return len(await runs.listed()) == count
+
+    await eventually(are_known, 10)
+    await asyncio.sleep(0.5)  # by when the registry has been told

@@ -79,8 +79,9 @@ class Relay:
         async def requests() -> None:
             while True:
                 fields, data = await receive(reader)
-                asked[fields.get("id")] = fields["ask"]
-                await self._step("before", fields["ask"])
+                if "ask" in fields:  # rather than a message for or of a kernel
+                    asked[fields.get("id")] = fields["ask"]
+                    await self._step("before", fields["ask"])
                 to_keeper.write(pack(fields, data))
 
         async def answers() -> None:

@@ -1,0 +1,362 @@
+"""Hearing a kernel: the order of what it says, whose it is, and requests that are sent once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from app.keeper import held_replies
+from app.keeper.channels import Channels
+from app.keeper.hearing import NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
+from app.keeper.log import LogRoom, LogWriter
+from app.keeper.sockets import ConnectionInfo
+from app.protocol import records
+from app.protocol.compose import make_message
+from app.protocol.messages import ClientMessage, Header, Message
+from tests.support.processes import eventually
+
+EPOCH = "0123456789abcdef"
+OURS = "ours"
+
+
+class Sockets:
+    """To a kernel's process. The log is looked at when a request gets there."""
+
+    stdin_connected = False
+
+    def __init__(self, hearing: Ear) -> None:
+        self.sent: list[str] = []
+        self.takes = True
+        self.unread = False
+        self.closed = False
+        self.arriving: list[Message] = []
+        self.logged_before: list[list[str]] = []
+        self._hearing = hearing
+
+    def send(self, message: ClientMessage) -> bool:
+        if self.takes:
+            self.sent.append(message.header.msg_id)
+            self.logged_before.append([row[0] for row in self._hearing.rows() if row[3]])
+        return self.takes
+
+    def has_unread(self, channel: str) -> bool:
+        return self.unread
+
+    def drain(self) -> bool:
+        arriving, self.arriving = self.arriving, []
+        for message in arriving:
+            self._hearing.on_message(message)
+        return bool(arriving)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Ear(Hearing):
+    """Hears a kernel over sockets that are the test's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.changes = 0
+        self.malformed: list[tuple[str, str, str]] = []
+        room = LogRoom(2**24, 2**30, 3600.0)
+        writer = LogWriter(directory, "k", room, EPOCH)
+        writer.resume()
+        writer.prepare()
+
+        def on_change(_: Hearing) -> None:
+            self.changes += 1
+
+        super().__init__(1, "k", OURS, writer, on_change, lambda *told: self.malformed.append(told))
+
+    def _open(self, context: Any, info: ConnectionInfo, turns: Any) -> None:
+        self.sockets = Sockets(self)
+        self._channels = cast(Channels, self.sockets)
+
+    def launched(self) -> None:
+        """There is a new process."""
+        self.connect(cast(Any, None), {}, cast(Any, None))
+
+    def found(self) -> None:
+        """There is a process that another keeper has heard."""
+        self.connect_again(cast(Any, None), {}, cast(Any, None))
+
+    def rows(self) -> list[tuple[str, int, str | None, bool]]:
+        """What is in the log: types (ids of requests), numbers, owners, whether a request."""
+        self.writer.flush()
+        rows = []
+        for record, owner, frame in self.writer.newest():
+            message = Message(record.channel, frame)
+            is_request = bool(record.flags & records.REQUEST)
+            name = message.header.msg_id if is_request else message.header.msg_type
+            rows.append((name, record.number, owner, is_request))
+        return rows
+
+    def said(self) -> list[tuple[str, str | None]]:
+        """What the kernel or the server has said, in order, and whose it is."""
+        return [(name, owner) for name, _, owner, is_request in self.rows() if not is_request]
+
+
+@pytest.fixture
+async def ear(tmp_path: Path) -> AsyncIterator[Ear]:
+    ear = Ear(tmp_path / "k")
+    ear.launched()
+    yield ear
+    ear.close()
+
+
+def header_of(msg_id: str, msg_type: str, session: str) -> bytes:
+    return json.dumps({"msg_id": msg_id, "msg_type": msg_type, "session": session}).encode()
+
+
+def ask(
+    ear: Ear,
+    msg_id: str,
+    msg_type: str = "execute_request",
+    *,
+    session: str = "client",
+    channel: str = "shell",
+) -> bytes:
+    """A request of a session's; its header."""
+    raw = header_of(msg_id, msg_type, session)
+    message = ClientMessage(channel, Header(msg_id, msg_type, session), [raw, b"{}", b"{}", b"{}"])
+    ear.request(message, session)
+    return raw
+
+
+def says(
+    ear: Ear, msg_type: str, parent: bytes = b"{}", channel: str = "iopub", **content: Any
+) -> None:
+    ear.on_message(make_message(channel, msg_type, content, session="kernel", parent=parent))
+
+
+def is_up(ear: Ear) -> None:
+    """The kernel is ready, and has published something that it was asked for."""
+    ear.opened = True
+    says(ear, "status", header_of("probe", "kernel_info_request", OURS), execution_state="idle")
+
+
+# In which order
+
+
+async def test_a_reply_comes_behind_the_output_that_it_has_overtaken(ear: Ear) -> None:
+    is_up(ear)
+    parent = ask(ear, "1")
+    says(ear, "status", parent, execution_state="busy")
+    says(ear, "execute_reply", parent, "shell", status="ok")
+    says(ear, "stream", parent, name="stdout", text="late")
+    says(ear, "status", parent, execution_state="idle")
+    names = [name for name, _ in ear.said()][1:]
+    assert names == ["status", "stream", "execute_reply", "status"]
+    assert ear.said()[3] == ("execute_reply", "client")
+    numbers = [number for _, number, _, _ in ear.rows()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_of_a_kernel_that_never_goes_idle_it_is_not_held_for_ever(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_replies, "HOLD_SECONDS", 0.02)
+    parent = ask(ear, "1")
+    says(ear, "execute_reply", parent, "shell", status="ok")
+    assert ("execute_reply", "client") not in ear.said()
+    await eventually(lambda: ("execute_reply", "client") in ear.said())
+
+
+async def test_as_long_as_output_is_unread_it_is(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_replies, "HOLD_SECONDS", 0.01)
+    monkeypatch.setattr(held_replies, "MAX_HOLD_SECONDS", 0.3)
+    ear.sockets.unread = True
+    parent = ask(ear, "1")
+    says(ear, "execute_reply", parent, "shell", status="ok")
+    await asyncio.sleep(0.1)
+    assert ("execute_reply", "client") not in ear.said()
+    await eventually(lambda: ("execute_reply", "client") in ear.said())
+
+
+async def test_replies_of_a_process_that_has_ended_are_let_go(ear: Ear) -> None:
+    parents = [ask(ear, name) for name in "12"]
+    for parent in parents:
+        says(ear, "execute_reply", parent, "shell", status="ok")
+    last = make_message("iopub", "stream", {"text": "x"}, session="kernel", parent=parents[1])
+    ear.sockets.arriving.append(last)
+    ear.opened = True
+    ear._is_new = False
+    ear.disconnect()
+    assert ear.said() == [("stream", None), *[("execute_reply", "client")] * 2]
+    assert ear.sockets.closed
+    assert not ear.connected
+
+
+# Whose it is
+
+
+async def test_what_a_new_process_says_of_its_start_is_nobodys(ear: Ear) -> None:
+    says(ear, "status", execution_state="starting")
+    says(ear, "stream", name="stderr", text="debugger warnings")
+    probe = header_of("probe", "kernel_info_request", OURS)
+    says(ear, "status", probe, execution_state="busy")
+    ear.opened = True
+    says(ear, "stream", name="stdout", text="somebody's thread")
+    owners = dict(ear.said()[:2])
+    assert owners["stream"] == NOBODY
+    assert ear.said()[-1] == ("stream", None)
+
+
+async def test_output_of_a_clients_code_is_everybodys_whatever_became_of_the_word_that_it_is_ready(
+    ear: Ear,
+) -> None:
+    parent = ask(ear, "1")
+    says(ear, "status", parent, execution_state="busy")
+    says(ear, "stream", parent, name="stdout", text="x")
+    assert ear.said()[-1] == ("stream", None)
+
+
+async def test_that_it_starts_is_nobodys_when_it_was_taken_for_ready(ear: Ear) -> None:
+    says(ear, "status", execution_state="starting")
+    is_up(ear)
+    says(ear, "status", execution_state="starting")
+    starts = [owner for name, owner in ear.said() if name == "status"]
+    assert starts == [None, NOBODY, NOBODY]
+
+
+async def test_what_it_says_of_our_own_requests_is_shown_to_no_client(ear: Ear) -> None:
+    is_up(ear)
+    before = len(ear.said())
+    parent = ask(ear, "probe", "kernel_info_request", session=OURS)
+    says(ear, "status", parent, execution_state="busy")
+    says(ear, "kernel_info_reply", parent, "shell", status="ok")
+    says(ear, "status", parent, execution_state="idle")
+    assert {owner for _, owner in ear.said()[before:]} == {NOBODY}
+    assert not any(is_request for _, _, _, is_request in ear.rows())
+
+
+async def test_replies_and_questions_are_for_those_who_asked(ear: Ear) -> None:
+    is_up(ear)
+    before = len(ear.said())
+    one, two = ask(ear, "1", session="one"), ask(ear, "1", "inspect_request", session="two")
+    says(ear, "input_request", one, "stdin", prompt="?")
+    says(ear, "inspect_reply", two, "shell", status="ok")
+    says(ear, "inspect_reply", header_of("?", "inspect_request", "gone"), "shell", status="ok")
+    says(ear, "inspect_reply", b"{}", "control", status="ok")
+    assert ear.said()[before:] == [
+        ("input_request", "one"),
+        ("inspect_reply", "two"),
+        ("inspect_reply", "gone"),
+        ("inspect_reply", NOBODY),
+    ]
+
+
+# Requests
+
+
+async def test_a_request_is_in_the_log_before_it_leaves(ear: Ear) -> None:
+    for name in "123":
+        ask(ear, name)
+    ask(ear, "4", channel="control")
+    assert ear.sockets.sent == ["1", "2", "3", "4"]
+    assert ear.sockets.logged_before == [["1"], ["1", "2"], ["1", "2", "3"], ["1", "2", "3", "4"]]
+    assert ear.taken == 4
+    assert [(name, owner) for name, _, owner, is_request in ear.rows() if is_request] == [
+        (name, "client") for name in "1234"
+    ]
+
+
+async def test_what_the_sockets_do_not_take_leaves_later_once_and_in_order(ear: Ear) -> None:
+    ear.sockets.takes = False
+    for name in "123":
+        ask(ear, name)
+    ask(ear, "4", "input_reply", channel="stdin")
+    assert (ear.sockets.sent, ear.taken) == ([], 0)
+    ear.on_writable()
+    ear.sockets.takes = True
+    ear.on_writable()
+    ask(ear, "5")
+    ear.on_writable()
+    assert ear.sockets.sent == ["1", "2", "3", "4", "5"]
+    assert ear.bell().taken == 5
+
+
+async def test_of_what_waits_nothing_reaches_the_next_process(ear: Ear) -> None:
+    ear.sockets.takes = False
+    for name in "12":
+        ask(ear, name)
+    first = ear.sockets
+    ear.disconnect()
+    assert ear.taken == 2  # they never will be
+    ask(ear, "3")  # there is no process
+    assert ear.taken == 3
+    ear.launched()
+    ear.on_writable()
+    assert first.sent + ear.sockets.sent == []
+    ask(ear, "4")
+    assert ear.sockets.sent == ["4"]
+
+
+async def test_that_many_were_taken_is_told_for_its_own_sake(ear: Ear) -> None:
+    ear.bell()
+    before = ear.changes
+    for number in range(UNTOLD_REQUESTS - 1):
+        ask(ear, str(number))
+    assert ear.changes == before
+    ask(ear, "last")
+    assert ear.changes == before + 1
+
+
+# Another keeper
+
+
+async def test_another_keeper_knows_from_the_log_to_whom_replies_go(tmp_path: Path) -> None:
+    first = Ear(tmp_path / "k")
+    first.launched()
+    is_up(first)
+    done, running, waiting = (ask(first, name, session=f"of {name}") for name in "123")
+    says(first, "status", done, execution_state="busy")
+    says(first, "execute_reply", done, "shell", status="ok")
+    says(first, "status", done, execution_state="idle")
+    says(first, "status", running, execution_state="busy")
+    first.writer.flush()
+    last = first.rows()[-1][1]
+    first.close()
+
+    second = Ear(tmp_path / "k")
+    second.found()
+    assert (second.opened, second.writer.epoch) == (True, EPOCH)
+    assert len(second._requests) == 2
+    says(second, "stream", running, name="stdout", text="x")
+    says(second, "execute_reply", running, "shell", status="ok")
+    says(second, "status", running, execution_state="idle")
+    says(second, "input_request", waiting, "stdin", prompt="?")
+    new = [row[:3] for row in second.rows() if row[1] > last]
+    begin = last + UNKNOWN_MESSAGES + 1  # how much was said meanwhile is not known
+    assert new == [
+        ("stream", begin, None),
+        ("execute_reply", begin + 1, "of 2"),
+        ("status", begin + 2, None),
+        ("input_request", begin + 3, "of 3"),
+    ]
+    assert second.sockets.sent == []  # each was sent once, before
+    second.close()
+
+
+async def test_of_a_log_that_has_nothing_nothing_is_missing(tmp_path: Path) -> None:
+    ear = Ear(tmp_path / "k")
+    ear.found()
+    assert ear.bell().end[0] == 1
+    ear.close()
+
+
+async def test_a_log_goes_on_for_the_next_process(ear: Ear) -> None:
+    is_up(ear)
+    ear.disconnect()
+    ear.say("iopub", make_message("iopub", "status", {}, session=OURS).frame, None, 0)
+    ear.launched()
+    assert not ear.opened
+    says(ear, "stream", name="stderr", text="of its start")
+    assert ear.said()[-2:] == [("status", None), ("stream", NOBODY)]
+    ear.remove()
+    assert not ear.writer.directory.exists()
