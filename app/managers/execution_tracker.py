@@ -65,9 +65,6 @@ class ExecutionListener(Protocol):
     def on_interrupt(self, execution: Execution) -> None:
         """It is about to be interrupted."""
 
-    def on_sent_before(self, execution: Execution) -> None:
-        """Another process of the server has sent it already."""
-
     def on_free(self) -> None:
         """The kernel has become ready, or has gone idle, or an execution has ended."""
 
@@ -264,12 +261,6 @@ class ExecutionTracker:
         """Its request waits no more: the kernel's sockets have it."""
         self._let_go(execution)
         self.changed(execution)
-
-    def on_sent_before(self, execution: Execution) -> None:
-        """Another process of the server has sent its request, as the log says."""
-        self.on_handed(execution)
-        if self.listener is not None:
-            self.listener.on_sent_before(execution)
 
     def _let_go(self, execution: Execution) -> None:
         """Keep its request no longer."""

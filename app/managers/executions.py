@@ -449,10 +449,6 @@ class Executions:
                 "An execution before it failed, with stop_on_error",
             )
 
-    def on_sent_before(self, execution: Execution) -> None:
-        """It is not to be sent again."""
-        self._held.take(lambda held: held is execution)
-
     def on_interrupt(self, execution: Execution) -> None:
         """It is about to be interrupted: what is asked for from now on is to run all the same."""
         self._held.on_interrupt(execution)

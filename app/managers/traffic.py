@@ -775,7 +775,7 @@ class Traffic:
             if execution is None or not (execution.sent or execution.ended):
                 execution = self.tracker.on_request(request, owner)
                 execution.place = Position(message.seq, message.offset)
-                self.tracker.on_sent_before(execution)
+                self.tracker.on_handed(execution)
 
     def _on_reply(self, message: Message, owner: str) -> None:
         parent = message.parent
