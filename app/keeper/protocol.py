@@ -29,12 +29,14 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 __all__ = [
     "PROTOCOL",
     "Fields",
+    "Frames",
     "Garbled",
     "TooOpen",
     "are_own",
@@ -81,17 +83,76 @@ async def receive(reader: asyncio.StreamReader) -> tuple[Fields, bytes]:
 
     Raises `Garbled`, and `asyncio.IncompleteReadError` or `ConnectionError` at the end.
     """
-    whole, head = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
+    whole, head = _check(_LENGTHS.unpack(await reader.readexactly(_LENGTHS.size)))
+    body = await reader.readexactly(whole - 4)
+    return _fields(body[:head]), body[head:]
+
+
+def _check(lengths: tuple[int, int]) -> tuple[int, int]:
+    whole, head = lengths
     if not 4 + head <= whole <= MAX_FRAME or head > MAX_HEAD:
         raise Garbled("impossible lengths")
-    body = await reader.readexactly(whole - 4)
+    return whole, head
+
+
+def _fields(head: bytes) -> Fields:
+    if head == b"{}":
+        return {}
     try:
-        fields = json.loads(body[:head])
+        fields = json.loads(head)
     except (ValueError, RecursionError):
         raise Garbled("no JSON") from None
     if not isinstance(fields, dict):
         raise Garbled("no JSON object")
-    return fields, body[head:]
+    return fields
+
+
+class Frames(asyncio.Protocol):
+    """Takes a stream of frames apart, as it comes: ``on_frame`` is called for each, at once.
+
+    ``on_end`` is called when the connection is lost, once, with `Garbled` where what came was no
+    frame; the connection is closed then. ``on_frame`` may raise that, too.
+    """
+
+    def __init__(
+        self,
+        on_frame: Callable[[Fields, bytes], None],
+        on_end: Callable[[Exception | None], None],
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._buffer = bytearray()
+        self._transport: asyncio.BaseTransport | None = None
+        self._error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on every frame that is whole."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= _LENGTHS.size and self._error is None:
+                whole, head = _check(_LENGTHS.unpack_from(buffer, start))
+                begin = start + _LENGTHS.size
+                end = begin + whole - 4
+                if end > len(buffer):
+                    break
+                body = bytes(memoryview(buffer)[begin:end])
+                start = end
+                self._on_frame(_fields(body[:head]), body[head:])
+        except Garbled as error:
+            self._error = error
+            if self._transport is not None:
+                self._transport.close()
+        del buffer[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more will come."""
+        self._on_end(self._error or exc)
 
 
 def keeper_dir(state_dir: Path) -> Path:

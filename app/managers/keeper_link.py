@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import app
 from app.keeper.protocol import (
     Fields,
+    Frames,
     Garbled,
     is_own_peer,
     keeper_dir,
@@ -73,20 +74,23 @@ class KeeperLink:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         greeting: Fields,
         owner: LinkOwner,
     ) -> None:
         self.protocol: int = greeting["keeper"]
         self.pid: int = greeting["pid"]
-        self._reader = reader
-        self._writer = writer
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
         self._open = True
-        self._task = asyncio.get_running_loop().create_task(self._read(), name="keeper")
+        self._ended = asyncio.Event()
+        # The keeper has said nothing more yet: it speaks when it is asked.
+        frames = Frames(self._on_frame, self._on_lost)
+        self._writer = writer  # which closes the connection at its own end
+        self._transport = writer.transport
+        frames.connection_made(self._transport)
+        self._transport.set_protocol(frames)
 
     @classmethod
     async def open(cls, directory: int, owner: LinkOwner) -> KeeperLink | None:
@@ -116,7 +120,7 @@ class KeeperLink:
                 greeting, _ = await receive(reader)
             if type(greeting.get("keeper")) is not int or type(greeting.get("pid")) is not int:
                 raise Garbled("no greeting")
-            return cls(reader, writer, greeting, owner)
+            return cls(writer, greeting, owner)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             writer.close()
             if getattr(error, "partial", b""):
@@ -136,7 +140,7 @@ class KeeperLink:
     @property
     def is_open(self) -> bool:
         """Whether anything can be asked. When not, the owner is told so, or is about to be."""
-        return self._open and not self._writer.is_closing()
+        return self._open and not self._transport.is_closing()
 
     async def ask(self, fields: Fields, seconds: float | None = None) -> tuple[Any, bytes]:
         """The answer and its bytes; what the keeper reads after so many seconds it does not do.
@@ -148,7 +152,7 @@ class KeeperLink:
         for what is too large to be asked.
         """
         seconds = ANSWER_SECONDS if seconds is None else seconds
-        if self.is_open and self._writer.transport.get_write_buffer_size() > MAX_UNSENT:
+        if self.is_open and self._transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")
         number = next(self._numbers)
         answer = self._send(number, {**fields, "until": time.monotonic() + seconds})
@@ -168,13 +172,13 @@ class KeeperLink:
         answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
         if not self.is_open:
             raise LinkLost
-        self._writer.write(pack({**fields, "id": number}))
+        self._transport.write(pack({**fields, "id": number}))
         self._asked[number] = answer
         return answer
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Send what has no answer (`app.protocol.link`)."""
-        self._writer.write(pack({}, b"".join(pieces)))
+        self._transport.write(pack({}, b"".join(pieces)))
 
     async def drain(self) -> list[Fields]:
         """Have it let go of its kernels and end; what it knows of them."""
@@ -190,36 +194,35 @@ class KeeperLink:
     async def close(self) -> None:
         """Close the connection."""
         self._open = False
-        self._writer.close()
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        self._transport.close()
+        await self._ended.wait()
 
-    async def _read(self) -> None:
+    def _on_frame(self, fields: Fields, data: bytes) -> None:
         try:
-            while True:
-                fields, data = await receive(self._reader)
-                if not fields:
-                    self._owner.on_bells(data)
-                    continue
-                if "event" in fields:
-                    self._owner.on_event(fields)
-                    continue
-                # A keeper that knows no ids answers in the order in which it is asked.
-                number = fields.get("id", next(iter(self._asked), 0))
-                answer = self._asked.pop(number, None)
-                if answer is not None:  # and whoever asked has not given up
-                    _settle(answer, fields, data)
-        except (OSError, asyncio.IncompleteReadError, Garbled) as error:
-            logger.debug("the connection to the keeper has ended: %s", error)
-        except Exception:
+            if not fields:
+                self._owner.on_bells(data)
+                return
+            if "event" in fields:
+                self._owner.on_event(fields)
+                return
+            # A keeper that knows no ids answers in the order in which it is asked.
+            number = fields.get("id", next(iter(self._asked), 0))
+            answer = self._asked.pop(number, None)
+            if answer is not None:  # and whoever asked has not given up
+                _settle(answer, fields, data)
+        except Exception as error:
             logger.exception("the keeper makes no sense; the connection to it is ended")
-        finally:
-            self._open = False
-            self._writer.close()
-            for answer in self._asked.values():
-                _fail(answer, LinkLost())
-            self._asked.clear()
-            self._owner.on_end(self)
+            raise Garbled(str(error)) from error
+
+    def _on_lost(self, error: Exception | None) -> None:
+        logger.debug("the connection to the keeper has ended: %s", error)
+        self._open = False
+        self._transport.close()
+        for answer in self._asked.values():
+            _fail(answer, LinkLost())
+        self._asked.clear()
+        self._ended.set()
+        self._owner.on_end(self)
 
 
 _SILENT: Final = "what listens on its socket says nothing; is its process stopped?"
