@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -593,7 +594,8 @@ class Traffic:
         self.log.close()
         self.log.hold()
         self._line.drop()
-        asyncio.get_running_loop().call_later(HELD_SECONDS, self._let_go_of_log)
+        weak = weakref.WeakMethod(self._let_go_of_log)  # what is gone has closed its files
+        asyncio.get_running_loop().call_later(HELD_SECONDS, lambda: (weak() or _nothing)())
 
     def _let_go_of_log(self) -> None:
         """Those who follow over HTTP have read the rest; the last of the others will say so."""
@@ -1075,6 +1077,10 @@ class _Info(msgspec.Struct):
 
 class _Shutdown(msgspec.Struct):
     restart: bool = False
+
+
+def _nothing() -> None:
+    """There is nobody left to do it for."""
 
 
 def _error(ename: str, evalue: str) -> dict[str, Any]:
