@@ -52,7 +52,7 @@ from app.managers.keeper_link import (
 )
 from app.managers.line import Line
 from app.protocol import link as frames
-from app.protocol.link import Said
+from app.protocol.link import Bell, Said
 from app.protocol.messages import Buffer, ClientMessage, Message
 from app.settings import Settings
 
@@ -138,6 +138,7 @@ class Keeper:
         self._kernels: dict[str, _Watched] = {}
         self._lines: dict[str, Line] = {}
         self._by_handle: dict[int, Line] = {}
+        self._unheard: dict[int, Bell] = {}  # of kernels whose handles are not known yet
         self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
         # Requests to end something, by what that is, until a keeper has said that it is done.
         self._unwanted: dict[tuple[str, str | int], Fields] = {}
@@ -253,6 +254,9 @@ class Keeper:
     def _put_line(self, line: Line, heard: Heard) -> None:
         self._lines[line.kernel_id] = self._by_handle[heard.handle] = line
         line.on_heard(heard)
+        bell = self._unheard.pop(heard.handle, None)
+        if bell is not None and bell.end >= heard.end and bell.taken >= heard.taken:
+            line.on_bell(bell)
 
     def request(self, line: Line, message: ClientMessage, owner: str) -> None:
         """Send a request to a kernel; a keeper that is gone meanwhile does not get it."""
@@ -304,6 +308,10 @@ class Keeper:
             line = self._by_handle.get(bell.handle)
             if line is not None:
                 line.on_bell(bell)
+                continue
+            self._unheard[bell.handle] = bell  # its answer may have come just before
+            if len(self._unheard) > MAX_EARLY:
+                del self._unheard[next(iter(self._unheard))]
 
     async def kept(self) -> dict[str, Kept]:
         """All kernels that the keeper has, those that have ended among them, by their ids."""
@@ -485,7 +493,7 @@ class Keeper:
     async def _greet(self, link: KeeperLink) -> bool:
         """Use a connection from now on; False if it ends meanwhile, as it may at any time."""
         try:
-            await self._hand_over(link)
+            heard = await self._hand_over(link)
         except LinkLost:
             await link.close()
             return False
@@ -495,12 +503,18 @@ class Keeper:
         if not link.is_open:
             return False
         self._link = link
+        for line, its in heard:  # which send what the one before has not sent
+            if self._lines.get(line.kernel_id) is line:
+                self._put_line(line, its)
         for what in [*self._unwanted]:  # what was forgotten while it was greeted, too
             self._tell_end(link, what)
         return True
 
-    async def _hand_over(self, link: KeeperLink) -> None:
-        """Greet a keeper, and tell it what another was to do, and which kernels that had."""
+    async def _hand_over(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
+        """Greet a keeper, and tell it what another was to do, and which kernels that had.
+
+        Returns how those are heard that another has heard.
+        """
         answer, _ = await link.ask({"ask": "hello", "protocol": PROTOCOL, **self._options})
         records = msgspec.convert(answer, list[Kept])
         ended = {what: self._tell_end(link, what) for what in [*self._unwanted]}
@@ -522,11 +536,13 @@ class Keeper:
             wanted = self._kernels.get(kernel_id) is watched  # what is awaited here takes its time
             if wanted and kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
-        await self._hear_again(link)
+        return await self._hear_again(link)
 
-    async def _hear_again(self, link: KeeperLink) -> None:
+    async def _hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
         """Have a new keeper hear what the one before it has heard."""
         self._by_handle.clear()
+        self._unheard.clear()
+        found = []
         for kernel_id, line in [*self._lines.items()]:
             fields: Fields = {"session": line.session, "epoch": line.epoch, "info": line.info}
             asked = {"ask": "hear", "kernel_id": kernel_id, "directory": str(line.directory)}
@@ -535,8 +551,8 @@ class Keeper:
             except (KeeperRefuses, OSError) as error:
                 logger.error("kernel %s is not heard: %s", kernel_id, error)
                 continue
-            if self._lines.get(kernel_id) is line:
-                self._put_line(line, msgspec.convert(answer, Heard))
+            found.append((line, msgspec.convert(answer, Heard)))
+        return found
 
     async def _find(self) -> KeeperLink:
         """A keeper of our version; one of another version is replaced, and its kernels noted."""

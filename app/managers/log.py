@@ -213,8 +213,8 @@ class MessageLog:
         self._files.hold_newest()
 
     def let_go(self) -> None:
-        """Close the file that was read last."""
-        self._files.close()
+        """Nobody reads any more: close the files."""
+        self._files.let_go()
 
     def wake(self) -> None:
         """Let every waiting reader look again."""

@@ -278,9 +278,14 @@ class SegmentReader:
         self._look()
 
     def __del__(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close every file, the one that is held too."""
         self.close()
         if self._held.descriptor != -1:
             os.close(self._held.descriptor)
+            self._held = _Open(0, -1, b"")
 
     def close(self) -> None:
         """Let go of the file that was read last."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,9 @@ BYTES_PER_TURN: Final = 2**19
 
 SAY_SECONDS: Final = 2.0
 """How long what the server says in a kernel's place may take to be in its log."""
+
+HELD_SECONDS: Final = 2.0
+"""How long what is left of a log can be read when its kernel, and its files, are gone."""
 
 REPLAYED: Final = 256
 """Messages that are gone through again at least: what the kernel said of itself is in them."""
@@ -232,6 +236,8 @@ class Traffic:
         del self._attached[reader.session]
         self._noted.pop(reader.session, None)
         self._state.changes += 1
+        if self.log.closed:
+            self._let_go_of_log()
         if not self._settings.buffer_offline_messages:
             return
         self._departed[reader.session] = (reader.arrived, time.monotonic())
@@ -588,6 +594,13 @@ class Traffic:
         self.log.close()
         self.log.hold()
         self._line.drop()
+        weak = weakref.WeakMethod(self._let_go_of_log)  # what is gone has closed its files
+        asyncio.get_running_loop().call_later(HELD_SECONDS, lambda: (weak() or _nothing)())
+
+    def _let_go_of_log(self) -> None:
+        """Those who follow over HTTP have read the rest; the last of the others will say so."""
+        if not self._attached:
+            self.log.let_go()
 
     def refuse_waiting(self) -> None:
         """The kernel is dead: what was asked of it meanwhile ends."""
@@ -1064,6 +1077,10 @@ class _Info(msgspec.Struct):
 
 class _Shutdown(msgspec.Struct):
     restart: bool = False
+
+
+def _nothing() -> None:
+    """There is nobody left to do it for."""
 
 
 def _error(ename: str, evalue: str) -> dict[str, Any]:

@@ -330,7 +330,9 @@ class _Counting:
         task, there = self._task, len(self._numbers)
         await eventually(lambda: task.done() or len(self._numbers) > there + 10, BOUND)
         await self.stop()
-        assert lossy or not self._gaps, self._gaps
+        # With a keeper that was killed goes what its kernels say until another hears them.
+        deaths = getattr(self._bench.faulty, "deaths", 0)
+        assert lossy or len(self._gaps) <= deaths, (deaths, self._gaps)
         numbers = list(dict.fromkeys(self._numbers)) if lossy else self._numbers
         behind = [pair for pair in pairwise(numbers) if pair[0] >= pair[1]]
         assert not behind, f"numbers are not in order, or there twice: {behind[:5]}, {self._gaps}"
