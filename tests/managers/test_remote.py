@@ -53,7 +53,7 @@ async def test_they_are_found_again_side_by_side(servers: Servers, home: Home) -
             server.ws_url, kernel, server.token, query={"after": "0"}
         )
         # The keeper has heard all that was said meanwhile.
-        await channels.seen(lambda m: m.content.get("text") == f"{pids[kernel]}\n")
+        await channels.seen(lambda m: m.content.get("text") == "before\n")
         texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
         assert texts[:2] == [f"{pids[kernel]}\n", "before\n"]
         assert not [m for m in channels.log if m.content.get("name") == "stderr"]

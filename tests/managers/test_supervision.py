@@ -21,6 +21,7 @@ from app.managers.kernel import Kernel
 from app.managers.multikernel import MultiKernelManager
 from app.managers.process import KernelProcess
 from app.managers.registry import Registry
+from app.managers.traffic import Traffic
 from app.protocol.messages import ClientMessage, Header
 from app.settings import Settings
 from tests.support.home import Home
@@ -134,7 +135,7 @@ async def test_a_start_that_fails_behind_the_launch_leaves_no_process(
 
     async with kernels(state_dir, on_shutdown) as manager:
         with monkeypatch.context() as patch:
-            patch.setattr(manager._house, "channels", channels)
+            patch.setattr(Traffic, "connect", channels)
             with pytest.raises(KernelStartFailed, match="Too many open files"):
                 await manager.start_kernel()
         assert len(manager) == 0
@@ -149,7 +150,7 @@ async def test_a_restart_that_fails_behind_the_launch_leaves_the_kernel_dead(
         kernel = await manager.start_kernel()
         await is_up(kernel)
         with monkeypatch.context() as patch:
-            patch.setattr(manager._house, "channels", fails)
+            patch.setattr(Traffic, "connect", fails)
             with pytest.raises(KernelStartFailed, match="No space left"):
                 await manager.restart_kernel(kernel.id)
         assert kernel.state.word == "dead"
