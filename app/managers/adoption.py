@@ -259,14 +259,20 @@ async def _load(
 
 
 async def recover(
-    house: KernelHouse, kernel: Kernel, record: KernelRecord, info: ConnectionInfo
+    house: KernelHouse,
+    kernel: Kernel,
+    record: KernelRecord,
+    info: ConnectionInfo,
+    heard: Heard | None = None,
 ) -> Heard:
     """Read the kernel's log, and know its executions and state; how the kernel is heard.
 
-    Without ``info`` there is no process any more. Raises what `Traffic.resume` does.
+    Without ``info`` there is no process any more. Raises what `Traffic.meet` does, if nobody has
+    ``heard`` the kernel yet.
     """
     assert house.registry is not None
     traffic, state = kernel.traffic, kernel.state
+    heard = heard or await traffic.meet(info or None)
     keeping = RegisteredExecutions(house.registry, kernel.id)
     executions = []
     for stored in await house.registry.executions(kernel.id):
@@ -282,7 +288,7 @@ async def recover(
         state.execution_state = record.execution_state
     traffic.put_back(executions)
     kernel.executions.hold_again()  # what it waits behind may end in what is read next
-    heard = await traffic.resume(info or None)
+    await traffic.resume(heard)
     traffic.journal = await asyncio.to_thread(_read_journal, house, kernel.id, traffic.log.epoch)
     traffic.tracker.keeping = keeping
     if info:

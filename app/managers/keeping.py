@@ -138,6 +138,7 @@ class Keeper:
         self._kernels: dict[str, _Watched] = {}
         self._lines: dict[str, Line] = {}
         self._by_handle: dict[int, Line] = {}
+        self._late: set[asyncio.Task[None]] = set()
         self._unheard: dict[int, Bell] = {}  # of kernels whose handles are not known yet
         self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
         # Requests to end something, by what that is, until a keeper has said that it is done.
@@ -415,7 +416,7 @@ class Keeper:
     async def close(self) -> None:
         """Close the connection. The keeper goes on while it has kernels."""
         self._closed = True
-        tasks = [task for task in (self._recovery, self._linking) if task is not None]
+        tasks = [task for task in (self._recovery, self._linking, *self._late) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -538,6 +539,23 @@ class Keeper:
                 await self._adopt_again(link, watched)
         return await self._hear_again(link)
 
+    def _hear_late(self, kernel_id: str) -> None:
+        """Try once more to have a kernel heard that was refused."""
+        if kernel_id in self._lines and not self._closed:
+            task = self._loop.create_task(self._try_to_hear(kernel_id), name="hear a kernel late")
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _try_to_hear(self, kernel_id: str) -> None:
+        line = self._lines.get(kernel_id)
+        if line is None or self._by_handle.get(line.handle) is line:
+            return
+        try:
+            await self.hear(line, line.directory, line.info, anew=False)
+        except (KeeperUnavailable, KernelUnreachable) as error:
+            logger.error("kernel %s is not heard: %s", kernel_id, error.message)
+            self._loop.call_later(RETRY_SECONDS, self._hear_late, kernel_id)
+
     async def _hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
         """Have a new keeper hear what the one before it has heard."""
         self._by_handle.clear()
@@ -550,6 +568,7 @@ class Keeper:
                 answer, _ = await link.ask({**asked, "anew": False, **fields})
             except (KeeperRefuses, OSError) as error:
                 logger.error("kernel %s is not heard: %s", kernel_id, error)
+                self._loop.call_later(RETRY_SECONDS, self._hear_late, kernel_id)
                 continue
             found.append((line, msgspec.convert(answer, Heard)))
         return found

@@ -316,6 +316,7 @@ class Kernel:
                 raise Gone(f"The kernel's process {exited} while no server was there")
             if record.execution_state == Lifecycle.RESTARTING:
                 await self._end_replaced(process)
+            heard = await self._meet(process, info)
         except Gone as gone:
             # They clean up after the process.
             self._left, self._manager, self._process = None, manager, process
@@ -328,8 +329,7 @@ class Kernel:
         self._left, self._manager, self._process, self._info = None, manager, process, info
         self._cwd = Path(getattr(manager.provisioner, "cwd", None) or self._cwd)
         self._oom = OOMWatch(process.pid)
-        heard = await self._recover(record, info)
-        if heard is None:
+        if await self._recover(record, info, heard) is None:
             await self._give_up("The server could not take the kernel over; see its log")
             return
         self._launched = asyncio.get_running_loop().time()
@@ -383,8 +383,21 @@ class Kernel:
         except (KernelUnreachable, KeeperUnavailable) as error:
             raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
 
+    async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
+        """Have the log, and the process heard. Raises what `Traffic.meet` does."""
+        try:
+            return await self.traffic.meet(info)
+        except BaseException:
+            process.close()
+            raise
+
     async def _recover(
-        self, record: KernelRecord, info: ConnectionInfo, *, another: bool = False
+        self,
+        record: KernelRecord,
+        info: ConnectionInfo,
+        heard: Heard | None = None,
+        *,
+        another: bool = False,
     ) -> Heard | None:
         """Have the log and the executions that were left, and how the kernel is heard.
 
@@ -392,7 +405,7 @@ class Kernel:
         ``another`` that follows.
         """
         try:
-            heard = await recover(self._house, self, record, info)
+            heard = await recover(self._house, self, record, info, heard)
         except Exception:
             logger.exception("kernel %s: what it has said and done is not known", self.id)
             return None

@@ -897,16 +897,27 @@ class Traffic:
                 execution.sent = False  # unless the log says otherwise
             self.tracker.put_back(execution)
 
-    async def resume(self, info: ConnectionInfo | None) -> Heard:
+    async def meet(self, info: ConnectionInfo | None) -> Heard:
+        """Have the log that another process of the server has left; `resume` comes next.
+
+        ``info`` tells how to hear the process, if there is one. Raises what `Line.hear` does, and
+        nothing has changed then.
+        """
+        self._replaying = True
+        try:
+            return await self._line.hear(self.log.directory, info)
+        except BaseException:
+            self._replaying = False
+            raise
+
+    async def resume(self, heard: Heard) -> None:
         """Go on for another process of the server, of which all is put back that it knew.
 
         The end of the log is gone through again, from where the oldest of the executions was sent
-        that have not ended. ``info`` tells how to hear the process, if there is one. Raises what
-        `Line.hear` does.
+        that have not ended.
         """
-        log, self._replaying = self.log, True
+        log = self.log
         try:
-            heard = await self._line.hear(log.directory, info)
             places = [one.place.cursor for one in self.tracker if not one.ended]
             start = max(log.first_seq, min([heard.end[0] - REPLAYED, *places]))
             log.show(log.place_of(start))
@@ -918,10 +929,9 @@ class Traffic:
                 await asyncio.sleep(0)
         finally:
             self._replaying = False
-        self._connected = info is not None and heard.connected
+        self._connected = heard.connected
         self.answered = self.heard_iopub = heard.opened
         self._end_unsent()
-        return heard
 
     def _end_unsent(self) -> None:
         """What the server before was killed with, on its way to whoever hears the kernel.

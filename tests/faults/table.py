@@ -27,7 +27,7 @@ SETTLE_SECONDS = 15  # more than the keeper, or a provisioner that finds a kerne
 USELESS = ("dead", "unknown")  # of a kernel that needs another process
 
 # These are called again and again while something is waited for.
-POLLED = ("poll", "kept")
+POLLED = ("poll", "kept", "stdin", "settle")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Interrupt(Operation):
         response = await self.ask("POST", "/interrupt")
         assert response.status_code == 204, response.text
         ended = await self.executions.ended(self.execution)
-        assert ended["state"] == "error", ended
+        # Of a keeper that is killed just then nobody may have heard how it ended.
+        assert ended["state"] in ("error", "lost"), ended
         await self.works()
 
 
