@@ -31,7 +31,8 @@ class Adoption(Operation):
 
     async def prepare(self) -> None:
         await super().prepare()
-        self.processes = processes_of(self.kernel_id)
+        # What is seen of processes may be older than the start.
+        self.processes = await eventually(lambda: processes_of(self.kernel_id))
 
     async def again(self) -> None:
         """It has the process that it had, in which code runs."""
