@@ -186,7 +186,8 @@ async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
         assert types(events)[:2] == ["queued", "gap"]
         texts = [event["text"] for event in events if event["type"] == "stream"]
         gap = events[1]
-        assert gap["messages"] == 1000 - len(texts) + 2
+        # Beside the output: the status and the code, and what the server itself has asked.
+        assert 0 <= gap["messages"] - (1000 - len(texts) + 2) <= 8
         assert gap["seq"] == ended["first_seq"] + gap["messages"] - 1
         assert int(texts[-1].split()[0]) == 1000
 

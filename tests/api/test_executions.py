@@ -368,8 +368,9 @@ async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
         text = ended["outputs"][0]["text"]
         lines = text.count("\n")
         assert 0 < lines < 100
-        # Beside the stream: the status and the code that it began with.
-        assert ended["gap"]["messages"] == 1000 - lines + 2
+        # Beside the stream: the request, the status and the code, and what the server itself has
+        # asked meanwhile.
+        assert 0 <= ended["gap"]["messages"] - (1000 - lines + 2) <= 8
         assert ended["gap"]["bytes"] > 900_000
         await executions.run("flood 1000 1000")
         gone = await executions.get(ended["id"])
