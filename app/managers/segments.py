@@ -102,6 +102,22 @@ class SegmentReader:
         starts = self._starts
         if not starts or place.cursor < starts[0] or starts[-1] < self.newest:
             starts = self._look()
+        entries = self._search(starts, place, end, max_messages, max_bytes, heads)
+        if not entries and self.trouble and (now := self._look()) != starts:
+            # The log has been faster: its oldest files are gone since that look.
+            self.trouble = ""
+            entries = self._search(now, place, end, max_messages, max_bytes, heads)
+        return entries
+
+    def _search(
+        self,
+        starts: list[int],
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        heads: bool,
+    ) -> list[Entry]:
         index = max(0, bisect_right(starts, place.cursor) - 1)
         segment = self._try_open(starts[index]) if starts else None
         while segment is None and index > 0:  # no segment of this log: what is meant lies before it
