@@ -247,21 +247,23 @@ class Execution:
         if self.state is not ExecutionState.QUEUED:
             return False
         self.state = ExecutionState.RUNNING
-        self._see(place)
+        if self.first_seq is None:  # the kernel says nothing of it before that
+            self.place = place
+        self._see()
         self.started_at = time.time()
         self._began = time.monotonic()
         return True
 
-    def on_idle(self, place: Position) -> bool:
+    def on_idle(self) -> bool:
         """The kernel is done with it; whether that makes it complete."""
-        self._see(place)
+        self._see()
         self.idle = True
         self.input_request = None
         return self._may_be_complete()
 
-    def on_reply(self, place: Position, status: str, execution_count: int | None) -> bool:
+    def on_reply(self, status: str, execution_count: int | None) -> bool:
         """The reply has come; whether that makes it complete."""
-        self._see(place)
+        self._see()
         self.reply_status = status
         self.input_request = None
         if execution_count is not None:
@@ -278,10 +280,10 @@ class Execution:
         """Whether both the reply and the idle status have come."""
         return self.idle and self.reply_status is not None
 
-    def _see(self, place: Position) -> None:
+    def _see(self) -> None:
+        # Not the place of what is seen: a log may have dropped what the server has not yet read.
         if self.first_seq is None:
-            self.first_seq = place.cursor
-            self.place = place
+            self.first_seq = self.place.cursor
 
     def take_step(self, step: StepName, detail: str, seq: int) -> None:
         """Note what is done to it, which is then the reason of an end that follows from it."""

@@ -316,7 +316,7 @@ class ExecutionTracker:
             self._on_busy(same_id, message)
         elif reported == "idle":
             execution = next((one for one in same_id if not one.idle), same_id[0])
-            if execution.on_idle(_place_of(message)):
+            if execution.on_idle():
                 self._complete(execution)
             else:
                 self.changed(execution)
@@ -344,7 +344,7 @@ class ExecutionTracker:
         reply = _read_reply(message)
         status = reply.status if isinstance(reply.status, str) else ""
         count = reply.execution_count if isinstance(reply.execution_count, int) else None
-        if execution.on_reply(_place_of(message), status, count):
+        if execution.on_reply(status, count):
             self._complete(execution)
         else:
             self.changed(execution)

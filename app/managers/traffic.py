@@ -828,7 +828,7 @@ class Traffic:
         execution.execution_count = found.get("execution_count")
         if found["status"] == "error":
             made_up = found
-            execution.on_reply(self.log.end, "error", execution.execution_count)
+            execution.on_reply("error", execution.execution_count)
         request = self._requests.unanswered(execution.id, execution.session)
         if request is not None:
             self._requests.discard(request)

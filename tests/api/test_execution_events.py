@@ -177,7 +177,7 @@ async def test_steps_are_told_to_those_who_come_later(shared: Executions) -> Non
 
 
 async def test_what_has_left_the_log_is_told(make_server: MakeServer) -> None:
-    server = make_server("--log-bytes", "262144")
+    server = make_server("--log-bytes", "65536")
     async with kernels_of(server) as start:
         kernel = await start()
         executions = Executions(kernel.rest, kernel.id)
