@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take for an answer."""
 
+CLOSE_SECONDS: Final = 2.0
+"""How long what is left to be sent may take when a connection is closed."""
+
 MAX_UNSENT: Final = 2**23
 """Bytes of requests that wait for a keeper which reads nothing. Beyond that none is taken."""
 
@@ -192,10 +195,14 @@ class KeeperLink:
         return list(answer)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. Bounded, also where the keeper reads nothing more."""
         self._open = False
         self._transport.close()
-        await self._ended.wait()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:  # what is to be sent does not go: a close waits for that
+            self._transport.abort()
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The reply to an execution that nobody heard, made of what the kernel published meanwhile."""
+"""The reply that a kernel has not sent, made of what it published: it may have failed."""
 
 from __future__ import annotations
 
