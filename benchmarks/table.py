@@ -279,7 +279,7 @@ LINES: Final = (
     ),
     Line(
         *("idle_kernels_pss", "idle memory", "50 idle Python kernels, PSS", "MB"),
-        *("≤ 830", at_most(830)),
+        *("≤ 950", at_most(950)),
     ),
     Line("lost_ipykernel", "losses", "Lost: ipykernel printing", "%", "0", at_most(0)),
     Line("lost_40000", "losses", "Lost: publisher that drops, 40,000/s", "%", "0", at_most(0)),

@@ -38,10 +38,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Set
-from functools import partial
 from importlib.util import find_spec
-from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
@@ -58,11 +55,6 @@ LIKELY = (
     *("faulthandler", "pdb", "psutil", "pwd", "resource", "sqlite3", "tornado.platform.asyncio"),
     *("comm", "uuid", "tempfile", "multiprocessing.process"),
 )
-
-# Pools of Python's allocator, and the sizes of what it puts into them (Objects/obmalloc.c, 3.10).
-POOL_BYTES = 16384
-POOL_SIZES = range(16, 513, 16)
-MOST_HOLES = 10_000  # of one size
 
 
 class Refused(Exception):
@@ -332,90 +324,6 @@ def kernel_app() -> Any:
     return IPKernelApp
 
 
-def pack() -> None:
-    """Put what every kernel writes to side by side, on few pages.
-
-    A page becomes the kernel's own as soon as one reference is counted on it.
-    """
-    # IPython keeps the names of all modules, ipykernel their files.
-    for name, module in [*sys.modules.items()]:
-        del sys.modules[name]
-        sys.modules[anew(name)] = module
-        path = getattr(module, "__file__", None)
-        if type(module) is ModuleType and type(path) is str:
-            module.__file__ = anew(path)
-    KEPT.extend(copy_code(functions_of_a_start()))
-    # They hold references to names, each of which would be let go of as others take its place.
-    names = ("_clear_internal_caches", "_clear_type_cache")  # the first from Python 3.13 on
-    clear = next((getattr(sys, name) for name in names if hasattr(sys, name)), None)
-    if clear is not None:
-        clear()
-    gc.collect()
-    fill_holes()
-
-
-def anew(text: str) -> str:
-    """The same text in a new object."""
-    return f"{text} "[:-1]
-
-
-def functions_of_a_start() -> set[str]:
-    """The functions that a kernel runs while it starts, as ``module:qualified.name``.
-
-    They were recorded (`tests.support.fork_order`); with other versions of the packages some are
-    missing, and gain nothing.
-    """
-    with open(os.path.splitext(os.path.abspath(__file__))[0] + ".order") as file:
-        return set(file.read().split())
-
-
-def copy_code(names: Set[str]) -> list[CodeType]:
-    """Give these functions copies of their code, made one after the other; returns what they had.
-
-    The interpreter counts calls in code objects, and adapts their instructions (PEP 659). What it
-    leaves alone stays shared.
-    """
-    if not hasattr(CodeType, "co_qualname"):  # before Python 3.11 it did not
-        return []
-
-    def copied(code: CodeType, module: str) -> CodeType:
-        constants = tuple(
-            copied(constant, module)
-            if isinstance(constant, CodeType) and f"{module}:{constant.co_qualname}" in names
-            else constant
-            for constant in code.co_consts
-        )
-        return code.replace(co_consts=constants)
-
-    originals = []
-    for function in gc.get_objects():
-        if type(function) is FunctionType:
-            code, module = function.__code__, str(function.__globals__.get("__name__"))
-            if f"{module}:{code.co_qualname}" in names:
-                originals.append(code)
-                function.__code__ = copied(code, module)
-    return originals
-
-
-def fill_holes() -> None:
-    """Take the free places between the objects that there are.
-
-    A kernel's own objects would be put there first, and make all those pages its own.
-    """
-    smallest: dict[int, Callable[[], object]] = {16: object, 32: float}
-    empty = sys.getsizeof(b"")
-    for size in POOL_SIZES:
-        make = smallest.get(size) or partial(bytes, size - empty)
-        new_pools = 0
-        for _ in range(MOST_HOLES):
-            filler = make()
-            KEPT.append(filler)
-            # Twice: such a place may be free in an old pool as well.
-            new_pools += id(filler) % POOL_BYTES < 5 * size
-            if new_pools == 2:
-                break
-
-
 def become(wanted: dict[str, Any]) -> None:
     """Make this child a process of its own, as if it had just been executed."""
     gc.enable()
@@ -467,7 +375,6 @@ def end_with(service: int) -> None:
 
 
 CONTROL = -1
-KEPT: list[object] = []  # what must not make room
 
 
 def main() -> None:
@@ -491,7 +398,7 @@ def main() -> None:
     program = launcher.origin if launcher is not None else "ipykernel_launcher"
     app = kernel_app()
     origins.note_modules()
-    pack()
+    gc.collect()
     gc.freeze()
     say(control, ready=True)
     wanted = ForkServer(control, origins, is_parent=not sys.argv[1].startswith("@")).serve()

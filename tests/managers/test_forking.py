@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.support.home import Home
 from tests.support.kernelspecs import Spec
 from tests.support.processes import eventually, is_alive, usage
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
-from tests.support.server import REPOSITORY, ServerProcess
+from tests.support.server import ServerProcess
 
 PYTHON = (sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher")
 COMMAND = (*PYTHON, "-f", "{connection_file}")
@@ -352,23 +351,3 @@ async def test_forked_kernels_end_with_a_server_that_is_killed(
         start.started.clear()
     server.crash()
     await eventually(lambda: home.processes() == [], 30)
-
-
-def test_the_functions_whose_code_is_put_side_by_side_are_those_of_this_ipykernel() -> None:
-    """Else record them anew (`tests.support.fork_order`)."""
-    program = """
-import gc, json, types
-from app.managers import fork_server
-fork_server.preload([])
-fork_server.kernel_app()
-names = fork_server.functions_of_a_start()
-originals = fork_server.copy_code(names)
-codes = [o.__code__ for o in gc.get_objects() if type(o) is types.FunctionType]
-moved = [code for code in codes if any(code is not old and code == old for old in originals)]
-print(json.dumps([len(names), len({id(old) for old in originals}), len({id(c) for c in moved})]))
-"""
-    done = subprocess.run(
-        (sys.executable, "-c", program), cwd=REPOSITORY, capture_output=True, check=True, timeout=60
-    )
-    names, copied, in_use = json.loads(done.stdout)
-    assert in_use >= copied > 0.8 * names > 800
