@@ -42,6 +42,7 @@ from app.managers.counters import Counters
 from app.managers.errors import NotFound
 from app.managers.events import Events, read_schemas
 from app.managers.files.service import ContentsService
+from app.managers.idempotency import IdempotencyKeys
 from app.managers.identity import User
 from app.managers.keeping import check_state_dir
 from app.managers.metrics import Metrics
@@ -72,6 +73,7 @@ class State(TypedDict):
     user: User
     authorization: Authorization
     contents: ContentsService
+    idempotency: IdempotencyKeys
 
 
 def create_app(
@@ -108,7 +110,7 @@ def create_app(
         bus, counters = Events(event_schemas), Counters()
         user = User()
         async with AsyncExitStack() as stack:
-            audit = AuditLog(settings.audit_log, counters, user)
+            audit = AuditLog(settings.audit_log, counters, lambda: user.identity.username)
             stack.push_async_callback(audit.close)
             registry = None
             if settings.keeps:
@@ -133,6 +135,7 @@ def create_app(
                 "user": user,
                 "authorization": Authorization(authorizer, user),
                 "contents": contents_service,
+                "idempotency": IdempotencyKeys(),
             }
 
     # In the order in which a request is held against them: first what is asked for all the time.

@@ -22,6 +22,7 @@ from app.api.bodies import OFF_LOOP_BYTES, check_nesting, parse
 from app.managers.authorization import Authorization
 from app.managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
 from app.managers.events import Events
+from app.managers.idempotency import IdempotencyKeys
 from app.managers.identity import User
 from app.managers.kernel import Kernel
 from app.managers.multikernel import MultiKernelManager
@@ -31,6 +32,7 @@ __all__ = [
     "AuthorizationDep",
     "CodeRoute",
     "EventsDep",
+    "IdempotencyDep",
     "IdempotencyKeyDep",
     "IfGenerationDep",
     "JSONRoute",
@@ -95,6 +97,14 @@ IdempotencyKeyDep = Annotated[
         json_schema_extra={"pattern": "^[ -~]{1,255}$"},
     ),
 ]
+
+
+async def _idempotency(connection: HTTPConnection) -> IdempotencyKeys:
+    keys: IdempotencyKeys = connection.state.idempotency
+    return keys
+
+
+IdempotencyDep = Annotated[IdempotencyKeys, Depends(_idempotency)]
 
 
 _GENERATION: Final = "^[1-9][0-9]{0,8}$"

@@ -17,6 +17,7 @@ from app.api.access import requires
 from app.api.awaiting import AwaitedResponse
 from app.api.dependencies import (
     CodeRoute,
+    IdempotencyDep,
     IdempotencyKeyDep,
     IfGenerationDep,
     KernelDep,
@@ -224,7 +225,7 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
 )
 async def run_code(
     request: Request,
-    manager: ManagerDep,
+    idempotency: IdempotencyDep,
     kernel: KernelDep,
     body: RunCode,
     wait: CheckedWaitDep,
@@ -254,7 +255,7 @@ async def run_code(
 
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
-    execution_id = await manager.idempotency.once(scope, idempotency_key, asked, make)
+    execution_id = await idempotency.once(scope, idempotency_key, asked, make)
     execution = kernel.executions.get(execution_id)
     await kernel.executions.noted(execution)
     return _waiting(
@@ -426,7 +427,7 @@ async def cancel_execution(
     dependencies=[requires("kernels", "execute")],
 )
 async def answer_input(
-    manager: ManagerDep,
+    idempotency: IdempotencyDep,
     kernel: KernelDep,
     execution: ExecutionDep,
     body: InputModel,
@@ -449,5 +450,5 @@ async def answer_input(
         return execution.id
 
     scope = f"answers to {execution.id} of {kernel.id}"
-    await manager.idempotency.once(scope, idempotency_key, fingerprint(body), make)
+    await idempotency.once(scope, idempotency_key, fingerprint(body), make)
     return Response(status_code=204)

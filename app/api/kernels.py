@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Request, Response
 from app.api.access import requires
 from app.api.dependencies import (
     AuthorizationDep,
+    IdempotencyDep,
     IdempotencyKeyDep,
     JSONRoute,
     KernelIdDep,
@@ -110,6 +111,7 @@ async def start_kernel(
     manager: ManagerDep,
     authorization: AuthorizationDep,
     trace: TraceDep,
+    idempotency: IdempotencyDep,
     body: Annotated[StartKernel | None, Body()] = None,
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
@@ -129,7 +131,7 @@ async def start_kernel(
         )
         return started.id
 
-    kernel_id = await manager.idempotency.once("kernels", idempotency_key, fingerprint(asked), make)
+    kernel_id = await idempotency.once("kernels", idempotency_key, fingerprint(asked), make)
     kernel = manager.get(kernel_id)
     location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
     return _json(kernel.model, 201, {"Location": location})

@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,6 @@ import msgspec
 
 from app.callers import caller
 from app.managers.counters import Counters
-from app.managers.identity import User
 from app.plugins import CannotLoad
 from app.protocol.messages import Buffer, format_timestamp
 
@@ -51,12 +50,15 @@ _request_decoder: Final = msgspec.json.Decoder(_Request)
 
 
 class AuditLog:
-    """The audit log of one server; without a ``path`` it is none. `close` it at the end."""
+    """The audit log of one server; without a ``path`` it is none. `close` it at the end.
 
-    def __init__(self, path: Path | None, counters: Counters, user: User) -> None:
+    ``username`` tells who the caller of the present request is.
+    """
+
+    def __init__(self, path: Path | None, counters: Counters, username: Callable[[], str]) -> None:
         self._path = path
         self._counters = counters
-        self._user = user
+        self._username = username
         self._waiting: deque[tuple[dict[str, Any], Buffer]] = deque()
         self._waiting_bytes = 0
         self._arrived = threading.Condition()
@@ -78,7 +80,7 @@ class AuditLog:
             return
         record: dict[str, Any] = {"time": format_timestamp(time.time()), "action": action, **data}
         if (found := caller()) is not None:
-            record["user"] = self._user.identity.username
+            record["user"] = self._username()
             record["client"] = found.address
             record["request_id"] = found.request_id
         size = len(content)

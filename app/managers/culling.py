@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from app.managers.errors import KernelNotFound
 from app.managers.kernel import Kernel
 from app.managers.state import Lifecycle
-
-if TYPE_CHECKING:
-    from app.managers.multikernel import MultiKernelManager
 
 __all__ = ["Candidate", "Culler", "CullingPolicy", "timeout_of_spec"]
 
@@ -74,10 +71,21 @@ def timeout_of_spec(name: str, metadata: Mapping[str, Any]) -> float | None:
 
 
 class Culler:
-    """Looks at every kernel each ``interval`` seconds, and stops those that the policy says."""
+    """Looks at every kernel each ``interval`` seconds, and stops those that the policy names.
 
-    def __init__(self, kernels: MultiKernelManager, policy: CullingPolicy, interval: float) -> None:
+    ``cull`` stops one kernel, given its id and how many seconds nobody has used it. It may raise
+    `KernelNotFound`.
+    """
+
+    def __init__(
+        self,
+        kernels: Iterable[Kernel],
+        cull: Callable[[str, float], Awaitable[None]],
+        policy: CullingPolicy,
+        interval: float,
+    ) -> None:
         self._kernels = kernels
+        self._stop = cull
         self._policy = policy
         self._interval = interval
         # Looked at once per kernel, so that what is wrong with a spec is not logged at every look.
@@ -141,7 +149,7 @@ class Culler:
 
     async def _cull(self, kernel: Kernel, idle_seconds: float) -> None:
         try:
-            await self._kernels.cull_kernel(kernel.id, idle_seconds)
+            await self._stop(kernel.id, idle_seconds)
         except KernelNotFound:
             pass  # somebody else was quicker
         except Exception:

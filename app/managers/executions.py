@@ -32,10 +32,11 @@ from app.managers.errors import (
     TooManyExecutions,
 )
 from app.managers.execution import Execution, ExecutionState
+from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_executions import HeldExecutions
 from app.managers.late_output import may_straggle
+from app.managers.log import MessageLog
 from app.managers.state import KernelState, Lifecycle
-from app.managers.traffic import Traffic
 from app.protocol.messages import ClientMessage, Header, new_header
 from app.settings import Settings
 
@@ -86,6 +87,24 @@ class ProcessControl(Protocol):
         """Kill the process; False if it is not ours to kill. Raises `KernelNotStopped`."""
 
 
+class Messages(Protocol):
+    """What carries the messages of one kernel: its log, and the way of requests to it."""
+
+    log: MessageLog
+    tracker: ExecutionTracker
+
+    @property
+    def between_processes(self) -> bool:
+        """Whether a request that is submitted now is for a process that is yet to come."""
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether such a request is for the process that follows the present or the last one."""
+
+    def submit(self, message: ClientMessage, session: str) -> bool:
+        """Send a request now, or when the kernel is ready; whether the request is carried out."""
+
+
 class Executions:
     """The executions of one kernel: asking for them, waiting for them, stopping them.
 
@@ -93,12 +112,12 @@ class Executions:
     """
 
     def __init__(
-        self, control: ProcessControl, traffic: Traffic, state: KernelState, settings: Settings
+        self, control: ProcessControl, messages: Messages, state: KernelState, settings: Settings
     ) -> None:
         self.closing = False
         self._control = control
-        self._traffic = traffic
-        self._tracker = traffic.tracker
+        self._messages = messages
+        self._tracker = messages.tracker
         self._tracker.listener = self
         self._state = state
         self._settings = settings
@@ -161,7 +180,7 @@ class Executions:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
-        self._traffic.log.wake()
+        self._messages.log.wake()
 
     # Asking
 
@@ -191,7 +210,7 @@ class Executions:
         execution = Execution(
             message.header.msg_id,
             session,
-            self._traffic.log.end,
+            self._messages.log.end,
             timeout=timeout,
             stop_on_error=code.stop_on_error,
             if_generation=code.if_generation,
@@ -207,7 +226,9 @@ class Executions:
 
     def _is_present(self, generation: int) -> bool:
         """Whether what is asked for now is for this process of the kernel."""
-        replaced = self._state.lifecycle is Lifecycle.RESTARTING and self._traffic.between_processes
+        replaced = (
+            self._state.lifecycle is Lifecycle.RESTARTING and self._messages.between_processes
+        )
         return generation == self._state.generation and not replaced
 
     async def noted(self, execution: Execution) -> None:
@@ -234,9 +255,9 @@ class Executions:
         parts.append(msgspec.json.encode({"value": value}))
         steering = Header(header["msg_id"], "input_reply", execution.session)
         answer = ClientMessage("stdin", steering, parts)
-        if asked is None or not self._traffic.submit(answer, execution.session):
+        if asked is None or not self._messages.submit(answer, execution.session):
             raise NoInputRequested(f"Execution {execution.id} asks for no input")
-        self._traffic.log.wake()
+        self._messages.log.wake()
 
     def _check_allowed(self, msg_type: str) -> None:
         allowed = self._settings.allowed_message_types
@@ -358,9 +379,9 @@ class Executions:
             pause = min(pause * 2, MAX_KILL_AGAIN_SECONDS)
 
     def _step(self, execution: Execution, step: Any, detail: str) -> None:
-        execution.take_step(step, detail, self._traffic.log.next_seq - 1)
+        execution.take_step(step, detail, self._messages.log.next_seq - 1)
         self._tracker.changed(execution)
-        self._traffic.log.wake()
+        self._messages.log.wake()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -443,7 +464,7 @@ class Executions:
             timer.cancel()
         failed = execution.state is ExecutionState.ERROR and execution.stop_on_error
         # What is held while a process is replaced was asked of the next one.
-        if failed and not self._traffic.is_replaced:
+        if failed and not self._messages.is_replaced:
             self._abort(
                 self._held.take_behind(execution),
                 "An execution before it failed, with stop_on_error",
@@ -472,7 +493,7 @@ class Executions:
             self._submit(*self._held.pop())
 
     def _submit(self, execution: Execution, message: ClientMessage) -> None:
-        if not self._traffic.submit(message, execution.session) and not execution.ended:
+        if not self._messages.submit(message, execution.session) and not execution.ended:
             # The options of this process allow less than those of the one before.
             self._abort([execution], "execute_request is not in allowed_message_types")
 

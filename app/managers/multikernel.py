@@ -37,7 +37,6 @@ from app.managers.external import (
 )
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
-from app.managers.idempotency import IdempotencyKeys
 from app.managers.keeping import new_keeper
 from app.managers.kernel import Kernel
 from app.managers.kernel_house import KernelHouse
@@ -133,7 +132,6 @@ class MultiKernelManager:
             hearer,
             keeper=self.keeper,
         )
-        self.idempotency = IdempotencyKeys()
         self._kernels: dict[str, Kernel] = {}
         self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
         self._external: dict[Path, ExternalKernel] = {}
@@ -150,7 +148,7 @@ class MultiKernelManager:
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
         )
         self._culling = asyncio.get_running_loop().create_task(
-            Culler(self, policy, settings.cull_interval).run(), name="culler"
+            Culler(self, self.cull_kernel, policy, settings.cull_interval).run(), name="culler"
         )
         self._succession: Succession | None = None
         if registry is not None:

@@ -169,7 +169,7 @@ async def test_it_goes_on_when_it_can_be_written_again(
 ) -> None:
     counters = Counters()
     caplog.set_level(logging.WARNING)
-    audit = AuditLog(path, counters, User())
+    audit = AuditLog(path, counters, lambda: User().identity.username)
     audit.note("lost")
     await eventually(lambda: counters.audit_lost == 1)
     path.parent.mkdir()
@@ -191,7 +191,7 @@ async def test_it_goes_on_when_it_can_be_written_again(
 async def test_what_waits_is_bounded_and_written_at_the_end(path: Path) -> None:
     path.parent.mkdir()
     counters = Counters()
-    audit = AuditLog(path, counters, User())
+    audit = AuditLog(path, counters, lambda: User().identity.username)
     begin_call(Caller("id", "192.0.2.1"))
     asked = MAX_WAITING * 3
     for number in range(asked):
@@ -209,7 +209,7 @@ async def test_what_waits_is_bounded_and_written_at_the_end(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"[", b"[]", b'{"code": 1}', b'{"user_expressions": 3}'])
 async def test_what_is_no_request_has_no_hash(path: Path, content: bytes) -> None:
     path.parent.mkdir()
-    audit = AuditLog(path, Counters(), User())
+    audit = AuditLog(path, Counters(), lambda: User().identity.username)
     audit.note("execute", content)
     await audit.close()
     (found,) = records(path)
