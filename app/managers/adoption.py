@@ -1,4 +1,4 @@
-"""Owning again a kernel that another process of the server has started, or left behind."""
+"""Finding again the process of a kernel that an earlier server has left."""
 
 from __future__ import annotations
 
@@ -7,43 +7,22 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import msgspec
-from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
-from app.keeper.hearings import Heard
 from app.keeper.processes import start_time
 from app.keeper.sockets import ConnectionInfo
 from app.managers.errors import KernelUnreachable
-from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
-from app.managers.journal import Journal, UnusableJournal
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.process import bounded, described
 from app.managers.registry_store import KernelRecord
-from app.managers.state import Lifecycle
 
-if TYPE_CHECKING:
-    from app.managers.kernel import Kernel
-    from app.managers.kernel_house import KernelHouse
-
-__all__ = [
-    "Gone",
-    "adopt_process",
-    "find_spec",
-    "keep_journal",
-    "note_process",
-    "record_of",
-    "recover",
-    "settle_loss",
-    "was_being_replaced",
-]
+__all__ = ["Gone", "adopt_process", "find_spec", "note_process"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,73 +32,14 @@ LOAD_SECONDS: Final = 10.0
 KEEPER_SECONDS: Final = 45.0
 """How long that may take with the keeper, which may have to be started first."""
 
-LOSS_SECONDS: Final = 0.2
-"""Between two questions to a kernel that may have lost what it was asked."""
-
 LOAD_PAUSES: Final = (0.5, 2.0)
-"""Seconds before one that has failed is asked again: what it asks may be starting, too."""
+"""Seconds before a provisioner that has failed is asked again: its service may be starting."""
 
 _PROVISIONER: Final = "kernel_provisioner"
 
 
 class Gone(Exception):
     """The kernel's process is there no more; the text says what is known of its end."""
-
-
-# For the next process
-
-
-def journal_path(house: KernelHouse, kernel_id: str) -> Path:
-    """Where is noted how far a kernel's clients are."""
-    return house.settings.state_dir / "journals" / f"{kernel_id}.journal"
-
-
-def keep_journal(house: KernelHouse, kernel: Kernel) -> None:
-    """Begin to note how far its clients are, if the kernel is to outlive this process."""
-    traffic = kernel.traffic
-    if house.registry is None:
-        return
-    if traffic.journal is not None:
-        traffic.journal.replaced = False
-        return
-    path = journal_path(house, kernel.id)
-    try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        traffic.journal = Journal.create(path, traffic.log.epoch)
-    except (OSError, UnusableJournal) as error:
-        logger.error("kernel %s: a crash loses how far clients are: %s", kernel.id, error)
-    if kernel.traffic.tracker.keeping is None:
-        keeping = RegisteredExecutions(house.registry, kernel.id)
-        kernel.traffic.tracker.keeping = keeping
-        for execution in kernel.traffic.tracker:  # what was asked before there was a process
-            keeping.changed(execution)
-
-
-def record_of(
-    kernel: Kernel, *, cwd: Path, env: Mapping[str, str], created: float, generation: int
-) -> KernelRecord:
-    """What the next process needs to know of the kernel; of its process, if any, see below."""
-    return KernelRecord(
-        id=kernel.id,
-        name=kernel.name,
-        spec={**kernel.spec.to_dict(), "resource_dir": kernel.spec.resource_dir},
-        connection={},
-        connection_file="",
-        provisioner={},
-        argv=list(kernel.spec.argv),
-        cwd=str(cwd),
-        env=dict(env),
-        pid=None,
-        start_time="",
-        created=created,
-        last_activity=kernel.traffic.last_activity,
-        generation=generation,
-        execution_state=kernel.state.word,
-        reason=kernel.state.reason,
-        exclusive=True,
-        external=False,
-        restarts=kernel.state.restarts,
-    )
 
 
 async def note_process(record: KernelRecord, manager: KernelManager, info: ConnectionInfo) -> None:
@@ -145,7 +65,7 @@ def _plain(value: Any) -> Any:
 # From the process before
 
 
-async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
+async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:
     """The kernelspec as it is now, or as it was.
 
     That is where it cannot be read any more, or names another provisioner: the process that runs
@@ -153,7 +73,7 @@ async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
     """
     saved = KernelSpec(**record.spec)
     try:
-        spec = await asyncio.to_thread(house.specs.get_kernel_spec, record.name)
+        spec = await asyncio.to_thread(specs.get_kernel_spec, record.name)
         if spec.metadata.get(_PROVISIONER) == saved.metadata.get(_PROVISIONER):
             return spec
         why = "it names another provisioner"
@@ -256,96 +176,3 @@ async def _load(
     finally:
         if not loading[record.id].is_alive() or done.done():
             del loading[record.id]
-
-
-async def recover(
-    house: KernelHouse,
-    kernel: Kernel,
-    record: KernelRecord,
-    info: ConnectionInfo,
-    heard: Heard | None = None,
-) -> Heard:
-    """Read the kernel's log, and know its executions and state; how the kernel is heard.
-
-    Without ``info`` there is no process any more. Raises what `Traffic.meet` does, if nobody has
-    ``heard`` the kernel yet.
-    """
-    assert house.registry is not None
-    traffic, state = kernel.traffic, kernel.state
-    heard = heard or await traffic.meet(info or None)
-    keeping = RegisteredExecutions(house.registry, kernel.id)
-    executions = []
-    for stored in await house.registry.executions(kernel.id):
-        try:
-            executions.append(restored(stored))
-            keeping.known(stored)
-        except (msgspec.MsgspecError, ValueError) as error:
-            logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
-    traffic.last_activity = record.last_activity
-    traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
-    state.reason, state.restarts = record.reason, record.restarts
-    if record.execution_state in ("busy", "idle"):
-        state.execution_state = record.execution_state
-    traffic.put_back(executions)
-    kernel.executions.hold_again()  # what it waits behind may end in what is read next
-    await traffic.resume(heard)
-    traffic.journal = await asyncio.to_thread(_read_journal, house, kernel.id, traffic.log.epoch)
-    traffic.tracker.keeping = keeping
-    if info:
-        keep_journal(house, kernel)
-    if heard.again:
-        logger.warning("kernel %s: what it has said meanwhile is not known", kernel.id)
-    return heard
-
-
-async def settle_loss(kernel: Kernel) -> None:
-    """Give an end to what the kernel has never got, when it has come to that.
-
-    What a keeper had just given to its sockets when it was killed is lost. A kernel that answers on
-    shell has done what it ran; what it still has of before is done in turns with our questions, so
-    one that begins nothing between two of them has nothing left.
-    """
-    traffic = kernel.traffic
-    quiet = 0
-    while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
-        began = traffic.begun
-        # Without a bound: it may have something to do for hours.
-        answer = await traffic.ask("kernel_info_request", {}, 3600.0)
-        await asyncio.sleep(LOSS_SECONDS)
-        if answer is not None:
-            quiet = quiet + 1 if traffic.begun == began else 0
-    if kernel.state.lifecycle is not Lifecycle.RUNNING:
-        return
-    if kernel.state.busy:  # it went idle when nobody was there to hear it
-        kernel.state.execution_state = "idle"
-        kernel.state.changes += 1
-    traffic.end_lost()
-
-
-def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
-    """Whether the server was about to stop the kernel's process, for another to follow."""
-    try:
-        journal = Journal.open(journal_path(house, kernel_id))
-    except UnusableJournal:
-        return False
-    with contextlib.closing(journal):
-        return journal.replaced
-
-
-def _read_journal(house: KernelHouse, kernel_id: str, epoch: str) -> Journal | None:
-    try:
-        journal = Journal.open(journal_path(house, kernel_id))
-    except UnusableJournal as error:
-        logger.error("kernel %s: how far its clients are is not known: %s", kernel_id, error)
-        return None
-    if journal.epoch == epoch:
-        return journal
-    logger.error("kernel %s: its log is gone, and numbers begin anew", kernel_id)
-    journal.remove()
-    return None
-
-
-def remove_journal(house: KernelHouse, kernel_id: str) -> None:
-    """Nobody will ask for this kernel's numbers."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(journal_path(house, kernel_id))

@@ -52,24 +52,9 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     caller: str = ""
 
 
-_AS_THEY_ARE = (
-    *("session", "place", "on_main_shell", "stop_on_error", "queued_at", "sent", "idle", "header"),
-    *(
-        "held",
-        "by_client",
-        "timeout",
-        "reply_status",
-        "has_error",
-        "execution_count",
-        "first_seq",
-        "last_seq",
-        "end",
-        "late",
-        "display_ids",
-    ),
-    *("started_at", "ended_at", "reason", "steps", "input_request", "answered", "cancel_asked"),
-    *("kill_after", "if_generation", "generation", "first_after_restart", "queue", "caller"),
-)
+_AS_THEY_ARE = tuple(name for name in _Stored.__struct_fields__ if name not in ("state", "seconds"))
+"""The attributes of an `Execution` that are stored under their names."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)
 

@@ -20,7 +20,6 @@ from uuid import uuid4
 from jupyter_client.kernelspec import KernelSpec
 
 from app.keeper.sockets import ConnectionInfo
-from app.managers.adoption import recover
 from app.managers.errors import (
     InvalidPath,
     KeeperUnavailable,
@@ -178,7 +177,7 @@ class ExternalKernel(Kernel):
             self.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
-            heard = await recover(self._house, self, record, self._info)
+            heard = await self._house.handover.recover(self, record, self._info)
             self.executions.send_again()
             if heard.opened:
                 self._take_for_ready()

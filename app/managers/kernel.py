@@ -27,12 +27,7 @@ from app.keeper.sockets import ConnectionInfo
 from app.managers.adoption import (
     Gone,
     adopt_process,
-    keep_journal,
     note_process,
-    record_of,
-    recover,
-    settle_loss,
-    was_being_replaced,
 )
 from app.managers.errors import (
     KeeperUnavailable,
@@ -46,6 +41,7 @@ from app.managers.errors import (
 from app.managers.executions import Executions
 from app.managers.fork_link import Recipe
 from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
+from app.managers.handover import settle_loss
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
 from app.managers.launchable import check_launchable
@@ -354,7 +350,7 @@ class Kernel:
         It may have been asked to end: what is sent to it now would be lost with it. Raises `Gone`
         then, and `KernelUnreachable` if it cannot be ended.
         """
-        if not await asyncio.to_thread(was_being_replaced, self._house, self.id):
+        if not await self._house.handover.was_being_replaced(self.id):
             return
         if why := await process.kill():
             raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
@@ -405,7 +401,7 @@ class Kernel:
         ``another`` that follows.
         """
         try:
-            heard = await recover(self._house, self, record, info, heard)
+            heard = await self._house.handover.recover(self, record, info, heard)
         except Exception:
             logger.exception("kernel %s: what it has said and done is not known", self.id)
             return None
@@ -418,7 +414,8 @@ class Kernel:
         """The keeper was killed, and another hears the kernel."""
         if self._settling is None or self._settling.done():
             loop = asyncio.get_running_loop()
-            self._settling = loop.create_task(settle_loss(self), name=f"settle {self.id}")
+            settling = settle_loss(self.traffic, self.state)
+            self._settling = loop.create_task(settling, name=f"settle {self.id}")
 
     async def _reach(self, record: KernelRecord) -> None:
         """Try to reach what was left until that succeeds: it may run, and is left alone."""
@@ -503,27 +500,43 @@ class Kernel:
 
     async def keep(self) -> None:
         """Have the next process of the server know of this one, if kernels are kept."""
-        if self._house.registry is not None and self.traffic.connected:
-            keep_journal(self._house, self)
+        if self.traffic.connected:
+            self._house.handover.begin(self)
             await self._register()
 
     async def _register(self) -> None:
-        if self._house.registry is None:
-            return
-        record = record_of(
-            self,
-            cwd=self._place,
-            env=self._env,
+        await self._house.handover.save(self.id, self._record)
+
+    async def _record(self) -> KernelRecord | None:
+        """The kernel as the next server is to know it; None if its process is replaced meanwhile.
+
+        Raises what a provisioner does.
+        """
+        record = KernelRecord(
+            id=self.id,
+            name=self.name,
+            spec={**self.spec.to_dict(), "resource_dir": self.spec.resource_dir},
+            connection={},
+            connection_file="",
+            provisioner={},
+            argv=list(self.spec.argv),
+            cwd="",
+            env={},
+            pid=None,
+            start_time="",
             created=self.created,
+            last_activity=self.traffic.last_activity,
             generation=self.state.generation,
+            execution_state=self.state.word,
+            reason=self.state.reason,
+            exclusive=True,
+            external=False,
+            restarts=self.state.restarts,
         )
-        try:
-            await self._note_process(record)
-            record.cwd, record.env = str(self._place), dict(self._env)  # it may have moved by now
-            if record.generation == self.state.generation:  # else another process is noted already
-                await self._house.registry.save(record)
-        except Exception:  # of a provisioner of somebody else's making, or of the disk
-            logger.exception("kernel %s: the next server will not know it", self.id)
+        await self._note_process(record)
+        # `relocate` may have come between; and with another process there is another record.
+        record.cwd, record.env = str(self._place), dict(self._env)
+        return record if record.generation == self.state.generation else None
 
     async def _note_process(self, record: KernelRecord) -> None:
         if self._manager is not None:
@@ -535,17 +548,8 @@ class Kernel:
         Of those that the keeper has it ends what it does not know.
         """
         provisioner = self._manager.provisioner if self._manager is not None else None
-        if self._house.registry is not None and isinstance(provisioner, KeeperProvisioner):
-            await self._house.registry.delete(self.id)
-
-    async def _unregister(self) -> None:
-        if self._house.registry is not None:
-            # What is still asked of the kernel is not written down any more.
-            self.traffic.tracker.keeping = None
-            await self._house.registry.delete(self.id)
-            journal, self.traffic.journal = self.traffic.journal, None
-            if journal is not None:
-                journal.remove()
+        if isinstance(provisioner, KeeperProvisioner):
+            await self._house.handover.delete(self.id)
 
     def hand_over(
         self,
@@ -975,7 +979,7 @@ class Kernel:
         await self._release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         try:
-            await self._unregister()
+            await self._house.handover.forget(self)
             self._output.remove()
         except Exception:  # of the disk: the kernel is gone all the same
             logger.exception("kernel %s: something of it stays in the state directory", self.id)
@@ -992,8 +996,7 @@ class Kernel:
         self.traffic.refuse_waiting()
         self._settle_start(False)  # who waits for that asks for the reason
         self.traffic.announce("dead")
-        if self._house.registry is not None:
-            await self._register()
+        await self._register()
 
     def _settle_start(self, came_up: bool) -> None:
         if not self.came_up.done():

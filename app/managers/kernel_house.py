@@ -13,12 +13,12 @@ from app.managers.counters import Counters
 from app.managers.errors import KernelSpecInvalid
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager
+from app.managers.handover import Handover
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper
 from app.managers.kept_forks import new_provisioner
 from app.managers.line import Hearer
 from app.managers.log_files import LogFiles
-from app.managers.registry import Registry
 from app.managers.reports import KernelReports
 from app.managers.starts import Starts
 from app.managers.transports import Transport, Transports
@@ -45,10 +45,10 @@ class KernelHouse:
         hearer: Hearer,
         audit: AuditLog | None = None,
         keeper: Keeper | None = None,
-        registry: Registry | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self.settings = settings
-        self.registry = registry
+        self.handover = handover or Handover()
         self.forking = forking
         self.keeper = keeper
         self.logs = logs

@@ -37,6 +37,7 @@ from app.managers.external import (
 )
 from app.managers.fork_provisioner import Forking
 from app.managers.forking import ForkServers
+from app.managers.handover import Handover, RegisteredHandover
 from app.managers.keeping import new_keeper
 from app.managers.kernel import Kernel
 from app.managers.kernel_house import KernelHouse
@@ -56,7 +57,6 @@ from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
 from app.managers.stopping import leave_all, stop_all, stop_quietly
-from app.managers.succession import Succession
 from app.managers.transports import Transports
 from app.managers.warm import WarmKernels
 from app.settings import Settings
@@ -103,6 +103,9 @@ class MultiKernelManager:
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
         env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
         forking = Forking(self._fork_servers, settings.fork_kernels, env)
+        self._handover = Handover()
+        if registry is not None:
+            self._handover = RegisteredHandover(registry, self.keeper, settings.state_dir)
         self._house = KernelHouse(
             settings,
             manager,
@@ -115,7 +118,7 @@ class MultiKernelManager:
             hearer,
             audit,
             self.keeper,
-            registry,
+            self._handover,
         )
         for name in settings.forked_by_name:
             self._house.prepare_forks(name)
@@ -150,25 +153,22 @@ class MultiKernelManager:
         self._culling = asyncio.get_running_loop().create_task(
             Culler(self, self.cull_kernel, policy, settings.cull_interval).run(), name="culler"
         )
-        self._succession: Succession | None = None
-        if registry is not None:
-            self._succession = Succession(registry, self.keeper, lambda: self, settings.state_dir)
+        self._handover.watch(self)
 
     async def adopt_kernels(self) -> None:
         """Own what an earlier process of the server has left here; call it first, and once."""
-        if self._succession is not None:
-            # Kernels that are kept warm come later: none of them is taken for one that was left.
-            with self.starts.busy():
-                await self._succession.adopt(self._adopt)
-            in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
-            self._kernels = dict(in_order)
-            await self._forget_the_dead()
+        # Kernels that are kept warm come later: none of them is taken for one that was left.
+        with self.starts.busy():
+            await self._handover.adopt(self._adopt)
+        in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
+        self._kernels = dict(in_order)
+        await self._forget_the_dead()
 
     async def _adopt(self, record: KernelRecord) -> None:
         if record.external:
             await self._adopt_external(record)
             return
-        spec = await find_spec(self._house, record)
+        spec = await find_spec(self._house.specs, record)
         kernel = Kernel(
             record.id,
             record.name,
@@ -185,8 +185,7 @@ class MultiKernelManager:
         near = is_near(record.connection, self._settings.external_networks)
         if not self._knows_external or not near:
             logger.warning("kernel %s (%s) is not to be used any more", record.id, file)
-            assert self._house.registry is not None
-            await self._house.registry.delete(record.id)
+            await self._handover.delete(record.id)
             return
         kernel = self._external[file] = ExternalKernel(
             file, record.connection, self._house, self._forget, record.id
@@ -532,8 +531,8 @@ class MultiKernelManager:
         await asyncio.wait({self._culling})
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
-        if self._succession is not None:
-            await self._succession.close()
+        await self._handover.close()
+        if self._handover.hands_over:
             # Whoever has asked for a kernel and has no answer yet is refused it.
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]

@@ -17,6 +17,7 @@ import pytest
 from app.managers.counters import Counters
 from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFailed
 from app.managers.events import Events
+from app.managers.handover import RegisteredHandover
 from app.managers.kernel import Kernel
 from app.managers.multikernel import MultiKernelManager
 from app.managers.process import KernelProcess
@@ -202,21 +203,20 @@ async def test_nothing_of_a_kernel_that_is_gone_is_written_or_remembered(state_d
     async with kernels(state_dir) as manager:
         kernel = await manager.start_kernel()
         await is_up(kernel)
-        succession = manager._succession
-        assert succession is not None
-        await eventually(lambda: kernel.id in succession._changes)
+        handover = manager._handover
+        assert isinstance(handover, RegisteredHandover)
+        await eventually(lambda: kernel.id in handover._changes)
         await kernel.stop()
         header = {"msg_id": "late", "msg_type": "execute_request", "session": "s"}
         parts = [json.dumps(part).encode() for part in (header, {}, {}, {"code": "1"})]
         late = ClientMessage("shell", Header("late", "execute_request", "s"), parts)
         kernel.traffic.submit(late, "s")
-        assert manager._house.registry is not None
-        await manager._house.registry.flush()
+        await handover._registry.flush()
         with sqlite3.connect(state_dir / "registry.sqlite") as connection:
             (rows,) = connection.execute("SELECT count(*) FROM execution").fetchone()
         connection.close()
         assert rows == 0
-        await eventually(lambda: kernel.id not in succession._changes)
+        await eventually(lambda: kernel.id not in handover._changes)
 
 
 async def test_a_state_directory_that_cannot_be_written_ends_no_kernel(state_dir: Path) -> None:
