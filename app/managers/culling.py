@@ -127,7 +127,7 @@ class Culler:
         candidate = Candidate(
             dead=state.lifecycle is Lifecycle.DEAD,
             busy=state.at_work,
-            connections=traffic.connections,
+            connections=len(traffic.clients),
             idle_seconds=idle_seconds,
             spec_timeout=self._timeouts[kernel],
         )
@@ -138,7 +138,7 @@ class Culler:
             state.word,
             kernel.name,
             kernel.id,
-            traffic.connections,
+            len(traffic.clients),
             idle_seconds,
         )
         cull = asyncio.get_running_loop().create_task(

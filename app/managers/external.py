@@ -203,7 +203,7 @@ class ExternalKernel(Kernel):
                 return
             await self._end_life()
             if self.owned:
-                self.traffic.request("control", "shutdown_request", {"restart": False})
+                self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()
             await self._retire()
@@ -213,10 +213,10 @@ class ExternalKernel(Kernel):
         if self._was_ready:
             return
         pause = 0.5
-        reachable = asyncio.get_running_loop().create_task(self.traffic.reachable())
+        reachable = asyncio.get_running_loop().create_task(self.traffic.own.reachable())
         try:
             while not reachable.done():
-                self.traffic.probe()
+                self.traffic.own.probe()
                 await asyncio.wait({reachable}, timeout=pause)
                 pause = min(pause * 2, 30.0)
         finally:

@@ -221,7 +221,9 @@ class RegisteredHandover(Handover):
         # Before the log is read: what they wait behind may end in what is read next.
         kernel.executions.hold_again()
         await traffic.resume(heard)
-        traffic.journal = await asyncio.to_thread(self._read_journal, kernel.id, traffic.log.epoch)
+        traffic.clients.journal = await asyncio.to_thread(
+            self._read_journal, kernel.id, traffic.log.epoch
+        )
         traffic.tracker.keeping = keeping
         if info:
             self.begin(kernel)
@@ -267,7 +269,7 @@ class RegisteredHandover(Handover):
             for kernel in kernels:
                 if kernel.is_left:  # the record of the server before holds
                     continue
-                kernel.traffic.note_places()
+                kernel.traffic.clients.note_places()
                 changes[kernel.id] = kernel.state.changes
                 if self._changes.get(kernel.id) != kernel.state.changes:
                     activity = kernel.traffic.last_activity
@@ -277,13 +279,13 @@ class RegisteredHandover(Handover):
     def begin(self, kernel: HandedOver) -> None:
         """As `Handover.begin`."""
         traffic = kernel.traffic
-        if traffic.journal is not None:
-            traffic.journal.replaced = False
+        if traffic.clients.journal is not None:
+            traffic.clients.journal.replaced = False
             return
         path = self._journal_path(kernel.id)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            traffic.journal = Journal.create(path, traffic.log.epoch)
+            traffic.clients.journal = Journal.create(path, traffic.log.epoch)
         except (OSError, UnusableJournal) as error:
             logger.error("kernel %s: a crash loses how far clients are: %s", kernel.id, error)
         if traffic.tracker.keeping is None:
@@ -310,7 +312,7 @@ class RegisteredHandover(Handover):
         # What is still asked of the kernel is not noted any more.
         kernel.traffic.tracker.keeping = None
         await self._registry.delete(kernel.id)
-        journal, kernel.traffic.journal = kernel.traffic.journal, None
+        journal, kernel.traffic.clients.journal = kernel.traffic.clients.journal, None
         if journal is not None:
             journal.remove()
 
@@ -336,7 +338,7 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
         began = traffic.begun
         # Without a bound: it may have something to do for hours.
-        answer = await traffic.ask("kernel_info_request", {}, 3600.0)
+        answer = await traffic.own.ask("kernel_info_request", {}, 3600.0)
         await asyncio.sleep(LOSS_SECONDS)
         if answer is not None:
             quiet = quiet + 1 if traffic.begun == began else 0
@@ -345,7 +347,7 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
     if state.busy:  # it went idle when nobody was there to hear it
         state.execution_state = "idle"
         state.changes += 1
-    traffic.end_lost()
+    traffic.ends.end_lost()
 
 
 def _read(connection_file: Path) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Kernel:
                 self.name,
                 activity,
                 state.word,
-                traffic.connections,
+                len(traffic.clients),
                 state.generation,
                 state.reason,
                 state.restarts,
@@ -587,7 +587,7 @@ class Kernel:
     async def _interrupt(self) -> None:
         self.traffic.before_interrupt()
         if self.spec.interrupt_mode == "message":
-            self.traffic.request("control", "interrupt_request", {})
+            self.traffic.own.send("control", "interrupt_request", {})
         elif self._process is not None:
             await self._process.signal(signal.SIGINT)
         self.traffic.after_interrupt()
@@ -635,7 +635,7 @@ class Kernel:
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
             # would tell so the person who has just asked for the restart.
-            self.traffic.announce("starting")
+            self.traffic.voice.announce("starting")
             self.traffic.replace_process()
             await self._register()  # so that the next server restarts it if this one cannot
             try:
@@ -710,7 +710,7 @@ class Kernel:
         reason = error.message if isinstance(error, KernelkeepError) else ""
         self.state.begin(before, reason)
         self.traffic.keep_process()
-        self.traffic.announce(self.state.greeting)
+        self.traffic.voice.announce(self.state.greeting)
         if self._is_up:
             self._settle_start(True)
         self._begin_life()
@@ -769,7 +769,7 @@ class Kernel:
         logger.warning("kernel %s: %s; it is restarted", self.id, reason)
         self.reports.restarting(reason, self._restarts.deaths)
         self.state.on_restart(reason)
-        self.traffic.announce("restarting")
+        self.traffic.voice.announce("restarting")
         async with self.reports.action("restart"):
             await asyncio.sleep(delay)
             await self._launch_again("automatic_restart")
@@ -822,7 +822,7 @@ class Kernel:
         self._restarts = RestartPolicy(self._house.settings.restart_limit)
         self._port_attempts = 0
         self.state.begin(Lifecycle.RESTARTING, reason="")
-        self.traffic.announce("starting")
+        self.traffic.voice.announce("starting")
         async with self.reports.action("restart"):
             await self._launch_again("restart")
 
@@ -888,14 +888,14 @@ class Kernel:
         had_come_up = self.state.lifecycle is Lifecycle.UNKNOWN
         patience = float("inf") if had_come_up else settings.kernel_info_timeout
         deadline = started + patience
-        reachable = loop.create_task(traffic.reachable())
+        reachable = loop.create_task(traffic.own.reachable())
         pause = 1.0
         try:
             while not reachable.done():
-                traffic.probe()
+                traffic.own.probe()
                 # A kernel that has answered but was not heard on iopub (it sends no welcome, and
                 # its first status came before our subscription) only needs another question.
-                wait = 0.05 if traffic.answered else pause
+                wait = 0.05 if traffic.own.answered else pause
                 pause = min(pause * 1.5, REACH_SECONDS[1] if had_come_up else PROBE_SECONDS)
                 events: set[asyncio.Future[Any]] = {reachable, process.exited}
                 await asyncio.wait(
@@ -911,7 +911,7 @@ class Kernel:
                     problem = f"The kernel's process {process.exited.result()} before it was ready"
                     raise KernelStartFailed(await self._describe(process, problem))
                 if loop.time() >= deadline:
-                    if traffic.answered or traffic.heard_iopub:
+                    if traffic.own.answered or traffic.own.heard_iopub:
                         break
                     problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
                     raise KernelStartFailed(await self._describe(process, problem))
@@ -926,11 +926,11 @@ class Kernel:
             self.state.reason = ""
             self._take_for_ready()
             return
-        if not (traffic.answered and traffic.heard_iopub):
+        if not (traffic.own.answered and traffic.own.heard_iopub):
             logger.warning(
                 "kernel %s: taken for ready although it %s",
                 self.id,
-                "was not heard on iopub" if traffic.answered else "does not answer kernel_info",
+                "was not heard on iopub" if traffic.own.answered else "does not answer kernel_info",
             )
         self._was_ready = self._is_up = True
         self._settle_start(True)
@@ -995,7 +995,7 @@ class Kernel:
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.refuse_waiting()
         self._settle_start(False)  # who waits for that asks for the reason
-        self.traffic.announce("dead")
+        self.traffic.voice.announce("dead")
         await self._register()
 
     def _settle_start(self, came_up: bool) -> None:
@@ -1073,7 +1073,7 @@ class Kernel:
 
     async def _shut_down(self, process: KernelProcess, *, restart: bool) -> None:
         try:
-            if self.traffic.answered:
+            if self.traffic.own.answered:
                 if self.state.execution_state == "busy":
                     # A kernel that runs something looks at its shutdown only when that is done.
                     await self._interrupt()
@@ -1092,7 +1092,9 @@ class Kernel:
         children = await process.children() if self._may_wait_in_vain else set()
         deadline = loop.time() + seconds
         asked = {"restart": restart}
-        answer = loop.create_task(self.traffic.ask("shutdown_request", asked, seconds, "control"))
+        answer = loop.create_task(
+            self.traffic.own.ask("shutdown_request", asked, seconds, "control")
+        )
         in_vain = 0
         try:
             while (left := deadline - loop.time()) > 0:
@@ -1119,7 +1121,7 @@ class Kernel:
         ipykernel looks for children before it runs its exit hooks, counts those that have ended
         and that nobody has waited for, and gives up only after half a minute.
         """
-        is_python = self.traffic.implementation == IPYKERNEL
+        is_python = self.traffic.own.implementation == IPYKERNEL
         return is_python and self.shutdown_seconds < CHILDREN_SECONDS
 
     async def _end_process(self, reason: str | None, *, restart: bool) -> None:

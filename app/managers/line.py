@@ -98,6 +98,8 @@ class Line:
         self.session = session
         self.epoch = epoch
         self.handle = 0
+        self.connected = False
+        """Whether there is a process that is heard."""
         # For another keeper, if this one is lost.
         self.directory = Path()
         self.info: dict[str, Any] | None = None

@@ -242,7 +242,7 @@ class MultiKernelManager:
     @property
     def connections(self) -> int:
         """Open channel WebSockets on all kernels."""
-        return sum(kernel.traffic.connections for kernel in self._kernels.values())
+        return sum(len(kernel.traffic.clients) for kernel in self._kernels.values())
 
     @property
     def stopping(self) -> bool:
@@ -503,7 +503,7 @@ class MultiKernelManager:
     async def cull_kernel(self, kernel_id: str, idle_seconds: float) -> None:
         """Stop a kernel that nobody has used for ``idle_seconds``. Raises `KernelNotFound`."""
         kernel = self.get(kernel_id)
-        kernel.reports.culled(_cull_cause(kernel), idle_seconds, kernel.traffic.connections)
+        kernel.reports.culled(_cull_cause(kernel), idle_seconds, len(kernel.traffic.clients))
         kernel.state.changes += 1
         kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
         kernel.traffic.why_it_stops = "The kernel was culled"
@@ -581,7 +581,7 @@ def _cull_cause(kernel: Kernel) -> str:
         return "dead"
     if kernel.state.at_work:
         return "busy"
-    return "connected" if kernel.traffic.connections else "idle"
+    return "connected" if len(kernel.traffic.clients) else "idle"
 
 
 def _place(root: Path, path: str) -> Path:

@@ -113,7 +113,7 @@ class WarmKernels:
             return None
         move = plan(spec.env, self._as_started, (cwd, env))
         while move is not None and (kernel := pool.oldest) is not None:
-            if move.needed and kernel.traffic.implementation != MOVABLE:
+            if move.needed and kernel.traffic.own.implementation != MOVABLE:
                 return None
             pool.remove(kernel)
             if not _is_fit(kernel) or not _same(kernel.spec, spec):
@@ -127,7 +127,7 @@ class WarmKernels:
 
     async def _move(self, kernel: Kernel, move: Move) -> bool:
         try:
-            reply = await kernel.traffic.ask("execute_request", move.request, MOVE_SECONDS)
+            reply = await kernel.traffic.own.ask("execute_request", move.request, MOVE_SECONDS)
         except BaseException:
             self._stop(kernel)
             raise
@@ -202,7 +202,7 @@ class WarmKernels:
             return "its kernelspec has changed"
         if not _is_fit(kernel):
             return kernel.state.reason or "it is not idle"
-        if await kernel.traffic.ask("kernel_info_request", {}, ANSWER_SECONDS) is None:
+        if await kernel.traffic.own.ask("kernel_info_request", {}, ANSWER_SECONDS) is None:
             return "it does not answer"
         return ""
 

@@ -135,8 +135,11 @@ class ChannelsConnection:
         except WebSocketDisconnect:
             return
         # The greeting tells the state at the reader's first position: nothing may come between.
-        greeting, reader = traffic.greeting(), traffic.attach(self._session, self._start)
-        first = [greeting, *traffic.open_prompts(reader)]
+        greeting, reader = (
+            traffic.voice.greeting(),
+            traffic.clients.attach(self._session, self._start),
+        )
+        first = [greeting, *traffic.clients.open_prompts(reader)]
         numbered = self._start is not None
         sender = sender_for(
             websocket, traffic.log, reader.position, is_v1=self._is_v1, numbered=numbered
@@ -155,7 +158,7 @@ class ChannelsConnection:
                 # Not the pump itself: its cancellation could not be told from our own.
                 await asyncio.wait({pump})
             finally:
-                traffic.detach(reader, closed=closed)
+                traffic.clients.detach(reader, closed=closed)
 
     # To the client
 
@@ -209,7 +212,7 @@ class ChannelsConnection:
                 "kernelkeep: for a while nobody has heard this kernel; what it said then is lost.\n"
             )
         content = {"name": "stderr", "text": text}
-        return make_message("iopub", "stream", content, session=self._kernel.traffic.kernel_session)
+        return make_message("iopub", "stream", content, session=self._kernel.traffic.voice.session)
 
     # From the client
 

@@ -61,7 +61,7 @@ async def test_idle_may_come_before_the_reply(kernel: ScriptedKernel) -> None:
 
 
 async def test_it_knows_its_place_in_the_log(kernel: ScriptedKernel) -> None:
-    kernel.traffic.announce("idle")
+    kernel.traffic.voice.announce("idle")
     execution = kernel.execution(kernel.send())
     await turns()  # that the request has left is in the log, too
     first = kernel.log.next_seq
@@ -71,7 +71,7 @@ async def test_it_knows_its_place_in_the_log(kernel: ScriptedKernel) -> None:
     kernel.is_idle(execution)
     assert (execution.first_seq, execution.last_seq) == (first, first + 3)
     assert execution.end == kernel.log.end
-    kernel.traffic.announce("idle")
+    kernel.traffic.voice.announce("idle")
     assert execution.last_seq == first + 3
 
 

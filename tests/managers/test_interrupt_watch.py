@@ -95,7 +95,7 @@ async def test_the_answer_is_shown_to_nobody() -> None:
     kernel.traffic.after_interrupt()
     (sent,) = await eventually(lambda: kernel.sent("kernel_info_request"))
     assert sent.message.channel == "shell"
-    clients = [kernel.traffic.attach(name) for name in ("client", execution.session)]
+    clients = [kernel.traffic.clients.attach(name) for name in ("client", execution.session)]
     for state in ("busy", "idle"):
         content = {"execution_state": state}
         answer = make_message("iopub", "status", content, session="kernel", parent=sent.header)

@@ -65,7 +65,7 @@ async def first_reply(reader: Reader, msg_type: str) -> dict[str, Any]:
 )
 async def test_a_request_without_a_reply_gets_one(kind: str, channel: str) -> None:
     kernel = ScriptedKernel()
-    reader = kernel.traffic.attach("client")
+    reader = kernel.traffic.clients.attach("client")
     header = submit(kernel, f"{kind}_request", channel)
     says(kernel, header, "busy")
     says(kernel, header, "idle")
@@ -75,7 +75,7 @@ async def test_a_request_without_a_reply_gets_one(kind: str, channel: str) -> No
 
 async def test_a_reply_that_comes_a_little_later_is_the_only_one() -> None:
     kernel = ScriptedKernel()
-    reader = kernel.traffic.attach("client")
+    reader = kernel.traffic.clients.attach("client")
     first, second = submit(kernel, "complete_request"), submit(kernel, "inspect_request")
     for header in (first, second):
         says(kernel, header, "busy")
@@ -103,13 +103,13 @@ async def test_a_reply_that_comes_a_little_later_is_the_only_one() -> None:
 
 async def test_one_that_is_at_work_is_waited_for() -> None:
     kernel = ScriptedKernel()
-    reader = kernel.traffic.attach("client")
+    reader = kernel.traffic.clients.attach("client")
     says(kernel, submit(kernel, "complete_request"), "busy")
     header = submit(kernel, "inspect_request")
     says(kernel, header, "busy")
     says(kernel, header, "idle")
     await first_reply(reader, "inspect_reply")
-    assert replies(kernel.traffic.attach("client", reader.position), "complete_reply") == []
+    assert replies(kernel.traffic.clients.attach("client", reader.position), "complete_reply") == []
 
 
 # Executions
@@ -129,7 +129,7 @@ async def answers_something_else(kernel: ScriptedKernel, number: int = 0) -> Non
 
 async def test_an_execution_ends_when_it_is_clear_that_no_reply_will_come() -> None:
     kernel = ScriptedKernel()
-    reader = kernel.traffic.attach("client")
+    reader = kernel.traffic.clients.attach("client")
     first, held = kernel.execution(kernel.send()), kernel.run()
     kernel.is_busy(first)
     kernel.says(first, "execute_input", code="1", execution_count=7)
@@ -214,7 +214,7 @@ async def answer(kernel: ScriptedKernel, content: dict[str, Any], number: int = 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_an_execution_in_a_subshell_that_is_gone_ends(cancelled: bool) -> None:
     kernel = ScriptedKernel()
-    reader = kernel.traffic.attach("client")
+    reader = kernel.traffic.clients.attach("client")
     submit(kernel, "execute_request", subshell="gone")
     execution = kernel.execution("execute_request gone")
     if cancelled:
