@@ -39,7 +39,14 @@ _PROVISIONER: Final = "kernel_provisioner"
 
 
 class Gone(Exception):
-    """The kernel's process is there no more; the text says what is known of its end."""
+    """The kernel's process is there no more; the text tells how it ended, as far as is known.
+
+    ``code`` is its exit code as `Exit` has it, or None if that is not known.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 async def note_process(record: KernelRecord, manager: KernelManager, info: ConnectionInfo) -> None:
