@@ -30,8 +30,9 @@ WINDOW_BYTES: Final = 2**23
 wait here, where their senders can be held back. What does not go to the shell channel has as much
 again: an interrupt does not wait behind code that nobody takes."""
 
-SETTLE_SECONDS: Final = 0.2
-"""How long the last messages of a process that has ended may take to arrive."""
+SETTLE_SECONDS: Final = 10.0
+"""How long the last messages of a process that has ended may take to arrive while there are more of
+them; when there are none at three looks in a row, all have arrived."""
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
@@ -154,12 +155,10 @@ class Line:
 
     async def settle(self) -> None:
         """Take the last messages of a process that has ended; bounded by `SETTLE_SECONDS`."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + SETTLE_SECONDS
         quiet = 0
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
-                while quiet < 3 and loop.time() < deadline:
+                while quiet < 3:
                     quiet = 0 if await self._hearer.settle(self.kernel_id) else quiet + 1
                     await asyncio.sleep(PAUSE_SECONDS)
         except (TimeoutError, KeeperUnavailable, OSError):

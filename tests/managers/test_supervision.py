@@ -19,6 +19,7 @@ from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFa
 from app.managers.events import Events
 from app.managers.handover import RegisteredHandover
 from app.managers.kernel import Kernel
+from app.managers.launches import Launches
 from app.managers.multikernel import MultiKernelManager
 from app.managers.process import KernelProcess
 from app.managers.registry import Registry
@@ -242,7 +243,7 @@ async def test_a_relaunch_that_waits_for_its_directory_can_be_cut_short(
 ) -> None:
     waits = asyncio.Event()
 
-    async def directory(_: Kernel) -> Path:
+    async def directory(_: Launches) -> Path:
         waits.set()
         await asyncio.get_running_loop().create_future()
         raise AssertionError
@@ -251,7 +252,7 @@ async def test_a_relaunch_that_waits_for_its_directory_can_be_cut_short(
         kernel = await manager.start_kernel("fake")
         await is_up(kernel)
         with monkeypatch.context() as patch:
-            patch.setattr(Kernel, "_directory_now", directory)
+            patch.setattr(Launches, "_directory_now", directory)
             os.kill(pid_of(kernel), signal.SIGKILL)
             await asyncio.wait_for(waits.wait(), 30)
             await asyncio.wait_for(manager.shutdown_kernel(kernel.id), 60)
