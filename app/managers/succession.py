@@ -13,9 +13,9 @@ from typing import Any, Final
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper
 from app.managers.kernel import Kernel
-from app.managers.log_files import KEPT, LOCK
 from app.managers.registry import Registry
 from app.managers.registry_store import KernelRecord
+from app.managers.run_files import KEPT
 from app.managers.transports import socket_files
 
 __all__ = ["Succession"]
@@ -39,7 +39,7 @@ class Succession:
     def __init__(
         self,
         registry: Registry,
-        keeper: Keeper | None,
+        keeper: Keeper,
         kernels: Callable[[], Iterable[Kernel]],
         state_dir: Path,
     ) -> None:
@@ -84,8 +84,6 @@ class Succession:
 
         Not if the registry was put aside: then those are kernels that somebody wants back.
         """
-        if self._keeper is None:
-            return
         try:
             kept = await self._keeper.kept()
             for kernel_id in kept.keys() - known:
@@ -142,7 +140,7 @@ def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:
     """Remove logs and journals of kernels that are no more: they were dead when a server ended."""
     for directory in (state_dir / "logs" / KEPT, state_dir / "journals"):
         for path in directory.glob("*"):
-            if path.stem in known or path.name == LOCK:
+            if path.stem in known:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
