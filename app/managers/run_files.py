@@ -42,9 +42,13 @@ class RunFiles:
         self.path = settings.state_dir
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         runs = settings.state_dir / "run"
-        _clear_away(runs)
         if not settings.keeps:
-            self.path = self._make_own(runs)
+            runs.mkdir(mode=0o700, exist_ok=True)
+        if runs.exists():
+            with _locked(runs, fcntl.LOCK_EX):  # no other that starts takes ours for abandoned
+                _clear_away(runs)
+                if not settings.keeps:
+                    self.path = self._make_own(runs)
         self.runtime, self.output, self.logs = (
             self.path / name for name in ("runtime", "output", "logs")
         )
@@ -54,7 +58,6 @@ class RunFiles:
             directory.mkdir(mode=0o700, exist_ok=True)
 
     def _make_own(self, parent: Path) -> Path:
-        parent.mkdir(mode=0o700, exist_ok=True)
         own = parent / secrets.token_hex(4)
         own.mkdir(mode=0o700)
         self._lock = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -77,8 +80,7 @@ class RunFiles:
 
 def _clear_away(parent: Path) -> None:
     """Remove the directories of runs that were killed, and their keepers with them."""
-    for directory in parent.glob("*"):
-        # One that is just being made has no lock yet.
+    for directory in parent.iterdir():
         with contextlib.suppress(OSError), _locked(directory / _LOCK):
             with contextlib.suppress(FileNotFoundError):
                 _end_processes(keeper_dir(directory))
@@ -106,11 +108,11 @@ def _kill(pid: int, started: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
     """Within, nobody else has the lock. Raises `OSError` where somebody has, or there is none."""
-    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, how)
         yield
     finally:
         os.close(lock)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -81,9 +82,7 @@ class Transports:
             with contextlib.suppress(OSError):  # there are kernels in it
                 os.rmdir(self._own_directory)
         elif self._own_directory is not None:
-            for leftover in Path(self._own_directory).iterdir():
-                leftover.unlink(missing_ok=True)
-            os.rmdir(self._own_directory)
+            shutil.rmtree(self._own_directory, ignore_errors=True)  # the keeper does so, too
         self._own_directory = None
 
     def choose(self, spec: KernelSpec) -> Transport:
