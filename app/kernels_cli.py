@@ -24,7 +24,6 @@ from app.keeper.processes import has_ended, open_process, signal_group, start_ti
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeper_link import KeeperLink
-from app.managers.log_files import KEPT
 from app.managers.registry import Lock
 from app.managers.registry_store import (
     KernelRecord,
@@ -32,6 +31,7 @@ from app.managers.registry_store import (
     SQLiteRegistry,
     UnusableRegistry,
 )
+from app.managers.run_files import KEPT
 from app.managers.transports import socket_files
 from app.settings import Settings, explain
 

@@ -26,7 +26,7 @@ from app.protocol.v1 import SUBPROTOCOL
 
 __all__ = ["Settings", "explain"]
 
-CAN_KEEP = sys.platform == "linux" and hasattr(os, "pidfd_open")
+HAS_PIDFDS = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether kernels can outlive the server here."""
 
 WARM_KERNEL_BYTES = 48 * 2**20
@@ -563,11 +563,9 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _keepable(self) -> Settings:
-        if self.on_shutdown == "stop" or "on_shutdown" not in self.model_fields_set:
-            return self
-        if not CAN_KEEP:
-            raise ValueError("on_shutdown=keep: this takes Linux 5.3 or newer")
+    def _runs_here(self) -> Settings:
+        if not HAS_PIDFDS:
+            raise ValueError("this takes Linux 5.3 or newer")
         return self
 
     @model_validator(mode="after")
@@ -621,8 +619,6 @@ class Settings(BaseSettings):
     @cached_property
     def why_not_kept(self) -> str:
         """Why kernels are not kept here by default; empty if they are."""
-        if not CAN_KEEP:
-            return "to keep them takes Linux 5.3 or newer"
         if os.getpid() == 1:
             return "it is process 1, with which all others of its container end"
         places = (self.state_dir, *self.state_dir.parents)

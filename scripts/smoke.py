@@ -29,10 +29,11 @@ EXECUTE_SECONDS = 60
 STOP_SECONDS = 15
 
 
-def is_fork_server(process: psutil.Process) -> bool:
-    """Whether it is what kernels are forked from."""
+def is_no_kernel(process: psutil.Process) -> bool:
+    """Whether it is what has the kernels, or what they are forked from."""
     try:
-        return "fork_server.py" in " ".join(process.cmdline())
+        command = " ".join(process.cmdline())
+        return "app.keeper" in command or "fork_server.py" in command
     except psutil.NoSuchProcess:
         return True
 
@@ -107,13 +108,14 @@ def runs_a_cell_and_stops(command: Path, folder: Path) -> None:
         children = [
             child
             for child in psutil.Process(server.pid).children(recursive=True)
-            if not is_fork_server(child)
+            if not is_no_kernel(child)
         ]
         expect(not children, f"a deleted kernel's process is gone: {children}")
         server.terminate()
         expect(server.wait(STOP_SECONDS) == 0, f"exit code 0 after SIGTERM: {server.returncode}")
         left = [psutil.Process(pid).cmdline() for pid in marked(mark)]
         expect(not left, f"nothing is left running: {left}")
+        expect(not list((state / "run").iterdir()), "nothing is left of the run's files")
         expect(not list(empty.iterdir()), "nothing is written to the working directory")
     except Exception as error:
         sys.exit(f"smoke: {type(error).__name__}: {error}\n{log.read_text(errors='replace')}")

@@ -301,9 +301,11 @@ def test_kernels_are_kept_unless_it_is_said_otherwise_or_of_no_use(
     with monkeypatch.context() as patch:
         patch.setattr("app.settings.os.getpid", lambda: 1)
         assert "process 1" in flags().why_not_kept
-    monkeypatch.setattr("app.settings.CAN_KEEP", False)
-    assert not flags().keeps
-    assert "Linux 5.3" in refusal(lambda: flags("--on-shutdown", "keep"))
+
+
+def test_a_platform_without_what_it_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.settings.HAS_PIDFDS", False)
+    assert refusal(flags) == "this takes Linux 5.3 or newer"
 
 
 def test_options_do_not_change_while_the_server_runs() -> None:

@@ -22,7 +22,7 @@ from app.keeper.hearings import Hearings
 from app.keeper.kernels import KeptKernel
 from app.keeper.notes import LAUNCHING, Note, Notes
 from app.keeper.output import ProcessOutput, pipe_of
-from app.keeper.processes import ended_child, leader_that_writes, start_time
+from app.keeper.processes import ended_child, leader_that_writes, open_process, start_time
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
 from app.protocol import link
 from app.protocol.compose import make_parts
@@ -74,12 +74,17 @@ class Service:
         self._malformed: dict[str, int] = {}
         self._output_bytes = 0
         self._orphan_timeout = 0.0
+        self._server: int | None = None  # a pidfd of that with which the kernels end
+        self._own: list[str] = []
+        self.leftovers: list[str] = []
+        """Directories that nobody needs when this has ended."""
         self._stopping = False
         self._used = False  # some server has come
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(ALONE_SECONDS, self.end)
         self._requests: dict[str, Callable[[Fields], Answer]] = {
             "hello": self._on_hello,
+            "stop": self._on_stop,
             "kept": self._on_kept,
             "launch": self._on_launch,
             "run": self._on_run,
@@ -110,6 +115,7 @@ class Service:
             kernel.close()
         self._kernels.clear()
         self._dying.clear()
+        self._end_watch()
         if self._late_bells is not None:
             self._late_bells.cancel()
         self._hearings.close()
@@ -192,6 +198,9 @@ class Service:
         del self._servers[writer]
         if self._servers or self._timer is not None:
             return
+        if self._server is not None:  # it comes back, or its end is seen
+            self._end_if_unused()
+            return
         if self._kernels or self._hearings.any_connected:
             logger.info("no server is left; kernels are kept for %g s", self._orphan_timeout)
             self._timer = self._loop.call_later(self._orphan_timeout, self._stop_orphans)
@@ -214,9 +223,40 @@ class Service:
 
     # Kernels that nobody wants any more
 
+    def _on_stop(self, _fields: Fields) -> Answer:
+        """The server ends, and so does everything that is its own."""
+        self._on_server_end()
+        return {"answer": None}
+
+    def _watch(self, server: Fields) -> None:
+        """Have the kernels end when this server does. Raises `OSError` if it cannot be seen.
+
+        It is not the connection that is watched: a server that has lost it comes back.
+        """
+        self._end_watch()
+        self._own = server["own"]
+        self._server = open_process(server["pid"], server["start_time"])
+        if self._server is None:
+            self._on_server_end()
+        else:
+            self._loop.add_reader(self._server, self._on_server_end)
+
+    def _end_watch(self) -> None:
+        if self._server is not None:
+            self._loop.remove_reader(self._server)
+            os.close(self._server)
+            self._server = None
+
+    def _on_server_end(self) -> None:
+        """The server with which the kernels end is gone."""
+        self._end_watch()
+        if not self._stopping:
+            self._stop_orphans()
+
     def _stop_orphans(self) -> None:
         """Ask all, SIGTERM for those that stay, then SIGKILL, and then the end."""
-        logger.warning("no server has come for %g s: kernels are stopped", self._orphan_timeout)
+        logger.warning("there is no server any more: kernels are stopped")
+        self.leftovers = self._own
         self._stopping = True
         self._deafen()
         asked = 0
@@ -318,6 +358,11 @@ class Service:
                 self._left.append(note)
             except ValueError as error:  # no keeper wrote that
                 logger.error("a note of %s is of no use: %s", note[0], error)
+        if "server" in fields:
+            try:
+                self._watch(fields["server"])
+            except OSError as error:  # no descriptors are left: its connection tells of its end
+                logger.error("the server's process cannot be watched: %s", error)
         return {"answer": answer}
 
     def _take_over(self, note: Note) -> None:

@@ -15,13 +15,13 @@ import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
-from app.keeper.processes import UNKNOWN_EXIT, open_process
+from app.keeper.processes import open_process
 from app.managers.errors import KeeperUnavailable
 from app.managers.keeping import Keeper
 
-__all__ = ["CannotFork", "ForkLink", "ForkedProcess", "NotForkedYet", "Order", "Outdated", "Recipe"]
+__all__ = ["CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ FORK_SECONDS: Final = 15.0
 """How long a fork may take: on a machine that is much too busy, long."""
 
 ANSWER_SECONDS: Final = 5.0
-"""How long the exit code of a kernel that has ended may take, and the end of a fork server."""
+"""How long a fork server may take to end."""
 
 
 class CannotFork(Exception):
@@ -75,75 +75,20 @@ class Order(NamedTuple):
     """The descriptor for its stdout and stderr."""
     limits: Mapping[str, int]
     """Resource limits by the names of the `resource` module without RLIMIT_."""
-    leave: int | None = None
+    leave: int
     """A pipe at which it waits for a byte before it begins; it ends if none comes."""
-
-
-class ForkedProcess:
-    """A forked kernel's process: what jupyter_client's local provisioner needs of a `Popen`."""
-
-    stdin = stdout = stderr = None
-
-    def __init__(self, pid: int, server: ForkLink) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._server = server
-        # Its number is its own: the server reaps it when we say so, and not before.
-        self._pidfd: int | None = os.pidfd_open(pid)
-
-    def poll(self) -> int | None:
-        """The exit code, minus the number of a signal, once it is known."""
-        return self.returncode
-
-    async def outcome(self) -> int | None:
-        """The exit code of a process that has ended; waits for it up to `ANSWER_SECONDS`."""
-        if self.returncode is None and self._has_ended():
-            self.returncode = await self._server.code_of(self.pid)
-            self._close()
-        return self.returncode
-
-    def wait(self) -> int | None:
-        """What `poll` says: whoever calls this has waited already."""
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        """Signal the process alone; raises `ProcessLookupError` when it has ended."""
-        if self._pidfd is not None:
-            signal.pidfd_send_signal(self._pidfd, number)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """SIGTERM."""
-        self.send_signal(signal.SIGTERM)
-
-    def _has_ended(self) -> bool:
-        if self._pidfd is None:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def _close(self) -> None:
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
 
 
 class ForkLink:
     """One process of `PROGRAM`. ``ready`` is done when it forks, or raises `CannotFork`.
 
-    It is our child, and the parent of its kernels; or the keeper's, as its kernels are.
+    It is the keeper's child, as its kernels are. A kernel that nobody waits for any more ends by
+    itself: it waits to be told to begin.
     """
 
-    def __init__(self, recipe: Recipe, keeper: Keeper | None) -> None:
+    def __init__(self, recipe: Recipe, keeper: Keeper) -> None:
         self._loop = asyncio.get_running_loop()
-        self._is_parent = keeper is None
         self._asked: dict[int, asyncio.Future[int]] = {}
-        self._codes: dict[int, asyncio.Future[int]] = {}
-        self._abandoned: set[int] = set()
         self._count = 0
         self._retired = False
         self._process: _Process | None = None
@@ -153,12 +98,9 @@ class ForkLink:
         self._bound = self._loop.call_later(READY_SECONDS, self._give_up)
         self._opening = self._loop.create_task(self._open(recipe, keeper), name="fork server")
 
-    async def _open(self, recipe: Recipe, keeper: Keeper | None) -> None:
+    async def _open(self, recipe: Recipe, keeper: Keeper) -> None:
         try:
-            if keeper is None:
-                self._process, control = _execute(recipe)
-            else:
-                self._process, control = await _have_run(recipe, keeper)
+            self._process, control = await _have_run(recipe, keeper)
         except (OSError, KeeperUnavailable) as error:
             self._loop.call_soon(self._end, f"its fork server cannot be executed: {error}")
             return
@@ -180,11 +122,6 @@ class ForkLink:
         """Whether it was told to end as soon as nobody needs it."""
         return self._retired
 
-    @property
-    def has_kernels(self) -> bool:
-        """Whether it is the parent of kernels: how they end is known only while it is there."""
-        return bool(self._codes)
-
     async def fork(self, order: Order) -> int:
         """The process id of a new kernel, once it is ``ready``. Raises `CannotFork`."""
         assert self._control is not None
@@ -196,8 +133,7 @@ class ForkLink:
             descriptors.append(_written(order))
             descriptors.append(order.output)
             descriptors.append(os.open(order.cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            if order.leave is not None:
-                descriptors.append(order.leave)
+            descriptors.append(order.leave)
             socket.send_fds(self._control, [json.dumps({"fork": number}).encode()], descriptors)
             async with asyncio.timeout(FORK_SECONDS):
                 pid: int = await answer
@@ -207,10 +143,6 @@ class ForkLink:
             raise CannotFork("its fork server does not answer, and was killed") from None
         except OSError as error:
             raise CannotFork(f"it could not be forked: {error}") from None
-        except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                self.abandon(answer.result())
-            raise
         finally:
             del self._asked[number]
             for descriptor in descriptors:
@@ -218,33 +150,13 @@ class ForkLink:
                     os.close(descriptor)
             self._end_if_unused()
 
-    async def code_of(self, pid: int) -> int:
-        """The exit code of a kernel that has ended, which is reaped then."""
-        code = self._codes.setdefault(pid, self._loop.create_future())
-        if not self.ended.done():
-            await asyncio.wait({code}, timeout=ANSWER_SECONDS)
-        del self._codes[pid]
-        self._reap(pid)
-        self._end_if_unused()
-        return code.result() if code.done() else UNKNOWN_EXIT
-
-    def abandon(self, pid: int) -> None:
-        """End a kernel that was just forked and that nobody wants.
-
-        One that the keeper would have ends by itself: it waits to be told to begin.
-        """
-        if self._is_parent:
-            self._abandoned.add(pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
     def retire(self) -> None:
-        """Fork no more; end now, or with the last kernel of which it is the parent."""
+        """Fork no more, and end when what was asked is done."""
         self._retired = True
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if self._retired and not self._codes and not self._asked:
+        if self._retired and not self._asked:
             self._end("its fork server is not needed any more")
 
     def kill(self) -> None:
@@ -293,13 +205,9 @@ class ForkLink:
             case {"refused": text}:
                 self._end(text)
             case {"forked": number, "pid": pid}:
-                if self._is_parent:
-                    self._codes[pid] = self._loop.create_future()
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():
                     answer.set_result(pid)
-                else:  # whoever asked has given up
-                    self.abandon(pid)
             case {"failed": number, "error": text}:
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():
@@ -308,22 +216,6 @@ class ForkLink:
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():
                     answer.set_exception(Outdated())
-            case {"ended": pid, "code": code}:
-                known = self._codes.get(pid)
-                if known is not None and not known.done():
-                    known.set_result(code)
-                if pid in self._abandoned:
-                    self._abandoned.remove(pid)
-                    self._codes.pop(pid, None)
-                    self._reap(pid)
-                    self._end_if_unused()
-
-    def _reap(self, pid: int) -> None:
-        if self._control is not None:
-            try:
-                self._control.send(json.dumps({"reap": pid}).encode())
-            except OSError as error:
-                logger.debug("process %d stays a zombie: %s", pid, error)
 
     def _end(self, reason: str) -> None:
         self._bound.cancel()
@@ -342,27 +234,9 @@ class ForkLink:
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(CannotFork(reason))
-        for pid, code in self._codes.items():
-            if not code.done():
-                logger.debug("how process %d ends will not be known", pid)
-                code.set_result(UNKNOWN_EXIT)
 
 
-class _Process(Protocol):
-    """What is needed of a `Popen`."""
-
-    @property
-    def pid(self) -> int:
-        """Its number."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Raises `TimeoutExpired`."""
-
-
-class _KeptProcess:
+class _Process:
     """A process that the keeper runs."""
 
     def __init__(self, pid: int, started: str) -> None:
@@ -389,29 +263,6 @@ class _KeptProcess:
             os.close(self.pidfd)
 
 
-def _execute(recipe: Recipe) -> tuple[_Process, socket.socket]:
-    """A fork server that is our child, and a socket to it. Raises `OSError`."""
-    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control.setblocking(False)
-    try:
-        process = subprocess.Popen(
-            [*recipe.interpreter, str(PROGRAM), str(theirs.fileno()), *recipe.preload],
-            env=dict(recipe.env),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-        )
-    except BaseException:
-        control.close()
-        raise
-    finally:
-        theirs.close()
-    return process, control
-
-
 async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.socket]:
     """A fork server that is the keeper's child. Raises `OSError` or `KeeperUnavailable`."""
     name = f"kernelkeep-{secrets.token_hex(16)}"
@@ -420,7 +271,7 @@ async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.so
         listener.bind(f"\0{name}")
         listener.listen()
         command = [*recipe.interpreter, str(PROGRAM), f"@{name}", *recipe.preload]
-        process = _KeptProcess(*await keeper.run(command, dict(recipe.env)))
+        process = _Process(*await keeper.run(command, dict(recipe.env)))
         while True:
             if process.pidfd in await _readable(listener.fileno(), process.pidfd):
                 raise ProcessLookupError(f"process {process.pid} has ended")

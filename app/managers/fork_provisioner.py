@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from string import Template
@@ -20,17 +21,15 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Dict, Integer, List, Unicode
+from traitlets import Dict, Integer, List, TraitError, Unicode
 
-from app.managers.fork_link import CannotFork, ForkedProcess, ForkLink, NotForkedYet, Order, Recipe
+from app.keeper.output import lasting_pipe
+from app.keeper.processes import start_time
+from app.managers.fork_link import CannotFork, NotForkedYet, Order, Recipe
 from app.managers.forking import ForkServers
-from app.managers.keeping import Keeper
+from app.managers.keeper_provisioner import KeeperProvisioner
+from app.managers.keeping import Keeper, Kept
 from app.settings import FORK_AUTOMATICALLY, FORK_NONE
-
-try:
-    import resource
-except ImportError:  # Windows, where nothing is forked either
-    resource = None  # type: ignore[assignment]
 
 __all__ = [
     "PROVISIONER",
@@ -38,8 +37,10 @@ __all__ = [
     "ForkProvisioner",
     "Forking",
     "ForksWhat",
+    "KeptForkProvisioner",
     "KernelManager",
     "check_limit",
+    "new_provisioner",
 ]
 
 logger = logging.getLogger(__name__)
@@ -119,14 +120,14 @@ class Forking:
         if in_vain is not None:
             self.servers.give_up(in_vain, "a kernel came up only when it was not forked")
         provisioner = manager.provisioner if manager is not None else None
-        if isinstance(provisioner, ForkOptions) and provisioner.brings_up is not None:
+        if isinstance(provisioner, KeptForkProvisioner) and provisioner.brings_up is not None:
             recipe, provisioner.brings_up = provisioner.brings_up, None
             self.servers.bring_up(recipe)
 
     def forked_by_itself(self, manager: AsyncKernelManager | None) -> Recipe | None:
         """What a kernel's process was forked from although nobody had asked for that."""
         provisioner = manager.provisioner if manager is not None else None
-        return provisioner.forked_from if isinstance(provisioner, ForkOptions) else None
+        return provisioner.forked_from if isinstance(provisioner, KeptForkProvisioner) else None
 
     def say(self, name: str, reason: CannotFork) -> None:
         """Log, once, why the kernels of a kernelspec are started although nobody has asked."""
@@ -151,7 +152,7 @@ class KernelManager(AsyncKernelManager):
 
 
 class ForkOptions(LocalProvisioner):
-    """What a kernelspec can ask for, and what is to be forked then."""
+    """What a kernelspec can ask for."""
 
     preload: List[str] = List(
         Unicode(), config=True, help="Modules that the fork server imports beside ipykernel."
@@ -163,6 +164,40 @@ class ForkOptions(LocalProvisioner):
         help="Resource limits of a kernel, by their names without RLIMIT_: AS, CPU, NOFILE...",
     )
 
+    def check(self) -> None:
+        """Raise `ValueError` for limits that there are not."""
+        for name, value in self.limits.items():
+            check_limit(name, value)
+
+    def limit(self, pid: int) -> None:
+        """Set the limits of a process that was just started."""
+        for name, value in self.limits.items():
+            number = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(number)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.prlimit(pid, number, (value, value))
+
+
+class ForkProvisioner(ForkOptions):
+    """Under its own name, and any other server than this: starts the kernel, within its limits."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Launch a kernel; raises what the launch of an ordinary one does."""
+        self.check()
+        info = await super().launch_kernel(cmd, **kwargs)
+        if self.pid is not None:
+            try:
+                self.limit(self.pid)
+            except BaseException:
+                await self.kill()
+                await self.wait()
+                raise
+        return info
+
+
+class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
+    """Forks the kernel from a fork server that the keeper runs, or has the keeper launch it."""
+
     is_asked = True
     """Whether somebody has asked for the forking; or else it is forked if it can be."""
 
@@ -172,17 +207,58 @@ class ForkOptions(LocalProvisioner):
     forked_from: Recipe | None = None
     """Of the process that was launched last, if it was forked and nobody had asked for that."""
 
-    def check(self) -> None:
-        """Raise `ValueError` for limits that there are not."""
-        for name, value in self.limits.items():
-            check_limit(name, value)
+    async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        """A process that the keeper has. Raises as that of an ordinary kernel does."""
+        self.check()
+        try:
+            return await self._fork(cmd, env)
+        except CannotFork as reason:
+            self.explain(reason)
+        kept = await super().launch_process(cmd, env)
+        try:
+            self.limit(kept.pid)
+        except BaseException:
+            await self.keeper.forget(self.kernel_id)
+            raise
+        return kept
+
+    async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        recipe = self.plan(cmd, env)
+        reads, writes = os.pipe()
+        output = -1
+        try:
+            output = lasting_pipe(self.output)
+            _, arguments = parse_command(cmd)
+            order = Order(cmd, arguments, env, str(self.cwd), output, self.limits, reads)
+            pid = await self.fork(recipe, order)
+            try:
+                kept = await self._adopt(pid)
+                # Now that the keeper knows of it. Had we ended before, it would, too.
+                os.write(writes, b"\n")
+            except BaseException:
+                # It ends when the pipe is closed. The keeper may know of it all the same.
+                await self.keeper.forget(self.kernel_id, pid)
+                raise
+            return kept
+        finally:
+            for descriptor in (reads, writes, output):
+                if descriptor != -1:
+                    os.close(descriptor)
+
+    async def _adopt(self, pid: int) -> Kept:
+        started = start_time(pid)
+        kept = None
+        if started is not None:
+            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output)
+        if kept is None:
+            raise CannotFork("its process ended at once")
+        return kept
 
     @property
     def forking(self) -> Forking:
-        """Where to fork. Raises `CannotFork`."""
+        """Where to fork."""
         forking = getattr(self.parent, "forking", None)
-        if not isinstance(forking, Forking):
-            raise CannotFork("there are fork servers in kernelkeep only")
+        assert isinstance(forking, Forking), "only a server makes this provisioner"
         return forking
 
     def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
@@ -196,15 +272,15 @@ class ForkOptions(LocalProvisioner):
             raise
         return recipe
 
-    async def fork(self, recipe: Recipe, order: Order) -> tuple[int, ForkLink]:
-        """Fork a process from what was planned: its id, and by whom. Raises `CannotFork`."""
+    async def fork(self, recipe: Recipe, order: Order) -> int:
+        """Fork a process from what was planned: its id. Raises `CannotFork`."""
         try:
-            forked = await self.forking.servers.fork(recipe, order, asked=self.is_asked)
+            pid = await self.forking.servers.fork(recipe, order, asked=self.is_asked)
         except NotForkedYet:
             self.brings_up = None if self.is_asked else recipe
             raise
         self.forked_from = None if self.is_asked else recipe
-        return forked
+        return pid
 
     def explain(self, reason: CannotFork) -> None:
         """Log why the kernel is started instead, if that is worth a line."""
@@ -223,72 +299,26 @@ class ForkOptions(LocalProvisioner):
             raise CannotFork(f"its environment has another {', '.join(names)[:200]}")
         return Recipe(interpreter, tuple(self.preload), base)
 
-    def order(
-        self,
-        cmd: Sequence[str],
-        env: Mapping[str, str],
-        cwd: str,
-        output: int,
-        leave: int | None = None,
-    ) -> Order:
-        """What a forked process is to be; ``leave`` is a pipe at which it waits."""
-        _, arguments = parse_command(cmd)
-        return Order(cmd, arguments, env, cwd, output, self.limits, leave)
 
-    def limit(self, pid: int) -> None:
-        """Set the limits of a process that was just started, where the platform can."""
-        for name, value in self.limits.items():
-            number = getattr(resource, f"RLIMIT_{name}")
-            hard = resource.getrlimit(number)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            if hasattr(resource, "prlimit"):
-                resource.prlimit(pid, number, (value, value))
+def new_provisioner(
+    kernel_id: str, spec: KernelSpec, manager: KernelManager, forks: ForksWhat
+) -> LocalProvisioner | None:
+    """A provisioner for a kernelspec whose kernels are the keeper's.
 
-
-class ForkProvisioner(ForkOptions):
-    """Forks the kernel from a fork server, or starts it and says why."""
-
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Launch a kernel; raises what the launch of an ordinary one does."""
-        self.check()
-        try:
-            process = await self._fork(cmd, kwargs)
-        except CannotFork as reason:
-            self.explain(reason)
-            info = await super().launch_kernel(cmd, **kwargs)
-            if self.pid is not None:
-                try:
-                    self.limit(self.pid)
-                except BaseException:
-                    await self.kill()
-                    await self.wait()
-                    raise
-            return info
-        self.process = process  # type: ignore[assignment]
-        # It makes a session of its own, and so a group of this number, before anything else.
-        self.pid = self.pgid = process.pid
-        self.cwd = kwargs["cwd"]
-        return self.connection_info
-
-    async def poll(self) -> int | None:
-        """The exit code, minus the number of a signal, or None while the process runs."""
-        if isinstance(self.process, ForkedProcess):
-            return await self.process.outcome()
-        return await super().poll()
-
-    async def _fork(self, cmd: list[str], options: Mapping[str, Any]) -> ForkedProcess:
-        output = options.get("stdout")
-        if not isinstance(output, int) or options.get("stderr") != output:
-            raise CannotFork("its output goes somewhere else")
-        env = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
-        recipe = self.plan(cmd, env)
-        order = self.order(cmd, env, options["cwd"], output)
-        pid, server = await self.fork(recipe, order)
-        try:
-            return ForkedProcess(pid, server)
-        except BaseException:  # no descriptors are left
-            server.abandon(pid)
-            raise
+    None for any other, for which jupyter_client makes it.
+    """
+    stanza = spec.metadata.get("kernel_provisioner") or {}
+    options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
+    default = KernelProvisionerFactory.instance().default_provisioner_name
+    is_local = stanza.get("provisioner_name", default) == "local-provisioner"
+    if forks == "nothing":
+        return KeeperProvisioner(**options) if is_local else None
+    try:
+        provisioner = KeptForkProvisioner(**options, **stanza.get("config", {}))
+    except TraitError:  # as the launch will say
+        return None
+    provisioner.is_asked = forks == "asked"
+    return provisioner
 
 
 def check_limit(name: str, value: object) -> None:

@@ -1,24 +1,17 @@
 """The program of a fork server: an interpreter that has imported ipykernel, and forks kernels.
 
 It is run by path, by the interpreter of a kernelspec, which need not have this service installed:
-so it imports nothing of `app`. Its one argument besides the modules to preload is a SOCK_SEQPACKET
-socket: the descriptor of one, or ``@`` and the abstract name of one to connect to. Every packet on
-it is one JSON object. `app.managers.fork_link` is at the other end:
+so it imports nothing of `app`. Its one argument besides the modules to preload is the abstract name
+of a SOCK_SEQPACKET socket to connect to, behind ``@``. Every packet on it is one JSON object.
+`app.managers.fork_link` is at the other end:
 
-    service -> {"fork": N} and descriptors: the order, as a JSON file; its output; its directory
-    service -> {"reap": PID}
+    service -> {"fork": N} and descriptors: the order, as a JSON file; its output; its directory;
+               a pipe, at which the kernel waits for a byte before it begins
     server  -> {"ready": true} | {"refused": TEXT}
     server  -> {"forked": N, "pid": PID} | {"failed": N, "error": TEXT} | {"outdated": N}
-    server  -> {"ended": PID, "code": CODE}
 
-A server that was given a descriptor is the parent of its kernels, which end with the service. One
-that has ended stays a zombie until it is reaped, so that nobody else gets its number while the
-service still signals its group.
-
-A server that connects is run by the keeper, and so are its kernels: their parent ends at once, and
-the keeper adopts orphans. Nothing is told of their ends, or reaped, here. A fourth descriptor is a
-pipe, at which the kernel waits for a byte before it begins, and ends if none comes: nobody else
-would know of it.
+The keeper runs the server, and is the parent of its kernels: who forked them ends at once, and the
+keeper adopts orphans. A kernel for which no byte comes ends: nobody else would know of it.
 
 A server is outdated when an interpreter that is started now could be another one than this:
 packages were installed, upgraded or removed meanwhile. It forks no kernel then (`Origins`).
@@ -33,8 +26,6 @@ import gc
 import importlib
 import json
 import os
-import select
-import signal
 import socket
 import sys
 import threading
@@ -64,25 +55,16 @@ class Refused(Exception):
 class ForkServer:
     """Serves in the parent; in each child `serve` returns what that child is to be."""
 
-    def __init__(self, control: socket.socket, origins: Origins, *, is_parent: bool) -> None:
+    def __init__(self, control: socket.socket, origins: Origins) -> None:
         self._control = control
         self._origins = origins
-        self._is_parent = is_parent
-        self._poll = select.poll()
-        self._poll.register(control, select.POLLIN)
-        self._kernels: dict[int, int] = {}  # process ids by pidfd
-        self._service = os.pidfd_open(os.getppid()) if is_parent else None
 
     def serve(self) -> dict[str, Any]:
         """Fork on request. Does not return in the parent: it exits when the service is gone."""
         while True:
-            for descriptor, _ in self._poll.poll():
-                if descriptor in self._kernels:
-                    self._on_end(descriptor)
-                    continue
-                order = self._on_packet()
-                if order is not None:
-                    return order
+            order = self._on_packet()
+            if order is not None:
+                return order
 
     def _on_packet(self) -> dict[str, Any] | None:
         try:
@@ -92,15 +74,12 @@ class ForkServer:
         if not packet:
             os._exit(0)
         request = json.loads(packet)
-        if "reap" in request:
-            os.waitpid(request["reap"], os.WNOHANG)
-            return None
         try:
-            order, output, directory, *leave = descriptors
+            order, output, directory, leave = descriptors
             if self._origins.have_changed():
                 self._say(outdated=request["fork"])
                 return None
-            return self._fork(request["fork"], order, output, directory, *leave)
+            return self._fork(request["fork"], order, output, directory, leave)
         except (OSError, ValueError) as error:
             self._say(failed=request["fork"], error=str(error))
         finally:
@@ -109,20 +88,11 @@ class ForkServer:
         return None
 
     def _fork(
-        self, number: int, order: int, output: int, directory: int, leave: int | None = None
+        self, number: int, order: int, output: int, directory: int, leave: int
     ) -> dict[str, Any] | None:
         # The order is read by the child alone: nothing of one kernel is ever in another's memory.
-        pid = os.fork() if self._is_parent else fork_away()
+        pid = fork_away()
         if pid:
-            if self._is_parent:
-                try:
-                    pidfd = os.pidfd_open(pid)
-                except OSError:  # no descriptors are left: nobody would hear of its end
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    raise
-                self._kernels[pidfd] = pid
-                self._poll.register(pidfd, select.POLLIN)
             self._say(forked=number, pid=pid)
             return None
         try:
@@ -131,9 +101,7 @@ class ForkServer:
             os.write(output, f"{type(error).__name__}: {error}\n".encode())
             os._exit(1)
 
-    def _leave_home(
-        self, order: int, output: int, directory: int, leave: int | None
-    ) -> dict[str, Any]:
+    def _leave_home(self, order: int, output: int, directory: int, leave: int) -> dict[str, Any]:
         """In the child: let go of what is the server's, and read what this process is to be."""
         os.setsid()
         os.fchdir(directory)
@@ -142,23 +110,11 @@ class ForkServer:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(nothing)
-        for pidfd in self._kernels:
-            os.close(pidfd)
         self._control.close()
         with os.fdopen(os.dup(order), "rb") as file:
             wanted: dict[str, Any] = json.loads(file.read())
-        wanted["service"] = self._service
-        wanted["leave"] = os.dup(leave) if leave is not None else None
+        wanted["leave"] = os.dup(leave)
         return wanted
-
-    def _on_end(self, pidfd: int) -> None:
-        pid = self._kernels.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert ended is not None
-        by_itself = ended.si_code == os.CLD_EXITED
-        self._say(ended=pid, code=ended.si_status if by_itself else -ended.si_status)
 
     def _say(self, **message: Any) -> None:
         say(self._control, **message)
@@ -343,13 +299,9 @@ def become(wanted: dict[str, Any]) -> None:
     sys.argv = [wanted["program"], *wanted["arguments"]]
     sys.orig_argv = wanted["command"]
     draw_new_numbers()
-    if wanted["service"] is not None:
-        watch = threading.Thread(target=end_with, args=(wanted["service"],), daemon=True)
-        watch.start()
-    if wanted["leave"] is not None:
-        if not os.read(wanted["leave"], 1):
-            os._exit(1)
-        os.close(wanted["leave"])
+    if not os.read(wanted["leave"], 1):
+        os._exit(1)
+    os.close(wanted["leave"])
 
 
 def draw_new_numbers() -> None:
@@ -366,12 +318,6 @@ def draw_new_numbers() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
-
-
-def end_with(service: int) -> None:
-    """End when the service does, as ipykernel does when its parent has gone: ours is another."""
-    select.select([service], [], [])
-    os._exit(1)
 
 
 CONTROL = -1
@@ -401,7 +347,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     say(control, ready=True)
-    wanted = ForkServer(control, origins, is_parent=not sys.argv[1].startswith("@")).serve()
+    wanted = ForkServer(control, origins).serve()
     become({**wanted, "program": program})
     del wanted, control, origins
     app.launch_instance()
@@ -409,10 +355,7 @@ def main() -> None:
 
 
 def connected(where: str) -> socket.socket:
-    """The socket that the service waits at."""
-    if not where.startswith("@"):
-        os.set_inheritable(int(where), False)
-        return socket.socket(fileno=int(where))
+    """A connection to the service, which waits at this address."""
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         control.connect("\0" + where[1:])

@@ -1,7 +1,6 @@
 """Fork servers, as the service sees them: it starts them, asks them for kernels, and ends them.
 
-A forked kernel is the child of its fork server (`app.managers.fork_server` is the program), which
-tells how it ended; or, where there is a keeper, of that one.
+`app.managers.fork_server` is the program. The keeper is its parent, and that of forked kernels.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 from typing import Final
 
 from app.managers.fork_link import CannotFork, ForkLink, NotForkedYet, Order, Outdated, Recipe
@@ -37,8 +34,6 @@ ready: to start by itself would take as long, and take the processor from it."""
 
 MAX_RECIPES: Final = 8
 """Kinds of kernels with fork servers of their own; they take memory."""
-
-SUPPORTED: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 class _Family:
@@ -75,24 +70,20 @@ class ForkServers:
 
     Those that somebody has ``asked`` for are started when they are first needed, or with `prepare`,
     and stay. The others are started with `bring_up`, and end when they have forked nothing for
-    ``idle_seconds``. They are the children of the ``keeper``, if there is one, and so are their
-    kernels then.
+    ``idle_seconds``.
     """
 
-    def __init__(self, keeper: Keeper | None = None, *, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, keeper: Keeper, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._keeper = keeper
         self._idle_seconds = idle_seconds
         self._families: dict[Recipe, _Family] = {}
         self._links: set[ForkLink] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        if keeper is not None:
-            keeper.on_lost.append(self._on_keeper_lost)
+        keeper.on_lost.append(self._on_keeper_lost)
 
-    async def fork(
-        self, recipe: Recipe, order: Order, *, asked: bool = True
-    ) -> tuple[int, ForkLink]:
-        """Fork a kernel, once a server is ready for it: its process id, and by whom.
+    async def fork(self, recipe: Recipe, order: Order, *, asked: bool = True) -> int:
+        """Fork a kernel, once a server is ready for it: its process id.
 
         Raises `CannotFork`, and `NotForkedYet` if the kernel that is started instead is to
         `bring_up` a server.
@@ -102,7 +93,7 @@ class ForkServers:
         self._start_another(family)
         family.used_at = asyncio.get_running_loop().time()
         try:
-            return await server.fork(order), server
+            return await server.fork(order)
         except Outdated as why:
             self._replace(family, server, str(why))
             raise
@@ -171,8 +162,6 @@ class ForkServers:
         return server
 
     def _family(self, recipe: Recipe) -> _Family:
-        if not SUPPORTED:
-            raise CannotFork("this platform has no pidfd")
         if self._closed:
             raise CannotFork("the server is shutting down")
         family = self._families.get(recipe)
@@ -227,12 +216,12 @@ class ForkServers:
         family.used_at = loop.time()
         while not server.ended.done():
             left = family.used_at + self._idle_seconds - loop.time()
-            if left <= 0 and not (family.asked or server.retired or server.has_kernels):
+            if left <= 0 and not (family.asked or server.retired):
                 logger.info("fork server %d ends: it has nothing to do", server.pid)
                 server.retire()
                 continue
-            # Whether it has kernels is looked at now and then; who is asked for stays.
-            pause = None if family.asked else max(left, self._idle_seconds / 60)
+            # Who is asked for stays, and who is retired ends as soon as it can.
+            pause = None if family.asked or server.retired else left
             await asyncio.wait({server.ended}, timeout=pause)
 
     def _start_another(self, family: _Family) -> None:

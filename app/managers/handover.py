@@ -21,9 +21,9 @@ from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.executions import Executions
 from app.managers.journal import Journal, UnusableJournal
 from app.managers.keeping import Keeper
-from app.managers.log_files import KEPT, LOCK
 from app.managers.registry import Registry
 from app.managers.registry_store import KernelRecord
+from app.managers.run_files import KEPT
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.managers.transports import socket_files
@@ -133,7 +133,7 @@ class RegisteredHandover(Handover):
 
     hands_over = True
 
-    def __init__(self, registry: Registry, keeper: Keeper | None, state_dir: Path) -> None:
+    def __init__(self, registry: Registry, keeper: Keeper, state_dir: Path) -> None:
         self._registry = registry
         self._state_dir = state_dir
         self._keeper = keeper
@@ -171,8 +171,6 @@ class RegisteredHandover(Handover):
 
         Not if the registry was put aside: then those are kernels that somebody wants back.
         """
-        if self._keeper is None:
-            return
         try:
             kept = await self._keeper.kept()
             for kernel_id in kept.keys() - known:
@@ -363,7 +361,7 @@ def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:
     """Remove logs and journals of kernels that are no more: they were dead when a server ended."""
     for directory in (state_dir / "logs" / KEPT, state_dir / "journals"):
         for path in directory.glob("*"):
-            if path.stem in known or path.name == LOCK:
+            if path.stem in known:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

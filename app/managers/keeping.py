@@ -1,8 +1,8 @@
 """The keeper, as the service sees it: it is found or started, and asked for processes.
 
-The keeper (`app.keeper`) is the parent of local kernels, so that they outlive the server. It ends
-by itself. If it dies, its kernels live on: another is started at once and watches them by their
-pids; only how they end is then known no more.
+The keeper (`app.keeper`) is the parent of local kernels, and hears all kernels. It outlives the
+server, to keep them or to end them, and ends by itself. If it dies, its kernels live on: another is
+started at once and watches them by their pids; only how they end is then known no more.
 
 Whatever it is asked may go unanswered: it may hang, be killed, or be killed just before it says
 what it has done. *That* a process has ended the server therefore sees by itself, by a pidfd, and
@@ -31,6 +31,7 @@ from app.keeper.processes import (
     UNKNOWN_EXIT,
     open_process,
     signal_group,
+    start_time,
 )
 from app.keeper.protocol import (
     PROTOCOL,
@@ -84,6 +85,9 @@ MAX_EARLY: Final = 256
 KILL_SECONDS: Final = 5.0
 """How long a process that was killed may take to be gone."""
 
+GRACE_SECONDS: Final = 2.0
+"""How long the keeper waits for a server that it has lost and whose process it cannot see."""
+
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
 
@@ -110,7 +114,8 @@ class Keeper:
 
     Make it inside a running event loop, and `close` it there. Whatever asks the keeper raises
     `KeeperUnavailable` if there is none and none can be started. ``on_lost`` are called when the
-    keeper has gone.
+    keeper has gone. Its kernels outlive this process by ``orphan_timeout`` seconds; if that is
+    None, they end with it, and the directories ``own`` go then.
     """
 
     def __init__(
@@ -120,8 +125,9 @@ class Keeper:
         log_bytes: int = 2**28,
         log_total_bytes: int = 2**32,
         log_age: float = 86400.0,
-        orphan_timeout: float,
+        orphan_timeout: float | None,
         output_bytes: int = 2**20,
+        own: Sequence[Path] = (),
     ) -> None:
         self.on_lost: list[Callable[[], None]] = []
         self._state_dir = state_dir
@@ -129,9 +135,14 @@ class Keeper:
             "log_bytes": log_bytes,
             "log_total_bytes": log_total_bytes,
             "log_age": log_age,
-            "orphan_timeout": orphan_timeout,
+            "orphan_timeout": GRACE_SECONDS if orphan_timeout is None else orphan_timeout,
             "output_bytes": output_bytes,
         }
+        self._lasts = orphan_timeout is not None
+        if not self._lasts:
+            pid = os.getpid()
+            who = {"pid": pid, "start_time": start_time(pid)}
+            self._options["server"] = {**who, "own": [str(directory) for directory in own]}
         self._loop = asyncio.get_running_loop()
         self._link: KeeperLink | None = None
         self._linking: asyncio.Task[KeeperLink] | None = None
@@ -414,7 +425,7 @@ class Keeper:
         await self.forget(kernel_id)
 
     async def close(self) -> None:
-        """Close the connection. The keeper goes on while it has kernels."""
+        """Close the connection. The keeper goes on while it has kernels, unless they end now."""
         self._closed = True
         tasks = [task for task in (self._recovery, self._linking, *self._late) if task is not None]
         for task in tasks:
@@ -424,6 +435,9 @@ class Keeper:
         if self._ends:  # a keeper whose answer meets a closed connection reads on no more
             await asyncio.wait(self._ends, timeout=CLOSE_SECONDS)
         if self._link is not None:
+            if not self._lasts:
+                with contextlib.suppress(KeeperUnavailable, OSError):
+                    await self._link.ask({"ask": "stop"}, QUICK_SECONDS)
             await self._link.close()
             self._link = None
         for watched in self._kernels.values():
@@ -601,7 +615,7 @@ class Keeper:
         finally:
             os.close(ours)
         if told == "ready":
-            logger.info("process %d keeps the kernels", process.pid)
+            logger.info("process %d is the keeper of the kernels", process.pid)
         elif told == "taken":  # it will soon listen, or end
             await asyncio.sleep(0.2)
         else:
@@ -654,7 +668,8 @@ class Keeper:
             )
         for callback in self.on_lost:
             callback()
-        if running or self._unwanted:
+        heard = any(line.info is not None for line in self._lines.values())
+        if running or heard or self._unwanted:
             self._recover_soon()
 
     def _recover_soon(self) -> None:
@@ -701,16 +716,14 @@ def check_state_dir(settings: Settings) -> None:
     check_private(settings.state_dir)
 
 
-def new_keeper(settings: Settings) -> Keeper | None:
-    """The keeper as the options want it; None where kernels end with the server."""
-    if not settings.keeps:
-        if settings.on_shutdown == "keep":
-            logger.warning(
-                "kernels end with this server: %s (on_shutdown=stop says so)", settings.why_not_kept
-            )
-        return None
+def new_keeper(settings: Settings, directory: Path, own: Sequence[Path]) -> Keeper:
+    """The keeper as the options want it, in this directory; ``own`` goes with the server."""
     network = network_file_system(settings.state_dir)
-    if network is not None:
+    if not settings.keeps and settings.on_shutdown == "keep":
+        logger.warning(
+            "kernels end with this server: %s (on_shutdown=stop says so)", settings.why_not_kept
+        )
+    elif settings.keeps and network is not None:
         logger.warning(
             "the state directory %s is on a network file system (%s), whose locks cannot be relied "
             "on: two servers could take the same kernels for theirs",
@@ -718,12 +731,13 @@ def new_keeper(settings: Settings) -> Keeper | None:
             network,
         )
     return Keeper(
-        settings.state_dir,
+        directory,
         log_bytes=settings.log_bytes,
         log_total_bytes=settings.log_total_bytes,
         log_age=settings.log_age,
-        orphan_timeout=settings.orphan_timeout,
+        orphan_timeout=settings.orphan_timeout if settings.keeps else None,
         output_bytes=settings.output_log_bytes,
+        own=own,
     )
 
 

@@ -102,9 +102,9 @@ class Kernel:
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
-        directory = house.logs.directory(kernel_id)
+        directory = house.files.logs / kernel_id
         self.traffic = Traffic(
-            kernel_id, self.state, directory, house.hearer, settings, house.counters
+            kernel_id, self.state, directory, house.keeper, settings, house.counters
         )
         self.traffic.on_loss = self._on_loss
         self.executions = Executions(self, self.traffic, self.state, settings)
@@ -282,9 +282,8 @@ class Kernel:
         if not unfinished:
             self.reports.died(UNKNOWN_EXIT if code is None else code)
         await self._launches.end(why, restart=False)
-        if self._house.keeper is not None:  # one that was launched and not yet noted
-            with contextlib.suppress(KeeperUnavailable):
-                await self._house.keeper.end(self.id)
+        with contextlib.suppress(KeeperUnavailable):  # one that was launched and not yet noted
+            await self._house.keeper.end(self.id)
         if unfinished:
             self.state.begin(Lifecycle.RESTARTING)
             self._begin_life(relaunch=True)

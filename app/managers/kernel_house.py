@@ -12,14 +12,12 @@ from app.managers.audit import AuditLog
 from app.managers.counters import Counters
 from app.managers.errors import KernelSpecInvalid
 from app.managers.events import Events
-from app.managers.fork_provisioner import Forking, KernelManager
+from app.managers.fork_provisioner import Forking, KernelManager, new_provisioner
 from app.managers.handover import Handover
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper
-from app.managers.kept_forks import new_provisioner
-from app.managers.line import Hearer
-from app.managers.log_files import LogFiles
 from app.managers.reports import KernelReports
+from app.managers.run_files import RunFiles
 from app.managers.starts import Starts
 from app.managers.transports import Transport, Transports
 from app.settings import Settings
@@ -37,32 +35,28 @@ class KernelHouse:
         settings: Settings,
         specs: KernelSpecManager,
         transports: Transports,
-        logs: LogFiles,
+        files: RunFiles,
         events: Events,
         counters: Counters,
         forking: Forking,
         starts: Starts,
-        hearer: Hearer,
+        keeper: Keeper,
         audit: AuditLog | None = None,
-        keeper: Keeper | None = None,
         handover: Handover | None = None,
     ) -> None:
         self.settings = settings
         self.handover = handover or Handover()
         self.forking = forking
         self.keeper = keeper
-        self.logs = logs
+        self.files = files
         self.specs = specs
         self.transports = transports
         self.events = events
         self.counters = counters
         self.starts = starts
-        self.hearer = hearer
         # What looks for kernels that were left, in provisioners that may block; by kernel.
         self.loading: dict[str, threading.Thread] = {}
         self._audit = audit
-        self.connection_dir = settings.state_dir / "runtime"
-        self.output_dir = settings.state_dir / "output"
 
     def new_manager(
         self,
@@ -82,7 +76,7 @@ class KernelHouse:
             kernel_id=kernel_id,
             kernel_spec_manager=self.specs,
             transport=transport,
-            connection_file=str(self.connection_dir / f"kernel-{kernel_id}.json"),
+            connection_file=str(self.files.runtime / f"kernel-{kernel_id}.json"),
             transport_encryption=self._encryption(transport),
         )
         manager.forking = self.forking
@@ -110,7 +104,7 @@ class KernelHouse:
 
     def output_file(self, kernel_id: str) -> Path:
         """Where what a kernel's process writes is kept."""
-        return self.output_dir / f"kernel-{kernel_id}.log"
+        return self.files.output / f"kernel-{kernel_id}.log"
 
     def prepare_forks(self, name: str) -> None:
         """Start the fork servers for a kernelspec; one log line if that cannot be."""

@@ -182,7 +182,7 @@ class Launches:
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
             cwd = await self._directory_now()
-            directory = self._house.connection_dir
+            directory = self._house.files.runtime
             await asyncio.to_thread(check_launchable, self._spec, cwd, self.env, directory)
 
     async def launch(self, *, is_fallback: bool) -> None:

@@ -41,8 +41,6 @@ from app.managers.handover import Handover, RegisteredHandover
 from app.managers.keeping import new_keeper
 from app.managers.kernel import Kernel
 from app.managers.kernel_house import KernelHouse
-from app.managers.line import LocalHearer
-from app.managers.log_files import LogFiles
 from app.managers.paths import (
     Resolution,
     ResolvedPath,
@@ -53,6 +51,7 @@ from app.managers.paths import (
 )
 from app.managers.registry import Registry
 from app.managers.registry_store import KernelRecord
+from app.managers.run_files import RunFiles
 from app.managers.specs import Specs, kernel_spec_manager
 from app.managers.starts import Starts
 from app.managers.state import Lifecycle
@@ -86,19 +85,15 @@ class MultiKernelManager:
         self.started = time.time()
         self._last_request = self.started
         self._settings = settings
-        for directory in ("", "runtime", "output"):
-            path = settings.state_dir / directory
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files = RunFiles(settings)
         self._transports = Transports(
-            settings.transport, settings.state_dir, lasting=settings.keeps
+            settings.transport, settings.state_dir, self._files.path, lasting=settings.keeps
         )
-        self._logs = LogFiles(settings)
         manager = kernel_spec_manager(settings.allowed_kernelspecs)
         self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
-        self.keeper = new_keeper(settings)
-        self._local = LocalHearer(settings) if self.keeper is None else None
-        hearer = self.keeper or self._local
-        assert hearer is not None
+        self.keeper = new_keeper(
+            settings, self._files.path, [*self._files.own, *self._transports.own]
+        )
         self._fork_servers = ForkServers(self.keeper)
         self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
         env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
@@ -110,14 +105,13 @@ class MultiKernelManager:
             settings,
             manager,
             self._transports,
-            self._logs,
+            self._files,
             events,
             counters,
             forking,
             self.starts,
-            hearer,
-            audit,
             self.keeper,
+            audit,
             self._handover,
         )
         for name in settings.forked_by_name:
@@ -127,13 +121,12 @@ class MultiKernelManager:
             settings.model_copy(update={"autorestart": False}),
             manager,
             self._transports,
-            self._logs,
+            self._files,
             Events(),
             counters,
             forking,
             self.starts,
-            hearer,
-            keeper=self.keeper,
+            self.keeper,
         )
         self._kernels: dict[str, Kernel] = {}
         self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
@@ -567,12 +560,9 @@ class MultiKernelManager:
         await self.stopped()
         self._kernels.clear()
         await self._fork_servers.close()
-        if self.keeper is not None:
-            await self.keeper.close()
+        await self.keeper.close()
         self._transports.close()
-        self._logs.close()
-        if self._local is not None:
-            self._local.close()
+        self._files.close()
 
 
 def _cull_cause(kernel: Kernel) -> str:

@@ -1,7 +1,8 @@
 """One kernel's process, over jupyter_client's kernel manager and its provisioners.
 
-jupyter_client writes the connection file, formats the command and launches; this module knows at
-once when the process ends (by its pidfd), and stops it with bounded steps.
+jupyter_client writes the connection file and formats the command. The keeper launches, or a
+provisioner of somebody else's does: this module knows when the process ends, and stops it with
+bounded steps.
 """
 
 from __future__ import annotations
@@ -131,9 +132,11 @@ class KernelProcess:
         that fails, the process is still `running`.
         """
         try:
-            descriptor = self._output.open()
+            streams: dict[str, int] = {}
+            if not isinstance(self._manager.provisioner, KeeperProvisioner):
+                streams["stdout"] = streams["stderr"] = self._output.open()
             try:
-                info = await bounded(self._launch(cwd, env, arguments, descriptor), seconds)
+                info = await bounded(self._launch(cwd, env, arguments, streams), seconds)
             finally:
                 self._output.started()
             self._watch()
@@ -150,14 +153,17 @@ class KernelProcess:
         return info
 
     async def _launch(
-        self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str], descriptor: int
+        self,
+        cwd: Path,
+        env: Mapping[str, str],
+        arguments: Sequence[str],
+        streams: Mapping[str, int],
     ) -> ConnectionInfo:
         command, options = await self._manager.pre_start_kernel(
             cwd=str(cwd),
             env=dict(env),
-            stdout=descriptor,
-            stderr=descriptor,
             extra_arguments=list(arguments),
+            **streams,
         )
         info: ConnectionInfo = await self._provisioner.launch_kernel(command, **options)
         await self._provisioner.post_launch(**options)
@@ -208,14 +214,13 @@ class KernelProcess:
                 self._poller = self._loop.create_task(self._await(exited), name=f"process {pid}")
                 return
             self._pgid = provisioner.pgid
-            if hasattr(os, "pidfd_open"):
-                try:
-                    self._pidfd = os.pidfd_open(pid)
-                except OSError as error:
-                    logger.debug("no pidfd for process %d: %s", pid, error)
-                else:
-                    self._loop.add_reader(self._pidfd, self._on_pidfd)
-                    return
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                logger.debug("no pidfd for process %d: %s", pid, error)
+            else:
+                self._loop.add_reader(self._pidfd, self._on_pidfd)
+                return
         self._poller = self._loop.create_task(self._poll(), name=f"poll process {pid}")
 
     def _on_pidfd(self) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -37,12 +38,18 @@ _NAME_BYTES: Final = len("/k0123456789ab-5")
 class Transports:
     """Chooses a transport for each start, and remembers per kernelspec what works.
 
-    With ``lasting`` kernels go on without this process, and so do their sockets' directories.
-    Raises `ValueError` when ipc is asked for and the platform does not have it.
+    The sockets are below ``directory``, which is the state directory if none is named. With
+    ``lasting`` kernels go on without this process, and so do their sockets' directories. Raises
+    `ValueError` when ipc is asked for and the platform does not have it.
     """
 
     def __init__(
-        self, setting: Literal["auto", "ipc", "tcp"], state_dir: Path, *, lasting: bool = False
+        self,
+        setting: Literal["auto", "ipc", "tcp"],
+        state_dir: Path,
+        directory: Path | None = None,
+        *,
+        lasting: bool = False,
     ) -> None:
         if setting == "ipc" and not zmq.has("ipc"):
             raise ValueError("transport=ipc: this platform has no ipc sockets")
@@ -53,10 +60,10 @@ class Transports:
         self._own_directory: str | None = None
         self._ipc_directory: Path | None = None
         if self._setting != "tcp":
-            self._ipc_directory = self._make_directory(state_dir)
+            self._ipc_directory = self._make_directory(directory or state_dir)
 
-    def _make_directory(self, state_dir: Path) -> Path:
-        directory = state_dir / "ipc"
+    def _make_directory(self, parent: Path) -> Path:
+        directory = parent / "ipc"
         if len(os.fsencode(directory)) + _NAME_BYTES <= MAX_SOCKET_NAME:
             directory.mkdir(mode=0o700, exist_ok=True)
             directory.chmod(0o700)
@@ -64,15 +71,18 @@ class Transports:
         self._own_directory = tempfile.mkdtemp(prefix="kernelkeep-")
         return Path(self._own_directory)
 
+    @property
+    def own(self) -> list[Path]:
+        """The directory that was made for this process alone, if there is one."""
+        return [Path(self._own_directory)] if self._own_directory and not self._lasting else []
+
     def close(self) -> None:
         """Remove the directory of sockets if it was made for this process alone."""
         if self._own_directory is not None and self._lasting:
             with contextlib.suppress(OSError):  # there are kernels in it
                 os.rmdir(self._own_directory)
         elif self._own_directory is not None:
-            for leftover in Path(self._own_directory).iterdir():
-                leftover.unlink(missing_ok=True)
-            os.rmdir(self._own_directory)
+            shutil.rmtree(self._own_directory, ignore_errors=True)  # the keeper does so, too
         self._own_directory = None
 
     def choose(self, spec: KernelSpec) -> Transport:

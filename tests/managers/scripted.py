@@ -15,12 +15,13 @@ from app.keeper.hearing import Hearing
 from app.managers.counters import Counters
 from app.managers.execution import Execution
 from app.managers.executions import Code, Executions
-from app.managers.line import Line, LocalHearer
+from app.managers.line import Line
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.protocol.compose import make_message
 from app.protocol.messages import ClientMessage, Header, Message
 from app.settings import Settings
+from tests.managers.local_hearer import LocalHearer
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import site
 import subprocess
 import sys
@@ -17,9 +16,10 @@ import psutil
 import pytest
 
 from app.managers import forking
-from app.managers.fork_link import CannotFork, NotForkedYet, Order, Recipe
+from app.managers.fork_link import CannotFork, ForkLink, NotForkedYet, Order, Recipe
 from app.managers.fork_provisioner import read_once
 from app.managers.forking import ForkServers
+from app.managers.keeping import Keeper
 from tests.conftest import MakeServer
 from tests.support.drill import Servers
 from tests.support.executions import Executions
@@ -229,23 +229,25 @@ async def test_kernels_are_adopted_by_a_server_that_forks_otherwise(home: Home) 
 
 
 class Forks:
-    """Fork servers that are not a service's, and orders for them."""
+    """Fork servers that are not a service's, and orders for them; what is forked does not begin."""
 
-    def __init__(self, home: Home, output: int) -> None:
-        self.servers = ForkServers(idle_seconds=1.0)
+    def __init__(self, home: Home, keeper: Keeper, output: int, leave: int) -> None:
+        self.servers = ForkServers(keeper, idle_seconds=1.0)
         self._env = home.environment()
-        self.order = Order(["kernel"], ["-f", "none"], self._env, str(home.root_dir), output, {})
+        where = str(home.root_dir)
+        self.order = Order(["kernel"], ["-f", "none"], self._env, where, output, {}, leave)
 
     def recipe(self, number: int = 0) -> Recipe:
         """One of several."""
         env = {**self._env, "PYTHONHASHSEED": str(number)}
         return Recipe((sys.executable,), (), read_once(env, ()))
 
-    async def fork(self, recipe: Recipe, *, asked: bool = False) -> tuple[int, Any]:
-        """A process that is forked as soon as there is a server for it."""
+    async def fork(self, recipe: Recipe, *, asked: bool = False) -> ForkLink:
+        """Fork a process as soon as there is a server for it; that server."""
         while True:
             try:
-                return await self.servers.fork(recipe, self.order, asked=asked)
+                await self.servers.fork(recipe, self.order, asked=asked)
+                return self.servers._families[recipe].living()[0]
             except NotForkedYet:
                 self.servers.bring_up(recipe)
                 await asyncio.sleep(0.05)
@@ -254,10 +256,14 @@ class Forks:
 @pytest.fixture
 async def forks(home: Home) -> AsyncIterator[Forks]:
     output = os.open(os.devnull, os.O_WRONLY)
-    forks = Forks(home, output)
+    reads, writes = os.pipe()
+    keeper = Keeper(home.state_dir, orphan_timeout=None)
+    forks = Forks(home, keeper, output, reads)
     yield forks
+    for descriptor in (output, reads, writes):
+        os.close(descriptor)
     await forks.servers.close()
-    os.close(output)
+    await keeper.close()
 
 
 async def test_a_fork_server_that_nobody_has_asked_for_ends_when_it_has_nothing_to_do(
@@ -267,24 +273,16 @@ async def test_a_fork_server_that_nobody_has_asked_for_ends_when_it_has_nothing_
     recipe = forks.recipe()
     with pytest.raises(NotForkedYet):
         await forks.servers.fork(recipe, forks.order, asked=False)
-    pid, link = await forks.fork(recipe)
-    # As long as it is the parent of a kernel it is needed.
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(2):
-            await asyncio.shield(link.ended)
-    assert link.alive
-    os.kill(pid, signal.SIGKILL)
-    assert await link.code_of(pid) == -signal.SIGKILL
+    link = await forks.fork(recipe)
     async with asyncio.timeout(WAIT):
         await asyncio.shield(link.ended)
-    await eventually(lambda: not psutil.pid_exists(link.pid), WAIT)
+    await eventually(lambda: not psutil.pid_exists(link.pid or 0), WAIT)
     assert "it has nothing to do" in caplog.text
     assert "its kernels go on" not in caplog.text
     with pytest.raises(NotForkedYet):
         await forks.servers.fork(recipe, forks.order, asked=False)
 
-    pid, link = await forks.fork(recipe, asked=True)
-    link.abandon(pid)
+    link = await forks.fork(recipe, asked=True)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(2):
             await asyncio.shield(link.ended)
@@ -294,27 +292,25 @@ async def test_their_number_is_bounded_and_those_that_have_ended_make_room(
     forks: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forking, "MAX_RECIPES", 2)
+    forks.servers._idle_seconds = WAIT
     links = []
     for number in range(2):
-        pid, link = await forks.fork(forks.recipe(number))
-        links.append((pid, link))
+        links.append(await forks.fork(forks.recipe(number)))
     with pytest.raises(CannotFork, match="for 2 kinds of kernels already"):
         await forks.servers.fork(forks.recipe(2), forks.order, asked=False)
     forks.servers.bring_up(forks.recipe(2))
     with pytest.raises(CannotFork, match="already"):
         await forks.servers.fork(forks.recipe(2), forks.order, asked=False)
-    for pid, link in links:
-        link.abandon(pid)
+    for link in links:
+        link.retire()
     async with asyncio.timeout(WAIT):
-        await asyncio.wait({link.ended for _, link in links})
-    pid, link = await forks.fork(forks.recipe(2))
-    link.abandon(pid)
+        await asyncio.wait({link.ended for link in links})
+    await forks.fork(forks.recipe(2))
 
 
 async def test_kernels_do_not_come_up_forked_and_are_started_for_a_while(forks: Forks) -> None:
     recipe = forks.recipe()
-    pid, link = await forks.fork(recipe)
-    link.abandon(pid)
+    link = await forks.fork(recipe)
     forks.servers.give_up(recipe, "they do not come up")
     with pytest.raises(CannotFork, match="they do not come up") as raised:
         await forks.servers.fork(recipe, forks.order, asked=False)

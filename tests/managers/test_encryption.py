@@ -21,7 +21,7 @@ Connection = dict[str, Any]
 
 
 def connection(server: ServerProcess, kernel_id: str) -> Connection:
-    (file,) = server.home.state_dir.glob(f"runtime/*{kernel_id}*")
+    (file,) = server.home.run_dir.glob(f"runtime/*{kernel_id}*")
     assert file.stat().st_mode & 0o777 == 0o600
     info: Connection = json.loads(file.read_text())
     return info

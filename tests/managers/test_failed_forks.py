@@ -13,10 +13,11 @@ import pytest
 from app.managers.fork_link import Order, Recipe
 from app.managers.fork_provisioner import read_once
 from app.managers.forking import ForkServers
+from app.managers.keeping import Keeper
 from tests.conftest import MakeServer
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec
-from tests.support.processes import children, eventually, usage
+from tests.support.processes import children, eventually
 from tests.support.rest import RestClient, RestError
 
 WAIT = 60  # seconds
@@ -48,30 +49,34 @@ async def test_one_whose_limits_cannot_be_set_does_not_run(
 
 
 async def test_a_fork_that_nobody_waits_for_any_more_is_ended_and_reaped(home: Home) -> None:
-    forks = ForkServers()
+    keeper = await Keeper.open(home.state_dir, orphan_timeout=3600)
+    assert keeper.pid is not None
+    process = psutil.Process(keeper.pid)
+    forks = ForkServers(keeper)
     env = home.environment()
     recipe = Recipe((sys.executable,), (), read_once(env, ()))
     output = os.open(os.devnull, os.O_WRONLY)
-    order = Order(["kernel"], ["-f", "none"], env, str(home.root_dir), output, {})
+    reads, writes = os.pipe()
+    order = Order(["kernel"], ["-f", "none"], env, str(home.root_dir), output, {}, reads)
     try:
         async with asyncio.timeout(WAIT):
-            first, server = await forks.fork(recipe, order)
-        assert server.pid is not None
-        process = psutil.Process(server.pid)
-        server.abandon(first)
-        await eventually(lambda: not process.children(), WAIT)
-        before = usage(server.pid)
+            pids = [await forks.fork(recipe, order)]
+        # The second one is there, too.
+        await eventually(lambda: len(process.children()) == 3, WAIT)
+        await asyncio.gather(*(server.ready for server in forks._links))
+        before = {child.pid for child in process.children()} - {*pids}
         for turns in range(6):  # at one place or another between the request and its answer
-            forking = asyncio.create_task(server.fork(order))
+            forking = asyncio.create_task(forks.fork(recipe, order))
             for _ in range(turns):
                 await asyncio.sleep(0.001 * turns)
             forking.cancel()
             await asyncio.wait({forking})
-            if not forking.cancelled():
-                server.abandon(forking.result())
+        os.close(writes)  # as who asks for a kernel does when that fails
         # Nor is there a zombie.
-        await eventually(lambda: not process.children() and usage(process.pid) == before, WAIT)
-        assert server.alive
+        await eventually(lambda: {child.pid for child in process.children()} == before, WAIT)
+        assert all(server.alive for server in forks._links)
     finally:
         os.close(output)
+        os.close(reads)
         await forks.close()
+        await keeper.close()

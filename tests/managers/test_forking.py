@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import MakeServer, servers
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec
-from tests.support.processes import eventually, is_alive, usage
+from tests.support.processes import eventually, is_alive, is_fork_server, keepers, usage
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
@@ -61,22 +61,14 @@ async def run(kernel: RunningKernel, code: str) -> Any:
     return json.loads((await kernel.channels.execute(code)).text)
 
 
-async def parent(kernel: RunningKernel) -> psutil.Process:
-    return psutil.Process(int(await run(kernel, "import os; result = os.getppid()")))
-
-
 async def is_forked(kernel: RunningKernel) -> bool:
-    return "fork_server.py" in " ".join((await parent(kernel)).cmdline())
+    """A forked process has the command line of its fork server."""
+    pid = await run(kernel, "import os; result = os.getpid()")
+    return "fork_server.py" in " ".join(psutil.Process(pid).cmdline())
 
 
 def fork_servers(server: ServerProcess) -> list[psutil.Process]:
-    """The kernels have the same command line; they are children of these."""
-    alike = {
-        process.pid: process
-        for process in server.home.processes()
-        if "fork_server.py" in " ".join(process.cmdline())
-    }
-    return [process for process in alike.values() if process.ppid() not in alike]
+    return [process for process in server.home.processes() if is_fork_server(process)]
 
 
 async def interrupted(kernel: RunningKernel) -> None:
@@ -98,7 +90,6 @@ result = {
     "mktemp": tempfile.mktemp(),
     "hash": hash("kernelkeep"),
     "pid": os.getpid(),
-    "server": os.getppid(),
     "group": os.getpgrp(),
     "session": os.getsid(0),
     "authkey": __import__("multiprocessing").current_process().authkey.hex(),
@@ -119,7 +110,7 @@ async def test_two_forked_kernels_have_nothing_drawn_in_common(
         """From when both of the servers that take turns are there, neighbours hash differently."""
         kernel = await start(name)
         seen = await run(kernel, OWN)
-        assert seen["server"] != one["server"]
+        assert seen["hash"] != one["hash"]
         return seen
 
     other = await eventually(of_another_server, 60, interval=0.5)
@@ -164,7 +155,7 @@ result = {
     # And of the server's own: its socket is in none of its children.
     told = await kernel.channels.execute("import os; os.write(1, b'by the process itself\\n');")
     assert told.reply["status"] == "ok"
-    log = server.home.state_dir / "output" / f"kernel-{kernel.id}.log"
+    log = server.home.run_dir / "output" / f"kernel-{kernel.id}.log"
     await eventually(lambda: "by the process itself" in log.read_text())
 
 
@@ -292,12 +283,13 @@ async def test_what_cannot_be_forked_is_started_and_fails_as_it_would(
 
 
 def held(server: ServerProcess) -> list[tuple[int, int]]:
-    pids = [server.pid, *(process.pid for process in fork_servers(server))]
+    (keeper,) = keepers(server.home.processes())
+    pids = [server.pid, keeper.pid, *(process.pid for process in fork_servers(server))]
     return [(usage(pid).descriptors, usage(pid).children) for pid in sorted(pids)]
 
 
 async def nothing_is_left(server: ServerProcess, start: KernelStarter) -> None:
-    """Of kernels that came and went, in the service or in their servers."""
+    """Of kernels that came and went, in the service, its keeper or their servers."""
 
     async def live_and_die() -> None:
         kernel = await start("python3")

@@ -27,7 +27,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
 
 
 def keeper_of(server: ServerProcess) -> psutil.Process:
-    found = keepers(children(server.pid))
+    found = keepers(server.home.processes())
     assert len(found) == 1, found
     return found[0]
 

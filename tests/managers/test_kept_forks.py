@@ -157,7 +157,7 @@ async def test_one_that_the_keeper_does_not_know_ends_when_the_server_does(home:
         recipe = Recipe((sys.executable,), (), read_once(env, ()))
         order = Order(["kernel"], ["-f", "none"], env, str(home.root_dir), output, {}, reads)
         async with asyncio.timeout(WAIT):
-            pid, _ = await forks.fork(recipe, order)
+            pid = await forks.fork(recipe, order)
         process = psutil.Process(pid)
         await eventually(lambda: process.cmdline() and process.ppid() == keeper.pid, WAIT)
         assert is_alive(pid)

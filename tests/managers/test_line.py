@@ -11,11 +11,12 @@ import pytest
 from app.keeper.channels import Channels
 from app.keeper.hearings import Heard
 from app.managers.errors import KernelUnreachable
-from app.managers.line import WINDOW, WINDOW_BYTES, Line, LocalHearer
+from app.managers.line import WINDOW, WINDOW_BYTES, Line
 from app.protocol.compose import make_message
 from app.protocol.link import Bell
 from app.protocol.messages import ClientMessage, Header
 from app.settings import Settings
+from tests.managers.local_hearer import LocalHearer
 from tests.support.processes import eventually
 
 EPOCH = "0123456789abcdef"

@@ -56,7 +56,7 @@ async def test_what_cannot_be_executed_is_an_error_that_names_it(
     assert executable in raised.value.error["message"]
     assert await rest.kernels() == []
     assert server.home.leftovers() == []
-    assert list((server.home.state_dir / "output").iterdir()) == []
+    assert list((server.home.run_dir / "output").iterdir()) == []
 
 
 async def test_a_process_that_exits_at_once_is_dead_and_says_why(
@@ -119,7 +119,7 @@ async def test_the_reason_holds_the_last_lines_and_is_bounded(
     assert reason.endswith("line 100\nnot UTF-8: \N{REPLACEMENT CHARACTER}")
     assert "line 1\n" not in reason
     assert len(reason) < 16_384
-    files = list((server.home.state_dir / "output").glob(f"*{kernel.id}*"))
+    files = list((server.home.run_dir / "output").glob(f"*{kernel.id}*"))
     assert files
     assert sum(file.stat().st_size for file in files) <= 2**20
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
@@ -194,7 +194,7 @@ async def test_files_of_a_kernel_are_its_owners_alone_and_go_with_it(
     server: ServerProcess, start: KernelStarter
 ) -> None:
     kernel = await start()
-    state = server.home.state_dir
+    state = server.home.run_dir
     (connection_file,) = state.glob(f"runtime/*{kernel.id}*")
     sockets = list((state / "ipc").iterdir())
     assert len(sockets) >= 5

@@ -22,7 +22,7 @@ NOTES_TRANSPORT = 'grep -o \'"transport": *"[a-z]*"\' "$CONNECTION" | grep -o "[
 
 
 def connection(server: ServerProcess, kernel_id: str) -> dict[str, Any]:
-    (file,) = server.home.state_dir.glob(f"runtime/*{kernel_id}*")
+    (file,) = server.home.run_dir.glob(f"runtime/*{kernel_id}*")
     info: dict[str, Any] = json.loads(file.read_text())
     return info
 
@@ -45,7 +45,7 @@ async def test_a_kernel_is_reached_over_ipc_where_it_can_be(
     kernel = await start()
     info = connection(server, kernel.id)
     assert info["transport"] == "ipc"
-    assert Path(info["ip"]).parent == server.home.state_dir / "ipc"
+    assert Path(info["ip"]).parent == server.home.run_dir / "ipc"
     assert (await kernel.channels.execute("print here")).text == "here\n"
 
 

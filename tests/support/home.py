@@ -75,9 +75,30 @@ class Home:
             return False
         return any(str(self.path) in text for text in said)
 
+    @property
+    def run_dir(self) -> Path:
+        """Where the files are of the one server that runs, with which its kernels end."""
+        (run_dir,) = (self.state_dir / "run").iterdir()
+        return run_dir
+
     def leftovers(self) -> list[Path]:
-        """Sockets and connection files, wherever in this home."""
-        return [path for path in self._files() if _is_socket(path) or _is_connection_file(path)]
+        """Sockets and connection files, wherever in this home, but for a living keeper's."""
+        found = [path for path in self._files() if _is_socket(path) or _is_connection_file(path)]
+        if found:
+            living = self._keepers_sockets()
+            found = [path for path in found if path not in living]
+        return found
+
+    def _keepers_sockets(self) -> set[Path]:
+        sockets = set()
+        for process in self.processes():
+            try:
+                command = process.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if "app.keeper" in command:
+                sockets.add(Path(command[-1], "keeper", "socket"))
+        return sockets
 
     def _files(self) -> Iterator[Path]:
         for directory, _, names in os.walk(self.path):

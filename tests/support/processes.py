@@ -34,15 +34,17 @@ def resident_memory(pid: int) -> int:
 
 
 def children(pid: int) -> list[psutil.Process]:
-    """Descendants of every generation, but for fork servers; none if the process is gone.
+    """Descendants of every generation, but for keeper and fork servers; none if it is gone.
 
-    A fork server comes behind the first Python kernel, and stays.
+    The keeper comes before the first kernel, a fork server behind the first Python kernel, and they
+    stay.
     """
     try:
         found = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return [process for process in found if not is_fork_server(process)]
+    ours = {*keepers(found)}
+    return [process for process in found if process not in ours and not is_fork_server(process)]
 
 
 def is_fork_server(process: psutil.Process) -> bool:
