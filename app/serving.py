@@ -211,7 +211,7 @@ def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
     """What a program that collects logs wants to see: no token, unless nobody knows it yet."""
     query = _query(settings.token.get_secret_value() if with_token else "")
     message = f"kernelkeep is ready at {base}{query}"
-    record = logging.LogRecord("app", logging.INFO, __file__, 0, message, None, None)
+    record = logging.LogRecord(__package__, logging.INFO, __file__, 0, message, None, None)
     return JSONFormatter().format(record)
 
 
