@@ -88,7 +88,8 @@ def one_and_one(server: ServerProcess) -> Any:
         kernel = client.post("/api/kernels", json={"name": "python3"}).raise_for_status()
         executions = f"/api/kernels/{kernel.json()['id']}/executions"
         answer = client.post(executions, params={"wait": 60}, json={"code": "1+1"})
-        return answer.raise_for_status().json()["result"]
+        (output,) = answer.raise_for_status().json()["outputs"]
+        return output["data"]
 
 
 def test_the_wheel_takes_no_name_but_its_own(wheel: Path) -> None:
@@ -112,7 +113,7 @@ def test_what_is_installed_runs_a_kernel(
     way: str, installed: Path, make_server: MakeServer
 ) -> None:
     server = make_server(kind=servers_of(installed)[way])
-    assert one_and_one(server)["data"] == {"text/plain": "2"}
+    assert one_and_one(server) == {"text/plain": "2"}
     names = {word for process in server.home.processes() for word in process.cmdline()}
     assert "kernelkeep.keeper" in names
     assert not {name for name in names if name.startswith("app.")}
