@@ -24,6 +24,7 @@ from app.managers.errors import KernelUnreachable
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
 from app.managers.journal import Journal, UnusableJournal
+from app.managers.jupyter_internals import mark_connection_file
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.process import bounded, described
 from app.managers.registry_store import KernelRecord
@@ -178,9 +179,8 @@ async def adopt_process(
     if not record.provisioner:
         raise Gone("The kernel had no process")
     manager.load_connection_info(record.connection)  # type: ignore[arg-type]
-    manager._connection_file_written = await asyncio.to_thread(
-        os.path.exists, manager.connection_file
-    )
+    written = await asyncio.to_thread(os.path.exists, manager.connection_file)
+    mark_connection_file(manager, written=written)
     provisioner = manager.provisioner
     try:
         if provisioner is None:

@@ -46,6 +46,7 @@ from app.managers.errors import (
 from app.managers.executions import Executions
 from app.managers.fork_link import Recipe
 from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
+from app.managers.jupyter_internals import mark_connection_file
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.kernel_house import KernelHouse
 from app.managers.launchable import check_launchable
@@ -492,7 +493,7 @@ class Kernel:
                 self._process.close()
             if self._manager is not None:
                 # It would remove the file at its own end.
-                self._manager._connection_file_written = False
+                mark_connection_file(self._manager, written=False)
             return True
 
     @property
