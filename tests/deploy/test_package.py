@@ -81,15 +81,11 @@ def servers_of(python: Path) -> dict[str, type[ServerProcess]]:
     return {"command": Command, "module": Module, "uvicorn": Uvicorn}
 
 
-def one_and_one(server: ServerProcess) -> Any:
-    """The result of 1+1 in a new kernel, over REST."""
-    headers = {"Authorization": f"token {server.token}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
-        kernel = client.post("/api/kernels", json={"name": "python3"}).raise_for_status()
-        executions = f"/api/kernels/{kernel.json()['id']}/executions"
-        answer = client.post(executions, params={"wait": 60}, json={"code": "1+1"})
-        (output,) = answer.raise_for_status().json()["outputs"]
-        return output["data"]
+def one_and_one(client: httpx.Client, kernel: str) -> Any:
+    """The result of 1+1, over REST."""
+    answer = client.post(f"{kernel}/executions", params={"wait": 60}, json={"code": "1+1"})
+    (output,) = answer.raise_for_status().json()["outputs"]
+    return output["data"]
 
 
 def test_the_wheel_takes_no_name_but_its_own(wheel: Path) -> None:
@@ -112,11 +108,25 @@ def test_the_wheel_has_every_file_of_the_folder(wheel: Path) -> None:
 def test_what_is_installed_runs_a_kernel(
     way: str, installed: Path, make_server: MakeServer
 ) -> None:
-    server = make_server(kind=servers_of(installed)[way])
-    assert one_and_one(server) == {"text/plain": "2"}
-    names = {word for process in server.home.processes() for word in process.cmdline()}
-    assert "kernelkeep.keeper" in names
-    assert not {name for name in names if name.startswith("app.")}
+    runs_a_kernel(make_server, servers_of(installed)[way])
+
+
+def test_the_command_of_a_clone_runs_a_kernel(make_server: MakeServer) -> None:
+    runs_a_kernel(make_server, servers_of(Path(sys.executable))["command"])
+
+
+def runs_a_kernel(make_server: MakeServer, kind: type[ServerProcess]) -> None:
+    """A kernel answers, and the keeper beside it is of the package named kernelkeep."""
+    server = make_server(kind=kind, env={"KERNELKEEP_ON_SHUTDOWN": "keep"})
+    headers = {"Authorization": f"token {server.token}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+        started = client.post("/api/kernels", json={"name": "python3"}).raise_for_status()
+        kernel = f"/api/kernels/{started.json()['id']}"
+        assert one_and_one(client, kernel) == {"text/plain": "2"}
+        names = {word for process in server.home.processes() for word in process.cmdline()}
+        assert "kernelkeep.keeper" in names
+        assert not {name for name in names if name.startswith("app.")}
+        client.delete(kernel).raise_for_status()
 
 
 def test_the_provisioner_is_found_once_installed(installed: Path) -> None:
