@@ -1,4 +1,4 @@
-"""``python -m app`` is the ``kernelkeep`` command."""
+"""``python -m app``, or ``python -m kernelkeep``, is the ``kernelkeep`` command."""
 
 from app.cli import main
 

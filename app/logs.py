@@ -7,6 +7,7 @@ import re
 from typing import Any, Final, Literal
 
 from app.callers import caller
+from app.log_formats import JSONFormatter, TextFormatter
 
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 
@@ -18,7 +19,7 @@ _PROBES: Final = ("/livez", "/readyz")
 # Rather a quotation mark too many is hidden than half a token shown.
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
-_LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", "app", None)
+_LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", __package__, None)
 
 
 _formatter: Final = logging.Formatter()
@@ -123,17 +124,17 @@ def hide_tokens(secret: str) -> None:
 
 def logging_config(level: str, log_format: Literal["text", "json"] = "text") -> dict[str, Any]:
     """A configuration for `logging.config.dictConfig`: one line a record, on stderr."""
-    formatter = "TextFormatter" if log_format == "text" else "JSONFormatter"
+    formatter = TextFormatter if log_format == "text" else JSONFormatter
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"probes": {"()": ProbeFilter}},
-        "formatters": {"line": {"()": f"app.log_formats.{formatter}"}},
+        "formatters": {"line": {"()": formatter}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             # Everything goes to the root's handler, whatever was configured before.
-            "app": {"level": level.upper(), "propagate": True},
+            __package__: {"level": level.upper(), "propagate": True},
             "uvicorn": {"propagate": True},
             "uvicorn.error": {
                 "level": level.upper() if level != "info" else "WARNING",

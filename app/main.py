@@ -231,7 +231,10 @@ def _public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
 
 
 def __getattr__(name: str) -> Any:
-    """``app.main:app``, for ``uvicorn app.main:app``: made when it is first asked for."""
+    """The application, made when it is first asked for.
+
+    That is for ``uvicorn app.main:app`` in a clone and ``uvicorn kernelkeep.main:app`` elsewhere.
+    """
     if name == "app":
         application = globals()["app"] = create_app()
         return application

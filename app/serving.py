@@ -31,6 +31,7 @@ from app.managers.specs import every_spec, kernel_spec_manager
 from app.operator import OperatorSocket
 from app.plugins import CannotLoad
 from app.settings import Settings
+from app.uvicorn_internals import Server
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
 try:
@@ -122,7 +123,7 @@ def serve(
     sys.exit(0 if server.started else 1)
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """A server that says where it is once it listens, and stops the kernels before it stops that.
 
     While they end it answers: probes that it is not ready, clients that they come too late.
@@ -145,7 +146,7 @@ class _Server(uvicorn.Server):
         for listener in sockets or ():
             listener.listen(WAITING_TO_BE_ACCEPTED)
         if self.started and self._operated is not None:
-            self._operator = OperatorSocket(self._operated, self.lifespan.state["kernels"])
+            self._operator = OperatorSocket(self._operated, self.lifespan_state["kernels"])
             await self._operator.open()
         if self.started:
             # What is there now stays: the garbage collector need not look at it again and again.
@@ -155,7 +156,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         # uvicorn looks ten times a second whether it is to end; most of an idle server's work.
-        while not await self.on_tick(0):  # which writes the Date of the next second's responses
+        while not await self.is_to_end():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._exits.wait()
@@ -164,7 +165,7 @@ class _Server(uvicorn.Server):
     def _look_at_connections(self) -> None:
         """End those that take too long. One look a second costs less than a timer for each."""
         now = asyncio.get_running_loop().time()
-        for connection in [*self.server_state.connections]:
+        for connection in self.connections:
             if isinstance(connection, KernelkeepHTTPProtocol):
                 connection.check(now)
         for line in self._bound.lines(now):
@@ -182,7 +183,7 @@ class _Server(uvicorn.Server):
         began = loop.time()
         if self._operator is not None:
             self._operator.close()
-        kernels: MultiKernelManager = self.lifespan.state["kernels"]
+        kernels: MultiKernelManager = self.lifespan_state["kernels"]
         try:
             await kernels.stopped()
         finally:
@@ -211,7 +212,7 @@ def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
     """What a program that collects logs wants to see: no token, unless nobody knows it yet."""
     query = _query(settings.token.get_secret_value() if with_token else "")
     message = f"kernelkeep is ready at {base}{query}"
-    record = logging.LogRecord("app", logging.INFO, __file__, 0, message, None, None)
+    record = logging.LogRecord(__package__, logging.INFO, __file__, 0, message, None, None)
     return JSONFormatter().format(record)
 
 

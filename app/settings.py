@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     serve_metrics: bool = Field(True, description="Serve /metrics for Prometheus.")
     authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
     authorizer_class: str = Field(
-        "app.managers.authorization:AllowAll",
+        "kernelkeep.managers.authorization:AllowAll",
         description="What decides who may do what, as module:Class with a method is_authorized.",
     )
     allow_remote_access: bool | None = Field(
@@ -395,7 +395,7 @@ class Settings(BaseSettings):
         "legacy framing only, unset for what the client prefers.",
     )
     kernel_websocket_connection_class: str = Field(
-        "app.ws.channels:ChannelsConnection",
+        "kernelkeep.ws.channels:ChannelsConnection",
         description="The class of a client's connection, as module:Class.",
     )
     websocket_backlog_bytes: int = Field(

@@ -70,6 +70,14 @@ def test_a_module_that_fails_says_how_in_a_line(modules: Path, code: str, says: 
     assert says in refusal(f"{name}:Class")
 
 
+def test_the_package_is_found_by_the_name_it_has_once_installed() -> None:
+    assert load_class("some_option", "kernelkeep.plugins:CannotLoad", ValueError) is CannotLoad
+
+
+def test_no_other_package_is_taken_for_it() -> None:
+    assert "kernelkeeper" in refusal("kernelkeeper.plugins:CannotLoad")
+
+
 def test_a_module_of_ones_own_is_found(modules: Path) -> None:
     (modules / "mine_of_test_plugins.py").write_text("class Mine(dict):\n    pass\n")
     loaded = load_class("some_option", "mine_of_test_plugins:Mine", dict)

@@ -223,10 +223,19 @@ async def _as_json(request: Request, limit: int) -> Request:
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    request = Request({**request.scope, "headers": headers}, receive)
-    if large:
-        request._json = parsed  # what `Request.json` returns
-    return request
+    scope = {**request.scope, "headers": headers}
+    return _Parsed(scope, receive, parsed) if large else Request(scope, receive)
+
+
+class _Parsed(Request):
+    """A request whose body was parsed before."""
+
+    def __init__(self, scope: Scope, receive: Receive, parsed: Any) -> None:
+        super().__init__(scope, receive)
+        self._parsed = parsed
+
+    async def json(self) -> Any:
+        return self._parsed
 
 
 async def _discard(stream: AsyncIterator[bytes]) -> None:

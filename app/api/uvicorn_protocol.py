@@ -12,11 +12,10 @@ import heapq
 import http
 import math
 from collections.abc import Iterator
-from typing import Any, Final, cast
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from typing import Any, Final
 
 from app.api.errors import STANDARD_HEADERS, error_response
+from app.uvicorn_internals import HTTPProtocol, RequestResponseCycle
 
 __all__ = ["MAX_HEAD_BYTES", "Connections", "KernelkeepHTTPProtocol"]
 
@@ -127,7 +126,7 @@ class _Refused(Exception):
     """A request that the parser shall not go on with."""
 
 
-class KernelkeepHTTPProtocol(HttpToolsProtocol):
+class KernelkeepHTTPProtocol(HTTPProtocol):
     """One connection."""
 
     _refused = False
@@ -151,13 +150,13 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._since = self.loop.time()
         limit = self._bound.limit
-        if not limit or len(self.connections) <= limit or self._make_room(YOUNG_SECONDS):
+        if not limit or len(self.others) <= limit or self._make_room(YOUNG_SECONDS):
             return
         # Its head is read all the same, as there is some room beyond the bound: it may be a probe,
         # or come in one piece and have others make room for it.
         self._beyond_bound = True
         room = limit + max(1, limit // 2)
-        if len(self.connections) > room and not self._make_room(0.0):
+        if len(self.others) > room and not self._make_room(0.0):
             self._bound.ended(_TOO_MANY)
             self._refuse_too_many()
             self.send_400_response("")
@@ -171,7 +170,7 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         latest = self.loop.time() - age
         idle = [
             other
-            for other in self.connections
+            for other in self.others
             if isinstance(other, KernelkeepHTTPProtocol)
             and other is not self
             and other.is_idle
@@ -181,21 +180,9 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         for other in chosen:
             self._bound.ended(_TOO_MANY)
             # Counted as gone from now on; its descriptor is free in the loop's next turn.
-            self.connections.discard(other)
+            self.others.discard(other)
             other.transport.abort()
         return bool(chosen)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody works for this connection: its request is not all there, or answered."""
-        cycle = cast("RequestResponseCycle | None", self.cycle)
-        return cycle is None or cycle.response_complete
-
-    @property
-    def _waits_for_application(self) -> bool:
-        """Whether the client cannot go on with its body before the application reads it."""
-        go_ahead = not self.is_idle and self.cycle.waiting_for_100_continue
-        return self.flow.read_paused or go_ahead
 
     def check(self, now: float) -> None:
         """Refuse a request that comes too slowly; called about once a second."""
@@ -207,7 +194,7 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
                 # Nothing has been asked yet, so nothing is answered.
                 self._bound.ended(_TOO_SLOW)
                 self.transport.close()
-        elif self._waits_for_application:
+        elif self.waits_for_application:
             self._begin(_BODY, now)
         elif waited > BODY_SECONDS:
             if self._came < MIN_BODY_BYTES:
@@ -238,11 +225,11 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
-        if self._awaits == _BUSY and self.is_idle and self.timeout_keep_alive_task is None:
+        if self._awaits == _BUSY and self.is_idle and not self.is_timed:
             self._begin(_HEAD)  # a line's end before a request has stopped uvicorn's timer
         if self._awaits == _BODY and self._trailer_bytes > MAX_TRAILER_BYTES:
             self._too_large("trailers")
-            self.logger.warning("Invalid HTTP request received.")
+            self.log_refusal()
             self.send_400_response("")
             return
         # A head that has not ended is counted as it comes: it may never end.
@@ -250,7 +237,7 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._too_large("target and headers")
-                self.logger.warning("Invalid HTTP request received.")
+                self.log_refusal()
                 self.send_400_response("")
 
     def on_message_begin(self) -> None:
@@ -293,7 +280,7 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         if len(self.url) + lines > MAX_HEAD_BYTES:
             self._too_large("target and headers")
             raise _Refused
-        if self.parser.get_http_version() not in ("1.1", "1.0"):
+        if self.http_version not in ("1.1", "1.0"):
             raise _Refused
         # Not the absolute form [RFC 9112, section 3.2.2]: we are no proxy, and a host in the target
         # would have to be checked in the place of the Host header's. No fragment either.
@@ -301,11 +288,7 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
             raise _Refused
         if self._beyond_bound:
             self._come_in()
-        before: RequestResponseCycle | None = self.cycle
-        super().on_headers_complete()
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and cycle is not before:  # no WebSocket
-            cycle.transport = cast("asyncio.Transport", _Response(cycle))
+        self.begin_answer(_Response)
 
     def _come_in(self) -> None:
         """Let a request in beyond the bound if it is a probe, or others can make room for it."""
@@ -323,8 +306,8 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answer what is refused, here or by the parser; uvicorn has logged a line about it."""
         self._refused = True
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
+        answer = self.answer
+        if answer is not None and answer.response_started and not answer.response_complete:
             self.transport.close()  # in the middle of another answer this one would be its text
             return
         status, message, code = self._problem
@@ -334,10 +317,10 @@ class KernelkeepHTTPProtocol(HttpToolsProtocol):
         response = error_response(status, message, code, standard)
         phrase = http.HTTPStatus(status).phrase
         head = [f"HTTP/1.1 {status} {phrase}".encode()]
-        headers = [*self.server_state.default_headers, *response.raw_headers]
+        headers = [*self.default_headers, *response.raw_headers]
         head += [name + b": " + value for name, value in headers]
         self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
-        if cycle is not None and not cycle.response_complete:
+        if not self.is_idle:
             self.transport.close()
             return
         # A client that is still sending would be reset by a close, and never see the answer

@@ -18,6 +18,7 @@ from app.keeper.processes import start_time
 from app.keeper.sockets import ConnectionInfo
 from app.managers.errors import KernelUnreachable
 from app.managers.fork_provisioner import KernelManager
+from app.managers.jupyter_internals import mark_connection_file
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.process import bounded, described
 from app.managers.registry_store import KernelRecord
@@ -105,9 +106,8 @@ async def adopt_process(
     if not record.provisioner:
         raise Gone("The kernel had no process")
     manager.load_connection_info(record.connection)  # type: ignore[arg-type]
-    manager._connection_file_written = await asyncio.to_thread(
-        os.path.exists, manager.connection_file
-    )
+    written = await asyncio.to_thread(os.path.exists, manager.connection_file)
+    mark_connection_file(manager, written=written)
     provisioner = manager.provisioner
     try:
         if provisioner is None:

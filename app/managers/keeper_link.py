@@ -15,7 +15,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import app
 from app.keeper.protocol import (
     Fields,
     Frames,
@@ -32,6 +31,9 @@ from app.protocol.messages import Buffer
 __all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "execute_keeper"]
 
 logger = logging.getLogger(__name__)
+
+PACKAGE: Final = __name__.partition(".")[0]
+"""The name that this package was imported by: ``app`` in a clone, ``kernelkeep`` once installed."""
 
 ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take for an answer."""
@@ -262,7 +264,7 @@ def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
         if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
             os.truncate(descriptor, 0)
         return subprocess.Popen(
-            [sys.executable, "-m", "app.keeper", str(state_dir)],
+            [sys.executable, "-m", f"{PACKAGE}.keeper", str(state_dir)],
             cwd="/",
             env=_environment(os.environ),
             stdin=subprocess.DEVNULL,
@@ -283,7 +285,7 @@ KEEPER_ENVIRONMENT: Final = (
 
 
 def _environment(server: Mapping[str, str]) -> dict[str, str]:
-    """What an interpreter needs to start and to find the same `app`, and nothing else.
+    """What an interpreter needs to start and to find the same package, and nothing else.
 
     Code in a kernel can read the environment of its parent process. A kernel's own environment
     comes with the request to launch it.
@@ -293,6 +295,6 @@ def _environment(server: Mapping[str, str]) -> dict[str, str]:
         for name, value in server.items()
         if any(fnmatchcase(name, pattern) for pattern in KEEPER_ENVIRONMENT)
     }
-    root = str(Path(app.__file__).parents[1])
+    root = str(Path(str(sys.modules[PACKAGE].__file__)).parents[1])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
     return env

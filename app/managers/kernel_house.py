@@ -14,6 +14,7 @@ from app.managers.errors import KernelSpecInvalid
 from app.managers.events import Events
 from app.managers.fork_provisioner import Forking, KernelManager, new_provisioner
 from app.managers.handover import Handover
+from app.managers.jupyter_internals import use_spec
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper
 from app.managers.reports import KernelReports
@@ -81,7 +82,7 @@ class KernelHouse:
         )
         manager.forking = self.forking
         if spec is not None:
-            manager._kernel_spec = spec
+            use_spec(manager, spec)
         spec = manager.kernel_spec
         assert spec is not None
         manager.keeper = self.keeper

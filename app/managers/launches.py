@@ -20,6 +20,7 @@ from app.managers.adoption import Gone, adopt_process, note_process
 from app.managers.errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from app.managers.fork_link import Recipe
 from app.managers.fork_provisioner import PROVISIONER, ForkOptions, KernelManager
+from app.managers.jupyter_internals import mark_connection_file
 from app.managers.kernel_house import KernelHouse
 from app.managers.launchable import check_launchable
 from app.managers.oom import OOMWatch
@@ -499,7 +500,7 @@ class Launches:
             self.process.close()
         if self._manager is not None:
             # It would remove the file at its own end.
-            self._manager._connection_file_written = False
+            mark_connection_file(self._manager, written=False)
 
     def remove_output(self) -> None:
         """Remove the file of what the processes wrote. Raises `OSError`."""

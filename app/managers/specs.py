@@ -23,6 +23,7 @@ from jupyter_client.kernelspec import (
 )
 
 from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from app.managers.jupyter_internals import SpecReader
 from app.managers.spec_files import FILE, CheckedSpec
 
 __all__ = ["Specs", "every_spec", "kernel_spec_manager"]
@@ -40,7 +41,7 @@ def is_name(name: str) -> bool:
     return not is_path and name.isprintable()
 
 
-class _SpecManager(KernelSpecManager):
+class _SpecManager(SpecReader):
     """jupyter_client's, with one rule for what is listed and what is found.
 
     Its own lists any folder, complaining each time, and finds by fewer names.
@@ -60,7 +61,7 @@ class _SpecManager(KernelSpecManager):
         directory = self._every_directory().get(name)
         if directory is None:
             raise NoSuchKernel(kernel_name)
-        return self._get_kernel_spec_by_name(name, directory)
+        return self.read(name, directory)
 
     def _every_directory(self) -> dict[str, str]:
         """The directory of each kernelspec, by its name in lower case; the first of a name."""
@@ -71,7 +72,7 @@ class _SpecManager(KernelSpecManager):
                 if name not in found and is_name(name) and os.path.isfile(f"{path}/{FILE}"):
                     found[name] = path
         if self.ensure_native_kernel and NATIVE_KERNEL_NAME not in found:
-            native = self._find_spec_directory(NATIVE_KERNEL_NAME)  # if ipykernel is installed
+            native = self.native_directory()  # if ipykernel is installed
             if native is not None:
                 found[NATIVE_KERNEL_NAME] = native
         return found

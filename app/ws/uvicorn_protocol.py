@@ -13,20 +13,19 @@ import logging
 import socket
 from collections.abc import Iterable, Sequence
 from struct import Struct, pack, unpack
-from typing import Final, cast
+from typing import Final
 
-from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
-from uvicorn.protocols.utils import (
-    ClientDisconnected,
-    get_client_addr,
-    get_path_with_query_string,
-)
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
 from app.managers.entries import Position
+from app.uvicorn_internals import (
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    ClientDisconnected,
+    WebSocketProtocol,
+)
 from app.ws.acknowledgements import PING_BYTES, PING_SECONDS, Acknowledgements
 from app.ws.sending import EXTENSION
 
@@ -67,7 +66,7 @@ _PING: Final = 0x89
 _pack_medium: Final = Struct("!BBH").pack
 
 
-class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
+class KernelkeepWebSocketProtocol(WebSocketProtocol):
     """One WebSocket connection."""
 
     _written = 0  # bytes handed to the transport by write()
@@ -159,8 +158,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             client = ":".join(map(str, self.client or ()))
             self._log_access(client, event.path, self.response.status_code)
         elif not self.conn.extensions:
-            # The application's task has been made but has not run yet.
-            cast(dict[str, object], self.scope["extensions"])[EXTENSION] = self
+            self.extensions[EXTENSION] = self
 
     async def send(self, message: ASGISendEvent) -> None:
         """What plain ASGI can say."""
@@ -174,9 +172,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
     def _log_answer(self, status: int) -> None:
-        # The client's address is that of the scope: what a proxy forwards is in it.
-        path = get_path_with_query_string(self.scope)
-        self._log_access(get_client_addr(self.scope), path, status)
+        self._log_access(*self.request_line, status)
 
     def _log_access(self, client: str, path: str, status: int) -> None:
         """A line as of any other request; uvicorn has none for WebSockets."""
@@ -263,7 +259,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.close_sent:
             return
         event: ASGIReceiveEvent = {"type": "websocket.receive", "bytes": data}
-        if self.curr_msg_data_type == "text":
+        if self.is_text:
             try:
                 event = {"type": "websocket.receive", "text": data.decode()}
             except UnicodeDecodeError:
@@ -281,7 +277,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         """Close for what the client has done, unless its own close has come with it."""
         if self.conn.state is OPEN:
             self.conn.fail(code, reason)
-            self.handle_parser_exception()
+            self.fail()
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= MAX_FRAGMENTS:
@@ -361,7 +357,7 @@ class KernelkeepWebSocketProtocol(WebSocketsSansIOProtocol):
         self._taken = taken
         if self.read_paused or self._rests is not None:
             # The pong may lie behind what we do not read. If the peer is gone, a write will tell.
-            self.send_keepalive_ping()
+            self.ping_for_keepalive()
             return
         if progress:
             assert self.ping_timeout is not None

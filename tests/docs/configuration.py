@@ -28,8 +28,8 @@ can be on or off is `--open-docs` or `--no-open-docs`, and `true` or `false` in 
 Lists are written with commas, or as JSON. A wrong value stops the start with one line that names
 the option.
 
-`uvicorn app.main:app` reads the environment only. Options that Jupyter users know keep their name;
-[From jupyter_server](from-jupyter-server.md) has the map.
+`uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment only. Options that
+Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has the map.
 """
 
 _KINDS: Final[dict[Any, str]] = {

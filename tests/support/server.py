@@ -35,6 +35,8 @@ class ServerProcess:
     ``await asyncio.to_thread(server.stop)``.
     """
 
+    directory = REPOSITORY  # where it is started
+
     def __init__(
         self,
         *arguments: str,
@@ -99,7 +101,7 @@ class ServerProcess:
         assert self._process is None, "a server starts once"
         self._process = subprocess.Popen(
             self.command,
-            cwd=REPOSITORY,
+            cwd=self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
