@@ -31,6 +31,7 @@ WRONG: dict[str, str] = {
     "root_dir": "MISSING",
     "allow_contents": "perhaps",
     "state_dir": "FILE",
+    "config": "MISSING",
     "auth": "password",
     "token": "two\nlines",
     "open_docs": "perhaps",

@@ -25,7 +25,7 @@ from traitlets import Dict, Integer, List, Unicode
 from app.managers.fork_link import CannotFork, ForkedProcess, ForkLink, NotForkedYet, Order, Recipe
 from app.managers.forking import ForkServers
 from app.managers.keeping import Keeper
-from app.settings import FORK_AUTOMATICALLY, FORK_NONE
+from app.options import FORK_AUTOMATICALLY, FORK_NONE
 
 try:
     import resource
