@@ -226,9 +226,6 @@ class Kernels(OptionGroup):
         description="How many kernels are kept ready of which kernelspecs: python3=2,ir=1; see "
         "docs/starting.md.",
     )
-    warm_kernel_age: float = Field(
-        3600.0, gt=0, description="Seconds after which one that nobody has claimed is replaced."
-    )
     transport: Literal["auto", "ipc", "tcp"] = Field(
         "auto",
         description="How to reach local kernels: ipc sockets, tcp on loopback, or what works.",
@@ -374,11 +371,6 @@ class WebSocket(OptionGroup):
         "app.ws.channels:ChannelsConnection",
         description="The class of a client's connection, as module:Class.",
     )
-    websocket_backlog_bytes: int = Field(
-        16 * 2**20,
-        ge=2**16,
-        description="Bytes of requests that wait per kernel before clients are held back.",
-    )
     limit_rate: bool = Field(
         True, description="Limit how much live output a connection is sent; see the two limits."
     )
@@ -406,12 +398,6 @@ class Execution(OptionGroup):
 
     table = "execution"
 
-    executions_kept: int = Field(
-        1000, ge=1, description="Executions that have ended, and are remembered, per kernel."
-    )
-    execution_queue_limit: int = Field(
-        100, ge=1, description="Executions asked for over HTTP that may wait, per kernel."
-    )
     execution_wait_limit: float = Field(
         300.0, ge=0, description="Seconds that a request may wait for an execution to end."
     )
@@ -462,9 +448,6 @@ class Keeper(OptionGroup):
     buffer_offline_messages: bool = Field(
         True, description="Send a client that returns what its session has missed."
     )
-    session_retention: float = Field(
-        86400.0, gt=0, description="Seconds for which the place of a session that left is kept."
-    )
     log_bytes: int = Field(
         512 * 2**20, ge=2**16, description="Bytes of messages kept on disk per kernel."
     )
@@ -472,9 +455,6 @@ class Keeper(OptionGroup):
         4 * 2**30, ge=2**16, description="Bytes of messages kept on disk of all kernels."
     )
     log_age: float = Field(86400.0, gt=0, description="Seconds after which messages are dropped.")
-    output_log_bytes: int = Field(
-        2**20, ge=2**12, description="Bytes kept on disk of what a kernel's process itself writes."
-    )
 
     @field_validator("database_filepath")
     @classmethod

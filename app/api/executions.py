@@ -282,7 +282,7 @@ async def list_executions(
 ) -> Response:
     """List the newest executions, in the order in which they were asked for.
 
-    All that are under way are known, and the last `executions_kept` that have ended.
+    All that are under way are known, and the last 1000 that have ended.
     """
     page = kernel.executions.page(limit, before)
     return Response(_encode([info(execution) for execution in page]), media_type="application/json")

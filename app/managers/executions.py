@@ -34,6 +34,7 @@ from app.managers.errors import (
 from app.managers.execution import Execution, ExecutionState
 from app.managers.held_executions import HeldExecutions
 from app.managers.late_output import may_straggle
+from app.managers.outbox import BACKLOG_BYTES
 from app.managers.state import KernelState, Lifecycle
 from app.managers.traffic import Traffic
 from app.protocol.messages import ClientMessage, Header, new_header
@@ -42,6 +43,9 @@ from app.settings import Settings
 __all__ = ["Code", "Executions", "ProcessControl"]
 
 logger = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 100
+"""Executions asked for over HTTP that may wait for one kernel."""
 
 EARLY_SECONDS: Final = 0.3
 """Kernels ignore a signal until they are about to run the code: an interrupt that comes within this
@@ -171,8 +175,7 @@ class Executions:
         Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
         `MessageTypeNotAllowed` or `ServerStopping`.
         """
-        settings = self._settings
-        timeout = _timeout(code.timeout, settings)
+        timeout = _timeout(code.timeout, self._settings)
         self._check_allowed("execute_request")
         if self.closing:
             raise ServerStopping()
@@ -180,10 +183,7 @@ class Executions:
             raise KernelNotRunning(f"The kernel is {self._state.word}")
         if code.if_generation is not None and not self._is_present(code.if_generation):
             raise GenerationMismatch(self._state.generation)
-        if (
-            len(self._held) >= settings.execution_queue_limit
-            or self._held.bytes > settings.websocket_backlog_bytes
-        ):
+        if len(self._held) >= MAX_WAITING or self._held.bytes > BACKLOG_BYTES:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
         session = f"http-{uuid4().hex}"
         message = _execute_request(code, session)

@@ -27,6 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from app.keeper.hearings import Heard
+from app.keeper.output import OUTPUT_BYTES
 from app.keeper.processes import (
     UNKNOWN_EXIT,
     open_process,
@@ -723,7 +724,7 @@ def new_keeper(settings: Settings) -> Keeper | None:
         log_total_bytes=settings.log_total_bytes,
         log_age=settings.log_age,
         orphan_timeout=settings.orphan_timeout,
-        output_bytes=settings.output_log_bytes,
+        output_bytes=OUTPUT_BYTES,
     )
 
 

@@ -21,7 +21,7 @@ from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from app.keeper.hearings import Heard
-from app.keeper.output import ProcessOutput
+from app.keeper.output import OUTPUT_BYTES, ProcessOutput
 from app.keeper.processes import UNKNOWN_EXIT
 from app.keeper.sockets import ConnectionInfo
 from app.managers.adoption import (
@@ -156,7 +156,7 @@ class Kernel:
         self._place = self._cwd = place  # and the directory of the present process
         self._env = env
         self._restarts = RestartPolicy(settings.restart_limit)
-        self._output = ProcessOutput(house.output_file(kernel_id), settings.output_log_bytes)
+        self._output = ProcessOutput(house.output_file(kernel_id), OUTPUT_BYTES)
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._process: KernelProcess | None = None

@@ -32,7 +32,7 @@ from app.managers.late_output import OUTPUT_TYPES
 from app.managers.line import Hearer, Line
 from app.managers.log import Entry, Gap, MessageLog, Position, Reader
 from app.managers.made_up import reply_made_of_iopub
-from app.managers.outbox import Outbox
+from app.managers.outbox import BACKLOG_BYTES, Outbox
 from app.managers.state import KernelState, Lifecycle
 from app.managers.stragglers import Stragglers
 from app.managers.tracebacks import hide_traceback
@@ -53,6 +53,12 @@ from app.settings import Settings
 __all__ = ["Traffic"]
 
 logger = logging.getLogger(__name__)
+
+EXECUTIONS_KEPT: Final = 1000
+"""Executions that have ended, and are remembered, per kernel."""
+
+SESSION_SECONDS: Final = 86400.0
+"""How long, at the least, the place of a session that left is kept; longer if the log is."""
 
 MAX_UNSAID: Final = 256
 """Messages that are said of a kernel before it has a log."""
@@ -122,12 +128,13 @@ class Traffic:
         self.journal: Journal | None = None
         self._kernel_id = kernel_id
         self._settings = settings
+        self._session_seconds = max(SESSION_SECONDS, settings.log_age)
         self.counters = counters
         self._state = state
         self._requests = PendingRequests()
         self.tracker = ExecutionTracker(
             log,
-            settings.executions_kept,
+            EXECUTIONS_KEPT,
             on_unanswered=self._answer_for,
             on_overdue=self._on_overdue,
             on_complete=self._wait_for_stragglers,
@@ -155,7 +162,7 @@ class Traffic:
         self._unanswered = Unanswered(self._answer_in_its_place)
         self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
         self._interrupts = InterruptWatch(self._main_shell_runs, self._wake_main_shell)
-        self._outbox = Outbox(settings.websocket_backlog_bytes)
+        self._outbox = Outbox(BACKLOG_BYTES)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.begun = 0
         """How often the kernel has begun with something that others than this server asked for."""
@@ -187,7 +194,7 @@ class Traffic:
         left_at, _ = self._departed.pop(session, (None, 0.0))
         journal = self.journal
         if left_at is None and journal is not None and self._settings.buffer_offline_messages:
-            left_at = journal.place_of(session, self._settings.session_retention)
+            left_at = journal.place_of(session, self._session_seconds)
         older = self._attached.pop(session, None)
         if older is not None:
             left_at = older.arrived
@@ -250,7 +257,7 @@ class Traffic:
         journal = self.journal
         if journal is not None:
             now = time.monotonic()
-            old = now - min(PLACE_SECONDS, self._settings.session_retention / 4)
+            old = now - PLACE_SECONDS
             for session, reader in self._attached.items():
                 place, noted = reader.arrived, self._noted.get(session)
                 if noted is None or noted[0] != place or noted[1] < old:
@@ -259,7 +266,7 @@ class Traffic:
 
     def _forget_departed(self) -> None:
         """Drop the cursors of sessions that have been away too long, or are too many."""
-        too_old = time.monotonic() - self._settings.session_retention
+        too_old = time.monotonic() - self._session_seconds
         for session, (_, since) in tuple(self._departed.items()):
             if since >= too_old and len(self._departed) <= MAX_DEPARTED:
                 return
