@@ -343,9 +343,3 @@ def _read_journal(house: KernelHouse, kernel_id: str, epoch: str) -> Journal | N
     logger.error("kernel %s: its log is gone, and numbers begin anew", kernel_id)
     journal.remove()
     return None
-
-
-def remove_journal(house: KernelHouse, kernel_id: str) -> None:
-    """Nobody will ask for this kernel's numbers."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(journal_path(house, kernel_id))
