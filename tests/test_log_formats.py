@@ -62,18 +62,29 @@ def test_json_is_one_line_of_ascii_with_everything_in_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "subjects"),
+    "subjects",
     [
-        ("kernel %s: process 12", {"kernel_id": KERNEL}),
-        ("POST /api/kernels/%s/restart HTTP", {"kernel_id": KERNEL}),
-        ("execution %s runs on", {"execution_id": KERNEL}),
-        ("/api/kernels/%s/executions/" + "a" * 32, {"kernel_id": KERNEL, "execution_id": "a" * 32}),
-        ("kernel None, kernels 12, executions wait, kernelspec %s", {}),
+        {},
+        {"kernel_id": KERNEL},
+        {"execution_id": "a" * 32},
+        {"request_id": "r", "kernel_id": KERNEL, "execution_id": "a" * 32},
     ],
 )
-def test_json_names_what_it_is_about(message: str, subjects: dict[str, str]) -> None:
-    entry = json.loads(JSONFormatter().format(record(message.replace("%s", KERNEL))))
+def test_json_names_what_it_is_about(subjects: dict[str, str]) -> None:
+    entry = json.loads(JSONFormatter().format(record(f"kernel {KERNEL}", **subjects)))
     assert {name: entry[name] for name in entry if name.endswith("_id")} == subjects
+
+
+async def test_what_a_request_is_about_is_told_unless_the_record_says_it() -> None:
+    made_for = Caller("r", "127.0.0.1")
+    made_for.kernel_id, made_for.execution_id = "of the request", "token=sesame"
+    begin_call(made_for)
+    for subjects in ({}, {"kernel_id": KERNEL}):
+        found = record("a", **subjects)
+        TokenFilter("sesame").filter(found)
+        entry = json.loads(JSONFormatter().format(found))
+        assert entry["kernel_id"] == subjects.get("kernel_id", "of the request")
+        assert entry["execution_id"] == "token=[hidden]"
 
 
 async def test_the_id_of_a_request_is_told_until_it_is_over() -> None:

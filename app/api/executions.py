@@ -256,6 +256,8 @@ async def run_code(
     scope = f"executions of {kernel.id}"
     execution_id = await manager.idempotency.once(scope, idempotency_key, asked, make)
     execution = kernel.executions.get(execution_id)
+    if (made_for := caller()) is not None:
+        made_for.execution_id = execution.id
     await kernel.executions.noted(execution)
     return _waiting(
         kernel,

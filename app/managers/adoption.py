@@ -87,7 +87,12 @@ def keep_journal(house: KernelHouse, kernel: Kernel) -> None:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         traffic.journal = Journal.create(path, traffic.log.epoch)
     except (OSError, UnusableJournal) as error:
-        logger.error("kernel %s: a crash loses how far clients are: %s", kernel.id, error)
+        logger.error(
+            "kernel %s: a crash loses how far clients are: %s",
+            kernel.id,
+            error,
+            extra={"kernel_id": kernel.id},
+        )
     if kernel.traffic.tracker.keeping is None:
         keeping = RegisteredExecutions(house.registry, kernel.id)
         kernel.traffic.tracker.keeping = keeping
@@ -162,7 +167,11 @@ async def find_spec(house: KernelHouse, record: KernelRecord) -> KernelSpec:
     except Exception as error:  # whatever a file can hold, and a disk can do
         why = described(error)
     logger.warning(
-        "kernel %s: its kernelspec %s is used as it was: %s", record.id, record.name, why
+        "kernel %s: its kernelspec %s is used as it was: %s",
+        record.id,
+        record.name,
+        why,
+        extra={"kernel_id": record.id},
     )
     return saved
 
@@ -213,7 +222,13 @@ async def _find_again(
         except ProcessLookupError:
             raise
         except Exception as error:
-            logger.warning("kernel %s: %s: %s", record.id, type(error).__name__, error)
+            logger.warning(
+                "kernel %s: %s: %s",
+                record.id,
+                type(error).__name__,
+                error,
+                extra={"kernel_id": record.id},
+            )
         await asyncio.sleep(pause)
     await _load(provisioner, record, loading)
 
@@ -280,7 +295,12 @@ async def recover(
             executions.append(restored(stored))
             keeping.known(stored)
         except (msgspec.MsgspecError, ValueError) as error:
-            logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
+            logger.warning(
+                "kernel %s: a stored execution is left out: %s",
+                kernel.id,
+                error,
+                extra={"kernel_id": kernel.id},
+            )
     traffic.last_activity = record.last_activity
     traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
     state.reason, state.restarts = record.reason, record.restarts
@@ -294,7 +314,11 @@ async def recover(
     if info:
         keep_journal(house, kernel)
     if heard.again:
-        logger.warning("kernel %s: what it has said meanwhile is not known", kernel.id)
+        logger.warning(
+            "kernel %s: what it has said meanwhile is not known",
+            kernel.id,
+            extra={"kernel_id": kernel.id},
+        )
     return heard
 
 
@@ -336,10 +360,19 @@ def _read_journal(house: KernelHouse, kernel_id: str, epoch: str) -> Journal | N
     try:
         journal = Journal.open(journal_path(house, kernel_id))
     except UnusableJournal as error:
-        logger.error("kernel %s: how far its clients are is not known: %s", kernel_id, error)
+        logger.error(
+            "kernel %s: how far its clients are is not known: %s",
+            kernel_id,
+            error,
+            extra={"kernel_id": kernel_id},
+        )
         return None
     if journal.epoch == epoch:
         return journal
-    logger.error("kernel %s: its log is gone, and numbers begin anew", kernel_id)
+    logger.error(
+        "kernel %s: its log is gone, and numbers begin anew",
+        kernel_id,
+        extra={"kernel_id": kernel_id},
+    )
     journal.remove()
     return None

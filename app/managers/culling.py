@@ -132,6 +132,7 @@ class Culler:
             kernel.id,
             traffic.connections,
             idle_seconds,
+            extra={"kernel_id": kernel.id},
         )
         cull = asyncio.get_running_loop().create_task(
             self._cull(kernel, idle_seconds), name=f"cull {kernel.id}"
@@ -145,4 +146,6 @@ class Culler:
         except KernelNotFound:
             pass  # somebody else was quicker
         except Exception:
-            logger.exception("kernel %s could not be culled", kernel.id)
+            logger.exception(
+                "kernel %s could not be culled", kernel.id, extra={"kernel_id": kernel.id}
+            )

@@ -317,10 +317,19 @@ class Executions:
         except KernelNotRunning:
             pass
         except KernelkeepError as error:
-            logger.error("execution %s is not interrupted: %s", execution.id, error.message)
+            logger.error(
+                "execution %s is not interrupted: %s",
+                execution.id,
+                error.message,
+                extra={"execution_id": execution.id},
+            )
             return error
         except Exception as error:
-            logger.exception("execution %s is not interrupted", execution.id)
+            logger.exception(
+                "execution %s is not interrupted",
+                execution.id,
+                extra={"execution_id": execution.id},
+            )
             return KernelUnreachable(f"The kernel was not interrupted: {type(error).__name__}")
         return None
 
@@ -346,13 +355,24 @@ class Executions:
             try:
                 if not await self._control.kill():
                     logger.warning(
-                        "execution %s runs on: its kernel is not ours to kill", execution.id
+                        "execution %s runs on: its kernel is not ours to kill",
+                        execution.id,
+                        extra={"execution_id": execution.id},
                     )
                 return
             except KernelkeepError as error:
-                logger.error("execution %s runs on: %s", execution.id, error.message)
+                logger.error(
+                    "execution %s runs on: %s",
+                    execution.id,
+                    error.message,
+                    extra={"execution_id": execution.id},
+                )
             except Exception:
-                logger.exception("execution %s runs on: its kernel was not killed", execution.id)
+                logger.exception(
+                    "execution %s runs on: its kernel was not killed",
+                    execution.id,
+                    extra={"execution_id": execution.id},
+                )
             if await self.ended(execution, pause):
                 return
             pause = min(pause * 2, MAX_KILL_AGAIN_SECONDS)

@@ -139,6 +139,7 @@ class Kernel:
     ) -> None:
         settings = house.settings
         self.id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
@@ -407,7 +408,7 @@ class Kernel:
         try:
             heard = await recover(self._house, self, record, info, heard)
         except Exception:
-            logger.exception("kernel %s: what it has said and done is not known", self.id)
+            self._logger.exception("kernel %s: what it has said and done is not known", self.id)
             return None
         if another:
             self.traffic.expect_process()
@@ -448,7 +449,7 @@ class Kernel:
     def _doubt(self, why: str) -> None:
         """Whether the process runs, or answers ever again, is not known; it is said once."""
         if self.state.lifecycle is not Lifecycle.UNKNOWN or self.state.reason != why:
-            logger.warning("kernel %s may run or not: %s", self.id, why)
+            self._logger.warning("kernel %s may run or not: %s", self.id, why)
             self.state.begin(Lifecycle.UNKNOWN, why)
 
     def _on_reach(self, why: str) -> None:
@@ -523,7 +524,7 @@ class Kernel:
             if record.generation == self.state.generation:  # else another process is noted already
                 await self._house.registry.save(record)
         except Exception:  # of a provisioner of somebody else's making, or of the disk
-            logger.exception("kernel %s: the next server will not know it", self.id)
+            self._logger.exception("kernel %s: the next server will not know it", self.id)
 
     async def _note_process(self, record: KernelRecord) -> None:
         if self._manager is not None:
@@ -743,26 +744,26 @@ class Kernel:
         except ServerStopping:  # while it waited for its turn: it is left or stopped now
             pass
         except Exception:
-            logger.exception("kernel %s: its supervision failed", self.id)
+            self._logger.exception("kernel %s: its supervision failed", self.id)
             await self._end_unsupervised()
 
     async def _live_once(self) -> bool:
         """See one process through its life; whether there is another."""
         reason = await self._come_up_and_die()
         if self.traffic.shutdown_asked:
-            logger.info("kernel %s: shut down as a client asked it to", self.id)
+            self._logger.info("kernel %s: shut down as a client asked it to", self.id)
             self.reports.shut_down_by_client()
             await self._retire()
             return False
         if self.traffic.restart_asked:
-            logger.info("kernel %s: restarted as a client asked it to", self.id)
+            self._logger.info("kernel %s: restarted as a client asked it to", self.id)
             await self._restart_as_asked()
             return True
         delay = self._restarts.on_death(asyncio.get_running_loop().time())
         if not self._was_ready or not self._house.settings.autorestart or delay is None:
             await self._bury(reason)
             return False
-        logger.warning("kernel %s: %s; it is restarted", self.id, reason)
+        self._logger.warning("kernel %s: %s; it is restarted", self.id, reason)
         self.reports.restarting(reason, self._restarts.deaths)
         self.state.on_restart(reason)
         self.traffic.announce("restarting")
@@ -854,7 +855,7 @@ class Kernel:
             if not way:
                 await self._end_process(error.message, restart=True)
                 return error.message
-            logger.info("kernel %s: %s; starting it %s", self.id, error.message, way)
+            self._logger.info("kernel %s: %s; starting it %s", self.id, error.message, way)
             await self.traffic.disconnect()
             await self._release(restart=False)
             await self._launch("fallback")
@@ -923,7 +924,7 @@ class Kernel:
             self._take_for_ready()
             return
         if not (traffic.answered and traffic.heard_iopub):
-            logger.warning(
+            self._logger.warning(
                 "kernel %s: taken for ready although it %s",
                 self.id,
                 "was not heard on iopub" if traffic.answered else "does not answer kernel_info",
@@ -964,7 +965,7 @@ class Kernel:
         tail = await process.tail()
         if tail and not self._house.settings.allow_tracebacks:
             # Interpreters that crash write one. It is for the log, not for clients.
-            logger.info("kernel %s: the last it wrote:\n%s", self.id, tail)
+            self._logger.info("kernel %s: the last it wrote:\n%s", self.id, tail)
             return problem
         return f"{problem}. The last it wrote:\n{tail}" if tail else problem
 
@@ -978,13 +979,15 @@ class Kernel:
             await self._unregister()
             self._output.remove()
         except Exception:  # of the disk: the kernel is gone all the same
-            logger.exception("kernel %s: something of it stays in the state directory", self.id)
+            self._logger.exception(
+                "kernel %s: something of it stays in the state directory", self.id
+            )
         await self.traffic.remove_log()
         self._on_gone(self)
 
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
-        logger.error("kernel %s is dead: %s", self.id, reason)
+        self._logger.error("kernel %s is dead: %s", self.id, reason)
         self.reports.dead(reason)
         await self._release(restart=False)
         await self.traffic.close(reason)
@@ -1031,7 +1034,7 @@ class Kernel:
             settings.kernel_argv,
             max(settings.kernel_info_timeout, CALL_SECONDS),
         )
-        logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
+        self._logger.info("kernel %s (%s): process %s", self.id, self.name, process.pid)
         self._oom = OOMWatch(process.pid)
         if cause != "fallback":  # that takes the place of one that has never come up
             self.state.generation += 1
@@ -1077,9 +1080,9 @@ class Kernel:
                 if await self._end_by_itself(process, restart=restart):
                     return
             if not await process.terminate(TERMINATE_SECONDS):
-                logger.warning("kernel %s ignores SIGTERM", self.id)
+                self._logger.warning("kernel %s ignores SIGTERM", self.id)
         except KernelUnreachable as error:  # the kill comes next, and may find another way
-            logger.warning("kernel %s cannot be shut down: %s", self.id, error.message)
+            self._logger.warning("kernel %s cannot be shut down: %s", self.id, error.message)
 
     async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
         """Ask the kernel to shut down; whether it does within the time that it has for that."""
@@ -1100,11 +1103,11 @@ class Kernel:
                 if has_agreed and children:
                     in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
                 if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
-                    logger.info("kernel %s waits for children that have ended", self.id)
+                    self._logger.info("kernel %s waits for children that have ended", self.id)
                     return False
             has_agreed = answer.done() and answer.result() is not None
             what = "has agreed to shut down, and runs" if has_agreed else IGNORED
-            logger.info("kernel %s %s after %g s", self.id, what, seconds)
+            self._logger.info("kernel %s %s after %g s", self.id, what, seconds)
             return False
         finally:
             answer.cancel()
@@ -1133,7 +1136,9 @@ class Kernel:
             try:
                 await bounded(self._manager.cleanup_resources(restart=restart))
             except Exception as error:  # the process has ended, and that is what matters
-                logger.warning("kernel %s is not cleaned up after: %s", self.id, described(error))
+                self._logger.warning(
+                    "kernel %s is not cleaned up after: %s", self.id, described(error)
+                )
         if not restart:
             self._manager = None
 

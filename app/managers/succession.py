@@ -77,7 +77,11 @@ class Succession:
             try:
                 await one(record)
             except Exception:
-                logger.exception("kernel %s could not be adopted; it is left alone", record.id)
+                logger.exception(
+                    "kernel %s could not be adopted; it is left alone",
+                    record.id,
+                    extra={"kernel_id": record.id},
+                )
 
     async def _end_unknown(self, known: Collection[str]) -> None:
         """Kill what was started for nobody yet: parked, or just when the server ended.
@@ -90,10 +94,18 @@ class Succession:
             kept = await self._keeper.kept()
             for kernel_id in kept.keys() - known:
                 if self._registry.put_aside:
-                    logger.warning("kernel %s runs, unknown to this server", kernel_id)
+                    logger.warning(
+                        "kernel %s runs, unknown to this server",
+                        kernel_id,
+                        extra={"kernel_id": kernel_id},
+                    )
                     continue
                 if kept[kernel_id].exit_code is None:
-                    logger.info("kernel %s was nobody's, and is killed", kernel_id)
+                    logger.info(
+                        "kernel %s was nobody's, and is killed",
+                        kernel_id,
+                        extra={"kernel_id": kernel_id},
+                    )
                 await self._keeper.end(kernel_id)
                 self._keeper.drop(kernel_id)
                 connection = self._state_dir / "runtime" / f"kernel-{kernel_id}.json"

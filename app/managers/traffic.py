@@ -127,6 +127,7 @@ class Traffic:
         # Of a kernel that is to outlive this process.
         self.journal: Journal | None = None
         self._kernel_id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._settings = settings
         self._session_seconds = max(SESSION_SECONDS, settings.log_age)
         self.counters = counters
@@ -626,7 +627,7 @@ class Traffic:
             async with asyncio.timeout(SAY_SECONDS):
                 await said
         except TimeoutError:
-            logger.warning("kernel %s: its log is not written", self._kernel_id)
+            self._logger.warning("kernel %s: its log is not written", self._kernel_id)
         finally:
             del self._awaited[msg_id]
 
@@ -749,7 +750,9 @@ class Traffic:
         except MalformedMessage as error:  # nobody who writes a log as he should has written that
             self.on_malformed(self._dropped + 1, entry.message.channel, str(error))
         except Exception:
-            logger.exception("kernel %s: number %d is not understood", self._kernel_id, entry.seq)
+            self._logger.exception(
+                "kernel %s: number %d is not understood", self._kernel_id, entry.seq
+            )
 
     def on_entry(self, entry: Entry) -> None:
         """Draw the conclusions of one number of the log."""
@@ -1062,7 +1065,7 @@ class Traffic:
             self._ignored_silently += 1
             return
         more = f" (and {self._ignored_silently} more)" if self._ignored_silently else ""
-        logger.warning(f"kernel %s: {text}%s", self._kernel_id, value, more)
+        self._logger.warning(f"kernel %s: {text}%s", self._kernel_id, value, more)
         self._ignored_silently = 0
         self._next_ignored_line = now + 1.0
 
@@ -1071,7 +1074,7 @@ class Traffic:
         self.counters.malformed += max(0, count - self._dropped)
         self._dropped = max(count, self._dropped)
         if count & (count - 1) == 0:
-            logger.warning(
+            self._logger.warning(
                 "kernel %s: %d malformed messages dropped, the last on %s: %s",
                 self._kernel_id,
                 count,

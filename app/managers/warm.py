@@ -123,7 +123,11 @@ class WarmKernels:
             elif not move.needed or await self._move(kernel, move):
                 return kernel
             else:
-                logger.info("warm kernel %s could not be moved, and is stopped", kernel.id)
+                logger.info(
+                    "warm kernel %s could not be moved, and is stopped",
+                    kernel.id,
+                    extra={"kernel_id": kernel.id},
+                )
                 self._stop(kernel)
         return None
 
@@ -193,7 +197,13 @@ class WarmKernels:
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)
             if why and pool.remove(kernel):
-                logger.info("warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why)
+                logger.info(
+                    "warm kernel %s (%s) is stopped: %s",
+                    kernel.id,
+                    pool.name,
+                    why,
+                    extra={"kernel_id": kernel.id},
+                )
                 self._stop(kernel)
 
     async def _what_is_wrong(self, pool: _Pool, kernel: Kernel, spec: KernelSpec | None) -> str:
