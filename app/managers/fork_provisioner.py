@@ -209,7 +209,12 @@ class ForkOptions(LocalProvisioner):
     def explain(self, reason: CannotFork) -> None:
         """Log why the kernel is started instead, if that is worth a line."""
         if self.is_asked:
-            logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
+            logger.info(
+                "kernel %s is not forked but started: %s",
+                self.kernel_id,
+                reason,
+                extra={"kernel_id": self.kernel_id},
+            )
         elif not isinstance(reason, NotForkedYet):
             self.forking.say(getattr(self.parent, "kernel_name", ""), reason)
 

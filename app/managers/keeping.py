@@ -338,7 +338,12 @@ class Keeper:
             except ProcessLookupError:
                 raise
             except (KeeperUnavailable, OSError) as error:
-                logger.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
+                logger.warning(
+                    "kernel %s is signalled without its keeper: %s",
+                    kernel_id,
+                    error,
+                    extra={"kernel_id": kernel_id},
+                )
         watched.signal(number)
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
@@ -554,7 +559,12 @@ class Keeper:
         try:
             await self.hear(line, line.directory, line.info, anew=False)
         except (KeeperUnavailable, KernelUnreachable) as error:
-            logger.error("kernel %s is not heard: %s", kernel_id, error.message)
+            logger.error(
+                "kernel %s is not heard: %s",
+                kernel_id,
+                error.message,
+                extra={"kernel_id": kernel_id},
+            )
             self._loop.call_later(RETRY_SECONDS, self._hear_late, kernel_id)
 
     async def _hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
@@ -568,7 +578,9 @@ class Keeper:
             try:
                 answer, _ = await link.ask({**asked, "anew": False, **fields})
             except (KeeperRefuses, OSError) as error:
-                logger.error("kernel %s is not heard: %s", kernel_id, error)
+                logger.error(
+                    "kernel %s is not heard: %s", kernel_id, error, extra={"kernel_id": kernel_id}
+                )
                 self._loop.call_later(RETRY_SECONDS, self._hear_late, kernel_id)
                 continue
             found.append((line, msgspec.convert(answer, Heard)))
@@ -694,7 +706,12 @@ class Keeper:
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:
-            logger.error("kernel %s is not kept: %s", watched.kernel_id, error)
+            logger.error(
+                "kernel %s is not kept: %s",
+                watched.kernel_id,
+                error,
+                extra={"kernel_id": watched.kernel_id},
+            )
 
 
 def check_state_dir(settings: Settings) -> None:
