@@ -74,6 +74,8 @@ def _read(name: str | Path, *, must_exist: bool) -> _File | None:
     Whoever can write it can have any code run: `authorizer_class` names a class to be imported.
     """
     path = Path(name)
+    if not must_exist and not os.path.lexists(path):
+        return None
     try:
         path = path.expanduser().absolute()
         link = path.lstat()
@@ -83,10 +85,6 @@ def _read(name: str | Path, *, must_exist: bool) -> _File | None:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ValueError(f"{path}: it has more than {MAX_BYTES} bytes")
-    except FileNotFoundError as error:
-        if not must_exist:
-            return None
-        problem = f"{path}: {error.strerror}"
     except OSError as error:
         problem = f"{path}: {error.strerror}"
     except (ValueError, RuntimeError) as error:  # also a null character, nobody's home

@@ -163,7 +163,10 @@ class Settings(
     def config_files(self) -> set[Path]:
         """Where this server, or the next one, reads options: the names, and what links lead to."""
         names = {Path(CONFIG_FILE), self.config or Path(CONFIG_FILE)}
-        files = [name.expanduser().absolute() for name in names]
+        try:
+            files = [name.expanduser().absolute() for name in names]
+        except FileNotFoundError:  # the working directory is gone, and nothing can be put into it
+            return set()
         places = {file.parent.resolve() / file.name for file in files}
         return places | {file.resolve() for file in files}
 

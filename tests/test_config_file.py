@@ -111,8 +111,19 @@ def test_the_file_that_is_named_is_the_only_one_read(
     assert Settings(config=Path("third.toml")).port == 3
 
 
-def test_without_a_file_there_is_none(write: Write) -> None:
+def test_without_a_file_there_is_none(write: Write, tmp_path: Path) -> None:
     assert Settings().config is None
+    (tmp_path / CONFIG_FILE).symlink_to("nowhere")
+    assert refusal() == f"{tmp_path / CONFIG_FILE}: No such file or directory"
+
+
+def test_where_nobody_can_look_there_is_none(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert Settings(root_dir=tmp_path).config is None
 
 
 # What it may not say
