@@ -29,6 +29,8 @@ RUN apt-get update -qq \
  && DEBCONF_NOWARNINGS=yes apt-get install -qq -y --no-install-recommends tini >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
  && useradd --uid 1000 --no-create-home --home-dir /var/lib/kernelkeep/home kernelkeep \
+ # Options that a file adds are mounted here. What kernels can write is never read as options.
+ && touch /etc/kernelkeep.toml \
  # Whatever the user, and whatever the volume is made from.
  && install -d -m 1777 /var/lib/kernelkeep
 
@@ -44,6 +46,7 @@ ENV PATH=/opt/kernels/python/bin:$PATH \
     KERNELKEEP_HOST=0.0.0.0 \
     KERNELKEEP_PORT=8888 \
     KERNELKEEP_ON_SHUTDOWN=stop \
+    KERNELKEEP_CONFIG=/etc/kernelkeep.toml \
     KERNELKEEP_ROOT_DIR=/var/lib/kernelkeep/work \
     KERNELKEEP_STATE_DIR=/var/lib/kernelkeep/state
 

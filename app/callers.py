@@ -14,14 +14,15 @@ __all__ = ["Caller", "begin_call", "caller"]
 class Caller:
     """The request, or the WebSocket, that something is done for."""
 
-    __slots__ = ("address", "location", "over", "request_id", "waited")
+    __slots__ = ("address", "execution_id", "kernel_id", "over", "request_id", "waited")
 
     def __init__(self, request_id: str, address: str) -> None:
         self.request_id = request_id
         self.address = address
         """Of the client, as far as it is known: its IP address."""
-        self.location = ""
-        """The URL path of what was made for it, once that is known."""
+        self.kernel_id: str | None = None
+        """The kernel that its path names, or that was started for it; known when it is answered."""
+        self.execution_id: str | None = None
         self.waited = 0.0
         """Seconds that it has waited because it wanted to."""
         self.over = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import NoReturn
+from typing import NoReturn, get_origin
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
@@ -12,7 +12,7 @@ from pydantic_settings import SettingsError
 from app.settings import Settings, explain
 from app.tokens import make_token
 
-__all__ = ["main"]
+__all__ = ["main", "refuse"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -22,10 +22,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from app.kernels_cli import kernels_command
 
         kernels_command(arguments[1:])
+    if twice := _given_twice(arguments):
+        refuse(f"{twice}: given twice")
     try:
         settings = Settings(_cli_parse_args=arguments)
     except (ValidationError, SettingsError) as error:
-        _refuse(explain(error))
+        refuse(explain(error))
     generated = settings.auth == "token" and not settings.token.get_secret_value()
     _prepare_state_dir(settings)
     if generated:
@@ -37,10 +39,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         serve(settings, listener, generated_token=generated)
     except CannotStart as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
-def _refuse(message: str) -> NoReturn:
+def _given_twice(arguments: list[str]) -> str:
+    """The first flag that stands there twice, or on and off; empty for none. Lists may go on."""
+    seen = set()
+    for word in arguments:
+        flag = word.partition("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        option = name if name in Settings.model_fields else name.removeprefix("no_")
+        field = Settings.model_fields.get(option) if flag.startswith("--") else None
+        if field is None or get_origin(field.annotation) in (list, dict):
+            continue
+        if option in seen:
+            return flag
+        seen.add(option)
+    return ""
+
+
+def refuse(message: str) -> NoReturn:
     """Say in a line or more why the service does not start, and exit with 2."""
     for line in message.splitlines():
         print(f"kernelkeep: {line}", file=sys.stderr)
@@ -54,7 +72,7 @@ def _prepare_state_dir(settings: Settings) -> None:
         probe.touch(mode=0o600)
         probe.unlink()
     except OSError as error:
-        _refuse(f"--state-dir: {settings.state_dir} cannot be used: {error.strerror}")
+        refuse(f"--state-dir: {settings.state_dir} cannot be used: {error.strerror}")
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -69,6 +87,6 @@ def _listen(settings: Settings) -> socket.socket:
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
-        _refuse(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
+        refuse(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
     listener.setblocking(False)
     return listener

@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -52,6 +53,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
     )
     state = argparse.ArgumentParser(add_help=False)
     state.add_argument("--state-dir", type=Path)
+    state.add_argument("--config", type=Path, help="the server's, which names the directory")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser(
         "list", parents=[state], help="which there are, and whether they run"
@@ -67,7 +69,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
     )
     adopting.add_argument("file", type=Path, help="its connection file")
     options = parser.parse_args(arguments)
-    state_dir = _state_dir(options.state_dir)
+    state_dir = _state_dir(options.state_dir, options.config)
     try:
         if options.command == "list":
             _list(state_dir, as_json=options.json)
@@ -83,10 +85,11 @@ def kernels_command(arguments: list[str]) -> NoReturn:
     sys.exit(0)
 
 
-def _state_dir(given: Path | None) -> Path:
+def _state_dir(given: Path | None, config: Path | None) -> Path:
     """The state directory as an argument, a variable or a file tells it, or else exit with 2."""
     try:
-        return (given or Settings().state_dir).expanduser().resolve()
+        settings = Settings if config is None else partial(Settings, config=config)
+        return (given or settings().state_dir).expanduser().resolve()
     except (ValidationError, SettingsError) as error:
         _say(explain(error))
     except (RuntimeError, OSError) as error:  # no such user, a loop of links

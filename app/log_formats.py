@@ -12,16 +12,14 @@ import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from app.callers import caller
+__all__ = ["SUBJECTS", "JSONFormatter", "TextFormatter"]
 
-__all__ = ["JSONFormatter", "TextFormatter"]
+SUBJECTS: Final = ("request_id", "kernel_id", "execution_id")
+"""Attributes of a record that tell what it is about. They come from the ``extra`` of the call, or
+from the request on whose behalf something is logged."""
 
 # C0 but tab and line feed, DEL, C1, what Unicode takes for the end of a line, halves of pairs.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-# Every message names what it is about in this way, and so do the paths in the access log.
-_KERNEL: Final = re.compile(r"\bkernels?[ /]([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
-_EXECUTION: Final = re.compile(r"\bexecutions?[ /]([0-9a-f]{32}|[0-9a-f-]{36})\b")
 
 MAX_TEXT: Final = 16_384
 """Characters of a message, or of a traceback; of what is longer the middle is left out."""
@@ -71,14 +69,15 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end; all of it is printable ASCII."""
-        message = _shortened(record.getMessage().rstrip("\n"))
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": message,
-            **_subjects(record, message),
+            "message": _shortened(record.getMessage().rstrip("\n")),
         }
+        for name in SUBJECTS:
+            if subject := getattr(record, name, None):
+                entry[name] = subject
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
             entry |= dict(zip(_ACCESS, record.args, strict=False))
         if record.exc_info and not record.exc_text:
@@ -87,18 +86,3 @@ class JSONFormatter(logging.Formatter):
             entry["exception"] = _shortened(record.exc_text)
         # Of the control characters, json escapes all but this one.
         return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
-
-
-def _subjects(record: logging.LogRecord, message: str) -> dict[str, str]:
-    """What a record is about."""
-    subjects = {}
-    request_id = getattr(record, "request_id", None)
-    if request_id:
-        subjects["request_id"] = request_id
-    found = caller()
-    text = f"{message} {found.location}" if found is not None and found.location else message
-    if match := _KERNEL.search(text):
-        subjects["kernel_id"] = match[1]
-    if match := _EXECUTION.search(text):
-        subjects["execution_id"] = match[1]
-    return subjects

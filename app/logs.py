@@ -7,7 +7,7 @@ import re
 from typing import Any, Final, Literal
 
 from app.callers import caller
-from app.log_formats import JSONFormatter, TextFormatter
+from app.log_formats import SUBJECTS, JSONFormatter, TextFormatter
 
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 
@@ -31,7 +31,7 @@ MAX_ARGUMENT: Final = 1000
 class TokenFilter(logging.Filter):
     """Blanks ``secret``, ``token=…`` and ``Authorization`` headers in a record's text.
 
-    It notes the request that a record belongs to, too, as ``request_id``.
+    It notes what a record belongs to, too: see `SUBJECTS`.
     """
 
     def __init__(self, secret: str) -> None:
@@ -58,15 +58,16 @@ class TokenFilter(logging.Filter):
             record.exc_text = _formatter.formatException(record.exc_info)
         if record.exc_text:
             record.exc_text = self._hide(record.exc_text)
-        self._name_request(record)
+        self._name_subjects(record)
         return True
 
-    def _name_request(self, record: logging.LogRecord) -> None:
-        known: str | None = getattr(record, "request_id", None)
-        if known is None and (found := caller()) is not None:
-            known = found.request_id
-        if known is not None:
-            record.request_id = self._hide(known)
+    def _name_subjects(self, record: logging.LogRecord) -> None:
+        """Note what whoever logged has not said (``extra``), but the present request knows."""
+        found = caller()
+        for name in SUBJECTS:
+            known: str | None = getattr(record, name, None) or getattr(found, name, None)
+            if known is not None:
+                setattr(record, name, cut(self._hide(known)))
 
     def _hide_argument(self, argument: Any) -> Any:
         if argument is None or isinstance(argument, int | float):

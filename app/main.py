@@ -11,6 +11,8 @@ from typing import Any, TypedDict
 
 from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from app import __version__
 from app.api import (
@@ -35,6 +37,7 @@ from app.api.openapi import complete
 from app.api.prefix import PathMiddleware
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
+from app.cli import refuse
 from app.logs import SHORT, hide_tokens
 from app.managers.audit import AuditLog, check_audit_log
 from app.managers.authorization import Authorization, Authorizer, load_authorizer
@@ -51,7 +54,7 @@ from app.managers.readiness import Readiness
 from app.managers.registry import Registry, check_registry
 from app.managers.session_store import SessionStore, check_database
 from app.managers.sessions import SessionManager
-from app.settings import Settings
+from app.settings import Settings, explain
 from app.signals import at_stop_signals
 from app.tokens import TOKEN_VARIABLE, make_token, wipe_variable
 from app.ws.channels import channels_endpoint
@@ -79,7 +82,7 @@ class State(TypedDict):
 def create_app(
     settings: Settings | None = None, *, authorizer: Authorizer | None = None
 ) -> FastAPI:
-    """The ASGI application; without ``settings`` they are read from the environment.
+    """The ASGI application; without ``settings`` they are read from the environment and a file.
 
     ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad`,
     `UnusableDatabase` or `UnusableRegistry` for an option that names what cannot be used, and
@@ -122,7 +125,9 @@ def create_app(
             stack.enter_context(at_stop_signals(manager.begin_stop))
             session_manager = SessionManager(manager, SessionStore(settings.sessions_filepath))
             stack.push_async_callback(session_manager.close)
-            contents_service = ContentsService(settings.root_dir, settings.state_dir)
+            contents_service = ContentsService(
+                settings.root_dir, settings.state_dir, settings.config_files
+            )
             stack.push_async_callback(contents_service.close)
             metrics = Metrics(manager, counters)
             stack.callback(metrics.close)
@@ -236,6 +241,9 @@ def __getattr__(name: str) -> Any:
     That is for ``uvicorn app.main:app`` in a clone and ``uvicorn kernelkeep.main:app`` elsewhere.
     """
     if name == "app":
-        application = globals()["app"] = create_app()
+        try:
+            application = globals()["app"] = create_app()
+        except (ValidationError, SettingsError) as error:
+            refuse(explain(error))
         return application
     raise AttributeError(name)

@@ -228,6 +228,7 @@ def _banner(settings: Settings, base: str, specs: list[str]) -> str:
     command = ["jupyter", "lab", f"--gateway-url={base}"]
     if token:
         command.append(f"--GatewayClient.auth_token={token}")
+    configuration = [f"Configuration: {settings.config}"] if settings.config else []
     return "\n".join(
         (
             "kernelkeep is ready:",
@@ -235,6 +236,7 @@ def _banner(settings: Settings, base: str, specs: list[str]) -> str:
             f"Kernels: {', '.join(specs)}",
             f"Root directory: {settings.root_dir}",
             f"State directory: {settings.state_dir}",
+            *configuration,
             "JupyterLab with these kernels:",
             f"    {shlex.join(command)}",
             f"Stop with Ctrl+C.{' Kernels go on then.' if settings.keeps else ''}",

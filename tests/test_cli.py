@@ -289,14 +289,10 @@ async def test_the_same_service_runs_either_way(
 def test_the_state_directory_is_private(home: Home) -> None:
     path = home.path / "new" / "state"
 
-    class Elsewhere(ServerProcess):
-        @property
-        def command(self) -> list[str]:
-            return [*super().command, "--state-dir", str(path)]
-
+    home.state_dir = path
     old = os.umask(0)
     try:
-        server = Elsewhere(home=home).start()
+        server = ServerProcess(home=home).start()
     finally:
         os.umask(old)
     server.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from tests.support.executions import Executions
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
-from tests.support.server import ServerProcess
+from tests.support.server import REPOSITORY, ServerProcess
 
 KERNEL = "01234567-89ab-cdef-0123-456789abcdef"
 HOSTILE = "a\r\n2026-01-01 INFO forged\x1b[2J\x07\x00\x7f\x85\u2028\ud800b"
@@ -62,18 +63,43 @@ def test_json_is_one_line_of_ascii_with_everything_in_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "subjects"),
+    "subjects",
     [
-        ("kernel %s: process 12", {"kernel_id": KERNEL}),
-        ("POST /api/kernels/%s/restart HTTP", {"kernel_id": KERNEL}),
-        ("execution %s runs on", {"execution_id": KERNEL}),
-        ("/api/kernels/%s/executions/" + "a" * 32, {"kernel_id": KERNEL, "execution_id": "a" * 32}),
-        ("kernel None, kernels 12, executions wait, kernelspec %s", {}),
+        {},
+        {"kernel_id": KERNEL},
+        {"execution_id": "a" * 32},
+        {"request_id": "r", "kernel_id": KERNEL, "execution_id": "a" * 32},
     ],
 )
-def test_json_names_what_it_is_about(message: str, subjects: dict[str, str]) -> None:
-    entry = json.loads(JSONFormatter().format(record(message.replace("%s", KERNEL))))
+def test_json_names_what_it_is_about(subjects: dict[str, str]) -> None:
+    entry = json.loads(JSONFormatter().format(record(f"kernel {KERNEL}", **subjects)))
     assert {name: entry[name] for name in entry if name.endswith("_id")} == subjects
+
+
+def test_whoever_logs_about_a_kernel_says_which() -> None:
+    silent = [
+        (str(path), call.lineno)
+        for path in (REPOSITORY / "app").rglob("*.py")
+        if path.parent.name != "keeper"  # whose log is for people only
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).startswith("logger.")
+        and re.search(r"\b(kernel|execution) '?%s", ast.unparse(call.args[0]))
+        and "extra" not in [keyword.arg for keyword in call.keywords]
+    ]
+    assert silent == []
+
+
+async def test_what_a_request_is_about_is_told_unless_the_record_says_it() -> None:
+    made_for = Caller("r", "127.0.0.1")
+    made_for.kernel_id, made_for.execution_id = "of the request", "token=sesame"
+    begin_call(made_for)
+    for subjects in ({}, {"kernel_id": KERNEL}):
+        found = record("a", **subjects)
+        TokenFilter("sesame").filter(found)
+        entry = json.loads(JSONFormatter().format(found))
+        assert entry["kernel_id"] == subjects.get("kernel_id", "of the request")
+        assert entry["execution_id"] == "token=[hidden]"
 
 
 async def test_the_id_of_a_request_is_told_until_it_is_over() -> None:

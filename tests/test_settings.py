@@ -224,7 +224,6 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default(
 
     assert (flags().host, flags().port) == ("localhost", 1001)
     assert (flags("--port", "1002").host, flags("--port", "1002").port) == ("localhost", 1002)
-    assert flags("--port=1002", "--port=1003").port == 1003
 
 
 def test_without_flags_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

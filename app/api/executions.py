@@ -257,6 +257,8 @@ async def run_code(
     scope = f"executions of {kernel.id}"
     execution_id = await idempotency.once(scope, idempotency_key, asked, make)
     execution = kernel.executions.get(execution_id)
+    if (made_for := caller()) is not None:
+        made_for.execution_id = execution.id
     await kernel.executions.noted(execution)
     return _waiting(
         kernel,
@@ -283,7 +285,7 @@ async def list_executions(
 ) -> Response:
     """List the newest executions, in the order in which they were asked for.
 
-    All that are under way are known, and the last `executions_kept` that have ended.
+    All that are under way are known, and the last 1000 that have ended.
     """
     page = kernel.executions.page(limit, before)
     return Response(_encode([info(execution) for execution in page]), media_type="application/json")

@@ -22,6 +22,7 @@ from app.api.dependencies import (
 from app.api.models import KernelModel, StartKernel
 from app.api.openapi import BODY, ERRORS, errors, links
 from app.api.traces import TraceDep
+from app.callers import caller
 from app.managers.authorization import Authorization
 from app.managers.environment import is_code, needs_execute
 from app.managers.errors import (
@@ -133,6 +134,8 @@ async def start_kernel(
 
     kernel_id = await idempotency.once("kernels", idempotency_key, fingerprint(asked), make)
     kernel = manager.get(kernel_id)
+    if (made_for := caller()) is not None:
+        made_for.kernel_id = kernel.id
     location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
     return _json(kernel.model, 201, {"Location": location})
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from secrets import token_hex
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,9 +39,8 @@ class RequestIdMiddleware:
 
         async def send_named(message: Message) -> None:
             if message["type"] in _RESPONSES:
-                headers = [*message.get("headers", ()), header]
-                made_for.location = _location(headers)
-                message["headers"] = headers
+                message["headers"] = [*message.get("headers", ()), header]
+                _name_subjects(made_for, scope.get("path_params", {}))
             await send(message)
 
         await self._app(scope, receive, send_named)
@@ -64,5 +64,7 @@ def _address(host: str) -> str:
         return ""
 
 
-def _location(headers: list[tuple[bytes, bytes]]) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == b"location"), "")
+def _name_subjects(made_for: Caller, parameters: Mapping[str, Any]) -> None:
+    """Note what the path names, unless the route has told what was made for the request."""
+    made_for.kernel_id = made_for.kernel_id or parameters.get("kernel_id")
+    made_for.execution_id = made_for.execution_id or parameters.get("execution_id")

@@ -19,6 +19,9 @@ __all__ = ["ProcessOutput", "lasting_pipe", "pipe_of"]
 
 logger = logging.getLogger(__name__)
 
+OUTPUT_BYTES: Final = 2**20
+"""Bytes that are kept on disk of what one kernel's process writes."""
+
 TAIL_BYTES: Final = 32768
 """Enough for the stacks of some threads, which are written after what says why."""
 

@@ -90,7 +90,11 @@ async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpe
     except Exception as error:  # whatever a file can hold, and a disk can do
         why = described(error)
     logger.warning(
-        "kernel %s: its kernelspec %s is used as it was: %s", record.id, record.name, why
+        "kernel %s: its kernelspec %s is used as it was: %s",
+        record.id,
+        record.name,
+        why,
+        extra={"kernel_id": record.id},
     )
     return saved
 
@@ -140,7 +144,13 @@ async def _find_again(
         except ProcessLookupError:
             raise
         except Exception as error:
-            logger.warning("kernel %s: %s: %s", record.id, type(error).__name__, error)
+            logger.warning(
+                "kernel %s: %s: %s",
+                record.id,
+                type(error).__name__,
+                error,
+                extra={"kernel_id": record.id},
+            )
         await asyncio.sleep(pause)
     await _load(provisioner, record, loading)
 

@@ -18,6 +18,9 @@ __all__ = ["Attachments"]
 MAX_DEPARTED: Final = 256
 """Places kept per kernel for sessions whose connection is gone; the oldest is forgotten first."""
 
+SESSION_SECONDS: Final = 86400.0
+"""How long, at the least, the place of a session that left is kept; longer if the log is."""
+
 PLACE_SECONDS: Final = 60.0
 """How often the place of a client that stays where it is is noted anew: it was there until then."""
 
@@ -32,7 +35,8 @@ class Attachments:
         self._log = log
         self._prompts = prompts
         self._state = state
-        self._settings = settings
+        self._buffers = settings.buffer_offline_messages
+        self._session_seconds = max(SESSION_SECONDS, settings.log_age)
         self._attached: dict[str, Reader] = {}
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
         # What the journal has of the sessions that are attached, and since when.
@@ -55,8 +59,8 @@ class Attachments:
         self._forget_departed()
         left_at, _ = self._departed.pop(session, (None, 0.0))
         journal = self.journal
-        if left_at is None and journal is not None and self._settings.buffer_offline_messages:
-            left_at = journal.place_of(session, self._settings.session_retention)
+        if left_at is None and journal is not None and self._buffers:
+            left_at = journal.place_of(session, self._session_seconds)
         older = self._attached.pop(session, None)
         if older is not None:
             left_at = older.arrived
@@ -107,7 +111,7 @@ class Attachments:
         self._state.changes += 1
         if self._log.closed:
             self.let_go_of_log()
-        if not self._settings.buffer_offline_messages:
+        if not self._buffers:
             return
         self._departed[reader.session] = (reader.arrived, time.monotonic())
         if self.journal is not None:
@@ -120,7 +124,7 @@ class Attachments:
         if journal is None:
             return
         now = time.monotonic()
-        old = now - min(PLACE_SECONDS, self._settings.session_retention / 4)
+        old = now - PLACE_SECONDS
         for session, reader in self._attached.items():
             place, noted = reader.arrived, self._noted.get(session)
             if noted is None or noted[0] != place or noted[1] < old:
@@ -142,7 +146,7 @@ class Attachments:
 
     def _forget_departed(self) -> None:
         """Drop the places of sessions that have been away too long, or are too many."""
-        too_old = time.monotonic() - self._settings.session_retention
+        too_old = time.monotonic() - self._session_seconds
         for session, (_, since) in tuple(self._departed.items()):
             if since >= too_old and len(self._departed) <= MAX_DEPARTED:
                 return

@@ -140,6 +140,7 @@ class Culler:
             kernel.id,
             len(traffic.clients),
             idle_seconds,
+            extra={"kernel_id": kernel.id},
         )
         cull = asyncio.get_running_loop().create_task(
             self._cull(kernel, idle_seconds), name=f"cull {kernel.id}"
@@ -153,4 +154,6 @@ class Culler:
         except KernelNotFound:
             pass  # somebody else was quicker
         except Exception:
-            logger.exception("kernel %s could not be culled", kernel.id)
+            logger.exception(
+                "kernel %s could not be culled", kernel.id, extra={"kernel_id": kernel.id}
+            )

@@ -268,12 +268,6 @@ class ExecutionTracker:
             self._kept_bytes -= sum(map(len, execution.held))
         execution.held = ()
 
-    def take_back(self, execution: Execution) -> None:
-        """It was not sent after all: it waits again."""
-        self._withdraw(execution)
-        execution.sent = False
-        self.changed(execution)
-
     def _withdraw(self, execution: Execution) -> None:
         """It is under way no more."""
         same_id = self._under_way.get(execution.id, [])

@@ -36,6 +36,7 @@ from app.managers.execution_tracker import ExecutionTracker
 from app.managers.held_executions import HeldExecutions
 from app.managers.late_output import may_straggle
 from app.managers.log import MessageLog
+from app.managers.outbox import BACKLOG_BYTES
 from app.managers.state import KernelState, Lifecycle
 from app.protocol.messages import ClientMessage, Header, new_header
 from app.settings import Settings
@@ -43,6 +44,9 @@ from app.settings import Settings
 __all__ = ["Code", "Executions", "ProcessControl"]
 
 logger = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 100
+"""Executions asked for over HTTP that may wait for one kernel."""
 
 EARLY_SECONDS: Final = 0.3
 """Kernels ignore a signal until they are about to run the code: an interrupt that comes within this
@@ -190,8 +194,7 @@ class Executions:
         Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
         `MessageTypeNotAllowed` or `ServerStopping`.
         """
-        settings = self._settings
-        timeout = _timeout(code.timeout, settings)
+        timeout = _timeout(code.timeout, self._settings)
         self._check_allowed("execute_request")
         if self.closing:
             raise ServerStopping()
@@ -199,10 +202,7 @@ class Executions:
             raise KernelNotRunning(f"The kernel is {self._state.word}")
         if code.if_generation is not None and not self._is_present(code.if_generation):
             raise GenerationMismatch(self._state.generation)
-        if (
-            len(self._held) >= settings.execution_queue_limit
-            or self._held.bytes > settings.websocket_backlog_bytes
-        ):
+        if len(self._held) >= MAX_WAITING or self._held.bytes > BACKLOG_BYTES:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
         session = f"http-{uuid4().hex}"
         message = _execute_request(code, session)
@@ -338,10 +338,19 @@ class Executions:
         except KernelNotRunning:
             pass
         except KernelkeepError as error:
-            logger.error("execution %s is not interrupted: %s", execution.id, error.message)
+            logger.error(
+                "execution %s is not interrupted: %s",
+                execution.id,
+                error.message,
+                extra={"execution_id": execution.id},
+            )
             return error
         except Exception as error:
-            logger.exception("execution %s is not interrupted", execution.id)
+            logger.exception(
+                "execution %s is not interrupted",
+                execution.id,
+                extra={"execution_id": execution.id},
+            )
             return KernelUnreachable(f"The kernel was not interrupted: {type(error).__name__}")
         return None
 
@@ -367,13 +376,24 @@ class Executions:
             try:
                 if not await self._control.kill():
                     logger.warning(
-                        "execution %s runs on: its kernel is not ours to kill", execution.id
+                        "execution %s runs on: its kernel is not ours to kill",
+                        execution.id,
+                        extra={"execution_id": execution.id},
                     )
                 return
             except KernelkeepError as error:
-                logger.error("execution %s runs on: %s", execution.id, error.message)
+                logger.error(
+                    "execution %s runs on: %s",
+                    execution.id,
+                    error.message,
+                    extra={"execution_id": execution.id},
+                )
             except Exception:
-                logger.exception("execution %s runs on: its kernel was not killed", execution.id)
+                logger.exception(
+                    "execution %s runs on: its kernel was not killed",
+                    execution.id,
+                    extra={"execution_id": execution.id},
+                )
             if await self.ended(execution, pause):
                 return
             pause = min(pause * 2, MAX_KILL_AGAIN_SECONDS)

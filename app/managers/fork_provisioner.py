@@ -29,7 +29,7 @@ from app.managers.fork_link import CannotFork, NotForkedYet, Order, Recipe
 from app.managers.forking import ForkServers
 from app.managers.keeper_provisioner import KeeperProvisioner
 from app.managers.keeping import Keeper, Kept
-from app.settings import FORK_AUTOMATICALLY, FORK_NONE
+from app.options import FORK_AUTOMATICALLY, FORK_NONE
 
 __all__ = [
     "PROVISIONER",
@@ -285,7 +285,12 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     def explain(self, reason: CannotFork) -> None:
         """Log why the kernel is started instead, if that is worth a line."""
         if self.is_asked:
-            logger.info("kernel %s is not forked but started: %s", self.kernel_id, reason)
+            logger.info(
+                "kernel %s is not forked but started: %s",
+                self.kernel_id,
+                reason,
+                extra={"kernel_id": self.kernel_id},
+            )
         elif not isinstance(reason, NotForkedYet):
             self.forking.say(getattr(self.parent, "kernel_name", ""), reason)
 

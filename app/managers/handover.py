@@ -164,7 +164,11 @@ class RegisteredHandover(Handover):
             try:
                 await one(record)
             except Exception:
-                logger.exception("kernel %s could not be adopted; it is left alone", record.id)
+                logger.exception(
+                    "kernel %s could not be adopted; it is left alone",
+                    record.id,
+                    extra={"kernel_id": record.id},
+                )
 
     async def _end_unknown(self, known: Collection[str]) -> None:
         """Kill what was started for nobody yet: parked, or just when the server ended.
@@ -175,10 +179,18 @@ class RegisteredHandover(Handover):
             kept = await self._keeper.kept()
             for kernel_id in kept.keys() - known:
                 if self._registry.put_aside:
-                    logger.warning("kernel %s runs, unknown to this server", kernel_id)
+                    logger.warning(
+                        "kernel %s runs, unknown to this server",
+                        kernel_id,
+                        extra={"kernel_id": kernel_id},
+                    )
                     continue
                 if kept[kernel_id].exit_code is None:
-                    logger.info("kernel %s was nobody's, and is killed", kernel_id)
+                    logger.info(
+                        "kernel %s was nobody's, and is killed",
+                        kernel_id,
+                        extra={"kernel_id": kernel_id},
+                    )
                 await self._keeper.end(kernel_id)
                 self._keeper.drop(kernel_id)
                 connection = self._state_dir / "runtime" / f"kernel-{kernel_id}.json"
@@ -209,7 +221,12 @@ class RegisteredHandover(Handover):
                 executions.append(restored(stored))
                 keeping.known(stored)
             except (msgspec.MsgspecError, ValueError) as error:
-                logger.warning("kernel %s: a stored execution is left out: %s", kernel.id, error)
+                logger.warning(
+                    "kernel %s: a stored execution is left out: %s",
+                    kernel.id,
+                    error,
+                    extra={"kernel_id": kernel.id},
+                )
         traffic.last_activity = record.last_activity
         traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
         state.reason, state.restarts = record.reason, record.restarts
@@ -226,7 +243,11 @@ class RegisteredHandover(Handover):
         if info:
             self.begin(kernel)
         if heard.again:
-            logger.warning("kernel %s: what it has said meanwhile is not known", kernel.id)
+            logger.warning(
+                "kernel %s: what it has said meanwhile is not known",
+                kernel.id,
+                extra={"kernel_id": kernel.id},
+            )
         return heard
 
     async def was_being_replaced(self, kernel_id: str) -> bool:
@@ -245,11 +266,20 @@ class RegisteredHandover(Handover):
         try:
             journal = Journal.open(self._journal_path(kernel_id))
         except UnusableJournal as error:
-            logger.error("kernel %s: how far its clients are is not known: %s", kernel_id, error)
+            logger.error(
+                "kernel %s: how far its clients are is not known: %s",
+                kernel_id,
+                error,
+                extra={"kernel_id": kernel_id},
+            )
             return None
         if journal.epoch == epoch:
             return journal
-        logger.error("kernel %s: its log is gone, and numbers begin anew", kernel_id)
+        logger.error(
+            "kernel %s: its log is gone, and numbers begin anew",
+            kernel_id,
+            extra={"kernel_id": kernel_id},
+        )
         journal.remove()
         return None
 
@@ -285,7 +315,12 @@ class RegisteredHandover(Handover):
             path.parent.mkdir(mode=0o700, exist_ok=True)
             traffic.clients.journal = Journal.create(path, traffic.log.epoch)
         except (OSError, UnusableJournal) as error:
-            logger.error("kernel %s: a crash loses how far clients are: %s", kernel.id, error)
+            logger.error(
+                "kernel %s: a crash loses how far clients are: %s",
+                kernel.id,
+                error,
+                extra={"kernel_id": kernel.id},
+            )
         if traffic.tracker.keeping is None:
             keeping = RegisteredExecutions(self._registry, kernel.id)
             traffic.tracker.keeping = keeping
@@ -299,7 +334,11 @@ class RegisteredHandover(Handover):
             if record is not None:
                 await self._registry.save(record)
         except Exception:  # of a provisioner of somebody else's making, or of the disk
-            logger.exception("kernel %s: the next server will not know it", kernel_id)
+            logger.exception(
+                "kernel %s: the next server will not know it",
+                kernel_id,
+                extra={"kernel_id": kernel_id},
+            )
 
     async def delete(self, kernel_id: str) -> None:
         """As `Handover.delete`."""

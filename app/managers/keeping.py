@@ -27,6 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from app.keeper.hearings import Heard
+from app.keeper.output import OUTPUT_BYTES
 from app.keeper.processes import (
     UNKNOWN_EXIT,
     open_process,
@@ -348,7 +349,12 @@ class Keeper:
             except ProcessLookupError:
                 raise
             except (KeeperUnavailable, OSError) as error:
-                logger.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
+                logger.warning(
+                    "kernel %s is signalled without its keeper: %s",
+                    kernel_id,
+                    error,
+                    extra={"kernel_id": kernel_id},
+                )
         watched.signal(number)
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
@@ -567,7 +573,12 @@ class Keeper:
         try:
             await self.hear(line, line.directory, line.info, anew=False)
         except (KeeperUnavailable, KernelUnreachable) as error:
-            logger.error("kernel %s is not heard: %s", kernel_id, error.message)
+            logger.error(
+                "kernel %s is not heard: %s",
+                kernel_id,
+                error.message,
+                extra={"kernel_id": kernel_id},
+            )
             self._loop.call_later(RETRY_SECONDS, self._hear_late, kernel_id)
 
     async def _hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
@@ -581,7 +592,9 @@ class Keeper:
             try:
                 answer, _ = await link.ask({**asked, "anew": False, **fields})
             except (KeeperRefuses, OSError) as error:
-                logger.error("kernel %s is not heard: %s", kernel_id, error)
+                logger.error(
+                    "kernel %s is not heard: %s", kernel_id, error, extra={"kernel_id": kernel_id}
+                )
                 self._loop.call_later(RETRY_SECONDS, self._hear_late, kernel_id)
                 continue
             found.append((line, msgspec.convert(answer, Heard)))
@@ -708,7 +721,12 @@ class Keeper:
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:
-            logger.error("kernel %s is not kept: %s", watched.kernel_id, error)
+            logger.error(
+                "kernel %s is not kept: %s",
+                watched.kernel_id,
+                error,
+                extra={"kernel_id": watched.kernel_id},
+            )
 
 
 def check_state_dir(settings: Settings) -> None:
@@ -736,7 +754,7 @@ def new_keeper(settings: Settings, directory: Path, own: Sequence[Path]) -> Keep
         log_total_bytes=settings.log_total_bytes,
         log_age=settings.log_age,
         orphan_timeout=settings.orphan_timeout if settings.keeps else None,
-        output_bytes=settings.output_log_bytes,
+        output_bytes=OUTPUT_BYTES,
         own=own,
     )
 

@@ -99,6 +99,7 @@ class Kernel:
     ) -> None:
         settings = house.settings
         self.id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
@@ -313,7 +314,7 @@ class Kernel:
         try:
             heard = await self._house.handover.recover(self, record, info, heard)
         except Exception:
-            logger.exception("kernel %s: what it has said and done is not known", self.id)
+            self._logger.exception("kernel %s: what it has said and done is not known", self.id)
             return None
         if another:
             self.traffic.expect_process()
@@ -355,7 +356,7 @@ class Kernel:
     def _doubt(self, why: str) -> None:
         """Whether the process runs, or answers ever again, is not known; it is said once."""
         if self.state.lifecycle is not Lifecycle.UNKNOWN or self.state.reason != why:
-            logger.warning("kernel %s may run or not: %s", self.id, why)
+            self._logger.warning("kernel %s may run or not: %s", self.id, why)
             self.state.begin(Lifecycle.UNKNOWN, why)
 
     def _on_reach(self, why: str) -> None:
@@ -618,26 +619,26 @@ class Kernel:
         except ServerStopping:  # while it waited for its turn: it is left or stopped now
             pass
         except Exception:
-            logger.exception("kernel %s: its supervision failed", self.id)
+            self._logger.exception("kernel %s: its supervision failed", self.id)
             await self._end_unsupervised()
 
     async def _live_once(self) -> bool:
         """See one process through its life; whether there is another."""
         reason = await self._come_up_and_die()
         if self.traffic.shutdown_asked:
-            logger.info("kernel %s: shut down as a client asked it to", self.id)
+            self._logger.info("kernel %s: shut down as a client asked it to", self.id)
             self.reports.shut_down_by_client()
             await self._retire()
             return False
         if self.traffic.restart_asked:
-            logger.info("kernel %s: restarted as a client asked it to", self.id)
+            self._logger.info("kernel %s: restarted as a client asked it to", self.id)
             await self._restart_as_asked()
             return True
         delay = self._restarts.on_death(asyncio.get_running_loop().time())
         if not self._was_ready or not self._house.settings.autorestart or delay is None:
             await self._bury(reason)
             return False
-        logger.warning("kernel %s: %s; it is restarted", self.id, reason)
+        self._logger.warning("kernel %s: %s; it is restarted", self.id, reason)
         self.reports.restarting(reason, self._restarts.deaths)
         self.state.on_restart(reason)
         self.traffic.voice.announce("restarting")
@@ -730,7 +731,7 @@ class Kernel:
             if not way:
                 await launches.end(error.message, restart=True)
                 return error.message
-            logger.info("kernel %s: %s; starting it %s", self.id, error.message, way)
+            self._logger.info("kernel %s: %s; starting it %s", self.id, error.message, way)
             await self.traffic.disconnect()
             await launches.release(restart=False)
             await self._launch("fallback")
@@ -776,13 +777,15 @@ class Kernel:
             await self._house.handover.forget(self)
             self._launches.remove_output()
         except Exception:  # of the disk: the kernel is gone all the same
-            logger.exception("kernel %s: something of it stays in the state directory", self.id)
+            self._logger.exception(
+                "kernel %s: something of it stays in the state directory", self.id
+            )
         await self.traffic.remove_log()
         self._on_gone(self)
 
     async def _bury(self, reason: str) -> None:
         """There is no process any more, and none will come unless it is asked for."""
-        logger.error("kernel %s is dead: %s", self.id, reason)
+        self._logger.error("kernel %s is dead: %s", self.id, reason)
         self.reports.dead(reason)
         await self._launches.release(restart=False)
         await self.traffic.close(reason)

@@ -14,7 +14,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from app.keeper.hearings import Heard
-from app.keeper.output import ProcessOutput
+from app.keeper.output import OUTPUT_BYTES, ProcessOutput
 from app.keeper.sockets import ConnectionInfo
 from app.managers.adoption import Gone, adopt_process, note_process
 from app.managers.errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
@@ -94,6 +94,7 @@ class Launches:
         self.place = self.cwd = place
         self.env = env
         self._id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
         self._spec = spec
         self._house = house
@@ -101,7 +102,7 @@ class Launches:
         self._state = state
         self._on_reach = on_reach
         self._manager: KernelManager | None = None
-        self._output = ProcessOutput(house.output_file(kernel_id), house.settings.output_log_bytes)
+        self._output = ProcessOutput(house.output_file(kernel_id), OUTPUT_BYTES)
         self._transport: Transport = house.transports.choose(spec)
         self._oom = OOMWatch(None)
         self._port_attempts = 0
@@ -217,7 +218,7 @@ class Launches:
             settings.kernel_argv,
             max(settings.kernel_info_timeout, CALL_SECONDS),
         )
-        logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
+        self._logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
         self._oom = OOMWatch(process.pid)
         if not is_fallback:
             self._state.generation += 1
@@ -344,7 +345,7 @@ class Launches:
             reachable.cancel()
         await self._traffic.stdin_connected()
         if not (was_up or (own.answered and own.heard_iopub)):
-            logger.warning(
+            self._logger.warning(
                 "kernel %s: taken for ready although it %s",
                 self._id,
                 "was not heard on iopub" if own.answered else "does not answer kernel_info",
@@ -388,7 +389,7 @@ class Launches:
         tail = await process.tail()
         if tail and not self._house.settings.allow_tracebacks:
             # Interpreters that crash write one. It is for the log, not for clients.
-            logger.info("kernel %s: the last it wrote:\n%s", self._id, tail)
+            self._logger.info("kernel %s: the last it wrote:\n%s", self._id, tail)
             return problem
         return f"{problem}. The last it wrote:\n{tail}" if tail else problem
 
@@ -430,9 +431,9 @@ class Launches:
                 if await self._end_by_itself(process, restart=restart):
                     return
             if not await process.terminate(TERMINATE_SECONDS):
-                logger.warning("kernel %s ignores SIGTERM", self._id)
+                self._logger.warning("kernel %s ignores SIGTERM", self._id)
         except KernelUnreachable as error:  # the kill comes next, and may find another way
-            logger.warning("kernel %s cannot be shut down: %s", self._id, error.message)
+            self._logger.warning("kernel %s cannot be shut down: %s", self._id, error.message)
 
     async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
         """Ask the kernel to shut down; whether it does within the time that it has for that."""
@@ -453,7 +454,7 @@ class Launches:
                 if has_agreed and children:
                     in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
                 if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
-                    logger.info("kernel %s waits for children that have ended", self._id)
+                    self._logger.info("kernel %s waits for children that have ended", self._id)
                     return False
             has_agreed = answer.done() and answer.result() is not None
             what = (
@@ -461,7 +462,7 @@ class Launches:
                 if has_agreed
                 else "ignores its shutdown request"
             )
-            logger.info("kernel %s %s after %g s", self._id, what, seconds)
+            self._logger.info("kernel %s %s after %g s", self._id, what, seconds)
             return False
         finally:
             answer.cancel()
@@ -490,7 +491,9 @@ class Launches:
             try:
                 await bounded(self._manager.cleanup_resources(restart=restart))
             except Exception as error:  # the process has ended, and that is what matters
-                logger.warning("kernel %s is not cleaned up after: %s", self._id, described(error))
+                self._logger.warning(
+                    "kernel %s is not cleaned up after: %s", self._id, described(error)
+                )
         if not restart:
             self._manager = None
 

@@ -145,7 +145,12 @@ class Line:
         try:
             await self._hearer.disconnect(self.kernel_id)
         except (KeeperUnavailable, OSError) as error:
-            logger.warning("kernel %s: its sockets stay open: %s", self.kernel_id, error)
+            logger.warning(
+                "kernel %s: its sockets stay open: %s",
+                self.kernel_id,
+                error,
+                extra={"kernel_id": self.kernel_id},
+            )
 
     def drop(self) -> None:
         """The kernel is gone."""

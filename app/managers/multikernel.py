@@ -177,7 +177,12 @@ class MultiKernelManager:
         file = Path(record.connection_file)
         near = is_near(record.connection, self._settings.external_networks)
         if not self._knows_external or not near:
-            logger.warning("kernel %s (%s) is not to be used any more", record.id, file)
+            logger.warning(
+                "kernel %s (%s) is not to be used any more",
+                record.id,
+                file,
+                extra={"kernel_id": record.id},
+            )
             await self._handover.delete(record.id)
             return
         kernel = self._external[file] = ExternalKernel(

@@ -10,7 +10,10 @@ from typing import Final
 
 from app.protocol.messages import ClientMessage
 
-__all__ = ["Outbox"]
+__all__ = ["BACKLOG_BYTES", "Outbox"]
+
+BACKLOG_BYTES: Final = 16 * 2**20
+"""Bytes of requests that may wait for one kernel before its clients are held back."""
 
 FAILED_SECONDS: Final = 1.0
 """How long requests wait, at the most, for a failed execution to be over; and how often to look

@@ -196,7 +196,12 @@ class Registry:
         try:
             found: list[ExecutionRecord] = await self._call(self._store.load_executions, kernel_id)
         except sqlite3.Error as error:
-            logger.error("the executions of kernel %s cannot be read: %s", kernel_id, error)
+            logger.error(
+                "the executions of kernel %s cannot be read: %s",
+                kernel_id,
+                error,
+                extra={"kernel_id": kernel_id},
+            )
             return []
         return found
 

@@ -88,7 +88,7 @@ class SessionManager:
         """The models of all sessions, as a JSON list; those whose kernel is gone are forgotten."""
         gone = [session for session in self._sessions.values() if not self._has_kernel(session)]
         for session in gone:
-            logger.info("%s", _farewell(session))
+            logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
             del self._sessions[session.id]
         models = [self.model(session) for session in self._sessions.values()]
         if gone:
@@ -244,7 +244,7 @@ class SessionManager:
             if session.path == path:
                 if self._has_kernel(session):
                     return session
-                logger.info("%s", _farewell(session))
+                logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
                 await self._forget(session)
         return None
 

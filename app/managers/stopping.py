@@ -61,7 +61,9 @@ async def _leave_quietly(kernel: Kernel) -> bool:
         return await kernel.leave()
     except Exception:
         logger.exception(
-            "kernel %s is left without all that the next server should know", kernel.id
+            "kernel %s is left without all that the next server should know",
+            kernel.id,
+            extra={"kernel_id": kernel.id},
         )
         return True
 
@@ -71,9 +73,16 @@ async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
     try:
         await kernel.stop(now=now)
     except KernelNotStopped as error:
-        logger.error("kernel %s could not be stopped: %s", kernel.id, error.message)
+        logger.error(
+            "kernel %s could not be stopped: %s",
+            kernel.id,
+            error.message,
+            extra={"kernel_id": kernel.id},
+        )
     except Exception:
-        logger.exception("kernel %s could not be stopped", kernel.id)
+        logger.exception(
+            "kernel %s could not be stopped", kernel.id, extra={"kernel_id": kernel.id}
+        )
         with contextlib.suppress(Exception):
             await kernel.kill()
     else:

@@ -30,7 +30,7 @@ from app.managers.interrupts import InterruptWatch
 from app.managers.late_output import OUTPUT_TYPES
 from app.managers.line import Hearer, Line
 from app.managers.log import Entry, Gap, MessageLog, Position
-from app.managers.outbox import Outbox
+from app.managers.outbox import BACKLOG_BYTES, Outbox
 from app.managers.own_requests import OwnRequests
 from app.managers.request_ends import RequestEnds, is_execution
 from app.managers.state import KernelState, Lifecycle
@@ -50,6 +50,9 @@ from app.settings import Settings
 __all__ = ["Traffic"]
 
 logger = logging.getLogger(__name__)
+
+EXECUTIONS_KEPT: Final = 1000
+"""Executions that have ended, and are remembered, per kernel."""
 
 MESSAGES_PER_TURN: Final = 64
 BYTES_PER_TURN: Final = 2**19
@@ -95,6 +98,7 @@ class Traffic:
         # here. Unlike last_activity it stands still for what a background thread prints.
         self.active_since = time.monotonic()
         self._kernel_id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._settings = settings
         self.counters = counters
         self._state = state
@@ -105,7 +109,7 @@ class Traffic:
         self.own = OwnRequests(line)
         self.tracker = ExecutionTracker(
             log,
-            settings.executions_kept,
+            EXECUTIONS_KEPT,
             on_unanswered=lambda execution: self.ends.answer_for(execution),
             on_overdue=self._on_overdue,
             on_complete=lambda execution: self.ends.wait_for_stragglers(execution),
@@ -119,7 +123,7 @@ class Traffic:
         self._reading: asyncio.Handle | None = None
         self._replaying = False
         self._interrupts = InterruptWatch(self._main_shell_runs, self.own.wake_main_shell)
-        self._outbox = Outbox(settings.websocket_backlog_bytes)
+        self._outbox = Outbox(BACKLOG_BYTES)
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.begun = 0
         """How often the kernel has begun with something that others than this server asked for."""
@@ -440,7 +444,9 @@ class Traffic:
         except MalformedMessage as error:  # nobody who writes a log as he should has written that
             self.on_malformed(self._dropped + 1, entry.message.channel, str(error))
         except Exception:
-            logger.exception("kernel %s: number %d is not understood", self._kernel_id, entry.seq)
+            self._logger.exception(
+                "kernel %s: number %d is not understood", self._kernel_id, entry.seq
+            )
 
     def on_entry(self, entry: Entry) -> None:
         """Draw the conclusions of one number of the log."""
@@ -641,7 +647,7 @@ class Traffic:
             self._ignored_silently += 1
             return
         more = f" (and {self._ignored_silently} more)" if self._ignored_silently else ""
-        logger.warning(f"kernel %s: {text}%s", self._kernel_id, value, more)
+        self._logger.warning(f"kernel %s: {text}%s", self._kernel_id, value, more)
         self._ignored_silently = 0
         self._next_ignored_line = now + 1.0
 
@@ -650,7 +656,7 @@ class Traffic:
         self.counters.malformed += max(0, count - self._dropped)
         self._dropped = max(count, self._dropped)
         if count & (count - 1) == 0:
-            logger.warning(
+            self._logger.warning(
                 "kernel %s: %d malformed messages dropped, the last on %s: %s",
                 self._kernel_id,
                 count,

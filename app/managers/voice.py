@@ -102,7 +102,11 @@ class Voice:
             async with asyncio.timeout(SAY_SECONDS):
                 await said
         except TimeoutError:
-            logger.warning("kernel %s: its log is not written", self._line.kernel_id)
+            logger.warning(
+                "kernel %s: its log is not written",
+                self._line.kernel_id,
+                extra={"kernel_id": self._line.kernel_id},
+            )
         finally:
             del self._awaited[msg_id]
 

@@ -36,6 +36,9 @@ __all__ = ["WarmKernels"]
 
 logger = logging.getLogger(__name__)
 
+MAX_AGE_SECONDS: Final = 3600.0
+"""After which a kernel that nobody has claimed is replaced."""
+
 CHECK_SECONDS: Final = 15.0
 """How often parked kernels are looked after; more often if they must not get as old as that."""
 
@@ -78,7 +81,6 @@ class WarmKernels:
         self._specs = specs
         self._starts = house.starts
         self._as_started = (cwd, env)
-        self._max_age = house.settings.warm_kernel_age
         self._counters: Counters = house.counters
         self._pools = {name.lower(): _Pool(name, number) for name, number in wanted.items()}
         self._stops: set[asyncio.Task[None]] = set()
@@ -121,7 +123,11 @@ class WarmKernels:
             elif not move.needed or await self._move(kernel, move):
                 return kernel
             else:
-                logger.info("warm kernel %s could not be moved, and is stopped", kernel.id)
+                logger.info(
+                    "warm kernel %s could not be moved, and is stopped",
+                    kernel.id,
+                    extra={"kernel_id": kernel.id},
+                )
                 self._stop(kernel)
         return None
 
@@ -178,7 +184,7 @@ class WarmKernels:
     async def _look_after(self, pool: _Pool) -> None:
         """Stop kernels that are too old, do not answer, or whose kernelspec has changed."""
         while True:
-            await asyncio.sleep(min(CHECK_SECONDS, self._max_age))
+            await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self._check(pool)
             except Exception:  # a bug here must not end the pool
@@ -191,12 +197,18 @@ class WarmKernels:
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)
             if why and pool.remove(kernel):
-                logger.info("warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why)
+                logger.info(
+                    "warm kernel %s (%s) is stopped: %s",
+                    kernel.id,
+                    pool.name,
+                    why,
+                    extra={"kernel_id": kernel.id},
+                )
                 self._stop(kernel)
 
     async def _what_is_wrong(self, pool: _Pool, kernel: Kernel, spec: KernelSpec | None) -> str:
         age = asyncio.get_running_loop().time() - pool.parked.get(kernel, 0.0)
-        if age > self._max_age:
+        if age > MAX_AGE_SECONDS:
             return "it is too old"
         if spec is None or not _same(kernel.spec, spec):
             return "its kernelspec has changed"

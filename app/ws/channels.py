@@ -196,10 +196,12 @@ class ChannelsConnection:
                 await self._close(KERNEL_GONE, "the kernel was shut down")
         except (WebSocketDisconnect, OSError):
             pass  # the listener sees it too, and ends the connection
-        except asyncio.CancelledError:
-            raise
         except Exception:
-            logger.exception("kernel %s: cannot send to a client", self._kernel.id)
+            logger.exception(
+                "kernel %s: cannot send to a client",
+                self._kernel.id,
+                extra={"kernel_id": self._kernel.id},
+            )
             await self._close(INTERNAL_ERROR, "the server failed")
 
     def _notice(self, gap: Gap) -> Message:

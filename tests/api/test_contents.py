@@ -213,7 +213,8 @@ async def test_a_state_directory_below_the_root_is_not_shown(
 ) -> None:
     state = home.root_dir / "own"
     state.mkdir(mode=0o700)
-    server = make_server("--state-dir", str(state), home=home)
+    home.state_dir = state
+    server = make_server(home=home)
     async with RestClient(server.url, server.token) as rest:
         assert (await get(rest, ""))["content"] == []
         await refused(rest, "GET", "own", 404, "contents_not_found")

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.managers.executions import MAX_WAITING
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, Executions, Json
@@ -490,13 +491,13 @@ async def test_how_long_code_may_run_can_be_set(make_server: MakeServer) -> None
 
 
 async def test_only_so_many_may_wait(make_server: MakeServer) -> None:
-    server = make_server("--execution-queue-limit", "2")
+    server = make_server()
     async with kernels_of(server) as start:
         kernel = await start()
         executions = Executions(kernel.rest, kernel.id)
         running = await executions.begin("sleep 60")
         await executions.until(running, "started")
-        for _ in range(2):
+        for _ in range(MAX_WAITING):
             await executions.begin("print a")
         response = await executions.post("print a")
         error_of(response, 429, "too_many_executions")

@@ -1,9 +1,7 @@
-"""docs/configuration.md, made from the options in app/settings.py."""
+"""docs/configuration.md, made from the options in app/options.py."""
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
@@ -13,23 +11,49 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from app.settings import Settings
+from app.options import GROUPS, KERNEL_ENVIRONMENT
 
 __all__ = ["page"]
 
 _BEGINNING: Final = """\
 # Configuration
 
-<!-- Made from app/settings.py by scripts/generate: what is changed here is lost. -->
+<!-- Made from app/options.py by scripts/generate: what is changed here is lost. -->
 
-Every option is a flag of the `kernelkeep` command and a variable of its environment:
-`cull_interval` is `--cull-interval 60` and `KERNELKEEP_CULL_INTERVAL=60`. A flag counts more. What
-can be on or off is `--open-docs` or `--no-open-docs`, and `true` or `false` in the environment.
-Lists are written with commas, or as JSON. A wrong value stops the start with one line that names
-the option.
+Every option is a flag of the `kernelkeep` command, a variable of its environment and a key in a
+file: `cull_interval` is `--cull-interval 60`, `KERNELKEEP_CULL_INTERVAL=60`, `cull_interval = 60`.
+A flag counts more than the environment, and that more than the file. A flag may be given once,
+but for lists. What can be on or off is `--open-docs` or `--no-open-docs`, and `true` or `false`
+elsewhere. Lists are written with commas, or as JSON, and in a file as TOML. A wrong value stops
+the start (exit code 2) with one line that names the option.
 
-`uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment only. Options that
-Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has the map.
+`uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment and the file. Options
+that Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has the map.
+
+## The file
+
+The file is the one that `--config PATH` or `KERNELKEEP_CONFIG` names, or else `kernelkeep.toml`
+in the working directory, if there is one. It is TOML. An option has the same name as everywhere.
+It stands at the top, or, where the sections below name a table, in that table:
+
+```toml
+default_kernel_name = "python3"
+warm_kernels = { python3 = 2 }
+
+[culling]
+cull_idle_timeout = 3600
+cull_connected = true
+
+[log]
+log_format = "json"
+```
+
+The file must belong to the user who starts the service, or to root, and nobody else may be able
+to write it, the group included: it can name code that is run (`authorizer_class`). With `token`
+in it nobody else may be able to read it (0600). The start stops, as it does for a wrong value, if
+the file has an option that does not exist, stands in the table of another group or is given
+twice, or has a group that is no table, and if a file that is named does not exist. The files API
+neither shows nor changes the file.
 """
 
 _KINDS: Final[dict[Any, str]] = {
@@ -57,29 +81,18 @@ def page() -> str:
 
 def _lines() -> Iterator[str]:
     yield _BEGINNING
-    heading = None
-    for group, name in _options():
-        if group != heading:
-            yield from (*([""] if heading else []), f"## {group}", "")
-            yield from ("| Option | Value | Default | |", "|---|---|---|---|")
-            heading = group
-        field = Settings.model_fields[name]
-        cells = (f"`{name}`", _value(field), _default(name, field), field.description or "")
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-    patterns = Settings.model_fields["kernel_env_allow"].default
+    for number, group in enumerate(GROUPS):
+        heading = (group.__doc__ or "").rstrip(".")
+        yield from (*([""] if number else []), f"## {heading}", "")
+        if group.table:
+            yield from (f"In a file at the top or in the table `[{group.table}]`.", "")
+        yield from ("| Option | Value | Default | |", "|---|---|---|---|")
+        for name, field in group.model_fields.items():
+            cells = (f"`{name}`", _value(field), _default(name, field), field.description or "")
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield from ("", "## The environment of kernels", "")
     yield from ("The default of `kernel_env_allow`:", "")
-    yield from ("```text", *_wrapped(patterns), "```", "")
-
-
-def _options() -> Iterator[tuple[str, str]]:
-    """Each option and the comment that its group of options begins with."""
-    group = ""
-    for line in inspect.getsource(Settings).splitlines():
-        if match := re.fullmatch(r"    # (.+)", line):
-            group = match[1]
-        elif (match := re.match(r"    (\w+): ", line)) and match[1] in Settings.model_fields:
-            yield group, match[1]
+    yield from ("```text", *_wrapped(KERNEL_ENVIRONMENT), "```", "")
 
 
 def _value(field: FieldInfo) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.managers.environment import MAX_ENTRY_BYTES, MAX_TOTAL_BYTES, kernel_environment
 from app.managers.errors import InvalidEnvironment
-from app.settings import KERNEL_ENVIRONMENT
+from app.options import KERNEL_ENVIRONMENT
 
 SERVER = {
     "PATH": "/bin",

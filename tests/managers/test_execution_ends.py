@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
@@ -32,6 +33,8 @@ class KernelOfManyFates(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("app.managers.executions.MAX_WAITING", 5)
         self.kernel = self.run(_make_kernel())
         self.known: list[Execution] = []
         self.ends: dict[Execution, list[ExecutionState]] = {}
@@ -54,6 +57,7 @@ class KernelOfManyFates(RuleBasedStateMachine):
         return self.run(work())
 
     def teardown(self) -> None:
+        self.patch.undo()
         if self.kernel.state.lifecycle is not Lifecycle.DEAD:
             self.call(self.kernel.state.begin, Lifecycle.STOPPING)
             self.run(self.kernel.end_process())
@@ -208,7 +212,7 @@ class KernelOfManyFates(RuleBasedStateMachine):
 
 
 async def _make_kernel() -> ScriptedKernel:
-    return ScriptedKernel(execution_queue_limit=5)
+    return ScriptedKernel()
 
 
 TestKernelOfManyFates = KernelOfManyFates.TestCase

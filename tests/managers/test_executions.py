@@ -331,8 +331,10 @@ async def test_one_that_the_kernel_has_forgotten_holds_nobody_up(kernel: Scripte
     assert forgotten.state is RUNNING
 
 
-async def test_only_so_many_may_wait(kernel: ScriptedKernel) -> None:
-    kernel = ScriptedKernel(execution_queue_limit=3)
+async def test_only_so_many_may_wait(
+    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.managers.executions.MAX_WAITING", 3)
     running = kernel.run()
     for _ in range(3):
         kernel.run()
@@ -343,8 +345,10 @@ async def test_only_so_many_may_wait(kernel: ScriptedKernel) -> None:
     kernel.run()
 
 
-async def test_their_code_may_take_only_so_much_memory() -> None:
-    kernel = ScriptedKernel(websocket_backlog_bytes=2**16)
+async def test_their_code_may_take_only_so_much_memory(
+    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.managers.executions.BACKLOG_BYTES", 2**16)
     first = kernel.run()
     held = kernel.run("x" * 2**16)
     with pytest.raises(TooManyExecutions):
@@ -567,8 +571,9 @@ async def test_pages_have_the_newest_last(kernel: ScriptedKernel) -> None:
         page(2, "none")
 
 
-async def test_the_oldest_that_have_ended_are_forgotten() -> None:
-    kernel = ScriptedKernel(executions_kept=3)
+async def test_the_oldest_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.managers.traffic.EXECUTIONS_KEPT", 3)
+    kernel = ScriptedKernel()
     under_way = kernel.send()
     ended = [kernel.send() for _ in range(5)]
     for execution_id in ended:

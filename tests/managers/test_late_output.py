@@ -149,8 +149,9 @@ async def test_an_update_by_a_later_execution_changes_the_earlier_ones_output() 
     assert kernel.executions.showing("y") == kernel.executions.showing(None) == []
 
 
-async def test_what_is_forgotten_shows_nothing() -> None:
-    kernel = ScriptedKernel(executions_kept=1)
+async def test_what_is_forgotten_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.managers.traffic.EXECUTIONS_KEPT", 1)
+    kernel = ScriptedKernel()
     for _ in range(3):
         execution = kernel.run()
         kernel.is_busy(execution)

@@ -193,10 +193,21 @@ async def test_what_cannot_be_kept_warm_is_said_once_and_the_rest_goes_on(
     await claimed(start, "python3")
 
 
-async def test_one_that_hangs_or_is_too_old_is_replaced(
-    make_server: MakeServer,
-) -> None:
-    server = make_server("--warm-kernels", "fake=1", "--warm-kernel-age", "8")
+class AgeingServer(ServerProcess):
+    """A server whose warm kernels are too old after 8 seconds."""
+
+    @property
+    def command(self) -> list[str]:
+        python, _, _, *arguments = super().command
+        program = (
+            "import app.managers.warm as warm; warm.MAX_AGE_SECONDS, warm.CHECK_SECONDS = 8, 4\n"
+            "import app.cli; app.cli.main()"
+        )
+        return [python, "-c", program, *arguments]
+
+
+async def test_one_that_hangs_or_is_too_old_is_replaced(make_server: MakeServer) -> None:
+    server = make_server("--warm-kernels", "fake=1", kind=AgeingServer)
     async with kernels_of(server) as start:
         await parked(start.rest, "fake")
         (pid,) = fake_processes(server)

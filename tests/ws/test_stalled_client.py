@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from app.managers.outbox import BACKLOG_BYTES
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
@@ -95,7 +96,7 @@ async def test_the_server_stops_within_its_bound_all_the_same(make_server: MakeS
 async def test_one_that_vanishes_while_it_is_held_back_is_noticed(make_server: MakeServer) -> None:
     """Its own requests wait for a kernel that takes none, so it is not being read from."""
     server = make_server(
-        *("--websocket-backlog-bytes", "65536", "--websocket-ping-interval", str(PING_INTERVAL)),
+        *("--websocket-ping-interval", str(PING_INTERVAL)),
         *("--websocket-ping-timeout", str(PING_TIMEOUT)),
         specs={"late": Spec(flags=("--slow-start", "600"))},
     )
@@ -103,7 +104,7 @@ async def test_one_that_vanishes_while_it_is_held_back_is_noticed(make_server: M
         kernel = await start("late", ready=False)
         held_back = await kernel.connect()
         for _ in range(5):
-            await held_back.send_execute("print " + 50_000 * "x")
+            await held_back.send_execute("print " + BACKLOG_BYTES // 3 * "x")
         # Being held back is no reason to be cut.
         await asyncio.sleep(2 * (PING_INTERVAL + PING_TIMEOUT))
         assert (await kernel.model())["connections"] == 2

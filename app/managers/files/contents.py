@@ -12,7 +12,7 @@ import shutil
 import stat
 import threading
 from base64 import b64decode, encodebytes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -88,9 +88,9 @@ class Found(NamedTuple):
 class Contents:
     """The contents manager. Methods may be called from several threads at once."""
 
-    def __init__(self, root: Path, private: Path) -> None:
-        self._tree = Tree(root, [private])
-        self._notebooks = Notebooks(private)
+    def __init__(self, root: Path, state_dir: Path, hidden: Iterable[Path] = ()) -> None:
+        self._tree = Tree(root, [state_dir, *hidden])
+        self._notebooks = Notebooks(state_dir)
         self._checkpoints = Checkpoints()
         self._uploads = Uploads()
         # Between the look at a file's version and its change: of two writers that both have seen
@@ -370,6 +370,7 @@ class Contents:
         place, new = self._tree.find_to_change(path), self._tree.find_to_change(new_path)
         if not place.path or not new.path:
             raise InvalidContents("The root directory cannot be renamed")
+        self._tree.check_movable(place)
         with filesystem_errors(place):
             place.entry.lstat()
             if new.path == place.path:
@@ -390,6 +391,7 @@ class Contents:
         place = self._tree.find_to_change(path)
         if not place.path:
             raise InvalidContents("Can't delete root")
+        self._tree.check_movable(place)
         with filesystem_errors(place):
             with self._changes(place, precondition):
                 if place.entry.is_symlink() or not place.entry.is_dir():

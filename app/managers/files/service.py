@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ WORK_SECONDS: Final = 60.0
 class ContentsService:
     """Runs the methods of ``contents`` without blocking the event loop."""
 
-    def __init__(self, root: Path, state_dir: Path) -> None:
-        self.contents = Contents(root, state_dir)
+    def __init__(self, root: Path, state_dir: Path, hidden: Iterable[Path] = ()) -> None:
+        self.contents = Contents(root, state_dir, hidden)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="contents")
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -50,7 +50,7 @@ class Place(NamedTuple):
 class Tree:
     """The visible files below ``root``, which must be an absolute path without symbolic links.
 
-    Hidden are names that begin with a dot, whatever is below one, and the ``private``
+    Hidden are names that begin with a dot, whatever is below one, and the ``private`` files and
     directories. Symbolic links are followed as long as they lead to what is visible.
     """
 
@@ -90,6 +90,14 @@ class Tree:
             return self.find(path)
         except ContentsNotFound:
             raise InvalidContents(f"Cannot change file or directory {path[:200]!r}") from None
+
+    def check_movable(self, place: Place) -> None:
+        """Raise `InvalidContents` for a directory that has something private below it.
+
+        Another directory could take its place, with a file that the service trusts.
+        """
+        if any(private.is_relative_to(place.entry) for private in self._private):
+            raise InvalidContents(f"Directory {place.path} has hidden files")
 
     def children(self, place: Place) -> Iterator[Place]:
         """What a directory shows, in the order of the names. Raises `OSError`."""

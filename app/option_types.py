@@ -1,0 +1,73 @@
+"""The types of options that are more than a text, a number or a switch."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_settings import NoDecode
+
+__all__ = ["AbsolutePath", "AbsolutePathOrNone", "Counts", "Networks", "Paths", "Words"]
+
+
+def _words(value: Any) -> Any:
+    """A list option may be written with commas, the way people write environment variables."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("not a JSON list of strings") from None
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _counts(value: Any) -> Any:
+    """Names with a number each, as ``python3=2,ir=1`` or as a JSON object."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("not a JSON object") from None
+    elif isinstance(value, str):
+        pairs = (word.partition("=") for word in value.split(",") if word.strip())
+        value = {name.strip(): number.strip() for name, _, number in pairs}
+    if not isinstance(value, dict):
+        raise ValueError("not names with a number each, like python3=2,ir=1")
+    for name, number in value.items():
+        if not name or not re.fullmatch(r"[0-9]{1,4}", str(number)):
+            raise ValueError(f"{str(name)[:40]!r} needs a number, like python3=2")
+    return {name: int(number) for name, number in value.items()}
+
+
+def _networks(value: list[str]) -> list[str]:
+    for network in value:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise ValueError("not an IP address or network, like 10.0.0.0/8") from None
+    return value
+
+
+def _absolute(value: Path) -> Path:
+    try:
+        return value.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # nobody's home, a loop of links, a name too long
+        raise ValueError(getattr(error, "strerror", None) or str(error)) from None
+
+
+def _absolute_or_none(value: Path | None) -> Path | None:
+    return None if value is None else _absolute(value)
+
+
+# NoDecode: in the environment they need not be JSON.
+Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
+Networks = Annotated[list[str], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
+Paths = Annotated[list[Path], NoDecode, BeforeValidator(_words)]
+Counts = Annotated[dict[str, int], NoDecode, BeforeValidator(_counts)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+AbsolutePathOrNone = Annotated[Path | None, AfterValidator(_absolute_or_none)]
