@@ -125,6 +125,8 @@ class Traffic:
         self.counters = counters
         self._state = state
         self._requests = PendingRequests()
+        # Of executions that had begun when this server started: they may be in the log again.
+        self._recalled: set[tuple[str, str]] = set()
         self.tracker = ExecutionTracker(
             log,
             settings.executions_kept,
@@ -772,6 +774,9 @@ class Traffic:
     def _on_request(self, message: Message, owner: str) -> None:
         """This request has left for the kernel."""
         header = message.header
+        if (header.msg_id, owner) in self._recalled:
+            self._recalled.discard((header.msg_id, owner))
+            return
         known = self._requests.find_unlogged(header, owner)
         if known is not None:
             known.logged, known.message = True, None
@@ -917,6 +922,7 @@ class Traffic:
         that have not ended.
         """
         log = self.log
+        self._recall()
         try:
             places = [one.place.cursor for one in self.tracker if not one.ended]
             start = max(log.first_seq, min([heard.end[0] - REPLAYED, *places]))
@@ -929,9 +935,28 @@ class Traffic:
                 await asyncio.sleep(0)
         finally:
             self._replaying = False
+            self._recalled.clear()
         self._connected = heard.connected
         self.answered = self.heard_iopub = heard.opened
         self._end_unsent()
+
+    def _recall(self) -> None:
+        """Owe clients an end of what the kernel had begun with, too.
+
+        Such an execution is read from its busy status on, and its request lies before that, behind
+        whatever the kernel did first.
+        """
+        for execution in self.tracker.under_way:
+            complete = execution.idle and execution.reply_status is not None
+            if complete or not (execution.running or execution.idle or execution.reply_status):
+                continue
+            with contextlib.suppress(MalformedMessage):
+                header = decode_header(execution.header)
+                message = ClientMessage("shell", header, [execution.header])
+                request = self._requests.add(message, execution.session)
+                request.logged, request.idle = True, execution.idle
+                request.replied = execution.reply_status is not None
+                self._recalled.add((execution.id, execution.session))
 
     def _end_unsent(self) -> None:
         """What the server before was killed with, on its way to whoever hears the kernel.
