@@ -47,6 +47,8 @@ class RequestEnds:
         self._tracker = tracker
         self._own = own
         self._voice = voice
+        # Of executions that had begun when this server started: they may be in the log again.
+        self._recalled: set[tuple[str, str]] = set()
         self.overdue = Overdue(own.answers_on_shell, tracker.finish_unanswered)
         self.stragglers = Stragglers(own.ask_on_control, tracker.finish)
         self.unanswered = Unanswered(self._answer_in_its_place)
@@ -157,6 +159,35 @@ class RequestEnds:
             if was_running:
                 reason = None
         return said
+
+    def recall(self) -> None:
+        """Owe clients an end of executions, too, that had begun when this server started.
+
+        Such an execution is read from its busy status on, and its request lies before that, behind
+        whatever the kernel did first.
+        """
+        for execution in self._tracker.under_way:
+            complete = execution.idle and execution.reply_status is not None
+            if complete or not (execution.running or execution.idle or execution.reply_status):
+                continue
+            with contextlib.suppress(MalformedMessage):
+                header = decode_header(execution.header)
+                message = ClientMessage("shell", header, [execution.header])
+                request = self.pending.add(message, execution.session)
+                request.logged, request.idle = True, execution.idle
+                request.replied = execution.reply_status is not None
+                self._recalled.add((execution.id, execution.session))
+
+    def is_recalled(self, msg_id: str, owner: str) -> bool:
+        """Whether a request that is met in the log was recalled; at the first time only."""
+        if (msg_id, owner) not in self._recalled:
+            return False
+        self._recalled.discard((msg_id, owner))
+        return True
+
+    def forget_recalled(self) -> None:
+        """The end of the log was gone through: what is met from now on is new."""
+        self._recalled.clear()
 
     def end_undelivered(self) -> None:
         """End what the server before was killed with, on its way to the keeper.

@@ -470,6 +470,8 @@ class Traffic:
     def _on_request(self, message: Message, owner: str) -> None:
         """This request has left for the kernel."""
         header = message.header
+        if self.ends.is_recalled(header.msg_id, owner):
+            return
         known = self.ends.pending.find_unlogged(header, owner)
         if known is not None:
             known.logged, known.message = True, None
@@ -553,6 +555,7 @@ class Traffic:
         that have not ended.
         """
         log = self.log
+        self.ends.recall()
         try:
             places = [one.place.cursor for one in self.tracker if not one.ended]
             start = max(log.first_seq, min([heard.end[0] - REPLAYED, *places]))

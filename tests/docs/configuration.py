@@ -27,8 +27,8 @@ but for lists. What can be on or off is `--open-docs` or `--no-open-docs`, and `
 elsewhere. Lists are written with commas, or as JSON, and in a file as TOML. A wrong value stops
 the start (exit code 2) with one line that names the option.
 
-`uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment and the file. Options
-that Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has the map.
+`uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment and the file.
+Options that Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has the map.
 
 ## The file
 

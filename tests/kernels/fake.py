@@ -83,6 +83,8 @@ Flag                      What it does
 --wrong-key               Signs with a wrong key
 --no-ipc exit|hang        If the connection file says ipc: exits with code 1 and a line on stderr,
                           or lives unbound
+--record FILE             Appends a line to FILE before each message that it sends but on stdin:
+                          channel, type, id, and the id of its parent (or ``-``)
 --children N              Forks N sleeping children in its process group; they ignore SIGINT,
                           inherit --ignore-sigterm and outlive the kernel
 ========================  ==========================================================================
@@ -242,6 +244,9 @@ class FakeKernel:
         self._foreground: Task | None = None
         self.background: list[Task] = []
         self._stopping = False
+        self._record: int | None = None
+        if options.record is not None:
+            self._record = os.open(options.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.shell = self._bind(zmq.ROUTER, "shell")
         self.control = self._bind(zmq.ROUTER, "control")
@@ -395,15 +400,25 @@ class FakeKernel:
         self.send_iopub(msg_type, self.wire.encode(msg_type, content, parent, **more))
 
     def send_iopub(self, topic: str, frames: list[bytes]) -> None:
+        self._note("iopub", frames)
         self.iopub.send_multipart([f"kernel.fake.{topic}".encode(), *frames])
 
     def reply(self, zmq_socket: zmq.Socket[bytes], request: Request, content: Json) -> None:
         msg_type = request.msg_type.replace("_request", "_reply")
         frames = self.wire.encode(msg_type, content, request.header)
+        self._note("shell" if zmq_socket is self.shell else "control", frames)
         self.send(zmq_socket, request, frames)
 
     def send(self, zmq_socket: zmq.Socket[bytes], to: Request, frames: list[bytes]) -> None:
         zmq_socket.send_multipart([*to.identities, *frames])
+
+    def _note(self, channel: str, frames: list[bytes]) -> None:
+        """Writes down what is about to be sent, in one write: kernels may share the file."""
+        if self._record is not None:
+            header, parent = (json.loads(part) for part in frames[2:4])
+            parent_id = parent.get("msg_id") or "-"
+            line = f"{channel} {header['msg_type']} {header['msg_id']} {parent_id}\n"
+            os.write(self._record, line.encode())
 
     # -- requests other than execute
 
@@ -719,6 +734,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chatter", metavar="TEXT")
     parser.add_argument("--serve-at", type=Path, metavar="FILE")
     parser.add_argument("--slow-start", type=float, default=0, metavar="SECONDS")
+    parser.add_argument("--record", type=Path, metavar="FILE")
     parser.add_argument("--no-ipc", choices=("exit", "hang"))
     parser.add_argument("--children", type=int, default=0, metavar="N")
     for flag in ("never-bind", "never-answer", "no-welcome", "no-control-kernel-info", "wrong-key"):

@@ -24,7 +24,7 @@ from tests.support.kernelspecs import (
 from tests.support.metrics import scrape
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient
-from tests.support.server import run_server
+from tests.support.server import ServerProcess, run_server
 
 
 async def test_nothing_is_missed_when_the_server_is_killed(servers: Servers) -> None:
@@ -406,6 +406,74 @@ async def test_without_the_keeper_they_are_found_and_what_is_lost_is_told(
     assert stranger.returncode is None
     stranger.kill()
     await stranger.wait()
+
+
+MUCH = "flood 600 20"
+"""More than is gone through again of what is not known to have begun."""
+
+
+async def begin_much(
+    server: ServerProcess, rest: RestClient, home: Home, kernel_id: str, code: str
+) -> tuple[JupyterChannels, str]:
+    """Have a client execute code that says much first; the client, and the execution's id."""
+    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+    msg_id = await channels.send_execute(f"{MUCH}\nprint enough\n{code}")
+    await channels.seen(lambda m: m.content.get("text") == "enough\n")
+    await eventually(lambda: is_stored_as_running(home, msg_id))
+    return channels, msg_id
+
+
+async def check_told(
+    server: ServerProcess, channels: JupyterChannels, kernel_id: str, msg_id: str
+) -> None:
+    """A client that comes back gets a reply to what it has asked, and the idle status."""
+    await channels.closed()
+    async with await JupyterChannels.connect(
+        server.ws_url, kernel_id, server.token, session_id=channels.session
+    ) as again:
+        exchange = await again.exchange(msg_id)
+        assert (exchange.reply["status"], exchange.states[-1]) == ("aborted", "idle")
+
+
+async def test_a_client_is_told_the_end_that_nobody_heard_of_what_had_said_much(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        code = "until open\nappend done yes"
+        channels, msg_id = await begin_much(server, rest, home, kernel_id, code)
+    servers.crash()
+    await asyncio.to_thread(servers.kill_keeper)
+    (home.root_dir / "open").touch()
+    await eventually((home.root_dir / "done").exists)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        ended = await Executions(rest, kernel_id).ended(msg_id)
+        assert (ended["state"], "nobody heard" in ended["reason"]) == ("lost", True)
+        await check_told(server, channels, kernel_id, msg_id)
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+
+
+async def test_a_client_is_told_the_end_of_what_had_said_much_and_died_without_a_server(
+    servers: Servers, home: Home
+) -> None:
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        pid = await pid_of(rest, kernel_id)
+        channels, msg_id = await begin_much(server, rest, home, kernel_id, "until open\ndie 7")
+    servers.crash()
+    (home.root_dir / "open").touch()
+    await eventually(lambda: not is_alive(pid))
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        ended = await Executions(rest, kernel_id).ended(msg_id)
+        assert (ended["state"], "code 7" in ended["reason"]) == ("lost", True)
+        await check_told(server, channels, kernel_id, msg_id)
+        await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
 
 
 async def test_a_registry_of_no_use_is_kept_aside_and_its_kernels_run_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Collection
 
 from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers, drill_waiting
@@ -30,6 +31,11 @@ async def noted(home: Home, execution_id: str, code: str) -> bytes:
     """The row of an execution, once it has the request."""
     await eventually(lambda: code.encode() in row_of(home, execution_id), 10)
     return row_of(home, execution_id)
+
+
+async def known(home: Home, execution_ids: Collection[str]) -> None:
+    """Return when the next server will know these executions, too."""
+    await eventually(lambda: all(row_of(home, each) for each in execution_ids), 10)
 
 
 def lines(home: Home) -> list[str]:
@@ -238,7 +244,7 @@ async def test_what_the_keeper_had_not_read_when_the_server_was_killed_runs_once
         keeper.suspend()
         runs = Executions(rest, kernel_id)
         sent = [await channels.send_execute(f"append cells {n}") for n in range(3)]
-        await known(runs, len(sent))
+        await known(home, sent)
         queued = await runs.begin("append cells 3")
     servers.crash()
     keeper.resume()
@@ -264,13 +270,12 @@ async def test_what_went_with_the_server_that_was_killed_has_an_end_too(
         channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
         (keeper,) = keepers(home.processes())
         keeper.suspend()
-        runs = Executions(rest, kernel_id)
         filler = "x" * 100_000
         sent = [
             await channels.send_execute(f"append cells {n}\nappend rest {filler}")
             for n in range(20)
         ]
-        await known(runs, len(sent))
+        await known(home, sent)
     servers.crash()
     keeper.resume()
     await channels.close()
@@ -285,13 +290,3 @@ async def test_what_went_with_the_server_that_was_killed_has_an_end_too(
         assert (await runs.run("append cells last"))["state"] == "ok"
         await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)
-
-
-async def known(runs: Executions, count: int) -> None:
-    """Return when the server knows so many executions, and so will the next one."""
-
-    async def are_known() -> bool:
-        return len(await runs.listed()) == count
-
-    await eventually(are_known, 10)
-    await asyncio.sleep(0.5)  # by when the registry has been told

@@ -2,6 +2,10 @@
 
 Or, with ``--waiting``, while cells wait for kernels: each must run exactly once.
 
+What readers get is held against what the kernels have written down themselves: nobody makes up a
+message or a reply, nothing is missing, nothing is aborted, and again comes only what was on its way
+when the server ended, to those who do not say where they are.
+
 ``python -m tests.support.drill [TIMES] [--end HOW]`` repeats it; `scripts/drill` is that.
 """
 
@@ -14,23 +18,29 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions, stream
 from tests.support.home import Home
-from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspec, write_kernelspecs
+from tests.support.kernelspecs import FAKE_SPECS, write_kernelspec, write_kernelspecs
 from tests.support.processes import eventually, eventually_sync, is_alive, keepers, kill_all
+from tests.support.record import Got, Record, earliest_repeat, recording
 from tests.support.rest import RestClient
 from tests.support.server import GRACEFUL, START_TIMEOUT, ServerProcess, UvicornServer
 
 KEEP = ("--on-shutdown", "keep", "--no-limit-rate")
 FINISH_SECONDS = 120
+
+REPEAT_SECONDS = 1.0
+"""What a client had so long before the server ended does not come again. Its place is known by a
+pong (0.1 s), and noted every 0.25 s; the rest is for a machine that has much to do."""
 
 Json = dict[str, Any]
 
@@ -46,6 +56,8 @@ class Servers:
         self.arguments = arguments or KEEP
         self.env: dict[str, str] = {}
         self.present: ServerProcess | None = None
+        self.ending = 0.0
+        """When the last one began to end, by the monotonic clock."""
         self.token = os.urandom(16).hex()
 
     def start(self) -> ServerProcess:
@@ -57,12 +69,14 @@ class Servers:
     def crash(self) -> None:
         """``kill -9``."""
         assert self.present is not None
+        self.ending = time.monotonic()
         self.present.crash()
         self.present = None
 
     def terminate(self) -> None:
         """SIGTERM; returns when it has ended."""
         assert self.present is not None
+        self.ending = time.monotonic()
         self.present.send_signal(signal.SIGTERM)
         assert self.present.wait() in GRACEFUL
         self.present = None
@@ -84,11 +98,22 @@ class Servers:
 class Reading:
     """What one reader has got: the counters in order, what it was told is gone, its end."""
 
+    asks: str = ""
+    """The code that it is to execute, if any, when it may `go`."""
+    numbered: bool = False
+    """Whether it says from where it goes on."""
     numbers: list[int] = field(default_factory=list)
     gaps: list[Any] = field(default_factory=list)
+    got: list[Got] = field(default_factory=list)
     begun_anew: int = 0
+    asked: str = ""
+    """The id of the execution that is read."""
+    is_whole: bool = True
+    """Whether all of it will come, to its end."""
     there: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it would miss nothing of what comes next."""
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     def missing(self, count: int) -> list[int]:
         """The first that did not come."""
@@ -97,6 +122,25 @@ class Reading:
     def take(self, text: str) -> None:
         """The text of a stream message."""
         self.numbers += [int(line.split()[0]) for line in text.splitlines() if line[:1].isdigit()]
+
+    def on_message(self, got: Got, content: Json) -> None:
+        """A message has come."""
+        self.got.append(got)
+        if got.msg_type != "stream":
+            return
+        if content["name"] == "stderr":
+            self.gaps.append(content["text"])
+        else:
+            self.take(content["text"])
+
+    def has_all(self, count: int) -> bool:
+        """Whether nothing more is to come; a reply only for one who asked."""
+        if not self.numbers or self.numbers[-1] < count:
+            return False
+        if not self.is_whole:
+            return True
+        ends = {(o.channel, o.status) for o in self.got[-20:] if o.parent_id == self.asked}
+        return ("iopub", "idle") in ends and (not self.asks or any(on == "shell" for on, _ in ends))
 
     def complete(self, count: int) -> bool:
         """Whether every counter came, in order; one that came again is no fault."""
@@ -108,36 +152,59 @@ class Reading:
         seen = list(dict.fromkeys(self.numbers))
         return seen == sorted(seen) and (len(seen) == count or bool(self.gaps))
 
+    def check(self, record: Record, count: int, excused: Collection[str], ended: float) -> float:
+        """It is as it should be; how long before the server ``ended`` it had what came again."""
+        fine = self.complete(count) if self.is_whole else self.honest(count)
+        assert fine, f"lacks {self.missing(count)}..., gaps {self.gaps}"
+        assert not self.begun_anew, "its numbers were void"
+        record.check_genuine(self.got, excused)
+        if self.is_whole:
+            record.check_whole(self.got, self.asked, replies=bool(self.asks))
+        repeated = earliest_repeat(one for one in self.got if one.parent_id)
+        if repeated is None:
+            return 0.0
+        assert ended, "something came again, and no server had ended"
+        assert not self.numbered, "it has said where it was, and something came again"
+        assert ended - repeated < REPEAT_SECONDS, f"it had {ended - repeated:.2f} s before"
+        return max(0.0, ended - repeated)
 
-async def read_websocket(
-    servers: Servers, kernel_id: str, reading: Reading, count: int, *, numbered: bool
-) -> None:
+
+LEFT = (ConnectionClosed, InvalidHandshake, OSError, TimeoutError)
+"""What a client of a WebSocket meets whose server ends; it comes back then."""
+
+
+async def read_websocket(servers: Servers, kernel_id: str, reading: Reading, count: int) -> None:
     """A client that comes back under its session; one that is ``numbered`` says from where."""
     session = os.urandom(8).hex()
     after, epoch = 0, ""
-    while not reading.numbers or reading.numbers[-1] < count:
+    while not reading.has_all(count):
         server = await servers.somewhere()
-        query = {"after": str(after), "epoch": epoch} if numbered and epoch else {}
-        if numbered and not epoch:
+        query = {"after": str(after), "epoch": epoch} if reading.numbered and epoch else {}
+        if reading.numbered and not epoch:
             query = {"after": "0"}
         try:
             async with await JupyterChannels.connect(
-                server.ws_url, kernel_id, server.token, session_id=session, query=query
+                server.ws_url,
+                kernel_id,
+                server.token,
+                session_id=session,
+                query=query,
+                log_length=10,
             ) as channels:
-                channels.log = channels.log.__class__(maxlen=10)
                 reading.there.set()
-                while not reading.numbers or reading.numbers[-1] < count:
+                if reading.asks and not reading.asked:
+                    await reading.go.wait()
+                    reading.asked = await channels.send_execute(reading.asks)
+                    reading.sent.set()
+                while not reading.has_all(count):
                     message = await channels.recv(FINISH_SECONDS)
                     own = message.metadata.get("kernelkeep")
                     if own and "epoch" in own:
                         reading.begun_anew += epoch not in ("", own["epoch"])
                         epoch = own["epoch"]
-                    after = message.metadata.get("kernelkeep_seq", after)
-                    if message.msg_type == "stream" and message.content["name"] == "stderr":
-                        reading.gaps.append(message.content["text"])
-                    elif message.msg_type == "stream":
-                        reading.take(message.content["text"])
-        except (ConnectionClosed, OSError, TimeoutError, InvalidStatus):
+                    after = message.metadata.get("kernelkeep_seq", message.seq or after)
+                    reading.on_message(Got.from_message(message), message.content)
+        except LEFT:
             await asyncio.sleep(0.05)
 
 
@@ -145,25 +212,25 @@ async def read_events(servers: Servers, kernel_id: str, reading: Reading, count:
     """A reader of the log as server-sent events, from where it was."""
     after = 0
     epoch = ""
-    while not reading.numbers or reading.numbers[-1] < count:
+    while not reading.has_all(count):
         server = await servers.somewhere()
         try:
             async with RestClient(server.url, server.token) as rest:
-                if not epoch:
-                    page = await rest.http.get(f"/api/kernels/{kernel_id}/messages?limit=1")
-                    epoch = page.json()["epoch"]
                 path = f"/api/kernels/{kernel_id}/messages"
+                if not epoch:
+                    page = await rest.http.get(f"{path}?limit=1")
+                    epoch = page.raise_for_status().json()["epoch"]
                 query = {"after": after, "epoch": epoch}
                 async for event in stream(rest, path, "text/event-stream", params=query):
                     if event["type"] == "gap":
                         reading.gaps.append(event)
                     elif event["type"] == "message":
                         after = event["seq"]
-                        if event["header"]["msg_type"] == "stream":
-                            reading.take(event["content"]["text"])
-                    if reading.numbers and reading.numbers[-1] >= count:
+                        parts = event["header"], event["parent_header"], event["content"]
+                        reading.on_message(Got.of(event["channel"], *parts), event["content"])
+                    if reading.has_all(count):
                         break
-        except (httpx.HTTPError, OSError, ConnectionError, AssertionError):
+        except (httpx.HTTPError, OSError, AssertionError):
             await asyncio.sleep(0.05)
 
 
@@ -201,12 +268,16 @@ async def by_keeper(servers: Servers, _doomed: Doomed) -> None:
     await eventually(lambda: len(keepers(servers.home.processes())) == 1, FINISH_SECONDS)
 
 
-async def by_reload(servers: Servers, _doomed: Doomed) -> None:
+async def by_reload(servers: Servers, doomed: Doomed) -> None:
     """A file changes that ``uvicorn --reload`` looks at."""
     server = servers.present
     assert isinstance(server, ReloadingServer)
     mark = server.mark()
+    await doomed.begin()
+    servers.ending = time.monotonic()
     (servers.home.root_dir / "changed.py").write_text(f"# {time.time()}")
+    await asyncio.to_thread(server.until_ended, mark)
+    await doomed.die()
     await asyncio.to_thread(server.until_started, mark)
 
 
@@ -246,6 +317,10 @@ class ReloadingServer(UvicornServer):
         self.until_started(0)
         return self
 
+    def until_ended(self, mark: int) -> None:
+        """Returns when a process that served has ended since a mark."""
+        eventually_sync(lambda: "Finished server process" in self.output(mark), START_TIMEOUT, 0.01)
+
     def until_started(self, mark: int) -> None:
         """Returns when a process that serves has started since a mark."""
         eventually_sync(lambda: "startup complete" in self.output(mark), START_TIMEOUT)
@@ -254,8 +329,9 @@ class ReloadingServer(UvicornServer):
 class Doomed:
     """Two kernels that end while there is no server: one by itself, one by a signal."""
 
-    def __init__(self, rest: RestClient) -> None:
+    def __init__(self, rest: RestClient, home: Home) -> None:
         self._rest = rest
+        self._end = home.root_dir / f"end-{os.urandom(8).hex()}"
         self.ids: list[str] = []
         self.begun = False
 
@@ -266,13 +342,14 @@ class Doomed:
         self._pids = [int(run["outputs"][0]["text"]) for run in runs]
 
     async def begin(self) -> None:
-        """The first will exit; call it while there is a server."""
+        """The first will exit when it is to; call it while there is a server."""
         self.begun = True
         kernel = Executions(self._rest, self.ids[0])
-        await kernel.until(await kernel.begin("sleep 2\ndie 7"), "started")
+        await kernel.until(await kernel.begin(f"until {self._end.name}\ndie 7"), "started")
 
     async def die(self) -> None:
         """Returns when both have ended."""
+        self._end.touch()
         os.kill(self._pids[1], signal.SIGSEGV)
         await eventually(lambda: not any(map(is_alive, self._pids)), FINISH_SECONDS)
 
@@ -292,31 +369,22 @@ async def drill(
 ) -> Json:
     """One round: kernels count, the server ends and comes back, everybody reads on.
 
-    Raises `AssertionError` for whatever is not as it should be; returns what took how long.
+    Raises `AssertionError` for whatever is not as it should be; returns what took how long, and
+    how long before the end a client had what came again.
     """
+    record = servers.home.root_dir / "record"
+    write_kernelspec(servers.home.jupyter_path, "fake", recording(record))
+    unheard = end in ("keeper", "both")  # for a moment, what is announced
     server = await asyncio.to_thread(servers.start)
-    readings: dict[str, Reading] = {}
-    tasks: list[asyncio.Task[None]] = []
-    loop = asyncio.get_running_loop()
     async with RestClient(server.url, server.token) as rest:
-        doomed = Doomed(rest)
+        doomed = Doomed(rest, servers.home)
         await doomed.start()
         models = await asyncio.gather(*(rest.start_kernel("fake") for _ in range(kernels)))
         ids = [model["id"] for model in models]
         await asyncio.gather(*(rest.wait_for_state(kernel_id, "idle") for kernel_id in ids))
-        for number in range(5):
-            kernel_id = ids[number % kernels]
-            reading = readings[f"reader {number}"] = Reading()
-            if number < 3:
-                reader = read_websocket(servers, kernel_id, reading, count, numbered=number == 2)
-            else:
-                reader = read_events(servers, kernel_id, reading, count)
-            tasks.append(loop.create_task(reader))
-        # One that has no place yet begins with what comes after it.
-        await asyncio.gather(*(readings[f"reader {number}"].there.wait() for number in range(3)))
-        executions = [
-            await Executions(rest, kernel_id).begin(f"flood {count} 40 {rate}") for kernel_id in ids
-        ]
+        flood = f"flood {count} 40 {rate}"
+        readings, tasks = _read(servers, ids, count, flood, is_whole=not unheard)
+        executions = await _begin(rest, ids, readings, flood)
         await asyncio.sleep(after)
         began = time.monotonic()
         await ENDS[end](servers, doomed)
@@ -326,28 +394,85 @@ async def drill(
         found = {model["id"]: model["execution_state"] for model in await rest.kernels()}
         assert found.keys() == {*ids, *doomed.ids}, f"not all kernels are back: {found}"
         await doomed.check(rest, known=end != "both")
-        unheard = end in ("keeper", "both")  # for a moment, what is announced
         if unheard:  # what nobody has any more may be the end
             await asyncio.gather(*(Executions(rest, each).begin(f"print {count}") for each in ids))
-        async with asyncio.timeout(FINISH_SECONDS):
-            await asyncio.gather(*tasks)
-        for name, reading in readings.items():
-            fine = reading.honest(count) if unheard else reading.complete(count)
-            assert fine, f"{name}: lacks {reading.missing(count)}..., gaps {reading.gaps}"
-            assert not reading.begun_anew, f"{name}: its numbers were void"
-        for kernel_id, execution_id in zip(ids, executions, strict=True):
-            ended = await Executions(rest, kernel_id).ended(execution_id)
-            assert ended["state"] in (("ok", "lost") if unheard else ("ok",)), ended
-            reading = Reading()
-            for output in ended["outputs"]:
-                reading.take(output.get("text", ""))
-            fine = unheard or ended.get("cut") or reading.complete(count)
-            assert fine, f"{kernel_id}: {len(reading.numbers)} outputs"
+        _, late = await asyncio.wait(tasks, timeout=FINISH_SECONDS)
+        for task in late:
+            task.cancel()
+        lost = await _check_ends(rest, executions, count, unheard=unheard)
+        repeated = 0.0
+        for number, reading in enumerate(readings):
+            try:
+                told = reading.check(Record(record), count, lost, servers.ending)
+            except AssertionError as fault:
+                raise AssertionError(f"reader {number}: {fault}") from fault
+            repeated = max(repeated, told)
+        await asyncio.gather(*tasks)
         await _still_work(rest, ids)
         await asyncio.gather(*(rest.delete(kernel_id) for kernel_id in ids))
-    repeated = sum(len(r.numbers) - len(set(r.numbers)) for r in readings.values())
     await asyncio.to_thread(server.stop)
-    return {"back": round(back, 2), "repeated": repeated}
+    return {"back": round(back, 2), "repeated": round(repeated, 2)}
+
+
+def _read(
+    servers: Servers, ids: list[str], count: int, code: str, *, is_whole: bool
+) -> tuple[list[Reading], list[asyncio.Task[None]]]:
+    """Five readers, three of them of WebSockets, of which the first of a kernel asks it."""
+    readings = [
+        Reading(
+            asks=code if number < min(3, len(ids)) else "",
+            numbered=number >= 2,
+            is_whole=is_whole,
+        )
+        for number in range(5)
+    ]
+    loop = asyncio.get_running_loop()
+    tasks = []
+    for number, reading in enumerate(readings):
+        read = read_websocket if number < 3 else read_events
+        kernel_id = ids[number % len(ids)]
+        tasks.append(loop.create_task(read(servers, kernel_id, reading, count)))
+    return readings, tasks
+
+
+async def _begin(
+    rest: RestClient, ids: list[str], readings: list[Reading], code: str
+) -> dict[str, str]:
+    """Have every kernel execute code, those over HTTP of which no reader asks it; their ids."""
+    # One that has no place yet begins with what comes after it.
+    await asyncio.gather(*(reading.there.wait() for reading in readings[:3]))
+    executions = {}
+    for number, kernel_id in enumerate(ids):
+        runs = Executions(rest, kernel_id)
+        reading = readings[number] if number < len(readings) else None
+        if reading is not None and reading.asks:
+            reading.go.set()
+            await reading.sent.wait()
+            executions[kernel_id] = reading.asked
+            await runs.known(reading.asked)
+        else:
+            executions[kernel_id] = await runs.begin(code)
+    for number, reading in enumerate(readings):
+        reading.asked = executions[ids[number % len(ids)]]
+    return executions
+
+
+async def _check_ends(
+    rest: RestClient, executions: dict[str, str], count: int, *, unheard: bool
+) -> set[str]:
+    """Every execution has ended as it should, with all it printed; the ids of those lost."""
+    lost = set()
+    for kernel_id, execution_id in executions.items():
+        ended = await Executions(rest, kernel_id).ended(execution_id)
+        assert ended["state"] in (("ok", "lost") if unheard else ("ok",)), ended
+        if ended["state"] == "lost":
+            lost.add(execution_id)
+        reading = Reading()
+        for output in ended["outputs"]:
+            reading.take(output.get("text", ""))
+        fine = unheard or ended.get("cut") or reading.complete(count)
+        assert fine, f"{kernel_id}: {len(reading.numbers)} outputs"
+    return lost
 
 
 class Asking:
@@ -360,29 +485,26 @@ class Asking:
         self.kernel_id = kernel_id
         self._file = home.root_dir / f"cells-{kernel_id}"
         self._ids: dict[int, str] = {}
+        self._channels: JupyterChannels | None = None
         self.sure: set[int] = set()
         """Those that the server has answered for."""
 
     async def ask(self, server: ServerProcess, count: int) -> None:
         """Returns when all are asked for, or the server is gone."""
-        connection = JupyterChannels.connect(server.ws_url, self.kernel_id, server.token)
         try:
+            self._channels = await JupyterChannels.connect(
+                server.ws_url, self.kernel_id, server.token
+            )
             async with RestClient(server.url, server.token) as rest:
-                self._channels = await connection
                 for number in range(0, count, 2):
-                    await self._ask_for_two(rest, number)
-        except (ConnectionClosed, OSError, TimeoutError, InvalidHandshake, httpx.HTTPError):
+                    await self._ask_for_two(rest, self._channels, number)
+        except (*LEFT, httpx.HTTPError):
             pass
 
-    async def _ask_for_two(self, rest: RestClient, number: int) -> None:
+    async def _ask_for_two(self, rest: RestClient, channels: JupyterChannels, number: int) -> None:
         runs = Executions(rest, self.kernel_id)
-        msg_id = await self._channels.send_execute(self._cell(number))
-        self._ids[number] = msg_id
-
-        async def known() -> bool:
-            return (await rest.http.get(f"{runs.path}/{msg_id}")).status_code == 200
-
-        await eventually(known)
+        self._ids[number] = await channels.send_execute(self._cell(number))
+        await runs.known(self._ids[number])
         # The second is answered for when it is written down, and with it what came before.
         self._ids[number + 1] = await runs.begin(f"{self._cell(number + 1)}\nsleep 0.05")
         self.sure |= {number, number + 1}
@@ -390,7 +512,7 @@ class Asking:
     def _cell(self, number: int) -> str:
         return f"append {self._file.name} {number}"
 
-    async def check(self, server: ServerProcess, rest: RestClient) -> int:
+    async def check(self, server: ServerProcess, rest: RestClient, record: Path) -> int:
         """All have run once, and their session has the replies; how many there are."""
         runs = Executions(rest, self.kernel_id)
         for number in sorted(self.sure):
@@ -406,29 +528,38 @@ class Asking:
         for turn in (0, 1):  # of each of the two ways
             mine = [number for number in numbers if number % 2 == turn]
             assert mine == sorted(mine), f"out of order: {numbers}"
-        if self.sure:
-            await self._check_replies(server)
+        if self._channels is not None:
+            await self._channels.closed()  # in any case: it would be found open in another test
+        if self._channels is not None and self.sure:
+            await self._check_replies(server, record, self._channels)
         return len(numbers)
 
-    async def _check_replies(self, server: ServerProcess) -> None:
-        await self._channels.closed()
-        had = {m.parent_id for m in self._channels.log if m.msg_type == "execute_reply"}
-        session = self._channels.session
+    async def _check_replies(
+        self, server: ServerProcess, record: Path, before: JupyterChannels
+    ) -> None:
+        mine = [self._ids[number] for number in sorted(self.sure) if number % 2 == 0]
         async with await JupyterChannels.connect(
-            server.ws_url, self.kernel_id, server.token, session_id=session
+            server.ws_url, self.kernel_id, server.token, session_id=before.session
         ) as channels:
-            for number in sorted(self.sure):
-                if number % 2 == 0 and self._ids[number] not in had:
-                    exchange = await channels.exchange(self._ids[number])
-                    assert exchange.reply["status"] == "ok", exchange.reply
+            channels.log.extend(before.log)  # it goes on from there
+            for msg_id in mine:
+                await channels.exchange(msg_id)
+            got = [Got.from_message(message) for message in channels.log]
+        written = Record(record)
+        written.check_genuine(got)
+        for msg_id in mine:
+            written.check_whole(got, msg_id, replies=True)
 
 
-LATE: dict[str, Spec] = {
-    "late": Spec(flags=("--slow-start", "1")),
-    "late-stubborn": Spec(
-        flags=("--slow-start", "0.5", "--ignore-shutdown", "--ignore-sigterm", "--ignore-sigint")
+LATE: dict[str, tuple[str, ...]] = {
+    "fake": (),
+    "late": ("--slow-start", "1"),
+    "late-stubborn": (
+        *("--slow-start", "0.5"),
+        *("--ignore-shutdown", "--ignore-sigterm", "--ignore-sigint"),
     ),
 }
+"""Kernelspecs, and the flags of their kernels."""
 
 
 async def drill_waiting(servers: Servers, *, kernels: int, count: int, after: float) -> Json:
@@ -437,8 +568,9 @@ async def drill_waiting(servers: Servers, *, kernels: int, count: int, after: fl
     Of four kernels one starts, one restarts, one is stopped to be restarted, and one is idle.
     Raises `AssertionError` for whatever is not as it should be.
     """
-    for name, spec in LATE.items():
-        write_kernelspec(servers.home.jupyter_path, name, spec)
+    record = servers.home.root_dir / "record"
+    for name, flags in LATE.items():
+        write_kernelspec(servers.home.jupyter_path, name, recording(record, *flags))
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         names = ["late", "late", "late-stubborn", "fake"]
@@ -464,7 +596,7 @@ async def drill_waiting(servers: Servers, *, kernels: int, count: int, after: fl
     await asyncio.gather(*tasks)
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        ran = [await asking.check(server, rest) for asking in askings]
+        ran = [await asking.check(server, rest, record) for asking in askings]
         await asyncio.gather(*(rest.delete(kernel_id) for kernel_id in ids))
     await asyncio.to_thread(server.stop)
     return {"sure": sum(len(asking.sure) for asking in askings), "ran": sum(ran)}
@@ -510,22 +642,27 @@ async def _repeat(
         servers = servers_for(home, end)
         write_kernelspecs(home.jupyter_path, FAKE_SPECS)
         moment = random.uniform(0.0, count / rate)
+        complete = False  # what is left of a round that fails can be looked at
         try:
             if waiting:
-                told = await drill_waiting(servers, kernels=kernels, count=count, after=moment)
+                done = await drill_waiting(servers, kernels=kernels, count=count, after=moment)
             else:
-                told = await drill(
+                done = await drill(
                     servers, kernels=kernels, count=count, rate=rate, after=moment, end=end
                 )
-            print(f"{number}: {end} after {moment:.2f} s, {told}", flush=True)  # noqa: T201
+            print(f"{number}: {end} after {moment:.2f} s, {done}", flush=True)  # noqa: T201
         except Exception as fault:
             failed += 1
-            print(f"{number}: {end} after {moment:.2f} s: {fault!r}", flush=True)  # noqa: T201
+            told = f"{fault!r:.1000}; see {home.path}"
+            print(f"{number}: {end} after {moment:.2f} s: {told}", flush=True)  # noqa: T201
             if servers.present is not None:
-                print(servers.present.output()[-4000:])  # noqa: T201
+                print(servers.present.output()[-4000:], flush=True)  # noqa: T201
+        else:
+            complete = True
         finally:
             kill_all(home.processes())
-            home.remove()
+            if complete:
+                home.remove()
     print(f"{times - failed} of {times} complete")  # noqa: T201
     return failed
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from tests.support.processes import eventually
 from tests.support.rest import RestClient
 
 Json = dict[str, Any]
@@ -54,6 +55,15 @@ class Executions:
 
     async def get(self, execution_id: str, **query: Any) -> Json:
         return _json(await self.rest.request("GET", f"{self.path}/{execution_id}", params=query))
+
+    async def known(self, execution_id: str) -> None:
+        """Return when the server knows it, which a client has sent."""
+
+        async def is_known() -> bool:
+            found = await self.rest.http.get(f"{self.path}/{execution_id}")
+            return found.status_code == 200
+
+        await eventually(is_known)
 
     async def ended(self, execution_id: str) -> Json:
         """The execution, once it has ended."""
