@@ -28,7 +28,8 @@ elsewhere. Lists are written with commas, or as JSON, and in a file as TOML. A w
 the start (exit code 2) with one line that names the option.
 
 `uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment and the file.
-Options that Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has the map.
+Options that Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has
+the map.
 
 ## The file
 
