@@ -36,7 +36,7 @@ from app.managers.outbox import Outbox
 from app.managers.state import KernelState, Lifecycle
 from app.managers.stragglers import Stragglers
 from app.managers.tracebacks import hide_traceback
-from app.managers.unanswered import Overdue, Subshells, Unanswered
+from app.managers.unanswered import Behind, Overdue, Subshells, Unanswered
 from app.protocol.compose import make_message, make_parts
 from app.protocol.link import Bell
 from app.protocol.messages import (
@@ -65,6 +65,9 @@ PLACE_SECONDS: Final = 60.0
 
 SUBSHELL_SECONDS: Final = 5.0
 """How long a kernel may take to tell which subshells it has."""
+
+BEHIND_SECONDS: Final = 30.0
+"""How long what a kernel has published may be on its way when its reply has come."""
 
 MESSAGES_PER_TURN: Final = 64
 BYTES_PER_TURN: Final = 2**19
@@ -132,9 +135,13 @@ class Traffic:
             settings.executions_kept,
             on_unanswered=self._answer_for,
             on_overdue=self._on_overdue,
+            on_silent=self._on_silent,
             on_complete=self._wait_for_stragglers,
         )
         self._overdue = Overdue(self._answers_on_shell, self.tracker.finish_unanswered)
+        self._behind = Behind(self._catch_up, self.tracker.finish_unanswered)
+        self._going_idle: dict[str, asyncio.Future[None]] = {}  # by a question of ours on control
+        self._tells_control = True  # whether the kernel publishes statuses of those
         self._stragglers = Stragglers(self._ask_on_control, self.tracker.finish)
         # Why the process is stopped, if somebody has said so.
         self.why_it_stops = ""
@@ -412,6 +419,7 @@ class Traffic:
         self.answered = self.heard_iopub = False
         self.shutdown_asked = self.restart_asked = False
         self._reachable.clear()
+        self._tells_control = True
 
     def probe(self) -> None:
         """Ask the kernel for its info, on control (answered while busy) and shell."""
@@ -573,6 +581,7 @@ class Traffic:
         self._unanswered.clear()
         self._subshells.clear()
         self._overdue.clear()
+        self._behind.clear()
         self._interrupts.clear()
         said: Message | None = None
         for request in self._requests.take_all():
@@ -843,6 +852,29 @@ class Traffic:
         if self._connected:
             self._overdue.add(execution)
 
+    def _on_silent(self, execution: Execution) -> None:
+        if self._connected and self._tells_control:
+            self._behind.add(execution)
+        else:
+            self.tracker.finish_unanswered(execution)
+
+    async def _catch_up(self) -> None:
+        """Return when all has been read that the kernel has published by now.
+
+        Or after `BEHIND_SECONDS`; a kernel that does not tell is not asked again.
+        """
+        msg_id = self._ask_on_control()
+        if not msg_id:
+            return
+        gone_idle = self._going_idle[msg_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(BEHIND_SECONDS):
+                await gone_idle
+        except TimeoutError:
+            self._tells_control = False
+        finally:
+            del self._going_idle[msg_id]
+
     async def _answers_on_shell(self, seconds: float) -> bool:
         """Whether the main shell takes a question of ours, and answers it in time."""
         return await self.ask("kernel_info_request", {}, seconds) is not None
@@ -888,6 +920,7 @@ class Traffic:
         self._unanswered.clear()
         self._subshells.clear()
         self._overdue.clear()
+        self._behind.clear()
         self._interrupts.clear()
         self._connected = False
         if self._reading is not None:
@@ -1005,6 +1038,9 @@ class Traffic:
             if parent.session == self._session:
                 if reported == "idle":
                     self._stragglers.on_idle(parent.msg_id)
+                    gone_idle = self._going_idle.get(parent.msg_id)
+                    if gone_idle is not None and not gone_idle.done():
+                        gone_idle.set_result(None)
                 return
         if entry.owner is not None or not entry.published:  # chatter, or what a server has said
             return
