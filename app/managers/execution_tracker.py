@@ -126,6 +126,7 @@ class ExecutionTracker:
         *,
         on_unanswered: Callable[[Execution], None] = lambda _: None,
         on_overdue: Callable[[Execution], None] = lambda _: None,
+        on_silent: Callable[[Execution], None] | None = None,
         on_complete: Callable[[Execution], None] | None = None,
     ) -> None:
         self.listener: ExecutionListener | None = None
@@ -133,6 +134,8 @@ class ExecutionTracker:
         self.prompts = Prompts()
         self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
         self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
+        # The kernel has replied to this one, and neither gone idle for it nor said more.
+        self._on_silent = on_silent or self.finish_unanswered
         # All is known of this one but output that straggles: it is to be finished soon.
         self._on_complete = on_complete
         self.straggling = 0
@@ -537,8 +540,10 @@ class ExecutionTracker:
                 self._incomplete.append(item)
             elif now - item.due > LATE_SECONDS or self._has_said_more(item):
                 self._wait_for_the_rest(item.execution, item.seconds)
-            else:
+            elif item.execution.idle:
                 self.finish_unanswered(item.execution)
+            else:
+                self._on_silent(item.execution)
         if self._incomplete:
             if self._plan is not None:
                 self._plan.cancel()

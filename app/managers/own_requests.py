@@ -14,6 +14,9 @@ from app.protocol.messages import ClientMessage, Message
 
 __all__ = ["OwnRequests"]
 
+BEHIND_SECONDS: Final = 30.0
+"""How long what a kernel has published may be on its way when its reply has come."""
+
 SUBSHELL_SECONDS: Final = 5.0
 """How long a kernel may take to tell which subshells it has."""
 
@@ -33,16 +36,25 @@ class OwnRequests:
         self._line = line
         self._asked: dict[str, asyncio.Future[bytes]] = {}  # by msg_id
         self._reachable = asyncio.Event()
+        self.tells_control = True
+        """Whether the kernel publishes statuses of questions on control, as far as is known."""
+        self._going_idle: dict[str, asyncio.Future[None]] = {}  # by a question on control
 
     @property
     def session(self) -> str:
         """The session of these requests."""
         return self._line.session
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a process that is heard."""
+        return self._line.connected
+
     def on_launch(self) -> None:
         """There is a new process, of which nothing is known yet."""
         self.answered = self.heard_iopub = False
         self._reachable.clear()
+        self.tells_control = True
 
     def send(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
         """Send a request: its msg_id; empty if there is no process that is heard."""
@@ -85,6 +97,29 @@ class OwnRequests:
             return None
         finally:
             del self._asked[header.msg_id]
+
+    async def catch_up(self) -> None:
+        """Return when all has been read that the kernel has published by now.
+
+        Or after `BEHIND_SECONDS`; a kernel that does not tell is not asked again.
+        """
+        msg_id = self.ask_on_control()
+        if not msg_id:
+            return
+        gone_idle = self._going_idle[msg_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(BEHIND_SECONDS):
+                await gone_idle
+        except TimeoutError:
+            self.tells_control = False
+        finally:
+            del self._going_idle[msg_id]
+
+    def on_idle(self, msg_id: str) -> None:
+        """The kernel has gone idle for this request of the server's."""
+        gone_idle = self._going_idle.get(msg_id)
+        if gone_idle is not None and not gone_idle.done():
+            gone_idle.set_result(None)
 
     async def answers_on_shell(self, seconds: float) -> bool:
         """Whether the main shell takes a question, and answers it within so many seconds."""

@@ -16,7 +16,7 @@ from app.managers.log import MessageLog
 from app.managers.made_up import reply_made_of_iopub
 from app.managers.own_requests import OwnRequests
 from app.managers.stragglers import Stragglers
-from app.managers.unanswered import Overdue, Subshells, Unanswered
+from app.managers.unanswered import Behind, Overdue, Subshells, Unanswered
 from app.managers.voice import Voice
 from app.protocol.messages import (
     ClientMessage,
@@ -50,6 +50,7 @@ class RequestEnds:
         # Of executions that had begun when this server started: they may be in the log again.
         self._recalled: set[tuple[str, str]] = set()
         self.overdue = Overdue(own.answers_on_shell, tracker.finish_unanswered)
+        self.behind = Behind(own.catch_up, tracker.finish_unanswered)
         self.stragglers = Stragglers(own.ask_on_control, tracker.finish)
         self.unanswered = Unanswered(self._answer_in_its_place)
         self.subshells = Subshells(own.subshells, self._end_in_subshell)
@@ -59,6 +60,7 @@ class RequestEnds:
         self.unanswered.clear()
         self.subshells.clear()
         self.overdue.clear()
+        self.behind.clear()
 
     # Of one request
 
@@ -117,6 +119,13 @@ class RequestEnds:
         if request is not None:
             self.pending.discard(request)
             self.finish(request, answer)
+
+    def on_silent(self, execution: Execution) -> None:
+        """The kernel has replied to an execution, and has neither gone idle nor said more since."""
+        if self._own.can_ask and self._own.tells_control:
+            self.behind.add(execution)
+        else:
+            self._tracker.finish_unanswered(execution)
 
     def _answer_in_its_place(self, request: Request) -> None:
         """The kernel went idle for a request of another kind, and no reply has come behind that."""

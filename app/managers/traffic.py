@@ -112,6 +112,7 @@ class Traffic:
             EXECUTIONS_KEPT,
             on_unanswered=lambda execution: self.ends.answer_for(execution),
             on_overdue=self._on_overdue,
+            on_silent=lambda execution: self.ends.on_silent(execution),
             on_complete=lambda execution: self.ends.wait_for_stragglers(execution),
         )
         self.ends = RequestEnds(log, self.tracker, self.own, self.voice)
@@ -584,6 +585,7 @@ class Traffic:
             reported = self._on_status(message, by_kernel=entry.published)
             if parent.session == self.own.session:
                 if reported == "idle":
+                    self.own.on_idle(parent.msg_id)
                     self.ends.stragglers.on_idle(parent.msg_id)
                 return
         if entry.owner is not None or not entry.published:  # chatter, or what a server has said

@@ -101,6 +101,48 @@ class Overdue:
         self._task = None
 
 
+class Behind:
+    """Executions of one kernel that lack their idle statuses although it has replied.
+
+    Some kernels never send them. But replies overtake output, and a large message is on its way
+    for seconds in which nothing is seen of it. What a kernel publishes comes in order: once it has
+    gone idle for a later question, nothing follows of what came before.
+
+    ``ask`` returns when that is so, or when the kernel does not tell. ``end`` is called for each
+    execution whose idle status has not come until then.
+    """
+
+    def __init__(
+        self, ask: Callable[[], Awaitable[None]], end: Callable[[Execution], None]
+    ) -> None:
+        self._ask = ask
+        self._end = end
+        self._waiting: list[Execution] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, execution: Execution) -> None:
+        """The kernel has replied to this execution, and has been silent since."""
+        self._waiting.append(execution)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._look(), name="behind")
+
+    def clear(self) -> None:
+        """The process is gone, or is somebody else's from now on."""
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _look(self) -> None:
+        while self._waiting:
+            asked_for, self._waiting = self._waiting, []
+            await self._ask()
+            for execution in asked_for:
+                if not (execution.idle or execution.ended):
+                    self._end(execution)
+        self._task = None
+
+
 def _lacks_reply(execution: Execution) -> bool:
     return execution.reply_status is None and not execution.ended
 

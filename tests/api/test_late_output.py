@@ -42,6 +42,14 @@ async def late(executions: Executions, execution_id: str, count: int) -> Json:
     return await eventually(found)
 
 
+async def test_an_execution_ends_behind_output_that_its_reply_has_overtaken_by_seconds(
+    shared: Executions,
+) -> None:
+    # Longer than a kernel is waited for that sends no idle status.
+    ended = await shared.run("lag 4.5\nprint late")
+    assert (ended["state"], [output["text"] for output in ended["outputs"]]) == ("ok", ["late\n"])
+
+
 async def test_what_a_thread_prints_later_is_output_of_its_execution(shared: Executions) -> None:
     ended = await shared.run("print early\nbackground 1 0.3")
     await shared.run("print other")

@@ -47,6 +47,7 @@ cwd, pid                 Prints the working directory, the process id
 status STATE             ``status`` with the execution state STATE and an empty parent header
 background N INTERVAL    Prints ``"background 1"`` to ``"background N"``, one every INTERVAL, as
                          children of this request, beside the execution and after its idle
+lag S                    What is published from now on leaves, in its order, when S is over
 reply                    Sends the execute_reply now; the rest of the script, then idle, follow
 no-reply                 Neither execute_reply nor idle will be sent for this request; the next
                          request is served
@@ -237,6 +238,7 @@ class FakeKernel:
         self.wire = Wire(key, scheme, wrong_key=options.wrong_key)
         self.execution_count = 0
         self.input_wanted = False
+        self.lagging: list[list[bytes]] | None = None  # what is published meanwhile
         self.history: list[tuple[int, int, str]] = []
         self.comms: dict[str, str] = {}
         self._connection = connection
@@ -401,7 +403,11 @@ class FakeKernel:
 
     def send_iopub(self, topic: str, frames: list[bytes]) -> None:
         self._note("iopub", frames)
-        self.iopub.send_multipart([f"kernel.fake.{topic}".encode(), *frames])
+        whole = [f"kernel.fake.{topic}".encode(), *frames]
+        if self.lagging is None:
+            self.iopub.send_multipart(whole)
+        else:
+            self.lagging.append(whole)
 
     def reply(self, zmq_socket: zmq.Socket[bytes], request: Request, content: Json) -> None:
         msg_type = request.msg_type.replace("_request", "_reply")
@@ -672,6 +678,16 @@ class Execution:
         for number in range(1, count + 1):
             yield interval
             self.stream(f"background {number}\n")
+
+    def do_lag(self, seconds: str) -> None:
+        self.kernel.lagging = []
+        self.kernel.background.append(Task(self._lag(float(seconds))))
+
+    def _lag(self, seconds: float) -> Script:
+        yield seconds
+        lagging, self.kernel.lagging = self.kernel.lagging or [], None
+        for frames in lagging:
+            self.kernel.iopub.send_multipart(frames)
 
     def do_reply(self) -> None:
         self.reply()
