@@ -6,15 +6,15 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /src
 
-# The locks come first: they change less often than the code.
+# The locks come first: they change less often than the code. They are complete: nothing is resolved.
 COPY requirements/kernel.txt requirements/
 RUN python3 -m venv /opt/kernels/python \
- && /opt/kernels/python/bin/pip install -q --require-hashes -r requirements/kernel.txt \
+ && /opt/kernels/python/bin/pip install -q --no-deps --require-hashes -r requirements/kernel.txt \
  && /opt/kernels/python/bin/python -m ipykernel install --prefix /kernelspecs >/dev/null 2>&1
 
 COPY requirements/server.txt requirements/
 RUN python3 -m venv /opt/kernelkeep \
- && /opt/kernelkeep/bin/pip install -q --require-hashes -r requirements/server.txt
+ && /opt/kernelkeep/bin/pip install -q --no-deps --require-hashes -r requirements/server.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
