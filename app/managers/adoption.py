@@ -20,6 +20,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from app.keeper.hearings import Heard
 from app.keeper.processes import start_time
 from app.keeper.sockets import ConnectionInfo
+from app.managers.entries import Position
 from app.managers.errors import KernelUnreachable
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.fork_provisioner import KernelManager
@@ -37,6 +38,7 @@ __all__ = [
     "Gone",
     "adopt_process",
     "find_spec",
+    "furthest",
     "keep_journal",
     "note_process",
     "record_of",
@@ -272,7 +274,9 @@ async def recover(
     """
     assert house.registry is not None
     traffic, state = kernel.traffic, kernel.state
-    heard = heard or await traffic.meet(info or None)
+    if heard is None:
+        known = await asyncio.to_thread(furthest, house, kernel.id)
+        heard = await traffic.meet(info or None, known)
     keeping = RegisteredExecutions(house.registry, kernel.id)
     executions = []
     for stored in await house.registry.executions(kernel.id):
@@ -306,6 +310,7 @@ async def settle_loss(kernel: Kernel) -> None:
     one that begins nothing between two of them has nothing left.
     """
     traffic = kernel.traffic
+    lost = traffic.in_doubt()
     quiet = 0
     while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
         began = traffic.begun
@@ -319,7 +324,9 @@ async def settle_loss(kernel: Kernel) -> None:
     if kernel.state.busy:  # it went idle when nobody was there to hear it
         kernel.state.execution_state = "idle"
         kernel.state.changes += 1
-    traffic.end_lost()
+    traffic.end_lost(lost)
+    if traffic.has_loss:  # meanwhile
+        await settle_loss(kernel)
 
 
 def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
@@ -330,6 +337,16 @@ def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:
         return False
     with contextlib.closing(journal):
         return journal.replaced
+
+
+def furthest(house: KernelHouse, kernel_id: str) -> Position:
+    """How far a client of the kernel's has come, as far as is known."""
+    try:
+        journal = Journal.open(journal_path(house, kernel_id))
+    except UnusableJournal:  # which is told when the places are needed
+        return Position(1, 0)
+    with contextlib.closing(journal):
+        return journal.furthest
 
 
 def _read_journal(house: KernelHouse, kernel_id: str, epoch: str) -> Journal | None:

@@ -27,6 +27,7 @@ from app.keeper.sockets import ConnectionInfo
 from app.managers.adoption import (
     Gone,
     adopt_process,
+    furthest,
     keep_journal,
     note_process,
     record_of,
@@ -341,7 +342,7 @@ class Kernel:
         if heard.opened:
             self.state.reason = record.reason
             self._take_for_ready()
-            if heard.again:
+            if heard.again or self.traffic.has_loss:
                 self._on_loss()
         elif has_come_up or record.execution_state == Lifecycle.UNKNOWN:
             self._was_ready = True
@@ -386,7 +387,8 @@ class Kernel:
     async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
         """Have the log, and the process heard. Raises what `Traffic.meet` does."""
         try:
-            return await self.traffic.meet(info)
+            known = await asyncio.to_thread(furthest, self._house, self.id)
+            return await self.traffic.meet(info, known)
         except BaseException:
             process.close()
             raise

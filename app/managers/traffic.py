@@ -12,7 +12,8 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -54,8 +55,8 @@ __all__ = ["Traffic"]
 
 logger = logging.getLogger(__name__)
 
-MAX_UNSAID: Final = 256
-"""Messages that are said of a kernel before it has a log."""
+MAX_UNSAID: Final = 4096
+"""Messages that are said in a kernel's place while its log cannot be written."""
 
 MAX_DEPARTED: Final = 256
 """Cursors kept per kernel for sessions whose connection is gone; the oldest is forgotten first."""
@@ -89,6 +90,7 @@ _ENDS: Final = {
 
 _UNDELIVERED: Final = "The server was killed before the kernel had the request"
 _UNSENT: Final = "The keeper of the kernel was killed before the kernel had the request"
+_UNREAD: Final = "A part of the kernel's log is lost, and with it how it ended"
 _UNHEARD: Final = "The keeper of the kernel was killed, and nobody heard how it ended"
 
 
@@ -150,7 +152,18 @@ class Traffic:
         self._connected = False  # there is a process that is heard
         self._reading: asyncio.Handle | None = None
         self._replaying = False
-        self._unsaid: list[tuple[Message, str | None, bool]] = []  # before there is a log
+        # What was said in the kernel's place and is not in the log yet: the owner, and whether it
+        # is transient. Who writes the log may be gone, and is told again then.
+        self._unsaid: deque[tuple[Message, str | None, bool]] = deque(maxlen=MAX_UNSAID)
+        self._has_log = False
+        # Where the log was when the kernel was heard again: nothing is sent before that is read.
+        self._read_first: int | None = None
+        self._is_again = False  # what was said until then is not known
+        # Requests that may have left although the log does not tell: that part of it is lost.
+        self._doubtful: weakref.WeakSet[Request] = weakref.WeakSet()
+        self._was_unheard = False  # by any keeper, for a while
+        self.has_loss = False
+        """Whether what the kernel has said of its requests is not known, as far as is looked."""
         self._kernel_info: bytes | None = None
         self._unanswered = Unanswered(self._answer_in_its_place)
         self._subshells = Subshells(self._ask_for_subshells, self._end_in_subshell)
@@ -357,7 +370,7 @@ class Traffic:
 
     def _hand_over(self, message: ClientMessage, owner: str) -> bool:
         """Give a request to the kernel's line; False if that does not take it now."""
-        if not self._line.send(message, owner):
+        if self._read_first is not None or not self._line.send(message, owner):
             return False
         tally = self.counters.to_kernels[message.channel]
         tally.messages += 1
@@ -611,7 +624,7 @@ class Traffic:
 
     async def _wait_until_said(self, message: Message | None) -> None:
         """Return when what was said in the kernel's place is in the log, or after a while."""
-        if message is None or not self._line.handle:
+        if message is None or not self._has_log:
             return
         msg_id = message.header.msg_id
         said = self._awaited[msg_id] = asyncio.get_running_loop().create_future()
@@ -683,10 +696,13 @@ class Traffic:
         self, message: Message, owner: str | None = None, *, transient: bool = False
     ) -> Message:
         """Have a message of the server's own making appended to the log."""
-        if self._line.handle:
+        if len(self._unsaid) == MAX_UNSAID:
+            text = "kernel %s: what is said in its place is lost: its log is not written"
+            logger.warning(text, self._kernel_id)
+            self._unsaid.clear()  # and with one line for all of that
+        self._unsaid.append((message, owner, transient))
+        if self._has_log and self._read_first is None:
             self._line.say(message, owner, transient=transient)
-        elif len(self._unsaid) < MAX_UNSAID:
-            self._unsaid.append((message, owner, transient))
         return message
 
     # What is in the log (app.managers.line.LineOwner)
@@ -695,21 +711,43 @@ class Traffic:
         """The kernel is heard: for the first time, after another server, or by another keeper."""
         self._session = heard.session
         self.log.begin_at(heard.epoch, heard.bell)
-        unsaid, self._unsaid = self._unsaid, []
-        for message, owner, transient in unsaid:
-            self._line.say(message, owner, transient=transient)
+        if not self._has_log:
+            self._has_log = True
+            self._say_unsaid()
+        else:  # what has come into the log meanwhile tells what was said and sent
+            self._read_first, self._is_again = heard.end[0], heard.again
         if not self._replaying:
             self._read_on()
-        if self._connected:  # by another keeper: what the one before had not yet sent is sent
+
+    def _go_on(self) -> None:
+        """Say and send what is not in the log: who wrote it before had not come to that."""
+        self._read_first = None
+        self._say_unsaid()
+        if self._connected:
+            waiting = {id(message) for message in self._outbox.waiting}
             for request in [*self._requests]:
-                if not request.logged and request.message is not None:
-                    self._line.send(request.message, request.owner)
-            if heard.again:
+                message = request.message
+                if request.logged or message is None or id(message) in waiting:
+                    continue
+                if request in self._doubtful:  # the kernel may have it
+                    continue
+                if not self._line.send(message, request.owner):
+                    self._outbox.send(message, request.owner)
+            if self._is_again:
+                self._was_unheard = self.has_loss = True
                 self.on_loss()
+        self._outbox.flush()
+
+    def _say_unsaid(self) -> None:
+        for message, owner, transient in self._unsaid:
+            self._line.say(message, owner, transient=transient)
 
     def on_bell(self, bell: Bell) -> None:
         """The log has grown."""
+        before = self.log.next_seq
         self.log.advance(bell)
+        if self.log.next_seq > before:  # it has dropped what was not read
+            self._on_loss()
         if self._reading is None and not self._replaying:
             self._read_on()
 
@@ -721,13 +759,26 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
+            self._on_loss()
         else:
             for entry in found:
                 log.step(entry)
                 self._take(entry)
             log.wake()
+        if self._read_first is not None and log.next_seq >= self._read_first:
+            self._go_on()
         if log.unseen:
             self._reading = asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _on_loss(self) -> None:
+        """A part of what the kernel has said is lost: nobody is to wait for it."""
+        if self.log.is_cut_off:  # what comes next would be lost as well
+            self.log.is_cut_off = False
+            self._line.renew()
+        self._doubtful.update(self.in_doubt())
+        self.has_loss = True
+        if not self._replaying:
+            self.on_loss()
 
     async def _read_all(self) -> None:
         """Return when all that was told of is read."""
@@ -765,6 +816,11 @@ class Traffic:
 
     def _on_said(self, message: Message) -> None:
         """The server has said this, in the kernel's place."""
+        msg_id = message.header.msg_id
+        if any(one.header.msg_id == msg_id for one, _, _ in self._unsaid):
+            # What was said before it, and is not in the log, found no room there: it is a gap.
+            while self._unsaid.popleft()[0].header.msg_id != msg_id:
+                pass
         said = self._awaited.get(message.header.msg_id) if self._awaited else None
         if said is not None and not said.done():
             said.set_result(None)
@@ -897,12 +953,13 @@ class Traffic:
                 execution.sent = False  # unless the log says otherwise
             self.tracker.put_back(execution)
 
-    async def meet(self, info: ConnectionInfo | None) -> Heard:
+    async def meet(self, info: ConnectionInfo | None, known: Position) -> Heard:
         """Have the log that another process of the server has left; `resume` comes next.
 
-        ``info`` tells how to hear the process, if there is one. Raises what `Line.hear` does, and
-        nothing has changed then.
+        ``info`` tells how to hear the process, if there is one; ``known`` how far some client of
+        that server's has come. Raises what `Line.hear` does, and nothing has changed then.
         """
+        self._line.known = known
         self._replaying = True
         try:
             return await self._line.hear(self.log.directory, info)
@@ -917,6 +974,8 @@ class Traffic:
         that have not ended.
         """
         log = self.log
+        # What asks for those that have begun may lie further back.
+        begun = [*self._begun_requests()]
         try:
             places = [one.place.cursor for one in self.tracker if not one.ended]
             start = max(log.first_seq, min([heard.end[0] - REPLAYED, *places]))
@@ -929,9 +988,20 @@ class Traffic:
                 await asyncio.sleep(0)
         finally:
             self._replaying = False
+        for request in begun:
+            request.logged = True
         self._connected = heard.connected
         self.answered = self.heard_iopub = heard.opened
+        self._was_unheard = heard.again
         self._end_unsent()
+
+    def _begun_requests(self) -> Iterator[Request]:
+        """Know the requests again of the executions that the kernel has begun with."""
+        for one in self.tracker.under_way:
+            with contextlib.suppress(MalformedMessage):
+                if one.has_begun:
+                    request = ClientMessage("shell", decode_header(one.header), [one.header])
+                    yield self._requests.add(request, one.session)
 
     def _end_unsent(self) -> None:
         """What the server before was killed with, on its way to whoever hears the kernel.
@@ -940,9 +1010,8 @@ class Traffic:
         """
         left = {(request.msg_id, request.owner) for request in self._requests}
         for execution in [*self.tracker.under_way]:
-            begun = execution.running or execution.idle or execution.reply_status is not None
             is_old = execution.place.cursor < self.log.first_seq  # it may have been in the log
-            if begun or is_old or (execution.id, execution.session) in left:
+            if execution.has_begun or is_old or (execution.id, execution.session) in left:
                 continue
             self.tracker.give_up(execution, _UNDELIVERED, never_ran=True)
             with contextlib.suppress(MalformedMessage):
@@ -950,19 +1019,34 @@ class Traffic:
                 request = ClientMessage("shell", header, [execution.header])
                 self._finish(Request(request, execution.session))
 
-    def end_lost(self) -> None:
-        """The kernel has nothing left of what it was asked before: what has no end is lost.
+    def in_doubt(self) -> list[Request]:
+        """What the kernel has, or has had, as far as is known, and has not answered.
+
+        Whatever is lost from now on, `has_loss` tells anew.
+        """
+        self.has_loss = False
+        waiting = {id(message) for message in self._outbox.waiting}
+        return [
+            request
+            for request in self._requests
+            if not request.replied and id(request.message) not in waiting
+        ]
+
+    def end_lost(self, requests: Iterable[Request]) -> None:
+        """The kernel has nothing left of these: what has no end is lost.
 
         After a keeper that was killed: what it had just given to its sockets went with it, and so
-        did what the kernel said until another one heard it.
+        did what the kernel said until another one heard it. Or where the log is damaged.
         """
-        for request in [*self._requests]:
-            if request.replied or not request.logged:
+        was_heard, self._was_unheard = not self._was_unheard, False
+        for request in requests:
+            if request.replied or request not in self._requests:
                 continue
             execution = self.tracker.get(request.msg_id) if request.is_execution else None
             if execution is not None and not execution.ended:
                 ran = execution.running
-                self.tracker.give_up(execution, _UNHEARD if ran else _UNSENT, never_ran=not ran)
+                why = _UNREAD if was_heard else _UNHEARD if ran else _UNSENT
+                self.tracker.give_up(execution, why, never_ran=not (ran or was_heard))
             self._requests.discard(request)
             self._finish(request)
 
