@@ -100,10 +100,13 @@ class Hearings:
         directory: Path,
         info: ConnectionInfo | None,
         anew: bool,
+        known: tuple[int, int] = (1, 0),
     ) -> Heard:
         """Hear a kernel: its log is opened, and sockets to its process if there is ``info``.
 
         ``anew``: the process is a new one. ``session`` and ``epoch`` are for a log that is new.
+        ``known`` is how far the log goes as far as somebody knows: if there is less of it, as files
+        are damaged or gone, or somebody was wrong, the rest is a gap: no number is given twice.
         Raises `OSError` where the log cannot be had, and `ValueError` for useless information.
         """
         hearing = self._hearings.get(kernel_id)
@@ -111,6 +114,7 @@ class Hearings:
             writer = LogWriter(directory, kernel_id, self.room, epoch)
             try:
                 writer.resume()
+                writer.skip_to(*known)  # no file has the name of one that somebody has read
                 writer.prepare()
             except BaseException:
                 writer.close()
@@ -120,6 +124,7 @@ class Hearings:
                 self._handles, kernel_id, session, writer, self._on_change, self._on_malformed
             )
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
+        hearing.writer.skip_to(*known)
         again = info is not None and not anew and not hearing.connected
         try:
             if info is not None and anew:
@@ -149,13 +154,21 @@ class Hearings:
             hearing.disconnect()
             self.flush()
 
-    def forget(self, kernel_id: str) -> None:
-        """The kernel is gone, and its log is removed."""
+    def renew(self, kernel_id: str) -> None:
+        """Somebody cannot read the newest file of a kernel's log: it goes on in another."""
+        hearing = self._hearings.get(kernel_id)
+        if hearing is not None:
+            hearing.writer.renew()
+
+    def forget(self, kernel_id: str, directory: str | None = None) -> None:
+        """The kernel is gone, and its log is removed, which may be in this directory."""
         hearing = self._hearings.pop(kernel_id, None)
         if hearing is not None:
             del self._by_handle[hearing.handle]
             self._changed.pop(hearing, None)
             hearing.remove()
+        elif directory is not None:  # whoever has heard it is gone
+            LogWriter(Path(directory), kernel_id, self.room).remove()
 
     def close(self) -> None:
         """Close every socket and every file; the logs stay."""

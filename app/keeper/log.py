@@ -206,6 +206,17 @@ class LogWriter:
         self.lost_messages += messages
         self._written = self._next
 
+    def skip_to(self, number: int, offset: int) -> None:
+        """Go on behind this place, if that is further."""
+        if number > self._next.cursor:
+            self.skip(number - self._next.cursor, max(0, offset - self._next.offset))
+
+    def renew(self) -> None:
+        """Go on in another file: somebody cannot read what is written to this one."""
+        self.flush()
+        if self._segments:
+            self._segments[-1].room = self._segments[-1].bytes
+
     @property
     def unwritten(self) -> bool:
         """Whether something waits for `flush`."""
@@ -353,8 +364,14 @@ class LogWriter:
         except BaseException:
             os.close(descriptor)
             raise
-        if self._descriptor != -1:
-            self._give_back(self._segments[-1])
+        last = self._segments[-1] if self._segments else None
+        if last is not None and last.start.cursor == segment.start.cursor:
+            # It has no message yet, for which it has no room; the new file is there by its name.
+            self._segments.pop()
+            self.bytes -= last.bytes
+            self._room.grow(-last.bytes)
+        elif self._descriptor != -1 and last is not None:
+            self._give_back(last)
         self._close_descriptor()
         self._descriptor = descriptor
         self._segments.append(segment)

@@ -20,6 +20,7 @@ class Request:
     """One request: who asked, and what is still owed."""
 
     __slots__ = (
+        "__weakref__",
         "channel",
         "header",
         "held",

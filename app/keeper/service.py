@@ -95,6 +95,7 @@ class Service:
             "settle": self._on_settle,
             "disconnect": self._on_disconnect,
             "drop": self._on_drop,
+            "renew": self._on_renew,
             "signal": self._on_signal,
             "tail": self._on_tail,
             "end": self._on_end,
@@ -466,6 +467,7 @@ class Service:
             directory=Path(fields["directory"]),
             info=fields["info"],
             anew=bool(fields["anew"]),
+            known=fields.get("known", (1, 0)),
         )
         return {"answer": msgspec.to_builtins(heard)}
 
@@ -489,9 +491,13 @@ class Service:
         self._hearings.disconnect(fields["kernel_id"])
         return {"answer": None}
 
+    def _on_renew(self, fields: Fields) -> Answer:
+        self._hearings.renew(fields["kernel_id"])
+        return {"answer": None}
+
     def _on_drop(self, fields: Fields) -> Answer:
         self._hearings.flush()  # what was said last is read from a file that is held open
-        self._hearings.forget(fields["kernel_id"])
+        self._hearings.forget(fields["kernel_id"], fields.get("directory"))
         self._malformed.pop(fields["kernel_id"], None)
         self._end_if_unused()
         return {"answer": None}

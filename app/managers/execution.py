@@ -210,6 +210,11 @@ class Execution:
         return self.state is ExecutionState.RUNNING
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the kernel has said anything of it."""
+        return self.running or self.idle or self.reply_status is not None
+
+    @property
     def seconds(self) -> float | None:
         """How long it has run, up to now or its end; None if it has not begun."""
         if self._began is None or self._took is not None:

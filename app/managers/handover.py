@@ -16,6 +16,7 @@ import msgspec
 
 from app.keeper.hearings import Heard
 from app.keeper.sockets import ConnectionInfo
+from app.managers.entries import Position
 from app.managers.errors import KeeperUnavailable
 from app.managers.execution_records import RegisteredExecutions, restored
 from app.managers.executions import Executions
@@ -106,6 +107,10 @@ class Handover:
         It may have asked that process to end.
         """
         return False
+
+    async def furthest(self, kernel_id: str) -> Position:  # noqa: ARG002
+        """The place of the kernel's client that has come furthest, as far as is known."""
+        return Position(1, 0)
 
     async def recover(
         self,
@@ -213,7 +218,8 @@ class RegisteredHandover(Handover):
     ) -> Heard:
         """As `Handover.recover`."""
         traffic, state = kernel.traffic, kernel.state
-        heard = heard or await traffic.meet(info or None)
+        if heard is None:
+            heard = await traffic.meet(info or None, await self.furthest(kernel.id))
         keeping = RegisteredExecutions(self._registry, kernel.id)
         executions = []
         for stored in await self._registry.executions(kernel.id):
@@ -249,6 +255,18 @@ class RegisteredHandover(Handover):
                 extra={"kernel_id": kernel.id},
             )
         return heard
+
+    async def furthest(self, kernel_id: str) -> Position:
+        """As `Handover.furthest`."""
+        return await asyncio.to_thread(self._furthest, kernel_id)
+
+    def _furthest(self, kernel_id: str) -> Position:
+        try:
+            journal = Journal.open(self._journal_path(kernel_id))
+        except UnusableJournal:  # which is told when the places are needed
+            return Position(1, 0)
+        with contextlib.closing(journal):
+            return journal.furthest
 
     async def was_being_replaced(self, kernel_id: str) -> bool:
         """As `Handover.was_being_replaced`."""
@@ -371,6 +389,7 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
     answers on shell has done what it ran; requests that it still has of before are done in turns
     with our questions, so one that begins nothing between two of them has nothing left.
     """
+    lost = traffic.ends.in_doubt()
     quiet = 0
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
         began = traffic.begun
@@ -384,7 +403,9 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
     if state.busy:  # it went idle when nobody was there to hear it
         state.execution_state = "idle"
         state.changes += 1
-    traffic.ends.end_lost()
+    traffic.ends.end_lost(lost)
+    if traffic.ends.has_loss:  # meanwhile
+        await settle_loss(traffic, state)
 
 
 def _read(connection_file: Path) -> dict[str, Any]:

@@ -106,6 +106,11 @@ class Journal:
         _, cursor, offset, when = _PLACE.unpack_from(self._memory, _PLACES_AT + index * _PLACE.size)
         return Position(cursor, offset) if time.time() - when <= max_age else None
 
+    @property
+    def furthest(self) -> Position:
+        """The place of the session that has come furthest."""
+        return max((place for _, _, place, _ in self._read_places()), default=Position(1, 0))
+
     def _read_places(self) -> list[tuple[int, bytes, Position, float]]:
         found = []
         for index in range(PLACES):

@@ -26,7 +26,7 @@ from app.keeper.protocol import (
     socket_address,
 )
 from app.managers.errors import KeeperUnavailable
-from app.protocol.messages import Buffer
+from app.protocol.messages import Buffer, MalformedMessage
 
 __all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "execute_keeper"]
 
@@ -220,7 +220,8 @@ class KeeperLink:
             if answer is not None:  # and whoever asked has not given up
                 _settle(answer, fields, data)
         except Exception as error:
-            logger.exception("the keeper makes no sense; the connection to it is ended")
+            text = "the keeper makes no sense; the connection to it is ended: %s"
+            logger.error(text, error, exc_info=not isinstance(error, (Garbled, MalformedMessage)))
             raise Garbled(str(error)) from error
 
     def _on_lost(self, error: Exception | None) -> None:

@@ -89,8 +89,14 @@ KILL_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 2.0
 """How long the keeper waits for a server that it has lost and whose process it cannot see."""
 
+SOON_SECONDS: Final = 1.0
+"""How long after a connection was made another is, at the earliest, which nobody waits for."""
+
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
+
+MAX_NUMBER: Final = 2**48
+"""No log comes near."""
 
 TAIL_BYTES: Final = 8192
 TAIL_LINES: Final = 12
@@ -147,10 +153,12 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._link: KeeperLink | None = None
         self._linking: asyncio.Task[KeeperLink] | None = None
+        self._linked_at = -SOON_SECONDS
         self._kernels: dict[str, _Watched] = {}
         self._lines: dict[str, Line] = {}
         self._by_handle: dict[int, Line] = {}
         self._late: set[asyncio.Task[None]] = set()
+        self._dropped: dict[str, Fields] = {}  # requests, until a keeper says that it is done
         self._unheard: dict[int, Bell] = {}  # of kernels whose handles are not known yet
         self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
         # Requests to end something, by what that is, until a keeper has said that it is done.
@@ -253,6 +261,7 @@ class Keeper:
         """
         plain = None if info is None else {name: _text(value) for name, value in info.items()}
         fields: Fields = {"session": line.session, "epoch": line.epoch, "info": plain}
+        fields["known"] = line.known
         try:
             answer, _ = await self._ask(
                 "hear", kernel_id=line.kernel_id, directory=str(directory), anew=anew, **fields
@@ -265,26 +274,37 @@ class Keeper:
         return heard
 
     def _put_line(self, line: Line, heard: Heard) -> None:
+        self._dropped.pop(line.kernel_id, None)  # it was another kernel's
         self._lines[line.kernel_id] = self._by_handle[heard.handle] = line
         line.on_heard(heard)
+        unsent, line.unsent = line.unsent, []
+        for message, owner in unsent:
+            self.request(line, message, owner)
         bell = self._unheard.pop(heard.handle, None)
         if bell is not None and bell.end >= heard.end and bell.taken >= heard.taken:
             line.on_bell(bell)
 
     def request(self, line: Line, message: ClientMessage, owner: str) -> None:
-        """Send a request to a kernel; a keeper that is gone meanwhile does not get it."""
-        self._write(frames.pack_request(line.handle, message, owner))
+        """Send a request to a kernel; a keeper that is gone meanwhile does not get it.
+
+        What is missing in the log then is sent again (`app.managers.traffic`). An answer to a
+        prompt has no place there.
+        """
+        written = self._write(frames.pack_request(line.handle, message, owner))
+        if message.channel == "stdin" and not written:
+            line.unsent.append((message, owner))
 
     def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
         """Append a message of the server's own making to a kernel's log."""
         said = Said(line.handle, message.channel, flags, owner, message.frame)
         self._write(frames.pack_said(said))
 
-    def _write(self, pieces: Sequence[Buffer]) -> None:
+    def _write(self, pieces: Sequence[Buffer]) -> bool:
         if self._link is not None and self._link.is_open:
             self._link.write(pieces)
-        else:
-            self._recover_soon()
+            return True
+        self._recover_soon()
+        return False
 
     async def settle(self, kernel_id: str) -> bool:
         """Have what has arrived from a kernel in its log; whether there was anything."""
@@ -304,22 +324,52 @@ class Keeper:
         """The kernel's process has ended."""
         await self._ask("disconnect", QUICK_SECONDS, kernel_id=kernel_id)
 
+    def renew(self, kernel_id: str) -> None:
+        """The newest file of a log cannot be read: it is to go on in another."""
+        self._tell({"ask": "renew", "kernel_id": kernel_id})
+
     def drop(self, kernel_id: str) -> None:
-        """The kernel is gone, and its log goes with it."""
+        """The kernel is gone, and its log goes with it: now, or when there is a keeper again."""
         line = self._lines.pop(kernel_id, None)
         if line is not None:
             self._by_handle.pop(line.handle, None)
-        self._tell({"ask": "drop", "kernel_id": kernel_id})
+        which = {} if line is None else {"directory": str(line.directory)}
+        self._dropped[kernel_id] = {"ask": "drop", "kernel_id": kernel_id, **which}
+        if self._link is not None and self._link.is_open:
+            self._tell_drop(self._link, kernel_id)
+        else:
+            self._recover_soon()
+
+    def _tell_drop(self, link: KeeperLink, kernel_id: str) -> None:
+        def on_answer(answer: asyncio.Future[Any]) -> None:
+            error = answer.exception()
+            if isinstance(error, LinkLost):
+                return
+            if self._dropped.get(kernel_id) is asked:
+                del self._dropped[kernel_id]
+            if error is not None:
+                logger.error("kernel %s: its log stays: %s", kernel_id, error)
+
+        asked = self._dropped[kernel_id]
+        link.tell(asked).add_done_callback(on_answer)
 
     def _tell(self, fields: Fields) -> None:
         if self._link is not None and self._link.is_open:
             self._link.tell(fields)
 
     def on_bells(self, data: bytes) -> None:
-        """The keeper tells how far logs go."""
+        """The keeper tells how far logs go. Raises `Garbled` for what cannot be.
+
+        Where it goes on is agreed upon anew then, by the next connection.
+        """
         for bell in frames.unpack_bells(data):
             line = self._by_handle.get(bell.handle)
             if line is not None:
+                if not line.known[0] <= bell.end[0] < MAX_NUMBER or bell.first > bell.end:
+                    raise Garbled(
+                        f"kernel {line.kernel_id}: its log, which went to number {line.known[0]}, "
+                        f"is said to go from {bell.first[0]} to {bell.end[0]}"
+                    )
                 line.on_bell(bell)
                 continue
             self._unheard[bell.handle] = bell  # its answer may have come just before
@@ -498,13 +548,15 @@ class Keeper:
             linking.exception()  # whoever waited for it may have been cancelled
 
     async def _connect(self) -> KeeperLink:
+        pause = PAUSE_SECONDS
         try:
             async with asyncio.timeout(START_SECONDS):
                 while True:
                     link = await self._find()
                     if await self._greet(link):
                         return link
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, SOON_SECONDS)
         except TimeoutError:
             text = f"The keeper of kernels was not ready within {START_SECONDS:g} s"
             raise KeeperUnavailable(text) from None
@@ -524,11 +576,14 @@ class Keeper:
         if not link.is_open:
             return False
         self._link = link
+        self._linked_at = self._loop.time()
         for line, its in heard:  # which send what the one before has not sent
             if self._lines.get(line.kernel_id) is line:
                 self._put_line(line, its)
         for what in [*self._unwanted]:  # what was forgotten while it was greeted, too
             self._tell_end(link, what)
+        for kernel_id in [*self._dropped]:
+            self._tell_drop(link, kernel_id)
         return True
 
     async def _hand_over(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
@@ -537,6 +592,8 @@ class Keeper:
         Returns how those are heard that another has heard.
         """
         answer, _ = await link.ask({"ask": "hello", "protocol": PROTOCOL, **self._options})
+        for kernel_id in [*self._dropped]:  # before another has its id
+            self._tell_drop(link, kernel_id)
         records = msgspec.convert(answer, list[Kept])
         ended = {what: self._tell_end(link, what) for what in [*self._unwanted]}
         if ended:
@@ -588,6 +645,7 @@ class Keeper:
         found = []
         for kernel_id, line in [*self._lines.items()]:
             fields: Fields = {"session": line.session, "epoch": line.epoch, "info": line.info}
+            fields["known"] = line.known
             asked = {"ask": "hear", "kernel_id": kernel_id, "directory": str(line.directory)}
             try:
                 answer, _ = await link.ask({**asked, "anew": False, **fields})
@@ -681,8 +739,7 @@ class Keeper:
             )
         for callback in self.on_lost:
             callback()
-        heard = any(line.info is not None for line in self._lines.values())
-        if running or heard or self._unwanted:
+        if running or self._lines or self._unwanted or self._dropped:
             self._recover_soon()
 
     def _recover_soon(self) -> None:
@@ -692,6 +749,8 @@ class Keeper:
     async def _recover(self) -> None:
         while True:
             try:
+                # One that is sent away as soon as it has come: it would be for ever.
+                await asyncio.sleep(self._linked_at + SOON_SECONDS - self._loop.time())
                 link = await self._linked()
                 if link.is_open:
                     return

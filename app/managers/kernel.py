@@ -269,7 +269,7 @@ class Kernel:
         if heard.opened:
             self.state.reason = record.reason
             self._take_for_ready()
-            if heard.again:
+            if heard.again or self.traffic.ends.has_loss:
                 self._on_loss()
         elif has_come_up or record.execution_state == Lifecycle.UNKNOWN:
             self._was_ready = True

@@ -292,7 +292,7 @@ class Launches:
     async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
         """Have the log, and the process heard. Raises what `Traffic.meet` does."""
         try:
-            return await self._traffic.meet(info)
+            return await self._traffic.meet(info, await self._house.handover.furthest(self._id))
         except BaseException:
             process.close()
             raise

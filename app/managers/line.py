@@ -83,6 +83,9 @@ class Hearer(Protocol):
     async def disconnect(self, kernel_id: str) -> None:
         """The kernel's process has ended; its log goes on. All that it has said is told of."""
 
+    def renew(self, kernel_id: str) -> None:
+        """The newest file of the log cannot be read: it is to go on in another."""
+
     def drop(self, kernel_id: str) -> None:
         """The kernel is gone, and its log goes with it."""
 
@@ -102,6 +105,10 @@ class Line:
         # For another keeper, if this one is lost.
         self.directory = Path()
         self.info: dict[str, Any] | None = None
+        # How far the log goes, whoever has told it: nothing gets these numbers once more.
+        self.known = (1, 0)
+        # Answers to prompts for which there was nobody who would take them.
+        self.unsent: list[tuple[ClientMessage, str]] = []
         self._hearer = hearer
         self._owner = owner
         self._taken = 0
@@ -152,6 +159,10 @@ class Line:
                 extra={"kernel_id": self.kernel_id},
             )
 
+    def renew(self) -> None:
+        """The newest file of the log cannot be read."""
+        self._hearer.renew(self.kernel_id)
+
     def drop(self) -> None:
         """The kernel is gone."""
         self._hearer.drop(self.kernel_id)
@@ -186,6 +197,7 @@ class Line:
         """The kernel is heard: for the first time, or by another keeper."""
         self.handle, self.session, self.epoch = heard.handle, heard.session, heard.epoch
         self._taken = heard.taken
+        self.known = heard.end
         self._on_their_way.clear()
         self._bytes = 0
         self._owner.on_heard(heard)
@@ -193,6 +205,7 @@ class Line:
     def on_bell(self, bell: Bell) -> None:
         """The log goes so far, and so many requests were taken."""
         taken, self._taken = bell.taken - self._taken, bell.taken
+        self.known = max(self.known, bell.end)
         for _ in range(min(taken, len(self._on_their_way))):
             self._bytes -= self._on_their_way.popleft()
         self._owner.on_bell(bell)

@@ -45,6 +45,8 @@ class MessageLog:
         # Numbers of another log mean nothing here. Until the log is there this is its name to be.
         self.epoch = secrets.token_hex(8)
         self.closed = False
+        self.is_cut_off = False
+        """Whether nothing can be read of what its writer writes to the newest file."""
         self._shown = shown
         self._files = SegmentReader(directory, kernel_id)
         self._first = self._end = self._written = Position(1, 0)
@@ -91,11 +93,12 @@ class MessageLog:
         if epoch != self.epoch:
             self.epoch = epoch
             self._last = (0, [])
+        self._files.forget()
         self.advance(bell)
 
     def advance(self, bell: Bell) -> None:
         """The log goes so far now. What its writer tells is not believed where it cannot be."""
-        if bell.end[0] < self._written.cursor:
+        if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
         self._tip = Tip(*bell.tip)
@@ -142,6 +145,7 @@ class MessageLog:
             return []
         files = self._files
         entries = files.read(place, end, max_messages, max_bytes, heads=heads)
+        self.is_cut_off = not entries and not files.has_newest()
         if files.trouble and not self._warned and place.cursor >= self._first.cursor:
             logger.warning("a part of a kernel's log is lost: %s", files.trouble)
             self._warned = True

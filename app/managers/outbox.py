@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -86,8 +86,12 @@ class Outbox:
 
     def has(self, msg_id: str) -> bool:
         """Whether the request with this id waits."""
-        waiting = chain.from_iterable(self._waiting.values())
-        return any(message.header.msg_id == msg_id for message, _ in waiting)
+        return any(message.header.msg_id == msg_id for message in self.waiting)
+
+    @property
+    def waiting(self) -> Iterator[ClientMessage]:
+        """The requests that wait."""
+        return (message for message, _ in chain.from_iterable(self._waiting.values()))
 
     def charge(self, message: ClientMessage) -> None:
         """Count a request that waits, here or elsewhere, until it is discharged, or `close`."""

@@ -7,13 +7,17 @@ the kernel's place.
 from __future__ import annotations
 
 import contextlib
+import weakref
+from collections.abc import Iterable
 from typing import Any, Final
 
 from app.keeper.requests import PendingRequests, Request
 from app.managers.execution import Execution
 from app.managers.execution_tracker import ExecutionTracker
+from app.managers.line import Line
 from app.managers.log import MessageLog
 from app.managers.made_up import reply_made_of_iopub
+from app.managers.outbox import Outbox
 from app.managers.own_requests import OwnRequests
 from app.managers.stragglers import Stragglers
 from app.managers.unanswered import Behind, Overdue, Subshells, Unanswered
@@ -30,6 +34,7 @@ __all__ = ["RequestEnds", "is_execution"]
 
 _UNDELIVERED: Final = "The server was killed before the kernel had the request"
 _UNSENT: Final = "The keeper of the kernel was killed before the kernel had the request"
+_UNREAD: Final = "A part of the kernel's log is lost, and with it how it ended"
 _UNHEARD: Final = "The keeper of the kernel was killed, and nobody heard how it ended"
 
 
@@ -40,15 +45,25 @@ class RequestEnds:
     """
 
     def __init__(
-        self, log: MessageLog, tracker: ExecutionTracker, own: OwnRequests, voice: Voice
+        self,
+        log: MessageLog,
+        tracker: ExecutionTracker,
+        own: OwnRequests,
+        voice: Voice,
+        outbox: Outbox,
     ) -> None:
         self.pending = PendingRequests()
         self._log = log
         self._tracker = tracker
         self._own = own
         self._voice = voice
-        # Of executions that had begun when this server started: they may be in the log again.
-        self._recalled: set[tuple[str, str]] = set()
+        self._outbox = outbox
+        # Requests that may have left although the log does not tell: that part of it is lost.
+        self._doubtful: weakref.WeakSet[Request] = weakref.WeakSet()
+        self.was_unheard = False
+        """Whether no keeper has heard the kernel for a while."""
+        self.has_loss = False
+        """Whether messages of the kernel are lost, and nobody has looked yet what that means."""
         self.overdue = Overdue(own.answers_on_shell, tracker.finish_unanswered)
         self.behind = Behind(own.catch_up, tracker.finish_unanswered)
         self.stragglers = Stragglers(own.ask_on_control, tracker.finish)
@@ -169,34 +184,54 @@ class RequestEnds:
                 reason = None
         return said
 
-    def recall(self) -> None:
-        """Owe clients an end of executions, too, that had begun when this server started.
+    def recall(self) -> list[Request]:
+        """Know the requests again of the executions that the kernel has begun with.
 
         Such an execution is read from its busy status on, and its request lies before that, behind
         whatever the kernel did first.
         """
+        recalled = []
         for execution in self._tracker.under_way:
-            complete = execution.idle and execution.reply_status is not None
-            if complete or not (execution.running or execution.idle or execution.reply_status):
+            replied = execution.reply_status is not None
+            if not execution.has_begun or (execution.idle and replied):
                 continue
             with contextlib.suppress(MalformedMessage):
                 header = decode_header(execution.header)
                 message = ClientMessage("shell", header, [execution.header])
                 request = self.pending.add(message, execution.session)
-                request.logged, request.idle = True, execution.idle
-                request.replied = execution.reply_status is not None
-                self._recalled.add((execution.id, execution.session))
+                request.idle, request.replied = execution.idle, replied
+                recalled.append(request)
+        return recalled
 
-    def is_recalled(self, msg_id: str, owner: str) -> bool:
-        """Whether a request that is met in the log was recalled; at the first time only."""
-        if (msg_id, owner) not in self._recalled:
-            return False
-        self._recalled.discard((msg_id, owner))
-        return True
+    def send_again(self, line: Line) -> None:
+        """Send what is not in the log although it was sent: a keeper that is gone had it."""
+        waiting = {id(message) for message in self._outbox.waiting}
+        for request in [*self.pending]:
+            message = request.message
+            if request.logged or message is None or id(message) in waiting:
+                continue
+            if request in self._doubtful:  # the kernel may have it
+                continue
+            if not line.send(message, request.owner):
+                self._outbox.send(message, request.owner)
 
-    def forget_recalled(self) -> None:
-        """The end of the log was gone through: what is met from now on is new."""
-        self._recalled.clear()
+    def doubt(self) -> None:
+        """A part of the log is lost: whether the kernel has these requests is not known."""
+        self._doubtful.update(self.in_doubt())
+        self.has_loss = True
+
+    def in_doubt(self) -> list[Request]:
+        """The requests that the kernel has, or has had, as far as is known, and has not answered.
+
+        `has_loss` tells of losses from now on.
+        """
+        self.has_loss = False
+        waiting = {id(message) for message in self._outbox.waiting}
+        return [
+            request
+            for request in self.pending
+            if not request.replied and id(request.message) not in waiting
+        ]
 
     def end_undelivered(self) -> None:
         """End what the server before was killed with, on its way to the keeper.
@@ -205,9 +240,8 @@ class RequestEnds:
         """
         left = {(request.msg_id, request.owner) for request in self.pending}
         for execution in [*self._tracker.under_way]:
-            begun = execution.running or execution.idle or execution.reply_status is not None
             is_old = execution.place.cursor < self._log.first_seq  # it may have been in the log
-            if begun or is_old or (execution.id, execution.session) in left:
+            if execution.has_begun or is_old or (execution.id, execution.session) in left:
                 continue
             self._tracker.give_up(execution, _UNDELIVERED, never_ran=True)
             with contextlib.suppress(MalformedMessage):
@@ -215,19 +249,22 @@ class RequestEnds:
                 request = ClientMessage("shell", header, [execution.header])
                 self.finish(Request(request, execution.session))
 
-    def end_lost(self) -> None:
-        """The kernel has nothing left of what it was asked before: requests without end are lost.
+    def end_lost(self, requests: Iterable[Request]) -> None:
+        """The kernel has nothing left of these requests: those without an end are lost.
 
         After a keeper that was killed: the requests that it had just given to its sockets went with
-        it, and so did what the kernel said until another keeper heard it.
+        it, and so did what the kernel said until another keeper heard it. Or where the log is
+        damaged.
         """
-        for request in [*self.pending]:
-            if request.replied or not request.logged:
+        was_heard, self.was_unheard = not self.was_unheard, False
+        for request in requests:
+            if request.replied or request not in self.pending:
                 continue
             execution = self._tracker.get(request.msg_id) if request.is_execution else None
             if execution is not None and not execution.ended:
                 ran = execution.running
-                self._tracker.give_up(execution, _UNHEARD if ran else _UNSENT, never_ran=not ran)
+                why = _UNREAD if was_heard else _UNHEARD if ran else _UNSENT
+                self._tracker.give_up(execution, why, never_ran=not (ran or was_heard))
             self.pending.discard(request)
             self.finish(request)
 

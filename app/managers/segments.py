@@ -303,6 +303,17 @@ class SegmentReader:
             os.close(self._held.descriptor)
             self._held = _Open(0, -1, b"")
 
+    def has_newest(self) -> bool:
+        """Whether the segment that is being written can be opened by its name."""
+        self.close()
+        return self._try_open(self.newest) is not None
+
+    def forget(self) -> None:
+        """Another writer goes on with the log: nothing holds that is known of its files."""
+        self.close()
+        self._marks.clear()
+        self._tip = (0, Position(0, 0), 0)
+
     def close(self) -> None:
         """Let go of the file that was read last."""
         if self._open.descriptor != -1:

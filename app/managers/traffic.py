@@ -115,7 +115,8 @@ class Traffic:
             on_silent=lambda execution: self.ends.on_silent(execution),
             on_complete=lambda execution: self.ends.wait_for_stragglers(execution),
         )
-        self.ends = RequestEnds(log, self.tracker, self.own, self.voice)
+        self._outbox = Outbox(BACKLOG_BYTES)
+        self.ends = RequestEnds(log, self.tracker, self.own, self.voice, self._outbox)
         self.clients = Attachments(log, self.tracker.prompts, state, settings)
         self.why_it_stops = ""
         """Why the process is stopped, if a reason was given."""
@@ -124,7 +125,9 @@ class Traffic:
         self._reading: asyncio.Handle | None = None
         self._replaying = False
         self._interrupts = InterruptWatch(self._main_shell_runs, self.own.wake_main_shell)
-        self._outbox = Outbox(BACKLOG_BYTES)
+        # Where the log was when the kernel was heard again: nothing is sent before that is read.
+        self._read_first: int | None = None
+        self._is_again = False  # what was said until then is not known
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.begun = 0
         """How often the kernel has begun with something that others than this server asked for."""
@@ -214,7 +217,7 @@ class Traffic:
 
     def _hand_over(self, message: ClientMessage, owner: str) -> bool:
         """Give a request to the kernel's line; False if that does not take it now."""
-        if not self._line.send(message, owner):
+        if self._read_first is not None or not self._line.send(message, owner):
             return False
         tally = self.counters.to_kernels[message.channel]
         tally.messages += 1
@@ -400,19 +403,31 @@ class Traffic:
     def on_heard(self, heard: Heard) -> None:
         """The kernel is heard: for the first time, after another server, or by another keeper."""
         self.log.begin_at(heard.epoch, heard.bell)
-        self.voice.on_log()
+        if self.voice.has_log:  # what has come into the log meanwhile tells what was said and sent
+            self._read_first, self._is_again = heard.end[0], heard.again
+            self.voice.hold()
+        else:
+            self.voice.go_on()
         if not self._replaying:
             self._read_on()
-        if self._line.connected:  # by another keeper: what the one before had not yet sent is sent
-            for request in [*self.ends.pending]:
-                if not request.logged and request.message is not None:
-                    self._line.send(request.message, request.owner)
-            if heard.again:
+
+    def _go_on(self) -> None:
+        """Say and send what is not in the log: who wrote it before had not come to that."""
+        self._read_first = None
+        self.voice.go_on()
+        if self._line.connected:
+            self.ends.send_again(self._line)
+            if self._is_again:
+                self.ends.was_unheard = self.ends.has_loss = True
                 self.on_loss()
+        self._outbox.flush()
 
     def on_bell(self, bell: Bell) -> None:
         """The log has grown."""
+        before = self.log.next_seq
         self.log.advance(bell)
+        if self.log.next_seq > before:  # it has dropped what was not read
+            self._on_loss()
         if self._reading is None and not self._replaying:
             self._read_on()
 
@@ -424,13 +439,25 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
+            self._on_loss()
         else:
             for entry in found:
                 log.step(entry)
                 self._take(entry)
             log.wake()
+        if self._read_first is not None and log.next_seq >= self._read_first:
+            self._go_on()
         if log.unseen:
             self._reading = asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _on_loss(self) -> None:
+        """A part of what the kernel has said is lost: nobody is to wait for it."""
+        if self.log.is_cut_off:  # what comes next would be lost as well
+            self.log.is_cut_off = False
+            self._line.renew()
+        self.ends.doubt()
+        if not self._replaying:
+            self.on_loss()
 
     async def _read_all(self) -> None:
         """Return when all that was told of is read."""
@@ -471,8 +498,6 @@ class Traffic:
     def _on_request(self, message: Message, owner: str) -> None:
         """This request has left for the kernel."""
         header = message.header
-        if self.ends.is_recalled(header.msg_id, owner):
-            return
         known = self.ends.pending.find_unlogged(header, owner)
         if known is not None:
             known.logged, known.message = True, None
@@ -536,12 +561,13 @@ class Traffic:
                 execution.sent = False  # unless the log says otherwise
             self.tracker.put_back(execution)
 
-    async def meet(self, info: ConnectionInfo | None) -> Heard:
+    async def meet(self, info: ConnectionInfo | None, known: Position) -> Heard:
         """Have the log that another process of the server has left; `resume` comes next.
 
-        ``info`` tells how to hear the process, if there is one. Raises what `Line.hear` does, and
-        nothing has changed then.
+        ``info`` tells how to hear the process, if there is one; ``known`` how far some client of
+        that server's has come. Raises what `Line.hear` does, and nothing has changed then.
         """
+        self._line.known = known
         self._replaying = True
         try:
             return await self._line.hear(self.log.directory, info)
@@ -556,7 +582,8 @@ class Traffic:
         that have not ended.
         """
         log = self.log
-        self.ends.recall()
+        # The requests of those that have begun may lie further back.
+        begun = self.ends.recall()
         try:
             places = [one.place.cursor for one in self.tracker if not one.ended]
             start = max(log.first_seq, min([heard.end[0] - REPLAYED, *places]))
@@ -569,8 +596,11 @@ class Traffic:
                 await asyncio.sleep(0)
         finally:
             self._replaying = False
+        for request in begun:
+            request.logged = True
         self._line.connected = heard.connected
         self.own.answered = self.own.heard_iopub = heard.opened
+        self.ends.was_unheard = heard.again
         self.ends.end_undelivered()
 
     def _on_iopub(self, message: Message, entry: Entry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import Any, Final
 
 import msgspec
@@ -18,8 +19,8 @@ __all__ = ["Voice"]
 
 logger = logging.getLogger(__name__)
 
-MAX_UNSAID: Final = 256
-"""Messages that wait for the kernel to have a log."""
+MAX_UNSAID: Final = 4096
+"""Messages that wait to be in the log."""
 
 SAY_SECONDS: Final = 2.0
 """How long a message of the server's may take to be in the log."""
@@ -36,7 +37,12 @@ class Voice:
         self._line = line
         self._log = log
         self._state = state
-        self._unsaid: list[tuple[Message, str | None, bool]] = []  # before there is a log
+        self.has_log = False
+        """Whether there is, or was, a log."""
+        # What is not in the log yet: the message, its owner, and whether it is transient. Whoever
+        # writes the log may be gone, and is told again then.
+        self._unsaid: deque[tuple[Message, str | None, bool]] = deque(maxlen=MAX_UNSAID)
+        self._is_held = False
         self._awaited: dict[str, asyncio.Future[None]] = {}  # by msg_id, until it is in the log
 
     def make(
@@ -57,10 +63,16 @@ class Voice:
         ``owner`` is the one session that is to see the message, ``transient`` means that clients
         which come later are not shown it.
         """
-        if self._line.handle:
+        if len(self._unsaid) == MAX_UNSAID:
+            logger.warning(
+                "kernel %s: what is said in its place is lost: its log is not written",
+                self._line.kernel_id,
+                extra={"kernel_id": self._line.kernel_id},
+            )
+            self._unsaid.clear()  # and with one line for all of that
+        self._unsaid.append((message, owner, transient))
+        if self.has_log and not self._is_held:
             self._line.say(message, owner, transient=transient)
-        elif len(self._unsaid) < MAX_UNSAID:
-            self._unsaid.append((message, owner, transient))
         return message
 
     def announce(self, execution_state: str) -> Message:
@@ -86,15 +98,19 @@ class Voice:
             metadata=msgspec.json.encode({"kernelkeep": numbers}),
         )
 
-    def on_log(self) -> None:
-        """There is a log: append the messages that have waited for it."""
-        unsaid, self._unsaid = self._unsaid, []
-        for message, owner, transient in unsaid:
+    def hold(self) -> None:
+        """Say nothing before `go_on`: the log may have what was said before already."""
+        self._is_held = True
+
+    def go_on(self) -> None:
+        """There is a log, which is read: append the messages that are not in it."""
+        self.has_log, self._is_held = True, False
+        for message, owner, transient in self._unsaid:
             self._line.say(message, owner, transient=transient)
 
     async def wait_until_said(self, message: Message | None) -> None:
         """Return when this message is in the log, or after `SAY_SECONDS`."""
-        if message is None or not self._line.handle:
+        if message is None or not self.has_log:
             return
         msg_id = message.header.msg_id
         said = self._awaited[msg_id] = asyncio.get_running_loop().create_future()
@@ -112,6 +128,11 @@ class Voice:
 
     def on_said(self, message: Message) -> None:
         """This message of the server's was read in the log."""
-        said = self._awaited.get(message.header.msg_id) if self._awaited else None
+        msg_id = message.header.msg_id
+        if any(one.header.msg_id == msg_id for one, _, _ in self._unsaid):
+            # What was said before it, and is not in the log, found no room there: it is a gap.
+            while self._unsaid.popleft()[0].header.msg_id != msg_id:
+                pass
+        said = self._awaited.get(msg_id) if self._awaited else None
         if said is not None and not said.done():
             said.set_result(None)

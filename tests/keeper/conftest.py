@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jupyter_client.connect import write_connection_file
 
 from app.keeper.hearings import Heard
+from app.managers.counters import Counters
 from app.managers.keeping import Keeper, Kept
 from app.managers.line import Line
+from app.managers.log import Entry, Gap, Reader
+from app.managers.state import KernelState
+from app.managers.traffic import Traffic
+from app.protocol.compose import make_parts
 from app.protocol.link import Bell
+from app.protocol.messages import ClientMessage
+from app.settings import Settings
+from tests.kernels.driver import free_ports
 from tests.support.home import Home
+from tests.support.kernelspecs import FAKE_KERNEL
+from tests.support.processes import eventually
 
 WAIT = 30  # seconds
 
@@ -94,3 +108,89 @@ class Ear:
 
 async def ended(keeper: Keeper, kernel_id: str = "k") -> int:
     return await asyncio.wait_for(asyncio.shield(keeper.exited(kernel_id)), WAIT)
+
+
+CLIENT = "client"
+
+
+class Client:
+    """A client of one kernel, and what it has got."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self.reader: Reader = traffic.clients.attach(CLIENT)
+        self.entries: list[Entry] = []
+        self.gaps: list[Gap] = []
+
+    def look(self) -> list[Entry]:
+        """All that has come so far."""
+        while self.reader.behind:
+            gap, entries = self.reader.take()
+            self.gaps += [gap] if gap is not None else []
+            self.entries += entries
+        return self.entries
+
+    @property
+    def told(self) -> list[str]:
+        """The states that were told of no request."""
+        return [
+            entry.message.part(3).tobytes().decode().split('"')[3]
+            for entry in self.look()
+            if entry.message.msg_type == "status" and not entry.message.parent.msg_id
+        ]
+
+    def text(self, name: str) -> int:
+        """How often this text has come as output."""
+        found = [e for e in self.look() if e.message.msg_type == "stream"]
+        return sum(name.encode() in bytes(entry.message.part(3)) for entry in found)
+
+    def run(self, code: str, **content: Any) -> ClientMessage:
+        """Ask for an execution; returns the request."""
+        header, parts = make_parts("execute_request", {"code": code, **content}, CLIENT)
+        message = ClientMessage("shell", header, parts)
+        self.traffic.submit(message, CLIENT)
+        return message
+
+    async def ran(self, code: str) -> None:
+        """Run code to its end."""
+        request = self.run(code)
+        await eventually(lambda: self.has_reply(request), WAIT)
+
+    def has_reply(self, request: ClientMessage) -> bool:
+        return any(
+            entry.message.channel == "shell"
+            and entry.message.parent.msg_id == request.header.msg_id
+            for entry in self.look()
+        )
+
+
+Speak = Callable[[Keeper], Awaitable[Client]]
+
+
+@pytest.fixture
+def speak(home: Home) -> Speak:
+    """``await speak(keeper)``: a client of a fake kernel of that keeper, which is ready."""
+
+    async def speak(keeper: Keeper) -> Client:
+        ports: dict[str, Any] = free_ports()
+        where = str(home.path / "k.json")
+        file, info = write_connection_file(where, ip="127.0.0.1", key=b"secret", **ports)
+        command = shlex.join([sys.executable, str(FAKE_KERNEL), "-f", file])
+        await launch(keeper, home, f"exec {command}")
+        state = KernelState()
+        settings = Settings(_cli_parse_args=False)
+        spoken = Traffic("k", state, home.path / "log", keeper, settings, Counters())
+        await spoken.connect(info)
+
+        async def is_reachable() -> bool:
+            spoken.own.probe()
+            return spoken.own.answered and spoken.own.heard_iopub
+
+        await eventually(is_reachable, WAIT)
+        spoken.ready()
+        client = Client(spoken)
+        await client.ran("print up")
+        client.entries.clear()
+        return client
+
+    return speak

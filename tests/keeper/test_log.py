@@ -141,6 +141,22 @@ def test_a_large_message_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert list(map(len, told(log))) == [1, SEGMENT_BYTES + 1, 1]
 
 
+@pytest.mark.parametrize("bound", [2**16, 2**20])
+def test_a_large_message_may_be_the_first(tmp_path: Path, bound: int) -> None:
+    """The file that is made beforehand has no room for it, and the same name."""
+    log = WrittenLog(bound, tmp_path / KERNEL)
+    log.writer.prepare()
+    log.fill(100_000)
+    assert [int(file.stem) for file in log.files()] == [1]
+    assert len(drained(Reader(log.log, "a", Position(1, 0))).entries) == 1
+    log.fill(*[100_000] * 20)
+    gap, entries = drained(Reader(log.log, "a", Position(1, 0)))
+    assert (gap.messages if gap else 0) + len(entries) == 21
+    assert int(log.files()[0].stem) == entries[0].seq
+    *whole, _ = log.files()  # the last one has room for more
+    assert sum(file.stat().st_size for file in whole) < log.writer.bytes <= bound + 2**22
+
+
 def test_nobody_else_may_read_them(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

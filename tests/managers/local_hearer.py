@@ -79,6 +79,10 @@ class LocalHearer:
         """As `Hearer.disconnect`."""
         self._hearings.disconnect(kernel_id)
 
+    def renew(self, kernel_id: str) -> None:
+        """As `Hearer.renew`."""
+        self._hearings.renew(kernel_id)
+
     def drop(self, kernel_id: str) -> None:
         """As `Hearer.drop`."""
         self._hearings.flush()

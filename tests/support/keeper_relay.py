@@ -22,6 +22,12 @@ Side = Literal["before", "after"]
 
 Step = Callable[[Side, str], Awaitable[None]]
 
+Bells = Callable[[bytes], bytes]
+
+
+async def _pass(_side: Side, _ask: str) -> None:
+    pass
+
 
 class Cut(Exception):
     """Raised by a step: the connection ends here, and what was to pass is lost."""
@@ -31,13 +37,16 @@ class Relay:
     """Within, servers that connect to a keeper which runs come through here.
 
     ``step`` is awaited with each request before the keeper gets it, and with its answer before the
-    server does. A keeper that is started anew is met directly.
+    server does. A keeper that is started anew is met directly. ``bells`` makes of each doorbell
+    what the server gets.
     """
 
-    def __init__(self, state_dir: Path, step: Step) -> None:
+    def __init__(self, state_dir: Path, step: Step = _pass, bells: Bells = bytes) -> None:
         self._socket = keeper_dir(state_dir) / "socket"
         self._behind = keeper_dir(state_dir) / "behind"
         self._step = step
+        self._bells = bells
+        self.connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -68,6 +77,7 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         asked: dict[object, str] = {}
         try:
             keeper, to_keeper = await asyncio.open_unix_connection(self._behind)
@@ -87,6 +97,7 @@ class Relay:
         async def answers() -> None:
             while True:
                 fields, data = await receive(keeper)
+                data = data if fields else self._bells(data)
                 await self._look(fields, asked)
                 writer.write(pack(fields, data))
 
