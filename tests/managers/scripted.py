@@ -214,9 +214,13 @@ class ScriptedKernel:
             if sent.message.header.msg_type == "kernel_info_request"
         ]
 
-    def answers_probe(self) -> None:
-        """Goes idle for the last of them."""
-        header = self.probes[-1].header
+    @property
+    def probes_on_control(self) -> list[Sent]:
+        return [probe for probe in self.probes if probe.message.channel == "control"]
+
+    def answers_probe(self, probe: Sent | None = None) -> None:
+        """Goes idle for one of them, the last unless another is given."""
+        header = (probe or self.probes[-1]).header
         idle = {"execution_state": "idle"}
         message = make_message("iopub", "status", idle, session="kernel", parent=header)
         self.hears(message)

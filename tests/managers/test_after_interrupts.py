@@ -135,6 +135,8 @@ async def test_one_that_ends_without_an_idle_status_is_not_waited_for_any_longer
     interrupt(kernel)
     after = kernel.send()
     kernel.replies(execution, "error")
+    (probe,) = await eventually(lambda: kernel.probes_on_control)
+    kernel.answers_probe(probe)
     await eventually(lambda: has(kernel, after))
     assert execution.state is ERROR
 

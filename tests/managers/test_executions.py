@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.managers import execution as execution_module
-from app.managers import execution_tracker, executions
+from app.managers import execution_tracker, executions, traffic
 from app.managers.errors import (
     ExecutionNotFound,
     KernelNotRunning,
@@ -82,8 +82,25 @@ async def test_an_idle_status_that_never_comes_is_not_waited_for(
     execution = kernel.run()
     kernel.is_busy(execution)
     kernel.replies(execution)
+    await eventually(lambda: kernel.probes)
+    assert execution.state is RUNNING
+    kernel.answers_probe()  # behind which nothing of it can follow
     await eventually(lambda: execution.ended)
     assert execution.state is OK
+
+
+async def test_a_kernel_that_does_not_tell_whether_it_has_said_all_is_asked_once(
+    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(traffic, "BEHIND_SECONDS", 0.05)
+    for _ in range(2):
+        execution = kernel.run()
+        kernel.is_busy(execution)
+        kernel.replies(execution)
+        await eventually(lambda: not [*kernel.traffic.tracker.under_way])
+        assert execution.state is OK
+    assert len(kernel.probes_on_control) == 1
 
 
 async def test_a_reply_that_never_comes_is_not_waited_for(
@@ -124,6 +141,8 @@ async def test_each_is_waited_for_as_long_as_it_may_take(
     kernel.is_idle(both[0])
     kernel.says(both[1], "status", execution_state="busy")
     kernel.says(both[1], "execute_reply", "shell", status="ok")
+    (probe,) = await eventually(lambda: kernel.probes_on_control)
+    kernel.answers_probe(probe)
     await eventually(lambda: all(execution.ended for execution in both))
     assert [execution.state for execution in both] == [LOST, OK]
 

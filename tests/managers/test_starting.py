@@ -164,18 +164,23 @@ async def test_old_kernels_become_ready_and_their_first_output_arrives(
     assert (await kernel.model())["execution_state"] == "idle"
 
 
-@pytest.mark.parametrize("flag", ["--never-bind", "--never-answer", "--wrong-key"])
-async def test_a_kernel_that_never_answers_is_given_up(make_server: MakeServer, flag: str) -> None:
-    server = make_server("--kernel-info-timeout", "1", specs={"mute": Spec(flags=(flag,))})
+async def test_a_kernel_that_never_answers_is_given_up(make_server: MakeServer) -> None:
+    flags = ("--never-bind", "--never-answer", "--wrong-key")
+    specs = {flag.strip("-"): Spec(flags=(flag,)) for flag in flags}
+    server = make_server("--kernel-info-timeout", "1", specs=specs)
     async with kernels_of(server) as start:
-        started = time.monotonic()
-        kernel = await start("mute", ready=False)
-        pending = await kernel.channels.send_execute("print never")
-        await kernel.told("dead")
-        # Once over ipc and once over tcp.
-        assert 2 <= time.monotonic() - started < 30
-        assert "said nothing within 1 s" in (await kernel.model())["reason"]
-        assert (await kernel.channels.exchange(pending)).reply["status"] == "aborted"
+
+        async def given_up(name: str) -> None:
+            started = time.monotonic()
+            kernel = await start(name, ready=False)
+            pending = await kernel.channels.send_execute("print never")
+            await kernel.told("dead")
+            # Once over ipc and once over tcp.
+            assert 2 <= time.monotonic() - started < 30
+            assert "said nothing within 1 s" in (await kernel.model())["reason"]
+            assert (await kernel.channels.exchange(pending)).reply["status"] == "aborted"
+
+        await asyncio.gather(*map(given_up, specs))
         await eventually(lambda: not children(server.pid))
 
 
