@@ -759,7 +759,9 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
-            self._on_loss()
+            # Without bytes these are numbers that nobody has written: no request has left meanwhile.
+            if found.bytes or log.is_cut_off:
+                self._on_loss()
         else:
             for entry in found:
                 log.step(entry)
