@@ -310,7 +310,17 @@ async def settle_loss(kernel: Kernel) -> None:
     one that begins nothing between two of them has nothing left.
     """
     traffic = kernel.traffic
-    lost = traffic.in_doubt()
+    traffic.has_loss = True
+    while traffic.has_loss:  # or more is lost meanwhile
+        lost = traffic.in_doubt()
+        if not await _is_done(kernel):
+            return
+        traffic.end_lost(lost)
+
+
+async def _is_done(kernel: Kernel) -> bool:
+    """Return when the kernel has done what it was asked until now; False if it is gone."""
+    traffic = kernel.traffic
     quiet = 0
     while quiet < 2 and kernel.state.lifecycle is Lifecycle.RUNNING:
         began = traffic.begun
@@ -320,13 +330,11 @@ async def settle_loss(kernel: Kernel) -> None:
         if answer is not None:
             quiet = quiet + 1 if traffic.begun == began else 0
     if kernel.state.lifecycle is not Lifecycle.RUNNING:
-        return
+        return False
     if kernel.state.busy:  # it went idle when nobody was there to hear it
         kernel.state.execution_state = "idle"
         kernel.state.changes += 1
-    traffic.end_lost(lost)
-    if traffic.has_loss:  # meanwhile
-        await settle_loss(kernel)
+    return True
 
 
 def was_being_replaced(house: KernelHouse, kernel_id: str) -> bool:

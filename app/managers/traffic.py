@@ -759,7 +759,7 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
-            # Without bytes these are numbers that nobody has written: no request has left meanwhile.
+            # Numbers without bytes nobody has written: no request has left meanwhile.
             if found.bytes or log.is_cut_off:
                 self._on_loss()
         else:
@@ -1045,6 +1045,8 @@ class Traffic:
             if request.replied or request not in self._requests:
                 continue
             execution = self.tracker.get(request.msg_id) if request.is_execution else None
+            if execution is not None and was_heard and not execution.on_main_shell:
+                continue  # a subshell goes on beside what the kernel has answered
             if execution is not None and not execution.ended:
                 ran = execution.running
                 why = _UNREAD if was_heard else _UNHEARD if ran else _UNSENT

@@ -106,7 +106,7 @@ class Damaged:
                 found[message["seq"]] = str(message["content"])
         assert len(found) + lost == pages[-1]["last"]
         for number, content in self.seen.items():
-            assert found.get(number, content) == content, "it is not what the kernel has said"
+            assert found.get(number, content) == content, (self.kernel_id, number, pages[0]["gap"])
         return {*found}
 
     async def remember(self) -> None:
@@ -208,6 +208,9 @@ async def test_damage_is_a_gap_and_harms_no_other_kernel(
             await JupyterChannels.connect(server.ws_url, one.kernel_id, server.token)
             for one in kernels.values()
         ]
+        await asyncio.gather(
+            *(client.recv() for client in clients)
+        )  # they are greeted, and so known
     if how != "while it reads":
         servers.crash()
         if how == "keeper killed as well":
