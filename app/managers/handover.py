@@ -389,7 +389,17 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
     answers on shell has done what it ran; requests that it still has of before are done in turns
     with our questions, so one that begins nothing between two of them has nothing left.
     """
-    lost = traffic.ends.in_doubt()
+    ends = traffic.ends
+    ends.has_loss = True
+    while ends.has_loss:  # or more is lost meanwhile
+        lost = ends.in_doubt()
+        if not await _is_done(traffic, state):
+            return
+        ends.end_lost(lost)
+
+
+async def _is_done(traffic: Traffic, state: KernelState) -> bool:
+    """Return when the kernel has done what it was asked until now; False if it is gone."""
     quiet = 0
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
         began = traffic.begun
@@ -399,13 +409,11 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
         if answer is not None:
             quiet = quiet + 1 if traffic.begun == began else 0
     if state.lifecycle is not Lifecycle.RUNNING:
-        return
+        return False
     if state.busy:  # it went idle when nobody was there to hear it
         state.execution_state = "idle"
         state.changes += 1
-    traffic.ends.end_lost(lost)
-    if traffic.ends.has_loss:  # meanwhile
-        await settle_loss(traffic, state)
+    return True
 
 
 def _read(connection_file: Path) -> dict[str, Any]:

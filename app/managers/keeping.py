@@ -669,7 +669,8 @@ class Keeper:
                 elif link.protocol == PROTOCOL:
                     return link
                 else:
-                    logger.warning("the keeper is of another version, and is replaced")
+                    text = "the keeper is of another version (%d, not %d), and is replaced"
+                    logger.warning(text, link.protocol, PROTOCOL)
                     for record in await link.drain():
                         self._note(msgspec.convert(record, Kept))
         finally:

@@ -261,6 +261,8 @@ class RequestEnds:
             if request.replied or request not in self.pending:
                 continue
             execution = self._tracker.get(request.msg_id) if request.is_execution else None
+            if execution is not None and was_heard and not execution.on_main_shell:
+                continue  # a subshell goes on beside what the kernel has answered
             if execution is not None and not execution.ended:
                 ran = execution.running
                 why = _UNREAD if was_heard else _UNHEARD if ran else _UNSENT

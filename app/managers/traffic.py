@@ -439,7 +439,9 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
-            self._on_loss()
+            # Numbers without bytes nobody has written: no request has left meanwhile.
+            if found.bytes or log.is_cut_off:
+                self._on_loss()
         else:
             for entry in found:
                 log.step(entry)

@@ -445,8 +445,13 @@ async def test_whoever_else_is_on_its_socket_is_refused(
         await open_keeper()
 
 
+@pytest.mark.parametrize("version", [2, PROTOCOL + 1], ids=["before", "newer"])
 async def test_a_keeper_of_another_version_is_replaced_and_its_kernels_go_on(
-    home: Home, open_keeper: Open, listen: Any
+    home: Home,
+    open_keeper: Open,
+    listen: Any,
+    version: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     process = sleeping()
     try:
@@ -459,8 +464,12 @@ async def test_a_keeper_of_another_version_is_replaced_and_its_kernels_go_on(
             "of later versions": 0,
         }
         over = {**record, "kernel_id": "over", "pid": 1, "exit_code": 3}
-        await listen(pack({"keeper": PROTOCOL + 1, "pid": 1}), pack({"answer": [record, over]}))
-        keeper = await open_keeper()
+        await listen(pack({"keeper": version, "pid": 1}), pack({"answer": [record, over]}))
+        with caplog.at_level(logging.WARNING):
+            keeper = await open_keeper()
+        assert [told.getMessage() for told in caplog.records] == [
+            f"the keeper is of another version ({version}, not {PROTOCOL}), and is replaced"
+        ]
         kept = await keeper.kept()
         assert (kept["k"].pid, kept["k"].exit_code) == (process.pid, None)
         assert await ended(keeper, "over") == 3

@@ -278,6 +278,8 @@ async def test_a_log_that_is_damaged_when_its_keeper_is_killed_goes_on_behind_a_
     with no_keepers:
         await kill(keeper)
         damage(home.path / "log")
+    # What is asked before that may have left, as far as anybody can tell.
+    await eventually(lambda: keeper.pid is not None, WAIT)
     await client.ran("print on")
     numbers = [entry.seq for entry in client.look()]
     assert numbers == sorted({*numbers})

@@ -102,7 +102,11 @@ async def test_a_start_works_or_says_why_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
-@pytest.mark.parametrize("at", [("before", "adopt"), ("after", "adopt")], ids=" ".join)
+@pytest.mark.parametrize(
+    "at",
+    [("before", "run"), ("after", "run"), ("before", "adopt"), ("after", "adopt")],
+    ids=" ".join,
+)
 async def test_so_does_the_start_of_a_kernel_that_is_forked(
     home: Home, make_manager: Make, at: tuple[Side, str], fault: str
 ) -> None:
