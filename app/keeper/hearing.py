@@ -262,7 +262,8 @@ class Hearing:
         return self._is_new and message.msg_type == "stream"
 
     def _append(self, message: Message, owner: str | None) -> None:
-        self.writer.append(message.frame, message.channel, owner, records.PUBLISHED)
+        writer, rest = self.writer, message.rest
+        writer.append(message.frame, message.channel, owner, records.PUBLISHED, rest)
         self._on_change(self)
 
     def _release(self, request: Request) -> None:

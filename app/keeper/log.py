@@ -19,7 +19,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -133,6 +133,7 @@ class LogWriter:
         self._written = Place(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
+        self._pending_messages = 0
         self._recycles = False  # for want of new files
         self._warned = False
         self._warned_at = 0.0
@@ -178,13 +179,23 @@ class LogWriter:
         self._hold_spare()
 
     def append(
-        self, frame: Buffer, channel: str, owner: str | None = None, flags: int = 0
+        self,
+        frame: Buffer,
+        channel: str,
+        owner: str | None = None,
+        flags: int = 0,
+        rest: Sequence[Buffer] = (),
     ) -> Place:
-        """Give a message the next number; it is written by the next `flush`. Returns its place."""
+        """Give a message the next number; it is written by the next `flush`. Returns its place.
+
+        ``rest`` are further pieces of its frame.
+        """
         place = number, offset = self._next
-        size = len(frame)
-        pieces = records.pack_record(number, offset, time.time(), channel, owner, flags, frame)
+        pieces = records.pack_record(
+            number, offset, time.time(), channel, owner, flags, frame, *rest
+        )
         taken = sum(map(len, pieces))
+        size = len(frame) if not rest else len(frame) + sum(map(len, rest))
         fits = self._fits(self._pending_bytes + taken)
         if not fits and not self._closed:
             self.flush()
@@ -195,6 +206,7 @@ class LogWriter:
             return place
         self._pending += pieces
         self._pending_bytes += taken
+        self._pending_messages += 1
         if self._pending_bytes > UNWRITTEN_BYTES:
             self.flush()
         return place
@@ -217,14 +229,15 @@ class LogWriter:
         if not pending:
             self._written = self._next
             return
-        self._pending, self._pending_bytes = [], 0
+        messages = self._pending_messages
+        self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
         last = self._segments[-1]
         try:
             for start in range(0, len(pending), WRITTEN_TOGETHER):
                 _write_all(self._descriptor, pending[start : start + WRITTEN_TOGETHER])
         except OSError as error:  # of a disk that fails, or a file system without preallocation
             self._give_up(last, error)
-            self._lose(len(pending) // 3)
+            self._lose(messages)
             return
         if self._warned and not self._recycles:
             self._warned = time.monotonic() < self._warned_at + QUIET_SECONDS

@@ -163,6 +163,8 @@ class Message(msgspec.Struct, gc=False, eq=False):
     # Its place in the log; 0 until it is there.
     seq: int = 0
     offset: int = 0
+    # What follows the frame, of large output on its way to the log: it is passed on in pieces.
+    rest: tuple[Buffer, ...] = ()
 
     @property
     def header(self) -> Header:

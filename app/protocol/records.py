@@ -159,16 +159,17 @@ def pack_record(
     channel: str,
     owner: str | None,
     flags: int,
-    frame: Buffer,
-) -> tuple[bytes, Buffer, bytes]:
-    """A record's pieces, to be written one behind the other."""
+    *frame: Buffer,
+) -> tuple[Buffer, ...]:
+    """A record's pieces, to be written one behind the other; its frame may be in pieces, too."""
     tail = _TAIL.pack(number)
     length = EVERYBODY
     if owner is not None:
         name = owner.encode("utf-8", "surrogatepass")
         length, tail = len(name), name + tail
-    head = _HEAD.pack(len(frame), number, offset, time, length, _NUMBERS[channel], flags)
-    return head, frame, tail
+    size = len(frame[0]) if len(frame) == 1 else sum(map(len, frame))
+    head = _HEAD.pack(size, number, offset, time, length, _NUMBERS[channel], flags)
+    return head, *frame, tail
 
 
 def next_record(data: bytes, start: int, number: int) -> Record | None:
