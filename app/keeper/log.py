@@ -129,7 +129,8 @@ class LogWriter:
         self._segments: deque[_Segment] = deque()
         self._descriptor = -1  # of the last segment
         self._spare = 0  # the room of the file that is held ready
-        self._next = Place(1, 0)
+        # Where the next message will be: two numbers, as an object for each costs its time.
+        self._number, self._offset = 1, 0
         self._written = Place(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
@@ -145,7 +146,7 @@ class LogWriter:
     @property
     def next(self) -> Place:
         """Where the next message will be."""
-        return self._next
+        return Place(self._number, self._offset)
 
     @property
     def end(self) -> Place:
@@ -175,7 +176,7 @@ class LogWriter:
     def prepare(self) -> None:
         """Take the first file's blocks now. Raises `OSError` where they cannot be had."""
         if not self._segments:
-            self._open(self._new_segment(self._next, 0))
+            self._open(self._new_segment(self.next, 0))
         self._hold_spare()
 
     def append(
@@ -185,38 +186,38 @@ class LogWriter:
         owner: str | None = None,
         flags: int = 0,
         rest: Sequence[Buffer] = (),
-    ) -> Place:
+    ) -> tuple[int, int]:
         """Give a message the next number; it is written by the next `flush`. Returns its place.
 
         ``rest`` are further pieces of its frame.
         """
-        place = number, offset = self._next
+        number, offset = self._number, self._offset
         pieces = records.pack_record(
-            number, offset, time.time(), channel, owner, flags, frame, *rest
+            number, offset, time.time(), channel, owner, flags, frame, rest
         )
-        taken = sum(map(len, pieces))
-        size = len(frame) if not rest else len(frame) + sum(map(len, rest))
-        fits = self._fits(self._pending_bytes + taken)
-        if not fits and not self._closed:
-            self.flush()
-            fits = self._fits(taken) or self._roll(place, taken)
-        self._next = Place(number + 1, offset + size)
+        size = len(frame)
+        if rest:
+            size += sum(map(len, rest))
+        taken = len(pieces[0]) + size + len(pieces[-1])
+        fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
+        self._number, self._offset = number + 1, offset + size
         if not fits:
             self._lose(1)
-            return place
+            return number, offset
         self._pending += pieces
         self._pending_bytes += taken
         self._pending_messages += 1
         if self._pending_bytes > UNWRITTEN_BYTES:
             self.flush()
-        return place
+        return number, offset
 
     def skip(self, messages: int, size: int = 0) -> None:
         """Numbers that stand for what nobody has: they are a gap for every reader."""
         self.flush()
-        self._next = Place(self._next.cursor + messages, self._next.offset + size)
+        self._number += messages
+        self._offset += size
         self.lost_messages += messages
-        self._written = self._next
+        self._written = self.next
 
     @property
     def unwritten(self) -> bool:
@@ -227,7 +228,7 @@ class LogWriter:
         """Write what was appended; afterwards it can be read."""
         pending, size = self._pending, self._pending_bytes
         if not pending:
-            self._written = self._next
+            self._written = self.next
             return
         messages = self._pending_messages
         self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
@@ -244,7 +245,7 @@ class LogWriter:
         last.bytes += size
         last.written_at = time.time()
         self.bytes += size
-        self._written = self._next
+        self._written = self.next
         self._room.grow(size)
         if size <= SEGMENT_BYTES:  # what lies before a larger one can be read until the next
             self._shrink()
@@ -255,6 +256,13 @@ class LogWriter:
         last = self._segments[-1]
         return last.bytes + size <= last.room
 
+    def _make_room(self, number: int, offset: int, taken: int) -> bool:
+        """Write what waits, and go on in another file where this one is full."""
+        if self._closed:
+            return False
+        self.flush()
+        return self._fits(taken) or self._roll(Place(number, offset), taken)
+
     def _give_up(self, segment: _Segment, error: OSError) -> None:
         """What was written last may be cut short: the file ends where it did before."""
         self._warn(error)
@@ -264,7 +272,7 @@ class LogWriter:
 
     def _lose(self, messages: int) -> None:
         self.lost_messages += messages
-        self._written = self._next
+        self._written = self.next
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
@@ -435,8 +443,8 @@ class LogWriter:
             segment.bytes, segment.written_at = status.st_size, status.st_mtime
             self._segments.append(segment)
         last = self._segments[-1]
-        last.bytes, self._next, last.begun_at = _end_of(last.path, last.start)
-        self._written = self._next
+        last.bytes, self._written, last.begun_at = _end_of(last.path, last.start)
+        self._number, self._offset = self._written
         self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         # What lies behind the last record is not to be taken for more of them another time.
         os.ftruncate(self._descriptor, last.bytes)

@@ -17,6 +17,7 @@ record has a higher one than the next, what lies between is lost.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from struct import Struct, error
 from typing import Final
@@ -159,17 +160,18 @@ def pack_record(
     channel: str,
     owner: str | None,
     flags: int,
-    *frame: Buffer,
+    frame: Buffer,
+    rest: Sequence[Buffer] = (),
 ) -> tuple[Buffer, ...]:
-    """A record's pieces, to be written one behind the other; its frame may be in pieces, too."""
-    tail = _TAIL.pack(number)
-    length = EVERYBODY
+    """A record's pieces, to be written one behind the other; ``rest`` are more of its frame."""
+    tail, length, size = _TAIL.pack(number), EVERYBODY, len(frame)
     if owner is not None:
         name = owner.encode("utf-8", "surrogatepass")
         length, tail = len(name), name + tail
-    size = len(frame[0]) if len(frame) == 1 else sum(map(len, frame))
+    if rest:
+        size += sum(map(len, rest))
     head = _HEAD.pack(size, number, offset, time, length, _NUMBERS[channel], flags)
-    return head, *frame, tail
+    return (head, frame, *rest, tail) if rest else (head, frame, tail)
 
 
 def next_record(data: bytes, start: int, number: int) -> Record | None:
