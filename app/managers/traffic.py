@@ -721,13 +721,46 @@ class Traffic:
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
-        else:
-            for entry in found:
-                log.step(entry)
-                self._take(entry)
+        elif found:
+            self._take_all(found)
+            log.step(found[-1])
             log.wake()
         if log.unseen:
             self._reading = asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _take_all(self, entries: list[Entry]) -> None:
+        """Draw the conclusions of entries, before readers see the last of them.
+
+        From a piece of a stream that follows another of the same execution nothing is to be
+        concluded, and most messages are such.
+        """
+        log, tally, before = self.log, self.counters.from_kernels["iopub"], b""
+        for entry in entries:
+            parent = self._more_of(entry)
+            if parent and parent == before:
+                tally.messages += 1
+                tally.bytes += entry.size
+                continue
+            log.step(entry)
+            self._take(entry)
+            before = parent if parent and self._is_of_execution(entry.message) else b""
+
+    def _more_of(self, entry: Entry) -> bytes:
+        """The parent header of a stream that is for everybody; empty for anything else."""
+        message = entry.message
+        is_output = entry.published and entry.owner is None and message.channel == "iopub"
+        if not is_output or self._replaying:
+            return b""
+        try:
+            return message.stream_parent()
+        except MalformedMessage:
+            return b""
+
+    def _is_of_execution(self, message: Message) -> bool:
+        try:
+            return self.tracker.is_under_way(message.parent.msg_id)
+        except MalformedMessage:
+            return False
 
     async def _read_all(self) -> None:
         """Return when all that was told of is read."""
