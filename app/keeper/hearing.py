@@ -76,6 +76,7 @@ class Hearing:
         """Whether the present process has been taken for ready."""
         self._on_change = on_change
         self._tell_malformed = on_malformed
+        self._is_changed = False
         self._told = 0  # of those that were taken
         self._untold_bytes = 0
         self._requests = PendingRequests()
@@ -95,7 +96,13 @@ class Hearing:
         """How far the log goes; all that is told of is written."""
         writer = self.writer
         self._told, self._untold_bytes = self.taken, 0
+        self._is_changed = False
         return Bell(self.handle, writer.first, writer.end, writer.tip, self.taken)
+
+    def _change(self) -> None:
+        if not self._is_changed:  # since the last bell
+            self._is_changed = True
+            self._on_change(self)
 
     # The process
 
@@ -113,7 +120,7 @@ class Hearing:
             self.writer.skip(UNKNOWN_MESSAGES)
         self.opened = True
         self._open(context, info, turns)
-        self._on_change(self)
+        self._change()
 
     def _open(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
         try:
@@ -141,7 +148,7 @@ class Hearing:
         self._waiting.clear()
         if left:
             self.taken += left
-            self._on_change(self)
+            self._change()
 
     def settle(self) -> bool:
         """Take what has arrived from the kernel; whether there was anything."""
@@ -187,7 +194,7 @@ class Hearing:
         # That it is taken is told with what the kernel says of it, or when much was.
         self._untold_bytes += message.size
         if self.taken - self._told >= UNTOLD_REQUESTS or self._untold_bytes >= UNTOLD_BYTES:
-            self._on_change(self)
+            self._change()
 
     def on_writable(self) -> None:
         """Send what waits, as far as the sockets take it."""
@@ -195,21 +202,22 @@ class Hearing:
             while waiting and self._channels is not None and self._channels.send(waiting[0]):
                 waiting.popleft()
                 self.taken += 1
-        self._on_change(self)
+        self._change()
 
     # What is said
 
     def say(self, channel: str, frame: bytes, owner: str | None, flags: int) -> None:
         """Append a message of the server's own making."""
         self.writer.append(frame, channel, owner, flags)
-        self._on_change(self)
+        self._change()
 
     def on_message(self, message: Message) -> None:
         """Number a message of the kernel's, for those it is for (`app.keeper.channels`)."""
-        channel, parent = message.channel, message.parent
+        channel = message.channel
         if channel == "iopub":
-            self._on_iopub(message)
+            self._append(message, self._owner_of_output(message))
             return
+        parent = message.parent
         if channel == "stdin":
             owner = self._requests.owner(parent)
         else:
@@ -221,16 +229,16 @@ class Hearing:
                 return
         self._append(message, NOBODY if owner == self.session else owner or NOBODY)
 
-    def _on_iopub(self, message: Message) -> None:
+    def _owner_of_output(self, message: Message) -> str | None:
         msg_type = message.header.msg_type
         owner: str | None = None
-        if msg_type == "iopub_welcome":  # [JEP 65] to us, the one subscriber
-            owner = NOBODY
-        elif msg_type == "status":
+        if msg_type == "status":
             owner = self._on_status(message)
+        elif msg_type == "iopub_welcome":  # [JEP 65] to us, the one subscriber
+            owner = NOBODY
         if self._is_new and self._is_chatter(message):
             owner = NOBODY
-        self._append(message, owner)
+        return owner
 
     def _on_status(self, message: Message) -> str | None:
         """Whom a status is for."""
@@ -262,8 +270,8 @@ class Hearing:
         return self._is_new and message.msg_type == "stream"
 
     def _append(self, message: Message, owner: str | None) -> None:
-        self.writer.append(message.frame, message.channel, owner, records.PUBLISHED)
-        self._on_change(self)
+        self.writer.append(message.frame, message.channel, owner, records.PUBLISHED, message.rest)
+        self._change()
 
     def _release(self, request: Request) -> None:
         """Let a reply go that was held."""

@@ -19,7 +19,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -129,10 +129,12 @@ class LogWriter:
         self._segments: deque[_Segment] = deque()
         self._descriptor = -1  # of the last segment
         self._spare = 0  # the room of the file that is held ready
-        self._next = Place(1, 0)
+        # Where the next message will be: two numbers, as an object for each costs its time.
+        self._number, self._offset = 1, 0
         self._written = Place(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
+        self._pending_messages = 0
         self._recycles = False  # for want of new files
         self._warned = False
         self._warned_at = 0.0
@@ -144,7 +146,7 @@ class LogWriter:
     @property
     def next(self) -> Place:
         """Where the next message will be."""
-        return self._next
+        return Place(self._number, self._offset)
 
     @property
     def end(self) -> Place:
@@ -174,42 +176,53 @@ class LogWriter:
     def prepare(self) -> None:
         """Take the first file's blocks now. Raises `OSError` where they cannot be had."""
         if not self._segments:
-            self._open(self._new_segment(self._next, 0))
+            self._open(self._new_segment(self.next, 0))
         self._hold_spare()
 
     def append(
-        self, frame: Buffer, channel: str, owner: str | None = None, flags: int = 0
-    ) -> Place:
-        """Give a message the next number; it is written by the next `flush`. Returns its place."""
-        place = number, offset = self._next
+        self,
+        frame: Buffer,
+        channel: str,
+        owner: str | None = None,
+        flags: int = 0,
+        rest: Sequence[Buffer] = (),
+    ) -> tuple[int, int]:
+        """Give a message the next number; it is written by the next `flush`. Returns its place.
+
+        ``rest`` are further pieces of its frame.
+        """
+        number, offset = self._number, self._offset
+        pieces = records.pack_record(
+            number, offset, time.time(), channel, owner, flags, frame, rest
+        )
         size = len(frame)
-        pieces = records.pack_record(number, offset, time.time(), channel, owner, flags, frame)
-        taken = sum(map(len, pieces))
-        fits = self._fits(self._pending_bytes + taken)
-        if not fits and not self._closed:
-            self.flush()
-            fits = self._fits(taken) or self._roll(place, taken)
-        self._next = Place(number + 1, offset + size)
+        if rest:
+            size += sum(map(len, rest))
+        taken = len(pieces[0]) + size + len(pieces[-1])
+        fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
+        self._number, self._offset = number + 1, offset + size
         if not fits:
             self._lose(1)
-            return place
+            return number, offset
         self._pending += pieces
         self._pending_bytes += taken
+        self._pending_messages += 1
         if self._pending_bytes > UNWRITTEN_BYTES:
             self.flush()
-        return place
+        return number, offset
 
     def skip(self, messages: int, size: int = 0) -> None:
         """Numbers that stand for what nobody has: they are a gap for every reader."""
         self.flush()
-        self._next = Place(self._next.cursor + messages, self._next.offset + size)
+        self._number += messages
+        self._offset += size
         self.lost_messages += messages
-        self._written = self._next
+        self._written = self.next
 
     def skip_to(self, number: int, offset: int) -> None:
         """Go on behind this place, if that is further."""
-        if number > self._next.cursor:
-            self.skip(number - self._next.cursor, max(0, offset - self._next.offset))
+        if number > self.next.cursor:
+            self.skip(number - self.next.cursor, max(0, offset - self.next.offset))
 
     def renew(self) -> None:
         """Go on in another file: somebody cannot read what is written to this one."""
@@ -226,23 +239,24 @@ class LogWriter:
         """Write what was appended; afterwards it can be read."""
         pending, size = self._pending, self._pending_bytes
         if not pending:
-            self._written = self._next
+            self._written = self.next
             return
-        self._pending, self._pending_bytes = [], 0
+        messages = self._pending_messages
+        self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
         last = self._segments[-1]
         try:
             for start in range(0, len(pending), WRITTEN_TOGETHER):
                 _write_all(self._descriptor, pending[start : start + WRITTEN_TOGETHER])
         except OSError as error:  # of a disk that fails, or a file system without preallocation
             self._give_up(last, error)
-            self._lose(len(pending) // 3)
+            self._lose(messages)
             return
         if self._warned and not self._recycles:
             self._warned = time.monotonic() < self._warned_at + QUIET_SECONDS
         last.bytes += size
         last.written_at = time.time()
         self.bytes += size
-        self._written = self._next
+        self._written = self.next
         self._room.grow(size)
         if size <= SEGMENT_BYTES:  # what lies before a larger one can be read until the next
             self._shrink()
@@ -253,6 +267,13 @@ class LogWriter:
         last = self._segments[-1]
         return last.bytes + size <= last.room
 
+    def _make_room(self, number: int, offset: int, taken: int) -> bool:
+        """Write what waits, and go on in another file where this one is full."""
+        if self._closed:
+            return False
+        self.flush()
+        return self._fits(taken) or self._roll(Place(number, offset), taken)
+
     def _give_up(self, segment: _Segment, error: OSError) -> None:
         """What was written last may be cut short: the file ends where it did before."""
         self._warn(error)
@@ -262,7 +283,7 @@ class LogWriter:
 
     def _lose(self, messages: int) -> None:
         self.lost_messages += messages
-        self._written = self._next
+        self._written = self.next
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
@@ -439,8 +460,8 @@ class LogWriter:
             segment.bytes, segment.written_at = status.st_size, status.st_mtime
             self._segments.append(segment)
         last = self._segments[-1]
-        last.bytes, self._next, last.begun_at = _end_of(last.path, last.start)
-        self._written = self._next
+        last.bytes, self._written, last.begun_at = _end_of(last.path, last.start)
+        self._number, self._offset = self._written
         self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         # What lies behind the last record is not to be taken for more of them another time.
         os.ftruncate(self._descriptor, last.bytes)

@@ -20,6 +20,11 @@ from app.keeper.processes import adopt_orphans
 from app.keeper.protocol import TooOpen, open_dir, socket_address
 from app.keeper.service import Service
 
+try:
+    from uvloop import new_event_loop
+except ImportError:  # it is not everywhere
+    from asyncio import new_event_loop  # type: ignore[assignment]
+
 __all__ = ["main"]
 
 
@@ -40,7 +45,8 @@ def main() -> None:
     except (OSError, TooOpen) as error:
         _say(str(error))
     else:
-        asyncio.run(_keep(listener, directory))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(_keep(listener, directory))
 
 
 async def _keep(listener: socket.socket, directory: int) -> None:
@@ -50,7 +56,9 @@ async def _keep(listener: socket.socket, directory: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.end)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    loop.add_signal_handler(signal.SIGCHLD, service.reap)
+    # uvloop wants this signal for itself, although it starts no processes here.
+    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
+    signal.siginterrupt(signal.SIGCHLD, False)
     _say("ready")
     try:
         await service.ended

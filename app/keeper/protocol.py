@@ -31,7 +31,7 @@ import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 __all__ = [
     "PROTOCOL",
@@ -72,7 +72,7 @@ class TooOpen(Exception):
 
 def pack(fields: Fields, data: bytes = b"") -> bytes:
     """A frame. Raises `ValueError` for one that the other end would not take."""
-    head = json.dumps(fields).encode()
+    head = json.dumps(fields).encode() if fields else b"{}"
     if len(head) > MAX_HEAD or len(head) + len(data) > MAX_FRAME - 4:
         raise ValueError("too much for one frame")
     return _LENGTHS.pack(4 + len(head) + len(data), len(head)) + head + data
@@ -95,7 +95,7 @@ def _check(lengths: tuple[int, int]) -> tuple[int, int]:
     return whole, head
 
 
-def _fields(head: bytes) -> Fields:
+def _fields(head: bytes | bytearray) -> Fields:
     if head == b"{}":
         return {}
     try:
@@ -121,37 +121,65 @@ class Frames(asyncio.Protocol):
     ) -> None:
         self._on_frame = on_frame
         self._on_end = on_end
-        self._buffer = bytearray()
-        self._transport: asyncio.BaseTransport | None = None
+        self._rest = bytearray()  # what has come and was not handed on
+        self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
+        self._held = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
+
+    def hold(self) -> None:
+        """Hand on nothing, and read nothing, until `go_on`."""
+        self._held = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Hand on what was held back, and read on."""
+        self._held = False
+        self._hand_on()
+        if not self._held and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Hand on every frame that is whole."""
-        buffer = self._buffer
-        buffer += data
-        start = 0
+        if self._rest or self._held:
+            self._rest += data
+            self._hand_on()
+        else:  # mostly what comes at once are whole frames: without a copy
+            self._rest += memoryview(data)[self._take(data) :]
+
+    def _hand_on(self) -> None:
+        rest, self._rest = self._rest, bytearray()
+        done = self._take(rest)
+        del rest[:done]
+        self._rest = rest
+
+    def _take(self, data: bytes | bytearray) -> int:
+        """Hand on the frames that are whole; how many bytes those had."""
+        start, size = 0, len(data)
         try:
-            while len(buffer) - start >= _LENGTHS.size and self._error is None:
-                whole, head = _check(_LENGTHS.unpack_from(buffer, start))
+            while size - start >= _LENGTHS.size and self._error is None and not self._held:
+                whole, head = _check(_LENGTHS.unpack_from(data, start))
                 begin = start + _LENGTHS.size
                 end = begin + whole - 4
-                if end > len(buffer):
+                if end > size:
                     break
-                body = bytes(memoryview(buffer)[begin:end])
+                fields = _fields(data[begin : begin + head])
                 start = end
-                self._on_frame(_fields(body[:head]), body[head:])
+                self._on_frame(fields, bytes(memoryview(data)[begin + head : end]))
         except Garbled as error:
             self._error = error
             if self._transport is not None:
                 self._transport.close()
-        del buffer[:start]
+        return start
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more will come."""
+        """Nothing more will come: what was held back is handed on now."""
+        self._held = False
+        self._hand_on()
         self._on_end(self._error or exc)
 
 

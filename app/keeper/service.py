@@ -11,9 +11,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -23,7 +23,8 @@ from app.keeper.kernels import KeptKernel
 from app.keeper.notes import LAUNCHING, Note, Notes
 from app.keeper.output import ProcessOutput, pipe_of
 from app.keeper.processes import ended_child, leader_that_writes, open_process, start_time
-from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack, receive
+from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
+from app.keeper.servers import ServerLink
 from app.protocol import link
 from app.protocol.compose import make_parts
 from app.protocol.link import Bell
@@ -66,9 +67,9 @@ class Service:
         self._left = self._notes.read()  # by a keeper that was killed
         self._kernels: dict[str, KeptKernel] = {}
         self._dying: set[KeptKernel] = set()  # killed and forgotten, but not yet gone
-        # With the tasks that read what they ask for.
-        self._servers: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[ServerLink] = set()
+        self._servers: set[ServerLink] = set()  # those that have said what they are
+        self._tasks: set[asyncio.Task[object]] = set()
         self._hearings = Hearings(self._ring, self._on_malformed)
         self._late_bells: asyncio.TimerHandle | None = None
         self._malformed: dict[str, int] = {}
@@ -112,6 +113,8 @@ class Service:
         self._deafen()
         for task in self._tasks:
             task.cancel()
+        for server in self._connections:
+            server.close()
         for kernel in (*self._kernels.values(), *self._dying):
             kernel.close()
         self._kernels.clear()
@@ -143,7 +146,10 @@ class Service:
             connection.close()
             return
         connection.setblocking(False)
-        task = self._loop.create_task(self._serve(connection))
+        self._do_later(self._loop.connect_accepted_socket(self._new_link, connection))
+
+    def _do_later(self, what: Coroutine[Any, Any, object]) -> None:
+        task = self._loop.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -151,52 +157,54 @@ class Service:
         if self._listener.fileno() != -1:
             self._loop.add_reader(self._listener, self._accept)
 
-    async def _serve(self, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
-        writer.write(pack({"keeper": PROTOCOL, "pid": os.getpid()}))
-        try:
-            while not self._stopping:
-                fields, data = await receive(reader)
-                if not fields:
-                    self._take(data)
-                    continue
-                if fields.get("ask") == "drain":
-                    await self._drain(writer)
-                    return
-                if fields.get("ask") == "hello":
-                    await self._predecessors_end(writer)
-                writer.write(self._answer(fields, writer))
-                await writer.drain()
-        except Garbled as error:
-            logger.warning("a server that makes no sense is sent away: %s", error)
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-            self._leave(writer)
+    def _new_link(self) -> ServerLink:
+        greeting = pack({"keeper": PROTOCOL, "pid": os.getpid()})
+        server = ServerLink(greeting, self._on_frame, self._on_lost)
+        self._connections.add(server)
+        return server
 
-    def _greet(self, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._servers[writer] = task
+    def _on_frame(self, server: ServerLink, fields: Fields, data: bytes) -> None:
+        if self._stopping:
+            server.close()
+        elif not fields:
+            self._take(data)
+        elif fields.get("ask") == "drain":
+            self._drain(server)
+        elif fields.get("ask") == "hello" and self._servers - {server}:
+            server.hold()
+            self._do_later(self._greet_late(server, fields))
+        else:
+            server.write(self._answer(fields, server))
+
+    def _on_lost(self, server: ServerLink, error: Exception | None) -> None:
+        if isinstance(error, Garbled):
+            logger.warning("a server that makes no sense is sent away: %s", error)
+        self._connections.discard(server)
+        self._leave(server)
+
+    def _greet(self, server: ServerLink) -> None:
+        self._servers.add(server)
         self._used = True
         if self._timer is not None and not self._stopping:
             self._timer.cancel()
             self._timer = None
 
-    async def _predecessors_end(self, writer: asyncio.StreamWriter) -> None:
-        """Return when servers that have ended have been read to their end, or soon.
+    async def _greet_late(self, server: ServerLink, hello: Fields) -> None:
+        """Answer when servers that have ended have been read to their end, or soon.
 
         What they have asked for comes before what the next one does.
         """
-        others = [task for other, task in self._servers.items() if other is not writer]
+        others = {other.ended for other in self._servers if other is not server}
         if others:
-            await asyncio.wait(set(others), timeout=SETTLE_SECONDS)
+            await asyncio.wait(others, timeout=SETTLE_SECONDS)
+        if not server.ended.done():
+            server.write(self._answer(hello, server))
+            server.go_on()
 
-    def _leave(self, writer: asyncio.StreamWriter) -> None:
-        if writer not in self._servers:
+    def _leave(self, server: ServerLink) -> None:
+        if server not in self._servers:
             return
-        del self._servers[writer]
+        self._servers.discard(server)
         if self._servers or self._timer is not None:
             return
         if self._server is not None:  # it comes back, or its end is seen
@@ -213,14 +221,13 @@ class Service:
         if self._used and not needed:
             self.end()
 
-    async def _drain(self, writer: asyncio.StreamWriter) -> None:
+    def _drain(self, server: ServerLink) -> None:
         """A server of another version takes over: its keeper finds the kernels by their pids."""
         logger.info("replaced by a keeper of another version; kernels go on")
         self._deafen()
-        records = [kernel.record for kernel in self._kernels.values()]
-        writer.write(pack({"answer": records}))
-        await writer.drain()
-        self.end()
+        server.write(pack({"answer": [kernel.record for kernel in self._kernels.values()]}))
+        server.close()
+        server.ended.add_done_callback(lambda _: self.end())
 
     # Kernels that nobody wants any more
 
@@ -307,20 +314,20 @@ class Service:
             self._end_if_unused()
             return
         event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
-        for writer in self._servers:
-            writer.write(pack(event | {"pid": kernel.pid}))
+        for server in self._servers:
+            server.write(pack(event | {"pid": kernel.pid}))
         if self._stopping:
             self._end_if_alone()
 
     # What servers ask
 
-    def _answer(self, fields: Fields, writer: asyncio.StreamWriter) -> bytes:
+    def _answer(self, fields: Fields, server: ServerLink) -> bytes:
         """The frame of the answer. Whatever a request leads to is told to who made it, alone."""
         number = {"id": fields["id"]} if "id" in fields else {}
         try:
             answer = self._do(fields)
             if fields["ask"] == "hello":
-                self._greet(writer)
+                self._greet(server)
             head, data = answer if isinstance(answer, tuple) else (answer, b"")
             return pack({**number, **head}, data)
         except OSError as error:
@@ -521,9 +528,9 @@ class Service:
     def _ring(self, bells: list[Bell]) -> None:
         """Tell every server how far logs go; who does not read is told of all later."""
         frame = pack({}, link.pack_bells(bells))
-        for writer in self._servers:
-            if writer.transport.get_write_buffer_size() <= UNREAD_BYTES:
-                writer.write(frame)
+        for server in self._servers:
+            if server.unread <= UNREAD_BYTES:
+                server.write(frame)
             elif self._late_bells is None:
                 self._late_bells = self._loop.call_later(BELL_SECONDS, self._ring_late)
 
@@ -537,8 +544,8 @@ class Service:
         if count & (count - 1):
             return
         event = {"event": "malformed", "kernel_id": kernel_id, "count": count}
-        for writer in self._servers:
-            writer.write(pack({**event, "channel": channel, "reason": reason}))
+        for server in self._servers:
+            server.write(pack({**event, "channel": channel, "reason": reason}))
 
     def _on_signal(self, fields: Fields) -> Answer:
         self._kernels[fields["kernel_id"]].signal(int(fields["number"]))

@@ -347,6 +347,10 @@ class ExecutionTracker:
             self.changed(execution)
             self._wait_for_the_rest(execution, IDLE_SECONDS)
 
+    def is_under_way(self, msg_id: str) -> bool:
+        """Whether an execution with this id has not come to its end."""
+        return msg_id in self._under_way
+
     def on_output(self, message: Message) -> None:
         """A message was published that changes what an execution shows (`OUTPUT_TYPES`)."""
         msg_type, same_id = message.header.msg_type, self._under_way.get(message.parent.msg_id)

@@ -363,7 +363,7 @@ def _large(
     whole = size + name + TAIL_BYTES
     if position + whole > os.fstat(descriptor).st_size:
         raise DamagedLog("a message is cut short")
-    frame = _pread(descriptor, min(size, HEAD_OF_FRAME), position)
+    frame = _pread(descriptor, min(size, HEAD_OF_FRAME), position) if is_head else b""
     if size > len(frame) and not (is_head and _begins_all(frame)):
         frame = _pread(descriptor, size, position)
         if len(frame) < size:

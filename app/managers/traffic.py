@@ -442,10 +442,9 @@ class Traffic:
             # Numbers without bytes nobody has written: no request has left meanwhile.
             if found.bytes or log.is_cut_off:
                 self._on_loss()
-        else:
-            for entry in found:
-                log.step(entry)
-                self._take(entry)
+        elif found:
+            self._take_all(found)
+            log.step(found[-1])
             log.wake()
         if self._read_first is not None and log.next_seq >= self._read_first:
             self._go_on()
@@ -460,6 +459,40 @@ class Traffic:
         self.ends.doubt()
         if not self._replaying:
             self.on_loss()
+
+    def _take_all(self, entries: list[Entry]) -> None:
+        """Draw the conclusions of entries, before readers see the last of them.
+
+        From a piece of a stream that follows another of the same execution nothing is to be
+        concluded, and most messages are such.
+        """
+        log, tally, before = self.log, self.counters.from_kernels["iopub"], b""
+        for entry in entries:
+            parent = self._more_of(entry)
+            if parent and parent == before:
+                tally.messages += 1
+                tally.bytes += entry.size
+                continue
+            log.step(entry)
+            self._take(entry)
+            before = parent if parent and self._is_of_execution(entry.message) else b""
+
+    def _more_of(self, entry: Entry) -> bytes:
+        """The parent header of a stream that is for everybody; empty for anything else."""
+        message = entry.message
+        is_output = entry.published and entry.owner is None and message.channel == "iopub"
+        if not is_output or self._replaying:
+            return b""
+        try:
+            return message.stream_parent()
+        except MalformedMessage:
+            return b""
+
+    def _is_of_execution(self, message: Message) -> bool:
+        try:
+            return self.tracker.is_under_way(message.parent.msg_id)
+        except MalformedMessage:
+            return False
 
     async def _read_all(self) -> None:
         """Return when all that was told of is read."""

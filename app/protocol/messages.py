@@ -85,6 +85,7 @@ MAX_SHARED_BYTES: Final = 2048
 
 # Of a frame's table of offsets [app.protocol.v1].
 _COUNT: Final = Struct("<Q")
+_BEGIN: Final = Struct("<5Q")
 _SIX_BOUNDS: Final = Struct("<6Q")
 _PART_BOUNDS: Final = Struct("<QQ")
 
@@ -163,6 +164,8 @@ class Message(msgspec.Struct, gc=False, eq=False):
     # Its place in the log; 0 until it is there.
     seq: int = 0
     offset: int = 0
+    # What follows the frame, of large output on its way to the log: it is passed on in pieces.
+    rest: tuple[Buffer, ...] = ()
 
     @property
     def header(self) -> Header:
@@ -182,6 +185,21 @@ class Message(msgspec.Struct, gc=False, eq=False):
     def msg_type(self) -> str:
         """The ``msg_type`` of the header."""
         return self.header.msg_type
+
+    def stream_parent(self) -> bytes:
+        """The parent header of a ``stream``, as it came; empty for any other message.
+
+        Raises `MalformedMessage`. For a log full of them, so it does no more than it must.
+        """
+        frame = self.frame
+        if len(frame) < _BEGIN.size:
+            return b""
+        count, _, header_at, parent_at, metadata_at = _BEGIN.unpack_from(frame)
+        if count != 6:
+            return b""
+        if self.known_header is None:
+            self.known_header = decode_header(frame[header_at:parent_at])
+        return frame[parent_at:metadata_at] if self.known_header.msg_type == "stream" else b""
 
     @property
     def bounds(self) -> tuple[int, ...]:

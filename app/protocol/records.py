@@ -17,6 +17,7 @@ record has a higher one than the next, what lies between is lost.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from struct import Struct, error
 from typing import Final
@@ -160,15 +161,17 @@ def pack_record(
     owner: str | None,
     flags: int,
     frame: Buffer,
-) -> tuple[bytes, Buffer, bytes]:
-    """A record's pieces, to be written one behind the other."""
-    tail = _TAIL.pack(number)
-    length = EVERYBODY
+    rest: Sequence[Buffer] = (),
+) -> tuple[Buffer, ...]:
+    """A record's pieces, to be written one behind the other; ``rest`` are more of its frame."""
+    tail, length, size = _TAIL.pack(number), EVERYBODY, len(frame)
     if owner is not None:
         name = owner.encode("utf-8", "surrogatepass")
         length, tail = len(name), name + tail
-    head = _HEAD.pack(len(frame), number, offset, time, length, _NUMBERS[channel], flags)
-    return head, frame, tail
+    if rest:
+        size += sum(map(len, rest))
+    head = _HEAD.pack(size, number, offset, time, length, _NUMBERS[channel], flags)
+    return (head, frame, *rest, tail) if rest else (head, frame, tail)
 
 
 def next_record(data: bytes, start: int, number: int) -> Record | None:

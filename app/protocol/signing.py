@@ -48,12 +48,13 @@ class Signer:
             inner.update(part)
         return self._finish(inner)
 
-    def verify(self, signature: Buffer, signed: Buffer) -> bool:
-        """Whether ``signature`` is that of ``signed``, the four parts lying behind each other."""
+    def verify(self, signature: Buffer, *signed: Buffer) -> bool:
+        """Whether ``signature`` is that of ``signed``, the four parts in order, joined or not."""
         if not self._key:
             return True
         inner = self._inner.copy()
-        inner.update(signed)
+        for part in signed:
+            inner.update(part)
         return compare_digest(self._finish(inner), signature)
 
     def _finish(self, inner: Hash) -> bytes:

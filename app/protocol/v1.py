@@ -16,7 +16,7 @@ from typing import Final
 from app.protocol.frames import MAX_PARTS, FrameError
 from app.protocol.messages import Buffer, ClientMessage, Message, complete_header, decode_header
 
-__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_numbered", "restore", "size_of"]
+__all__ = ["SUBPROTOCOL", "begin", "decode", "encode", "encode_numbered", "restore", "size_of"]
 
 SUBPROTOCOL: Final = "v1.kernel.websocket.jupyter.org"
 
@@ -37,13 +37,24 @@ def encode(channel: str, parts: Sequence[Buffer]) -> tuple[bytes, tuple[int, ...
         bounds: tuple[int, ...] = (56, start, second, third, fourth, end)
         table = _WITHOUT_BUFFERS.pack(6, 56, start, second, third, fourth, end)
         return b"".join((table, name, header, parent, metadata, content)), bounds
+    table, offsets = _table(name, parts)
+    return b"".join((table, name, *parts)), tuple(offsets)
+
+
+def begin(channel: str, parts: Sequence[Buffer]) -> bytes:
+    """The frame of ``parts`` up to its content, which follows as it is with what lies behind it."""
+    name = _CHANNEL_NAMES[channel]
+    table, _ = _table(name, parts)
+    return b"".join((table, name, *parts[:3]))
+
+
+def _table(name: bytes, parts: Sequence[Buffer]) -> tuple[bytes, list[int]]:
     offset = 8 * (len(parts) + 3)
     offsets = [offset]
     for part in (name, *parts):
         offset += len(part)
         offsets.append(offset)
-    table = pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets)
-    return b"".join((table, name, *parts)), tuple(offsets)
+    return pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets), offsets
 
 
 def encode_numbered(message: Message) -> bytes:

@@ -51,6 +51,9 @@ FULL_CHECK_BYTES: Final = 4096
 
 PIECE_BYTES: Final = 65536
 
+JOINED_BYTES: Final = 65536
+"""Output with larger content is not joined into a frame, but passed on in pieces."""
+
 _raw_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -94,6 +97,10 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
     parts = frames[start + 2 :]
     if len(parts) < 4:
         raise MalformedMessage(f"{len(frames) - start - 1} frames after the delimiter, not 5")
+    if channel == "iopub" and len(parts[3]) > JOINED_BYTES:
+        large = _large(channel, parts, frames[start + 1], signer)
+        if large is not None:
+            return large
     frame, bounds = v1.encode(channel, parts)
     # The four signed parts lie behind each other in the frame, so no second copy is made.
     signed = memoryview(frame)[bounds[1] : bounds[5]]
@@ -114,6 +121,29 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
     if parts[2] != b"{}" and not _is_object(parts[2]):
         frame, _ = v1.encode(channel, [*parts[:2], b"{}", *parts[3:]])
     return Message(channel, frame, header, parent)
+
+
+def _large(
+    channel: str, parts: Sequence[Buffer], signature: Buffer, signer: Signer
+) -> Message | None:
+    """Large output, of which nothing is copied; None where something in it must be changed.
+
+    Fresh memory of that size costs several times what it costs to read what is in it.
+    """
+    if not signer.verify(signature, *parts[:4]):
+        raise BadSignature("the signature does not match")
+    try:
+        for part in parts[:4]:
+            _check_utf8(memoryview(part))
+    except UnicodeDecodeError:
+        return None
+    header, parent = decode_header(parts[0]), decode_parent(parts[1])
+    # Whoever hears a kernel reads what its statuses say.
+    if header.msg_type in ("", "status") or not (_is_object(parts[2]) and _is_object(parts[3])):
+        return None
+    message = Message(channel, v1.begin(channel, parts), header, parent)
+    message.rest = tuple(parts[3:])
+    return message
 
 
 def _check_utf8(view: memoryview) -> None:

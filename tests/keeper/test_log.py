@@ -100,6 +100,19 @@ def test_what_is_appended_is_written_together(tmp_path: Path) -> None:
     assert writer.bytes == 64 + 500 * (records.RECORD_BYTES + 1)
 
 
+def test_a_frame_may_be_in_pieces(tmp_path: Path) -> None:
+    log = written(tmp_path)
+
+    places = [
+        log.writer.append(b"one ", "iopub", rest=(b"", memoryview(b"and "), b"another")),
+        log.writer.append(b"two", "iopub"),
+    ]
+    log.tell()
+
+    assert places == [(1, 0), (2, 15)]
+    assert told(log) == [b"one and another", b"two"]
+
+
 def test_what_is_much_does_not_wait(tmp_path: Path) -> None:
     writer = written(tmp_path, each=2**26).writer
     writer.append(bytes(UNWRITTEN_BYTES), "iopub")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,8 +93,18 @@ class _ScriptedHearer(LocalHearer):
         (hearing,) = self._hearings._hearings.values()
         return hearing
 
+    holds = False
+
     def says(self, message: Message) -> None:
         self.hearing.on_message(message)
+        if not self.holds:
+            self._hearings.flush()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        self.holds = True
+        yield
+        self.holds = False
         self._hearings.flush()
 
 
@@ -195,6 +207,10 @@ class ScriptedKernel:
     def hears(self, message: Message) -> None:
         """A message of the kernel's arrives."""
         self._hearer.says(message)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """What is said meanwhile is read in one turn."""
+        return self._hearer.together()
 
     @property
     def requests(self) -> list[Sent]:

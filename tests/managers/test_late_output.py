@@ -111,6 +111,36 @@ async def test_output_that_comes_after_the_end_is_part_of_the_result() -> None:
     assert cut.late_outputs == 1
 
 
+async def test_of_what_is_read_together_each_piece_counts() -> None:
+    kernel = ScriptedKernel()
+    execution, other = kernel.run(), kernel.run()
+    tally = kernel.traffic.counters.from_kernels["iopub"]
+    before = tally.messages
+    with kernel.together():
+        kernel.is_busy(execution)
+        for number in range(3):
+            kernel.says(execution, "stream", name="stdout", text=f"early {number}\n")
+        kernel.is_idle(execution)
+    kernel.replies(execution)
+    assert tally.messages - before == 5
+    before = tally.messages
+    with kernel.together():
+        kernel.is_busy(other)
+        kernel.says(other, "stream", name="stdout", text="of the other\n")
+        for number in range(3):
+            kernel.says(execution, "stream", name="stdout", text=f"late {number}\n")
+        kernel.says(other, "stream", name="stdout", text="of the other\n")
+
+    assert tally.messages - before == 6
+    kernel.is_idle(other)
+    kernel.replies(other)
+    found = await result(kernel.log, execution, url, 1000)
+    early, late = ("".join(f"{word} {n}\n" for n in range(3)) for word in ("early", "late"))
+    assert [output["text"] for output in found.outputs] == [early, late]
+    found = await result(kernel.log, other, url, 1000)
+    assert [output["text"] for output in found.outputs] == ["of the other\n" * 2]
+
+
 async def test_late_output_may_clear_all_that_came_before() -> None:
     kernel = ScriptedKernel()
     execution = kernel.run()

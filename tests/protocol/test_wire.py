@@ -56,6 +56,55 @@ def test_a_signed_message_is_read_unchanged(
     assert message.content() == json.loads(parts[3])
 
 
+LARGE = b'{"text": "%b"}' % (b"x" * wire.JOINED_BYTES)
+
+
+@pytest.mark.parametrize("extra", [[], [b"", b"\xff a buffer"]])
+def test_large_output_is_passed_on_in_pieces_that_make_its_frame(extra: list[bytes]) -> None:
+    parts = [HEADER_PART, PARTS[1], b'{"m": 1}', LARGE]
+
+    message = wire.unpack("iopub", frames(parts, *extra), KEY)
+
+    assert message.rest == (LARGE, *extra)
+    assert message.header.msg_id == HEADER["msg_id"]
+    assert message.parent.msg_id == "asked"
+    assert split_v1(b"".join((message.frame, *message.rest))) == [b"iopub", *parts, *extra]
+
+
+@pytest.mark.parametrize("channel", ["shell", "control", "stdin"])
+def test_of_large_answers_the_frame_is_whole(channel: str) -> None:
+    message = wire.unpack(channel, frames([HEADER_PART, PARTS[1], b"{}", LARGE]), KEY)
+
+    assert not message.rest
+    assert message.part(3) == LARGE
+
+
+def test_of_a_large_status_the_frame_is_whole_too() -> None:
+    header = dump({**HEADER, "msg_type": "status"})
+
+    message = wire.unpack("iopub", frames([header, PARTS[1], b"{}", LARGE]), KEY)
+
+    assert not message.rest
+    assert message.part(3) == LARGE
+
+
+def test_large_output_with_a_wrong_signature_is_refused() -> None:
+    received = frames([HEADER_PART, PARTS[1], b"{}", LARGE])
+
+    with pytest.raises(wire.BadSignature):
+        wire.unpack("iopub", [*received[:-1], LARGE.replace(b"x", b"y", 1)], KEY)
+
+
+def test_large_output_is_repaired_like_any_other() -> None:
+    spoilt = LARGE.replace(b"x", b"\xff", 1)
+
+    message = wire.unpack("iopub", frames([HEADER_PART, PARTS[1], b"null", spoilt]), KEY)
+
+    assert not message.rest
+    assert message.part(3) == LARGE.replace(b"x", "\ufffd".encode(), 1)
+    assert bytes(message.part(2)) == b"{}"
+
+
 @given(json_parts, buffers)
 def test_what_is_packed_is_understood_by_a_kernel(parts: Parts, extra: list[bytes]) -> None:
     packed = wire.pack(ClientMessage("shell", Header(), [*parts, *extra]), KEY)

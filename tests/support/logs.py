@@ -75,7 +75,7 @@ class WrittenLog:
     ) -> Position:
         """Write a message; returns its place."""
         flags = TRANSIENT * transient | PUBLISHED * published
-        place = self.writer.append(message.frame, message.channel, owner, flags)
+        place = Position(*self.writer.append(message.frame, message.channel, owner, flags))
         self.tell()
         return place
 
