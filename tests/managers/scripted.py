@@ -98,14 +98,23 @@ class _ScriptedHearer(LocalHearer):
     def says(self, message: Message) -> None:
         self.hearing.on_message(message)
         if not self.holds:
-            self._hearings.flush()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell what is in the log, and have all of it read now: it may take several turns."""
+        self._hearings.flush()
+        for line in self._lines.values():
+            traffic = cast(Traffic, line._owner)
+            while traffic._reading is not None:
+                traffic._reading.cancel()
+                traffic._read_on()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         self.holds = True
         yield
         self.holds = False
-        self._hearings.flush()
+        self._tell()
 
 
 class ScriptedKernel:

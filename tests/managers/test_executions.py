@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.managers import execution as execution_module
-from app.managers import execution_tracker, executions, traffic
+from app.managers import execution_tracker, executions, own_requests
 from app.managers.errors import (
     ExecutionNotFound,
     KernelNotRunning,
@@ -93,7 +93,7 @@ async def test_a_kernel_that_does_not_tell_whether_it_has_said_all_is_asked_once
     kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(traffic, "BEHIND_SECONDS", 0.05)
+    monkeypatch.setattr(own_requests, "BEHIND_SECONDS", 0.05)
     for _ in range(2):
         execution = kernel.run()
         kernel.is_busy(execution)
