@@ -16,6 +16,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -324,6 +325,11 @@ class ReloadingServer(UvicornServer):
     def until_started(self, mark: int) -> None:
         """Returns when a process that serves has started since a mark."""
         eventually_sync(lambda: "startup complete" in self.output(mark), START_TIMEOUT)
+        eventually_sync(self._listens, START_TIMEOUT)  # which it does a moment later
+
+    def _listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 class Doomed:
