@@ -56,6 +56,15 @@ class OwnRequests:
         self._reachable.clear()
         self.tells_control = True
 
+    def on_resume(self, *, was_up: bool) -> None:
+        """The log was gone through again; ``was_up`` if the process that is heard has come up.
+
+        What was read there may be of a process before that.
+        """
+        self.answered = self.heard_iopub = was_up
+        self._reachable.clear()
+        self._look_reachable()
+
     def send(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
         """Send a request: its msg_id; empty if there is no process that is heard."""
         header, parts = make_parts(msg_type, content, self.session)

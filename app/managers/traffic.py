@@ -634,7 +634,7 @@ class Traffic:
         for request in begun:
             request.logged = True
         self._line.connected = heard.connected
-        self.own.answered = self.own.heard_iopub = heard.opened
+        self.own.on_resume(was_up=heard.opened)
         self.ends.was_unheard = heard.again
         self.ends.end_undelivered()
 
