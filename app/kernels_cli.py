@@ -24,16 +24,16 @@ from pydantic_settings import SettingsError
 from app.keeper.processes import has_ended, open_process, signal_group, start_time
 from app.keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
 from app.managers.errors import KeeperUnavailable
-from app.managers.keeper_link import KeeperLink
-from app.managers.registry import Lock
-from app.managers.registry_store import (
+from app.managers.handover.registry import Lock
+from app.managers.handover.store import (
     KernelRecord,
     OtherSchema,
     SQLiteRegistry,
     UnusableRegistry,
 )
-from app.managers.run_files import KEPT
-from app.managers.transports import socket_files
+from app.managers.processes.keeper.link import KeeperLink
+from app.managers.processes.run_files import KEPT
+from app.managers.processes.transports import socket_files
 from app.settings import Settings, explain
 
 __all__ = ["kernels_command"]

@@ -29,31 +29,31 @@ from app.api import (
     sessions,
 )
 from app.api.access import Access, AccessMiddleware, declared_access, requires
+from app.api.authorization import Authorization, Authorizer, load_authorizer
 from app.api.docs import docs_router
 from app.api.errors import add_error_handlers
 from app.api.etags import ETagMiddleware
+from app.api.idempotency import IdempotencyKeys
+from app.api.identity import User
 from app.api.metrics import metrics_router
 from app.api.openapi import complete
 from app.api.prefix import PathMiddleware
+from app.api.prometheus import Metrics
+from app.api.readiness import Readiness
 from app.api.request_ids import RequestIdMiddleware
 from app.api.timing import TimingMiddleware
 from app.cli import refuse
 from app.logs import SHORT, hide_tokens
-from app.managers.audit import AuditLog, check_audit_log
-from app.managers.authorization import Authorization, Authorizer, load_authorizer
-from app.managers.counters import Counters
 from app.managers.errors import NotFound
-from app.managers.events import Events, read_schemas
 from app.managers.files.service import ContentsService
-from app.managers.idempotency import IdempotencyKeys
-from app.managers.identity import User
-from app.managers.keeping import check_state_dir
-from app.managers.metrics import Metrics
-from app.managers.multikernel import MultiKernelManager
-from app.managers.readiness import Readiness
-from app.managers.registry import Registry, check_registry
-from app.managers.session_store import SessionStore, check_database
-from app.managers.sessions import SessionManager
+from app.managers.handover.registry import Registry, check_registry
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.processes.keeper.client import check_state_dir
+from app.managers.sessions.sessions import SessionManager
+from app.managers.sessions.store import SessionStore, check_database
+from app.managers.telemetry.audit import AuditLog, check_audit_log
+from app.managers.telemetry.counters import Counters
+from app.managers.telemetry.events import Events, read_schemas
 from app.settings import Settings, explain
 from app.signals import at_stop_signals
 from app.tokens import TOKEN_VARIABLE, make_token, wipe_variable

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from app.keeper.protocol import is_own_peer
 from app.managers.errors import KernelkeepError
-from app.managers.multikernel import MultiKernelManager
+from app.managers.kernels.multikernel import MultiKernelManager
 
 __all__ = ["MAX_LINE", "SOCKET", "OperatorSocket", "open_socket"]
 

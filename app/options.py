@@ -130,7 +130,7 @@ class Access(OptionGroup):
     serve_metrics: bool = Field(True, description="Serve /metrics for Prometheus.")
     authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
     authorizer_class: str = Field(
-        "kernelkeep.managers.authorization:AllowAll",
+        "kernelkeep.api.authorization:AllowAll",
         description="What decides who may do what, as module:Class with a method is_authorized.",
     )
     allow_remote_access: bool | None = Field(

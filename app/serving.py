@@ -24,10 +24,10 @@ from app.keeper.protocol import TooOpen
 from app.log_formats import JSONFormatter
 from app.logs import logging_config
 from app.main import create_app
-from app.managers.multikernel import MultiKernelManager
-from app.managers.registry_store import UnusableRegistry
-from app.managers.session_store import UnusableDatabase
-from app.managers.specs import every_spec, kernel_spec_manager
+from app.managers.handover.store import UnusableRegistry
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.processes.specs import every_spec, kernel_spec_manager
+from app.managers.sessions.store import UnusableDatabase
 from app.operator import OperatorSocket
 from app.plugins import CannotLoad
 from app.settings import Settings

@@ -26,9 +26,9 @@ from pydantic import SecretStr
 
 from app.keeper.channels import Channels
 from app.main import create_app
-from app.managers.kernel import Kernel
-from app.managers.log import Reader
-from app.managers.process import KernelProcess
+from app.managers.kernels.kernel import Kernel
+from app.managers.log.message_log import Reader
+from app.managers.processes.process import KernelProcess
 from app.settings import Settings
 from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 from tests.conftest import servers

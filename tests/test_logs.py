@@ -151,7 +151,9 @@ def test_named_arguments(written: io.StringIO) -> None:
     check(written.getvalue(), "called with /?token=")
 
 
-@pytest.mark.parametrize("name", ["app.managers.kernel", "app.ws.channels", "asyncio", "fastapi"])
+@pytest.mark.parametrize(
+    "name", ["app.managers.kernels.kernel", "app.ws.channels", "asyncio", "fastapi"]
+)
 def test_loggers_that_nobody_listed(written: io.StringIO, name: str) -> None:
     logging.getLogger(name).warning("called with %s", f"/?token={SECRET}")
 

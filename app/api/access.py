@@ -24,8 +24,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import STANDARD_HEADERS, error_response
+from app.api.prometheus import Metrics
 from app.api.wrong_tokens import WrongTokens
-from app.managers.metrics import Metrics
 from app.origins import is_loopback, origin_of, parse_authority, parse_origin
 from app.settings import Settings
 

@@ -18,15 +18,15 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.access import declared_access
+from app.api.authorization import Authorization
 from app.api.bodies import OFF_LOOP_BYTES, check_nesting, parse
-from app.managers.authorization import Authorization
+from app.api.idempotency import IdempotencyKeys
+from app.api.identity import User
 from app.managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
-from app.managers.events import Events
-from app.managers.idempotency import IdempotencyKeys
-from app.managers.identity import User
-from app.managers.kernel import Kernel
-from app.managers.multikernel import MultiKernelManager
-from app.managers.sessions import SessionManager
+from app.managers.kernels.kernel import Kernel
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.sessions.sessions import SessionManager
+from app.managers.telemetry.events import Events
 
 __all__ = [
     "AuthorizationDep",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 
-from app.managers.execution import StepName
+from app.managers.executions.execution import StepName
 from app.options import MAX_EXECUTION_SECONDS
 
 __all__ = [

@@ -64,11 +64,11 @@ from app.managers.errors import (
     TooManyExecutions,
     WaitTooLong,
 )
-from app.managers.execution import Execution
-from app.managers.execution_events import follow
-from app.managers.execution_results import OutputURL, info, output, result
-from app.managers.executions import Code
-from app.managers.kernel import Kernel
+from app.managers.executions.events import follow
+from app.managers.executions.execution import Execution
+from app.managers.executions.queue import Code
+from app.managers.executions.results import OutputURL, info, output, result
+from app.managers.kernels.kernel import Kernel
 
 router = APIRouter(
     prefix="/api/kernels/{kernel_id}/executions", tags=["executions"], route_class=CodeRoute

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Body, Request, Response
 
 from app.api.access import requires
+from app.api.authorization import Authorization
 from app.api.dependencies import (
     AuthorizationDep,
     IdempotencyDep,
@@ -23,8 +24,6 @@ from app.api.models import KernelModel, StartKernel
 from app.api.openapi import BODY, ERRORS, errors, links
 from app.api.traces import TraceDep
 from app.callers import caller
-from app.managers.authorization import Authorization
-from app.managers.environment import is_code, needs_execute
 from app.managers.errors import (
     MAX_NAME,
     EnvironmentNotAllowed,
@@ -46,6 +45,7 @@ from app.managers.errors import (
     TooManyKernels,
     TooManyStarts,
 )
+from app.managers.processes.environment import is_code, needs_execute
 from app.settings import Settings
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query, Response
 
 from app.api.access import AUTHENTICATED, requires
 from app.api.dependencies import AuthorizationDep, SmallRoute, UserDep
+from app.api.identity import UPDATABLE_FIELDS
 from app.api.models import MeModel, UpdatedMe, UpdateMe
 from app.api.openapi import BODY, errors
 from app.managers.errors import FieldNotUpdatable, InvalidRequest
-from app.managers.identity import UPDATABLE_FIELDS
 
 router = APIRouter(prefix="/api/me", tags=["user"], route_class=SmallRoute)
 

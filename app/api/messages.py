@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.access import requires
 from app.api.dependencies import KernelDep, ManagerDep
 from app.api.execution_models import MessagesModel
+from app.api.log_pages import follow_log, page
 from app.api.openapi import errors, stream_of
 from app.api.streams import (
     NDJSON,
@@ -22,7 +23,6 @@ from app.api.streams import (
     wants,
 )
 from app.managers.errors import AfterBeyondEnd, InvalidRequest, KernelNotFound, StaleEpoch
-from app.managers.log_pages import follow_log, page
 
 router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"])
 

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 
 from app.api.access import PUBLIC, Access
 from app.api.openapi import json_errors
-from app.managers.metrics import Metrics
+from app.api.prometheus import Metrics
 
 __all__ = ["metrics_router"]
 

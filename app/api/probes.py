@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.api.access import PROBE
-from app.managers.readiness import Readiness
+from app.api.readiness import Readiness
 
 # Not in the OpenAPI document: no client of the service calls them.
 router = APIRouter(include_in_schema=False, dependencies=[PROBE])

@@ -12,10 +12,9 @@ from uuid import uuid4
 from fastapi import Path, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from app.managers.kernel import Kernel
-from app.managers.log import Gap, Position, Reader
-from app.managers.multikernel import MultiKernelManager
-from app.managers.rate_limits import RateLimits
+from app.managers.kernels.kernel import Kernel
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.log.message_log import Gap, Position, Reader
 from app.plugins import load_class
 from app.protocol import legacy, v1
 from app.protocol.compose import make_message
@@ -24,6 +23,7 @@ from app.protocol.messages import ClientMessage, MalformedMessage, Message
 from app.settings import Settings
 from app.ws.holding import held
 from app.ws.limiting import OutputLimit
+from app.ws.rate_limits import RateLimits
 from app.ws.sending import SERVICE_RESTART, Sender, sender_for
 
 __all__ = ["ChannelsConnection", "channels_endpoint"]

@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from app.managers.events import Events, Subscription
+from app.managers.telemetry.events import Events, Subscription
 from app.ws.sending import SERVICE_RESTART
 
 __all__ = ["subscribe"]

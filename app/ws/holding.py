@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import WebSocket
 
 from app.managers.errors import InvalidRequest, KernelNotRunning, ServerStopping
-from app.managers.kernel import Kernel
+from app.managers.kernels.kernel import Kernel
 
 __all__ = ["held"]
 

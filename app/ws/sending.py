@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 from starlette.websockets import WebSocket
 
-from app.managers.entries import Position
-from app.managers.log import MessageLog
+from app.managers.log.entries import Position
+from app.managers.log.message_log import MessageLog
 from app.protocol import legacy, v1
 from app.protocol.frames import FrameError
 from app.protocol.messages import Message

@@ -19,7 +19,7 @@ from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from app.managers.entries import Position
+from app.managers.log.entries import Position
 from app.uvicorn_internals import (
     ASGIReceiveEvent,
     ASGISendEvent,

@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute
 from app.api.access import Access, declared_access
 from app.api.bodies import MAX_CONTAINERS, MAX_DEPTH, check_nesting, parse
 from app.main import create_app
-from app.managers.environment import is_code, needs_execute, without_password
 from app.managers.errors import InvalidJSON
-from app.managers.sessions import MAX_SESSIONS
+from app.managers.processes.environment import is_code, needs_execute, without_password
+from app.managers.sessions.sessions import MAX_SESSIONS
 from app.settings import Settings
 from tests.api.errors import error_of
 from tests.conftest import MakeServer

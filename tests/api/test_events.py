@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.managers.events import CORE_EVENT_SCHEMA_PATHS
+from app.managers.telemetry.events import CORE_EVENT_SCHEMA_PATHS
 from tests.api.errors import error_of
 from tests.conftest import MakeServer, servers
 from tests.support.commands import Commands

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.managers.executions import MAX_WAITING
+from app.managers.executions.queue import MAX_WAITING
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, Executions, Json

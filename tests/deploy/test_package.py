@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 import app
-from app.managers.fork_provisioner import PROVISIONER
+from app.managers.processes.forking.provisioner import PROVISIONER
 from tests.conftest import MakeServer
 from tests.support.server import REPOSITORY, ServerProcess, UvicornServer
 

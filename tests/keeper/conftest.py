@@ -13,12 +13,12 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from app.keeper.hearings import Heard
-from app.managers.counters import Counters
-from app.managers.keeping import Keeper, Kept
-from app.managers.line import Line
-from app.managers.log import Entry, Gap, Reader
+from app.managers.log.message_log import Entry, Gap, Reader
+from app.managers.messages.line import Line
+from app.managers.messages.traffic import Traffic
+from app.managers.processes.keeper.client import Keeper, Kept
 from app.managers.state import KernelState
-from app.managers.traffic import Traffic
+from app.managers.telemetry.counters import Counters
 from app.protocol.compose import make_parts
 from app.protocol.link import Bell
 from app.protocol.messages import ClientMessage

@@ -24,8 +24,8 @@ from app.keeper.hearing import UNKNOWN_MESSAGES
 from app.keeper.processes import UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
 from app.managers.errors import KeeperUnavailable, KernelUnreachable
-from app.managers.keeping import Keeper
-from app.managers.log import Gap, MessageLog, Position
+from app.managers.log.message_log import Gap, MessageLog, Position
+from app.managers.processes.keeper.client import Keeper
 from app.protocol.compose import make_message
 from tests.keeper.conftest import EPOCH, WAIT, Ear, Open, ended, launch
 from tests.kernels.driver import free_ports

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.managers import keeping
+from app.managers.processes.keeper import client as keeping
 from app.protocol.link import Bell, pack_bells, unpack_bells
 from tests.keeper.conftest import WAIT, Open, Speak
 from tests.support.home import Home

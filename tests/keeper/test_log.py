@@ -20,8 +20,8 @@ from app.keeper.log import (
     Place,
     Tip,
 )
-from app.managers.entries import Entry, Gap, Position
-from app.managers.log import Reader
+from app.managers.log.entries import Entry, Gap, Position
+from app.managers.log.message_log import Reader
 from app.protocol import records
 from tests.support.logs import KERNEL, WrittenLog, drained, message
 

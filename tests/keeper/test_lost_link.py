@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from app.managers import keeper_link, keeping, traffic
 from app.managers.errors import KeeperUnavailable
-from app.managers.keeping import Keeper
-from app.managers.log import Entry
+from app.managers.log.message_log import Entry
+from app.managers.messages import traffic
+from app.managers.processes.keeper import client as keeping
+from app.managers.processes.keeper import link as keeper_link
+from app.managers.processes.keeper.client import Keeper
 from app.managers.state import Lifecycle
 from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import ClientMessage

@@ -12,8 +12,8 @@ import zmq
 
 from app.keeper.log import SEGMENT_BYTES
 from app.managers.errors import KernelUnreachable
-from app.managers.keeping import Keeper
-from app.managers.log import Gap, MessageLog, Position
+from app.managers.log.message_log import Gap, MessageLog, Position
+from app.managers.processes.keeper.client import Keeper
 from tests.keeper.conftest import EPOCH, WAIT, Ear, Open
 from tests.kernels.driver import free_ports
 from tests.support.home import Home

@@ -15,7 +15,7 @@ import pytest
 
 from app.keeper.processes import start_time
 from app.keeper.protocol import PROTOCOL, Fields, pack, receive, socket_address
-from app.managers.keeping import Keeper
+from app.managers.processes.keeper.client import Keeper
 from tests.keeper.conftest import WAIT, ended, launch
 from tests.support.home import Home
 from tests.support.processes import eventually, is_alive, keepers

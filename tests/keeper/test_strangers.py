@@ -16,7 +16,7 @@ import pytest
 
 from app.keeper.protocol import are_own, keeper_dir
 from app.managers.errors import KeeperUnavailable
-from app.managers.keeping import Keeper
+from app.managers.processes.keeper.client import Keeper
 from tests.support.home import Home
 
 WAIT = 30  # seconds

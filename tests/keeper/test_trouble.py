@@ -21,9 +21,10 @@ import pytest
 from app.keeper.output import lasting_pipe
 from app.keeper.processes import UNKNOWN_EXIT, leader_that_writes, start_time
 from app.keeper.protocol import PROTOCOL, Fields, keeper_dir, pack, receive, socket_address
-from app.managers import keeper_link, keeping
 from app.managers.errors import KeeperUnavailable
-from app.managers.keeping import Keeper
+from app.managers.processes.keeper import client as keeping
+from app.managers.processes.keeper import link as keeper_link
+from app.managers.processes.keeper.client import Keeper
 from tests.keeper.conftest import WAIT, Open, ended, launch
 from tests.support.home import Home
 from tests.support.keeper_relay import Cut, Relay, Side

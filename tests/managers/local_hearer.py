@@ -8,14 +8,14 @@ from typing import Any
 
 from app.keeper.hearings import Heard, Hearings
 from app.managers.errors import KernelUnreachable
-from app.managers.line import Line
+from app.managers.messages.line import Line
 from app.protocol.link import Bell
 from app.protocol.messages import ClientMessage, Message
 from app.settings import Settings
 
 
 class LocalHearer:
-    """Plays the keeper's part for lines (`app.managers.line.Hearer`).
+    """Plays the keeper's part for lines (`app.managers.messages.line.Hearer`).
 
     Make it inside a running event loop, and `close` it there.
     """

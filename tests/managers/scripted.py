@@ -14,12 +14,12 @@ from typing import Any, cast
 
 from app.keeper.channels import Channels
 from app.keeper.hearing import Hearing
-from app.managers.counters import Counters
-from app.managers.execution import Execution
-from app.managers.executions import Code, Executions
-from app.managers.line import Line
+from app.managers.executions.execution import Execution
+from app.managers.executions.queue import Code, Executions
+from app.managers.messages.line import Line
+from app.managers.messages.traffic import Traffic
 from app.managers.state import KernelState, Lifecycle
-from app.managers.traffic import Traffic
+from app.managers.telemetry.counters import Counters
 from app.protocol.compose import make_message
 from app.protocol.messages import ClientMessage, Header, Message
 from app.settings import Settings

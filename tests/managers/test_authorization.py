@@ -13,11 +13,11 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
+from app.api import authorization as module
+from app.api.authorization import AllowAll, Authorization, Authorizer, load_authorizer
+from app.api.identity import Identity, User
 from app.main import create_app
-from app.managers import authorization as module
-from app.managers.authorization import AllowAll, Authorization, Authorizer, load_authorizer
 from app.managers.errors import AuthorizerFailed, NotAuthorized
-from app.managers.identity import Identity, User
 from app.settings import Settings
 
 

@@ -14,8 +14,8 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 import app
-from app.managers.jupyter_internals import SpecReader, mark_connection_file, use_spec
-from app.managers.specs import kernel_spec_manager
+from app.managers.processes.jupyter_internals import SpecReader, mark_connection_file, use_spec
+from app.managers.processes.specs import kernel_spec_manager
 
 ARGV = ["/bin/false", "{connection_file}"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.counters import Counters
-from app.managers.events import Events
-from app.managers.metrics import Metrics
-from app.managers.multikernel import MultiKernelManager
+from app.api.prometheus import Metrics
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.telemetry.counters import Counters
+from app.managers.telemetry.events import Events
 from app.settings import Settings
 from tests.support.metrics import Metrics as Scraped
 

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from app.managers.line import Line
-from app.managers.own_requests import OwnRequests
+from app.managers.messages.line import Line
+from app.managers.messages.own_requests import OwnRequests
 from app.protocol.compose import make_message
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.managers.rate_limits import LIMITED_TYPES, Episode, RateLimiter, RateLimits
+from app.ws.rate_limits import LIMITED_TYPES, Episode, RateLimiter, RateLimits
 
 LIMITS = RateLimits(iopub_msg_rate_limit=10, iopub_data_rate_limit=1000, rate_limit_window=3)
 NO_LIMITS = RateLimits(iopub_msg_rate_limit=0, iopub_data_rate_limit=0, rate_limit_window=3)

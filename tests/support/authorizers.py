@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from app.managers.identity import Identity
+from app.api.identity import Identity
 
 DECISIONS = "KK_TEST_DECISIONS"
 """The variable that names a `ByFile`'s file."""

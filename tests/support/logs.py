@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from app.keeper.log import LogRoom, LogWriter
-from app.managers.entries import Batch, Entry, Position
-from app.managers.log import MessageLog, Reader
+from app.managers.log.entries import Batch, Entry, Position
+from app.managers.log.message_log import MessageLog, Reader
 from app.protocol.link import Bell
 from app.protocol.messages import Message
 from app.protocol.records import PUBLISHED, TRANSIENT

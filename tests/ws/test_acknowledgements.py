@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.managers.entries import Position
+from app.managers.log.entries import Position
 from app.ws.acknowledgements import Acknowledgements
 
 

@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from app.managers.events import CORE_EVENT_SCHEMA_PATHS
+from app.managers.telemetry.events import CORE_EVENT_SCHEMA_PATHS
 from tests.conftest import servers
 from tests.support.events import EVENT_TIMEOUT, LIFECYCLE, EventListener, listening
 from tests.support.rest import RestClient

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.managers.counters import Tally
-from app.managers.log import Entry
-from app.managers.rate_limits import LIMITED_TYPES, RateLimits
+from app.managers.log.message_log import Entry
+from app.managers.telemetry.counters import Tally
 from app.protocol.compose import make_message
 from app.protocol.messages import Message
 from app.ws.limiting import OutputLimit
+from app.ws.rate_limits import LIMITED_TYPES, RateLimits
 
 # Three messages a minute, so that nothing leaves the window during a test.
 LIMITS = RateLimits(iopub_msg_rate_limit=0.05, iopub_data_rate_limit=0, rate_limit_window=60)

@@ -8,8 +8,8 @@ import pytest
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from app.managers.entries import Position
-from app.managers.log import MessageLog
+from app.managers.log.entries import Position
+from app.managers.log.message_log import MessageLog
 from app.protocol.compose import make_message
 from app.ws.sending import sender_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from app.managers.outbox import BACKLOG_BYTES
+from app.managers.executions.held import BACKLOG_BYTES
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName

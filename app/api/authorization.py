@@ -1,0 +1,87 @@
+"""What a user may do: decided by one object, which can be replaced.
+
+An authorizer of one's own is any class with `Authorizer`'s method, named in the option
+``authorizer_class`` or given to ``create_app``. It is asked before every route that touches a
+resource, WebSockets included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final, Protocol
+
+from app.api.identity import Identity, User
+from app.managers.errors import AuthorizerFailed, NotAuthorized
+from app.plugins import CannotLoad, load_class
+
+__all__ = ["AllowAll", "Authorization", "Authorizer", "load_authorizer"]
+
+logger = logging.getLogger(__name__)
+
+DECISION_SECONDS: Final = 10.0
+"""How long an asynchronous authorizer may take; it may have to ask somebody else."""
+
+
+class Authorizer(Protocol):
+    """Decides whether somebody may do something."""
+
+    def is_authorized(
+        self, identity: Identity, action: str, resource: str
+    ) -> bool | Awaitable[bool]:
+        """Whether ``identity`` may do ``action`` with ``resource``.
+
+        ``action`` is ``read``, ``write`` or ``execute``; ``resource`` is ``kernels``,
+        ``kernelspecs``, ``sessions``, ``contents``, ``events`` or ``api``. May be a coroutine.
+        Whatever it raises refuses the request.
+        """
+
+
+class AllowAll:
+    """The default: whoever has the token may do everything."""
+
+    def is_authorized(self, identity: Identity, action: str, resource: str) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
+
+
+class Authorization:
+    """Asks the authorizer on behalf of the server's user."""
+
+    def __init__(self, authorizer: Authorizer, user: User) -> None:
+        self._authorizer = authorizer
+        self._user = user
+
+    async def allows(self, action: str, resource: str) -> bool:
+        """Whether the user may do this. Raises `AuthorizerFailed` when nobody can tell."""
+        try:
+            decision = self._authorizer.is_authorized(self._user.identity, action, resource)
+            if inspect.isawaitable(decision):
+                async with asyncio.timeout(DECISION_SECONDS):
+                    decision = await decision
+            return bool(decision)
+        except Exception as error:
+            logger.exception("the authorizer failed for %s on %s", action, resource)
+            raise AuthorizerFailed("The authorizer could not decide") from error
+
+    async def require(self, action: str, resource: str) -> None:
+        """Return if the user may do this. Raises `NotAuthorized` or `AuthorizerFailed`."""
+        if not await self.allows(action, resource):
+            raise NotAuthorized(action, resource)
+
+
+def load_authorizer(name: str) -> Authorizer:
+    """An authorizer of the class ``module:Class``. Raises `CannotLoad`."""
+    try:
+        authorizer: Any = load_class("authorizer_class", name, object)()
+    except CannotLoad:
+        raise
+    except Exception as error:  # it is somebody else's code
+        text = " ".join(str(error).split())
+        raise CannotLoad(f"--authorizer-class: {type(error).__name__}: {text}") from error
+    if not callable(getattr(authorizer, "is_authorized", None)):
+        raise CannotLoad(f"--authorizer-class: {name} has no method is_authorized")
+    loaded: Authorizer = authorizer
+    return loaded

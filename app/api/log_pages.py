@@ -1,0 +1,152 @@
+"""A kernel's log as pages of messages, and as a stream of them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from app.managers.executions.contents import raw_json
+from app.managers.executions.history import WholeReader
+from app.managers.executions.queue import Executions
+from app.managers.log.entries import Entry
+from app.managers.log.message_log import MessageLog
+
+__all__ = ["LogEvent", "Page", "follow_log", "page"]
+
+PAGE_BYTES: Final = 8 * 2**20
+"""After so many bytes of messages a page ends, before its limit."""
+
+
+class LogEvent(msgspec.Struct, tag_field="type", kw_only=True):
+    """What a stream of the log consists of."""
+
+    seq: int | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a client that has this has all before it."""
+        return self.seq is not None
+
+
+class LogMessage(LogEvent, tag="message"):
+    """One message of the kernel's.
+
+    ``session`` is the one that it is for, None for all, empty for none.
+    """
+
+    channel: str
+    session: str | None
+    header: msgspec.Raw
+    parent_header: msgspec.Raw
+    metadata: msgspec.Raw
+    content: msgspec.Raw
+    buffers: list[str]
+
+
+class LogGap(LogEvent, tag="gap"):
+    """So much has left the log, up to ``seq``."""
+
+    messages: int
+    bytes: int
+
+
+class LogClosed(LogEvent, tag="closing"):
+    """Nothing more will come here."""
+
+    reason: str
+
+
+class Page(msgspec.Struct):
+    """Messages in order, and where to go on."""
+
+    epoch: str
+    first: int
+    next: int
+    last: int
+    gap: LogGap | None
+    messages: list[LogMessage]
+
+
+async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None) -> Page:
+    """At most ``limit`` messages behind number ``after``.
+
+    Raises `StaleEpoch` or `AfterBeyondEnd`.
+    """
+    reader = WholeReader(log, log.place_after(after, epoch))
+    gap: LogGap | None = None
+    messages: list[LogMessage] = []
+    size = 0
+    seen = after
+    while len(messages) < limit and size < PAGE_BYTES:
+        before = reader.position.cursor
+        found, entries = reader.take()
+        await asyncio.sleep(0)  # there may be much to read: others get a turn
+        if found is not None:
+            if messages:  # it has left the log while we were reading
+                break
+            seen = before + found.messages - 1
+            gone = (gap.messages, gap.bytes) if gap else (0, 0)
+            gap = LogGap(seq=seen, messages=gone[0] + found.messages, bytes=gone[1] + found.bytes)
+        for entry in entries[: limit - len(messages)]:
+            messages.append(_message(entry))
+            seen, size = entry.seq, size + len(entry.message.frame)
+            if size >= PAGE_BYTES:
+                break
+        if not reader.behind:
+            break
+    return Page(log.epoch, log.first_seq, seen, log.next_seq - 1, gap, messages)
+
+
+def follow_log(
+    executions: Executions,
+    log: MessageLog,
+    after: int,
+    keepalive: float,
+    epoch: str | None = None,
+) -> AsyncIterator[LogEvent | None]:
+    """The messages behind number ``after``, then those to come, until the kernel is gone.
+
+    None after ``keepalive`` seconds without any. Raises `StaleEpoch` or `AfterBeyondEnd`, at once.
+    """
+    reader = WholeReader(log, log.place_after(after, epoch))
+    return _follow(executions, reader, keepalive)
+
+
+async def _follow(
+    executions: Executions, reader: WholeReader, keepalive: float
+) -> AsyncIterator[LogEvent | None]:
+    while not reader.finished:
+        before = reader.position.cursor
+        gap, entries = reader.take()
+        if gap is not None:
+            yield LogGap(seq=before + gap.messages - 1, messages=gap.messages, bytes=gap.bytes)
+        for entry in entries:
+            yield _message(entry)
+        if reader.behind:
+            continue
+        if executions.closing:
+            yield LogClosed(reason="The server is shutting down")
+            return
+        if not await reader.wait_for(keepalive):
+            yield None
+    yield LogClosed(reason="The kernel was shut down")
+
+
+def _message(entry: Entry) -> LogMessage:
+    message = entry.message
+    header, parent, metadata, content = (raw_json(message.part(index)) for index in range(4))
+    buffers = range(4, 4 + message.buffer_count)
+    return LogMessage(
+        seq=entry.seq,
+        channel=message.channel,
+        session=entry.owner,
+        header=header,
+        parent_header=parent,
+        metadata=metadata,
+        content=content,
+        buffers=[base64.b64encode(message.part(index)).decode() for index in buffers],
+    )

@@ -1,0 +1,273 @@
+"""The server's metrics for Prometheus, put together when they are asked for.
+
+Nothing is kept here: one collector reads the kernels as they are, and what `Counters` has counted.
+So a gauge cannot drift from the truth, and counting costs no more than an addition.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from app import __version__
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.state import Lifecycle
+from app.managers.telemetry.counters import Counters, Durations, Tally
+from app.managers.telemetry.lag import LoopLag
+
+__all__ = ["Metrics"]
+
+_STATES: Final = frozenset(
+    {"starting", "idle", "busy", "restarting", "terminating", "unknown", "dead"}
+)
+
+
+class Metrics:
+    """Of one server; each has a registry of its own.
+
+    Make it inside a running event loop, and `close` it there.
+    """
+
+    def __init__(self, kernels: MultiKernelManager, counters: Counters) -> None:
+        self.counters = counters
+        self._lag = LoopLag(counters.lag_seconds)
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._registry.register(_Collector(kernels, counters))
+
+    def exposition(self) -> bytes:
+        """All metrics, in Prometheus's text format (`prometheus_client.CONTENT_TYPE_LATEST`)."""
+        self._lag.watch()
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Let go of the event loop."""
+        self._lag.close()
+
+
+class _Collector(Collector):
+    """Reads the state of the server and what it has counted, each time it is asked."""
+
+    def __init__(self, kernels: MultiKernelManager, counters: Counters) -> None:
+        self._kernels = kernels
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._server()
+        yield from self._present_kernels()
+        yield from self._lives()
+        yield from self._traffic()
+        yield from self._durations()
+
+    def _server(self) -> Iterator[Metric]:
+        started, last_activity = self._kernels.started, self._kernels.last_activity
+        yield InfoMetricFamily(
+            "jupyter_server", "The server's version.", value={"version": __version__}
+        )
+        for name, text, value in (
+            ("started_timestamp_seconds", "When the server was started.", started),
+            ("last_activity_timestamp_seconds", "When it was last used.", last_activity),
+            ("active_duration_seconds", "From the one to the other.", last_activity - started),
+        ):
+            yield GaugeMetricFamily(f"jupyter_server_{name}", text, value=value)
+
+    def _present_kernels(self) -> Iterator[Metric]:
+        # A type of which there is no kernel any more is told as 0, and does not just vanish.
+        running: Counter[str] = Counter({kind: 0 for kind, _ in self._counters.starts})
+        states: Counter[tuple[str, str]] = Counter()
+        held = 0
+        for kernel in self._kernels:
+            kind, state, log = kernel.reports.kind, kernel.state, kernel.traffic.log
+            running[kind] += state.lifecycle is not Lifecycle.DEAD
+            # Kernels may report any word; not each becomes a series.
+            states[kind, state.word if state.word in _STATES else "other"] += 1
+            held += log.bytes
+        yield _gauge(
+            "kernel_currently_running_total",
+            "Kernels that are not dead.",
+            ["type"],
+            [((kind,), count) for kind, count in running.items()],
+        )
+        yield _gauge(
+            "kernelkeep_kernels", "Kernels that there are.", ["type", "state"], states.items()
+        )
+        starts = self._kernels.starts
+        yield _gauge(
+            "kernelkeep_starts",
+            "Kernels that are starting, or wait for their turn to.",
+            ["state"],
+            [(("running",), starts.running), (("waiting",), starts.waiting)],
+        )
+        yield _gauge(
+            "kernelkeep_warm_kernels",
+            "Kernels that are ready for whoever asks for one.",
+            ["type"],
+            [((kind,), count) for kind, count in self._kernels.warm.parked.items()],
+        )
+        yield _gauge(
+            "kernelkeep_connections",
+            "Open channel WebSockets.",
+            [],
+            [((), self._kernels.connections)],
+        )
+        yield _gauge(
+            "kernelkeep_log_bytes",
+            "Bytes of messages that are kept on disk.",
+            [],
+            [((), held)],
+        )
+
+    def _lives(self) -> Iterator[Metric]:
+        counters = self._counters
+        labels = ["type", "reason"]
+        yield _counter(
+            "kernelkeep_kernel_starts",
+            "Launches of kernels' processes.",
+            labels,
+            counters.starts.items(),
+        )
+        yield _counter(
+            "kernelkeep_warm_claims",
+            "Starts of kernels that are kept warm: whether one could be given.",
+            ["type", "result"],
+            counters.warm_claims.items(),
+        )
+        yield _counter(
+            "kernelkeep_kernel_deaths",
+            "Kernels' processes that ended unasked, by exit or signal, or did not come up.",
+            labels,
+            counters.deaths.items(),
+        )
+        yield _counter(
+            "kernelkeep_kernel_culls",
+            "Kernels stopped because nobody used them.",
+            labels,
+            counters.culls.items(),
+        )
+
+        yield _counter(
+            "kernelkeep_wrong_tokens",
+            "Requests with a wrong token: refused, or slowed (429) since there were too many.",
+            ["outcome"],
+            [((outcome,), count) for outcome, count in counters.wrong_tokens.items()],
+        )
+        yield _counter(
+            "kernelkeep_audit_records_lost",
+            "Records of the audit log that could not be written.",
+            [],
+            [((), counters.audit_lost)],
+        )
+
+    def _traffic(self) -> Iterator[Metric]:
+        counters = self._counters
+        channels = [
+            *((("from_kernel", name), tally) for name, tally in counters.from_kernels.items()),
+            *((("to_kernel", name), tally) for name, tally in counters.to_kernels.items()),
+        ]
+        yield from _tallies(
+            "kernelkeep_{}",
+            "{} over kernels' sockets.",
+            ["direction", "channel"],
+            channels,
+        )
+        yield from _tallies(
+            "kernelkeep_held_back_{}",
+            "{} of output that a rate limit kept from a client.",
+            [],
+            [((), counters.held_back)],
+        )
+        yield from _tallies(
+            "kernelkeep_dropped_{}",
+            "{} that had left the log before a client came to them.",
+            [],
+            [((), counters.outdated)],
+        )
+        yield _counter(
+            "kernelkeep_malformed_messages",
+            "Messages from kernels that were dropped: malformed or wrongly signed.",
+            [],
+            [((), counters.malformed)],
+        )
+
+    def _durations(self) -> Iterator[Metric]:
+        counters = self._counters
+        yield _histogram(
+            "kernelkeep_kernel_start_seconds",
+            "From the launch of a process until its kernel was ready.",
+            ["type"],
+            [((kind,), durations) for kind, durations in counters.start_seconds.items()],
+        )
+        yield _histogram(
+            "kernelkeep_execution_seconds",
+            "From busy to idle of execute requests on main shells.",
+            [],
+            [((), counters.execution_seconds)],
+        )
+        yield _histogram(
+            "kernelkeep_event_loop_lag_seconds",
+            "How late a timer was, once a second while metrics are asked for.",
+            [],
+            [((), counters.lag_seconds)],
+        )
+        yield _histogram(
+            "http_request_duration_seconds",
+            "Of HTTP requests until their response begins, without what they asked to wait, by the "
+            "template of their route.",
+            ["method", "handler", "status_code"],
+            counters.request_seconds.items(),
+        )
+
+
+T = TypeVar("T")
+Labelled = Collection[tuple[Sequence[str], T]]
+"""Values, each with those of its labels."""
+
+
+def _gauge(name: str, text: str, labels: list[str], values: Labelled[float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
+
+
+def _counter(name: str, text: str, labels: list[str], values: Labelled[float]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
+
+
+def _tallies(name: str, text: str, labels: list[str], tallies: Labelled[Tally]) -> Iterator[Metric]:
+    for what in ("messages", "bytes"):
+        values = [(key, getattr(tally, what)) for key, tally in tallies]
+        yield _counter(name.format(what), text.format(what.capitalize()), labels, values)
+
+
+def _histogram(name: str, text: str, labels: list[str], durations: Labelled[Durations]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for key, one in durations:
+        buckets, count = [], 0
+        bounds = [*(str(float(bound)) for bound in one.bounds), "+Inf"]
+        for bound, number in zip(bounds, one.counts, strict=True):
+            count += number
+            buckets.append((bound, count))
+        family.add_metric(key, buckets, one.total)
+    return family

@@ -1,0 +1,1 @@
+"""Executions: what the log says about each request to run code."""

@@ -1,0 +1,135 @@
+"""Reading a kernel's log as history: all of it, or what is of one execution."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from app.managers.executions.execution import Execution
+from app.managers.log.entries import Batch, Entry, Gap, Position
+from app.managers.log.message_log import MessageLog, Reader
+
+__all__ = ["ExecutionReader", "WholeReader", "late_output"]
+
+
+class WholeReader(Reader):
+    """A reader that sees the messages of every session, and the requests that were sent."""
+
+    def __init__(self, log: MessageLog, start: Position) -> None:
+        super().__init__(log, "", start)
+
+    def _pass(self, entries: list[Entry]) -> list[Entry]:
+        super()._pass(entries)
+        return entries
+
+    async def wait_for(self, seconds: float) -> bool:
+        """`wait`, at most so many seconds; whether there may be something to take."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class ExecutionReader:
+    """Reads what a kernel has said of one execution, from number ``after`` on if that is given.
+
+    With ``updates`` also what changes its displays in the name of others.
+    """
+
+    def __init__(
+        self,
+        log: MessageLog,
+        execution: Execution,
+        after: int | None = None,
+        *,
+        updates: bool = False,
+    ) -> None:
+        self._log = log
+        self._execution = execution
+        self._updates = updates
+        start = execution.place
+        if after is not None and after >= start.cursor:
+            start = log.place_after(after)
+        self._reader = WholeReader(log, start)
+        self.gone_to = 0
+        """The last number of the last gap."""
+
+    @property
+    def cursor(self) -> int:
+        """The number that will be read next."""
+        return self._reader.position.cursor
+
+    @property
+    def finished(self) -> bool:
+        """Whether the execution has ended and all that is left of it has been read."""
+        end = self._execution.end
+        return end is not None and self.cursor >= end.cursor
+
+    async def fetch(self) -> Batch:
+        """The next messages of the execution, and what is gone of the log before them.
+
+        Both may be empty although more can be read: ask `behind`.
+        """
+        execution, reader = self._execution, self._reader
+        if not execution.sent:
+            return Batch(None, [])
+        if self.cursor < execution.place.cursor:  # it was not sent yet when we began
+            reader = self._reader = WholeReader(self._log, execution.place)
+        before = reader.position
+        gap, entries = reader.take()
+        end = execution.end
+        if end is not None:
+            if gap is not None and before.cursor + gap.messages > end.cursor:
+                gap = Gap(end.cursor - before.cursor, end.offset - before.offset)
+            entries = [entry for entry in entries if entry.seq < end.cursor]
+        if gap is not None:
+            self.gone_to = before.cursor + gap.messages - 1
+        await asyncio.sleep(0)  # there may be much to read: others get a turn
+        return Batch(gap, [entry for entry in entries if self._is_of_it(entry)])
+
+    def _is_of_it(self, entry: Entry) -> bool:
+        return _is_of(self._execution, entry, updates=self._updates)
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is more to read now."""
+        return self._execution.sent and not self.finished and self._reader.behind
+
+    async def wait_for(self, seconds: float) -> bool:
+        """Return when there may be more to read or the execution has changed; else False."""
+        if self._execution.sent:
+            return await self._reader.wait_for(seconds)
+        try:  # what others do meanwhile is not read
+            async with asyncio.timeout(seconds):
+                await self._log.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def _is_of(execution: Execution, entry: Entry, *, updates: bool) -> bool:
+    message = entry.message
+    if entry.owner is not None and entry.owner != execution.session:
+        return False
+    return message.parent.msg_id == execution.id or (
+        updates and message.msg_type == "update_display_data"
+    )
+
+
+async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Batch]:
+    """What the kernel has said of an execution since that has ended, up to now.
+
+    With what changes its displays in the name of others.
+    """
+    now = log.next_seq
+    for stretch in execution.late.stretches() if execution.late is not None else ():
+        reader, end = WholeReader(log, stretch.start), min(stretch.end, now)
+        while reader.behind and (cursor := reader.position.cursor) < end:
+            gap, entries = reader.take()
+            if gap is not None:
+                gap = Gap(min(gap.messages, end - cursor), gap.bytes)
+            found = [entry for entry in entries if entry.seq < end]
+            yield Batch(gap, [one for one in found if _is_of(execution, one, updates=True)])
+            await asyncio.sleep(0)  # as above

@@ -1,0 +1,50 @@
+"""The reply that a kernel has not sent, made of what it published: it may have failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from app.managers.executions.contents import content_of
+from app.managers.executions.execution import Execution
+from app.managers.executions.history import WholeReader
+from app.managers.log.message_log import MessageLog, Position
+from app.protocol.messages import Message
+
+__all__ = ["reply_made_of_iopub"]
+
+
+def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]:
+    """The content of an ``execute_reply``: its count, and the error if it failed.
+
+    Of what the kernel was told to evaluate beside the code nothing is known.
+    """
+    count: int | None = None
+    began = others_failed = False
+    for message in _messages(log, execution.place):
+        if message.msg_type == "error" and message.parent.msg_id != execution.id:
+            others_failed = others_failed or not began
+        if message.parent.msg_id != execution.id:
+            continue
+        if message.msg_type == "execute_input":
+            began = True
+            found = content_of(message).get("execution_count")
+            count = found if isinstance(found, int) else None
+        elif message.msg_type == "error":
+            error = content_of(message)
+            return {"status": "error", "execution_count": count, **error}
+    if others_failed and not began:
+        # Kernels abort what they have in their queue when something before it fails.
+        return {"status": "aborted"}
+    return {
+        "status": "ok",
+        "execution_count": count,
+        "user_expressions": {},
+        "payload": [],
+    }
+
+
+def _messages(log: MessageLog, start: Position) -> Iterator[Message]:
+    reader = WholeReader(log, start)
+    while reader.behind:
+        yield from (entry.message for entry in reader.take().entries)

@@ -1,0 +1,309 @@
+"""What is told of an execution: its state, its outputs so far, one output of its own."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import msgspec
+
+from app.managers.errors import OutputNotFound
+from app.managers.executions.contents import content_of, text_of
+from app.managers.executions.execution import Execution, InputRequest, Step
+from app.managers.executions.history import ExecutionReader, late_output
+from app.managers.executions.outputs import Cut, Numbering, OutputAssembler, display_id_of
+from app.managers.executions.reply_errors import output_of
+from app.managers.log.entries import Gap
+from app.managers.log.message_log import MessageLog
+from app.protocol.messages import Message, format_timestamp
+
+__all__ = ["OutputURL", "info", "output", "result"]
+
+OutputURL = Callable[[int, str], str]
+"""Makes the address of the data of an output, by its number and the media type."""
+
+# What is text although its type does not begin with "text/"; anything else is base64.
+_TEXT: Final = re.compile(
+    r"text/.*|.*[+/](xml|json|javascript|ecmascript|x-latex|x-tex|x-python|yaml)", re.I
+)
+_MEDIA_TYPE: Final = re.compile(
+    r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(; ?[\w-]+=[\w.+-]+)*", re.A
+)
+
+
+class StepInfo(msgspec.Struct):
+    """Something that was done to an execution from outside."""
+
+    step: str
+    time: str
+    detail: str
+
+
+class Question(msgspec.Struct):
+    """What an execution waits for."""
+
+    id: str
+    prompt: str
+    password: bool
+
+
+class GapInfo(msgspec.Struct):
+    """What has left the log."""
+
+    messages: int
+    bytes: int
+
+
+class CutInfo(msgspec.Struct):
+    """What was left out between the head and the tail."""
+
+    outputs: int
+    bytes: int
+
+
+class ExecutionInfo(msgspec.Struct):
+    """An execution without its outputs."""
+
+    id: str
+    state: str
+    session: str
+    generation: int | None
+    queued: str
+    started: str | None
+    ended: str | None
+    seconds: float | None
+    execution_count: int | None
+    first_seq: int | None
+    last_seq: int | None
+    reason: str | None
+    timeout: float | None
+    queue: str | None
+    input_request: Question | None
+    steps: list[StepInfo]
+
+
+class ExecutionResult(ExecutionInfo):
+    """An execution with its outputs."""
+
+    outputs: list[dict[str, Any]]
+    user_expressions: dict[str, Any]
+    payload: list[Any]
+    gap: GapInfo | None
+    cut: CutInfo | None
+    late_outputs: int
+
+
+def info(execution: Execution) -> ExecutionInfo:
+    """The execution, as the API shows it in lists."""
+    return ExecutionInfo(**_fields(execution))
+
+
+def _fields(execution: Execution) -> dict[str, Any]:
+    asked, seconds = execution.input_request, execution.seconds
+    return {
+        "id": execution.id,
+        "state": str(execution.state),
+        "session": execution.session,
+        "generation": execution.generation,
+        "queued": format_timestamp(execution.queued_at),
+        "started": _time(execution.started_at),
+        "ended": _time(execution.ended_at),
+        "seconds": None if seconds is None else round(seconds, 6),
+        "execution_count": execution.execution_count,
+        "first_seq": execution.first_seq,
+        "last_seq": execution.last_seq,
+        "reason": execution.reason or None,
+        "timeout": execution.timeout,
+        "queue": execution.queue,
+        "input_request": _question(asked) if asked is not None else None,
+        "steps": [_step(step) for step in execution.steps],
+    }
+
+
+def _question(asked: InputRequest) -> Question:
+    return Question(asked.id, asked.prompt, asked.password)
+
+
+def _step(step: Step) -> StepInfo:
+    return StepInfo(step.step, format_timestamp(step.time), step.detail)
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else format_timestamp(seconds)
+
+
+async def result(
+    log: MessageLog, execution: Execution, url: OutputURL, max_bytes: int
+) -> ExecutionResult:
+    """The execution with its outputs so far, about ``max_bytes`` of them."""
+    assembler = OutputAssembler(url, max_bytes)
+    expressions: Any = {}
+    payload: Any = []
+    gone = Gap(0, 0)
+    reader = ExecutionReader(log, execution, updates=True)
+    until = log.next_seq
+    while True:
+        gap, entries = await reader.fetch()
+        if gap is not None:
+            gone = Gap(gone.messages + gap.messages, gone.bytes + gap.bytes)
+        for entry in entries:
+            message = entry.message
+            if message.msg_type == "execute_reply":
+                reply = content_of(message)
+                expressions, payload = reply.get("user_expressions"), reply.get("payload")
+            assembler.add(output_of(execution, message))
+        if not reader.behind or reader.cursor >= until:
+            break
+    assembler.begin_late()
+    async for gap, entries in late_output(log, execution):
+        if gap is not None:
+            gone = Gap(gone.messages + gap.messages, gone.bytes + gap.bytes)
+        for entry in entries:
+            assembler.add(entry.message)
+    expressions, more = _within(expressions if isinstance(expressions, dict) else {}, max_bytes)
+    payload, most = _payload_within(payload if isinstance(payload, list) else [], max_bytes)
+    cut = assembler.cut
+    if more or most:
+        cut = Cut(*(cut or (0, 0)))
+        cut = cut._replace(bytes=cut.bytes + more + most)
+    return ExecutionResult(
+        **_fields(execution),
+        outputs=assembler.outputs,
+        user_expressions=expressions,
+        payload=payload,
+        gap=GapInfo(*gone) if gone.messages else None,
+        cut=CutInfo(*cut) if cut is not None else None,
+        late_outputs=assembler.late,
+    )
+
+
+def _within(values: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
+    """Those of the values that fit into so many bytes together, and the bytes of the others."""
+    kept, used, cut = {}, 0, 0
+    for name, value in values.items():
+        size = len(name.encode("utf-8", "replace")) + len(msgspec.json.encode(value))
+        if used + size <= max_bytes:
+            kept[name] = value
+            used += size
+        else:
+            cut += size
+    return kept, cut
+
+
+def _payload_within(items: list[Any], max_bytes: int) -> tuple[list[Any], int]:
+    kept, cut = _within({str(number): item for number, item in enumerate(items)}, max_bytes)
+    return [*kept.values()], cut
+
+
+class Blob(msgspec.Struct):
+    """The data of an output: of a media type, which the kernel has named."""
+
+    media_type: str
+    data: bytes | AsyncIterator[bytes]
+
+
+async def output(
+    log: MessageLog, execution: Execution, number: int, mime: str | None = None
+) -> Blob:
+    """The data of one output, the richest there is unless ``mime`` names another.
+
+    The number counts as in an uncut `result`. Raises `OutputNotFound`.
+    """
+    finder = _OutputFinder(number)
+    reader = ExecutionReader(log, execution, updates=True)
+    while True:
+        for entry in (await reader.fetch()).entries:
+            finder.add(output_of(execution, entry.message))
+        if not reader.behind:
+            break
+    finder.begin_late()
+    async for batch in late_output(log, execution):
+        for entry in batch.entries:
+            finder.add(entry.message)
+    found = finder.found
+    if found is None or (isinstance(found, range) and mime not in (None, "text/plain")):
+        raise OutputNotFound(f"There is no output {number} with such data")
+    if isinstance(found, range):
+        return Blob("text/plain; charset=utf-8", _text_of_stream(log, execution, found))
+    mime = mime or next((name for name in found if name != "text/plain"), "text/plain")
+    if mime not in found:
+        mime = mime.replace(" ", "+")  # of image/svg+xml, where nobody has escaped it in a URL
+    if mime not in found:
+        raise OutputNotFound(f"Output {number} has no data of this media type")
+    return _blob(mime, found[mime])
+
+
+async def _text_of_stream(
+    log: MessageLog, execution: Execution, numbers: range
+) -> AsyncIterator[bytes]:
+    """The text of a stream, which may be larger than what memory should hold."""
+    if execution.end is not None and numbers.start >= execution.end.cursor:
+        async for batch in late_output(log, execution):
+            for entry in batch.entries:
+                if entry.seq in numbers and entry.message.msg_type == "stream":
+                    yield text_of(content_of(entry.message).get("text")).encode()
+        return
+    reader = ExecutionReader(log, execution, numbers.start - 1)
+    while reader.cursor < numbers.stop and not reader.finished:
+        for entry in (await reader.fetch()).entries:
+            if entry.seq in numbers and entry.message.msg_type == "stream":
+                yield text_of(content_of(entry.message).get("text")).encode()
+
+
+class _OutputFinder:
+    """Finds one output among the messages of an execution."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._numbering = Numbering()
+        self._display_id: str | None = None
+        self.found: dict[str, Any] | range | None = None
+        """Its data by media type; of a stream, the numbers that its messages lie between."""
+
+    def begin_late(self) -> None:
+        """What follows has come after the end."""
+        self._numbering.part()
+
+    def add(self, message: Message) -> None:
+        content = content_of(message)
+        msg_type = message.msg_type
+        cleared, number = self._numbering.take(msg_type, content)
+        if cleared:
+            self._display_id = self.found = None
+        if msg_type == "update_display_data":
+            if self._display_id is not None and display_id_of(content) == self._display_id:
+                self.found = _data_of(content)
+        elif number != self._number:
+            return
+        elif msg_type == "stream":
+            first = self.found.start if isinstance(self.found, range) else message.seq
+            self.found = range(first, message.seq + 1)
+        elif msg_type != "error":
+            self.found = _data_of(content)
+            self._display_id = display_id_of(content)
+
+
+def _data_of(content: dict[str, Any]) -> dict[str, Any]:
+    data = content.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def _blob(mime: str, value: Any) -> Blob:
+    media_type = mime if _MEDIA_TYPE.fullmatch(mime) else "application/octet-stream"
+    is_text = isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(line, str) for line in value)
+    )
+    if not is_text:
+        return Blob(media_type, msgspec.json.encode(value))
+    text = text_of(value)
+    if not _TEXT.fullmatch(mime):
+        try:
+            return Blob(media_type, base64.b64decode("".join(text.split()), validate=True))
+        except (binascii.Error, ValueError):  # some kernels send such data as text
+            pass
+    if media_type.startswith("text/") and "charset" not in media_type:
+        media_type += "; charset=utf-8"
+    return Blob(media_type, text.encode())

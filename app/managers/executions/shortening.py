@@ -1,0 +1,160 @@
+"""Outputs in fewer bytes: what tells most of an error or a result stays.
+
+Sizes are those of the JSON that is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from app.managers.executions.contents import text_of
+
+__all__ = ["LEAST_ERROR", "refer", "shortened_data", "shortened_error", "size_of"]
+
+LEAST_ERROR: Final = 400
+"""An error is not made shorter than this: its name and the end of its traceback always stay."""
+
+NAME_BYTES: Final = 100
+"""Of an error's name: it is the name of a class."""
+
+NOTES_BYTES: Final = 60
+"""Of what tells that some data are references, but for their names and sizes."""
+
+DIGITS: Final = 20
+"""Of the size of a reference, with what stands around it."""
+
+MARK: Final = "…"
+"""Stands where text is left out."""
+
+_encode = msgspec.json.Encoder().encode
+
+Fields = dict[str, Any]
+
+
+def size_of(value: Any) -> int:
+    """The bytes of its JSON."""
+    return len(_encode(value))
+
+
+def shortened_error(fields: Fields, room: int) -> Fields:
+    """An ``error`` in ``room`` bytes, but not in less than `LEAST_ERROR`.
+
+    Its name stays, the beginning of its value, and the end of its traceback.
+    """
+    if size_of(fields) <= max(room, LEAST_ERROR):
+        return fields
+    lines: list[str] = fields["traceback"]
+    short = {**fields, "ename": _beginning(fields["ename"], NAME_BYTES), "evalue": ""}
+    short["traceback"] = []
+    left = max(room, LEAST_ERROR) - size_of(short)
+    whole = size_of(lines) - 2  # but for its brackets
+    short["evalue"] = _beginning(fields["evalue"], max(left // 3, left - whole))
+    short["traceback"] = _last(lines, max(room, LEAST_ERROR) - size_of(short))
+    return short
+
+
+def shortened_data(fields: Fields, room: int, url: Callable[[str], str]) -> Fields:
+    """A display or a result in about ``room`` bytes.
+
+    Images and the like are replaced by their addresses, which ``url`` makes of their media types;
+    of plain text the beginning and the end stay. It may turn out larger than ``room``.
+    """
+    data: dict[str, Any] = {**fields["data"]}
+    notes = _object(fields["metadata"].get("kernelkeep"))
+    references, texts = {**_object(notes.get("references"))}, {**_object(notes.get("shortened"))}
+
+    def made() -> Fields:
+        found = {"references": references, "shortened": texts}
+        told = {"kernelkeep": {name: value for name, value in found.items() if value}}
+        return {**fields, "data": data, "metadata": {**fields["metadata"], **told}}
+
+    sizes = {mime: size_of(value) for mime, value in data.items()}
+    whole = size_of(made()) + NOTES_BYTES
+    for mime in sorted(data, key=sizes.__getitem__, reverse=True):
+        if whole <= room:
+            return made()
+        if mime != "text/plain" and mime not in references:
+            refer(data, references, mime, url(mime))
+            # To encode all of it once for each of its media types would take too long.
+            whole += size_of(data[mime]) - sizes[mime]
+            whole += size_of(mime) + DIGITS if mime in references else 0
+    plain = text_of(data.get("text/plain"))
+    if plain and "text/plain" not in references and size_of(made()) > room:
+        texts.setdefault("text/plain", len(plain.encode()))
+        data["text/plain"] = ""
+        data["text/plain"] = _ends(plain, room - size_of(made()))
+    short = made()
+    if size_of(short) > room:  # by what the kernel has put into its metadata
+        short["metadata"] = {"kernelkeep": short["metadata"].get("kernelkeep", {})}
+    return short
+
+
+def refer(data: dict[str, Any], references: dict[str, int], mime: str, url: str) -> None:
+    """Put the address of the data of a media type in its place, if that is shorter."""
+    value = data[mime]
+    if size_of(value) > size_of(url):
+        references[mime] = len(value.encode()) if isinstance(value, str) else size_of(value)
+        data[mime] = url
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _bytes_of(text: str) -> int:
+    return size_of(text) - 2  # but for its quotation marks
+
+
+def _beginning(text: str, room: int) -> str:
+    """The beginning of a text."""
+    if _bytes_of(text[: room + 1]) <= room:
+        return text
+    return text[: _characters(text, room - _bytes_of(MARK))] + MARK
+
+
+def _end(text: str, room: int) -> str:
+    """The end of a text."""
+    if _bytes_of(text[-(room + 1) :]) <= room:
+        return text
+    count = _characters(text[: -(max(room, 0) + 1) : -1], room - _bytes_of(MARK))
+    return MARK + text[len(text) - count :]
+
+
+def _ends(text: str, room: int) -> str:
+    """Both ends of a text."""
+    if _bytes_of(text[: room + 1]) <= room:
+        return text
+    room -= _bytes_of(MARK)
+    first = _characters(text, room // 2)
+    last = _characters(text[: -(max(room, 0) + 1) : -1], room - room // 2)
+    return text[:first] + MARK + text[len(text) - last :]
+
+
+def _characters(text: str, room: int) -> int:
+    """How many characters from the beginning fit."""
+    low, high = 0, max(0, min(len(text), room))  # each takes a byte at least
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _bytes_of(text[:middle]) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _last(lines: list[str], room: int) -> list[str]:
+    """The last of the lines; of the first among them perhaps only the end."""
+    kept: list[str] = []
+    for line in reversed(lines):
+        left = room - (3 if kept else 2)  # its quotation marks, and a comma
+        short = _end(line, left)
+        if left < _bytes_of(short):
+            break
+        kept.append(short)
+        if short is not line:
+            break
+        room = left - _bytes_of(line)
+    return kept[::-1]

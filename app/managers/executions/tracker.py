@@ -1,0 +1,587 @@
+"""The executions of one kernel, followed by what `app.managers.messages.traffic` sees pass.
+
+For every message of the kernel but replies to executions, statuses and input requests this costs
+nothing; for those it is a look into a dictionary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from app.managers.executions.execution import Execution, InputRequest
+from app.managers.executions.late_output import MAX_UPDATES, LateOutput, display_id_in
+from app.managers.executions.prompts import Prompt, Prompts
+from app.managers.log.entries import Gap, Position
+from app.managers.log.message_log import MessageLog
+from app.protocol.messages import ClientMessage, Message
+
+__all__ = ["ExecutionListener", "ExecutionTracker"]
+
+MAX_UNFINISHED: Final = 8192
+"""Executions under way per kernel; beyond, the oldest is given up."""
+
+IDLE_SECONDS: Final = 3.0
+"""How long after its reply, and its last output, an execution waits for the idle status that some
+kernels never send. The reply comes over another socket, and overtakes much output by seconds."""
+
+REPLY_SECONDS: Final = 5.0
+"""How long after its idle status it waits for a reply: without one it is not known how it ended."""
+
+MAX_KEPT_REQUEST: Final = 2**20
+MAX_KEPT_BYTES: Final = 2**24
+"""Bytes of a request, and of a kernel's, that are kept for the server's next process while they
+wait for the kernel."""
+
+MESSAGES_LOOKED_AT: Final = 256
+"""At a time."""
+
+LATE_SECONDS: Final = 0.5
+"""A timer that is so late has waited for something large to be read: there may be more."""
+
+
+MAX_SHOWING: Final = 32
+"""Executions, the latest, whose displays of one id are known; an update touches each of them."""
+
+STRAGGLING: Final = 16
+"""For how many executions a kernel is waited for whose output has come late once."""
+
+STRAGGLER_SECONDS: Final = 1.0
+"""Output that comes so soon behind the end of an execution shows that its kernel straggles."""
+
+
+class ExecutionListener(Protocol):
+    """Who acts on what happens to executions. Its methods must not block and must not raise."""
+
+    def on_start(self, execution: Execution) -> None:
+        """The kernel has begun with it."""
+
+    def on_interrupt(self, execution: Execution) -> None:
+        """It is about to be interrupted."""
+
+    def on_free(self) -> None:
+        """The kernel has become ready, or has gone idle, or an execution has ended."""
+
+    def on_end(self, execution: Execution) -> None:
+        """It has ended."""
+
+    def on_close(self, reason: str) -> None:
+        """The kernel's process takes no more; what waits to be sent to it ends."""
+
+
+class ExecutionKeeping(Protocol):
+    """Who remembers executions for the server's next process. Must not block, must not raise."""
+
+    def changed(self, execution: Execution) -> None:
+        """Something of it is new."""
+
+    def forgotten(self, execution: Execution) -> None:
+        """It is of no interest any more."""
+
+    async def stored(self) -> None:
+        """Return when all that has changed is remembered, or after a bounded time."""
+
+
+class _Incomplete(NamedTuple):
+    """An execution that lacks one of the two messages that end it."""
+
+    due: float  # by the loop's clock
+    seconds: float
+    seen: int  # the log's next number, when it began to wait
+    execution: Execution
+
+
+class _Reply(msgspec.Struct):
+    status: Any = ""
+    execution_count: Any = None
+
+
+class _Question(msgspec.Struct):
+    prompt: str = ""
+    password: bool = False
+
+
+_reply_decoder: Final = msgspec.json.Decoder(_Reply)
+_question_decoder: Final = msgspec.json.Decoder(_Question)
+
+
+class ExecutionTracker:
+    """Knows the executions that are under way, and the last ``kept`` that have ended.
+
+    An id is taken once: when a client uses the ``msg_id`` of an execution that is known, sent or
+    ended, whoever asks by id gets the earlier one as before. The later one is followed to its end,
+    under no id; what the kernel says is of the earlier one, until that is complete.
+    """
+
+    def __init__(
+        self,
+        log: MessageLog,
+        kept: int,
+        *,
+        on_unanswered: Callable[[Execution], None] = lambda _: None,
+        on_overdue: Callable[[Execution], None] = lambda _: None,
+        on_silent: Callable[[Execution], None] | None = None,
+        on_complete: Callable[[Execution], None] | None = None,
+    ) -> None:
+        self.listener: ExecutionListener | None = None
+        self.keeping: ExecutionKeeping | None = None
+        self.prompts = Prompts()
+        self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
+        self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
+        # The kernel has replied to this one, and neither gone idle for it nor said more.
+        self._on_silent = on_silent or self.finish_unanswered
+        # All is known of this one but output that straggles: it is to be finished soon.
+        self._on_complete = on_complete
+        self.straggling = 0
+        """For so many executions more, output may be expected behind their end."""
+        self._may_straggle = False  # by what was executed
+        self._showing: dict[str, list[Execution]] = {}  # by display id
+        self._log = log
+        self._kept = kept
+        self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
+        self._under_way: dict[str, list[Execution]] = {}  # sent, in that order
+        self._count = 0  # of those
+        self._kept_bytes = 0  # of clients' requests that wait
+        self.begun = 0
+        """How many the kernel has begun with, ever."""
+        self._ended: deque[Execution] = deque()
+        self._incomplete: list[_Incomplete] = []
+        self._plan: asyncio.TimerHandle | None = None
+
+    # Looking
+
+    def __iter__(self) -> Iterator[Execution]:
+        """Those that are known, in the order in which they were asked for."""
+        return iter(tuple(self._by_id.values()))
+
+    def get(self, execution_id: str) -> Execution | None:
+        """The execution with this id, if it is (still) known."""
+        return self._by_id.get(execution_id)
+
+    @property
+    def under_way(self) -> Iterator[Execution]:
+        """Those that were sent and have not ended, oldest first."""
+        return (execution for same_id in self._under_way.values() for execution in same_id)
+
+    @property
+    def at_main_shell(self) -> Execution | None:
+        """The one that the main shell is at work on, or comes to next: kernels work in order.
+
+        Of several that it has begun with it has forgotten all but the last.
+        """
+        waiting = [
+            one
+            for one in self.under_way
+            if one.on_main_shell and not one.idle and one.reply_status is None
+        ]
+        return next((one for one in reversed(waiting) if one.running), next(iter(waiting), None))
+
+    # Of whom there is to know
+
+    def add(self, execution: Execution) -> None:
+        """Somebody has asked for it; it need not be sent yet."""
+        self._by_id.pop(execution.id, None)
+        self._by_id[execution.id] = execution
+        self.changed(execution)
+
+    def changed(self, execution: Execution) -> None:
+        """Something of it is new."""
+        if self.keeping is not None and self._by_id.get(execution.id) is execution:
+            self.keeping.changed(execution)
+
+    def put_back(self, execution: Execution) -> None:
+        """Know one that another process of the server knew; oldest first."""
+        self._by_id[execution.id] = execution
+        for display_id in execution.display_ids:
+            self._show(execution, display_id)
+        if execution.by_client:
+            self._kept_bytes += sum(map(len, execution.held))
+        if execution.ended:
+            self._ended.append(execution)
+        elif execution.sent:
+            self._under_way.setdefault(execution.id, []).append(execution)
+            self._count += 1
+
+    def on_request(self, message: ClientMessage, session: str) -> Execution:
+        """An ``execute_request`` is on its way to the kernel."""
+        execution_id = message.header.msg_id
+        execution = self._by_id.get(execution_id)
+        if execution is None or execution.sent or execution.ended or execution.session != session:
+            execution = self._by_client(message, session)
+        execution.header = bytes(message.parts[0])
+        execution.on_sent(self._log.end)
+        self.changed(execution)
+        self._under_way.setdefault(execution_id, []).append(execution)
+        self._count += 1
+        if self._count > MAX_UNFINISHED:
+            oldest = next(self.under_way)
+            self.give_up(oldest, "Too many executions of this kernel are under way")
+        return execution
+
+    def _by_client(self, message: ClientMessage, session: str) -> Execution:
+        execution = Execution(
+            message.header.msg_id,
+            session,
+            self._log.end,
+            on_main_shell=message.header.subshell_id is None,
+        )
+        execution.by_client = True
+        # An id is taken once: the record of an execution that had it before is not replaced.
+        if execution.id not in self._by_id:
+            self.add(execution)
+        return execution
+
+    # Requests that wait, for the server's next process
+
+    def on_early(self, message: ClientMessage, session: str) -> None:
+        """A client's ``execute_request`` waits for a process that is yet to come."""
+        if message.header.msg_id not in self._by_id:
+            self.keep_request(self._by_client(message, session), message)
+
+    def keep_request(self, execution: Execution, message: ClientMessage) -> None:
+        """Its request waits: the next server sends it if this one cannot."""
+        fits = message.size <= MAX_KEPT_REQUEST
+        if execution.held or not fits or self._kept_bytes + message.size > MAX_KEPT_BYTES:
+            return
+        execution.held = tuple(map(bytes, message.parts))
+        self._kept_bytes += sum(map(len, execution.held))
+        self.changed(execution)
+
+    def waiting(self, message: ClientMessage) -> Execution | None:
+        """The execution whose request this is, if that is kept as one that waits."""
+        for execution in self._under_way.get(message.header.msg_id, ()):
+            if execution.held and execution.held[0] == message.parts[0]:
+                return execution
+        return None
+
+    def on_handed(self, execution: Execution) -> None:
+        """Its request waits no more: the kernel's sockets have it."""
+        self._let_go(execution)
+        self.changed(execution)
+
+    def _let_go(self, execution: Execution) -> None:
+        """Keep its request no longer."""
+        if execution.by_client:
+            self._kept_bytes -= sum(map(len, execution.held))
+        execution.held = ()
+
+    def _withdraw(self, execution: Execution) -> None:
+        """It is under way no more."""
+        same_id = self._under_way.get(execution.id, [])
+        if execution in same_id:
+            self._count -= 1
+            same_id.remove(execution)
+            if not same_id:
+                del self._under_way[execution.id]
+                self.prompts.close(execution.id)
+
+    def give_up(self, execution: Execution, reason: str, *, never_ran: bool = False) -> None:
+        """Nothing more can come of it."""
+        if not execution.ended:
+            execution.give_up(self._log.end, reason, never_ran=never_ran)
+            self._forget(execution)
+
+    def finish_unanswered(self, execution: Execution) -> None:
+        """The kernel has done with it, and will not reply any more."""
+        if not execution.ended:
+            if execution.reply_status is None:
+                self._on_unanswered(execution)
+            self._finish(execution)
+
+    def finish(self, execution: Execution) -> None:
+        """All that will come has come."""
+        if not execution.ended:
+            self._finish(execution)
+
+    # What the kernel says. Each message is in the log already.
+
+    def on_status(self, reported: str, message: Message) -> None:
+        """A status of the kernel's."""
+        if reported == "idle":
+            self.prompts.close(message.parent.msg_id)
+        same_id = self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            if reported == "idle" and self.listener is not None:
+                self.listener.on_free()
+        elif reported == "busy":
+            self._on_busy(same_id, message)
+        elif reported == "idle":
+            execution = next((one for one in same_id if not one.idle), same_id[0])
+            if execution.on_idle():
+                self._complete(execution)
+            else:
+                self.changed(execution)
+                self._wait_for_the_rest(execution, REPLY_SECONDS)
+                if execution.on_main_shell:
+                    self._on_overdue(execution)
+
+    def _on_busy(self, same_id: list[Execution], message: Message) -> None:
+        execution = next((one for one in same_id if not one.running), None)
+        if execution is not None and execution.on_busy(_place_of(message)):
+            self.begun += 1
+            self._let_go(execution)
+            self.changed(execution)
+            self._log.wake()
+            if self.listener is not None:
+                self.listener.on_start(execution)
+
+    def on_reply(self, message: Message) -> None:
+        """An ``execute_reply``."""
+        self.prompts.close(message.parent.msg_id)
+        same_id = self._under_way.get(message.parent.msg_id)
+        if same_id is None:
+            return
+        execution = next((one for one in same_id if one.reply_status is None), same_id[0])
+        reply = _read_reply(message)
+        status = reply.status if isinstance(reply.status, str) else ""
+        count = reply.execution_count if isinstance(reply.execution_count, int) else None
+        if execution.on_reply(status, count):
+            self._complete(execution)
+        else:
+            self.changed(execution)
+            self._wait_for_the_rest(execution, IDLE_SECONDS)
+
+    def is_under_way(self, msg_id: str) -> bool:
+        """Whether an execution with this id has not come to its end."""
+        return msg_id in self._under_way
+
+    def on_output(self, message: Message) -> None:
+        """A message was published that changes what an execution shows (`OUTPUT_TYPES`)."""
+        msg_type, same_id = message.header.msg_type, self._under_way.get(message.parent.msg_id)
+        if msg_type == "stream" and same_id is not None:  # by far the most
+            return
+        if same_id is None:
+            execution = self._by_id.get(message.parent.msg_id)
+            if execution is not None and execution.ended:
+                self._on_late_output(execution, message)
+        else:
+            execution = next((one for one in same_id if not one.idle), same_id[0])
+            if msg_type == "error" and not execution.has_error:
+                execution.has_error = True
+                self.changed(execution)
+        if msg_type == "display_data" and execution is not None:
+            self._on_display(execution, display_id_in(message))
+        elif msg_type == "update_display_data":
+            self._on_update(message)
+
+    def _on_late_output(self, execution: Execution, message: Message) -> None:
+        place = _place_of(message)
+        if execution.end is None or place.cursor < execution.end.cursor:
+            return  # said again, to another process of the server
+        execution.late = execution.late or LateOutput()
+        execution.late.add(place)
+        if time.time() - (execution.ended_at or 0.0) < STRAGGLER_SECONDS:
+            self.straggling = STRAGGLING
+        self.changed(execution)
+
+    def _on_display(self, execution: Execution, display_id: str) -> None:
+        known = execution.display_ids
+        if display_id and display_id not in known and len(known) < MAX_UPDATES:
+            known.append(display_id)
+            self._show(execution, display_id)
+            self.changed(execution)
+
+    def _show(self, execution: Execution, display_id: str) -> None:
+        showing = self._showing.setdefault(display_id, [])
+        showing.append(execution)
+        if len(showing) > MAX_SHOWING:
+            del showing[0]
+
+    def _on_update(self, message: Message) -> None:
+        """What was shown before may be shown in another way from now on."""
+        display_id = display_id_in(message)
+        place = _place_of(message)
+        for execution in self._showing.get(display_id, ()):
+            if execution.end is not None and execution.end.cursor <= place.cursor:
+                execution.late = execution.late or LateOutput()
+                execution.late.update(display_id, place)
+                self.changed(execution)
+
+    def showing(self, display_id: str | None) -> list[Execution]:
+        """The executions that are known to show something with this display id."""
+        return list(self._showing.get(display_id or "", ()))
+
+    def on_input_request(self, message: Message, owner: str, *, is_shown: bool = True) -> None:
+        """The kernel asks the user of a request for something; ``owner`` is that session.
+
+        ``is_shown`` tells whether a client of that session is there to be asked.
+        """
+        execution = next(iter(self._under_way.get(message.parent.msg_id, ())), None)
+        if execution is not None and execution.answered == message.header.msg_id:
+            # Another process of the server has passed the answer on.
+            self._close_prompt(execution, message.parent.msg_id)
+            return
+        self.prompts.open(Prompt(message, owner, message.seq, execution, is_shown=is_shown))
+        if execution is None:
+            return
+        try:
+            question = _question_decoder.decode(message.part(3))
+        except (msgspec.MsgspecError, RecursionError):  # it is a question all the same
+            question = _Question()
+        header = bytes(message.part(0))
+        execution.input_request = InputRequest(question.prompt, question.password, header)
+        self.changed(execution)
+
+    def on_answer(self, prompt: Prompt) -> None:
+        """An answer to this prompt is passed on."""
+        if prompt.execution is not None:
+            prompt.execution.answered = prompt.id
+        self._close_prompt(prompt.execution, prompt.request_id)
+
+    def _close_prompt(self, execution: Execution | None, request_id: str) -> None:
+        self.prompts.close(request_id)
+        if execution is not None:
+            execution.input_request = None
+            self.changed(execution)
+
+    def on_interrupt(self, execution: Execution) -> None:
+        """It is about to be interrupted."""
+        if self.listener is not None:
+            self.listener.on_interrupt(execution)
+
+    def on_ready(self) -> None:
+        """The kernel takes requests."""
+        if self.listener is not None:
+            self.listener.on_free()
+
+    def close_waiting(self, reason: str) -> None:
+        """The process will take no more: what waits to be sent to it ends here."""
+        if self.listener is not None:
+            self.listener.on_close(reason)
+
+    def leave(self) -> None:
+        """The process is another server's from now on, to which all that is known is told."""
+        for execution in self.under_way:
+            if execution.complete:
+                execution.finish(self._log.end)
+                self.changed(execution)
+
+    def close(self, reason: str, *, was_ready: bool) -> None:
+        """The process is gone: every execution that it was sent ends here.
+
+        Kernels work in order: of a process that ``was_ready``, the first that is not finished was
+        running, even if that it had begun was never heard.
+        """
+        for execution in tuple(self.under_way):
+            if execution.reply_status is not None:
+                self._finish(execution)
+                continue
+            blamed = was_ready and execution.on_main_shell and not execution.idle
+            was_ready = was_ready and not blamed
+            self.give_up(execution, reason, never_ran=not blamed)
+        self.prompts.clear()
+        self._incomplete.clear()
+        self.straggling, self._may_straggle = 0, False
+        if self._plan is not None:
+            self._plan.cancel()
+            self._plan = None
+
+    # Ends
+
+    def _complete(self, execution: Execution) -> None:
+        """Its reply and its idle status are there; some of its output may be on its way."""
+        self._may_straggle |= execution.may_straggle  # so may what it has defined
+        asks = (self.straggling > 0 or self._may_straggle) and not execution.by_client
+        if asks and self._on_complete is not None:
+            self._on_complete(execution)
+        else:
+            self._finish(execution)
+        self.straggling = max(self.straggling - 1, 0)
+
+    def _finish(self, execution: Execution) -> None:
+        execution.finish(self._log.end)
+        self._forget(execution)
+
+    def _forget(self, execution: Execution) -> None:
+        """It has ended: of those, the last are kept to be looked at."""
+        self._withdraw(execution)
+        self._let_go(execution)
+        self.changed(execution)
+        self._ended.append(execution)
+        while len(self._ended) > self._kept:
+            oldest = self._ended.popleft()
+            self._show_no_more(oldest)
+            if self._by_id.get(oldest.id) is oldest:
+                del self._by_id[oldest.id]
+                if self.keeping is not None:
+                    self.keeping.forgotten(oldest)
+        self._log.wake()  # those who follow it
+        if self.listener is not None:
+            self.listener.on_end(execution)
+            self.listener.on_free()
+
+    def _show_no_more(self, execution: Execution) -> None:
+        for display_id in execution.display_ids:
+            showing = self._showing.get(display_id, [])
+            if execution in showing:
+                showing.remove(execution)
+            if not showing:
+                self._showing.pop(display_id, None)
+
+    def _wait_for_the_rest(self, execution: Execution, seconds: float) -> None:
+        """Some kernels forget one of the two messages that end an execution."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        self._incomplete.append(_Incomplete(due, seconds, self._log.next_seq, execution))
+        if self._plan is None:
+            self._plan = loop.call_at(due, self._finish_late)
+
+    def _finish_late(self) -> None:
+        """End those that have waited long enough. One timer serves all of a kernel."""
+        now = asyncio.get_running_loop().time()
+        self._plan = None
+        waiting, self._incomplete = self._incomplete, []
+        for item in waiting:
+            if item.execution.ended:
+                continue
+            if item.due > now:
+                self._incomplete.append(item)
+            elif now - item.due > LATE_SECONDS or self._has_said_more(item):
+                self._wait_for_the_rest(item.execution, item.seconds)
+            elif item.execution.idle:
+                self.finish_unanswered(item.execution)
+            else:
+                self._on_silent(item.execution)
+        if self._incomplete:
+            if self._plan is not None:
+                self._plan.cancel()
+            first = min(item.due for item in self._incomplete)
+            self._plan = asyncio.get_running_loop().call_at(first, self._finish_late)
+
+    def _has_said_more(self, item: _Incomplete) -> bool:
+        """Whether output of an execution that lacks its idle status goes on coming."""
+        log = self._log
+        if item.execution.idle:
+            return False
+        place = log.place_after(item.seen - 1)
+        while place.cursor < log.next_seq:
+            entries = log.read(place, MESSAGES_LOOKED_AT, 2**62)
+            if isinstance(entries, Gap):
+                return True
+            if any(entry.message.parent.msg_id == item.execution.id for entry in entries):
+                return True
+            last = entries[-1]
+            place = Position(last.seq + 1, last.offset + last.size)
+        return False
+
+
+def _place_of(message: Message) -> Position:
+    return Position(message.seq, message.offset)
+
+
+def _read_reply(message: Message) -> _Reply:
+    part = message.part(3)
+    try:
+        return _reply_decoder.decode(part)
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    try:  # Python kernels send NaN, in the values of user_expressions
+        return msgspec.convert(json.loads(str(part, "utf-8")), _Reply)
+    except (ValueError, RecursionError):
+        return _Reply()

@@ -1,0 +1,1 @@
+"""What one process of the server hands on to the next."""

@@ -1,0 +1,195 @@
+"""Finding again the process of a kernel that an earlier server has left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+
+from app.keeper.processes import start_time
+from app.keeper.sockets import ConnectionInfo
+from app.managers.errors import KernelUnreachable
+from app.managers.handover.store import KernelRecord
+from app.managers.processes.forking.provisioner import KernelManager
+from app.managers.processes.jupyter_internals import mark_connection_file
+from app.managers.processes.keeper.provisioner import KeeperProvisioner
+from app.managers.processes.process import bounded, described
+
+__all__ = ["Gone", "adopt_process", "find_spec", "note_process"]
+
+logger = logging.getLogger(__name__)
+
+LOAD_SECONDS: Final = 10.0
+"""How long a provisioner may take to find its kernel again."""
+
+KEEPER_SECONDS: Final = 45.0
+"""How long that may take with the keeper, which may have to be started first."""
+
+LOAD_PAUSES: Final = (0.5, 2.0)
+"""Seconds before a provisioner that has failed is asked again: its service may be starting."""
+
+_PROVISIONER: Final = "kernel_provisioner"
+
+
+class Gone(Exception):
+    """The kernel's process is there no more; the text tells how it ended, as far as is known.
+
+    ``code`` is its exit code as `Exit` has it, or None if that is not known.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+async def note_process(record: KernelRecord, manager: KernelManager, info: ConnectionInfo) -> None:
+    """Add what the next process needs to own this one's again. Raises what a provisioner does."""
+    provisioner = manager.provisioner
+    assert provisioner is not None
+    record.connection = _plain(info)
+    record.connection_file = manager.connection_file
+    record.provisioner = _plain(await bounded(provisioner.get_provisioner_info()))
+    record.pid = pid = getattr(provisioner, "pid", None)
+    record.start_time = (start_time(pid) or "") if isinstance(pid, int) else ""
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: keys of kernels are bytes in some places and text in others."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value
+
+
+# From the process before
+
+
+async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:
+    """The kernelspec as it is now, or as it was.
+
+    That is where it cannot be read any more, or names another provisioner: the process that runs
+    is its provisioner's, whatever has become of the kernelspec meanwhile.
+    """
+    saved = KernelSpec(**record.spec)
+    try:
+        spec = await asyncio.to_thread(specs.get_kernel_spec, record.name)
+        if spec.metadata.get(_PROVISIONER) == saved.metadata.get(_PROVISIONER):
+            return spec
+        why = "it names another provisioner"
+    except NoSuchKernel:
+        return saved
+    except Exception as error:  # whatever a file can hold, and a disk can do
+        why = described(error)
+    logger.warning(
+        "kernel %s: its kernelspec %s is used as it was: %s",
+        record.id,
+        record.name,
+        why,
+        extra={"kernel_id": record.id},
+    )
+    return saved
+
+
+async def adopt_process(
+    record: KernelRecord, manager: KernelManager, loading: dict[str, threading.Thread]
+) -> ConnectionInfo:
+    """Make a manager that was not started that of a process which runs; how to connect to it.
+
+    ``loading`` has the threads of provisioners that block. Raises `Gone` where the process is known
+    to have ended, and `KernelUnreachable` where that cannot be told: it may run.
+    """
+    if not record.provisioner:
+        raise Gone("The kernel had no process")
+    manager.load_connection_info(record.connection)  # type: ignore[arg-type]
+    written = await asyncio.to_thread(os.path.exists, manager.connection_file)
+    mark_connection_file(manager, written=written)
+    provisioner = manager.provisioner
+    try:
+        if provisioner is None:
+            provisioner = KernelProvisionerFactory.instance().create_provisioner_instance(
+                record.id, manager.kernel_spec, parent=manager
+            )
+            manager.provisioner = provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            await bounded(provisioner.load_provisioner_info(record.provisioner), KEEPER_SECONDS)
+        else:
+            async with asyncio.timeout(LOAD_SECONDS):
+                await _find_again(provisioner, record, loading)
+    except ProcessLookupError:
+        raise Gone("The kernel's process ended while no server was there") from None
+    except Exception as error:
+        raise KernelUnreachable(
+            f"The kernel could not be found again: {described(error)}"
+        ) from error
+    return {**record.connection, **_plain(provisioner.connection_info or {})}
+
+
+async def _find_again(
+    provisioner: KernelProvisionerBase, record: KernelRecord, loading: dict[str, threading.Thread]
+) -> None:
+    """Have a provisioner find its kernel. Raises what it does, the last time."""
+    for pause in LOAD_PAUSES:
+        try:
+            await _load(provisioner, record, loading)
+            return
+        except ProcessLookupError:
+            raise
+        except Exception as error:
+            logger.warning(
+                "kernel %s: %s: %s",
+                record.id,
+                type(error).__name__,
+                error,
+                extra={"kernel_id": record.id},
+            )
+        await asyncio.sleep(pause)
+    await _load(provisioner, record, loading)
+
+
+async def _load(
+    provisioner: KernelProvisionerBase, record: KernelRecord, loading: dict[str, threading.Thread]
+) -> None:
+    """What a provisioner does for that may block, as many do that ask other machines.
+
+    It has a thread of its own: one that never comes back would take the loop's from everybody. No
+    kernel has two.
+    """
+    before = loading.get(record.id)
+    if before is not None and before.is_alive():
+        raise TimeoutError("its provisioner has not answered yet")
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():  # nobody waits any more
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def load() -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(provisioner.load_provisioner_info(dict(record.provisioner)))
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(settle, error)
+
+    loading[record.id] = threading.Thread(target=load, name=f"load {record.id}", daemon=True)
+    loading[record.id].start()
+    try:
+        await done
+    finally:
+        if not loading[record.id].is_alive() or done.done():
+            del loading[record.id]

@@ -1,0 +1,108 @@
+"""Executions as the registry keeps them for the server's next process."""
+
+from __future__ import annotations
+
+import msgspec
+
+from app.managers.executions.execution import Execution, ExecutionState, InputRequest, Step
+from app.managers.executions.late_output import LateOutput
+from app.managers.handover.registry import Registry
+from app.managers.handover.store import ExecutionRecord
+from app.managers.log.entries import Position
+
+__all__ = ["RegisteredExecutions", "restored"]
+
+
+class _Stored(msgspec.Struct, omit_defaults=True):
+    """All of an execution but who waits for it."""
+
+    session: str
+    place: tuple[int, int]
+    state: str
+    on_main_shell: bool
+    stop_on_error: bool
+    queued_at: float
+    sent: bool = False
+    idle: bool = False
+    header: bytes = b""
+    held: tuple[bytes, ...] = ()
+    by_client: bool = False
+    timeout: float | None = None
+    reply_status: str | None = None
+    has_error: bool = True  # of records that are older than the field
+    execution_count: int | None = None
+    first_seq: int | None = None
+    last_seq: int | None = None
+    end: tuple[int, int] | None = None
+    late: LateOutput | None = None
+    display_ids: list[str] = []
+    started_at: float | None = None
+    ended_at: float | None = None
+    seconds: float | None = None
+    reason: str = ""
+    steps: list[Step] = []
+    input_request: InputRequest | None = None
+    answered: str = ""
+    cancel_asked: bool = False
+    kill_after: float | None = None
+    if_generation: int | None = None
+    generation: int | None = None
+    first_after_restart: bool = False
+    queue: str | None = None
+    caller: str = ""
+
+
+_AS_THEY_ARE = tuple(name for name in _Stored.__struct_fields__ if name not in ("state", "seconds"))
+"""The attributes of an `Execution` that are stored under their names."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(_Stored)
+
+
+class RegisteredExecutions:
+    """Writes the executions of one kernel behind (`app.managers.executions.tracker`)."""
+
+    def __init__(self, registry: Registry, kernel_id: str, count: int = 0) -> None:
+        self._registry = registry
+        self._kernel_id = kernel_id
+        self._numbers: dict[str, int] = {}
+        self._count = count
+
+    def changed(self, execution: Execution) -> None:
+        """Store it soon, as it is then."""
+        if execution.id not in self._numbers:
+            self._count += 1
+            self._numbers[execution.id] = self._count
+        self._registry.note(self._kernel_id, execution.id, lambda: self._record(execution))
+
+    def forgotten(self, execution: Execution) -> None:
+        """Forget it soon."""
+        self._numbers.pop(execution.id, None)
+        self._registry.forget(self._kernel_id, execution.id)
+
+    async def stored(self) -> None:
+        """Return when what has changed is on disk, as far as the disk takes it in time."""
+        await self._registry.stored()
+
+    def known(self, record: ExecutionRecord) -> None:
+        """This one is stored already."""
+        self._numbers[record.id] = record.number
+        self._count = max(self._count, record.number)
+
+    def _record(self, execution: Execution) -> ExecutionRecord:
+        fields = {name: getattr(execution, name) for name in _AS_THEY_ARE}
+        stored = _Stored(state=str(execution.state), seconds=execution.seconds, **fields)
+        number = self._numbers.get(execution.id, self._count)
+        return ExecutionRecord(self._kernel_id, execution.id, number, _encode(stored))
+
+
+def restored(record: ExecutionRecord) -> Execution:
+    """The execution of a record. Raises `msgspec.MsgspecError` if it makes no sense."""
+    stored = _decoder.decode(record.data)
+    execution = Execution(record.id, stored.session, Position(*stored.place))
+    for name in _AS_THEY_ARE:
+        setattr(execution, name, getattr(stored, name))
+    execution.place = Position(*stored.place)
+    execution.end = None if stored.end is None else Position(*stored.end)
+    execution.put_back(ExecutionState(stored.state), stored.seconds)
+    return execution

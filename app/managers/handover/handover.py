@@ -1,0 +1,437 @@
+"""What one process of the server hands over to the next: its kernels, and what is known of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from app.keeper.hearings import Heard
+from app.keeper.sockets import ConnectionInfo
+from app.managers.errors import KeeperUnavailable
+from app.managers.executions.queue import Executions
+from app.managers.handover.executions import RegisteredExecutions, restored
+from app.managers.handover.registry import Registry
+from app.managers.handover.store import KernelRecord
+from app.managers.log.entries import Position
+from app.managers.log.journal import Journal, UnusableJournal
+from app.managers.messages.traffic import Traffic
+from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.run_files import KEPT
+from app.managers.processes.transports import socket_files
+from app.managers.state import KernelState, Lifecycle
+
+__all__ = ["Handover", "RegisteredHandover", "settle_loss"]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS: Final = 0.25
+"""How often the places of clients and the states of kernels are noted. What a client has received
+since the last time it may receive again."""
+
+ADOPTION_SECONDS: Final = 30.0
+"""How long the start of the server waits for kernels to be adopted; the rest goes on beside it."""
+
+AT_A_TIME: Final = 32
+"""Kernels that are adopted side by side."""
+
+LOSS_SECONDS: Final = 0.2
+"""Between two questions to a kernel that may have lost requests."""
+
+Adopt = Callable[[KernelRecord], Awaitable[None]]
+Describe = Callable[[], Awaitable[KernelRecord | None]]
+
+
+class HandedOver(Protocol):
+    """A kernel, as far as its handover needs it."""
+
+    @property
+    def id(self) -> str:
+        """The kernel's id."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """The kernel's messages."""
+
+    @property
+    def state(self) -> KernelState:
+        """The kernel's state."""
+
+    @property
+    def executions(self) -> Executions:
+        """The kernel's executions."""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether an earlier server has left the kernel, and this one could not reach it yet."""
+
+
+class Handover:
+    """The handover of a server that has no successor: nothing is noted, nothing is adopted."""
+
+    hands_over = False
+    """Whether kernels go on for another server."""
+
+    async def adopt(self, one: Adopt) -> None:
+        """Have ``one`` adopt each kernel that an earlier server has left.
+
+        Returns when all are adopted, or after `ADOPTION_SECONDS`.
+        """
+
+    def watch(self, kernels: Iterable[HandedOver]) -> None:
+        """Note from now on, every `CHECKPOINT_SECONDS`, what these kernels do."""
+
+    def begin(self, kernel: HandedOver) -> None:
+        """Note from now on how far the kernel's clients are, and its executions."""
+
+    async def save(self, kernel_id: str, describe: Describe) -> None:
+        """Note what ``describe`` returns of the kernel, unless that is None."""
+
+    async def delete(self, kernel_id: str) -> None:
+        """Have the next server not know the kernel."""
+
+    async def forget(self, kernel: HandedOver) -> None:
+        """Note nothing more of a kernel that is gone, and remove what was noted."""
+
+    async def was_being_replaced(self, kernel_id: str) -> bool:  # noqa: ARG002
+        """Whether the server before was about to stop the kernel's process, for another to follow.
+
+        It may have asked that process to end.
+        """
+        return False
+
+    async def furthest(self, kernel_id: str) -> Position:  # noqa: ARG002
+        """The place of the kernel's client that has come furthest, as far as is known."""
+        return Position(1, 0)
+
+    async def recover(
+        self,
+        kernel: HandedOver,
+        record: KernelRecord,
+        info: ConnectionInfo,
+        heard: Heard | None = None,
+    ) -> Heard:
+        """Read a kernel's log, and know its executions and state; how the kernel is heard.
+
+        Without ``info`` the kernel has no process any more. Raises what `Traffic.meet` does, if
+        nobody has ``heard`` the kernel yet.
+        """
+        raise NotImplementedError("a server without a registry adopts no kernels")
+
+    async def close(self) -> None:
+        """Note nothing more."""
+
+
+class RegisteredHandover(Handover):
+    """The handover by a registry and by journals in the state directory.
+
+    Make it inside a running event loop, and `close` it there.
+    """
+
+    hands_over = True
+
+    def __init__(self, registry: Registry, keeper: Keeper, state_dir: Path) -> None:
+        self._registry = registry
+        self._state_dir = state_dir
+        self._keeper = keeper
+        self._changes: dict[str, int] = {}
+        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # From the server before
+
+    async def adopt(self, one: Adopt) -> None:
+        """As `Handover.adopt`."""
+        records = await self._registry.load()
+        known = {record.id for record in records}
+        await self._end_unknown(known)
+        if not self._registry.put_aside:
+            await asyncio.to_thread(_remove_leftovers, self._state_dir, known)
+        if not records:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        tasks = {loop.create_task(self._adopt(one, record)) for record in records}
+        _, late = await asyncio.wait(tasks, timeout=ADOPTION_SECONDS)
+        self._tasks |= late
+        logger.info("%d kernels adopted in %.2f s", len(records) - len(late), loop.time() - began)
+
+    async def _adopt(self, one: Adopt, record: KernelRecord) -> None:
+        async with self._room:
+            try:
+                await one(record)
+            except Exception:
+                logger.exception(
+                    "kernel %s could not be adopted; it is left alone",
+                    record.id,
+                    extra={"kernel_id": record.id},
+                )
+
+    async def _end_unknown(self, known: Collection[str]) -> None:
+        """Kill what was started for nobody yet: parked, or just when the server ended.
+
+        Not if the registry was put aside: then those are kernels that somebody wants back.
+        """
+        try:
+            kept = await self._keeper.kept()
+            for kernel_id in kept.keys() - known:
+                if self._registry.put_aside:
+                    logger.warning(
+                        "kernel %s runs, unknown to this server",
+                        kernel_id,
+                        extra={"kernel_id": kernel_id},
+                    )
+                    continue
+                if kept[kernel_id].exit_code is None:
+                    logger.info(
+                        "kernel %s was nobody's, and is killed",
+                        kernel_id,
+                        extra={"kernel_id": kernel_id},
+                    )
+                await self._keeper.end(kernel_id)
+                self._keeper.drop(kernel_id)
+                connection = self._state_dir / "runtime" / f"kernel-{kernel_id}.json"
+                files = [
+                    connection,
+                    self._state_dir / "output" / f"kernel-{kernel_id}.log",
+                    *socket_files(_read(connection)),
+                ]
+                for file in files:
+                    file.unlink(missing_ok=True)
+        except KeeperUnavailable as error:
+            logger.error("it is not known which kernels were left: %s", error)
+
+    async def recover(
+        self,
+        kernel: HandedOver,
+        record: KernelRecord,
+        info: ConnectionInfo,
+        heard: Heard | None = None,
+    ) -> Heard:
+        """As `Handover.recover`."""
+        traffic, state = kernel.traffic, kernel.state
+        if heard is None:
+            heard = await traffic.meet(info or None, await self.furthest(kernel.id))
+        keeping = RegisteredExecutions(self._registry, kernel.id)
+        executions = []
+        for stored in await self._registry.executions(kernel.id):
+            try:
+                executions.append(restored(stored))
+                keeping.known(stored)
+            except (msgspec.MsgspecError, ValueError) as error:
+                logger.warning(
+                    "kernel %s: a stored execution is left out: %s",
+                    kernel.id,
+                    error,
+                    extra={"kernel_id": kernel.id},
+                )
+        traffic.last_activity = record.last_activity
+        traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
+        state.reason, state.restarts = record.reason, record.restarts
+        if record.execution_state in ("busy", "idle"):
+            state.execution_state = record.execution_state
+        traffic.put_back(executions)
+        # Before the log is read: what they wait behind may end in what is read next.
+        kernel.executions.hold_again()
+        await traffic.resume(heard)
+        traffic.clients.journal = await asyncio.to_thread(
+            self._read_journal, kernel.id, traffic.log.epoch
+        )
+        traffic.tracker.keeping = keeping
+        if info:
+            self.begin(kernel)
+        if heard.again:
+            logger.warning(
+                "kernel %s: what it has said meanwhile is not known",
+                kernel.id,
+                extra={"kernel_id": kernel.id},
+            )
+        return heard
+
+    async def furthest(self, kernel_id: str) -> Position:
+        """As `Handover.furthest`."""
+        return await asyncio.to_thread(self._furthest, kernel_id)
+
+    def _furthest(self, kernel_id: str) -> Position:
+        try:
+            journal = Journal.open(self._journal_path(kernel_id))
+        except UnusableJournal:  # which is told when the places are needed
+            return Position(1, 0)
+        with contextlib.closing(journal):
+            return journal.furthest
+
+    async def was_being_replaced(self, kernel_id: str) -> bool:
+        """As `Handover.was_being_replaced`."""
+        return await asyncio.to_thread(self._was_being_replaced, kernel_id)
+
+    def _was_being_replaced(self, kernel_id: str) -> bool:
+        try:
+            journal = Journal.open(self._journal_path(kernel_id))
+        except UnusableJournal:
+            return False
+        with contextlib.closing(journal):
+            return journal.replaced
+
+    def _read_journal(self, kernel_id: str, epoch: str) -> Journal | None:
+        try:
+            journal = Journal.open(self._journal_path(kernel_id))
+        except UnusableJournal as error:
+            logger.error(
+                "kernel %s: how far its clients are is not known: %s",
+                kernel_id,
+                error,
+                extra={"kernel_id": kernel_id},
+            )
+            return None
+        if journal.epoch == epoch:
+            return journal
+        logger.error(
+            "kernel %s: its log is gone, and numbers begin anew",
+            kernel_id,
+            extra={"kernel_id": kernel_id},
+        )
+        journal.remove()
+        return None
+
+    # For the server after
+
+    def watch(self, kernels: Iterable[HandedOver]) -> None:
+        """As `Handover.watch`."""
+        loop = asyncio.get_running_loop()
+        self._tasks.add(loop.create_task(self._checkpoint(kernels), name="checkpoints"))
+
+    async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            changes = {}  # of those that are still there
+            for kernel in kernels:
+                if kernel.is_left:  # the record of the server before holds
+                    continue
+                kernel.traffic.clients.note_places()
+                changes[kernel.id] = kernel.state.changes
+                if self._changes.get(kernel.id) != kernel.state.changes:
+                    activity = kernel.traffic.last_activity
+                    self._registry.touch(kernel.id, activity, kernel.state.word)
+            self._changes = changes
+
+    def begin(self, kernel: HandedOver) -> None:
+        """As `Handover.begin`."""
+        traffic = kernel.traffic
+        if traffic.clients.journal is not None:
+            traffic.clients.journal.replaced = False
+            return
+        path = self._journal_path(kernel.id)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            traffic.clients.journal = Journal.create(path, traffic.log.epoch)
+        except (OSError, UnusableJournal) as error:
+            logger.error(
+                "kernel %s: a crash loses how far clients are: %s",
+                kernel.id,
+                error,
+                extra={"kernel_id": kernel.id},
+            )
+        if traffic.tracker.keeping is None:
+            keeping = RegisteredExecutions(self._registry, kernel.id)
+            traffic.tracker.keeping = keeping
+            for execution in traffic.tracker:  # what was asked before there was a process
+                keeping.changed(execution)
+
+    async def save(self, kernel_id: str, describe: Describe) -> None:
+        """As `Handover.save`. What fails is logged: the next server will not know the kernel."""
+        try:
+            record = await describe()
+            if record is not None:
+                await self._registry.save(record)
+        except Exception:  # of a provisioner of somebody else's making, or of the disk
+            logger.exception(
+                "kernel %s: the next server will not know it",
+                kernel_id,
+                extra={"kernel_id": kernel_id},
+            )
+
+    async def delete(self, kernel_id: str) -> None:
+        """As `Handover.delete`."""
+        await self._registry.delete(kernel_id)
+
+    async def forget(self, kernel: HandedOver) -> None:
+        """As `Handover.forget`."""
+        # What is still asked of the kernel is not noted any more.
+        kernel.traffic.tracker.keeping = None
+        await self._registry.delete(kernel.id)
+        journal, kernel.traffic.clients.journal = kernel.traffic.clients.journal, None
+        if journal is not None:
+            journal.remove()
+
+    async def close(self) -> None:
+        """As `Handover.close`."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _journal_path(self, kernel_id: str) -> Path:
+        return self._state_dir / "journals" / f"{kernel_id}.journal"
+
+
+async def settle_loss(traffic: Traffic, state: KernelState) -> None:
+    """Give an end to requests that the kernel has never got.
+
+    A keeper that is killed loses the requests that it had just given to its sockets. A kernel that
+    answers on shell has done what it ran; requests that it still has of before are done in turns
+    with our questions, so one that begins nothing between two of them has nothing left.
+    """
+    ends = traffic.ends
+    ends.has_loss = True
+    while ends.has_loss:  # or more is lost meanwhile
+        lost = ends.in_doubt()
+        if not await _is_done(traffic, state):
+            return
+        ends.end_lost(lost)
+
+
+async def _is_done(traffic: Traffic, state: KernelState) -> bool:
+    """Return when the kernel has done what it was asked until now; False if it is gone."""
+    quiet = 0
+    while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
+        began = traffic.begun
+        # Without a bound: it may have something to do for hours.
+        answer = await traffic.own.ask("kernel_info_request", {}, 3600.0)
+        await asyncio.sleep(LOSS_SECONDS)
+        if answer is not None:
+            quiet = quiet + 1 if traffic.begun == began else 0
+    if state.lifecycle is not Lifecycle.RUNNING:
+        return False
+    if state.busy:  # it went idle when nobody was there to hear it
+        state.execution_state = "idle"
+        state.changes += 1
+    return True
+
+
+def _read(connection_file: Path) -> dict[str, Any]:
+    """What a connection file of ours holds; nothing if it is gone, or was not written whole."""
+    try:
+        info = json.loads(connection_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:
+    """Remove logs and journals of kernels that are no more: they were dead when a server ended."""
+    for directory in (state_dir / "logs" / KEPT, state_dir / "journals"):
+        for path in directory.glob("*"):
+            if path.stem in known:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Kernels by id, and the policies that start, restart and stop them."""

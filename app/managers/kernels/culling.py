@@ -1,0 +1,159 @@
+"""Culling: stopping kernels that nobody has used for a while.
+
+Idle time runs on a monotonic clock, from the end of the last execution (see
+`Traffic.active_since`): neither listing, pings and reconnects nor a jump of the wall clock or a
+suspended machine moves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from app.managers.errors import KernelNotFound
+from app.managers.kernels.kernel import Kernel
+from app.managers.state import Lifecycle
+
+__all__ = ["Candidate", "Culler", "CullingPolicy", "timeout_of_spec"]
+
+logger = logging.getLogger(__name__)
+
+
+class Candidate(NamedTuple):
+    """What the policy looks at: one kernel, now."""
+
+    dead: bool
+    busy: bool
+    connections: int
+    idle_seconds: float
+    spec_timeout: float | None
+    """The kernelspec's own ``metadata.cull_idle_timeout``, in seconds; 0 means never."""
+
+
+class CullingPolicy(NamedTuple):
+    """When a kernel is culled; the options of Jupyter's kernel manager, times in seconds."""
+
+    idle_timeout: float
+    """0 switches culling off altogether."""
+    connected: bool
+    """Cull kernels that have connections too."""
+    busy: bool
+    """Cull kernels that run something too."""
+
+    def culls(self, kernel: Candidate) -> bool:
+        """Whether this kernel is culled. A dead one always is, once culling is on."""
+        if self.idle_timeout <= 0:
+            return False
+        if kernel.dead:
+            return True
+        timeout = self.idle_timeout if kernel.spec_timeout is None else kernel.spec_timeout
+        return (
+            timeout > 0
+            and kernel.idle_seconds > timeout
+            and (self.busy or not kernel.busy)
+            and (self.connected or kernel.connections == 0)
+        )
+
+
+def timeout_of_spec(name: str, metadata: Mapping[str, Any]) -> float | None:
+    """A kernelspec's own timeout in seconds; None when it has none that makes sense."""
+    value = metadata.get("cull_idle_timeout")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        logger.warning("kernelspec %s: its cull_idle_timeout is no number of seconds", name)
+        return None
+    return float(value)
+
+
+class Culler:
+    """Looks at every kernel each ``interval`` seconds, and stops those that the policy names.
+
+    ``cull`` stops one kernel, given its id and how many seconds nobody has used it. It may raise
+    `KernelNotFound`.
+    """
+
+    def __init__(
+        self,
+        kernels: Iterable[Kernel],
+        cull: Callable[[str, float], Awaitable[None]],
+        policy: CullingPolicy,
+        interval: float,
+    ) -> None:
+        self._kernels = kernels
+        self._stop = cull
+        self._policy = policy
+        self._interval = interval
+        # Looked at once per kernel, so that what is wrong with a spec is not logged at every look.
+        self._timeouts: WeakKeyDictionary[Kernel, float | None] = WeakKeyDictionary()
+        # Not children of `run`: the server's end cancels that, and a stop that is half done must
+        # go on.
+        self._culls: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Cull until cancelled; returns at once when culling is off."""
+        policy = self._policy
+        if policy.idle_timeout <= 0:
+            return
+        logger.info(
+            "Culling kernels with idle durations > %g seconds at %g second intervals%s%s",
+            policy.idle_timeout,
+            self._interval,
+            ", even if they are busy" if policy.busy else "",
+            ", even if they have connections" if policy.connected else "",
+        )
+        while True:
+            await asyncio.sleep(self._interval)
+            self.cull_kernels()
+
+    def cull_kernels(self) -> None:
+        """Look at every kernel once. Culls run side by side: one that is stuck delays no other."""
+        now = time.monotonic()
+        for kernel in self._kernels:
+            self.cull_kernel_if_idle(kernel, now)
+
+    def cull_kernel_if_idle(self, kernel: Kernel, now: float) -> None:
+        """Begin to stop a kernel if the policy says so."""
+        traffic, state = kernel.traffic, kernel.state
+        if state.lifecycle not in (Lifecycle.RUNNING, Lifecycle.DEAD):
+            return  # somebody has just started, restarted or stopped it
+        if kernel not in self._timeouts:
+            self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
+        idle_seconds = now - traffic.active_since
+        candidate = Candidate(
+            dead=state.lifecycle is Lifecycle.DEAD,
+            busy=state.at_work,
+            connections=len(traffic.clients),
+            idle_seconds=idle_seconds,
+            spec_timeout=self._timeouts[kernel],
+        )
+        if not self._policy.culls(candidate):
+            return
+        logger.warning(
+            "Culling '%s' kernel '%s' (%s) with %d connections due to %.0f seconds of inactivity",
+            state.word,
+            kernel.name,
+            kernel.id,
+            len(traffic.clients),
+            idle_seconds,
+            extra={"kernel_id": kernel.id},
+        )
+        cull = asyncio.get_running_loop().create_task(
+            self._cull(kernel, idle_seconds), name=f"cull {kernel.id}"
+        )
+        self._culls.add(cull)
+        cull.add_done_callback(self._culls.discard)
+
+    async def _cull(self, kernel: Kernel, idle_seconds: float) -> None:
+        try:
+            await self._stop(kernel.id, idle_seconds)
+        except KernelNotFound:
+            pass  # somebody else was quicker
+        except Exception:
+            logger.exception(
+                "kernel %s could not be culled", kernel.id, extra={"kernel_id": kernel.id}
+            )

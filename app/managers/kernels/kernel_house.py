@@ -1,0 +1,119 @@
+"""What the kernels of one server share."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+
+from app.managers.errors import KernelSpecInvalid
+from app.managers.handover.handover import Handover
+from app.managers.processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from app.managers.processes.jupyter_internals import use_spec
+from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.keeper.provisioner import KeeperProvisioner
+from app.managers.processes.run_files import RunFiles
+from app.managers.processes.starts import Starts
+from app.managers.processes.transports import Transport, Transports
+from app.managers.telemetry.audit import AuditLog
+from app.managers.telemetry.counters import Counters
+from app.managers.telemetry.events import Events
+from app.managers.telemetry.reports import KernelReports
+from app.settings import Settings
+
+__all__ = ["KernelHouse"]
+
+logger = logging.getLogger(__name__)
+
+
+class KernelHouse:
+    """What the kernels of one server share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        specs: KernelSpecManager,
+        transports: Transports,
+        files: RunFiles,
+        events: Events,
+        counters: Counters,
+        forking: Forking,
+        starts: Starts,
+        keeper: Keeper,
+        audit: AuditLog | None = None,
+        handover: Handover | None = None,
+    ) -> None:
+        self.settings = settings
+        self.handover = handover or Handover()
+        self.forking = forking
+        self.keeper = keeper
+        self.files = files
+        self.specs = specs
+        self.transports = transports
+        self.events = events
+        self.counters = counters
+        self.starts = starts
+        # What looks for kernels that were left, in provisioners that may block; by kernel.
+        self.loading: dict[str, threading.Thread] = {}
+        self._audit = audit
+
+    def new_manager(
+        self,
+        name: str,
+        kernel_id: str,
+        transport: Transport = "tcp",
+        spec: KernelSpec | None = None,
+        *,
+        may_fork: bool = True,
+    ) -> KernelManager:
+        """jupyter_client's manager for one kernel, not started; of ``spec`` if that is gone.
+
+        Unless it ``may_fork``, its processes are forked only where somebody has asked for that.
+        """
+        manager = KernelManager(
+            kernel_name=name,
+            kernel_id=kernel_id,
+            kernel_spec_manager=self.specs,
+            transport=transport,
+            connection_file=str(self.files.runtime / f"kernel-{kernel_id}.json"),
+            transport_encryption=self._encryption(transport),
+        )
+        manager.forking = self.forking
+        if spec is not None:
+            use_spec(manager, spec)
+        spec = manager.kernel_spec
+        assert spec is not None
+        manager.keeper = self.keeper
+        forks = self.forking.choose(name, spec)
+        if forks == "automatic" and not may_fork:
+            forks = "nothing"
+        provisioner = new_provisioner(kernel_id, spec, manager, forks)
+        if isinstance(provisioner, KeeperProvisioner):
+            provisioner.output = self.output_file(kernel_id)
+        if provisioner is not None:
+            manager.provisioner = provisioner
+        return manager
+
+    def _encryption(self, transport: Transport) -> str:
+        """Where nobody has said: what kernels know over TCP, which others could listen to."""
+        settings = self.settings
+        if "transport_encryption" in settings.model_fields_set:
+            return settings.transport_encryption
+        return "auto" if transport == "tcp" else "disabled"
+
+    def output_file(self, kernel_id: str) -> Path:
+        """Where what a kernel's process writes is kept."""
+        return self.files.output / f"kernel-{kernel_id}.log"
+
+    def prepare_forks(self, name: str) -> None:
+        """Start the fork servers for a kernelspec; one log line if that cannot be."""
+        try:
+            self.forking.prepare(name, self.new_manager(name, ""))
+        except (NoSuchKernel, KernelSpecInvalid) as error:
+            logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
+
+    def reports(self, kernel_id: str, name: str, kind: str = "") -> KernelReports:
+        """Where to tell what happens to a kernel."""
+        return KernelReports(self.events, self.counters, kernel_id, name, self._audit, kind)

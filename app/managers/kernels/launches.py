@@ -1,0 +1,515 @@
+"""The processes of one kernel, one after the other: each is launched, comes up, and is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+
+from app.keeper.hearings import Heard
+from app.keeper.output import OUTPUT_BYTES, ProcessOutput
+from app.keeper.sockets import ConnectionInfo
+from app.managers.errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
+from app.managers.handover.adoption import Gone, adopt_process, note_process
+from app.managers.handover.store import KernelRecord
+from app.managers.kernels.kernel_house import KernelHouse
+from app.managers.messages.traffic import Traffic
+from app.managers.processes.forking.link import Recipe
+from app.managers.processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
+from app.managers.processes.jupyter_internals import mark_connection_file
+from app.managers.processes.launchable import check_launchable
+from app.managers.processes.oom import OOMWatch
+from app.managers.processes.paths import directory_now, is_below
+from app.managers.processes.process import CALL_SECONDS, KernelProcess, bounded, described
+from app.managers.processes.spec_files import shutdown_seconds_of
+from app.managers.processes.transports import Transport, ports_taken, sockets_exist
+from app.managers.state import KernelState, Lifecycle
+
+__all__ = ["Launches", "not_stopped"]
+
+logger = logging.getLogger(__name__)
+
+IPC_PATIENCE: Final = 10.0
+"""Seconds after which a kernel that has bound no ipc socket is taken not to speak ipc."""
+
+PROBE_SECONDS: Final = 5.0
+"""The longest pause between two questions to a kernel that does not answer."""
+
+LEFT_PROBE_SECONDS: Final = 30.0
+"""The same for a kernel that had come up for an earlier server."""
+
+LOOK_SECONDS: Final = 0.5
+"""How often a kernel that shuts down is looked at for children that it waits for in vain."""
+
+IPYKERNEL: Final = "ipython"
+"""The implementation that ipykernel names in its `kernel_info_reply`."""
+
+CHILDREN_SECONDS: Final = 30.0
+"""How long ipykernel waits for its children, at the most, when it shuts down."""
+
+IGNORED: Final = "ignores its shutdown request"
+
+TERMINATE_SECONDS: Final = 2.0
+"""How long a process may take from SIGTERM to its end, before SIGKILL."""
+
+PORT_ATTEMPTS: Final = 3
+"""Starts over tcp before ports that others took meanwhile count as a failure."""
+
+
+class Launches:
+    """Launches and ends the processes of one kernel.
+
+    ``place``, an absolute path, and ``env`` are for every process: that works in the directory
+    which is then the nearest to ``place``. ``on_reach`` is that of `KernelProcess`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: KernelSpec,
+        house: KernelHouse,
+        traffic: Traffic,
+        state: KernelState,
+        *,
+        kernel_id: str,
+        place: Path,
+        env: Mapping[str, str],
+        on_reach: Callable[[str], None],
+    ) -> None:
+        self.process: KernelProcess | None = None
+        """The present process, or the last one until it is cleaned up after."""
+        self.info: ConnectionInfo = {}
+        """How to connect to it."""
+        self.is_up = False
+        """Whether the present process has come up."""
+        self.launched = 0.0
+        """When the present process was launched, by the loop's clock."""
+        self.place = self.cwd = place
+        self.env = env
+        self._id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._name = name
+        self._spec = spec
+        self._house = house
+        self._traffic = traffic
+        self._state = state
+        self._on_reach = on_reach
+        self._manager: KernelManager | None = None
+        self._output = ProcessOutput(house.output_file(kernel_id), OUTPUT_BYTES)
+        self._transport: Transport = house.transports.choose(spec)
+        self._oom = OOMWatch(None)
+        self._port_attempts = 0
+        # What the last process was forked from, if that did not come up and it is started now.
+        self._forked_in_vain: Recipe | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of a local kernel's present process."""
+        return self.process.pid if self.process is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self.process is not None and self.process.running
+
+    @property
+    def provisioner(self) -> KernelProvisionerBase | None:
+        """jupyter_client's provisioner of the present process."""
+        return self._manager.provisioner if self._manager is not None else None
+
+    @property
+    def shutdown_seconds(self) -> float:
+        """How long a process has to end by itself when it is asked to."""
+        own = shutdown_seconds_of(self._spec)
+        return self._house.settings.shutdown_wait_time if own is None else own
+
+    def hand_over(
+        self, house: KernelHouse, *, cwd: Path, place: Path, env: Mapping[str, str]
+    ) -> None:
+        """The kernel belongs to ``house`` from now on; ``cwd`` is the directory it works in."""
+        self._house = house
+        self.cwd, self.place, self.env = cwd, place, env
+
+    def begin_again(self) -> None:
+        """A new process is asked for: failures of those before do not count."""
+        self._port_attempts = 0
+
+    async def resolve_path(self, path: str) -> str | None:
+        """Where ``path`` leads to from the directory the kernel works in, if its provisioner says.
+
+        None when there is no such file below that directory, or nobody to tell.
+        """
+        provisioner = self.provisioner
+        if provisioner is None:
+            return None
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                found = await asyncio.to_thread(provisioner.resolve_path, path)
+                below = await asyncio.to_thread(is_below, self.cwd, found) if found else False
+                return found if below else None
+        except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
+            return None
+
+    async def note(self, record: KernelRecord) -> None:
+        """Add to a record what the next server needs to find the process again.
+
+        Raises what a provisioner does.
+        """
+        if self._manager is not None:
+            await note_process(record, self._manager, self.info)
+
+    # A launch
+
+    async def check(self) -> None:
+        """Raise `KernelStartFailed` if a process could not be launched now, as far as is seen.
+
+        What a provisioner of somebody else's can launch nobody here knows.
+        """
+        provisioner = self.provisioner
+        stanza = self._spec.metadata.get("kernel_provisioner") or {}
+        name = stanza.get("provisioner_name", "local-provisioner")
+        if isinstance(provisioner, ForkOptions):
+            try:
+                provisioner.check()
+            except ValueError as error:
+                raise KernelStartFailed(f"The kernel could not be launched: {error}") from None
+        if isinstance(provisioner, LocalProvisioner) or (
+            provisioner is None and name in ("local-provisioner", PROVISIONER)
+        ):
+            cwd = await self._directory_now()
+            directory = self._house.files.runtime
+            await asyncio.to_thread(check_launchable, self._spec, cwd, self.env, directory)
+
+    async def launch(self, *, is_fallback: bool) -> None:
+        """Launch a process, and have it heard; returns before it has come up.
+
+        ``is_fallback``: in place of one that has not come up. Raises `KernelStartFailed`; what was
+        launched by then is ended, or is still `running`.
+        """
+        self.launched = asyncio.get_running_loop().time()
+        self.is_up = False
+        try:
+            if self._manager is None:
+                self._manager = await self._new_manager()
+            # Before there is a process that could be asked to end: this may be cancelled.
+            self.cwd = await self._directory_now()
+            process = self.process = KernelProcess(self._manager, self._output, self._on_reach)
+            await self._launch(process, is_fallback=is_fallback)
+        except KernelStartFailed:
+            raise
+        except Exception as error:
+            text = f"The kernel could not be launched: {described(error)}"
+            if self.process is not None and (why := await self.process.kill()):
+                text = f"{text}. {not_stopped(why).message}"
+            raise KernelStartFailed(text) from error
+
+    async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
+        settings = self._house.settings
+        self.info = await process.launch(
+            self.cwd,
+            self.env,
+            settings.kernel_argv,
+            max(settings.kernel_info_timeout, CALL_SECONDS),
+        )
+        self._logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
+        self._oom = OOMWatch(process.pid)
+        if not is_fallback:
+            self._state.generation += 1
+        await self._traffic.connect(self.info)
+
+    async def _directory_now(self) -> Path:
+        root = self._house.settings.root_dir
+        return await asyncio.to_thread(directory_now, root, self.place)
+
+    async def _new_manager(self) -> KernelManager:
+        """Of the kernelspec as it is now. Raises `KernelSpecInvalid` and `KernelStartFailed`."""
+        try:
+            spec = await asyncio.to_thread(self._house.specs.get_kernel_spec, self._name)
+        except NoSuchKernel:
+            raise KernelStartFailed(f"Kernel spec {self._name} is not there any more") from None
+        except OSError as error:
+            raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
+        may_fork = self._forked_in_vain is None
+        manager = self._house.new_manager(
+            self._name, self._id, self._transport, spec, may_fork=may_fork
+        )
+        if self._transport == "ipc":
+            manager.ip = self._house.transports.new_address()
+        return manager
+
+    # A process that an earlier server has left
+
+    async def find_again(self, record: KernelRecord) -> Heard:
+        """Own the process that an earlier server has left, and have it heard.
+
+        Raises `Gone` when the process is known to have ended; what it left is then to be cleaned
+        up. Raises `KernelUnreachable`, and nothing has changed then.
+        """
+        self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
+        try:
+            manager = self._house.new_manager(self._name, self._id, self._transport, self._spec)
+            process = KernelProcess(manager, self._output, self._on_reach)
+            info = await adopt_process(record, manager, self._house.loading)
+            exited = await process.adopt()
+            if exited is not None:
+                text = f"The kernel's process {exited} while no server was there"
+                raise Gone(text, exited.code)
+            if record.execution_state == Lifecycle.RESTARTING:
+                await self._end_replaced(process)
+            heard = await self._meet(process, info)
+        except Gone:
+            self._manager, self.process = manager, process
+            raise
+        except KernelUnreachable:
+            raise
+        except Exception as error:
+            raise KernelUnreachable(described(error)) from error
+        self._manager, self.process, self.info = manager, process, info
+        self.cwd = Path(getattr(manager.provisioner, "cwd", None) or self.cwd)
+        self._oom = OOMWatch(process.pid)
+        self.launched = asyncio.get_running_loop().time()
+        return heard
+
+    async def _end_replaced(self, process: KernelProcess) -> None:
+        """End the process that the server before this one was about to stop, for a restart.
+
+        It may have been asked to end: what is sent to it now would be lost with it. Raises `Gone`
+        then, and `KernelUnreachable` if it cannot be ended.
+        """
+        if not await self._house.handover.was_being_replaced(self._id):
+            return
+        if why := await process.kill():
+            raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
+        raise Gone("The kernel was being restarted")
+
+    async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
+        """Have the log, and the process heard. Raises what `Traffic.meet` does."""
+        try:
+            return await self._traffic.meet(info, await self._house.handover.furthest(self._id))
+        except BaseException:
+            process.close()
+            raise
+
+    # Coming up
+
+    async def come_up(self, process: KernelProcess, *, was_up: bool) -> bool:
+        """Wait until the kernel answers and its iopub is heard.
+
+        Raises `KernelStartFailed` when the process ends before that, or when nothing at all has
+        been heard after ``kernel_info_timeout``. A process that ``was_up`` for an earlier server
+        has no such bound: it may be stopped or swapped out, and go on. Its end is no error; the
+        result is False then.
+        """
+        loop = asyncio.get_running_loop()
+        own, settings = self._traffic.own, self._house.settings
+        started = loop.time()
+        deadline = started + (float("inf") if was_up else settings.kernel_info_timeout)
+        longest = LEFT_PROBE_SECONDS if was_up else PROBE_SECONDS
+        reachable = loop.create_task(own.reachable())
+        pause = 1.0
+        try:
+            while True:
+                own.probe()
+                # A kernel that has answered but was not heard on iopub (it sends no welcome, and
+                # its first status came before our subscription) only needs another question.
+                wait = 0.05 if own.answered else pause
+                pause = min(pause * 1.5, longest)
+                events: set[asyncio.Future[Any]] = {reachable, process.exited}
+                await asyncio.wait(
+                    events,
+                    timeout=max(min(wait, deadline - loop.time()), 0.001),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if reachable.done():
+                    break
+                if process.exited.done() and was_up:
+                    return False
+                if process.exited.done():
+                    problem = f"The kernel's process {process.exited.result()} before it was ready"
+                    raise KernelStartFailed(await self.describe(process, problem))
+                if loop.time() >= deadline:
+                    if own.answered or own.heard_iopub:
+                        break
+                    problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
+                    raise KernelStartFailed(await self.describe(process, problem))
+                if not was_up and loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
+                    raise KernelStartFailed("The kernel has bound no ipc socket")
+        finally:
+            reachable.cancel()
+        await self._traffic.stdin_connected()
+        if not (was_up or (own.answered and own.heard_iopub)):
+            self._logger.warning(
+                "kernel %s: taken for ready although it %s",
+                self._id,
+                "was not heard on iopub" if own.answered else "does not answer kernel_info",
+            )
+        self.is_up = True
+        return True
+
+    def remember_transport(self) -> None:
+        """The kernel has come up: its kernelspec is started over this transport next time, too."""
+        self._house.transports.remember(self._spec, self._transport)
+
+    def bring_up_forks(self) -> None:
+        """The kernel is ready, and fork servers for the next ones may take the processor now."""
+        in_vain, self._forked_in_vain = self._forked_in_vain, None
+        self._house.forking.came_up(self._manager, in_vain)
+
+    def _has_no_ipc(self) -> bool:
+        return self._house.transports.may_fall_back(
+            self._spec, self._transport
+        ) and not sockets_exist(self.info)
+
+    def another_way(self, process: KernelProcess) -> str:
+        """How a start that failed should be tried again, for the log; empty if it should not."""
+        if self._transport == "tcp" and process.pid is not None and ports_taken(self.info):
+            self._port_attempts += 1
+            return "on other ports" if self._port_attempts < PORT_ATTEMPTS else ""
+        if recipe := self._house.forking.forked_by_itself(self._manager):
+            self._forked_in_vain = recipe
+            return "without forking it"
+        if self._house.transports.may_fall_back(self._spec, self._transport):
+            self._transport = "tcp"
+            return "over tcp"
+        self._forked_in_vain = None  # that was not the reason
+        return ""
+
+    async def describe(self, process: KernelProcess, problem: str) -> str:
+        """A problem with the last that the process wrote, and whether memory was short."""
+        killed = process.exited.done() and process.exited.result().code == -signal.SIGKILL
+        if killed and self._oom.struck:
+            problem += "; its control group ran out of memory meanwhile"
+        tail = await process.tail()
+        if tail and not self._house.settings.allow_tracebacks:
+            # Interpreters that crash write one. It is for the log, not for clients.
+            self._logger.info("kernel %s: the last it wrote:\n%s", self._id, tail)
+            return problem
+        return f"{problem}. The last it wrote:\n{tail}" if tail else problem
+
+    # The end
+
+    async def interrupt(self) -> None:
+        """Interrupt what the kernel runs, by signal or by message as its kernelspec says.
+
+        Raises `KernelUnreachable`.
+        """
+        self._traffic.before_interrupt()
+        if self._spec.interrupt_mode == "message":
+            self._traffic.own.send("control", "interrupt_request", {})
+        elif self.process is not None:
+            await self.process.signal(signal.SIGINT)
+        self._traffic.after_interrupt()
+
+    async def stop(self, *, restart: bool, now: bool = False) -> None:
+        """End the process: ask, then terminate, then kill; each step has its bound.
+
+        ``restart`` if another process follows. Raises `KernelNotStopped`: the process runs, or may
+        run, and its sockets are as before.
+        """
+        process = self.process
+        if process is not None:
+            if process.running and not now:
+                await self._shut_down(process, restart=restart)
+            if why := await process.kill():
+                raise not_stopped(why)
+            await self._traffic.settle()
+        await self.end(None, restart=restart)
+
+    async def _shut_down(self, process: KernelProcess, *, restart: bool) -> None:
+        try:
+            if self._traffic.own.answered:
+                if self._state.execution_state == "busy":
+                    # A kernel that runs something looks at its shutdown only when that is done.
+                    await self.interrupt()
+                if await self._end_by_itself(process, restart=restart):
+                    return
+            if not await process.terminate(TERMINATE_SECONDS):
+                self._logger.warning("kernel %s ignores SIGTERM", self._id)
+        except KernelUnreachable as error:  # the kill comes next, and may find another way
+            self._logger.warning("kernel %s cannot be shut down: %s", self._id, error.message)
+
+    async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
+        """Ask the kernel to shut down; whether it does within the time that it has for that."""
+        if not self._traffic.connected:  # it cannot be asked
+            return False
+        loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
+        children = await process.children() if self._may_wait_in_vain else set()
+        deadline = loop.time() + seconds
+        ask = self._traffic.own.ask("shutdown_request", {"restart": restart}, seconds, "control")
+        answer = loop.create_task(ask)
+        in_vain = 0
+        try:
+            while (left := deadline - loop.time()) > 0:
+                if await process.wait(min(left, LOOK_SECONDS)):
+                    return True
+                has_agreed = answer.done() and answer.result() is not None
+                # What was started since then its exit hooks have started: they run.
+                if has_agreed and children:
+                    in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
+                if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
+                    self._logger.info("kernel %s waits for children that have ended", self._id)
+                    return False
+            has_agreed = answer.done() and answer.result() is not None
+            what = (
+                "has agreed to shut down, and runs"
+                if has_agreed
+                else "ignores its shutdown request"
+            )
+            self._logger.info("kernel %s %s after %g s", self._id, what, seconds)
+            return False
+        finally:
+            answer.cancel()
+
+    @property
+    def _may_wait_in_vain(self) -> bool:
+        """Whether the kernel goes on to wait for children that have ended until it is terminated.
+
+        ipykernel looks for children before it runs its exit hooks, counts those that have ended
+        and that nobody has waited for, and gives up only after half a minute.
+        """
+        is_python = self._traffic.own.implementation == IPYKERNEL
+        return is_python and self.shutdown_seconds < CHILDREN_SECONDS
+
+    async def end(self, reason: str | None, *, restart: bool) -> None:
+        """The process has ended: end what was asked of it (`Traffic.close`), clean up after it."""
+        await self._traffic.close(reason)
+        await self.release(restart=restart)
+
+    async def release(self, *, restart: bool) -> None:
+        """Let go of the process and, unless another follows, of its connection file and ports."""
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+        if self._manager is not None:
+            try:
+                await bounded(self._manager.cleanup_resources(restart=restart))
+            except Exception as error:  # the process has ended, and that is what matters
+                self._logger.warning(
+                    "kernel %s is not cleaned up after: %s", self._id, described(error)
+                )
+        if not restart:
+            self._manager = None
+
+    def leave(self) -> None:
+        """Let go of a process that runs on, for the next server."""
+        if self.process is not None:
+            self.process.close()
+        if self._manager is not None:
+            # It would remove the file at its own end.
+            mark_connection_file(self._manager, written=False)
+
+    def remove_output(self) -> None:
+        """Remove the file of what the processes wrote. Raises `OSError`."""
+        self._output.remove()
+
+
+def not_stopped(why: str) -> KernelNotStopped:
+    """The error for a process that could not be ended."""
+    return KernelNotStopped(f"The kernel's process could not be ended: {why}")

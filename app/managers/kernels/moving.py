@@ -1,0 +1,119 @@
+"""Whether a kernel that is ready can be made the one that is asked for, and how.
+
+A Python kernel can be moved: given another environment and directory before its client can tell. It
+is asked to by an `execute_request` without code, whose user expression does it: that counts as no
+execution, leaves no name and no history, and an error in it is told to nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from app.managers.processes.forking.provisioner import READ_ONCE, READ_WHEN_LOADED
+
+__all__ = ["MOVABLE", "Move", "moved", "plan"]
+
+MOVABLE: Final = "ipython"
+"""The implementation that kernels name in their `kernel_info_reply` if this works with them."""
+
+READ_AT_START: Final = (
+    *READ_ONCE,
+    *READ_WHEN_LOADED,  # by what a fork server has preloaded, or a start-up file
+    # By ipykernel and what it is made of.
+    *("IPYTHON*", "JUPYTER_*", "IPYKERNEL_*", "XDG_*", "TERM", "NO_COLOR", "FORCE_COLOR"),
+)
+
+_CODE: Final = """
+import os, tempfile, time
+from pathlib import Path
+from IPython import get_ipython
+os.chdir(cwd)
+for name in unset:
+    os.environ.pop(name, None)
+os.environ.update(env)
+time.tzset()
+tempfile.tempdir = None
+shell = get_ipython()
+shell.starting_dir = os.getcwd()
+shell.user_ns["_dh"][:] = [Path.cwd()]
+session = os.environ.get("JPY_SESSION_NAME")
+if session:
+    shell.user_ns["__session__"] = session
+"""
+
+
+class Move(NamedTuple):
+    """What has to be changed in a kernel; nothing if it is as asked for already."""
+
+    cwd: str | None
+    env: Mapping[str, str]
+    unset: list[str]
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to change."""
+        return self.cwd is not None or bool(self.env or self.unset)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The content of the `execute_request` that does it."""
+        names = {"cwd": self.cwd or ".", "env": dict(self.env), "unset": self.unset}
+        # A literal of JSON in a literal of Python: nothing in it is code, whatever it holds.
+        values = f"__import__('json').loads({json.dumps(names)!r})"
+        return {
+            "code": "",
+            "silent": True,
+            "store_history": False,
+            "user_expressions": {"moved": f"__import__('builtins').exec({_CODE!r}, {values})"},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+
+
+def plan(
+    spec_env: Mapping[str, str],
+    before: tuple[Path, Mapping[str, str]],
+    asked: tuple[Path, Mapping[str, str]],
+) -> Move | None:
+    """How to get from one directory and environment to another; None if a kernel cannot.
+
+    The environments are those before the kernelspec's own entries, which win over either.
+    """
+    (cwd, env), (new_cwd, new_env) = before, asked
+    changed = {
+        name for name in env.keys() | new_env.keys() if env.get(name) != new_env.get(name)
+    } - spec_env.keys()
+    if any(fnmatchcase(name, pattern) for name in changed for pattern in READ_AT_START):
+        return None
+    if changed and any("$" in value for value in spec_env.values()):
+        return None  # they are made from the others
+    return Move(
+        None if new_cwd == cwd else str(new_cwd),
+        {name: new_env[name] for name in changed & new_env.keys()},
+        sorted(changed - new_env.keys()),
+    )
+
+
+class _Moved(msgspec.Struct):
+    status: str
+
+
+class _Reply(msgspec.Struct):
+    user_expressions: dict[str, _Moved] = {}
+
+
+def moved(reply: bytes | None) -> bool:
+    """Whether the content of an `execute_reply` tells that the move was made."""
+    if reply is None:
+        return False
+    try:
+        expressions = msgspec.json.decode(reply, type=_Reply).user_expressions
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return "moved" in expressions and expressions["moved"].status == "ok"

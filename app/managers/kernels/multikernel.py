@@ -1,0 +1,595 @@
+"""The multi-kernel manager: every kernel of this server, by id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+from jupyter_core.paths import jupyter_runtime_dir
+
+from app.keeper.sockets import ConnectionInfo
+from app.managers.errors import (
+    InvalidKernelId,
+    InvalidPath,
+    KernelNotFound,
+    KernelNotRunning,
+    KernelStartFailed,
+    ServerStopping,
+    TooManyKernels,
+)
+from app.managers.handover.adoption import find_spec
+from app.managers.handover.handover import Handover, RegisteredHandover
+from app.managers.handover.registry import Registry
+from app.managers.handover.store import KernelRecord
+from app.managers.kernels.culling import Culler, CullingPolicy
+from app.managers.kernels.external import (
+    ExternalKernel,
+    find_connection_file,
+    find_connection_files,
+    is_near,
+)
+from app.managers.kernels.kernel import Kernel
+from app.managers.kernels.kernel_house import KernelHouse
+from app.managers.kernels.stopping import leave_all, stop_all, stop_quietly
+from app.managers.kernels.warm import WarmKernels
+from app.managers.processes.environment import QUIET, kernel_environment
+from app.managers.processes.forking.provisioner import Forking
+from app.managers.processes.forking.servers import ForkServers
+from app.managers.processes.keeper.client import new_keeper
+from app.managers.processes.paths import (
+    Resolution,
+    ResolvedPath,
+    UnresolvedScope,
+    api_path,
+    cwd_for_path,
+    working_directory,
+)
+from app.managers.processes.run_files import RunFiles
+from app.managers.processes.specs import Specs, kernel_spec_manager
+from app.managers.processes.starts import Starts
+from app.managers.processes.transports import Transports
+from app.managers.state import Lifecycle
+from app.managers.telemetry.audit import AuditLog
+from app.managers.telemetry.counters import Counters
+from app.managers.telemetry.events import Events
+from app.settings import Settings
+
+__all__ = ["MultiKernelManager"]
+
+logger = logging.getLogger(__name__)
+
+MAX_DEAD: Final = 32
+"""Kernels that are listed although they have died; the oldest are forgotten at the next start."""
+
+
+class MultiKernelManager:
+    """Starts, finds and stops kernels.
+
+    Make it inside a running event loop, and `close` it there.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        events: Events,
+        counters: Counters,
+        audit: AuditLog | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        self.started = time.time()
+        self._last_request = self.started
+        self._settings = settings
+        self._files = RunFiles(settings)
+        self._transports = Transports(
+            settings.transport, settings.state_dir, self._files.path, lasting=settings.keeps
+        )
+        manager = kernel_spec_manager(settings.allowed_kernelspecs)
+        self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
+        self.keeper = new_keeper(
+            settings, self._files.path, [*self._files.own, *self._transports.own]
+        )
+        self._fork_servers = ForkServers(self.keeper)
+        self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
+        env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
+        forking = Forking(self._fork_servers, settings.fork_kernels, env)
+        self._handover = Handover()
+        if registry is not None:
+            self._handover = RegisteredHandover(registry, self.keeper, settings.state_dir)
+        self._house = KernelHouse(
+            settings,
+            manager,
+            self._transports,
+            self._files,
+            events,
+            counters,
+            forking,
+            self.starts,
+            self.keeper,
+            audit,
+            self._handover,
+        )
+        for name in settings.forked_by_name:
+            self._house.prepare_forks(name)
+        # Kernels that are parked tell nobody what becomes of them, and are not restarted.
+        parking = KernelHouse(
+            settings.model_copy(update={"autorestart": False}),
+            manager,
+            self._transports,
+            self._files,
+            Events(),
+            counters,
+            forking,
+            self.starts,
+            self.keeper,
+        )
+        self._kernels: dict[str, Kernel] = {}
+        self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
+        self._external: dict[Path, ExternalKernel] = {}
+        self._external_dir = settings.external_connection_dir or (
+            Path(jupyter_runtime_dir()) / "external_kernels"
+        )
+        self._refreshing = asyncio.Lock()
+        self.warm = WarmKernels(settings.warm_kernels, parking, self.specs, settings.root_dir, env)
+        self._starting: dict[str, asyncio.Future[None]] = {}
+        self._reviving: set[str] = set()  # the dead that are being restarted
+        self._events = events
+        self._stop_task: asyncio.Task[None] | None = None
+        policy = CullingPolicy(
+            settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
+        )
+        self._culling = asyncio.get_running_loop().create_task(
+            Culler(self, self.cull_kernel, policy, settings.cull_interval).run(), name="culler"
+        )
+        self._handover.watch(self)
+
+    async def adopt_kernels(self) -> None:
+        """Own what an earlier process of the server has left here; call it first, and once."""
+        # Kernels that are kept warm come later: none of them is taken for one that was left.
+        with self.starts.busy():
+            await self._handover.adopt(self._adopt)
+        in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
+        self._kernels = dict(in_order)
+        await self._forget_the_dead()
+
+    async def _adopt(self, record: KernelRecord) -> None:
+        if record.external:
+            await self._adopt_external(record)
+            return
+        spec = await find_spec(self._house.specs, record)
+        kernel = Kernel(
+            record.id,
+            record.name,
+            spec,
+            self._house,
+            place=Path(record.cwd),
+            env=record.env,
+            on_gone=self._forget,
+        )
+        await self._own(kernel, record)
+
+    async def _adopt_external(self, record: KernelRecord) -> None:
+        file = Path(record.connection_file)
+        near = is_near(record.connection, self._settings.external_networks)
+        if not self._knows_external or not near:
+            logger.warning(
+                "kernel %s (%s) is not to be used any more",
+                record.id,
+                file,
+                extra={"kernel_id": record.id},
+            )
+            await self._handover.delete(record.id)
+            return
+        kernel = self._external[file] = ExternalKernel(
+            file, record.connection, self._house, self._forget, record.id
+        )
+        await self._own(kernel, record)
+
+    async def _own(self, kernel: Kernel, record: KernelRecord) -> None:
+        self._kernels[kernel.id] = kernel
+        try:
+            await kernel.adopt(record)
+        except BaseException:
+            self._forget(kernel)
+            raise
+
+    @property
+    def _knows_external(self) -> bool:
+        """Whether this server is to use kernels of somebody else's."""
+        settings = self._settings
+        return settings.allow_external_kernels or settings.external_connection_dir is not None
+
+    # Looking
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __contains__(self, kernel_id: object) -> bool:
+        return kernel_id in self._kernels
+
+    def __iter__(self) -> Iterator[Kernel]:
+        """The kernels in the order in which they were started."""
+        return iter(tuple(self._kernels.values()))
+
+    def get(self, kernel_id: str) -> Kernel:
+        """The kernel with this id. Raises `KernelNotFound`."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            raise KernelNotFound(kernel_id)
+        return kernel
+
+    @property
+    def models(self) -> bytes:
+        """The models of all kernels, as a JSON list, put together once per change."""
+        seen = [(kernel, kernel.state.changes) for kernel in self._kernels.values()]
+        if self._models[0] != seen:
+            self._models = (seen, b"[" + b",".join([kernel.model for kernel, _ in seen]) + b"]")
+        return self._models[1]
+
+    @property
+    def last_activity(self) -> float:
+        """When somebody last used a kernel or the API, in seconds since the epoch."""
+        kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
+        return max((self._last_request, *kernels))
+
+    @property
+    def connections(self) -> int:
+        """Open channel WebSockets on all kernels."""
+        return sum(len(kernel.traffic.clients) for kernel in self._kernels.values())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is shutting down, and takes no new work."""
+        return self._stop_task is not None
+
+    def check_running(self) -> None:
+        """Raises `ServerStopping` if new work comes too late."""
+        if self.stopping:
+            raise ServerStopping()
+
+    def touch(self) -> None:
+        """Somebody has used the API."""
+        self._last_request = time.time()
+
+    async def refresh(self) -> None:
+        """Look for external kernels that have come or gone, if they are allowed."""
+        if not self._settings.allow_external_kernels or self.stopping:
+            return
+        async with self._refreshing:
+            found = await asyncio.to_thread(find_connection_files, self._external_dir)
+            for file, kernel in [*self._external.items()]:
+                if found.get(file) != kernel.info:
+                    del self._external[file]
+                    await kernel.stop()
+            for file, info in found.items():
+                if file not in self._external:
+                    await self._add_external(file, info)
+
+    async def _add_external(self, file: Path, info: ConnectionInfo) -> None:
+        kernel = self._external[file] = ExternalKernel(file, info, self._house, self._forget)
+        try:
+            await kernel.start()
+        except ValueError as error:
+            logger.warning("the connection file %s is of no use: %s", file, error)
+            await kernel.stop()
+        else:
+            self._kernels[kernel.id] = kernel
+
+    async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
+        """The external kernel with this connection file, which must be in their directory.
+
+        ``owned`` if it may be ended here. Raises `InvalidPath` for any other file, or one that is
+        of no use, and `ServerStopping`.
+        """
+        self.check_running()
+        if not self._knows_external:
+            raise InvalidPath("connection_file: the server has no directory for such files")
+        async with self._refreshing:
+            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
+            kernel = self._external.get(file)
+            if kernel is None or kernel.id not in self:
+                await self._add_external(file, info)
+                kernel = self._external[file]
+            if kernel.id not in self:
+                del self._external[file]
+                raise InvalidPath(f"connection_file: {file.name} makes no connection")
+            if owned and not kernel.owned:
+                kernel.owned = True
+                await kernel.keep()
+            return kernel
+
+    @property
+    def settings(self) -> Settings:
+        """The options of this server."""
+        return self._settings
+
+    @property
+    def root_dir(self) -> Path:
+        """The absolute directory that paths of the API are relative to."""
+        return self._settings.root_dir
+
+    def cwd_for_path(self, path: str) -> Path:
+        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
+        return cwd_for_path(self.root_dir, path)
+
+    async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
+        """Where a path that somebody saw, in a traceback for one, leads to.
+
+        In the scope ``server`` it is relative to the root directory, and nothing outside of it is
+        found; in the scope ``kernel`` it is what the kernel's provisioner makes of it.
+        """
+        resolution = Resolution()
+        found = await asyncio.to_thread(api_path, self.root_dir, path)
+        if found is not None:
+            resolution.resolved.append(ResolvedPath("server", found))
+        if kernel_id and kernel_id not in self:
+            reason = f"Kernel {kernel_id} could not be found"
+            resolution.unresolved = [UnresolvedScope("kernel", reason)]
+        elif kernel_id:
+            found = await self.get(kernel_id).resolve_path(path)
+            if found is not None:
+                resolution.resolved.append(ResolvedPath("kernel", found))
+        return resolution
+
+    # Doing
+
+    async def relocate_kernel(
+        self, kernel_id: str, path: str | None, env: Mapping[str, str]
+    ) -> None:
+        """Change where a kernel's next process works, unless None, and variables of it.
+
+        Raises `KernelNotFound`.
+        """
+        place = None if path is None else _place(self.root_dir, path)
+        await self.get(kernel_id).relocate(place, env)
+
+    async def start_kernel(
+        self,
+        name: str | None = None,
+        *,
+        path: str | None = None,
+        env: Mapping[str, str] | None = None,
+        kernel_id: str | None = None,
+    ) -> Kernel:
+        """Start a kernel, or return the one that has this id already.
+
+        Returns when its process is launched; it becomes ready by itself. Until its turn comes it
+        is among the kernels as ``starting``. ``path`` is where it works, relative to the root
+        directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
+        `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
+        shut down before its turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
+        """
+        identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.
+        while (underway := self._starting.get(identity)) is not None:
+            await asyncio.wait({underway})
+        self.check_running()
+        if identity in self._kernels:
+            return self._kernels[identity]
+        self._check_number()
+        self._starting[identity] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._start(identity, name, path, env or {}, any_id=kernel_id is None)
+        finally:
+            self._starting.pop(identity).set_result(None)
+
+    async def _start(
+        self,
+        kernel_id: str,
+        name: str | None,
+        path: str | None,
+        env: Mapping[str, str],
+        *,
+        any_id: bool,
+    ) -> Kernel:
+        await self._forget_the_dead()
+        settings = self._settings
+        root = settings.root_dir
+        inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
+        environment = {**QUIET, **inherited}
+        if path is not None:
+            cwd, place = cwd_for_path(root, path), _place(root, path)
+        else:
+            cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
+        name = name or settings.default_kernel_name
+        name = "python3" if name == "python" else name
+        if any_id and (claimed := await self._claim(name, cwd, place, environment)) is not None:
+            return claimed
+        with self.starts.admission():
+            return await self._start_anew(kernel_id, name, place, environment)
+
+    async def _start_anew(
+        self, kernel_id: str, name: str, place: Path, environment: Mapping[str, str]
+    ) -> Kernel:
+        async with self._house.reports(kernel_id, name).action("start"):
+            spec = await self.specs.find(name)
+            kernel = Kernel(
+                *(kernel_id, name, spec, self._house),
+                place=place,
+                env=environment,
+                on_gone=self._forget,
+            )
+            self._kernels[kernel_id] = kernel
+            await self._launch(kernel)
+        if self.stopping:  # the server began to stop while this one was launched
+            await self.shutdown_kernel(kernel_id)
+            raise ServerStopping()
+        return kernel
+
+    async def _claim(
+        self, name: str, cwd: Path, place: Path, env: Mapping[str, str]
+    ) -> Kernel | None:
+        """A warm kernel, if there is one that is just what is asked for."""
+        asked = time.monotonic()
+        kernel = await self.warm.claim(name, cwd, env)
+        if kernel is None:
+            return None
+        kernel.hand_over(self._house, cwd=cwd, place=place, env=env, on_gone=self._forget)
+        self._kernels[kernel.id] = kernel
+        try:
+            await kernel.keep()
+        except BaseException:
+            await stop_quietly(kernel, now=True)
+            raise
+        async with kernel.reports.action("start"):
+            if self.stopping:
+                await kernel.stop(now=True)
+                raise ServerStopping
+        kernel.reports.ready(time.monotonic() - asked)
+        return kernel
+
+    async def _launch(self, kernel: Kernel) -> None:
+        try:
+            await self.starts.launch(kernel.start, kernel.came_up)
+        except BaseException as error:
+            # What is left of one whose turn never came; where the launch failed there is nothing,
+            # or a process that could not be ended, and stays listed.
+            if not isinstance(error, KernelStartFailed):
+                await stop_quietly(kernel)
+            if isinstance(error, KernelNotRunning) and self.stopping:
+                raise ServerStopping() from None
+            raise
+
+    def _check_number(self) -> None:
+        """Raise `TooManyKernels` when there can be no further one.
+
+        No await stands between this and the reservation that follows it, so the limit is exact.
+        """
+        limit = self._settings.max_kernels
+        if not limit:
+            return
+        living = {kernel.id for kernel in self if kernel.counts}
+        if len(living | self._starting.keys() | self._reviving) >= limit:
+            raise TooManyKernels(limit)
+
+    async def interrupt_kernel(self, kernel_id: str) -> None:
+        """Interrupt what a kernel runs. Raises `KernelNotFound` or `KernelNotRunning`."""
+        await self.get(kernel_id).interrupt()
+
+    async def restart_kernel(
+        self, kernel_id: str, *, now: bool = False, newports: bool = False
+    ) -> Kernel:
+        """Give a kernel a new process (`Kernel.restart`).
+
+        Raises `KernelNotFound`, `KernelNotRunning`, `KernelNotStopped`, `KernelStartFailed`,
+        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead one that has lost its
+        place to others.
+        """
+        self.check_running()
+        kernel = self.get(kernel_id)
+        if kernel.state.lifecycle is Lifecycle.DEAD and kernel_id not in self._reviving:
+            self._check_number()
+            self._reviving.add(kernel_id)
+        try:
+            await kernel.restart(now=now, newports=newports)
+        finally:
+            self._reviving.discard(kernel_id)
+        return kernel
+
+    async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
+        """Stop a kernel and forget it; returns when its process is gone.
+
+        Raises `KernelNotFound`, and `KernelNotStopped` when the process could not be ended.
+        """
+        await self.get(kernel_id).stop(now=now)
+
+    async def cull_kernel(self, kernel_id: str, idle_seconds: float) -> None:
+        """Stop a kernel that nobody has used for ``idle_seconds``. Raises `KernelNotFound`."""
+        kernel = self.get(kernel_id)
+        kernel.reports.culled(_cull_cause(kernel), idle_seconds, len(kernel.traffic.clients))
+        kernel.state.changes += 1
+        kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
+        kernel.traffic.why_it_stops = "The kernel was culled"
+        await kernel.stop()
+
+    def begin_stop(self) -> None:
+        """The server is about to stop: take no new work, end what waits, begin to stop kernels."""
+        if self._stop_task is None:
+            self.starts.stop()
+            for kernel in self:
+                kernel.executions.close_streams()
+            self._events.close()
+            self._stop_task = asyncio.get_running_loop().create_task(
+                self._stop_all(), name="stop of all kernels"
+            )
+
+    async def stopped(self) -> None:
+        """Stop every kernel; returns when all are gone. Bounded by a kernel's stop."""
+        self.begin_stop()
+        assert self._stop_task is not None
+        await asyncio.shield(self._stop_task)
+
+    async def _stop_all(self) -> None:
+        self._culling.cancel()
+        await asyncio.wait({self._culling})
+        warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
+        kernels = [*self]
+        await self._handover.close()
+        if self._handover.hands_over:
+            # Whoever has asked for a kernel and has no answer yet is refused it.
+            asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
+            kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
+            kernels = asked_for + await self._leave(kernels)
+        own = (kernel.shutdown_seconds for kernel in kernels)
+        patience = max((self._settings.shutdown_wait_time, *own))
+        await stop_all(kernels, [*self._starting.values(), warm], patience)
+
+    async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
+        """Leave kernels for the next server, and say so; those that cannot be left."""
+        here = await leave_all(kernels)
+        if len(here) < len(kernels):
+            logger.info(
+                "%d kernels go on without a server, for %g s at most; "
+                "'kernelkeep kernels stop --all' ends them",
+                len(kernels) - len(here),
+                self._settings.orphan_timeout,
+            )
+        return here
+
+    def _forget(self, kernel: Kernel) -> None:
+        self._kernels.pop(kernel.id, None)
+
+    async def _forget_the_dead(self) -> None:
+        """Make room: dead kernels are listed with their reason and log, but not without end."""
+        dead = [kernel for kernel in self if kernel.state.lifecycle is Lifecycle.DEAD]
+        for kernel in dead[:-MAX_DEAD]:
+            await stop_quietly(kernel)
+
+    async def close(self) -> None:
+        """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
+        await self.stopped()
+        self._kernels.clear()
+        await self._fork_servers.close()
+        await self.keeper.close()
+        self._transports.close()
+        self._files.close()
+
+
+def _cull_cause(kernel: Kernel) -> str:
+    """What sets a kernel that is culled apart from one that is merely idle."""
+    if kernel.state.lifecycle is Lifecycle.DEAD:
+        return "dead"
+    if kernel.state.at_work:
+        return "busy"
+    return "connected" if len(kernel.traffic.clients) else "idle"
+
+
+def _place(root: Path, path: str) -> Path:
+    """Where a kernel for an API path is to work, whether or not that is there."""
+    return root / path.strip("/")
+
+
+def _checked_id(kernel_id: str) -> str:
+    """A kernel id in its one written form; it names files, so nothing but a UUID will do."""
+    try:
+        identity = str(UUID(kernel_id))
+    except ValueError:
+        raise InvalidKernelId("kernel_id: must be a UUID") from None
+    if identity != kernel_id.lower():
+        raise InvalidKernelId("kernel_id: must be a UUID written with hyphens")
+    return identity

@@ -1,0 +1,297 @@
+"""Warm kernels: started, ready, and parked until somebody asks for one.
+
+A parked kernel is nobody's: it is not listed, has no clients, counts against no limit and reports
+no events. Whoever asks for just what it is gets it, or for something that it can be made into
+(`app.managers.kernels.moving`). It is handed out once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from jupyter_client.kernelspec import KernelSpec
+
+from app.managers.errors import (
+    KernelSpecInvalid,
+    KernelSpecNotFound,
+    KernelStartFailed,
+    ServerStopping,
+    TooManyStarts,
+)
+from app.managers.kernels.kernel import Kernel
+from app.managers.kernels.kernel_house import KernelHouse
+from app.managers.kernels.moving import MOVABLE, Move, moved, plan
+from app.managers.kernels.stopping import stop_quietly
+from app.managers.processes.specs import Specs
+from app.managers.state import Lifecycle
+from app.managers.telemetry.counters import Counters
+
+__all__ = ["WarmKernels"]
+
+logger = logging.getLogger(__name__)
+
+MAX_AGE_SECONDS: Final = 3600.0
+"""After which a kernel that nobody has claimed is replaced."""
+
+CHECK_SECONDS: Final = 15.0
+"""How often parked kernels are looked after; more often if they must not get as old as that."""
+
+ANSWER_SECONDS: Final = 5.0
+"""How long a parked kernel may take to answer; one that has nothing to do is quicker."""
+
+MOVE_SECONDS: Final = 1.0
+"""How long a kernel may take to move; after that a cold start is the better choice."""
+
+REFILL_SECONDS: Final = 0.5
+"""Between a claim and the start of what replaces it: the first reply to who claimed it is first."""
+
+BUSY_SECONDS: Final = 1.0
+"""When to try again while others fill the queue of starts."""
+
+STOP_AGAIN_SECONDS: Final = 10.0
+"""When a kernel whose process could not be ended is stopped again."""
+
+RETRY_SECONDS: Final = 60.0
+"""When a kernelspec that cannot be started is tried again."""
+
+
+class WarmKernels:
+    """The parked kernels of one server, by kernelspec.
+
+    ``wanted`` is how many there shall be of each. ``house`` is theirs: it restarts none and tells
+    nobody; ``cwd`` and ``env`` are what they are started with. Make it inside a running event loop,
+    and `close` it there.
+    """
+
+    def __init__(
+        self,
+        wanted: Mapping[str, int],
+        house: KernelHouse,
+        specs: Specs,
+        cwd: Path,
+        env: Mapping[str, str],
+    ) -> None:
+        self._house = house
+        self._specs = specs
+        self._starts = house.starts
+        self._as_started = (cwd, env)
+        self._counters: Counters = house.counters
+        self._pools = {name.lower(): _Pool(name, number) for name, number in wanted.items()}
+        self._stops: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(task(pool), name=f"{task.__name__} {pool.name}")
+            for pool in self._pools.values()
+            for task in (self._fill, self._look_after)
+        ]
+
+    @property
+    def parked(self) -> dict[str, int]:
+        """How many kernels are ready to be claimed, by kernelspec."""
+        return {name: len(pool.parked) for name, pool in self._pools.items()}
+
+    async def claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+        """A kernel that is ready and just as it is asked for, or None. It is the caller's then."""
+        pool = self._pools.get(name.lower())
+        if pool is None:
+            return None
+        kernel = await self._claim(pool, cwd, env)
+        self._counters.warm_claims[pool.name.lower(), "hit" if kernel else "miss"] += 1
+        return kernel
+
+    async def _claim(self, pool: _Pool, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+        if not pool.parked:
+            return None
+        try:
+            spec = await self._specs.find(pool.name)
+        except (KernelSpecNotFound, KernelSpecInvalid):  # which the start will tell
+            return None
+        move = plan(spec.env, self._as_started, (cwd, env))
+        while move is not None and (kernel := pool.oldest) is not None:
+            if move.needed and kernel.traffic.own.implementation != MOVABLE:
+                return None
+            pool.remove(kernel)
+            if not _is_fit(kernel) or not _same(kernel.spec, spec):
+                self._stop(kernel)
+            elif not move.needed or await self._move(kernel, move):
+                return kernel
+            else:
+                logger.info(
+                    "warm kernel %s could not be moved, and is stopped",
+                    kernel.id,
+                    extra={"kernel_id": kernel.id},
+                )
+                self._stop(kernel)
+        return None
+
+    async def _move(self, kernel: Kernel, move: Move) -> bool:
+        try:
+            reply = await kernel.traffic.own.ask("execute_request", move.request, MOVE_SECONDS)
+        except BaseException:
+            self._stop(kernel)
+            raise
+        return moved(reply) and _is_fit(kernel)
+
+    # Keeping them
+
+    async def _fill(self, pool: _Pool) -> None:
+        """Start kernels as long as some are missing, one at a time, and when nobody else does."""
+        failure = ""
+        while True:
+            await pool.missing.wait()  # without a bound: nobody may ever claim one
+            await asyncio.sleep(max(pool.refill_at - asyncio.get_running_loop().time(), 0))
+            await self._starts.quiet()
+            if not pool.missing.is_set():
+                continue
+            try:
+                pool.park(await self._start(pool))
+                failure = ""
+            except ServerStopping:
+                return
+            except TooManyStarts:
+                await asyncio.sleep(BUSY_SECONDS)
+            except Exception as error:  # of the kernel's making: a bug here must not end the pool
+                if str(error) != failure:
+                    failure = str(error)
+                    logger.error("warm_kernels: %s cannot be kept warm: %s", pool.name, failure)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _start(self, pool: _Pool) -> Kernel:
+        """A kernel that is ready. Raises `KernelkeepError` when it does not become so."""
+        cwd, env = self._as_started
+        spec = await self._specs.find(pool.name)
+        kernel = Kernel(
+            str(uuid4()), pool.name, spec, self._house, place=cwd, env=env, on_gone=_nothing
+        )
+        try:
+            with self._starts.admission():
+                await self._starts.launch(kernel.start, kernel.came_up)
+            # Bounded by kernel_info_timeout.
+            if not await kernel.came_up:
+                raise KernelStartFailed(kernel.state.reason)
+        except BaseException:
+            self._stop(kernel)
+            raise
+        return kernel
+
+    async def _look_after(self, pool: _Pool) -> None:
+        """Stop kernels that are too old, do not answer, or whose kernelspec has changed."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self._check(pool)
+            except Exception:  # a bug here must not end the pool
+                logger.exception("the warm kernels of %s could not be looked after", pool.name)
+
+    async def _check(self, pool: _Pool) -> None:
+        spec: KernelSpec | None = None
+        with contextlib.suppress(KernelSpecNotFound, KernelSpecInvalid):
+            spec = await self._specs.find(pool.name)
+        for kernel in [*pool.parked]:
+            why = await self._what_is_wrong(pool, kernel, spec)
+            if why and pool.remove(kernel):
+                logger.info(
+                    "warm kernel %s (%s) is stopped: %s",
+                    kernel.id,
+                    pool.name,
+                    why,
+                    extra={"kernel_id": kernel.id},
+                )
+                self._stop(kernel)
+
+    async def _what_is_wrong(self, pool: _Pool, kernel: Kernel, spec: KernelSpec | None) -> str:
+        age = asyncio.get_running_loop().time() - pool.parked.get(kernel, 0.0)
+        if age > MAX_AGE_SECONDS:
+            return "it is too old"
+        if spec is None or not _same(kernel.spec, spec):
+            return "its kernelspec has changed"
+        if not _is_fit(kernel):
+            return kernel.state.reason or "it is not idle"
+        if await kernel.traffic.own.ask("kernel_info_request", {}, ANSWER_SECONDS) is None:
+            return "it does not answer"
+        return ""
+
+    def _stop(self, kernel: Kernel) -> None:
+        """Stop a kernel that nobody has used, in the background."""
+        task = asyncio.get_running_loop().create_task(
+            self._stop_until_gone(kernel), name=f"stop warm kernel {kernel.id}"
+        )
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+
+    async def _stop_until_gone(self, kernel: Kernel) -> None:
+        """It is on no list: nobody else would try again."""
+        while not await stop_quietly(kernel, now=True):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_AGAIN_SECONDS):
+                    await self._closing.wait()
+            if self._closing.is_set():
+                await stop_quietly(kernel, now=True)
+                return
+
+    async def close(self) -> None:
+        """Stop every parked kernel, and start no more."""
+        self._closing.set()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for pool in self._pools.values():
+            for kernel in pool.parked:
+                self._stop(kernel)
+        if self._stops:
+            await asyncio.wait(self._stops)
+
+
+class _Pool:
+    """The parked kernels of one kernelspec, the oldest first."""
+
+    def __init__(self, name: str, wanted: int) -> None:
+        self.name = name
+        self.parked: dict[Kernel, float] = {}  # and since when, by the loop's clock
+        self.missing = asyncio.Event()
+        self.refill_at = 0.0  # by the loop's clock
+        self._wanted = wanted
+        self._count()
+
+    def park(self, kernel: Kernel) -> None:
+        self.parked[kernel] = asyncio.get_running_loop().time()
+        self._count()
+
+    @property
+    def oldest(self) -> Kernel | None:
+        return next(iter(self.parked), None)
+
+    def remove(self, kernel: Kernel) -> bool:
+        """Whether it was there."""
+        there = self.parked.pop(kernel, None) is not None
+        self.refill_at = asyncio.get_running_loop().time() + REFILL_SECONDS
+        self._count()
+        return there
+
+    def _count(self) -> None:
+        if len(self.parked) < self._wanted:
+            self.missing.set()
+        else:
+            self.missing.clear()
+
+
+def _is_fit(kernel: Kernel) -> bool:
+    """Whether it is ready and has nothing to do."""
+    state = kernel.state
+    return state.lifecycle is Lifecycle.RUNNING and kernel.has_process and not state.at_work
+
+
+def _same(one: KernelSpec, other: KernelSpec) -> bool:
+    return (one.resource_dir, one.to_dict()) == (other.resource_dir, other.to_dict())
+
+
+def _nothing(_kernel: Kernel) -> None:
+    """A parked kernel has gone: it was on no list."""

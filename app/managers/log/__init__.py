@@ -1,0 +1,1 @@
+"""A kernel's log, as the server reads it."""

@@ -1,0 +1,399 @@
+"""Reading the segment files of a kernel's log (`app.keeper.log` writes them).
+
+A read is a system call into the page cache. Nothing that is read can harm the reader: a file that
+was cut short, changed or removed is a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+from bisect import bisect_right
+from collections import OrderedDict
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from app.keeper.log import SUFFIX, Tip
+from app.managers.log.entries import Entry, Position
+from app.protocol import records
+from app.protocol.messages import MalformedMessage, Message
+from app.protocol.records import (
+    CHANNELS,
+    EVERYBODY,
+    FRAME_AT,
+    HEAD_BYTES,
+    MAX_FRAME,
+    PUBLISHED,
+    REQUEST,
+    TAIL_BYTES,
+    TRANSIENT,
+    DamagedLog,
+    owner_name,
+    unpack_head,
+    unpack_tail,
+)
+
+__all__ = ["SegmentReader"]
+
+CHUNK_BYTES: Final = 2**18
+"""About how much is read by one call, but for a frame that is larger."""
+
+HEAD_OF_FRAME: Final = 2**16
+"""Of a large frame so much is read first: mostly its content alone is larger."""
+
+AT_LEAST: Final = 2**14
+"""So much is read where there is more, in bytes; what small messages take."""
+
+ROUGHLY: Final = 100
+"""What a record takes beside its frame, for a first guess at how much to read."""
+
+MARKS: Final = 256
+"""Places of numbers in files that are remembered; a page begins where another has ended."""
+
+CHANNEL_COUNT: Final = len(CHANNELS)
+
+_NUMBER: Final = re.compile(r"[0-9]{20}").fullmatch
+
+
+class _Open(NamedTuple):
+    """An open file: its segment, the descriptor (-1: none), and the head that it had."""
+
+    start: int
+    descriptor: int
+    head: bytes
+
+
+class SegmentReader:
+    """The files of one kernel's log. ``directory`` is the log's own."""
+
+    def __init__(self, directory: Path, kernel_id: str) -> None:
+        self._directory = directory
+        self._kernel_id = kernel_id
+        self._starts: list[int] = []
+        self.newest = 0
+        """The segment that is being written, as far as anybody has told."""
+        self.trouble = ""
+        """Why the last read has passed over a file, or over a part of one; or empty."""
+        self._open = _Open(0, -1, b"")  # the segment read last
+        self._held = _Open(0, -1, b"")  # the newest one, once its file is removed
+        self._marks: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._usual = ROUGHLY  # bytes of a record, as of late
+        # Where it goes on behind damage in the newest segment: its number, and a record's place.
+        self._tip = (0, Position(0, 0), 0)
+
+    def read(
+        self,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        *,
+        heads: bool = False,
+    ) -> list[Entry]:
+        """Entries from ``place`` on, before ``end``: of one file, without a hole between them.
+
+        The first may have a higher number than was asked for: what lies before it is lost. There
+        may be fewer than are wanted, but there is one, unless nothing is left from there on. With
+        ``heads`` large output comes with the beginning of its frame only.
+        """
+        self.trouble = ""
+        starts = self._starts
+        if not starts or place.cursor < starts[0] or starts[-1] < self.newest:
+            starts = self._look()
+        entries = self._search(starts, place, end, max_messages, max_bytes, heads)
+        if not entries and self.trouble and (now := self._look()) != starts:
+            # The log has been faster: its oldest files are gone since that look.
+            self.trouble = ""
+            entries = self._search(now, place, end, max_messages, max_bytes, heads)
+        return entries
+
+    def _search(
+        self,
+        starts: list[int],
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        heads: bool,
+    ) -> list[Entry]:
+        index = max(0, bisect_right(starts, place.cursor) - 1)
+        segment = self._try_open(starts[index]) if starts else None
+        while segment is None and index > 0:  # no segment of this log: what is meant lies before it
+            index -= 1
+            segment = self._try_open(starts[index])
+        for start in starts[index:]:
+            if segment is None or segment.start != start:
+                segment = self._try_open(start)
+            if segment is None:
+                continue
+            places = [place]
+            if self._tip[0] == start and self._tip[1].cursor > place.cursor:
+                places.append(self._tip[1])
+            for begin in places:
+                try:
+                    entries = self._read(segment, begin, end, max_messages, max_bytes, heads)
+                except (OSError, DamagedLog) as error:
+                    self._note(start, error)
+                    entries = []
+                if entries:
+                    return entries
+        return []
+
+    def _read(
+        self,
+        segment: _Open,
+        place: Position,
+        end: Position,
+        max_messages: int,
+        max_bytes: int,
+        heads: bool,
+    ) -> list[Entry]:
+        start, descriptor, head = segment
+        entries: list[Entry] = []
+        wanted, behind = place.cursor, end.cursor
+        cursor, position = self._mark_before(start, wanted)
+        limit = place.offset + max_bytes
+        first_at = position
+        left = max(0, end.offset - place.offset) + ROUGHLY * (behind - cursor)
+        chunk = min(left, CHUNK_BYTES, AT_LEAST + min(max_bytes, self._usual * max_messages))
+        if self._usual > CHUNK_BYTES:  # a large one is read by itself
+            chunk = AT_LEAST
+        data, at, length = b"", 0, 0  # what begins at `position`, and where in it the record does
+        expected = 0
+        # This is done for every message that any client gets: nothing is made that is not kept.
+        while cursor < behind and len(entries) < max_messages:
+            if at + FRAME_AT > length:
+                position += at
+                data, at = _pread(descriptor, chunk, position), 0
+                length = len(data)
+                if length < FRAME_AT:
+                    break
+            size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
+            if not cursor <= number < behind:  # left of a file that was written over, or no record
+                break
+            frame_at = at + FRAME_AT
+            frame_end = frame_at + size
+            name_end = frame_end if owner_size == EVERYBODY else frame_end + owner_size
+            if size > MAX_FRAME:
+                if entries:
+                    break
+                raise DamagedLog(f"number {number} is damaged")
+            if number >= wanted:
+                if entries and (offset > limit or number != cursor):
+                    break
+                try:
+                    if channel >= CHANNEL_COUNT or (
+                        offset != expected if entries else offset + size > end.offset
+                    ):
+                        raise DamagedLog(f"number {number} is damaged")
+                    if name_end + TAIL_BYTES <= length:
+                        frame = data[frame_at:frame_end]
+                        name, told = data[frame_end:name_end], unpack_tail(data, name_end)
+                    elif entries:
+                        break
+                    else:
+                        is_head = heads and CHANNELS[channel] == "iopub"
+                        frame, name, told = _large(
+                            descriptor, position + frame_at, size, name_end - frame_end, is_head
+                        )
+                    if told[0] != number:
+                        raise DamagedLog(f"number {number} was not written to its end")
+                    owner = None if owner_size == EVERYBODY else owner_name(name)
+                except DamagedLog as error:
+                    if not entries:
+                        raise
+                    self._note(start, error)
+                    break
+                message = Message(CHANNELS[channel], frame, None, None, None, number, offset)
+                entries.append(
+                    Entry(
+                        number,
+                        offset,
+                        message,
+                        owner,
+                        flags & TRANSIENT > 0,
+                        flags & PUBLISHED > 0,
+                        flags & REQUEST > 0,
+                        size,
+                    )
+                )
+                expected = offset + size
+            cursor = number + 1
+            at = name_end + TAIL_BYTES
+        # Its writer begins with the head when it writes a file over.
+        if entries and os.pread(descriptor, HEAD_BYTES, 0) != head:
+            raise DamagedLog("it was written over while it was read")
+        if entries:
+            self._mark(start, cursor, position + at)
+            self._usual = (position + at - first_at) // len(entries) + 1
+        return entries
+
+    def _note(self, start: int, error: Exception) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        self.trouble = self.trouble or f"the file from number {start} on: {reason}"
+
+    # Files
+
+    def _look(self) -> list[int]:
+        """Which segments there are."""
+        found = set()
+        try:
+            for name in os.listdir(self._directory):
+                stem, dot, suffix = name.partition(".")
+                if dot + suffix == SUFFIX and _NUMBER(stem):
+                    found.add(int(stem))
+        except OSError:  # the directory is gone, or was never made
+            pass
+        if self._held.descriptor != -1:
+            found.add(self._held.start)
+        self._starts = sorted(found)
+        return self._starts
+
+    def _try_open(self, start: int) -> _Open | None:
+        """A segment's file; None, with a note, where it is none of this log."""
+        if self._open.start == start and self._open.descriptor != -1:
+            return self._open
+        if self._held.start == start and self._held.descriptor != -1:
+            return self._held
+        self.close()
+        try:
+            self._open = self._opened(start)
+        except (OSError, DamagedLog) as error:
+            self._note(start, error)
+            return None
+        return self._open
+
+    def _opened(self, start: int) -> _Open:
+        """Open a segment's file. Raises `OSError`, and `DamagedLog`."""
+        path = self._directory / f"{start:020}{SUFFIX}"
+        # A pipe of that name is nothing to wait for.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags)
+        try:
+            data = _pread(descriptor, HEAD_BYTES, 0)
+            if records.read_head(data, self._kernel_id).number != start:
+                raise DamagedLog("it has the messages of another segment")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _Open(start, descriptor, data)
+
+    def forget_before(self, number: int) -> None:
+        """What lies before this number is gone: its file may be written over."""
+        if self._open.descriptor != -1:
+            index = bisect_right(self._starts, self._open.start)
+            if index < len(self._starts) and self._starts[index] <= number:
+                self.close()
+
+    def hold_newest(self) -> None:
+        """Be able to read the newest segment although its file is about to be removed."""
+        with contextlib.suppress(OSError, DamagedLog):
+            self._held = self._opened(self.newest)
+        self._look()
+
+    def __del__(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close every file, the one that is held too."""
+        self.close()
+        if self._held.descriptor != -1:
+            os.close(self._held.descriptor)
+            self._held = _Open(0, -1, b"")
+
+    def has_newest(self) -> bool:
+        """Whether the segment that is being written can be opened by its name."""
+        self.close()
+        return self._try_open(self.newest) is not None
+
+    def forget(self) -> None:
+        """Another writer goes on with the log: nothing holds that is known of its files."""
+        self.close()
+        self._marks.clear()
+        self._tip = (0, Position(0, 0), 0)
+
+    def close(self) -> None:
+        """Let go of the file that was read last."""
+        if self._open.descriptor != -1:
+            os.close(self._open.descriptor)
+            self._open = _Open(0, -1, b"")
+
+    # Marks
+
+    def _mark_before(self, start: int, number: int) -> tuple[int, int]:
+        """A number at or before ``number`` in a segment, and where its record begins."""
+        exact = self._marks.get((start, number))
+        if exact is not None:
+            return number, exact
+        segment, place, position = self._tip
+        best = (start, HEAD_BYTES)
+        if segment == start and place.cursor <= number:
+            best = (place.cursor, position)
+        for (segment, marked), position in self._marks.items():
+            if segment == start and best[0] < marked <= number:
+                best = (marked, position)
+        return best
+
+    def _mark(self, start: int, number: int, position: int) -> None:
+        self._marks[start, number] = position
+        if len(self._marks) > MARKS:
+            self._marks.popitem(last=False)
+
+    def behind_damage(self, place: Position, tip: Tip, end: Position) -> Position:
+        """Where it goes on when nothing is found from ``place`` on.
+
+        That is ``end``, whose record the writer will write at ``tip``; or where that was when
+        others came to the same damage, for what has been written since can be read.
+        """
+        segment, found, _ = self._tip
+        if segment != tip.segment or found.cursor <= place.cursor:
+            self._tip = (tip.segment, end, tip.position)
+        return self._tip[1]
+
+
+def _large(
+    descriptor: int, position: int, size: int, name: int, is_head: bool
+) -> tuple[bytes, bytes, tuple[int]]:
+    """A frame, its owner's name and the number behind them. Raises `OSError`, and `DamagedLog`.
+
+    ``is_head``: of most messages the beginning of the frame will do.
+    """
+    whole = size + name + TAIL_BYTES
+    if position + whole > os.fstat(descriptor).st_size:
+        raise DamagedLog("a message is cut short")
+    frame = _pread(descriptor, min(size, HEAD_OF_FRAME), position) if is_head else b""
+    if size > len(frame) and not (is_head and _begins_all(frame)):
+        frame = _pread(descriptor, size, position)
+        if len(frame) < size:
+            raise DamagedLog("a message is cut short")
+    rest = _pread(descriptor, name + TAIL_BYTES, position + size)
+    if len(rest) < name + TAIL_BYTES:
+        raise DamagedLog("a message is cut short")
+    return frame, rest[:name], unpack_tail(rest, name)
+
+
+def _begins_all(head: bytes) -> bool:
+    """Whether the beginning of a frame has all that is asked of it but by those who show it.
+
+    Of a display that is also its id, which lies at the end of the content.
+    """
+    message = Message("iopub", head)
+    try:
+        if message.bounds[3] > len(head):
+            return False
+        return message.msg_type not in ("display_data", "update_display_data")
+    except (MalformedMessage, struct.error):
+        return False
+
+
+def _pread(descriptor: int, size: int, position: int) -> bytes:
+    """So many bytes of a file, or as many as there are. Raises `OSError`."""
+    data = os.pread(descriptor, size, position)
+    while len(data) < size:
+        part = os.pread(descriptor, size - len(data), position + len(data))
+        if not part:
+            break
+        data += part
+    return data

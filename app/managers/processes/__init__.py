@@ -1,0 +1,1 @@
+"""The processes of kernels: how they are launched, watched and ended."""

@@ -1,0 +1,1 @@
+"""Python kernels that are forked instead of started."""

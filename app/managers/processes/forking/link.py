@@ -1,0 +1,327 @@
+"""One connection to one fork server's process, and how such a process is started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from app.keeper.processes import open_process
+from app.managers.errors import KeeperUnavailable
+from app.managers.processes.keeper.client import Keeper
+
+__all__ = ["CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"]
+
+logger = logging.getLogger(__name__)
+
+PROGRAM: Final = Path(__file__).with_name("fork_server.py")
+
+READY_SECONDS: Final = 30.0
+"""How long a fork server may take for its imports."""
+
+FORK_SECONDS: Final = 15.0
+"""How long a fork may take: on a machine that is much too busy, long."""
+
+ANSWER_SECONDS: Final = 5.0
+"""How long a fork server may take to end."""
+
+
+class CannotFork(Exception):
+    """No kernel can be forked now; the text says why. It can still be started."""
+
+
+class NotForkedYet(CannotFork):
+    """There is no fork server yet; the kernel that is started instead brings it up."""
+
+
+class Outdated(NotForkedYet):
+    """The fork server is not what an interpreter would be that is started now."""
+
+    def __init__(self) -> None:
+        super().__init__("packages have changed since its fork server was started")
+
+
+class Recipe(NamedTuple):
+    """What a fork server must be for a kernel: nothing of it can be changed after the fork."""
+
+    interpreter: tuple[str, ...]
+    """Its command with its options."""
+    preload: tuple[str, ...]
+    """Modules that are imported beside ipykernel."""
+    env: tuple[tuple[str, str], ...]
+    """The variables that an interpreter, or a library that is loaded, reads once."""
+
+
+class Order(NamedTuple):
+    """What one kernel is to be."""
+
+    command: Sequence[str]
+    arguments: Sequence[str]
+    """Those of ``command`` that are the kernel's own."""
+    env: Mapping[str, str]
+    cwd: str
+    output: int
+    """The descriptor for its stdout and stderr."""
+    limits: Mapping[str, int]
+    """Resource limits by the names of the `resource` module without RLIMIT_."""
+    leave: int
+    """A pipe at which it waits for a byte before it begins; it ends if none comes."""
+
+
+class ForkLink:
+    """One process of `PROGRAM`. ``ready`` is done when it forks, or raises `CannotFork`.
+
+    It is the keeper's child, as its kernels are. A kernel that nobody waits for any more ends by
+    itself: it waits to be told to begin.
+    """
+
+    def __init__(self, recipe: Recipe, keeper: Keeper) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self._count = 0
+        self._retired = False
+        self._process: _Process | None = None
+        self._control: socket.socket | None = None
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._bound = self._loop.call_later(READY_SECONDS, self._give_up)
+        self._opening = self._loop.create_task(self._open(recipe, keeper), name="fork server")
+
+    async def _open(self, recipe: Recipe, keeper: Keeper) -> None:
+        try:
+            self._process, control = await _have_run(recipe, keeper)
+        except (OSError, KeeperUnavailable) as error:
+            self._loop.call_soon(self._end, f"its fork server cannot be executed: {error}")
+            return
+        self._control = control
+        self._loop.add_reader(control, self._on_readable)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, once it has been executed."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked to fork, or will be."""
+        return not self.ended.done() and not self._retired
+
+    @property
+    def retired(self) -> bool:
+        """Whether it was told to end as soon as nobody needs it."""
+        return self._retired
+
+    async def fork(self, order: Order) -> int:
+        """The process id of a new kernel, once it is ``ready``. Raises `CannotFork`."""
+        assert self._control is not None
+        self._count += 1
+        number = self._count
+        answer = self._asked[number] = self._loop.create_future()
+        descriptors: list[int] = []
+        try:
+            descriptors.append(_written(order))
+            descriptors.append(order.output)
+            descriptors.append(os.open(order.cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            descriptors.append(order.leave)
+            socket.send_fds(self._control, [json.dumps({"fork": number}).encode()], descriptors)
+            async with asyncio.timeout(FORK_SECONDS):
+                pid: int = await answer
+                return pid
+        except TimeoutError:
+            self.kill()
+            raise CannotFork("its fork server does not answer, and was killed") from None
+        except OSError as error:
+            raise CannotFork(f"it could not be forked: {error}") from None
+        finally:
+            del self._asked[number]
+            for descriptor in descriptors:
+                if descriptor not in (order.output, order.leave):
+                    os.close(descriptor)
+            self._end_if_unused()
+
+    def retire(self) -> None:
+        """Fork no more, and end when what was asked is done."""
+        self._retired = True
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if self._retired and not self._asked:
+            self._end("its fork server is not needed any more")
+
+    def kill(self) -> None:
+        """End the server by force; its kernels go on."""
+        if self._process is not None:
+            self._process.kill()
+        self._end("its fork server was killed")
+
+    async def close(self) -> None:
+        """End the server, by its socket and then by force; returns when it is gone."""
+        self._end("its fork server is being stopped")
+        await asyncio.wait({self._opening})
+        if self._process is None:
+            return
+        try:
+            await asyncio.to_thread(self._process.wait, ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait, ANSWER_SECONDS)
+
+    def _give_up(self) -> None:
+        if not self.ready.done():
+            if self._process is not None:
+                self._process.kill()
+            self._end(f"its fork server was not ready within {READY_SECONDS:g} s")
+
+    def _on_readable(self) -> None:
+        assert self._control is not None
+        try:
+            packet = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._end("its fork server has ended")
+            return
+        self._on_message(json.loads(packet))
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"ready": True}:
+                self._bound.cancel()
+                if not self.ready.done():
+                    self.ready.set_result(None)
+            case {"refused": text}:
+                self._end(text)
+            case {"forked": number, "pid": pid}:
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_result(pid)
+            case {"failed": number, "error": text}:
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_exception(CannotFork(f"it could not be forked: {text}"))
+            case {"outdated": number}:
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_exception(Outdated())
+
+    def _end(self, reason: str) -> None:
+        self._bound.cancel()
+        if self.ended.done():
+            return
+        self.ended.set_result(None)
+        if self._control is not None:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            self._control = None
+        else:
+            self._opening.cancel()
+        if not self.ready.done():
+            self.ready.set_exception(CannotFork(reason))
+            self.ready.exception()  # there may be nobody who wants to know
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(CannotFork(reason))
+
+
+class _Process:
+    """A process that the keeper runs."""
+
+    def __init__(self, pid: int, started: str) -> None:
+        self.pid = pid
+        pidfd = open_process(pid, started)
+        if pidfd is None:
+            raise ProcessLookupError(f"process {pid} has ended")
+        self.pidfd = pidfd
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        assert timeout is not None
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise subprocess.TimeoutExpired(str(PROGRAM), timeout)
+        return None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            os.close(self.pidfd)
+
+
+async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.socket]:
+    """A fork server that is the keeper's child. Raises `OSError` or `KeeperUnavailable`."""
+    name = f"kernelkeep-{secrets.token_hex(16)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.setblocking(False)
+        listener.bind(f"\0{name}")
+        listener.listen()
+        command = [*recipe.interpreter, str(PROGRAM), f"@{name}", *recipe.preload]
+        process = _Process(*await keeper.run(command, dict(recipe.env)))
+        while True:
+            if process.pidfd in await _readable(listener.fileno(), process.pidfd):
+                raise ProcessLookupError(f"process {process.pid} has ended")
+            with contextlib.suppress(BlockingIOError):
+                control, _ = listener.accept()
+                if _peer(control) == process.pid:
+                    control.setblocking(False)
+                    return process, control
+                control.close()  # whoever that is
+
+
+async def _readable(*descriptors: int) -> set[int]:
+    """Those that are readable, when one is. Has no bound of its own."""
+    loop = asyncio.get_running_loop()
+    ready: set[int] = set()
+    changed = asyncio.Event()
+
+    def note(descriptor: int) -> None:
+        ready.add(descriptor)
+        changed.set()
+
+    for descriptor in descriptors:
+        loop.add_reader(descriptor, note, descriptor)
+    try:
+        await changed.wait()
+    finally:
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
+    return ready
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process at the other end."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", data)[0])
+
+
+def _written(order: Order) -> int:
+    """The order in a file of its own in memory, whose size no socket bounds."""
+    text = json.dumps(
+        {
+            "command": list(order.command),
+            "arguments": list(order.arguments),
+            "env": dict(order.env),
+            "limits": dict(order.limits),
+        }
+    )
+    descriptor = os.memfd_create("kernelkeep-order", os.MFD_CLOEXEC)
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -1,0 +1,1 @@
+"""The keeper, as the service sees it."""

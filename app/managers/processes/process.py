@@ -1,0 +1,358 @@
+"""One kernel's process, over jupyter_client's kernel manager and its provisioners.
+
+jupyter_client writes the connection file and formats the command. The keeper launches, or a
+provisioner of somebody else's does: this module knows when the process ends, and stops it with
+bounded steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+
+from app.keeper.output import ProcessOutput
+from app.keeper.processes import UNKNOWN_EXIT, states_of_group
+from app.keeper.sockets import ConnectionInfo
+from app.managers.errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
+from app.managers.processes.keeper.provisioner import KeeperProvisioner
+
+__all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.5
+"""How often a process that has no pidfd here (a remote one) is asked whether it still runs."""
+
+MAX_POLL_SECONDS: Final = 2.0
+"""The same for one that cannot be reached."""
+
+KILL_SECONDS: Final = 5.0
+"""How long the operating system, or a remote provisioner, may take to kill a process."""
+
+CALL_SECONDS: Final = 12.0
+"""How long a provisioner may take for one call. It is more than the keeper may take to answer: who
+asks the keeper notices first that it does not, and does without."""
+
+
+T = TypeVar("T")
+
+
+async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
+    """What a provisioner's call returns. Raises what the call does, or `TimeoutError`.
+
+    A call that does not end when it is cancelled is left behind: nobody waits for it.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_discard)
+    if task.done():
+        return task.result()
+    raise TimeoutError(f"no answer within {seconds:g} s")
+
+
+def _discard(task: asyncio.Future[Any]) -> None:
+    """Nobody asks any more how the call has ended."""
+    if not task.cancelled():
+        task.exception()
+
+
+def described(error: Exception) -> str:
+    """What a collaborator has raised, for people."""
+    if isinstance(error, OSError | KeeperUnavailable) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+class Exit(NamedTuple):
+    """How a process ended: its exit code, or minus the number of the signal that killed it.
+
+    `UNKNOWN_EXIT` stands for both where nobody can tell.
+    """
+
+    code: int
+
+    def __str__(self) -> str:
+        if self.code == UNKNOWN_EXIT:
+            return "ended; how is not known"
+        if self.code >= 0:
+            return f"exited with code {self.code}"
+        try:
+            name = signal.Signals(-self.code).name
+        except ValueError:
+            name = "unknown"
+        return f"was killed by signal {-self.code} ({name})"
+
+
+class KernelProcess:
+    """A kernel's process, from one launch to its end.
+
+    ``exited`` is done when the process is gone and reaped, and its process group with it.
+    ``on_reach`` is called with the reason when it can no longer be told whether the process runs,
+    and with an empty text when it can again. That the process cannot be reached is not its end.
+    """
+
+    def __init__(
+        self,
+        manager: AsyncKernelManager,
+        output: ProcessOutput,
+        on_reach: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._manager = manager
+        self._output = output
+        self._on_reach = on_reach
+        self._loop = asyncio.get_running_loop()
+        self._pidfd: int | None = None
+        self._poller: asyncio.Task[None] | None = None
+        self._undoing: asyncio.Task[None] | None = None
+        self._pgid: int | None = None
+        self.pid: int | None = None
+        self.exited: asyncio.Future[Exit] = self._loop.create_future()
+
+    async def launch(
+        self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str], seconds: float
+    ) -> ConnectionInfo:
+        """Start the process, within so many seconds; the connection information of its provisioner.
+
+        ``arguments`` are added to the kernelspec's command. Raises `KernelStartFailed` when there
+        is nothing to execute or the provisioner refuses. What was started by then is killed; where
+        that fails, the process is still `running`.
+        """
+        try:
+            streams: dict[str, int] = {}
+            if not isinstance(self._manager.provisioner, KeeperProvisioner):
+                streams["stdout"] = streams["stderr"] = self._output.open()
+            try:
+                info = await bounded(self._launch(cwd, env, arguments, streams), seconds)
+            finally:
+                self._output.started()
+            self._watch()
+        except BaseException as error:
+            # Not a part of what may be cancelled here: the process would be nobody's.
+            self._undoing = self._loop.create_task(self._undo(), name="undo launch")
+            await asyncio.shield(self._undoing)
+            if not isinstance(error, Exception):
+                raise
+            text = f"The kernel could not be launched: {described(error)}"
+            if self.running:
+                text += "; and what was started could not be ended"
+            raise KernelStartFailed(text) from error
+        return info
+
+    async def _launch(
+        self,
+        cwd: Path,
+        env: Mapping[str, str],
+        arguments: Sequence[str],
+        streams: Mapping[str, int],
+    ) -> ConnectionInfo:
+        command, options = await self._manager.pre_start_kernel(
+            cwd=str(cwd),
+            env=dict(env),
+            extra_arguments=list(arguments),
+            **streams,
+        )
+        info: ConnectionInfo = await self._provisioner.launch_kernel(command, **options)
+        await self._provisioner.post_launch(**options)
+        return info
+
+    async def _undo(self) -> None:
+        """End what a launch that has failed may have started."""
+        provisioner = self._manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            # What it has raised leaves nothing that runs; what came behind its answer may.
+            await provisioner.keeper.forget(provisioner.kernel_id)
+            if not self.exited.done():
+                self.exited.set_result(Exit(UNKNOWN_EXIT))
+        if self.running:
+            if self._poller is None and self._pidfd is None:
+                with contextlib.suppress(Exception):
+                    self._watch()
+            await self.kill()
+
+    async def adopt(self) -> Exit | None:
+        """Watch the process that the manager's provisioner has found; how it ended, if it has.
+
+        Raises `KernelUnreachable` when that cannot be told.
+        """
+        try:
+            code = await bounded(self._provisioner.poll())
+            if code is None:
+                self._watch()
+                return None
+        except Exception as error:
+            raise KernelUnreachable(described(error)) from error
+        self.exited.set_result(Exit(code))
+        return Exit(code)
+
+    @property
+    def _provisioner(self) -> KernelProvisionerBase:
+        provisioner = self._manager.provisioner
+        assert provisioner is not None, "launch() comes first"
+        return provisioner
+
+    def _watch(self) -> None:
+        provisioner = self._provisioner
+        pid = getattr(provisioner, "pid", None)
+        if isinstance(provisioner, LocalProvisioner) and isinstance(pid, int):
+            self.pid = pid
+            if isinstance(provisioner, KeeperProvisioner):
+                exited = provisioner.exited
+                self._poller = self._loop.create_task(self._await(exited), name=f"process {pid}")
+                return
+            self._pgid = provisioner.pgid
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                logger.debug("no pidfd for process %d: %s", pid, error)
+            else:
+                self._loop.add_reader(self._pidfd, self._on_pidfd)
+                return
+        self._poller = self._loop.create_task(self._poll(), name=f"poll process {pid}")
+
+    def _on_pidfd(self) -> None:
+        assert self._pidfd is not None
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = None
+        # The process is a zombie until it is polled for, so its group's number is still its own.
+        self._kill_group()
+        self._poller = self._loop.create_task(self._poll(), name=f"reap process {self.pid}")
+
+    def _kill_group(self) -> None:
+        """End what the kernel left running in its process group."""
+        if self._pgid is not None and self._pgid != os.getpgrp():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pgid, signal.SIGKILL)
+
+    async def _poll(self) -> None:
+        provisioner = self._provisioner
+        pause, failing = POLL_SECONDS, False
+        while True:
+            try:
+                code = await bounded(provisioner.poll())
+            except Exception as error:
+                if not failing:
+                    logger.warning("cannot tell whether a kernel's process runs: %s", error)
+                    self._on_reach(described(error))
+                code, failing, pause = None, True, min(pause * 2, MAX_POLL_SECONDS)
+            else:
+                if failing:
+                    logger.warning("a kernel's process can be reached again")
+                    self._on_reach("")
+                failing, pause = False, POLL_SECONDS
+            if code is not None:
+                break
+            await asyncio.sleep(pause)
+        with contextlib.suppress(Exception):
+            await bounded(provisioner.wait(), KILL_SECONDS)
+        if not self.exited.done():
+            self.exited.set_result(Exit(code))
+
+    async def _await(self, exited: asyncio.Future[int]) -> None:
+        """The keeper tells when the process has ended, and has ended its process group."""
+        code = await asyncio.shield(exited)
+        if not self.exited.done():
+            self.exited.set_result(Exit(code))
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has been launched and not ended."""
+        return self._manager.has_kernel and not self.exited.done()
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the process group. Raises `KernelUnreachable`."""
+        if self.running:
+            await self._ask(self._provisioner.send_signal(number))
+
+    async def _ask(self, call: Awaitable[None]) -> None:
+        try:
+            await bounded(call)
+        except ProcessLookupError:
+            pass
+        except Exception as error:
+            text = f"The kernel's process cannot be reached: {described(error)}"
+            raise KernelUnreachable(text) from error
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether the process ends within so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(self.exited)
+        return self.exited.done()
+
+    async def children(self) -> set[int]:
+        """The others of its process group, those that have ended unreaped among them.
+
+        Empty where that cannot be seen.
+        """
+        return {*(await self._children())}
+
+    async def has_dead_only(self, children: Collection[int]) -> bool:
+        """Whether its process group has some of these in it, and nobody that has not ended."""
+        states = await self._children()
+        return not states.keys().isdisjoint(children) and {*states.values()} <= {"Z", "X"}
+
+    async def _children(self) -> dict[int, str]:
+        if self.pid is None:
+            return {}
+        states = await asyncio.to_thread(states_of_group, self.pid)
+        states.pop(self.pid, None)
+        return states
+
+    async def terminate(self, seconds: float) -> bool:
+        """SIGTERM to the process group, then up to so many seconds; whether it ended.
+
+        Raises `KernelUnreachable`.
+        """
+        if self.running:
+            await self._ask(self._provisioner.terminate())
+        return await self.wait(seconds)
+
+    async def tail(self) -> str:
+        """The last lines that it wrote."""
+        provisioner = self._manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            return await provisioner.tail()
+        return self._output.tail()
+
+    async def kill(self) -> str:
+        """SIGKILL to the process group; when that fails, why. Empty when the process is gone.
+
+        Bounded by `CALL_SECONDS` and `KILL_SECONDS`.
+        """
+        if not self.running:
+            return ""
+        why = "it was killed, and still runs"
+        try:
+            await self._ask(self._provisioner.kill())
+        except KernelUnreachable as error:
+            why = error.message
+        if await self.wait(KILL_SECONDS):
+            return ""
+        logger.error("process %s could not be ended: %s", self.pid, why)
+        return why
+
+    def close(self) -> None:
+        """Stop watching, and let go of the descriptors."""
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        if self._poller is not None:
+            self._poller.cancel()
+            self._poller = None
+        self._output.close()

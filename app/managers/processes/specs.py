@@ -1,0 +1,265 @@
+"""The kernelspecs that this server can start, read from disk at each request.
+
+Directories are not cached: people install and remove kernels while the server runs. What is listed
+is found by its name, and read by the same check (`spec_files.py`), when it is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+from jupyter_client.kernelspec import (
+    NATIVE_KERNEL_NAME,
+    KernelSpec,
+    KernelSpecManager,
+    NoSuchKernel,
+)
+
+from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from app.managers.processes.jupyter_internals import SpecReader
+from app.managers.processes.spec_files import FILE, CheckedSpec
+
+__all__ = ["Specs", "every_spec", "kernel_spec_manager"]
+
+logger = logging.getLogger(__name__)
+
+
+def is_name(name: str) -> bool:
+    """Whether a folder of this name is a kernelspec's, if there is a ``kernel.json`` in it.
+
+    Other software makes names with blanks, brackets, and letters of any script. What can be shown
+    on one line, and stands for no path, is one.
+    """
+    is_path = "/" in name or "\\" in name or name in ("", ".", "..")
+    return not is_path and name.isprintable()
+
+
+class _SpecManager(SpecReader):
+    """jupyter_client's, with one rule for what is listed and what is found.
+
+    Its own lists any folder, complaining each time, and finds by fewer names.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._unreadable: set[str] = set()  # directories of which that was said
+
+    def find_kernel_specs(self) -> dict[str, str]:
+        allowed = self.allowed_kernelspecs
+        found = self._every_directory()
+        return {name: path for name, path in found.items() if not allowed or name in allowed}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        name = kernel_name.lower()
+        directory = self._every_directory().get(name)
+        if directory is None:
+            raise NoSuchKernel(kernel_name)
+        return self.read(name, directory)
+
+    def _every_directory(self) -> dict[str, str]:
+        """The directory of each kernelspec, by its name in lower case; the first of a name."""
+        found: dict[str, str] = {}
+        for place in filter(os.path.isdir, self.kernel_dirs):
+            for entry in self._listed(place):
+                name, path = entry.lower(), os.path.join(place, entry)
+                if name not in found and is_name(name) and os.path.isfile(f"{path}/{FILE}"):
+                    found[name] = path
+        if self.ensure_native_kernel and NATIVE_KERNEL_NAME not in found:
+            native = self.native_directory()  # if ipykernel is installed
+            if native is not None:
+                found[NATIVE_KERNEL_NAME] = native
+        return found
+
+    def _listed(self, place: str) -> list[str]:
+        """What is in a directory, in order; one that cannot be read hides none of the others."""
+        try:
+            entries = sorted(os.listdir(place))
+        except OSError as error:
+            if place not in self._unreadable:
+                logger.warning("kernelspecs in %s are not found: %s", place, error.strerror)
+            self._unreadable.add(place)
+            return []
+        self._unreadable.discard(place)
+        return entries
+
+
+def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSpecManager:
+    """jupyter_client's finder of kernelspecs, for these names only if there are any.
+
+    It raises `KernelSpecInvalid` for a broken one.
+    """
+    return _SpecManager(
+        allowed_kernelspecs={name.lower() for name in allowed},
+        kernel_spec_class=CheckedSpec,
+        **options,
+    )
+
+
+def every_spec(manager: KernelSpecManager) -> Iterator[tuple[str, KernelSpec | KernelSpecInvalid]]:
+    """Every kernelspec by its name, or what is wrong with it."""
+    # Not get_all_specs(): it logs a traceback for each that is broken, each time.
+    for name, directory in manager.find_kernel_specs().items():
+        try:
+            if name == NATIVE_KERNEL_NAME and not Path(directory, FILE).is_file():
+                yield name, manager.get_kernel_spec(name)  # it is in no file, but in ipykernel
+            else:
+                yield name, CheckedSpec.from_resource_dir(directory)
+        except KernelSpecInvalid as error:
+            yield name, error
+        except NoSuchKernel:  # removed in this moment
+            continue
+
+
+class SpecFile(msgspec.Struct):
+    """The fields of a ``kernel.json`` that clients are shown."""
+
+    argv: list[str]
+    env: dict[str, Any]
+    display_name: str
+    language: str
+    interrupt_mode: str
+    metadata: dict[str, Any]
+    kernel_protocol_version: str
+
+
+class SpecModel(msgspec.Struct):
+    """The kernelspec model of Jupyter's REST API."""
+
+    name: str
+    spec: SpecFile
+    resources: dict[str, str]
+
+
+# Files beside kernel.json that front ends load.
+_SCRIPTS: Final = ("kernel.js", "kernel.css")
+
+
+class Specs:
+    """Finds kernelspecs as jupyter_client does; its methods read the disk in a thread."""
+
+    def __init__(self, manager: KernelSpecManager, default_name: str, prefix: str = "/") -> None:
+        self.manager = manager
+        self.default_name = default_name
+        self._prefix = prefix
+        self._logged: dict[str, tuple[int, str]] = {}  # of broken files: when changed, the fault
+
+    async def find(self, name: str) -> KernelSpec:
+        """The spec of this name, whatever its case.
+
+        Raises `KernelSpecNotFound`, which tells those that there are, or `KernelSpecInvalid`.
+        """
+        try:
+            return await asyncio.to_thread(self._find, name)
+        except KernelSpecNotFound:
+            raise KernelSpecNotFound(name, await self.names()) from None
+
+    async def model(self, name: str) -> SpecModel:
+        """The model of one spec, under the name that was asked for.
+
+        Raises `KernelSpecNotFound` or `KernelSpecInvalid`.
+        """
+        return await asyncio.to_thread(lambda: self._model(name, self._find(name)))
+
+    async def models(self) -> dict[str, SpecModel]:
+        """The models of all specs, by name; a broken one is left out."""
+        return await asyncio.to_thread(self._models)
+
+    async def names(self) -> list[str]:
+        """The names of all specs that are not broken, sorted."""
+        return sorted(await self.models())
+
+    async def resource(self, name: str, path: str) -> Path:
+        """A file in a spec's directory. Raises `NotFound` for any other."""
+        return await asyncio.to_thread(self._resource, name, path)
+
+    def exist(self) -> bool:
+        """Whether there is any spec that is not broken; reads the disk, so call it in a thread."""
+        return any(isinstance(found, KernelSpec) for _, found in every_spec(self.manager))
+
+    def _find(self, name: str) -> KernelSpec:
+        name = "python3" if name == "python" else name
+        allowed = self.manager.allowed_kernelspecs
+        if allowed and name.lower() not in allowed:  # a kernel that runs may be restarted
+            raise KernelSpecNotFound(name)
+        try:
+            return self.manager.get_kernel_spec(name)
+        except NoSuchKernel:
+            raise KernelSpecNotFound(name) from None
+        except OSError as error:
+            logger.warning("kernelspecs cannot be looked for: %s", error)
+            raise KernelSpecNotFound(name) from None
+        except KernelSpecInvalid as error:
+            self._log(error)
+            raise
+
+    def _models(self) -> dict[str, SpecModel]:
+        models = {}
+        broken = set()
+        for name, found in every_spec(self.manager):
+            if isinstance(found, KernelSpecInvalid):
+                broken.add(found.path)
+                self._log(found)
+            else:
+                models[name] = self._model(name, found)
+        for path in self._logged.keys() - broken:  # mended, or gone
+            self._logged.pop(path, None)
+        return models
+
+    def _log(self, error: KernelSpecInvalid) -> None:
+        """Once for each change of the file: listings are asked for again and again."""
+        try:
+            changed = os.stat(error.path).st_mtime_ns
+        except OSError:
+            changed = 0
+        said = (changed, error.fault)
+        # Of two threads that look at once each may say so; nothing else can go wrong.
+        if self._logged.get(error.path) != said:
+            self._logged[error.path] = said
+            logger.warning("%s", error.message)
+
+    def _model(self, name: str, spec: KernelSpec) -> SpecModel:
+        resources = {}
+        for file in _files(spec.resource_dir):
+            if file.name in _SCRIPTS:
+                resources[file.name] = self._url(name, file)
+            elif file.name.startswith("logo-"):
+                resources[file.stem] = self._url(name, file)
+        return SpecModel(name, msgspec.convert(spec.to_dict(), SpecFile), resources)
+
+    def _url(self, name: str, file: Path) -> str:
+        return f"{self._prefix}kernelspecs/{quote(name)}/{quote(file.name)}"
+
+    def _resource(self, name: str, path: str) -> Path:
+        directory = Path(self._find(name).resource_dir).resolve()
+        try:
+            file = (directory / path).resolve(strict=True)
+            if not path.endswith("/") and file.is_relative_to(directory) and file.is_file():
+                return file
+        except (OSError, ValueError, RuntimeError):
+            pass
+        raise NotFound("Kernel resource not found")
+
+
+def _files(directory: str) -> list[Path]:
+    """Those of a spec's directory that can be named to clients, sorted."""
+    if not directory:
+        return []
+    try:
+        return sorted(file for file in Path(directory).iterdir() if _is_utf8(file.name))
+    except OSError:
+        return []
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,306 @@
+"""Sessions: which document or console works with which kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from app.managers.errors import (
+    InvalidKernelId,
+    InvalidRequest,
+    KernelkeepError,
+    KernelNotFound,
+    KernelNotStopped,
+    KernelSpecNotFound,
+    KernelUnavailable,
+    NoSuchKernel,
+    ServerStopping,
+    SessionNotFound,
+    TooManyKernels,
+    TooManySessions,
+    TooManyStarts,
+)
+from app.managers.kernels.kernel import Kernel
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.processes.environment import kernel_environment
+from app.managers.sessions.store import Session, SessionStore
+
+__all__ = ["SessionManager"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_SESSIONS: Final = 64
+"""Of one kernel. A client opens one a document; what is there is listed whenever one asks."""
+
+
+class Notebook(msgspec.Struct):
+    """What Jupyter once called a session's path and name."""
+
+    path: str
+    name: str
+
+
+class Model(msgspec.Struct):
+    """The session model of Jupyter's REST API; `notebook` is there only for notebooks."""
+
+    id: str
+    path: str
+    name: str
+    type: str
+    kernel: msgspec.Raw
+    notebook: Notebook | msgspec.UnsetType = msgspec.UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class SessionManager:
+    """Makes, finds, changes and ends sessions.
+
+    The truth is in memory, because every answer needs the kernels' state anyway; the database
+    follows, in one thread, so that no disk holds up the event loop and statements run in the order
+    of the changes. An answer waits for its change to be stored. What cannot be stored (a full disk)
+    is logged: it must not take a running kernel away from its notebook.
+    """
+
+    def __init__(self, kernels: MultiKernelManager, store: SessionStore) -> None:
+        self._kernels = kernels
+        self._store = store
+        self._sessions = {session.id: session for session in store.load()}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # Looking
+
+    async def models(self) -> bytes:
+        """The models of all sessions, as a JSON list; those whose kernel is gone are forgotten."""
+        gone = [session for session in self._sessions.values() if not self._has_kernel(session)]
+        for session in gone:
+            logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
+            del self._sessions[session.id]
+        models = [self.model(session) for session in self._sessions.values()]
+        if gone:
+            await self._write(self._store.delete, [session.id for session in gone])
+        return b"[" + b",".join(models) + b"]"
+
+    async def get(self, session_id: str) -> Session:
+        """The session with this id. Raises `SessionNotFound`, also when its kernel is gone.
+
+        The first to ask for such a session learns what became of its kernel; then it is forgotten.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFound(f"session_id={session_id!r}")
+        if not self._has_kernel(session):
+            await self._forget(session)
+            raise SessionNotFound(repr(_farewell(session)))
+        return session
+
+    def model(self, session: Session) -> bytes:
+        """The session model as JSON. Raises `KernelNotFound`."""
+        # Always a name: one session without would break JupyterLab's whole list of sessions.
+        name = session.name or ""
+        model = Model(
+            session.id,
+            session.path,
+            name,
+            session.type,
+            msgspec.Raw(self._kernels.get(session.kernel_id).model),
+        )
+        if session.type == "notebook":
+            model.notebook = Notebook(session.path, name)
+        return _encode(model)
+
+    # Doing
+
+    async def create(
+        self,
+        path: str,
+        session_type: str,
+        *,
+        name: str | None = None,
+        kernel_id: str | None = None,
+        kernel_name: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Session:
+        """The session of ``path``: the one that there is, or a new one.
+
+        A new one gets the kernel ``kernel_id``, which is started under that id if there is none, or
+        a new kernel; ``env`` is for a kernel that is started. Raises `KernelUnavailable` for an
+        unknown kernelspec, and otherwise what `MultiKernelManager.start_kernel` does.
+        """
+        # Two at once for one path: the second finds what the first has made.
+        async with self._turn(path):
+            self._kernels.check_running()
+            session = await self._at(path)
+            if session is not None:
+                return session
+            env = {**(env or {}), **self._environment(path, name)}
+            self._check_room(kernel_id)
+            if kernel_id is None or kernel_id not in self._kernels:
+                try:
+                    kernel_id = (await self._start(path, env, kernel_name, kernel_id)).id
+                except KernelSpecNotFound:
+                    shown = kernel_name or self._kernels.specs.default_name
+                    raise KernelUnavailable(
+                        f"The '{shown}' kernel is not available. Please pick another suitable "
+                        "kernel instead, or install that kernel.",
+                        f"{shown} not found",
+                    ) from None
+                except InvalidKernelId:
+                    raise InvalidKernelId("kernel.id: must be a UUID") from None
+            session = Session(str(uuid4()), path, name, session_type, kernel_id)
+            await self._keep(session)
+            return session
+
+    async def update(
+        self,
+        session_id: str,
+        changes: Mapping[str, str | None],
+        *,
+        kernel_id: str | None = None,
+        kernel_name: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Change a session's ``path``, ``name`` or ``type``, or give it another kernel.
+
+        A kernel's id counts more than a kernelspec's name; ``env`` is for a kernel that is started
+        by that. The kernel it had is shut down. Raises `SessionNotFound`, `NoSuchKernel` for an
+        unknown id, `KernelUnavailable` when a new one cannot be started, and `ServerStopping`.
+        """
+        async with self._turn(session_id):
+            self._kernels.check_running()
+            before = await self.get(session_id)
+            after = msgspec.structs.replace(before, **changes)
+            own = self._environment(after.path, after.name)
+            if kernel_id is not None:
+                if kernel_id not in self._kernels:
+                    raise NoSuchKernel(kernel_id)
+                if kernel_id != before.kernel_id:
+                    self._check_room(kernel_id)
+                after = msgspec.structs.replace(after, kernel_id=kernel_id)
+            elif kernel_name is not None:
+                kernel = await self._start_another(after.path, {**(env or {}), **own}, kernel_name)
+                after = msgspec.structs.replace(after, kernel_id=kernel.id)
+            if after != before:
+                await self._keep(after)
+                with contextlib.suppress(KernelNotFound):
+                    path = after.path if after.path != before.path else None
+                    await self._kernels.relocate_kernel(after.kernel_id, path, own)
+            if after.kernel_id != before.kernel_id:
+                await self._shut_down(before.kernel_id)
+            return after
+
+    async def delete(self, session_id: str) -> None:
+        """End a session, and its kernel even if other sessions have it too.
+
+        Returns when the kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped`,
+        after which the session is as before.
+        """
+        async with self._turn(session_id):
+            session = await self.get(session_id)
+            # Before its kernel ends: whoever asks for the path meanwhile must get a new kernel.
+            await self._forget(session)
+            try:
+                await self._shut_down(session.kernel_id)
+            except KernelNotStopped:
+                await self._keep(session)  # so that this can be repeated
+                raise
+
+    async def close(self) -> None:
+        """Store what is still to be stored, and close the database. The kernels go on."""
+        await asyncio.to_thread(self._thread.shutdown)
+        self._store.close()
+
+    # Its parts
+
+    def _turn(self, key: str) -> asyncio.Lock:
+        """One at a time for each path, and for each session's id. It lives while it is in use."""
+        return self._turns.setdefault(key, asyncio.Lock())
+
+    def _check_room(self, kernel_id: str | None) -> None:
+        """Raise `TooManySessions` if the kernel has as many as one may have."""
+        there = sum(session.kernel_id == kernel_id for session in self._sessions.values())
+        if there >= MAX_SESSIONS:
+            raise TooManySessions(MAX_SESSIONS)
+
+    def _has_kernel(self, session: Session) -> bool:
+        return session.kernel_id in self._kernels
+
+    async def _at(self, path: str) -> Session | None:
+        for session in tuple(self._sessions.values()):
+            if session.path == path:
+                if self._has_kernel(session):
+                    return session
+                logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
+                await self._forget(session)
+        return None
+
+    def _environment(self, path: str, name: str | None) -> dict[str, str]:
+        """What a session adds to its kernel's environment.
+
+        Raises `InvalidPath` and other `InvalidRequest`s: no session has a path that its kernel
+        could not be given.
+        """
+        cwd = self._kernels.cwd_for_path(path)
+        if name is not None and "\0" in name:
+            raise InvalidRequest("name: holds a NUL character")
+        value = path if name is None else os.path.join(cwd, name)
+        return kernel_environment({}, (), {"JPY_SESSION_NAME": value})
+
+    async def _start(
+        self, path: str, env: Mapping[str, str], kernel_name: str | None, kernel_id: str | None
+    ) -> Kernel:
+        return await self._kernels.start_kernel(
+            kernel_name, path=path, env=env, kernel_id=kernel_id
+        )
+
+    async def _start_another(self, path: str, env: Mapping[str, str], kernel_name: str) -> Kernel:
+        try:
+            return await self._start(path, env, kernel_name, None)
+        except (ServerStopping, TooManyKernels, TooManyStarts):
+            raise
+        except KernelkeepError as error:
+            raise KernelUnavailable(
+                f"The '{kernel_name}' kernel could not be started: {error.message!r}",
+                f"Error starting kernel {kernel_name}",
+            ) from error
+
+    async def _shut_down(self, kernel_id: str) -> None:
+        with contextlib.suppress(KernelNotFound):
+            await self._kernels.shutdown_kernel(kernel_id)
+
+    # Memory and database
+
+    async def _keep(self, session: Session) -> None:
+        self._sessions[session.id] = session
+        await self._write(self._store.save, session)
+
+    async def _forget(self, session: Session) -> None:
+        self._sessions.pop(session.id, None)
+        await self._write(self._store.delete, [session.id])
+
+    async def _write(self, write: Callable[[T], None], what: T) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, write, what)
+        except sqlite3.Error as error:
+            logger.error("a change of the sessions could not be stored: %s", error)
+
+
+def _farewell(session: Session) -> str:
+    return (
+        f"Kernel '{session.kernel_id}' appears to have been culled or died unexpectedly, "
+        f"invalidating session '{session.id}'. The session has been removed."
+    )

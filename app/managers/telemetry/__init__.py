@@ -1,0 +1,1 @@
+"""Counters, events, the audit log, and how late the event loop is."""

@@ -1,0 +1,197 @@
+"""The audit log: who had which kernel do what, one JSON object a line.
+
+A thread of its own writes it, so that no disk holds up the event loop. What cannot be written (a
+full disk) or waits behind too much that is not written yet is lost; that is logged once and
+counted, and fails no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from app.callers import caller
+from app.managers.telemetry.counters import Counters
+from app.plugins import CannotLoad
+from app.protocol.messages import Buffer, format_timestamp
+
+__all__ = ["AuditLog", "check_audit_log"]
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 10_000  # records
+MAX_WAITING_BYTES: Final = 64 * 2**20  # of what is executed: more than one message may have
+CLOSE_SECONDS: Final = 5.0
+"""What the writing of the rest may take when the server stops."""
+
+
+class _Request(msgspec.Struct):
+    """Of the content of an ``execute_request`` or an ``input_reply``: what is executed."""
+
+    code: str = ""
+    user_expressions: dict[str, Any] = {}
+    value: str | None = None
+
+
+_request_decoder: Final = msgspec.json.Decoder(_Request)
+
+
+class AuditLog:
+    """The audit log of one server; without a ``path`` it is none. `close` it at the end.
+
+    ``username`` tells who the caller of the present request is.
+    """
+
+    def __init__(self, path: Path | None, counters: Counters, username: Callable[[], str]) -> None:
+        self._path = path
+        self._counters = counters
+        self._username = username
+        self._waiting: deque[tuple[dict[str, Any], Buffer]] = deque()
+        self._waiting_bytes = 0
+        self._arrived = threading.Condition()
+        self._closed = False
+        self._failing = False
+        self._torn = False
+        self._thread: threading.Thread | None = None
+        if path is not None:
+            self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+            self._thread.start()
+
+    def note(self, action: str, content: Buffer = b"", **data: Any) -> None:
+        """Add a record of what was just done, for whom, and to which kernel.
+
+        ``content`` is that of an ``execute_request`` or an ``input_reply``: the hash of its code,
+        or of its value, becomes part of the record.
+        """
+        if self._path is None:
+            return
+        record: dict[str, Any] = {"time": format_timestamp(time.time()), "action": action, **data}
+        if (found := caller()) is not None:
+            record["user"] = self._username()
+            record["client"] = found.address
+            record["request_id"] = found.request_id
+        size = len(content)
+        with self._arrived:
+            full = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES
+            if full or len(self._waiting) >= MAX_WAITING:
+                self._lose(1, "more waits to be written than is kept")
+                return
+            self._waiting.append((record, content))
+            self._waiting_bytes += size
+            self._arrived.notify()
+
+    async def close(self) -> None:
+        """Write what waits; returns when that is done, or has taken `CLOSE_SECONDS`."""
+        if self._thread is not None:
+            with self._arrived:
+                self._closed = True
+                self._arrived.notify()
+            await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+
+    # In the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._arrived:
+                while not self._waiting and not self._closed:
+                    self._arrived.wait()
+                if not self._waiting:
+                    return
+                batch = [*self._waiting]
+                self._waiting.clear()
+                self._waiting_bytes = 0
+            self._write([_line(record, content) for record, content in batch])
+
+    def _write(self, lines: list[bytes]) -> None:
+        assert self._path is not None
+        # An end that is missing from what was written last would spoil the first line.
+        data = (b"\n" if self._torn else b"") + b"".join(lines)
+        try:
+            # Opened each time: it may have been moved away meanwhile (logrotate).
+            descriptor = _open(self._path)
+            try:
+                written = os.write(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            with self._arrived:
+                self._lose(len(lines), error.strerror or str(error))
+            return
+        self._torn = not data[:written].endswith(b"\n")
+        if written < len(data):
+            with self._arrived:
+                self._lose(len(lines) - _ends(lines, written), "the disk takes no more")
+        elif self._failing:
+            self._failing = False
+            logger.warning("the audit log is written again")
+
+    def _lose(self, count: int, why: str) -> None:
+        """Count records that are lost; one line of the log tells of all until it works again."""
+        self._counters.audit_lost += count
+        if not self._failing:
+            self._failing = True
+            logger.error("the audit log cannot be written, what happens now is lost: %s", why)
+
+
+def check_audit_log(path: Path | None) -> None:
+    """Raises `CannotLoad` if nothing can be written there."""
+    if path is not None:
+        try:
+            os.close(_open(path))
+        except OSError as error:
+            raise CannotLoad(f"--audit-log: {path}: {error.strerror}") from None
+
+
+def _open(path: Path) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
+        with contextlib.suppress(OSError):  # it is another user's
+            os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _line(record: dict[str, Any], content: Buffer) -> bytes:
+    if len(content):
+        record |= _executed(content)
+    return json.dumps(record, default=str).encode() + b"\n"
+
+
+def _executed(content: Buffer) -> dict[str, Any]:
+    """What is executed, without what it says: it may hold secrets."""
+    try:
+        request = _request_decoder.decode(content)
+    except (msgspec.MsgspecError, RecursionError):
+        return {"code_sha256": None}
+    if request.value is not None:  # an answer to input(), which may be code as well
+        value = request.value.encode("utf-8", "surrogatepass")
+        return {"value_bytes": len(value), "value_sha256": hashlib.sha256(value).hexdigest()}
+    code = request.code.encode("utf-8", "surrogatepass")
+    told: dict[str, Any] = {"code_sha256": hashlib.sha256(code).hexdigest()}
+    if request.user_expressions:
+        told["user_expressions"] = len(request.user_expressions)
+    return told
+
+
+def _ends(lines: Iterable[bytes], written: int) -> int:
+    """How many of the lines are complete in so many bytes."""
+    count = 0
+    for line in lines:
+        written -= len(line)
+        if written < 0:
+            break
+        count += 1
+    return count

@@ -1,0 +1,52 @@
+"""How late the event loop is: the time that everybody else's work keeps ours waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from app.managers.telemetry.counters import Durations
+
+__all__ = ["LoopLag"]
+
+TICK_SECONDS: Final = 1.0
+
+WATCH_SECONDS: Final = 300.0
+"""How long the loop is watched after somebody has asked; scrapers ask more often than that."""
+
+
+class LoopLag:
+    """Once a second, while somebody asks, adds to ``durations`` how late a timer was.
+
+    Make it inside a running event loop, and `close` it there.
+    """
+
+    def __init__(self, durations: Durations) -> None:
+        self._durations = durations
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._until = 0.0
+
+    def watch(self) -> None:
+        """Somebody asks: go on for `WATCH_SECONDS`."""
+        self._until = self._loop.time() + WATCH_SECONDS
+        if self._timer is None:
+            self._set_timer()
+
+    def close(self) -> None:
+        """Stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self) -> None:
+        self._due = self._loop.time() + TICK_SECONDS
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._durations.observe(max(now - self._due, 0.0))
+        self._timer = None
+        if now < self._until:
+            self._set_timer()

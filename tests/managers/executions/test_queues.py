@@ -1,0 +1,103 @@
+"""What waits at the server: in which queue, how long it may run then, and who waits for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.callers import Caller, begin_call
+from app.managers.errors import TimeoutTooLong
+from app.managers.executions.execution import Execution, ExecutionState
+from tests.managers.scripted import ScriptedKernel
+
+QUEUED, RUNNING, OK, ERROR, ABORTED, CANCELLED, LOST = ExecutionState
+
+
+@pytest.fixture
+async def kernel() -> ScriptedKernel:
+    return ScriptedKernel()
+
+
+def run_as(kernel: ScriptedKernel, address: str, queue: str | None = None) -> Execution:
+    begin_call(Caller("request", address))
+    return kernel.run(queue=queue)
+
+
+async def test_a_failure_aborts_what_waits_in_its_queue_only(kernel: ScriptedKernel) -> None:
+    queues = ("a", "b", "a", None, "b", "a")
+    held = [kernel.run(queue=queue) for queue in queues]
+    kernel.finishes(held[0], "error")
+    assert [one.state for one in held] == [ERROR, QUEUED, ABORTED, QUEUED, QUEUED, ABORTED]
+    for left in (held[1], held[3], held[4]):  # in the order in which they were asked for
+        assert kernel.requests[-1].id == left.id
+        kernel.finishes(left)
+
+
+async def test_a_caller_has_a_queue_of_its_own(kernel: ScriptedKernel) -> None:
+    first, theirs, mine = (run_as(kernel, address) for address in ("1.1.1.1", "2.2.2.2", "1.1.1.1"))
+    named = run_as(kernel, "1.1.1.1", "1.1.1.1")
+    kernel.finishes(first, "error")
+    assert [one.state for one in (theirs, mine, named)] == [QUEUED, ABORTED, QUEUED]
+
+
+async def test_a_named_queue_is_the_same_for_all_callers(kernel: ScriptedKernel) -> None:
+    first, second = run_as(kernel, "1.1.1.1", "a"), run_as(kernel, "2.2.2.2", "a")
+    kernel.finishes(first, "error")
+    assert second.state is ABORTED
+
+
+async def test_a_failure_in_a_process_that_is_replaced_aborts_nothing_of_the_next(
+    kernel: ScriptedKernel,
+) -> None:
+    failed = kernel.run()
+    kernel.is_busy(failed)
+    kernel.replies(failed, "error")  # and is never idle again
+    kernel.begin_restart()
+    meanwhile = kernel.run()
+    await kernel.end_process()
+    assert (failed.state, meanwhile.state) == (ERROR, QUEUED)
+    kernel.launch()
+    kernel.be_ready()
+    assert [sent.id for sent in kernel.requests] == [meanwhile.id]
+
+
+@pytest.mark.parametrize(
+    ("default", "longest", "asked", "timeout"),
+    [
+        (0, 0, None, None),
+        (0, 0, 7.5, 7.5),
+        (3, 0, None, 3),
+        (3, 0, 7.5, 7.5),
+        (0, 9, None, 9),
+        (3, 9, None, 3),
+        (3, 9, 9.0, 9),
+    ],
+)
+async def test_how_long_code_may_run(
+    default: float, longest: float, asked: float | None, timeout: float | None
+) -> None:
+    kernel = ScriptedKernel(execution_timeout_default=default, execution_timeout_max=longest)
+    assert kernel.run(timeout=asked).timeout == timeout
+    assert kernel.execution(kernel.send()).timeout is None  # of a WebSocket client's
+
+
+async def test_no_code_may_run_longer_than_the_server_lets_it() -> None:
+    kernel = ScriptedKernel(execution_timeout_max=9)
+    with pytest.raises(TimeoutTooLong, match="at most 9 s"):
+        kernel.run(timeout=9.5)
+    assert kernel.requests == []
+
+
+async def test_one_is_deserted_when_the_last_of_those_who_wait_for_it_has_gone(
+    kernel: ScriptedKernel,
+) -> None:
+    execution = kernel.run()
+    with kernel.executions.attended(execution):
+        with kernel.executions.attended(execution):
+            assert not kernel.executions.is_deserted(execution)
+        assert not kernel.executions.is_deserted(execution)
+    assert kernel.executions.is_deserted(execution)
+    execution.cancel_asked = True  # one of two that go at once has seen to it
+    assert not kernel.executions.is_deserted(execution)
+    execution.cancel_asked = False
+    kernel.executions.close_streams()  # the server stops, and has them all go
+    assert not kernel.executions.is_deserted(execution)

@@ -1,0 +1,263 @@
+"""Requests that a kernel drops, or goes idle for without a reply: each gets an end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from app.managers.executions import unanswered
+from app.managers.executions.execution import NO_REPLY
+from app.managers.log.message_log import Reader
+from app.protocol.compose import make_message
+from app.protocol.messages import ClientMessage, Header
+from tests.managers.scripted import ScriptedKernel
+from tests.support.processes import eventually
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds are seconds; nothing here needs them."""
+    monkeypatch.setattr(unanswered, "REPLY_SECONDS", 0.05)
+    monkeypatch.setattr(unanswered, "OVERDUE_SECONDS", 0.05)
+    monkeypatch.setattr(unanswered, "BEGIN_SECONDS", (0.05, 0.1))
+
+
+def submit(
+    kernel: ScriptedKernel, msg_type: str, channel: str = "shell", subshell: str | None = None
+) -> bytes:
+    """A request of a client's; its header."""
+    fields = {"msg_id": f"{msg_type} {subshell}", "msg_type": msg_type, "session": "client"}
+    header = json.dumps({**fields, "subshell_id": subshell}).encode()
+    parts = [header, b"{}", b"{}", b'{"code": ""}']
+    known = Header(fields["msg_id"], msg_type, "client", subshell)
+    kernel.traffic.submit(ClientMessage(channel, known, parts), "client")
+    return header
+
+
+def says(kernel: ScriptedKernel, header: bytes, state: str) -> None:
+    content = {"execution_state": state}
+    kernel.hears(make_message("iopub", "status", content, session="kernel", parent=header))
+
+
+def replies(reader: Reader, msg_type: str) -> list[dict[str, Any]]:
+    found = []
+    while entries := reader.take().entries:
+        found += [e.message for e in entries if e.message.msg_type == msg_type]
+    return [json.loads(bytes(message.part(3))) for message in found]
+
+
+async def first_reply(reader: Reader, msg_type: str) -> dict[str, Any]:
+    def found() -> list[dict[str, Any]]:
+        seen.extend(replies(reader, msg_type))
+        return seen
+
+    seen: list[dict[str, Any]] = []
+    (content,) = await eventually(found)
+    return content
+
+
+@pytest.mark.parametrize("channel", ["shell", "control"])
+@pytest.mark.parametrize(
+    "kind", ["complete", "history", "inspect", "is_complete", "comm_info", "some_unknown"]
+)
+async def test_a_request_without_a_reply_gets_one(kind: str, channel: str) -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    header = submit(kernel, f"{kind}_request", channel)
+    says(kernel, header, "busy")
+    says(kernel, header, "idle")
+    content = await first_reply(reader, f"{kind}_reply")
+    assert (content["status"], content["ename"]) == ("error", "NoReply")
+
+
+async def test_a_reply_that_comes_a_little_later_is_the_only_one() -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    first, second = submit(kernel, "complete_request"), submit(kernel, "inspect_request")
+    for header in (first, second):
+        says(kernel, header, "busy")
+        says(kernel, header, "idle")
+    kernel.hears(
+        make_message("shell", "complete_reply", {"status": "ok"}, session="kernel", parent=first)
+    )
+    found: list[dict[str, Any]] = []
+
+    def other_has_come() -> bool:
+        while entries := reader.take().entries:
+            found.extend(
+                {"type": e.message.msg_type, **json.loads(bytes(e.message.part(3)))}
+                for e in entries
+                if e.message.msg_type.endswith("_reply")
+            )
+        return any(reply["type"] == "inspect_reply" for reply in found)
+
+    await eventually(other_has_come)
+    assert [(reply["type"], reply["status"]) for reply in found] == [
+        ("complete_reply", "ok"),
+        ("inspect_reply", "error"),
+    ]
+
+
+async def test_one_that_is_at_work_is_waited_for() -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    says(kernel, submit(kernel, "complete_request"), "busy")
+    header = submit(kernel, "inspect_request")
+    says(kernel, header, "busy")
+    says(kernel, header, "idle")
+    await first_reply(reader, "inspect_reply")
+    assert replies(kernel.traffic.clients.attach("client", reader.position), "complete_reply") == []
+
+
+# Executions
+
+
+async def answers_something_else(kernel: ScriptedKernel, number: int = 0) -> None:
+    """The main shell answers a later question of the server's."""
+    await eventually(lambda: len(kernel.probes) > number, interval=0.005)
+    kernel.hears(
+        make_message(
+            *("shell", "kernel_info_reply", {"status": "ok"}),
+            session="kernel",
+            parent=kernel.probes[number].header,
+        )
+    )
+
+
+async def test_an_execution_ends_when_it_is_clear_that_no_reply_will_come() -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    first, held = kernel.execution(kernel.send()), kernel.run()
+    kernel.is_busy(first)
+    kernel.says(first, "execute_input", code="1", execution_count=7)
+    kernel.is_idle(first)
+    assert not first.ended
+    await answers_something_else(kernel)
+    await eventually(lambda: first.ended)
+    assert (first.state, first.reason, first.execution_count) == ("lost", NO_REPLY, 7)
+    assert held.sent
+    (reply,) = replies(reader, "execute_reply")
+    assert reply == {"status": "aborted"}
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_an_error_that_was_published_is_known_without_the_reply(cancelled: bool) -> None:
+    kernel = ScriptedKernel()
+    execution, behind = kernel.run(), kernel.run()
+    kernel.is_busy(execution)
+    if cancelled:
+        await kernel.executions.cancel(execution)
+    kernel.says(execution, "execute_input", code="1", execution_count=7)
+    kernel.says(execution, "error", ename="KeyboardInterrupt", evalue="", traceback=[])
+    kernel.is_idle(execution)
+    await answers_something_else(kernel)
+    await eventually(lambda: execution.ended)
+    assert execution.state == ("cancelled" if cancelled else "error")
+    assert execution.execution_count == 7
+    assert behind.state == ("queued" if cancelled else "aborted")
+
+
+async def test_a_reply_that_comes_first_is_what_counts() -> None:
+    kernel = ScriptedKernel()
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.is_idle(execution)
+    await eventually(lambda: kernel.probes)
+    kernel.replies(execution)
+    assert execution.state == "ok"
+    await answers_something_else(kernel)
+    await eventually(lambda: not _looking("overdue"))
+    assert execution.state == "ok"
+
+
+async def test_a_kernel_that_answers_nothing_may_still_reply() -> None:
+    kernel = ScriptedKernel()
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.is_idle(execution)
+    await eventually(lambda: kernel.probes and not _looking("overdue"))
+    assert not execution.ended
+    kernel.replies(execution)
+    assert execution.state == "ok"
+
+
+def _looking(name: str) -> bool:
+    return any(task.get_name() == name for task in asyncio.all_tasks())
+
+
+# Subshells
+
+
+def asked(kernel: ScriptedKernel) -> list[bytes]:
+    """The headers of the questions which subshells there are."""
+    return [
+        sent.header
+        for sent in kernel._sockets.sent
+        if sent.message.header.msg_type == "list_subshell_request"
+    ]
+
+
+async def answer(kernel: ScriptedKernel, content: dict[str, Any], number: int = 0) -> None:
+    await eventually(lambda: len(asked(kernel)) > number)
+    kernel.hears(
+        make_message(
+            *("control", "list_subshell_reply", content),
+            session="kernel",
+            parent=asked(kernel)[number],
+        )
+    )
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_an_execution_in_a_subshell_that_is_gone_ends(cancelled: bool) -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    submit(kernel, "execute_request", subshell="gone")
+    execution = kernel.execution("execute_request gone")
+    if cancelled:
+        await kernel.executions.cancel(execution, kill_after=0.1)
+    await answer(kernel, {"status": "ok", "subshell_id": ["another"]})
+    await eventually(lambda: execution.ended)
+    assert execution.state == ("cancelled" if cancelled else "lost")
+    assert execution.reason == "The kernel has no subshell 'gone'"
+    (reply,) = replies(reader, "execute_reply")
+    assert (reply["ename"], reply["evalue"]) == ("NoSubshell", execution.reason)
+    assert kernel.kills == 0
+
+
+async def test_one_in_a_subshell_that_is_there_waits_for_its_turn() -> None:
+    kernel = ScriptedKernel()
+    submit(kernel, "execute_request", subshell="there")
+    execution = kernel.execution("execute_request there")
+    await answer(kernel, {"status": "ok", "subshell_id": ["there"]})
+    await answer(kernel, {"status": "ok", "subshell_id": []}, 1)
+    await eventually(lambda: execution.ended)  # it was deleted before it began
+
+
+@pytest.mark.parametrize("content", [{"status": "error"}, {}, {"subshell_id": 7}])
+async def test_a_kernel_that_tells_of_no_subshells_may_run_it(content: dict[str, Any]) -> None:
+    kernel = ScriptedKernel()
+    header = submit(kernel, "execute_request", subshell="x")
+    execution = kernel.execution("execute_request x")
+    await answer(kernel, content)
+    await answer(kernel, content, 1)
+    assert not execution.ended
+    says(kernel, header, "busy")
+    assert execution.running
+    await asyncio.sleep(0)
+
+
+async def test_nothing_is_left_of_a_process_that_is_gone() -> None:
+    kernel = ScriptedKernel()
+    header = submit(kernel, "complete_request")
+    says(kernel, header, "idle")
+    submit(kernel, "execute_request", subshell="x")
+    execution = kernel.run()
+    kernel.is_busy(execution)
+    kernel.is_idle(execution)
+    assert _looking("overdue")
+    await kernel.be_buried()
+    await eventually(lambda: not _looking("subshells") and not _looking("overdue"))

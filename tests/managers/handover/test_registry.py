@@ -1,0 +1,169 @@
+"""The registry's file: what is in it comes back; one of no use is told of and kept aside."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from app.kernels_cli import kernels_command
+from app.managers.handover.registry import Registry, check_registry
+from app.managers.handover.store import (
+    _MIGRATIONS,
+    ExecutionRecord,
+    KernelRecord,
+    OtherSchema,
+    SQLiteRegistry,
+    UnusableRegistry,
+    open_registry,
+)
+from app.managers.state import Restarts
+
+
+def record(kernel_id: str, **changes: object) -> KernelRecord:
+    fields: dict[str, object] = {
+        "id": kernel_id,
+        "name": "python3",
+        "spec": {"argv": ["python"], "metadata": {}},
+        "connection": {"transport": "ipc", "key": "secret"},
+        "connection_file": "/state/runtime/kernel.json",
+        "provisioner": {"pid": 7, "start_time": "boot/1"},
+        "argv": ["python"],
+        "cwd": "/work",
+        "env": {"PATH": "/bin"},
+        "pid": 7,
+        "start_time": "boot/1",
+        "created": 1.5,
+        "last_activity": 2.5,
+        "generation": 1,
+        "execution_state": "idle",
+        "reason": "",
+        "exclusive": True,
+        "external": False,
+        **changes,
+    }
+    return KernelRecord(**fields)  # type: ignore[arg-type]
+
+
+def test_what_is_stored_comes_back(tmp_path: Path) -> None:
+    store, aside = open_registry(tmp_path)
+    restarts = Restarts(3, "2026-11-22T14:49:48.797413Z", "exited with code 3")
+    later, first = record("b", created=9.0, pid=None, restarts=restarts), record("a")
+    store.save(later)
+    store.save(first)
+    store.touch([("a", 7.5, "busy"), ("gone", 1.0, "idle")])
+    store.save_executions([ExecutionRecord("a", e, n, b"x") for n, e in enumerate("pqr")], [])
+    store.save_executions([ExecutionRecord("a", "p", 9, b"y")], [("a", "q")])
+    store.close()
+    again, _ = open_registry(tmp_path)
+    assert not aside
+    assert again.load() == [record("a", last_activity=7.5, execution_state="busy"), later]
+    assert again.load_executions("a") == [
+        ExecutionRecord("a", "r", 2, b"x"),
+        ExecutionRecord("a", "p", 9, b"y"),
+    ]
+    again.delete("a")
+    assert [kept.id for kept in again.load()] == ["b"]
+    assert not again.load_executions("a")
+    assert stat.S_IMODE((tmp_path / "registry.sqlite").stat().st_mode) == 0o600
+    again.close()
+
+
+def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    kept = record("a")
+    with sqlite3.connect(tmp_path / "registry.sqlite") as connection:
+        for statement in _MIGRATIONS[0]:
+            connection.execute(statement)
+        row = {"owner": "", "limits": "{}", "exclusive": 1}
+        added = {"reason", "external", "exclusive", "restarts"}
+        for name in set(KernelRecord.__struct_fields__) - added:
+            value = getattr(kept, name)
+            row[name] = json.dumps(value) if isinstance(value, dict | list) else value
+        marks = ", ".join("?" * len(row))
+        query = f"INSERT INTO kernel ({', '.join(row)}) VALUES ({marks})"
+        connection.execute(query, [*row.values()])
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with pytest.raises(OtherSchema):  # by who only looks at it
+        SQLiteRegistry(tmp_path / "registry.sqlite", migrate=False)
+    store, aside = open_registry(tmp_path)
+    assert not aside
+    assert store.load() == [kept]
+    store.close()
+
+
+@pytest.mark.parametrize("fault", ["garbage", "half", "newer", "row"])
+def test_a_file_of_no_use_is_kept_aside(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "registry.sqlite"
+    store = SQLiteRegistry(path)
+    store.save(record("a", env={"X": "y" * 20000}))
+    store.close()
+    if fault == "garbage":
+        path.write_bytes(b"no database at all " * 100)
+    elif fault == "half":
+        path.write_bytes(path.read_bytes()[:8192])
+    else:
+        with sqlite3.connect(path) as connection:
+            wrong = {"newer": "PRAGMA user_version = 99", "row": "UPDATE kernel SET env = '{'"}
+            connection.execute(wrong[fault])
+        connection.close()
+    before = path.read_bytes()
+    again, aside = open_registry(tmp_path)
+    assert not again.load()
+    assert "kept as" in aside
+    assert "newer" in aside if fault == "newer" else "damaged" in aside
+    assert len(aside.splitlines()) == 1
+    kept = tmp_path / aside.partition("kept as ")[2].partition(". ")[0]
+    assert fault == "row" or kept.read_bytes() == before
+    again.close()
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_the_command_leaves_a_file_of_another_version_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int
+) -> None:
+    path = tmp_path / "registry.sqlite"
+    SQLiteRegistry(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as exited:
+        kernels_command(["list", "--state-dir", str(tmp_path)])
+    assert exited.value.code == 1
+    assert "written by another version" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_is_put_aside(tmp_path: Path) -> None:
+    store = SQLiteRegistry(tmp_path / "registry.sqlite")
+    store.save(record("a"))
+    connection = store._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.save(record("b", env={"X": "y" * 100_000}))
+    assert [kept.id for kept in store.load()] == ["a"]
+    store.close()
+    path = tmp_path / "registry.sqlite"
+    path.unlink()
+    path.mkdir()  # nothing can be opened there
+    with pytest.raises(UnusableRegistry, match="cannot be used"):
+        open_registry(tmp_path)
+    assert path.is_dir()
+
+
+async def test_one_server_at_a_time_has_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    with pytest.raises(UnusableRegistry, match="in use by another server"):
+        check_registry(tmp_path)
+    registry.note("k", "e", lambda: ExecutionRecord("k", "e", 1, b"x"))
+    registry.touch("k", 1.0, "busy")
+    await registry.close()
+    check_registry(tmp_path)
+    again = Registry(tmp_path)
+    assert await again.executions("k") == [ExecutionRecord("k", "e", 1, b"x")]
+    await again.close()

@@ -1,0 +1,259 @@
+"""Supervision and launches that fail: no process is left that nobody lists."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFailed
+from app.managers.handover.handover import RegisteredHandover
+from app.managers.handover.registry import Registry
+from app.managers.kernels.kernel import Kernel
+from app.managers.kernels.launches import Launches
+from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.messages.traffic import Traffic
+from app.managers.processes.process import KernelProcess
+from app.managers.telemetry.counters import Counters
+from app.managers.telemetry.events import Events
+from app.protocol.messages import ClientMessage, Header
+from app.settings import Settings
+from tests.support.home import Home
+from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
+from tests.support.processes import eventually, is_alive
+
+OnShutdown = Literal["keep", "stop"]
+
+
+@pytest.fixture
+def state_dir(home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
+    monkeypatch.setenv("JUPYTER_PATH", str(home.jupyter_path))
+    home.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home.state_dir
+
+
+@asynccontextmanager
+async def kernels(
+    state_dir: Path, on_shutdown: OnShutdown = "keep", **options: Any
+) -> AsyncIterator[MultiKernelManager]:
+    """A manager in this process; what it keeps is ended at the end."""
+    settings = Settings(
+        _cli_parse_args=False,
+        state_dir=state_dir,
+        root_dir=state_dir.parent,
+        default_kernel_name="fake",
+        on_shutdown=on_shutdown,
+        orphan_timeout=5,
+        **options,
+    )
+    registry = Registry(state_dir) if on_shutdown == "keep" else None
+    manager = MultiKernelManager(settings, Events(), Counters(), None, registry)
+    await manager.adopt_kernels()
+    try:
+        yield manager
+    finally:
+        for kernel in manager:
+            await kernel.stop(now=True)
+        await manager.close()
+        if registry is not None:
+            await registry.close()
+
+
+async def is_up(kernel: Kernel) -> None:
+    async with asyncio.timeout(30):
+        assert await asyncio.shield(kernel.came_up)
+
+
+def pid_of(kernel: Kernel) -> int:
+    assert kernel.pid is not None
+    return kernel.pid
+
+
+def fails(*_: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
+async def test_a_kernel_whose_supervision_fails_is_dead_and_has_no_process(
+    state_dir: Path, on_shutdown: OnShutdown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir, on_shutdown) as manager:
+        other = await manager.start_kernel()
+        await is_up(other)
+        kernel = await manager.start_kernel()
+        pid = pid_of(kernel)
+        monkeypatch.setattr(kernel.reports, "ready", fails)
+        await eventually(lambda: kernel.state.word == "dead", 30)
+        assert "failed to supervise" in kernel.state.reason
+        assert not is_alive(pid)
+        assert other.state.word == "idle"
+        await kernel.stop()
+        assert kernel.id not in manager
+
+
+async def test_one_whose_process_could_not_be_ended_either_is_listed_until_it_is(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kill(_: KernelProcess) -> str:
+        return "the keeper does not answer"
+
+    async with kernels(state_dir, shutdown_wait_time=0.2) as manager:
+        kernel = await manager.start_kernel("fake-stubborn")
+        pid = pid_of(kernel)
+        monkeypatch.setattr(kernel.reports, "ready", fails)
+        with monkeypatch.context() as patch:
+            patch.setattr(KernelProcess, "kill", kill)
+            await eventually(lambda: kernel.state.word == "unknown", 30)
+            assert "the keeper does not answer" in kernel.state.reason
+            with pytest.raises(KernelNotStopped):
+                await kernel.stop()
+            assert kernel.id in manager
+            assert kernel.counts
+            assert is_alive(pid)
+        await kernel.stop()
+        assert kernel.id not in manager
+        assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
+async def test_a_start_that_fails_behind_the_launch_leaves_no_process(
+    state_dir: Path, on_shutdown: OnShutdown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+
+    def channels(*_: Any, **__: Any) -> Any:
+        (kernel,) = manager
+        pids.append(pid_of(kernel))
+        raise OSError(24, "Too many open files")
+
+    async with kernels(state_dir, on_shutdown) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(Traffic, "connect", channels)
+            with pytest.raises(KernelStartFailed, match="Too many open files"):
+                await manager.start_kernel()
+        assert len(manager) == 0
+        assert not is_alive(pids[0])
+        await is_up(await manager.start_kernel())
+
+
+async def test_a_restart_that_fails_behind_the_launch_leaves_the_kernel_dead(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        with monkeypatch.context() as patch:
+            patch.setattr(Traffic, "connect", fails)
+            with pytest.raises(KernelStartFailed, match="No space left"):
+                await manager.restart_kernel(kernel.id)
+        assert kernel.state.word == "dead"
+        kept = await manager.keeper.kept()
+        assert [one for one in kept.values() if one.exit_code is None] == []
+        await manager.restart_kernel(kernel.id)
+        await is_up(kernel)
+
+
+async def test_a_warm_kernel_that_cannot_be_registered_is_nobodys_and_ends(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def keep(_: Kernel) -> None:
+        fails()
+
+    async with kernels(state_dir, warm_kernels={"fake": 1}) as manager:
+        await eventually(lambda: manager.warm.parked == {"fake": 1}, 30)
+        (parked,) = manager.warm._pools["fake"].parked
+        pid = pid_of(parked)
+        with monkeypatch.context() as patch:
+            patch.setattr(Kernel, "keep", keep)
+            with pytest.raises((KernelkeepError, OSError)):
+                await manager.start_kernel()
+        assert len(manager) == 0
+        assert not is_alive(pid)
+
+
+async def test_a_warm_kernel_that_cannot_be_ended_is_ended_later(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kill(_: KernelProcess) -> str:
+        return "the keeper does not answer"
+
+    monkeypatch.setattr("app.managers.kernels.warm.STOP_AGAIN_SECONDS", 0.1)
+    async with kernels(state_dir, warm_kernels={"fake": 1}) as manager:
+        await eventually(lambda: manager.warm.parked == {"fake": 1}, 30)
+        (parked,) = manager.warm._pools["fake"].parked
+        pid = pid_of(parked)
+        manager.warm._pools["fake"].remove(parked)
+        with monkeypatch.context() as patch:
+            patch.setattr(KernelProcess, "kill", kill)
+            manager.warm._stop(parked)
+            await eventually(lambda: "could not be ended" in parked.state.reason)
+            assert is_alive(pid)
+        await eventually(lambda: not is_alive(pid))
+
+
+async def test_nothing_of_a_kernel_that_is_gone_is_written_or_remembered(state_dir: Path) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        handover = manager._handover
+        assert isinstance(handover, RegisteredHandover)
+        await eventually(lambda: kernel.id in handover._changes)
+        await kernel.stop()
+        header = {"msg_id": "late", "msg_type": "execute_request", "session": "s"}
+        parts = [json.dumps(part).encode() for part in (header, {}, {}, {"code": "1"})]
+        late = ClientMessage("shell", Header("late", "execute_request", "s"), parts)
+        kernel.traffic.submit(late, "s")
+        await handover._registry.flush()
+        with sqlite3.connect(state_dir / "registry.sqlite") as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM execution").fetchone()
+        connection.close()
+        assert rows == 0
+        await eventually(lambda: kernel.id not in handover._changes)
+
+
+async def test_a_state_directory_that_cannot_be_written_ends_no_kernel(state_dir: Path) -> None:
+    async with kernels(state_dir, shutdown_wait_time=0.5) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        os.rename(state_dir / "output", state_dir / "gone")
+        (state_dir / "output").touch()  # neither can it be made again
+        assert kernel.state.word == "idle"
+        with pytest.raises(KernelkeepError):
+            await manager.start_kernel()
+        assert [*manager] == [kernel]
+        await kernel.stop()
+        assert len(manager) == 0
+        os.remove(state_dir / "output")
+        os.rename(state_dir / "gone", state_dir / "output")
+        await is_up(await manager.start_kernel())
+
+
+@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
+async def test_a_relaunch_that_waits_for_its_directory_can_be_cut_short(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, on_shutdown: OnShutdown
+) -> None:
+    waits = asyncio.Event()
+
+    async def directory(_: Launches) -> Path:
+        waits.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async with kernels(state_dir, on_shutdown) as manager:
+        kernel = await manager.start_kernel("fake")
+        await is_up(kernel)
+        with monkeypatch.context() as patch:
+            patch.setattr(Launches, "_directory_now", directory)
+            os.kill(pid_of(kernel), signal.SIGKILL)
+            await asyncio.wait_for(waits.wait(), 30)
+            await asyncio.wait_for(manager.shutdown_kernel(kernel.id), 60)
+        assert [*manager] == []

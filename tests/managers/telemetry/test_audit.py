@@ -1,0 +1,216 @@
+"""The audit log: who had which kernel do what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.api.identity import User
+from app.callers import Caller, begin_call
+from app.managers.telemetry.audit import MAX_WAITING, AuditLog
+from app.managers.telemetry.counters import Counters
+from tests.conftest import MakeServer
+from tests.support.executions import Executions
+from tests.support.home import Home
+from tests.support.metrics import scrape
+from tests.support.processes import eventually
+from tests.support.running import kernels_of
+
+Record = dict[str, Any]
+
+
+def records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def test_what_is_done_over_http_and_websockets_is_told(
+    make_server: MakeServer, home: Home
+) -> None:
+    path = home.path / "audit.jsonl"
+    path.touch(mode=0o644)
+    cull = ("--cull-idle-timeout", "1", "--cull-interval", "0.2")
+
+    def of(kernel_id: str) -> list[Record]:
+        return [found for found in records(path) if found["kernel_id"] == kernel_id]
+
+    def done(kernel_id: str) -> list[str]:
+        return [found["action"] for found in of(kernel_id)]
+
+    server = make_server("--audit-log", str(path), *cull, home=home)
+    async with kernels_of(server) as start:
+        kernel = await start("fake")
+        channels, rest = kernel.channels, start.rest
+        executions = Executions(rest, kernel.id)
+        rest.http.headers["X-Request-Id"] = "the-tester"
+        posted = (await executions.run("print secret-a"))["id"]
+        sent = (await channels.execute("print secret-b", user_expressions={"a": "1"})).msg_id
+        sleeping = await executions.begin("sleep 60")
+        await executions.until(sleeping, "started")
+        await executions.cancel(sleeping)
+        await rest.restart(kernel.id)
+        await kernel.becomes("idle")
+        await channels.execute("die 3")
+        culled = (await rest.start_kernel("fake"))["id"]
+        await eventually(lambda: "culled" in done(culled), timeout=30)
+        refused = await rest.http.post("/api/kernels", json={"name": "fake-missing"})
+        assert refused.status_code == 500
+        await eventually(lambda: "died" in done(kernel.id))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    # The interrupt may come twice: a kernel ignores one that comes too early.
+    told = [found for found in of(kernel.id) if found["action"] != "interrupt"]
+    assert "interrupt" in done(kernel.id)
+    assert [found["action"] for found in told[:6]] == [
+        "start",
+        "execute",
+        "execute",
+        "execute",
+        "cancel",
+        "restart",
+    ]
+    by = {"user": "anonymous", "client": "127.0.0.1", "request_id": "the-tester"}
+    assert told[1] == {
+        "time": told[1]["time"],
+        "action": "execute",
+        "kernel_id": kernel.id,
+        "kernel_name": "fake",
+        "execution_id": posted,
+        "session": told[1]["session"],
+        "code_sha256": sha256("print secret-a"),
+        **by,
+    }
+    assert told[2]["execution_id"] == sent
+    assert told[2]["session"] == channels.session
+    assert told[2]["code_sha256"] == sha256("print secret-b")
+    assert told[2]["user_expressions"] == 1
+    assert told[2]["client"] == "127.0.0.1"
+    assert told[4]["execution_id"] == sleeping
+    assert by.items() <= told[5].items()
+    died = next(found for found in told if found["action"] == "died")
+    assert died["exit_code"] == 3
+    assert "client" not in died
+    failed = next(found for found in records(path) if found.get("error"))
+    assert (failed["action"], failed["error"]) == ("start", "kernel_start_failed")
+    assert "secret" not in path.read_text()
+
+
+async def test_what_was_not_done_is_told_as_refused_and_answers_by_their_hash(
+    make_server: MakeServer, home: Home
+) -> None:
+    path = home.path / "audit.jsonl"
+    types = "kernel_info_request,execute_request,input_reply"
+    server = make_server("--audit-log", str(path), "--allowed-message-types", types, home=home)
+    async with kernels_of(server) as start:
+        kernel = await start("fake")
+        channels = kernel.channels
+        executions = Executions(start.rest, kernel.id)
+        ignored = await channels.send("execute_request", {"code": "print a"}, "iopub")
+        await channels.send("shutdown_request", {"restart": False}, "control")
+        answers = ["secret-a"]
+        assert (await channels.execute("input who", answers=answers)).text == "secret-a\n"
+        asking = await executions.begin("input who", allow_stdin=True)
+        await executions.until(asking, "input_request")
+        answer = f"{executions.path}/{asking}/input"
+        await start.rest.http.post(answer, json={"value": "secret-b"})
+        await executions.ended(asking)
+        late = await start.rest.http.post(answer, json={"value": "secret-c"})
+        assert late.status_code == 409
+        await executions.cancel(asking)  # it has ended
+        await eventually(lambda: "cancel" in path.read_text())
+    told = [found for found in records(path) if found["action"] in ("input", "refused")]
+    assert [(found["action"], found.get("asked")) for found in told] == [
+        ("refused", "execute"),
+        ("refused", "shutdown"),
+        ("input", None),
+        ("input", None),
+        ("refused", "input"),
+        ("refused", "cancel"),
+    ]
+    assert told[0]["code_sha256"] == sha256("print a")
+    assert ignored not in path.read_text()
+    for found, value in zip(told[2:5], ("secret-a", "secret-b", "secret-c"), strict=True):
+        assert (found["value_bytes"], found["value_sha256"]) == (len(value), sha256(value))
+        assert found["user"] == "anonymous"
+    assert "secret" not in path.read_text()
+
+
+async def test_a_full_disk_fails_no_request_and_is_told_once(make_server: MakeServer) -> None:
+    server = make_server("--audit-log", "/dev/full")
+    async with kernels_of(server) as start:
+        kernel = await start("fake")
+        for _ in range(3):
+            assert (await kernel.channels.execute("print a")).text == "a\n"
+
+        async def lost() -> bool:
+            return (await scrape(start.rest))("kernelkeep_audit_records_lost_total") >= 3
+
+        await eventually(lost)
+    server.stop()
+    assert server.output().count("the audit log cannot be written") == 1
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit" / "log"
+
+
+async def test_it_goes_on_when_it_can_be_written_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counters = Counters()
+    caplog.set_level(logging.WARNING)
+    audit = AuditLog(path, counters, lambda: User().identity.username)
+    audit.note("lost")
+    await eventually(lambda: counters.audit_lost == 1)
+    path.parent.mkdir()
+    audit.note("first")
+    await eventually(path.exists)
+    await eventually(lambda: bool(records(path)))
+    os.rename(path, path.with_suffix(".1"))  # as logrotate does
+    audit.note("second")
+    await audit.close()
+    assert [found["action"] for found in records(path)] == ["second"]
+    assert [found["action"] for found in records(path.with_suffix(".1"))] == ["first"]
+    lines = [entry.getMessage() for entry in caplog.records]
+    assert lines == [
+        "the audit log cannot be written, what happens now is lost: No such file or directory",
+        "the audit log is written again",
+    ]
+
+
+async def test_what_waits_is_bounded_and_written_at_the_end(path: Path) -> None:
+    path.parent.mkdir()
+    counters = Counters()
+    audit = AuditLog(path, counters, lambda: User().identity.username)
+    begin_call(Caller("id", "192.0.2.1"))
+    asked = MAX_WAITING * 3
+    for number in range(asked):
+        audit.note("execute", b'{"code": "print a"}', number=number)
+    await audit.close()
+    found = records(path)
+    assert len(found) + counters.audit_lost == asked
+    assert len(found) >= MAX_WAITING
+    numbers = [record["number"] for record in found]
+    assert numbers == sorted(numbers)
+    assert found[0]["code_sha256"] == sha256("print a")
+    assert found[0]["client"] == "192.0.2.1"
+
+
+@pytest.mark.parametrize("content", [b"[", b"[]", b'{"code": 1}', b'{"user_expressions": 3}'])
+async def test_what_is_no_request_has_no_hash(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    audit = AuditLog(path, Counters(), lambda: User().identity.username)
+    audit.note("execute", content)
+    await audit.close()
+    (found,) = records(path)
+    assert found["code_sha256"] is None

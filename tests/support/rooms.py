@@ -1,0 +1,167 @@
+"""The rooms of `app/`: which there are, which may import which, and figures of each.
+
+``python -m tests.support.rooms [DIRECTORY]`` prints the figures of a clone, this one by default.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = ["ROOMS", "Import", "Module", "imports", "modules", "room_of"]
+
+REPOSITORY: Final = Path(__file__).parents[2]
+
+ROOMS: Final = (
+    "app.protocol",
+    "app.leaves",
+    "app.keeper",
+    "app.managers",
+    "app.managers.telemetry",
+    "app.managers.log",
+    "app.managers.executions",
+    "app.managers.messages",
+    "app.managers.processes.keeper",
+    "app.managers.processes.forking",
+    "app.managers.processes",
+    "app.managers.handover",
+    "app.managers.kernels",
+    "app.managers.sessions",
+    "app.managers.files",
+    "app.ws",
+    "app.api",
+    "app",
+)
+"""From the lowest to the highest: a module imports modules of its own room and of lower ones."""
+
+LEAVES: Final = frozenset({"app"}) | frozenset(
+    f"app.{name}"
+    for name in (
+        *("callers", "config_file", "imports", "machine", "option_types", "options"),
+        *("origins", "plugins", "settings", "uvicorn_internals"),
+    )
+)
+"""The package itself, and modules of the top level that import nothing of the rooms above."""
+
+FILE_LINES: Final = 500
+FUNCTION_LINES: Final = 60
+"""What no file and no function is to exceed."""
+
+
+class Module(NamedTuple):
+    """One module: its dotted name, its file and its source."""
+
+    name: str
+    path: Path
+    source: str
+
+
+class Import(NamedTuple):
+    """That one module imports another."""
+
+    importer: str
+    imported: str
+
+
+def modules(root: Path = REPOSITORY) -> dict[str, Module]:
+    """Every module below ``app/`` of a clone, by its name."""
+    found = {}
+    for path in sorted((root / "app").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Module(name, path, path.read_text())
+    return found
+
+
+def room_of(name: str) -> str:
+    """The room of a module."""
+    if name in LEAVES:
+        return "app.leaves"
+    fitting = [room for room in ROOMS if name == room or name.startswith(f"{room}.")]
+    return max(fitting, key=len)
+
+
+def imports(known: dict[str, Module]) -> Iterator[Import]:
+    """What each module imports of ``app``, those for type checkers only among them."""
+    for module in known.values():
+        for node in ast.walk(ast.parse(module.source)):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.split(".")[0] == "app":
+                        yield Import(module.name, alias.name)
+            elif isinstance(node, ast.ImportFrom):
+                base = _base_of(module, node)
+                for alias in node.names:
+                    full = f"{base}.{alias.name}"
+                    if base.split(".")[0] == "app":
+                        yield Import(module.name, full if full in known else base)
+
+
+def _base_of(module: Module, node: ast.ImportFrom) -> str:
+    """The package or module that a ``from ... import`` names."""
+    if not node.level:
+        return node.module or ""
+    package = module.name.split(".")
+    if module.path.name != "__init__.py":
+        package.pop()
+    package = package[: len(package) - node.level + 1]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def _functions(module: Module) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(module.source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{module.name}.{node.name}", node.end_lineno - node.lineno + 1
+
+
+def _words(module: Module) -> tuple[int, int]:
+    """The number of comments, and of docstrings."""
+    tokens = tokenize.generate_tokens(io.StringIO(module.source).readline)
+    comments = sum(token.type == tokenize.COMMENT for token in tokens)
+    nodes = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    tree = ast.walk(ast.parse(module.source))
+    documented = [node for node in tree if isinstance(node, nodes) and ast.get_docstring(node)]
+    return comments, len(documented)
+
+
+def main() -> None:
+    """Print the figures."""
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY
+    known = modules(root)
+    rooms: dict[str, list[Module]] = {}
+    for module in known.values():
+        rooms.setdefault(room_of(module.name), []).append(module)
+    print(f"{'room':34} files  lines")
+    for room in ROOMS:
+        found = rooms.get(room, [])
+        lines = sum(module.source.count("\n") for module in found)
+        print(f"{room:34} {len(found):5} {lines:6}")
+    total = sum(module.source.count("\n") for module in known.values())
+    print(f"{'all':34} {len(known):5} {total:6}")
+    sizes = sorted(((module.source.count("\n"), name) for name, module in known.items()))
+    long = [f"{name} ({lines})" for lines, name in reversed(sizes) if lines > FILE_LINES]
+    print(f"longest file: {sizes[-1][1]}, {sizes[-1][0]} lines; over {FILE_LINES}:", *long)
+    functions = sorted(
+        (lines, name) for module in known.values() for name, lines in _functions(module)
+    )
+    long = [f"{name} ({lines})" for lines, name in reversed(functions) if lines > FUNCTION_LINES]
+    lines, name = functions[-1]
+    print(f"longest function: {name}, {lines} lines; over {FUNCTION_LINES}:", *long)
+    between = {(room_of(one.importer), room_of(one.imported)) for one in imports(known)}
+    between = {(high, low) for high, low in between if high != low}
+    upward = [one for one in between if ROOMS.index(one[0]) < ROOMS.index(one[1])]
+    print(f"imports between rooms: {len(between)} pairs, {len(upward)} upwards")
+    words = [_words(module) for module in known.values()]
+    comments, docstrings = (sum(column) for column in zip(*words, strict=True))
+    shares = 100 * comments / total, 100 * docstrings / total
+    print("per 100 lines: {:.1f} comments, {:.1f} docstrings".format(*shares))
+
+
+if __name__ == "__main__":
+    main()
