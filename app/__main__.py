@@ -1,6 +1,6 @@
 """``python -m app``, or ``python -m kernelkeep``, is the ``kernelkeep`` command."""
 
-from app.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

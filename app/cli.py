@@ -9,8 +9,8 @@ from typing import NoReturn, get_origin
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
-from app.settings import Settings, explain
-from app.tokens import make_token
+from .settings import Settings, explain
+from .tokens import make_token
 
 __all__ = ["main", "refuse"]
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the service. Exits with 0 after a clean stop, with 2 when it cannot start as asked."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["kernels"]:
-        from app.kernels_cli import kernels_command
+        from .kernels_cli import kernels_command
 
         kernels_command(arguments[1:])
     if twice := _given_twice(arguments):
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         settings = settings.model_copy(update={"token": SecretStr(make_token(settings))})
     listener = _listen(settings)
     # The rest takes a second to import; --help and a refusal need none of it.
-    from app.serving import CannotStart, serve
+    from .serving import CannotStart, serve
 
     try:
         serve(settings, listener, generated_token=generated)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, get_args
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsError
 
-from app.options import GROUPS
+from .options import GROUPS
 
 __all__ = ["CONFIG_FILE", "ConfigFile", "UnusableConfigFile"]
 

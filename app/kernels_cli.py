@@ -21,20 +21,20 @@ from typing import Final, NoReturn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from app.keeper.processes import has_ended, open_process, signal_group, start_time
-from app.keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
-from app.managers.errors import KeeperUnavailable
-from app.managers.handover.registry import Lock
-from app.managers.handover.store import (
+from .keeper.processes import has_ended, open_process, signal_group, start_time
+from .keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
+from .managers.errors import KeeperUnavailable
+from .managers.handover.registry import Lock
+from .managers.handover.store import (
     KernelRecord,
     OtherSchema,
     SQLiteRegistry,
     UnusableRegistry,
 )
-from app.managers.processes.keeper.link import KeeperLink
-from app.managers.processes.run_files import KEPT
-from app.managers.processes.transports import socket_files
-from app.settings import Settings, explain
+from .managers.processes.keeper.link import KeeperLink
+from .managers.processes.run_files import KEPT
+from .managers.processes.transports import socket_files
+from .settings import Settings, explain
 
 __all__ = ["kernels_command"]
 
@@ -272,7 +272,7 @@ def _adopt(state_dir: Path, file: Path) -> None:
 
 def _ask_server(state_dir: Path, asked: dict[str, str]) -> str:
     """Ask the server that has this state directory; the id of the kernel it was about."""
-    from app.operator import MAX_LINE, open_socket
+    from .operator import MAX_LINE, open_socket
 
     try:
         connection = open_socket(state_dir)

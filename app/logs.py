@@ -6,8 +6,8 @@ import logging
 import re
 from typing import Any, Final, Literal
 
-from app.callers import caller
-from app.log_formats import SUBJECTS, JSONFormatter, TextFormatter
+from .callers import caller
+from .log_formats import SUBJECTS, JSONFormatter, TextFormatter
 
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 

@@ -14,8 +14,8 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from app import __version__
-from app.api import (
+from . import __version__
+from .api import (
     contents,
     events,
     executions,
@@ -28,37 +28,37 @@ from app.api import (
     server,
     sessions,
 )
-from app.api.access import Access, AccessMiddleware, declared_access, requires
-from app.api.authorization import Authorization, Authorizer, load_authorizer
-from app.api.docs import docs_router
-from app.api.errors import add_error_handlers
-from app.api.etags import ETagMiddleware
-from app.api.idempotency import IdempotencyKeys
-from app.api.identity import User
-from app.api.metrics import metrics_router
-from app.api.openapi import complete
-from app.api.prefix import PathMiddleware
-from app.api.prometheus import Metrics
-from app.api.readiness import Readiness
-from app.api.request_ids import RequestIdMiddleware
-from app.api.timing import TimingMiddleware
-from app.cli import refuse
-from app.logs import SHORT, hide_tokens
-from app.managers.errors import NotFound
-from app.managers.files.service import ContentsService
-from app.managers.handover.registry import Registry, check_registry
-from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.processes.keeper.client import check_state_dir
-from app.managers.sessions.sessions import SessionManager
-from app.managers.sessions.store import SessionStore, check_database
-from app.managers.telemetry.audit import AuditLog, check_audit_log
-from app.managers.telemetry.counters import Counters
-from app.managers.telemetry.events import Events, read_schemas
-from app.settings import Settings, explain
-from app.signals import at_stop_signals
-from app.tokens import TOKEN_VARIABLE, make_token, wipe_variable
-from app.ws.channels import channels_endpoint
-from app.ws.events import subscribe
+from .api.access import Access, AccessMiddleware, declared_access, requires
+from .api.authorization import Authorization, Authorizer, load_authorizer
+from .api.docs import docs_router
+from .api.errors import add_error_handlers
+from .api.etags import ETagMiddleware
+from .api.idempotency import IdempotencyKeys
+from .api.identity import User
+from .api.metrics import metrics_router
+from .api.openapi import complete
+from .api.prefix import PathMiddleware
+from .api.prometheus import Metrics
+from .api.readiness import Readiness
+from .api.request_ids import RequestIdMiddleware
+from .api.timing import TimingMiddleware
+from .cli import refuse
+from .logs import SHORT, hide_tokens
+from .managers.errors import NotFound
+from .managers.files.service import ContentsService
+from .managers.handover.registry import Registry, check_registry
+from .managers.kernels.multikernel import MultiKernelManager
+from .managers.processes.keeper.client import check_state_dir
+from .managers.sessions.sessions import SessionManager
+from .managers.sessions.store import SessionStore, check_database
+from .managers.telemetry.audit import AuditLog, check_audit_log
+from .managers.telemetry.counters import Counters
+from .managers.telemetry.events import Events, read_schemas
+from .settings import Settings, explain
+from .signals import at_stop_signals
+from .tokens import TOKEN_VARIABLE, make_token, wipe_variable
+from .ws.channels import channels_endpoint
+from .ws.events import subscribe
 
 __all__ = ["create_app"]
 

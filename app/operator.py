@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from app.keeper.protocol import is_own_peer
-from app.managers.errors import KernelkeepError
-from app.managers.kernels.multikernel import MultiKernelManager
+from .keeper.protocol import is_own_peer
+from .managers.errors import KernelkeepError
+from .managers.kernels.multikernel import MultiKernelManager
 
 __all__ = ["MAX_LINE", "SOCKET", "OperatorSocket", "open_socket"]
 

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
-from app.machine import machine_memory
-from app.option_types import AbsolutePath, AbsolutePathOrNone, Counts, Networks, Paths, Words
-from app.protocol.messages import UNTRACKED_MESSAGE_TYPES
-from app.protocol.v1 import SUBPROTOCOL
+from .machine import machine_memory
+from .option_types import AbsolutePath, AbsolutePathOrNone, Counts, Networks, Paths, Words
+from .protocol.messages import UNTRACKED_MESSAGE_TYPES
+from .protocol.v1 import SUBPROTOCOL
 
 __all__ = [
     "FORK_AUTOMATICALLY",

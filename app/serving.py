@@ -19,20 +19,20 @@ from urllib.parse import quote
 import uvicorn
 from jupyter_client.kernelspec import KernelSpec
 
-from app.api.uvicorn_protocol import Connections, KernelkeepHTTPProtocol
-from app.keeper.protocol import TooOpen
-from app.log_formats import JSONFormatter
-from app.logs import logging_config
-from app.main import create_app
-from app.managers.handover.store import UnusableRegistry
-from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.processes.specs import every_spec, kernel_spec_manager
-from app.managers.sessions.store import UnusableDatabase
-from app.operator import OperatorSocket
-from app.plugins import CannotLoad
-from app.settings import Settings
-from app.uvicorn_internals import Server
-from app.ws.uvicorn_protocol import KernelkeepWebSocketProtocol
+from .api.uvicorn_protocol import Connections, KernelkeepHTTPProtocol
+from .keeper.protocol import TooOpen
+from .log_formats import JSONFormatter
+from .logs import logging_config
+from .main import create_app
+from .managers.handover.store import UnusableRegistry
+from .managers.kernels.multikernel import MultiKernelManager
+from .managers.processes.specs import every_spec, kernel_spec_manager
+from .managers.sessions.store import UnusableDatabase
+from .operator import OperatorSocket
+from .plugins import CannotLoad
+from .settings import Settings
+from .uvicorn_internals import Server
+from .ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
 try:
     import resource

@@ -21,9 +21,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from app.config_file import CONFIG_FILE, ConfigFile, UnusableConfigFile
-from app.machine import network_file_system
-from app.options import (
+from .config_file import CONFIG_FILE, ConfigFile, UnusableConfigFile
+from .machine import network_file_system
+from .options import (
     FORK_AUTOMATICALLY,
     FORK_NONE,
     Access,

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from app.settings import Settings
+from .settings import Settings
 
 __all__ = ["TOKEN_VARIABLE", "make_token", "wipe_variable"]
 

@@ -23,11 +23,11 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import STANDARD_HEADERS, error_response
-from app.api.prometheus import Metrics
-from app.api.wrong_tokens import WrongTokens
-from app.origins import is_loopback, origin_of, parse_authority, parse_origin
-from app.settings import Settings
+from ..origins import is_loopback, origin_of, parse_authority, parse_origin
+from ..settings import Settings
+from .errors import STANDARD_HEADERS, error_response
+from .prometheus import Metrics
+from .wrong_tokens import WrongTokens
 
 __all__ = [
     "AUTHENTICATED",

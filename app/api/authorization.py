@@ -13,9 +13,9 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 
-from app.api.identity import Identity, User
-from app.managers.errors import AuthorizerFailed, NotAuthorized
-from app.plugins import CannotLoad, load_class
+from ..managers.errors import AuthorizerFailed, NotAuthorized
+from ..plugins import CannotLoad, load_class
+from .identity import Identity, User
 
 __all__ = ["AllowAll", "Authorization", "Authorizer", "load_authorizer"]
 

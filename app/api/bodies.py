@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, Final
 
-from app.managers.errors import InvalidJSON
+from ..managers.errors import InvalidJSON
 
 __all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "OFF_LOOP_BYTES", "check_nesting", "parse"]
 

@@ -12,11 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.api.access import requires
-from app.api.dependencies import read_body
-from app.api.models import CheckpointModel, ContentsModel
-from app.api.openapi import BODY, errors
-from app.managers.errors import (
+from ..managers.errors import (
     ContentsExist,
     ContentsForbidden,
     ContentsNotFound,
@@ -28,8 +24,12 @@ from app.managers.errors import (
     NoSpace,
     VersionMismatch,
 )
-from app.managers.files.contents import Found, Precondition, Save
-from app.managers.files.service import ContentsService
+from ..managers.files.contents import Found, Precondition, Save
+from ..managers.files.service import ContentsService
+from .access import requires
+from .dependencies import read_body
+from .models import CheckpointModel, ContentsModel
+from .openapi import BODY, errors
 
 __all__ = ["ContentsDep", "PathDep", "router"]
 

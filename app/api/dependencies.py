@@ -17,16 +17,16 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.access import declared_access
-from app.api.authorization import Authorization
-from app.api.bodies import OFF_LOOP_BYTES, check_nesting, parse
-from app.api.idempotency import IdempotencyKeys
-from app.api.identity import User
-from app.managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
-from app.managers.kernels.kernel import Kernel
-from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.sessions.sessions import SessionManager
-from app.managers.telemetry.events import Events
+from ..managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
+from ..managers.kernels.kernel import Kernel
+from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.sessions.sessions import SessionManager
+from ..managers.telemetry.events import Events
+from .access import declared_access
+from .authorization import Authorization
+from .bodies import OFF_LOOP_BYTES, check_nesting, parse
+from .idempotency import IdempotencyKeys
+from .identity import User
 
 __all__ = [
     "AuthorizationDep",

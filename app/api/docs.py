@@ -13,8 +13,8 @@ import yaml
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from app.api.access import PUBLIC, requires
-from app.managers.errors import NotFound
+from ..managers.errors import NotFound
+from .access import PUBLIC, requires
 
 __all__ = ["docs_router"]
 

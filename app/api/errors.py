@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 
-from app.callers import caller
-from app.managers.errors import InvalidJSON, KernelkeepError
+from ..callers import caller
+from ..managers.errors import InvalidJSON, KernelkeepError
 
 __all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
 

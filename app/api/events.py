@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from app.api.access import requires
-from app.api.dependencies import EventsDep, SmallRoute
-from app.api.models import PostEvent
-from app.api.openapi import BODY, errors
-from app.managers.errors import EventSchemaReserved, InvalidEvent
+from ..managers.errors import EventSchemaReserved, InvalidEvent
+from .access import requires
+from .dependencies import EventsDep, SmallRoute
+from .models import PostEvent
+from .openapi import BODY, errors
 
 router = APIRouter(prefix="/api/events", tags=["events"], route_class=SmallRoute)
 

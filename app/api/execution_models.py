@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 
-from app.managers.executions.execution import StepName
-from app.options import MAX_EXECUTION_SECONDS
+from ..managers.executions.execution import StepName
+from ..options import MAX_EXECUTION_SECONDS
 
 __all__ = [
     "CancelExecution",

@@ -13,38 +13,8 @@ import msgspec
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from app.api.access import requires
-from app.api.awaiting import AwaitedResponse
-from app.api.dependencies import (
-    CodeRoute,
-    IdempotencyDep,
-    IdempotencyKeyDep,
-    IfGenerationDep,
-    KernelDep,
-    ManagerDep,
-    fingerprint,
-)
-from app.api.execution_models import (
-    CancelExecution,
-    ExecutionEventModel,
-    ExecutionModel,
-    ExecutionResultModel,
-    InputModel,
-    RunCode,
-)
-from app.api.openapi import BODY, FILE, errors, json_errors, links, stream_of
-from app.api.streams import (
-    NDJSON,
-    SSE,
-    AfterDep,
-    EventStream,
-    JSONLines,
-    LastEventIdDep,
-    resume_after,
-    wants,
-)
-from app.callers import caller
-from app.managers.errors import (
+from ..callers import caller
+from ..managers.errors import (
     AfterBeyondEnd,
     ExecutionNotFound,
     GenerationMismatch,
@@ -64,11 +34,41 @@ from app.managers.errors import (
     TooManyExecutions,
     WaitTooLong,
 )
-from app.managers.executions.events import follow
-from app.managers.executions.execution import Execution
-from app.managers.executions.queue import Code
-from app.managers.executions.results import OutputURL, info, output, result
-from app.managers.kernels.kernel import Kernel
+from ..managers.executions.events import follow
+from ..managers.executions.execution import Execution
+from ..managers.executions.queue import Code
+from ..managers.executions.results import OutputURL, info, output, result
+from ..managers.kernels.kernel import Kernel
+from .access import requires
+from .awaiting import AwaitedResponse
+from .dependencies import (
+    CodeRoute,
+    IdempotencyDep,
+    IdempotencyKeyDep,
+    IfGenerationDep,
+    KernelDep,
+    ManagerDep,
+    fingerprint,
+)
+from .execution_models import (
+    CancelExecution,
+    ExecutionEventModel,
+    ExecutionModel,
+    ExecutionResultModel,
+    InputModel,
+    RunCode,
+)
+from .openapi import BODY, FILE, errors, json_errors, links, stream_of
+from .streams import (
+    NDJSON,
+    SSE,
+    AfterDep,
+    EventStream,
+    JSONLines,
+    LastEventIdDep,
+    resume_after,
+    wants,
+)
 
 router = APIRouter(
     prefix="/api/kernels/{kernel_id}/executions", tags=["executions"], route_class=CodeRoute

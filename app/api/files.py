@@ -13,19 +13,19 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.access import requires
-from app.api.contents import ContentsDep, PathDep
-from app.api.errors import STANDARD_HEADERS
-from app.api.openapi import FILE, errors
-from app.managers.errors import (
+from ..managers.errors import (
     ContentsForbidden,
     ContentsNotFound,
     ContentsUnavailable,
     InvalidContents,
     RangeNotSatisfiable,
 )
-from app.managers.files.models import version_of
-from app.managers.files.service import ContentsService
+from ..managers.files.models import version_of
+from ..managers.files.service import ContentsService
+from .access import requires
+from .contents import ContentsDep, PathDep
+from .errors import STANDARD_HEADERS
+from .openapi import FILE, errors
 
 logger = logging.getLogger(__name__)
 

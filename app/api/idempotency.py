@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Final
 
-from app.managers.errors import IdempotencyConflict, InvalidIdempotencyKey
+from ..managers.errors import IdempotencyConflict, InvalidIdempotencyKey
 
 __all__ = ["KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys"]
 

@@ -8,23 +8,8 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Request, Response
 
-from app.api.access import requires
-from app.api.authorization import Authorization
-from app.api.dependencies import (
-    AuthorizationDep,
-    IdempotencyDep,
-    IdempotencyKeyDep,
-    JSONRoute,
-    KernelIdDep,
-    ManagerDep,
-    PolledRoute,
-    fingerprint,
-)
-from app.api.models import KernelModel, StartKernel
-from app.api.openapi import BODY, ERRORS, errors, links
-from app.api.traces import TraceDep
-from app.callers import caller
-from app.managers.errors import (
+from ..callers import caller
+from ..managers.errors import (
     MAX_NAME,
     EnvironmentNotAllowed,
     IdempotencyConflict,
@@ -45,8 +30,23 @@ from app.managers.errors import (
     TooManyKernels,
     TooManyStarts,
 )
-from app.managers.processes.environment import is_code, needs_execute
-from app.settings import Settings
+from ..managers.processes.environment import is_code, needs_execute
+from ..settings import Settings
+from .access import requires
+from .authorization import Authorization
+from .dependencies import (
+    AuthorizationDep,
+    IdempotencyDep,
+    IdempotencyKeyDep,
+    JSONRoute,
+    KernelIdDep,
+    ManagerDep,
+    PolledRoute,
+    fingerprint,
+)
+from .models import KernelModel, StartKernel
+from .openapi import BODY, ERRORS, errors, links
+from .traces import TraceDep
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
 

@@ -6,11 +6,11 @@ import msgspec
 from fastapi import APIRouter, Response
 from starlette.responses import FileResponse
 
-from app.api.access import requires
-from app.api.dependencies import ManagerDep
-from app.api.models import KernelSpecModel, KernelSpecs
-from app.api.openapi import ERRORS, FILE, errors
-from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from ..managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from .access import requires
+from .dependencies import ManagerDep
+from .models import KernelSpecModel, KernelSpecs
+from .openapi import ERRORS, FILE, errors
 
 router = APIRouter(tags=["kernelspecs"])
 

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from app.managers.executions.contents import raw_json
-from app.managers.executions.history import WholeReader
-from app.managers.executions.queue import Executions
-from app.managers.log.entries import Entry
-from app.managers.log.message_log import MessageLog
+from ..managers.executions.contents import raw_json
+from ..managers.executions.history import WholeReader
+from ..managers.executions.queue import Executions
+from ..managers.log.entries import Entry
+from ..managers.log.message_log import MessageLog
 
 __all__ = ["LogEvent", "Page", "follow_log", "page"]
 

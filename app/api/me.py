@@ -7,12 +7,12 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, Response
 
-from app.api.access import AUTHENTICATED, requires
-from app.api.dependencies import AuthorizationDep, SmallRoute, UserDep
-from app.api.identity import UPDATABLE_FIELDS
-from app.api.models import MeModel, UpdatedMe, UpdateMe
-from app.api.openapi import BODY, errors
-from app.managers.errors import FieldNotUpdatable, InvalidRequest
+from ..managers.errors import FieldNotUpdatable, InvalidRequest
+from .access import AUTHENTICATED, requires
+from .dependencies import AuthorizationDep, SmallRoute, UserDep
+from .identity import UPDATABLE_FIELDS
+from .models import MeModel, UpdatedMe, UpdateMe
+from .openapi import BODY, errors
 
 router = APIRouter(prefix="/api/me", tags=["user"], route_class=SmallRoute)
 

@@ -7,12 +7,13 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api.access import requires
-from app.api.dependencies import KernelDep, ManagerDep
-from app.api.execution_models import MessagesModel
-from app.api.log_pages import follow_log, page
-from app.api.openapi import errors, stream_of
-from app.api.streams import (
+from ..managers.errors import AfterBeyondEnd, InvalidRequest, KernelNotFound, StaleEpoch
+from .access import requires
+from .dependencies import KernelDep, ManagerDep
+from .execution_models import MessagesModel
+from .log_pages import follow_log, page
+from .openapi import errors, stream_of
+from .streams import (
     NDJSON,
     SSE,
     AfterDep,
@@ -22,7 +23,6 @@ from app.api.streams import (
     resume_after,
     wants,
 )
-from app.managers.errors import AfterBeyondEnd, InvalidRequest, KernelNotFound, StaleEpoch
 
 router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"])
 

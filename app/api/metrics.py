@@ -7,9 +7,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from app.api.access import PUBLIC, Access
-from app.api.openapi import json_errors
-from app.api.prometheus import Metrics
+from .access import PUBLIC, Access
+from .openapi import json_errors
+from .prometheus import Metrics
 
 __all__ = ["metrics_router"]
 

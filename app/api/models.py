@@ -8,8 +8,8 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.api.identity import UPDATABLE_FIELDS
-from app.managers.errors import FieldNotUpdatable, InvalidEvent, InvalidRequest, MissingField
+from ..managers.errors import FieldNotUpdatable, InvalidEvent, InvalidRequest, MissingField
+from .identity import UPDATABLE_FIELDS
 
 __all__ = [
     "CheckpointModel",

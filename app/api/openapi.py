@@ -11,11 +11,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from pydantic.json_schema import models_json_schema
 
-from app.api.access import declared_access
-from app.api.execution_models import ExecutionResultModel, LogEventModel
-from app.api.models import ContentsModel, ErrorModel
-from app.api.websocket_models import ChannelsMessageModel, ServerEventModel
-from app.managers.errors import (
+from ..managers.errors import (
     AuthorizerFailed,
     InvalidJSON,
     InvalidRequest,
@@ -24,7 +20,11 @@ from app.managers.errors import (
     RequestTooLarge,
     Unauthorized,
 )
-from app.protocol.v1 import SUBPROTOCOL
+from ..protocol.v1 import SUBPROTOCOL
+from .access import declared_access
+from .execution_models import ExecutionResultModel, LogEventModel
+from .models import ContentsModel, ErrorModel
+from .websocket_models import ChannelsMessageModel, ServerEventModel
 
 __all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "links", "stream_of"]
 

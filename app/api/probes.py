@@ -9,8 +9,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
-from app.api.access import PROBE
-from app.api.readiness import Readiness
+from .access import PROBE
+from .readiness import Readiness
 
 # Not in the OpenAPI document: no client of the service calls them.
 router = APIRouter(include_in_schema=False, dependencies=[PROBE])

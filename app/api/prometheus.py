@@ -26,11 +26,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from app import __version__
-from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.state import Lifecycle
-from app.managers.telemetry.counters import Counters, Durations, Tally
-from app.managers.telemetry.lag import LoopLag
+from .. import __version__
+from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.state import Lifecycle
+from ..managers.telemetry.counters import Counters, Durations, Tally
+from ..managers.telemetry.lag import LoopLag
 
 __all__ = ["Metrics"]
 

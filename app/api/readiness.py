@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from app.managers.kernels.multikernel import MultiKernelManager
+from ..managers.kernels.multikernel import MultiKernelManager
 
 try:
     import resource

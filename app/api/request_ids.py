@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.callers import Caller, begin_call
+from ..callers import Caller, begin_call
 
 __all__ = ["RequestIdMiddleware"]
 

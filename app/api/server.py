@@ -7,13 +7,13 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, Response
 
-from app import __version__
-from app.api.access import PUBLIC, requires
-from app.api.dependencies import ManagerDep
-from app.api.models import ResolutionModel, StatusModel, VersionModel
-from app.api.openapi import ERRORS, errors
-from app.managers.errors import InvalidRequest
-from app.protocol.messages import format_timestamp
+from .. import __version__
+from ..managers.errors import InvalidRequest
+from ..protocol.messages import format_timestamp
+from .access import PUBLIC, requires
+from .dependencies import ManagerDep
+from .models import ResolutionModel, StatusModel, VersionModel
+from .openapi import ERRORS, errors
 
 router = APIRouter(prefix="/api", tags=["server"])
 

@@ -6,12 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from app.api.access import requires
-from app.api.dependencies import AuthorizationDep, JSONRoute, SessionsDep
-from app.api.models import SessionModel, StartSession, UpdateSession
-from app.api.openapi import BODY, ERRORS, errors, links
-from app.api.traces import TraceDep
-from app.managers.errors import (
+from ..managers.errors import (
     InvalidKernelId,
     InvalidPath,
     KernelNotRunning,
@@ -27,6 +22,11 @@ from app.managers.errors import (
     TooManySessions,
     TooManyStarts,
 )
+from .access import requires
+from .dependencies import AuthorizationDep, JSONRoute, SessionsDep
+from .models import SessionModel, StartSession, UpdateSession
+from .openapi import BODY, ERRORS, errors, links
+from .traces import TraceDep
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
 

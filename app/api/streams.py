@@ -14,7 +14,7 @@ from fastapi import Header, Query, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
 
-from app.managers.errors import InvalidRequest
+from ..managers.errors import InvalidRequest
 
 __all__ = [
     "NDJSON",

@@ -7,8 +7,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.prometheus import Metrics
-from app.callers import caller
+from ..callers import caller
+from .prometheus import Metrics
 
 __all__ = ["TimingMiddleware"]
 

@@ -14,8 +14,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from app.api.errors import STANDARD_HEADERS, error_response
-from app.uvicorn_internals import HTTPProtocol, RequestResponseCycle
+from ..uvicorn_internals import HTTPProtocol, RequestResponseCycle
+from .errors import STANDARD_HEADERS, error_response
 
 __all__ = ["MAX_HEAD_BYTES", "Connections", "KernelkeepHTTPProtocol"]
 

@@ -9,7 +9,7 @@ def start() -> None:
     """Run the keeper without what it does not need."""
     # asyncio loads ssl if it is there, which takes 4 MB, and does without if it is not.
     sys.modules["ssl"] = None  # type: ignore[assignment]
-    from app.keeper.main import main
+    from .main import main
 
     main()
 

@@ -14,11 +14,11 @@ from typing import Any, Final, Protocol
 
 import zmq
 
-from app.keeper.sockets import ConnectionInfo, endpoint, read_frames
-from app.keeper.turns import MESSAGES_ALONE, Turns
-from app.protocol import wire
-from app.protocol.messages import Buffer, ClientMessage, MalformedMessage, Message
-from app.protocol.signing import Signer
+from ..protocol import wire
+from ..protocol.messages import Buffer, ClientMessage, MalformedMessage, Message
+from ..protocol.signing import Signer
+from .sockets import ConnectionInfo, endpoint, read_frames
+from .turns import MESSAGES_ALONE, Turns
 
 __all__ = ["Channels", "Listener"]
 

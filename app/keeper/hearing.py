@@ -15,15 +15,15 @@ from typing import Any, Final
 import msgspec
 import zmq
 
-from app.keeper.channels import Channels
-from app.keeper.held_replies import HeldReplies
-from app.keeper.log import LogWriter
-from app.keeper.requests import PendingRequests, Request
-from app.keeper.sockets import ConnectionInfo
-from app.keeper.turns import Turns
-from app.protocol import records, v1
-from app.protocol.link import Bell
-from app.protocol.messages import ClientMessage, MalformedMessage, Message
+from ..protocol import records, v1
+from ..protocol.link import Bell
+from ..protocol.messages import ClientMessage, MalformedMessage, Message
+from .channels import Channels
+from .held_replies import HeldReplies
+from .log import LogWriter
+from .requests import PendingRequests, Request
+from .sockets import ConnectionInfo
+from .turns import Turns
 
 __all__ = ["NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 import msgspec
 import zmq
 
-from app.keeper.hearing import Hearing
-from app.keeper.log import LogRoom, LogWriter
-from app.keeper.sockets import ConnectionInfo
-from app.keeper.turns import Turns
-from app.protocol.link import Bell
+from ..protocol.link import Bell
+from .hearing import Hearing
+from .log import LogRoom, LogWriter
+from .sockets import ConnectionInfo
+from .turns import Turns
 
 __all__ = ["Heard", "Hearings"]
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from app.keeper.requests import Request
-from app.protocol.messages import Message
+from ..protocol.messages import Message
+from .requests import Request
 
 __all__ = ["HeldReplies"]
 

@@ -10,8 +10,8 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 
-from app.keeper.output import ProcessOutput
-from app.keeper.processes import (
+from .output import ProcessOutput
+from .processes import (
     exit_code,
     has_ended,
     is_child,
@@ -19,7 +19,7 @@ from app.keeper.processes import (
     signal_group,
     start_time,
 )
-from app.keeper.protocol import Fields
+from .protocol import Fields
 
 __all__ = ["KeptKernel"]
 

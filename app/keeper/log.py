@@ -23,9 +23,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.protocol import records
-from app.protocol.messages import Buffer
-from app.protocol.records import DamagedLog, Record
+from ..protocol import records
+from ..protocol.messages import Buffer
+from ..protocol.records import DamagedLog, Record
 
 __all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Place", "Tip"]
 

@@ -16,9 +16,9 @@ import socket
 import sys
 from pathlib import Path
 
-from app.keeper.processes import adopt_orphans
-from app.keeper.protocol import TooOpen, open_dir, socket_address
-from app.keeper.service import Service
+from .processes import adopt_orphans
+from .protocol import TooOpen, open_dir, socket_address
+from .service import Service
 
 try:
     from uvloop import new_event_loop

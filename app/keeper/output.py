@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from app.keeper.last_words import MAX_LINES, last_words
+from .last_words import MAX_LINES, last_words
 
 __all__ = ["ProcessOutput", "lasting_pipe", "pipe_of"]
 

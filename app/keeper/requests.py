@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from app.protocol.messages import ClientMessage, Header, Message, reply_type
+from ..protocol.messages import ClientMessage, Header, Message, reply_type
 
 __all__ = ["PendingRequests", "Request"]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from app.keeper.protocol import Fields, Frames
+from .protocol import Fields, Frames
 
 __all__ = ["ServerLink"]
 

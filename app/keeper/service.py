@@ -17,18 +17,18 @@ from typing import Any, Final
 
 import msgspec
 
-from app.keeper.hearing import Hearing
-from app.keeper.hearings import Hearings
-from app.keeper.kernels import KeptKernel
-from app.keeper.notes import LAUNCHING, Note, Notes
-from app.keeper.output import ProcessOutput, pipe_of
-from app.keeper.processes import ended_child, leader_that_writes, open_process, start_time
-from app.keeper.protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
-from app.keeper.servers import ServerLink
-from app.protocol import link
-from app.protocol.compose import make_parts
-from app.protocol.link import Bell
-from app.protocol.messages import ClientMessage
+from ..protocol import link
+from ..protocol.compose import make_parts
+from ..protocol.link import Bell
+from ..protocol.messages import ClientMessage
+from .hearing import Hearing
+from .hearings import Hearings
+from .kernels import KeptKernel
+from .notes import LAUNCHING, Note, Notes
+from .output import ProcessOutput, pipe_of
+from .processes import ended_child, leader_that_writes, open_process, start_time
+from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
+from .servers import ServerLink
 
 __all__ = ["Service"]
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import msgspec
 
-from app.protocol.messages import UNTRACKED_MESSAGE_TYPES, Header, format_timestamp
+from ..protocol.messages import UNTRACKED_MESSAGE_TYPES, Header, format_timestamp
 
 __all__ = ["KernelState", "Lifecycle", "Restarts"]
 

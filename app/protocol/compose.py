@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from app.protocol import v1
-from app.protocol.messages import Buffer, Header, Message, decode_header, new_header
+from . import v1
+from .messages import Buffer, Header, Message, decode_header, new_header
 
 __all__ = ["make_message", "make_parts"]
 

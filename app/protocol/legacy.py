@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from app.protocol.frames import MAX_PARTS, FrameError
-from app.protocol.messages import Buffer, ClientMessage, MalformedMessage, Message, complete_header
+from .frames import MAX_PARTS, FrameError
+from .messages import Buffer, ClientMessage, MalformedMessage, Message, complete_header
 
 __all__ = ["decode_binary", "decode_text", "encode", "encode_numbered"]
 

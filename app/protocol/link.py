@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from struct import Struct, error, pack, unpack_from
 from typing import Final, NamedTuple
 
-from app.protocol.messages import CHANNELS, Buffer, ClientMessage, MalformedMessage, decode_header
-from app.protocol.records import EVERYBODY
+from .messages import CHANNELS, Buffer, ClientMessage, MalformedMessage, decode_header
+from .records import EVERYBODY
 
 __all__ = [
     "BELLS",

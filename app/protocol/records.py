@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from app.protocol.messages import Buffer
+from .messages import Buffer
 
 __all__ = [
     "CHANNELS",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from app.protocol.messages import Buffer
+from .messages import Buffer
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash

@@ -13,8 +13,8 @@ from itertools import pairwise
 from struct import Struct, pack, unpack_from
 from typing import Final
 
-from app.protocol.frames import MAX_PARTS, FrameError
-from app.protocol.messages import Buffer, ClientMessage, Message, complete_header, decode_header
+from .frames import MAX_PARTS, FrameError
+from .messages import Buffer, ClientMessage, Message, complete_header, decode_header
 
 __all__ = ["SUBPROTOCOL", "begin", "decode", "encode", "encode_numbered", "restore", "size_of"]
 

@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from app.protocol import v1
-from app.protocol.compose import make_message
-from app.protocol.messages import (
+from . import v1
+from .compose import make_message
+from .messages import (
     Buffer,
     ClientMessage,
     Header,
@@ -26,7 +26,7 @@ from app.protocol.messages import (
     decode_header,
     decode_parent,
 )
-from app.protocol.signing import Signer
+from .signing import Signer
 
 __all__ = [
     "DELIMITER",

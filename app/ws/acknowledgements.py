@@ -11,7 +11,7 @@ from collections import deque
 from struct import pack
 from typing import Final
 
-from app.managers.log.entries import Position
+from ..managers.log.entries import Position
 
 __all__ = ["PING_BYTES", "PING_SECONDS", "Acknowledgements"]
 

@@ -12,19 +12,19 @@ from uuid import uuid4
 from fastapi import Path, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from app.managers.kernels.kernel import Kernel
-from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.log.message_log import Gap, Position, Reader
-from app.plugins import load_class
-from app.protocol import legacy, v1
-from app.protocol.compose import make_message
-from app.protocol.frames import FrameError
-from app.protocol.messages import ClientMessage, MalformedMessage, Message
-from app.settings import Settings
-from app.ws.holding import held
-from app.ws.limiting import OutputLimit
-from app.ws.rate_limits import RateLimits
-from app.ws.sending import SERVICE_RESTART, Sender, sender_for
+from ..managers.kernels.kernel import Kernel
+from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.log.message_log import Gap, Position, Reader
+from ..plugins import load_class
+from ..protocol import legacy, v1
+from ..protocol.compose import make_message
+from ..protocol.frames import FrameError
+from ..protocol.messages import ClientMessage, MalformedMessage, Message
+from ..settings import Settings
+from .holding import held
+from .limiting import OutputLimit
+from .rate_limits import RateLimits
+from .sending import SERVICE_RESTART, Sender, sender_for
 
 __all__ = ["ChannelsConnection", "channels_endpoint"]
 

@@ -9,8 +9,8 @@ from typing import Final
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from app.managers.telemetry.events import Events, Subscription
-from app.ws.sending import SERVICE_RESTART
+from ..managers.telemetry.events import Events, Subscription
+from .sending import SERVICE_RESTART
 
 __all__ = ["subscribe"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import WebSocket
 
-from app.managers.errors import InvalidRequest, KernelNotRunning, ServerStopping
-from app.managers.kernels.kernel import Kernel
+from ..managers.errors import InvalidRequest, KernelNotRunning, ServerStopping
+from ..managers.kernels.kernel import Kernel
 
 __all__ = ["held"]
 

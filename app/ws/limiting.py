@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from app.managers.log.message_log import Entry
-from app.managers.telemetry.counters import Tally
-from app.protocol.compose import make_message
-from app.protocol.messages import Message
-from app.ws.rate_limits import Episode, RateLimiter, RateLimits
+from ..managers.log.message_log import Entry
+from ..managers.telemetry.counters import Tally
+from ..protocol.compose import make_message
+from ..protocol.messages import Message
+from .rate_limits import Episode, RateLimiter, RateLimits
 
 __all__ = ["OutputLimit"]
 

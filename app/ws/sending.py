@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 
 from starlette.websockets import WebSocket
 
-from app.managers.log.entries import Position
-from app.managers.log.message_log import MessageLog
-from app.protocol import legacy, v1
-from app.protocol.frames import FrameError
-from app.protocol.messages import Message
+from ..managers.log.entries import Position
+from ..managers.log.message_log import MessageLog
+from ..protocol import legacy, v1
+from ..protocol.frames import FrameError
+from ..protocol.messages import Message
 
 __all__ = ["EXTENSION", "SERVICE_RESTART", "FrameWriter", "Sender", "sender_for"]
 

@@ -19,15 +19,15 @@ from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from app.managers.log.entries import Position
-from app.uvicorn_internals import (
+from ..managers.log.entries import Position
+from ..uvicorn_internals import (
     ASGIReceiveEvent,
     ASGISendEvent,
     ClientDisconnected,
     WebSocketProtocol,
 )
-from app.ws.acknowledgements import PING_BYTES, PING_SECONDS, Acknowledgements
-from app.ws.sending import EXTENSION
+from .acknowledgements import PING_BYTES, PING_SECONDS, Acknowledgements
+from .sending import EXTENSION
 
 try:
     import fcntl

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from app.protocol.messages import Buffer, Message
+from ...protocol.messages import Buffer, Message
 
 __all__ = ["content_of", "raw_json", "text_of"]
 

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import msgspec
 
-from app.managers.executions.contents import content_of, text_of
-from app.managers.executions.execution import Execution
-from app.managers.executions.history import ExecutionReader
-from app.managers.executions.outputs import display_id_of
-from app.managers.executions.queue import Executions
-from app.managers.executions.reply_errors import output_of
-from app.managers.log.message_log import MessageLog
-from app.protocol.messages import Message, format_timestamp
+from ...protocol.messages import Message, format_timestamp
+from ..log.message_log import MessageLog
+from .contents import content_of, text_of
+from .execution import Execution
+from .history import ExecutionReader
+from .outputs import display_id_of
+from .queue import Executions
+from .reply_errors import output_of
 
 __all__ = ["Event", "follow"]
 

@@ -17,9 +17,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from app.managers.executions.late_output import LateOutput
-from app.managers.log.entries import Position
-from app.protocol.messages import decode_header
+from ...protocol.messages import decode_header
+from ..log.entries import Position
+from .late_output import LateOutput
 
 __all__ = ["Execution", "ExecutionState", "InputRequest", "Step", "StepName"]
 

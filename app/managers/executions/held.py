@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from app.managers.executions.execution import Execution
-from app.protocol.messages import ClientMessage
+from ...protocol.messages import ClientMessage
+from .execution import Execution
 
 __all__ = ["BACKLOG_BYTES", "HeldExecutions"]
 

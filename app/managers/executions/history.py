@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from app.managers.executions.execution import Execution
-from app.managers.log.entries import Batch, Entry, Gap, Position
-from app.managers.log.message_log import MessageLog, Reader
+from ..log.entries import Batch, Entry, Gap, Position
+from ..log.message_log import MessageLog, Reader
+from .execution import Execution
 
 __all__ = ["ExecutionReader", "WholeReader", "late_output"]
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from app.managers.log.entries import Position
-from app.protocol.messages import Message
+from ...protocol.messages import Message
+from ..log.entries import Position
 
 __all__ = [
     "OUTPUT_TYPES",

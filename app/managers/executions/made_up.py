@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from app.managers.executions.contents import content_of
-from app.managers.executions.execution import Execution
-from app.managers.executions.history import WholeReader
-from app.managers.log.message_log import MessageLog, Position
-from app.protocol.messages import Message
+from ...protocol.messages import Message
+from ..log.message_log import MessageLog, Position
+from .contents import content_of
+from .execution import Execution
+from .history import WholeReader
 
 __all__ = ["reply_made_of_iopub"]
 

@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from app.managers.executions.contents import content_of, text_of
-from app.managers.executions.shortening import (
+from ...protocol.messages import Message
+from .contents import content_of, text_of
+from .shortening import (
     LEAST_ERROR,
     refer,
     shortened_data,
     shortened_error,
     size_of,
 )
-from app.protocol.messages import Message
 
 __all__ = ["INLINE_BYTES", "Cut", "Numbering", "OutputAssembler", "display_id_of"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from app.managers.executions.execution import Execution
-from app.protocol.messages import Header, Message
+from ...protocol.messages import Header, Message
+from .execution import Execution
 
 __all__ = ["Prompt", "Prompts"]
 

@@ -17,8 +17,10 @@ from uuid import uuid4
 
 import msgspec
 
-from app.callers import caller
-from app.managers.errors import (
+from ...callers import caller
+from ...protocol.messages import ClientMessage, Header, new_header
+from ...settings import Settings
+from ..errors import (
     ExecutionNotFound,
     GenerationMismatch,
     KernelkeepError,
@@ -31,14 +33,12 @@ from app.managers.errors import (
     TimeoutTooLong,
     TooManyExecutions,
 )
-from app.managers.executions.execution import Execution, ExecutionState
-from app.managers.executions.held import BACKLOG_BYTES, HeldExecutions
-from app.managers.executions.late_output import may_straggle
-from app.managers.executions.tracker import ExecutionTracker
-from app.managers.log.message_log import MessageLog
-from app.managers.state import KernelState, Lifecycle
-from app.protocol.messages import ClientMessage, Header, new_header
-from app.settings import Settings
+from ..log.message_log import MessageLog
+from ..state import KernelState, Lifecycle
+from .execution import Execution, ExecutionState
+from .held import BACKLOG_BYTES, HeldExecutions
+from .late_output import may_straggle
+from .tracker import ExecutionTracker
 
 __all__ = ["Code", "Executions", "ProcessControl"]
 

@@ -6,10 +6,10 @@ other printers of tracebacks do; nor for a traceback that cannot be encoded, or 
 
 from __future__ import annotations
 
-from app.managers.executions.contents import content_of
-from app.managers.executions.execution import Execution
-from app.protocol.compose import make_message
-from app.protocol.messages import Message
+from ...protocol.compose import make_message
+from ...protocol.messages import Message
+from .contents import content_of
+from .execution import Execution
 
 __all__ = ["output_of"]
 

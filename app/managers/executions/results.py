@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import msgspec
 
-from app.managers.errors import OutputNotFound
-from app.managers.executions.contents import content_of, text_of
-from app.managers.executions.execution import Execution, InputRequest, Step
-from app.managers.executions.history import ExecutionReader, late_output
-from app.managers.executions.outputs import Cut, Numbering, OutputAssembler, display_id_of
-from app.managers.executions.reply_errors import output_of
-from app.managers.log.entries import Gap
-from app.managers.log.message_log import MessageLog
-from app.protocol.messages import Message, format_timestamp
+from ...protocol.messages import Message, format_timestamp
+from ..errors import OutputNotFound
+from ..log.entries import Gap
+from ..log.message_log import MessageLog
+from .contents import content_of, text_of
+from .execution import Execution, InputRequest, Step
+from .history import ExecutionReader, late_output
+from .outputs import Cut, Numbering, OutputAssembler, display_id_of
+from .reply_errors import output_of
 
 __all__ = ["OutputURL", "info", "output", "result"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from app.managers.executions.contents import text_of
+from .contents import text_of
 
 __all__ = ["LEAST_ERROR", "refer", "shortened_data", "shortened_error", "size_of"]
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from app.managers.executions.execution import Execution
+from .execution import Execution
 
 __all__ = ["Stragglers"]
 

@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from app.managers.executions.execution import Execution, InputRequest
-from app.managers.executions.late_output import MAX_UPDATES, LateOutput, display_id_in
-from app.managers.executions.prompts import Prompt, Prompts
-from app.managers.log.entries import Gap, Position
-from app.managers.log.message_log import MessageLog
-from app.protocol.messages import ClientMessage, Message
+from ...protocol.messages import ClientMessage, Message
+from ..log.entries import Gap, Position
+from ..log.message_log import MessageLog
+from .execution import Execution, InputRequest
+from .late_output import MAX_UPDATES, LateOutput, display_id_in
+from .prompts import Prompt, Prompts
 
 __all__ = ["ExecutionListener", "ExecutionTracker"]
 

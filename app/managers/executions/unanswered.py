@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
-from app.keeper.requests import Request
-from app.managers.executions.execution import Execution, ExecutionState
+from ...keeper.requests import Request
+from .execution import Execution, ExecutionState
 
 __all__ = ["Overdue", "Subshells", "Unanswered"]
 

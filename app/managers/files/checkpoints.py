@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-from app.managers.errors import ContentsForbidden, ContentsNotFound
-from app.managers.files.models import Checkpoint
-from app.managers.files.tree import Place
-from app.managers.files.writing import copy_file, replacing
-from app.protocol.messages import format_timestamp
+from ...protocol.messages import format_timestamp
+from ..errors import ContentsForbidden, ContentsNotFound
+from .models import Checkpoint
+from .tree import Place
+from .writing import copy_file, replacing
 
 __all__ = ["CHECKPOINT_ID", "DIRECTORY", "Checkpoints"]
 

@@ -20,18 +20,18 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from app.managers.errors import (
+from ..errors import (
     ContentsExist,
     ContentsTooLarge,
     InvalidContents,
     VersionMismatch,
 )
-from app.managers.files.checkpoints import DIRECTORY, Checkpoints
-from app.managers.files.models import NOTEBOOK_SUFFIX, Checkpoint, Model, describe, version_of
-from app.managers.files.notebooks import Notebooks, empty_notebook
-from app.managers.files.tree import Place, Tree, filesystem_errors
-from app.managers.files.uploads import Uploads
-from app.managers.files.writing import copy_file, create_new, open_new, replacing
+from .checkpoints import DIRECTORY, Checkpoints
+from .models import NOTEBOOK_SUFFIX, Checkpoint, Model, describe, version_of
+from .notebooks import Notebooks, empty_notebook
+from .tree import Place, Tree, filesystem_errors
+from .uploads import Uploads
+from .writing import copy_file, create_new, open_new, replacing
 
 __all__ = ["Contents", "Found", "Precondition", "Save"]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from app.managers.files.tree import Place
-from app.protocol.messages import format_timestamp
+from ...protocol.messages import format_timestamp
+from .tree import Place
 
 __all__ = ["Checkpoint", "Model", "describe", "version_of"]
 

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from app.imports import import_jsonschema
-from app.managers.errors import InvalidContents
+from ...imports import import_jsonschema
+from ..errors import InvalidContents
 
 __all__ = ["Notebooks", "empty_notebook"]
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from app.managers.errors import ContentsUnavailable
-from app.managers.files.contents import Contents
+from ..errors import ContentsUnavailable
+from .contents import Contents
 
 __all__ = ["ContentsService"]
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.managers.errors import (
+from ..errors import (
     ContentsExist,
     ContentsForbidden,
     ContentsNotFound,

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from app.managers.errors import InvalidContents
-from app.managers.files.writing import finish, open_new, partial_beside
+from ..errors import InvalidContents
+from .writing import finish, open_new, partial_beside
 
 __all__ = ["LAST", "Uploads"]
 

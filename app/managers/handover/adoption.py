@@ -14,14 +14,14 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
-from app.keeper.processes import start_time
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import KernelUnreachable
-from app.managers.handover.store import KernelRecord
-from app.managers.processes.forking.provisioner import KernelManager
-from app.managers.processes.jupyter_internals import mark_connection_file
-from app.managers.processes.keeper.provisioner import KeeperProvisioner
-from app.managers.processes.process import bounded, described
+from ...keeper.processes import start_time
+from ...keeper.sockets import ConnectionInfo
+from ..errors import KernelUnreachable
+from ..processes.forking.provisioner import KernelManager
+from ..processes.jupyter_internals import mark_connection_file
+from ..processes.keeper.provisioner import KeeperProvisioner
+from ..processes.process import bounded, described
+from .store import KernelRecord
 
 __all__ = ["Gone", "adopt_process", "find_spec", "note_process"]
 

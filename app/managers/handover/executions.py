@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from app.managers.executions.execution import Execution, ExecutionState, InputRequest, Step
-from app.managers.executions.late_output import LateOutput
-from app.managers.handover.registry import Registry
-from app.managers.handover.store import ExecutionRecord
-from app.managers.log.entries import Position
+from ..executions.execution import Execution, ExecutionState, InputRequest, Step
+from ..executions.late_output import LateOutput
+from ..log.entries import Position
+from .registry import Registry
+from .store import ExecutionRecord
 
 __all__ = ["RegisteredExecutions", "restored"]
 

@@ -14,20 +14,20 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from app.keeper.hearings import Heard
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import KeeperUnavailable
-from app.managers.executions.queue import Executions
-from app.managers.handover.executions import RegisteredExecutions, restored
-from app.managers.handover.registry import Registry
-from app.managers.handover.store import KernelRecord
-from app.managers.log.entries import Position
-from app.managers.log.journal import Journal, UnusableJournal
-from app.managers.messages.traffic import Traffic
-from app.managers.processes.keeper.client import Keeper
-from app.managers.processes.run_files import KEPT
-from app.managers.processes.transports import socket_files
-from app.managers.state import KernelState, Lifecycle
+from ...keeper.hearings import Heard
+from ...keeper.sockets import ConnectionInfo
+from ..errors import KeeperUnavailable
+from ..executions.queue import Executions
+from ..log.entries import Position
+from ..log.journal import Journal, UnusableJournal
+from ..messages.traffic import Traffic
+from ..processes.keeper.client import Keeper
+from ..processes.run_files import KEPT
+from ..processes.transports import socket_files
+from ..state import KernelState, Lifecycle
+from .executions import RegisteredExecutions, restored
+from .registry import Registry
+from .store import KernelRecord
 
 __all__ = ["Handover", "RegisteredHandover", "settle_loss"]
 

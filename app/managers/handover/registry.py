@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from app.keeper.processes import start_time
-from app.managers.handover.store import (
+from ...keeper.processes import start_time
+from .store import (
     ExecutionRecord,
     KernelRecord,
     Lease,

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from app.managers.state import Restarts
+from ..state import Restarts
 
 __all__ = [
     "ExecutionRecord",

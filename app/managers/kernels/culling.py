@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from app.managers.errors import KernelNotFound
-from app.managers.kernels.kernel import Kernel
-from app.managers.state import Lifecycle
+from ..errors import KernelNotFound
+from ..state import Lifecycle
+from .kernel import Kernel
 
 __all__ = ["Candidate", "Culler", "CullingPolicy", "timeout_of_spec"]
 

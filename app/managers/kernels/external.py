@@ -19,17 +19,17 @@ from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
 
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import (
+from ...keeper.sockets import ConnectionInfo
+from ..errors import (
     InvalidPath,
     KeeperUnavailable,
     KernelNotRunning,
     KernelUnreachable,
 )
-from app.managers.handover.store import KernelRecord
-from app.managers.kernels.kernel import Kernel, OnGone
-from app.managers.kernels.kernel_house import KernelHouse
-from app.managers.state import Lifecycle
+from ..handover.store import KernelRecord
+from ..state import Lifecycle
+from .kernel import Kernel, OnGone
+from .kernel_house import KernelHouse
 
 __all__ = ["ExternalKernel", "find_connection_file", "find_connection_files", "is_near"]
 

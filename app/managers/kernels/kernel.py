@@ -18,10 +18,11 @@ from typing import Final
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
-from app.keeper.hearings import Heard
-from app.keeper.processes import UNKNOWN_EXIT
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import (
+from ...keeper.hearings import Heard
+from ...keeper.processes import UNKNOWN_EXIT
+from ...keeper.sockets import ConnectionInfo
+from ...protocol.messages import format_timestamp
+from ..errors import (
     KeeperUnavailable,
     KernelkeepError,
     KernelNotRunning,
@@ -30,19 +31,18 @@ from app.managers.errors import (
     KernelUnreachable,
     ServerStopping,
 )
-from app.managers.executions.queue import Executions
-from app.managers.handover.adoption import Gone
-from app.managers.handover.handover import settle_loss
-from app.managers.handover.store import KernelRecord
-from app.managers.kernels.kernel_house import KernelHouse
-from app.managers.kernels.launches import Launches, not_stopped
-from app.managers.kernels.restarts import RestartPolicy
-from app.managers.messages.traffic import Traffic
-from app.managers.processes.keeper.provisioner import KeeperProvisioner
-from app.managers.processes.process import KernelProcess
-from app.managers.state import KernelState, Lifecycle, Restarts
-from app.managers.telemetry.reports import LaunchCause
-from app.protocol.messages import format_timestamp
+from ..executions.queue import Executions
+from ..handover.adoption import Gone
+from ..handover.handover import settle_loss
+from ..handover.store import KernelRecord
+from ..messages.traffic import Traffic
+from ..processes.keeper.provisioner import KeeperProvisioner
+from ..processes.process import KernelProcess
+from ..state import KernelState, Lifecycle, Restarts
+from ..telemetry.reports import LaunchCause
+from .kernel_house import KernelHouse
+from .launches import Launches, not_stopped
+from .restarts import RestartPolicy
 
 __all__ = ["Kernel", "OnGone"]
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
-from app.managers.errors import KernelSpecInvalid
-from app.managers.handover.handover import Handover
-from app.managers.processes.forking.provisioner import Forking, KernelManager, new_provisioner
-from app.managers.processes.jupyter_internals import use_spec
-from app.managers.processes.keeper.client import Keeper
-from app.managers.processes.keeper.provisioner import KeeperProvisioner
-from app.managers.processes.run_files import RunFiles
-from app.managers.processes.starts import Starts
-from app.managers.processes.transports import Transport, Transports
-from app.managers.telemetry.audit import AuditLog
-from app.managers.telemetry.counters import Counters
-from app.managers.telemetry.events import Events
-from app.managers.telemetry.reports import KernelReports
-from app.settings import Settings
+from ...settings import Settings
+from ..errors import KernelSpecInvalid
+from ..handover.handover import Handover
+from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.jupyter_internals import use_spec
+from ..processes.keeper.client import Keeper
+from ..processes.keeper.provisioner import KeeperProvisioner
+from ..processes.run_files import RunFiles
+from ..processes.starts import Starts
+from ..processes.transports import Transport, Transports
+from ..telemetry.audit import AuditLog
+from ..telemetry.counters import Counters
+from ..telemetry.events import Events
+from ..telemetry.reports import KernelReports
 
 __all__ = ["KernelHouse"]
 

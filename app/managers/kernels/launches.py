@@ -13,24 +13,24 @@ from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
-from app.keeper.hearings import Heard
-from app.keeper.output import OUTPUT_BYTES, ProcessOutput
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
-from app.managers.handover.adoption import Gone, adopt_process, note_process
-from app.managers.handover.store import KernelRecord
-from app.managers.kernels.kernel_house import KernelHouse
-from app.managers.messages.traffic import Traffic
-from app.managers.processes.forking.link import Recipe
-from app.managers.processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
-from app.managers.processes.jupyter_internals import mark_connection_file
-from app.managers.processes.launchable import check_launchable
-from app.managers.processes.oom import OOMWatch
-from app.managers.processes.paths import directory_now, is_below
-from app.managers.processes.process import CALL_SECONDS, KernelProcess, bounded, described
-from app.managers.processes.spec_files import shutdown_seconds_of
-from app.managers.processes.transports import Transport, ports_taken, sockets_exist
-from app.managers.state import KernelState, Lifecycle
+from ...keeper.hearings import Heard
+from ...keeper.output import OUTPUT_BYTES, ProcessOutput
+from ...keeper.sockets import ConnectionInfo
+from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
+from ..handover.adoption import Gone, adopt_process, note_process
+from ..handover.store import KernelRecord
+from ..messages.traffic import Traffic
+from ..processes.forking.link import Recipe
+from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
+from ..processes.jupyter_internals import mark_connection_file
+from ..processes.launchable import check_launchable
+from ..processes.oom import OOMWatch
+from ..processes.paths import directory_now, is_below
+from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
+from ..processes.spec_files import shutdown_seconds_of
+from ..processes.transports import Transport, ports_taken, sockets_exist
+from ..state import KernelState, Lifecycle
+from .kernel_house import KernelHouse
 
 __all__ = ["Launches", "not_stopped"]
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from app.managers.processes.forking.provisioner import READ_ONCE, READ_WHEN_LOADED
+from ..processes.forking.provisioner import READ_ONCE, READ_WHEN_LOADED
 
 __all__ = ["MOVABLE", "Move", "moved", "plan"]
 

@@ -13,8 +13,9 @@ from uuid import UUID, uuid4
 
 from jupyter_core.paths import jupyter_runtime_dir
 
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import (
+from ...keeper.sockets import ConnectionInfo
+from ...settings import Settings
+from ..errors import (
     InvalidKernelId,
     InvalidPath,
     KernelNotFound,
@@ -23,26 +24,15 @@ from app.managers.errors import (
     ServerStopping,
     TooManyKernels,
 )
-from app.managers.handover.adoption import find_spec
-from app.managers.handover.handover import Handover, RegisteredHandover
-from app.managers.handover.registry import Registry
-from app.managers.handover.store import KernelRecord
-from app.managers.kernels.culling import Culler, CullingPolicy
-from app.managers.kernels.external import (
-    ExternalKernel,
-    find_connection_file,
-    find_connection_files,
-    is_near,
-)
-from app.managers.kernels.kernel import Kernel
-from app.managers.kernels.kernel_house import KernelHouse
-from app.managers.kernels.stopping import leave_all, stop_all, stop_quietly
-from app.managers.kernels.warm import WarmKernels
-from app.managers.processes.environment import QUIET, kernel_environment
-from app.managers.processes.forking.provisioner import Forking
-from app.managers.processes.forking.servers import ForkServers
-from app.managers.processes.keeper.client import new_keeper
-from app.managers.processes.paths import (
+from ..handover.adoption import find_spec
+from ..handover.handover import Handover, RegisteredHandover
+from ..handover.registry import Registry
+from ..handover.store import KernelRecord
+from ..processes.environment import QUIET, kernel_environment
+from ..processes.forking.provisioner import Forking
+from ..processes.forking.servers import ForkServers
+from ..processes.keeper.client import new_keeper
+from ..processes.paths import (
     Resolution,
     ResolvedPath,
     UnresolvedScope,
@@ -50,15 +40,25 @@ from app.managers.processes.paths import (
     cwd_for_path,
     working_directory,
 )
-from app.managers.processes.run_files import RunFiles
-from app.managers.processes.specs import Specs, kernel_spec_manager
-from app.managers.processes.starts import Starts
-from app.managers.processes.transports import Transports
-from app.managers.state import Lifecycle
-from app.managers.telemetry.audit import AuditLog
-from app.managers.telemetry.counters import Counters
-from app.managers.telemetry.events import Events
-from app.settings import Settings
+from ..processes.run_files import RunFiles
+from ..processes.specs import Specs, kernel_spec_manager
+from ..processes.starts import Starts
+from ..processes.transports import Transports
+from ..state import Lifecycle
+from ..telemetry.audit import AuditLog
+from ..telemetry.counters import Counters
+from ..telemetry.events import Events
+from .culling import Culler, CullingPolicy
+from .external import (
+    ExternalKernel,
+    find_connection_file,
+    find_connection_files,
+    is_near,
+)
+from .kernel import Kernel
+from .kernel_house import KernelHouse
+from .stopping import leave_all, stop_all, stop_quietly
+from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager"]
 

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Collection
 from typing import Any, Final
 
-from app.managers.errors import KernelNotStopped
-from app.managers.kernels.kernel import Kernel
+from ..errors import KernelNotStopped
+from .kernel import Kernel
 
 __all__ = ["leave_all", "stop_all", "stop_quietly"]
 

@@ -17,20 +17,20 @@ from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
 
-from app.managers.errors import (
+from ..errors import (
     KernelSpecInvalid,
     KernelSpecNotFound,
     KernelStartFailed,
     ServerStopping,
     TooManyStarts,
 )
-from app.managers.kernels.kernel import Kernel
-from app.managers.kernels.kernel_house import KernelHouse
-from app.managers.kernels.moving import MOVABLE, Move, moved, plan
-from app.managers.kernels.stopping import stop_quietly
-from app.managers.processes.specs import Specs
-from app.managers.state import Lifecycle
-from app.managers.telemetry.counters import Counters
+from ..processes.specs import Specs
+from ..state import Lifecycle
+from ..telemetry.counters import Counters
+from .kernel import Kernel
+from .kernel_house import KernelHouse
+from .moving import MOVABLE, Move, moved, plan
+from .stopping import stop_quietly
 
 __all__ = ["WarmKernels"]
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.keeper.log import Place as Position
-from app.protocol.messages import Message
+from ...keeper.log import Place as Position
+from ...protocol.messages import Message
 
 __all__ = ["Batch", "Entry", "Gap", "Position"]
 

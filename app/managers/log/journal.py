@@ -16,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, Self
 
-from app.managers.log.entries import Position
+from .entries import Position
 
 __all__ = ["Journal", "UnusableJournal"]
 

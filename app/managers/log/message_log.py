@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from app.keeper.hearing import NOBODY
-from app.keeper.log import Tip
-from app.managers.errors import AfterBeyondEnd, StaleEpoch
-from app.managers.log.entries import Batch, Entry, Gap, Position
-from app.managers.log.segments import SegmentReader
-from app.protocol.link import Bell
-from app.protocol.messages import Message
+from ...keeper.hearing import NOBODY
+from ...keeper.log import Tip
+from ...protocol.link import Bell
+from ...protocol.messages import Message
+from ..errors import AfterBeyondEnd, StaleEpoch
+from .entries import Batch, Entry, Gap, Position
+from .segments import SegmentReader
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
 

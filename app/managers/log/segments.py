@@ -15,11 +15,10 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.keeper.log import SUFFIX, Tip
-from app.managers.log.entries import Entry, Position
-from app.protocol import records
-from app.protocol.messages import MalformedMessage, Message
-from app.protocol.records import (
+from ...keeper.log import SUFFIX, Tip
+from ...protocol import records
+from ...protocol.messages import MalformedMessage, Message
+from ...protocol.records import (
     CHANNELS,
     EVERYBODY,
     FRAME_AT,
@@ -34,6 +33,7 @@ from app.protocol.records import (
     unpack_head,
     unpack_tail,
 )
+from .entries import Entry, Position
 
 __all__ = ["SegmentReader"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from app.managers.executions.prompts import Prompts
-from app.managers.log.entries import Position
-from app.managers.log.journal import Journal
-from app.managers.log.message_log import MessageLog, Reader
-from app.managers.state import KernelState
-from app.protocol.messages import Message
-from app.settings import Settings
+from ...protocol.messages import Message
+from ...settings import Settings
+from ..executions.prompts import Prompts
+from ..log.entries import Position
+from ..log.journal import Journal
+from ..log.message_log import MessageLog, Reader
+from ..state import KernelState
 
 __all__ = ["Attachments"]
 

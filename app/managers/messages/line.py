@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from app.keeper.hearings import Heard
-from app.managers.errors import KeeperUnavailable
-from app.protocol import records
-from app.protocol.link import Bell
-from app.protocol.messages import ClientMessage, Message
+from ...keeper.hearings import Heard
+from ...protocol import records
+from ...protocol.link import Bell
+from ...protocol.messages import ClientMessage, Message
+from ..errors import KeeperUnavailable
 
 __all__ = ["Hearer", "Line", "LineOwner"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final
 
-from app.protocol.messages import ClientMessage
+from ...protocol.messages import ClientMessage
 
 __all__ = ["Outbox"]
 

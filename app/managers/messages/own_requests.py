@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from app.managers.messages.line import Line
-from app.protocol.compose import make_parts
-from app.protocol.messages import ClientMessage, Message
+from ...protocol.compose import make_parts
+from ...protocol.messages import ClientMessage, Message
+from .line import Line
 
 __all__ = ["OwnRequests"]
 

@@ -11,24 +11,24 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Final
 
-from app.keeper.requests import PendingRequests, Request
-from app.managers.executions.execution import Execution
-from app.managers.executions.made_up import reply_made_of_iopub
-from app.managers.executions.stragglers import Stragglers
-from app.managers.executions.tracker import ExecutionTracker
-from app.managers.executions.unanswered import Behind, Overdue, Subshells, Unanswered
-from app.managers.log.message_log import MessageLog
-from app.managers.messages.line import Line
-from app.managers.messages.outbox import Outbox
-from app.managers.messages.own_requests import OwnRequests
-from app.managers.messages.voice import Voice
-from app.protocol.messages import (
+from ...keeper.requests import PendingRequests, Request
+from ...protocol.messages import (
     ClientMessage,
     MalformedMessage,
     Message,
     decode_header,
     reply_type,
 )
+from ..executions.execution import Execution
+from ..executions.made_up import reply_made_of_iopub
+from ..executions.stragglers import Stragglers
+from ..executions.tracker import ExecutionTracker
+from ..executions.unanswered import Behind, Overdue, Subshells, Unanswered
+from ..log.message_log import MessageLog
+from .line import Line
+from .outbox import Outbox
+from .own_requests import OwnRequests
+from .voice import Voice
 
 __all__ = ["RequestEnds", "is_execution"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from app.protocol import v1
-from app.protocol.messages import Message
+from ...protocol import v1
+from ...protocol.messages import Message
 
 __all__ = ["hide_traceback"]
 

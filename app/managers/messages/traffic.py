@@ -19,26 +19,11 @@ from uuid import uuid4
 
 import msgspec
 
-from app.keeper.hearings import Heard
-from app.keeper.requests import Request
-from app.keeper.sockets import ConnectionInfo
-from app.managers.executions.execution import Execution
-from app.managers.executions.held import BACKLOG_BYTES
-from app.managers.executions.late_output import OUTPUT_TYPES
-from app.managers.executions.tracker import ExecutionTracker
-from app.managers.log.message_log import Entry, Gap, MessageLog, Position
-from app.managers.messages.attachments import Attachments
-from app.managers.messages.interrupts import InterruptWatch
-from app.managers.messages.line import Hearer, Line
-from app.managers.messages.outbox import Outbox
-from app.managers.messages.own_requests import OwnRequests
-from app.managers.messages.request_ends import RequestEnds, is_execution
-from app.managers.messages.tracebacks import hide_traceback
-from app.managers.messages.voice import Voice
-from app.managers.state import KernelState, Lifecycle
-from app.managers.telemetry.counters import Counters
-from app.protocol.link import Bell
-from app.protocol.messages import (
+from ...keeper.hearings import Heard
+from ...keeper.requests import Request
+from ...keeper.sockets import ConnectionInfo
+from ...protocol.link import Bell
+from ...protocol.messages import (
     CLIENT_CHANNELS,
     ClientMessage,
     Header,
@@ -46,7 +31,22 @@ from app.protocol.messages import (
     Message,
     decode_header,
 )
-from app.settings import Settings
+from ...settings import Settings
+from ..executions.execution import Execution
+from ..executions.held import BACKLOG_BYTES
+from ..executions.late_output import OUTPUT_TYPES
+from ..executions.tracker import ExecutionTracker
+from ..log.message_log import Entry, Gap, MessageLog, Position
+from ..state import KernelState, Lifecycle
+from ..telemetry.counters import Counters
+from .attachments import Attachments
+from .interrupts import InterruptWatch
+from .line import Hearer, Line
+from .outbox import Outbox
+from .own_requests import OwnRequests
+from .request_ends import RequestEnds, is_execution
+from .tracebacks import hide_traceback
+from .voice import Voice
 
 __all__ = ["Traffic"]
 

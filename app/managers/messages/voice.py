@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import msgspec
 
-from app.managers.log.message_log import MessageLog
-from app.managers.messages.line import Line
-from app.managers.state import KernelState
-from app.protocol.compose import make_message
-from app.protocol.messages import Message
+from ...protocol.compose import make_message
+from ...protocol.messages import Message
+from ..log.message_log import MessageLog
+from ..state import KernelState
+from .line import Line
 
 __all__ = ["Voice"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
-from app.managers.errors import InvalidEnvironment
+from ..errors import InvalidEnvironment
 
 __all__ = ["QUIET", "is_code", "kernel_environment", "needs_execute", "without_password"]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from jupyter_client.kernelspec import KernelSpec
 
-from app.managers.errors import KernelStartFailed
+from ..errors import KernelStartFailed
 
 __all__ = ["check_launchable"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.managers.errors import InvalidPath
+from ..errors import InvalidPath
 
 __all__ = [
     "Resolution",

@@ -20,11 +20,11 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
-from app.keeper.output import ProcessOutput
-from app.keeper.processes import UNKNOWN_EXIT, states_of_group
-from app.keeper.sockets import ConnectionInfo
-from app.managers.errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
-from app.managers.processes.keeper.provisioner import KeeperProvisioner
+from ...keeper.output import ProcessOutput
+from ...keeper.processes import UNKNOWN_EXIT, states_of_group
+from ...keeper.sockets import ConnectionInfo
+from ..errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
+from .keeper.provisioner import KeeperProvisioner
 
 __all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
 

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from app.keeper.notes import Notes
-from app.keeper.processes import open_process, signal_group
-from app.keeper.protocol import keeper_dir
-from app.settings import Settings
+from ...keeper.notes import Notes
+from ...keeper.processes import open_process, signal_group
+from ...keeper.protocol import keeper_dir
+from ...settings import Settings
 
 __all__ = ["KEPT", "RunFiles"]
 

@@ -17,9 +17,9 @@ import msgspec
 from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
-from app.managers.errors import KernelSpecInvalid
-from app.managers.processes.environment import MAX_ENTRY_BYTES
-from app.managers.processes.forking.provisioner import PROVISIONER, check_limit
+from ..errors import KernelSpecInvalid
+from .environment import MAX_ENTRY_BYTES
+from .forking.provisioner import PROVISIONER, check_limit
 
 __all__ = ["CheckedSpec", "SpecFault", "check_content", "read_content", "shutdown_seconds_of"]
 

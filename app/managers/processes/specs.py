@@ -22,9 +22,9 @@ from jupyter_client.kernelspec import (
     NoSuchKernel,
 )
 
-from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
-from app.managers.processes.jupyter_internals import SpecReader
-from app.managers.processes.spec_files import FILE, CheckedSpec
+from ..errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from .jupyter_internals import SpecReader
+from .spec_files import FILE, CheckedSpec
 
 __all__ = ["Specs", "every_spec", "kernel_spec_manager"]
 

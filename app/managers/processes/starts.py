@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from app.managers.errors import KernelNotRunning, ServerStopping, TooManyStarts
+from ..errors import KernelNotRunning, ServerStopping, TooManyStarts
 
 __all__ = ["Starts"]
 

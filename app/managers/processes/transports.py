@@ -22,7 +22,7 @@ from typing import Final, Literal
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 
-from app.keeper.sockets import ConnectionInfo
+from ...keeper.sockets import ConnectionInfo
 
 __all__ = ["Transports", "ports_taken", "socket_files", "sockets_exist"]
 

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from app.managers.errors import (
+from ..errors import (
     InvalidKernelId,
     InvalidRequest,
     KernelkeepError,
@@ -30,10 +30,10 @@ from app.managers.errors import (
     TooManySessions,
     TooManyStarts,
 )
-from app.managers.kernels.kernel import Kernel
-from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.processes.environment import kernel_environment
-from app.managers.sessions.store import Session, SessionStore
+from ..kernels.kernel import Kernel
+from ..kernels.multikernel import MultiKernelManager
+from ..processes.environment import kernel_environment
+from .store import Session, SessionStore
 
 __all__ = ["SessionManager"]
 

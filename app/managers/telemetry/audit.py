@@ -23,10 +23,10 @@ from typing import Any, Final
 
 import msgspec
 
-from app.callers import caller
-from app.managers.telemetry.counters import Counters
-from app.plugins import CannotLoad
-from app.protocol.messages import Buffer, format_timestamp
+from ...callers import caller
+from ...plugins import CannotLoad
+from ...protocol.messages import Buffer, format_timestamp
+from .counters import Counters
 
 __all__ = ["AuditLog", "check_audit_log"]
 

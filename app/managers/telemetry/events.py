@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.imports import import_jsonschema
-from app.managers.errors import MAX_NAME, EventSchemaReserved, InvalidEvent, ServerStopping
-from app.plugins import CannotLoad
+from ...imports import import_jsonschema
+from ...plugins import CannotLoad
+from ..errors import MAX_NAME, EventSchemaReserved, InvalidEvent, ServerStopping
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError

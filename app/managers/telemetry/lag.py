@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from app.managers.telemetry.counters import Durations
+from .counters import Durations
 
 __all__ = ["LoopLag"]
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
-from app.keeper.processes import UNKNOWN_EXIT
-from app.managers.errors import KernelkeepError
-from app.managers.telemetry.audit import AuditLog
-from app.managers.telemetry.counters import Counters
-from app.managers.telemetry.events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
-from app.protocol.messages import Buffer, ClientMessage
+from ...keeper.processes import UNKNOWN_EXIT
+from ...protocol.messages import Buffer, ClientMessage
+from ..errors import KernelkeepError
+from .audit import AuditLog
+from .counters import Counters
+from .events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
 
 __all__ = ["Action", "KernelReports", "LaunchCause"]
 

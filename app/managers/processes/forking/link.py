@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from app.keeper.processes import open_process
-from app.managers.errors import KeeperUnavailable
-from app.managers.processes.keeper.client import Keeper
+from ....keeper.processes import open_process
+from ...errors import KeeperUnavailable
+from ..keeper.client import Keeper
 
 __all__ = ["CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"]
 

@@ -23,13 +23,13 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, Integer, List, TraitError, Unicode
 
-from app.keeper.output import lasting_pipe
-from app.keeper.processes import start_time
-from app.managers.processes.forking.link import CannotFork, NotForkedYet, Order, Recipe
-from app.managers.processes.forking.servers import ForkServers
-from app.managers.processes.keeper.client import Keeper, Kept
-from app.managers.processes.keeper.provisioner import KeeperProvisioner
-from app.options import FORK_AUTOMATICALLY, FORK_NONE
+from ....keeper.output import lasting_pipe
+from ....keeper.processes import start_time
+from ....options import FORK_AUTOMATICALLY, FORK_NONE
+from ..keeper.client import Keeper, Kept
+from ..keeper.provisioner import KeeperProvisioner
+from .link import CannotFork, NotForkedYet, Order, Recipe
+from .servers import ForkServers
 
 __all__ = [
     "PROVISIONER",

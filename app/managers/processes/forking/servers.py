@@ -11,7 +11,8 @@ import contextlib
 import logging
 from typing import Final
 
-from app.managers.processes.forking.link import (
+from ..keeper.client import Keeper
+from .link import (
     CannotFork,
     ForkLink,
     NotForkedYet,
@@ -19,7 +20,6 @@ from app.managers.processes.forking.link import (
     Outdated,
     Recipe,
 )
-from app.managers.processes.keeper.client import Keeper
 
 __all__ = ["ForkServers"]
 

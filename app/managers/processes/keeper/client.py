@@ -26,15 +26,15 @@ from typing import Any, Final
 
 import msgspec
 
-from app.keeper.hearings import Heard
-from app.keeper.output import OUTPUT_BYTES
-from app.keeper.processes import (
+from ....keeper.hearings import Heard
+from ....keeper.output import OUTPUT_BYTES
+from ....keeper.processes import (
     UNKNOWN_EXIT,
     open_process,
     signal_group,
     start_time,
 )
-from app.keeper.protocol import (
+from ....keeper.protocol import (
     PROTOCOL,
     Fields,
     Garbled,
@@ -43,20 +43,20 @@ from app.keeper.protocol import (
     keeper_dir,
     open_dir,
 )
-from app.machine import network_file_system
-from app.managers.errors import KeeperUnavailable, KernelUnreachable
-from app.managers.messages.line import Line
-from app.managers.processes.keeper.link import (
+from ....machine import network_file_system
+from ....protocol import link as frames
+from ....protocol.link import Bell, Said
+from ....protocol.messages import Buffer, ClientMessage, Message
+from ....settings import Settings
+from ...errors import KeeperUnavailable, KernelUnreachable
+from ...messages.line import Line
+from .link import (
     ANSWER_SECONDS,
     KeeperLink,
     KeeperRefuses,
     LinkLost,
     execute_keeper,
 )
-from app.protocol import link as frames
-from app.protocol.link import Bell, Said
-from app.protocol.messages import Buffer, ClientMessage, Message
-from app.settings import Settings
 
 __all__ = ["Keeper", "Kept", "check_state_dir", "new_keeper"]
 

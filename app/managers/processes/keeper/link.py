@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from app.keeper.protocol import (
+from ....keeper.protocol import (
     Fields,
     Frames,
     Garbled,
@@ -25,8 +25,8 @@ from app.keeper.protocol import (
     receive,
     socket_address,
 )
-from app.managers.errors import KeeperUnavailable
-from app.protocol.messages import Buffer, MalformedMessage
+from ....protocol.messages import Buffer, MalformedMessage
+from ...errors import KeeperUnavailable
 
 __all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "execute_keeper"]
 

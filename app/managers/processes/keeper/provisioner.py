@@ -11,9 +11,9 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from app.keeper.processes import start_time
-from app.managers.processes.keeper.client import Keeper, Kept
-from app.managers.processes.keeper.link import KeeperRefuses
+from ....keeper.processes import start_time
+from .client import Keeper, Kept
+from .link import KeeperRefuses
 
 __all__ = ["KeeperProvisioner"]
 
