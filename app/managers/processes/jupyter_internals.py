@@ -2,7 +2,7 @@
 
 Nothing else in this package names a private attribute of jupyter_client. The upper bound in
 ``pyproject.toml`` stands for this module: a release beyond it is admitted when
-``tests/managers/test_jupyter_internals.py`` passes with it.
+``tests/managers/processes/test_jupyter_internals.py`` passes with it.
 
 Documented, and used elsewhere without further ado: kernel managers and their provisioners,
 `KernelProvisionerFactory`, and what subclasses of `LocalProvisioner` set (``process``, ``pid``,
