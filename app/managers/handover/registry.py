@@ -172,6 +172,7 @@ class Registry:
     async def save(self, record: KernelRecord) -> None:
         """Store a kernel, at once."""
         self._missed.pop(record.id, None)
+        self._activity.pop(record.id, None)  # the record tells later
         if not await self._write(self._store.save, record):
             self._missed[record.id] = record
 
@@ -253,16 +254,27 @@ class Registry:
         activity, self._activity = self._activity, {}
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
-        if changed or forgotten:
-            records = [record() for record in changed.values()]
-            if not await self._write(self._store.save_executions, records, forgotten):
-                for key, record in changed.items():
-                    if key not in self._forgotten:
-                        self._changed.setdefault(key, record)
-        if activity:
-            await self._write(
-                self._store.touch, [(key, when, state) for key, (when, state) in activity.items()]
-            )
+        touched = [(key, when, state) for key, (when, state) in activity.items()]
+        records = [record() for record in changed.values()]
+        if not (touched or records or forgotten):
+            return
+        # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
+        # order in which it is asked to.
+        if not await self._write(self._write_all, touched, records, forgotten):
+            for key, record in changed.items():
+                if key not in self._forgotten:
+                    self._changed.setdefault(key, record)
+
+    def _write_all(
+        self,
+        touched: list[tuple[str, float, str]],
+        records: list[ExecutionRecord],
+        forgotten: set[tuple[str, str]],
+    ) -> None:
+        if records or forgotten:
+            self._store.save_executions(records, forgotten)
+        if touched:
+            self._store.touch(touched)
 
     async def _renew(self) -> None:
         while True:
