@@ -203,9 +203,10 @@ class Line:
     def on_heard(self, heard: Heard) -> None:
         """Begin with a keeper: it has begun to hear the kernel, and knows these numbers."""
         self.handle, self.session, self.epoch = heard.handle, heard.session, heard.epoch
-        # Requests sent to the keeper before have reached it before the question that this answers,
-        # as the link keeps their order; or they went down with another keeper. Neither kind fills
-        # the window any more. The window bounds memory; for order and delivery it does not matter.
+        # The link keeps order: a request sent before the question that this answers has reached
+        # the keeper, or went down with another keeper. One sent between the question and the answer
+        # is counted no more either, so the window is too wide for a moment. It only bounds memory:
+        # order and delivery do not depend on it.
         self._taken = heard.taken
         self.known = heard.end
         self._on_their_way.clear()

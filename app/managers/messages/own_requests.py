@@ -94,7 +94,8 @@ class OwnRequests:
     ) -> bytes | None:
         """Send a request and return the content of its reply; None if none comes in ``seconds``.
 
-        Of such a request clients see nothing.
+        Clients see nothing of the request but output that a thread of the kernel prints meanwhile,
+        of which the kernel takes the request for the parent.
         """
         header, parts = make_parts(msg_type, content, self.session)
         if not self._line.connected:
