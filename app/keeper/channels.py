@@ -204,7 +204,8 @@ class Channels:
     def _receive(self, channel: str, max_messages: int) -> int:
         """Read up to ``max_messages``, or `BYTES_PER_TURN`, and hand them to the listener.
 
-        Returns how many were read, or ``max_messages`` if there may be more in the socket. Each step is done for all messages before the next one: the step's code and data stay in the
+        Returns how many were read, or ``max_messages`` if there may be more in the socket. Each
+        step is done for all messages before the next one: the step's code and data stay in the
         processor's caches.
         """
         arrived, is_full = self._read_all(channel, max_messages)
