@@ -219,6 +219,7 @@ class Line:
         ``bell.taken`` counts all requests since the keeper began to hear the kernel, so that one
         bell may stand for several.
         """
+        # More may be taken than is known to be on its way: see `on_heard`.
         taken, self._taken = bell.taken - self._taken, bell.taken
         self.known = max(self.known, bell.end)
         for _ in range(min(taken, len(self._on_their_way))):

@@ -172,6 +172,8 @@ class Outbox:
         self._failed_plan = asyncio.get_running_loop().call_later(seconds, self._after_failure)
 
     def _after_failure(self) -> None:
+        # An interrupt's error may come long after it, when the code handles the signal late. So the
+        # end of the time does not release code while the interrupted execution goes on.
         interrupted, goes_on = self._interrupted, self._goes_on
         self._forget_failure()
         if interrupted is not None and goes_on():  # hold code back for another while

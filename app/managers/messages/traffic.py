@@ -237,6 +237,8 @@ class Traffic:
 
     def _hand_over(self, message: ClientMessage, owner: str) -> bool:
         """Give a request to the kernel's line; False if the line does not take it now."""
+        # After a change of keepers, older requests that the log lacks are sent again first: a newer
+        # one must not overtake them. `_go_on` flushes the outbox then.
         if self._read_first is not None or not self._line.send(message, owner):
             return False
         tally = self.counters.to_kernels[message.channel]
@@ -274,6 +276,9 @@ class Traffic:
 
     async def connect(self, info: ConnectionInfo) -> None:
         """Have the keeper open sockets to a process just launched. Raises what `Line.hear` does."""
+        # Messages of the process may be read before this returns, and `on_launch` then forgets the
+        # state that they report. They can only be of the process's own start: no request is sent to
+        # it before `on_launch`, so it has gone neither busy nor idle for one.
         await self._line.hear(self.log.directory, info, anew=True)
         self.on_launch()
 
@@ -318,6 +323,8 @@ class Traffic:
 
     def ready(self) -> None:
         """Tell clients that the kernel takes requests, and send those that have waited."""
+        # Announced before requests are sent: the idle status comes before any busy status that
+        # follows from them.
         self._state.on_ready()
         self.voice.announce(self._state.execution_state)
         self._line.opened()
@@ -554,6 +561,8 @@ class Traffic:
 
     async def _read_all(self) -> None:
         """Return when the log is read up to the last bell."""
+        # A bell that comes during the sleep finds a turn planned, or plans one: the loop goes on
+        # until a turn has found nothing more.
         while self._reading is not None:
             self._reading.cancel()
             self._read_on()
@@ -673,7 +682,7 @@ class Traffic:
         self._replaying = True
         try:
             return await self._line.hear(self.log.directory, info)
-        except BaseException:
+        except BaseException:  # a cancellation too: bells are read again as before
             self._replaying = False
             raise
 

@@ -110,6 +110,8 @@ class Voice:
 
     def go_on(self) -> None:
         """Have the messages appended that are not in the log, which has been read to its end."""
+        # A keeper that is lost again in the middle of this does no harm: the messages stay unsaid
+        # until they are read in the log, and the next `go_on` gives the missing ones once more.
         self.has_log, self._is_held = True, False
         for message, owner, transient in self._unsaid:
             self._line.say(message, owner, transient=transient)
@@ -118,6 +120,8 @@ class Voice:
         """Return when this message was read in the log, or after `SAY_SECONDS` with a warning."""
         if message is None or not self.has_log:
             return
+        # No caller suspends between saying a message and this, so the message cannot have been read
+        # before it is awaited.
         msg_id = message.header.msg_id
         said = self._awaited[msg_id] = asyncio.get_running_loop().create_future()
         try:
