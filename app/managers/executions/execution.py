@@ -337,6 +337,7 @@ class Execution:
         self.end = end if self.sent else self.place
         if self.first_seq is not None:
             self.last_seq = end.cursor - 1
+        # Taken out before they are called: a callback that adds another does not change this loop.
         callbacks, self.on_end = self.on_end, []
         for callback in callbacks:
             callback()

@@ -169,13 +169,14 @@ class Executions:
                 if not future.done():
                     future.set_result(None)
 
+            # Nothing is suspended since the look at `ended`, so no end is missed.
             execution.on_end.append(wake)
             self._waiting.add(future)
             try:
                 await asyncio.wait({future}, timeout=seconds)
             finally:
                 self._waiting.discard(future)
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError):  # it has ended, and taken its callbacks
                     execution.on_end.remove(wake)
         return execution.ended
 
@@ -282,6 +283,8 @@ class Executions:
         # An execution that is idle only lacks its reply: an interrupt would hit the next one.
         if execution.ended or execution.idle:
             return
+        # From here to the branches nothing is suspended, so an execution cannot be sent, or begin,
+        # between the look at it and what is done.
         execution.cancel_asked = True
         if not execution.sent:
             self._step(execution, "cancel", f"{why} before it ran")
@@ -296,6 +299,8 @@ class Executions:
             if failed is not None and kill_after is None:
                 raise failed
         else:
+            # Its request is on its way, or in the kernel's own queue, from which nothing can be
+            # taken. An interrupt now would hit the execution before it; `on_start` sends one.
             self._step(execution, "cancel", f"{why}; it is interrupted when it begins")
             execution.kill_after = kill_after
 

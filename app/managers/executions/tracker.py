@@ -322,10 +322,13 @@ class ExecutionTracker:
         elif reported == "busy":
             self._on_busy(same_id, message)
         elif reported == "idle":
+            # Of several with one id, kernels work in order: the status is the oldest one's that
+            # lacks it. The same holds for busy statuses and replies.
             execution = next((one for one in same_id if not one.idle), same_id[0])
             if execution.on_idle():
                 self._complete(execution)
             else:
+                # The reply may be late, as it comes over another socket, or never come.
                 self.changed(execution)
                 self._wait_for_the_rest(execution, REPLY_SECONDS)
                 if execution.on_main_shell:
@@ -478,8 +481,9 @@ class ExecutionTracker:
         Kernels work in order: in a process that ``was_ready``, the first unfinished execution was
         running, even if its busy status never came.
         """
+        # A copy: each end takes its execution out of those under way.
         for execution in tuple(self.under_way):
-            if execution.reply_status is not None:
+            if execution.reply_status is not None:  # only its idle status was still to come
                 self._finish(execution)
                 continue
             blamed = was_ready and execution.on_main_shell and not execution.idle
