@@ -111,6 +111,8 @@ class MessageLog:
 
     def advance(self, bell: Bell) -> None:
         """Take the ends of the log from a bell. A bell that cannot be true is ignored."""
+        # Ends only grow, even from one keeper to the next (see `Line.known`), and the link keeps
+        # the order of bells: one that goes back is of a keeper in error.
         if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
@@ -238,7 +240,7 @@ class MessageLog:
     def wake(self) -> None:
         """Let every waiting reader look again."""
         for waiter in self._waiting:
-            if not waiter.done():
+            if not waiter.done():  # its task may have been cancelled in this turn
                 waiter.set_result(None)
         self._waiting.clear()
 
@@ -307,6 +309,8 @@ class Reader:
         gap = log.gap_before(self.position)
         if gap is not None:
             self._skip(gap)
+        # The keeper may drop the oldest file at this moment, before its bell tells so. Then no
+        # record is found at the cursor, and `read` returns a gap rather than entries.
         found = log.read(self.position, max_messages, max_bytes)
         if isinstance(found, list):
             return Batch(gap, self._pass(found))

@@ -302,6 +302,8 @@ class SegmentReader:
 
     def hold_newest(self) -> None:
         """Open the newest segment and hold it, as its file is about to be removed."""
+        # The keeper removes the file only when it is asked to, after this: an open file can be read
+        # although its name is gone.
         with contextlib.suppress(OSError, DamagedLog):
             self._held = self._opened(self.newest)
         self._look()
@@ -318,7 +320,7 @@ class SegmentReader:
 
     def has_newest(self) -> bool:
         """Whether the segment that is being written can be opened by its name."""
-        self.close()
+        self.close()  # an open descriptor can be that of a file that was removed
         return self._try_open(self.newest) is not None
 
     def forget(self) -> None:
