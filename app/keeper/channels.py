@@ -124,6 +124,7 @@ class Channels:
         descriptor = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(descriptor, read)
         self._readers[descriptor] = read
+        # Events that came before the descriptor was watched make no further edge.
         self._schedule(channel)
 
     def close(self) -> None:
@@ -188,10 +189,12 @@ class Channels:
 
         Only a turn that has emptied the socket plans none: then the next message makes an edge.
         """
+        # The descriptor and a planned turn may both call this in one turn of the loop: this call
+        # takes the place of the planned one.
         handle = self._scheduled.pop(channel, None)
         if handle is not None:
             handle.cancel()
-        if channel not in self._sockets:
+        if channel not in self._sockets:  # closed by another socket's listener in this turn
             return
         budget = self._turns.messages(self.identity)
         if self._receive(channel, budget) >= budget:

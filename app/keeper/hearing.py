@@ -111,6 +111,7 @@ class Hearing:
     def connect(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
         """Hear a process that was just launched. Raises `zmq.ZMQError` or `ValueError`."""
         self._disconnect()
+        # Requests to the process before get no replies any more.
         self._requests.take_all()
         self._is_new, self._has_begun, self.opened = True, False, False
         self._open(context, info, turns)
@@ -140,6 +141,8 @@ class Hearing:
 
     def disconnect(self) -> None:
         """Log the last messages of the process, and close the sockets. The log goes on."""
+        # In this order: a reply that has arrived is logged before the held ones are let go, and
+        # none is left when the server is told that the process has ended.
         if self._channels is not None:
             self.settle()
         self._disconnect()
@@ -201,7 +204,7 @@ class Hearing:
         waiting = self._waiting.get(channel)
         if self._channels is None:
             self.taken += 1
-        elif waiting or not self._channels.send(message):
+        elif waiting or not self._channels.send(message):  # none overtakes those that wait
             self._waiting.setdefault(channel, deque()).append(message)
         else:
             self.taken += 1

@@ -129,6 +129,8 @@ class Hearings:
             )
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
         hearing.writer.skip_to(*known)
+        # A server that connects again asks for all its kernels. Where this keeper has the sockets
+        # already nothing is opened, and nothing of what comes over them is lost.
         again = info is not None and not anew and not hearing.connected
         try:
             if info is not None and anew:
@@ -202,6 +204,7 @@ class Hearings:
             self._plan.cancel()
             self._plan = None
         if self._changed:
+            # Taken out first: a log that grows from now on is for the next bell.
             changed, self._changed = self._changed, {}
             self.ring_for(changed)
 

@@ -52,6 +52,8 @@ class HeldReplies:
 
     def _release_late(self) -> None:
         """Let go replies that were held long enough: some kernels never go idle for a request."""
+        # A reply that the idle status has let go is still in the queue, with ``held`` None: it is
+        # passed over, as `release` does nothing for it.
         loop, held = asyncio.get_running_loop(), self._held
         until = loop.time() - (MAX_HOLD_SECONDS if self._is_behind() else HOLD_SECONDS)
         while held and (held[0][1].held is None or held[0][0] <= until):

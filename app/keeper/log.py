@@ -204,6 +204,7 @@ class LogWriter:
         if rest:
             size += sum(map(len, rest))
         taken = len(pieces[0]) + size + len(pieces[-1])
+        # The messages that wait count as well: `flush` writes them to this segment.
         fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
         self._number, self._offset = number + 1, offset + size
         if not fits:
@@ -232,7 +233,7 @@ class LogWriter:
     def renew(self) -> None:
         """Go on in another file: a server cannot read messages that are written to this one."""
         self.flush()
-        if self._segments:
+        if self._segments:  # no room is left, so the next message takes another file
             self._segments[-1].room = self._segments[-1].bytes
 
     @property
@@ -449,6 +450,7 @@ class LogWriter:
         A segment whose oldest message is older takes no more messages, so that no message stays for
         more than about twice the bound.
         """
+        # Not while messages wait: they are to be written to the descriptor that is closed here.
         while self._segments and self._segments[0].written_at < before and not self._pending:
             if len(self._segments) == 1:
                 self._close_descriptor()
@@ -468,7 +470,7 @@ class LogWriter:
         found = sorted(_segments_in(self.directory, self.kernel_id))
         if not found:
             return
-        self.epoch = found[-1][2]
+        self.epoch = found[-1][2]  # the newest segment tells which log it is
         for start, path, epoch in found:
             if epoch != self.epoch:  # a segment of an earlier log
                 path.unlink(missing_ok=True)

@@ -84,6 +84,7 @@ class ProcessOutput:
     def close(self) -> None:
         """Read what the pipe still holds, and close the pipe and the file."""
         self.started()
+        # What a process wrote before it ended is in the pipe, however late the loop reads it.
         if self._read_end is not None:
             self._read()
         self._close_pipe()
