@@ -192,8 +192,8 @@ class Hearing:
         got; servers take it for sent, and end it as lost.
         """
         channel = message.channel
-        # Servers send requests of clients only to a kernel that is ready, so they tell that, even
-        # if the message that says so was lost with a link.
+        # Servers send clients' requests only to a kernel that is ready. So such a request shows
+        # that it is ready, even if the message which tells that was lost with a link.
         self.opened |= owner != self.session
         if channel != "stdin":
             self._requests.add(message, owner)

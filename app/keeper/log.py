@@ -483,8 +483,8 @@ class LogWriter:
         last.bytes, self._written, last.begun_at = _end_of(last.path, last.start)
         self._number, self._offset = self._written
         self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        # Bytes behind the last whole record are of one that was cut short with its keeper. They
-        # must not be taken for a record once new ones lie before them.
+        # Bytes behind the last whole record are those of one that was cut short when the keeper was
+        # killed, or older. No reader may take them for a record when new ones lie before them.
         os.ftruncate(self._descriptor, last.bytes)
         try:
             _allocate(self._descriptor, last.room)

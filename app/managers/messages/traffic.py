@@ -88,8 +88,8 @@ _status_decoder: Final = msgspec.json.Decoder(_Status)
 class Traffic:
     """Routes requests from clients to one kernel, and draws conclusions from that kernel's log.
 
-    Everything here runs in the event loop's thread. Where a method has no ``await``, no bell, no
-    request of a client and no timer can come in between.
+    Everything here runs in the event loop's thread. Between two ``await``s of a method neither a
+    bell, nor a request of a client, nor a timer can come in.
     """
 
     def __init__(
