@@ -153,7 +153,7 @@ class Channels:
         socket = self._sockets[channel]
         try:
             socket.send_multipart(wire.pack(message, self._signer), _NOBLOCK, copy=True)
-        except zmq.Again:
+        except zmq.Again:  # the descriptor makes an edge when there is room, and `_read` looks
             self._blocked.add(channel)
             return False
         # The race: ZMQ's descriptor is edge-triggered. A message that arrives while this sends may

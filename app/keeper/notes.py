@@ -20,7 +20,11 @@ Note = tuple[str, int, str, str]
 """A kernel's id, its process id, the start time of the process, and the file of its output."""
 
 LAUNCHING: Final = 0
-"""Stands in place of the id of a process that is about to be launched."""
+"""Stands in place of the id of a process that is about to be launched.
+
+A keeper that is killed between the launch and the next note leaves a process whose id is nowhere.
+The next keeper knows by this note that it may be there, and finds it by its output's named pipe.
+"""
 
 
 class Notes:

@@ -126,7 +126,7 @@ class PendingRequests:
             return None
         request = next((request for request in requests if not request.replied), requests[0])
         request.replied = True
-        if request.idle:
+        if request.idle:  # reply and idle status come in either order: the second one removes it
             self._remove(request)
         return request
 

@@ -82,6 +82,8 @@ class ExecutionReader:
             reader = self._reader = WholeReader(self._log, execution.place)
         before = reader.position
         gap, entries = reader.take()
+        # While the execution has no end, that lies behind all messages that can be read now. Once
+        # it has one, messages and gaps behind the end are not the execution's.
         end = execution.end
         if end is not None:
             if gap is not None and before.cursor + gap.messages > end.cursor:

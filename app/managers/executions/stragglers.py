@@ -54,6 +54,8 @@ class Stragglers:
         """Go on with an execution: the kernel has gone idle for a request of the server."""
         if msg_id not in self._asked:  # its time was over first, or it is no such request
             return
+        # The timer of `_go_on` and this race to end the execution: the first one takes it out of
+        # the plans, so that the other finds nothing.
         execution, rounds = self._asked.pop(msg_id)
         if execution in self._plans:
             if rounds:

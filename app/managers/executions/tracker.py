@@ -426,8 +426,9 @@ class ExecutionTracker:
         ``is_shown`` tells whether a client of that session is attached, and so sees the prompt.
         """
         execution = next(iter(self._under_way.get(message.parent.msg_id, ())), None)
+        # The answer was stored with the execution when it was passed on. So a new server, which
+        # reads the prompt in the log, does not open it for a second answer.
         if execution is not None and execution.answered == message.header.msg_id:
-            # A new server reads the prompt again, which the server before has answered.
             self._close_prompt(execution, message.parent.msg_id)
             return
         self.prompts.open(Prompt(message, owner, message.seq, execution, is_shown=is_shown))
@@ -553,6 +554,8 @@ class ExecutionTracker:
         """End the executions that have waited long enough. One timer serves all of a kernel."""
         now = asyncio.get_running_loop().time()
         self._plan = None
+        # Taken out first: an end can have other executions wait (`_wait_for_the_rest`), which are
+        # appended to the new list.
         waiting, self._incomplete = self._incomplete, []
         for item in waiting:
             if item.execution.ended:

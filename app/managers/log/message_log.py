@@ -103,7 +103,7 @@ class MessageLog:
 
     def begin_at(self, epoch: str, bell: Bell) -> None:
         """Begin with the log that a keeper has opened; readers do not see more of it yet."""
-        if epoch != self.epoch:
+        if epoch != self.epoch:  # another log: the shared entries have numbers of the one before
             self.epoch = epoch
             self._last = (0, [])
         self._files.forget()

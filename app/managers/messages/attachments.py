@@ -67,6 +67,7 @@ class Attachments:
         self._forget_departed()
         left_at, _ = self._departed.pop(session, (None, 0.0))
         journal = self.journal
+        # The place in memory is newer than the journal's, if there is one.
         if left_at is None and journal is not None and self._buffers:
             left_at = journal.place_of(session, self._session_seconds)
         # A client can come back before its broken connection is noticed: both are there for a
@@ -137,6 +138,8 @@ class Attachments:
             return
         now = time.monotonic()
         old = now - PLACE_SECONDS
+        # A message that arrives after this, and before the server is killed, is sent to the client
+        # once more by the next server. None is lost: the place is never further than what arrived.
         for session, reader in self._attached.items():
             place, noted = reader.arrived, self._noted.get(session)
             if noted is None or noted[0] != place or noted[1] < old:

@@ -58,6 +58,8 @@ class InterruptWatch:
         running = self._running()
         if running is None:
             return
+        # If the interrupted execution has ended and the next one runs, the wake is needless, and
+        # harmless: the kernel answers it when it comes to it.
         if running != self._woken:
             self._woken, self._wakes = running, 0
         if self._wakes < MAX_WAKES:

@@ -123,6 +123,7 @@ class OwnRequests:
         msg_id = self.ask_on_control()
         if not msg_id:
             return
+        # After sending, and still before the status can be read: nothing is suspended in between.
         gone_idle = self._going_idle[msg_id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(BEHIND_SECONDS):
@@ -169,7 +170,7 @@ class OwnRequests:
     def on_reply(self, message: Message) -> None:
         """Take note of a reply of the kernel, to a request of the server or of any client."""
         answer = self._asked.get(message.parent.msg_id) if self._asked else None
-        if answer is not None and not answer.done():
+        if answer is not None and not answer.done():  # its time may be over in this very turn
             answer.set_result(bytes(message.part(3)))
         if message.header.msg_type == "kernel_info_reply":
             self.kernel_info = bytes(message.part(3))

@@ -219,6 +219,7 @@ class RequestEnds:
         That keeper did not send them to the kernel: it would have logged them first. This is called
         when the log has been read up to its end, and before any newer request is sent.
         """
+        # Requests that wait in the outbox never went to that keeper; they leave after these.
         waiting = {id(message) for message in self._outbox.waiting}
         for request in [*self.pending]:
             message = request.message
@@ -275,7 +276,7 @@ class RequestEnds:
         """
         was_heard, self.was_unheard = not self.was_unheard, False
         for request in requests:
-            if request.replied or request not in self.pending:
+            if request.replied or request not in self.pending:  # its reply came meanwhile
                 continue
             execution = self._tracker.get(request.msg_id) if request.is_execution else None
             if execution is not None and was_heard and not execution.on_main_shell:
