@@ -9,9 +9,9 @@ All integers are little-endian. A frame's first byte tells what it is:
        keeper                     tip, how many requests the kernel's sockets have taken
 
 The handle is the keeper's number for a kernel. Places and tips are those of `app.keeper.log`. The
-link is a unix socket, which keeps the order of frames and of the keeper's writes to its files: what
-a bell tells can be read when the bell comes. All of a bell's facts are totals, not steps: a bell
-that is lost with a link is made up for by the next one.
+keeper writes records to their file before it sends the bell: all records that a bell tells of can
+be read when it comes. A bell's facts are totals, not steps: the next bell makes up for one that is
+lost with a link.
 """
 
 from __future__ import annotations

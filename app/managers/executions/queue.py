@@ -278,7 +278,7 @@ class Executions:
 
         If it still runs ``kill_after`` seconds later, its process is killed. An execution in the
         kernel's own queue is interrupted when it begins. One that has ended does not change.
-        Raises the error that kept the kernel from being interrupted, unless it is to be killed.
+        Raises the error of an interrupt that failed, unless the process is to be killed.
         """
         # An execution that is idle only lacks its reply: an interrupt would hit the next one.
         if execution.ended or execution.idle:

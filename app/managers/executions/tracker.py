@@ -238,7 +238,7 @@ class ExecutionTracker:
             on_main_shell=message.header.subshell_id is None,
         )
         execution.by_client = True
-        # An id names one execution: an earlier one with this id keeps it.
+        # An id names one execution: the id of an earlier one goes on to name that.
         if execution.id not in self._by_id:
             self.add(execution)
         return execution

@@ -141,7 +141,8 @@ class Behind:
 
     async def _look(self) -> None:
         while self._waiting:
-            # Those that are added while the kernel is asked are for the next round, as above.
+            # Executions added while the kernel is asked are for the next round: its answer proves
+            # nothing about them.
             asked_for, self._waiting = self._waiting, []
             await self._ask()
             for execution in asked_for:

@@ -64,8 +64,8 @@ class MessageLog:
         self._first = self._end = self._written = Position(1, 0)
         self._tip = Tip(0, 0)
         self._waiting: set[asyncio.Future[None]] = set()
-        # The entries read last, and the number they begin at: most readers are at the same place,
-        # and share them: no reader changes an entry, or the list.
+        # The entries read last, and the number they begin at. Most readers are at the same place,
+        # and share them, which is safe as no reader changes an entry or the list.
         self._last: tuple[int, list[Entry]] = (0, [])
         self._warned = False
 
@@ -111,8 +111,8 @@ class MessageLog:
 
     def advance(self, bell: Bell) -> None:
         """Take the ends of the log from a bell. A bell that cannot be true is ignored."""
-        # Ends only grow, even from one keeper to the next (see `Line.known`), and the link keeps
-        # the order of bells: one that goes back is of a keeper in error.
+        # Ends only grow, even from one keeper to the next (see `Line.known`), and bells come in
+        # order: one that goes back is that of a keeper in error.
         if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
@@ -212,8 +212,8 @@ class MessageLog:
             found = self.read(Position(cursor, start.offset), 1, 0)
             if isinstance(found, list) and found:
                 return Position(cursor, found[0].offset)
-        # The message is gone, and its offset with it. Only the bytes of the gap that a reader finds
-        # here are wrong by that: behind the gap it has the right offset again.
+        # The message is gone, and its offset with it. So the bytes of the gap that a reader finds
+        # here are wrong, and its offset behind the gap is right again.
         return Position(cursor, start.offset)
 
     def place_of(self, number: int) -> Position:

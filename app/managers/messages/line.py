@@ -31,8 +31,8 @@ shell may fill the window twice: an interrupt does not wait behind code that the
 take."""
 
 SETTLE_SECONDS: Final = 10.0
-"""How long the last messages of an ended process may go on arriving. When three looks in a row find
-no message, all have arrived: what a dead process left is in socket buffers on this host."""
+"""How many seconds the last messages of an ended process may go on arriving. When three looks in a
+row, `PAUSE_SECONDS` apart, find no message, all have arrived."""
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
@@ -203,7 +203,7 @@ class Line:
     def on_heard(self, heard: Heard) -> None:
         """Begin with a keeper: it has begun to hear the kernel, and knows these numbers."""
         self.handle, self.session, self.epoch = heard.handle, heard.session, heard.epoch
-        # The link keeps order: a request sent before the question that this answers has reached
+        # The link preserves order: a request sent before the question that this answers has reached
         # the keeper, or went down with another keeper. One sent between the question and the answer
         # is counted no more either, so the window is too wide for a moment. It only bounds memory:
         # order and delivery do not depend on it.

@@ -98,7 +98,7 @@ class Outbox:
     def charge(self, message: ClientMessage) -> None:
         """Count the bytes of a request that waits, here or elsewhere, until `discharge` or `close`.
 
-        `Traffic` charges the requests that it keeps for the kernel's next process.
+        `Traffic` charges the requests that it holds for the kernel's next process.
         """
         self._bytes += message.size
         if self._bytes > self._max_bytes:
@@ -131,7 +131,7 @@ class Outbox:
         if _lane(message) != "shell":
             return False
         # A long time may pass between an interrupt and its error. Other requests than code (a
-        # completion, say) need not wait: if the kernel aborts one, nothing that runs is lost.
+        # completion, say) need not wait: if the kernel aborts one, no code is lost.
         is_code = message.header.msg_type == "execute_request"
         return self._failed is not None or (self._interrupted is not None and is_code)
 

@@ -69,7 +69,7 @@ class OwnRequests:
         self._look_reachable()
 
     def send(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
-        """Send a request. Returns its msg_id; empty if no process is heard, or none is taken."""
+        """Send a request. Returns its msg_id; empty if there is no process, or no room for it."""
         header, parts = make_parts(msg_type, content, self.session)
         if not self._line.connected:
             return ""

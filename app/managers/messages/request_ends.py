@@ -45,9 +45,9 @@ class RequestEnds:
 
     No request is sent twice, and each one ends. The keeper logs a request's header before it sends
     the request. So after a keeper is lost, a request that is not in the log was never sent, and is
-    given to the next keeper (`send_again`). One that is in the log may have been sent, and is not:
-    it ends by the kernel's reply, or as lost (`end_lost`). If a part of the log is lost, all
-    requests that it may have held are doubtful, and are treated as sent.
+    given to the next keeper (`send_again`). A request that is in the log may have been sent, so it
+    is not sent again: it ends by the kernel's reply, or as lost (`end_lost`). If a part of the log
+    is lost, all requests that it may have held are doubtful, and are treated as sent.
     """
 
     def __init__(
@@ -271,8 +271,8 @@ class RequestEnds:
 
         There are two causes. A keeper was killed: the requests that its sockets held went with it,
         and so did the messages of the kernel until another keeper heard it. Or a part of the log is
-        lost. The caller has asked the kernel since, and it has answered: what it was sent before is
-        done.
+        lost. The caller has asked the kernel since, and the kernel has answered: requests that it
+        got before that are done.
         """
         was_heard, self.was_unheard = not self.was_unheard, False
         for request in requests:

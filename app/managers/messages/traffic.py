@@ -332,7 +332,7 @@ class Traffic:
         self.tracker.on_ready()
 
     def replace_process(self) -> None:
-        """Keep clients' requests from now on for the next process: this one is to be stopped.
+        """Hold clients' requests from now on for the next process: this one is to be stopped.
 
         A request that comes between this call and the end of `close` waits, so it meets exactly
         one process.
@@ -358,11 +358,11 @@ class Traffic:
         return self._for_next is not None
 
     def expect_process(self) -> None:
-        """Keep clients' requests for a process that will be launched: there is none now."""
+        """Hold clients' requests for a process that will be launched: there is none now."""
         self._for_next = []
 
     def keep_process(self) -> None:
-        """Send the requests kept for the next process to this one: it could not be stopped."""
+        """Send the requests held for the next process to this one: it could not be stopped."""
         self.clients.note_replaced(False)
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
@@ -455,9 +455,10 @@ class Traffic:
         """Begin with a log: a keeper hears the kernel, perhaps not the one that heard it before."""
         self.log.begin_at(heard.epoch, heard.bell)
         if self.voice.has_log:
-            # Another keeper, or the same one again. Requests and messages that left here before may
-            # be in the log or lost with the link; only the log tells. So nothing is sent or said
-            # until the log has been read up to its present end: nothing is done twice.
+            # This is another keeper, or the same one over another link, or for another process.
+            # Requests and messages that left here before are in the log, or are lost with the link:
+            # only the log tells. So nothing is sent or said until the log has been read up to its
+            # present end, and nothing is done twice.
             self._read_first, self._is_again = heard.end[0], heard.again
             self.voice.hold()
         else:
@@ -709,8 +710,8 @@ class Traffic:
                 await asyncio.sleep(0)
         finally:
             self._replaying = False
-        # Not before: a request that is read again after all has to be found as one without a place
-        # in the log (`_on_request`), rather than be added a second time.
+        # Only now: if such a request was read again after all, `_on_request` found it here as one
+        # that is not logged yet, and did not add it a second time.
         for request in begun:
             request.logged = True
         self._line.connected = heard.connected

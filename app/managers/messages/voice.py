@@ -110,8 +110,8 @@ class Voice:
 
     def go_on(self) -> None:
         """Have the messages appended that are not in the log, which has been read to its end."""
-        # A keeper that is lost again in the middle of this does no harm: the messages stay unsaid
-        # until they are read in the log, and the next `go_on` gives the missing ones once more.
+        # A keeper may be lost in the middle of this. The messages stay here until they are read in
+        # the log, so the next `go_on` gives those that are missing to the next keeper.
         self.has_log, self._is_held = True, False
         for message, owner, transient in self._unsaid:
             self._line.say(message, owner, transient=transient)
