@@ -47,5 +47,6 @@ def at_stop_signals(callback: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
+            # The server may have installed another handler meanwhile, which then stays.
             if signal.getsignal(number) is on_signal:
                 signal.signal(number, handler)

@@ -55,7 +55,7 @@ def _short(text: str) -> str:
 
 
 Name = Annotated[Text, AfterValidator(_short)]
-"""A text of bounded length, which is stored and listed as long as its session or kernel exists."""
+"""A text of bounded length, for what is stored and listed as long as a session or kernel exists."""
 
 
 def example(**fields: Any) -> ConfigDict:

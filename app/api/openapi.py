@@ -92,7 +92,7 @@ _SECURITY_SCHEMES: Final = {
 }
 _EITHER: Final[list[dict[str, list[str]]]] = [{name: []} for name in _SECURITY_SCHEMES]
 
-# Models that are no response's body as a whole, so FastAPI leaves them out.
+# Models that no route returns as its whole body: FastAPI does not put them into the document.
 _MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel, ContentsModel)
 _REFERENCE: Final = "#/components/schemas/{model}"
 

@@ -36,9 +36,9 @@ class FrameWriter(Protocol):
         """The place in the log up to which the client is known to have everything."""
 
     def join(self, frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
-        """The bytes of frames, each given as its payload and whether it is text.
+        """Frame payloads, each given with whether it is text; returns the bytes to `write`.
 
-        They are the same for every connection.
+        The bytes are the same for every connection.
         """
 
     async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:

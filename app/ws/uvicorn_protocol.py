@@ -186,7 +186,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     @staticmethod
     def join(frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
-        """The bytes of frames, each given as its payload and whether it is text.
+        """Frame payloads, each given with whether it is text; returns the bytes to `write`.
 
         Small frames are joined; the payload of a large one becomes a chunk without a copy.
         """

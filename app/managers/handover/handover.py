@@ -249,6 +249,8 @@ class RegisteredHandover(Handover):
         traffic.clients.journal = await asyncio.to_thread(
             self._read_journal, kernel.id, traffic.log.epoch
         )
+        # Set only now: what the replay has concluded is not stored, for another server would
+        # conclude the same from the log.
         traffic.tracker.keeping = keeping
         if info:
             self.begin(kernel)

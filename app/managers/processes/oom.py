@@ -1,4 +1,4 @@
-"""Whether Linux has killed processes because memory ran out, where a control group counts them.
+"""Tells whether Linux has killed a process because memory ran out, if a control group counts that.
 
 The count is ``oom_kill`` in ``memory.events`` [https://docs.kernel.org/admin-guide/cgroup-v2.html],
 or in ``memory.oom_control`` of version 1. It does not tell which process was killed.

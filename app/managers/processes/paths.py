@@ -81,7 +81,7 @@ def _nearest_directory(root: Path, place: Path) -> Path:
 
 
 def working_directory(root: Path, asked: str | None) -> Path | None:
-    """The absolute directory ``asked`` if it is below the root, else None.
+    """The directory ``asked`` for, resolved, if it exists below the root; else None.
 
     A gateway client (JupyterLab with ``--gateway-url``) sends no path. It sends the variable
     ``KERNEL_WORKING_DIR``: a directory of its own machine, which may or may not be on this one.

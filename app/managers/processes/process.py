@@ -266,6 +266,8 @@ class KernelProcess:
 
     async def _await(self, exited: asyncio.Future[int]) -> None:
         """Wait until the keeper tells that the process has ended; it has killed the group, too."""
+        # The keeper's future is shared, so a cancellation of this task must not reach it. `_undo`
+        # may have set the other one before: it does not wait for the keeper.
         code = await asyncio.shield(exited)
         if not self.exited.done():
             self.exited.set_result(Exit(code))

@@ -232,10 +232,12 @@ class ForkLink:
             self._control.close()
             self._control = None
         else:
+            # The keeper may have launched the process although its answer has not come. The process
+            # then finds nobody at the address that it was given, and exits.
             self._opening.cancel()
         if not self.ready.done():
             self.ready.set_exception(CannotFork(reason))
-            self.ready.exception()  # asyncio would log an error that nobody has looked at
+            self.ready.exception()  # or asyncio would log the error if no task awaits `ready`
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(CannotFork(reason))
@@ -293,7 +295,7 @@ async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.so
 
 
 async def _readable(*descriptors: int) -> set[int]:
-    """Wait until one of the descriptors is readable; returns those that are. Has no own bound."""
+    """Wait until a descriptor is readable; returns all that are. It has no bound of its own."""
     loop = asyncio.get_running_loop()
     ready: set[int] = set()
     changed = asyncio.Event()

@@ -99,7 +99,7 @@ class Forking:
         return "automatic" if self._is_automatic and is_local else "nothing"
 
     def prepare(self, name: str, manager: AsyncKernelManager) -> None:
-        """Start the fork servers for a kernelspec whose kernels are forked as asked."""
+        """Start the fork servers of a kernelspec whose kernels are to be forked as ``asked``."""
         spec = manager.kernel_spec
         assert spec is not None
         if self.choose(name, spec) != "asked":

@@ -264,7 +264,7 @@ def _settle(answer: asyncio.Future[tuple[Any, bytes]], fields: Fields, data: byt
 def _fail(answer: asyncio.Future[tuple[Any, bytes]], error: Exception) -> None:
     if not answer.done():
         answer.set_exception(error)
-        answer.exception()  # asyncio would log an error that nobody has looked at
+        answer.exception()  # or asyncio would log the error if no task awaits the answer
 
 
 def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
