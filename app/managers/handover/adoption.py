@@ -201,5 +201,6 @@ async def _load(
     try:
         await done
     finally:
-        if not loading[record.id].is_alive() or done.done():
+        # A wait that was cut short has cancelled the future: the thread goes on, and is remembered.
+        if not done.cancelled():
             del loading[record.id]

@@ -119,6 +119,7 @@ class Registry:
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
         self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
+        self._newest: dict[str, KernelRecord] = {}  # what was asked to be saved last
         self._failing = False
         self._told = False  # whether the failure was logged
         self._writer: asyncio.Task[None] | None = None
@@ -176,7 +177,9 @@ class Registry:
         """Store a kernel's record at once; after a failure, at the next renewal of the lease."""
         self._missed.pop(record.id, None)
         self._activity.pop(record.id, None)  # the record tells later
-        if not await self._write(self._store.save, record):
+        self._newest[record.id] = record
+        saved = await self._write(self._store.save, record)
+        if not saved and self._newest.get(record.id) is record:  # and no other call came meanwhile
             self._missed[record.id] = record
 
     async def delete(self, kernel_id: str) -> None:
@@ -187,7 +190,9 @@ class Registry:
         for key in [key for key in self._changed if key[0] == kernel_id]:
             del self._changed[key]
         self._missed.pop(kernel_id, None)
-        if not await self._write(self._store.delete, kernel_id):
+        self._newest.pop(kernel_id, None)
+        deleted = await self._write(self._store.delete, kernel_id)
+        if not deleted and kernel_id not in self._newest:
             self._missed[kernel_id] = None
 
     def touch(self, kernel_id: str, last_activity: float, execution_state: str) -> None:
@@ -274,6 +279,9 @@ class Registry:
             for key, record in changed.items():
                 if key not in self._forgotten:
                     self._changed.setdefault(key, record)
+            self._forgotten |= forgotten - self._changed.keys()
+            for kernel_id, what in activity.items():
+                self._activity.setdefault(kernel_id, what)
 
     def _write_all(
         self,
