@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from .keeper.protocol import is_own_peer
+from .keeper.protocol import is_own_peer, socket_address
 from .managers.errors import KernelkeepError
 from .managers.kernels.multikernel import MultiKernelManager
 
@@ -97,9 +97,10 @@ def open_socket(state_dir: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """A name for a socket: 108 bytes at most, while the path of a state directory may have more."""
+    """Within, an address of a socket, as long as one may be (`socket_address`)."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
+        with socket_address(directory, path.parent, path.name) as address:
+            yield address
     finally:
         os.close(directory)

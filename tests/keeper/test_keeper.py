@@ -414,7 +414,8 @@ def listen(home: Home) -> Any:
         directory.mkdir(mode=0o700)
         listener = socket.socket(socket.AF_UNIX)
         descriptor = os.open(directory, os.O_RDONLY)
-        listener.bind(socket_address(descriptor))
+        with socket_address(descriptor, directory) as address:
+            listener.bind(address)
         (directory / "socket").chmod(0o600)
         os.close(descriptor)
 
@@ -489,7 +490,8 @@ async def test_ours_lets_go_of_its_kernels_when_it_is_drained(
     kept = await launch(keeper, home, "exec sleep 1000")
     connection = socket.socket(socket.AF_UNIX)
     directory = os.open(home.state_dir / "keeper", os.O_RDONLY)
-    connection.connect(socket_address(directory))
+    with socket_address(directory, home.state_dir / "keeper") as address:
+        connection.connect(address)
     os.close(directory)
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     writer.write(pack({"ask": "drain", "reason": "of another version"}))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app.keeper.protocol import are_own, keeper_dir
+from app.keeper.protocol import are_own, is_own_xucred, keeper_dir
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.keeper.client import Keeper
 from tests.support.home import Home
@@ -88,3 +88,11 @@ async def _stranger(state_dir: Path, uid: int, what: str) -> asyncio.subprocess.
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROCESS, str(uid), what, cwd=directory, stdout=PIPE
     )
+
+
+def test_only_the_user_counts_on_macos() -> None:
+    groups = struct.pack("hxxI60x", 1, os.getegid())  # struct xucred, 76 bytes
+    assert is_own_xucred(struct.pack("=II", 0, os.geteuid()) + groups)
+    assert not is_own_xucred(struct.pack("=II", 0, os.geteuid() + 1) + groups)
+    assert not is_own_xucred(struct.pack("=II", 1, os.geteuid()) + groups)  # of another layout
+    assert not is_own_xucred(b"")

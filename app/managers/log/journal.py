@@ -8,6 +8,7 @@ Layout: a head; places of sessions.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -52,11 +53,14 @@ class Journal:
             descriptor = os.open(path, flags, 0o600)
             try:
                 # A hole that the disk cannot fill would end this process at a write.
-                os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+                elif os.pwrite(descriptor, bytes(_FILE_BYTES), 0) < _FILE_BYTES:  # macOS
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 memory = mmap.mmap(descriptor, _FILE_BYTES)
             finally:
                 os.close(descriptor)
-        except (OSError, AttributeError) as error:  # there is no fallocate on some platforms
+        except OSError as error:
             path.unlink(missing_ok=True)
             raise UnusableJournal(f"{path} cannot be made: {error}") from None
         _HEAD.pack_into(memory, 0, _MAGIC, epoch.encode(), False)

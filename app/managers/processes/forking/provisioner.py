@@ -165,7 +165,9 @@ class ForkOptions(LocalProvisioner):
     )
 
     def check(self) -> None:
-        """Raise `ValueError` for limits that there are not."""
+        """Raise `ValueError` for limits that there are not, or that cannot be set here."""
+        if self.limits and not hasattr(resource, "prlimit"):
+            raise ValueError("limits take Linux")
         for name, value in self.limits.items():
             check_limit(name, value)
 

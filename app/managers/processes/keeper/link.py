@@ -98,15 +98,17 @@ class KeeperLink:
         self._transport.set_protocol(frames)
 
     @classmethod
-    async def open(cls, directory: int, owner: LinkOwner) -> KeeperLink | None:
+    async def open(cls, directory: int, path: Path, owner: LinkOwner) -> KeeperLink | None:
         """A connection to whoever listens; None if nobody does.
 
+        ``directory`` is a descriptor of the keeper's directory, ``path`` its path.
         Raises `Garbled` for what is no keeper, and `PermissionError` for somebody else's.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
-            connection.connect(socket_address(directory))
+            with socket_address(directory, path) as address:
+                connection.connect(address)
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
