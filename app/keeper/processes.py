@@ -48,6 +48,8 @@ _PROCESS_GROUP: Final = 4  # PIDFD_SIGNAL_PROCESS_GROUP, from Linux 6.9 on
 
 _SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
+_NO_NUMBER: Final = 2**31
+
 _ZOMBIE: Final = "Z"  # in /proc and in ps(1)
 
 
@@ -176,6 +178,10 @@ class _Poll:
 
 
 def _sight(pid: int, started: str) -> _Sight:
+    if pid <= 0:
+        raise ProcessLookupError(errno.ESRCH, "there is no such process")
+    if pid >= _NO_NUMBER:
+        raise ValueError("no process has such a number")
     if HAS_PIDFDS:
         return _Pidfd(pid)
     if hasattr(select, "kqueue"):
@@ -296,7 +302,7 @@ def open_process(pid: int, started: str, *, reaping: bool = False) -> Process | 
     """The process with this number and start time; None if it is gone.
 
     It may have ended and not be reaped. With ``reaping`` a child of ours is reaped by `exit_code`
-    and by nobody else. Raises `OSError`.
+    and by nobody else. Raises `OSError`, and `ValueError` for what is no process's number.
     """
     try:
         sight = _sight(pid, started)

@@ -24,6 +24,7 @@ SECONDS: Final = 240
 FILES: Final = (
     *("tests/keeper/test_processes.py", "tests/keeper/test_server_end.py"),
     *("tests/keeper/test_keeper.py", "tests/keeper/test_strangers.py"),
+    *("tests/keeper/test_trouble.py", "tests/keeper/test_lost_link.py"),
     *("tests/managers/processes/test_keeping.py", "tests/managers/handover/test_adoption.py"),
     *("tests/managers/processes/test_ending_with_the_server.py",),
     *("tests/managers/handover/test_kernels_command.py",),

@@ -7,9 +7,8 @@ tests look up in /proc they find.
 
 import errno
 import os
-import resource
 import select
-import selectors  # before there is a kqueue, which it would use
+import selectors
 import signal
 import socket
 import struct
@@ -17,14 +16,17 @@ import sys
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-assert selectors
+# Loaded before there is a kqueue, which it would use.
+_SELECTORS = selectors
+_select: Any = select
+_socket: Any = socket.socket
 
 _pidfd_open, _stat = os.pidfd_open, os.stat
 _SO_PEERCRED = socket.SO_PEERCRED
 _getsockopt = socket.socket.getsockopt
 
 del os.pidfd_open, os.P_PIDFD, os.waitid, os.posix_fallocate, os.memfd_create
-del signal.pidfd_send_signal, resource.prlimit, socket.SO_PEERCRED
+del signal.pidfd_send_signal, socket.SO_PEERCRED
 
 _STANDARD = (os.path.dirname(os.__file__), "<frozen ")
 _SEES_ALL = (f"{os.sep}psutil{os.sep}", f"{os.sep}tests{os.sep}")
@@ -116,8 +118,8 @@ def kevent(ident: int, filter: int, flags: int, fflags: int) -> SimpleNamespace:
     return SimpleNamespace(ident=ident, filter=filter, flags=flags, fflags=fflags)
 
 
-select.kqueue, select.kevent = kqueue, kevent
-select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT = -5, 1, 0x80000000
+_select.kqueue, _select.kevent = kqueue, kevent
+_select.KQ_FILTER_PROC, _select.KQ_EV_ADD, _select.KQ_NOTE_EXIT = -5, 1, 0x80000000
 
 
 def getsockopt(self: socket.socket, level: int, option: int, *size: int) -> Any:
@@ -128,4 +130,4 @@ def getsockopt(self: socket.socket, level: int, option: int, *size: int) -> Any:
     return struct.pack("=IIhxxI60x", 0, uid, 1, gid)
 
 
-socket.socket.getsockopt = getsockopt
+_socket.getsockopt = getsockopt
