@@ -21,30 +21,36 @@ from tests.support.server import REPOSITORY
 SECONDS: Final = 240
 
 # What is seen of processes, who may connect, and what is left in the end.
-FILES: Final = (
+KEEPER: Final = (
     *("tests/keeper/test_processes.py", "tests/keeper/test_server_end.py"),
-    *("tests/keeper/test_keeper.py", "tests/keeper/test_strangers.py"),
-    *("tests/keeper/test_trouble.py", "tests/keeper/test_lost_link.py"),
-    *("tests/managers/processes/test_keeping.py", "tests/managers/handover/test_adoption.py"),
-    *("tests/managers/processes/test_ending_with_the_server.py",),
-    *("tests/managers/handover/test_kernels_command.py",),
+    *("tests/keeper/test_keeper.py", "tests/keeper/test_trouble.py"),
+    "tests/managers/processes/test_keeping.py",
 )
 
+SERVER: Final = (
+    *("tests/keeper/test_strangers.py", "tests/keeper/test_lost_link.py"),
+    "tests/managers/processes/test_ending_with_the_server.py",
+    *(
+        "tests/managers/handover/test_adoption.py",
+        "tests/managers/handover/test_kernels_command.py",
+    ),
+)
+
+FILES: Final = {"old_linux": KEEPER, "macos": (*KEEPER, *SERVER)}
+
 HAS: Final = {
-    "old_linux": "False True False",
-    "macos": "False False True",
+    "old_linux": "pidfds False, /proc True, kqueue False, forking False",
+    "macos": "pidfds False, /proc False, kqueue True, forking False",
 }
 
 pytestmark = pytest.mark.timeout(SECONDS + 30)
 
 
-@pytest.fixture(params=sorted(HAS))
-def platform(request: pytest.FixtureRequest) -> str:
-    """The name of a platform, for which there is all that it takes to be one."""
+@pytest.fixture(autouse=True)
+def tools() -> None:
+    """What it takes to be one of these platforms."""
     for tool, package in (("ps", "procps"), ("lsof", "lsof")):
         assert shutil.which(tool), f"{tool} is missing: apt-get install {package}"
-    name: str = request.param
-    return name
 
 
 def environment(platform: str) -> dict[str, str]:
@@ -52,10 +58,13 @@ def environment(platform: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(PLATFORMS / platform)}
 
 
+@pytest.mark.parametrize("platform", sorted(HAS))
 def test_it_has_less(platform: str, tmp_path: Path) -> None:
     code = (
-        "from app.keeper.processes import HAS_PIDFDS, HAS_PROC; import select;"
-        "print(HAS_PIDFDS, HAS_PROC, hasattr(select, 'kqueue'))"
+        "import select; from app.keeper.processes import HAS_PIDFDS, HAS_PROC;"
+        "from app.managers.processes.forking.link import SUPPORTED;"
+        "print(f'pidfds {HAS_PIDFDS}, /proc {HAS_PROC}, kqueue {hasattr(select, \"kqueue\")}, '"
+        "f'forking {SUPPORTED}')"
     )
     path = f"{PLATFORMS / platform}:{REPOSITORY}"
     ran = subprocess.run(
@@ -69,7 +78,10 @@ def test_it_has_less(platform: str, tmp_path: Path) -> None:
     assert ran.stdout.strip() == HAS[platform]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("platform", "file"),
+    [(platform, file) for platform, files in sorted(FILES.items()) for file in files],
+)
 def test_what_holds_here_holds_there(platform: str, file: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],

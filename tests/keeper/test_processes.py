@@ -13,7 +13,14 @@ import psutil
 import pytest
 
 from app.keeper import processes
-from app.keeper.processes import HAS_PIDFDS, HAS_PROC, child_process, open_process, start_time
+from app.keeper.processes import (
+    HAS_PIDFDS,
+    HAS_PROC,
+    child_process,
+    open_process,
+    start_time,
+    states_of_group,
+)
 from tests.support.processes import eventually, eventually_sync, is_alive
 
 WAIT = 20  # seconds
@@ -67,6 +74,14 @@ def test_a_process_of_another_start_is_another(leader: subprocess.Popen[bytes]) 
     boot, _, ticks = started.partition("/")
     assert open_process(leader.pid, f"{boot}/{int(ticks) + 1}") is None
     assert open_process(leader.pid, f"another-boot/{ticks}") is None
+
+
+def test_the_states_of_a_group_are_told(leader: subprocess.Popen[bytes]) -> None:
+    (child,) = psutil.Process(leader.pid).children()
+    assert set(states_of_group(leader.pid)) == {leader.pid, child.pid}
+    leader.kill()
+    assert eventually_sync(lambda: states_of_group(leader.pid).get(leader.pid) == "Z")
+    assert states_of_group(child.pid) == {}
 
 
 def test_how_a_child_ended_is_known_although_it_was_not_seen_to_live() -> None:
