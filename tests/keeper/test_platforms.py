@@ -55,7 +55,9 @@ def tools() -> None:
 
 def environment(platform: str) -> dict[str, str]:
     """Ours, on another platform."""
-    return {**os.environ, "PYTHONPATH": str(PLATFORMS / platform)}
+    # Without what pytest tells its own workers.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {**ours, "PYTHONPATH": str(PLATFORMS / platform)}
 
 
 @pytest.mark.parametrize("platform", sorted(HAS))
