@@ -1,8 +1,7 @@
 """Processes, told apart from others that got their number later; and whose children they are.
 
-This module alone knows what the platform has. Linux has pidfds (from 5.3 on) and /proc; macOS has
-kqueue and ps(1). Without pidfds two signals to a process that is no child can race with the reuse
-of its number, and that of its group: the places say so.
+This module knows what the platform has to see and signal processes: Linux has pidfds (from 5.3 on)
+and /proc, macOS has kqueue(2), ps(1) and lsof(8). An older Linux is asked again and again.
 """
 
 from __future__ import annotations
@@ -64,7 +63,10 @@ def _has_pidfds() -> bool:
 
 
 HAS_PIDFDS: Final = _has_pidfds()
+"""Whether a process can be held by a descriptor, which no other process ever gets."""
+
 HAS_PROC: Final = os.path.exists("/proc/self/stat")
+"""Whether /proc is there, as Linux has it [proc(5)]."""
 
 
 class _Look(NamedTuple):
@@ -153,7 +155,7 @@ class _Kqueue:
 
 
 class _Poll:
-    """Where the system tells nothing by itself: each look asks it anew."""
+    """For a system that does not tell of an end by itself: each look asks the system anew."""
 
     def __init__(self, pid: int, started: str) -> None:
         self._pid = pid
@@ -270,9 +272,9 @@ class Process:
         if HAS_PIDFDS:
             _signal_members(self.pid, number)
         else:
-            # The last process of the group may end just now, and another get the number and lead a
-            # group of it before this call: nothing without pidfds can exclude that. While anybody
-            # is left in the group, no process gets the number [fork(2)].
+            # Between the look and this call the last process of the group can end, and a new one
+            # get the number and lead a group of its own. Without pidfds nothing excludes that.
+            # While the group has members, no new process gets its number.
             os.killpg(self.pid, number)
 
     def exit_code(self) -> int:
@@ -467,7 +469,7 @@ def _boot() -> str:
 
 
 def _look_by_ps(pid: int) -> _Look | None:
-    """The start time is the second by the calendar: a number is not reused so soon."""
+    """The start time is a calendar time in whole seconds: no number is reused within one."""
     columns = ("-o", "state=", "-o", "ppid=", "-o", "pgid=", "-o", "lstart=")
     words = _run("ps", *columns, "-p", str(pid)).split()
     if len(words) < 4:
@@ -485,7 +487,8 @@ def _run(tool: str, *arguments: str) -> str:
     if program is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such program", tool)
     try:
-        # In the event loop's thread of a keeper, too: were it awaited, `ended_child` would find it.
+        # Blocks the keeper's event loop for some milliseconds. In another thread the tool would be
+        # a child that `ended_child` finds, and `Service.reap` would reap it before `run` does.
         done = subprocess.run(
             [program, *arguments],
             env={"LC_ALL": "C", "TZ": "UTC0"},
