@@ -253,7 +253,7 @@ def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator
     else:
         import tempfile  # which a keeper's start is not to wait for
 
-        private = tempfile.mkdtemp(prefix="kk-")  # 0700: nobody else can turn the link elsewhere
+        private = tempfile.mkdtemp(prefix="keeper-")  # 0700: no other user can change the link
         link = os.path.join(private, "d")
         try:
             os.symlink(path.absolute(), link)
