@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import sqlite3
@@ -21,7 +20,7 @@ from typing import Final, NoReturn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from .keeper.processes import has_ended, open_process, signal_group, start_time
+from .keeper.processes import open_process, start_time
 from .keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
 from .managers.errors import KeeperUnavailable
 from .managers.handover.registry import Lock
@@ -200,7 +199,7 @@ async def _tell_keeper(
     except FileNotFoundError:
         return
     try:
-        link = await KeeperLink.open(directory, _Stranger())
+        link = await KeeperLink.open(directory, keeper_dir(state_dir), _Stranger())
         if link is not None and link.protocol == PROTOCOL:
             kept, _ = await link.ask({"ask": "kept"})
             for record in kept:
@@ -249,20 +248,15 @@ def _end(record: KernelRecord) -> None:
         return  # it is not ours to end, or has ended
     if record.pid is None:
         raise _NotDone(f"kernel {record.id} runs elsewhere: only a server can end it")
-    pidfd = open_process(record.pid, record.start_time)
-    if pidfd is None:
+    process = open_process(record.pid, record.start_time)
+    if process is None:
         return
-    try:
+    with contextlib.closing(process):
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
-                signal_group(pidfd, record.pid, record.start_time, number)
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            poll.poll(TERMINATE_SECONDS * 1000)
-            if has_ended(pidfd):
+                process.signal_group(number)
+            if process.wait(TERMINATE_SECONDS):
                 return
-    finally:
-        os.close(pidfd)
     raise _NotDone(f"process {record.pid} of kernel {record.id} does not end")
 
 

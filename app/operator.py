@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from .keeper.protocol import is_own_peer
+from .keeper.protocol import is_own_peer, socket_address
 from .managers.errors import KernelkeepError
 from .managers.kernels.multikernel import MultiKernelManager
 
@@ -102,12 +102,13 @@ def open_socket(state_dir: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """A short path of a socket, valid within the block.
+    """An address of a socket, short enough and valid within the block (`socket_address`).
 
-    The path of a socket may have 108 bytes at most; that of a state directory may have more.
+    The path of a state directory may be longer than that of a socket may be.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
+        with socket_address(directory, path.parent, path.name) as address:
+            yield address
     finally:
         os.close(directory)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -40,8 +39,8 @@ from .options import (
 
 __all__ = ["Settings", "explain"]
 
-HAS_PIDFDS = sys.platform == "linux" and hasattr(os, "pidfd_open")
-"""Whether kernels can outlive the server here."""
+RUNS_HERE = os.name == "posix"
+"""Whether this platform has what it takes: processes with groups, unix sockets, locks of files."""
 
 _ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null")
 """Origins that nobody has: a pattern which fits one of them fits more than its author knows."""
@@ -112,8 +111,8 @@ class Settings(
 
     @model_validator(mode="after")
     def _runs_here(self) -> Settings:
-        if not HAS_PIDFDS:
-            raise ValueError("this takes Linux 5.3 or newer")
+        if not RUNS_HERE:
+            raise ValueError("this takes Linux or macOS")
         return self
 
     @model_validator(mode="after")

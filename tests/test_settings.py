@@ -303,8 +303,8 @@ def test_kernels_are_kept_unless_it_is_said_otherwise_or_of_no_use(
 
 
 def test_a_platform_without_what_it_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.settings.HAS_PIDFDS", False)
-    assert refusal(flags) == "this takes Linux 5.3 or newer"
+    monkeypatch.setattr("app.settings.RUNS_HERE", False)
+    assert refusal(flags) == "this takes Linux or macOS"
 
 
 def test_options_do_not_change_while_the_server_runs() -> None:

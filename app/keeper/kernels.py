@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -11,14 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 
 from .output import ProcessOutput
-from .processes import (
-    exit_code,
-    has_ended,
-    is_child,
-    open_process,
-    signal_group,
-    start_time,
-)
+from .processes import Process, child_process, open_process, start_time
 from .protocol import Fields
 
 __all__ = ["KeptKernel"]
@@ -46,9 +38,7 @@ class KeptKernel:
         self.exit_code: int | None = None
         self._output = output
         self._on_exit = on_exit
-        self._loop = asyncio.get_running_loop()
-        self._is_child = False
-        self._pidfd: int | None = None
+        self._process: Process | None = None
 
     @property
     def record(self) -> Fields:
@@ -89,12 +79,12 @@ class KeptKernel:
             raise
         finally:
             self._output.started()
-        self.pid, self._is_child = process.pid, True
-        process.returncode = 0  # it is reaped by its pidfd
+        self.pid = process.pid
+        process.returncode = 0  # it is reaped in `end`
         try:
             # Nobody else reaps it, so these are its own although it may have ended.
             self.started = start_time(self.pid) or ""
-            self._watch_process(os.pidfd_open(self.pid))
+            self._watch_process(child_process(self.pid, self.started))
         except BaseException:  # no descriptors are left
             self.abandon()
             raise
@@ -108,40 +98,36 @@ class KeptKernel:
 
     def adopt(self, pid: int, started: str) -> bool:
         """Take over a process that runs already, maybe a child of ours; False if it is gone."""
-        pidfd = open_process(pid, started)
-        if pidfd is None or has_ended(pidfd):
-            if pidfd is not None:
-                os.close(pidfd)
+        process = open_process(pid, started, reaping=True)
+        if process is None or process.has_ended():
+            if process is not None:
+                process.close()
             return False
-        self.pid, self.started, self._is_child = pid, started, is_child(pid)
+        self.pid, self.started = pid, started
         with contextlib.suppress(OSError):  # it writes elsewhere, or its pipe was removed
             self._output.follow()
-        self._watch_process(pidfd)
+        self._watch_process(process)
         return True
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
-        if self._pidfd is None:
+        if self._process is None:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
-        if self._is_child:  # it is not reaped, so the number is its own
-            os.killpg(self.pid, number)
-        else:
-            signal_group(self._pidfd, self.pid, self.started, number)
+        self._process.signal_group(number)
 
     def look(self) -> None:
         """Notice the end of the process now, if it has ended."""
-        if self._pidfd is not None and has_ended(self._pidfd):
+        if self._process is not None and self._process.has_ended():
             self.end()
 
     def end(self) -> None:
         """The process has ended. What it left running in its process group ends with it."""
-        assert self._pidfd is not None
+        assert self._process is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self.signal(signal.SIGKILL)
-        self._loop.remove_reader(self._pidfd)
-        self.exit_code = exit_code(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = None
+        self.exit_code = self._process.exit_code()
+        self._process.close()
+        self._process = None
         self._output.close()
         self._on_exit(self)
 
@@ -151,12 +137,11 @@ class KeptKernel:
 
     def close(self) -> None:
         """Let go of everything but the process."""
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
         self._output.close()
 
-    def _watch_process(self, pidfd: int) -> None:
-        self._pidfd = pidfd
-        self._loop.add_reader(pidfd, self.end)
+    def _watch_process(self, process: Process) -> None:
+        self._process = process
+        process.watch(self.end)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from .processes import adopt_orphans
-from .protocol import TooOpen, open_dir, socket_address
+from .protocol import TooOpen, keeper_dir, open_dir, socket_address
 from .service import Service
 
 try:
@@ -39,7 +39,7 @@ def main() -> None:
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         adopt_orphans()
-        listener = _listen(directory)
+        listener = _listen(directory, keeper_dir(Path(sys.argv[1])))
     except BlockingIOError:
         _say("taken")
     except (OSError, TooOpen) as error:
@@ -74,14 +74,15 @@ async def _keep(listener: socket.socket, directory: int) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _listen(directory: int) -> socket.socket:
+def _listen(directory: int, path: Path) -> socket.socket:
     """The socket (0600). One that is there was left by a keeper that was killed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink("socket", dir_fd=directory)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o177)
-    listener.bind(socket_address(directory))
-    os.umask(umask)  # which kernels get
+    with socket_address(directory, path) as address:
+        umask = os.umask(0o177)
+        listener.bind(address)
+        os.umask(umask)  # which kernels get
     listener.listen(128)
     listener.setblocking(False)
     return listener

@@ -24,14 +24,17 @@ and answers had no ids: an answer without one is that to the oldest request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
+
+from .processes import HAS_PROC
 
 __all__ = [
     "PROTOCOL",
@@ -42,6 +45,7 @@ __all__ = [
     "are_own",
     "check_private",
     "is_own_peer",
+    "is_own_xucred",
     "keeper_dir",
     "open_dir",
     "pack",
@@ -60,6 +64,14 @@ Fields = dict[str, Any]
 
 _LENGTHS: Final = struct.Struct("!II")
 _CREDENTIALS: Final = struct.Struct("iII")
+
+_SOL_LOCAL: Final = 0
+_LOCAL_PEERCRED: Final = 1
+_XUCRED_HEAD: Final = struct.Struct("=II")
+_XUCRED_BYTES: Final = 76  # with up to 16 groups
+
+MAX_ADDRESS: Final = 103
+"""Bytes of a unix socket's address on macOS, without the NUL that ends it."""
 
 
 class Garbled(Exception):
@@ -226,16 +238,36 @@ def check_private(state_dir: Path) -> None:
             )
 
 
-def socket_address(directory: int) -> str:
-    """Where the keeper listens, by a descriptor of its directory.
+@contextlib.contextmanager
+def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator[str]:
+    """Within, an address of a unix socket in the directory with this descriptor and this path.
 
-    A socket's name has 108 bytes at most, the path of a state directory may have more.
+    A socket's address has 108 bytes at most, on macOS 104; the path of a state directory may have
+    more. Where there is no /proc, the path leads there if it is short enough, and a symbolic link
+    in a private directory otherwise. Raises `OSError`.
     """
-    return f"/proc/self/fd/{directory}/socket"
+    if HAS_PROC:
+        yield f"/proc/self/fd/{directory}/{name}"
+    elif len(os.fsencode(path / name)) <= MAX_ADDRESS:
+        yield str(path / name)
+    else:
+        import tempfile  # which a keeper's start is not to wait for
+
+        private = tempfile.mkdtemp(prefix="keeper-")  # 0700: no other user can change the link
+        link = os.path.join(private, "d")
+        try:
+            os.symlink(path.absolute(), link)
+            yield os.path.join(link, name)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(link)
+            os.rmdir(private)
 
 
 def is_own_peer(connection: socket.socket) -> bool:
     """Whether the process at the other end is of the same user."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return is_own_xucred(connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES))
     return are_own(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
 
 
@@ -243,3 +275,15 @@ def are_own(credentials: bytes) -> bool:
     """Whether these are of a process of the same user [unix(7), SO_PEERCRED]."""
     _pid, uid, _gid = _CREDENTIALS.unpack(credentials)
     return bool(uid == os.geteuid())
+
+
+def is_own_xucred(credentials: bytes) -> bool:
+    """Whether this is of a process of the same user [macOS: unix(4), LOCAL_PEERCRED].
+
+    It is a ``struct xucred``, which begins with its version and the user, 32 bits each. Version 0
+    is the only one.
+    """
+    if len(credentials) < _XUCRED_HEAD.size:
+        return False
+    version, uid = _XUCRED_HEAD.unpack_from(credentials)
+    return bool(version == 0 and uid == os.geteuid())

@@ -26,7 +26,7 @@ from .hearings import Hearings
 from .kernels import KeptKernel
 from .notes import LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
-from .processes import ended_child, leader_that_writes, open_process, start_time
+from .processes import Process, ended_child, leader_that_writes, open_process, start_time
 from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 
@@ -75,7 +75,7 @@ class Service:
         self._malformed: dict[str, int] = {}
         self._output_bytes = 0
         self._orphan_timeout = 0.0
-        self._server: int | None = None  # a pidfd of that with which the kernels end
+        self._server: Process | None = None  # that with which the kernels end
         self._own: list[str] = []
         self.leftovers: list[str] = []
         """Directories that nobody needs when this has ended."""
@@ -247,12 +247,11 @@ class Service:
         if self._server is None:
             self._on_server_end()
         else:
-            self._loop.add_reader(self._server, self._on_server_end)
+            self._server.watch(self._on_server_end)
 
     def _end_watch(self) -> None:
         if self._server is not None:
-            self._loop.remove_reader(self._server)
-            os.close(self._server)
+            self._server.close()
             self._server = None
 
     def _on_server_end(self) -> None:

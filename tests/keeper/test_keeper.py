@@ -414,7 +414,8 @@ def listen(home: Home) -> Any:
         directory.mkdir(mode=0o700)
         listener = socket.socket(socket.AF_UNIX)
         descriptor = os.open(directory, os.O_RDONLY)
-        listener.bind(socket_address(descriptor))
+        with socket_address(descriptor, directory) as address:
+            listener.bind(address)
         (directory / "socket").chmod(0o600)
         os.close(descriptor)
 
@@ -489,7 +490,8 @@ async def test_ours_lets_go_of_its_kernels_when_it_is_drained(
     kept = await launch(keeper, home, "exec sleep 1000")
     connection = socket.socket(socket.AF_UNIX)
     directory = os.open(home.state_dir / "keeper", os.O_RDONLY)
-    connection.connect(socket_address(directory))
+    with socket_address(directory, home.state_dir / "keeper") as address:
+        connection.connect(address)
     os.close(directory)
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     writer.write(pack({"ask": "drain", "reason": "of another version"}))
@@ -502,6 +504,32 @@ async def test_ours_lets_go_of_its_kernels_when_it_is_drained(
 
     await eventually(is_watched_by_another, WAIT)
     assert is_alive(kept.pid)
+
+
+async def test_kernels_that_have_ended_leave_it_nothing(home: Home, open_keeper: Open) -> None:
+    keeper = await open_keeper()
+    strangers = [sleeping() for _ in range(5)]
+    process = psutil.Process(keeper.pid)
+
+    async def once(stranger: subprocess.Popen[bytes]) -> None:
+        await launch(keeper, home, "exit 0", "child")
+        await ended(keeper, "child")
+        started, output = start_time(stranger.pid), home.state_dir / "output" / "none.log"
+        assert started is not None
+        assert await keeper.adopt("stranger", stranger.pid, started, output)
+        await keeper.signal("stranger", signal.SIGTERM)
+        assert await ended(keeper, "stranger") == UNKNOWN_EXIT
+        assert await asyncio.to_thread(stranger.wait, WAIT) == -signal.SIGTERM
+        await keeper.forget("child")
+        await keeper.forget("stranger")
+        assert await keeper.kept() == {}
+
+    await once(strangers[0])
+    before = process.num_fds(), os.listdir("/proc/self/fd")
+    for stranger in strangers[1:]:
+        await once(stranger)
+    assert (process.num_fds(), os.listdir("/proc/self/fd")) == before
+    assert process.children() == []
 
 
 async def test_it_costs_next_to_nothing(home: Home, open_keeper: Open) -> None:

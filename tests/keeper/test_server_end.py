@@ -110,7 +110,8 @@ class Other:
         """Greet the keeper; its answer."""
         connection = socket.socket(socket.AF_UNIX)
         directory = os.open(self._home.state_dir / "keeper", os.O_RDONLY)
-        connection.connect(socket_address(directory))
+        with socket_address(directory, self._home.state_dir / "keeper") as address:
+            connection.connect(address)
         os.close(directory)
         reader, self._writer = await asyncio.open_unix_connection(sock=connection)
         await receive(reader)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 import sys
+import tempfile
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
-from app.keeper.protocol import are_own, keeper_dir
+from app.keeper import protocol
+from app.keeper.protocol import are_own, is_own_xucred, keeper_dir
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.keeper.client import Keeper
 from tests.support.home import Home
@@ -88,3 +91,33 @@ async def _stranger(state_dir: Path, uid: int, what: str) -> asyncio.subprocess.
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROCESS, str(uid), what, cwd=directory, stdout=PIPE
     )
+
+
+def test_only_the_user_counts_on_macos() -> None:
+    groups = struct.pack("hxxI60x", 1, os.getegid())  # struct xucred, 76 bytes
+    assert is_own_xucred(struct.pack("=II", 0, os.geteuid()) + groups)
+    assert not is_own_xucred(struct.pack("=II", 0, os.geteuid() + 1) + groups)
+    assert not is_own_xucred(struct.pack("=II", 1, os.geteuid()) + groups)  # of another layout
+    assert not is_own_xucred(b"")
+
+
+@pytest.mark.parametrize("length", [10, 200], ids=["short", "long"])
+def test_a_socket_has_an_address_without_proc(
+    home: Home, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(protocol, "HAS_PROC", False)
+    temporary = home.path / "tmp"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    directory = home.path / ("d" * length)
+    directory.mkdir()
+    descriptor = os.open(directory, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        with protocol.socket_address(descriptor, directory) as address:
+            assert len(address) <= protocol.MAX_ADDRESS
+            listener.bind(address)
+        assert (directory / "socket").is_socket()
+        listener.listen()
+        with protocol.socket_address(descriptor, directory) as address:
+            client.connect(address)
+    os.close(descriptor)
+    assert os.listdir(temporary) == []

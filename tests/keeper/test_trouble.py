@@ -68,7 +68,8 @@ async def connection(home: Home) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     """A connection on which anything can be asked, behind the keeper's greeting."""
     directory = os.open(keeper_dir(home.state_dir), os.O_RDONLY)
     stream = socket.socket(socket.AF_UNIX)
-    stream.connect(socket_address(directory))
+    with socket_address(directory, keeper_dir(home.state_dir)) as address:
+        stream.connect(address)
     os.close(directory)
     reader, writer = await asyncio.open_unix_connection(sock=stream)
     greeting, _ = await receive(reader)

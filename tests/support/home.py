@@ -16,6 +16,9 @@ import psutil
 # Variables of our own environment that a server may need to run at all, or to be measured.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "TZ")
 
+PLATFORMS = Path(__file__).with_name("platforms")
+"""Each directory has a ``sitecustomize`` that takes away what a platform has not."""
+
 
 class Home:
     """Directories and environment of one server, apart from the user's and from other tests'.
@@ -41,6 +44,7 @@ class Home:
         """The whole environment of a server: nothing of the user's, all directories in here."""
         return {
             **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            **platform_environment(),
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
             # Kernels end with their server, but where a test says otherwise.
@@ -107,6 +111,12 @@ class Home:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def platform_environment() -> dict[str, str]:
+    """What makes an interpreter that of another platform, if this one is (`test_platforms`)."""
+    path = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": path} if path.startswith(str(PLATFORMS)) else {}
 
 
 def _is_socket(path: Path) -> bool:

@@ -10,6 +10,7 @@ slot of its own, so that a server which is killed during a write hurts one place
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -55,11 +56,14 @@ class Journal:
             try:
                 # All blocks are taken now. If the disk were full when a page is first written,
                 # this process would be killed (SIGBUS).
-                os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+                elif os.pwrite(descriptor, bytes(_FILE_BYTES), 0) < _FILE_BYTES:  # macOS
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 memory = mmap.mmap(descriptor, _FILE_BYTES)
             finally:
                 os.close(descriptor)
-        except (OSError, AttributeError) as error:  # some platforms have no posix_fallocate
+        except OSError as error:
             path.unlink(missing_ok=True)
             raise UnusableJournal(f"{path} cannot be made: {error}") from None
         _HEAD.pack_into(memory, 0, _MAGIC, epoch.encode(), False)

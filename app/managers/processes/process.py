@@ -21,7 +21,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ...keeper.output import ProcessOutput
-from ...keeper.processes import UNKNOWN_EXIT, states_of_group
+from ...keeper.processes import UNKNOWN_EXIT, Process, child_process, states_of_group
 from ...keeper.sockets import ConnectionInfo
 from ..errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
 from .keeper.provisioner import KeeperProvisioner
@@ -31,7 +31,7 @@ __all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
-"""How often a process that has no pidfd here (a remote one) is asked whether it still runs."""
+"""How often a process that cannot be seen here (a remote one) is asked whether it still runs."""
 
 MAX_POLL_SECONDS: Final = 2.0
 """The longest pause between two questions about a process that cannot be reached."""
@@ -115,7 +115,7 @@ class KernelProcess:
         self._output = output
         self._on_reach = on_reach
         self._loop = asyncio.get_running_loop()
-        self._pidfd: int | None = None
+        self._process: Process | None = None
         self._poller: asyncio.Task[None] | None = None
         self._undoing: asyncio.Task[None] | None = None
         self._pgid: int | None = None
@@ -179,7 +179,7 @@ class KernelProcess:
             if not self.exited.done():
                 self.exited.set_result(Exit(UNKNOWN_EXIT))
         if self.running:
-            if self._poller is None and self._pidfd is None:
+            if self._poller is None and self._process is None:
                 with contextlib.suppress(Exception):
                     self._watch()
             await self.kill()
@@ -217,19 +217,18 @@ class KernelProcess:
                 return
             self._pgid = provisioner.pgid
             try:
-                self._pidfd = os.pidfd_open(pid)
+                self._process = child_process(pid)
             except OSError as error:
-                logger.debug("no pidfd for process %d: %s", pid, error)
+                logger.debug("process %d is polled: %s", pid, error)
             else:
-                self._loop.add_reader(self._pidfd, self._on_pidfd)
+                self._process.watch(self._on_end)
                 return
         self._poller = self._loop.create_task(self._poll(), name=f"poll process {pid}")
 
-    def _on_pidfd(self) -> None:
-        assert self._pidfd is not None
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = None
+    def _on_end(self) -> None:
+        assert self._process is not None
+        self._process.close()
+        self._process = None
         # Until it is polled for the process is a zombie, so no other group can have its number.
         self._kill_group()
         self._poller = self._loop.create_task(self._poll(), name=f"reap process {self.pid}")
@@ -352,10 +351,9 @@ class KernelProcess:
 
     def close(self) -> None:
         """Stop watching the process, and close the descriptors."""
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
         if self._poller is not None:
             self._poller.cancel()
             self._poller = None

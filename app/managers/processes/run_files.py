@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from ...keeper.notes import Notes
-from ...keeper.processes import open_process, signal_group
+from ...keeper.processes import open_process
 from ...keeper.protocol import keeper_dir
 from ...settings import Settings
 
@@ -111,11 +111,11 @@ def _end_processes(directory: Path) -> None:
 
 
 def _kill(pid: int, started: str) -> None:
-    pidfd = open_process(pid, started)
-    if pidfd is not None:
+    process = open_process(pid, started)
+    if process is not None:
         with contextlib.suppress(ProcessLookupError):
-            signal_group(pidfd, pid, started, signal.SIGKILL)
-        os.close(pidfd)
+            process.signal_group(signal.SIGKILL)
+        process.close()
 
 
 @contextlib.contextmanager

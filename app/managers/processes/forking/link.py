@@ -17,13 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ....keeper.processes import open_process
+from ....keeper.processes import HAS_PIDFDS, HAS_PROC, open_pidfd
 from ...errors import KeeperUnavailable
 from ..keeper.client import Keeper
 
-__all__ = ["CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"]
+__all__ = ["SUPPORTED", "CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"]
 
 logger = logging.getLogger(__name__)
+
+SUPPORTED: Final = HAS_PIDFDS and HAS_PROC and hasattr(os, "memfd_create")
+"""Whether kernels can be forked here. The abstract names of sockets are Linux's, too."""
 
 PROGRAM: Final = Path(__file__).with_name("fork_server.py")
 
@@ -248,7 +251,7 @@ class _Process:
 
     def __init__(self, pid: int, started: str) -> None:
         self.pid = pid
-        pidfd = open_process(pid, started)
+        pidfd = open_pidfd(pid, started)
         if pidfd is None:
             raise ProcessLookupError(f"process {pid} has ended")
         self.pidfd = pidfd

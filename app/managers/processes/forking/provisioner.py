@@ -167,7 +167,9 @@ class ForkOptions(LocalProvisioner):
     )
 
     def check(self) -> None:
-        """Raise `ValueError` if the system has no such limit, or the value is none of a limit."""
+        """Raise `ValueError` for a limit that this system does not have, or cannot set."""
+        if self.limits and not hasattr(resource, "prlimit"):
+            raise ValueError("limits take Linux")
         for name, value in self.limits.items():
             check_limit(name, value)
 

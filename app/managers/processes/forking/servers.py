@@ -13,6 +13,7 @@ from typing import Final
 
 from ..keeper.client import Keeper
 from .link import (
+    SUPPORTED,
     CannotFork,
     ForkLink,
     NotForkedYet,
@@ -172,6 +173,8 @@ class ForkServers:
     def _family(self, recipe: Recipe) -> _Family:
         if self._closed:
             raise CannotFork("the server is shutting down")
+        if not SUPPORTED:
+            raise CannotFork("forking takes Linux 5.3 or newer")
         family = self._families.get(recipe)
         if family is None:
             self._drop_unused()

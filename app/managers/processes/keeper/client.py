@@ -5,7 +5,7 @@ server, to keep them or to end them, and ends by itself. If it dies, its kernels
 started at once and watches them by their pids; only how they end is then known no more.
 
 Whatever it is asked may go unanswered: it may hang, be killed, or be killed just before it says
-what it has done. *That* a process has ended the server therefore sees by itself, by a pidfd, and
+what it has done. *That* a process has ended the server therefore sees by itself, and
 waits for the keeper only to be told *how*. It signals by itself where the keeper does not. What may
 have been launched without the answer arriving is ended, by this keeper or the next.
 """
@@ -30,8 +30,8 @@ from ....keeper.hearings import Heard
 from ....keeper.output import OUTPUT_BYTES
 from ....keeper.processes import (
     UNKNOWN_EXIT,
+    Process,
     open_process,
-    signal_group,
     start_time,
 )
 from ....keeper.protocol import (
@@ -663,7 +663,7 @@ class Keeper:
         directory = await asyncio.to_thread(open_dir, self._state_dir)
         try:
             while True:
-                link = await KeeperLink.open(directory, self)
+                link = await KeeperLink.open(directory, keeper_dir(self._state_dir), self)
                 if link is None:
                     await self._start()
                 elif link.protocol == PROTOCOL:
@@ -820,14 +820,14 @@ def new_keeper(settings: Settings, directory: Path, own: Sequence[Path]) -> Keep
 
 
 class _Watched:
-    """A kernel's process. The keeper tells how it ends; if it does not, a pidfd tells that."""
+    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that."""
 
     def __init__(self, kept: Kept) -> None:
         self.kernel_id = kept.kernel_id
         self.pid = kept.pid
         self.start_time = kept.start_time
         self.output = kept.output
-        self._pidfd: int | None = None
+        self._process: Process | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
@@ -843,34 +843,31 @@ class _Watched:
 
     def signal(self, number: int) -> None:
         """Signal its process group. Raises `ProcessLookupError` when it has ended."""
-        if self._pidfd is None:
+        if self._process is None:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
-        signal_group(self._pidfd, self.pid, self.start_time, number)
+        self._process.signal_group(number)
 
     def stop_watching(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
     def _watch(self) -> None:
         try:
-            self._pidfd = open_process(self.pid, self.start_time)
+            self._process = open_process(self.pid, self.start_time)
         except OSError as error:  # no descriptors are left
             logger.error("process %d is watched by the keeper alone: %s", self.pid, error)
             return
-        if self._pidfd is None:
+        if self._process is None:
             self._on_end()
         else:
-            self._loop.add_reader(self._pidfd, self._on_end)
+            self._process.watch(self._on_end)
 
     def _on_end(self) -> None:
         """It has ended. The keeper has seen that, too, and may be about to tell how."""
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
         self._patience = self._loop.call_later(EXIT_SECONDS, self._end_unknown)
 
     def _end_unknown(self) -> None:

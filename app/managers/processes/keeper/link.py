@@ -100,16 +100,18 @@ class KeeperLink:
         self._transport.set_protocol(frames)
 
     @classmethod
-    async def open(cls, directory: int, owner: LinkOwner) -> KeeperLink | None:
+    async def open(cls, directory: int, path: Path, owner: LinkOwner) -> KeeperLink | None:
         """A connection to the keeper that listens in a directory; None if no process listens.
 
-        ``directory`` is a descriptor. Raises `Garbled` if the process that listens is no keeper or
-        does not answer, and `PermissionError` if it is another user's.
+        ``directory`` is a descriptor of the keeper's directory, ``path`` its path. Raises `Garbled`
+        if the process that listens is no keeper or does not answer, and `PermissionError` if it is
+        another user's.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
-            connection.connect(socket_address(directory))
+            with socket_address(directory, path) as address:
+                connection.connect(address)
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
