@@ -1,7 +1,8 @@
 """One kernel: its process, its sockets and its traffic, from the start to the end.
 
-One task, the kernel's *life*, waits for it to be ready, then for its death, and restarts it as the
-policy says. A restart or a stop that is asked for ends that task first, so the two never meet.
+One task, the kernel's *life*, waits until the process is ready, then until it ends, and launches
+the next one if the policy says so. `restart`, `stop` and `leave` change the process too. They never
+do so beside the life: each holds the kernel's lock, and cancels the life first.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
 from ...keeper.hearings import Heard
 from ...keeper.processes import UNKNOWN_EXIT
 from ...keeper.sockets import ConnectionInfo
-from ...protocol.messages import format_timestamp
 from ..errors import (
     KeeperUnavailable,
     KernelkeepError,
@@ -38,10 +37,11 @@ from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
 from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.process import KernelProcess
-from ..state import KernelState, Lifecycle, Restarts
+from ..state import KernelState, Lifecycle
 from ..telemetry.reports import LaunchCause
 from .kernel_house import KernelHouse
 from .launches import Launches, not_stopped
+from .model import ModelCache
 from .restarts import RestartPolicy
 
 __all__ = ["Kernel", "OnGone"]
@@ -49,30 +49,11 @@ __all__ = ["Kernel", "OnGone"]
 logger = logging.getLogger(__name__)
 
 CANCEL_SECONDS: Final = 10.0
-"""After which what goes on although it was cancelled is cancelled again."""
+"""After which a life that goes on although it was cancelled is cancelled again."""
 
 REACH_SECONDS: Final = (1.0, 30.0)
-"""When a kernel that was left, and cannot be reached, is tried again: at first, and at the most."""
+"""The first and the longest pause before a left kernel that cannot be reached is tried again."""
 
-
-class Model(msgspec.Struct, omit_defaults=True):
-    """The kernel model of Jupyter's REST API; what has a default is left out where there is none.
-
-    `reason` is why the kernel is dead or has no process just now, `restarts` what is over, and
-    `generation` which of its processes this is.
-    """
-
-    id: str
-    name: str
-    last_activity: str
-    execution_state: str
-    connections: int
-    generation: int
-    reason: str = ""
-    restarts: Restarts | None = None
-
-
-_encode = msgspec.json.Encoder().encode
 
 OnGone = Callable[["Kernel"], None]
 
@@ -80,10 +61,10 @@ OnGone = Callable[["Kernel"], None]
 class Kernel:
     """A kernel under one id, through all its processes.
 
-    ``name`` is the kernelspec's name as it was asked for. ``place``, an absolute path, and ``env``
-    are for every start of its process: that works in the directory which is then the nearest to
-    ``place``. ``on_gone`` is called when the kernel has ended for good: it was stopped, or a client
-    asked it to shut down.
+    ``name`` is the kernelspec's name as the client wrote it. ``place``, an absolute path, and
+    ``env`` are used for every launch: the process works in ``place``, or in the nearest directory
+    above it that exists then. ``on_gone`` is called when the kernel has ended for good: it was
+    stopped, or a client asked it to shut down.
     """
 
     def __init__(
@@ -110,7 +91,8 @@ class Kernel:
         self.traffic.on_loss = self._on_loss
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = house.reports(kernel_id, name)
-        # Of the start that is or was the last: done when the kernel answers (True), or will not.
+        # Belongs to the latest start, which may be over. The result is True when the kernel
+        # answers, and False when it is known that it will not.
         self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._house = house
         self._on_gone = on_gone
@@ -129,36 +111,23 @@ class Kernel:
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._was_ready = False
-        # What another server has left, as long as it could not be reached.
+        # The record of a process that an earlier server has left, until that is reached.
         self._left: KernelRecord | None = None
-        # Why the present process is of no use and should have been ended, which failed.
+        # Why the present process is of no use; empty unless it should have been ended, and that
+        # failed.
         self._stranded = ""
         self._removed = False
         self._begun = False
         self.created = time.time()
-        self._settling: asyncio.Task[None] | None = None  # what was asked before our time
-        self._model = (-1, b"")
+        self._settling: asyncio.Task[None] | None = None  # `settle_loss`
+        self._model = ModelCache(kernel_id, name, self.traffic, self.state)
 
     # What others see
 
     @property
     def model(self) -> bytes:
         """The kernel model as JSON, serialised once per change."""
-        traffic, state = self.traffic, self.state
-        if self._model[0] != state.changes:
-            activity = format_timestamp(traffic.last_activity)
-            model = Model(
-                self.id,
-                self.name,
-                activity,
-                state.word,
-                len(traffic.clients),
-                state.generation,
-                state.reason,
-                state.restarts,
-            )
-            self._model = (state.changes, _encode(model))
-        return self._model[1]
+        return self._model.json
 
     @property
     def pid(self) -> int | None:
@@ -167,35 +136,40 @@ class Kernel:
 
     @property
     def shutdown_seconds(self) -> float:
-        """How long it has to end by itself when it is asked to."""
+        """How long the process may take to end by itself when it is asked to, in seconds."""
         return self._launches.shutdown_seconds
 
     @property
     def has_process(self) -> bool:
-        """Whether there is a process; when it ends, its last words come before the state tells."""
+        """Whether there is a process.
+
+        This becomes False when the process ends. `state` follows later, when the last messages of
+        the process are in the log.
+        """
         return self._launches.running
 
     @property
     def is_left(self) -> bool:
-        """Whether another server has left it, and this one could not reach it yet."""
+        """Whether an earlier server has left the kernel, and this one could not reach it yet."""
         return self._left is not None
 
     @property
     def counts(self) -> bool:
-        """Whether it is one of the ``max_kernels`` that there may be."""
+        """Whether the kernel counts towards ``max_kernels``."""
         return self.state.lifecycle is not Lifecycle.DEAD
 
     async def resolve_path(self, path: str) -> str | None:
-        """Where ``path`` leads to in the kernel's directory (`Launches.resolve_path`), or None."""
+        """The file that ``path`` means in the kernel's directory (`Launches.resolve_path`)."""
         return await self._launches.resolve_path(path)
 
     # What others do
 
     async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
-        """Change where the next process works, unless None, and variables of its environment."""
+        """Change variables of the next process's environment, and its directory unless None."""
         self._launches.place = place or self._launches.place
         self._launches.env = {**self._launches.env, **env}
-        # Whoever holds the lock is about to write down what the kernel is then.
+        # A start, a restart or a stop may hold the lock for long. It saves the kernel's record
+        # before it lets go, with what has just been changed here: there is no need to wait.
         is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
         if not self._lock.locked() and is_known:
             async with self._lock:
@@ -205,9 +179,9 @@ class Kernel:
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
 
-        Raises `KernelStartFailed` when there is nothing to launch, and nothing of the kernel stays
-        but a process that could not be ended: that one is still this kernel's. Raises
-        `KernelNotRunning` when it was shut down before.
+        Raises `KernelStartFailed` when no process could be launched. Nothing of the kernel stays
+        then, unless a process was launched that could not be ended: it stays this kernel's. Raises
+        `KernelNotRunning` when the kernel was shut down before its start.
         """
         async with self._lock:
             if self._removed:
@@ -219,7 +193,7 @@ class Kernel:
             except KernelStartFailed as error:
                 await self.traffic.close(error.message)
                 if self.has_process:
-                    self.traffic.shutdown_asked = True  # so that nothing stays when it ends
+                    self.traffic.shutdown_asked = True  # the kernel goes when the process does
                     await self._give_up(error.message)
                 else:
                     await self._retire()
@@ -227,9 +201,9 @@ class Kernel:
             self._begin_life()
 
     async def adopt(self, record: KernelRecord) -> None:
-        """In place of `start`: own what another process of the server has started or left.
+        """Own the kernel that an earlier process of the server has left; in place of `start`.
 
-        Where it has ended meanwhile the kernel is dead, with its log.
+        A kernel whose process has ended meanwhile is dead, and its log can be read.
         """
         async with self._lock:
             self._begun = True
@@ -246,7 +220,7 @@ class Kernel:
                 self._begin_life()
 
     async def _take_over(self, record: KernelRecord) -> None:
-        """Own the process that was left, or the knowledge that it has ended; and live on.
+        """Own the process that was left, or find that it has ended; then begin the next life.
 
         Raises `KernelUnreachable`, and nothing has changed then.
         """
@@ -261,7 +235,7 @@ class Kernel:
         if await self._recover(record, launches.info, heard) is None:
             await self._give_up("The server could not take the kernel over; see its log")
             return
-        # What the registry knows is up to a quarter of a second old: it may have come up since.
+        # The registry is up to `CHECKPOINT_SECONDS` behind: the kernel may have come up since.
         ran = any(execution.started_at is not None for execution in self.traffic.tracker)
         has_come_up = ran or record.execution_state in ("busy", "idle")
         if has_come_up:
@@ -277,13 +251,13 @@ class Kernel:
         self._begin_life()
 
     async def _take_over_the_dead(self, record: KernelRecord, why: str, code: int | None) -> None:
-        """Its process has ended meanwhile, with this exit code if that is known."""
+        """The process has ended meanwhile, with the exit code ``code`` if that is known."""
         unfinished = record.execution_state == Lifecycle.RESTARTING
         await self._recover(record, {}, another=unfinished)
         if not unfinished:
             self.reports.died(UNKNOWN_EXIT if code is None else code)
         await self._launches.end(why, restart=False)
-        with contextlib.suppress(KeeperUnavailable):  # one that was launched and not yet noted
+        with contextlib.suppress(KeeperUnavailable):  # the keeper may have it under its id alone
             await self._house.keeper.end(self.id)
         if unfinished:
             self.state.begin(Lifecycle.RESTARTING)
@@ -292,7 +266,7 @@ class Kernel:
             await self._bury(why)
 
     async def _open_log(self) -> None:
-        """Have a log. Raises `KernelStartFailed` where that cannot be."""
+        """Open the kernel's log. Raises `KernelStartFailed` if that fails."""
         try:
             await self.traffic.open_log()
         except (KernelUnreachable, KeeperUnavailable) as error:
@@ -306,10 +280,10 @@ class Kernel:
         *,
         another: bool = False,
     ) -> Heard | None:
-        """Have the log and the executions that were left, and how the kernel is heard.
+        """Read the log and the executions that were left; returns how the kernel is heard.
 
-        None, and a line, if that fails. What was not sent is submitted: to this process, or
-        ``another`` that follows.
+        Returns None, and logs the exception, if that fails. Requests that were not sent yet are
+        submitted: to this process, or to ``another`` that follows it.
         """
         try:
             heard = await self._house.handover.recover(self, record, info, heard)
@@ -322,14 +296,17 @@ class Kernel:
         return heard
 
     def _on_loss(self) -> None:
-        """The keeper was killed, and another hears the kernel."""
+        """The keeper was killed, and another one hears the kernel: requests may be lost."""
         if self._settling is None or self._settling.done():
             loop = asyncio.get_running_loop()
             settling = settle_loss(self.traffic, self.state)
             self._settling = loop.create_task(settling, name=f"settle {self.id}")
 
     async def _reach(self, record: KernelRecord) -> None:
-        """Try to reach what was left until that succeeds: it may run, and is left alone."""
+        """Try to reach the process that was left until that succeeds.
+
+        The process may run: meanwhile it is neither ended nor replaced.
+        """
         pause, longest = REACH_SECONDS
         while True:
             await asyncio.sleep(pause)
@@ -342,7 +319,7 @@ class Kernel:
             pause = min(pause * 2, longest)
 
     async def _reach_at_once(self) -> None:
-        """Be able to end the process. Raises `KernelNotStopped` while it cannot be reached."""
+        """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
         if self._left is None:
             return
         await self._end_life()
@@ -354,18 +331,18 @@ class Kernel:
             raise not_stopped(error.message) from error
 
     def _doubt(self, why: str) -> None:
-        """Whether the process runs, or answers ever again, is not known; it is said once."""
+        """Note that the process may run or not, for this reason; logged once per reason."""
         if self.state.lifecycle is not Lifecycle.UNKNOWN or self.state.reason != why:
             self._logger.warning("kernel %s may run or not: %s", self.id, why)
             self.state.begin(Lifecycle.UNKNOWN, why)
 
     def _on_reach(self, why: str) -> None:
-        """The process cannot be reached, for this reason; or can again."""
+        """The process cannot be reached for the reason ``why``; with none, it can be again."""
         self.state.reason = f"The kernel's process cannot be reached: {why}" if why else ""
         self.state.changes += 1
 
     async def _stay_dead(self, record: KernelRecord) -> None:
-        """It was dead before our time."""
+        """The kernel died under an earlier server: it stays dead, and its log can be read."""
         await self._recover(record, {})
         self._settle_start(False)
         await self.traffic.close(record.reason)
@@ -373,7 +350,7 @@ class Kernel:
         self.traffic.refuse_waiting()
 
     def _take_for_ready(self) -> None:
-        """It was ready before our time."""
+        """The kernel was ready under an earlier server, and takes requests again."""
         self._was_ready = self._launches.is_up = True
         self._settle_start(True)
         self._restarts.on_ready(asyncio.get_running_loop().time())
@@ -381,9 +358,9 @@ class Kernel:
         self.executions.resume()
 
     async def leave(self) -> bool:
-        """Let the process go on without this server, for the next one; False if it cannot be.
+        """Let the process go on without this server, for the next one; False if it cannot.
 
-        A dead kernel is left as well, to be looked at.
+        A dead kernel is left as well: its log and its reason can be read under the next server.
         """
         async with self._lock:
             if self._removed or self.state.lifecycle not in self._leavable:
@@ -392,21 +369,21 @@ class Kernel:
             await self._end_life()
             traffic = self.traffic
             traffic.leave()
-            if self._left is not None:  # what is written of it holds, and nothing was said
+            if self._left is not None:  # the record of the server before holds
                 return True
             await self._register()
-            # The journal stays open: connections that end only now tell how far they have come.
+            # The journal stays open: connections that end only now note their places in it.
             self._launches.leave()
             return True
 
     @property
     def _leavable(self) -> Container[Lifecycle]:
-        # The next server goes on to wait for a kernel that starts, and restarts one that has no
-        # process just now.
+        # The next server waits on for a kernel that starts, and launches a process for one that is
+        # between two processes. One that is being stopped may have been asked to end already.
         return [lifecycle for lifecycle in Lifecycle if lifecycle is not Lifecycle.STOPPING]
 
     async def keep(self) -> None:
-        """Have the next process of the server know of this one, if kernels are kept."""
+        """Have the next server process know this kernel, if kernels outlive the server."""
         if self.traffic.connected:
             self._house.handover.begin(self)
             await self._register()
@@ -415,7 +392,7 @@ class Kernel:
         await self._house.handover.save(self.id, self._record)
 
     async def _record(self) -> KernelRecord | None:
-        """The kernel as the next server is to know it; None if its process is replaced meanwhile.
+        """The record by which the next server finds the kernel; None if it is out of date already.
 
         Raises what a provisioner does.
         """
@@ -441,7 +418,9 @@ class Kernel:
             restarts=self.state.restarts,
         )
         await self._note_process(record)
-        # `relocate` may have come between; and with another process there is another record.
+        # A provisioner was asked, which takes time: `relocate` may have come meanwhile, whose
+        # values are read here for that. And the process may have been replaced: then the launch
+        # saves a record of its own, which this one must not overwrite.
         record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
         return record if record.generation == self.state.generation else None
 
@@ -449,9 +428,9 @@ class Kernel:
         await self._launches.note(record)
 
     async def _disown(self) -> None:
-        """Have the next server end the kernel, if it comes before the end does.
+        """Have the next server end the kernel, should this one be killed before the stop is done.
 
-        Of those that the keeper has it ends what it does not know.
+        The next server ends every process of the keeper that the registry does not know.
         """
         if isinstance(self._launches.provisioner, KeeperProvisioner):
             await self._house.handover.delete(self.id)
@@ -465,9 +444,9 @@ class Kernel:
         env: Mapping[str, str],
         on_gone: OnGone,
     ) -> None:
-        """From now on it is a kernel of ``house`` like any other, and restarts with these.
+        """The warm kernel is claimed: it belongs to ``house``, and restarts in ``place``.
 
-        ``cwd`` is the directory that it works in.
+        ``cwd`` is the directory that its present process works in.
         """
         self._house = house
         self._on_gone = on_gone
@@ -478,8 +457,9 @@ class Kernel:
     async def interrupt(self) -> None:
         """Interrupt what the kernel runs, by signal or by message as its kernelspec says.
 
-        A kernel that is not ready runs nothing: a signal would only hit its start. Raises
-        `KernelNotRunning` for one that is dead, and `KernelUnreachable`.
+        Nothing is sent to a kernel that is not ready: it runs nothing, and a signal would only hit
+        its start. Raises `KernelNotRunning` for a kernel that is dead or being stopped, and
+        `KernelUnreachable`.
         """
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
@@ -490,7 +470,7 @@ class Kernel:
                 await self._launches.interrupt()
 
     async def kill(self) -> bool:
-        """Kill the process; what follows is what follows any other death. False if it is not ours.
+        """Kill the process, as if it had died by itself; False if this server has no process.
 
         For a kernel that does not heed an interrupt. Bounded by the time that a kill takes. Raises
         `KernelNotStopped`.
@@ -504,15 +484,15 @@ class Kernel:
         """Give the kernel a new process under the same id; returns when it is launched.
 
         By force when ``now``; with a new connection file, key and addresses when ``newports``. A
-        dead kernel can be restarted too. The old process goes on until it is the turn of this
-        start, and beyond if the new one is known not to start, or the old one cannot be ended.
-        Raises `KernelStartFailed` in the first case and `KernelNotStopped` in the second. Raises
-        `KernelStartFailed`, and leaves the kernel dead, when the launch fails all the same,
-        `KernelNotRunning` when it has been removed, `TooManyStarts` and `ServerStopping`.
+        dead kernel can be restarted too. The old process runs until the turn of this start comes.
+        It runs on when a new process could not be launched (raises `KernelStartFailed`), or when
+        the old one cannot be ended (raises `KernelNotStopped`). When the launch fails after that
+        check, this raises `KernelStartFailed` too, and the kernel is dead. Raises
+        `KernelNotRunning` when the kernel has been removed, `TooManyStarts` and `ServerStopping`.
         """
-        if not self._begun:  # it waits for its turn, and gets a new process anyway
+        if not self._begun:  # its start waits for a turn, and launches a new process anyway
             return
-        if not self.came_up.done():  # this takes the place of the start that it ends
+        if not self.came_up.done():  # this takes over the turn of the start that it ends
             await self._restart(self.came_up, now=now, newports=newports)
             return
         came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -530,8 +510,8 @@ class Kernel:
             before = self.state.lifecycle
             self._take_turn(came_up)
             self.state.begin(Lifecycle.RESTARTING, reason="")
-            # Not ``restarting``: from that word JupyterLab concludes that the kernel has died, and
-            # would tell so the person who has just asked for the restart.
+            # Not ``restarting``: JupyterLab shows that word as the death of the kernel, and would
+            # show it to the person who has just asked for the restart.
             self.traffic.voice.announce("starting")
             self.traffic.replace_process()
             await self._register()  # so that the next server restarts it if this one cannot
@@ -578,7 +558,7 @@ class Kernel:
                 await self._retire()
 
     async def _go_on(self, before: Lifecycle, error: BaseException) -> None:
-        """The process that was to be stopped is not: the kernel lives on as before."""
+        """The process could not be stopped: the kernel lives on as before."""
         reason = error.message if isinstance(error, KernelkeepError) else ""
         self.state.begin(before, reason)
         self.traffic.keep_process()
@@ -616,14 +596,14 @@ class Kernel:
                 pass
         except (KernelStartFailed, KernelNotStopped) as error:
             await self._give_up(error.message)
-        except ServerStopping:  # while it waited for its turn: it is left or stopped now
+        except ServerStopping:  # while a launch waited for its turn; `stop` or `leave` comes next
             pass
         except Exception:
             self._logger.exception("kernel %s: its supervision failed", self.id)
             await self._end_unsupervised()
 
     async def _live_once(self) -> bool:
-        """See one process through its life; whether there is another."""
+        """See one process from its launch to its end; whether another one follows."""
         reason = await self._come_up_and_die()
         if self.traffic.shutdown_asked:
             self._logger.info("kernel %s: shut down as a client asked it to", self.id)
@@ -648,16 +628,16 @@ class Kernel:
         return True
 
     async def _end_unsupervised(self) -> None:
-        """End the process of a kernel that the server does not see through its life."""
+        """End the process of a kernel whose life has failed by a bug of the server's."""
         reason = "The server failed to supervise the kernel; see its log"
         process = self._launches.process
         why = await process.kill() if process is not None else ""
         await self._give_up(f"{reason}. {not_stopped(why).message}" if why else reason)
 
     async def _give_up(self, reason: str) -> None:
-        """The kernel has no process that is of any use, and none will come unless asked for.
+        """The kernel has no process of any use, and gets another one only if that is asked for.
 
-        One that could not be ended is still this kernel's: it is shown, and can be stopped.
+        A process that could not be ended is still this kernel's: it is listed, and can be stopped.
         """
         if not self.has_process:
             await self._bury(reason)
@@ -680,7 +660,7 @@ class Kernel:
             await self._bury(reason)
 
     async def _live_again(self) -> None:
-        """Finish what a server before this one was about to do."""
+        """Launch the process that an earlier server was about to launch, and see it through."""
         try:
             await self._restart_as_asked()
         except KernelStartFailed as error:
@@ -691,7 +671,7 @@ class Kernel:
             await self._live()
 
     async def _restart_as_asked(self) -> None:
-        """The process has ended to be restarted: that is no death."""
+        """Launch the next process after one that has ended for a restart: that is no death."""
         self._restarts = RestartPolicy(self._house.settings.restart_limit)
         self._launches.begin_again()
         self.state.begin(Lifecycle.RESTARTING, reason="")
@@ -700,7 +680,7 @@ class Kernel:
             await self._launch_again("restart")
 
     async def _launch_again(self, cause: LaunchCause) -> None:
-        """Launch the next process when its turn comes; there is none meanwhile."""
+        """Launch the next process when its turn comes; the kernel has none meanwhile."""
         came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         async def launch() -> None:
@@ -711,13 +691,17 @@ class Kernel:
             await self._house.starts.launch(launch, came_up)
 
     def _take_turn(self, came_up: asyncio.Future[bool]) -> None:
-        """The start that is under way from now on; one that was is over."""
+        """Make this the start that is under way; whoever waits for the one before hears False."""
         if self.came_up is not came_up:
             self._settle_start(False)
             self.came_up = came_up
 
     async def _come_up_and_die(self) -> str:
-        """Wait for readiness, then for death; return why it died, its requests ended."""
+        """Wait until the process is ready, then until it ends; return why it has ended.
+
+        Every request that the process has not finished is given an end. Raises
+        `KernelStartFailed`, and `KernelNotStopped` for one that neither comes up nor can be killed.
+        """
         launches, process = self._launches, self._launches.process
         assert process is not None
         try:
@@ -768,7 +752,7 @@ class Kernel:
         launches.bring_up_forks()
 
     async def _retire(self) -> None:
-        """The kernel has ended as it was asked to: nothing of it stays."""
+        """The kernel has ended as it was asked to: remove all that belongs to it."""
         self._removed = True
         self._settle_start(False)
         await self._launches.release(restart=False)
@@ -776,7 +760,7 @@ class Kernel:
         try:
             await self._house.handover.forget(self)
             self._launches.remove_output()
-        except Exception:  # of the disk: the kernel is gone all the same
+        except Exception:  # the disk failed: the kernel is gone all the same
             self._logger.exception(
                 "kernel %s: something of it stays in the state directory", self.id
             )
@@ -784,14 +768,14 @@ class Kernel:
         self._on_gone(self)
 
     async def _bury(self, reason: str) -> None:
-        """There is no process any more, and none will come unless it is asked for."""
+        """The kernel is dead: it has no process, and gets one only if a restart is asked for."""
         self._logger.error("kernel %s is dead: %s", self.id, reason)
         self.reports.dead(reason)
         await self._launches.release(restart=False)
         await self.traffic.close(reason)
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.refuse_waiting()
-        self._settle_start(False)  # who waits for that asks for the reason
+        self._settle_start(False)  # after the reason: who waits for this reads that next
         self.traffic.voice.announce("dead")
         await self._register()
 
@@ -800,7 +784,7 @@ class Kernel:
             self.came_up.set_result(came_up)
 
     async def _launch(self, cause: LaunchCause) -> None:
-        """Launch a process, and note it for the next server. Raises `KernelStartFailed`."""
+        """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""
         self.reports.launching(cause)
         self._stranded = ""  # the process before is gone
         try:

@@ -149,8 +149,9 @@ class MultiKernelManager:
         self._handover.watch(self)
 
     async def adopt_kernels(self) -> None:
-        """Own what an earlier process of the server has left here; call it first, and once."""
-        # Kernels that are kept warm come later: none of them is taken for one that was left.
+        """Adopt the kernels that an earlier server has left; call this first, and once."""
+        # The starts are busy meanwhile, so no warm kernel is started yet: the adoption would take
+        # its process for one that was left, and end it as unknown.
         with self.starts.busy():
             await self._handover.adopt(self._adopt)
         in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
@@ -200,7 +201,7 @@ class MultiKernelManager:
 
     @property
     def _knows_external(self) -> bool:
-        """Whether this server is to use kernels of somebody else's."""
+        """Whether this server uses external kernels."""
         settings = self._settings
         return settings.allow_external_kernels or settings.external_connection_dir is not None
 
@@ -233,7 +234,7 @@ class MultiKernelManager:
 
     @property
     def last_activity(self) -> float:
-        """When somebody last used a kernel or the API, in seconds since the epoch."""
+        """When a client last used a kernel or the API, in seconds since the epoch."""
         kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
         return max((self._last_request, *kernels))
 
@@ -248,12 +249,12 @@ class MultiKernelManager:
         return self._stop_task is not None
 
     def check_running(self) -> None:
-        """Raises `ServerStopping` if new work comes too late."""
+        """Raise `ServerStopping` if the server is shutting down."""
         if self.stopping:
             raise ServerStopping()
 
     def touch(self) -> None:
-        """Somebody has used the API."""
+        """A client has used the API."""
         self._last_request = time.time()
 
     async def refresh(self) -> None:
@@ -281,10 +282,10 @@ class MultiKernelManager:
             self._kernels[kernel.id] = kernel
 
     async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
-        """The external kernel with this connection file, which must be in their directory.
+        """The external kernel of a connection file, which must be in the directory for those.
 
-        ``owned`` if it may be ended here. Raises `InvalidPath` for any other file, or one that is
-        of no use, and `ServerStopping`.
+        ``owned`` if this server may end the kernel. Raises `InvalidPath` for a file in any other
+        directory or one that is not usable, and `ServerStopping`.
         """
         self.check_running()
         if not self._knows_external:
@@ -318,10 +319,10 @@ class MultiKernelManager:
         return cwd_for_path(self.root_dir, path)
 
     async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
-        """Where a path that somebody saw, in a traceback for one, leads to.
+        """The file that a path means which a person saw, for instance in a traceback.
 
-        In the scope ``server`` it is relative to the root directory, and nothing outside of it is
-        found; in the scope ``kernel`` it is what the kernel's provisioner makes of it.
+        In the scope ``server`` the path is relative to the root directory, and nothing outside of
+        that is found. In the scope ``kernel`` the kernel's provisioner resolves the path.
         """
         resolution = Resolution()
         found = await asyncio.to_thread(api_path, self.root_dir, path)
@@ -341,7 +342,7 @@ class MultiKernelManager:
     async def relocate_kernel(
         self, kernel_id: str, path: str | None, env: Mapping[str, str]
     ) -> None:
-        """Change where a kernel's next process works, unless None, and variables of it.
+        """Change the environment of a kernel's next process, and its directory unless None.
 
         Raises `KernelNotFound`.
         """
@@ -358,14 +359,15 @@ class MultiKernelManager:
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
-        Returns when its process is launched; it becomes ready by itself. Until its turn comes it
-        is among the kernels as ``starting``. ``path`` is where it works, relative to the root
+        Returns when its process is launched, before that is ready. Until the start's turn comes
+        the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
         shut down before its turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
         """
         identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
-        # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.
+        # Two calls with one id: the second waits for the start of the first. It returns the first
+        # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:
             await asyncio.wait({underway})
         self.check_running()
@@ -424,7 +426,7 @@ class MultiKernelManager:
     async def _claim(
         self, name: str, cwd: Path, place: Path, env: Mapping[str, str]
     ) -> Kernel | None:
-        """A warm kernel, if there is one that is just what is asked for."""
+        """A warm kernel, if there is one that is, or can be made, what is asked for."""
         asked = time.monotonic()
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
@@ -447,8 +449,9 @@ class MultiKernelManager:
         try:
             await self.starts.launch(kernel.start, kernel.came_up)
         except BaseException as error:
-            # What is left of one whose turn never came; where the launch failed there is nothing,
-            # or a process that could not be ended, and stays listed.
+            # A kernel whose turn never came is listed: the stop removes it. After a launch that
+            # failed, `Kernel.start` has removed it, or it has a process that could not be ended
+            # and stays listed with that.
             if not isinstance(error, KernelStartFailed):
                 await stop_quietly(kernel)
             if isinstance(error, KernelNotRunning) and self.stopping:
@@ -456,9 +459,10 @@ class MultiKernelManager:
             raise
 
     def _check_number(self) -> None:
-        """Raise `TooManyKernels` when there can be no further one.
+        """Raise `TooManyKernels` when there may be no further kernel.
 
-        No await stands between this and the reservation that follows it, so the limit is exact.
+        Two starts cannot both take the last place: there is no await between this check and the
+        reservation that follows it.
         """
         limit = self._settings.max_kernels
         if not limit:
@@ -477,8 +481,8 @@ class MultiKernelManager:
         """Give a kernel a new process (`Kernel.restart`).
 
         Raises `KernelNotFound`, `KernelNotRunning`, `KernelNotStopped`, `KernelStartFailed`,
-        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead one that has lost its
-        place to others.
+        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead kernel, which does not
+        count towards the limit, when others have taken its place.
         """
         self.check_running()
         kernel = self.get(kernel_id)
@@ -508,7 +512,7 @@ class MultiKernelManager:
         await kernel.stop()
 
     def begin_stop(self) -> None:
-        """The server is about to stop: take no new work, end what waits, begin to stop kernels."""
+        """Begin to stop the server: refuse new starts, end streams, begin to stop the kernels."""
         if self._stop_task is None:
             self.starts.stop()
             for kernel in self:
@@ -531,7 +535,7 @@ class MultiKernelManager:
         kernels = [*self]
         await self._handover.close()
         if self._handover.hands_over:
-            # Whoever has asked for a kernel and has no answer yet is refused it.
+            # A client that waits for the answer to a start gets an error: its kernel is stopped.
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
             kernels = asked_for + await self._leave(kernels)
@@ -540,7 +544,7 @@ class MultiKernelManager:
         await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Leave kernels for the next server, and say so; those that cannot be left."""
+        """Leave kernels for the next server; returns those that cannot be left."""
         here = await leave_all(kernels)
         if len(here) < len(kernels):
             logger.info(
@@ -555,13 +559,16 @@ class MultiKernelManager:
         self._kernels.pop(kernel.id, None)
 
     async def _forget_the_dead(self) -> None:
-        """Make room: dead kernels are listed with their reason and log, but not without end."""
+        """Remove the oldest dead kernels beyond `MAX_DEAD`; the others stay listed."""
         dead = [kernel for kernel in self if kernel.state.lifecycle is Lifecycle.DEAD]
         for kernel in dead[:-MAX_DEAD]:
             await stop_quietly(kernel)
 
     async def close(self) -> None:
-        """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
+        """Stop all kernels side by side, then close the keeper and the files that they used.
+
+        Bounded by a kernel's stop.
+        """
         await self.stopped()
         self._kernels.clear()
         await self._fork_servers.close()
@@ -571,7 +578,7 @@ class MultiKernelManager:
 
 
 def _cull_cause(kernel: Kernel) -> str:
-    """What sets a kernel that is culled apart from one that is merely idle."""
+    """The cause of a cull, as the events name it: ``dead``, ``busy``, ``connected`` or ``idle``."""
     if kernel.state.lifecycle is Lifecycle.DEAD:
         return "dead"
     if kernel.state.at_work:
@@ -580,12 +587,12 @@ def _cull_cause(kernel: Kernel) -> str:
 
 
 def _place(root: Path, path: str) -> Path:
-    """Where a kernel for an API path is to work, whether or not that is there."""
+    """The directory that an API path means for a kernel; it need not exist."""
     return root / path.strip("/")
 
 
 def _checked_id(kernel_id: str) -> str:
-    """A kernel id in its one written form; it names files, so nothing but a UUID will do."""
+    """A kernel id in its one written form. It must be a UUID, because it names files."""
     try:
         identity = str(UUID(kernel_id))
     except ValueError:
