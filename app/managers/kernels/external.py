@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_core.paths import jupyter_runtime_dir
 
 from ...keeper.sockets import ConnectionInfo
 from ..errors import (
@@ -29,9 +30,15 @@ from ..errors import (
 from ..handover.store import KernelRecord
 from ..state import Lifecycle
 from .kernel import Kernel, OnGone
-from .kernel_house import KernelHouse
+from .services import KernelServices
 
-__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files", "is_near"]
+__all__ = [
+    "ExternalKernel",
+    "ExternalKernels",
+    "find_connection_file",
+    "find_connection_files",
+    "is_near",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -129,18 +136,18 @@ class ExternalKernel(Kernel):
         self,
         file: Path,
         info: ConnectionInfo,
-        house: KernelHouse,
+        services: KernelServices,
         on_gone: OnGone,
         kernel_id: str | None = None,
     ) -> None:
         name = info["kernel_name"]
         spec = KernelSpec(display_name=name, interrupt_mode="message")
-        root = house.settings.root_dir
+        root = services.settings.root_dir
         identity = kernel_id or str(uuid4())
-        super().__init__(identity, name, spec, house, place=root, env={}, on_gone=on_gone)
+        super().__init__(identity, name, spec, services, place=root, env={}, on_gone=on_gone)
         # The name comes from a file of another program. As labels of metrics, such names would have
         # no bound: "external" stands for all of them.
-        self.reports = house.reports(identity, name, "external")
+        self.reports = services.reports(identity, name, "external")
         self._file = file
         self._info = info
         self._inherited = False
@@ -163,7 +170,7 @@ class ExternalKernel(Kernel):
         Raises `ValueError` when no connection can be made from the file's content, or when the
         address is one where external kernels are not allowed.
         """
-        if not is_near(self._info, self._house.settings.external_networks):
+        if not is_near(self._info, self._services.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
         self.state.generation = 1  # how often the other program restarts it is not known
         try:
@@ -179,7 +186,7 @@ class ExternalKernel(Kernel):
             self.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
-            heard = await self._house.handover.recover(self, record, self._info)
+            heard = await self._services.handover.recover(self, record, self._info)
             self.executions.send_again()
             if heard.opened:
                 self._take_for_ready()
@@ -228,3 +235,95 @@ class ExternalKernel(Kernel):
             self._take_for_ready()
         else:
             self.traffic.ready()
+
+
+class ExternalKernels:
+    """The external kernels of one server, by connection file.
+
+    ``kernels`` are all kernels of the server by id; external ones are added there. ``on_gone`` is
+    called for one that is forgotten.
+    """
+
+    def __init__(
+        self, services: KernelServices, kernels: dict[str, Kernel], on_gone: OnGone
+    ) -> None:
+        settings = services.settings
+        self._services = services
+        self._settings = settings
+        self._kernels = kernels
+        self._on_gone = on_gone
+        self._directory = settings.external_connection_dir or (
+            Path(jupyter_runtime_dir()) / "external_kernels"
+        )
+        self._by_file: dict[Path, ExternalKernel] = {}
+        # A refresh and an adoption may come at a time: each file shall make one kernel.
+        self._refreshing = asyncio.Lock()
+
+    @property
+    def _allowed(self) -> bool:
+        """Whether this server uses external kernels."""
+        settings = self._settings
+        return settings.allow_external_kernels or settings.external_connection_dir is not None
+
+    def known(self, record: KernelRecord) -> ExternalKernel | None:
+        """The kernel that an earlier server has used, not listed yet; None if it is not allowed."""
+        file = Path(record.connection_file)
+        near = is_near(record.connection, self._settings.external_networks)
+        if not self._allowed or not near:
+            logger.warning(
+                "kernel %s (%s) is not to be used any more",
+                record.id,
+                file,
+                extra={"kernel_id": record.id},
+            )
+            return None
+        kernel = self._by_file[file] = ExternalKernel(
+            file, record.connection, self._services, self._on_gone, record.id
+        )
+        return kernel
+
+    async def refresh(self) -> None:
+        """Look for connection files that have come or gone, if that is allowed."""
+        if not self._settings.allow_external_kernels:
+            return
+        async with self._refreshing:
+            found = await asyncio.to_thread(find_connection_files, self._directory)
+            for file, kernel in [*self._by_file.items()]:
+                if found.get(file) != kernel.info:
+                    del self._by_file[file]
+                    await kernel.stop()
+            for file, info in found.items():
+                if file not in self._by_file:
+                    await self._add(file, info)
+
+    async def _add(self, file: Path, info: ConnectionInfo) -> None:
+        kernel = self._by_file[file] = ExternalKernel(file, info, self._services, self._on_gone)
+        try:
+            await kernel.start()
+        except ValueError as error:
+            logger.warning("the connection file %s is of no use: %s", file, error)
+            await kernel.stop()
+        else:
+            self._kernels[kernel.id] = kernel
+
+    async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
+        """The external kernel of a connection file, which must be in the directory for those.
+
+        ``owned`` if this server may end the kernel. Raises `InvalidPath` for a file in any other
+        directory or one that is not usable.
+        """
+        if not self._allowed:
+            raise InvalidPath("connection_file: the server has no directory for such files")
+        async with self._refreshing:
+            file, info = await asyncio.to_thread(find_connection_file, self._directory, name)
+            kernel = self._by_file.get(file)
+            if kernel is None or kernel.id not in self._kernels:
+                await self._add(file, info)
+                kernel = self._by_file[file]
+            if kernel.id not in self._kernels:
+                del self._by_file[file]
+                raise InvalidPath(f"connection_file: {file.name} makes no connection")
+            if owned and not kernel.owned:
+                kernel.owned = True
+                await kernel.keep()
+            return kernel

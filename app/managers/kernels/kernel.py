@@ -39,10 +39,10 @@ from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.process import KernelProcess
 from ..state import KernelState, Lifecycle
 from ..telemetry.reports import LaunchCause
-from .kernel_house import KernelHouse
 from .launches import Launches, not_stopped
 from .model import ModelCache
 from .restarts import RestartPolicy
+from .services import KernelServices
 
 __all__ = ["Kernel", "OnGone"]
 
@@ -72,34 +72,34 @@ class Kernel:
         kernel_id: str,
         name: str,
         spec: KernelSpec,
-        house: KernelHouse,
+        services: KernelServices,
         *,
         place: Path,
         env: Mapping[str, str],
         on_gone: OnGone,
     ) -> None:
-        settings = house.settings
+        settings = services.settings
         self.id = kernel_id
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
-        directory = house.files.logs / kernel_id
+        directory = services.files.logs / kernel_id
         self.traffic = Traffic(
-            kernel_id, self.state, directory, house.keeper, settings, house.counters
+            kernel_id, self.state, directory, services.keeper, settings, services.counters
         )
         self.traffic.on_loss = self._on_loss
         self.executions = Executions(self, self.traffic, self.state, settings)
-        self.reports = house.reports(kernel_id, name)
+        self.reports = services.reports(kernel_id, name)
         # Belongs to the latest start, which may be over. The result is True when the kernel
         # answers, and False when it is known that it will not.
         self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._house = house
+        self._services = services
         self._on_gone = on_gone
         self._launches = Launches(
             name,
             spec,
-            house,
+            services,
             self.traffic,
             self.state,
             kernel_id=kernel_id,
@@ -258,7 +258,7 @@ class Kernel:
             self.reports.died(UNKNOWN_EXIT if code is None else code)
         await self._launches.end(why, restart=False)
         with contextlib.suppress(KeeperUnavailable):  # the keeper may have it under its id alone
-            await self._house.keeper.end(self.id)
+            await self._services.keeper.end(self.id)
         if unfinished:
             self.state.begin(Lifecycle.RESTARTING)
             self._begin_life(relaunch=True)
@@ -286,7 +286,7 @@ class Kernel:
         submitted: to this process, or to ``another`` that follows it.
         """
         try:
-            heard = await self._house.handover.recover(self, record, info, heard)
+            heard = await self._services.handover.recover(self, record, info, heard)
         except Exception:
             self._logger.exception("kernel %s: what it has said and done is not known", self.id)
             return None
@@ -385,11 +385,11 @@ class Kernel:
     async def keep(self) -> None:
         """Have the next server process know this kernel, if kernels outlive the server."""
         if self.traffic.connected:
-            self._house.handover.begin(self)
+            self._services.handover.begin(self)
             await self._register()
 
     async def _register(self) -> None:
-        await self._house.handover.save(self.id, self._record)
+        await self._services.handover.save(self.id, self._record)
 
     async def _record(self) -> KernelRecord | None:
         """The record by which the next server finds the kernel; None if it is out of date already.
@@ -433,25 +433,25 @@ class Kernel:
         The next server ends every process of the keeper that the registry does not know.
         """
         if isinstance(self._launches.provisioner, KeeperProvisioner):
-            await self._house.handover.delete(self.id)
+            await self._services.handover.delete(self.id)
 
     def hand_over(
         self,
-        house: KernelHouse,
+        services: KernelServices,
         *,
         cwd: Path,
         place: Path,
         env: Mapping[str, str],
         on_gone: OnGone,
     ) -> None:
-        """The warm kernel is claimed: it belongs to ``house``, and restarts in ``place``.
+        """The warm kernel is claimed: it uses ``services`` from now on, and restarts in ``place``.
 
         ``cwd`` is the directory that its present process works in.
         """
-        self._house = house
+        self._services = services
         self._on_gone = on_gone
-        self._launches.hand_over(house, cwd=cwd, place=place, env=env)
-        self.reports = house.reports(self.id, self.name)
+        self._launches.hand_over(services, cwd=cwd, place=place, env=env)
+        self.reports = services.reports(self.id, self.name)
         self.traffic.touch()
 
     async def interrupt(self) -> None:
@@ -497,8 +497,8 @@ class Kernel:
             return
         came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         restart = partial(self._restart, came_up, now=now, newports=newports)
-        with self._house.starts.admission():
-            await self._house.starts.launch(restart, came_up)
+        with self._services.starts.admission():
+            await self._services.starts.launch(restart, came_up)
 
     async def _restart(self, came_up: asyncio.Future[bool], *, now: bool, newports: bool) -> None:
         async with self._lock, self.reports.action("restart"):
@@ -523,7 +523,7 @@ class Kernel:
                 raise
             if newports:
                 await self._launches.release(restart=False)
-            self._restarts = RestartPolicy(self._house.settings.restart_limit)
+            self._restarts = RestartPolicy(self._services.settings.restart_limit)
             self._launches.begin_again()
             try:
                 await self._launch("restart")
@@ -615,7 +615,7 @@ class Kernel:
             await self._restart_as_asked()
             return True
         delay = self._restarts.on_death(asyncio.get_running_loop().time())
-        if not self._was_ready or not self._house.settings.autorestart or delay is None:
+        if not self._was_ready or not self._services.settings.autorestart or delay is None:
             await self._bury(reason)
             return False
         self._logger.warning("kernel %s: %s; it is restarted", self.id, reason)
@@ -672,7 +672,7 @@ class Kernel:
 
     async def _restart_as_asked(self) -> None:
         """Launch the next process after one that has ended for a restart: that is no death."""
-        self._restarts = RestartPolicy(self._house.settings.restart_limit)
+        self._restarts = RestartPolicy(self._services.settings.restart_limit)
         self._launches.begin_again()
         self.state.begin(Lifecycle.RESTARTING, reason="")
         self.traffic.voice.announce("starting")
@@ -687,8 +687,8 @@ class Kernel:
             self._take_turn(came_up)
             await self._launch(cause)
 
-        with self._house.starts.admission(always=True):
-            await self._house.starts.launch(launch, came_up)
+        with self._services.starts.admission(always=True):
+            await self._services.starts.launch(launch, came_up)
 
     def _take_turn(self, came_up: asyncio.Future[bool]) -> None:
         """Make this the start that is under way; whoever waits for the one before hears False."""
@@ -758,7 +758,7 @@ class Kernel:
         await self._launches.release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         try:
-            await self._house.handover.forget(self)
+            await self._services.handover.forget(self)
             self._launches.remove_output()
         except Exception:  # the disk failed: the kernel is gone all the same
             self._logger.exception(

@@ -30,7 +30,8 @@ from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
-from .kernel_house import KernelHouse
+from .services import KernelServices
+from .shutdown import Shutdown
 
 __all__ = ["Launches", "not_stopped"]
 
@@ -44,18 +45,6 @@ PROBE_SECONDS: Final = 5.0
 
 LEFT_PROBE_SECONDS: Final = 30.0
 """The same for a kernel that had come up for an earlier server."""
-
-LOOK_SECONDS: Final = 0.5
-"""How often a kernel that shuts down is checked for children that it waits for in vain."""
-
-IPYKERNEL: Final = "ipython"
-"""The implementation that ipykernel names in its `kernel_info_reply`."""
-
-CHILDREN_SECONDS: Final = 30.0
-"""How long ipykernel waits for its children, at the most, when it shuts down."""
-
-TERMINATE_SECONDS: Final = 2.0
-"""How long a process may take from SIGTERM to its end, before SIGKILL."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -73,7 +62,7 @@ class Launches:
         self,
         name: str,
         spec: KernelSpec,
-        house: KernelHouse,
+        services: KernelServices,
         traffic: Traffic,
         state: KernelState,
         *,
@@ -96,13 +85,13 @@ class Launches:
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
         self._spec = spec
-        self._house = house
+        self._services = services
         self._traffic = traffic
         self._state = state
         self._on_reach = on_reach
         self._manager: KernelManager | None = None
-        self._output = ProcessOutput(house.output_file(kernel_id), OUTPUT_BYTES)
-        self._transport: Transport = house.transports.choose(spec)
+        self._output = ProcessOutput(services.output_file(kernel_id), OUTPUT_BYTES)
+        self._transport: Transport = services.transports.choose(spec)
         self._oom = OOMWatch(None)
         self._port_attempts = 0
         # The recipe of a forked process that did not come up, while a process is started instead.
@@ -127,13 +116,13 @@ class Launches:
     def shutdown_seconds(self) -> float:
         """How long a process may take to end by itself when it is asked to."""
         own = shutdown_seconds_of(self._spec)
-        return self._house.settings.shutdown_wait_time if own is None else own
+        return self._services.settings.shutdown_wait_time if own is None else own
 
     def hand_over(
-        self, house: KernelHouse, *, cwd: Path, place: Path, env: Mapping[str, str]
+        self, services: KernelServices, *, cwd: Path, place: Path, env: Mapping[str, str]
     ) -> None:
-        """The kernel belongs to ``house`` from now on; ``cwd`` is its present directory."""
-        self._house = house
+        """Use ``services`` from now on; ``cwd`` is the kernel's present directory."""
+        self._services = services
         self.cwd, self.place, self.env = cwd, place, env
 
     def begin_again(self) -> None:
@@ -183,7 +172,7 @@ class Launches:
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
             cwd = await self._directory_now()
-            directory = self._house.files.runtime
+            directory = self._services.files.runtime
             await asyncio.to_thread(check_launchable, self._spec, cwd, self.env, directory)
 
     async def launch(self, *, is_fallback: bool) -> None:
@@ -210,7 +199,7 @@ class Launches:
             raise KernelStartFailed(text) from error
 
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
-        settings = self._house.settings
+        settings = self._services.settings
         self.info = await process.launch(
             self.cwd,
             self.env,
@@ -224,7 +213,7 @@ class Launches:
         await self._traffic.connect(self.info)
 
     async def _directory_now(self) -> Path:
-        root = self._house.settings.root_dir
+        root = self._services.settings.root_dir
         return await asyncio.to_thread(directory_now, root, self.place)
 
     async def _new_manager(self) -> KernelManager:
@@ -233,17 +222,17 @@ class Launches:
         Raises `KernelSpecInvalid` and `KernelStartFailed`.
         """
         try:
-            spec = await asyncio.to_thread(self._house.specs.get_kernel_spec, self._name)
+            spec = await asyncio.to_thread(self._services.specs.get_kernel_spec, self._name)
         except NoSuchKernel:
             raise KernelStartFailed(f"Kernel spec {self._name} is not there any more") from None
         except OSError as error:
             raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
         may_fork = self._forked_in_vain is None
-        manager = self._house.new_manager(
+        manager = self._services.new_manager(
             self._name, self._id, self._transport, spec, may_fork=may_fork
         )
         if self._transport == "ipc":
-            manager.ip = self._house.transports.new_address()
+            manager.ip = self._services.transports.new_address()
         return manager
 
     # A process that an earlier server has left
@@ -256,9 +245,9 @@ class Launches:
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
-            manager = self._house.new_manager(self._name, self._id, self._transport, self._spec)
+            manager = self._services.new_manager(self._name, self._id, self._transport, self._spec)
             process = KernelProcess(manager, self._output, self._on_reach)
-            info = await adopt_process(record, manager, self._house.loading)
+            info = await adopt_process(record, manager, self._services.loading)
             exited = await process.adopt()
             if exited is not None:
                 text = f"The kernel's process {exited} while no server was there"
@@ -285,7 +274,7 @@ class Launches:
         The process may have been asked to end already, and requests that are sent to it now would
         be lost with it. Raises `Gone` when it is ended, and `KernelUnreachable` if that fails.
         """
-        if not await self._house.handover.was_being_replaced(self._id):
+        if not await self._services.handover.was_being_replaced(self._id):
             return
         if why := await process.kill():
             raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
@@ -294,7 +283,7 @@ class Launches:
     async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
         """Open the log, and have the process heard. Raises what `Traffic.meet` does."""
         try:
-            return await self._traffic.meet(info, await self._house.handover.furthest(self._id))
+            return await self._traffic.meet(info, await self._services.handover.furthest(self._id))
         except BaseException:
             process.close()
             raise
@@ -310,7 +299,7 @@ class Launches:
         the result is False then, and True otherwise.
         """
         loop = asyncio.get_running_loop()
-        own, settings = self._traffic.own, self._house.settings
+        own, settings = self._traffic.own, self._services.settings
         started = loop.time()
         deadline = started + (float("inf") if was_up else settings.kernel_info_timeout)
         longest = LEFT_PROBE_SECONDS if was_up else PROBE_SECONDS
@@ -358,15 +347,15 @@ class Launches:
 
     def remember_transport(self) -> None:
         """The kernel has come up: use this transport for its kernelspec from now on."""
-        self._house.transports.remember(self._spec, self._transport)
+        self._services.transports.remember(self._spec, self._transport)
 
     def bring_up_forks(self) -> None:
         """The kernel is ready: fork servers for later kernels may be started now."""
         in_vain, self._forked_in_vain = self._forked_in_vain, None
-        self._house.forking.came_up(self._manager, in_vain)
+        self._services.forking.came_up(self._manager, in_vain)
 
     def _has_no_ipc(self) -> bool:
-        return self._house.transports.may_fall_back(
+        return self._services.transports.may_fall_back(
             self._spec, self._transport
         ) and not sockets_exist(self.info)
 
@@ -375,10 +364,10 @@ class Launches:
         if self._transport == "tcp" and process.pid is not None and ports_taken(self.info):
             self._port_attempts += 1
             return "on other ports" if self._port_attempts < PORT_ATTEMPTS else ""
-        if recipe := self._house.forking.forked_by_itself(self._manager):
+        if recipe := self._services.forking.forked_by_itself(self._manager):
             self._forked_in_vain = recipe
             return "without forking it"
-        if self._house.transports.may_fall_back(self._spec, self._transport):
+        if self._services.transports.may_fall_back(self._spec, self._transport):
             self._transport = "tcp"
             return "over tcp"
         self._forked_in_vain = None  # forking was not the reason
@@ -390,7 +379,7 @@ class Launches:
         if killed and self._oom.struck:
             problem += "; its control group ran out of memory meanwhile"
         tail = await process.tail()
-        if tail and not self._house.settings.allow_tracebacks:
+        if tail and not self._services.settings.allow_tracebacks:
             # An interpreter that crashes writes a traceback, which clients must not see.
             self._logger.info("kernel %s: the last it wrote:\n%s", self._id, tail)
             return problem
@@ -419,66 +408,13 @@ class Launches:
         process = self.process
         if process is not None:
             if process.running and not now:
-                await self._shut_down(process, restart=restart)
+                seconds = self.shutdown_seconds
+                shutdown = Shutdown(self._id, process, self._traffic, self._state, seconds)
+                await shutdown.run(self.interrupt, restart=restart)
             if why := await process.kill():
                 raise not_stopped(why)
             await self._traffic.settle()
         await self.end(None, restart=restart)
-
-    async def _shut_down(self, process: KernelProcess, *, restart: bool) -> None:
-        try:
-            if self._traffic.own.answered:
-                if self._state.execution_state == "busy":
-                    # A kernel that runs something looks at its shutdown only when that is done.
-                    await self.interrupt()
-                if await self._end_by_itself(process, restart=restart):
-                    return
-            if not await process.terminate(TERMINATE_SECONDS):
-                self._logger.warning("kernel %s ignores SIGTERM", self._id)
-        except KernelUnreachable as error:  # the kill comes next, and may work all the same
-            self._logger.warning("kernel %s cannot be shut down: %s", self._id, error.message)
-
-    async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
-        """Ask the kernel to shut down; whether it ends within `shutdown_seconds`."""
-        if not self._traffic.connected:  # it cannot be asked
-            return False
-        loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
-        children = await process.children() if self._may_wait_in_vain else set()
-        deadline = loop.time() + seconds
-        ask = self._traffic.own.ask("shutdown_request", {"restart": restart}, seconds, "control")
-        answer = loop.create_task(ask)
-        in_vain = 0
-        try:
-            while (left := deadline - loop.time()) > 0:
-                if await process.wait(min(left, LOOK_SECONDS)):
-                    return True
-                has_agreed = answer.done() and answer.result() is not None
-                # Children that are not in this set were started later, by exit hooks: those run.
-                if has_agreed and children:
-                    in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
-                if in_vain == 2:  # at two looks in a row: the kernel may be about to reap them
-                    self._logger.info("kernel %s waits for children that have ended", self._id)
-                    return False
-            has_agreed = answer.done() and answer.result() is not None
-            what = (
-                "has agreed to shut down, and runs"
-                if has_agreed
-                else "ignores its shutdown request"
-            )
-            self._logger.info("kernel %s %s after %g s", self._id, what, seconds)
-            return False
-        finally:
-            answer.cancel()
-
-    @property
-    def _may_wait_in_vain(self) -> bool:
-        """Whether the kernel goes on to wait for children that have ended until it is terminated.
-
-        ipykernel waits for its children before it runs its exit hooks. It counts zombies among
-        them, and gives up only after `CHILDREN_SECONDS`.
-        """
-        is_python = self._traffic.own.implementation == IPYKERNEL
-        return is_python and self.shutdown_seconds < CHILDREN_SECONDS
 
     async def end(self, reason: str | None, *, restart: bool) -> None:
         """The process has ended: end its requests (`Traffic.close`), and clean up after it."""

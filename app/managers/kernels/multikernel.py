@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from jupyter_core.paths import jupyter_runtime_dir
-
-from ...keeper.sockets import ConnectionInfo
 from ...settings import Settings
 from ..errors import (
     InvalidKernelId,
-    InvalidPath,
     KernelNotFound,
     KernelNotRunning,
     KernelStartFailed,
@@ -25,13 +21,8 @@ from ..errors import (
     TooManyKernels,
 )
 from ..handover.adoption import find_spec
-from ..handover.handover import Handover, RegisteredHandover
-from ..handover.registry import Registry
 from ..handover.store import KernelRecord
 from ..processes.environment import QUIET, kernel_environment
-from ..processes.forking.provisioner import Forking
-from ..processes.forking.servers import ForkServers
-from ..processes.keeper.client import new_keeper
 from ..processes.paths import (
     Resolution,
     ResolvedPath,
@@ -40,23 +31,12 @@ from ..processes.paths import (
     cwd_for_path,
     working_directory,
 )
-from ..processes.run_files import RunFiles
-from ..processes.specs import Specs, kernel_spec_manager
-from ..processes.starts import Starts
-from ..processes.transports import Transports
+from ..processes.specs import Specs
 from ..state import Lifecycle
-from ..telemetry.audit import AuditLog
-from ..telemetry.counters import Counters
-from ..telemetry.events import Events
 from .culling import Culler, CullingPolicy
-from .external import (
-    ExternalKernel,
-    find_connection_file,
-    find_connection_files,
-    is_near,
-)
+from .external import ExternalKernels
 from .kernel import Kernel
-from .kernel_house import KernelHouse
+from .services import KernelServices
 from .stopping import leave_all, stop_all, stop_quietly
 from .warm import WarmKernels
 
@@ -69,76 +49,26 @@ MAX_DEAD: Final = 32
 
 
 class MultiKernelManager:
-    """Starts, finds and stops kernels.
+    """Starts, finds and stops kernels (`construction.multi_kernel_manager` makes one).
 
-    Make it inside a running event loop, and `close` it there.
+    Make it inside a running event loop, and `close` it there: that closes ``services`` too.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        events: Events,
-        counters: Counters,
-        audit: AuditLog | None = None,
-        registry: Registry | None = None,
-    ) -> None:
+    def __init__(self, services: KernelServices, specs: Specs, warm: WarmKernels) -> None:
         self.started = time.time()
+        self.specs = specs
+        self.warm = warm
+        self.keeper = services.keeper
+        self.starts = services.starts
         self._last_request = self.started
-        self._settings = settings
-        self._files = RunFiles(settings)
-        self._transports = Transports(
-            settings.transport, settings.state_dir, self._files.path, lasting=settings.keeps
-        )
-        manager = kernel_spec_manager(settings.allowed_kernelspecs)
-        self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
-        self.keeper = new_keeper(
-            settings, self._files.path, [*self._files.own, *self._transports.own]
-        )
-        self._fork_servers = ForkServers(self.keeper)
-        self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
-        env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
-        forking = Forking(self._fork_servers, settings.fork_kernels, env)
-        self._handover = Handover()
-        if registry is not None:
-            self._handover = RegisteredHandover(registry, self.keeper, settings.state_dir)
-        self._house = KernelHouse(
-            settings,
-            manager,
-            self._transports,
-            self._files,
-            events,
-            counters,
-            forking,
-            self.starts,
-            self.keeper,
-            audit,
-            self._handover,
-        )
-        for name in settings.forked_by_name:
-            self._house.prepare_forks(name)
-        # Kernels that are parked tell nobody what becomes of them, and are not restarted.
-        parking = KernelHouse(
-            settings.model_copy(update={"autorestart": False}),
-            manager,
-            self._transports,
-            self._files,
-            Events(),
-            counters,
-            forking,
-            self.starts,
-            self.keeper,
-        )
+        self._services = services
+        self._settings = settings = services.settings
+        self._handover = services.handover
         self._kernels: dict[str, Kernel] = {}
         self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
-        self._external: dict[Path, ExternalKernel] = {}
-        self._external_dir = settings.external_connection_dir or (
-            Path(jupyter_runtime_dir()) / "external_kernels"
-        )
-        self._refreshing = asyncio.Lock()
-        self.warm = WarmKernels(settings.warm_kernels, parking, self.specs, settings.root_dir, env)
+        self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
-        self._reviving: set[str] = set()  # the dead that are being restarted
-        self._events = events
+        self._reviving: set[str] = set()  # dead kernels that are being restarted
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
@@ -155,39 +85,27 @@ class MultiKernelManager:
         with self.starts.busy():
             await self._handover.adopt(self._adopt)
         in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
-        self._kernels = dict(in_order)
+        self._kernels.clear()  # and filled again before anything else can run
+        self._kernels.update(in_order)
         await self._forget_the_dead()
 
     async def _adopt(self, record: KernelRecord) -> None:
         if record.external:
-            await self._adopt_external(record)
+            external = self._external.known(record)
+            if external is None:
+                await self._handover.delete(record.id)
+            else:
+                await self._own(external, record)
             return
-        spec = await find_spec(self._house.specs, record)
+        spec = await find_spec(self._services.specs, record)
         kernel = Kernel(
             record.id,
             record.name,
             spec,
-            self._house,
+            self._services,
             place=Path(record.cwd),
             env=record.env,
             on_gone=self._forget,
-        )
-        await self._own(kernel, record)
-
-    async def _adopt_external(self, record: KernelRecord) -> None:
-        file = Path(record.connection_file)
-        near = is_near(record.connection, self._settings.external_networks)
-        if not self._knows_external or not near:
-            logger.warning(
-                "kernel %s (%s) is not to be used any more",
-                record.id,
-                file,
-                extra={"kernel_id": record.id},
-            )
-            await self._handover.delete(record.id)
-            return
-        kernel = self._external[file] = ExternalKernel(
-            file, record.connection, self._house, self._forget, record.id
         )
         await self._own(kernel, record)
 
@@ -198,12 +116,6 @@ class MultiKernelManager:
         except BaseException:
             self._forget(kernel)
             raise
-
-    @property
-    def _knows_external(self) -> bool:
-        """Whether this server uses external kernels."""
-        settings = self._settings
-        return settings.allow_external_kernels or settings.external_connection_dir is not None
 
     # Looking
 
@@ -259,50 +171,16 @@ class MultiKernelManager:
 
     async def refresh(self) -> None:
         """Look for external kernels that have come or gone, if they are allowed."""
-        if not self._settings.allow_external_kernels or self.stopping:
-            return
-        async with self._refreshing:
-            found = await asyncio.to_thread(find_connection_files, self._external_dir)
-            for file, kernel in [*self._external.items()]:
-                if found.get(file) != kernel.info:
-                    del self._external[file]
-                    await kernel.stop()
-            for file, info in found.items():
-                if file not in self._external:
-                    await self._add_external(file, info)
-
-    async def _add_external(self, file: Path, info: ConnectionInfo) -> None:
-        kernel = self._external[file] = ExternalKernel(file, info, self._house, self._forget)
-        try:
-            await kernel.start()
-        except ValueError as error:
-            logger.warning("the connection file %s is of no use: %s", file, error)
-            await kernel.stop()
-        else:
-            self._kernels[kernel.id] = kernel
+        if not self.stopping:
+            await self._external.refresh()
 
     async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
-        """The external kernel of a connection file, which must be in the directory for those.
+        """The external kernel of a connection file (`ExternalKernels.adopt_file`).
 
-        ``owned`` if this server may end the kernel. Raises `InvalidPath` for a file in any other
-        directory or one that is not usable, and `ServerStopping`.
+        Raises `InvalidPath` and `ServerStopping`.
         """
         self.check_running()
-        if not self._knows_external:
-            raise InvalidPath("connection_file: the server has no directory for such files")
-        async with self._refreshing:
-            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
-            kernel = self._external.get(file)
-            if kernel is None or kernel.id not in self:
-                await self._add_external(file, info)
-                kernel = self._external[file]
-            if kernel.id not in self:
-                del self._external[file]
-                raise InvalidPath(f"connection_file: {file.name} makes no connection")
-            if owned and not kernel.owned:
-                kernel.owned = True
-                await kernel.keep()
-            return kernel
+        return await self._external.adopt_file(name, owned=owned)
 
     @property
     def settings(self) -> Settings:
@@ -408,10 +286,10 @@ class MultiKernelManager:
     async def _start_anew(
         self, kernel_id: str, name: str, place: Path, environment: Mapping[str, str]
     ) -> Kernel:
-        async with self._house.reports(kernel_id, name).action("start"):
+        async with self._services.reports(kernel_id, name).action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(
-                *(kernel_id, name, spec, self._house),
+                *(kernel_id, name, spec, self._services),
                 place=place,
                 env=environment,
                 on_gone=self._forget,
@@ -431,7 +309,7 @@ class MultiKernelManager:
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
             return None
-        kernel.hand_over(self._house, cwd=cwd, place=place, env=env, on_gone=self._forget)
+        kernel.hand_over(self._services, cwd=cwd, place=place, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
         try:
             await kernel.keep()
@@ -517,7 +395,7 @@ class MultiKernelManager:
             self.starts.stop()
             for kernel in self:
                 kernel.executions.close_streams()
-            self._events.close()
+            self._services.events.close()
             self._stop_task = asyncio.get_running_loop().create_task(
                 self._stop_all(), name="stop of all kernels"
             )
@@ -571,10 +449,7 @@ class MultiKernelManager:
         """
         await self.stopped()
         self._kernels.clear()
-        await self._fork_servers.close()
-        await self.keeper.close()
-        self._transports.close()
-        self._files.close()
+        await self._services.close()
 
 
 def _cull_cause(kernel: Kernel) -> str:

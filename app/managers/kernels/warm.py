@@ -29,8 +29,8 @@ from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
 from .kernel import Kernel
-from .kernel_house import KernelHouse
 from .moving import MOVABLE, Move, moved, plan
+from .services import KernelServices
 from .stopping import stop_quietly
 
 __all__ = ["WarmKernels"]
@@ -67,24 +67,25 @@ RETRY_SECONDS: Final = 60.0
 class WarmKernels:
     """The parked kernels of one server, by kernelspec.
 
-    ``wanted`` is how many kernels there shall be of each kernelspec. Parked kernels belong to
-    ``house``, which restarts none and reports no events. They are started in the directory ``cwd``
-    with the environment ``env``. Make it inside a running event loop, and `close` it there.
+    ``wanted`` is how many kernels there shall be of each kernelspec. Parked kernels have
+    ``services`` of their own, by which none is restarted and no events are reported. They are
+    started in the directory ``cwd`` with the environment ``env``. Make it inside a running event
+    loop, and `close` it there.
     """
 
     def __init__(
         self,
         wanted: Mapping[str, int],
-        house: KernelHouse,
+        services: KernelServices,
         specs: Specs,
         cwd: Path,
         env: Mapping[str, str],
     ) -> None:
-        self._house = house
+        self._services = services
         self._specs = specs
-        self._starts = house.starts
+        self._starts = services.starts
         self._as_started = (cwd, env)
-        self._counters: Counters = house.counters
+        self._counters: Counters = services.counters
         self._pools = {name.lower(): _Pool(name, number) for name, number in wanted.items()}
         self._stops: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
@@ -171,7 +172,7 @@ class WarmKernels:
         cwd, env = self._as_started
         spec = await self._specs.find(pool.name)
         kernel = Kernel(
-            str(uuid4()), pool.name, spec, self._house, place=cwd, env=env, on_gone=_nothing
+            str(uuid4()), pool.name, spec, self._services, place=cwd, env=env, on_gone=_nothing
         )
         try:
             with self._starts.admission():

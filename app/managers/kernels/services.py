@@ -1,9 +1,10 @@
-"""What the kernels of one server share."""
+"""What the kernels of one server share: options, keeper, files, events and the like."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
@@ -23,41 +24,28 @@ from ..telemetry.counters import Counters
 from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
 
-__all__ = ["KernelHouse"]
+__all__ = ["KernelServices"]
 
 logger = logging.getLogger(__name__)
 
 
-class KernelHouse:
-    """What the kernels of one server share."""
+@dataclass(kw_only=True)
+class KernelServices:
+    """What the kernels of one server share: its options and the collaborators that they call."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        specs: KernelSpecManager,
-        transports: Transports,
-        files: RunFiles,
-        events: Events,
-        counters: Counters,
-        forking: Forking,
-        starts: Starts,
-        keeper: Keeper,
-        audit: AuditLog | None = None,
-        handover: Handover | None = None,
-    ) -> None:
-        self.settings = settings
-        self.handover = handover or Handover()
-        self.forking = forking
-        self.keeper = keeper
-        self.files = files
-        self.specs = specs
-        self.transports = transports
-        self.events = events
-        self.counters = counters
-        self.starts = starts
-        # The threads that look for left processes, in provisioners that may block; by kernel id.
-        self.loading: dict[str, threading.Thread] = {}
-        self._audit = audit
+    settings: Settings
+    specs: KernelSpecManager
+    transports: Transports
+    files: RunFiles
+    events: Events
+    counters: Counters
+    forking: Forking
+    starts: Starts
+    keeper: Keeper
+    audit: AuditLog | None = None
+    handover: Handover = field(default_factory=Handover)
+    loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
+    """The threads that look for left processes, in provisioners that may block; by kernel id."""
 
     def new_manager(
         self,
@@ -120,4 +108,11 @@ class KernelHouse:
 
     def reports(self, kernel_id: str, name: str, kind: str = "") -> KernelReports:
         """The reports of one kernel: its events, counters and audit records."""
-        return KernelReports(self.events, self.counters, kernel_id, name, self._audit, kind)
+        return KernelReports(self.events, self.counters, kernel_id, name, self.audit, kind)
+
+    async def close(self) -> None:
+        """Close what was made for this run of the server, when all its kernels are gone or left."""
+        await self.forking.servers.close()
+        await self.keeper.close()
+        self.transports.close()
+        self.files.close()
