@@ -183,7 +183,7 @@ class ExternalKernel(Kernel):
     async def adopt(self, record: KernelRecord) -> None:
         """Own a kernel that an earlier process of the server knew."""
         async with self._lock:
-            self.created, self.state.generation = record.created, 1
+            self._registration.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
             heard = await self._services.handover.recover(self, record, self._info)

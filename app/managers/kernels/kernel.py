@@ -8,7 +8,6 @@ do so beside the life: each holds the kernel's lock, and cancels the life first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Container, Mapping
@@ -18,9 +17,6 @@ from typing import Final
 
 from jupyter_client.kernelspec import KernelSpec
 
-from ...keeper.hearings import Heard
-from ...keeper.processes import UNKNOWN_EXIT
-from ...keeper.sockets import ConnectionInfo
 from ..errors import (
     KeeperUnavailable,
     KernelkeepError,
@@ -31,18 +27,18 @@ from ..errors import (
     ServerStopping,
 )
 from ..executions.queue import Executions
-from ..handover.adoption import Gone
-from ..handover.handover import settle_loss
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
-from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.process import KernelProcess
 from ..state import KernelState, Lifecycle
 from ..telemetry.reports import LaunchCause
 from .launches import Launches, not_stopped
+from .losses import Losses
 from .model import ModelCache
+from .registration import Registration
 from .restarts import RestartPolicy
 from .services import KernelServices
+from .take_over import REACH_SECONDS, Fate, TakeOver
 
 __all__ = ["Kernel", "OnGone"]
 
@@ -50,10 +46,6 @@ logger = logging.getLogger(__name__)
 
 CANCEL_SECONDS: Final = 10.0
 """After which a life that goes on although it was cancelled is cancelled again."""
-
-REACH_SECONDS: Final = (1.0, 30.0)
-"""The first and the longest pause before a left kernel that cannot be reached is tried again."""
-
 
 OnGone = Callable[["Kernel"], None]
 
@@ -88,7 +80,8 @@ class Kernel:
         self.traffic = Traffic(
             kernel_id, self.state, directory, services.keeper, settings, services.counters
         )
-        self.traffic.on_loss = self._on_loss
+        self._losses = Losses(kernel_id, self.traffic, self.state)
+        self.traffic.on_loss = self._losses.settle
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name)
         # Belongs to the latest start, which may be over. The result is True when the kernel
@@ -111,15 +104,15 @@ class Kernel:
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
         self._was_ready = False
-        # The record of a process that an earlier server has left, until that is reached.
-        self._left: KernelRecord | None = None
+        self._left = TakeOver(self, self._launches, services)
         # Why the present process is of no use; empty unless it should have been ended, and that
         # failed.
         self._stranded = ""
         self._removed = False
         self._begun = False
-        self.created = time.time()
-        self._settling: asyncio.Task[None] | None = None  # `settle_loss`
+        self._registration = Registration(
+            self, name, spec, self._launches, services, self._note_process
+        )
         self._model = ModelCache(kernel_id, name, self.traffic, self.state)
 
     # What others see
@@ -151,7 +144,12 @@ class Kernel:
     @property
     def is_left(self) -> bool:
         """Whether an earlier server has left the kernel, and this one could not reach it yet."""
-        return self._left is not None
+        return self._left.record is not None
+
+    @property
+    def created(self) -> float:
+        """When the kernel was created, in seconds since the epoch."""
+        return self._registration.created
 
     @property
     def counts(self) -> bool:
@@ -174,7 +172,7 @@ class Kernel:
         if not self._lock.locked() and is_known:
             async with self._lock:
                 if not self._removed:
-                    await self._register()
+                    await self._registration.save()
 
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
@@ -207,11 +205,12 @@ class Kernel:
         """
         async with self._lock:
             self._begun = True
-            self.created, self.state.generation = record.created, record.generation
+            self._registration.created = record.created
+            self.state.generation = record.generation
             if record.dead:
                 await self._stay_dead(record)
                 return
-            self._left = record
+            self._left.record = record
             self.traffic.last_activity = record.last_activity
             try:
                 await self._take_over(record)
@@ -224,46 +223,26 @@ class Kernel:
 
         Raises `KernelUnreachable`, and nothing has changed then.
         """
-        launches = self._launches
-        try:
-            heard = await launches.find_again(record)
-        except Gone as gone:
-            self._left = None
-            await self._take_over_the_dead(record, str(gone), gone.code)
-            return
-        self._left = None
-        if await self._recover(record, launches.info, heard) is None:
-            await self._give_up("The server could not take the kernel over; see its log")
-            return
-        # The registry is up to `CHECKPOINT_SECONDS` behind: the kernel may have come up since.
-        ran = any(execution.started_at is not None for execution in self.traffic.tracker)
-        has_come_up = ran or record.execution_state in ("busy", "idle")
-        if has_come_up:
-            launches.remember_transport()
-        if heard.opened:
-            self.state.reason = record.reason
-            self._take_for_ready()
-            if heard.again or self.traffic.ends.has_loss:
-                self._on_loss()
-        elif has_come_up or record.execution_state == Lifecycle.UNKNOWN:
-            self._was_ready = True
-            self._doubt("It has not answered since this server was started")
+        found = await self._left.reach(record)
+        match found.fate:
+            case Fate.UNUSABLE:
+                await self._give_up("The server could not take the kernel over; see its log")
+                return
+            case Fate.DEAD:
+                await self._bury(found.why)
+                return
+            case Fate.REPLACED:
+                self.state.begin(Lifecycle.RESTARTING)
+                self._begin_life(relaunch=True)
+                return
+            case Fate.READY:
+                self._take_for_ready()
+                if found.again or self.traffic.ends.has_loss:
+                    self._losses.settle()
+            case Fate.SILENT:
+                self._was_ready = True
+                self._doubt("It has not answered since this server was started")
         self._begin_life()
-
-    async def _take_over_the_dead(self, record: KernelRecord, why: str, code: int | None) -> None:
-        """The process has ended meanwhile, with the exit code ``code`` if that is known."""
-        unfinished = record.execution_state == Lifecycle.RESTARTING
-        await self._recover(record, {}, another=unfinished)
-        if not unfinished:
-            self.reports.died(UNKNOWN_EXIT if code is None else code)
-        await self._launches.end(why, restart=False)
-        with contextlib.suppress(KeeperUnavailable):  # the keeper may have it under its id alone
-            await self._services.keeper.end(self.id)
-        if unfinished:
-            self.state.begin(Lifecycle.RESTARTING)
-            self._begin_life(relaunch=True)
-        else:
-            await self._bury(why)
 
     async def _open_log(self) -> None:
         """Open the kernel's log. Raises `KernelStartFailed` if that fails."""
@@ -271,36 +250,6 @@ class Kernel:
             await self.traffic.open_log()
         except (KernelUnreachable, KeeperUnavailable) as error:
             raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
-
-    async def _recover(
-        self,
-        record: KernelRecord,
-        info: ConnectionInfo,
-        heard: Heard | None = None,
-        *,
-        another: bool = False,
-    ) -> Heard | None:
-        """Read the log and the executions that were left; returns how the kernel is heard.
-
-        Returns None, and logs the exception, if that fails. Requests that were not sent yet are
-        submitted: to this process, or to ``another`` that follows it.
-        """
-        try:
-            heard = await self._services.handover.recover(self, record, info, heard)
-        except Exception:
-            self._logger.exception("kernel %s: what it has said and done is not known", self.id)
-            return None
-        if another:
-            self.traffic.expect_process()
-        self.executions.send_again()
-        return heard
-
-    def _on_loss(self) -> None:
-        """The keeper was killed, and another one hears the kernel: requests may be lost."""
-        if self._settling is None or self._settling.done():
-            loop = asyncio.get_running_loop()
-            settling = settle_loss(self.traffic, self.state)
-            self._settling = loop.create_task(settling, name=f"settle {self.id}")
 
     async def _reach(self, record: KernelRecord) -> None:
         """Try to reach the process that was left until that succeeds.
@@ -320,11 +269,12 @@ class Kernel:
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
-        if self._left is None:
+        record = self._left.record
+        if record is None:
             return
         await self._end_life()
         try:
-            await self._take_over(self._left)
+            await self._take_over(record)
         except KernelUnreachable as error:
             self._doubt(error.message)
             self._begin_life()
@@ -343,7 +293,7 @@ class Kernel:
 
     async def _stay_dead(self, record: KernelRecord) -> None:
         """The kernel died under an earlier server: it stays dead, and its log can be read."""
-        await self._recover(record, {})
+        await self._left.recover(record, {})
         self._settle_start(False)
         await self.traffic.close(record.reason)
         self.state.begin(Lifecycle.DEAD)
@@ -369,9 +319,9 @@ class Kernel:
             await self._end_life()
             traffic = self.traffic
             traffic.leave()
-            if self._left is not None:  # the record of the server before holds
+            if self._left.record is not None:  # the record of the server before holds
                 return True
-            await self._register()
+            await self._registration.save()
             # The journal stays open: connections that end only now note their places in it.
             self._launches.leave()
             return True
@@ -384,56 +334,11 @@ class Kernel:
 
     async def keep(self) -> None:
         """Have the next server process know this kernel, if kernels outlive the server."""
-        if self.traffic.connected:
-            self._services.handover.begin(self)
-            await self._register()
-
-    async def _register(self) -> None:
-        await self._services.handover.save(self.id, self._record)
-
-    async def _record(self) -> KernelRecord | None:
-        """The record by which the next server finds the kernel; None if it is out of date already.
-
-        Raises what a provisioner does.
-        """
-        record = KernelRecord(
-            id=self.id,
-            name=self.name,
-            spec={**self.spec.to_dict(), "resource_dir": self.spec.resource_dir},
-            connection={},
-            connection_file="",
-            provisioner={},
-            argv=list(self.spec.argv),
-            cwd="",
-            env={},
-            pid=None,
-            start_time="",
-            created=self.created,
-            last_activity=self.traffic.last_activity,
-            generation=self.state.generation,
-            execution_state=self.state.word,
-            reason=self.state.reason,
-            exclusive=True,
-            external=False,
-            restarts=self.state.restarts,
-        )
-        await self._note_process(record)
-        # A provisioner was asked, which takes time: `relocate` may have come meanwhile, whose
-        # values are read here for that. And the process may have been replaced: then the launch
-        # saves a record of its own, which this one must not overwrite.
-        record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
-        return record if record.generation == self.state.generation else None
+        await self._registration.keep()
 
     async def _note_process(self, record: KernelRecord) -> None:
+        """Add to a record what the next server needs to find the process again."""
         await self._launches.note(record)
-
-    async def _disown(self) -> None:
-        """Have the next server end the kernel, should this one be killed before the stop is done.
-
-        The next server ends every process of the keeper that the registry does not know.
-        """
-        if isinstance(self._launches.provisioner, KeeperProvisioner):
-            await self._services.handover.delete(self.id)
 
     def hand_over(
         self,
@@ -450,6 +355,7 @@ class Kernel:
         """
         self._services = services
         self._on_gone = on_gone
+        self._registration.hand_over(services)
         self._launches.hand_over(services, cwd=cwd, place=place, env=env)
         self.reports = services.reports(self.id, self.name)
         self.traffic.touch()
@@ -464,7 +370,7 @@ class Kernel:
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
-            if self._left is not None:
+            if self._left.record is not None:
                 raise KernelUnreachable(self.state.reason)
             if self.state.lifecycle in (Lifecycle.RUNNING, Lifecycle.UNKNOWN):
                 await self._launches.interrupt()
@@ -514,7 +420,8 @@ class Kernel:
             # show it to the person who has just asked for the restart.
             self.traffic.voice.announce("starting")
             self.traffic.replace_process()
-            await self._register()  # so that the next server restarts it if this one cannot
+            # The next server launches the process if this one is killed before it can.
+            await self._registration.save()
             try:
                 await self._launches.stop(restart=True, now=now)
             except BaseException as error:
@@ -549,7 +456,7 @@ class Kernel:
                 if before is not Lifecycle.DEAD:
                     self.state.begin(Lifecycle.STOPPING)
                     try:
-                        await self._disown()
+                        await self._registration.disown()
                         await self._launches.stop(restart=False, now=now)
                     except BaseException as error:
                         self.traffic.shutdown_asked = True  # should it end after all
@@ -567,21 +474,19 @@ class Kernel:
             self._settle_start(True)
         self._begin_life()
         if isinstance(error, Exception):
-            await self._register()
+            await self._registration.save()
 
     # Its life
 
     def _begin_life(self, *, relaunch: bool = False) -> None:
-        if self._left is not None:
-            life = self._reach(self._left)
+        if self._left.record is not None:
+            life = self._reach(self._left.record)
         else:
             life = self._live_again() if relaunch else self._live()
         self._life = asyncio.get_running_loop().create_task(life, name=f"kernel {self.id}")
 
     async def _end_life(self) -> None:
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        self._losses.cancel()
         life, self._life = self._life, None
         while life is not None and not life.done():
             life.cancel()  # once more if a provisioner has swallowed it
@@ -646,7 +551,7 @@ class Kernel:
         await self.traffic.close(reason)
         self._doubt(reason)
         self._settle_start(False)
-        await self._register()
+        await self._registration.save()
         self._begin_life()
 
     async def _see_it_end(self) -> None:
@@ -721,9 +626,7 @@ class Kernel:
             await self._launch("fallback")
             return await self._come_up_and_die()
         exited = await asyncio.shield(process.exited)
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        self._losses.cancel()
         await self.traffic.settle()
         reason = await launches.describe(process, f"The kernel's process {exited}")
         asked = self.traffic.shutdown_asked or self.traffic.restart_asked
@@ -758,7 +661,7 @@ class Kernel:
         await self._launches.release(restart=False)
         self.state.begin(Lifecycle.DEAD)
         try:
-            await self._services.handover.forget(self)
+            await self._registration.forget()
             self._launches.remove_output()
         except Exception:  # the disk failed: the kernel is gone all the same
             self._logger.exception(
@@ -777,7 +680,7 @@ class Kernel:
         self.traffic.refuse_waiting()
         self._settle_start(False)  # after the reason: who waits for this reads that next
         self.traffic.voice.announce("dead")
-        await self._register()
+        await self._registration.save()
 
     def _settle_start(self, came_up: bool) -> None:
         if not self.came_up.done():
