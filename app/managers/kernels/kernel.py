@@ -269,10 +269,12 @@ class Kernel:
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
-        record = self._left.record
-        if record is None:
+        if self._left.record is None:
             return
         await self._end_life()
+        record = self._left.record
+        if record is None:  # the life has reached it before it ended
+            return
         try:
             await self._take_over(record)
         except KernelUnreachable as error:
