@@ -47,6 +47,7 @@ from .logs import SHORT, hide_tokens
 from .managers.errors import NotFound
 from .managers.files.service import ContentsService
 from .managers.handover.registry import Registry, check_registry
+from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
 from .managers.processes.keeper.client import check_state_dir
 from .managers.sessions.sessions import SessionManager
@@ -119,7 +120,7 @@ def create_app(
             if settings.keeps:
                 registry = Registry(settings.state_dir)
                 stack.push_async_callback(registry.close)
-            manager = MultiKernelManager(settings, bus, counters, audit, registry)
+            manager = multi_kernel_manager(settings, bus, counters, audit, registry)
             stack.push_async_callback(manager.close)
             # Before the first request, so that no client finds a kernel missing that the last
             # server has left. (Kernels whose adoption takes too long come later.)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.api.prometheus import Metrics
-from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.telemetry.counters import Counters
 from app.managers.telemetry.events import Events
 from app.settings import Settings
@@ -24,7 +24,7 @@ async def two(tmp_path: Path) -> AsyncIterator[list[Metrics]]:
         for name in ("one", "other"):
             settings = Settings(root_dir=tmp_path, state_dir=tmp_path / name)
             counters = Counters()
-            manager = MultiKernelManager(settings, Events(), counters)
+            manager = multi_kernel_manager(settings, Events(), counters)
             stack.push_async_callback(manager.close)
             metrics.append(Metrics(manager, counters))
             stack.callback(metrics[-1].close)

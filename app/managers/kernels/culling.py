@@ -1,8 +1,8 @@
 """Culling: stopping kernels that nobody has used for a while.
 
-Idle time runs on a monotonic clock, from the end of the last execution (see
-`Traffic.active_since`): neither listing, pings and reconnects nor a jump of the wall clock or a
-suspended machine moves it.
+Idle time runs on a monotonic clock, from the end of the last execution (`Traffic.active_since`).
+Neither listing, pings and reconnects, nor a jump of the wall clock, nor a suspended machine
+changes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Candidate(NamedTuple):
-    """What the policy looks at: one kernel, now."""
+    """The facts about one kernel, at one moment, that the policy decides by."""
 
     dead: bool
     busy: bool
@@ -40,12 +40,12 @@ class CullingPolicy(NamedTuple):
     idle_timeout: float
     """0 switches culling off altogether."""
     connected: bool
-    """Cull kernels that have connections too."""
+    """Whether kernels that have connections are culled too."""
     busy: bool
-    """Cull kernels that run something too."""
+    """Whether kernels that run something are culled too."""
 
     def culls(self, kernel: Candidate) -> bool:
-        """Whether this kernel is culled. A dead one always is, once culling is on."""
+        """Whether this kernel is culled. A dead kernel always is, if culling is on."""
         if self.idle_timeout <= 0:
             return False
         if kernel.dead:
@@ -60,7 +60,7 @@ class CullingPolicy(NamedTuple):
 
 
 def timeout_of_spec(name: str, metadata: Mapping[str, Any]) -> float | None:
-    """A kernelspec's own timeout in seconds; None when it has none that makes sense."""
+    """A kernelspec's own timeout in seconds; None when it has none, or one that is no number."""
     value = metadata.get("cull_idle_timeout")
     if value is None:
         return None
@@ -73,8 +73,8 @@ def timeout_of_spec(name: str, metadata: Mapping[str, Any]) -> float | None:
 class Culler:
     """Looks at every kernel each ``interval`` seconds, and stops those that the policy names.
 
-    ``cull`` stops one kernel, given its id and how many seconds nobody has used it. It may raise
-    `KernelNotFound`.
+    ``cull`` stops one kernel. Its arguments are the kernel's id and for how many seconds nobody
+    has used the kernel; it may raise `KernelNotFound`.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Culler:
         self._stop = cull
         self._policy = policy
         self._interval = interval
-        # Looked at once per kernel, so that what is wrong with a spec is not logged at every look.
+        # A kernelspec is read once per kernel: a warning about it is not logged at every look.
         self._timeouts: WeakKeyDictionary[Kernel, float | None] = WeakKeyDictionary()
-        # Not children of `run`: the server's end cancels that, and a stop that is half done must
-        # go on.
+        # The stops are tasks of their own. The end of the server cancels `run`, and a stop that is
+        # half done then must go on: the kernel has been asked to shut down already.
         self._culls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -111,7 +111,7 @@ class Culler:
             self.cull_kernels()
 
     def cull_kernels(self) -> None:
-        """Look at every kernel once. Culls run side by side: one that is stuck delays no other."""
+        """Look at every kernel once. The stops run side by side: a stuck one delays no other."""
         now = time.monotonic()
         for kernel in self._kernels:
             self.cull_kernel_if_idle(kernel, now)
@@ -120,7 +120,7 @@ class Culler:
         """Begin to stop a kernel if the policy says so."""
         traffic, state = kernel.traffic, kernel.state
         if state.lifecycle not in (Lifecycle.RUNNING, Lifecycle.DEAD):
-            return  # somebody has just started, restarted or stopped it
+            return  # the kernel has just been started, restarted or stopped
         if kernel not in self._timeouts:
             self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
         idle_seconds = now - traffic.active_since
@@ -152,7 +152,7 @@ class Culler:
         try:
             await self._stop(kernel.id, idle_seconds)
         except KernelNotFound:
-            pass  # somebody else was quicker
+            pass  # another stop of the kernel was quicker
         except Exception:
             logger.exception(
                 "kernel %s could not be culled", kernel.id, extra={"kernel_id": kernel.id}

@@ -1,7 +1,7 @@
-"""External kernels: started by others, found by the connection files they leave in a directory.
+"""External kernels: started by other programs, found by their connection files in a directory.
 
-They are listed and can be used, but are not this server's: deleting one only forgets it, and it
-ends when its file is removed.
+They are listed and can be used, but their processes are not this server's: deleting an external
+kernel only forgets it. It is forgotten, too, when its file is removed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_core.paths import jupyter_runtime_dir
 
 from ...keeper.sockets import ConnectionInfo
 from ..errors import (
@@ -29,14 +30,20 @@ from ..errors import (
 from ..handover.store import KernelRecord
 from ..state import Lifecycle
 from .kernel import Kernel, OnGone
-from .kernel_house import KernelHouse
+from .services import KernelServices
 
-__all__ = ["ExternalKernel", "find_connection_file", "find_connection_files", "is_near"]
+__all__ = [
+    "ExternalKernel",
+    "ExternalKernels",
+    "find_connection_file",
+    "find_connection_files",
+    "is_near",
+]
 
 logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS: Final = 0.2
-"""For the last request to leave; whether it is heeded nobody tells us."""
+"""The time for a shutdown request to leave; whether the kernel heeds it cannot be seen."""
 
 MAX_FILE_BYTES: Final = 65536
 _PORTS: Final = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -45,9 +52,9 @@ _OPTIONAL: Final = ("signature_scheme", "curve_publickey", "curve_secretkey")
 
 
 def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
-    """The connection files in ``directory`` that can be used, with what they hold.
+    """The usable connection files in ``directory``, with their contents.
 
-    One is used if it names its kernel and has a key; anything else in the directory is passed over.
+    A file is usable if it names its kernel and has a key; other files are passed over.
     """
     found = {}
     try:
@@ -62,9 +69,10 @@ def find_connection_files(directory: Path) -> dict[Path, dict[str, Any]]:
 
 
 def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, Any]]:
-    """The path and content of one of these files, named by its name or its whole path.
+    """The path and content of one connection file, given by its name or its whole path.
 
-    Raises `InvalidPath` for one in any other place, or of no use; which, it does not tell.
+    Raises `InvalidPath` for a file in any other directory, and for one that is not usable. The
+    error does not tell which: it would tell what files there are elsewhere.
     """
     try:
         file = directory / name
@@ -78,9 +86,9 @@ def find_connection_file(directory: Path, name: str) -> tuple[Path, dict[str, An
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """What a connection file holds, if it can be used: of ours or of root's, and no link."""
+    """The content of a usable connection file: one of this user or of root, and no link."""
     try:
-        # Opening a pipe would wait for somebody to write.
+        # Without O_NONBLOCK, opening a pipe would wait until another process opens it to write.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(file, flags), "rb") as opened:
             status = os.fstat(opened.fileno())
@@ -106,7 +114,7 @@ def _is_usable(info: object) -> bool:
 def is_near(info: ConnectionInfo, networks: Sequence[str]) -> bool:
     """Whether the kernel is on this machine, or at an address of one of the networks.
 
-    A name could mean another address each time that it is looked up.
+    A host name is not: it could mean another address each time that it is looked up.
     """
     if info["transport"] == "ipc" or info["ip"] == "localhost":
         return True
@@ -122,48 +130,49 @@ def _is_port(value: object) -> bool:
 
 
 class ExternalKernel(Kernel):
-    """A kernel whose process belongs to somebody else."""
+    """A kernel whose process belongs to another program."""
 
     def __init__(
         self,
         file: Path,
         info: ConnectionInfo,
-        house: KernelHouse,
+        services: KernelServices,
         on_gone: OnGone,
         kernel_id: str | None = None,
     ) -> None:
         name = info["kernel_name"]
         spec = KernelSpec(display_name=name, interrupt_mode="message")
-        root = house.settings.root_dir
+        root = services.settings.root_dir
         identity = kernel_id or str(uuid4())
-        super().__init__(identity, name, spec, house, place=root, env={}, on_gone=on_gone)
-        # Whoever writes the file chooses the name: as a label there would be no end of them.
-        self.reports = house.reports(identity, name, "external")
+        super().__init__(identity, name, spec, services, place=root, env={}, on_gone=on_gone)
+        # The name comes from a file of another program. As labels of metrics, such names would have
+        # no bound: "external" stands for all of them.
+        self.reports = services.reports(identity, name, "external")
         self._file = file
         self._info = info
         self._inherited = False
         self.owned = False
-        """Whether it may be ended here."""
+        """Whether this server may end the kernel."""
 
     @property
     def info(self) -> ConnectionInfo:
-        """What its connection file held."""
+        """The content of the connection file."""
         return self._info
 
     @property
     def counts(self) -> bool:
-        """Never: the room it takes is not this server's to give."""
+        """Never: ``max_kernels`` limits the kernels that this server starts."""
         return False
 
     async def start(self) -> None:
         """Open the sockets; the kernel is ready when it answers.
 
-        Raises `ValueError` when what its file holds makes no connection, or one
-        to a place where no kernel may be.
+        Raises `ValueError` when no connection can be made from the file's content, or when the
+        address is one where external kernels are not allowed.
         """
-        if not is_near(self._info, self._house.settings.external_networks):
+        if not is_near(self._info, self._services.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
-        self.state.generation = 1  # of its other processes nothing is known here
+        self.state.generation = 1  # how often the other program restarts it is not known
         try:
             await self.traffic.connect(self._info)
         except (KernelUnreachable, KeeperUnavailable) as error:
@@ -172,12 +181,12 @@ class ExternalKernel(Kernel):
         await self.keep()
 
     async def adopt(self, record: KernelRecord) -> None:
-        """Go on for another process of the server, which knew the kernel."""
+        """Own a kernel that an earlier process of the server knew."""
         async with self._lock:
-            self.created, self.state.generation = record.created, 1
+            self._registration.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
-            heard = await self._house.handover.recover(self, record, self._info)
+            heard = await self._services.handover.recover(self, record, self._info)
             self.executions.send_again()
             if heard.opened:
                 self._take_for_ready()
@@ -185,7 +194,7 @@ class ExternalKernel(Kernel):
 
     @property
     def _leavable(self) -> Container[Lifecycle]:
-        return Lifecycle.STARTING, Lifecycle.RUNNING  # it need not have answered yet
+        return Lifecycle.STARTING, Lifecycle.RUNNING  # the kernel need not have answered yet
 
     async def _note_process(self, record: KernelRecord) -> None:
         record.connection = dict(self._info)
@@ -193,11 +202,11 @@ class ExternalKernel(Kernel):
         record.exclusive, record.external = self.owned, True
 
     async def restart(self, *, now: bool = False, newports: bool = False) -> None:  # noqa: ARG002
-        """Raise `KernelNotRunning`: its process is not ours to restart."""
+        """Raise `KernelNotRunning`: another program launches the process."""
         raise KernelNotRunning(f"Kernel {self.id} was not started by this server")
 
     async def stop(self, *, now: bool = False) -> None:  # noqa: ARG002
-        """Forget the kernel; its process goes on, unless it was said to be ours to end."""
+        """Forget the kernel. Its process is asked to end if it is `owned`, and goes on if not."""
         async with self._lock:
             if self._removed:
                 return
@@ -209,7 +218,7 @@ class ExternalKernel(Kernel):
             await self._retire()
 
     async def _live(self) -> None:
-        """Ask until it answers. It may be long in coming, and nobody tells us when it ends."""
+        """Ask the kernel until it answers, without a bound: its process cannot be watched."""
         if self._was_ready:
             return
         pause = 0.5
@@ -226,3 +235,95 @@ class ExternalKernel(Kernel):
             self._take_for_ready()
         else:
             self.traffic.ready()
+
+
+class ExternalKernels:
+    """The external kernels of one server, by connection file.
+
+    ``kernels`` are all kernels of the server by id; external ones are added there. ``on_gone`` is
+    called for one that is forgotten.
+    """
+
+    def __init__(
+        self, services: KernelServices, kernels: dict[str, Kernel], on_gone: OnGone
+    ) -> None:
+        settings = services.settings
+        self._services = services
+        self._settings = settings
+        self._kernels = kernels
+        self._on_gone = on_gone
+        self._directory = settings.external_connection_dir or (
+            Path(jupyter_runtime_dir()) / "external_kernels"
+        )
+        self._by_file: dict[Path, ExternalKernel] = {}
+        # A refresh and an adoption may come at a time: each file shall make one kernel.
+        self._refreshing = asyncio.Lock()
+
+    @property
+    def _allowed(self) -> bool:
+        """Whether this server uses external kernels."""
+        settings = self._settings
+        return settings.allow_external_kernels or settings.external_connection_dir is not None
+
+    def known(self, record: KernelRecord) -> ExternalKernel | None:
+        """The kernel that an earlier server has used, not listed yet; None if it is not allowed."""
+        file = Path(record.connection_file)
+        near = is_near(record.connection, self._settings.external_networks)
+        if not self._allowed or not near:
+            logger.warning(
+                "kernel %s (%s) is not to be used any more",
+                record.id,
+                file,
+                extra={"kernel_id": record.id},
+            )
+            return None
+        kernel = self._by_file[file] = ExternalKernel(
+            file, record.connection, self._services, self._on_gone, record.id
+        )
+        return kernel
+
+    async def refresh(self) -> None:
+        """Look for connection files that have come or gone, if that is allowed."""
+        if not self._settings.allow_external_kernels:
+            return
+        async with self._refreshing:
+            found = await asyncio.to_thread(find_connection_files, self._directory)
+            for file, kernel in [*self._by_file.items()]:
+                if found.get(file) != kernel.info:
+                    del self._by_file[file]
+                    await kernel.stop()
+            for file, info in found.items():
+                if file not in self._by_file:
+                    await self._add(file, info)
+
+    async def _add(self, file: Path, info: ConnectionInfo) -> None:
+        kernel = self._by_file[file] = ExternalKernel(file, info, self._services, self._on_gone)
+        try:
+            await kernel.start()
+        except ValueError as error:
+            logger.warning("the connection file %s is of no use: %s", file, error)
+            await kernel.stop()
+        else:
+            self._kernels[kernel.id] = kernel
+
+    async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
+        """The external kernel of a connection file, which must be in the directory for those.
+
+        ``owned`` if this server may end the kernel. Raises `InvalidPath` for a file in any other
+        directory or one that is not usable.
+        """
+        if not self._allowed:
+            raise InvalidPath("connection_file: the server has no directory for such files")
+        async with self._refreshing:
+            file, info = await asyncio.to_thread(find_connection_file, self._directory, name)
+            kernel = self._by_file.get(file)
+            if kernel is None or kernel.id not in self._kernels:
+                await self._add(file, info)
+                kernel = self._by_file[file]
+            if kernel.id not in self._kernels:
+                del self._by_file[file]
+                raise InvalidPath(f"connection_file: {file.name} makes no connection")
+            if owned and not kernel.owned:
+                kernel.owned = True
+                await kernel.keep()
+            return kernel

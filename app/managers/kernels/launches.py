@@ -30,34 +30,21 @@ from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
-from .kernel_house import KernelHouse
+from .services import KernelServices
+from .shutdown import Shutdown
 
 __all__ = ["Launches", "not_stopped"]
 
 logger = logging.getLogger(__name__)
 
 IPC_PATIENCE: Final = 10.0
-"""Seconds after which a kernel that has bound no ipc socket is taken not to speak ipc."""
+"""How long a kernel may take to bind an ipc socket; after that it is taken not to speak ipc."""
 
 PROBE_SECONDS: Final = 5.0
-"""The longest pause between two questions to a kernel that does not answer."""
+"""The longest pause between two `kernel_info_request`s to a kernel that does not answer."""
 
 LEFT_PROBE_SECONDS: Final = 30.0
 """The same for a kernel that had come up for an earlier server."""
-
-LOOK_SECONDS: Final = 0.5
-"""How often a kernel that shuts down is looked at for children that it waits for in vain."""
-
-IPYKERNEL: Final = "ipython"
-"""The implementation that ipykernel names in its `kernel_info_reply`."""
-
-CHILDREN_SECONDS: Final = 30.0
-"""How long ipykernel waits for its children, at the most, when it shuts down."""
-
-IGNORED: Final = "ignores its shutdown request"
-
-TERMINATE_SECONDS: Final = 2.0
-"""How long a process may take from SIGTERM to its end, before SIGKILL."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -66,15 +53,16 @@ PORT_ATTEMPTS: Final = 3
 class Launches:
     """Launches and ends the processes of one kernel.
 
-    ``place``, an absolute path, and ``env`` are for every process: that works in the directory
-    which is then the nearest to ``place``. ``on_reach`` is that of `KernelProcess`.
+    ``place``, an absolute path, and ``env`` are used for every launch: the process works in
+    ``place``, or in the nearest directory above it that exists then. ``on_reach`` is that of
+    `KernelProcess`.
     """
 
     def __init__(
         self,
         name: str,
         spec: KernelSpec,
-        house: KernelHouse,
+        services: KernelServices,
         traffic: Traffic,
         state: KernelState,
         *,
@@ -84,9 +72,9 @@ class Launches:
         on_reach: Callable[[str], None],
     ) -> None:
         self.process: KernelProcess | None = None
-        """The present process, or the last one until it is cleaned up after."""
+        """The present process, or the last one until `release` has cleaned up after it."""
         self.info: ConnectionInfo = {}
-        """How to connect to it."""
+        """The connection info of the present process."""
         self.is_up = False
         """Whether the present process has come up."""
         self.launched = 0.0
@@ -97,16 +85,16 @@ class Launches:
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
         self._spec = spec
-        self._house = house
+        self._services = services
         self._traffic = traffic
         self._state = state
         self._on_reach = on_reach
         self._manager: KernelManager | None = None
-        self._output = ProcessOutput(house.output_file(kernel_id), OUTPUT_BYTES)
-        self._transport: Transport = house.transports.choose(spec)
+        self._output = ProcessOutput(services.output_file(kernel_id), OUTPUT_BYTES)
+        self._transport: Transport = services.transports.choose(spec)
         self._oom = OOMWatch(None)
         self._port_attempts = 0
-        # What the last process was forked from, if that did not come up and it is started now.
+        # The recipe of a forked process that did not come up, while a process is started instead.
         self._forked_in_vain: Recipe | None = None
 
     @property
@@ -126,25 +114,25 @@ class Launches:
 
     @property
     def shutdown_seconds(self) -> float:
-        """How long a process has to end by itself when it is asked to."""
+        """How long a process may take to end by itself when it is asked to."""
         own = shutdown_seconds_of(self._spec)
-        return self._house.settings.shutdown_wait_time if own is None else own
+        return self._services.settings.shutdown_wait_time if own is None else own
 
     def hand_over(
-        self, house: KernelHouse, *, cwd: Path, place: Path, env: Mapping[str, str]
+        self, services: KernelServices, *, cwd: Path, place: Path, env: Mapping[str, str]
     ) -> None:
-        """The kernel belongs to ``house`` from now on; ``cwd`` is the directory it works in."""
-        self._house = house
+        """Use ``services`` from now on; ``cwd`` is the kernel's present directory."""
+        self._services = services
         self.cwd, self.place, self.env = cwd, place, env
 
     def begin_again(self) -> None:
-        """A new process is asked for: failures of those before do not count."""
+        """A restart was asked for: failures of earlier processes do not count any more."""
         self._port_attempts = 0
 
     async def resolve_path(self, path: str) -> str | None:
-        """Where ``path`` leads to from the directory the kernel works in, if its provisioner says.
+        """The file that the provisioner finds for ``path`` in the directory of the kernel.
 
-        None when there is no such file below that directory, or nobody to tell.
+        None when there is no such file below that directory, or no provisioner.
         """
         provisioner = self.provisioner
         if provisioner is None:
@@ -168,9 +156,9 @@ class Launches:
     # A launch
 
     async def check(self) -> None:
-        """Raise `KernelStartFailed` if a process could not be launched now, as far as is seen.
+        """Raise `KernelStartFailed` if it can be seen that a launch would fail now.
 
-        What a provisioner of somebody else's can launch nobody here knows.
+        Only launches by the provisioners of this server and of jupyter_client are checked.
         """
         provisioner = self.provisioner
         stanza = self._spec.metadata.get("kernel_provisioner") or {}
@@ -184,21 +172,21 @@ class Launches:
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
             cwd = await self._directory_now()
-            directory = self._house.files.runtime
+            directory = self._services.files.runtime
             await asyncio.to_thread(check_launchable, self._spec, cwd, self.env, directory)
 
     async def launch(self, *, is_fallback: bool) -> None:
         """Launch a process, and have it heard; returns before it has come up.
 
-        ``is_fallback``: in place of one that has not come up. Raises `KernelStartFailed`; what was
-        launched by then is ended, or is still `running`.
+        ``is_fallback`` if it replaces a process that has not come up. Raises `KernelStartFailed`; a
+        process that was launched by then is ended, or is still `running` if that failed.
         """
         self.launched = asyncio.get_running_loop().time()
         self.is_up = False
         try:
             if self._manager is None:
                 self._manager = await self._new_manager()
-            # Before there is a process that could be asked to end: this may be cancelled.
+            # Before `process` is set: a stop may cancel this await, and asks `process` to end.
             self.cwd = await self._directory_now()
             process = self.process = KernelProcess(self._manager, self._output, self._on_reach)
             await self._launch(process, is_fallback=is_fallback)
@@ -211,7 +199,7 @@ class Launches:
             raise KernelStartFailed(text) from error
 
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
-        settings = self._house.settings
+        settings = self._services.settings
         self.info = await process.launch(
             self.cwd,
             self.env,
@@ -225,23 +213,26 @@ class Launches:
         await self._traffic.connect(self.info)
 
     async def _directory_now(self) -> Path:
-        root = self._house.settings.root_dir
+        root = self._services.settings.root_dir
         return await asyncio.to_thread(directory_now, root, self.place)
 
     async def _new_manager(self) -> KernelManager:
-        """Of the kernelspec as it is now. Raises `KernelSpecInvalid` and `KernelStartFailed`."""
+        """A manager of the kernelspec as it is now.
+
+        Raises `KernelSpecInvalid` and `KernelStartFailed`.
+        """
         try:
-            spec = await asyncio.to_thread(self._house.specs.get_kernel_spec, self._name)
+            spec = await asyncio.to_thread(self._services.specs.get_kernel_spec, self._name)
         except NoSuchKernel:
             raise KernelStartFailed(f"Kernel spec {self._name} is not there any more") from None
         except OSError as error:
             raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
         may_fork = self._forked_in_vain is None
-        manager = self._house.new_manager(
+        manager = self._services.new_manager(
             self._name, self._id, self._transport, spec, may_fork=may_fork
         )
         if self._transport == "ipc":
-            manager.ip = self._house.transports.new_address()
+            manager.ip = self._services.transports.new_address()
         return manager
 
     # A process that an earlier server has left
@@ -249,14 +240,14 @@ class Launches:
     async def find_again(self, record: KernelRecord) -> Heard:
         """Own the process that an earlier server has left, and have it heard.
 
-        Raises `Gone` when the process is known to have ended; what it left is then to be cleaned
-        up. Raises `KernelUnreachable`, and nothing has changed then.
+        Raises `Gone` when the process is known to have ended; `release` then cleans up after it.
+        Raises `KernelUnreachable`, and nothing has changed then.
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
-            manager = self._house.new_manager(self._name, self._id, self._transport, self._spec)
+            manager = self._services.new_manager(self._name, self._id, self._transport, self._spec)
             process = KernelProcess(manager, self._output, self._on_reach)
-            info = await adopt_process(record, manager, self._house.loading)
+            info = await adopt_process(record, manager, self._services.loading)
             exited = await process.adopt()
             if exited is not None:
                 text = f"The kernel's process {exited} while no server was there"
@@ -280,19 +271,19 @@ class Launches:
     async def _end_replaced(self, process: KernelProcess) -> None:
         """End the process that the server before this one was about to stop, for a restart.
 
-        It may have been asked to end: what is sent to it now would be lost with it. Raises `Gone`
-        then, and `KernelUnreachable` if it cannot be ended.
+        The process may have been asked to end already, and requests that are sent to it now would
+        be lost with it. Raises `Gone` when it is ended, and `KernelUnreachable` if that fails.
         """
-        if not await self._house.handover.was_being_replaced(self._id):
+        if not await self._services.handover.was_being_replaced(self._id):
             return
         if why := await process.kill():
             raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
         raise Gone("The kernel was being restarted")
 
     async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
-        """Have the log, and the process heard. Raises what `Traffic.meet` does."""
+        """Open the log, and have the process heard. Raises what `Traffic.meet` does."""
         try:
-            return await self._traffic.meet(info, await self._house.handover.furthest(self._id))
+            return await self._traffic.meet(info, await self._services.handover.furthest(self._id))
         except BaseException:
             process.close()
             raise
@@ -303,12 +294,12 @@ class Launches:
         """Wait until the kernel answers and its iopub is heard.
 
         Raises `KernelStartFailed` when the process ends before that, or when nothing at all has
-        been heard after ``kernel_info_timeout``. A process that ``was_up`` for an earlier server
-        has no such bound: it may be stopped or swapped out, and go on. Its end is no error; the
-        result is False then.
+        been heard after ``kernel_info_timeout``. A process that ``was_up`` under an earlier server
+        has no such bound: it may be stopped or swapped out, and go on later. Its end is no error:
+        the result is False then, and True otherwise.
         """
         loop = asyncio.get_running_loop()
-        own, settings = self._traffic.own, self._house.settings
+        own, settings = self._traffic.own, self._services.settings
         started = loop.time()
         deadline = started + (float("inf") if was_up else settings.kernel_info_timeout)
         longest = LEFT_PROBE_SECONDS if was_up else PROBE_SECONDS
@@ -317,8 +308,9 @@ class Launches:
         try:
             while True:
                 own.probe()
-                # A kernel that has answered but was not heard on iopub (it sends no welcome, and
-                # its first status came before our subscription) only needs another question.
+                # A kernel that has answered may not have been heard on iopub: it sends no welcome,
+                # and its first status was published before the keeper's subscription reached it.
+                # Another question makes it publish another status.
                 wait = 0.05 if own.answered else pause
                 pause = min(pause * 1.5, longest)
                 events: set[asyncio.Future[Any]] = {reachable, process.exited}
@@ -354,41 +346,41 @@ class Launches:
         return True
 
     def remember_transport(self) -> None:
-        """The kernel has come up: its kernelspec is started over this transport next time, too."""
-        self._house.transports.remember(self._spec, self._transport)
+        """The kernel has come up: use this transport for its kernelspec from now on."""
+        self._services.transports.remember(self._spec, self._transport)
 
     def bring_up_forks(self) -> None:
-        """The kernel is ready, and fork servers for the next ones may take the processor now."""
+        """The kernel is ready: fork servers for later kernels may be started now."""
         in_vain, self._forked_in_vain = self._forked_in_vain, None
-        self._house.forking.came_up(self._manager, in_vain)
+        self._services.forking.came_up(self._manager, in_vain)
 
     def _has_no_ipc(self) -> bool:
-        return self._house.transports.may_fall_back(
+        return self._services.transports.may_fall_back(
             self._spec, self._transport
         ) and not sockets_exist(self.info)
 
     def another_way(self, process: KernelProcess) -> str:
-        """How a start that failed should be tried again, for the log; empty if it should not."""
+        """How to try a failed start again, in words for the server's log; empty if not at all."""
         if self._transport == "tcp" and process.pid is not None and ports_taken(self.info):
             self._port_attempts += 1
             return "on other ports" if self._port_attempts < PORT_ATTEMPTS else ""
-        if recipe := self._house.forking.forked_by_itself(self._manager):
+        if recipe := self._services.forking.forked_by_itself(self._manager):
             self._forked_in_vain = recipe
             return "without forking it"
-        if self._house.transports.may_fall_back(self._spec, self._transport):
+        if self._services.transports.may_fall_back(self._spec, self._transport):
             self._transport = "tcp"
             return "over tcp"
-        self._forked_in_vain = None  # that was not the reason
+        self._forked_in_vain = None  # forking was not the reason
         return ""
 
     async def describe(self, process: KernelProcess, problem: str) -> str:
-        """A problem with the last that the process wrote, and whether memory was short."""
+        """The problem, the last output of the process, and whether memory was short."""
         killed = process.exited.done() and process.exited.result().code == -signal.SIGKILL
         if killed and self._oom.struck:
             problem += "; its control group ran out of memory meanwhile"
         tail = await process.tail()
-        if tail and not self._house.settings.allow_tracebacks:
-            # Interpreters that crash write one. It is for the log, not for clients.
+        if tail and not self._services.settings.allow_tracebacks:
+            # An interpreter that crashes writes a traceback, which clients must not see.
             self._logger.info("kernel %s: the last it wrote:\n%s", self._id, tail)
             return problem
         return f"{problem}. The last it wrote:\n{tail}" if tail else problem
@@ -416,74 +408,21 @@ class Launches:
         process = self.process
         if process is not None:
             if process.running and not now:
-                await self._shut_down(process, restart=restart)
+                seconds = self.shutdown_seconds
+                shutdown = Shutdown(self._id, process, self._traffic, self._state, seconds)
+                await shutdown.run(self.interrupt, restart=restart)
             if why := await process.kill():
                 raise not_stopped(why)
             await self._traffic.settle()
         await self.end(None, restart=restart)
 
-    async def _shut_down(self, process: KernelProcess, *, restart: bool) -> None:
-        try:
-            if self._traffic.own.answered:
-                if self._state.execution_state == "busy":
-                    # A kernel that runs something looks at its shutdown only when that is done.
-                    await self.interrupt()
-                if await self._end_by_itself(process, restart=restart):
-                    return
-            if not await process.terminate(TERMINATE_SECONDS):
-                self._logger.warning("kernel %s ignores SIGTERM", self._id)
-        except KernelUnreachable as error:  # the kill comes next, and may find another way
-            self._logger.warning("kernel %s cannot be shut down: %s", self._id, error.message)
-
-    async def _end_by_itself(self, process: KernelProcess, *, restart: bool) -> bool:
-        """Ask the kernel to shut down; whether it does within the time that it has for that."""
-        if not self._traffic.connected:  # it cannot be asked
-            return False
-        loop, seconds = asyncio.get_running_loop(), self.shutdown_seconds
-        children = await process.children() if self._may_wait_in_vain else set()
-        deadline = loop.time() + seconds
-        ask = self._traffic.own.ask("shutdown_request", {"restart": restart}, seconds, "control")
-        answer = loop.create_task(ask)
-        in_vain = 0
-        try:
-            while (left := deadline - loop.time()) > 0:
-                if await process.wait(min(left, LOOK_SECONDS)):
-                    return True
-                has_agreed = answer.done() and answer.result() is not None
-                # What was started since then its exit hooks have started: they run.
-                if has_agreed and children:
-                    in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
-                if in_vain == 2:  # at two looks in a row: they may just be about to be reaped
-                    self._logger.info("kernel %s waits for children that have ended", self._id)
-                    return False
-            has_agreed = answer.done() and answer.result() is not None
-            what = (
-                "has agreed to shut down, and runs"
-                if has_agreed
-                else "ignores its shutdown request"
-            )
-            self._logger.info("kernel %s %s after %g s", self._id, what, seconds)
-            return False
-        finally:
-            answer.cancel()
-
-    @property
-    def _may_wait_in_vain(self) -> bool:
-        """Whether the kernel goes on to wait for children that have ended until it is terminated.
-
-        ipykernel looks for children before it runs its exit hooks, counts those that have ended
-        and that nobody has waited for, and gives up only after half a minute.
-        """
-        is_python = self._traffic.own.implementation == IPYKERNEL
-        return is_python and self.shutdown_seconds < CHILDREN_SECONDS
-
     async def end(self, reason: str | None, *, restart: bool) -> None:
-        """The process has ended: end what was asked of it (`Traffic.close`), clean up after it."""
+        """The process has ended: end its requests (`Traffic.close`), and clean up after it."""
         await self._traffic.close(reason)
         await self.release(restart=restart)
 
     async def release(self, *, restart: bool) -> None:
-        """Let go of the process and, unless another follows, of its connection file and ports."""
+        """Forget the process and, unless another follows, its connection file and ports."""
         if self.process is not None:
             self.process.close()
             self.process = None
@@ -498,15 +437,15 @@ class Launches:
             self._manager = None
 
     def leave(self) -> None:
-        """Let go of a process that runs on, for the next server."""
+        """Forget a process that runs on for the next server."""
         if self.process is not None:
             self.process.close()
         if self._manager is not None:
-            # It would remove the file at its own end.
+            # jupyter_client's manager would remove the connection file when it is collected.
             mark_connection_file(self._manager, written=False)
 
     def remove_output(self) -> None:
-        """Remove the file of what the processes wrote. Raises `OSError`."""
+        """Remove the file with the output of the processes. Raises `OSError`."""
         self._output.remove()
 
 

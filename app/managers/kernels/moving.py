@@ -1,8 +1,8 @@
-"""Whether a kernel that is ready can be made the one that is asked for, and how.
+"""Moving a warm kernel: giving a ready kernel the environment and directory that are asked for.
 
-A Python kernel can be moved: given another environment and directory before its client can tell. It
-is asked to by an `execute_request` without code, whose user expression does it: that counts as no
-execution, leaves no name and no history, and an error in it is told to nobody else.
+A Python kernel can be moved before its client sees it. The server sends an `execute_request`
+without code, whose user expression changes the directory and the environment. Such a request counts
+as no execution, leaves no name and no history, and an error in it reaches the server alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if session:
 
 
 class Move(NamedTuple):
-    """What has to be changed in a kernel; nothing if it is as asked for already."""
+    """What has to be changed in a kernel; nothing if it is already as it is asked for."""
 
     cwd: str | None
     env: Mapping[str, str]
@@ -62,9 +62,9 @@ class Move(NamedTuple):
 
     @property
     def request(self) -> dict[str, Any]:
-        """The content of the `execute_request` that does it."""
+        """The content of the `execute_request` that moves the kernel."""
         names = {"cwd": self.cwd or ".", "env": dict(self.env), "unset": self.unset}
-        # A literal of JSON in a literal of Python: nothing in it is code, whatever it holds.
+        # A JSON literal within a Python literal: whatever the values hold, none of it is code.
         values = f"__import__('json').loads({json.dumps(names)!r})"
         return {
             "code": "",
@@ -81,9 +81,9 @@ def plan(
     before: tuple[Path, Mapping[str, str]],
     asked: tuple[Path, Mapping[str, str]],
 ) -> Move | None:
-    """How to get from one directory and environment to another; None if a kernel cannot.
+    """The move from one directory and environment to another; None if a kernel cannot make it.
 
-    The environments are those before the kernelspec's own entries, which win over either.
+    Neither environment has the kernelspec's own entries yet, which win over both.
     """
     (cwd, env), (new_cwd, new_env) = before, asked
     changed = {
@@ -92,7 +92,7 @@ def plan(
     if any(fnmatchcase(name, pattern) for name in changed for pattern in READ_AT_START):
         return None
     if changed and any("$" in value for value in spec_env.values()):
-        return None  # they are made from the others
+        return None  # the kernelspec makes its own entries from variables that change
     return Move(
         None if new_cwd == cwd else str(new_cwd),
         {name: new_env[name] for name in changed & new_env.keys()},

@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from jupyter_core.paths import jupyter_runtime_dir
-
-from ...keeper.sockets import ConnectionInfo
 from ...settings import Settings
 from ..errors import (
     InvalidKernelId,
-    InvalidPath,
     KernelNotFound,
     KernelNotRunning,
     KernelStartFailed,
@@ -25,13 +21,8 @@ from ..errors import (
     TooManyKernels,
 )
 from ..handover.adoption import find_spec
-from ..handover.handover import Handover, RegisteredHandover
-from ..handover.registry import Registry
 from ..handover.store import KernelRecord
 from ..processes.environment import QUIET, kernel_environment
-from ..processes.forking.provisioner import Forking
-from ..processes.forking.servers import ForkServers
-from ..processes.keeper.client import new_keeper
 from ..processes.paths import (
     Resolution,
     ResolvedPath,
@@ -40,23 +31,12 @@ from ..processes.paths import (
     cwd_for_path,
     working_directory,
 )
-from ..processes.run_files import RunFiles
-from ..processes.specs import Specs, kernel_spec_manager
-from ..processes.starts import Starts
-from ..processes.transports import Transports
+from ..processes.specs import Specs
 from ..state import Lifecycle
-from ..telemetry.audit import AuditLog
-from ..telemetry.counters import Counters
-from ..telemetry.events import Events
 from .culling import Culler, CullingPolicy
-from .external import (
-    ExternalKernel,
-    find_connection_file,
-    find_connection_files,
-    is_near,
-)
+from .external import ExternalKernels
 from .kernel import Kernel
-from .kernel_house import KernelHouse
+from .services import KernelServices
 from .stopping import leave_all, stop_all, stop_quietly
 from .warm import WarmKernels
 
@@ -69,76 +49,26 @@ MAX_DEAD: Final = 32
 
 
 class MultiKernelManager:
-    """Starts, finds and stops kernels.
+    """Starts, finds and stops kernels (`construction.multi_kernel_manager` makes one).
 
-    Make it inside a running event loop, and `close` it there.
+    Make it inside a running event loop, and `close` it there: that closes ``services`` too.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        events: Events,
-        counters: Counters,
-        audit: AuditLog | None = None,
-        registry: Registry | None = None,
-    ) -> None:
+    def __init__(self, services: KernelServices, specs: Specs, warm: WarmKernels) -> None:
         self.started = time.time()
+        self.specs = specs
+        self.warm = warm
+        self.keeper = services.keeper
+        self.starts = services.starts
         self._last_request = self.started
-        self._settings = settings
-        self._files = RunFiles(settings)
-        self._transports = Transports(
-            settings.transport, settings.state_dir, self._files.path, lasting=settings.keeps
-        )
-        manager = kernel_spec_manager(settings.allowed_kernelspecs)
-        self.specs = Specs(manager, settings.default_kernel_name, f"{settings.root_path}/")
-        self.keeper = new_keeper(
-            settings, self._files.path, [*self._files.own, *self._transports.own]
-        )
-        self._fork_servers = ForkServers(self.keeper)
-        self.starts = Starts(settings.max_concurrent_starts, settings.start_queue_limit)
-        env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
-        forking = Forking(self._fork_servers, settings.fork_kernels, env)
-        self._handover = Handover()
-        if registry is not None:
-            self._handover = RegisteredHandover(registry, self.keeper, settings.state_dir)
-        self._house = KernelHouse(
-            settings,
-            manager,
-            self._transports,
-            self._files,
-            events,
-            counters,
-            forking,
-            self.starts,
-            self.keeper,
-            audit,
-            self._handover,
-        )
-        for name in settings.forked_by_name:
-            self._house.prepare_forks(name)
-        # Kernels that are parked tell nobody what becomes of them, and are not restarted.
-        parking = KernelHouse(
-            settings.model_copy(update={"autorestart": False}),
-            manager,
-            self._transports,
-            self._files,
-            Events(),
-            counters,
-            forking,
-            self.starts,
-            self.keeper,
-        )
+        self._services = services
+        self._settings = settings = services.settings
+        self._handover = services.handover
         self._kernels: dict[str, Kernel] = {}
         self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
-        self._external: dict[Path, ExternalKernel] = {}
-        self._external_dir = settings.external_connection_dir or (
-            Path(jupyter_runtime_dir()) / "external_kernels"
-        )
-        self._refreshing = asyncio.Lock()
-        self.warm = WarmKernels(settings.warm_kernels, parking, self.specs, settings.root_dir, env)
+        self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
-        self._reviving: set[str] = set()  # the dead that are being restarted
-        self._events = events
+        self._reviving: set[str] = set()  # dead kernels that are being restarted
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
@@ -149,44 +79,33 @@ class MultiKernelManager:
         self._handover.watch(self)
 
     async def adopt_kernels(self) -> None:
-        """Own what an earlier process of the server has left here; call it first, and once."""
-        # Kernels that are kept warm come later: none of them is taken for one that was left.
+        """Adopt the kernels that an earlier server has left; call this first, and once."""
+        # The starts are busy meanwhile, so no warm kernel is started yet: the adoption would take
+        # its process for one that was left, and end it as unknown.
         with self.starts.busy():
             await self._handover.adopt(self._adopt)
         in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
-        self._kernels = dict(in_order)
+        self._kernels.clear()  # and filled again before anything else can run
+        self._kernels.update(in_order)
         await self._forget_the_dead()
 
     async def _adopt(self, record: KernelRecord) -> None:
         if record.external:
-            await self._adopt_external(record)
+            external = self._external.known(record)
+            if external is None:
+                await self._handover.delete(record.id)
+            else:
+                await self._own(external, record)
             return
-        spec = await find_spec(self._house.specs, record)
+        spec = await find_spec(self._services.specs, record)
         kernel = Kernel(
             record.id,
             record.name,
             spec,
-            self._house,
+            self._services,
             place=Path(record.cwd),
             env=record.env,
             on_gone=self._forget,
-        )
-        await self._own(kernel, record)
-
-    async def _adopt_external(self, record: KernelRecord) -> None:
-        file = Path(record.connection_file)
-        near = is_near(record.connection, self._settings.external_networks)
-        if not self._knows_external or not near:
-            logger.warning(
-                "kernel %s (%s) is not to be used any more",
-                record.id,
-                file,
-                extra={"kernel_id": record.id},
-            )
-            await self._handover.delete(record.id)
-            return
-        kernel = self._external[file] = ExternalKernel(
-            file, record.connection, self._house, self._forget, record.id
         )
         await self._own(kernel, record)
 
@@ -197,12 +116,6 @@ class MultiKernelManager:
         except BaseException:
             self._forget(kernel)
             raise
-
-    @property
-    def _knows_external(self) -> bool:
-        """Whether this server is to use kernels of somebody else's."""
-        settings = self._settings
-        return settings.allow_external_kernels or settings.external_connection_dir is not None
 
     # Looking
 
@@ -233,7 +146,7 @@ class MultiKernelManager:
 
     @property
     def last_activity(self) -> float:
-        """When somebody last used a kernel or the API, in seconds since the epoch."""
+        """When a client last used a kernel or the API, in seconds since the epoch."""
         kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
         return max((self._last_request, *kernels))
 
@@ -248,60 +161,26 @@ class MultiKernelManager:
         return self._stop_task is not None
 
     def check_running(self) -> None:
-        """Raises `ServerStopping` if new work comes too late."""
+        """Raise `ServerStopping` if the server is shutting down."""
         if self.stopping:
             raise ServerStopping()
 
     def touch(self) -> None:
-        """Somebody has used the API."""
+        """A client has used the API."""
         self._last_request = time.time()
 
     async def refresh(self) -> None:
         """Look for external kernels that have come or gone, if they are allowed."""
-        if not self._settings.allow_external_kernels or self.stopping:
-            return
-        async with self._refreshing:
-            found = await asyncio.to_thread(find_connection_files, self._external_dir)
-            for file, kernel in [*self._external.items()]:
-                if found.get(file) != kernel.info:
-                    del self._external[file]
-                    await kernel.stop()
-            for file, info in found.items():
-                if file not in self._external:
-                    await self._add_external(file, info)
-
-    async def _add_external(self, file: Path, info: ConnectionInfo) -> None:
-        kernel = self._external[file] = ExternalKernel(file, info, self._house, self._forget)
-        try:
-            await kernel.start()
-        except ValueError as error:
-            logger.warning("the connection file %s is of no use: %s", file, error)
-            await kernel.stop()
-        else:
-            self._kernels[kernel.id] = kernel
+        if not self.stopping:
+            await self._external.refresh()
 
     async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
-        """The external kernel with this connection file, which must be in their directory.
+        """The external kernel of a connection file (`ExternalKernels.adopt_file`).
 
-        ``owned`` if it may be ended here. Raises `InvalidPath` for any other file, or one that is
-        of no use, and `ServerStopping`.
+        Raises `InvalidPath` and `ServerStopping`.
         """
         self.check_running()
-        if not self._knows_external:
-            raise InvalidPath("connection_file: the server has no directory for such files")
-        async with self._refreshing:
-            file, info = await asyncio.to_thread(find_connection_file, self._external_dir, name)
-            kernel = self._external.get(file)
-            if kernel is None or kernel.id not in self:
-                await self._add_external(file, info)
-                kernel = self._external[file]
-            if kernel.id not in self:
-                del self._external[file]
-                raise InvalidPath(f"connection_file: {file.name} makes no connection")
-            if owned and not kernel.owned:
-                kernel.owned = True
-                await kernel.keep()
-            return kernel
+        return await self._external.adopt_file(name, owned=owned)
 
     @property
     def settings(self) -> Settings:
@@ -318,10 +197,10 @@ class MultiKernelManager:
         return cwd_for_path(self.root_dir, path)
 
     async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
-        """Where a path that somebody saw, in a traceback for one, leads to.
+        """The file that a path means which a person saw, for instance in a traceback.
 
-        In the scope ``server`` it is relative to the root directory, and nothing outside of it is
-        found; in the scope ``kernel`` it is what the kernel's provisioner makes of it.
+        In the scope ``server`` the path is relative to the root directory, and nothing outside of
+        that is found. In the scope ``kernel`` the kernel's provisioner resolves the path.
         """
         resolution = Resolution()
         found = await asyncio.to_thread(api_path, self.root_dir, path)
@@ -341,7 +220,7 @@ class MultiKernelManager:
     async def relocate_kernel(
         self, kernel_id: str, path: str | None, env: Mapping[str, str]
     ) -> None:
-        """Change where a kernel's next process works, unless None, and variables of it.
+        """Change the environment of a kernel's next process, and its directory unless None.
 
         Raises `KernelNotFound`.
         """
@@ -358,14 +237,15 @@ class MultiKernelManager:
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
-        Returns when its process is launched; it becomes ready by itself. Until its turn comes it
-        is among the kernels as ``starting``. ``path`` is where it works, relative to the root
+        Returns when its process is launched, before that is ready. Until the start's turn comes
+        the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
         shut down before its turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
         """
         identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
-        # Whoever asks for an id whose start is under way gets the same kernel, or tries anew.
+        # Two calls with one id: the second waits for the start of the first. It returns the first
+        # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:
             await asyncio.wait({underway})
         self.check_running()
@@ -406,10 +286,10 @@ class MultiKernelManager:
     async def _start_anew(
         self, kernel_id: str, name: str, place: Path, environment: Mapping[str, str]
     ) -> Kernel:
-        async with self._house.reports(kernel_id, name).action("start"):
+        async with self._services.reports(kernel_id, name).action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(
-                *(kernel_id, name, spec, self._house),
+                *(kernel_id, name, spec, self._services),
                 place=place,
                 env=environment,
                 on_gone=self._forget,
@@ -424,12 +304,12 @@ class MultiKernelManager:
     async def _claim(
         self, name: str, cwd: Path, place: Path, env: Mapping[str, str]
     ) -> Kernel | None:
-        """A warm kernel, if there is one that is just what is asked for."""
+        """A warm kernel, if there is one that is, or can be made, what is asked for."""
         asked = time.monotonic()
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
             return None
-        kernel.hand_over(self._house, cwd=cwd, place=place, env=env, on_gone=self._forget)
+        kernel.hand_over(self._services, cwd=cwd, place=place, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
         try:
             await kernel.keep()
@@ -447,8 +327,9 @@ class MultiKernelManager:
         try:
             await self.starts.launch(kernel.start, kernel.came_up)
         except BaseException as error:
-            # What is left of one whose turn never came; where the launch failed there is nothing,
-            # or a process that could not be ended, and stays listed.
+            # A kernel whose turn never came is listed: the stop removes it. After a launch that
+            # failed, `Kernel.start` has removed it, or it has a process that could not be ended
+            # and stays listed with that.
             if not isinstance(error, KernelStartFailed):
                 await stop_quietly(kernel)
             if isinstance(error, KernelNotRunning) and self.stopping:
@@ -456,9 +337,10 @@ class MultiKernelManager:
             raise
 
     def _check_number(self) -> None:
-        """Raise `TooManyKernels` when there can be no further one.
+        """Raise `TooManyKernels` when there may be no further kernel.
 
-        No await stands between this and the reservation that follows it, so the limit is exact.
+        Two starts cannot both take the last place: there is no await between this check and the
+        reservation that follows it.
         """
         limit = self._settings.max_kernels
         if not limit:
@@ -477,8 +359,8 @@ class MultiKernelManager:
         """Give a kernel a new process (`Kernel.restart`).
 
         Raises `KernelNotFound`, `KernelNotRunning`, `KernelNotStopped`, `KernelStartFailed`,
-        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead one that has lost its
-        place to others.
+        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead kernel, which does not
+        count towards the limit, when others have taken its place.
         """
         self.check_running()
         kernel = self.get(kernel_id)
@@ -508,12 +390,12 @@ class MultiKernelManager:
         await kernel.stop()
 
     def begin_stop(self) -> None:
-        """The server is about to stop: take no new work, end what waits, begin to stop kernels."""
+        """Begin to stop the server: refuse new starts, end streams, begin to stop the kernels."""
         if self._stop_task is None:
             self.starts.stop()
             for kernel in self:
                 kernel.executions.close_streams()
-            self._events.close()
+            self._services.events.close()
             self._stop_task = asyncio.get_running_loop().create_task(
                 self._stop_all(), name="stop of all kernels"
             )
@@ -531,7 +413,7 @@ class MultiKernelManager:
         kernels = [*self]
         await self._handover.close()
         if self._handover.hands_over:
-            # Whoever has asked for a kernel and has no answer yet is refused it.
+            # A client that waits for the answer to a start gets an error: its kernel is stopped.
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
             kernels = asked_for + await self._leave(kernels)
@@ -540,7 +422,7 @@ class MultiKernelManager:
         await stop_all(kernels, [*self._starting.values(), warm], patience)
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Leave kernels for the next server, and say so; those that cannot be left."""
+        """Leave kernels for the next server; returns those that cannot be left."""
         here = await leave_all(kernels)
         if len(here) < len(kernels):
             logger.info(
@@ -555,23 +437,23 @@ class MultiKernelManager:
         self._kernels.pop(kernel.id, None)
 
     async def _forget_the_dead(self) -> None:
-        """Make room: dead kernels are listed with their reason and log, but not without end."""
+        """Remove the oldest dead kernels beyond `MAX_DEAD`; the others stay listed."""
         dead = [kernel for kernel in self if kernel.state.lifecycle is Lifecycle.DEAD]
         for kernel in dead[:-MAX_DEAD]:
             await stop_quietly(kernel)
 
     async def close(self) -> None:
-        """Stop every kernel, all at once, and let go of everything. Bounded by a kernel's stop."""
+        """Stop all kernels side by side, then close the keeper and the files that they used.
+
+        Bounded by a kernel's stop.
+        """
         await self.stopped()
         self._kernels.clear()
-        await self._fork_servers.close()
-        await self.keeper.close()
-        self._transports.close()
-        self._files.close()
+        await self._services.close()
 
 
 def _cull_cause(kernel: Kernel) -> str:
-    """What sets a kernel that is culled apart from one that is merely idle."""
+    """The cause of a cull, as the events name it: ``dead``, ``busy``, ``connected`` or ``idle``."""
     if kernel.state.lifecycle is Lifecycle.DEAD:
         return "dead"
     if kernel.state.at_work:
@@ -580,12 +462,12 @@ def _cull_cause(kernel: Kernel) -> str:
 
 
 def _place(root: Path, path: str) -> Path:
-    """Where a kernel for an API path is to work, whether or not that is there."""
+    """The directory that an API path means for a kernel; it need not exist."""
     return root / path.strip("/")
 
 
 def _checked_id(kernel_id: str) -> str:
-    """A kernel id in its one written form; it names files, so nothing but a UUID will do."""
+    """A kernel id in its one written form. It must be a UUID, because it names files."""
     try:
         identity = str(UUID(kernel_id))
     except ValueError:

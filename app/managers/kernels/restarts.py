@@ -6,10 +6,11 @@ __all__ = ["RestartPolicy"]
 
 
 class RestartPolicy:
-    """Counts deaths in a row.
+    """Counts the deaths of a kernel in a row, and limits the restarts that follow them.
 
-    A kernel that lived for ``stable_time`` seconds since it was last ready starts the count anew.
-    Each restart of a row waits twice as long as the one before, from nothing at first.
+    The count begins anew when a process has lived for ``stable_time`` seconds since it was ready.
+    The first restart of a row comes at once, the second after ``first_delay`` seconds, and each
+    further one after twice the pause before it, up to ``longest_delay``.
     """
 
     stable_time = 10.0
@@ -27,7 +28,7 @@ class RestartPolicy:
         return self._deaths
 
     def on_ready(self, now: float) -> None:
-        """The kernel is up; ``now`` is in monotonic seconds."""
+        """The kernel is ready; ``now`` is in monotonic seconds."""
         self._ready_since = now
 
     def on_death(self, now: float) -> float | None:

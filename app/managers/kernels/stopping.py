@@ -16,10 +16,10 @@ __all__ = ["leave_all", "stop_all", "stop_quietly"]
 logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS: Final = 0.1
-"""Between the end of streams and WebSockets and that of the kernels."""
+"""The pause between the end of streams and WebSockets, and the stop of the kernels."""
 
 SLACK_SECONDS: Final = 15.0
-"""What all of it may take beyond the time that one kernel has for its shutdown."""
+"""How much longer than one kernel's shutdown the stop of all kernels may take."""
 
 
 async def stop_all(
@@ -27,17 +27,18 @@ async def stop_all(
 ) -> None:
     """Stop the kernels; returns when all are gone, and the starts under way have ended.
 
-    ``patience`` is what each has for its shutdown, in seconds. The server ends without those that
-    take `SLACK_SECONDS` more. A start that is under way ends its kernel itself.
+    ``patience`` is how long each kernel has for its shutdown, in seconds. The server ends without
+    the kernels that take `SLACK_SECONDS` more. A start that is under way ends its kernel itself.
     """
     if kernels:
-        # Whoever waited is told why, before what becomes of the kernels is the news.
+        # Streams and WebSockets end first: their clients are told that the server stops, and not
+        # that their kernels do.
         await asyncio.sleep(FAREWELL_SECONDS)
     loop = asyncio.get_running_loop()
     stops: set[asyncio.Future[Any]] = {loop.create_task(stop_quietly(one)) for one in kernels}
     if not stops and not starting:
         return
-    # Each step has its bound, but a provisioner of somebody else's may have none.
+    # Each step of a stop has its bound, but a provisioner of another package may have none.
     _, late = await asyncio.wait({*stops, *starting}, timeout=patience + SLACK_SECONDS)
     if late:
         logger.error("%d kernels do not stop; the server ends without them", len(late))
@@ -46,10 +47,7 @@ async def stop_all(
 
 
 async def leave_all(kernels: Collection[Kernel]) -> list[Kernel]:
-    """Let the kernels go on without this server; those that cannot, which are to be stopped.
-
-    Each is left when its log is on disk.
-    """
+    """Let the kernels go on without this server; returns those that cannot, to be stopped."""
     if kernels:
         await asyncio.sleep(FAREWELL_SECONDS)
     left = await asyncio.gather(*map(_leave_quietly, kernels))
@@ -69,7 +67,7 @@ async def _leave_quietly(kernel: Kernel) -> bool:
 
 
 async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
-    """Stop a kernel that nobody waits for; where that fails it is logged. Whether it is gone."""
+    """Stop a kernel, and log it if that fails instead of raising; whether the kernel is gone."""
     try:
         await kernel.stop(now=now)
     except KernelNotStopped as error:

@@ -1,8 +1,9 @@
-"""Warm kernels: started, ready, and parked until somebody asks for one.
+"""Warm kernels: started, ready, and parked until a client asks for a kernel.
 
-A parked kernel is nobody's: it is not listed, has no clients, counts against no limit and reports
-no events. Whoever asks for just what it is gets it, or for something that it can be made into
-(`app.managers.kernels.moving`). It is handed out once.
+A parked kernel belongs to no client: it is not listed, has no connections, counts against no limit
+and reports no events. A start that asks for just such a kernel gets a parked one, and so does a
+start that asks for what a parked kernel can be moved to (`app.managers.kernels.moving`). Each is
+handed out once.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
 from .kernel import Kernel
-from .kernel_house import KernelHouse
 from .moving import MOVABLE, Move, moved, plan
+from .services import KernelServices
 from .stopping import stop_quietly
 
 __all__ = ["WarmKernels"]
@@ -37,51 +38,54 @@ __all__ = ["WarmKernels"]
 logger = logging.getLogger(__name__)
 
 MAX_AGE_SECONDS: Final = 3600.0
-"""After which a kernel that nobody has claimed is replaced."""
+"""The age at which a parked kernel is replaced."""
 
 CHECK_SECONDS: Final = 15.0
-"""How often parked kernels are looked after; more often if they must not get as old as that."""
+"""How often parked kernels are checked."""
 
 ANSWER_SECONDS: Final = 5.0
-"""How long a parked kernel may take to answer; one that has nothing to do is quicker."""
+"""How long a parked kernel may take to answer; it has nothing else to do."""
 
 MOVE_SECONDS: Final = 1.0
-"""How long a kernel may take to move; after that a cold start is the better choice."""
+"""How long a kernel may take to move; after that a cold start is quicker."""
 
 REFILL_SECONDS: Final = 0.5
-"""Between a claim and the start of what replaces it: the first reply to who claimed it is first."""
+"""The pause between a claim and the start of the next warm kernel.
+
+The claimed kernel answers its client first."""
 
 BUSY_SECONDS: Final = 1.0
-"""When to try again while others fill the queue of starts."""
+"""The pause before a start is tried again when the queue of starts is full."""
 
 STOP_AGAIN_SECONDS: Final = 10.0
-"""When a kernel whose process could not be ended is stopped again."""
+"""The pause before a kernel whose process could not be ended is stopped again."""
 
 RETRY_SECONDS: Final = 60.0
-"""When a kernelspec that cannot be started is tried again."""
+"""The pause before a kernelspec that cannot be started is tried again."""
 
 
 class WarmKernels:
     """The parked kernels of one server, by kernelspec.
 
-    ``wanted`` is how many there shall be of each. ``house`` is theirs: it restarts none and tells
-    nobody; ``cwd`` and ``env`` are what they are started with. Make it inside a running event loop,
-    and `close` it there.
+    ``wanted`` is how many kernels there shall be of each kernelspec. Parked kernels have
+    ``services`` of their own, by which none is restarted and no events are reported. They are
+    started in the directory ``cwd`` with the environment ``env``. Make it inside a running event
+    loop, and `close` it there.
     """
 
     def __init__(
         self,
         wanted: Mapping[str, int],
-        house: KernelHouse,
+        services: KernelServices,
         specs: Specs,
         cwd: Path,
         env: Mapping[str, str],
     ) -> None:
-        self._house = house
+        self._services = services
         self._specs = specs
-        self._starts = house.starts
+        self._starts = services.starts
         self._as_started = (cwd, env)
-        self._counters: Counters = house.counters
+        self._counters: Counters = services.counters
         self._pools = {name.lower(): _Pool(name, number) for name, number in wanted.items()}
         self._stops: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
@@ -98,7 +102,7 @@ class WarmKernels:
         return {name: len(pool.parked) for name, pool in self._pools.items()}
 
     async def claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
-        """A kernel that is ready and just as it is asked for, or None. It is the caller's then."""
+        """A ready kernel that is just as it is asked for, or None. It then is the caller's."""
         pool = self._pools.get(name.lower())
         if pool is None:
             return None
@@ -111,7 +115,7 @@ class WarmKernels:
             return None
         try:
             spec = await self._specs.find(pool.name)
-        except (KernelSpecNotFound, KernelSpecInvalid):  # which the start will tell
+        except (KernelSpecNotFound, KernelSpecInvalid):  # the start that follows raises this again
             return None
         move = plan(spec.env, self._as_started, (cwd, env))
         while move is not None and (kernel := pool.oldest) is not None:
@@ -139,13 +143,13 @@ class WarmKernels:
             raise
         return moved(reply) and _is_fit(kernel)
 
-    # Keeping them
+    # Refilling and checking
 
     async def _fill(self, pool: _Pool) -> None:
-        """Start kernels as long as some are missing, one at a time, and when nobody else does."""
+        """Start kernels while some are missing: one at a time, and when no other start is busy."""
         failure = ""
         while True:
-            await pool.missing.wait()  # without a bound: nobody may ever claim one
+            await pool.missing.wait()  # without a bound: there may never be a claim
             await asyncio.sleep(max(pool.refill_at - asyncio.get_running_loop().time(), 0))
             await self._starts.quiet()
             if not pool.missing.is_set():
@@ -157,18 +161,18 @@ class WarmKernels:
                 return
             except TooManyStarts:
                 await asyncio.sleep(BUSY_SECONDS)
-            except Exception as error:  # of the kernel's making: a bug here must not end the pool
+            except Exception as error:  # any: neither a kernel nor a bug may end the pool
                 if str(error) != failure:
                     failure = str(error)
                     logger.error("warm_kernels: %s cannot be kept warm: %s", pool.name, failure)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _start(self, pool: _Pool) -> Kernel:
-        """A kernel that is ready. Raises `KernelkeepError` when it does not become so."""
+        """Start a kernel, and return it when it is ready. Raises `KernelkeepError` if it fails."""
         cwd, env = self._as_started
         spec = await self._specs.find(pool.name)
         kernel = Kernel(
-            str(uuid4()), pool.name, spec, self._house, place=cwd, env=env, on_gone=_nothing
+            str(uuid4()), pool.name, spec, self._services, place=cwd, env=env, on_gone=_nothing
         )
         try:
             with self._starts.admission():
@@ -219,7 +223,7 @@ class WarmKernels:
         return ""
 
     def _stop(self, kernel: Kernel) -> None:
-        """Stop a kernel that nobody has used, in the background."""
+        """Stop a kernel that was not handed out, in the background."""
         task = asyncio.get_running_loop().create_task(
             self._stop_until_gone(kernel), name=f"stop warm kernel {kernel.id}"
         )
@@ -227,7 +231,7 @@ class WarmKernels:
         task.add_done_callback(self._stops.discard)
 
     async def _stop_until_gone(self, kernel: Kernel) -> None:
-        """It is on no list: nobody else would try again."""
+        """Stop the kernel, again and again: it is not listed, so that no client could."""
         while not await stop_quietly(kernel, now=True):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_AGAIN_SECONDS):
@@ -255,7 +259,7 @@ class _Pool:
 
     def __init__(self, name: str, wanted: int) -> None:
         self.name = name
-        self.parked: dict[Kernel, float] = {}  # and since when, by the loop's clock
+        self.parked: dict[Kernel, float] = {}  # the time it was parked, by the loop's clock
         self.missing = asyncio.Event()
         self.refill_at = 0.0  # by the loop's clock
         self._wanted = wanted
@@ -270,7 +274,7 @@ class _Pool:
         return next(iter(self.parked), None)
 
     def remove(self, kernel: Kernel) -> bool:
-        """Whether it was there."""
+        """Take a kernel out; whether it was parked."""
         there = self.parked.pop(kernel, None) is not None
         self.refill_at = asyncio.get_running_loop().time() + REFILL_SECONDS
         self._count()
@@ -284,7 +288,7 @@ class _Pool:
 
 
 def _is_fit(kernel: Kernel) -> bool:
-    """Whether it is ready and has nothing to do."""
+    """Whether the kernel is ready and runs nothing."""
     state = kernel.state
     return state.lifecycle is Lifecycle.RUNNING and kernel.has_process and not state.at_work
 
@@ -294,4 +298,4 @@ def _same(one: KernelSpec, other: KernelSpec) -> bool:
 
 
 def _nothing(_kernel: Kernel) -> None:
-    """A parked kernel has gone: it was on no list."""
+    """A parked kernel has gone: it was not listed, so there is nothing to forget."""

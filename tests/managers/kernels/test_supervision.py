@@ -17,6 +17,7 @@ import pytest
 from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFailed
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
+from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.launches import Launches
 from app.managers.kernels.multikernel import MultiKernelManager
@@ -56,7 +57,7 @@ async def kernels(
         **options,
     )
     registry = Registry(state_dir) if on_shutdown == "keep" else None
-    manager = MultiKernelManager(settings, Events(), Counters(), None, registry)
+    manager = multi_kernel_manager(settings, Events(), Counters(), None, registry)
     await manager.adopt_kernels()
     try:
         yield manager

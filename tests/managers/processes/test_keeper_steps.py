@@ -11,6 +11,7 @@ import pytest
 
 from app.managers.errors import KernelStartFailed
 from app.managers.handover.registry import Registry
+from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.processes.keeper import client as keeping
@@ -59,7 +60,7 @@ async def make_manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
             shutdown_wait_time=2,
             **options,
         )
-        manager = MultiKernelManager(settings, Events(), Counters(), None, registry)
+        manager = multi_kernel_manager(settings, Events(), Counters(), None, registry)
         made.append(manager)
         return manager
 

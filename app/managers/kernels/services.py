@@ -1,9 +1,10 @@
-"""What the kernels of one server share."""
+"""What the kernels of one server share: options, keeper, files, events and the like."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
@@ -23,41 +24,28 @@ from ..telemetry.counters import Counters
 from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
 
-__all__ = ["KernelHouse"]
+__all__ = ["KernelServices"]
 
 logger = logging.getLogger(__name__)
 
 
-class KernelHouse:
-    """What the kernels of one server share."""
+@dataclass(kw_only=True)
+class KernelServices:
+    """What the kernels of one server share: its options and the collaborators that they call."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        specs: KernelSpecManager,
-        transports: Transports,
-        files: RunFiles,
-        events: Events,
-        counters: Counters,
-        forking: Forking,
-        starts: Starts,
-        keeper: Keeper,
-        audit: AuditLog | None = None,
-        handover: Handover | None = None,
-    ) -> None:
-        self.settings = settings
-        self.handover = handover or Handover()
-        self.forking = forking
-        self.keeper = keeper
-        self.files = files
-        self.specs = specs
-        self.transports = transports
-        self.events = events
-        self.counters = counters
-        self.starts = starts
-        # What looks for kernels that were left, in provisioners that may block; by kernel.
-        self.loading: dict[str, threading.Thread] = {}
-        self._audit = audit
+    settings: Settings
+    specs: KernelSpecManager
+    transports: Transports
+    files: RunFiles
+    events: Events
+    counters: Counters
+    forking: Forking
+    starts: Starts
+    keeper: Keeper
+    audit: AuditLog | None = None
+    handover: Handover = field(default_factory=Handover)
+    loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
+    """The threads that look for left processes, in provisioners that may block; by kernel id."""
 
     def new_manager(
         self,
@@ -68,9 +56,10 @@ class KernelHouse:
         *,
         may_fork: bool = True,
     ) -> KernelManager:
-        """jupyter_client's manager for one kernel, not started; of ``spec`` if that is gone.
+        """jupyter_client's manager for one kernel, not started.
 
-        Unless it ``may_fork``, its processes are forked only where somebody has asked for that.
+        ``spec`` is used in place of the kernelspec that is installed now. Unless the kernel
+        ``may_fork``, its processes are forked only if the kernelspec or an option asks for that.
         """
         manager = KernelManager(
             kernel_name=name,
@@ -97,23 +86,33 @@ class KernelHouse:
         return manager
 
     def _encryption(self, transport: Transport) -> str:
-        """Where nobody has said: what kernels know over TCP, which others could listen to."""
+        """The option, if it is set; else encryption where a kernel can, over TCP alone.
+
+        Other users of a host can listen to TCP on loopback, and not to ipc sockets.
+        """
         settings = self.settings
         if "transport_encryption" in settings.model_fields_set:
             return settings.transport_encryption
         return "auto" if transport == "tcp" else "disabled"
 
     def output_file(self, kernel_id: str) -> Path:
-        """Where what a kernel's process writes is kept."""
+        """The file with the output of a kernel's processes."""
         return self.files.output / f"kernel-{kernel_id}.log"
 
     def prepare_forks(self, name: str) -> None:
-        """Start the fork servers for a kernelspec; one log line if that cannot be."""
+        """Start the fork servers for a kernelspec; logs one line if it cannot be used."""
         try:
             self.forking.prepare(name, self.new_manager(name, ""))
         except (NoSuchKernel, KernelSpecInvalid) as error:
             logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
     def reports(self, kernel_id: str, name: str, kind: str = "") -> KernelReports:
-        """Where to tell what happens to a kernel."""
-        return KernelReports(self.events, self.counters, kernel_id, name, self._audit, kind)
+        """The reports of one kernel: its events, counters and audit records."""
+        return KernelReports(self.events, self.counters, kernel_id, name, self.audit, kind)
+
+    async def close(self) -> None:
+        """Close what was made for this run of the server, when all its kernels are gone or left."""
+        await self.forking.servers.close()
+        await self.keeper.close()
+        self.transports.close()
+        self.files.close()

@@ -1,0 +1,80 @@
+"""Building the kernels' part of a server: everything that a `MultiKernelManager` works with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ...settings import Settings
+from ..handover.handover import Handover, RegisteredHandover
+from ..handover.registry import Registry
+from ..processes.environment import QUIET, kernel_environment
+from ..processes.forking.provisioner import Forking
+from ..processes.forking.servers import ForkServers
+from ..processes.keeper.client import new_keeper
+from ..processes.run_files import RunFiles
+from ..processes.specs import Specs, kernel_spec_manager
+from ..processes.starts import Starts
+from ..processes.transports import Transports
+from ..telemetry.audit import AuditLog
+from ..telemetry.counters import Counters
+from ..telemetry.events import Events
+from .multikernel import MultiKernelManager
+from .services import KernelServices
+from .warm import WarmKernels
+
+__all__ = ["multi_kernel_manager"]
+
+
+def multi_kernel_manager(
+    settings: Settings,
+    events: Events,
+    counters: Counters,
+    audit: AuditLog | None = None,
+    registry: Registry | None = None,
+) -> MultiKernelManager:
+    """The manager of a server's kernels, with its collaborators, built in order.
+
+    With a ``registry`` the kernels outlive the server. Directories are made, and tasks begin: call
+    this inside a running event loop, and `MultiKernelManager.close` there, which takes all of it
+    down.
+    """
+    files = RunFiles(settings)
+    transports = Transports(
+        settings.transport, settings.state_dir, files.path, lasting=settings.keeps
+    )
+    spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
+    specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
+    keeper = new_keeper(settings, files.path, [*files.own, *transports.own])
+    env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
+    handover = Handover()
+    if registry is not None:
+        handover = RegisteredHandover(registry, keeper, settings.state_dir)
+    services = KernelServices(
+        settings=settings,
+        specs=spec_manager,
+        transports=transports,
+        files=files,
+        events=events,
+        counters=counters,
+        forking=Forking(ForkServers(keeper), settings.fork_kernels, env),
+        starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
+        keeper=keeper,
+        audit=audit,
+        handover=handover,
+    )
+    for name in settings.forked_by_name:
+        services.prepare_forks(name)
+    warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
+    return MultiKernelManager(services, specs, warm)
+
+
+def _parking(services: KernelServices) -> KernelServices:
+    """The services of parked kernels: no events, no audit, no handover, and no restarts."""
+    return replace(
+        services,
+        settings=services.settings.model_copy(update={"autorestart": False}),
+        events=Events(),
+        audit=None,
+        handover=Handover(),
+    )

@@ -1,0 +1,36 @@
+"""Requests that a killed keeper may have lost, of one kernel."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..handover.handover import settle_loss
+from ..messages.traffic import Traffic
+from ..state import KernelState
+
+__all__ = ["Losses"]
+
+
+class Losses:
+    """Gives lost requests an end (`settle_loss`), in one task at a time."""
+
+    def __init__(self, kernel_id: str, traffic: Traffic, state: KernelState) -> None:
+        self._id = kernel_id
+        self._traffic = traffic
+        self._state = state
+        self._task: asyncio.Task[None] | None = None
+
+    def settle(self) -> None:
+        """The keeper was killed, and another one hears the kernel: requests may be lost.
+
+        A task that runs already sees a loss that comes meanwhile, by `RequestEnds.has_loss`.
+        """
+        if self._task is None or self._task.done():
+            settling = settle_loss(self._traffic, self._state)
+            self._task = asyncio.get_running_loop().create_task(settling, name=f"settle {self._id}")
+
+    def cancel(self) -> None:
+        """The process has ended or is about to: its requests get their ends otherwise."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None

@@ -1,0 +1,62 @@
+"""The kernel model of Jupyter's REST API, as JSON."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ...protocol.messages import format_timestamp
+from ..messages.traffic import Traffic
+from ..state import KernelState, Restarts
+
+__all__ = ["Model", "ModelCache"]
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Model(msgspec.Struct, omit_defaults=True):
+    """The kernel model of Jupyter's REST API; a field that has its default is left out.
+
+    `reason` is why the kernel is dead, or has no process just now. `restarts` tells of earlier
+    deaths. `generation` is the number of the present process, from 1.
+    """
+
+    id: str
+    name: str
+    last_activity: str
+    execution_state: str
+    connections: int
+    generation: int
+    reason: str = ""
+    restarts: Restarts | None = None
+
+
+class ModelCache:
+    """The model of one kernel, serialised once per change (`KernelState.changes`)."""
+
+    def __init__(self, kernel_id: str, name: str, traffic: Traffic, state: KernelState) -> None:
+        self._id = kernel_id
+        self._name = name
+        self._traffic = traffic
+        self._state = state
+        self._changes = -1
+        self._json = b""
+
+    @property
+    def json(self) -> bytes:
+        """The model as JSON."""
+        traffic, state = self._traffic, self._state
+        if self._changes != state.changes:
+            model = Model(
+                self._id,
+                self._name,
+                format_timestamp(traffic.last_activity),
+                state.word,
+                len(traffic.clients),
+                state.generation,
+                state.reason,
+                state.restarts,
+            )
+            self._changes, self._json = state.changes, _encode(model)
+        return self._json

@@ -1,0 +1,104 @@
+"""The record of one kernel, by which the next server finds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from jupyter_client.kernelspec import KernelSpec
+
+from ..handover.handover import HandedOver
+from ..handover.store import KernelRecord
+from ..processes.keeper.provisioner import KeeperProvisioner
+from .launches import Launches
+from .services import KernelServices
+
+__all__ = ["Registration"]
+
+Note = Callable[[KernelRecord], Awaitable[None]]
+
+
+class Registration:
+    """Has the next server know one kernel, if kernels outlive the server.
+
+    ``note`` adds to a record what the next server needs to find the process again; it may raise
+    what a provisioner does.
+    """
+
+    def __init__(
+        self,
+        kernel: HandedOver,
+        name: str,
+        spec: KernelSpec,
+        launches: Launches,
+        services: KernelServices,
+        note: Note,
+    ) -> None:
+        self.created = time.time()
+        """When the kernel was created, in seconds since the epoch."""
+        self._kernel = kernel
+        self._name = name
+        self._spec = spec
+        self._launches = launches
+        self._handover = services.handover
+        self._note = note
+
+    def hand_over(self, services: KernelServices) -> None:
+        """Use ``services`` from now on."""
+        self._handover = services.handover
+
+    async def keep(self) -> None:
+        """Have the next server know the kernel, and from now on its clients and executions too."""
+        if self._kernel.traffic.connected:
+            self._handover.begin(self._kernel)
+            await self.save()
+
+    async def save(self) -> None:
+        """Have the next server know the kernel as it is now."""
+        await self._handover.save(self._kernel.id, self._record)
+
+    async def _record(self) -> KernelRecord | None:
+        """The record by which the next server finds the kernel; None if it is out of date already.
+
+        Raises what a provisioner does.
+        """
+        state = self._kernel.state
+        record = KernelRecord(
+            id=self._kernel.id,
+            name=self._name,
+            spec={**self._spec.to_dict(), "resource_dir": self._spec.resource_dir},
+            connection={},
+            connection_file="",
+            provisioner={},
+            argv=list(self._spec.argv),
+            cwd="",
+            env={},
+            pid=None,
+            start_time="",
+            created=self.created,
+            last_activity=self._kernel.traffic.last_activity,
+            generation=state.generation,
+            execution_state=state.word,
+            reason=state.reason,
+            exclusive=True,
+            external=False,
+            restarts=state.restarts,
+        )
+        await self._note(record)
+        # A provisioner was asked, which takes time. `Kernel.relocate` may have come meanwhile: its
+        # values are read only now. And the process may have been replaced: then the launch saves a
+        # record of its own, which this one must not overwrite.
+        record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
+        return record if record.generation == state.generation else None
+
+    async def disown(self) -> None:
+        """Have the next server end the kernel, should this one be killed before the stop is done.
+
+        The next server ends every process of the keeper that the registry does not know.
+        """
+        if isinstance(self._launches.provisioner, KeeperProvisioner):
+            await self._handover.delete(self._kernel.id)
+
+    async def forget(self) -> None:
+        """The kernel is gone: remove its record. Raises what the disk does."""
+        await self._handover.forget(self._kernel)
