@@ -59,7 +59,47 @@ class Unanswered:
         self._plan = loop.call_at(waiting[0][0], self._look) if waiting else None
 
 
-class Overdue:
+class _Watch:
+    """Executions of one kernel that are looked at together, by one task, as long as there are any.
+
+    `add` each; ``pause`` is how many seconds one waits before it is looked at.
+    """
+
+    pause = 0.0
+
+    def __init__(self) -> None:
+        self._waiting: list[Execution] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, execution: Execution) -> None:
+        """Watch an execution."""
+        self._waiting.append(execution)
+        if self._task is None:
+            name = type(self).__name__.lower()
+            self._task = asyncio.get_running_loop().create_task(self._look(), name=name)
+
+    def clear(self) -> None:
+        """Forget all executions: the process is gone, or is another server's from now on."""
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _look(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self.pause)
+            # Executions added while the kernel is asked are for the next round: its answer proves
+            # nothing about them.
+            waiting, self._waiting = self._waiting, []
+            await self._look_at(waiting)
+        self._task = None
+
+    async def _look_at(self, waiting: list[Execution]) -> None:
+        """Ask the kernel, and end those of the executions that its answer ends."""
+        raise NotImplementedError
+
+
+class Overdue(_Watch):
     """Executions of one kernel that lack their replies although it has gone idle for them.
 
     ipykernel drops a request, without a reply, if an interrupt hits it just before the code or
@@ -72,42 +112,24 @@ class Overdue:
     ``end`` is called with each execution whose reply will not come.
     """
 
+    pause = OVERDUE_SECONDS
+
     def __init__(
         self, ask: Callable[[float], Awaitable[bool]], end: Callable[[Execution], None]
     ) -> None:
+        super().__init__()
         self._ask = ask
         self._end = end
-        self._waiting: list[Execution] = []
-        self._task: asyncio.Task[None] | None = None
 
-    def add(self, execution: Execution) -> None:
-        """Watch an execution on the main shell that has its idle status, and no reply."""
-        self._waiting.append(execution)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._look(), name="overdue")
-
-    def clear(self) -> None:
-        """Forget all executions: the process is gone, or is another server's from now on."""
-        self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    async def _look(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(OVERDUE_SECONDS)
-            # Executions added while the kernel is asked are for the next round: the answer to this
-            # request proves nothing about them.
-            lacking = [one for one in self._waiting if _lacks_reply(one)]
-            self._waiting.clear()
-            if lacking and await self._ask(REPLY_SECONDS):
-                for execution in lacking:
-                    if _lacks_reply(execution):
-                        self._end(execution)
-        self._task = None
+    async def _look_at(self, waiting: list[Execution]) -> None:
+        lacking = [one for one in waiting if _lacks_reply(one)]
+        if lacking and await self._ask(REPLY_SECONDS):
+            for execution in lacking:
+                if _lacks_reply(execution):
+                    self._end(execution)
 
 
-class Behind:
+class Behind(_Watch):
     """Executions of one kernel that lack their idle statuses although it has replied.
 
     Some kernels never send them. But replies overtake output, and a large message on iopub may be
@@ -121,34 +143,15 @@ class Behind:
     def __init__(
         self, ask: Callable[[], Awaitable[None]], end: Callable[[Execution], None]
     ) -> None:
+        super().__init__()
         self._ask = ask
         self._end = end
-        self._waiting: list[Execution] = []
-        self._task: asyncio.Task[None] | None = None
 
-    def add(self, execution: Execution) -> None:
-        """Watch an execution to which the kernel has replied, and of which nothing came since."""
-        self._waiting.append(execution)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._look(), name="behind")
-
-    def clear(self) -> None:
-        """Forget all executions: the process is gone, or is another server's from now on."""
-        self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    async def _look(self) -> None:
-        while self._waiting:
-            # Executions added while the kernel is asked are for the next round: its answer proves
-            # nothing about them.
-            asked_for, self._waiting = self._waiting, []
-            await self._ask()
-            for execution in asked_for:
-                if not (execution.idle or execution.ended):
-                    self._end(execution)
-        self._task = None
+    async def _look_at(self, waiting: list[Execution]) -> None:
+        await self._ask()
+        for execution in waiting:
+            if not (execution.idle or execution.ended):
+                self._end(execution)
 
 
 def _lacks_reply(execution: Execution) -> bool:

@@ -21,7 +21,7 @@ from tests.support.processes import eventually
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are seconds; nothing here needs them."""
     monkeypatch.setattr(unanswered, "REPLY_SECONDS", 0.05)
-    monkeypatch.setattr(unanswered, "OVERDUE_SECONDS", 0.05)
+    monkeypatch.setattr(unanswered.Overdue, "pause", 0.05)
     monkeypatch.setattr(unanswered, "BEGIN_SECONDS", (0.05, 0.1))
 
 
