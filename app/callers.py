@@ -1,7 +1,7 @@
-"""On whose behalf something is done: known to the logs without being passed through every call.
+"""The caller on whose behalf work is done: the logs know it without its being passed everywhere.
 
-A request's task, and what it calls, finds its caller here. Work that outlives the request (a
-kernel's life, which a request began) inherits it too, but nobody is behind that any more.
+The task of a request, and every function that it calls, finds its caller here. A task that it
+starts and that outlives it (a kernel's life) inherits the caller, who then counts as none.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ __all__ = ["Caller", "begin_call", "caller"]
 
 
 class Caller:
-    """The request, or the WebSocket, that something is done for."""
+    """The request or WebSocket on whose behalf work is done. ``over`` is set at its end."""
 
     __slots__ = ("address", "execution_id", "kernel_id", "over", "request_id", "waited")
 
     def __init__(self, request_id: str, address: str) -> None:
         self.request_id = request_id
         self.address = address
-        """Of the client, as far as it is known: its IP address."""
+        """The client's IP address; empty if it is not known."""
         self.kernel_id: str | None = None
-        """The kernel that its path names, or that was started for it; known when it is answered."""
+        """The kernel that the path names, or that was started; set when the response begins."""
         self.execution_id: str | None = None
         self.waited = 0.0
-        """Seconds that it has waited because it wanted to."""
+        """Seconds that the request has waited because its client asked for that."""
         self.over = False
 
 
@@ -32,11 +32,11 @@ _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def begin_call(new: Caller) -> None:
-    """What the present task does from now on, it does for this one."""
+    """Let the present task work on behalf of this caller from now on."""
     _caller.set(new)
 
 
 def caller() -> Caller | None:
-    """Who is behind the present task; None for the server itself."""
+    """The caller of the present task; None if the server works for itself."""
     found = _caller.get()
     return None if found is None or found.over else found

@@ -1,4 +1,4 @@
-"""The ``kernelkeep`` command: read the options, listen, say where, serve until told to stop."""
+"""The ``kernelkeep`` command: it reads the options, listens, and serves until it is stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["main", "refuse"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the service. Exits with 0 after a clean stop, with 2 when it cannot start as asked."""
+    """Run the service. Exits with 0 after a clean stop, with 2 if it cannot start as asked."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["kernels"]:
         from .kernels_cli import kernels_command
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if generated:
         settings = settings.model_copy(update={"token": SecretStr(make_token(settings))})
     listener = _listen(settings)
-    # The rest takes a second to import; --help and a refusal need none of it.
+    # This import takes a second; --help and a refusal do without it.
     from .serving import CannotStart, serve
 
     try:
@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _given_twice(arguments: list[str]) -> str:
-    """The first flag that stands there twice, or on and off; empty for none. Lists may go on."""
+    """The first flag that is given twice, or both on and off; empty if none is.
+
+    The flag of a list may be given several times.
+    """
     seen = set()
     for word in arguments:
         flag = word.partition("=")[0]
@@ -59,7 +62,7 @@ def _given_twice(arguments: list[str]) -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    """Say in a line or more why the service does not start, and exit with 2."""
+    """Print why the service does not start, and exit with 2."""
     for line in message.splitlines():
         print(f"kernelkeep: {line}", file=sys.stderr)
     sys.exit(2)
@@ -76,7 +79,7 @@ def _prepare_state_dir(settings: Settings) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, so that a port in use is known before anything is started."""
+    """The listening socket. It is made first, so that a port in use stops the start at once."""
     host = settings.host.strip("[]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -1,4 +1,4 @@
-"""A configuration file: options in TOML, at its top or in the tables of their groups."""
+"""The configuration file: options in TOML, at its top or in the tables of their groups."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ from .options import GROUPS
 __all__ = ["CONFIG_FILE", "ConfigFile", "UnusableConfigFile"]
 
 CONFIG_FILE: Final = "kernelkeep.toml"
-"""The file that is read from the working directory when none is named."""
+"""The file that is read from the working directory if no other is named."""
 
 MAX_BYTES: Final = 2**20
+"""The largest file that is read."""
 
 _TABLES: Final = {group.table: frozenset(group.model_fields) for group in GROUPS if group.table}
 _OPTIONS: Final = frozenset(name for group in GROUPS for name in group.model_fields) - {"config"}
-"""The options that a file may have: it cannot name another file."""
+"""The options that a file may have: all but ``config``, for it cannot name another file."""
 
 
 class UnusableConfigFile(SettingsError):
-    """The file, or something in it, cannot be used. The text is one line that names it."""
+    """The file or an option in it cannot be used; the text is one line that names the culprit."""
 
 
 class ConfigFile(InitSettingsSource):
-    """The options in the file that the sources before this one name, or in `CONFIG_FILE`.
-
-    Raises `UnusableConfigFile` when it is called.
-    """
+    """The source of the options that are in a file: the one named by earlier sources (command line
+    and environment), or else `CONFIG_FILE`. A call raises `UnusableConfigFile`."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls, {})  # what is in it is known when it is called
+        super().__init__(settings_cls, {})  # the file is read only when this is called
 
     def __call__(self) -> dict[str, Any]:
-        """The options by their names, with the file's own place as ``config``."""
+        """The options of the file by name, with the file's path as ``config``."""
         named = self.current_state.get("config")
         file = _read(CONFIG_FILE if named is None else named, must_exist=named is not None)
         if file is None:
@@ -69,9 +68,10 @@ class _File(NamedTuple):
 
 
 def _read(name: str | Path, *, must_exist: bool) -> _File | None:
-    """A file that nobody else can have changed; None if there is none and none is needed.
+    """Read a file that no other user can have changed; None if it is missing and need not exist.
 
-    Whoever can write it can have any code run: `authorizer_class` names a class to be imported.
+    A user who can write the file can have the server run any code, for the option
+    ``authorizer_class`` names a class to import. Raises `UnusableConfigFile`.
     """
     path = Path(name)
     if not must_exist and not os.path.lexists(path):
@@ -80,14 +80,15 @@ def _read(name: str | Path, *, must_exist: bool) -> _File | None:
         path = path.expanduser().absolute()
         link = path.lstat()
         with open(path, "rb", opener=_open) as file:
-            status = os.fstat(file.fileno())  # of what is read, whatever has the name meanwhile
+            # The checks are made on the opened file, for another may have its name by now.
+            status = os.fstat(file.fileno())
             _check_safe(path, status, {link.st_uid, status.st_uid})
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ValueError(f"{path}: it has more than {MAX_BYTES} bytes")
     except OSError as error:
         problem = f"{path}: {error.strerror}"
-    except (ValueError, RuntimeError) as error:  # also a null character, nobody's home
+    except (ValueError, RuntimeError) as error:  # also for a NUL, or the home of an unknown user
         problem = str(error)
     else:
         return _File(path, text, stat.S_IMODE(status.st_mode))
@@ -95,7 +96,7 @@ def _read(name: str | Path, *, must_exist: bool) -> _File | None:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a file, but do not wait until somebody opens the other end of a pipe."""
+    """Open a file; with O_NONBLOCK, so that opening a pipe does not wait for its other end."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -112,7 +113,7 @@ def _check_safe(path: Path, status: os.stat_result, owners: set[int]) -> None:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    """The document. Raises `ValueError` with a text that repeats none of its values."""
+    """Parse the TOML document. Raises `ValueError` with a text that repeats none of its values."""
     try:
         return tomllib.loads(text.decode())
     except UnicodeDecodeError:
@@ -124,17 +125,20 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _explain(problem: str, lines: list[str]) -> str:
-    """What `tomllib` says; of an option that is given twice it tells the place only."""
+    """The error in a document, in one line; it names an option that is given twice.
+
+    For such an option `tomllib` tells only the place.
+    """
     if problem.startswith("Cannot overwrite a value"):
         place = re.search(r"\(at line (\d+), ", problem)
-        number = int(place[1]) if place else len(lines)  # or else "at end of document"
+        number = int(place[1]) if place else len(lines)  # tomllib says "at end of document"
         if name := re.match(r"\s*([A-Za-z0-9_-]+)\s*=", lines[number - 1]):
             return f"{name[1]}: given twice (line {number})"
     return f"it is no TOML: {problem}"
 
 
 def _options(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The options of all tables. Raises `ValueError` for what is no option or given twice."""
+    """The options of all tables. Raises `ValueError` for an unknown one, or one given twice."""
     for name, value in document.items():
         if name not in _TABLES:
             if name not in _OPTIONS:
@@ -166,12 +170,12 @@ def _meant(name: str, names: frozenset[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name of whatever characters, in one short line."""
+    """A name, which may have any characters, in one short line."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) else repr(name[:60])
 
 
 def _check_kind(name: str, value: Any, field: FieldInfo) -> None:
-    """Refuse what TOML has a kind of its own for, but pydantic would take for a number."""
+    """Raise `ValueError` for true or false as a number, which pydantic would accept."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     if isinstance(value, bool) and bool not in (field.annotation, *kinds):
         raise ValueError(f"{name}: true and false are for switches")

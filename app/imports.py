@@ -1,4 +1,4 @@
-"""Imports that would cost every start of the server seconds, made so that they do not."""
+"""Imports that would take seconds, made in a way that does not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["import_jsonschema"]
 
 
 def import_jsonschema() -> None:
-    """Import `jsonschema`, but for what would make that take seconds; call it before its users.
+    """Import `jsonschema` quickly; call this before importing modules that use it.
 
-    When it is imported it looks for a package that compiles a grammar, and needs that only for the
-    format "iri". What is None in `sys.modules` is not found by an import [Python reference, "The
-    module cache"].
+    jsonschema imports the package ``rfc3987_syntax`` if that is installed, which then compiles a
+    grammar for seconds; only the format "iri" needs it. An import does not find a module that is
+    None in `sys.modules` [Python reference, "The module cache"].
     """
     unwanted = "rfc3987_syntax"
     if unwanted in sys.modules:

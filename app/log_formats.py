@@ -1,7 +1,7 @@
-"""How a line of the log looks: as text, or as a JSON object.
+"""The formats of a line in the server's log: text, or a JSON object.
 
-Neither lets a control character through, so nothing that a client or a kernel sends can start a
-line of its own or give orders to a terminal.
+Neither lets a control character through. So a text that a client or a kernel has sent cannot begin
+a line of its own, or control a terminal.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, Final
 __all__ = ["SUBJECTS", "JSONFormatter", "TextFormatter"]
 
 SUBJECTS: Final = ("request_id", "kernel_id", "execution_id")
-"""Attributes of a record that tell what it is about. They come from the ``extra`` of the call, or
-from the request on whose behalf something is logged."""
+"""Attributes of a log record that tell what it is about. They come from the ``extra`` of the call,
+or from the request on whose behalf the line is logged."""
 
-# C0 but tab and line feed, DEL, C1, what Unicode takes for the end of a line, halves of pairs.
+# C0 without tab and line feed, DEL, C1, Unicode's other ends of lines, and surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 MAX_TEXT: Final = 16_384
-"""Characters of a message, or of a traceback; of what is longer the middle is left out."""
+"""Characters of a message or a traceback that are logged; a longer one loses its middle."""
 
 _ACCESS: Final = ("client", "method", "path", "http_version", "status")
-"""What uvicorn's access log has as its arguments."""
+"""The arguments of the records of uvicorn's access log."""
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record; what has more lines (a traceback) goes on indented."""
+    """One line for each record; further lines of it (a traceback) are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
@@ -43,7 +43,7 @@ class TextFormatter(logging.Formatter):
             text = f"{text.rstrip()}\n{record.stack_info}"
         time = self.formatTime(record)
         line = f"{time} {record.levelname:<7} {record.name}: {text}".rstrip("\n")
-        if line.isprintable():  # nearly every line; what it can have to be replaced is not
+        if line.isprintable():  # nearly every line is; no character to replace is printable
             return line
         return _CONTROL.sub(_escape, line).replace("\n", "\n    ")
 
@@ -61,10 +61,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and what else is known.
+    """One JSON object for each record: ``time``, ``level``, ``logger``, ``message``, and others.
 
-    That is ``request_id``, ``kernel_id``, ``execution_id``, ``exception``, and of the access log
-    ``client``, ``method``, ``path`` and ``status``.
+    The others are ``request_id``, ``kernel_id``, ``execution_id`` and ``exception``, each if it is
+    known, and in the access log ``client``, ``method``, ``path``, ``http_version`` and ``status``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -84,5 +84,5 @@ class JSONFormatter(logging.Formatter):
             record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:
             entry["exception"] = _shortened(record.exc_text)
-        # Of the control characters, json escapes all but this one.
+        # json escapes every control character but DEL.
         return json.dumps(entry, default=str).replace("\x7f", "\\u007f")

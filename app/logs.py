@@ -1,4 +1,4 @@
-"""Logging: where it goes, how it looks, and that no token is ever in it."""
+"""Logging: the configuration of the server's log, and the filter that keeps tokens out of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .log_formats import SUBJECTS, JSONFormatter, TextFormatter
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 
 SHORT: Final = 16
-"""Characters below which a token can be guessed."""
+"""A token with fewer characters can be guessed."""
 
 _PROBES: Final = ("/livez", "/readyz")
 
-# Rather a quotation mark too many is hidden than half a token shown.
+# A token may have a quotation mark, so the pattern does not end at one: it hides too much rather
+# than too little.
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
 _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", __package__, None)
@@ -25,25 +26,25 @@ _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn",
 _formatter: Final = logging.Formatter()
 
 MAX_ARGUMENT: Final = 1000
-"""Characters of one value (a path, a name) in a line; what is cut off is counted."""
+"""Characters of one value (a path, a name) in a line; a longer one is cut, and the rest counted."""
 
 
 class TokenFilter(logging.Filter):
-    """Blanks ``secret``, ``token=…`` and ``Authorization`` headers in a record's text.
+    """Hides ``secret``, ``token=…`` and ``Authorization`` headers in a log record.
 
-    It notes what a record belongs to, too: see `SUBJECTS`.
+    It also adds to the record what that is about (`SUBJECTS`).
     """
 
     def __init__(self, secret: str) -> None:
         super().__init__()
         self.secret = secret
-        # A short one may be a part of any word. Where it is one, nobody has written a token.
+        # A short secret may be a part of other words, and is hidden only as a word by itself.
         bounds = ("", "") if len(secret) >= SHORT else (r"(?<![\w'])", r"(?!\w)")
         self._pattern = re.compile(re.escape(secret).join(bounds))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through, rewritten if it needs to be."""
-        # Once is enough: most records pass this on their logger, and again on their handler.
+        """Rewrite a record if that is needed; returns True."""
+        # Most records pass this filter on their logger, and again on their handler.
         hidden: tuple[str, ...] = getattr(record, "hidden", ())
         if self.secret in hidden:
             return True
@@ -62,7 +63,7 @@ class TokenFilter(logging.Filter):
         return True
 
     def _name_subjects(self, record: logging.LogRecord) -> None:
-        """Note what whoever logged has not said (``extra``), but the present request knows."""
+        """Add the subjects that the call has not given as ``extra`` but the present caller has."""
         found = caller()
         for name in SUBJECTS:
             known: str | None = getattr(record, name, None) or getattr(found, name, None)
@@ -72,7 +73,7 @@ class TokenFilter(logging.Filter):
     def _hide_argument(self, argument: Any) -> Any:
         if argument is None or isinstance(argument, int | float):
             return argument
-        if not isinstance(argument, str):  # at its level trace, uvicorn logs whole ASGI scopes
+        if not isinstance(argument, str):  # at the level trace, uvicorn logs whole ASGI scopes
             text = str(argument)
             hidden = self._hide(text)
             return argument if hidden == text else hidden
@@ -90,7 +91,7 @@ class TokenFilter(logging.Filter):
 
 
 class ProbeFilter(logging.Filter):
-    """Keeps probes that are answered with yes out of the access log: there is no end of them."""
+    """Keeps probes that got 200 out of the access log, which they would fill."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to let a record of uvicorn's access log through."""
@@ -101,16 +102,17 @@ class ProbeFilter(logging.Filter):
 
 
 def cut(argument: Any) -> Any:
-    """An argument of a record, if it is a text, without what is too long of it."""
+    """An argument of a record; a text is cut to `MAX_ARGUMENT` characters."""
     if not isinstance(argument, str) or len(argument) <= MAX_ARGUMENT:
         return argument
     return f"{argument[:MAX_ARGUMENT]}... ({len(argument) - MAX_ARGUMENT} more)"
 
 
 def hide_tokens(secret: str) -> None:
-    """Make every logger that sees requests hide tokens, whoever configured it.
+    """Make every logger that sees requests hide tokens, however logging was configured.
 
-    Their handlers too: a logger's filters are not asked for what comes from those below it.
+    The handlers of those loggers get the filter, too, for records of the loggers below one do not
+    pass its filters.
     """
     places: list[logging.Filterer | None] = [logging.lastResort]
     for name in _LOGGERS:
@@ -124,7 +126,7 @@ def hide_tokens(secret: str) -> None:
 
 
 def logging_config(level: str, log_format: Literal["text", "json"] = "text") -> dict[str, Any]:
-    """A configuration for `logging.config.dictConfig`: one line a record, on stderr."""
+    """A configuration for `logging.config.dictConfig`: one line for each record, on stderr."""
     formatter = TextFormatter if log_format == "text" else JSONFormatter
     return {
         "version": 1,
@@ -134,7 +136,7 @@ def logging_config(level: str, log_format: Literal["text", "json"] = "text") -> 
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            # Everything goes to the root's handler, whatever was configured before.
+            # All records go to the root's handler, whatever was configured before.
             __package__: {"level": level.upper(), "propagate": True},
             "uvicorn": {"propagate": True},
             "uvicorn.error": {

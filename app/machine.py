@@ -1,4 +1,4 @@
-"""What the machine, or the container, has."""
+"""The memory and the file systems of the machine or container."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NETWORK: Final = {
 
 
 def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
-    """The kind of the network file system that ``path`` is on; None for any other, or if unknown.
+    """The kind of network file system on which ``path`` is; None if it is on another, or unknown.
 
-    ``mounts`` is as Linux has it [proc(5)].
+    ``mounts`` has the format of Linux's ``mountinfo`` [proc(5)].
     """
     try:
         device = path.stat().st_dev
@@ -38,7 +38,7 @@ def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo"))
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory that there are for everybody together; None if nobody can tell."""
+    """Bytes of memory of the machine, or of the container if that has less; None if unknown."""
     sizes = []
     try:
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -47,6 +47,6 @@ def machine_memory() -> int | None:
     for path in _LIMITS:
         try:
             sizes.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # there is no such file, or it says "max"
             continue
     return min((size for size in sizes if size > 0), default=None)

@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(TypedDict):
-    """What the lifespan builds, reached through ``request.state``."""
+    """The objects that the lifespan builds; routes reach them through ``request.state``."""
 
     kernels: MultiKernelManager
     events: Events
@@ -82,11 +82,11 @@ class State(TypedDict):
 def create_app(
     settings: Settings | None = None, *, authorizer: Authorizer | None = None
 ) -> FastAPI:
-    """The ASGI application; without ``settings`` they are read from the environment and a file.
+    """The ASGI application. Settings that are not given are read from the environment and a file.
 
-    ``authorizer`` decides in the place of the one that the settings name. Raises `CannotLoad`,
-    `UnusableDatabase` or `UnusableRegistry` for an option that names what cannot be used, and
-    `TooOpen` for a state directory in which others could get at kernels that are kept.
+    ``authorizer`` is used in place of the one that the settings name. Raises `CannotLoad`,
+    `UnusableDatabase` or `UnusableRegistry` for an option that names an unusable class, file or
+    directory, and `TooOpen` for a state directory in which other users could reach kernels.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -96,7 +96,7 @@ def create_app(
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     token = settings.token.get_secret_value()
-    wipe_variable(TOKEN_VARIABLE)  # code in kernels can read what is shown of this process
+    wipe_variable(TOKEN_VARIABLE)  # code in kernels can read this process's /proc/PID/environ
     generated = not token and settings.auth == "token"
     if generated:
         token = make_token(settings)
@@ -108,7 +108,7 @@ def create_app(
         if settings.auth == "token" and len(token) < SHORT:
             logger.warning("the token has fewer than %d characters: it can be guessed", SHORT)
         if generated:
-            # To the person who started it, not to the log.
+            # The token goes to the person who has started the server, and not to the log.
             print(f"kernelkeep: this run's token is {token}", file=sys.stderr)  # noqa: T201
         bus, counters = Events(event_schemas), Counters()
         user = User()
@@ -121,6 +121,8 @@ def create_app(
                 stack.push_async_callback(registry.close)
             manager = MultiKernelManager(settings, bus, counters, audit, registry)
             stack.push_async_callback(manager.close)
+            # Before the first request, so that no client finds a kernel missing that the last
+            # server has left. (Kernels whose adoption takes too long come later.)
             await manager.adopt_kernels()
             stack.enter_context(at_stop_signals(manager.begin_stop))
             session_manager = SessionManager(manager, SessionStore(settings.sessions_filepath))
@@ -143,7 +145,7 @@ def create_app(
                 "idempotency": IdempotencyKeys(),
             }
 
-    # In the order in which a request is held against them: first what is asked for all the time.
+    # Routes are tried in this order for each request, so those that are used most come first.
     routers = [
         kernels.router,
         server.router,
@@ -170,9 +172,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # It would hand on whole query strings, and tokens may come in one.
+        # FastAPI's telemetry would record whole query strings, and a token may be in one.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-        # Not include_router(): it looks for the route of a request twice in each router.
+        # `include_router` would look for the route of a request twice in each router.
         routes=[route for router in routers for route in router.routes],
     )
     complete(app, routers, settings.root_path)
@@ -189,7 +191,7 @@ def create_app(
 
 
 def _own_words(paths: Iterable[str]) -> frozenset[str]:
-    """The segments of paths that are no parameters."""
+    """The segments of paths that are no parameters: the service's own words."""
     segments = chain.from_iterable(path.split("/") for path in paths)
     return frozenset(word for word in segments if word and not word.startswith("{"))
 
@@ -215,14 +217,14 @@ def _websockets(settings: Settings) -> APIRouter:
 
 
 async def _no_websocket(_websocket: WebSocket) -> None:
-    """Any other path: 404 with a body, as over HTTP, not just a refused handshake."""
+    """Refuse a WebSocket at any other path with 404 and a body, as a request over HTTP."""
     raise NotFound("Not Found")
 
 
 def _public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
-    """What the routes that are open to everybody have declared, by their paths.
+    """The declarations of the public routes, by path.
 
-    Raises `RuntimeError` for a route that declares nothing.
+    Raises `RuntimeError` for a route that declares no access.
     """
     public = {}
     for route in chain.from_iterable(router.routes for router in routers):
@@ -236,9 +238,10 @@ def _public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
 
 
 def __getattr__(name: str) -> Any:
-    """The application, made when it is first asked for.
+    """Make the application when ``app`` is first read from this module.
 
-    That is for ``uvicorn app.main:app`` in a clone and ``uvicorn kernelkeep.main:app`` elsewhere.
+    So ``uvicorn app.main:app`` works in a clone, and ``uvicorn kernelkeep.main:app`` elsewhere, and
+    importing the module has no effect.
     """
     if name == "app":
         try:

@@ -1,7 +1,8 @@
-"""The socket by which ``kernelkeep kernels`` speaks to a server that runs.
+"""The socket through which ``kernelkeep kernels`` speaks to a running server.
 
-A Unix socket (0600) in the state directory: whoever can connect, and is the same user, needs no
-token, so none is written down. One JSON object a line asks, one answers.
+It is a Unix socket (0600) in the state directory. A process of the same user that can connect needs
+no token, so that no token has to be stored. The request is one line with a JSON object, and so is
+the answer.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ __all__ = ["MAX_LINE", "SOCKET", "OperatorSocket", "open_socket"]
 
 SOCKET: Final = "server.sock"
 OLD_FILE: Final = "server.json"
-"""What servers of older versions have left behind: a token is in it."""
+"""A file that servers of older versions have left behind; it holds a token, and is removed."""
 
 MAX_LINE: Final = 65536
 ASK_SECONDS: Final = 10.0
-"""How long the one that has connected may take to ask."""
+"""How long a client may take to send its request, and again to read the answer."""
 
 
 class OperatorSocket:
-    """Listens for the commands of the operator, on behalf of one server."""
+    """Takes the commands of one server's operator."""
 
     def __init__(self, state_dir: Path, kernels: MultiKernelManager) -> None:
         self._path = state_dir / SOCKET
@@ -39,7 +40,11 @@ class OperatorSocket:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Listen. There is one server per state directory: what is there is left over."""
+        """Listen on the socket. Raises `OSError`.
+
+        A socket that is there already is one that a dead server has left: only one server at a time
+        has the state directory.
+        """
         self._path.unlink(missing_ok=True)
         self._path.with_name(OLD_FILE).unlink(missing_ok=True)
         with _short(self._path) as name:
@@ -49,7 +54,7 @@ class OperatorSocket:
         self._server = await asyncio.start_unix_server(self._answer, sock=listener, limit=MAX_LINE)
 
     def close(self) -> None:
-        """Listen no longer; what is under way goes on."""
+        """Listen no longer; requests that are under way go on."""
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
@@ -97,7 +102,7 @@ def open_socket(state_dir: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """Within, an address of a socket, as long as one may be (`socket_address`)."""
+    """A short path of a socket, valid within the block (`socket_address`)."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket_address(directory, path.parent, path.name) as address:

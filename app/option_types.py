@@ -1,4 +1,4 @@
-"""The types of options that are more than a text, a number or a switch."""
+"""The types of options that are not just a text, a number or a switch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AbsolutePath", "AbsolutePathOrNone", "Counts", "Networks", "Paths", 
 
 
 def _words(value: Any) -> Any:
-    """A list option may be written with commas, the way people write environment variables."""
+    """A list from a text with commas, as people write it in environment variables, or from JSON."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -27,7 +27,7 @@ def _words(value: Any) -> Any:
 
 
 def _counts(value: Any) -> Any:
-    """Names with a number each, as ``python3=2,ir=1`` or as a JSON object."""
+    """A dict of numbers from a text such as ``python3=2,ir=1``, or from a JSON object."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
@@ -56,7 +56,7 @@ def _networks(value: list[str]) -> list[str]:
 def _absolute(value: Path) -> Path:
     try:
         return value.expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # nobody's home, a loop of links, a name too long
+    except (OSError, RuntimeError) as error:  # an unknown user's home, a loop of links, a long name
         raise ValueError(getattr(error, "strerror", None) or str(error)) from None
 
 
@@ -64,7 +64,7 @@ def _absolute_or_none(value: Path | None) -> Path | None:
     return None if value is None else _absolute(value)
 
 
-# NoDecode: in the environment they need not be JSON.
+# NoDecode: pydantic-settings would demand JSON for them in the environment.
 Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[list[str], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_words)]

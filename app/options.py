@@ -1,6 +1,7 @@
 """Every option of the service, once: its name, type, default and one sentence, in groups.
 
-An option has the same name wherever it is given. Options that Jupyter users know keep their name.
+An option has the same name in a file, in the environment and as a flag. Options that Jupyter users
+know keep their name.
 """
 
 from __future__ import annotations
@@ -29,39 +30,42 @@ __all__ = [
 ]
 
 WARM_KERNEL_BYTES = 48 * 2**20
-"""What a kernel with nothing to do takes, as a rule of thumb."""
+"""Bytes of memory that an idle kernel takes, as a rule of thumb."""
 
 FORK_AUTOMATICALLY = "auto"
 FORK_NONE = "none"
 
 MAX_EXECUTION_SECONDS = 31 * 86400
-"""The longest timeout of an execution."""
+"""The longest timeout of an execution, in seconds."""
 
 KERNEL_ENVIRONMENT = [
-    # What a program of any language needs to find its files, its language and its terminal.
+    # Programs of any language find their files, their language and their terminal by these.
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TZDIR"),
     *("TERM", "COLORTERM", "TMPDIR", "TEMP", "TMP", "XDG_*", "DISPLAY", "WAYLAND_DISPLAY"),
-    # Where Jupyter, Python, Conda, R and Java look for their packages.
+    # Jupyter, Python, Conda, R and Java look for their packages there.
     *("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"),
     *("JUPYTER_PLATFORM_DIRS", "IPYTHONDIR", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE"),
     *("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONWARNINGS"),
     *("VIRTUAL_ENV", "CONDA_*", "MAMBA_*", "R_*", "JAVA_HOME", "LD_LIBRARY_PATH", "MPL*"),
     # Processors, accelerators and threads.
     *("CUDA_*", "NVIDIA_*", "ROCM_*", "OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*"),
-    # The way out, and the certificates to trust on it.
+    # Proxies, and the certificates to trust.
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    # What Windows programs cannot start without.
+    # Programs on Windows cannot start without these.
     *("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "APPDATA", "LOCALAPPDATA"),
     *("USERPROFILE", "PROGRAMDATA", "PROGRAMFILES", "PROGRAMFILES(X86)"),
 ]
 
 
 class OptionGroup(BaseModel):
-    """Options that belong together. `Settings` has those of all groups."""
+    """A group of options; `Settings` has the options of all groups.
+
+    The docstring of a group is its heading in docs/configuration.md.
+    """
 
     table: ClassVar[str] = ""
-    """The table of a configuration file that they may stand in; empty for none."""
+    """The table of the configuration file that may hold the group's options; empty for none."""
 
 
 class Listening(OptionGroup):
@@ -490,4 +494,4 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     Keeper,
     Log,
 )
-"""In the order of the documentation."""
+"""All groups, in the order in which the documentation has them."""

@@ -1,8 +1,8 @@
-"""Hosts and origins as one strict grammar reads them; whatever is sent, nothing here raises.
+"""Hosts and origins, read by one strict grammar. No function here raises, whatever a client sends.
 
-A ``Host`` is a name, an IPv4 address or an IPv6 address in brackets, with a port or without
-[RFC 9110, section 7.2]. An ``Origin`` is the same behind a scheme [RFC 6454, section 7]. There is
-no user, no path and no query in either, so two readers of one value cannot disagree on them.
+A ``Host`` is a name, an IPv4 address or an IPv6 address in brackets, with or without a port
+[RFC 9110, section 7.2]. An ``Origin`` is a scheme and the same [RFC 6454, section 7]. The grammar
+has no user, path or query, which two parsers could find in different places of one text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 __all__ = ["Authority", "Origin", "is_loopback", "origin_of", "parse_authority", "parse_origin"]
 
 MAX_LENGTH: Final = 300
-"""Characters; a name has at most 253 [RFC 1035, section 2.3.4]."""
+"""Characters that are parsed; a name has at most 253 [RFC 1035, section 2.3.4]."""
 
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _AUTHORITY: Final = re.compile(
@@ -26,14 +26,14 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Authority(NamedTuple):
-    """A host, in lower case and without brackets, and its port if one is named."""
+    """A host, in lower case and without brackets, and its port if that is given."""
 
     host: str
     port: int | None
 
 
 class Origin(NamedTuple):
-    """What a browser compares: scheme, host and port, each as it counts."""
+    """The parts of an origin that browsers compare, each in its normal form."""
 
     scheme: str
     host: str
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 
 @lru_cache(256)
 def parse_authority(text: str) -> Authority | None:
-    """A host with its port; None for what is neither."""
+    """The host and port in a text; None if the text is not that."""
     match = _AUTHORITY.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         return None
@@ -60,7 +60,7 @@ def parse_authority(text: str) -> Authority | None:
 
 @lru_cache(256)
 def parse_origin(text: str) -> Origin | None:
-    """An origin with its scheme's port where none is named; None for any other, "null" too."""
+    """The origin in a text, with the scheme's port by default; None if it is none, as "null"."""
     match = _ORIGIN.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         return None
@@ -68,7 +68,7 @@ def parse_origin(text: str) -> Origin | None:
 
 
 def origin_of(scheme: str, authority: str) -> Origin | None:
-    """The origin of a page that a server shows at a Host by ``http`` or ``https``."""
+    """The origin of a page that comes by ``http`` or ``https`` from this Host; None if invalid."""
     found = parse_authority(authority)
     if found is None or scheme not in _PORTS:
         return None
@@ -77,7 +77,7 @@ def origin_of(scheme: str, authority: str) -> Origin | None:
 
 @lru_cache(256)
 def is_loopback(name: str) -> bool:
-    """Whether a host is a loopback address, as a number."""
+    """Whether a host is a loopback address, written as an IP address."""
     try:
         return ip_address(name).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Classes of other people's, named in an option as ``module:Class``."""
+"""Loads classes from outside the service that an option names as ``module:Class``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ INSTALLED: Final = "kernelkeep"
 
 
 class CannotLoad(ValueError):
-    """An option names something that cannot be used; the text says which and why."""
+    """An option names a class that cannot be used; the text says which option, and why."""
 
 
 def load_class(option: str, name: str, base: type[T]) -> type[T]:
-    """The class that ``option`` names, which must be a subclass of ``base``.
+    """The class that ``option`` names. Raises `CannotLoad` unless it is a subclass of ``base``.
 
-    In a name, ``kernelkeep`` is this very package, also where that was imported as ``app``.
-
-    Raises `CannotLoad`.
+    In ``name``, ``kernelkeep`` stands for this package, even if it was imported as ``app``.
     """
     module_name, _, class_name = name.partition(":")
     package, dot, rest = module_name.partition(".")
@@ -32,7 +30,7 @@ def load_class(option: str, name: str, base: type[T]) -> type[T]:
         raise CannotLoad(f"--{option.replace('_', '-')}: {name!r} is not written module:Class")
     try:
         found = getattr(import_module(module_name), class_name)
-    except Exception as error:  # the module is somebody else's code
+    except Exception as error:  # the module is not ours, and may raise anything
         text = " ".join(str(error).split()) or type(error).__name__
         raise CannotLoad(f"--{option.replace('_', '-')}: {text}") from None
     if not (isinstance(found, type) and issubclass(found, base)):

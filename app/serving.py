@@ -45,29 +45,28 @@ logger = logging.getLogger(__name__)
 
 
 GRACE_SECONDS: Final = 5
-"""What responses that are under way have at the end, the time for the kernels' stop included."""
+"""Seconds that responses under way have when the server stops, with those that kernels take."""
 
 
 ACCEPTED_AT_ONCE: Final = 64
-"""Connections that the loop accepts before it looks at them. With more, those of one burst would
-take every file descriptor before any could be refused."""
+"""Connections that the loop accepts in one turn. More of them, in one burst, could take every file
+descriptor before the first is refused."""
 
 WAITING_TO_BE_ACCEPTED: Final = 2048
+"""Connections that the operating system holds until the loop accepts them."""
 
 
 class CannotStart(Exception):
-    """There is no point in starting; the text says why."""
+    """The service cannot be started; the text says why."""
 
 
 def serve(
     settings: Settings, listener: socket.socket, *, generated_token: bool = False
 ) -> NoReturn:
-    """Serve on a listening socket until a signal says to stop; exits with 0 then.
+    """Serve on a listening socket until a signal stops the server; then exit with 0.
 
-    Nobody knows a ``generated_token`` but from what is printed.
-
-    Raises `CannotStart` when there is no kernelspec at all, or an option names a class or a file
-    that cannot be used.
+    A ``generated_token`` is printed, since nobody knows it yet. Raises `CannotStart` if there is no
+    kernelspec at all, or if an option names a class or a file that cannot be used.
     """
     found = dict(every_spec(kernel_spec_manager(settings.allowed_kernelspecs)))
     specs = sorted(name for name, spec in found.items() if isinstance(spec, KernelSpec))
@@ -105,8 +104,8 @@ def serve(
         log_config=logging_config(settings.log_level, settings.log_format),
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    # No line tells where in the code it was written, or by which thread: nobody shall find it out.
-    # [https://docs.python.org/3/howto/logging.html#optimization]
+    # Our log formats do not show the place in the code, the thread or the process of a record, so
+    # logging need not find them out [https://docs.python.org/3/howto/logging.html#optimization].
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     base = _base_url(settings, listener)
@@ -116,7 +115,7 @@ def serve(
         announcement = _ready_line(settings, base, with_token=generated_token)
     operated = settings.state_dir if settings.keeps else None
     server = _Server(config, announcement, bound, operated)
-    # uvicorn raises the signal that stopped it once more when it is done: an end like any other.
+    # When it is done, uvicorn raises the signal that has stopped it once more. That is a clean end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
@@ -124,9 +123,10 @@ def serve(
 
 
 class _Server(Server):
-    """A server that says where it is once it listens, and stops the kernels before it stops that.
+    """A server that prints its address once it listens, and stops the kernels before itself.
 
-    While they end it answers: probes that it is not ready, clients that they come too late.
+    While the kernels end it still answers: probes learn that it is not ready, and clients that it
+    is stopping.
     """
 
     def __init__(
@@ -149,13 +149,15 @@ class _Server(Server):
             self._operator = OperatorSocket(self._operated, self.lifespan_state["kernels"])
             await self._operator.open()
         if self.started:
-            # What is there now stays: the garbage collector need not look at it again and again.
+            # The objects that exist now stay for good. A frozen object is never collected, so the
+            # garbage collector does not look at it again and again.
             gc.collect()
             gc.freeze()
             print(self._banner, flush=True)
 
     async def main_loop(self) -> None:
-        # uvicorn looks ten times a second whether it is to end; most of an idle server's work.
+        # uvicorn's own loop wakes ten times a second to see whether the server is to stop, which
+        # would be most of an idle server's work. This one wakes once a second, and at a signal.
         while not await self.is_to_end():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
@@ -163,7 +165,7 @@ class _Server(Server):
             self._look_at_connections()
 
     def _look_at_connections(self) -> None:
-        """End those that take too long. One look a second costs less than a timer for each."""
+        """End the connections that take too long; one such check is cheaper than many timers."""
         now = asyncio.get_running_loop().time()
         for connection in self.connections:
             if isinstance(connection, KernelkeepHTTPProtocol):
@@ -175,7 +177,7 @@ class _Server(Server):
         super().handle_exit(sig, frame)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._exits.set)
-        # A second Ctrl+C would skip the end of the lifespan, and leave kernels behind.
+        # uvicorn would skip the end of the lifespan at a second Ctrl+C, and leave kernels behind.
         self.force_exit = False
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -193,7 +195,10 @@ class _Server(Server):
 
 
 def _most_connections() -> int:
-    """Half of the file descriptors there may be: the others are for kernels and files."""
+    """Half of the process's limit of file descriptors: kernels and files need the others.
+
+    0, for no bound, if there is no limit.
+    """
     if resource is None:
         return 0
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -209,7 +214,10 @@ def _base_url(settings: Settings, listener: socket.socket) -> str:
 
 
 def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
-    """What a program that collects logs wants to see: no token, unless nobody knows it yet."""
+    """The line in JSON that tells that the server is ready.
+
+    It goes to programs that collect logs, so it has the token only if nobody knows that yet.
+    """
     query = _query(settings.token.get_secret_value() if with_token else "")
     message = f"kernelkeep is ready at {base}{query}"
     record = logging.LogRecord(__package__, logging.INFO, __file__, 0, message, None, None)
@@ -217,12 +225,12 @@ def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
 
 
 def _query(token: str) -> str:
-    """The path and the query that bring a browser in, whatever characters the token has."""
+    """The path and query with the token, encoded, by which a browser gets in."""
     return f"/?token={quote(token, safe='')}" if token else "/"
 
 
 def _banner(settings: Settings, base: str, specs: list[str]) -> str:
-    """What a person wants to see: where it is, what it found, how to use it."""
+    """The text for a person: the server's address, its kernels and directories, and its use."""
     token = settings.token.get_secret_value()
     query = _query(token)
     command = ["jupyter", "lab", f"--gateway-url={base}"]

@@ -1,8 +1,9 @@
-"""Hearing of the server's end in time.
+"""Tells the application in time that its server stops.
 
-A server waits for open responses before it tells the application, by the end of its lifespan, that
-it stops. Streams that follow a kernel would never end, and the server with them. There is no word
-for this in ASGI, so the application listens to the same signals as its server, and passes them on.
+An ASGI server waits for open responses before it ends the lifespan, by which the application learns
+that the server stops. A stream that follows a kernel never ends by itself, so the server would wait
+for ever. ASGI has no earlier event, so the application handles the same signals as its server, and
+passes them on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def at_stop_signals(callback: Callable[[], None]) -> Iterator[None]:
-    """Within, call ``callback`` on the event loop at each signal to stop, whoever handles that.
+    """Within the block, call ``callback`` on the event loop at each SIGINT and SIGTERM.
 
-    Only the main thread hears signals; in any other nothing happens.
+    The server's own handler is called, too. Python runs signal handlers in the main thread only; in
+    any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,12 +40,13 @@ def at_stop_signals(callback: Callable[[], None]) -> Iterator[None]:
 
     for stop in _SIGNALS:
         handler = signal.getsignal(stop)
-        if callable(handler):  # the server's, not the default action
+        if callable(handler):  # a handler of the server, and not the default action
             handlers[stop] = handler
             signal.signal(stop, on_signal)
     try:
         yield
     finally:
         for number, handler in handlers.items():
+            # The server may have installed another handler meanwhile, which then stays.
             if signal.getsignal(number) is on_signal:
                 signal.signal(number, handler)

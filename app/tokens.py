@@ -1,4 +1,4 @@
-"""The token of a server that was given none, and where one that was given must not stay."""
+"""Makes the token of a server that was given none, and hides one that was given as a variable."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ BYTES: Final = 24
 
 
 def wipe_variable(name: str) -> None:
-    """Have a variable no longer where other processes see it: in ``/proc/PID/environ`` [proc(5)].
+    """Overwrite the value of a variable where other processes can read it [proc(5)].
 
-    That shows the memory in which the variables were handed to this process. This process, and
-    those that it starts, go on having the variable. Does nothing where there is no ``/proc``.
+    ``/proc/PID/environ`` shows the memory in which this process was given its variables. The
+    process, and those that it starts, still have the variable. Without ``/proc`` nothing happens.
     """
     value = os.environ.get(name)
     if not value:
         return
-    os.environ[name] = value  # it is in new memory from now on
+    os.environ[name] = value  # this copies the value to new memory
     with contextlib.suppress(OSError, ValueError, IndexError):
         # The fields behind the command, which is in parentheses, begin with the third.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -39,18 +39,19 @@ def wipe_variable(name: str) -> None:
             block = memory.read(end - start)
             entry = os.fsencode(f"{name}=")
             place = (b"\0" + block).index(b"\0" + entry) + len(entry)
-            # To the end of what is there: the variable may have got a longer value meanwhile, and
-            # behind it are others.
+            # Only the old value is overwritten, whose end is looked for: the variable may have got
+            # a longer one since the process started, and behind it are other variables.
             length = block.index(b"\0", place) - place
             memory.seek(start + place)
             memory.write(b"*" * length)
 
 
 def make_token(settings: Settings) -> str:
-    """A new token; where kernels outlive the server, the one that the last server made.
+    """A new token, or the last server's if kernels outlive the server.
 
-    That is in a file (0600) of the state directory: what a client was told is true for as long as
-    its kernels are there. A file that others can read, or of somebody else's, is made anew.
+    That token is in a file (0600) of the state directory, so that clients can use it as long as
+    their kernels run. A file that other users can read, or that belongs to another user, is
+    replaced, with a new token.
     """
     if not settings.keeps:
         return secrets.token_hex(BYTES)
@@ -59,7 +60,7 @@ def make_token(settings: Settings) -> str:
     if found:
         return found
     token = secrets.token_hex(BYTES)
-    with contextlib.suppress(OSError):  # a state directory of no use is told of elsewhere
+    with contextlib.suppress(OSError):  # other checks report an unusable state directory
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -69,7 +70,7 @@ def make_token(settings: Settings) -> str:
 
 
 def _read(path: Path) -> str:
-    """The token in a file that is ours alone; empty if there is none."""
+    """The token in a file that only this user can read; empty if there is no such file."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())

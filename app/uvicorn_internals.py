@@ -1,10 +1,11 @@
-"""What this server uses of uvicorn that its documentation does not promise.
+"""The undocumented parts of uvicorn that this server uses.
 
-Nothing else in this package imports those parts of uvicorn. Each class here stands between one of
-uvicorn's and the subclass of it that this server runs. The subclass may use what is declared here,
-and override what ``hooks`` names; ``tests/test_uvicorn_internals.py`` holds it to that, and uvicorn
-to what is declared. The upper bound in ``pyproject.toml`` stands for this module: a release beyond
-it is admitted when those tests pass with it.
+No other module of this package imports those parts. Each class here lies between a class of
+uvicorn's and the subclass of it that this server runs. The subclass may use the attributes that are
+declared here, and override the methods that ``hooks`` names. ``tests/test_uvicorn_internals.py``
+checks that it does nothing else, and that uvicorn has what is declared. The upper bound on the
+version of uvicorn in ``pyproject.toml`` is there because of this module: a later release is
+admitted when those tests pass with it.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ __all__ = [
 class HTTPProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol over httptools; one object a connection.
 
-    uvicorn feeds the parser in `data_received`; the parser calls the methods ``on_...``, and what
-    they raise makes uvicorn call `send_400_response`.
+    uvicorn feeds the parser in `data_received`, and the parser calls the methods ``on_...``. If one
+    of them raises, uvicorn calls `send_400_response`.
     """
 
     hooks: ClassVar = (
@@ -55,59 +56,60 @@ class HTTPProtocol(HttpToolsProtocol):
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
-    headers: list[tuple[bytes, bytes]]  # of the request that comes, names in lower case
-    url: bytes  # its target
+    headers: list[tuple[bytes, bytes]]  # of the present request, with names in lower case
+    url: bytes  # the target of the present request
 
     @property
     def others(self) -> set[Any]:
-        """The connections of the whole server, of all protocols, this one among them."""
+        """All connections of the server, of every protocol, with this one."""
         return self.connections
 
     @property
     def answer(self) -> RequestResponseCycle | None:
-        """The response to the request that came last, if one has come."""
+        """The response to the last request, if there has been one."""
         return cast("RequestResponseCycle | None", self.cycle)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody works for this connection: its request is not all there, or answered."""
+        """Whether no response is being made: the head is incomplete, or the last one is sent."""
         return self.answer is None or self.answer.response_complete
 
     @property
     def waits_for_application(self) -> bool:
-        """Whether the client cannot go on with its body before the application reads it."""
+        """Whether the client cannot send more of its body before the application reads it."""
         go_ahead = not self.is_idle and self.cycle.waiting_for_100_continue
         return self.flow.read_paused or go_ahead
 
     @property
     def is_timed(self) -> bool:
-        """Whether uvicorn's own timer ends the connection when no further request comes."""
+        """Whether uvicorn's own timer runs, which ends a connection without a further request."""
         return self.timeout_keep_alive_task is not None
 
     @property
     def http_version(self) -> str:
-        """The version in the request's first line."""
+        """The HTTP version in the request's first line."""
         return str(self.parser.get_http_version())
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """What every response has: ``Date``, for one."""
+        """The headers of every response, such as ``Date``."""
         return self.server_state.default_headers
 
     def log_refusal(self) -> None:
-        """Log the line that uvicorn has for what its parser refuses."""
+        """Log the line that uvicorn logs for a request that its parser refuses."""
         self.logger.warning("Invalid HTTP request received.")
 
     def begin_answer(self, wrap: Callable[[RequestResponseCycle], object]) -> None:
-        """Have the head taken in, and the response to it written to what ``wrap`` returns.
+        """Have uvicorn accept the head, and write the response to the object that ``wrap`` returns.
 
-        That needs the methods ``write``, ``close`` and ``is_closing`` of a transport. A request for
-        a WebSocket has no response of this kind.
+        That object needs the methods ``write``, ``close`` and ``is_closing`` of a transport. A
+        request for a WebSocket gets no such response.
         """
         before = self.answer
         super().on_headers_complete()
         if self.answer is not None and self.answer is not before:
-            # The task of the application has been made but has not run yet.
+            # The application's task exists, but runs only in a later turn of the loop. So nothing
+            # of the response has been written to the old transport.
             self.answer.transport = cast("asyncio.Transport", wrap(self.answer))
 
 
@@ -129,44 +131,45 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     logger: logging.Logger
     client: tuple[str, int] | None
     conn: ServerProtocol
-    queue: asyncio.Queue[ASGIReceiveEvent]  # what the application will receive
-    writable: asyncio.Event  # not set while the transport's buffer is full
+    queue: asyncio.Queue[ASGIReceiveEvent]  # the events that the application will receive
+    writable: asyncio.Event  # cleared while the transport's buffer is full
     read_paused: bool
 
-    handshake_initiated: bool  # a request has come
-    handshake_complete: bool  # it was answered, or there is nobody to answer
+    handshake_initiated: bool  # the request has come
+    handshake_complete: bool  # the request was answered, or the client is gone
     close_sent: bool
     disconnected: bool
-    response: Response  # to the request, unless the application refuses it
+    response: Response  # the answer to the request, unless the application refuses it
 
-    frames: list[bytes]  # of the message that comes
+    frames: list[bytes]  # the payloads of the present message's frames
     ping_timeout: float | None
     pong_timer: asyncio.TimerHandle | None
 
     def fail(self) -> None:
-        """Close, now that ``conn`` has failed the connection."""
+        """Close the connection, which ``conn`` has failed [RFC 6455, section 7.1.7]."""
         self.handle_parser_exception()
 
     def ping_for_keepalive(self) -> None:
-        """Send a ping, and call `keepalive_timeout` without a pong in ``ping_timeout`` seconds."""
+        """Send a ping; without a pong in ``ping_timeout`` seconds `keepalive_timeout` is called."""
         self.send_keepalive_ping()
 
     @property
     def is_text(self) -> bool:
-        """Whether the message that comes is text."""
+        """Whether the present message is text."""
         return self.curr_msg_data_type == "text"
 
     @property
     def extensions(self) -> dict[str, object]:
-        """The extensions of ASGI that the application will see.
+        """The extensions of ASGI in the application's scope.
 
-        While `handle_connect` runs: the application's task has been made but has not run yet.
+        `handle_connect` may still add to them: the application's task exists by then, but runs only
+        in a later turn of the loop.
         """
         return cast("dict[str, object]", self.scope["extensions"])
 
     @property
     def request_line(self) -> tuple[str, str]:
-        """The client's address and the target, for the log; what a proxy forwards is in it."""
+        """The client's address (as a trusted proxy forwards it) and the target, for the log."""
         return get_client_addr(self.scope), get_path_with_query_string(self.scope)
 
 
@@ -180,12 +183,12 @@ class Server(uvicorn.Server):
 
     config: uvicorn.Config
     started: bool
-    force_exit: bool  # skip what is left of the end, that of the lifespan too
+    force_exit: bool  # if set, the rest of the shutdown is skipped, with the lifespan's end
     lifespan: LifespanOff | LifespanOn
 
     @property
     def lifespan_state(self) -> dict[str, Any]:
-        """What the application's lifespan has yielded."""
+        """The state that the application's lifespan has yielded."""
         return self.lifespan.state
 
     @property
@@ -195,5 +198,8 @@ class Server(uvicorn.Server):
         return {*state.connections}
 
     async def is_to_end(self) -> bool:
-        """Whether a signal has said so. Sets the ``Date`` of responses, so call it every second."""
+        """Whether a signal has stopped the server; also sets the ``Date`` of responses.
+
+        Call it every second for that.
+        """
         return await self.on_tick(0)

@@ -159,7 +159,7 @@ async def test_every_line_of_a_server_is_an_object_that_tells_its_request(
     assert (asked["kernel_id"], asked["execution_id"]) == (kernel.id, execution_id)
     assert (asked["status"], asked["logger"]) == (202, "uvicorn.access")
     # What is done for a request has its id; what becomes of the kernel later has none.
-    launched = line(kernel_id=dead.id, logger="app.managers.kernels.kernel", level="info")
+    launched = line(kernel_id=dead.id, logger="app.managers.kernels.launches", level="info")
     started = line(method="POST", kernel_id=dead.id)
     assert launched["request_id"] == started["request_id"]
     assert "request_id" not in line(kernel_id=dead.id, level="error")

@@ -1,11 +1,11 @@
-"""Who may come in: the checks before any route, and what each route asks for.
+"""Access: the checks before any route, and the permissions that each route needs.
 
-Everything is closed by default. `AccessMiddleware` refuses a request without the token before any
-route is looked up; only the paths of routes declared `PUBLIC` are let through. Each route declares
-with `requires` which resource it touches and how; `Access` decides that.
+Everything is closed by default. `AccessMiddleware` refuses a request without the token before a
+route is looked up, unless its path is that of a route declared `PUBLIC`. Each route declares with
+`requires` on which resource it does which action; `Access` asks the authorizer about it.
 
-Credentials are tokens only (no cookies, no passwords), so no web page can make a browser send one
-unasked, and there is nothing for a cross-site request to ride on.
+The only credential is the token. There are no cookies and no passwords, which browsers would send
+by themselves, so a web page elsewhere cannot use a person's browser to get in.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 Action = Literal["read", "write", "execute"]
 
 _GRANTED: Final = "kernelkeep.granted"
-"""Where a request's scope notes what the authorizer has said yes to."""
+"""The key in a request's scope for the `Access` that the authorizer has granted."""
 
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Headers": (
@@ -61,7 +61,7 @@ _STANDARD_HEADERS: Final = [
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
-"""What a script may read of a response beside what scripts may always read."""
+"""The headers of a response that a script of another origin may read, beside the usual ones."""
 
 
 class Access:
@@ -90,10 +90,11 @@ class Access:
         return [] if self.action is None else [(self.resource, self.action), *self.also]
 
     async def __call__(self, connection: HTTPConnection) -> None:
-        """Ask the authorizer, if it is its business, then note the use of the API.
+        """Ask the authorizer whether the user may use the route, and note the use of the API.
 
-        Before a WebSocket is accepted too. Raises `NotAuthorized` or `AuthorizerFailed`. A route
-        that has asked before it read its body is not asked for again.
+        This is also done before a WebSocket is accepted. A `JSONRoute` does it before it reads the
+        body; FastAPI's call afterwards then does nothing. Raises `NotAuthorized` or
+        `AuthorizerFailed`.
         """
         if connection.scope.get(_GRANTED) is self:
             return
@@ -113,24 +114,24 @@ def requires(
 ) -> Any:
     """The dependency by which a route declares what it needs.
 
-    With ``activity`` its use counts as use of the API. ``also`` names the further resources that
-    the route touches, with the action on each.
+    With ``activity`` a request to it counts as use of the API. ``also`` names further resources
+    that the route touches, each with an action.
     """
     return Depends(Access(resource, action, activity=activity, also=also))
 
 
 AUTHENTICATED: Any = Depends(Access("", None, activity=True))
-"""The dependency by which a route declares that it needs the token, and nobody's permission."""
+"""The dependency of a route that needs the token, but no permission of the authorizer."""
 
 PUBLIC: Any = Depends(Access("", None, activity=False, public=True))
-"""The dependency by which a route declares that it is open to everybody."""
+"""The dependency of a route that needs no token."""
 
 PROBE: Any = Depends(Access("", None, activity=False, public=True, any_host=True))
-"""The same for a route that tells nothing at all, by whatever Host it is asked."""
+"""The dependency of a route that needs no token and answers whatever the Host header is."""
 
 
 def declared_access(route: object) -> Access | None:
-    """What a route has declared, or None if it has not."""
+    """The `Access` that a route has declared, or None."""
     for dependency in getattr(route, "dependencies", ()):
         if isinstance(dependency.dependency, Access):
             return dependency.dependency
@@ -140,10 +141,10 @@ def declared_access(route: object) -> Access | None:
 class AccessMiddleware:
     """Checks Host, token and Origin of every request and WebSocket, and adds security headers.
 
-    The order and the answers are those of Jupyter servers: a foreign Host 403, no valid token 403,
-    a foreign Origin 404 (403 for a WebSocket). A valid token makes the Origin irrelevant.
-    Whoever shows wrong tokens again and again is answered 429 for a while, and with a good one
-    is served all the same: other people may have the same address.
+    The order of the checks and the answers are those of Jupyter servers: 403 for a foreign Host,
+    403 without a valid token, 404 for a foreign Origin (403 for a WebSocket). With a valid token
+    the Origin does not matter. An address that sends wrong tokens again and again gets 429 for a
+    while; a request with the right token is served even then, for people can share an address.
     """
 
     def __init__(
@@ -189,10 +190,10 @@ class AccessMiddleware:
         authenticated: bool,
         has_token: bool,
     ) -> Response | None:
-        # No path of the service has one, and a proxy's rule for paths may take it for a slash.
+        # No path of the service has an encoded slash, and a proxy's rules may read it as a slash.
         if b"%2f" in (scope.get("raw_path") or b"").lower():
             return error_response(400, "An encoded slash in the path", "bad_request")
-        if len(headers.getlist("host")) > 1:  # whoever is in front may have looked at the other
+        if len(headers.getlist("host")) > 1:  # a proxy may have looked at another one than we do
             return error_response(400, "More than one Host header", "bad_request")
         public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
         if public is not None and public.any_host and scope["type"] == "http":
@@ -200,7 +201,7 @@ class AccessMiddleware:
         if not self._is_known_host(headers.get("host", "")):
             return error_response(403, "Forbidden", "forbidden_host")
         if self._settings.auth == "none" and not _is_local(scope):
-            # Whoever started the server listens elsewhere than the settings say.
+            # Another program than ours serves the application, and at another address than `host`.
             return error_response(403, "auth=none is for loopback addresses only", "not_loopback")
         if scope["type"] == "http" and scope["method"] == "OPTIONS":
             return Response(headers=_PREFLIGHT)
@@ -221,11 +222,11 @@ class AccessMiddleware:
         return error_response(403, "Forbidden", "unauthorized")
 
     def _slowed(self, scope: Scope) -> Response | None:
-        """Count a wrong token; the answer to an address that has shown too many."""
+        """Count a wrong token; returns the refusal for an address that has sent too many."""
         address: str = (scope.get("client") or ("",))[0]
         seconds = self._wrong_tokens.shown(address, time.monotonic())
         metrics: Metrics | None = scope.get("state", {}).get("metrics")
-        if metrics is not None:  # the lifespan has run
+        if metrics is not None:  # None if the ASGI server does not run the lifespan
             metrics.counters.wrong_tokens["slowed" if seconds else "refused"] += 1
         if not seconds:
             return None
@@ -250,7 +251,8 @@ class AccessMiddleware:
         site = headers.get("sec-fetch-site")
         is_websocket = scope["type"] == "websocket"
         if origin is None:
-            # Browsers send an Origin with what changes something, unless they are told not to.
+            # Browsers send an Origin with requests that change something, but a page can make them
+            # leave it out. Then Sec-Fetch-Site tells where the request comes from.
             changes = is_websocket or scope["method"] not in _SAFE_METHODS
             return not (changes and site in ("cross-site", "same-site"))
         if "host" not in headers or self._is_configured_origin(origin):
@@ -269,7 +271,7 @@ class AccessMiddleware:
         return self._origin_pattern is not None and bool(self._origin_pattern.fullmatch(origin))
 
     def _allowed_origin(self, origin: str | None, authenticated: bool) -> str | None:
-        """The value of Access-Control-Allow-Origin, if the browser is to be told one."""
+        """The value of Access-Control-Allow-Origin, or None if the response has no such header."""
         if self._settings.allow_origin:
             return self._settings.allow_origin
         if origin is None:
@@ -280,32 +282,33 @@ class AccessMiddleware:
 
 
 def _token(scope: Scope, headers: Headers) -> str:
-    """The token of a request. One in the query, if not empty, is the only one considered."""
+    """The token of a request: the one in its query if there is one, else that of its header."""
     query = scope["query_string"].decode("latin-1")
     if "token=" in query:
         token: str = parse_qs(query).get("token", [""])[0]
         if token:
             return token
-    # As bytes, since only there all white space is ASCII: the bytes of a letter are none.
+    # `bytes.split` takes only ASCII white space for it. `str.split` would also split at U+00A0 and
+    # U+0085, which can be bytes of letters in UTF-8.
     credentials = headers.get("authorization", "").encode("latin-1")
     scheme, value, *_ = *credentials.split(None, 1), b"", b""
     if scheme.lower() not in (b"token", b"bearer"):
         return ""
     value = value.strip()
-    try:  # what curl, tornado and aiohttp make of letters beyond ASCII
+    try:  # curl, tornado and aiohttp send letters beyond ASCII as UTF-8
         return value.decode()
-    except UnicodeDecodeError:  # and requests, http.client and browsers
+    except UnicodeDecodeError:  # requests, http.client and browsers send them as Latin-1
         return value.decode("latin-1")
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether a connection came in at a loopback address or a Unix socket."""
+    """Whether a client has connected to a loopback address or a Unix socket of this server."""
     host, port = scope.get("server") or ("", None)
     return port is None or host == "localhost" or is_loopback(host)
 
 
 def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:
-    """``send``, adding to each response what every response of a Jupyter server carries."""
+    """A ``send`` that adds the headers of every Jupyter server's response, and those of CORS."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] in (

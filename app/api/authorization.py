@@ -1,8 +1,8 @@
-"""What a user may do: decided by one object, which can be replaced.
+"""Authorization: one object decides what the user may do, and it can be replaced.
 
-An authorizer of one's own is any class with `Authorizer`'s method, named in the option
-``authorizer_class`` or given to ``create_app``. It is asked before every route that touches a
-resource, WebSockets included.
+Any object with `Authorizer`'s method will do: its class is named in the option
+``authorizer_class``, or the object is given to ``create_app``. It is asked before every route that
+touches a resource, WebSockets included.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["AllowAll", "Authorization", "Authorizer", "load_authorizer"]
 logger = logging.getLogger(__name__)
 
 DECISION_SECONDS: Final = 10.0
-"""How long an asynchronous authorizer may take; it may have to ask somebody else."""
+"""How long an asynchronous authorizer may take; it may have to ask another service."""
 
 
 class Authorizer(Protocol):
-    """Decides whether somebody may do something."""
+    """Decides whether a user may do an action on a resource."""
 
     def is_authorized(
         self, identity: Identity, action: str, resource: str
@@ -34,16 +34,16 @@ class Authorizer(Protocol):
         """Whether ``identity`` may do ``action`` with ``resource``.
 
         ``action`` is ``read``, ``write`` or ``execute``; ``resource`` is ``kernels``,
-        ``kernelspecs``, ``sessions``, ``contents``, ``events`` or ``api``. May be a coroutine.
-        Whatever it raises refuses the request.
+        ``kernelspecs``, ``sessions``, ``contents``, ``events`` or ``api``. The method may be a
+        coroutine. If it raises, the request is refused.
         """
 
 
 class AllowAll:
-    """The default: whoever has the token may do everything."""
+    """The default authorizer: a client that has the token may do everything."""
 
     def is_authorized(self, identity: Identity, action: str, resource: str) -> bool:  # noqa: ARG002
-        """Always."""
+        """Return True."""
         return True
 
 
@@ -55,7 +55,10 @@ class Authorization:
         self._user = user
 
     async def allows(self, action: str, resource: str) -> bool:
-        """Whether the user may do this. Raises `AuthorizerFailed` when nobody can tell."""
+        """Whether the user may do this.
+
+        Raises `AuthorizerFailed` if the authorizer raises, or does not answer in time.
+        """
         try:
             decision = self._authorizer.is_authorized(self._user.identity, action, resource)
             if inspect.isawaitable(decision):
@@ -78,7 +81,7 @@ def load_authorizer(name: str) -> Authorizer:
         authorizer: Any = load_class("authorizer_class", name, object)()
     except CannotLoad:
         raise
-    except Exception as error:  # it is somebody else's code
+    except Exception as error:  # the class is not ours, and may raise anything
         text = " ".join(str(error).split())
         raise CannotLoad(f"--authorizer-class: {type(error).__name__}: {text}") from error
     if not callable(getattr(authorizer, "is_authorized", None)):

@@ -1,4 +1,4 @@
-"""Responses that wait for something, and for nobody once the client has gone."""
+"""Responses that are made while their client waits, and given up when it goes away."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["AwaitedResponse"]
 
 
 class AwaitedResponse(Response):
-    """The response that ``make`` makes; it is cancelled if the client goes away before that.
+    """A response that ``make`` makes. If the client goes away first, ``make`` is cancelled.
 
-    ``on_gone`` is called then.
+    ``on_gone`` is called after that cancellation.
     """
 
     def __init__(
@@ -27,16 +27,18 @@ class AwaitedResponse(Response):
         self._on_gone = on_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait, then answer."""
+        """Send the response once it is made, or give up when the client has gone."""
         making = asyncio.ensure_future(self._make())
         leaving = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            # Both may be done. The response is then sent all the same, to nobody: what `make`
+            # waited for has happened, so there is nothing to give up.
             if making.done():
                 response = await making
                 await response(scope, receive, send)
             elif self._on_gone is not None:
-                making.cancel()  # this client waits no more
+                making.cancel()  # and it must have ended: `on_gone` looks for others that wait
                 await asyncio.wait({making})
                 await self._on_gone()
         finally:

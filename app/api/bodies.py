@@ -1,7 +1,7 @@
-"""The bodies of requests: how deep and how wide their JSON may be, found before it is parsed.
+"""The bodies of requests: the nesting and size of their JSON is bounded before it is parsed.
 
-What a body holds costs far more as objects than as bytes: a list in JSON has two bytes, and a
-hundred in memory.
+JSON takes far more memory as objects than as bytes: an empty list has two bytes in JSON, and about
+a hundred in memory.
 """
 
 from __future__ import annotations
@@ -15,23 +15,20 @@ from ..managers.errors import InvalidJSON
 __all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "OFF_LOOP_BYTES", "check_nesting", "parse"]
 
 MAX_DEPTH: Final = 64
-"""Lists and objects within each other."""
+"""How deep lists and objects may be nested."""
 
 MAX_CONTAINERS: Final = 50_000
-"""Lists and objects in all."""
+"""How many lists and objects a body may have in all."""
 
 OFF_LOOP_BYTES: Final = 2**20
 """A body with more bytes is parsed in a thread."""
 
-# An escape, which may be one of a quotation mark; an end or a beginning of a string; brackets.
+# An escaped character (it may be a quotation mark), a quotation mark, or a bracket.
 _STRUCTURE: Final = re.compile(rb"\\.|[\"\[\]{}]", re.DOTALL)
 
 
 def check_nesting(body: bytes) -> None:
-    """Return if the body's lists and objects are within the bounds; it need not be JSON.
-
-    Raises `InvalidJSON`.
-    """
+    """Raise `InvalidJSON` if a body's lists and objects exceed the bounds; it need not be JSON."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     depth = containers = 0
@@ -54,7 +51,7 @@ def check_nesting(body: bytes) -> None:
 
 
 def parse(body: bytes) -> Any:
-    """What the body holds. Raises `InvalidJSON`."""
+    """The value that a body holds as JSON. Raises `InvalidJSON`."""
     check_nesting(body)
     try:
         return json.loads(body)

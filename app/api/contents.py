@@ -37,7 +37,7 @@ _PREFIX: Final = "/api/contents"
 
 
 class _ContentsRoute(APIRoute):
-    """A route whose path may be empty, with no slash behind the prefix: the root directory's."""
+    """A route that also matches the prefix without a slash behind it: the root directory."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http" and scope["path"].endswith(_PREFIX):
@@ -50,7 +50,7 @@ router = APIRouter(prefix=_PREFIX, tags=["contents"], route_class=_ContentsRoute
 T = TypeVar("T")
 
 MAX_BODY_BYTES: Final = 64 * 2**20
-"""Of a file or notebook that is saved in one piece; larger files are sent in chunks."""
+"""The largest body that saves a file or notebook at once; larger files are sent in chunks."""
 
 _READ: Final = (ContentsNotFound, ContentsForbidden, InvalidContents, ContentsUnavailable)
 _WRITE: Final = (*_READ, ContentsExist, VersionMismatch, NoSpace)
@@ -86,7 +86,7 @@ PreconditionDep = Annotated[Precondition, Depends(_precondition)]
 
 
 class _New(msgspec.Struct):
-    """What is to be made in a directory."""
+    """The body of a request to make or copy a file in a directory."""
 
     copy_from: str | None = None
     type: str | None = None
@@ -98,7 +98,7 @@ class _Renamed(msgspec.Struct):
 
 
 def _body_schema(**properties: dict[str, Any]) -> dict[str, Any]:
-    """The body of an operation for the document: it is read and decoded by the route itself."""
+    """The body of an operation for the OpenAPI document; the route reads and decodes it itself."""
     schema = {"type": "object", "properties": properties}
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
@@ -107,7 +107,7 @@ _TYPE: Final = {"type": ["string", "null"], "examples": ["file", "notebook", "di
 _TEXT: Final = {"type": ["string", "null"]}
 
 
-# Checkpoints come first: their paths would do for files of such names.
+# The routes of checkpoints come first, for the routes of files match their paths, too.
 
 
 @router.get(
@@ -213,7 +213,8 @@ async def get_contents(
         return _encode(found.model), found
 
     body, found = await service.run(get)
-    # What a directory shows changes without it; its tag is made of the answer.
+    # A file in a directory can change, and with it the listing, while the directory itself does
+    # not. So a listing gets no tag here; `ETagMiddleware` makes one from the answer.
     is_directory = found.model.type == "directory"
     return _json(body, 200, None if is_directory else {"ETag": found.version})
 
@@ -308,7 +309,7 @@ async def _decoded(request: Request, service: ContentsService, kind: type[T]) ->
 def _decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:  # it names the field, not what is in it
+    except msgspec.ValidationError as error:  # its text names the field, and not the value
         raise InvalidRequest(f"body: {error}") from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidJSON("Invalid JSON in body of request") from None

@@ -1,4 +1,4 @@
-"""What routes are given, and how they answer."""
+"""The dependencies of routes, and the classes of routes that read bodies or are polled."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ MAX_BODY_BYTES: Final = 2**20
 
 DISCARD_BYTES: Final = 32 * 2**20
 DISCARD_SECONDS: Final = 5.0
-"""Of a body that is refused: how much is taken, and how long that may last."""
+"""How much of a refused body is read and thrown away, and for how long at most."""
 
 
-# Coroutines, although they wait for nothing: FastAPI calls plain functions in a thread.
+# The dependencies are coroutines although they await nothing: FastAPI calls functions in a thread.
 
 
 async def _manager(connection: HTTPConnection) -> MultiKernelManager:
@@ -146,7 +146,7 @@ AuthorizationDep = Annotated[Authorization, Depends(_authorization)]
 
 
 def fingerprint(body: BaseModel) -> bytes:
-    """The same for bodies that ask for the same."""
+    """The body in one form: equal for any two bodies that ask for the same."""
     return json.dumps(body.model_dump(), sort_keys=True).encode()
 
 
@@ -154,7 +154,8 @@ class JSONRoute(APIRoute):
     """A route whose body is read as JSON whatever its Content-Type says.
 
     Clients of Jupyter servers send JSON as text/plain, as a form, or with no type at all. The
-    authorizer is asked before the body is read: who may not use the route costs no more than that.
+    authorizer is asked before the body is read and parsed, so that a client without the permission
+    cannot make the server do that work.
     """
 
     max_body_bytes = MAX_BODY_BYTES
@@ -178,13 +179,13 @@ class JSONRoute(APIRoute):
 
 
 class CodeRoute(JSONRoute):
-    """A route that takes code, which may be long."""
+    """A route that takes code, which may be long: its bodies may be larger."""
 
     max_body_bytes = 16 * 2**20
 
 
 class SmallRoute(JSONRoute):
-    """A route whose bodies are small: every subscriber, or every answer, carries them."""
+    """A route whose bodies are kept small, since each subscriber or each later answer gets them."""
 
     max_body_bytes = 64 * 2**10
 
@@ -192,9 +193,9 @@ class SmallRoute(JSONRoute):
 class PolledRoute(APIRoute):
     """A route whose endpoint is called with the manager and the parameters of its path only.
 
-    What clients ask for all the time does not go through FastAPI's dependencies, which take longer
-    than all the rest; the document is made from the endpoint as ever. The endpoint's parameters are
-    named as they are in the path, and strings.
+    Clients poll it, and FastAPI's dependencies would take longer than all the rest of the answer.
+    The OpenAPI document is made from the endpoint as usual. The endpoint's parameters must have the
+    names of the path's and be strings.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -228,7 +229,7 @@ async def _as_json(request: Request, limit: int) -> Request:
 
 
 class _Parsed(Request):
-    """A request whose body was parsed before."""
+    """A request whose body was parsed in a thread before FastAPI asks for it."""
 
     def __init__(self, scope: Scope, receive: Receive, parsed: Any) -> None:
         super().__init__(scope, receive)
@@ -239,10 +240,10 @@ class _Parsed(Request):
 
 
 async def _discard(stream: AsyncIterator[bytes]) -> None:
-    """Take, and forget, the rest of a body that is refused.
+    """Read and throw away the rest of a refused body, within `DISCARD_BYTES` and `DISCARD_SECONDS`.
 
-    An answer that comes while the client still sends is lost: the connection is reset. What is
-    taken is bounded in bytes and in time.
+    If the server answered and closed while the client still sends, the connection would be reset,
+    and the client would not see the answer.
     """
     taken = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect):
@@ -254,7 +255,7 @@ async def _discard(stream: AsyncIterator[bytes]) -> None:
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The body. Raises `RequestTooLarge`, or `InvalidRequest` when it breaks off."""
+    """The body of a request. Raises `RequestTooLarge`, or `InvalidRequest` if it breaks off."""
     body = bytearray()
     try:
         async for chunk in (stream := request.stream()):

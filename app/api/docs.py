@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it without internet."""
+"""The OpenAPI document, and a page that shows it without loading anything from the internet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASSETS: Final = {
     "swagger-ui.css": "text/css",
 }
 
-# The page's address holds the token, and what the page loads needs it too.
+# The token is in the query of the page's address. The page adds it to all that it loads.
 _SCRIPT: Final = """
 const query = location.search;
 const token = new URLSearchParams(query).get("token");
@@ -64,7 +64,7 @@ _POLICY: Final = (
 
 
 def docs_router(*, public: bool) -> APIRouter:
-    """The routes of the document and its page; ``public`` ones need no token."""
+    """The routes of the OpenAPI document and its page; if ``public``, they need no token."""
     access = PUBLIC if public else requires("api", "read", activity=False)
     router = APIRouter(include_in_schema=False, dependencies=[access])
     written: bytes | None = None
@@ -72,7 +72,8 @@ def docs_router(*, public: bool) -> APIRouter:
     @router.get("/", name="home")
     async def home(request: Request) -> Response:
         """The address that the server prints: it leads to the documentation."""
-        # Relative: an address made from the Host could be anybody's, and the token is in it.
+        # A relative address: an absolute one would come from the Host header, so it could lead to
+        # another server, with the token in its query.
         query = request.scope["query_string"].decode("latin-1")
         return RedirectResponse(f"docs?{query}" if query else "docs", 302)
 
@@ -82,7 +83,8 @@ def docs_router(*, public: bool) -> APIRouter:
 
     @router.get("/api/spec.yaml", name="spec")
     async def spec(request: Request) -> Response:
-        # Written in a thread, and once: it takes tenths of a second.
+        # It takes tenths of a second to write, so it is written in a thread, and once. Two first
+        # requests may each write it: both write the same.
         nonlocal written
         if written is None:
             written = await asyncio.to_thread(_as_yaml, request.app.openapi())
@@ -93,14 +95,14 @@ def docs_router(*, public: bool) -> APIRouter:
         headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"}
         return HTMLResponse(_PAGE, headers=headers)
 
-    # One route a file, so that the paths that need no token can be listed exactly.
+    # Each file has a route, so that the paths that need no token can be listed exactly.
     for name, media_type in _ASSETS.items():
         router.add_api_route(f"/docs/{name}", _asset(name, media_type), name=name)
     return router
 
 
 def _as_yaml(document: dict[str, Any]) -> bytes:
-    # What the document holds twice is written twice: not every reader knows YAML's aliases.
+    # The copy has no object twice, which would become an alias: not every reader of YAML knows it.
     plain = json.loads(json.dumps(document))
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text.encode()

@@ -1,4 +1,4 @@
-"""Errors as responses: ``{"message", "reason", "code"}`` with the right status, everywhere."""
+"""Turns errors into responses: each has the body ``{"message", "reason", "code"}``."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ STANDARD_HEADERS: Final = {
         "frame-ancestors 'self'; report-uri /api/security/csp-report; default-src 'none'"
     ),
 }
-"""What Jupyter servers send with every response; their tests compare it to the letter."""
+"""The headers of every response of a Jupyter server; Jupyter's tests compare them to the letter."""
 
-# Of what the framework raises. Its standard phrases differ between versions of Python.
+# Codes for the errors that the framework raises. Its phrases differ between versions of Python.
 _CODES: Final = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
-_MAX_WHERE: Final = 200  # characters of a field's name that are repeated
+_MAX_WHERE: Final = 200  # characters of a field's name that an error repeats
 
 _encode = msgspec.json.Encoder().encode
 
@@ -40,15 +40,15 @@ _encode = msgspec.json.Encoder().encode
 def error_response(
     status: int, message: str, code: str, headers: dict[str, str] | None = None, **more: Any
 ) -> Response:
-    """The error body of a Jupyter server, with a stable machine-readable ``code``."""
-    # What a client sent and is named here may hold halves of surrogate pairs.
+    """An error with the body of a Jupyter server's, and a stable machine-readable ``code``."""
+    # The message may repeat a name that the client has sent, with lone surrogates in it.
     text = message.encode("utf-8", "replace").decode()
     body = {"message": text, "reason": None, "code": code, **more}
     return Response(_encode(body), status, headers, "application/json")
 
 
 def add_error_handlers(app: FastAPI, routers: Iterable[APIRouter]) -> None:
-    """Turn every exception into a response; the only place that does."""
+    """Have the application turn every exception into a response; no other place does that."""
     methods: dict[str, set[str]] = {}
     for route in chain.from_iterable(router.routes for router in routers):
         if isinstance(route, APIRoute):
@@ -62,7 +62,7 @@ def add_error_handlers(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     app.add_exception_handler(Exception, _on_exception)
 
 
-# Before a WebSocket is accepted, Starlette sends these responses in the place of its handshake.
+# If a WebSocket is not accepted yet, Starlette sends these responses in place of its handshake.
 
 
 async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> Response:
@@ -74,7 +74,7 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
 
 
 async def _on_validation_error(_connection: HTTPConnection, error: Exception) -> Response:
-    """Name the field that is wrong, without echoing its value."""
+    """An error that names the wrong field, without repeating its value."""
     assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -97,7 +97,7 @@ async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Re
     assert isinstance(error, HTTPException)
     if error.status_code == 404 and (redirect := _without_slash(connection)):
         return redirect
-    # FastAPI says in other words that a body is not UTF-8 or nested too deeply.
+    # FastAPI has other errors for a body that is not UTF-8 or is nested too deeply.
     if isinstance(error.__cause__, UnicodeDecodeError | RecursionError):
         return _invalid_json()
     status = error.status_code
@@ -110,22 +110,23 @@ async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Re
 
 
 def _without_slash(connection: HTTPConnection) -> Response | None:
-    """A redirection for a path that ends in a slash, to the same path without, query kept."""
+    """A redirection for a path that ends in a slash, to that path without it and with the query."""
     path = connection.scope["path"].rstrip("/")
     if not path or path == connection.scope["path"]:
         return None
     if connection.scope.get("method") not in ("GET", "POST", "PUT"):
         return None
-    # One slash at the start: two would be the name of another server.
+    # The target has one slash at its start: two would make a browser go to another server.
     target = quote("/" + path.lstrip("/"))
     query = connection.scope["query_string"].decode("latin-1")
     return RedirectResponse(f"{target}?{query}" if query else target, 302)
 
 
 async def _on_exception(_connection: HTTPConnection, _error: Exception) -> Response:
-    """Starlette logs the traceback; the client learns nothing of it.
+    """The response to an exception that no handler knows. Starlette logs the traceback.
 
-    It sends this outside of every other middleware, and the server then ends the connection.
+    Starlette sends this response outside of all other middleware, so the headers that those add are
+    added here. The server then ends the connection.
     """
     headers = {**STANDARD_HEADERS, "Connection": "close"}
     if (failed := caller()) is not None:

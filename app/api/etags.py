@@ -12,13 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["ETagMiddleware"]
 
 MAX_KEPT_BYTES: Final = 2**18
-"""Of a body whose tag is kept."""
+"""The largest body whose tag is cached; the cache holds the body, too."""
 
 
 class ETagMiddleware:
-    """Tags successful GET responses that come in one piece; others pass untouched.
+    """Tags successful GET responses that come in one piece; others pass unchanged.
 
-    Clients poll lists of kernels, and what has not changed need not travel.
+    Clients poll the list of kernels; a list that has not changed need not be sent again.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -63,5 +63,5 @@ def _new_etag(body: bytes) -> str:
     return f'"{sha1(body, usedforsecurity=False).hexdigest()}"'
 
 
-# What is polled is mostly the very same object, whose hash Python keeps too.
+# A polled body is mostly the very same object, whose hash Python caches: a lookup costs little.
 _kept_etag = lru_cache(32)(_new_etag)

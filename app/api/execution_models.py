@@ -30,10 +30,10 @@ def _whole(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-"""What can be sent on as UTF-8."""
+"""A text that can be encoded as UTF-8."""
 
 MAX_QUEUE_NAME: Final = 100
-"""Characters."""
+"""Characters that the name of a queue may have."""
 
 State = Literal["queued", "running", "ok", "error", "aborted", "cancelled", "lost"]
 

@@ -76,11 +76,11 @@ router = APIRouter(
 
 DEFAULT_MAX_BYTES: Final = 10 * 2**20
 MAX_BYTES: Final = 64 * 2**20
-"""The most output that one response holds."""
+"""The most output that one response may hold, whatever ``max_bytes`` asks for."""
 
 _NOT_FOUND: Final = (KernelNotFound, ExecutionNotFound)
 
-# What a kernel shows is never trusted: no browser may run it in the name of this server.
+# A kernel's output is never trusted: a browser must not run it as a page of this server.
 INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
@@ -142,9 +142,10 @@ async def _answer(
     created: bool = False,
     waited: bool = False,
 ) -> Response:
-    """The execution as it is now.
+    """The response with an execution as it is now.
 
-    202 if it was just asked for, unless the caller has waited for its end and it has come.
+    Its status is 202 for an execution that this request has ``created``, unless the request has
+    ``waited`` until the execution ended; otherwise it is 200.
     """
     url = _url_of_outputs(request, kernel, execution)
     body = _encode(await result(kernel.traffic.log, execution, url, max_bytes))
@@ -174,7 +175,7 @@ def _waiting(
     async def cancel() -> None:
         if kernel.executions.is_deserted(execution):
             kernel.reports.cancelled(execution.id)
-            with suppress(KernelkeepError):  # nobody is left to be told
+            with suppress(KernelkeepError):  # the client that would get the error has gone
                 why = "Its client has gone: it was cancelled"
                 await kernel.executions.cancel(execution, why=why)
 

@@ -1,4 +1,4 @@
-"""Files as they are: streamed, whole or the range of bytes that is asked for."""
+"""Serves the bytes of files, whole or in a range that the client asks for."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/files", tags=["contents"])
 
-READ_TOGETHER: Final = 2**18  # bytes
+READ_TOGETHER: Final = 2**18  # bytes that are read and sent at a time
 
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 class Span(NamedTuple):
-    """Bytes of a file: from ``start`` up to but not with ``end``."""
+    """A range of a file's bytes: from ``start`` up to ``end``, which is excluded."""
 
     start: int
     end: int
 
 
 def requested_span(header: str | None, size: int) -> Span | None:
-    """The one range that a ``Range`` header asks for; None for the whole file [RFC 9110, 14.2].
+    """The range that a ``Range`` header asks for; None for the whole file [RFC 9110, 14.2].
 
     A header that makes no sense, or asks for several ranges, is ignored. Raises
-    `RangeNotSatisfiable` for bytes that the file does not have.
+    `RangeNotSatisfiable` if the file of ``size`` bytes has none of the range.
     """
     match = _RANGE.fullmatch((header or "").strip())
     if match is None or match.group(0) == "bytes=-":
@@ -99,7 +99,7 @@ async def get_file(
             "Last-Modified": formatdate(status.st_mtime, usegmt=True),
             "Accept-Ranges": "bytes",
             "Content-Type": _media_type(path),
-            # A page among the files must not act as one of this server's.
+            # The sandbox keeps a file that is a web page from acting as a page of this server.
             "Content-Security-Policy": STANDARD_HEADERS["Content-Security-Policy"] + "; sandbox",
         }
         if download:
@@ -119,7 +119,7 @@ async def get_file(
         raise
 
 
-# Its own operation id: one operation cannot stand for two methods.
+# HEAD is a route of its own, for an operation of the OpenAPI document has one method.
 router.add_api_route(
     "/{path:path}",
     get_file,
@@ -131,7 +131,11 @@ router.add_api_route(
 
 
 class FileStream(Response):
-    """Sends bytes of an open file, as many as were announced whatever becomes of the file."""
+    """Sends a span of an open file's bytes, and closes the file.
+
+    The file may be replaced, grow or shrink meanwhile. A replacement has another inode, so the open
+    file stays as it was; of a file that grows only the announced bytes are sent.
+    """
 
     def __init__(
         self,
@@ -169,7 +173,8 @@ class FileStream(Response):
             size = min(READ_TOGETHER, end - position)
             data = await self._service.run(os.pread, descriptor, size, position)
             if not data:
-                # The answer stays incomplete, and so the client cannot take it for the file.
+                # The file has shrunk. The response stays incomplete, so the client sees that it
+                # does not have the whole file.
                 logger.warning("a file was cut short while it was read")
                 return
             if await request.is_disconnected():

@@ -1,4 +1,4 @@
-"""Requests that are sent twice and done once: the store behind the `Idempotency-Key` header."""
+"""The store behind the `Idempotency-Key` header: requests that are sent twice are done once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_KEY_LENGTH: Final = 255
 
 
 class _Use:
-    """A key that was used: for what, and what came of it."""
+    """The use of a key: the digest of its request, and the id of the object that it has made."""
 
     __slots__ = ("digest", "done", "made", "since")
 
@@ -34,7 +34,7 @@ class _Use:
 
 
 class IdempotencyKeys:
-    """Remembers which object each key has made, by its id."""
+    """Remembers the id of the object that each key has made."""
 
     def __init__(self) -> None:
         self._uses: dict[tuple[str, str], _Use] = {}  # oldest first
@@ -42,11 +42,11 @@ class IdempotencyKeys:
     async def once(
         self, scope: str, key: str | None, request: bytes, make: Callable[[], Awaitable[str]]
     ) -> str:
-        """The id of what ``make`` makes, or has made for an earlier request with this key.
+        """The id of the object that ``make`` makes, or has made for an earlier request.
 
-        ``scope`` is what is made. A request that fails leaves nothing, and the next one with its
-        key tries anew; one that comes while it is under way waits for it. Raises
-        `InvalidIdempotencyKey`, or `IdempotencyConflict` for another ``request`` with the key.
+        An earlier request counts if it had the same ``key`` and ``scope`` (the kind of object, and
+        where). If it failed, this one calls ``make`` again. Raises `InvalidIdempotencyKey`, and
+        `IdempotencyConflict` if the earlier ``request`` was another one.
         """
         if key is None:
             return await make()
@@ -56,6 +56,9 @@ class IdempotencyKeys:
             )
         digest = sha256(request).digest()
         self._expire()
+        # A request with the key of one that is under way waits for it, and then looks again. If the
+        # first one failed, only one of those that waited begins anew: from the look that finds no
+        # use until `_make` has noted its own nothing awaits, so the others find that one.
         while (use := self._uses.get((scope, key))) is not None:
             if use.digest != digest:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")

@@ -1,4 +1,4 @@
-"""Who uses the service: one user, whoever has the token."""
+"""The user of the service. There is one: every client that has the token is the same user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 __all__ = ["UPDATABLE_FIELDS", "Identity", "User"]
 
 UPDATABLE_FIELDS: Final = ("name", "display_name", "initials", "avatar_url", "color")
-"""What of an identity its user may change; the defaults of Jupyter's identity provider."""
+"""The fields of an identity that its user may change: the defaults of Jupyter's provider."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -25,10 +25,9 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class User:
-    """The user of this server. What is changed lasts as long as the server runs.
+    """The user of this server, with an identity that can be changed until the server ends.
 
-    Jupyter servers keep changes in a login cookie; here there are no cookies, and one token means
-    one user.
+    Jupyter servers store such changes in a login cookie; this server has no cookies.
     """
 
     def __init__(self) -> None:

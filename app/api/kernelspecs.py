@@ -61,7 +61,7 @@ async def get_kernelspec_resource(manager: ManagerDep, name: str, path: str) -> 
     return FileResponse(file, headers=headers)
 
 
-# Its own operation id: one operation cannot stand for two methods.
+# HEAD is a route of its own, for an operation of the OpenAPI document has one method.
 router.add_api_route(
     "/kernelspecs/{name}/{path:path}",
     get_kernelspec_resource,

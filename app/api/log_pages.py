@@ -1,4 +1,4 @@
-"""A kernel's log as pages of messages, and as a stream of them."""
+"""A kernel's log over HTTP: as pages of messages, and as a stream of messages."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ..managers.log.message_log import MessageLog
 __all__ = ["LogEvent", "Page", "follow_log", "page"]
 
 PAGE_BYTES: Final = 8 * 2**20
-"""After so many bytes of messages a page ends, before its limit."""
+"""A page ends after so many bytes of messages, even if its limit is not reached."""
 
 
 class LogEvent(msgspec.Struct, tag_field="type", kw_only=True):
-    """What a stream of the log consists of."""
+    """An event in a stream of the log."""
 
     seq: int | None = None
 
     @property
     def resumable(self) -> bool:
-        """Whether a client that has this has all before it."""
+        """Whether a client that has received this event can resume behind its number."""
         return self.seq is not None
 
 
 class LogMessage(LogEvent, tag="message"):
-    """One message of the kernel's.
+    """A message of the kernel.
 
-    ``session`` is the one that it is for, None for all, empty for none.
+    ``session`` is the session that the message is for: None for all sessions, empty for none.
     """
 
     channel: str
@@ -48,20 +48,20 @@ class LogMessage(LogEvent, tag="message"):
 
 
 class LogGap(LogEvent, tag="gap"):
-    """So much has left the log, up to ``seq``."""
+    """Messages that have left the log: their count and bytes, up to the number ``seq``."""
 
     messages: int
     bytes: int
 
 
 class LogClosed(LogEvent, tag="closing"):
-    """Nothing more will come here."""
+    """The end of a stream, with its reason."""
 
     reason: str
 
 
 class Page(msgspec.Struct):
-    """Messages in order, and where to go on."""
+    """A page of the log: messages in order, and in ``next`` the number behind which to go on."""
 
     epoch: str
     first: int
@@ -72,7 +72,7 @@ class Page(msgspec.Struct):
 
 
 async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None) -> Page:
-    """At most ``limit`` messages behind number ``after``.
+    """A page with at most ``limit`` messages behind number ``after``.
 
     Raises `StaleEpoch` or `AfterBeyondEnd`.
     """
@@ -84,9 +84,11 @@ async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None
     while len(messages) < limit and size < PAGE_BYTES:
         before = reader.position.cursor
         found, entries = reader.take()
-        await asyncio.sleep(0)  # there may be much to read: others get a turn
+        await asyncio.sleep(0)  # reading a long page must not hold up the event loop
         if found is not None:
-            if messages:  # it has left the log while we were reading
+            # The keeper may recycle a segment between two of these reads. A page has one gap, at
+            # its beginning; this one is for the next page.
+            if messages:
                 break
             seen = before + found.messages - 1
             gone = (gap.messages, gap.bytes) if gap else (0, 0)
@@ -108,9 +110,10 @@ def follow_log(
     keepalive: float,
     epoch: str | None = None,
 ) -> AsyncIterator[LogEvent | None]:
-    """The messages behind number ``after``, then those to come, until the kernel is gone.
+    """The messages behind number ``after``, then new ones as they come, until the kernel is gone.
 
-    None after ``keepalive`` seconds without any. Raises `StaleEpoch` or `AfterBeyondEnd`, at once.
+    Yields None after ``keepalive`` seconds without a message. This call itself, and not the
+    iteration, raises `StaleEpoch` or `AfterBeyondEnd`.
     """
     reader = WholeReader(log, log.place_after(after, epoch))
     return _follow(executions, reader, keepalive)

@@ -58,8 +58,8 @@ def _decode(permissions: str) -> dict[str, list[str]]:
     operation_id="user_update",
     response_model=UpdatedMe,
     responses=errors(*BODY, FieldNotUpdatable),
-    # The authorizer decides by the identity, on kernels first of all: whoever may not change them
-    # must not change by what it decides.
+    # The authorizer may decide by the identity, above all about kernels. So a user who may not
+    # change kernels may not change the identity either.
     dependencies=[requires("api", "write", also=[("kernels", "write")])],
 )
 async def update_me(user: UserDep, body: UpdateMe) -> Response:

@@ -1,4 +1,4 @@
-"""The metrics, for Prometheus."""
+"""The route of the metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ __all__ = ["metrics_router"]
 
 
 def metrics_router(*, public: bool) -> APIRouter:
-    """The route of the metrics; a ``public`` one needs no token."""
-    # Nobody's permission, as in Jupyter servers. Scrapers come all the time: no activity.
+    """The route of the metrics; if ``public``, it needs no token."""
+    # As in Jupyter servers it needs no permission of the authorizer. Prometheus asks all the time,
+    # so its requests do not count as use of the API.
     access = PUBLIC if public else Depends(Access("", None, activity=False))
     router = APIRouter(tags=["server"], dependencies=[access])
 

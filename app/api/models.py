@@ -35,7 +35,7 @@ __all__ = [
 
 
 def _whole(text: str) -> str:
-    """JSON can escape half of a surrogate pair, which can be neither stored nor sent."""
+    """Refuse a lone surrogate: JSON can escape one, but it can be neither stored nor sent."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -55,11 +55,11 @@ def _short(text: str) -> str:
 
 
 Name = Annotated[Text, AfterValidator(_short)]
-"""What is kept and listed for as long as a session or a kernel is there."""
+"""A text of bounded length, for what is stored and listed as long as a session or kernel exists."""
 
 
 def example(**fields: Any) -> ConfigDict:
-    """A model's configuration: what one looks like, for the OpenAPI document."""
+    """The configuration of a model that has an example in the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
@@ -259,7 +259,7 @@ class StartSession(BaseModel):
     )
     type: Name = Field(description="What it is.", examples=["notebook", "console", "file"])
     name: Name | None = Field(None, description="What to call it.")
-    # A factory and no default: leaving a field out is not the same as null, which is refused.
+    # A factory, and no default of None: the field may be left out, but null is refused.
     kernel: KernelChoice = Field(
         default_factory=KernelChoice,
         description="The kernel to attach it to, or to start: under this id, if there is none yet.",
@@ -284,16 +284,16 @@ class StartSession(BaseModel):
 
 
 def _modern(data: dict[str, Any]) -> dict[str, Any]:
-    """The body of an old client, as it is written today."""
+    """The body of an old client in today's form."""
     data = {**data}
-    if isinstance(data.get("type", ""), str):  # what is no type at all is refused as ever
+    if isinstance(data.get("type", ""), str):  # any other value stays, and is refused
         data["type"] = "notebook"
     notebook, kernel = data["notebook"], data.get("kernel")
     if isinstance(notebook, dict):
         path = notebook.get("name", notebook.get("path"))
         if path is not None:
             data["path"] = path
-    # Such clients send ids that no server has ever looked at.
+    # Old clients send kernel ids that are no UUIDs; servers have always ignored those.
     if isinstance(kernel, dict) and not _is_uuid(kernel.get("id")):
         data["kernel"] = {**kernel, "id": None}
     return data

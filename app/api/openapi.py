@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond the routes: errors, access, WebSockets."""
+"""The parts of the OpenAPI document that FastAPI does not make: errors, access, WebSockets."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from .websocket_models import ChannelsMessageModel, ServerEventModel
 __all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "links", "stream_of"]
 
 BODY: Final = (InvalidRequest, InvalidJSON, RequestTooLarge)
-"""What a route that takes a body may answer."""
+"""The errors of every route that takes a body."""
 
 _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 
-# One of the two by name: generators of clients know that one as bytes.
+# `*/*` says it all. The other is there for generators of clients: they make bytes of that one.
 FILE: Final = {"application/octet-stream": _BYTES, "*/*": _BYTES}
 """The content of a response that is of any media type."""
 
 _EVERYWHERE: Final = (Unauthorized, NotAuthorized, AuthorizerFailed)
-# What no route raises, but what is found out before or behind it.
+# Errors that no route raises: middleware and handlers answer with them.
 _AROUND: Final = {
     403: "`forbidden_host`: The `Host` is none that this server answers to.",
     404: "`forbidden_origin`: A web page elsewhere has sent it, without the token.",
@@ -92,7 +92,7 @@ _SECURITY_SCHEMES: Final = {
 }
 _EITHER: Final[list[dict[str, list[str]]]] = [{name: []} for name in _SECURITY_SCHEMES]
 
-# Of the schemas that no route returns as a body of its own.
+# Models that no route returns as its whole body: FastAPI does not put them into the document.
 _MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel, ContentsModel)
 _REFERENCE: Final = "#/components/schemas/{model}"
 
@@ -120,7 +120,7 @@ _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
 
 
 def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route that may raise these, for its OpenAPI operation."""
+    """The error responses of an operation whose route may raise these errors."""
     said: dict[int, list[str]] = {status: [] for status in _AROUND}
     every: tuple[type[KernelkeepError], ...] = (*_EVERYWHERE, *kinds)
     for kind in every:
@@ -146,9 +146,10 @@ def _sentence(kind: type[KernelkeepError]) -> str:
 
 
 def json_errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
-    """The same, for a route whose own answers are not JSON: FastAPI would say that of errors too.
+    """As `errors`, for a route whose own answers are not JSON.
 
-    The model must be in the document already, by way of some other route.
+    FastAPI would give the errors the route's media type, too. The error model must be in the
+    document already, by way of another route.
     """
     schema = {"$ref": _REFERENCE.format(model=ErrorModel.__name__)}
     return {
@@ -161,30 +162,30 @@ def json_errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]
 
 
 def stream_of(model: str) -> dict[str, Any]:
-    """The content of a response that is a stream of such events.
+    """The content of a response that is a stream of events of a model.
 
-    OpenAPI 3.1 has no word for that: the body is text, and an extension tells of what.
+    OpenAPI 3.1 cannot describe that: the body is a text, and an extension names the model.
     """
     reference = {"$ref": _REFERENCE.format(model=model)}
     return {"schema": {"type": "string", "x-event-schema": reference}}
 
 
 def links(parameters: dict[str, str], *operations: str) -> dict[str, Any]:
-    """What can be done next with what a response tells: operations, by their ids.
+    """The links of a response to operations (by their ids) that a client can call next.
 
-    ``parameters`` are where theirs come from, in OpenAPI's runtime expressions.
+    ``parameters`` gives a runtime expression of OpenAPI for each parameter of those operations.
     """
     return {name: {"operationId": name, "parameters": parameters} for name in operations}
 
 
 ERRORS: Final = errors()
-"""What every route may answer."""
+"""The error responses of every operation."""
 
 
 def complete(app: FastAPI, routers: Iterable[APIRouter], root_path: str) -> None:
-    """Let the document of ``app`` say what FastAPI cannot know of the routes of ``routers``.
+    """Have ``app`` complete its OpenAPI document with what FastAPI does not know of the routes.
 
-    Clients find them below ``root_path``.
+    ``root_path`` is the prefix below which clients find the routes.
     """
     plain: Callable[[], dict[str, Any]] = app.openapi
     routes = [route for router in routers for route in router.routes]
@@ -211,9 +212,9 @@ def _add_components(document: dict[str, Any]) -> None:
     _, found = models_json_schema(
         [(model, "serialization") for model in _MODELS], ref_template=_REFERENCE
     )
-    # As FastAPI writes the others: without `default: null`.
+    # FastAPI writes its schemas without `default: null`, and so are these.
     schemas = {**jsonable_encoder(found["$defs"], exclude_none=True), **components["schemas"]}
-    # FastAPI takes what is null out of examples, too.
+    # FastAPI removes null from examples, too; these are put back whole.
     for model in (ErrorModel, ExecutionResultModel, ContentsModel):
         schemas[model.__name__]["examples"] = model.model_json_schema()["examples"]
     components["schemas"] = {name: schemas[name] for name in sorted(schemas)}
@@ -226,13 +227,16 @@ def _add_security(document: dict[str, Any], routes: Iterable[object]) -> None:
         if isinstance(route, APIRoute) and route.include_in_schema:
             access = declared_access(route)
             for method in route.methods or ():
-                # Said of each operation: not every generator reads what holds for all.
+                # Each operation has it: not every generator reads the document's own `security`.
                 operation = document["paths"][route.path_format][method.lower()]
                 operation["security"] = [] if access is not None and access.public else _EITHER
 
 
 def _simplify_parameters(document: dict[str, Any]) -> None:
-    """Whatever may be left out may be null to FastAPI; but no query and no header can say null."""
+    """Remove null from the types of parameters: no query or header can have it.
+
+    FastAPI adds it to every parameter that may be left out.
+    """
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):

@@ -1,4 +1,4 @@
-"""The path of a request: below the prefix of a proxy or not, and written in one way only."""
+"""Brings the path of a request into one form: with the proxy's prefix, and decoded one way."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["PathMiddleware"]
 
 
 class PathMiddleware:
-    """Gives each request the path that it is routed by.
+    """Gives each request the path by which it is routed.
 
-    A word of the service's own (``words``) counts only as it is written, not percent-encoded:
-    ``/api/%6bernels`` is not ``/api/kernels``, or a rule of a proxy for the one would be passed by
-    with the other. Names (of kernelspecs, for one) may be encoded.
+    The service's own ``words`` must not be percent-encoded: ``/api/%6bernels`` is not
+    ``/api/kernels``. Otherwise a client could evade a proxy's rule for one spelling with the other.
+    Parameters, such as names of kernelspecs, may be encoded.
 
-    Requests come with the prefix and without: some proxies strip it, some do not. ASGI wants
-    ``path`` to have it either way, and ``root_path`` to tell it.
+    Some proxies strip their prefix from the path, and some do not. In ASGI, ``path`` has the prefix
+    in any case, and ``root_path`` tells it.
     """
 
     def __init__(self, app: ASGIApp, prefix: str, words: Collection[str]) -> None:

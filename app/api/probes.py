@@ -1,7 +1,7 @@
-"""The probes of whoever runs the server: does it live, and may work be sent to it.
+"""The probes of an orchestrator or load balancer: is the server alive, may it be sent work.
 
-They are open to everybody and whatever the Host, as an orchestrator knows a server by its address
-only, and they tell nothing but yes or no.
+They need no token and no known Host header, since an orchestrator knows a server only by its
+address. They tell nothing but yes or no.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from .access import PROBE
 from .readiness import Readiness
 
-# Not in the OpenAPI document: no client of the service calls them.
+# They are not in the OpenAPI document, for no client of the service calls them.
 router = APIRouter(include_in_schema=False, dependencies=[PROBE])
 
 _NEVER_KEPT = {"Cache-Control": "no-store"}
@@ -20,7 +20,7 @@ _NEVER_KEPT = {"Cache-Control": "no-store"}
 
 @router.get("/livez", name="livez")
 async def live() -> Response:
-    """The event loop answers."""
+    """200 as long as the event loop answers."""
     return PlainTextResponse("ok\n", headers=_NEVER_KEPT)
 
 

@@ -1,7 +1,7 @@
-"""The server's metrics for Prometheus, put together when they are asked for.
+"""The server's metrics for Prometheus, put together at each request for them.
 
-Nothing is kept here: one collector reads the kernels as they are, and what `Counters` has counted.
-So a gauge cannot drift from the truth, and counting costs no more than an addition.
+This module stores nothing: one collector reads the state of the kernels, and the sums of
+`Counters`. So a gauge cannot drift from the truth, and counting costs no more than an addition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STATES: Final = frozenset(
 
 
 class Metrics:
-    """Of one server; each has a registry of its own.
+    """The metrics of one server, in a Prometheus registry of their own.
 
     Make it inside a running event loop, and `close` it there.
     """
@@ -59,12 +59,12 @@ class Metrics:
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Let go of the event loop."""
+        """Stop measuring the lag of the event loop."""
         self._lag.close()
 
 
 class _Collector(Collector):
-    """Reads the state of the server and what it has counted, each time it is asked."""
+    """Makes the metrics from the state of the kernels and the counters, at each request."""
 
     def __init__(self, kernels: MultiKernelManager, counters: Counters) -> None:
         self._kernels = kernels
@@ -90,14 +90,14 @@ class _Collector(Collector):
             yield GaugeMetricFamily(f"jupyter_server_{name}", text, value=value)
 
     def _present_kernels(self) -> Iterator[Metric]:
-        # A type of which there is no kernel any more is told as 0, and does not just vanish.
+        # A type that has no kernel any more has the value 0: its series must not just vanish.
         running: Counter[str] = Counter({kind: 0 for kind, _ in self._counters.starts})
         states: Counter[tuple[str, str]] = Counter()
         held = 0
         for kernel in self._kernels:
             kind, state, log = kernel.reports.kind, kernel.state, kernel.traffic.log
             running[kind] += state.lifecycle is not Lifecycle.DEAD
-            # Kernels may report any word; not each becomes a series.
+            # Kernels may report any word as their state; unknown ones share one series.
             states[kind, state.word if state.word in _STATES else "other"] += 1
             held += log.bytes
         yield _gauge(
@@ -238,7 +238,7 @@ class _Collector(Collector):
 
 T = TypeVar("T")
 Labelled = Collection[tuple[Sequence[str], T]]
-"""Values, each with those of its labels."""
+"""Values of one metric, each with the values of its labels."""
 
 
 def _gauge(name: str, text: str, labels: list[str], values: Labelled[float]) -> Metric:

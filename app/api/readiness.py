@@ -1,7 +1,7 @@
-"""Whether this server could start a kernel now: what a load balancer or an orchestrator asks.
+"""Whether this server could start a kernel now, for load balancers and orchestrators.
 
-It is asked every few seconds, by anybody, so the answer is kept for a moment, and tells nothing but
-yes or no. Why it is no is told to the log, when it changes.
+They ask every few seconds, and anybody may ask. So an answer is reused for a moment, and tells
+nothing but yes or no. The server's log tells why the answer is no, when that changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..managers.kernels.multikernel import MultiKernelManager
 
 try:
     import resource
-except ImportError:  # Windows: there is no such limit
+except ImportError:  # Windows has no limit of file descriptors
     resource = None  # type: ignore[assignment]
 
 __all__ = ["MIN_FREE_BYTES", "MIN_FREE_DESCRIPTORS", "Readiness"]
@@ -25,19 +25,19 @@ __all__ = ["MIN_FREE_BYTES", "MIN_FREE_DESCRIPTORS", "Readiness"]
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 1.0
-"""How long an answer is given again before anything is looked at anew."""
+"""How long an answer is reused."""
 
 MIN_FREE_BYTES: Final = 16 * 2**20
-"""On the disk of the state directory: for connection files, output and logs of a kernel."""
+"""Bytes on the disk of the state directory that a kernel's connection file, output and log need."""
 
 MIN_FREE_DESCRIPTORS: Final = 32
-"""A kernel takes about ten; the rest is for the requests that start and use it."""
+"""File descriptors that must be free. A kernel takes about ten; the requests to it take others."""
 
 _OPEN_DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
 class Readiness:
-    """Of one server."""
+    """Answers whether one server is ready, and logs changes."""
 
     def __init__(self, kernels: MultiKernelManager) -> None:
         self._kernels = kernels
@@ -49,6 +49,7 @@ class Readiness:
         """Whether a kernel could be started, as of at most `FRESH_SECONDS` ago."""
         if self._kernels.stopping:
             return False
+        # Requests that come while one looks wait for the lock, and then find a fresh answer.
         async with self._looking:
             if time.monotonic() >= self._looked + FRESH_SECONDS:
                 try:
@@ -67,7 +68,7 @@ class Readiness:
         self._problem = problem
 
     def _look(self) -> str | None:
-        """What would keep a kernel from starting, if anything."""
+        """What would keep a kernel from starting, or None. Raises `OSError`, and blocks."""
         if not self._kernels.specs.exist():
             return "there is no kernelspec"
         if _free_bytes(self._kernels.settings.state_dir) < MIN_FREE_BYTES:
@@ -78,7 +79,7 @@ class Readiness:
 
 
 def _free_bytes(directory: Path) -> float:
-    """What may still be written there; nothing if it is gone or cannot be written to."""
+    """Bytes that may still be written in a directory; 0 if it is gone or not writable."""
     if not os.access(directory, os.W_OK | os.X_OK):
         return 0
     if not hasattr(os, "statvfs"):  # Windows

@@ -1,4 +1,7 @@
-"""The id of every request: the client's own if it is sane, else a new one; told in the response."""
+"""The id of every request: the client's own if it is well-formed, else a new one.
+
+Every response has it in the header ``X-Request-Id``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _RESPONSES: Final = frozenset(
 
 
 class RequestIdMiddleware:
-    """Names the caller for all that is done for a request or a WebSocket (`app.callers`)."""
+    """Notes the caller of each request and WebSocket for the logs (`app.callers`)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,7 +47,7 @@ class RequestIdMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_named)
-        # Not when it fails: that is still to be logged.
+        # If the application raises, the caller stays: the error is still to be logged for it.
         made_for.over = True
 
 
@@ -57,7 +60,7 @@ def _request_id(scope: Scope) -> str:
 
 @lru_cache(256)
 def _address(host: str) -> str:
-    """The client's IP address. What a proxy forwards may be anything."""
+    """The client's IP address; empty if it is none: a proxy may forward any text."""
     try:
         return str(ip_address(host))
     except ValueError:
@@ -65,6 +68,6 @@ def _address(host: str) -> str:
 
 
 def _name_subjects(made_for: Caller, parameters: Mapping[str, Any]) -> None:
-    """Note what the path names, unless the route has told what was made for the request."""
+    """Note the kernel and execution that the path names, unless the route has noted others."""
     made_for.kernel_id = made_for.kernel_id or parameters.get("kernel_id")
     made_for.execution_id = made_for.execution_id or parameters.get("execution_id")

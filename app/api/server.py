@@ -1,4 +1,4 @@
-"""The server itself: its version and its state."""
+"""The server resource: its version and state, and what a path means to it."""
 
 from __future__ import annotations
 

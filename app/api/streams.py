@@ -1,7 +1,7 @@
-"""Streams of events over HTTP: Server-Sent Events, or JSON a line, as the client prefers.
+"""Streams of events over HTTP: Server-Sent Events or lines of JSON, as the client prefers.
 
-An event goes out as it happens. Silence is broken by a comment or a blank line, so that no proxy
-takes the connection for dead.
+An event is sent as soon as it happens. In a long silence a comment or a blank line is sent, so that
+no proxy takes the connection for dead.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StreamEvent(Protocol):
-    """What can be streamed."""
+    """An event that can be streamed."""
 
     @property
     def seq(self) -> int | None:
-        """Its number."""
+        """The event's number in the log, if it has one."""
 
     @property
     def resumable(self) -> bool:
-        """Whether a client that has it can go on behind its number."""
+        """Whether a client that has received the event can resume behind its number."""
 
 
 AfterDep = Annotated[
@@ -73,7 +73,7 @@ def resume_after(after: int | None, last_event_id: str | None) -> int | None:
 
 
 def wants(request: Request) -> str | None:
-    """The kind of stream that a client asks for: the first it names, or None for neither."""
+    """The kind of stream that a client asks for: the first that it names, or None for neither."""
     accepted = ",".join(request.headers.getlist("accept")).lower()
     named = [
         media_type.partition(";")[0].strip() for media_type in accepted.split(",") if media_type
@@ -82,8 +82,8 @@ def wants(request: Request) -> str | None:
 
 
 class EventStream(StreamingResponse):
-    """Server-Sent Events. They have no ``event`` field: the data tells its type, and an event named
-    ``error`` would be taken for the browser's own."""
+    """Server-Sent Events. They have no ``event`` field, for the data tells the type of an event,
+    and a browser would take an event named ``error`` for its own."""
 
     media_type = SSE
     blank = b":\n\n"
@@ -96,15 +96,15 @@ class EventStream(StreamingResponse):
             yield self.blank if event is None else self.line(event)
 
     def line(self, event: StreamEvent) -> bytes:
-        """An event as it is sent."""
+        """The bytes of an event in the stream."""
         data = b"data: %b\n" % _encode(event)
         if event.seq is None or not event.resumable:
             return data + b"\n"
-        # The id last: who has that, however the connection was cut, has the data too.
+        # The id comes last. Wherever the connection breaks, a client that has the id has the data.
         return b"%bid: %d\n\n" % (data, event.seq)
 
     async def stream_response(self, send: Send) -> None:
-        """Send the headers at once, and then each event."""
+        """Send the headers at once, before there is an event, and then each event."""
 
         async def send_started(message: Message) -> None:
             await send(message)
@@ -115,11 +115,11 @@ class EventStream(StreamingResponse):
 
 
 class JSONLines(EventStream):
-    """The same events as JSON, one a line; blank lines mean nothing."""
+    """A stream with one event of JSON a line; blank lines mean nothing."""
 
     media_type = NDJSON
     blank = b"\n"
 
     def line(self, event: StreamEvent) -> bytes:
-        """An event as it is sent."""
+        """The bytes of an event in the stream."""
         return _encode(event) + b"\n"

@@ -1,4 +1,4 @@
-"""How long requests take until they are answered, by the route that they were for."""
+"""Measures how long requests wait for their responses, by route."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 class TimingMiddleware:
     """Counts every HTTP response: its method, its route's template and its status.
 
-    What a client can make up (a path, a method) is never a label: there would be no end of them.
-    What counts is when a response begins, less what the client asked to wait: a stream that is
-    followed for hours, or a long execution that is waited for, is no slow request.
+    A path or method that a client can make up is never a label: there would be no end of labels.
+    The time is that until the response begins, less the time that the client asked to wait. So a
+    stream that lasts for hours, or a request that waits for a long execution, is no slow request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,7 +37,7 @@ class TimingMiddleware:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path_format", "none")
             metrics: Metrics | None = scope.get("state", {}).get("metrics")
-            if metrics is not None:  # the lifespan has run
+            if metrics is not None:  # None if the ASGI server does not run the lifespan
                 made_for = caller()
                 waited = made_for.waited if made_for is not None else 0.0
                 seconds = max(0.0, time.perf_counter() - began - waited)
@@ -46,7 +46,7 @@ class TimingMiddleware:
         async def send_observed(message: Message) -> None:
             nonlocal answered
             if message["type"] == "http.response.start" and not answered:
-                # Before it is sent: who has an answer finds it counted.
+                # Counted before it is sent: a client that has its response finds it in the metrics.
                 answered = True
                 observe(message["status"])
             await send(message)
@@ -54,5 +54,5 @@ class TimingMiddleware:
         try:
             await self._app(scope, receive, send_observed)
         finally:
-            if not answered:  # an exception that gets here
+            if not answered:  # the application raised, and Starlette will answer with 500
                 observe(500)

@@ -1,7 +1,7 @@
-"""The trace that a request belongs to, handed on to the kernel that it starts.
+"""Passes the trace of a request on to the kernel that the request starts.
 
-W3C Trace Context, level 1: the header ``traceparent``. By convention a process finds it in the
-variable ``TRACEPARENT`` of its environment.
+The trace comes in the header ``traceparent`` [W3C Trace Context, level 1]. By convention a process
+finds it in the variable ``TRACEPARENT`` of its environment.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from fastapi import Depends, Request
 
 __all__ = ["TraceDep", "trace_environment"]
 
-# [Section 3.2.2] A version, a trace id and a parent id that are not zero, and flags. A version
-# that we do not know may have more behind a hyphen; ff is none.
+# [Section 3.2.2] A version, a trace id and a parent id that are not zero, and flags. Later versions
+# may have more behind a hyphen; ff is no version.
 _TRACEPARENT: Final = re.compile(
     r"((?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?", re.ASCII
 )
@@ -26,9 +26,9 @@ async def _trace(request: Request) -> dict[str, str]:
 
 
 def trace_environment(sent: Sequence[str]) -> dict[str, str]:
-    """The variables that tell a process of a trace, of all the headers that a request has.
+    """The variable that tells a process its trace, from all ``traceparent`` headers of a request.
 
-    None if they are not one that is valid.
+    The dict is empty unless there is one such header, and that is valid.
     """
     match = _TRACEPARENT.fullmatch(sent[0]) if len(sent) == 1 else None
     if match is None or (match[1].startswith("00-") and match[2]):

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol, stricter: what it would pass on although it makes no sense is refused.
+"""uvicorn's HTTP protocol, made stricter: malformed and oversized requests are refused.
 
-Nothing that is refused here reaches the application. The answer is an error body as any other, and
-the connection is closed. A connection costs no more than its bound: of bytes, of seconds, and of
-file descriptors, of which connections have half at the most.
+A refused request never reaches the application. It is answered with an error body like any other,
+and its connection is closed. What connections cost is bounded: bytes and seconds of each, and the
+number of all, which take at most half of the file descriptors.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from .errors import STANDARD_HEADERS, error_response
 __all__ = ["MAX_HEAD_BYTES", "Connections", "KernelkeepHTTPProtocol"]
 
 MAX_HEAD_BYTES: Final = 65536
-"""Of a request's target and headers together. The parser itself has no bound."""
+"""Bytes that a request's target and headers may have together. The parser itself has no bound."""
 
 MAX_TRAILER_BYTES: Final = 65536
-"""Of what a request sends behind its head without adding to its body."""
+"""Bytes that a request may send behind its head without adding to its body."""
 
 HEAD_SECONDS: Final = 10.0
-"""What a request's head may take; a new connection has as long to begin one."""
+"""Seconds that a request's head may take. A new connection has as long to begin one."""
 
 BODY_SECONDS: Final = 10.0
-"""The span over which a body's pace is looked at."""
+"""The span of seconds over which the pace of a body is checked."""
 
 MIN_BODY_BYTES: Final = 5000
-"""What has to come of a body within each span, unless that is its end."""
+"""Bytes of a body that must come within each span, unless the body ends."""
 
 EVICTED_AT_ONCE: Final = 16
-"""Connections that make room when there are too many, so that not every new one has to look."""
+"""How many connections are ended at once to make room, so that not every new one has to search."""
 
 YOUNG_SECONDS: Final = 0.25
-"""The age up to which a connection may have sent a request that has only not been read."""
+"""A connection up to this age may have sent a request that the server just has not read yet."""
 
 WARNING_SECONDS: Final = 60.0
-"""The time between two lines of the log about the same."""
+"""Seconds between two log lines about the same."""
 
 PROBES: Final = ("/livez", "/readyz")
 
 LINGER_SECONDS: Final = 2.0
-"""How long what a refused client still sends is read, and thrown away."""
+"""How long a refused client's bytes are still read, and thrown away."""
 
 
 class _Response:
-    """What one response is written to: its head waits for the body that follows at once.
+    """The transport of one response. It holds the head back until the body follows.
 
-    In two writes they would be two packets, and their client would be woken twice.
+    Two writes would make two packets, and wake the client twice.
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
@@ -70,7 +70,8 @@ class _Response:
         ):
             self._begun = True
             self._head = data
-            # A stream may take its time.
+            # The body of a stream may come much later; then the head goes out in the loop's next
+            # turn, by itself.
             asyncio.get_running_loop().call_soon(self._flush)
         elif self._head:
             head, self._head = self._head, b""
@@ -93,9 +94,9 @@ class _Response:
 
 
 class Connections:
-    """The bound of a server's connections, and what the log says of those that were ended.
+    """The bound on a server's connections, and the log lines about connections that were ended.
 
-    ``limit`` 0 stands for no bound.
+    A ``limit`` of 0 means no bound.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -104,11 +105,11 @@ class Connections:
         self._silent_until: dict[str, float] = {}
 
     def ended(self, why: str) -> None:
-        """Note that a connection was ended, or refused."""
+        """Count a connection that was ended or refused."""
         self._ended[why] = self._ended.get(why, 0) + 1
 
     def lines(self, now: float) -> Iterator[str]:
-        """What there is to be said in the log, each thing once in `WARNING_SECONDS`."""
+        """The lines to log now: for each reason one in `WARNING_SECONDS`, with the count."""
         for why, count in [*self._ended.items()]:
             if now >= self._silent_until.get(why, -math.inf):
                 self._silent_until[why] = now + WARNING_SECONDS
@@ -123,11 +124,11 @@ _HEAD, _BODY, _BUSY = "head", "body", "busy"
 
 
 class _Refused(Exception):
-    """A request that the parser shall not go on with."""
+    """Makes the parser stop: the request is refused."""
 
 
 class KernelkeepHTTPProtocol(HTTPProtocol):
-    """One connection."""
+    """One HTTP connection."""
 
     _refused = False
     _in_head = False
@@ -135,11 +136,11 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
     _problem = (400, "Bad Request", "bad_request")
     _linger: asyncio.TimerHandle | None = None
 
-    _awaits = _HEAD  # what the client has to send
-    _since = 0.0  # when that began, or its span did, by the loop's clock
-    _came = 0  # bytes of the body in this span
-    _trailer_bytes = 0  # of data since the body went on, or the head ended
-    _trailer_lines = 0  # of trailer fields
+    _awaits = _HEAD  # what the client has to send, or _BUSY while the server answers
+    _since = 0.0  # when that began (for a body, its present span), by the loop's clock
+    _came = 0  # bytes of the body that have come in this span
+    _trailer_bytes = 0  # bytes that have come since the body last grew, or since the head ended
+    _trailer_lines = 0  # bytes of trailer fields
     _beyond_bound = False
 
     def __init__(self, *arguments: Any, bound: Connections | None = None, **more: Any) -> None:
@@ -152,8 +153,8 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         limit = self._bound.limit
         if not limit or len(self.others) <= limit or self._make_room(YOUNG_SECONDS):
             return
-        # Its head is read all the same, as there is some room beyond the bound: it may be a probe,
-        # or come in one piece and have others make room for it.
+        # There is some room beyond the bound, in which the head of a request is still read. It may
+        # be a probe; or the request comes in one piece, and may then evict an idle connection.
         self._beyond_bound = True
         room = limit + max(1, limit // 2)
         if len(self.others) > room and not self._make_room(0.0):
@@ -163,9 +164,9 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
             transport.close()
 
     def _make_room(self, age: float) -> bool:
-        """End those of at least this age that have waited longest, and that nobody works for.
+        """End the idle connections of at least this age that have waited longest, if there are any.
 
-        A request that comes in one piece, as nearly all do, is never among them.
+        A request that comes in one piece, as nearly all do, is never ended by this.
         """
         latest = self.loop.time() - age
         idle = [
@@ -179,7 +180,8 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         chosen = heapq.nsmallest(EVICTED_AT_ONCE, idle, key=lambda other: other._since)
         for other in chosen:
             self._bound.ended(_TOO_MANY)
-            # Counted as gone from now on; its descriptor is free in the loop's next turn.
+            # The connection counts as gone from now on, although `connection_lost` is called, and
+            # its descriptor closed, only in the loop's next turn.
             self.others.discard(other)
             other.transport.abort()
         return bool(chosen)
@@ -191,7 +193,7 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
             return
         if self._awaits == _HEAD:
             if waited > HEAD_SECONDS and self.is_idle:
-                # Nothing has been asked yet, so nothing is answered.
+                # No request is complete, so none is answered.
                 self._bound.ended(_TOO_SLOW)
                 self.transport.close()
         elif self.waits_for_application:
@@ -221,18 +223,21 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        self._trailer_bytes += len(data)  # unless it turns out to be something else
+        # All of it counts as trailers until the parser finds that it is something else: `on_body`
+        # and `on_headers_complete` set the count back.
+        self._trailer_bytes += len(data)
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
         if self._awaits == _BUSY and self.is_idle and not self.is_timed:
-            self._begin(_HEAD)  # a line's end before a request has stopped uvicorn's timer
+            # An empty line before a request stops uvicorn's timer, but begins no request.
+            self._begin(_HEAD)
         if self._awaits == _BODY and self._trailer_bytes > MAX_TRAILER_BYTES:
             self._too_large("trailers")
             self.log_refusal()
             self.send_400_response("")
             return
-        # A head that has not ended is counted as it comes: it may never end.
+        # The bytes of an unfinished head are counted as they come, for it may never end.
         if self._in_head and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -247,7 +252,7 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A line of the head. One behind the body is dropped: nobody in front has looked at it."""
+        """Take a header; a trailer field (behind the body) is dropped: no proxy has checked it."""
         if self._in_head:
             super().on_header(name, value)
             return
@@ -267,23 +272,23 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
 
     def on_response_complete(self) -> None:
         if self._awaits == _BUSY:
-            self._begin(_BUSY)  # idle since now
+            self._begin(_BUSY)  # the connection is idle from now on
         super().on_response_complete()
 
     def on_headers_complete(self) -> None:
-        """Look at the head before anybody acts on it; what is raised becomes the answer."""
+        """Check the head before the application sees it. `_Refused` becomes the error response."""
         self._in_head = False
         self._trailer_bytes = self._trailer_lines = 0
         self._begin(_BODY)
-        # Four more of each line: the colon, a space, the line's end.
+        # Each line has four bytes more: the colon, a space, and the line's end.
         lines = sum(len(name) + len(value) + 4 for name, value in self.headers)
         if len(self.url) + lines > MAX_HEAD_BYTES:
             self._too_large("target and headers")
             raise _Refused
         if self.http_version not in ("1.1", "1.0"):
             raise _Refused
-        # Not the absolute form [RFC 9112, section 3.2.2]: we are no proxy, and a host in the target
-        # would have to be checked in the place of the Host header's. No fragment either.
+        # The absolute form [RFC 9112, section 3.2.2] is for proxies, which this server is not, and
+        # its host would have to be checked in place of the Host header. Fragments are never sent.
         if (self.url[:1] != b"/" and self.url != b"*") or b"#" in self.url:
             raise _Refused
         if self._beyond_bound:
@@ -291,7 +296,7 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         self.begin_answer(_Response)
 
     def _come_in(self) -> None:
-        """Let a request in beyond the bound if it is a probe, or others can make room for it."""
+        """Admit a request beyond the bound if it is a probe, or if idle connections make room."""
         path = self.url.partition(b"?")[0].decode("latin-1")
         if not self._make_room(0.0) and not path.endswith(PROBES):
             self._bound.ended(_TOO_MANY)
@@ -304,11 +309,11 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         self._problem = (431, message, "headers_too_large")
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Answer what is refused, here or by the parser; uvicorn has logged a line about it."""
+        """Answer a request that was refused here or by the parser; a line was logged already."""
         self._refused = True
         answer = self.answer
         if answer is not None and answer.response_started and not answer.response_complete:
-            self.transport.close()  # in the middle of another answer this one would be its text
+            self.transport.close()  # within another response this one would be part of its body
             return
         status, message, code = self._problem
         standard = {**STANDARD_HEADERS, "Connection": "close"}
@@ -323,8 +328,8 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         if not self.is_idle:
             self.transport.close()
             return
-        # A client that is still sending would be reset by a close, and never see the answer
-        # [RFC 9112, section 9.6].
+        # A close now would reset the connection of a client that still sends, and the client would
+        # never see the answer. So only the sending half is closed first [RFC 9112, section 9.6].
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.close)

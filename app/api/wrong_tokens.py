@@ -1,4 +1,4 @@
-"""How often each address has shown a wrong token: who guesses is told to wait."""
+"""Counts the wrong tokens of each address, so that a client that guesses is told to wait."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Final
 __all__ = ["WrongTokens"]
 
 ALLOWED: Final = 20
-"""Wrong tokens of one address within `WINDOW_SECONDS`."""
+"""Wrong tokens that one address may send within `WINDOW_SECONDS` before it is told to wait."""
 
 WINDOW_SECONDS: Final = 60.0
 
 MAX_ADDRESSES: Final = 4096
-"""Addresses that are remembered; beyond, the one that was wrong longest ago is forgotten."""
+"""How many addresses are remembered; the one whose last wrong token is oldest is forgotten."""
 
 
 class WrongTokens:
     """Counts wrong tokens by address; times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
-        # When an address's window began, and its wrong tokens since; the latest is the last.
+        # For each address the beginning of its window, and its wrong tokens since; the address
+        # with the latest wrong token is the last.
         self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def shown(self, address: str, now: float) -> int:
-        """Note a wrong token. Returns the seconds to wait, or 0 while there are few."""
+        """Count a wrong token; returns the seconds that the client must wait, or 0 for none."""
         key = _network(address)
         began, count = self._windows.pop(key, (now, 0))
         if now - began >= WINDOW_SECONDS:
@@ -43,11 +44,11 @@ class WrongTokens:
 
 
 def _network(address: str) -> str:
-    """Whom an address stands for: one customer has at least a /64 of IPv6 [RFC 6177]."""
+    """The address to count by: for IPv6 its /64, since a customer has at least that [RFC 6177]."""
     try:
         found = ip_address(address.partition("%")[0])
     except ValueError:
-        return ""  # a Unix socket, or what a proxy made up
+        return ""  # a Unix socket, or a text that a proxy made up
     if not isinstance(found, IPv6Address):
         return str(found)
     if found.ipv4_mapped is not None:

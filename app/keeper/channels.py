@@ -25,7 +25,7 @@ __all__ = ["Channels", "Listener"]
 logger = logging.getLogger(__name__)
 
 BYTES_PER_TURN: Final = 512 * 1024
-"""What is read from one socket in one turn of the loop; how many messages `Turns` tells."""
+"""How many bytes are read from one socket in one turn of the loop. `Turns` bounds the messages."""
 
 # With enums each call costs a conversion, and each `&` makes an object in Python.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -42,16 +42,16 @@ _SOCKETS: Final = {
 
 
 class Listener(Protocol):
-    """Who hears what comes from the sockets.
+    """Gets what comes from the sockets.
 
-    Its methods must not block and must not raise: what was read together would be lost.
+    Its methods must not block and must not raise: other messages of the same turn would be lost.
     """
 
     def on_message(self, message: Message) -> None:
         """A valid message has come."""
 
     def on_malformed(self, channel: str, error: MalformedMessage) -> None:
-        """Something came that is no message, or whose signature is wrong; it was dropped."""
+        """Frames that are no message, or have a wrong signature, have come and were dropped."""
 
     def on_writable(self) -> None:
         """A socket that refused a message takes messages again."""
@@ -60,10 +60,10 @@ class Listener(Protocol):
 class Channels:
     """The four sockets to one kernel process.
 
-    All requests leave over one shell socket, so replies come back here and are routed by the
-    request that they answer. ``stdin`` has the identity of ``shell``: that is where a kernel sends
-    its input requests. With the ``identity`` of other sockets that are no more, replies come here
-    that were meant for those.
+    All requests leave over one shell socket, so all replies come back here, and are routed by the
+    request that they answer. ``stdin`` has the identity of ``shell``: a kernel sends its input
+    requests to the identity of the request that asks. Sockets with the ``identity`` of earlier
+    ones, which are closed, get the replies to requests of those.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class Channels:
         socket: zmq.Socket[bytes] = context.socket(kind)
         self._sockets[channel] = socket
         socket.linger = 0
-        # A kernel binds some time after it is started, and its peer looks again this often: half
-        # of that is what a start costs more than it must.
+        # In milliseconds. A kernel binds its sockets some time after its launch, and ZMQ tries to
+        # connect this often: on average a start is delayed by half of it.
         socket.reconnect_ivl = 10
-        # The kernel's publisher drops what a slow subscriber does not take, so ours never is slow.
+        # No high-water mark: a kernel's publisher drops messages for a subscriber that is slow.
         socket.rcvhwm = 0
         if kind == zmq.SUB:
             socket.subscribe(b"")
         else:
             socket.setsockopt(zmq.IDENTITY, identity)
         if channel == "stdin":
-            # Writable then means connected, which is the only way to know (see stdin_connected).
+            # With it, a socket is writable only once it is connected (see stdin_connected).
             socket.immediate = True
         if self._curve_key:
-            # The connection file holds one key pair, for both ends.
+            # The connection file has one key pair, which both ends use.
             socket.curve_serverkey = socket.curve_publickey = self._curve_key
             socket.curve_secretkey = self._curve_secret
         socket.connect(address)
@@ -124,6 +124,7 @@ class Channels:
         descriptor = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(descriptor, read)
         self._readers[descriptor] = read
+        # Events that came before the descriptor was watched make no further edge.
         self._schedule(channel)
 
     def close(self) -> None:
@@ -140,7 +141,7 @@ class Channels:
 
     @property
     def stdin_connected(self) -> bool:
-        """Whether the kernel has bound its stdin socket and knows ours."""
+        """Whether the stdin socket is connected, so that the kernel can send input requests."""
         return bool(_events(self._sockets["stdin"]) & _POLLOUT)
 
     def send(self, message: ClientMessage) -> bool:
@@ -152,24 +153,25 @@ class Channels:
         socket = self._sockets[channel]
         try:
             socket.send_multipart(wire.pack(message, self._signer), _NOBLOCK, copy=True)
-        except zmq.Again:
+        except zmq.Again:  # the descriptor makes an edge when there is room, and `_read` looks
             self._blocked.add(channel)
             return False
-        # The descriptor is edge-triggered, and sending may have eaten the edge of a message
-        # that arrived meanwhile.
+        # The race: ZMQ's descriptor is edge-triggered. A message that arrives while this sends may
+        # make no further edge, and would lie unread until the next one. So look at the events, and
+        # plan a read.
         if _events(socket) & _POLLIN:
             self._schedule(channel)
         return True
 
     def has_unread(self, channel: str) -> bool:
-        """Whether something has arrived on a channel that has not been read."""
+        """Whether a message has arrived on a channel and has not been read."""
         unread = bool(_events(self._sockets[channel]) & _POLLIN)
-        if unread:  # looking may have eaten the edge
+        if unread:  # to look at the events takes the edge away, as in `send`
             self._schedule(channel)
         return unread
 
     def drain(self) -> bool:
-        """Read now all that has arrived on every socket; whether there was anything."""
+        """Read all messages that have arrived on every socket; returns whether there were any."""
         found = False
         for channel in list(self._sockets):
             count = MESSAGES_ALONE
@@ -183,11 +185,16 @@ class Channels:
             self._scheduled[channel] = self._loop.call_soon(self._read, channel)
 
     def _read(self, channel: str) -> None:
-        """One turn for one socket: read what its budget allows, come back for the rest."""
+        """Read messages in one turn of the loop, and plan another turn if there may be more.
+
+        Only a turn that has emptied the socket plans none: then the next message makes an edge.
+        """
+        # The descriptor and a planned turn may both call this in one turn of the loop: this call
+        # takes the place of the planned one.
         handle = self._scheduled.pop(channel, None)
         if handle is not None:
             handle.cancel()
-        if channel not in self._sockets:
+        if channel not in self._sockets:  # closed by another socket's listener in this turn
             return
         budget = self._turns.messages(self.identity)
         if self._receive(channel, budget) >= budget:
@@ -198,9 +205,10 @@ class Channels:
             self._look_for_room(channel)
 
     def _receive(self, channel: str, max_messages: int) -> int:
-        """Read up to so many messages, or `BYTES_PER_TURN`; ``max_messages`` if there may be more.
+        """Read up to ``max_messages``, or `BYTES_PER_TURN`, and hand them to the listener.
 
-        One step is done for all of them, then the next: a step's code and data stay in the
+        Returns how many were read, or ``max_messages`` if there may be more in the socket. Each
+        step is done for all messages before the next one: the step's code and data stay in the
         processor's caches.
         """
         arrived, is_full = self._read_all(channel, max_messages)
@@ -220,12 +228,12 @@ class Channels:
                 on_message(message)
             else:
                 self._take_apart(channel, frames)
-            if channel not in self._sockets:  # the listener closed us
+            if channel not in self._sockets:  # the listener has closed the sockets
                 break
         return max_messages if is_full else len(arrived)
 
     def _read_all(self, channel: str, max_messages: int) -> tuple[list[list[Buffer]], bool]:
-        """The frames of up to so many messages, and whether they are `BYTES_PER_TURN`."""
+        """The frames of up to ``max_messages``, and whether `BYTES_PER_TURN` has ended the turn."""
         socket, leading = self._sockets[channel], wire.LEADING_FRAMES[channel]
         flags = (_NOBLOCK,) * leading
         arrived: list[list[Buffer]] = []
@@ -236,13 +244,13 @@ class Channels:
                 break
             arrived.append(frames)
             size += len(frames[-1]) if len(frames) == leading + 1 else sum(map(len, frames))
-            # Most come alone. To be told so costs half of what it costs to find out by reading.
+            # Most messages come alone. To look at the events costs half of a read that finds none.
             if len(arrived) == 1 and not _events(socket) & _POLLIN:
                 break
         return arrived, size >= BYTES_PER_TURN
 
     def _take_apart(self, channel: str, frames: list[Buffer]) -> None:
-        """Drop what is malformed, but not the messages that were read together with it."""
+        """Drop a malformed message, but not messages that were read together with it."""
         for piece in wire.split(channel, frames):
             try:
                 message = wire.unpack(channel, piece, self._signer)
@@ -263,5 +271,5 @@ def _events(socket: zmq.Socket[bytes]) -> int:
 
 
 def _bytes(value: bytes | str | None) -> bytes:
-    """A value of a connection file; jupyter_client has some as bytes, the file as text."""
+    """A value of the connection information, which jupyter_client may have as bytes or as text."""
     return value.encode() if isinstance(value, str) else value or b""

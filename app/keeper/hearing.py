@@ -1,7 +1,7 @@
-"""Hearing a kernel: what it says is numbered and appended to its log; requests leave for it once.
+"""Hearing a kernel: its messages are numbered and logged, and requests to it are sent once each.
 
-A kernel is heard from before its first process to after its last: its log outlives them. All
-requests of all clients leave over one set of sockets, so that all replies come back here.
+A kernel is heard from before its first process until after its last one: its log outlives them.
+The requests of all clients leave over one set of sockets, so that all replies come back here.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ __all__ = ["NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
 logger = logging.getLogger(__name__)
 
 NOBODY: Final = ""
-"""The owner of what is kept in a log and shown to no session."""
+"""The owner of messages that are in the log and shown to no session."""
 
 UNKNOWN_MESSAGES: Final = 64
-"""Numbers that are left out where nobody has heard a kernel for a while: how much it has said
-meanwhile is not known."""
+"""How many numbers are left out if no keeper has heard a kernel for a while: how many messages it
+has sent in that time is not known, and readers are to find a gap."""
 
 
 UNTOLD_REQUESTS: Final = 32
 UNTOLD_BYTES: Final = 2**20
-"""Requests, and their bytes, that may be taken before that is told for its own sake."""
+"""After how many requests, and bytes of them, the server is told that they are taken, even if the
+kernel sends nothing of which it must be told."""
 
 
 class _Status(msgspec.Struct):
@@ -50,11 +51,12 @@ _status_decoder: Final = msgspec.json.Decoder(_Status)
 
 
 class Hearing:
-    """One kernel's log, and its sockets while it has a process.
+    """One kernel's log, and the sockets to its process while it has one.
 
-    ``session`` is the service's own: of what the kernel says of requests in that session clients
-    see nothing. ``on_change`` is called when there is something to flush and to tell.
-    ``on_malformed`` is told of each message that is dropped.
+    ``session`` is the server's own: clients see neither replies to requests of that session nor
+    their statuses. ``on_change`` is called, once before each bell, when there are messages to write
+    or facts to tell. ``on_malformed`` is called with kernel, channel and reason of each message
+    that is dropped.
     """
 
     def __init__(
@@ -71,20 +73,20 @@ class Hearing:
         self.session = session
         self.writer = writer
         self.taken = 0
-        """Requests that have left for the kernel, or never will, ever."""
+        """How many requests, ever, were sent to the kernel or dropped: they wait here no more."""
         self.opened = False
-        """Whether the present process has been taken for ready."""
+        """Whether a server has taken the present process for ready."""
         self._on_change = on_change
         self._tell_malformed = on_malformed
         self._is_changed = False
-        self._told = 0  # of those that were taken
+        self._told = 0  # what the last bell told of ``taken``
         self._untold_bytes = 0
         self._requests = PendingRequests()
         self._held = HeldReplies(self._release, self._has_unread_output)
         self._waiting: dict[str, deque[ClientMessage]] = {}
         self._channels: Channels | None = None
         self._info: ConnectionInfo | None = None
-        # The process is new until it is ready and has published something that it was asked for.
+        # The process is new until it is ready and has published a message with a parent.
         self._is_new = self._has_begun = False
 
     @property
@@ -93,28 +95,33 @@ class Hearing:
         return self._channels is not None
 
     def bell(self) -> Bell:
-        """How far the log goes; all that is told of is written."""
+        """The ends of the log. The caller flushes first, so all that the bell tells is written."""
         writer = self.writer
         self._told, self._untold_bytes = self.taken, 0
         self._is_changed = False
         return Bell(self.handle, writer.first, writer.end, writer.tip, self.taken)
 
     def _change(self) -> None:
-        if not self._is_changed:  # since the last bell
+        if not self._is_changed:  # one call before each bell is enough
             self._is_changed = True
             self._on_change(self)
 
     # The process
 
     def connect(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
-        """A process has been launched: hear it. Raises `zmq.ZMQError` or `ValueError`."""
+        """Hear a process that was just launched. Raises `zmq.ZMQError` or `ValueError`."""
         self._disconnect()
+        # Requests to the process before get no replies any more.
         self._requests.take_all()
         self._is_new, self._has_begun, self.opened = True, False, False
         self._open(context, info, turns)
 
     def connect_again(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
-        """Hear a process that another keeper has heard. What was said meanwhile is a gap."""
+        """Hear a process that the keeper before has heard, which is gone.
+
+        The kernel's sockets dropped messages while nobody was connected, so a gap is left in the
+        log. Replies that it has not sent yet come here, as these sockets have the same identity.
+        """
         self._recall()
         if self.writer.next.cursor > 1:
             self.writer.skip(UNKNOWN_MESSAGES)
@@ -124,7 +131,8 @@ class Hearing:
 
     def _open(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
         try:
-            # The same for every keeper: a kernel answers the socket that asked.
+            # Every keeper has the same identity: a kernel replies to the identity that has asked,
+            # so that this keeper gets the replies to requests of the one before it.
             identity = hashlib.blake2b(self.kernel_id.encode(), digest_size=15).digest()
             self._channels = Channels(context, info, self, turns, b"k" + identity)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -132,7 +140,9 @@ class Hearing:
         self._info = info
 
     def disconnect(self) -> None:
-        """The process has ended, or is nobody's business here any more."""
+        """Log the last messages of the process, and close the sockets. The log goes on."""
+        # In this order: a reply that has arrived is logged before the held ones are let go, and
+        # none is left when the server is told that the process has ended.
         if self._channels is not None:
             self.settle()
         self._disconnect()
@@ -146,27 +156,27 @@ class Hearing:
             self._channels = None
         left = sum(map(len, self._waiting.values()))
         self._waiting.clear()
-        if left:
+        if left:  # these are dropped; the server gives them their ends, and its window is free
             self.taken += left
             self._change()
 
     def settle(self) -> bool:
-        """Take what has arrived from the kernel; whether there was anything."""
+        """Log all messages that have arrived; returns whether there were any."""
         return self._channels is not None and self._channels.drain()
 
     @property
     def stdin_connected(self) -> bool:
-        """Whether input requests can arrive."""
+        """Whether the stdin socket is connected; also True if there is no process."""
         return self._channels is None or self._channels.stdin_connected
 
     def close(self) -> None:
-        """Let go of the sockets and the files; both can be opened again."""
+        """Close the sockets and the log's files, which another keeper can open again."""
         self._held.clear()
         self._disconnect()
         self.writer.close()
 
     def remove(self) -> None:
-        """The kernel is gone, and with it its log."""
+        """Close the sockets, and remove the log: the kernel is gone."""
         self._held.clear()
         self._disconnect()
         self.writer.remove()
@@ -174,45 +184,53 @@ class Hearing:
     # Requests
 
     def request(self, message: ClientMessage, owner: str) -> None:
-        """Send a request of a session's to the kernel, after those before it."""
+        """Send a session's request to the kernel, behind the earlier ones of its channel.
+
+        A client's request is logged, its header only, before it is sent. So the log never lacks a
+        request that the kernel may have: a server that finds no header there may send the request
+        again. If this keeper is killed between the two, the log has a request that the kernel never
+        got; servers take it for sent, and end it as lost.
+        """
         channel = message.channel
-        # Those of clients come when it was taken for ready, should that word itself be lost.
+        # Servers send clients' requests only to a kernel that is ready. So such a request shows
+        # that it is ready, even if the message which tells that was lost with a link.
         self.opened |= owner != self.session
         if channel != "stdin":
             self._requests.add(message, owner)
             if owner != self.session:
                 header, _ = v1.encode(channel, [message.parts[0], b"{}", b"{}", b"{}"])
                 self.writer.append(header, channel, owner, records.REQUEST)
-                self.writer.flush()  # whoever hears the kernel next knows that it has left
+                self.writer.flush()  # before the request is sent, not at the end of the turn
         waiting = self._waiting.get(channel)
         if self._channels is None:
             self.taken += 1
-        elif waiting or not self._channels.send(message):
+        elif waiting or not self._channels.send(message):  # none overtakes those that wait
             self._waiting.setdefault(channel, deque()).append(message)
         else:
             self.taken += 1
-        # That it is taken is told with what the kernel says of it, or when much was.
+        # The next bell tells that the request is taken. Mostly the kernel's answer rings it; only
+        # if many requests are untold is it rung for them.
         self._untold_bytes += message.size
         if self.taken - self._told >= UNTOLD_REQUESTS or self._untold_bytes >= UNTOLD_BYTES:
             self._change()
 
     def on_writable(self) -> None:
-        """Send what waits, as far as the sockets take it."""
+        """Send the requests that wait, as far as the sockets take them."""
         for waiting in self._waiting.values():
             while waiting and self._channels is not None and self._channels.send(waiting[0]):
                 waiting.popleft()
                 self.taken += 1
         self._change()
 
-    # What is said
+    # Messages of the server and of the kernel
 
     def say(self, channel: str, frame: bytes, owner: str | None, flags: int) -> None:
-        """Append a message of the server's own making."""
+        """Append a message that the server has made."""
         self.writer.append(frame, channel, owner, flags)
         self._change()
 
     def on_message(self, message: Message) -> None:
-        """Number a message of the kernel's, for those it is for (`app.keeper.channels`)."""
+        """Append a message of the kernel, with the session that is to see it as its owner."""
         channel = message.channel
         if channel == "iopub":
             self._append(message, self._owner_of_output(message))
@@ -223,6 +241,9 @@ class Hearing:
         else:
             request = self._requests.on_reply(parent)
             owner = request.owner if request is not None else parent.session
+            # The race: the reply comes over another socket than the output, and may overtake it. A
+            # client that stops at the reply would miss output that is still on its way. So the
+            # reply is held until the idle status, which the kernel publishes after all output.
             is_early = request is not None and not request.idle and owner != self.session
             if request is not None and is_early and message.msg_type == "execute_reply":
                 self._held.hold(request, message)
@@ -241,7 +262,7 @@ class Hearing:
         return owner
 
     def _on_status(self, message: Message) -> str | None:
-        """Whom a status is for."""
+        """The owner of a status; None is every session."""
         try:
             reported = _status_decoder.decode(message.part(3)).execution_state
         except (msgspec.MsgspecError, RecursionError):
@@ -250,20 +271,22 @@ class Hearing:
         if reported == "idle":
             request = self._requests.on_idle(parent)
             if request is not None:
-                self._release(request)  # before the idle status: some clients stop at that
+                # The reply goes before the idle status, as some clients stop at that status.
+                self._release(request)
         if parent.session == self.session:
             return NOBODY
         if reported == "starting" and self.opened:
-            # Said before it was taken for ready and heard after that: to a client it would be a
-            # step back that nothing follows.
+            # The process published it when it started, and it is read here only after a server has
+            # taken the kernel for ready, over other sockets. A client would see the kernel go back
+            # to starting, with no further status to follow.
             return NOBODY
         return None
 
     def _is_chatter(self, message: Message) -> bool:
-        """Whether a new process says this of its own start: it is the output of nobody's code.
+        """Whether a message is output of a new process's own start, rather than of a client's code.
 
-        It may be read only after the kernel has answered, over another socket. Whatever has a
-        parent was published after it.
+        Such output may be read here only after the kernel has replied over another socket, so that
+        it is ready. But iopub keeps its order: a message with a parent comes after all of it.
         """
         self._has_begun |= bool(message.parent.msg_id)
         self._is_new = not (self._has_begun and self.opened)
@@ -274,7 +297,7 @@ class Hearing:
         self._change()
 
     def _release(self, request: Request) -> None:
-        """Let a reply go that was held."""
+        """Append a request's reply, if it is held. Twice does no harm: the second finds none."""
         reply, request.held = request.held, None
         if reply is not None:
             self._append(reply, request.owner)
@@ -283,11 +306,14 @@ class Hearing:
         return self._channels is not None and self._channels.has_unread("iopub")
 
     def on_malformed(self, channel: str, error: MalformedMessage) -> None:
-        """Something was dropped (`app.keeper.channels`)."""
+        """Tell of a message that was dropped."""
         self._tell_malformed(self.kernel_id, channel, str(error))
 
     def _recall(self) -> None:
-        """Know again whom the kernel owes replies, from the end of the log."""
+        """Read in the end of the log which requests the kernel has not answered, and their owners.
+
+        Their replies, which come from now on, go to those sessions.
+        """
         for record, owner, frame in self.writer.newest():
             message = Message(record.channel, frame)
             try:

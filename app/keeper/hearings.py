@@ -1,4 +1,4 @@
-"""The kernels that one process hears, and whom it tells how far their logs go."""
+"""All kernels that one keeper hears, and the doorbell that tells how far their logs go."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ logger = logging.getLogger(__name__)
 MAX_SOCKETS: Final = 65535
 
 EXPIRY_SECONDS: Final = 10.0
-"""How often is looked for what has become too old."""
+"""How often, in seconds, messages that have become too old are dropped."""
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """What a server is told of a kernel that is heard.
+    """What a server is told about a kernel that the keeper hears.
 
-    ``opened``: its present process was taken for ready. ``session`` is that of the service itself.
-    ``again``: sockets were just opened to a process that had been heard before, so that what it has
-    said meanwhile is not known.
+    ``first`` and ``end`` are places (`app.keeper.log.Place`), ``tip`` is a `Tip`. ``session`` is
+    the server's own. ``taken`` counts requests, as in a bell. ``opened``: a server has taken the
+    present process for ready. ``again``: sockets were just opened to a process that another keeper
+    heard before, so that messages of the time between are lost.
     """
 
     kernel_id: str
@@ -49,15 +50,15 @@ class Heard(msgspec.Struct, frozen=True):
 
     @property
     def bell(self) -> Bell:
-        """The same as a doorbell."""
+        """The same facts as a bell."""
         return Bell(self.handle, self.first, self.end, self.tip, self.taken)
 
 
 class Hearings:
-    """Make it inside a running event loop, and `close` it there.
+    """All kernels that one keeper hears, by id. Make it in a running event loop, and `close` it.
 
-    ``ring`` is called once a turn, with how far the logs go that have grown in it.
-    ``on_malformed`` is told of the kernel, the channel and the reason of what is dropped.
+    ``ring`` is called once a turn of the loop, with the bells of all logs that have grown in it.
+    ``on_malformed`` is called with kernel, channel and reason of each message that is dropped.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Hearings:
         return any(hearing.connected for hearing in self._hearings.values())
 
     def heard(self) -> list[Heard]:
-        """All kernels that are heard."""
+        """What servers are told about each kernel."""
         return [_heard(hearing) for hearing in self._hearings.values()]
 
     def get(self, kernel_id: str) -> Hearing | None:
@@ -102,19 +103,22 @@ class Hearings:
         anew: bool,
         known: tuple[int, int] = (1, 0),
     ) -> Heard:
-        """Hear a kernel: its log is opened, and sockets to its process if there is ``info``.
+        """Hear a kernel: open its log and, with ``info``, sockets to its process.
 
-        ``anew``: the process is a new one. ``session`` and ``epoch`` are for a log that is new.
-        ``known`` is how far the log goes as far as somebody knows: if there is less of it, as files
-        are damaged or gone, or somebody was wrong, the rest is a gap: no number is given twice.
-        Raises `OSError` where the log cannot be had, and `ValueError` for useless information.
+        ``info`` is the connection information; ``anew``: the process was just launched. ``session``
+        and ``epoch`` are for a kernel that is new here. ``known`` is the furthest place of the log
+        that the server knows of. If less of the log is left, as files are damaged or gone, the rest
+        is a gap, so that no number is given twice. Raises `OSError` if the log cannot be had, and
+        `ValueError` if ``info`` is of no use.
         """
         hearing = self._hearings.get(kernel_id)
         if hearing is None:
             writer = LogWriter(directory, kernel_id, self.room, epoch)
             try:
                 writer.resume()
-                writer.skip_to(*known)  # no file has the name of one that somebody has read
+                # Before the first file is made, which is named by its first number: no server
+                # takes it for an older file of that name.
+                writer.skip_to(*known)
                 writer.prepare()
             except BaseException:
                 writer.close()
@@ -125,6 +129,8 @@ class Hearings:
             )
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
         hearing.writer.skip_to(*known)
+        # A server that connects again asks for all its kernels. Where this keeper has the sockets
+        # already nothing is opened, and nothing of what comes over them is lost.
         again = info is not None and not anew and not hearing.connected
         try:
             if info is not None and anew:
@@ -141,33 +147,33 @@ class Hearings:
         return self._by_handle.get(handle)
 
     def settle(self, kernel_id: str) -> bool:
-        """Take what has arrived from a kernel, and tell of it; whether there was anything."""
+        """Log the messages of a kernel that have arrived, and ring; whether there were any."""
         hearing = self._hearings.get(kernel_id)
         found = hearing is not None and hearing.settle()
         self.flush()
         return found
 
     def disconnect(self, kernel_id: str) -> None:
-        """The kernel's process has ended; its log goes on."""
+        """Log the last messages of a process that has ended, close its sockets, and ring."""
         hearing = self._hearings.get(kernel_id)
         if hearing is not None:
             hearing.disconnect()
             self.flush()
 
     def renew(self, kernel_id: str) -> None:
-        """Somebody cannot read the newest file of a kernel's log: it goes on in another."""
+        """Have a kernel's log go on in another file: a server cannot read the newest one."""
         hearing = self._hearings.get(kernel_id)
         if hearing is not None:
             hearing.writer.renew()
 
     def forget(self, kernel_id: str, directory: str | None = None) -> None:
-        """The kernel is gone, and its log is removed, which may be in this directory."""
+        """Remove the log of a kernel that is gone; ``directory`` is for one that is not heard."""
         hearing = self._hearings.pop(kernel_id, None)
         if hearing is not None:
             del self._by_handle[hearing.handle]
             self._changed.pop(hearing, None)
             hearing.remove()
-        elif directory is not None:  # whoever has heard it is gone
+        elif directory is not None:  # a keeper before this one has heard it
             LogWriter(Path(directory), kernel_id, self.room).remove()
 
     def close(self) -> None:
@@ -189,20 +195,25 @@ class Hearings:
 
     def _on_change(self, hearing: Hearing) -> None:
         self._changed[hearing] = None
-        if self._plan is None:
+        if self._plan is None:  # one flush, at the end of this turn, for all kernels
             self._plan = self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what has come in this turn, then tell of it."""
+        """Write the messages of this turn, then ring one bell for all kernels that sent any."""
         if self._plan is not None:
             self._plan.cancel()
             self._plan = None
         if self._changed:
+            # Taken out first: a log that grows from now on is for the next bell.
             changed, self._changed = self._changed, {}
             self.ring_for(changed)
 
     def ring_for(self, hearings: Iterable[Hearing]) -> None:
-        """Tell how far these logs go."""
+        """Ring: tell how far these logs go.
+
+        Each log is written before its bell is made, so a server that gets the bell can read all
+        messages up to the place in it.
+        """
         bells = []
         for hearing in hearings:
             hearing.writer.flush()
@@ -210,7 +221,7 @@ class Hearings:
         self._ring(bells)
 
     def ring_all(self) -> None:
-        """Tell how far every log goes."""
+        """Ring for all kernels."""
         self.ring_for([*self._hearings.values()])
 
     def _expire(self) -> None:

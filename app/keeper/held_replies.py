@@ -13,27 +13,30 @@ from .requests import Request
 __all__ = ["HeldReplies"]
 
 HOLD_SECONDS: Final = 0.5
-"""How long a reply is held for the idle status that follows all its output."""
+"""How many seconds a reply is held for the idle status, which follows all output."""
 
 MAX_HOLD_SECONDS: Final = 10.0
-"""The same while there is output of the kernel that has not been read yet."""
+"""How many seconds it is held while there is output of the kernel that was not read yet."""
 
 
 class HeldReplies:
-    """Of one kernel.
+    """The held replies of one kernel.
 
-    A reply comes over another socket than the output, and may overtake it; a client that stops at
-    the reply would miss what is still on its way.
+    A reply comes over another socket than the output, and may overtake it: a client that stops at
+    the reply would miss output that is still on its way. The owner of this object lets a reply go
+    when its idle status has come. ``release`` lets go those whose time is over, and must do nothing
+    for a request whose reply is gone already. ``is_behind`` tells whether there is unread output.
     """
 
     def __init__(self, release: Callable[[Request], None], is_behind: Callable[[], bool]) -> None:
         self._release = release
         self._is_behind = is_behind
-        self._held: deque[tuple[float, Request]] = deque()  # and since when, by the loop's clock
+        # Requests, and since when their replies are held, by the loop's clock.
+        self._held: deque[tuple[float, Request]] = deque()
         self._plan: asyncio.TimerHandle | None = None
 
     def hold(self, request: Request, reply: Message) -> None:
-        """Keep a reply until somebody lets it go, or for as long as the bounds above say."""
+        """Hold a reply until it is let go, or for as long as the bounds above say."""
         request.held = reply
         loop = asyncio.get_running_loop()
         self._held.append((loop.time(), request))
@@ -41,14 +44,16 @@ class HeldReplies:
             self._plan = loop.call_later(HOLD_SECONDS, self._release_late)
 
     def clear(self) -> None:
-        """Hold nothing any more; what was held has been taken care of."""
+        """Forget all replies: the caller has let them go, or dropped them."""
         self._held.clear()
         if self._plan is not None:
             self._plan.cancel()
             self._plan = None
 
     def _release_late(self) -> None:
-        """Let go what was held long enough: some kernels do not go idle for every request."""
+        """Let go replies that were held long enough: some kernels never go idle for a request."""
+        # A reply that the idle status has let go is still in the queue, with ``held`` None: it is
+        # passed over, as `release` does nothing for it.
         loop, held = asyncio.get_running_loop(), self._held
         until = loop.time() - (MAX_HOLD_SECONDS if self._is_behind() else HOLD_SECONDS)
         while held and (held[0][1].held is None or held[0][0] <= until):

@@ -1,7 +1,7 @@
-"""What of the end of a process's output says why it ended: its last useful lines.
+"""The last useful lines of a process's output, which mostly tell why the process ended.
 
-Interpreters write much around the one line that tells: a traceback's frames, the stacks of all
-threads. All of it is in the file that the output is kept in; people are shown what is left here.
+Interpreters write much around the one line that tells why: the frames of a traceback, the stacks of
+all threads. The file of the output has all lines; people are shown those that are left here.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ _IPYTHON_NOTE: Final = re.compile(
     r"(?:To connect another client to this kernel, use:\n\s*--existing \S*\n?|\Z)",
     re.DOTALL,
 )
-"""ipykernel writes it when it takes its parent for a terminal."""
+"""A note that ipykernel writes when it takes its parent for a terminal."""
 
 _DEBUGGER_WARNING: Final = re.compile(r"^\d+\.\d+s - .*\n?", re.MULTILINE)
-"""pydevd's, about frozen modules."""
+"""A warning of pydevd about frozen modules."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 
 _STACK: Final = re.compile(
     r"(?:(Current thread 0x[0-9a-f]+.*|Stack)|Thread 0x[0-9a-f]+.*) \(most recent call first\):"
 )
-"""The head of a stack; its group is there if that is the stack of the thread that crashed."""
+"""The head of a thread's stack; the group matches if the thread is the one that crashed."""
 
 _FRAME: Final = re.compile(r'\s+(?:File ".*", line \d+|\.\.\.|<.*>|Binary file )')
 _EXTENSIONS: Final = ("Extension modules: ", "Python runtime state: ")
 
 
 def last_words(text: str, lines: int = MAX_LINES) -> str:
-    """The last lines of ``text`` that are of use, of `MAX_CHARS` characters at most.
+    """The last ``lines`` useful lines of ``text``, of at most `MAX_CHARS` characters together.
 
-    A Python traceback becomes its last line, the exception; of a crash of the interpreter its
-    ``Fatal Python error`` and the innermost frames are left. Nothing is left of a text that holds
-    nothing useful.
+    A Python traceback becomes its last line, the exception. A crash of the interpreter becomes its
+    ``Fatal Python error`` and the innermost frames. The result is empty if no line is useful.
     """
     text = _DEBUGGER_WARNING.sub("", _IPYTHON_NOTE.sub("", text))
     useful = _without_stacks(_without_frames(text.splitlines()))
@@ -50,9 +49,9 @@ def last_words(text: str, lines: int = MAX_LINES) -> str:
 
 
 def _without_frames(lines: list[str]) -> list[str]:
-    """Each traceback cut down to its exception: what is indented below its head is left out."""
+    """The lines, with each traceback cut to its exception: lines indented below its head go."""
     kept = []
-    indent = -1  # that of the traceback that a line is in
+    indent = -1  # the indentation of the traceback that a line is in; -1 outside of any
     for line in lines:
         own = len(line) - len(line.lstrip())
         if line.strip() == _TRACEBACK:
@@ -64,7 +63,7 @@ def _without_frames(lines: list[str]) -> list[str]:
 
 
 def _without_stacks(lines: list[str]) -> list[str]:
-    """The stacks that ``faulthandler`` writes cut down to where the crash was."""
+    """The lines, with the stacks that ``faulthandler`` writes cut to where the crash was."""
     kept = []
     in_stack, wanted = False, 0
     for line in lines:

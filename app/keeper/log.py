@@ -1,13 +1,14 @@
 """Writing the log of a kernel: numbered messages, appended to segment files.
 
-Files are written by system calls, and read by others in the same way: the page cache is the memory
-that they share. (A mapped file would save one copy, but a reader dies where somebody shortens the
-file, and its writer where the disk is full.) What is appended in one turn of the event loop is
-written in one call, before anybody is told of it.
+The keeper writes the files by system calls, and servers read them by system calls: they share the
+page cache. (A mapped file would save one copy, but a process that touches it is killed if the file
+was shortened, or if the disk is full.) Messages appended in one turn of the event loop are written
+in one call, and only then the bell tells servers of them: no reader finds half a record before the
+place that a bell tells.
 
-A segment's blocks are taken when its file is made, so that there the disk's being full shows, and
-one more file is always held ready. Where no further file can be had, the oldest one is written
-over: the log goes on, and is shorter.
+A segment's blocks are allocated when its file is made, so that a full disk shows there rather than
+in the middle of a record; and one more file, the spare, is held ready. If no further file can be
+had, the oldest one is written over: the log goes on, and is shorter.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 FIRST_BYTES: Final = 2**15
 SEGMENT_BYTES: Final = 2**22
-"""The files of a log grow from the one size to the other, fourfold each time: thousands of kernels
-that say nothing take little. A larger message has a file of its own size."""
+"""A log's files grow from the first size to the second, each four times as large as the one before:
+thousands of silent kernels take little. A message that is larger has a file of its own size."""
 
 WRITTEN_TOGETHER: Final = 1020
 """How many buffers one system call may write [writev(2), IOV_MAX]."""
 
 UNWRITTEN_BYTES: Final = 2**18
-"""After so many bytes that wait for the end of the turn they are written at once."""
+"""If more bytes than this wait for the end of the turn, they are written at once."""
 
 QUIET_SECONDS: Final = 60.0
-"""For so long at least one line tells of a disk on which there is room now and then."""
+"""How many seconds pass at the least between two warnings about one log that cannot be written."""
 
 SUFFIX: Final = ".log"
 _SPARE: Final = "spare"
@@ -57,14 +58,17 @@ class Place(NamedTuple):
 
 
 class Tip(NamedTuple):
-    """Where the next record will be written: the segment's first number, and the place in it."""
+    """Where the next record will be: the first number of its segment, and the byte in that file."""
 
     segment: int
     position: int
 
 
 class LogRoom:
-    """The bounds on what logs hold: of each, of all together, in bytes, and in seconds."""
+    """The bounds on all logs of a keeper.
+
+    ``each`` is in bytes of one log, ``together`` in bytes of all, ``age`` in seconds.
+    """
 
     def __init__(self, each: int, together: int, age: float) -> None:
         self.each = each
@@ -74,7 +78,7 @@ class LogRoom:
         self._logs: set[LogWriter] = set()
 
     def add(self, log: LogWriter) -> None:
-        """Count a log."""
+        """Count a log from now on."""
         self._logs.add(log)
         self.used += log.bytes
 
@@ -84,7 +88,7 @@ class LogRoom:
         self.used -= log.bytes
 
     def grow(self, size: int) -> None:
-        """Some log has grown by so much, or shrunk; the largest goes down until all fit."""
+        """Note that a log has grown by ``size`` bytes; the largest logs shrink until all fit."""
         self.used += size
         while self.used > self.together:
             largest = max(self._logs, key=lambda log: log.droppable, default=None)
@@ -93,28 +97,28 @@ class LogRoom:
             largest.drop_first()
 
     def expire(self) -> None:
-        """Drop what has become too old, also of kernels that say nothing more."""
+        """Drop messages that have become too old, also of kernels that are silent."""
         for log in tuple(self._logs):
             log.expire(time.time() - self.age)
 
 
 class _Segment:
-    """A file of records that follow each other."""
+    """One file of a log: records that follow each other."""
 
     __slots__ = ("begun_at", "bytes", "path", "room", "start", "written_at")
 
     def __init__(self, start: Place, path: Path, room: int) -> None:
         self.start = start
         self.path = path
-        self.room = room  # of the file
+        self.room = room  # the bytes that the file may have, its head included
         self.bytes = records.HEAD_BYTES
         self.begun_at = self.written_at = time.time()
 
 
 class LogWriter:
-    """One kernel's log, from its first message on or from where another writer has left it.
+    """The writer of one kernel's log, which is new, or which the keeper before has left (`resume`).
 
-    ``directory`` is the log's own; ``epoch``, of 16 characters, is for a log that is new.
+    ``directory`` is the log's own. ``epoch``, of 16 characters, names a log that is new.
     """
 
     def __init__(
@@ -128,14 +132,14 @@ class LogWriter:
         self.lost_messages = 0
         self._segments: deque[_Segment] = deque()
         self._descriptor = -1  # of the last segment
-        self._spare = 0  # the room of the file that is held ready
-        # Where the next message will be: two numbers, as an object for each costs its time.
+        self._spare = 0  # the bytes of the spare file; 0 if there is none
+        # The place of the next message. Two integers: to make a Place for each message takes time.
         self._number, self._offset = 1, 0
         self._written = Place(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
         self._pending_messages = 0
-        self._recycles = False  # for want of new files
+        self._recycles = False  # whether files are written over, as no new ones can be had
         self._warned = False
         self._warned_at = 0.0
         self._closed = False
@@ -145,17 +149,17 @@ class LogWriter:
 
     @property
     def next(self) -> Place:
-        """Where the next message will be."""
+        """The place of the next message."""
         return Place(self._number, self._offset)
 
     @property
     def end(self) -> Place:
-        """The place behind all that is written, and so can be read."""
+        """The place behind all messages that are written, and so can be read."""
         return self._written
 
     @property
     def first(self) -> Place:
-        """The place of the oldest message that is kept; the end if there is none."""
+        """The place of the oldest message in the log; the end if there is none."""
         return self._segments[0].start if self._segments else self._written
 
     @property
@@ -168,13 +172,13 @@ class LogWriter:
 
     @property
     def droppable(self) -> int:
-        """Bytes that can be dropped from the front: not the newest segment's."""
+        """How many bytes can be dropped from the front: those of all segments but the newest."""
         return self.bytes - self._segments[-1].bytes if len(self._segments) > 1 else 0
 
     # Writing
 
     def prepare(self) -> None:
-        """Take the first file's blocks now. Raises `OSError` where they cannot be had."""
+        """Make the first file and the spare now. Raises `OSError` if the disk is full, say."""
         if not self._segments:
             self._open(self._new_segment(self.next, 0))
         self._hold_spare()
@@ -187,9 +191,10 @@ class LogWriter:
         flags: int = 0,
         rest: Sequence[Buffer] = (),
     ) -> tuple[int, int]:
-        """Give a message the next number; it is written by the next `flush`. Returns its place.
+        """Give a message the next number; the next `flush` writes it. Returns its place.
 
-        ``rest`` are further pieces of its frame.
+        ``rest`` are further pieces of its frame. If it has no room on the disk, it is lost, and its
+        number is a gap for every reader.
         """
         number, offset = self._number, self._offset
         pieces = records.pack_record(
@@ -199,6 +204,7 @@ class LogWriter:
         if rest:
             size += sum(map(len, rest))
         taken = len(pieces[0]) + size + len(pieces[-1])
+        # The messages that wait count as well: `flush` writes them to this segment.
         fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
         self._number, self._offset = number + 1, offset + size
         if not fits:
@@ -212,7 +218,7 @@ class LogWriter:
         return number, offset
 
     def skip(self, messages: int, size: int = 0) -> None:
-        """Numbers that stand for what nobody has: they are a gap for every reader."""
+        """Leave out numbers, for messages that no keeper has: they are a gap for every reader."""
         self.flush()
         self._number += messages
         self._offset += size
@@ -220,23 +226,23 @@ class LogWriter:
         self._written = self.next
 
     def skip_to(self, number: int, offset: int) -> None:
-        """Go on behind this place, if that is further."""
+        """Go on from this place, if it lies behind the end: no number is given a second time."""
         if number > self.next.cursor:
             self.skip(number - self.next.cursor, max(0, offset - self.next.offset))
 
     def renew(self) -> None:
-        """Go on in another file: somebody cannot read what is written to this one."""
+        """Go on in another file: a server cannot read messages that are written to this one."""
         self.flush()
-        if self._segments:
+        if self._segments:  # no room is left, so the next message takes another file
             self._segments[-1].room = self._segments[-1].bytes
 
     @property
     def unwritten(self) -> bool:
-        """Whether something waits for `flush`."""
+        """Whether messages wait for `flush`."""
         return bool(self._pending)
 
     def flush(self) -> None:
-        """Write what was appended; afterwards it can be read."""
+        """Write the messages that were appended; from then on they can be read."""
         pending, size = self._pending, self._pending_bytes
         if not pending:
             self._written = self.next
@@ -247,7 +253,8 @@ class LogWriter:
         try:
             for start in range(0, len(pending), WRITTEN_TOGETHER):
                 _write_all(self._descriptor, pending[start : start + WRITTEN_TOGETHER])
-        except OSError as error:  # of a disk that fails, or a file system without preallocation
+        except OSError as error:  # a disk fails, or is full on a file system that cannot allocate
+            # All of them are lost, even those written before the error: which ones is not known.
             self._give_up(last, error)
             self._lose(messages)
             return
@@ -258,7 +265,7 @@ class LogWriter:
         self.bytes += size
         self._written = self.next
         self._room.grow(size)
-        if size <= SEGMENT_BYTES:  # what lies before a larger one can be read until the next
+        if size <= SEGMENT_BYTES:  # a huge message alone does not drop all that lies before it
             self._shrink()
 
     def _fits(self, size: int) -> bool:
@@ -268,14 +275,14 @@ class LogWriter:
         return last.bytes + size <= last.room
 
     def _make_room(self, number: int, offset: int, taken: int) -> bool:
-        """Write what waits, and go on in another file where this one is full."""
+        """Write the messages that wait, and go on in another file if this one is full."""
         if self._closed:
             return False
         self.flush()
         return self._fits(taken) or self._roll(Place(number, offset), taken)
 
     def _give_up(self, segment: _Segment, error: OSError) -> None:
-        """What was written last may be cut short: the file ends where it did before."""
+        """Cut a file back to its last whole record: the last write may have ended in the middle."""
         self._warn(error)
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, segment.bytes)
@@ -294,7 +301,7 @@ class LogWriter:
     # Segments
 
     def _roll(self, start: Place, taken: int) -> bool:
-        """Go on in another file, with room for a message; False if there is none to be had."""
+        """Go on in another file, with room for ``taken`` bytes; False if none can be had."""
         try:
             segment = self._new_segment(start, taken)
             try:
@@ -307,12 +314,12 @@ class LogWriter:
             self._warn(error)
             return False
         self._shrink()
-        with contextlib.suppress(OSError):  # that shows when it is needed
+        with contextlib.suppress(OSError):  # without a spare, another file is written over
             self._hold_spare()
         return True
 
     def _new_segment(self, start: Place, taken: int) -> _Segment:
-        """A file with room for a message of so many bytes. Raises `OSError`."""
+        """A new segment with room for a record of ``taken`` bytes. Raises `OSError`."""
         path = self.directory / f"{start.cursor:020}{SUFFIX}"
         wanted = max(self._next_room, records.HEAD_BYTES + taken)
         try:
@@ -331,19 +338,24 @@ class LogWriter:
         return max(FIRST_BYTES, min(4 * before, SEGMENT_BYTES, self._room.each // 4))
 
     def _recycle(self, path: Path, least: int, error: OSError) -> int:
-        """The room of a file of ours that is written over from now on. Raises ``error``."""
+        """Give the spare, or the oldest file, a new name; returns its room. Raises ``error``.
+
+        A server may be reading the oldest file. It is renamed, blanked from its head on, and gets a
+        new head before any record: a reader that looks at the head after its records sees that they
+        may have changed (`app.managers.log.segments`).
+        """
         self._warn(error)
         if self._spare >= least:
             room, self._spare = self._spare, 0
-            with contextlib.suppress(OSError):  # somebody has removed it
+            with contextlib.suppress(OSError):  # somebody has removed the spare
                 (self.directory / _SPARE).rename(path)
                 return room
-        # The last one is being read just now, more likely than not.
+        # Not the newest file, which holds the messages that readers need next.
         while len(self._segments) > 1:
             oldest = self._segments.popleft()
             self.bytes -= oldest.bytes
             self._room.grow(-oldest.bytes)
-            with contextlib.suppress(OSError):  # somebody has removed it, or its blocks do not do
+            with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
                 if not least <= oldest.room <= SEGMENT_BYTES:
                     oldest.path.unlink(missing_ok=True)
                     return self._make(path, least)
@@ -359,11 +371,11 @@ class LogWriter:
         return oldest.room
 
     def _make(self, path: Path, room: int) -> int:
-        """A new file of so much room (0600). Raises `OSError`."""
+        """Make a file with ``room`` bytes (0600); returns ``room``. Raises `OSError`."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             descriptor = os.open(path, flags, 0o600)
-        except FileNotFoundError:  # the first one of this kernel
+        except FileNotFoundError:  # the log's directory is made with its first file
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, flags, 0o600)
         try:
@@ -376,7 +388,11 @@ class LogWriter:
         return room
 
     def _open(self, segment: _Segment) -> None:
-        """Write into this segment from now on. Raises `OSError`."""
+        """Write a segment's head, and records to its file from now on. Raises `OSError`.
+
+        A reader may find the file before its head is written. It takes the file for no segment, and
+        no bell has told of messages in it yet.
+        """
         flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(segment.path, flags)
         try:
@@ -387,7 +403,8 @@ class LogWriter:
             raise
         last = self._segments[-1] if self._segments else None
         if last is not None and last.start.cursor == segment.start.cursor:
-            # It has no message yet, for which it has no room; the new file is there by its name.
+            # The last segment has no message yet, and too little room for this one. The new file
+            # has the same name, and so has replaced it.
             self._segments.pop()
             self.bytes -= last.bytes
             self._room.grow(-last.bytes)
@@ -400,19 +417,19 @@ class LogWriter:
         self._room.grow(segment.bytes)
 
     def _give_back(self, last: _Segment) -> None:
-        """Let go of the blocks that a segment has not come to use."""
+        """Give back the blocks of a segment that it does not use."""
         if last.room > last.bytes:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, last.bytes)
                 last.room = last.bytes
 
     def _hold_spare(self) -> None:
-        """Have a file ready for when the disk is full. Raises `OSError`."""
+        """Have the spare file, for when the disk is full. Raises `OSError`."""
         if not self._spare:
             self._spare = self._make(self.directory / _SPARE, FIRST_BYTES)
 
     def _shrink(self) -> None:
-        """Drop the oldest segments as long as those behind them are enough, or all are too much."""
+        """Drop the oldest segment while the others fill the log's bound, or all pass it by far."""
         bound = self._room.each
         while len(self._segments) > 1 and (
             self.bytes - self._segments[0].bytes >= bound or self.bytes > bound + SEGMENT_BYTES
@@ -420,7 +437,7 @@ class LogWriter:
             self.drop_first()
 
     def drop_first(self) -> None:
-        """Drop the oldest segment."""
+        """Drop the oldest segment. A server that has its file open can go on reading it."""
         first = self._segments.popleft()
         self.bytes -= first.bytes
         self._room.grow(-first.bytes)
@@ -428,31 +445,34 @@ class LogWriter:
             first.path.unlink()
 
     def expire(self, before: float) -> None:
-        """Drop the files whose newest message was written before a time (seconds since the epoch).
+        """Drop the segments that were written last before a time, in seconds since the epoch.
 
-        A file whose oldest one was takes no more: nothing is kept for longer than twice as long.
+        A segment whose oldest message is older takes no more messages, so that no message stays for
+        more than about twice the bound.
         """
+        # Not while messages wait: they are to be written to the descriptor that is closed here.
         while self._segments and self._segments[0].written_at < before and not self._pending:
             if len(self._segments) == 1:
                 self._close_descriptor()
             self.drop_first()
-        # What is written on and on would keep its first messages for ever.
+        # Without this, a segment that is written now and then would never be dropped.
         if self._segments and self._segments[-1].begun_at < before:
             self._segments[-1].room = self._segments[-1].bytes
 
     # Beginning and end
 
     def resume(self) -> None:
-        """Go on with what another writer has left in the directory, if it is of use.
+        """Go on with the segments that the keeper before has left in the directory.
 
-        What is not is removed, with a line in the log of the process. Raises `OSError`.
+        Files that are no segments of this log are removed, with a line in the keeper's own log.
+        The keeper before has ended: one keeper at a time has the state directory. Raises `OSError`.
         """
         found = sorted(_segments_in(self.directory, self.kernel_id))
         if not found:
             return
-        self.epoch = found[-1][2]
+        self.epoch = found[-1][2]  # the newest segment tells which log it is
         for start, path, epoch in found:
-            if epoch != self.epoch:  # of a log before
+            if epoch != self.epoch:  # a segment of an earlier log
                 path.unlink(missing_ok=True)
                 continue
             status = path.stat()
@@ -463,7 +483,8 @@ class LogWriter:
         last.bytes, self._written, last.begun_at = _end_of(last.path, last.start)
         self._number, self._offset = self._written
         self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        # What lies behind the last record is not to be taken for more of them another time.
+        # Bytes behind the last whole record are those of one that was cut short when the keeper was
+        # killed, or older. No reader may take them for a record when new ones lie before them.
         os.ftruncate(self._descriptor, last.bytes)
         try:
             _allocate(self._descriptor, last.room)
@@ -477,14 +498,14 @@ class LogWriter:
             self._spare = spare.stat().st_size
 
     def newest(self) -> Iterator[tuple[Record, str | None, bytes]]:
-        """The records of the last two files, in order: each with its owner and frame."""
+        """The records of the two newest segments, in order, each with its owner and frame."""
         self.flush()
         for segment in [*self._segments][-2:]:
             with contextlib.suppress(OSError, DamagedLog):
                 yield from _records_of(segment.path, segment.start)
 
     def close(self) -> None:
-        """Write what is left, and nothing more; the files stay."""
+        """Write the messages that wait, and close; the files stay."""
         if not self._closed:
             self._closed = True
             self.flush()
@@ -497,7 +518,7 @@ class LogWriter:
         for path in self.directory.glob("*"):
             with contextlib.suppress(OSError):
                 path.unlink()
-        with contextlib.suppress(OSError):  # never made, or it holds what cannot be removed
+        with contextlib.suppress(OSError):  # it was never made, or a file in it cannot be removed
             self.directory.rmdir()
 
     def _close_descriptor(self) -> None:
@@ -507,7 +528,7 @@ class LogWriter:
 
 
 def _segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path, str]]:
-    """The segments in a directory: their first places, and their epochs."""
+    """The segments in a directory: the first place, path and epoch of each. Other files go."""
     for path in directory.glob("*"):
         if path.name == _SPARE:
             continue
@@ -527,9 +548,9 @@ def _segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path,
 
 
 def _end_of(path: Path, start: Place) -> tuple[int, Place, float]:
-    """Where the records of a segment end: in its file, and in the log; and the first one's time.
+    """Where the last whole record of a segment ends, in its file and in the log.
 
-    Raises `OSError`.
+    The third value is the time of the oldest record, in seconds since the epoch. Raises `OSError`.
     """
     position, place, begun_at = records.HEAD_BYTES, start, time.time()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -546,7 +567,7 @@ def _end_of(path: Path, start: Place) -> tuple[int, Place, float]:
             records.owner_of(record, os.pread(descriptor, end - behind, behind))
             begun_at = min(begun_at, record.time)
             position, place = end, Place(record.number + 1, record.offset + record.size)
-    except DamagedLog:  # cut short with its writer
+    except DamagedLog:  # the last record was cut short, when its keeper was killed
         pass
     finally:
         os.close(descriptor)
@@ -554,9 +575,9 @@ def _end_of(path: Path, start: Place) -> tuple[int, Place, float]:
 
 
 def _records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, bytes]]:
-    """The records of a segment, their owners and frames.
+    """The records of a segment, with their owners and frames.
 
-    Raises `OSError`, and `DamagedLog` where one was not written to its end.
+    Raises `OSError`, and `DamagedLog` at a record that was not written to its end.
     """
     position, number = records.HEAD_BYTES, start.cursor
     with path.open("rb") as file:
@@ -573,17 +594,17 @@ def _records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, 
 
 
 def _allocate(descriptor: int, room: int) -> None:
-    """Take a file's blocks where the platform can. Raises `OSError`."""
+    """Allocate a file's blocks, if the platform and the file system can. Raises `OSError`."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, room)
-        except OSError as error:  # the two: of a file system that cannot
+        except OSError as error:  # these two numbers mean that the file system cannot
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
 
 
 def _blank(path: Path, room: int) -> None:
-    """Leave nothing in a file that could be taken for records. Raises `OSError`."""
+    """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         _write_all(descriptor, [bytes(room)])
@@ -592,11 +613,11 @@ def _blank(path: Path, room: int) -> None:
 
 
 def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
-    """Write buffers, however little a call takes. Raises `OSError`."""
+    """Write all buffers, in as many calls as that needs. Raises `OSError`."""
     left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
     if not left:
         return
-    # A call writes 2 GiB at most; and of what has no room on the disk, as much as has.
+    # One call writes 2 GiB at most, and less if the disk becomes full: the next call then raises.
     data = memoryview(b"".join(buffers))[-left:]
     while data:
         written = os.write(descriptor, data)

@@ -1,4 +1,4 @@
-"""Which processes the keeper has, on disk: a keeper that is killed leaves them to the next."""
+"""The keeper's notes of its processes, on disk: if it is killed, the next keeper reads them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ FILE: Final = "kept"
 MAX_BYTES: Final = 2**24
 
 Note = tuple[str, int, str, str]
-"""A kernel's id, its process, when that was started, and the file of its output."""
+"""A kernel's id, its process id, the start time of the process, and the file of its output."""
 
 LAUNCHING: Final = 0
-"""In place of a process that is about to be launched."""
+"""Stands in place of the id of a process that is about to be launched.
+
+A keeper that is killed between the launch and the next note leaves a process whose id is nowhere.
+The next keeper knows by this note that it may be there, and finds it by its output's named pipe.
+"""
 
 
 class Notes:
@@ -31,7 +35,7 @@ class Notes:
         self._failed = False
 
     def read(self) -> list[Note]:
-        """What was written last; nothing if there is nothing of use."""
+        """The notes that were written last; empty if there are none, or they cannot be read."""
         try:
             with open(self._open(FILE, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
                 rows = json.loads(file.read(MAX_BYTES))
@@ -46,7 +50,7 @@ class Notes:
         return []
 
     def write(self, notes: Iterable[Note]) -> None:
-        """Write all of it anew. That it cannot be written is logged once, and tried next time."""
+        """Write all notes anew. A failure is logged once; the next call tries again."""
         rows = list(notes)
         try:
             if rows:
@@ -61,6 +65,7 @@ class Notes:
             self._failed = True
 
     def _write(self, rows: list[Note]) -> None:
+        # A keeper that is killed here leaves the old notes whole: rename(2) is atomic.
         new = f"{FILE}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with open(self._open(new, flags), "w", encoding="utf-8") as file:

@@ -1,8 +1,7 @@
-"""What a kernel's process itself writes: its stdout and stderr, beside the Jupyter protocol.
+"""The output of a kernel's process: its stdout and stderr, which are no Jupyter messages.
 
-It is kept in a bounded file per kernel, and its tail in memory, because the last lines of a process
-that died usually say why. The process that is the kernel's parent reads it: the server, or its
-keeper.
+The output goes to a bounded file per kernel, and its tail stays in memory, as the last lines of a
+process that died mostly tell why. The parent of the process reads it: the keeper, or the server.
 """
 
 from __future__ import annotations
@@ -20,19 +19,21 @@ __all__ = ["ProcessOutput", "lasting_pipe", "pipe_of"]
 logger = logging.getLogger(__name__)
 
 OUTPUT_BYTES: Final = 2**20
-"""Bytes that are kept on disk of what one kernel's process writes."""
+"""How many bytes of one kernel's output are on disk."""
 
 TAIL_BYTES: Final = 32768
-"""Enough for the stacks of some threads, which are written after what says why."""
+"""How many bytes of output are in memory. The line that tells why a process died comes before the
+stacks of its threads: some of these fit."""
 
 READ_BYTES: Final = 65536
 
 
 class ProcessOutput:
-    """A pipe that a process writes to, read into ``path`` (0600) and a tail in memory.
+    """Reads the pipe that a process writes to, into the file ``path`` (0600) and a tail in memory.
 
-    The file holds at most ``max_bytes``: when half of that is full it becomes ``<path>.1`` and a
-    new one begins. A file that cannot be written is given up with one warning; the tail goes on.
+    The files have at most ``max_bytes`` together: at half of that the file becomes ``<path>.1``,
+    and a new one begins. If the file cannot be written, that is logged once, and only the tail goes
+    on.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -46,7 +47,7 @@ class ProcessOutput:
         self._loop = asyncio.get_running_loop()
 
     def open(self) -> int:
-        """A descriptor for a new process to write to; give it back with `started`."""
+        """A descriptor for a new process to write to; call `started` when the process has it."""
         self.close()
         self._tail.clear()
         self._read_end, self._write_end = os.pipe()
@@ -55,7 +56,7 @@ class ProcessOutput:
         return self._write_end
 
     def open_lasting(self) -> int:
-        """The same, by a `lasting_pipe`. Raises `OSError`."""
+        """The same as `open`, with a `lasting_pipe`. Raises `OSError`."""
         self.close()
         self._tail.clear()
         self._write_end = lasting_pipe(self.path)
@@ -63,23 +64,27 @@ class ProcessOutput:
         return self._write_end
 
     def follow(self) -> None:
-        """Read from now on what a process writes that was started with a `lasting_pipe`.
+        """Read from now on the output of a process that was launched with a `lasting_pipe`.
 
-        Raises `OSError` when it has no such pipe.
+        Raises `OSError` when there is no such pipe.
         """
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         self._read_end = os.open(self._pipe, flags)
         self._loop.add_reader(self._read_end, self._read)
 
     def started(self) -> None:
-        """The process has its copy of the descriptor (or will never have): close ours."""
+        """Close this process's copy of the descriptor: the new process has its own, or never will.
+
+        While a copy is open here, the end of that process does not show as the pipe's end.
+        """
         if self._write_end is not None:
             os.close(self._write_end)
             self._write_end = None
 
     def close(self) -> None:
-        """Take what the pipe still holds, then let go of it and of the file."""
+        """Read what the pipe still holds, and close the pipe and the file."""
         self.started()
+        # What a process wrote before it ended is in the pipe, however late the loop reads it.
         if self._read_end is not None:
             self._read()
         self._close_pipe()
@@ -88,13 +93,13 @@ class ProcessOutput:
             self._file = None
 
     def remove(self) -> None:
-        """Close, and delete the files."""
+        """Close, and delete the files and the named pipe."""
         self.close()
         for path in (self.path, self._rotated, self._pipe):
             path.unlink(missing_ok=True)
 
     def tail(self, lines: int = MAX_LINES) -> str:
-        """The `last_words` of the newest process, for people; undecodable bytes replaced."""
+        """The `last_words` of the newest process, with U+FFFD for bytes that are not UTF-8."""
         if self._read_end is not None:
             self._read()
         return last_words(self._tail.decode("utf-8", "replace"), lines)
@@ -114,7 +119,7 @@ class ProcessOutput:
             self._read_end = None
 
     def _read(self) -> None:
-        """Take one pipe's worth; a process that writes without end gets its turn again."""
+        """Read once, so that a process which writes without end does not hold up the loop."""
         assert self._read_end is not None
         try:
             data = os.read(self._read_end, READ_BYTES)
@@ -123,7 +128,7 @@ class ProcessOutput:
         except OSError as error:
             logger.warning("cannot read a kernel's output: %s", error)
             data = b""
-        if not data:  # every holder of the other end is gone
+        if not data:  # every process that had the other end is gone
             self._close_pipe()
             return
         self._tail += data
@@ -131,7 +136,7 @@ class ProcessOutput:
         self._write(data)
 
     def _write(self, data: bytes) -> None:
-        if self._max_file == 0:  # given up
+        if self._max_file == 0:  # the file could not be written
             return
         try:
             if self._file is None:
@@ -152,25 +157,25 @@ class ProcessOutput:
         self._open_file()
 
     def _open_file(self) -> None:
-        # It may be there already, from a process before this one.
+        # The file may be there already, from an earlier process: this one appends.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         self._file = os.open(self.path, flags, 0o600)
         self._size = os.fstat(self._file).st_size
 
 
 def lasting_pipe(path: Path) -> int:
-    """A descriptor for a new process to write to, whose output is kept in ``path``.
+    """A descriptor of a named pipe for a new process to write to; its output goes to ``path``.
 
-    It is that of a named pipe: the process can go on to write when its reader is gone. It has both
-    ends of the pipe, and so is not told that nobody reads: it is only held up when the pipe is
-    full, until `ProcessOutput.follow` is called in some process. Raises `OSError`.
+    The process has both ends of the pipe. So if its reader, a keeper, is killed, the process gets
+    no SIGPIPE: it only waits when the pipe is full, until another keeper calls
+    `ProcessOutput.follow`. Raises `OSError`.
     """
     pipe = pipe_of(path)
-    pipe.unlink(missing_ok=True)  # what is left of another process is no concern
+    pipe.unlink(missing_ok=True)  # one that an earlier process has left
     os.mkfifo(pipe, 0o600)
     return os.open(pipe, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def pipe_of(path: Path) -> Path:
-    """The named pipe of a process whose output is kept in ``path``."""
+    """The path of the named pipe of a process whose output goes to ``path``."""
     return path.with_name(path.name + ".pipe")

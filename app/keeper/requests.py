@@ -1,6 +1,7 @@
-"""The requests of every client that a kernel has not finished with.
+"""The pending requests of one kernel: those that it has not finished with.
 
-They decide to whom a reply or an input request goes, and who is owed an end when the kernel dies.
+They decide to which session a reply or an input request goes, and which requests need an end when
+the kernel's process dies. The keeper and the server each have their own.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from ..protocol.messages import ClientMessage, Header, Message, reply_type
 __all__ = ["PendingRequests", "Request"]
 
 MAX_REQUESTS: Final = 8192
-"""Requests remembered per kernel; kernels that never go idle for a request would fill it."""
+"""How many requests are remembered per kernel: one that never goes idle would fill any room."""
 
 
 class Request:
-    """One request: who asked, and what is still owed."""
+    """One request: the session that has made it, and which of reply and idle status have come."""
 
     __slots__ = (
         "__weakref__",
@@ -43,15 +44,16 @@ class Request:
         self.owner = owner
         self.replied = reply_type(self.msg_type) is None  # comm messages get no reply
         self.idle = False
-        # Whether it has left for the kernel, as its log says; and until then, what is to be sent.
+        # At the server: whether the log says that the request has left for the kernel; and until
+        # then the message, which may have to be sent again.
         self.logged = False
         self.message: ClientMessage | None = None
-        # The reply, as long as it is held back for the output that belongs before it.
+        # At the keeper: the reply, while it is held back for the output that belongs before it.
         self.held: Message | None = None
 
     @property
     def is_execution(self) -> bool:
-        """Whether it is one of the executions that the tracker follows."""
+        """Whether the request is an execution, which the server's tracker follows."""
         return self.msg_type == "execute_request" and self.channel == "shell"
 
     @property
@@ -61,10 +63,10 @@ class Request:
 
 
 class PendingRequests:
-    """Requests in the order in which they were sent.
+    """The pending requests of one kernel, in the order in which they were sent.
 
-    Two clients may use the same ``msg_id``. Their sessions tell them apart; where those are the
-    same too, the earlier request is answered first, which is the order in which a kernel works.
+    Two clients may use the same ``msg_id``. Their sessions tell the requests apart. If the sessions
+    are the same too, a reply counts for the earlier request: kernels work in order.
     """
 
     def __init__(self) -> None:
@@ -81,7 +83,7 @@ class PendingRequests:
         return iter(self._in_order)
 
     def add(self, message: ClientMessage, owner: str) -> Request:
-        """Remember a request that is on its way to the kernel."""
+        """Remember a request that is about to be sent; returns it."""
         if len(self) >= MAX_REQUESTS:
             self._forget_one()
         request = Request(message, owner)
@@ -90,22 +92,22 @@ class PendingRequests:
         return request
 
     def owner(self, parent: Header) -> str | None:
-        """The session that a reply or input request with this parent is for.
+        """The session that a reply or an input request with this parent is for.
 
-        By the request that it answers; by the parent's session when that request is unknown.
+        That is the owner of the request or, if the request is unknown, the parent's session.
         """
         request = self.find(parent)
         return parent.session if request is None else request.owner
 
     def find(self, parent: Header) -> Request | None:
-        """The request that a message with this parent belongs to, if it is known."""
+        """The request that a message with this parent belongs to; None if it is unknown."""
         requests = self._candidates(parent)
         if not requests:
             return None
         return next((request for request in requests if not request.idle), requests[0])
 
     def find_unlogged(self, header: Header, owner: str) -> Request | None:
-        """The oldest request with this header that has not left for the kernel yet."""
+        """The oldest request with this header that the log does not have yet, as far as is read."""
         for request in self._by_id.get(header.msg_id, []):
             if not request.logged and request.owner == owner:
                 return request
@@ -118,18 +120,18 @@ class PendingRequests:
         return [request for request in requests if request.session == parent.session] or requests
 
     def on_reply(self, parent: Header) -> Request | None:
-        """A reply has come; returns the request that it answers, if that is known."""
+        """Note a reply; returns the request that it answers, or None if that is unknown."""
         requests = self._candidates(parent)
         if not requests:
             return None
         request = next((request for request in requests if not request.replied), requests[0])
         request.replied = True
-        if request.idle:
+        if request.idle:  # reply and idle status come in either order: the second one removes it
             self._remove(request)
         return request
 
     def on_idle(self, parent: Header) -> Request | None:
-        """The kernel has gone idle for a request; returns that, if it is known."""
+        """Note an idle status; returns the request that it is for, or None if that is unknown."""
         request = self.find(parent)
         if request is None:
             return None
@@ -139,7 +141,7 @@ class PendingRequests:
         return request
 
     def unanswered(self, msg_id: str, owner: str) -> Request | None:
-        """The oldest such request for which the kernel has gone idle, but has not replied."""
+        """The oldest request with this id for which the kernel went idle and did not reply."""
         requests = self._by_id.get(msg_id, [])
         return next((one for one in requests if one.idle and one.owner == owner), None)
 
@@ -162,6 +164,6 @@ class PendingRequests:
             del self._by_id[request.msg_id]
 
     def _forget_one(self) -> None:
-        """Make room: rather by a request that has its reply and only lacks its idle status."""
+        """Forget one request: the oldest that has its reply, or else the oldest of all."""
         victim = next((request for request in self if request.replied), None)
         self._remove(victim or next(iter(self)))

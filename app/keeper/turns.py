@@ -1,4 +1,4 @@
-"""How much of a turn of the event loop one kernel may have."""
+"""How many messages of one kernel may be read in one turn of the event loop."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Final
 __all__ = ["MESSAGES_ALONE", "Turns"]
 
 MESSAGES_ALONE: Final = 64
-"""What is read from one socket in one turn. More gains no throughput."""
+"""How many messages are read from one socket in one turn. More would gain no throughput."""
 
 MESSAGES_SHARED: Final = 8
-"""The same while somebody else is served who has little to say: an execution takes some turns, and
-each waits for one of a kernel that floods. To read so few at a time costs a third more."""
+"""How many are read while another kernel has short turns. An execution there takes some turns of
+the loop, and each waits for a turn of a kernel that floods. To read so few costs a third more."""
 
 SHARED_SECONDS: Final = 0.05
-"""How long after it was served last somebody else counts."""
+"""How many seconds after its last turn another kernel counts."""
 
 
 class Turns:
-    """Keeps apart those that flood and those that say little, for all kernels of one server.
+    """Shortens the turns of kernels that flood while kernels with little output are active.
 
-    Two that flood may have long turns, both: neither would gain by short ones. Who they are tells
-    the identity of their sockets, so that nobody is kept here.
+    One object serves all kernels of a keeper. If all active kernels flood, their turns stay long:
+    none would gain by short ones. A kernel is known by the identity of its sockets, so this holds
+    no objects of kernels.
     """
 
     def __init__(self) -> None:
-        # The last two that were served, and until when that counts (monotonic).
+        # The last two kernels with short turns, and until when each counts (monotonic).
         self._last: tuple[bytes, float] = (b"", 0.0)
         self._other: tuple[bytes, float] = (b"", 0.0)
 
     def messages(self, who: bytes) -> int:
-        """How many messages ``who`` may read in this turn."""
+        """How many messages may be read of the kernel ``who`` in this turn."""
         _, until = self._other if self._last[0] == who else self._last
         return MESSAGES_SHARED if until > time.monotonic() else MESSAGES_ALONE
 
     def was_short(self, who: bytes) -> None:
-        """``who`` has read all that there was."""
+        """Note that a turn has read all messages of the kernel ``who`` that there were."""
         if self._last[0] != who:
             self._other = self._last
         self._last = (who, time.monotonic() + SHARED_SECONDS)

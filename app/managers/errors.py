@@ -1,4 +1,4 @@
-"""Every error that a caller can meet, each with its HTTP status and a stable code.
+"""Every error that a client can get, each with its HTTP status and a stable code.
 
 KernelkeepError
 ├── InvalidRequest 400
@@ -53,8 +53,9 @@ KernelkeepError
 ├── ContentsUnavailable 503
 └── NoSpace 507
 
-They are raised where the fact is known, and turned into a response in one place (`app.api.errors`).
-Messages never repeat a value that a client sent, except ids and names.
+An error is raised where its cause is known, and one handler turns it into a response
+(`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
+first paragraph of each class's docstring is its description in the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
-RETRY_STOPPED: Final = 5  # seconds in which another server may have taken over
-MAX_NAME: Final = 100  # characters of a name that does not exist are repeated
+RETRY_STOPPED: Final = 5  # in seconds, after which the next server may have taken over
+MAX_NAME: Final = 100  # how many characters of a name that a client sent are repeated
 
 
 class KernelkeepError(Exception):
-    """The base: ``status`` is an HTTP status, ``code`` never changes once published."""
+    """The base class: ``status`` is an HTTP status, ``code`` never changes once published."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"

@@ -1,8 +1,8 @@
-"""What a kernel is doing: two facts kept apart, and the one word that REST makes of them.
+"""The state of one kernel: two separate facts, and the one word that REST makes of them.
 
-The *lifecycle* is the process's (the server knows it); the *execution state* is what the kernel
-last reported. Only work on the main shell channel moves the execution state: control traffic, such
-as a debugger's, and subshells [JEP 91] report busy and idle of their own.
+The *lifecycle* is that of the kernel's process, and the server knows it. The *execution state* is
+the one that the kernel last reported. Only requests on the main shell move the execution state:
+control traffic, such as a debugger's, and subshells [JEP 91] have busy and idle statuses too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["KernelState", "Lifecycle", "Restarts"]
 
 
 class Lifecycle(StrEnum):
-    """Where a kernel's process is in its life."""
+    """The part of its life that a kernel's process is in."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -26,11 +26,12 @@ class Lifecycle(StrEnum):
     STOPPING = "stopping"
     DEAD = "dead"
     UNKNOWN = "unknown"
-    """It may run: it was left by another server, or could not be ended, and does not answer."""
+    """The process may run, and does not answer: a server before this one has launched it, or it
+    could not be ended."""
 
 
 class Restarts(msgspec.Struct, frozen=True):
-    """How often a kernel that died got a new process by itself, when the last time, and why."""
+    """The automatic restarts of a kernel: their number, and the last one's time and cause."""
 
     count: int
     last: str
@@ -38,16 +39,19 @@ class Restarts(msgspec.Struct, frozen=True):
 
 
 class KernelState:
-    """The lifecycle and execution state of one kernel, and why it is dead if it is."""
+    """The lifecycle and the execution state of one kernel, and the reason if it is dead."""
 
     def __init__(self, untracked: frozenset[str] = UNTRACKED_MESSAGE_TYPES) -> None:
         self.lifecycle = Lifecycle.STARTING
         self.execution_state = "starting"
-        self.reason = ""  # of a death that is not over: of one that is, `restarts` tells
+        # Why the kernel is dead, or does not come up. The causes of deaths that an automatic
+        # restart has followed are in `restarts`.
+        self.reason = ""
         self.restarts: Restarts | None = None
-        # Which of the kernel's processes this is, from 1; 0 before the first is launched.
+        # Which of the kernel's processes this is, counted from 1; 0 before the first launch.
         self.generation = 0
-        # Counts what changes in the kernel's model, here and in its traffic.
+        # Counts the changes of the kernel's REST model, here and in its traffic: the model is
+        # serialised anew when this has moved.
         self.changes = 0
         self._untracked = untracked
         self._busy_subshells: set[str] = set()
@@ -65,10 +69,10 @@ class KernelState:
 
     @property
     def greeting(self) -> str:
-        """What a client that connects is told.
+        """The state that a client is told when it connects.
 
-        Not ``restarting``: at that word JupyterLab connects anew, and would go on doing so.
-        ``unknown`` is no state of Jupyter's messages.
+        ``starting`` stands for ``restarting``, at which JupyterLab would connect anew, again and
+        again; and for ``unknown``, which is no state of Jupyter's messaging protocol.
         """
         waits = self.lifecycle in (Lifecycle.RESTARTING, Lifecycle.UNKNOWN)
         return "starting" if waits else self.word
@@ -80,23 +84,23 @@ class KernelState:
 
     @property
     def coming_up(self) -> bool:
-        """Whether the kernel does not take requests, and is about to."""
+        """Whether the kernel does not take requests yet, and is expected to."""
         return self.lifecycle in (Lifecycle.STARTING, Lifecycle.RESTARTING, Lifecycle.UNKNOWN)
 
     @property
     def busy(self) -> bool:
-        """Whether the kernel runs something on its main shell."""
+        """Whether the kernel runs a request on its main shell."""
         return self.lifecycle is Lifecycle.RUNNING and self.execution_state == "busy"
 
     @property
     def at_work(self) -> bool:
-        """Whether the kernel runs something, on its main shell or on a subshell."""
+        """Whether the kernel runs a request on its main shell or on a subshell."""
         if self.lifecycle is not Lifecycle.RUNNING:
             return False
         return self.execution_state == "busy" or bool(self._busy_subshells)
 
     def is_activity(self, msg_type: str, parent: Header) -> bool:
-        """Whether an iopub message shows that somebody works with the kernel.
+        """Whether an iopub message counts as activity of the kernel's clients.
 
         A message without a parent counts, as in Jupyter's kernels service.
         """
@@ -107,9 +111,10 @@ class KernelState:
         )
 
     def on_status(self, reported: str, parent: Header) -> None:
-        """Take note of a ``status`` message's state, if it is the main shell's.
+        """Take note of the state that a ``status`` reports for the request ``parent``.
 
-        ``starting`` is for the server to decide: a kernel that is ready does not go back.
+        A reported ``starting`` is ignored. The server decides when a kernel is ready, and a ready
+        kernel does not go back: the status may be read late, after replies over other sockets.
         """
         if parent.msg_type in self._untracked:
             return
@@ -124,7 +129,7 @@ class KernelState:
             self.changes += 1
 
     def on_ready(self) -> None:
-        """The kernel answers: running, and idle unless it has reported otherwise meanwhile."""
+        """Note that the kernel answers: it is running, and idle unless it has reported a state."""
         self.lifecycle = Lifecycle.RUNNING
         self.reason = ""
         self.changes += 1
@@ -132,19 +137,19 @@ class KernelState:
             self.execution_state = "idle"
 
     def on_launch(self) -> None:
-        """A new process: what the one before it reported last does not count."""
+        """Forget the state that the process before has reported: a new one was launched."""
         self.execution_state = "starting"
         self.changes += 1
         self._busy_subshells.clear()
 
     def on_restart(self, reason: str) -> None:
-        """The kernel has died of ``reason``, and gets a new process by itself."""
+        """Begin an automatic restart: the kernel has died, and ``reason`` tells why."""
         count = self.restarts.count + 1 if self.restarts is not None else 1
         self.restarts = Restarts(count, format_timestamp(time.time()), reason)
         self.begin(Lifecycle.RESTARTING, reason)
 
     def begin(self, lifecycle: Lifecycle, reason: str | None = None) -> None:
-        """Enter another part of life."""
+        """Enter another part of the process's life, with a new ``reason`` if one is given."""
         self.lifecycle = lifecycle
         self.changes += 1
         if reason is not None:

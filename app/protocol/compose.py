@@ -1,4 +1,4 @@
-"""Messages of the server's own making: notices, states, and answers that a kernel cannot give."""
+"""Making messages: those that the server says in a kernel's place, and its own requests."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def make_message(
 ) -> Message:
     """A message for clients. ``content`` may be JSON already.
 
-    ``parent`` is the raw header of the request that it answers. ``session`` should be the kernel's
-    own session where that is known: JupyterLab drops what it has not yet handled when a message
-    of another session arrives.
+    ``parent`` is the raw header of the request that the message answers. ``session`` should be the
+    session of the kernel's own messages, if that is known: when a message of another session comes,
+    JupyterLab takes the kernel for a new one, and drops messages that it has not handled yet.
     """
     header = new_header(msg_type, session)
     body = _encode(content) if isinstance(content, dict) else content

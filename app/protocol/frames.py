@@ -1,4 +1,4 @@
-"""What both WebSocket framings share: a bound, and the error for a frame that cannot be read."""
+"""The bound on a frame's parts and the error for a broken frame, which both framings share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 __all__ = ["MAX_PARTS", "FrameError"]
 
 MAX_PARTS: Final = 65536
-"""Parts of a client's frame. Each costs memory however small it is, so a table of offsets alone
-could make a frame many times its size."""
+"""How many parts a client's frame may have. Each part costs memory, however small it is: a frame
+that is nothing but a table of offsets would take many times its size."""
 
 
 class FrameError(ValueError):

@@ -22,12 +22,13 @@ __all__ = ["decode_binary", "decode_text", "encode", "encode_numbered"]
 
 _MAX_FRAME: Final = 2**32 - 1
 
-# What is read a second time, leniently: decoded JSON takes up to thirty times its size.
+# An envelope up to this size is parsed a second time, leniently. Larger ones are refused, as parsed
+# JSON takes up to thirty times its size.
 _LENIENT_BYTES: Final = 2**20
 
 
 class _Envelope(msgspec.Struct):
-    """A client's envelope, its parts left as raw JSON. Real clients leave out most of them."""
+    """A client's envelope, with raw JSON for its parts. Real clients leave out most of them."""
 
     header: msgspec.Raw
     parent_header: msgspec.Raw = msgspec.Raw(b"{}")
@@ -44,8 +45,8 @@ _quote = msgspec.json.Encoder().encode
 def encode(message: Message) -> bytes:
     """The legacy frame of ``message``: a text frame's UTF-8, or a binary frame if it has buffers.
 
-    It is built once and kept on the message for the other readers of this framing. Raises
-    `FrameError` when the frame would pass 4 GiB, which this framing cannot express.
+    The frame is built once, and stays on the message for the other readers of this framing. Raises
+    `FrameError` when the frame would pass 4 GiB: the framing's offsets have 32 bits.
     """
     if message.legacy is None:
         message.legacy = _splice(message)
@@ -53,7 +54,7 @@ def encode(message: Message) -> bytes:
 
 
 def encode_numbered(message: Message) -> bytes:
-    """As `encode`, with the message's number in the log as ``seq`` in the envelope. Not kept."""
+    """As `encode`, with the message's number in the log as ``seq``; built anew at each call."""
     return _splice(message, b',"seq":%d' % message.seq)
 
 
@@ -80,7 +81,7 @@ def _splice(message: Message, more: bytes = b"") -> bytes:
         return b"".join((*envelope, b'","buffers":[]', more, b"}"))
     text = b"".join((*envelope, b'"', more, b"}"))
     count = buffers + 1
-    # The buffers lie behind each other already; only their offsets move.
+    # The buffers lie one behind the other in the v1 frame too: all move by the same distance.
     shift = 4 * (count + 1) + len(text) - bounds[5]
     if len(message.frame) + shift > _MAX_FRAME:
         raise FrameError("a legacy frame cannot be larger than 4 GiB")
@@ -89,9 +90,9 @@ def _splice(message: Message, more: bytes = b"") -> bytes:
 
 
 def decode_text(text: str, session: str) -> ClientMessage:
-    """Read a client's text frame; ``session`` completes a header that names none.
+    """Read a client's text frame; ``session`` completes a header that names no session.
 
-    Raises `FrameError` when it is no envelope or carries buffers (which need a binary frame), and
+    Raises `FrameError` if the text is no envelope, or has buffers (which need a binary frame), and
     `MalformedMessage` for a header that cannot be understood.
     """
     envelope = _decode_envelope(text.encode("utf-8", "surrogatepass"))
@@ -133,8 +134,8 @@ def _decode_envelope(text: Buffer) -> _Envelope:
 
 
 def _decode_leniently(text: Buffer) -> _Envelope | None:
-    # Python clients send NaN, and an escaped half of a surrogate pair is JSON: msgspec takes
-    # neither, Jupyter servers and kernels do.
+    # Python clients send NaN and escaped lone surrogates. msgspec refuses both; Jupyter servers
+    # and kernels take them.
     try:
         fields = json.loads(str(text, "utf-8"))
         channel = fields.pop("channel", None)
@@ -164,7 +165,7 @@ def _message(
 
 
 def _object(name: str, raw: msgspec.Raw) -> bytes:
-    """A part as bytes; ``null`` means empty, anything else but an object is refused."""
+    """A part as bytes, with ``{}`` for ``null``. Raises `MalformedMessage` if it is no object."""
     part = bytes(raw)
     if part == b"null":
         return b"{}"

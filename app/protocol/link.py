@@ -1,14 +1,17 @@
-"""What goes over the link between a server and its keeper for every message: frames without JSON.
+"""The frames on the link between server and keeper that go with every message. They are no JSON.
 
 All integers are little-endian. A frame's first byte tells what it is:
 
     R  a request for a kernel     handle, channel, owner's length, number of parts | their sizes |
                                   owner | parts
     S  a message of the server's  handle, channel, flags, owner's length | owner | v1 frame
-    B  a doorbell, from the       for each kernel that has said something: handle, first place,
-       keeper                     end, tip, how many requests the kernel's sockets have taken
+    B  a doorbell, from the       for each kernel whose log has grown: handle, first place, end,
+       keeper                     tip, how many requests the kernel's sockets have taken
 
-The handle is the keeper's number for a kernel's log. Places and tips are those of `app.keeper.log`.
+The handle is the keeper's number for a kernel. Places and tips are those of `app.keeper.log`. The
+keeper writes records to their file before it sends the bell: all records that a bell tells of can
+be read when it comes. A bell's facts are totals, not steps: the next bell makes up for one that is
+lost with a link.
 """
 
 from __future__ import annotations
@@ -45,10 +48,12 @@ _NUMBERS: Final = {name: number for number, name in enumerate(CHANNELS)}
 
 
 class Bell(NamedTuple):
-    """How far a kernel's log goes.
+    """The doorbell of one kernel: how far its log goes.
 
-    ``first`` and ``end`` are places, number and offset; ``tip`` is where the next record will be.
-    ``taken`` counts the requests that have left for the kernel, or never will.
+    ``first`` is the place of the oldest message and ``end`` the place behind the newest one, each a
+    number and an offset. ``tip`` is where the next record will be written: the segment's first
+    number and the position in its file. ``taken`` counts the requests that were sent to the kernel
+    or dropped, since the keeper began to hear it.
     """
 
     handle: int
@@ -59,7 +64,7 @@ class Bell(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A message of the server's own making, for the log."""
+    """A message that the server has made, to be appended to the log."""
 
     handle: int
     channel: str
@@ -69,7 +74,7 @@ class Said(NamedTuple):
 
 
 def pack_request(handle: int, message: ClientMessage, owner: str) -> list[Buffer]:
-    """The pieces of a frame with a request that the session ``owner`` has made."""
+    """The pieces of a frame with a request of the session ``owner``."""
     name = owner.encode("utf-8", "surrogatepass")
     parts = message.parts
     head = _REQUEST.pack(REQUEST, handle, _NUMBERS[message.channel], len(name), len(parts))
@@ -96,7 +101,7 @@ def unpack_request(data: bytes) -> tuple[int, ClientMessage, str]:
 
 
 def pack_said(said: Said) -> list[Buffer]:
-    """The pieces of a frame with a message of the server's."""
+    """The pieces of a frame with a message that the server has made."""
     name, size = b"", EVERYBODY
     if said.owner is not None:
         name = said.owner.encode("utf-8", "surrogatepass")
@@ -106,7 +111,7 @@ def pack_said(said: Said) -> list[Buffer]:
 
 
 def unpack_said(data: bytes) -> Said:
-    """A message of the server's. Raises `ValueError`."""
+    """The message of the server that a frame holds. Raises `ValueError`."""
     try:
         _, handle, channel, flags, size = _SAID.unpack_from(data)
         start, owner = _SAID.size, None
@@ -119,7 +124,7 @@ def unpack_said(data: bytes) -> Said:
 
 
 def pack_bells(bells: Iterable[Bell]) -> bytes:
-    """One doorbell for several kernels."""
+    """One frame with the bells of several kernels."""
     packed = [
         _BELL.pack(bell.handle, *bell.first, *bell.end, *bell.tip, bell.taken) for bell in bells
     ]
@@ -127,7 +132,7 @@ def pack_bells(bells: Iterable[Bell]) -> bytes:
 
 
 def unpack_bells(data: bytes) -> list[Bell]:
-    """The doorbells of a frame. Raises `ValueError`."""
+    """The bells in a frame. Raises `ValueError`."""
     try:
         return [
             Bell(handle, (first, first_at), (end, end_at), (segment, position), taken)

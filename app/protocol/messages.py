@@ -1,8 +1,8 @@
 """Jupyter messages as they travel: raw JSON parts, and the few header fields that steer them.
 
 A message is four JSON parts (header, parent header, metadata, content) and any number of binary
-buffers [Jupyter messaging protocol, "General message format"]. Nothing here parses content. The
-header is decoded once, for its type, id and session; of the parent header the same.
+buffers [Jupyter messaging protocol, "General message format"]. Content is not parsed here. The
+header and the parent header are decoded once each, for type, id, session and subshell.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 CHANNELS: Final = ("shell", "control", "stdin", "iopub")
-"""Every channel a client may hear; the heartbeat is never shown to clients."""
+"""The channels whose messages clients get. Clients never see the heartbeat."""
 
 CLIENT_CHANNELS: Final = frozenset({"shell", "control", "stdin"})
-"""The channels a client may write to: iopub is the kernel's alone."""
+"""The channels that a client may write to. Only the kernel writes to iopub."""
 
 PROTOCOL_VERSION: Final = "5.4"
 """The ``version`` in headers that the server makes. Informative: nothing is gated on it."""
@@ -73,17 +73,17 @@ UNTRACKED_MESSAGE_TYPES: Final = frozenset(
         "input_reply",
     }
 )
-"""Types that are no sign of somebody at work (the defaults of Jupyter's kernel manager)."""
+"""Message types that do not count as activity (the defaults of Jupyter's kernel manager)."""
 
 MAX_HEADER_BYTES: Final = 65536
-"""Of a client's header, which is decoded whole when it must be completed."""
+"""How many bytes a client's header may have: to complete it, all of it is parsed."""
 
 
 MAX_SHARED_BYTES: Final = 2048
-"""Of a parent header that is kept decoded, for the next message with the same."""
+"""How many bytes a parent header may have to be cached, for the next message with the same one."""
 
 
-# Of a frame's table of offsets [app.protocol.v1].
+# Pieces of a v1 frame's table of offsets (see app.protocol.v1).
 _COUNT: Final = Struct("<Q")
 _BEGIN: Final = Struct("<5Q")
 _SIX_BOUNDS: Final = Struct("<6Q")
@@ -91,7 +91,7 @@ _PART_BOUNDS: Final = Struct("<QQ")
 
 
 class MalformedMessage(ValueError):
-    """A message that cannot be understood: its text says which part and why."""
+    """A message cannot be understood; the text says which part, and why."""
 
 
 class Header(msgspec.Struct, gc=False):
@@ -114,9 +114,9 @@ _encoder: Final = msgspec.json.Encoder()
 def decode_header(part: Buffer, what: str = "header") -> Header:
     """Decode the steering fields of a header or parent header part.
 
-    ``{}`` and ``null`` (a message that nobody asked for) give a header of empty fields, and a
-    field that is null counts as left out. Raises `MalformedMessage` when the part is not a JSON
-    object or a steering field is not a string.
+    ``{}`` and ``null``, the parent headers of messages that answer no request, give a header of
+    empty fields. A field that is null counts as left out. Raises `MalformedMessage` when the part
+    is not a JSON object or a steering field is not a string.
     """
     if part == b"{}":
         return _NO_PARENT
@@ -130,9 +130,9 @@ def decode_header(part: Buffer, what: str = "header") -> Header:
 
 
 def decode_parent(part: Buffer) -> Header:
-    """As `decode_header`, for a parent header: mostly that of the message before.
+    """As `decode_header`, for a parent header. The result is cached, and must not be changed.
 
-    What it returns is shared, and must not be changed.
+    Messages that follow each other mostly have the same parent.
     """
     if isinstance(part, bytes) and len(part) <= MAX_SHARED_BYTES:
         return _decode_parent(part)
@@ -145,26 +145,26 @@ def _decode_parent(part: bytes) -> Header:
 
 
 class Message(msgspec.Struct, gc=False, eq=False):
-    """One message to clients, kept as its frame in the ``v1`` WebSocket framing.
+    """One message to clients, as its frame in the ``v1`` WebSocket framing.
 
-    That frame holds the kernel's own bytes behind a table of offsets, so one object serves the
-    log, readers in the v1 framing (sent as it is) and those in the legacy framing (spliced from
-    it, once: see `app.protocol.legacy`). A log holds tens of thousands of these, whose memory is
-    cold when it is let go: what can be read from the frame is not kept beside it.
+    The frame has the kernel's own bytes behind a table of offsets. So one object serves the log,
+    readers in the v1 framing (which are sent the frame as it is) and readers in the legacy framing
+    (whose frame is spliced from it once: see `app.protocol.legacy`). There may be tens of thousands
+    of these objects, so facts that can be read from the frame are not stored beside it.
     """
 
     channel: str
     frame: bytes
-    # Decoded when they are first asked for.
+    # These two are decoded when they are first asked for.
     known_header: Header | None = None
     known_parent: Header | None = None
-    # The legacy frame, built by the first reader that needs it: bytes of a text frame, or of a
+    # The legacy frame, built for the first reader that needs it: the bytes of a text frame, or of a
     # binary frame when there are buffers.
     legacy: bytes | None = None
-    # Its place in the log; 0 until it is there.
+    # The message's place in the log: its number, and the bytes before it; 0 until it is there.
     seq: int = 0
     offset: int = 0
-    # What follows the frame, of large output on its way to the log: it is passed on in pieces.
+    # Further pieces of the frame, if the message is large output on its way to the log.
     rest: tuple[Buffer, ...] = ()
 
     @property
@@ -176,7 +176,7 @@ class Message(msgspec.Struct, gc=False, eq=False):
 
     @property
     def parent(self) -> Header:
-        """The same of the parent header; it is shared, and must not be changed."""
+        """The steering fields of the parent header; shared, so they must not be changed."""
         if self.known_parent is None:
             self.known_parent = decode_parent(bytes(self.part(1)))
         return self.known_parent
@@ -187,9 +187,9 @@ class Message(msgspec.Struct, gc=False, eq=False):
         return self.header.msg_type
 
     def stream_parent(self) -> bytes:
-        """The parent header of a ``stream``, as it came; empty for any other message.
+        """The raw parent header of a ``stream``; empty for any other message.
 
-        Raises `MalformedMessage`. For a log full of them, so it does no more than it must.
+        Raises `MalformedMessage`. Most messages are streams, so this does as little as it can.
         """
         frame = self.frame
         if len(frame) < _BEGIN.size:
@@ -225,7 +225,7 @@ class Message(msgspec.Struct, gc=False, eq=False):
         return memoryview(self.frame)[start:end]
 
     def content(self) -> Any:
-        """Decode the content; for the few messages that the server itself must understand.
+        """The decoded content, for the few messages whose content the server must understand.
 
         Raises `MalformedMessage` when it is not JSON.
         """
@@ -253,14 +253,14 @@ class ClientMessage(msgspec.Struct, gc=False):
 
 
 def reply_type(msg_type: str) -> str | None:
-    """The type of the reply to a request type, or None for one that gets no reply (comms)."""
+    """The type of the reply to a message type, or None if it gets no reply (comm messages)."""
     if msg_type.endswith("_request"):
         return msg_type.removesuffix("_request") + "_reply"
     return None
 
 
 def new_header(msg_type: str, session: str, msg_id: str = "") -> dict[str, str]:
-    """A complete header, dated now (UTC), with a fresh id unless one is given."""
+    """A complete header with the present time (UTC), and a new ``msg_id`` unless one is given."""
     return {
         "msg_id": msg_id or f"{session}_{os.getpid()}_{uuid4().hex}",
         "msg_type": msg_type,
@@ -272,7 +272,7 @@ def new_header(msg_type: str, session: str, msg_id: str = "") -> dict[str, str]:
 
 
 def utc_now() -> str:
-    """Now in the one form that every Jupyter client reads: UTC, microseconds, ``Z``."""
+    """The present time in the one form that every Jupyter client reads: UTC, microseconds, Z."""
     return format_timestamp(time.time())
 
 
@@ -284,12 +284,12 @@ def format_timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-# Fields that kernels in other languages insist on; clients leave them out or empty.
+# Header fields that kernels in other languages insist on, and some clients leave out or empty.
 _EXPECTED: Final = ("msg_id", "session", "username", "date", "version")
 
 
 class _FullHeader(Header):
-    # Of any type: jupyter_server's GatewayKernelClient dates its messages with a Unix number.
+    # These are of any type: jupyter_server's GatewayKernelClient sends a number as the date.
     username: Any = None
     date: Any = None
     version: Any = None
@@ -306,13 +306,12 @@ def _fields(part: Buffer) -> dict[str, Any]:
 
 
 def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
-    """Check a client's header, and fill in what it left out or empty.
+    """Check a client's header, and fill in fields that are missing or empty.
 
-    Clients in the field send headers with no ``date``, an empty ``session`` or no ``username``;
-    kernels differ in what they forgive. A header that is complete is passed on byte for byte: it
-    comes back to every client, as a parent, so it must be UTF-8 throughout. Raises
-    `MalformedMessage` when it is not, is not an object, has no ``msg_type``, or a steering field
-    is not a string.
+    Real clients send headers with no ``date``, an empty ``session`` or no ``username``, and some
+    kernels refuse those. A complete header is passed on byte for byte. As it comes back to every
+    client as a parent header, all of it must be UTF-8. Raises `MalformedMessage` if it is not, is
+    not an object, has no ``msg_type``, or has a steering field that is not a string.
     """
     if len(part) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header: larger than {MAX_HEADER_BYTES} bytes")

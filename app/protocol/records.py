@@ -1,17 +1,18 @@
 """The records of a kernel's log, and the head of the files that they lie in.
 
 All integers are little-endian. A segment file begins with a head of 64 bytes: eight that name the
-format and its version, 16 of the log's epoch, 16 that tell the kernel, then the number and the
-offset of its first message, and eight that are kept free. Behind it lie records without space
-between them:
+format and its version, 16 of the log's epoch, 16 of a digest of the kernel's id, the number and the
+offset of its first message (eight each), and eight that are free. Behind it lie records without
+space between them:
 
     frame's length, number, offset, time | owner's length, channel, flags | frame | owner | number
     8 bytes each, the time as a float    | 2, 1 and 1 bytes, 4 free       |       |       | 8 bytes
 
 The frame is the message in the v1 WebSocket framing (`app.protocol.v1`), to be sent as it stands.
 The offset counts the bytes of all frames before it since the log began. The number at the end is
-written last: a record without it was cut short with its writer. Numbers only grow; where the next
-record has a higher one than the next, what lies between is lost.
+written last: a record without it was cut short when the keeper was killed. Numbers only grow. If a
+record has a higher number than the one behind its predecessor's, the messages between are lost; a
+record with a lower one is a left-over in a file that was written over, and ends the segment.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ __all__ = [
 
 MAGIC: Final = b"kklog"
 VERSION: Final = b"001"
-"""Raised where a reader of before would misread a file. Readers refuse what they do not know."""
+"""To be raised if readers of before would misread a file. Readers refuse other versions."""
 
 _SEGMENT: Final = Struct("<5s3s16s16sQQ8x")
 _HEAD: Final = Struct("<QQQdHBB4x")
@@ -68,42 +69,45 @@ unpack_tail: Final = _TAIL.unpack_from
 
 HEAD_BYTES: Final = _SEGMENT.size
 RECORD_BYTES: Final = _HEAD.size + _TAIL.size
-"""What a record takes beside its frame and its owner."""
+"""How many bytes a record takes beside its frame and its owner."""
 
 TAIL_BYTES: Final = _TAIL.size
 
 FRAME_AT: Final = _HEAD.size
-"""How far behind its record's begin a frame begins."""
+"""How many bytes behind the begin of its record a frame begins."""
 
 MAX_FRAME: Final = 2**40
-"""Bytes of a frame; nothing that is meant comes near."""
+"""A frame with more bytes than this is taken for damage: no message comes near."""
 
 EVERYBODY: Final = 0xFFFF
-"""In place of the length of an owner: the message is for every session."""
+"""In place of the length of an owner's name: the message is for every session."""
 
 PUBLISHED: Final = 1
-"""A flag: the kernel has sent the message; without it the service has made it."""
+"""A flag: the message is the kernel's own; without it the server has made it."""
 
 TRANSIENT: Final = 2
-"""A flag: the message tells a state of its moment, and is not for readers that come later."""
+"""A flag: the message tells a state of its moment, and clients that come later do not see it."""
 
 REQUEST: Final = 4
-"""A flag: the header of a request that leaves for the kernel next, in the name of its owner."""
+"""A flag: the record has the header of a request that its owner sends to the kernel.
+
+It is written just before the request is sent.
+"""
 
 CHANNELS: Final = ("shell", "control", "stdin", "iopub")
 _NUMBERS: Final = {name: number for number, name in enumerate(CHANNELS)}
 
 
 class DamagedLog(ValueError):
-    """A file of a log that is not what its writer has made it; the text says why."""
+    """A file is no segment of the log, or its records are damaged; the text says why."""
 
 
 class OtherFormat(DamagedLog):
-    """A file of another version of the format."""
+    """A file has another version of the format."""
 
 
 class SegmentHead(msgspec.Struct, frozen=True):
-    """What a segment's file begins with; ``number`` and ``offset`` are of its first message."""
+    """The head of a segment's file; ``number`` and ``offset`` are those of its first message."""
 
     epoch: str
     kernel: bytes
@@ -112,10 +116,11 @@ class SegmentHead(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, gc=False):
-    """The head of one message in a log.
+    """The head of one record.
 
-    ``size`` is that of the frame, which begins `FRAME_AT` bytes behind the record's begin;
-    ``owner_size`` that of the owner's name behind it, or `EVERYBODY`. ``whole`` is the record's.
+    All sizes are in bytes. ``size`` is that of the frame, which begins `FRAME_AT` bytes behind the
+    record's begin. ``owner_size`` is that of the owner's name, which follows the frame, or
+    `EVERYBODY`. ``whole`` is the size of the record.
     """
 
     number: int
@@ -129,7 +134,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 def kernel_digest(kernel_id: str) -> bytes:
-    """What tells one kernel's files from another's."""
+    """The digest of a kernel's id that the heads of its files have, to tell them from others."""
     return hashlib.blake2b(kernel_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -139,7 +144,7 @@ def pack_head(epoch: str, kernel_id: str, number: int, offset: int) -> bytes:
 
 
 def read_head(data: bytes, kernel_id: str) -> SegmentHead:
-    """The head of a kernel's segment. Raises `DamagedLog`, or `OtherFormat`."""
+    """The head of a segment of this kernel's log. Raises `DamagedLog` or `OtherFormat`."""
     if len(data) < HEAD_BYTES:
         raise DamagedLog("it is cut short")
     magic, version, epoch, kernel, number, offset = _SEGMENT.unpack_from(data)
@@ -163,7 +168,7 @@ def pack_record(
     frame: Buffer,
     rest: Sequence[Buffer] = (),
 ) -> tuple[Buffer, ...]:
-    """A record's pieces, to be written one behind the other; ``rest`` are more of its frame."""
+    """The pieces of a record, to be written in order; ``rest`` are further pieces of its frame."""
     tail, length, size = _TAIL.pack(number), EVERYBODY, len(frame)
     if owner is not None:
         name = owner.encode("utf-8", "surrogatepass")
@@ -177,14 +182,14 @@ def pack_record(
 def next_record(data: bytes, start: int, number: int) -> Record | None:
     """The record that begins at ``start``; only its head need be in ``data``.
 
-    None where none begins, as behind the last: one has number ``number`` or a higher one. Raises
-    `DamagedLog` for what no writer can have made.
+    Its number is ``number`` or a higher one. None if no record begins there, as behind the last
+    one. Raises `DamagedLog` for a head that no keeper has written.
     """
     try:
         size, found, offset, time, owner_size, channel, flags = _HEAD.unpack_from(data, start)
     except error:
         return None
-    if found < number:  # left of a file that was written over, or never written
+    if found < number:  # a left-over in a file that was written over, or blank space
         return None
     if channel >= len(CHANNELS) or size > MAX_FRAME:
         raise DamagedLog(f"number {number} is damaged")
@@ -193,9 +198,10 @@ def next_record(data: bytes, start: int, number: int) -> Record | None:
 
 
 def owner_of(record: Record, tail: bytes) -> str | None:
-    """Whom a message is for: a session, or everybody (None).
+    """The session that a message is for; None if it is for every session.
 
-    ``tail`` is what lies behind its frame. Raises `DamagedLog` where its end was not written.
+    ``tail`` are the record's bytes behind its frame. Raises `DamagedLog` if the record was not
+    written to its end.
     """
     if tail[-_TAIL.size :] != _TAIL.pack(record.number):
         raise DamagedLog(f"number {record.number} was not written to its end")
@@ -206,7 +212,7 @@ def owner_of(record: Record, tail: bytes) -> str | None:
 
 @lru_cache(1024)
 def owner_name(name: bytes) -> str:
-    """The session's name as it was before it was written. Raises `DamagedLog`."""
+    """A session's name from its bytes in a record. Raises `DamagedLog`."""
     try:
         return name.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as problem:

@@ -27,7 +27,7 @@ class Signer:
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
         prefix, _, self._hash = scheme.partition("-")
-        # A digest without a size of its own (shake) makes no HMAC.
+        # A hash whose digest has no size of its own (shake) cannot make an HMAC.
         if (
             prefix != "hmac"
             or self._hash not in hashlib.algorithms_available
@@ -35,8 +35,8 @@ class Signer:
         ):
             raise ValueError(f"unknown signature scheme {scheme!r}")
         self._key = key
-        # The two hashes of an HMAC, fed with the key [RFC 2104, section 4]. Copied for each
-        # message, they take two thirds of the time of a copied `hmac.HMAC`.
+        # The two hashes of an HMAC, fed with the key [RFC 2104, section 4]. To copy them for each
+        # message takes two thirds of the time that a copied `hmac.HMAC` takes.
         self._inner, self._outer = _keyed(key, self._hash)
 
     def sign(self, parts: Iterable[Buffer]) -> bytes:

@@ -42,7 +42,7 @@ def encode(channel: str, parts: Sequence[Buffer]) -> tuple[bytes, tuple[int, ...
 
 
 def begin(channel: str, parts: Sequence[Buffer]) -> bytes:
-    """The frame of ``parts`` up to its content, which follows as it is with what lies behind it."""
+    """The beginning of the frame of ``parts``: the content and the buffers are to follow it."""
     name = _CHANNEL_NAMES[channel]
     table, _ = _table(name, parts)
     return b"".join((table, name, *parts[:3]))
@@ -60,8 +60,7 @@ def _table(name: bytes, parts: Sequence[Buffer]) -> tuple[bytes, list[int]]:
 def encode_numbered(message: Message) -> bytes:
     """The frame of a message with its number in the log as ``kernelkeep_seq`` in the metadata.
 
-    This framing has no room of its own for it, and metadata is where a client may meet keys that
-    it does not know.
+    This framing has no field for the number. In metadata clients accept keys that they do not know.
     """
     parts = [message.part(index) for index in range(4 + message.buffer_count)]
     number = b'{"kernelkeep_seq":%d' % message.seq
@@ -71,10 +70,10 @@ def encode_numbered(message: Message) -> bytes:
 
 
 def decode(frame: bytes, session: str) -> ClientMessage:
-    """Read a client's frame; ``session`` completes a header that names none.
+    """Read a client's frame; ``session`` completes a header that names no session.
 
-    Raises `FrameError` for a table that does not fit the frame (nothing is allocated for it
-    first) and `MalformedMessage` for a header that cannot be understood.
+    Raises `FrameError` for a table that does not fit the frame (this is checked before memory is
+    allocated for it), and `MalformedMessage` for a header that cannot be understood.
     """
     if len(frame) < 8:
         raise FrameError("a v1 frame starts with eight bytes that count its offsets")
@@ -104,7 +103,7 @@ def decode(frame: bytes, session: str) -> ClientMessage:
 
 
 def size_of(data: bytes, position: int) -> int:
-    """The bytes of the frame that begins there, by its table. Raises `FrameError`."""
+    """The bytes of the frame that begins at ``position``, by its table. Raises `FrameError`."""
     left = len(data) - position
     count: int = unpack_from("<Q", data, position)[0] if left >= 8 else 0
     if not 6 <= count <= left // 8 - 1:
@@ -114,7 +113,7 @@ def size_of(data: bytes, position: int) -> int:
 
 
 def restore(frame: bytes) -> Message:
-    """The message whose frame `encode` made. Raises `ValueError` if the frame is damaged."""
+    """The message of a frame that `encode` has made. Raises `ValueError` if it is damaged."""
     if size_of(frame, 0) != len(frame):
         raise FrameError("the frame is cut off")
     (count,) = unpack_from("<Q", frame)

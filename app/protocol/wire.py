@@ -1,8 +1,7 @@
 """ZMQ multipart messages of a kernel: ``[identities…, <IDS|MSG>, signature, parts…]``.
 
-From a kernel they are checked once, on arrival, so that nothing behind this module meets a part
-that is not UTF-8, or a small one that is not JSON [Jupyter messaging protocol, "The wire
-protocol"].
+Messages from a kernel are checked once, when they arrive. So all parts that later code meets are
+UTF-8, and small parts are JSON [Jupyter messaging protocol, "The wire protocol"].
 """
 
 from __future__ import annotations
@@ -39,44 +38,46 @@ __all__ = [
 ]
 
 DELIMITER: Final = b"<IDS|MSG>"
-"""Where it belongs is behind iopub's topic, else in front."""
+"""The frame between identities and signature: the second on iopub, behind the topic; else the
+first, as ZMQ has taken the identities off."""
 
 LEADING_FRAMES: Final = {"iopub": 6, "shell": 5, "control": 5, "stdin": 5}
-"""How many frames come before a message's content: on iopub a topic, then as everywhere the
-delimiter, the signature, and three parts."""
+"""How many frames come before a message's content: the delimiter, the signature and three parts,
+and on iopub the topic before them."""
 
-# A full syntax check costs more than 1 ms/MB, as much as all the rest of a large message's way;
-# above this size a part is only checked to be UTF-8 and to look like an object.
+# A full syntax check costs more than 1 ms/MB, as much as all other work on a large message. So a
+# part above this size is only checked to be UTF-8 and to look like an object.
 FULL_CHECK_BYTES: Final = 4096
 
 PIECE_BYTES: Final = 65536
 
 JOINED_BYTES: Final = 65536
-"""Output with larger content is not joined into a frame, but passed on in pieces."""
+"""Output with more content than this is not joined into one frame, but passed on in pieces."""
 
 _raw_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 class BadSignature(MalformedMessage):
-    """A message whose signature is not that of its parts."""
+    """The signature of a message does not match its parts."""
 
 
 def pack(message: ClientMessage, signer: Signer) -> list[Buffer]:
-    """The frames that carry a client's message to its kernel, signed."""
+    """The signed ZMQ frames of a client's message to a kernel."""
     parts = message.parts
     return [DELIMITER, signer.sign(parts[:4]), *parts]
 
 
 def split(channel: str, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
-    """Frames in which messages of too few frames lie before others: each message for itself.
+    """Split frames that were read as one message although they are several.
 
-    Only where a delimiter is can be told; what lies before it and is no topic stays with the
-    message before.
+    The reader expects `LEADING_FRAMES` before the content, so a message with fewer frames is read
+    together with the next (`app.keeper.sockets.read_frames`). The delimiters tell them apart.
+    Frames before a delimiter that are no topic stay with the message before.
     """
     delimiters = [index for index, frame in enumerate(frames) if frame == DELIMITER]
     if len(delimiters) < 2:
         return [frames]
-    # Some kernels have no topics.
+    # Some kernels send no topic, so there may be fewer frames before the first delimiter.
     before = min(delimiters[0], LEADING_FRAMES[channel] - 5)
     edges = [0, *(index - before for index in delimiters[1:]), len(frames)]
     return [frames[start:end] for start, end in pairwise(edges)]
@@ -85,9 +86,9 @@ def split(channel: str, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
 def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
     """Read one message that a kernel sent on ``channel``.
 
-    Parts with invalid UTF-8 are repaired with U+FFFD. Content that is not JSON is replaced: a
-    reply becomes an error reply (its requester waits for one), output becomes a notice on stderr.
-    Raises `BadSignature`, or `MalformedMessage` when it is no message at all or a header cannot be
+    Invalid UTF-8 is replaced by U+FFFD. Content that is not JSON is replaced too: a reply becomes
+    an error reply, as a client waits for it; output becomes a notice on stderr. Raises
+    `BadSignature`, or `MalformedMessage` if the frames are no message, or a header cannot be
     understood.
     """
     try:
@@ -126,9 +127,9 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
 def _large(
     channel: str, parts: Sequence[Buffer], signature: Buffer, signer: Signer
 ) -> Message | None:
-    """Large output, of which nothing is copied; None where something in it must be changed.
+    """A message with large content, which is not copied; None if a part of it must be changed.
 
-    Fresh memory of that size costs several times what it costs to read what is in it.
+    New memory of that size costs several times what it costs to read the content.
     """
     if not signer.verify(signature, *parts[:4]):
         raise BadSignature("the signature does not match")
@@ -138,7 +139,7 @@ def _large(
     except UnicodeDecodeError:
         return None
     header, parent = decode_header(parts[0]), decode_parent(parts[1])
-    # Whoever hears a kernel reads what its statuses say.
+    # The keeper reads the content of a status, so that one is joined into a frame.
     if header.msg_type in ("", "status") or not (_is_object(parts[2]) and _is_object(parts[3])):
         return None
     message = Message(channel, v1.begin(channel, parts), header, parent)
@@ -147,9 +148,9 @@ def _large(
 
 
 def _check_utf8(view: memoryview) -> None:
-    """Raise `UnicodeDecodeError` unless it is UTF-8.
+    """Raise `UnicodeDecodeError` unless a part is UTF-8.
 
-    A piece at a time: to make a string of megabytes costs several times what it is read in.
+    Large parts are checked piece by piece: to make one string of them costs several times as much.
     """
     size = len(view)
     if size <= PIECE_BYTES:
@@ -158,12 +159,13 @@ def _check_utf8(view: memoryview) -> None:
     start = 0
     while start < size:
         end = start + PIECE_BYTES
-        # A character that is cut in two belongs to the next piece, but for the last one.
+        # A character that is cut in two is read again with the next piece; there is none behind
+        # the last piece.
         start += codecs.utf_8_decode(view[start:end], "strict", end >= size)[1]
 
 
 def _is_object(part: Buffer) -> bool:
-    """Whether a part is a JSON object; of a large part, whether it looks like one."""
+    """Whether a part is a JSON object; for a large part, whether it looks like one."""
     if part == b"{}":
         return True
     size = len(part)
@@ -179,17 +181,20 @@ def _is_object(part: Buffer) -> bool:
 
 
 def _is_lenient_object(part: Buffer) -> bool:
-    # Python kernels send NaN and lone surrogates, some kernels white space around the object:
-    # passed on as they are, as every Jupyter server does.
+    # Python kernels send NaN and lone surrogates, and some kernels white space around the object.
+    # These parts are passed on as they are, as every Jupyter server does.
     try:
-        # As text: from bytes it would take UTF-16 too.
+        # From text, as json.loads would take bytes in UTF-16 too.
         return isinstance(json.loads(str(part, "utf-8")), dict)
     except (ValueError, RecursionError):
         return False
 
 
 def _replacement(channel: str, header: Header, parent: Buffer) -> Message:
-    """What clients get in place of a message whose content is not a JSON object."""
+    """The message that clients get in place of one whose content is no JSON object.
+
+    Raises `MalformedMessage` for a type that has no replacement, which is then dropped.
+    """
     session = header.session or ""
     problem = f"the kernel sent a {header.msg_type} whose content is not JSON"
     if channel in ("shell", "control"):

@@ -1,8 +1,8 @@
 """What a WebSocket client is known to have received.
 
-A frame that was written is not a frame that arrived. A pong acknowledges everything that was sent
-before its ping [RFC 6455, section 5.5.3: in order, over one connection], so pings between what is
-written tell how far the client has got, through any proxy.
+A frame that was written need not have arrived. A pong acknowledges everything that was sent before
+its ping, since one connection keeps the order of frames [RFC 6455, section 5.5.3]. So pings between
+the messages tell how far the client has come, through any proxy.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __all__ = ["PING_BYTES", "PING_SECONDS", "Acknowledgements"]
 
 PING_SECONDS: Final = 0.1
 PING_BYTES: Final = 65536
-"""After so much time or output the next ping goes out, where it can with what is written then, and
-whether or not the last one was answered: a client that reads slowly has many in its buffers. What
-lies between two pings may be sent again to a client whose connection broke, and what it has
-answered too late."""
+"""The next ping goes out after so many seconds or bytes of output, in one write with other output
+if there is some. It does not wait for the last pong: many pings may lie in the buffers of a client
+that reads slowly. A client whose connection breaks may receive again what it was sent after the
+last ping whose pong has come."""
 
-_PREFIX: Final = b"kk"  # tells our pings from the keepalive's
+_PREFIX: Final = b"kk"  # uvicorn's keepalive pings do not have it
 
 
 class Acknowledgements:
-    """Which place in the log has been sent, and which has been acknowledged.
+    """The places in the log up to which messages were sent, and up to which they were acknowledged.
 
-    The caller sends what `ping` returns and hands every pong to `pong`. The pings on their way are
-    bounded by what may wait in the connection's buffers, one for `PING_BYTES`.
+    The caller sends what `ping` returns and hands every pong to `pong`. There is a ping for each
+    `PING_BYTES`, so the size of the connection's buffers bounds the pings that are unanswered.
     """
 
     def __init__(self) -> None:
@@ -39,17 +39,17 @@ class Acknowledgements:
         self._count = 0
 
     def sent(self, place: Position) -> None:
-        """Everything before ``place`` has been written."""
+        """Note that every message before ``place`` has been written."""
         self._sent = place
 
     @property
     def ping_is_due(self) -> bool:
-        """Whether something is unacknowledged and not asked about."""
+        """Whether messages were sent behind the last ping."""
         asked = self._asked[-1][1] if self._asked else self.acknowledged
         return self._sent != asked
 
     def ping(self) -> bytes | None:
-        """The payload of a ping to send now, or None if there is nothing to ask."""
+        """The payload of a ping to send now, or None if none is due."""
         if not self.ping_is_due or self._sent is None:
             return None
         self._count += 1
@@ -58,9 +58,10 @@ class Acknowledgements:
         return payload
 
     def pong(self, payload: bytes) -> bool:
-        """Take a pong; whether it was an answer to a ping that was on its way.
+        """Take a pong; returns whether it answers one of our pings.
 
-        A client may answer the last of several pings only.
+        A client may answer only the last of several pings [RFC 6455, section 5.5.3], so a pong
+        answers all pings before its own, too.
         """
         if not any(payload == asked for asked, _ in self._asked):
             return False
@@ -70,6 +71,6 @@ class Acknowledgements:
         return True
 
     def all_arrived(self) -> None:
-        """It is known by other means that everything sent has arrived."""
+        """Note that everything sent has arrived, which is known by other means than a pong."""
         self.acknowledged = self._sent
         self._asked.clear()

@@ -31,12 +31,12 @@ __all__ = ["ChannelsConnection", "channels_endpoint"]
 logger = logging.getLogger(__name__)
 
 KERNEL_GONE: Final = 4404
-"""Close code when the kernel was shut down. JupyterLab looks the kernel up at any code but 1000
-and 1001, after which it would neither look nor reconnect."""
+"""Close code when the kernel was shut down. JupyterLab looks the kernel up and reconnects after any
+code but 1000 and 1001."""
 
 REPLACED: Final = 1000
-"""Close code when the same session has connected anew. The one case in which a client must not
-come back: it would replace the connection that has replaced it."""
+"""Close code when the same session has connected anew. After this code a client does not reconnect:
+it would replace the connection that has just replaced this one."""
 
 WRONG_TYPE: Final = 1003
 ABNORMAL: Final = 1006  # the connection was cut [RFC 6455, section 7.4.1]
@@ -47,7 +47,10 @@ MAX_REASON_BYTES: Final = 123  # RFC 6455, section 5.5: a control frame holds 12
 
 
 def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, None]]:
-    """The WebSocket endpoint, as the settings want it."""
+    """The endpoint of the channels WebSocket, made according to the settings.
+
+    Raises `CannotLoad` if the connection class that an option names cannot be used.
+    """
     connection_class: type[ChannelsConnection] = load_class(
         "kernel_websocket_connection_class",
         settings.kernel_websocket_connection_class,
@@ -100,15 +103,19 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
 
 
 def _speaks_v1(offered: Sequence[str], wanted: str | None) -> bool:
-    """Which framing to speak: v1 if the client offers it, unless the option says otherwise.
+    """Whether to use the v1 framing: if the client offers it, and the option does not exclude it.
 
-    Any other subprotocol is left unanswered, and the legacy framing spoken.
+    A client that offers only other subprotocols gets none of them, and the legacy framing.
     """
     return v1.SUBPROTOCOL in offered and wanted in (None, v1.SUBPROTOCOL)
 
 
 class ChannelsConnection:
-    """One client of one kernel. ``kernel_websocket_connection_class`` may name a subclass."""
+    """One connection of a client to a kernel.
+
+    ``start`` is the place in the log where its reader begins; None lets the session go on where it
+    left off. The option ``kernel_websocket_connection_class`` may name a subclass.
+    """
 
     def __init__(
         self,
@@ -128,13 +135,15 @@ class ChannelsConnection:
         self._start = start
 
     async def run(self) -> None:
-        """Accept, greet, then move frames both ways until one side ends."""
+        """Accept the connection and greet the client, then move frames until one side ends."""
         websocket, traffic = self._websocket, self._kernel.traffic
         try:
             await websocket.accept(v1.SUBPROTOCOL if self._is_v1 else None)
         except WebSocketDisconnect:
             return
-        # The greeting tells the state at the reader's first position: nothing may come between.
+        # The greeting tells the kernel's state at the reader's first position. A message of the
+        # kernel that came between the two would be in neither or in both, but none can: the log is
+        # advanced by the event loop, and nothing here awaits until the pump has its reader.
         greeting, reader = (
             traffic.voice.greeting(),
             traffic.clients.attach(self._session, self._start),
@@ -155,7 +164,8 @@ class ChannelsConnection:
         finally:
             pump.cancel()
             try:
-                # Not the pump itself: its cancellation could not be told from our own.
+                # `wait`, for `await pump` would raise CancelledError also when only the pump was
+                # cancelled. The reader is detached when the pump has ended and sends no more.
                 await asyncio.wait({pump})
             finally:
                 traffic.clients.detach(reader, closed=closed)
@@ -165,7 +175,10 @@ class ChannelsConnection:
     async def _pump(
         self, sender: Sender, reader: Reader, first: list[Message], live_from: int
     ) -> None:
-        """Send what the reader takes; the socket's own back-pressure is the only queue."""
+        """Send the messages that the reader takes, until the kernel or the connection ends.
+
+        The next batch is taken when the socket has room again, so there is no queue.
+        """
         try:
             counters = self._kernel.traffic.counters
             limit = (
@@ -182,7 +195,7 @@ class ChannelsConnection:
                 if messages or entries:
                     await sender.send(messages, reader.position)
                 if reader.behind:
-                    # A send that the socket takes at once gives nobody else a turn.
+                    # A send that the socket takes at once does not yield to the event loop.
                     await asyncio.sleep(0)
                 elif self._kernel.executions.closing:
                     break
@@ -195,7 +208,7 @@ class ChannelsConnection:
             else:
                 await self._close(KERNEL_GONE, "the kernel was shut down")
         except (WebSocketDisconnect, OSError):
-            pass  # the listener sees it too, and ends the connection
+            pass  # `_listen` sees the disconnection, too, and ends the connection
         except Exception:
             logger.exception(
                 "kernel %s: cannot send to a client",
@@ -209,7 +222,7 @@ class ChannelsConnection:
             f"kernelkeep: {gap.messages} messages ({gap.bytes} bytes) of this kernel's output are "
             "no longer kept and cannot be shown.\n"
         )
-        if not gap.bytes:  # nobody knows how much that was
+        if not gap.bytes:  # no keeper has heard these messages, so their size is not known
             text = (
                 "kernelkeep: for a while nobody has heard this kernel; what it said then is lost.\n"
             )
@@ -219,9 +232,9 @@ class ChannelsConnection:
     # From the client
 
     async def _listen(self, sender: Sender) -> bool:
-        """Hand each frame to the kernel; hold the client back while it takes no more.
+        """Hand each frame of the client to the kernel; read no further while that takes no more.
 
-        Returns whether the client has closed the connection itself.
+        Returns whether the client has closed the connection itself, with a close frame.
         """
         traffic = self._kernel.traffic
         while True:
@@ -242,9 +255,9 @@ class ChannelsConnection:
                 await self._hold_back(sender)
 
     async def _hold_back(self, sender: Sender) -> None:
-        """Return when the kernel takes more, or when the client is gone.
+        """Return when the kernel takes more requests, or when the connection is lost.
 
-        Its going would not be heard: nothing is received meanwhile.
+        Nothing is received from the client meanwhile, so `receive` would not tell of its loss.
         """
         loop = asyncio.get_running_loop()
         events = {
@@ -273,4 +286,4 @@ class ChannelsConnection:
 
 
 class _WrongType(ValueError):
-    """A text frame where only binary ones are spoken."""
+    """The client has sent a text frame in a framing that has binary frames only."""

@@ -37,12 +37,13 @@ async def subscribe(websocket: WebSocket) -> None:
                 pass
         finally:
             pump.cancel()
-            # Not the pump itself: its cancellation could not be told from our own.
+            # `wait`, for `await pump` would raise CancelledError also when only the pump was
+            # cancelled.
             await asyncio.wait({pump})
 
 
 async def _pump(websocket: WebSocket, subscription: Subscription) -> None:
-    """Send each event; the end, for one that is too slow, says how many it does not get."""
+    """Send each event, then close; a client that was too slow is told how many events it missed."""
     try:
         while (event := await subscription.take()) is not None:
             await websocket.send_text(event)
@@ -52,4 +53,4 @@ async def _pump(websocket: WebSocket, subscription: Subscription) -> None:
         logger.warning("a subscriber to events is too slow and is disconnected")
         await websocket.close(TRY_AGAIN_LATER, f"too slow: {subscription.dropped} events dropped")
     except (WebSocketDisconnect, OSError, RuntimeError):
-        pass  # whoever receives sees it too, and ends the subscription
+        pass  # `subscribe` sees the disconnection, too, and ends the subscription

@@ -1,8 +1,9 @@
 """Holding a client in its handshake until its kernel answers.
 
-jupyter_server's gateway client, with which nbconvert, voila and papermill run notebooks elsewhere,
-gives up a kernel that does not answer within a second of the handshake: a Jupyter server ends the
-handshake when the kernel has answered. That client is known by bringing no session.
+nbconvert, voila and papermill run notebooks on another server with jupyter_server's gateway client.
+That client gives up a kernel that does not answer within a second of the handshake, for a Jupyter
+server completes the handshake only when the kernel has answered. This server knows that client by
+the missing ``session_id``.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ __all__ = ["held"]
 
 
 async def held(websocket: WebSocket, kernel: Kernel, seconds: float) -> bool:
-    """Wait for the kernel to answer, at most so many seconds; whether the client is still there.
+    """Wait until a kernel that comes up answers, at most so many seconds.
 
-    The handshake is not answered meanwhile. Of a kernel that is not about to answer (it runs, is
-    dead, or is being stopped) nothing is waited for. Raises `KernelNotRunning`, with the reason,
-    when the kernel dies or is shut down meanwhile, `ServerStopping`, and `InvalidRequest` for a
-    client that does not wait itself.
+    Returns whether the client is still there; its handshake is not answered meanwhile. A kernel
+    that is not coming up (it runs, is dead, or is being stopped) is not waited for. Raises
+    `KernelNotRunning`, with the reason, if the kernel dies or is shut down meanwhile,
+    `ServerStopping`, and `InvalidRequest` if the client sends a frame meanwhile.
     """
     if not kernel.state.coming_up:
         return True
-    await websocket.receive()  # the request for the handshake
+    await websocket.receive()  # the event `websocket.connect`
     loop = asyncio.get_running_loop()
-    # A server hands out nothing else before the handshake is answered.
+    # Before the handshake is answered, the next event can only be that the client has gone.
     leaving: asyncio.Task[Any] = loop.create_task(websocket.receive())
     answering = loop.create_task(_came_up(kernel))
     try:
@@ -53,6 +54,8 @@ async def held(websocket: WebSocket, kernel: Kernel, seconds: float) -> bool:
 
 
 async def _came_up(kernel: Kernel) -> None:
-    """Return when the kernel answers, or will not. Each change is announced in its log."""
+    """Return when the kernel answers, or is known not to."""
+    # Each change of state wakes the readers of the log. None is missed between the look and the
+    # wait: no other task runs there.
     while kernel.state.coming_up and not kernel.executions.closing:
         await kernel.traffic.log.wait()

@@ -1,4 +1,4 @@
-"""The rate limit as a client sees it: output left out, and notices that say so."""
+"""The rate limit as a client sees it: output is left out, and notices say so."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["OutputLimit"]
 
 
 class OutputLimit:
-    """Limits what one connection is sent of its kernel's live output.
+    """Limits the live output of a kernel that one connection is sent.
 
-    What was said before number ``live_from`` is a replay of what this client has missed, and is
-    never limited. ``held_back`` counts what is left out.
+    Messages before number ``live_from`` are a replay of what this client has missed; they are never
+    limited. ``held_back`` counts the messages that are left out.
     """
 
     def __init__(self, limits: RateLimits, live_from: int, held_back: Tally) -> None:
@@ -58,7 +58,9 @@ class OutputLimit:
             messages.append(_notice(limiter.notice(limiter.exceeded), message))
 
     def _add_count(self, messages: list[Message], episode: Episode | None) -> None:
-        """Say what was held back, as output of what was: that it is over may be another's doing."""
+        """Add a notice that counts what was held back, when a limit is no longer exceeded."""
+        # The notice is output of the execution whose output was held back last. The message that
+        # ends the episode may belong to another one.
         if episode is None or self._last_held is None:
             return
         text = (
@@ -74,7 +76,7 @@ def _is_idle(message: Message) -> bool:
 
 
 def _notice(text: str, cause: Message) -> Message:
-    """A notice on stderr, as output of what caused it."""
+    """A notice on stderr, as output of the request that has caused the message ``cause``."""
     content = {"name": "stderr", "text": text}
     session = cause.header.session or ""
     return make_message("iopub", "stream", content, session=session, parent=bytes(cause.part(1)))

@@ -1,8 +1,8 @@
-"""The output rate limit of one connection, to spare front ends more than they can show.
+"""The output rate limit of one connection: it spares front ends more output than they can show.
 
-Only ``stream``, ``display_data`` and ``update_display_data`` are ever held back: never a reply, a
-result, an error, a status, a comm or an input request. What is held back is counted and said, and
-stays in the log.
+Only ``stream``, ``display_data`` and ``update_display_data`` messages are ever held back; replies,
+results, errors, statuses, comms and input requests never are. Messages that are held back are
+counted, the client is told the count, and they stay in the log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LIMITED_TYPES: Final = frozenset({"stream", "display_data", "update_display_data
 
 
 class RateLimits(NamedTuple):
-    """The options, under the names that Jupyter users know; a limit of 0 or less is none."""
+    """The options, with the names that Jupyter users know; 0 or less means no limit."""
 
     iopub_msg_rate_limit: float
     """Messages a second."""
@@ -27,17 +27,17 @@ class RateLimits(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What was held back while a limit was exceeded."""
+    """The count and bytes of the messages that were held back while a limit was exceeded."""
 
     messages: int
     bytes: int
 
 
 class RateLimiter:
-    """Decides, message by message, what one connection is sent now.
+    """Decides for each message whether one connection is sent it.
 
-    Rates are taken over a sliding window. A limit that is exceeded is in force until the rate falls
-    below four fifths of it, or the kernel goes idle.
+    Rates are averages over a sliding window. Once a limit is exceeded it is in force until the rate
+    has fallen to four fifths of it (`resume_at`), or until the kernel goes idle.
     """
 
     resume_at = 0.8
@@ -88,7 +88,7 @@ class RateLimiter:
         return self._exceeded
 
     def notice(self, exceeded: str) -> str:
-        """What the person is told when a limit is exceeded; the first line is Jupyter's own."""
+        """The text that tells a person of an exceeded limit; its first line is Jupyter's own."""
         limits = self._limits
         name = "iopub_msg_rate_limit" if exceeded == "message" else "iopub_data_rate_limit"
         unit = "msgs/sec" if exceeded == "message" else "bytes/sec"
@@ -104,7 +104,7 @@ class RateLimiter:
         )
 
     def end_episode(self) -> Episode | None:
-        """The limit is no longer in force: what was held back since it was, if anything."""
+        """What was held back while a limit was in force, if anything; the count begins anew."""
         if not self._held_messages:
             return None
         episode = Episode(self._held_messages, self._held_bytes)
@@ -112,7 +112,10 @@ class RateLimiter:
         return episode
 
     def reset(self) -> Episode | None:
-        """The kernel has gone idle: start counting anew; returns as `end_episode` does."""
+        """Forget the window and the limit in force, as the kernel has gone idle.
+
+        Returns what `end_episode` returns.
+        """
         self._window.clear()
         self._bytes = 0
         self._exceeded = None

@@ -1,4 +1,4 @@
-"""Sending messages to a WebSocket: in batches where the server offers that, else one by one."""
+"""Sends messages to a WebSocket: in batches if the ASGI server offers that, else one by one."""
 
 from __future__ import annotations
 
@@ -25,58 +25,65 @@ EXTENSION = "kernelkeep.frames"
 
 
 SERVICE_RESTART = 1012
-"""Close code of every WebSocket when the server stops: come back soon."""
+"""Close code of every WebSocket when the server stops: the client should reconnect soon."""
 
 
 class FrameWriter(Protocol):
-    """What the extension can do that plain ASGI cannot: write many frames at once."""
+    """The ASGI extension: it writes many frames at once and tells what has arrived."""
 
     @property
     def acknowledged(self) -> Position | None:
         """The place in the log up to which the client is known to have everything."""
 
     def join(self, frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
-        """What to write for frames, each a payload and whether it is text; for any connection."""
+        """Frame payloads, each given with whether it is text; returns the bytes to `write`.
+
+        The bytes are the same for every connection.
+        """
 
     async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
-        """Write what `join` made; return when more may come.
+        """Write chunks that `join` has made; return when the connection has room for more.
 
-        It brings the client to ``place`` in the log.
+        With these chunks the client will have everything before ``place`` in the log. Raises
+        `OSError` when the connection is closed.
         """
 
     async def lost(self) -> None:
-        """Return when the connection is lost, which is known while nothing is received, too."""
+        """Return when the connection is lost; works also while nothing is received from it."""
 
 
 KEPT_BYTES: Final = 2**20
-"""Up to this size the last batch is kept framed; a larger one is framed for each reader."""
+"""The largest batch whose frames are reused; a larger one is framed again for each reader."""
 
 
 Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
 
 
 class Sender(Protocol):
-    """Sends messages in one framing."""
+    """Sends messages to one WebSocket, in one framing."""
 
     async def send(self, messages: Sequence[Message], place: Position) -> None:
-        """Send messages, which bring the client to ``place``; return when more may come.
+        """Send messages, all that the client needs before ``place``; return when there is room.
 
         Raises `OSError` or `WebSocketDisconnect` when the client is gone.
         """
 
     def arrived(self, place: Position) -> Position:
-        """How far the client has come, of a reader that is at ``place``."""
+        """The place up to which the client is known to have everything; its reader is at ``place``.
+
+        It is never beyond what was sent.
+        """
 
     async def lost(self) -> None:
-        """Return when the connection is lost, if that can be told."""
+        """Return when the connection is lost, or never if the ASGI server cannot tell."""
 
 
 def sender_for(
     websocket: WebSocket, log: MessageLog, start: Position, *, is_v1: bool, numbered: bool
 ) -> Sender:
-    """The best way to send to this WebSocket what is in ``log``; its client is at ``start``.
+    """A sender of messages from ``log`` to a WebSocket, whose client has all before ``start``.
 
-    ``numbered`` messages carry their number in the log.
+    It sends in batches if the ASGI server can. ``numbered`` messages carry their number in the log.
     """
     encode: Encode = _v1_frames if is_v1 else _legacy_frames
     if numbered:
@@ -88,7 +95,7 @@ def sender_for(
 
 
 class _LastBatch:
-    """What was written last: the readers that are level with each other are sent the same."""
+    """The batch that was framed last: readers at the same place are sent the same bytes."""
 
     __slots__ = ("chunks", "encode", "messages")
 
@@ -98,8 +105,8 @@ class _LastBatch:
         self.chunks: list[bytes] = []
 
 
-# Of all connections of one kernel: its readers are woken one after the other. What is kept of a
-# kernel goes with its log.
+# The last batch of each kernel, shared by its connections: they are woken one after the other, so
+# most of them find the batch that they need. It is forgotten with the kernel's log.
 _last_batches: WeakKeyDictionary[MessageLog, _LastBatch] = WeakKeyDictionary()
 
 
@@ -114,7 +121,8 @@ class _BatchSender:
 
     async def send(self, messages: Sequence[Message], place: Position) -> None:
         last = self._last
-        # Messages are compared by identity, so this tells at the first when they are others.
+        # Messages have no equality but identity, so two batches differ at their first message. No
+        # other connection can change `last` in between: nothing here awaits before the write.
         if last.encode is self._encode and last.messages == messages:
             chunks = last.chunks
         else:
@@ -145,11 +153,11 @@ class _PlainSender:
         self._written_to = place
 
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
-        """Nobody can tell: what was written counts as having arrived."""
+        """Plain ASGI tells nothing of this, so what was written counts as having arrived."""
         return self._written_to
 
     async def lost(self) -> None:
-        """Nobody can tell: it never returns."""
+        """Plain ASGI cannot report a lost connection, so this never returns."""
         await asyncio.Event().wait()
 
 

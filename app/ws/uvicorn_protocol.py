@@ -1,9 +1,8 @@
-"""uvicorn's WebSocket protocol, with what plain ASGI cannot say.
+"""uvicorn's WebSocket protocol, with an extension for what plain ASGI does not offer.
 
 The ``kernelkeep`` command chooses this class. It writes many frames at once (`FrameWriter`, in
-``scope["extensions"]``), it asks with pings how much of that has arrived, and it *aborts* a
-connection whose peer takes nothing: uvicorn's own way out, a close, waits for the flush and so for
-ever.
+``scope["extensions"]``), and asks with pings how much of them has arrived. It *aborts* a connection
+whose peer takes nothing. uvicorn would close it, and a close waits until all is sent: for ever.
 """
 
 from __future__ import annotations
@@ -38,19 +37,21 @@ except ImportError:  # Windows: only pongs tell what has arrived
 __all__ = ["KernelkeepWebSocketProtocol"]
 
 HIGH_WATER_BYTES: Final = 2**20
-"""What may wait in the transport for a client before its reader is held back."""
+"""Bytes that may wait in the transport for a client before its reader is held back."""
 
 SLICE_BYTES: Final = 4096
-"""What is parsed at a time of what has come: the smallest frames are six bytes."""
+"""Bytes that are parsed at a time. Between two slices a client that floods is noticed: a slice has
+many frames, for the smallest are six bytes."""
 
 MAX_CONTROL_FRAMES: Final = 100
-"""Pings, and pongs that were not asked for, of a client in a second; then it is not read for it."""
+"""Pings and unsolicited pongs that a client may send in a second. After more the client is not read
+for the rest of that second."""
 
 MAX_UNREAD_BYTES: Final = 2**20
-"""What may have come of a client that is not read: more than a loop reads at once."""
+"""Unparsed bytes that a client which is not read may have; an event loop reads less at once."""
 
 MAX_FRAGMENTS: Final = 16_384
-"""Of one message: 64 MiB in pieces of 4 KiB."""
+"""Fragments that a message may have: 64 MiB in pieces of 4 KiB."""
 
 JOIN_BYTES: Final = 4096
 """Frames up to this size are joined before they are written; larger ones are not copied."""
@@ -67,19 +68,19 @@ _pack_medium: Final = Struct("!BBH").pack
 
 
 class KernelkeepWebSocketProtocol(WebSocketProtocol):
-    """One WebSocket connection."""
+    """One WebSocket connection; it is the `FrameWriter` of that connection."""
 
     _written = 0  # bytes handed to the transport by write()
-    _taken = 0  # of those, how many the peer had taken when last looked at
+    _taken = 0  # how many of those the peer had taken at the last keepalive timeout
 
     _ping_plan: asyncio.TimerHandle | None = None
-    _next_ping = 0.0  # by the loop's clock
-    _asked = 0  # bytes written at the last ping
+    _next_ping = 0.0  # the earliest time of the next ping, by the loop's clock
+    _asked = 0  # the value of _written at the last ping
 
-    _pong = b""  # the answer to the last ping, which waits for room in the transport
-    _control_frames = 0  # since the second began at _second
+    _pong = b""  # the answer to the client's last ping, which waits for room in the transport
+    _control_frames = 0  # counted in the second that began at _second, by the loop's clock
     _second = 0.0
-    _rests: asyncio.TimerHandle | None = None  # while a client that floods is not read
+    _rests: asyncio.TimerHandle | None = None  # set while a client that floods is not read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -89,13 +90,13 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            # A peer that vanished while reading is paused would never be noticed otherwise.
+            # While reading is paused, only TCP's keepalive notices a peer that has vanished.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated and not self.handshake_complete:
-            # A client waits for the answer [RFC 6455, section 4.1]; what it sends before that would
-            # be answered before it, too.
+            # A client must wait for the answer to its handshake [RFC 6455, section 4.1]. An answer
+            # to a frame that it sends earlier would go out before that one.
             self.disconnected = True
             self.transport.close()
             return
@@ -117,7 +118,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self._unread += unread[done:]
 
     def _count_control_frame(self) -> None:
-        """Rest from reading a client that sends nothing but work, for what is left of a second."""
+        """Count a ping or pong; after too many stop reading the client until the second is over."""
         now = self.loop.time()
         if now - self._second >= 1.0:
             self._second, self._control_frames = now, 0
@@ -132,12 +133,12 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self._resume_reading()
 
     def _resume_reading(self) -> None:
-        """Read on if nothing is left that speaks against it."""
+        """Resume reading, unless the client rests, the application is behind, or all is closed."""
         if self._rests is None and not self.read_paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
     async def receive(self) -> ASGIReceiveEvent:
-        """The next message; with the last one taken, reading goes on."""
+        """The next event for the application. When it has taken the last one, reading resumes."""
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
@@ -147,7 +148,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
-            # Too many headers, or too long ones; uvicorn would leave the client waiting.
+            # The request has too many or too long headers. uvicorn would leave it unanswered.
             self.transport.write(b"".join(self.conn.data_to_send()) or _TOO_LARGE)
             self.logger.warning("WebSocket refused: %s", self.conn.handshake_exc)
             self.transport.close()
@@ -161,21 +162,21 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self.extensions[EXTENSION] = self
 
     async def send(self, message: ASGISendEvent) -> None:
-        """What plain ASGI can say."""
+        """Send an ASGI event, as uvicorn does; the answer to a handshake is logged."""
         if message["type"] == "websocket.accept":
             self._log_answer(101)
         elif message["type"] == "websocket.http.response.start":
             self._log_answer(message["status"])
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
-            # The refusal is out; uvicorn would log an error about a handshake that never came.
+            # The handshake was refused. uvicorn would log an error that it was never completed.
             self.handshake_complete = True
 
     def _log_answer(self, status: int) -> None:
         self._log_access(*self.request_line, status)
 
     def _log_access(self, client: str, path: str, status: int) -> None:
-        """A line as of any other request; uvicorn has none for WebSockets."""
+        """Log a line as for any other request; uvicorn logs none for WebSockets."""
         _access_logger.info('%s - "%s %s HTTP/%s" %d', client, "GET", path, "1.1", status)
 
     @property
@@ -185,15 +186,15 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     @staticmethod
     def join(frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
-        """What to write for frames, each a payload and whether it is text.
+        """Frame payloads, each given with whether it is text; returns the bytes to `write`.
 
-        The small ones are joined, the large ones not copied.
+        Small frames are joined; the payload of a large one becomes a chunk without a copy.
         """
         chunks: list[bytes] = []
         small: list[bytes] = []
         for payload, is_text in frames:
             length = len(payload)
-            if 126 <= length < 65536:  # nearly all: without a call
+            if 126 <= length < 65536:  # nearly all frames are, so this one costs no call
                 small.append(_pack_medium(_TEXT if is_text else _BINARY, 126, length))
             else:
                 small.append(_frame_header(_TEXT if is_text else _BINARY, length))
@@ -207,10 +208,10 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         return chunks
 
     async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
-        """Write what `join` made (`app.ws.sending.FrameWriter`).
+        """Write chunks that `join` has made; return when the transport has room for more.
 
-        It brings the client to ``place`` in the log.
-        Raises `ClientDisconnected` when the connection is closed or closing.
+        With them the client will have all before ``place`` in the log (`FrameWriter`). Raises
+        `ClientDisconnected` when the connection is closed or closing.
         """
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             raise ClientDisconnected()
@@ -218,9 +219,9 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self._written += sum(map(len, parts))
         if place is not None:
             self._acknowledgements.sent(place)
-            # In the same write where it may: a client that has read what is before the ping has
-            # answered it, however soon its connection breaks then.
-            # A little early rather than by itself a little later.
+            # The ping goes in the same write as the frames if it can. The connection may break soon
+            # after: a client that has read the frames has then read the ping, too, and answered it.
+            # A ping that is nearly due goes with these frames, and not by itself a little later.
             soon = self._next_ping - PING_SECONDS / 2
             if self._written - self._asked >= PING_BYTES or self.loop.time() >= soon:
                 parts.append(self._ping())
@@ -231,7 +232,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             raise ClientDisconnected()
 
     def _plan_ping(self) -> None:
-        """Ask soon whether what was written has arrived, unless that is planned already."""
+        """Plan a ping for what was written, unless none is due or one is planned already."""
         if self._ping_plan is None and self._acknowledgements.ping_is_due:
             self._ping_plan = self.loop.call_at(self._next_ping, self._ask)
 
@@ -239,13 +240,14 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self._ping_plan = None
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             return
-        if self.loop.time() < self._next_ping:  # a ping has gone out with something else
+        # A ping may have gone out with a write since this was planned. Then it is not due yet.
+        if self.loop.time() < self._next_ping:
             self._plan_ping()
         else:
             self.transport.write(self._ping())
 
     def _ping(self) -> bytes:
-        """A ping for what is not acknowledged; empty if it is, or has been asked about."""
+        """The frame of a ping for the last messages; empty if the last ping was behind them."""
         payload = self._acknowledgements.ping()
         if payload is None:
             return b""
@@ -265,8 +267,8 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             except UnicodeDecodeError:
                 self._fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
                 return
-        # uvicorn stops reading at each message and goes on when the application has taken it: four
-        # system calls. One message may as well wait unread by the application.
+        # uvicorn pauses reading at each message, and resumes when the application has taken it:
+        # four system calls. Here one message may wait for the application without a pause.
         is_only = self.queue.empty()
         self.queue.put_nowait(event)
         if not is_only and not self.read_paused:
@@ -274,7 +276,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self.transport.pause_reading()
 
     def _fail(self, code: CloseCode, reason: str) -> None:
-        """Close for what the client has done, unless its own close has come with it."""
+        """Close the connection for a fault of the client, unless the client has closed it."""
         if self.conn.state is OPEN:
             self.conn.fail(code, reason)
             self.fail()
@@ -291,7 +293,8 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         if self.writable.is_set():
             self.transport.write(b"".join(output))
         elif output:
-            # Of a client that reads nothing, only the last is answered [RFC 6455, section 5.5.3].
+            # If the client does not read, only its last ping is answered: that is allowed
+            # [RFC 6455, section 5.5.3], and bounds what waits here.
             self._pong = output[-1]
 
     def resume_writing(self) -> None:
@@ -308,13 +311,14 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             super().handle_pong(event)
 
     def handle_close(self, event: Frame) -> None:
-        # A client that closes has all that its machine has confirmed, whatever pong is missing.
+        # If its machine's TCP has confirmed every byte before it closed, the client has received
+        # all of them, even if pongs are missing.
         if not self.transport.get_write_buffer_size() and self._unconfirmed_bytes() == 0:
             self._acknowledgements.all_arrived()
         super().handle_close(event)
 
     def _unconfirmed_bytes(self) -> int | None:
-        """How much the socket holds that the peer's TCP has not acknowledged; None: unknown."""
+        """Bytes in the socket that the peer's TCP has not acknowledged; None if not known."""
         connection: socket.socket | None = self.transport.get_extra_info("socket")
         if connection is None or fcntl is None:
             return None
@@ -338,25 +342,26 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self._rests.cancel()
             self._rests = None
         if self.handshake_complete and self.conn.close_rcvd is None:
-            # RFC 6455, section 7.1.5: no close frame has come. Uvicorn says 1005, as for an empty
-            # one; of two such events the first counts.
+            # No close frame has come, so the code is 1006 [RFC 6455, section 7.1.5]. uvicorn queues
+            # an event with 1005, as for an empty close frame; the application sees the first one.
             self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:
-        """No pong has come in time: give up the connection, unless that is our own doing.
+        """Give up the connection because no pong has come in time, unless the peer is not at fault.
 
-        A pong is late for honest reasons when the ping waits behind output that the peer is still
-        taking, and when we are not reading because the kernel takes no more requests.
+        The peer is not at fault when the ping waits behind output that the peer is still taking, or
+        when the server does not read because the kernel takes no more requests.
         """
-        # A socket reports that it is writable only when a third of its megabytes is free: of one
-        # that reads slowly its own queue tells sooner.
+        # The transport's buffer alone tells too late that a slow peer takes something: a socket
+        # becomes writable only when a third of its megabytes is free. So its queue counts, too.
         queued = self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
         taken = self._written - queued
         progress = taken > self._taken
         self._taken = taken
         if self.read_paused or self._rests is not None:
-            # The pong may lie behind what we do not read. If the peer is gone, a write will tell.
+            # The pong may lie behind bytes that are not read now. If the peer is gone, this write
+            # fails sooner or later.
             self.ping_for_keepalive()
             return
         if progress:

@@ -1,1 +1,1 @@
-"""Executions: what the log says about each request to run code."""
+"""Executions: what the log says about each ``execute_request``, and running code over HTTP."""

@@ -1,6 +1,6 @@
 """The content of a kernel's messages as plain objects that can be written as JSON again.
 
-Kernels send what is not JSON to everybody: Python's send NaN and escaped halves of surrogate pairs.
+Python kernels send NaN and escaped lone surrogates, which strict JSON parsers refuse.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def content_of(message: Message) -> dict[str, Any]:
-    """The content of a message; empty if there is no sense in it."""
+    """The content of a message; empty if it is no JSON object."""
     content = _plain(message.part(3))
     return content if isinstance(content, dict) else {}
 
 
 def raw_json(part: Buffer) -> msgspec.Raw:
-    """A JSON part as it is, or else with null for NaN and U+FFFD for half a pair."""
+    """A part as strict JSON: as it is, or with null for NaN and U+FFFD for a lone surrogate."""
     try:
         return msgspec.Raw(_decode_raw(part))
     except (msgspec.MsgspecError, RecursionError):
@@ -34,7 +34,7 @@ def raw_json(part: Buffer) -> msgspec.Raw:
 
 
 def text_of(value: Any) -> str:
-    """A text; kernels may send it as a list of lines."""
+    """A text of a message, which kernels may send as a list of lines; empty for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence) and all(isinstance(line, str) for line in value):
@@ -64,5 +64,5 @@ def _clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {_clean(name): _clean(item) for name, item in value.items()}
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return None  # 1e999
+        return None  # a number such as 1e999, which JSON can write and a float cannot hold
     return value

@@ -1,4 +1,4 @@
-"""What happens to an execution, event by event: the same over every transport."""
+"""The events of an execution, which are the same over every transport (SSE, NDJSON)."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ __all__ = ["Event", "follow"]
 
 
 class Event(msgspec.Struct, tag_field="type", kw_only=True):
-    """Something that has happened; ``seq`` is its number in the kernel's log.
+    """One event of an execution; ``seq`` is the number of its message in the kernel's log.
 
-    An event that stands for no message has the number of the newest message before it, or none.
+    An event without a message of its own has the number of the newest message before it, or none.
     """
 
     seq: int | None = None
 
     @property
     def resumable(self) -> bool:
-        """Whether a client that has this event has all those before it."""
+        """Whether a client may resume behind this event: it has then missed no earlier one."""
         return self.seq is not None
 
 
 class Queued(Event, tag="queued"):
-    """It was asked for. Only at the beginning."""
+    """The execution was asked for. This is only ever the first event."""
 
     time: str
     session: str
 
 
 class Started(Event, tag="started"):
-    """The kernel has begun with it."""
+    """The kernel has begun with the execution."""
 
 
 class Code(Event, tag="code"):
-    """What the kernel executes; not told of silent executions."""
+    """The code that the kernel executes. Silent executions have no such event."""
 
     code: str
     execution_count: int | None
 
 
 class Stream(Event, tag="stream"):
-    """Text on ``stdout`` or ``stderr``."""
+    """The code has written text to ``stdout`` or ``stderr``, which ``name`` tells."""
 
     name: str
     text: str
 
 
 class Display(Event, tag="display"):
-    """Something to show."""
+    """The code displays data, by media type."""
 
     data: dict[str, Any]
     metadata: dict[str, Any]
@@ -67,16 +67,16 @@ class Display(Event, tag="display"):
 
 
 class UpdateDisplay(Display, tag="update_display"):
-    """Something to show in the place of what has this ``display_id``.
+    """The data of every display with this ``display_id`` are replaced.
 
-    ``executions`` are others that show such a thing, and show this from now on.
+    ``executions`` are the ids of other executions that show such a display.
     """
 
     executions: list[str] = []
 
 
 class Result(Event, tag="result"):
-    """The value of the code."""
+    """The value of the code's last expression, by media type."""
 
     data: dict[str, Any]
     metadata: dict[str, Any]
@@ -106,9 +106,10 @@ class InputRequested(Event, tag="input_request"):
 
 
 class StepTaken(Event, tag="step"):
-    """Something was done to the execution from outside: ``cancel``, ``timeout``, ...
+    """A step was taken against the execution from outside: ``cancel``, ``timeout``, ...
 
-    Told again to a client that resumes just there.
+    It shares its number with the message before it. So a client that resumes behind that number
+    may get this event a second time, rather than miss it.
     """
 
     step: str
@@ -121,14 +122,14 @@ class StepTaken(Event, tag="step"):
 
 
 class GapFound(Event, tag="gap"):
-    """So much of the kernel's log is gone, and what it held of this execution with it."""
+    """The kernel's log has dropped messages, and those of this execution that were among them."""
 
     messages: int
     bytes: int
 
 
 class Ended(Event, tag="ended"):
-    """It has ended. Always the last event."""
+    """The execution has ended. This is always the last event."""
 
     time: str
     state: str
@@ -152,8 +153,8 @@ def follow(
 ) -> AsyncIterator[Event | None]:
     """The events so far, from behind number ``after`` if that is given, then as they happen.
 
-    None after ``keepalive`` seconds without any. Ends with `Ended` or `Closing`. Raises
-    `AfterBeyondEnd`, at once.
+    Yields None after ``keepalive`` seconds without an event. Ends with `Ended` or `Closing`.
+    Raises `AfterBeyondEnd` at once, not at the first step of the iteration.
     """
     reader = ExecutionReader(log, execution, after, updates=True)
     return _follow(executions, execution, reader, after, keepalive)
@@ -180,7 +181,7 @@ async def _follow(
             if isinstance(event, UpdateDisplay):
                 showing = executions.showing(event.display_id)
                 if entry.message.parent.msg_id != execution.id and execution not in showing:
-                    continue  # nothing that it shows
+                    continue  # an update of a display that this execution does not show
                 event.executions = [other.id for other in showing if other is not execution]
             if event is not None:
                 yield event
@@ -188,6 +189,9 @@ async def _follow(
             continue
         for step in steps.before(None):
             yield step
+        # An execution may end while the consumer of a yield above runs: that is seen here, and
+        # `finished` is false until its last message was read. From here to the wait nothing is
+        # suspended, and the tracker wakes the log at an end: none that comes later is missed.
         if execution.ended and (reader.finished or not execution.sent):
             yield _ended(execution)
             return
@@ -199,7 +203,7 @@ async def _follow(
 
 
 class _Steps:
-    """Tells what was done to an execution, each step behind the messages that came before it."""
+    """Yields the steps of an execution, each behind the messages that came before it."""
 
     def __init__(self, execution: Execution, after: int | None) -> None:
         self._execution = execution
@@ -216,7 +220,7 @@ class _Steps:
 
 
 def event_of(message: Message) -> Event | None:
-    """The event that a message of a kernel is, if it is one."""
+    """The event that a kernel's message stands for, if any."""
     make = _MAKERS.get(message.msg_type)
     if make is None:
         return None

@@ -1,6 +1,7 @@
-"""One execution: what is known of one ``execute_request``, whoever sent it.
+"""One execution: all that is known of one ``execute_request``, over whatever transport it came.
 
-A state machine without a clock's ticks: it is told what was seen, and has exactly one end.
+It is a state machine: its methods are called for the messages that were seen, it has no timers of
+its own, and it has exactly one end.
 
 ::
 
@@ -27,11 +28,11 @@ StepName = Literal["cancel", "timeout", "interrupt", "kill"]
 
 
 class ExecutionState(StrEnum):
-    """Where an execution is. All but the first two are ends, and an end is final.
+    """The state of an execution. All but the first two are ends, and an end is final.
 
-    ``aborted``: it never ran, since an earlier one failed or the kernel ended. ``cancelled``:
-    somebody cancelled it, and it did not run or did not end well. ``lost``: it ran, and how it
-    ended will never be known.
+    ``aborted``: it never ran, as an earlier execution failed or the kernel ended. ``cancelled``: a
+    client cancelled it, and it did not run or did not end well. ``lost``: it ran, and how it ended
+    will never be known.
     """
 
     QUEUED = "queued"
@@ -45,7 +46,7 @@ class ExecutionState(StrEnum):
 
 _UNFINISHED: Final = frozenset({ExecutionState.QUEUED, ExecutionState.RUNNING})
 
-# The status of a reply [Jupyter messaging protocol, "Request-Reply"]; "abort" is an older form.
+# By the status of the reply [Jupyter messaging protocol, "Request-Reply"]; "abort" is an old form.
 _ENDS: Final = {
     "ok": ExecutionState.OK,
     "error": ExecutionState.ERROR,
@@ -64,10 +65,10 @@ AFTER_RESTART: Final = (
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Something that was done to an execution from outside."""
+    """A step that was taken against an execution from outside."""
 
     seq: int
-    """The newest number in the kernel's log at that time."""
+    """The newest number in the kernel's log when the step was taken."""
     time: float
     """In seconds since the epoch."""
     step: StepName
@@ -75,7 +76,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class InputRequest(msgspec.Struct, frozen=True):
-    """What an execution asks its user for; ``header`` is the raw header of the asking message."""
+    """What an execution asks its user for; ``header`` is the raw header of ``input_request``."""
 
     prompt: str
     password: bool
@@ -83,16 +84,16 @@ class InputRequest(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """The ``msg_id`` of the asking message."""
+        """The ``msg_id`` of the ``input_request``."""
         return decode_header(self.header).msg_id
 
 
 class Execution:
-    """What is known of one execution.
+    """All that is known of one execution.
 
-    ``place`` is where it begins in the kernel's log and ``end`` the place behind its last message,
-    once it has ended. Times that people see are in seconds since the epoch; durations come from a
-    monotonic clock.
+    ``place`` is a place in the kernel's log before which there is no message of the execution; it
+    moves forward when more is known. ``end`` is the place behind its last message, once it has
+    ended. Times are in seconds since the epoch; durations come from a monotonic clock.
     """
 
     __slots__ = (
@@ -155,12 +156,12 @@ class Execution:
         self.place = place
         self.on_main_shell = on_main_shell
         self.timeout = timeout
-        # Whether what the server holds behind it, in the same queue, is aborted when it fails.
+        # Whether its failure aborts the executions that the server holds behind it in its queue.
         self.stop_on_error = stop_on_error
-        # In which queue it waits: one that its caller has named, or that caller's own.
+        # The queue that its caller has named, or None for the caller's own.
         self.queue = queue
         self.caller = caller
-        # The kernel's process that it must run in, and the one that it was sent to.
+        # The generation of the process that it must run in, and of the one that it was sent to.
         self.if_generation = if_generation
         self.generation: int | None = None
         self.first_after_restart = False
@@ -168,7 +169,7 @@ class Execution:
         self.sent = False
         self.idle = False
         self.reply_status: str | None = None
-        # Whether the kernel has published its error, rather than told it in the reply alone.
+        # Whether the kernel has published its error on iopub; else the reply alone has it.
         self.has_error = False
         self.execution_count: int | None = None
         self.first_seq: int | None = None
@@ -179,21 +180,22 @@ class Execution:
         self.ended_at: float | None = None
         self.reason = ""
         self.late: LateOutput | None = None
-        # Whether it seems to write to file descriptors (app.managers.executions.late_output).
+        # Whether its code seems to write to file descriptors (`late_output.may_straggle`).
         self.may_straggle = False
-        # Of what it shows: so many as are known by their id (app.managers.executions.tracker).
+        # The ids of displays that it shows, at most `late_output.MAX_UPDATES`.
         self.display_ids: list[str] = []
         self.steps: list[Step] = []
         self.input_request: InputRequest | None = None
-        self.answered = ""  # the id of the last prompt whose answer was passed on
-        # The raw header of its request, and all its parts as long as it is not with the kernel.
+        self.answered = ""  # the msg_id of the last prompt whose answer was passed on
+        # The raw header of its request; and all parts, as long as the kernel has not got them.
         self.header = b""
         self.held: tuple[bytes, ...] = ()
-        # Whether a client sent the request, rather than this server in its turn.
+        # Whether the request came over a WebSocket, rather than from this server's queue.
         self.by_client = False
         self.cancel_asked = False
-        self.kill_after: float | None = None  # seconds, of a cancel that waits for the start
-        # Called once, when it has ended.
+        # In seconds: how long after its interrupt a cancelled execution is killed, if at all.
+        self.kill_after: float | None = None
+        # These are called once, when the execution has ended.
         self.on_end: list[Callable[[], None]] = []
         self._why = ""
         self._began: float | None = None
@@ -201,36 +203,37 @@ class Execution:
 
     @property
     def ended(self) -> bool:
-        """Whether it has come to its one end."""
+        """Whether the execution has come to its one end."""
         return self.state not in _UNFINISHED
 
     @property
     def running(self) -> bool:
-        """Whether the kernel has begun with it, and not ended."""
+        """Whether the kernel has gone busy for the execution, and it has not ended."""
         return self.state is ExecutionState.RUNNING
 
     @property
     def has_begun(self) -> bool:
-        """Whether the kernel has said anything of it."""
+        """Whether any status or reply of the execution has come from the kernel."""
         return self.running or self.idle or self.reply_status is not None
 
     @property
     def seconds(self) -> float | None:
-        """How long it has run, up to now or its end; None if it has not begun."""
+        """How many seconds it has run, up to now or its end; None if it has not begun."""
         if self._began is None or self._took is not None:
             return self._took
         return time.monotonic() - self._began
 
     def in_queue_of(self, other: Execution) -> bool:
-        """Whether the two wait in one queue."""
+        """Whether this execution and another wait in one queue."""
         if self.queue is None and other.queue is None:
             return self.caller == other.caller
         return self.queue == other.queue
 
     def put_back(self, state: ExecutionState, seconds: float | None) -> None:
-        """It is one of another process's, and was in this state; its fields are set already.
+        """Go on with an execution that the server before this one has stored.
 
-        ``seconds`` is how long it had run; while nobody was there the wall clock counts.
+        Its other fields are set already. ``seconds`` is how long it had run when it was stored. If
+        it still runs, the time since it started counts, by the wall clock.
         """
         self.state = state
         self._why = self.steps[-1].detail if self.steps else ""
@@ -243,16 +246,16 @@ class Execution:
             self._began = time.monotonic() - ran
 
     def on_sent(self, place: Position) -> None:
-        """It is on its way to the kernel; nothing of it comes before ``place``."""
+        """Note that the request is on its way; ``place`` is the end of the log at that time."""
         self.sent = True
         self.place = place
 
     def on_busy(self, place: Position) -> bool:
-        """The kernel has begun with it, by a status at ``place``; whether that is news."""
+        """Begin: the kernel has gone busy, by the status at ``place``. False if it had begun."""
         if self.state is not ExecutionState.QUEUED:
             return False
         self.state = ExecutionState.RUNNING
-        if self.first_seq is None:  # the kernel says nothing of it before that
+        if self.first_seq is None:  # a kernel sends nothing of an execution before it goes busy
             self.place = place
         self._see()
         self.started_at = time.time()
@@ -260,14 +263,14 @@ class Execution:
         return True
 
     def on_idle(self) -> bool:
-        """The kernel is done with it; whether that makes it complete."""
+        """Note the idle status; returns whether the execution is `complete` now."""
         self._see()
         self.idle = True
         self.input_request = None
         return self._may_be_complete()
 
     def on_reply(self, status: str, execution_count: int | None) -> bool:
-        """The reply has come; whether that makes it complete."""
+        """Note the reply; returns whether the execution is `complete` now."""
         self._see()
         self.reply_status = status
         self.input_request = None
@@ -282,21 +285,25 @@ class Execution:
 
     @property
     def complete(self) -> bool:
-        """Whether both the reply and the idle status have come."""
+        """Whether both the reply and the idle status have come.
+
+        They come over two sockets, in either order: neither alone is an end.
+        """
         return self.idle and self.reply_status is not None
 
     def _see(self) -> None:
-        # Not the place of what is seen: a log may have dropped what the server has not yet read.
+        # The place before all messages of the execution, rather than that of the message just
+        # seen: the log may have dropped earlier ones that this server has not read.
         if self.first_seq is None:
             self.first_seq = self.place.cursor
 
     def take_step(self, step: StepName, detail: str, seq: int) -> None:
-        """Note what is done to it, which is then the reason of an end that follows from it."""
+        """Note a step that is taken against it: ``detail`` becomes the reason of its end."""
         self.steps.append(Step(seq, time.time(), step, detail))
         self._why = detail
 
     def finish(self, end: Position) -> None:
-        """All that will come has come: the reply decides how it has ended, if there was one."""
+        """End: all messages have come. The reply, if there is one, decides how it has ended."""
         if self.reply_status is None:
             self.give_up(end, NO_REPLY)
             return
@@ -312,12 +319,12 @@ class Execution:
         self._end(state, reason, end)
 
     def give_up(self, end: Position, reason: str, *, never_ran: bool = False) -> None:
-        """Nothing more can come of it; ``never_ran`` unless the kernel had begun with it."""
+        """End without the kernel's messages: as aborted if it ``never_ran``, else as lost."""
         aborted = never_ran and self.state is ExecutionState.QUEUED
         self._end(ExecutionState.ABORTED if aborted else ExecutionState.LOST, reason, end)
 
     def _end(self, state: ExecutionState, reason: str, end: Position) -> None:
-        if self.ended:
+        if self.ended:  # exactly one end: of two causes, the first one counts
             return
         if self.cancel_asked and state is not ExecutionState.OK:
             state = ExecutionState.CANCELLED
@@ -330,6 +337,7 @@ class Execution:
         self.end = end if self.sent else self.place
         if self.first_seq is not None:
             self.last_seq = end.cursor - 1
+        # Taken out before they are called: a callback that adds another does not change this loop.
         callbacks, self.on_end = self.on_end, []
         for callback in callbacks:
             callback()

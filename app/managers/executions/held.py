@@ -1,4 +1,4 @@
-"""Executions that are held at the server until their kernel is free."""
+"""Executions that the server holds until their kernel is free."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from .execution import Execution
 __all__ = ["BACKLOG_BYTES", "HeldExecutions"]
 
 BACKLOG_BYTES: Final = 16 * 2**20
-"""Bytes of requests that may wait for one kernel before its clients are held back."""
+"""How many bytes of requests may wait for one kernel before its clients are held back."""
 
 
 class HeldExecutions:
-    """Of one kernel, in the order in which they were asked for, each with its request."""
+    """The held executions of one kernel with their requests, in the order of asking."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[Execution, ClientMessage]] = deque()
         self._interrupted: Execution | None = None
-        self._asked_after: set[Execution] = set()  # the interrupt of that one
+        # The held executions that were asked for after the interrupt of that one.
+        self._asked_after: set[Execution] = set()
         self.bytes = 0
-        """Of their requests."""
+        """The bytes of all requests that are held."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -33,30 +34,30 @@ class HeldExecutions:
 
     @property
     def first(self) -> Execution | None:
-        """The one that is next."""
+        """The execution to be sent next, if any is held."""
         return self._items[0][0] if self._items else None
 
     def add(self, execution: Execution, request: ClientMessage) -> None:
-        """Hold this one behind all others."""
+        """Hold an execution behind all others."""
         self._items.append((execution, request))
         self.bytes += request.size
         if self._interrupted is not None and not self._interrupted.ended:
             self._asked_after.add(execution)
 
     def add_first(self, execution: Execution, request: ClientMessage) -> None:
-        """Hold this one before all others: it had its turn, and its request was lost."""
+        """Hold an execution before all others: it had its turn, and its request was lost."""
         self._items.appendleft((execution, request))
         self.bytes += request.size
 
     def pop(self) -> tuple[Execution, ClientMessage]:
-        """The one that is next, and its request; not held any more."""
+        """Take out the execution to be sent next, with its request. There must be one."""
         execution, request = self._items.popleft()
         self.bytes -= request.size
         self._asked_after.discard(execution)
         return execution, request
 
     def take(self, wanted: Callable[[Execution], bool] = lambda _: True) -> list[Execution]:
-        """Those that are ``wanted``, in order; not held any more."""
+        """Take out, in order, the executions for which ``wanted`` returns True."""
         items, self._items = self._items, deque()
         taken = []
         for execution, request in items:
@@ -69,15 +70,20 @@ class HeldExecutions:
         return taken
 
     def on_interrupt(self, execution: Execution) -> None:
-        """This one is being interrupted: what is added from now on does not wait for how it ends.
+        """Remember that an execution is being interrupted (see `take_behind`).
 
-        Of several interrupts of one execution the first counts.
+        The interrupt makes it fail, with a failure that its caller wanted. Executions added from
+        now on are meant to run all the same. Of several interrupts of one execution the first
+        counts.
         """
         if execution is not self._interrupted:
             self._interrupted = execution
             self._asked_after.clear()
 
     def take_behind(self, failed: Execution) -> list[Execution]:
-        """Those that wait in its queue, and were asked for before it was interrupted if it was."""
+        """Take out the executions to abort: those in the queue of one that has failed.
+
+        If it was interrupted, those that were asked for after the interrupt stay.
+        """
         spared = self._asked_after if failed is self._interrupted else ()
         return self.take(lambda held: held.in_queue_of(failed) and held not in spared)

@@ -1,4 +1,4 @@
-"""Reading a kernel's log as history: all of it, or what is of one execution."""
+"""Reading a kernel's log as history: all of it, or the messages of one execution."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WholeReader(Reader):
         return entries
 
     async def wait_for(self, seconds: float) -> bool:
-        """`wait`, at most so many seconds; whether there may be something to take."""
+        """Do `wait` for at most ``seconds``; returns whether there may be something to take."""
         try:
             async with asyncio.timeout(seconds):
                 await self.wait()
@@ -33,9 +33,10 @@ class WholeReader(Reader):
 
 
 class ExecutionReader:
-    """Reads what a kernel has said of one execution, from number ``after`` on if that is given.
+    """Reads the messages of one execution, from behind number ``after`` if that is given.
 
-    With ``updates`` also what changes its displays in the name of others.
+    With ``updates`` it also reads updates of displays that other executions make: the caller picks
+    those of displays that this execution shows.
     """
 
     def __init__(
@@ -54,31 +55,35 @@ class ExecutionReader:
             start = log.place_after(after)
         self._reader = WholeReader(log, start)
         self.gone_to = 0
-        """The last number of the last gap."""
+        """The last number in the gap that was found last."""
 
     @property
     def cursor(self) -> int:
-        """The number that will be read next."""
+        """The number that is read next."""
         return self._reader.position.cursor
 
     @property
     def finished(self) -> bool:
-        """Whether the execution has ended and all that is left of it has been read."""
+        """Whether the execution has ended, and its messages in the log have been read."""
         end = self._execution.end
         return end is not None and self.cursor >= end.cursor
 
     async def fetch(self) -> Batch:
-        """The next messages of the execution, and what is gone of the log before them.
+        """The next messages of the execution, and the gap before them in the log, if there is one.
 
         Both may be empty although more can be read: ask `behind`.
         """
         execution, reader = self._execution, self._reader
         if not execution.sent:
             return Batch(None, [])
-        if self.cursor < execution.place.cursor:  # it was not sent yet when we began
+        # The place moves forward when the request is sent, and again when the kernel goes busy:
+        # nothing of the execution lies before it, however long this reader has waited.
+        if self.cursor < execution.place.cursor:
             reader = self._reader = WholeReader(self._log, execution.place)
         before = reader.position
         gap, entries = reader.take()
+        # While the execution has no end, that lies behind all messages that can be read now. Once
+        # it has one, messages and gaps behind the end are not the execution's.
         end = execution.end
         if end is not None:
             if gap is not None and before.cursor + gap.messages > end.cursor:
@@ -86,7 +91,9 @@ class ExecutionReader:
             entries = [entry for entry in entries if entry.seq < end.cursor]
         if gap is not None:
             self.gone_to = before.cursor + gap.messages - 1
-        await asyncio.sleep(0)  # there may be much to read: others get a turn
+        # There may be much to read: the loop's other tasks get a turn. The execution may end in
+        # that turn; its messages up to there are taken by the next `fetch`.
+        await asyncio.sleep(0)
         return Batch(gap, [entry for entry in entries if self._is_of_it(entry)])
 
     def _is_of_it(self, entry: Entry) -> bool:
@@ -94,14 +101,14 @@ class ExecutionReader:
 
     @property
     def behind(self) -> bool:
-        """Whether there is more to read now."""
+        """Whether more of the execution can be read now."""
         return self._execution.sent and not self.finished and self._reader.behind
 
     async def wait_for(self, seconds: float) -> bool:
-        """Return when there may be more to read or the execution has changed; else False."""
+        """Wait for more to read, or a change of the execution; False after ``seconds``."""
         if self._execution.sent:
             return await self._reader.wait_for(seconds)
-        try:  # what others do meanwhile is not read
+        try:  # the reader stays where it is: messages before the execution are not read
             async with asyncio.timeout(seconds):
                 await self._log.wait()
         except TimeoutError:
@@ -119,9 +126,9 @@ def _is_of(execution: Execution, entry: Entry, *, updates: bool) -> bool:
 
 
 async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Batch]:
-    """What the kernel has said of an execution since that has ended, up to now.
+    """The messages of an execution that came after its end, up to now.
 
-    With what changes its displays in the name of others.
+    Updates of displays that other executions make are among them.
     """
     now = log.next_seq
     for stretch in execution.late.stretches() if execution.late is not None else ():
@@ -132,4 +139,4 @@ async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Ba
                 gap = Gap(min(gap.messages, end - cursor), gap.bytes)
             found = [entry for entry in entries if entry.seq < end]
             yield Batch(gap, [one for one in found if _is_of(execution, one, updates=True)])
-            await asyncio.sleep(0)  # as above
+            await asyncio.sleep(0)  # as in `ExecutionReader.fetch`

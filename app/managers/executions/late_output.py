@@ -1,7 +1,7 @@
-"""What a kernel says of an execution after that has ended, and what others change of it later.
+"""Late output: output of an execution that comes after its end, and later updates of its displays.
 
-Threads go on to print. What child processes and C code write to a file descriptor may reach the
-kernel behind the end of the code that started them. A display is updated by code that runs later.
+Threads of the code go on printing. What child processes and C code write to a file descriptor may
+reach the kernel after the end of the code that started them. Code that runs later updates displays.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ OUTPUT_TYPES: Final = frozenset(
         "clear_output",
     }
 )
-"""Messages that change what an execution shows."""
+"""The types of messages that change the outputs of an execution."""
 
 NEAR: Final = 64
-"""Messages of a kernel that are read over rather than noted as two stretches."""
+"""Two pieces of late output with fewer messages between them are noted as one stretch."""
 
 MAX_STRETCHES: Final = 64
-"""Of one execution; beyond, the last one grows, however far."""
+"""How many stretches one execution may have; beyond that the last one grows, however far."""
 
 MAX_UPDATES: Final = 256
-"""Displays of one execution whose updates are noted."""
+"""For how many displays of one execution updates are noted."""
 
 TRANSIENT_BYTES: Final = 512
-"""Where the last field of a display is looked for first."""
+"""In how many bytes at the end of a display's content its last field is looked for first."""
 
 _DESCRIPTORS: Final = re.compile(
     r"\b(subprocess|system|popen|Popen|posix_spawn\w*|spawn\w+|fork|ctypes|cffi|os\.writev?)\b"
@@ -53,10 +53,10 @@ _DESCRIPTORS: Final = re.compile(
 
 
 def may_straggle(code: str) -> bool:
-    """Whether code looks as if it, or what it defines, wrote to file descriptors itself.
+    """Whether code looks as if it, or a function it defines, writes to file descriptors itself.
 
-    A guess, which costs a question to the kernel if it is wrong; a kernel that was seen to
-    straggle is asked in any case.
+    This is a guess. If it is wrong, the kernel is sent one needless request; a kernel whose output
+    was seen to come late is sent that request in any case.
     """
     return _DESCRIPTORS.search(code) is not None
 
@@ -70,23 +70,23 @@ class Stretch(msgspec.Struct, array_like=True):
 
     @property
     def start(self) -> Position:
-        """Where it begins."""
+        """The place of its first message."""
         return Position(self.cursor, self.offset)
 
 
 class LateOutput(msgspec.Struct, array_like=True):
-    """Where in the log the late output of one execution is."""
+    """Where the late output of one execution lies in the log."""
 
     own: list[Stretch] = []
     updates: dict[str, Stretch] = {}
     """The newest update of each of its displays, whoever made it."""
 
     def add(self, place: Position) -> None:
-        """Output of its own is there, which comes behind all that was added before."""
+        """Note the place of late output of the execution itself; places come in order."""
         cursor, offset = place
         if self.own:
             last = self.own[-1]
-            if cursor < last.end:  # said again, to another process of the server
+            if cursor < last.end:  # a new server reads a part of the log again: it is noted
                 return
             if cursor - last.end < NEAR or len(self.own) >= MAX_STRETCHES:
                 last.end = cursor + 1
@@ -94,11 +94,11 @@ class LateOutput(msgspec.Struct, array_like=True):
         self.own.append(Stretch(cursor, offset, cursor + 1))
 
     def update(self, display_id: str, place: Position) -> None:
-        """An update of one of its displays is there."""
+        """Note the place of an update of one of its displays."""
         self.updates[display_id] = Stretch(*place, place.cursor + 1)
 
     def stretches(self) -> Iterable[Stretch]:
-        """What is to be read, in order; what lies between is of no interest."""
+        """The stretches of the log that hold the late output, in order."""
         own = list(self.own)
         updates = (
             update
@@ -120,9 +120,9 @@ _shown_decoder: Final = msgspec.json.Decoder(_Shown)
 
 
 def display_id_in(message: Message) -> str:
-    """The display id of a display or an update, or nothing.
+    """The display id of a ``display_data`` or ``update_display_data``; empty if it has none.
 
-    Most displays have none, and only those that have one are looked into: large data is not read.
+    Most displays have none. Only content that seems to have one is parsed: large data is not.
     """
     frame, bounds = message.frame, message.bounds
     start, end = bounds[4], bounds[5]

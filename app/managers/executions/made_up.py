@@ -1,4 +1,4 @@
-"""The reply that a kernel has not sent, made of what it published: it may have failed."""
+"""A reply in place of one that the kernel has not sent, made of the messages on iopub."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["reply_made_of_iopub"]
 
 
 def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]:
-    """The content of an ``execute_reply``: its count, and the error if it failed.
+    """The content of an ``execute_reply``: the execution count, and the error if there was one.
 
-    Of what the kernel was told to evaluate beside the code nothing is known.
+    The values of ``user_expressions`` are not published, so they are left empty.
     """
     count: int | None = None
     began = others_failed = False
@@ -34,7 +34,7 @@ def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]
             error = content_of(message)
             return {"status": "error", "execution_count": count, **error}
     if others_failed and not began:
-        # Kernels abort what they have in their queue when something before it fails.
+        # Kernels abort the requests in their queue when an execution before them fails.
         return {"status": "aborted"}
     return {
         "status": "ok",

@@ -1,8 +1,8 @@
 """The outputs of an execution in the form of notebooks [nbformat 4, "Code cell outputs"].
 
-Streams are merged, updates of displays and clearing applied, as a notebook would show it. What is
-kept is bounded: of more than fits the head and the tail stay, and what was cut between them is
-counted. The newest error stays whatever comes after it.
+Streams are merged, and updates of displays and clearing are applied, as a notebook would show them.
+Outputs are held within a bound: if they do not fit, the head and the tail stay, and the bytes cut
+between them are counted. The newest error stays whatever comes after it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .shortening import (
 __all__ = ["INLINE_BYTES", "Cut", "Numbering", "OutputAssembler", "display_id_of"]
 
 INLINE_BYTES: Final = 128 * 1024
-"""Data of one media type that is larger than this is replaced by the URL where it is."""
+"""Data of one media type with more bytes than this is replaced by a URL of that data."""
 
 LEAST_DATA: Final = 200
-"""A display or a result for which less is left is left out."""
+"""A display or a result is not shortened to fewer bytes than this, but left out."""
 
 MAX_OUTPUTS: Final = 20_000
-"""Outputs that are kept, however small; half of them from each end."""
+"""How many outputs are held, however small; half of them from each end."""
 
 CHUNK_BYTES: Final = 65536
 """Texts of a stream are joined up to this size."""
@@ -38,26 +38,26 @@ CHUNK_BYTES: Final = 65536
 OUTPUT_TYPES: Final = frozenset({"stream", "display_data", "execute_result", "error"})
 
 HEAD, TAIL, KEPT = range(3)
-"""Where an output is: in the head, in the tail, or alone between what was cut and the tail."""
+"""Where an output is: in the head, in the tail, or alone (the newest error) between the two."""
 
 
 class Cut(NamedTuple):
-    """What was left out between the head and the tail: whole outputs, and bytes of all."""
+    """What was left out between the head and the tail: the whole outputs, and all bytes."""
 
     outputs: int
     bytes: int
 
 
 class Numbering:
-    """Which output a message makes or goes on with; they are numbered from 0."""
+    """Tells the number of the output that a message makes or continues, counted from 0."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._stream: str | None = None  # that the last output is
-        self._clear = False  # at the next output
+        self._stream: str | None = None  # the name of the stream that the last output is
+        self._clear = False  # whether the next output clears those before it
 
     def take(self, msg_type: str, content: dict[str, Any]) -> tuple[bool, int | None]:
-        """Whether everything before is cleared, and the number of the output, if it is one."""
+        """Whether a message clears all outputs before, and the number of its output, if any."""
         if msg_type == "clear_output":
             if content.get("wait"):
                 self._clear = True
@@ -76,7 +76,7 @@ class Numbering:
         return cleared, self.count - 1
 
     def part(self) -> None:
-        """A stream does not go on: what follows of it is an output of its own."""
+        """End a stream here: further text of it is an output of its own."""
         self._stream = None
 
     def _reset(self) -> None:
@@ -94,7 +94,7 @@ class _Output:
         self.chunks: deque[bytearray] = deque()
         self.bytes = 0
         self.where = HEAD
-        self.is_short = False  # something of its fields was left out
+        self.is_short = False  # whether something of its fields was left out
         self.display_id: str | None = None
 
     def append(self, text: bytes) -> None:
@@ -109,10 +109,10 @@ class _Output:
 
 
 class OutputAssembler:
-    """Makes outputs of messages, in the order in which they came.
+    """Makes outputs of messages, which are added in the order in which they came.
 
-    At most ``max_bytes`` of text and data are kept, and an error in any case: nothing is cut where
-    all fits. ``url`` makes the address of the data of an output, by its number and the media type.
+    At most ``max_bytes`` of text and data are held, and the newest error in any case. Nothing is
+    cut while all fits. ``url`` makes the URL of an output's data from its number and a media type.
     """
 
     def __init__(self, url: Callable[[int, str], str], max_bytes: int) -> None:
@@ -124,13 +124,13 @@ class OutputAssembler:
         self._reset()
 
     def begin_late(self) -> None:
-        """What follows has come after the end."""
+        """Take the messages from now on for late output, which came after the execution's end."""
         self._numbering.part()
         self._late_from = self._numbering.count
 
     @property
     def late(self) -> int:
-        """How many of the outputs, the last ones, have come after the end."""
+        """How many outputs came after the execution's end. They are the last ones."""
         if self._late_from is None:
             return 0
         made = {output.number for output in (*self._head, *self._kept, *self._tail)}
@@ -140,19 +140,19 @@ class OutputAssembler:
         self._head: list[_Output] = []
         self._tail: deque[_Output] = deque()
         self._error: _Output | None = None  # the newest
-        self._kept: list[_Output] = []  # the newest error, when it would have been cut
-        self._used = [0, 0, 0]  # by the head, the tail, the error that is kept
+        self._kept: list[_Output] = []  # the newest error, if it would have been cut
+        self._used = [0, 0, 0]  # the bytes in HEAD, TAIL and KEPT
         self._cut_outputs = self._cut_bytes = 0
         self._overflows = False
         self._displays: dict[str, list[_Output]] = {}
 
     @property
     def cut(self) -> Cut | None:
-        """What was left out, if anything."""
+        """What was left out; None if nothing was."""
         return Cut(self._cut_outputs, self._cut_bytes) if self._cut_bytes else None
 
     def add(self, message: Message) -> None:
-        """Take the next message; types that are no output change nothing."""
+        """Take the next message. Messages that are no output change nothing."""
         msg_type = message.msg_type
         content = content_of(message)
         cleared, number = self._numbering.take(msg_type, content)
@@ -234,7 +234,7 @@ class OutputAssembler:
         return fields
 
     def _bundle(self, number: int, content: dict[str, Any]) -> dict[str, Any]:
-        """Data and metadata, with an address in the place of what is too large."""
+        """Data and metadata, with a URL in place of data larger than `INLINE_BYTES`."""
         data: dict[str, Any] = {**_object(content.get("data"))}
         references: dict[str, int] = {}
         for mime, value in tuple(data.items()):
@@ -246,7 +246,7 @@ class OutputAssembler:
         return {"data": data, "metadata": metadata}
 
     def _update(self, content: dict[str, Any]) -> None:
-        """Show something else in every output that has this display id."""
+        """Replace the data of every output with the display id of this update."""
         for output in self._displays.get(display_id_of(content) or "", ()):
             output.fields |= self._bundle(output.number, content)
             output.is_short = False
@@ -258,16 +258,16 @@ class OutputAssembler:
         return sum(self._used) - self._max_bytes
 
     def _trim(self) -> None:
-        """Cut from the front of the tail until all is within its bound, then from the head's end.
+        """Cut from the front of the tail until all fits, then from the end of the head.
 
-        What would be cut whole is shortened first, as far as that is of use.
+        An output is shortened if that is enough, and otherwise left out.
         """
         tail = self._tail
         while len(tail) > MAX_OUTPUTS // 2:
             self._cut(tail[0], tail[0].bytes, tail.popleft)
         while tail and self._excess > 0:
             self._cut(tail[0], self._excess, tail.popleft)
-        while self._head and self._used[HEAD] > self._max_bytes:  # by updates
+        while self._head and self._used[HEAD] > self._max_bytes:  # updates have made it larger
             self._overflows = True
             self._cut(self._head[-1], self._used[HEAD], self._head.pop)
 
@@ -289,7 +289,7 @@ class OutputAssembler:
             self._drop(output, remove)
 
     def _cut_text(self, output: _Output, excess: int) -> None:
-        """Cut from the front of a part of a stream."""
+        """Cut ``excess`` bytes from the front of a stream's text, at the start of a character."""
         before = output.bytes
         chunks = output.chunks
         while chunks and len(chunks[0]) <= excess:
@@ -304,10 +304,10 @@ class OutputAssembler:
         self._cut_bytes += before - output.bytes
 
     def _shorten(self, output: _Output, room: int) -> None:
-        """Have a whole output take less, if it can.
+        """Shorten an output other than a stream to about ``room`` bytes, if that can be.
 
-        What was shortened already gives half of what it has at least: however often it is asked
-        for some bytes, that costs no more than a few times its size.
+        An output that was shortened before is cut at least to half. So an output that is shortened
+        again and again, for a few bytes each time, costs no more than a few times its size.
         """
         if output.is_short:
             room = min(room, max(output.bytes // 2, LEAST_DATA))
@@ -324,7 +324,7 @@ class OutputAssembler:
             self._cut_bytes += given
 
     def _keep(self, error: _Output) -> None:
-        """Take the newest error out of what is cut."""
+        """Set the newest error apart, so that it is not cut with what lies around it."""
         size = error.bytes
         self._grow(error, -size)
         error.where = KEPT
@@ -332,7 +332,7 @@ class OutputAssembler:
         self._kept = [error]
 
     def _drop_kept(self) -> None:
-        """There is a newer error than the one that was kept."""
+        """Drop the error that was set apart: there is a newer one."""
         for error in [*self._kept]:
             self._drop(error, self._kept.pop)
 
@@ -347,7 +347,7 @@ class OutputAssembler:
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
-        """The outputs so far; a notice on stderr stands where something was cut."""
+        """The outputs so far; where outputs were cut, a text on stderr tells how many bytes."""
         cut = self.cut
         if cut is None:
             return _render([*self._head, *self._tail])
@@ -389,7 +389,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _boundary(text: bytes | bytearray, position: int, *, forward: bool = False) -> int:
-    """The nearest start of a character, at ``position`` or before (behind) it."""
+    """The nearest start of a UTF-8 character, at ``position`` or before (``forward``: after) it."""
     while 0 < position < len(text) and text[position] & 0xC0 == 0x80:
         position += 1 if forward else -1
     return position

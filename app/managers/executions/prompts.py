@@ -1,8 +1,8 @@
-"""What a kernel asks its users for: the prompts of `input()` that wait for an answer.
+"""The open prompts of one kernel: its ``input_request`` messages that wait for an answer.
 
-A kernel takes whatever answer comes next, whichever prompt that was meant for. Only an answer to a
-prompt that is open is passed on, and it closes that prompt: one that comes too late, or a second
-time, never becomes the answer to the next prompt.
+A kernel takes the next ``input_reply`` for the answer, whichever prompt that was meant for. Two
+clients may answer one prompt, or an answer may come when its prompt is over. So only an answer to
+an open prompt is passed on, and it closes the prompt: no late or second answer reaches the next.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .execution import Execution
 __all__ = ["Prompt", "Prompts"]
 
 MAX_PROMPTS: Final = 64
-"""Prompts open at a time, per kernel; beyond, the oldest is closed."""
+"""How many prompts of one kernel may be open at a time; beyond that the oldest is closed."""
 
 
 class Prompt:
     """One ``input_request``.
 
-    ``owner`` is the session whose request asks, ``execution`` that request if it is one; ``seq``
-    is the number of the message in the log. ``is_shown`` tells whether the owner has the prompt
-    before it, as far as is known.
+    ``owner`` is the session of the request during which the kernel asks; ``execution`` is that
+    request, if it is an execution. ``seq`` is the number of the message in the log. ``is_shown``
+    tells whether the owner's client is known to show the prompt.
     """
 
     __slots__ = ("execution", "is_shown", "message", "owner", "seq")
@@ -40,45 +40,47 @@ class Prompt:
 
     @property
     def id(self) -> str:
-        """The ``msg_id`` of the message, by which an answer names the prompt."""
+        """The ``msg_id`` of the ``input_request``, by which an answer names the prompt."""
         return self.message.header.msg_id
 
     @property
     def request_id(self) -> str:
-        """The ``msg_id`` of the request that asks."""
+        """The ``msg_id`` of the request during which the kernel asks."""
         return self.message.parent.msg_id
 
 
 class Prompts:
-    """The open prompts of one kernel. A request has one at a time."""
+    """The open prompts of one kernel. A request has at most one at a time."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Prompt] = {}  # by the request that asks, oldest first
+        self._open: dict[str, Prompt] = {}  # by request_id, oldest first
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(tuple(self._open.values()))
 
     def open(self, prompt: Prompt) -> None:
-        """The kernel asks; what the same request asked for before is asked no longer."""
+        """Open a prompt. An earlier prompt of the same request is closed by that."""
         self._open.pop(prompt.request_id, None)
         self._open[prompt.request_id] = prompt
         if len(self._open) > MAX_PROMPTS:
             del self._open[next(iter(self._open))]
 
     def close(self, request_id: str) -> None:
-        """This request asks for nothing: it was answered, or is over."""
+        """Close the prompt of a request, if it has one: it was answered, or the request is over."""
         if self._open:
             self._open.pop(request_id, None)
 
     def clear(self) -> None:
-        """The process that asked is gone."""
+        """Close all prompts: the process that asked is gone."""
         self._open.clear()
 
     def meant_by(self, parent: Header, session: str) -> Prompt | None:
-        """The open prompt that an answer with this parent header is for, sent in this session.
+        """The open prompt that an answer is for; None if that cannot be told, or it is closed.
 
-        The parent is the prompt itself or, for some clients, the request that asks. Others name
-        nothing: they mean the only prompt that there is, of their own session if it has any.
+        ``parent`` is the parent header of the answer, ``session`` the session that sends it. The
+        parent is the prompt or, from some clients, the request during which the kernel asks. Others
+        name no parent: they mean the only open prompt of their own session or, if that has none,
+        of the kernel.
         """
         name = parent.msg_id
         if name:

@@ -1,7 +1,7 @@
-"""Running code in a kernel without a WebSocket: the executions that this server asks for itself.
+"""Running code in a kernel without a WebSocket: executions that are asked for over HTTP.
 
-They are held here until the kernel's main shell has nothing left to do, and only then sent: one
-that is cancelled before never runs.
+The server holds each execution until the kernel's main shell has nothing left to do, and only then
+sends its request: an execution that is cancelled before never runs.
 """
 
 from __future__ import annotations
@@ -45,28 +45,29 @@ __all__ = ["Code", "Executions", "ProcessControl"]
 logger = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 100
-"""Executions asked for over HTTP that may wait for one kernel."""
+"""How many executions asked for over HTTP may wait for one kernel."""
 
 EARLY_SECONDS: Final = 0.3
-"""Kernels ignore a signal until they are about to run the code: an interrupt that comes within this
-time from the start is sent again after it."""
+"""A kernel that has gone busy ignores signals until it is about to run the code. So an interrupt
+within this many seconds of the busy status is sent once more after them."""
 
 KILL_AGAIN_SECONDS: Final = 1.0
 MAX_KILL_AGAIN_SECONDS: Final = 30.0
-"""When a kernel that could not be killed is killed again: at first, and at the most."""
+"""After how many seconds a kernel that could not be killed is killed again: at first, and later."""
 
 RETRY_SECONDS: Final = 5
-"""When to try again, for those who are told that too many executions wait."""
+"""After how many seconds a client may retry to which too many executions wait (Retry-After)."""
 
 
 T = TypeVar("T")
 
 
 class Code(msgspec.Struct, frozen=True):
-    """What to execute; the fields of an ``execute_request``, and more.
+    """Code to execute: the fields of an ``execute_request``, and more.
 
-    ``timeout`` is how many seconds it may run, ``queue`` the name of the queue in which it waits,
-    or None for the caller's own; ``if_generation`` is the process that it is for.
+    ``timeout`` is how many seconds the code may run. ``queue`` is the name of the queue in which it
+    waits, or None for the caller's own. ``if_generation`` is the generation of the kernel's process
+    that it must run in, if any.
     """
 
     code: str
@@ -81,37 +82,37 @@ class Code(msgspec.Struct, frozen=True):
 
 
 class ProcessControl(Protocol):
-    """What stops an execution: the kernel."""
+    """A kernel as the executions see it: it can be interrupted and killed."""
 
     async def interrupt(self) -> None:
-        """Interrupt what the kernel runs. Raises `KernelNotRunning` or `KernelUnreachable`."""
+        """Interrupt the kernel. Raises `KernelNotRunning` or `KernelUnreachable`."""
 
     async def kill(self) -> bool:
-        """Kill the process; False if it is not ours to kill. Raises `KernelNotStopped`."""
+        """Kill the process; False if this server may not kill it. Raises `KernelNotStopped`."""
 
 
 class Messages(Protocol):
-    """What carries the messages of one kernel: its log, and the way of requests to it."""
+    """The messages of one kernel, as the executions see them: its log, and requests to it."""
 
     log: MessageLog
     tracker: ExecutionTracker
 
     @property
     def between_processes(self) -> bool:
-        """Whether a request that is submitted now is for a process that is yet to come."""
+        """Whether a request submitted now is for a process that is yet to come."""
 
     @property
     def is_replaced(self) -> bool:
-        """Whether such a request is for the process that follows the present or the last one."""
+        """Whether a request submitted now waits for the process after the present, or last, one."""
 
     def submit(self, message: ClientMessage, session: str) -> bool:
-        """Send a request now, or when the kernel is ready; whether the request is carried out."""
+        """Send a request at once or when the kernel is ready; False if it is refused."""
 
 
 class Executions:
     """The executions of one kernel: asking for them, waiting for them, stopping them.
 
-    Those that others have sent, over WebSockets, are among them.
+    Executions that clients have sent over WebSockets are among them.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Executions:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
         self._attending: Counter[Execution] = Counter()
-        self._seen_generation = 1  # the last process that is known to have begun with something
+        self._seen_generation = 1  # of the last process that is known to have begun an execution
 
     # Looking
 
@@ -141,9 +142,10 @@ class Executions:
         return execution
 
     def page(self, limit: int, before: str | None = None) -> list[Execution]:
-        """The newest ``limit`` of those that are known, or of those asked for before one; in order.
+        """The newest ``limit`` known executions, in the order of asking.
 
-        Raises `ExecutionNotFound`.
+        With ``before``, the id of an execution, only those asked for before it. Raises
+        `ExecutionNotFound`.
         """
         found: Any = iter(self._tracker)
         if before is not None:
@@ -152,11 +154,11 @@ class Executions:
         return list(deque(found, maxlen=limit))
 
     def showing(self, display_id: str | None) -> list[Execution]:
-        """The executions that are known to show something with this display id."""
+        """The executions that are known to show a display with this id."""
         return self._tracker.showing(display_id)
 
     async def ended(self, execution: Execution, seconds: float) -> bool:
-        """Wait for its end, at most so many seconds; whether it has come.
+        """Wait for an execution's end for at most ``seconds``; returns whether it has ended.
 
         Returns early when the server stops.
         """
@@ -167,18 +169,19 @@ class Executions:
                 if not future.done():
                     future.set_result(None)
 
+            # Nothing is suspended since the look at `ended`, so no end is missed.
             execution.on_end.append(wake)
             self._waiting.add(future)
             try:
                 await asyncio.wait({future}, timeout=seconds)
             finally:
                 self._waiting.discard(future)
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError):  # it has ended, and taken its callbacks
                     execution.on_end.remove(wake)
         return execution.ended
 
     def close_streams(self) -> None:
-        """The server is about to stop: nobody waits any longer for what the kernel says."""
+        """Let all streams and waits end: the server is about to stop."""
         self.closing = True
         for future in self._waiting:
             if not future.done():
@@ -188,7 +191,7 @@ class Executions:
     # Asking
 
     def run(self, code: Code) -> Execution:
-        """Execute code when the kernel's main shell is free; returns before that.
+        """Execute code as soon as the kernel's main shell is free; this does not wait for that.
 
         Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
         `MessageTypeNotAllowed` or `ServerStopping`.
@@ -216,7 +219,7 @@ class Executions:
             queue=code.queue,
             caller=asked_by.address if asked_by is not None else "",
         )
-        execution.held = tuple(map(bytes, message.parts))  # until the kernel's sockets have it
+        execution.held = tuple(map(bytes, message.parts))  # until the kernel has the request
         execution.may_straggle = may_straggle(code.code)
         self._tracker.add(execution)
         self._held.add(execution, message)
@@ -224,14 +227,14 @@ class Executions:
         return execution
 
     def _is_present(self, generation: int) -> bool:
-        """Whether what is asked for now is for this process of the kernel."""
+        """Whether code that is asked for now would run in the process of this generation."""
         replaced = (
             self._state.lifecycle is Lifecycle.RESTARTING and self._messages.between_processes
         )
         return generation == self._state.generation and not replaced
 
     async def noted(self, execution: Execution) -> None:
-        """Return when the next server would know it, if it waits and kernels are kept."""
+        """Return when a waiting execution is stored for the next server, if there may be one."""
         if _waits(execution):
             await self._stored()
 
@@ -240,10 +243,10 @@ class Executions:
             await self._tracker.keeping.stored()
 
     def answer(self, execution: Execution, value: str, prompt: str | None = None) -> None:
-        """Answer the question that it asks its user; ``prompt`` is the id of that question.
+        """Answer the open prompt of an execution; ``prompt`` is the id of the prompt that is meant.
 
-        Raises `NoInputRequested`, `PromptGone` when it asks something else or nothing any more, or
-        `MessageTypeNotAllowed`.
+        Raises `NoInputRequested` if none is open, `PromptGone` if ``prompt`` is not open any more,
+        or `MessageTypeNotAllowed`.
         """
         self._check_allowed("input_reply")
         asked = execution.input_request
@@ -271,14 +274,17 @@ class Executions:
         kill_after: float | None = None,
         why: str = "It was cancelled",
     ) -> None:
-        """Stop it: one that is held never runs, one that runs is interrupted.
+        """Stop an execution. If it is held, it never runs; if it runs, it is interrupted.
 
-        If it still runs ``kill_after`` seconds later, its process is killed. One that the kernel
-        has in its own queue is interrupted when it begins. Of one that has ended nothing changes.
-        Raises what kept it from being interrupted, if nothing else is going to stop it.
+        If it still runs ``kill_after`` seconds later, its process is killed. An execution in the
+        kernel's own queue is interrupted when it begins. One that has ended does not change.
+        Raises the error of an interrupt that failed, unless the process is to be killed.
         """
+        # An execution that is idle only lacks its reply: an interrupt would hit the next one.
         if execution.ended or execution.idle:
             return
+        # From here to the branches nothing is suspended, so an execution cannot be sent, or begin,
+        # between the look at it and what is done.
         execution.cancel_asked = True
         if not execution.sent:
             self._step(execution, "cancel", f"{why} before it ran")
@@ -293,12 +299,14 @@ class Executions:
             if failed is not None and kill_after is None:
                 raise failed
         else:
+            # Its request is on its way, or in the kernel's own queue, from which nothing can be
+            # taken. An interrupt now would hit the execution before it; `on_start` sends one.
             self._step(execution, "cancel", f"{why}; it is interrupted when it begins")
             execution.kill_after = kill_after
 
     @contextlib.contextmanager
     def attended(self, execution: Execution) -> Iterator[None]:
-        """Somebody who has asked for it waits for its end."""
+        """Count, for the time of a ``with`` block, a client that waits for an execution's end."""
         self._attending[execution] += 1
         try:
             yield
@@ -308,7 +316,7 @@ class Executions:
                 del self._attending[execution]
 
     def is_deserted(self, execution: Execution) -> bool:
-        """Whether it runs for nobody, and is not to be stopped already."""
+        """Whether no client waits for an execution that still runs, and that none has cancelled."""
         stops = execution.ended or execution.cancel_asked or self.closing
         return not (stops or self._attending[execution])
 
@@ -319,12 +327,15 @@ class Executions:
     async def _interrupt(
         self, execution: Execution, why: str, grace: float | None
     ) -> KernelkeepError | None:
-        """Interrupt the kernel; the error if that fails, which keeps nobody from killing it.
+        """Interrupt the kernel; returns the error if that fails.
 
-        It is not waited for longer than ``grace``, after which the kernel is killed: who does not
-        answer must not delay that. A kernel that is not running ends the execution without us.
+        This waits for at most ``grace`` seconds, so that an interrupt that hangs does not delay the
+        kill that follows. If the kernel is not running, its end ends the execution as well.
         """
-        if execution.ended or execution.idle:  # it would hit what the kernel runs by now
+        # The execution may have ended since the caller looked: the interrupt would hit the next.
+        # One that ends while the interrupt is on its way cannot be told from here; the kernel then
+        # ignores the signal, or interrupts the next execution.
+        if execution.ended or execution.idle:
             return None
         self._step(execution, "interrupt", f"{why}; it was interrupted")
         interrupt = self._spawn(self._interrupt_kernel(execution))
@@ -354,7 +365,7 @@ class Executions:
         return None
 
     async def _follow_up(self, execution: Execution, why: str, grace: float | None) -> None:
-        """What comes after an interrupt that does not end it."""
+        """Interrupt once more, and kill after ``grace`` seconds, unless the execution has ended."""
         ran = execution.seconds or 0.0
         if ran < EARLY_SECONDS:
             pause = EARLY_SECONDS if grace is None else min(grace, EARLY_SECONDS)
@@ -369,7 +380,7 @@ class Executions:
         await self._kill(execution)
 
     async def _kill(self, execution: Execution) -> None:
-        """Have the kernel killed; again and again, as long as that fails."""
+        """Have the kernel killed, and try again with longer and longer pauses if that fails."""
         pause = KILL_AGAIN_SECONDS
         while not (execution.ended or execution.idle or self.closing):
             try:
@@ -409,16 +420,16 @@ class Executions:
         return task
 
     def _on_timeout(self, execution: Execution) -> None:
-        if execution.idle:  # only its reply is waited for, or its output
+        if execution.idle:  # the code has ended; only the reply, or late output, is awaited
             return
         why = f"It ran longer than its timeout of {execution.timeout:g} s"
         self._step(execution, "timeout", why)
         self._spawn(self._stop(execution, why, self._settings.execution_interrupt_grace))
 
-    # What happens to executions (app.managers.executions.tracker.ExecutionListener)
+    # Called by the tracker (the methods of app.managers.executions.tracker.ExecutionListener)
 
     def on_start(self, execution: Execution) -> None:
-        """The kernel has begun with it: its time runs."""
+        """Begin to measure the execution's time, and interrupt it if it was cancelled before."""
         self._note_process(execution)
         if execution.cancel_asked:
             self._spawn(self._stop(execution, "It was cancelled", execution.kill_after))
@@ -426,13 +437,14 @@ class Executions:
             self._time(execution, execution.timeout)
 
     def _note_process(self, execution: Execution) -> None:
-        """Note in which process it runs, and whether it is the first there after a restart."""
+        """Note in which process an execution runs, and whether it is the first in that process."""
         generation = execution.generation = self._state.generation
         if generation <= self._seen_generation:
             return
         self._seen_generation = generation
         others = (known for known in self._tracker if known is not execution)
-        # A server that has taken the kernel over has not seen what another has.
+        # A new server starts with the generation 1 in _seen_generation. The executions that it has
+        # taken over tell whether one has begun in this process before.
         execution.first_after_restart = all(
             known.started_at is None or known.generation != generation for known in others
         )
@@ -443,7 +455,7 @@ class Executions:
         self._timers[execution] = loop.call_later(left, self._on_timeout, execution)
 
     def resume(self) -> None:
-        """Go on with those that another process of the server had begun with."""
+        """Take up timeouts and kills of executions that run, for the server before this one."""
         for execution in self._tracker:
             if execution.running and execution.kill_after is not None:
                 why = "It was cancelled"
@@ -452,37 +464,40 @@ class Executions:
                 self._time(execution, execution.timeout)
 
     def hold_again(self) -> None:
-        """Hold what another process of the server held.
+        """Hold the executions that the server before this one held.
 
-        Before the log is put together: what is read there may be the end of what it waits behind.
+        Call this before the log is read again: an end that is read there may abort them, or let
+        them go.
         """
         for execution in self._tracker:
             if _waits(execution) and not execution.by_client:
                 self._held.add(execution, held_request(execution))
 
     def send_again(self) -> None:
-        """Submit what another process of the server had been asked for, and has not sent.
+        """Submit the executions that the server before this one has not sent.
 
-        Once more when it is known that the kernel never got what that process was just sending.
+        Call this when the log was read again, and once more when requests turned out to be lost
+        that the server before was just sending.
         """
-        self._held.take(lambda held: not _waits(held))  # the log says that these have left
+        self._held.take(lambda held: not _waits(held))  # the log says that their requests have left
         for execution in self._tracker:
             if not _waits(execution) or execution in self._held:
                 continue
             message = held_request(execution)
             if execution.by_client:
                 self._submit(execution, message)
-            else:  # the server sends one at a time
+            else:  # the server sends one at a time, when the kernel is free
                 self._held.add_first(execution, message)
         self.on_free()
 
     def on_end(self, execution: Execution) -> None:
-        """It has ended: its timer too, and what is held behind it in its queue if it failed."""
+        """Stop the timer of an ended execution; if it failed, abort its queue behind it."""
         timer = self._timers.pop(execution, None)
         if timer is not None:
             timer.cancel()
         failed = execution.state is ExecutionState.ERROR and execution.stop_on_error
-        # What is held while a process is replaced was asked of the next one.
+        # While a process is being replaced, the held executions are for the next process: the
+        # failures of this one's last executions do not abort them.
         if failed and not self._messages.is_replaced:
             self._abort(
                 self._held.take_behind(execution),
@@ -490,11 +505,11 @@ class Executions:
             )
 
     def on_interrupt(self, execution: Execution) -> None:
-        """It is about to be interrupted: what is asked for from now on is to run all the same."""
+        """Have executions that are asked for from now on run although the interrupted one fails."""
         self._held.on_interrupt(execution)
 
     def on_close(self, reason: str) -> None:
-        """What is held never runs."""
+        """Abort all executions that are held."""
         self._abort(self._held.take(), reason)
 
     def _abort(self, held: list[Execution], reason: str) -> None:
@@ -502,7 +517,11 @@ class Executions:
             self._tracker.give_up(execution, reason, never_ran=True)
 
     def on_free(self) -> None:
-        """Send what is held, if the kernel has nothing left to do."""
+        """Send the next held execution, if the kernel has nothing left to do.
+
+        One at a time: the end of each calls this again. A held execution is not in the kernel's own
+        queue, so an error of an earlier one cannot make the kernel abort it.
+        """
         if not self._held or not self._is_free():
             return
         if self._is_for_another_process(self._held.first):
@@ -513,7 +532,7 @@ class Executions:
 
     def _submit(self, execution: Execution, message: ClientMessage) -> None:
         if not self._messages.submit(message, execution.session) and not execution.ended:
-            # The options of this process allow less than those of the one before.
+            # It was stored by the server before, whose options allowed it.
             self._abort([execution], "execute_request is not in allowed_message_types")
 
     def _is_for_another_process(self, execution: Execution | None) -> bool:
@@ -526,17 +545,17 @@ class Executions:
         )
 
     def _occupies(self, execution: Execution) -> bool:
-        """Whether the main shell has it before it, or what will tell how it ended is still to come.
+        """Whether an execution keeps the main shell from the next one.
 
-        One that was begun, that neither a reply nor an idle status has ended, and that the kernel
-        is not busy with, is forgotten by the kernel.
+        It does until both its reply and its idle status have come, or will not. If it runs, has no
+        idle status, and the kernel is not busy, then the kernel has forgotten it.
         """
         forgotten = execution.running and not execution.idle and not self._state.busy
         return execution.on_main_shell and not forgotten
 
 
 def _waits(execution: Execution) -> bool:
-    """Whether its request is here, and not yet on its way to the kernel."""
+    """Whether the server has an execution's request, and has not sent it."""
     return bool(execution.held) and not execution.sent and not execution.ended
 
 
@@ -547,7 +566,7 @@ def held_request(execution: Execution) -> ClientMessage:
 
 
 def _timeout(asked: float | None, settings: Settings) -> float | None:
-    """How long code may run. Raises `TimeoutTooLong`."""
+    """How many seconds code may run; None without bound. Raises `TimeoutTooLong`."""
     longest = settings.execution_timeout_max
     if asked is None:
         return settings.execution_timeout_default or longest or None

@@ -1,7 +1,7 @@
-"""Errors that a kernel tells of in its reply alone.
+"""Errors that are in a kernel's reply, and not on iopub.
 
-ipykernel publishes no ``error`` where something else shows it, as handlers of custom exceptions and
-other printers of tracebacks do; nor for a traceback that cannot be encoded, or an unknown magic.
+ipykernel publishes no ``error`` if custom exception handlers or other traceback printers show it,
+if the traceback cannot be encoded, or if a magic is unknown.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["output_of"]
 
 
 def output_of(execution: Execution, message: Message) -> Message:
-    """What a message of an execution shows: the ``error`` that its reply stands for, or itself.
+    """The output that a message stands for: the message itself, or an ``error`` for a reply.
 
-    A reply stands for nothing when the kernel has published the error as well.
+    An error reply is returned as it is, and so makes no output, if the error is on iopub too.
     """
     if message.msg_type != "execute_reply" or execution.has_error:
         return message

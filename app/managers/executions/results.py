@@ -1,4 +1,4 @@
-"""What is told of an execution: its state, its outputs so far, one output of its own."""
+"""An execution as the API shows it: its state, its outputs so far, and the data of one output."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .reply_errors import output_of
 __all__ = ["OutputURL", "info", "output", "result"]
 
 OutputURL = Callable[[int, str], str]
-"""Makes the address of the data of an output, by its number and the media type."""
+"""Makes the URL of an output's data from the output's number and a media type."""
 
-# What is text although its type does not begin with "text/"; anything else is base64.
+# Media types whose data is text. The data of any other type is base64.
 _TEXT: Final = re.compile(
     r"text/.*|.*[+/](xml|json|javascript|ecmascript|x-latex|x-tex|x-python|yaml)", re.I
 )
@@ -35,7 +35,7 @@ _MEDIA_TYPE: Final = re.compile(
 
 
 class StepInfo(msgspec.Struct):
-    """Something that was done to an execution from outside."""
+    """One step that was taken against an execution from outside."""
 
     step: str
     time: str
@@ -43,7 +43,7 @@ class StepInfo(msgspec.Struct):
 
 
 class Question(msgspec.Struct):
-    """What an execution waits for."""
+    """The prompt that an execution waits at for an answer."""
 
     id: str
     prompt: str
@@ -51,14 +51,14 @@ class Question(msgspec.Struct):
 
 
 class GapInfo(msgspec.Struct):
-    """What has left the log."""
+    """The messages of the kernel's log that are gone, and their bytes."""
 
     messages: int
     bytes: int
 
 
 class CutInfo(msgspec.Struct):
-    """What was left out between the head and the tail."""
+    """The outputs that were left out between the head and the tail, and their bytes."""
 
     outputs: int
     bytes: int
@@ -97,7 +97,7 @@ class ExecutionResult(ExecutionInfo):
 
 
 def info(execution: Execution) -> ExecutionInfo:
-    """The execution, as the API shows it in lists."""
+    """The execution without its outputs, as the API shows it in lists."""
     return ExecutionInfo(**_fields(execution))
 
 
@@ -138,12 +138,13 @@ def _time(seconds: float | None) -> str | None:
 async def result(
     log: MessageLog, execution: Execution, url: OutputURL, max_bytes: int
 ) -> ExecutionResult:
-    """The execution with its outputs so far, about ``max_bytes`` of them."""
+    """The execution with its outputs so far, of which about ``max_bytes`` are held."""
     assembler = OutputAssembler(url, max_bytes)
     expressions: Any = {}
     payload: Any = []
     gone = Gap(0, 0)
     reader = ExecutionReader(log, execution, updates=True)
+    # Only up to here: of an execution that prints as fast as this reads, there is no end.
     until = log.next_seq
     while True:
         gap, entries = await reader.fetch()
@@ -181,7 +182,7 @@ async def result(
 
 
 def _within(values: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
-    """Those of the values that fit into so many bytes together, and the bytes of the others."""
+    """The values that fit into ``max_bytes`` together, and the bytes of those left out."""
     kept, used, cut = {}, 0, 0
     for name, value in values.items():
         size = len(name.encode("utf-8", "replace")) + len(msgspec.json.encode(value))
@@ -199,7 +200,7 @@ def _payload_within(items: list[Any], max_bytes: int) -> tuple[list[Any], int]:
 
 
 class Blob(msgspec.Struct):
-    """The data of an output: of a media type, which the kernel has named."""
+    """The data of an output, and the media type that the kernel has named for it."""
 
     media_type: str
     data: bytes | AsyncIterator[bytes]
@@ -208,9 +209,10 @@ class Blob(msgspec.Struct):
 async def output(
     log: MessageLog, execution: Execution, number: int, mime: str | None = None
 ) -> Blob:
-    """The data of one output, the richest there is unless ``mime`` names another.
+    """The data of one output: of the media type ``mime`` or, without it, of the richest one.
 
-    The number counts as in an uncut `result`. Raises `OutputNotFound`.
+    ``number`` is the output's index in a `result` from which nothing was cut. Raises
+    `OutputNotFound`.
     """
     finder = _OutputFinder(number)
     reader = ExecutionReader(log, execution, updates=True)
@@ -230,7 +232,7 @@ async def output(
         return Blob("text/plain; charset=utf-8", _text_of_stream(log, execution, found))
     mime = mime or next((name for name in found if name != "text/plain"), "text/plain")
     if mime not in found:
-        mime = mime.replace(" ", "+")  # of image/svg+xml, where nobody has escaped it in a URL
+        mime = mime.replace(" ", "+")  # the plus in image/svg+xml, if a URL has it unescaped
     if mime not in found:
         raise OutputNotFound(f"Output {number} has no data of this media type")
     return _blob(mime, found[mime])
@@ -239,7 +241,7 @@ async def output(
 async def _text_of_stream(
     log: MessageLog, execution: Execution, numbers: range
 ) -> AsyncIterator[bytes]:
-    """The text of a stream, which may be larger than what memory should hold."""
+    """The text of a stream, message by message, as memory may not hold all of it."""
     if execution.end is not None and numbers.start >= execution.end.cursor:
         async for batch in late_output(log, execution):
             for entry in batch.entries:
@@ -261,10 +263,10 @@ class _OutputFinder:
         self._numbering = Numbering()
         self._display_id: str | None = None
         self.found: dict[str, Any] | range | None = None
-        """Its data by media type; of a stream, the numbers that its messages lie between."""
+        """The output's data by media type; of a stream, the range of its messages' numbers."""
 
     def begin_late(self) -> None:
-        """What follows has come after the end."""
+        """Take the messages from now on for late output, which came after the execution's end."""
         self._numbering.part()
 
     def add(self, message: Message) -> None:
@@ -302,7 +304,7 @@ def _blob(mime: str, value: Any) -> Blob:
     if not _TEXT.fullmatch(mime):
         try:
             return Blob(media_type, base64.b64decode("".join(text.split()), validate=True))
-        except (binascii.Error, ValueError):  # some kernels send such data as text
+        except (binascii.Error, ValueError):  # some kernels send such data as plain text
             pass
     if media_type.startswith("text/") and "charset" not in media_type:
         media_type += "; charset=utf-8"

@@ -1,6 +1,6 @@
-"""Outputs in fewer bytes: what tells most of an error or a result stays.
+"""Shortening outputs, so that the parts that tell most of an error or a result stay.
 
-Sizes are those of the JSON that is sent.
+Sizes are in bytes of the JSON that is sent.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .contents import text_of
 __all__ = ["LEAST_ERROR", "refer", "shortened_data", "shortened_error", "size_of"]
 
 LEAST_ERROR: Final = 400
-"""An error is not made shorter than this: its name and the end of its traceback always stay."""
+"""An error is not made shorter than this: its name and the end of its traceback fit in it."""
 
 NAME_BYTES: Final = 100
-"""Of an error's name: it is the name of a class."""
+"""The bytes of an error's name that stay: it is the name of a class, rarely longer."""
 
 NOTES_BYTES: Final = 60
-"""Of what tells that some data are references, but for their names and sizes."""
+"""The bytes of the metadata that name references, without their media types and sizes."""
 
 DIGITS: Final = 20
-"""Of the size of a reference, with what stands around it."""
+"""The bytes that the size of one reference takes, with the punctuation around it."""
 
 MARK: Final = "…"
-"""Stands where text is left out."""
+"""What stands where text is left out."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -35,14 +35,14 @@ Fields = dict[str, Any]
 
 
 def size_of(value: Any) -> int:
-    """The bytes of its JSON."""
+    """The bytes of a value in JSON."""
     return len(_encode(value))
 
 
 def shortened_error(fields: Fields, room: int) -> Fields:
-    """An ``error`` in ``room`` bytes, but not in less than `LEAST_ERROR`.
+    """The fields of an ``error`` in ``room`` bytes, or in `LEAST_ERROR` if that is more.
 
-    Its name stays, the beginning of its value, and the end of its traceback.
+    The error's name stays, the beginning of its value, and the end of its traceback.
     """
     if size_of(fields) <= max(room, LEAST_ERROR):
         return fields
@@ -50,17 +50,17 @@ def shortened_error(fields: Fields, room: int) -> Fields:
     short = {**fields, "ename": _beginning(fields["ename"], NAME_BYTES), "evalue": ""}
     short["traceback"] = []
     left = max(room, LEAST_ERROR) - size_of(short)
-    whole = size_of(lines) - 2  # but for its brackets
+    whole = size_of(lines) - 2  # without the brackets
     short["evalue"] = _beginning(fields["evalue"], max(left // 3, left - whole))
     short["traceback"] = _last(lines, max(room, LEAST_ERROR) - size_of(short))
     return short
 
 
 def shortened_data(fields: Fields, room: int, url: Callable[[str], str]) -> Fields:
-    """A display or a result in about ``room`` bytes.
+    """The fields of a display or a result in about ``room`` bytes, though they may take more.
 
-    Images and the like are replaced by their addresses, which ``url`` makes of their media types;
-    of plain text the beginning and the end stay. It may turn out larger than ``room``.
+    Data such as images are replaced by their URLs, which ``url`` makes from their media types. Of
+    plain text the beginning and the end stay.
     """
     data: dict[str, Any] = {**fields["data"]}
     notes = _object(fields["metadata"].get("kernelkeep"))
@@ -78,7 +78,7 @@ def shortened_data(fields: Fields, room: int, url: Callable[[str], str]) -> Fiel
             return made()
         if mime != "text/plain" and mime not in references:
             refer(data, references, mime, url(mime))
-            # To encode all of it once for each of its media types would take too long.
+            # Counted rather than encoded anew for each media type, which would take too long.
             whole += size_of(data[mime]) - sizes[mime]
             whole += size_of(mime) + DIGITS if mime in references else 0
     plain = text_of(data.get("text/plain"))
@@ -87,13 +87,13 @@ def shortened_data(fields: Fields, room: int, url: Callable[[str], str]) -> Fiel
         data["text/plain"] = ""
         data["text/plain"] = _ends(plain, room - size_of(made()))
     short = made()
-    if size_of(short) > room:  # by what the kernel has put into its metadata
+    if size_of(short) > room:  # the kernel's own metadata are large
         short["metadata"] = {"kernelkeep": short["metadata"].get("kernelkeep", {})}
     return short
 
 
 def refer(data: dict[str, Any], references: dict[str, int], mime: str, url: str) -> None:
-    """Put the address of the data of a media type in its place, if that is shorter."""
+    """Replace the data of a media type by its URL, if that is shorter, and note its size."""
     value = data[mime]
     if size_of(value) > size_of(url):
         references[mime] = len(value.encode()) if isinstance(value, str) else size_of(value)
@@ -105,18 +105,18 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _bytes_of(text: str) -> int:
-    return size_of(text) - 2  # but for its quotation marks
+    return size_of(text) - 2  # without the quotation marks
 
 
 def _beginning(text: str, room: int) -> str:
-    """The beginning of a text."""
+    """The beginning of a text that fits into ``room`` bytes."""
     if _bytes_of(text[: room + 1]) <= room:
         return text
     return text[: _characters(text, room - _bytes_of(MARK))] + MARK
 
 
 def _end(text: str, room: int) -> str:
-    """The end of a text."""
+    """The end of a text that fits into ``room`` bytes."""
     if _bytes_of(text[-(room + 1) :]) <= room:
         return text
     count = _characters(text[: -(max(room, 0) + 1) : -1], room - _bytes_of(MARK))
@@ -124,7 +124,7 @@ def _end(text: str, room: int) -> str:
 
 
 def _ends(text: str, room: int) -> str:
-    """Both ends of a text."""
+    """The two ends of a text that fit into ``room`` bytes together."""
     if _bytes_of(text[: room + 1]) <= room:
         return text
     room -= _bytes_of(MARK)
@@ -134,7 +134,7 @@ def _ends(text: str, room: int) -> str:
 
 
 def _characters(text: str, room: int) -> int:
-    """How many characters from the beginning fit."""
+    """How many characters from the beginning of a text fit into ``room`` bytes."""
     low, high = 0, max(0, min(len(text), room))  # each takes a byte at least
     while low < high:
         middle = (low + high + 1) // 2
@@ -146,10 +146,10 @@ def _characters(text: str, room: int) -> int:
 
 
 def _last(lines: list[str], room: int) -> list[str]:
-    """The last of the lines; of the first among them perhaps only the end."""
+    """The last lines that fit into ``room`` bytes; the first of them may be cut at its front."""
     kept: list[str] = []
     for line in reversed(lines):
-        left = room - (3 if kept else 2)  # its quotation marks, and a comma
+        left = room - (3 if kept else 2)  # for the quotation marks, and a comma
         short = _end(line, left)
         if left < _bytes_of(short):
             break

@@ -1,9 +1,10 @@
-"""Waiting for output that comes behind the end of its execution.
+"""Waiting for output that comes after the end of its execution.
 
-What child processes and C code write to a descriptor is read by a thread of ipykernel's, which may
-come to it behind the idle status, and publishes it 0.2 s later; when other code has begun by then,
-that is taken for its origin. A request on control has all that was read published at once, and does
-not change to what new output belongs, as a request on shell would.
+A thread of ipykernel reads what child processes and C code write to file descriptors. It may read
+that after the idle status, and publishes it up to 0.2 s later. If other code has begun by then, the
+output is published with that code as its parent. A request on control makes ipykernel publish at
+once all output that was read, and leaves the parent of new output unchanged; a request on shell
+would become the parent.
 """
 
 from __future__ import annotations
@@ -17,39 +18,44 @@ from .execution import Execution
 __all__ = ["Stragglers"]
 
 QUIET_SECONDS: Final = 0.02
-"""How long that thread gets to read, where it probably has something to read."""
+"""How many seconds that thread gets to read before the first request, if output is expected."""
 
 ANSWER_SECONDS: Final = 0.03
-"""How long a request is waited for: a kernel that is at work, or does not answer, delays little."""
+"""How many seconds the idle status of a request is awaited, so that a kernel which is at work, or
+does not answer, delays an end only little."""
 
 ROUNDS: Final = 2
-"""Requests: the second is for what was read during the first."""
+"""How many requests are sent: the second is for output that was read during the first."""
 
 
 class Stragglers:
-    """Executions of one kernel of which all is known but the last of their output.
+    """Complete executions of one kernel that may still have output coming.
 
-    ``ask`` sends such a request, and returns its id, or nothing if it cannot. ``finish`` is called
-    for each execution, once: when the kernel has answered, or soon.
+    ``ask`` sends a request on control and returns its id; empty if it cannot be sent. ``finish`` is
+    called once for each execution: when the kernel has gone idle for the requests, or when
+    `ANSWER_SECONDS` are over, whichever is first.
     """
 
     def __init__(self, ask: Callable[[], str], finish: Callable[[Execution], None]) -> None:
         self._ask = ask
         self._finish = finish
         self._plans: dict[Execution, asyncio.TimerHandle] = {}
-        self._asked: dict[str, tuple[Execution, int]] = {}  # and how many are to follow
+        # By the id of a request: its execution, and how many requests are to follow.
+        self._asked: dict[str, tuple[Execution, int]] = {}
 
     def wait_for(self, execution: Execution, *, quiet: bool) -> None:
-        """Finish it soon; ``quiet`` if there probably is something that comes late."""
+        """Finish an execution soon; ``quiet`` if late output is expected: then a pause is first."""
         if quiet:
             self._plan(execution, QUIET_SECONDS, self._begin)
         else:
             self._begin(execution)
 
     def on_idle(self, msg_id: str) -> None:
-        """The kernel has done with a request of the server's."""
-        if msg_id not in self._asked:
+        """Go on with an execution: the kernel has gone idle for a request of the server."""
+        if msg_id not in self._asked:  # its time was over first, or it is no such request
             return
+        # The timer of `_go_on` and this race to end the execution: the first one takes it out of
+        # the plans, so that the other finds nothing.
         execution, rounds = self._asked.pop(msg_id)
         if execution in self._plans:
             if rounds:
@@ -58,12 +64,12 @@ class Stragglers:
                 self._end(execution)
 
     def clear(self) -> None:
-        """Nothing more will come from this process: finish all."""
+        """Finish all executions: the process is gone, and no more output comes."""
         for execution in [*self._plans]:
             self._end(execution)
 
     def drop(self) -> None:
-        """Wait for nothing, and finish nothing: the process is somebody else's from now on."""
+        """Forget all executions without finishing them: the process is another server's now."""
         for plan in self._plans.values():
             plan.cancel()
         self._plans.clear()

@@ -1,7 +1,7 @@
-"""The executions of one kernel, followed by what `app.managers.messages.traffic` sees pass.
+"""The executions of one kernel, followed by the messages that `Traffic` reads in the log.
 
-For every message of the kernel but replies to executions, statuses and input requests this costs
-nothing; for those it is a look into a dictionary.
+Replies to executions, statuses and input requests cost a look into a dictionary each; other
+messages of the kernel cost nothing here, or hardly anything.
 """
 
 from __future__ import annotations
@@ -25,75 +25,78 @@ from .prompts import Prompt, Prompts
 __all__ = ["ExecutionListener", "ExecutionTracker"]
 
 MAX_UNFINISHED: Final = 8192
-"""Executions under way per kernel; beyond, the oldest is given up."""
+"""How many executions of a kernel may be under way; beyond that the oldest is given up."""
 
 IDLE_SECONDS: Final = 3.0
-"""How long after its reply, and its last output, an execution waits for the idle status that some
-kernels never send. The reply comes over another socket, and overtakes much output by seconds."""
+"""How many seconds after its reply, and its last output, an execution waits for its idle status.
+Some kernels never send one. The wait is long as the reply comes over another socket than the
+output, and may come seconds before the last of much output."""
 
 REPLY_SECONDS: Final = 5.0
-"""How long after its idle status it waits for a reply: without one it is not known how it ended."""
+"""How many seconds after its idle status an execution waits for its reply, which tells how it has
+ended."""
 
 MAX_KEPT_REQUEST: Final = 2**20
 MAX_KEPT_BYTES: Final = 2**24
-"""Bytes of a request, and of a kernel's, that are kept for the server's next process while they
-wait for the kernel."""
+"""How many bytes of one waiting request, and of all those of a kernel, are stored for the next
+server. A larger request waits all the same, but ends if this server does."""
 
 MESSAGES_LOOKED_AT: Final = 256
-"""At a time."""
+"""How many messages are read at a time to look for output of an execution."""
 
 LATE_SECONDS: Final = 0.5
-"""A timer that is so late has waited for something large to be read: there may be more."""
+"""A timer that fires so many seconds late shows that the loop was held up, perhaps by reading a
+large message: there may be more messages to read."""
 
 
 MAX_SHOWING: Final = 32
-"""Executions, the latest, whose displays of one id are known; an update touches each of them."""
+"""How many executions, the latest, are known to show one display id: an update touches each."""
 
 STRAGGLING: Final = 16
-"""For how many executions a kernel is waited for whose output has come late once."""
+"""For how many executions late output is expected, once a kernel's output has come late."""
 
 STRAGGLER_SECONDS: Final = 1.0
-"""Output that comes so soon behind the end of an execution shows that its kernel straggles."""
+"""Output within so many seconds after an execution's end shows that its kernel's output is late."""
 
 
 class ExecutionListener(Protocol):
-    """Who acts on what happens to executions. Its methods must not block and must not raise."""
+    """Acts on what happens to executions. Its methods must not block and must not raise."""
 
     def on_start(self, execution: Execution) -> None:
-        """The kernel has begun with it."""
+        """The kernel has begun with an execution."""
 
     def on_interrupt(self, execution: Execution) -> None:
-        """It is about to be interrupted."""
+        """An execution is about to be interrupted."""
 
     def on_free(self) -> None:
         """The kernel has become ready, or has gone idle, or an execution has ended."""
 
     def on_end(self, execution: Execution) -> None:
-        """It has ended."""
+        """An execution has ended."""
 
     def on_close(self, reason: str) -> None:
-        """The kernel's process takes no more; what waits to be sent to it ends."""
+        """The kernel's process takes no more requests: the executions that wait for it end."""
 
 
 class ExecutionKeeping(Protocol):
-    """Who remembers executions for the server's next process. Must not block, must not raise."""
+    """Stores executions for the next server. Its methods must not block and must not raise."""
 
     def changed(self, execution: Execution) -> None:
-        """Something of it is new."""
+        """A field of an execution has changed."""
 
     def forgotten(self, execution: Execution) -> None:
-        """It is of no interest any more."""
+        """The server has forgotten an execution: it need not be stored any longer."""
 
     async def stored(self) -> None:
-        """Return when all that has changed is remembered, or after a bounded time."""
+        """Return when all changes are stored, or after a bounded time."""
 
 
 class _Incomplete(NamedTuple):
-    """An execution that lacks one of the two messages that end it."""
+    """An execution that lacks one of the two messages that end it: the reply or the idle status."""
 
     due: float  # by the loop's clock
     seconds: float
-    seen: int  # the log's next number, when it began to wait
+    seen: int  # the log's next number when the wait began
     execution: Execution
 
 
@@ -114,9 +117,9 @@ _question_decoder: Final = msgspec.json.Decoder(_Question)
 class ExecutionTracker:
     """Knows the executions that are under way, and the last ``kept`` that have ended.
 
-    An id is taken once: when a client uses the ``msg_id`` of an execution that is known, sent or
-    ended, whoever asks by id gets the earlier one as before. The later one is followed to its end,
-    under no id; what the kernel says is of the earlier one, until that is complete.
+    An id names one execution. If a client uses the ``msg_id`` of an execution that is known, the id
+    goes on to name the earlier one. The later one is followed to its end, but cannot be looked up;
+    messages of the kernel with this id count for the earlier one until that is complete.
     """
 
     def __init__(
@@ -132,24 +135,27 @@ class ExecutionTracker:
         self.listener: ExecutionListener | None = None
         self.keeping: ExecutionKeeping | None = None
         self.prompts = Prompts()
-        self._on_unanswered = on_unanswered  # the kernel will not reply to this one any more
-        self._on_overdue = on_overdue  # the kernel has gone idle for this one without a reply
-        # The kernel has replied to this one, and neither gone idle for it nor said more.
+        # Called with an execution to which the kernel will not reply any more.
+        self._on_unanswered = on_unanswered
+        # Called with an execution for which the kernel has gone idle without a reply.
+        self._on_overdue = on_overdue
+        # Called with an execution to which the kernel has replied, and which is silent since: it
+        # has neither its idle status nor further output.
         self._on_silent = on_silent or self.finish_unanswered
-        # All is known of this one but output that straggles: it is to be finished soon.
+        # Called with a complete execution that may have late output: it is to be finished soon.
         self._on_complete = on_complete
         self.straggling = 0
-        """For so many executions more, output may be expected behind their end."""
-        self._may_straggle = False  # by what was executed
+        """For how many executions more output is expected after their end."""
+        self._may_straggle = False  # whether any code that ran seems to write to descriptors
         self._showing: dict[str, list[Execution]] = {}  # by display id
         self._log = log
         self._kept = kept
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
-        self._under_way: dict[str, list[Execution]] = {}  # sent, in that order
-        self._count = 0  # of those
-        self._kept_bytes = 0  # of clients' requests that wait
+        self._under_way: dict[str, list[Execution]] = {}  # those that were sent, by id, in order
+        self._count = 0  # of the executions under way
+        self._kept_bytes = 0  # of the waiting requests of clients that are stored
         self.begun = 0
-        """How many the kernel has begun with, ever."""
+        """How many executions the kernel has begun with, ever."""
         self._ended: deque[Execution] = deque()
         self._incomplete: list[_Incomplete] = []
         self._plan: asyncio.TimerHandle | None = None
@@ -157,7 +163,7 @@ class ExecutionTracker:
     # Looking
 
     def __iter__(self) -> Iterator[Execution]:
-        """Those that are known, in the order in which they were asked for."""
+        """The known executions, in the order in which they were asked for."""
         return iter(tuple(self._by_id.values()))
 
     def get(self, execution_id: str) -> Execution | None:
@@ -166,14 +172,14 @@ class ExecutionTracker:
 
     @property
     def under_way(self) -> Iterator[Execution]:
-        """Those that were sent and have not ended, oldest first."""
+        """The executions that were sent and have not ended, oldest first."""
         return (execution for same_id in self._under_way.values() for execution in same_id)
 
     @property
     def at_main_shell(self) -> Execution | None:
-        """The one that the main shell is at work on, or comes to next: kernels work in order.
+        """The execution that the main shell runs, or runs next: kernels work in order.
 
-        Of several that it has begun with it has forgotten all but the last.
+        If the kernel has begun with several and ended none, it has forgotten all but the last.
         """
         waiting = [
             one
@@ -182,21 +188,21 @@ class ExecutionTracker:
         ]
         return next((one for one in reversed(waiting) if one.running), next(iter(waiting), None))
 
-    # Of whom there is to know
+    # Executions that begin to be known
 
     def add(self, execution: Execution) -> None:
-        """Somebody has asked for it; it need not be sent yet."""
+        """Know an execution from now on; its request need not be sent yet."""
         self._by_id.pop(execution.id, None)
         self._by_id[execution.id] = execution
         self.changed(execution)
 
     def changed(self, execution: Execution) -> None:
-        """Something of it is new."""
+        """Have a changed execution stored for the next server."""
         if self.keeping is not None and self._by_id.get(execution.id) is execution:
             self.keeping.changed(execution)
 
     def put_back(self, execution: Execution) -> None:
-        """Know one that another process of the server knew; oldest first."""
+        """Know an execution that the server before this one has stored. Call oldest first."""
         self._by_id[execution.id] = execution
         for display_id in execution.display_ids:
             self._show(execution, display_id)
@@ -209,7 +215,7 @@ class ExecutionTracker:
             self._count += 1
 
     def on_request(self, message: ClientMessage, session: str) -> Execution:
-        """An ``execute_request`` is on its way to the kernel."""
+        """Follow an ``execute_request`` that is on its way to the kernel; returns its execution."""
         execution_id = message.header.msg_id
         execution = self._by_id.get(execution_id)
         if execution is None or execution.sent or execution.ended or execution.session != session:
@@ -232,20 +238,20 @@ class ExecutionTracker:
             on_main_shell=message.header.subshell_id is None,
         )
         execution.by_client = True
-        # An id is taken once: the record of an execution that had it before is not replaced.
+        # An id names one execution: the id of an earlier one goes on to name that.
         if execution.id not in self._by_id:
             self.add(execution)
         return execution
 
-    # Requests that wait, for the server's next process
+    # Requests that wait, stored for the next server
 
     def on_early(self, message: ClientMessage, session: str) -> None:
-        """A client's ``execute_request`` waits for a process that is yet to come."""
+        """Know a client's ``execute_request`` that waits for a process which is yet to come."""
         if message.header.msg_id not in self._by_id:
             self.keep_request(self._by_client(message, session), message)
 
     def keep_request(self, execution: Execution, message: ClientMessage) -> None:
-        """Its request waits: the next server sends it if this one cannot."""
+        """Store a waiting request, so that the next server sends it if this one cannot."""
         fits = message.size <= MAX_KEPT_REQUEST
         if execution.held or not fits or self._kept_bytes + message.size > MAX_KEPT_BYTES:
             return
@@ -254,25 +260,29 @@ class ExecutionTracker:
         self.changed(execution)
 
     def waiting(self, message: ClientMessage) -> Execution | None:
-        """The execution whose request this is, if that is kept as one that waits."""
+        """The execution of this request, if the request is stored as one that waits."""
         for execution in self._under_way.get(message.header.msg_id, ()):
             if execution.held and execution.held[0] == message.parts[0]:
                 return execution
         return None
 
     def on_handed(self, execution: Execution) -> None:
-        """Its request waits no more: the kernel's sockets have it."""
+        """Store a request no longer: the log says that it has left for the kernel.
+
+        If this server is killed before the change is stored, the next one finds the request's
+        header in the log, and concludes the same before it sends anything.
+        """
         self._let_go(execution)
         self.changed(execution)
 
     def _let_go(self, execution: Execution) -> None:
-        """Keep its request no longer."""
+        """Forget the parts of its request."""
         if execution.by_client:
             self._kept_bytes -= sum(map(len, execution.held))
         execution.held = ()
 
     def _withdraw(self, execution: Execution) -> None:
-        """It is under way no more."""
+        """Take an execution out of those that are under way, and close its prompt."""
         same_id = self._under_way.get(execution.id, [])
         if execution in same_id:
             self._count -= 1
@@ -282,27 +292,27 @@ class ExecutionTracker:
                 self.prompts.close(execution.id)
 
     def give_up(self, execution: Execution, reason: str, *, never_ran: bool = False) -> None:
-        """Nothing more can come of it."""
+        """End an execution of which no more messages can come."""
         if not execution.ended:
             execution.give_up(self._log.end, reason, never_ran=never_ran)
             self._forget(execution)
 
     def finish_unanswered(self, execution: Execution) -> None:
-        """The kernel has done with it, and will not reply any more."""
+        """End an execution that lacks its reply or its idle status, which will not come."""
         if not execution.ended:
             if execution.reply_status is None:
                 self._on_unanswered(execution)
             self._finish(execution)
 
     def finish(self, execution: Execution) -> None:
-        """All that will come has come."""
+        """End an execution that is complete."""
         if not execution.ended:
             self._finish(execution)
 
-    # What the kernel says. Each message is in the log already.
+    # Messages of the kernel. Each one is in the log, and `MessageLog.end` lies behind it.
 
     def on_status(self, reported: str, message: Message) -> None:
-        """A status of the kernel's."""
+        """Take a status of the kernel: ``reported`` is its ``execution_state``."""
         if reported == "idle":
             self.prompts.close(message.parent.msg_id)
         same_id = self._under_way.get(message.parent.msg_id)
@@ -312,10 +322,13 @@ class ExecutionTracker:
         elif reported == "busy":
             self._on_busy(same_id, message)
         elif reported == "idle":
+            # Of several with one id, kernels work in order: the status is the oldest one's that
+            # lacks it. The same holds for busy statuses and replies.
             execution = next((one for one in same_id if not one.idle), same_id[0])
             if execution.on_idle():
                 self._complete(execution)
             else:
+                # The reply may be late, as it comes over another socket, or never come.
                 self.changed(execution)
                 self._wait_for_the_rest(execution, REPLY_SECONDS)
                 if execution.on_main_shell:
@@ -332,7 +345,7 @@ class ExecutionTracker:
                 self.listener.on_start(execution)
 
     def on_reply(self, message: Message) -> None:
-        """An ``execute_reply``."""
+        """Take an ``execute_reply``."""
         self.prompts.close(message.parent.msg_id)
         same_id = self._under_way.get(message.parent.msg_id)
         if same_id is None:
@@ -348,13 +361,13 @@ class ExecutionTracker:
             self._wait_for_the_rest(execution, IDLE_SECONDS)
 
     def is_under_way(self, msg_id: str) -> bool:
-        """Whether an execution with this id has not come to its end."""
+        """Whether an execution with this id was sent and has not ended."""
         return msg_id in self._under_way
 
     def on_output(self, message: Message) -> None:
-        """A message was published that changes what an execution shows (`OUTPUT_TYPES`)."""
+        """Take a message that changes the outputs of an execution (`OUTPUT_TYPES`)."""
         msg_type, same_id = message.header.msg_type, self._under_way.get(message.parent.msg_id)
-        if msg_type == "stream" and same_id is not None:  # by far the most
+        if msg_type == "stream" and same_id is not None:  # by far the most frequent case
             return
         if same_id is None:
             execution = self._by_id.get(message.parent.msg_id)
@@ -373,7 +386,7 @@ class ExecutionTracker:
     def _on_late_output(self, execution: Execution, message: Message) -> None:
         place = _place_of(message)
         if execution.end is None or place.cursor < execution.end.cursor:
-            return  # said again, to another process of the server
+            return  # a new server reads it again: it came before the end
         execution.late = execution.late or LateOutput()
         execution.late.add(place)
         if time.time() - (execution.ended_at or 0.0) < STRAGGLER_SECONDS:
@@ -394,7 +407,7 @@ class ExecutionTracker:
             del showing[0]
 
     def _on_update(self, message: Message) -> None:
-        """What was shown before may be shown in another way from now on."""
+        """Note an update of a display for the ended executions that show that display."""
         display_id = display_id_in(message)
         place = _place_of(message)
         for execution in self._showing.get(display_id, ()):
@@ -404,17 +417,18 @@ class ExecutionTracker:
                 self.changed(execution)
 
     def showing(self, display_id: str | None) -> list[Execution]:
-        """The executions that are known to show something with this display id."""
+        """The executions that are known to show a display with this id."""
         return list(self._showing.get(display_id or "", ()))
 
     def on_input_request(self, message: Message, owner: str, *, is_shown: bool = True) -> None:
-        """The kernel asks the user of a request for something; ``owner`` is that session.
+        """Open a prompt: the kernel asks the client of a request, whose session is ``owner``.
 
-        ``is_shown`` tells whether a client of that session is there to be asked.
+        ``is_shown`` tells whether a client of that session is attached, and so sees the prompt.
         """
         execution = next(iter(self._under_way.get(message.parent.msg_id, ())), None)
+        # The answer was stored with the execution when it was passed on. So a new server, which
+        # reads the prompt in the log, does not open it for a second answer.
         if execution is not None and execution.answered == message.header.msg_id:
-            # Another process of the server has passed the answer on.
             self._close_prompt(execution, message.parent.msg_id)
             return
         self.prompts.open(Prompt(message, owner, message.seq, execution, is_shown=is_shown))
@@ -422,14 +436,14 @@ class ExecutionTracker:
             return
         try:
             question = _question_decoder.decode(message.part(3))
-        except (msgspec.MsgspecError, RecursionError):  # it is a question all the same
+        except (msgspec.MsgspecError, RecursionError):  # malformed, and a prompt all the same
             question = _Question()
         header = bytes(message.part(0))
         execution.input_request = InputRequest(question.prompt, question.password, header)
         self.changed(execution)
 
     def on_answer(self, prompt: Prompt) -> None:
-        """An answer to this prompt is passed on."""
+        """Close a prompt whose answer is about to be sent to the kernel."""
         if prompt.execution is not None:
             prompt.execution.answered = prompt.id
         self._close_prompt(prompt.execution, prompt.request_id)
@@ -441,35 +455,36 @@ class ExecutionTracker:
             self.changed(execution)
 
     def on_interrupt(self, execution: Execution) -> None:
-        """It is about to be interrupted."""
+        """Tell the listener that an execution is about to be interrupted."""
         if self.listener is not None:
             self.listener.on_interrupt(execution)
 
     def on_ready(self) -> None:
-        """The kernel takes requests."""
+        """Tell the listener that the kernel takes requests."""
         if self.listener is not None:
             self.listener.on_free()
 
     def close_waiting(self, reason: str) -> None:
-        """The process will take no more: what waits to be sent to it ends here."""
+        """Have the executions end that wait to be sent: the process takes no more requests."""
         if self.listener is not None:
             self.listener.on_close(reason)
 
     def leave(self) -> None:
-        """The process is another server's from now on, to which all that is known is told."""
+        """Finish what is complete before the next server takes over, so that it is stored so."""
         for execution in self.under_way:
             if execution.complete:
                 execution.finish(self._log.end)
                 self.changed(execution)
 
     def close(self, reason: str, *, was_ready: bool) -> None:
-        """The process is gone: every execution that it was sent ends here.
+        """End every execution that was sent to the process, which is gone.
 
-        Kernels work in order: of a process that ``was_ready``, the first that is not finished was
-        running, even if that it had begun was never heard.
+        Kernels work in order: in a process that ``was_ready``, the first unfinished execution was
+        running, even if its busy status never came.
         """
+        # A copy: each end takes its execution out of those under way.
         for execution in tuple(self.under_way):
-            if execution.reply_status is not None:
+            if execution.reply_status is not None:  # only its idle status was still to come
                 self._finish(execution)
                 continue
             blamed = was_ready and execution.on_main_shell and not execution.idle
@@ -485,8 +500,8 @@ class ExecutionTracker:
     # Ends
 
     def _complete(self, execution: Execution) -> None:
-        """Its reply and its idle status are there; some of its output may be on its way."""
-        self._may_straggle |= execution.may_straggle  # so may what it has defined
+        """Finish an execution with reply and idle status, now or when late output has come."""
+        self._may_straggle |= execution.may_straggle  # later code may call what this one defined
         asks = (self.straggling > 0 or self._may_straggle) and not execution.by_client
         if asks and self._on_complete is not None:
             self._on_complete(execution)
@@ -499,7 +514,7 @@ class ExecutionTracker:
         self._forget(execution)
 
     def _forget(self, execution: Execution) -> None:
-        """It has ended: of those, the last are kept to be looked at."""
+        """Move an execution that has ended to those that are remembered; the oldest go."""
         self._withdraw(execution)
         self._let_go(execution)
         self.changed(execution)
@@ -511,7 +526,7 @@ class ExecutionTracker:
                 del self._by_id[oldest.id]
                 if self.keeping is not None:
                     self.keeping.forgotten(oldest)
-        self._log.wake()  # those who follow it
+        self._log.wake()  # readers that follow the execution look at its end
         if self.listener is not None:
             self.listener.on_end(execution)
             self.listener.on_free()
@@ -525,7 +540,10 @@ class ExecutionTracker:
                 self._showing.pop(display_id, None)
 
     def _wait_for_the_rest(self, execution: Execution, seconds: float) -> None:
-        """Some kernels forget one of the two messages that end an execution."""
+        """Plan to end an execution without the message it lacks: some kernels never send it.
+
+        ``seconds`` is how long to wait.
+        """
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         self._incomplete.append(_Incomplete(due, seconds, self._log.next_seq, execution))
@@ -533,9 +551,11 @@ class ExecutionTracker:
             self._plan = loop.call_at(due, self._finish_late)
 
     def _finish_late(self) -> None:
-        """End those that have waited long enough. One timer serves all of a kernel."""
+        """End the executions that have waited long enough. One timer serves all of a kernel."""
         now = asyncio.get_running_loop().time()
         self._plan = None
+        # Taken out first: an end can have other executions wait (`_wait_for_the_rest`), which are
+        # appended to the new list.
         waiting, self._incomplete = self._incomplete, []
         for item in waiting:
             if item.execution.ended:
@@ -543,6 +563,8 @@ class ExecutionTracker:
             if item.due > now:
                 self._incomplete.append(item)
             elif now - item.due > LATE_SECONDS or self._has_said_more(item):
+                # A late timer fires before messages that have arrived are read: the missing one
+                # may be among them, so nothing can be concluded.
                 self._wait_for_the_rest(item.execution, item.seconds)
             elif item.execution.idle:
                 self.finish_unanswered(item.execution)
@@ -555,7 +577,7 @@ class ExecutionTracker:
             self._plan = asyncio.get_running_loop().call_at(first, self._finish_late)
 
     def _has_said_more(self, item: _Incomplete) -> bool:
-        """Whether output of an execution that lacks its idle status goes on coming."""
+        """Whether more output of an execution that lacks its idle status has come meanwhile."""
         log = self._log
         if item.execution.idle:
             return False

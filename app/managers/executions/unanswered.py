@@ -1,4 +1,4 @@
-"""Requests for which a kernel never does what the protocol asks for: reply, or even begin."""
+"""Requests to which a kernel does not reply, or with which it does not even begin."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ from .execution import Execution, ExecutionState
 __all__ = ["Overdue", "Subshells", "Unanswered"]
 
 REPLY_SECONDS: Final = 5.0
-"""How long after its idle status a request waits for its reply, which comes over another socket."""
+"""How many seconds after its idle status a request waits for its reply, which comes over another
+socket, and so may come later."""
 
 OVERDUE_SECONDS: Final = 0.1
-"""How long after its idle status an execution waits for its reply before the kernel is asked
-something else."""
+"""How many seconds after its idle status an execution waits for its reply before the kernel is sent
+another request, to find out whether it still replies."""
 
 BEGIN_SECONDS: Final = (5.0, 60.0)
-"""How long an execution may wait in a subshell before the kernel is asked whether it has that
-subshell, and how long, at the most, between two such questions."""
+"""How many seconds an execution may wait in a subshell before the kernel is asked whether it has
+that subshell; and the longest pause between two such questions."""
 
 
 class Unanswered:
-    """The requests of one kernel that it has gone idle for without a reply.
+    """The requests of one kernel for which it has gone idle without a reply.
 
-    ``end`` is called for each whose reply does not come. One timer serves all.
+    ``end`` is called with each request after `REPLY_SECONDS`; if the reply has come by then, it
+    does nothing. One timer serves all requests.
     """
 
     def __init__(self, end: Callable[[Request], None]) -> None:
         self._end = end
-        self._waiting: deque[tuple[float, Request]] = deque()  # and until when, by the loop's clock
+        # Requests, and until when each waits for its reply, by the loop's clock.
+        self._waiting: deque[tuple[float, Request]] = deque()
         self._plan: asyncio.TimerHandle | None = None
 
     def add(self, request: Request) -> None:
-        """The kernel has gone idle for this request, and has not replied yet."""
+        """Watch a request for which the kernel has gone idle, and not replied yet."""
         loop = asyncio.get_running_loop()
         self._waiting.append((loop.time() + REPLY_SECONDS, request))
         if self._plan is None:
             self._plan = loop.call_later(REPLY_SECONDS, self._look)
 
     def clear(self) -> None:
-        """The process is gone, and its requests have been taken care of."""
+        """Forget all requests: the process is gone, and the caller ends them."""
         self._waiting.clear()
         if self._plan is not None:
             self._plan.cancel()
@@ -59,13 +62,14 @@ class Unanswered:
 class Overdue:
     """Executions of one kernel that lack their replies although it has gone idle for them.
 
-    ipykernel gives up a request, without a reply, when it is interrupted between its code and the
-    end of its handler, or just before the code. A kernel replies in order over one socket: once it
-    has answered a later question, it will not reply to what came before. Where it does not answer,
+    ipykernel drops a request, without a reply, if an interrupt hits it just before the code or
+    between the code and the end of its handler. The idle status and the reply come over two
+    sockets, so a missing reply may also be late. But a kernel replies in order over one socket:
+    once it has answered a later request, no reply to an earlier one follows. If it does not answer,
     nothing is ended here.
 
-    ``ask`` tells whether the kernel answers such a question in so many seconds. ``end`` is called
-    for each execution whose reply will not come.
+    ``ask`` sends such a request, and returns whether the kernel answers within so many seconds.
+    ``end`` is called with each execution whose reply will not come.
     """
 
     def __init__(
@@ -77,13 +81,13 @@ class Overdue:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, execution: Execution) -> None:
-        """The kernel has gone idle for this execution of its main shell, and has not replied."""
+        """Watch an execution on the main shell that has its idle status, and no reply."""
         self._waiting.append(execution)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._look(), name="overdue")
 
     def clear(self) -> None:
-        """The process is gone, or is somebody else's from now on."""
+        """Forget all executions: the process is gone, or is another server's from now on."""
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -92,6 +96,8 @@ class Overdue:
     async def _look(self) -> None:
         while self._waiting:
             await asyncio.sleep(OVERDUE_SECONDS)
+            # Executions added while the kernel is asked are for the next round: the answer to this
+            # request proves nothing about them.
             lacking = [one for one in self._waiting if _lacks_reply(one)]
             self._waiting.clear()
             if lacking and await self._ask(REPLY_SECONDS):
@@ -104,12 +110,12 @@ class Overdue:
 class Behind:
     """Executions of one kernel that lack their idle statuses although it has replied.
 
-    Some kernels never send them. But replies overtake output, and a large message is on its way
-    for seconds in which nothing is seen of it. What a kernel publishes comes in order: once it has
-    gone idle for a later question, nothing follows of what came before.
+    Some kernels never send them. But replies overtake output, and a large message on iopub may be
+    on its way for seconds in which nothing else comes. A kernel publishes in order over one socket:
+    once it has gone idle for a later request, no output of an earlier one follows.
 
-    ``ask`` returns when that is so, or when the kernel does not tell. ``end`` is called for each
-    execution whose idle status has not come until then.
+    ``ask`` returns when the kernel has gone idle for such a request, or does not do so in time.
+    ``end`` is called with each execution whose idle status has not come until then.
     """
 
     def __init__(
@@ -121,13 +127,13 @@ class Behind:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, execution: Execution) -> None:
-        """The kernel has replied to this execution, and has been silent since."""
+        """Watch an execution to which the kernel has replied, and of which nothing came since."""
         self._waiting.append(execution)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._look(), name="behind")
 
     def clear(self) -> None:
-        """The process is gone, or is somebody else's from now on."""
+        """Forget all executions: the process is gone, or is another server's from now on."""
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -135,6 +141,8 @@ class Behind:
 
     async def _look(self) -> None:
         while self._waiting:
+            # Executions added while the kernel is asked are for the next round: its answer proves
+            # nothing about them.
             asked_for, self._waiting = self._waiting, []
             await self._ask()
             for execution in asked_for:
@@ -148,12 +156,12 @@ def _lacks_reply(execution: Execution) -> bool:
 
 
 class Subshells:
-    """Executions of one kernel that wait in a subshell [JEP 91], which may be gone.
+    """Executions of one kernel that wait in a subshell [JEP 91], which the kernel may not have.
 
-    ipykernel up to 7.1 drops a request for a subshell that it does not have, without a word. A
-    kernel that knows no subshells runs such a request, and cannot be asked; nothing is ended then.
-    ``ask`` returns the subshells that the kernel has, or None if it does not tell. ``end`` is
-    called for an execution and the subshell that it waits for in vain.
+    ipykernel up to 7.1 drops a request for a subshell that it does not have, and sends nothing. A
+    kernel without subshells runs such a request, and cannot be asked; nothing is ended then.
+    ``ask`` returns the ids of the kernel's subshells, or None if it does not answer. ``end`` is
+    called with an execution, and the id of the subshell that the kernel does not have.
     """
 
     def __init__(
@@ -167,13 +175,13 @@ class Subshells:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, execution: Execution, subshell_id: str) -> None:
-        """This execution is on its way to a subshell."""
+        """Watch an execution that was sent to a subshell."""
         self._waiting[execution] = subshell_id
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._look(), name="subshells")
 
     def clear(self) -> None:
-        """The process is gone, or is somebody else's from now on."""
+        """Forget all executions: the process is gone, or is another server's from now on."""
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -184,7 +192,8 @@ class Subshells:
         while self._waiting:
             await asyncio.sleep(pause)
             self._forget_begun()
-            # Those that come while the kernel is asked may wait in a subshell that is newer.
+            # An execution added while the kernel is asked may wait in a subshell that was made
+            # after the kernel's answer, so only those before the question are looked at.
             asked_for = dict(self._waiting)
             known = await self._ask() if asked_for else None
             self._forget_begun()

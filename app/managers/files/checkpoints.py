@@ -1,4 +1,7 @@
-"""The one checkpoint of a file: a copy beside it, where Jupyter servers keep theirs. All blocks."""
+"""The one checkpoint of a file: a copy in a directory beside it, as Jupyter servers have it.
+
+Every function here blocks.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,13 @@ DIRECTORY: Final = ".ipynb_checkpoints"
 
 
 class Checkpoints:
-    """Makes, lists, restores and removes checkpoints. Its methods raise `OSError` as well."""
+    """Makes, lists, restores and removes checkpoints.
+
+    Its methods raise `OSError`, and `ContentsForbidden` if a checkpoint is a symbolic link.
+    """
 
     def create(self, place: Place) -> Checkpoint:
-        """Copy the file as it is now, in the place of an earlier checkpoint."""
+        """Copy the file as it is now; an earlier checkpoint is replaced."""
         copy = _copy_of(place)
         copy.parent.mkdir(exist_ok=True)
         with place.target.open("rb") as source, replacing(copy) as file:
@@ -37,28 +43,28 @@ class Checkpoints:
             return []
 
     def restore(self, place: Place, checkpoint_id: str) -> None:
-        """Put the copy in the place of the file. Raises `ContentsNotFound` for no checkpoint."""
+        """Replace the file by its checkpoint. Raises `ContentsNotFound` if that does not exist."""
         with _existing(place, checkpoint_id).open("rb") as source, replacing(place.target) as file:
             copy_file(source, file)
 
     def delete(self, place: Place, checkpoint_id: str) -> None:
-        """Remove the copy. Raises `ContentsNotFound` for no checkpoint."""
+        """Remove the checkpoint. Raises `ContentsNotFound` if that does not exist."""
         _existing(place, checkpoint_id).unlink()
 
     def move(self, place: Place, to: Place) -> None:
-        """A file has been renamed: its checkpoint goes with it."""
+        """Move the checkpoint of a file that was renamed from ``place``."""
         copy, new = _copy_of(place), _copy_of(to)
         if copy.exists():
             new.parent.mkdir(exist_ok=True)
             os.replace(copy, new)
 
     def forget(self, place: Place) -> None:
-        """A file has been removed."""
+        """Remove the checkpoint, if there is one, of a file that was removed."""
         _copy_of(place).unlink(missing_ok=True)
 
 
 def _copy_of(place: Place) -> Path:
-    """Where a file's checkpoint is. Raises `ContentsForbidden` behind a link to elsewhere."""
+    """The path of a file's checkpoint. Raises `ContentsForbidden` for a symbolic link there."""
     directory = place.entry.parent / DIRECTORY
     name = place.entry
     copy = directory / f"{name.stem}-{CHECKPOINT_ID}{name.suffix}"

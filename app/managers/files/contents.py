@@ -1,7 +1,7 @@
-"""Jupyter's contents API over the files below the root directory. All of it blocks.
+"""Jupyter's contents API over the files below the root directory. Every function here blocks.
 
-Every method raises `ContentsNotFound`, `ContentsForbidden`, `InvalidContents`, `ContentsExist` or
-`NoSpace`, and whatever takes a version raises `VersionMismatch`.
+Every method may raise `ContentsNotFound`, `ContentsForbidden`, `InvalidContents`, `ContentsExist`
+or `NoSpace`; a method with a `Precondition` may raise `VersionMismatch`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,21 @@ from .writing import copy_file, create_new, open_new, replacing
 __all__ = ["Contents", "Found", "Precondition", "Save"]
 
 MAX_READ_BYTES: Final = 64 * 2**20
-"""Of a file whose content is put into one JSON answer; larger ones come from ``/files/``."""
+"""The largest file whose content is put into a JSON answer; ``/files/`` has larger ones."""
 
 MAX_COPIED_BYTES: Final = 500 * 2**20
-"""Of a directory that is copied, as Jupyter servers bound it."""
+"""The largest directory that is copied; Jupyter servers have the same bound."""
 
 MAX_NAMES: Final = 10_000
-"""Numbers that are tried for the name of something new."""
+"""How many numbers are tried to find a free name for a new file."""
 
 
 class Save(msgspec.Struct):
-    """What is to be saved. ``chunk`` counts from 1, the last is -1; other keys are ignored."""
+    """The body of a request to save a file.
+
+    ``chunk`` is the number of a part of the content, from 1; the last part has -1. Other keys of
+    the body are ignored.
+    """
 
     type: str | None = None
     format: str | None = None
@@ -57,14 +61,14 @@ class Save(msgspec.Struct):
 
 
 class Precondition(NamedTuple):
-    """What a caller takes for granted of a file: the versions that it may have, "*" for any; or
-    that there is none of this name yet."""
+    """The state of a file that a caller relies on: one of these versions ("*" stands for any), or
+    that no file has this name yet (``absent``). Without either, any state will do."""
 
     versions: tuple[str, ...] = ()
     absent: bool = False
 
     def check(self, target: Path) -> None:
-        """Raises `VersionMismatch`."""
+        """Raise `VersionMismatch` if the file is in another state."""
         if not self.versions and not self.absent:
             return
         try:
@@ -78,7 +82,7 @@ class Precondition(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A model and the version of what it is of; ``created`` if that was not there before."""
+    """The model and version of a file or directory; ``created`` if it did not exist before."""
 
     model: Model
     version: str
@@ -93,12 +97,13 @@ class Contents:
         self._notebooks = Notebooks(state_dir)
         self._checkpoints = Checkpoints()
         self._uploads = Uploads()
-        # Between the look at a file's version and its change: of two writers that both have seen
-        # one version, only the first finds it there. Held for a rename, never for a transfer.
+        # Held from the check of a file's version to its change. Two threads may save the same file
+        # for clients that both rely on one version: the first changes it, and the second finds
+        # another version. The lock is held for a rename, never while content is written.
         self._changing = threading.Lock()
 
     def close(self) -> None:
-        """Drop uploads that are under way."""
+        """Drop the uploads that are not complete."""
         self._uploads.close()
 
     # Looking
@@ -112,10 +117,10 @@ class Contents:
         content: bool = True,
         hashed: bool = False,
     ) -> Found:
-        """A file or directory, with its content or without.
+        """A file or directory, with its ``content`` or without.
 
-        ``kind`` is what the caller takes it for; ``form`` is ``text``, ``base64`` or None for
-        whichever fits. ``hashed``: with the SHA-256 of its bytes.
+        ``kind`` is the type that the caller expects; ``form`` is ``text``, ``base64``, or None for
+        the one that fits. If ``hashed``, the model has the SHA-256 of the file's bytes.
         """
         place = self._tree.find(path)
         with filesystem_errors(place):
@@ -139,13 +144,14 @@ class Contents:
         return Found(model, version_of(status))
 
     def open(self, path: str) -> BinaryIO:
-        """An existing file, to be read as it is; close it."""
+        """Open an existing file to read its bytes; the caller closes it."""
         place = self._tree.find(path)
         with filesystem_errors(place):
             return self._open(place)
 
     def _open(self, place: Place) -> BinaryIO:
-        # Between the look at a name and this it may have become a link, or a pipe that would block.
+        # Since the name was looked at, another process may have put a link or a pipe in its place.
+        # The flags refuse to follow a link and to wait for a writer of a pipe.
         descriptor = os.open(place.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -157,7 +163,7 @@ class Contents:
         for child in self._tree.children(place):
             try:
                 models.append(describe(child, child.target.stat()))
-            except OSError:  # removed meanwhile
+            except OSError:  # the file was removed since the directory was read
                 continue
         return models
 
@@ -185,7 +191,7 @@ class Contents:
     # Making
 
     def create(self, path: str, *, kind: str | None = None, suffix: str = "") -> Found:
-        """Something new in the directory ``path``, under a name that is free."""
+        """Make a file, notebook or directory (``kind``) in a directory, under a free name."""
         directory = self._directory(path)
         if "/" in suffix or "\0" in suffix:
             raise InvalidContents("ext: no part of a file's name")
@@ -202,11 +208,11 @@ class Contents:
         )
 
     def copy(self, source_path: str, path: str) -> Found:
-        """A copy of a file or directory in the directory ``path``, under a name that is free."""
+        """Copy a file or directory into the directory ``path``, under a free name."""
         source = self._tree.find_to_change(source_path)
         with filesystem_errors(source):
             is_directory = stat.S_ISDIR(source.target.stat().st_mode)
-            if is_directory:  # as on a Jupyter server: the place for a directory is made
+            if is_directory:  # as on a Jupyter server, the directory that it goes into is made
                 self._tree.find_to_change(path).target.mkdir(parents=True, exist_ok=True)
         directory = self._directory(path)
         with filesystem_errors(source):
@@ -216,7 +222,7 @@ class Contents:
                 self._open(source).close()
         stem, suffix = source.name, ""
         if not is_directory:
-            # All of .tar.gz is a suffix, but a notebook's name may have dots.
+            # A suffix begins at the first dot (.tar.gz), but a notebook's name may have dots.
             is_notebook = source.name.endswith(NOTEBOOK_SUFFIX)
             part = source.name.rpartition if is_notebook else source.name.partition
             stem, dot, rest = part(".")
@@ -238,7 +244,7 @@ class Contents:
                 raise
 
     def _copy_directory(self, source: Place, target: Path) -> None:
-        """What the directory shows; not its hidden files, and what links lead to as files."""
+        """Copy the visible files of a directory. Of a symbolic link its target is copied."""
         if self._bytes_below(source) > MAX_COPIED_BYTES:
             raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
         target.mkdir()
@@ -254,7 +260,7 @@ class Contents:
             raise
 
     def _bytes_below(self, place: Place, depth: int = 0) -> int:
-        if depth > 64:  # links that lead to their own parents
+        if depth > 64:  # a link may lead to a directory above it
             raise InvalidContents(f"{place.path} is nested too deeply")
         total = 0
         for child in self._tree.children(place):
@@ -282,7 +288,11 @@ class Contents:
         make: Callable[[Path], object],
         first: int = 0,
     ) -> Found:
-        """Make something under the first name that nothing has: stem, insert and number, suffix."""
+        """Make a file under the first free name: ``stem``, ``insert`` and a number, ``suffix``.
+
+        ``make`` raises `FileExistsError` for a name that is taken. So two threads that try the same
+        name do not both get it.
+        """
         for number in range(first, MAX_NAMES):
             name = f"{stem}{insert}{number}{suffix}" if number else f"{stem}{suffix}"
             place = self._tree.find_to_change(directory.child(name))
@@ -318,7 +328,8 @@ class Contents:
                 raise InvalidContents("No file content provided")
             if save.chunk is not None:
                 return self._save_chunk(place, kind, save, save.chunk, exists=exists)
-            precondition.check(place.target)  # before anything is written, too
+            # Checked here to write nothing in vain, and again under the lock in `_changes`.
+            precondition.check(place.target)
             data, complaint = self._data(place, kind, save)
             with replacing(place.target, self._changes(place, precondition)) as file:
                 file.write(data)
@@ -331,7 +342,7 @@ class Contents:
 
     @contextmanager
     def _changes(self, place: Place, precondition: Precondition) -> Iterator[None]:
-        """While a file takes another's place, or goes: nobody else changes any."""
+        """Check the precondition, and let no other thread replace, move or remove a file within."""
         with self._changing:
             precondition.check(place.target)
             yield
@@ -366,7 +377,7 @@ class Contents:
         return _data_of_file(save.content, save.format), None
 
     def rename(self, path: str, new_path: str, precondition: Precondition) -> Found:
-        """Give a file or directory another path, where nothing may be yet."""
+        """Move a file or directory to another path. Raises `ContentsExist` if that is taken."""
         place, new = self._tree.find_to_change(path), self._tree.find_to_change(new_path)
         if not place.path or not new.path:
             raise InvalidContents("The root directory cannot be renamed")
@@ -387,7 +398,7 @@ class Contents:
             return self._found(self._tree.find(new.path))
 
     def delete(self, path: str, precondition: Precondition) -> None:
-        """Remove a file, a link, or a directory with all that is in it. It cannot be restored."""
+        """Remove a file, a link, or a directory with all its files, for good."""
         place = self._tree.find_to_change(path)
         if not place.path:
             raise InvalidContents("Can't delete root")
@@ -402,7 +413,10 @@ class Contents:
             shutil.rmtree(place.entry)
 
     def _check_removable(self, place: Place) -> None:
-        """Hidden files are not ours to show, nor to remove unseen: only checkpoints may go."""
+        """Raise `InvalidContents` if a directory has hidden files other than checkpoints.
+
+        The API does not show hidden files, so a client must not remove them unseen.
+        """
         for directory, names, files in os.walk(place.entry):
             if DIRECTORY in names:
                 names.remove(DIRECTORY)
@@ -414,7 +428,7 @@ class Contents:
     # Checkpoints and trust
 
     def create_checkpoint(self, path: str) -> Checkpoint:
-        """Keep the file as it is now."""
+        """Make a checkpoint of the file as it is now."""
         with self._of_file(path) as place:
             return self._checkpoints.create(place)
 
@@ -424,17 +438,17 @@ class Contents:
             return self._checkpoints.of(place)
 
     def restore_checkpoint(self, path: str, checkpoint_id: str) -> None:
-        """Make the file what it was."""
+        """Restore the file from a checkpoint."""
         with self._of_file(path) as place:
             self._checkpoints.restore(place, checkpoint_id)
 
     def delete_checkpoint(self, path: str, checkpoint_id: str) -> None:
-        """Forget how the file was."""
+        """Remove a checkpoint."""
         with self._of_file(path) as place:
             self._checkpoints.delete(place, checkpoint_id)
 
     def trust(self, path: str) -> Found:
-        """Trust a notebook's outputs as they are now."""
+        """Trust the outputs that a notebook has now: browsers may run them."""
         with self._of_file(path) as place, self._open(place) as file:
             data = _read(file, os.fstat(file.fileno()), place.path)
             self._notebooks.trust(_as_text(data, place.path), place.path)
@@ -455,7 +469,7 @@ class Contents:
 
 
 def _kind_of(asked: str | None, place: Place) -> str:
-    """What is to be saved. Jupyter servers take a type that they do not know for a file."""
+    """The type to save: the one asked for (an unknown one means a file), or the name's."""
     if asked:
         return asked if asked in ("directory", "notebook") else "file"
     return "notebook" if place.name.endswith(NOTEBOOK_SUFFIX) else "file"
@@ -510,5 +524,5 @@ def _encode(text: str) -> bytes:
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    """Whether names that differ in their case only are of one file, as on some file systems."""
+    """Whether two names differ only in case and are the same file, as on some file systems."""
     return one.name.lower() == other.name.lower() and os.path.samefile(one, other)

@@ -1,4 +1,4 @@
-"""What the contents API says of one file or directory, and its version for conditional requests."""
+"""The models of files and directories in the contents API, and their versions for conditions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NOTEBOOK_SUFFIX: Final = ".ipynb"
 class Model(msgspec.Struct):
     """A file or directory in the words of Jupyter's contents API.
 
-    ``content`` and ``format`` are null where the content was not asked for; ``message`` is there
-    only for a notebook that is not as its schema says.
+    ``content`` and ``format`` are null if the content was not asked for. Only a notebook that
+    violates its schema has a ``message``.
     """
 
     name: str
@@ -50,7 +50,7 @@ def describe(place: Place, status: os.stat_result) -> Model:
     """The model of a file or directory without its content."""
     is_directory = stat.S_ISDIR(status.st_mode)
     is_notebook = place.name.endswith(NOTEBOOK_SUFFIX) and not is_directory
-    # Linux tells no time of birth: the oldest time that is known stands for it, as in Jupyter.
+    # Linux does not tell when a file was created. As in Jupyter, its oldest time stands for that.
     born = getattr(status, "st_birthtime", min(status.st_ctime, status.st_mtime))
     return Model(
         name=place.name,
@@ -65,9 +65,9 @@ def describe(place: Place, status: os.stat_result) -> Model:
 
 
 def version_of(status: os.stat_result) -> str:
-    """The entity tag of a file: another one after every change of its content, name or mode.
+    """The entity tag of a file, which changes with its content, name and mode.
 
-    Writes here replace whole files, so that the inode changes even where two of them fall into one
-    tick of the file system's clock.
+    Two writes may come within one tick of the file system's clock. Their tags differ all the same:
+    a write through this service replaces the whole file, and with it the inode.
     """
     return f'"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}"'

@@ -1,4 +1,4 @@
-"""Notebooks on disk and in the API, by nbformat: old formats, validation and trust."""
+"""Notebooks on disk and in the API. nbformat converts old formats, validates and keeps trust."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VERSION: Final = 4
 
 @cache
 def _nbformat() -> Any:
-    """The library, imported at the first notebook: it takes longer than all of a server's start."""
+    """nbformat, imported at the first notebook: that takes longer than the server's whole start."""
     import_jsonschema()
     import nbformat
     import nbformat.sign
     import nbformat.v4
     from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
-    # It mends both when it reads a notebook.
+    # nbformat warns of these two faults, and mends them when it reads a notebook.
     warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
     warnings.filterwarnings("ignore", category=DuplicateCellId)
     return nbformat
@@ -36,16 +36,19 @@ def empty_notebook() -> Any:
 
 
 class Notebooks:
-    """Reads and writes notebooks. ``data_dir`` has the secret and the signatures of those that
-    are trusted: whose outputs a browser may run. Its methods block."""
+    """Reads and writes notebooks. Its methods block.
+
+    A browser may run the outputs of a trusted notebook. ``data_dir`` has the signatures of trusted
+    notebooks and the secret for making them.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
     def read(self, text: str, path: str) -> tuple[Any, str | None]:
-        """A notebook's content in the present format, and what is wrong with it, if anything.
+        """A notebook's content in nbformat 4, and what its schema finds wrong with it, if anything.
 
-        Raises `InvalidContents` for what is no notebook at all.
+        Raises `InvalidContents` for a text that is no notebook at all.
         """
         notebook, complaint = _parse(text, path)
         if complaint is None:
@@ -54,9 +57,10 @@ class Notebooks:
         return notebook, complaint
 
     def written(self, content: Any, path: str) -> tuple[str, str | None]:
-        """The text of a notebook's file, and what is wrong with it, if anything.
+        """The text of a notebook's file, and what its schema finds wrong with it, if anything.
 
-        Signs one whose outputs are all trusted. Raises `InvalidContents` for no notebook at all.
+        A notebook whose outputs are all trusted is signed. Raises `InvalidContents` for content
+        that is no notebook at all.
         """
         found: dict[str, Any] = {}
         try:
@@ -73,19 +77,19 @@ class Notebooks:
         return text, complaint
 
     def trust(self, text: str, path: str) -> None:
-        """From now on the outputs of this very notebook are trusted. Raises `InvalidContents`."""
+        """Sign a notebook: exactly these outputs are trusted. Raises `InvalidContents`."""
         notebook, _ = _parse(text, path)
         self._notary().sign(notebook)
 
     def _are_trusted(self, notebook: Any) -> bool:
-        """Whether a browser has said so of all outputs; what it has said is taken out of them."""
+        """Whether the browser has marked all cells with outputs as trusted; removes the marks."""
         try:
             return bool(self._notary().check_cells(notebook))
-        except (AttributeError, KeyError, TypeError):  # it is not valid, as will be said
+        except (AttributeError, KeyError, TypeError):  # the notebook is invalid: see `_complaint`
             return False
 
     def _notary(self) -> Any:
-        # A new one each time: its connection to the database belongs to the thread it was made in.
+        # It is made anew each time, for its connection to the database belongs to this thread.
         return _nbformat().sign.NotebookNotary(data_dir=str(self._data_dir))
 
 

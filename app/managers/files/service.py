@@ -1,4 +1,4 @@
-"""The contents manager for the event loop: its work is done in threads of its own, with a bound."""
+"""The contents manager for the event loop: it works in threads of its own, within a bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS: Final = 4
-"""Of a disk that hangs, this many requests can be stuck; other work has other threads."""
+"""If a disk hangs, this many requests are stuck at most; other work has other threads."""
 
 WORK_SECONDS: Final = 60.0
 """How long a file system may take for one request, waiting for a free thread included."""
@@ -32,9 +32,10 @@ class ContentsService:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="contents")
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``work`` returns. Raises what it does, and `ContentsUnavailable` if it hangs.
+        """Run ``work`` in a thread; returns its result.
 
-        Work that has begun cannot be taken back: it may still be done after the time is over.
+        Raises what it raises, and `ContentsUnavailable` after `WORK_SECONDS`. Work that has begun
+        cannot be stopped: it may still be done afterwards.
         """
         loop = asyncio.get_running_loop()
         call = partial(work, *args, **kwargs)
@@ -47,6 +48,6 @@ class ContentsService:
             ) from None
 
     async def close(self) -> None:
-        """Drop what is under way; work that hangs is not waited for."""
+        """Drop the work that waits, and the uploads. Work that has begun is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.contents.close()

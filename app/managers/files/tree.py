@@ -1,4 +1,4 @@
-"""From the paths of the contents API to files below the root directory, and to nothing else."""
+"""Turns paths of the contents API into files below the root directory, and into no others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..errors import (
 __all__ = ["Place", "Tree", "filesystem_errors"]
 
 UNLISTED: Final = ("__pycache__", "*.pyc", "*.pyo", "*~")
-"""Names that a directory's listing leaves out, as Jupyter servers do. Who knows them may ask."""
+"""Names that a listing leaves out, as Jupyter servers do; such a file can be asked for by name."""
 
 
 class Place(NamedTuple):
-    """Where an API path leads.
+    """The file that an API path leads to, which need not exist.
 
-    ``path`` is the API path in its one form, without slashes at its ends. ``entry`` is the
-    directory entry of that name, which may be a symbolic link; ``target`` is what it leads to.
+    ``path`` is the API path, without slashes at its ends. ``entry`` is the file of that name, which
+    may be a symbolic link; ``target`` is the file that the link leads to, or ``entry``.
     """
 
     path: str
@@ -43,15 +43,15 @@ class Place(NamedTuple):
         return self.path.rpartition("/")[2]
 
     def child(self, name: str) -> str:
-        """The API path of something in this directory."""
+        """The API path of a file in this directory."""
         return f"{self.path}/{name}" if self.path else name
 
 
 class Tree:
     """The visible files below ``root``, which must be an absolute path without symbolic links.
 
-    Hidden are names that begin with a dot, whatever is below one, and the ``private`` files and
-    directories. Symbolic links are followed as long as they lead to what is visible.
+    A file is hidden if a part of its path begins with a dot, or if it is one of the ``private``
+    files and directories or below one. Symbolic links to visible files are followed.
     """
 
     def __init__(self, root: Path, private: Iterable[Path] = ()) -> None:
@@ -70,10 +70,10 @@ class Tree:
             raise ContentsNotFound(plain)
         named = self._root.joinpath(*parts)
         try:
-            # The parent is resolved by itself: the last part may be a link that is to be removed.
+            # The parent is resolved apart from the last part, which may be a link to be removed.
             entry = named.parent.resolve() / named.name if parts else self._root
             target = entry.resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, half a pair
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a lone surrogate
             if getattr(error, "errno", None) == errno.ENAMETOOLONG:
                 raise InvalidContents("The path or a name in it is too long") from None
             raise ContentsNotFound(plain) from None
@@ -82,9 +82,9 @@ class Tree:
         return Place(plain, entry, target)
 
     def find_to_change(self, path: str) -> Place:
-        """The same for a path that is to be written: what is hidden is refused with 400.
+        """As `find`, for a path that is to be written: a hidden one raises `InvalidContents` (400).
 
-        Jupyter servers tell the two apart, and their clients show the message.
+        Jupyter servers answer so, and their clients show the message.
         """
         try:
             return self.find(path)
@@ -92,22 +92,22 @@ class Tree:
             raise InvalidContents(f"Cannot change file or directory {path[:200]!r}") from None
 
     def check_movable(self, place: Place) -> None:
-        """Raise `InvalidContents` for a directory that has something private below it.
+        """Raise `InvalidContents` for a directory that has private files below it.
 
-        Another directory could take its place, with a file that the service trusts.
+        A client could put another directory in its place, with files that this service would trust.
         """
         if any(private.is_relative_to(place.entry) for private in self._private):
             raise InvalidContents(f"Directory {place.path} has hidden files")
 
     def children(self, place: Place) -> Iterator[Place]:
-        """What a directory shows, in the order of the names. Raises `OSError`."""
+        """The visible files and directories in a directory, sorted by name. Raises `OSError`."""
         for name in sorted(os.listdir(place.target)):
             if any(fnmatch(name, pattern) for pattern in UNLISTED) or not _is_text(name):
                 continue
             try:
                 child = self.find(place.child(name))
                 mode = child.target.stat().st_mode
-            except (KernelkeepError, OSError):  # hidden, a link to nowhere, or gone meanwhile
+            except (KernelkeepError, OSError):  # hidden, a broken link, or removed meanwhile
                 continue
             if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
                 yield child
@@ -121,7 +121,7 @@ class Tree:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8: no other can be asked for by a URL or written as JSON."""
+    """Whether a file's name is UTF-8: another can be neither in a URL nor in JSON."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -131,7 +131,7 @@ def _is_text(name: str) -> bool:
 
 @contextmanager
 def filesystem_errors(place: Place) -> Iterator[None]:
-    """Tell a caller of the API what the operating system refuses, by the API path only."""
+    """Turn an `OSError` into an error of the API, which names the API path and no other."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that clients send in chunks: JupyterLab does so above a megabyte. All of it blocks."""
+"""Files that clients send in chunks, as JupyterLab does above a megabyte. All functions block."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ LAST: Final = -1
 """The number of the last chunk; the first one is 1."""
 
 MAX_UPLOADS: Final = 64
-"""Uploads under way at a time; beyond, the one that has stood still for longest is dropped."""
+"""How many uploads may be incomplete. One more drops the upload whose last chunk is oldest."""
 
 IDLE_SECONDS: Final = 600.0
-"""After which an upload that has stood still is dropped when another begins."""
+"""An upload without a chunk for so long is dropped when another begins."""
 
 CLOSE_SECONDS: Final = 1.0
+"""How long `Uploads.close` waits for a chunk that is being written."""
 
 
 class _Upload:
@@ -38,9 +39,10 @@ class _Upload:
 
 
 class Uploads:
-    """The uploads under way, by the file that each is to become.
+    """The incomplete uploads, by the file that each will become.
 
-    The file is in its place, whole, when the last chunk has come.
+    The chunks go to an unfinished file, which is renamed when the last one has come. One lock
+    covers every chunk: two threads that have chunks of the same upload write one after the other.
     """
 
     def __init__(self) -> None:
@@ -48,10 +50,10 @@ class Uploads:
         self._uploads: dict[Path, _Upload] = {}
 
     def add(self, target: Path, number: int, data: bytes) -> os.stat_result:
-        """Add a chunk; the status of what has arrived so far, or of the finished file.
+        """Add a chunk; returns the status of the unfinished file, or of the finished one.
 
-        A first chunk begins anew. Raises `InvalidContents` for a chunk that is not the next one,
-        and `OSError`, after which the upload is dropped.
+        Chunk 1 begins the upload anew. Raises `InvalidContents` for a chunk that is not the next
+        one, and `OSError`, after which the upload is dropped.
         """
         with self._lock:
             upload = self._begin(target) if number == 1 else self._uploads.get(target)
@@ -73,7 +75,7 @@ class Uploads:
         return target.stat()
 
     def close(self) -> None:
-        """Drop what is under way, unless the disk hangs in the middle of it."""
+        """Drop all incomplete uploads, unless a thread hangs while it writes a chunk."""
         if self._lock.acquire(timeout=CLOSE_SECONDS):
             for target in [*self._uploads]:
                 self._drop(target)

@@ -1,4 +1,4 @@
-"""Writing files so that readers see the old content or the new. All of it blocks."""
+"""Writes files so that readers see the whole old content or the whole new. All functions block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 __all__ = ["copy_file", "create_new", "finish", "open_new", "partial_beside", "replacing"]
 
 PARTIAL: Final = ".~kernelkeep-"
-"""How the names of unfinished files begin. They are hidden, and removed when writing fails."""
+"""The beginning of the names of unfinished files: it hides them. They go if the writing fails."""
 
 COPIED_TOGETHER: Final = 2**20  # bytes
 
@@ -21,10 +21,10 @@ COPIED_TOGETHER: Final = 2**20  # bytes
 def replacing(
     target: Path, guard: AbstractContextManager[None] | None = None
 ) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of ``target`` at the end, with its mode and owner.
+    """A new file to write to, which replaces ``target`` at the end, with that one's mode and owner.
 
-    ``guard`` is held while it does so; what it raises leaves everything as it was. Raises
-    `OSError`.
+    ``guard`` is held while it does. If the block, the guard or the file system raises, ``target``
+    is as it was. Raises `OSError`.
     """
     partial = partial_beside(target)
     file = open_new(partial)
@@ -40,18 +40,21 @@ def replacing(
 
 
 def partial_beside(target: Path) -> Path:
-    """A name for an unfinished file in the directory of ``target``, so that a rename is enough."""
+    """A path for an unfinished file, beside ``target``: a rename must not cross file systems."""
     return target.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
 
 
 def open_new(path: Path) -> BinaryIO:
-    """A new file to write to. Raises `FileExistsError`; a link is never followed."""
+    """Open a new file to write to. Raises `FileExistsError`, for a symbolic link, too."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def finish(file: BinaryIO, target: Path) -> None:
-    """Have an unfinished file on the disk, and as accessible as the file that it replaces."""
+    """Sync an unfinished file, and give it the mode and owner of the file that it will replace.
+
+    Raises `PermissionError` if that file may not be written, and other kinds of `OSError`.
+    """
     file.flush()
     try:
         before = target.stat()
@@ -67,12 +70,12 @@ def finish(file: BinaryIO, target: Path) -> None:
 
 
 def create_new(path: Path, data: bytes) -> None:
-    """A new file with this content. Raises `FileExistsError` and other kinds of `OSError`."""
+    """Make a file with this content. Raises `FileExistsError` and other kinds of `OSError`."""
     with open_new(path) as file:
         file.write(data)
 
 
 def copy_file(source: BinaryIO, destination: BinaryIO) -> None:
-    """Copy what is in one file behind the place where it is read."""
+    """Copy the rest of one file, from its present position on, to another."""
     while data := source.read(COPIED_TOGETHER):
         destination.write(data)

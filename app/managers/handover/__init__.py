@@ -1,1 +1,1 @@
-"""What one process of the server hands on to the next."""
+"""What one process of the server hands over to the next."""

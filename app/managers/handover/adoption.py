@@ -31,7 +31,7 @@ LOAD_SECONDS: Final = 10.0
 """How long a provisioner may take to find its kernel again."""
 
 KEEPER_SECONDS: Final = 45.0
-"""How long that may take with the keeper, which may have to be started first."""
+"""How long the keeper's provisioner may take for it: the keeper may have to be started first."""
 
 LOAD_PAUSES: Final = (0.5, 2.0)
 """Seconds before a provisioner that has failed is asked again: its service may be starting."""
@@ -40,9 +40,9 @@ _PROVISIONER: Final = "kernel_provisioner"
 
 
 class Gone(Exception):
-    """The kernel's process is there no more; the text tells how it ended, as far as is known.
+    """The kernel's process has ended; the text tells how, as far as that is known.
 
-    ``code`` is its exit code as `Exit` has it, or None if that is not known.
+    ``code`` is the exit code as `Exit` has it, or None if it is not known.
     """
 
     def __init__(self, text: str, code: int | None = None) -> None:
@@ -51,7 +51,10 @@ class Gone(Exception):
 
 
 async def note_process(record: KernelRecord, manager: KernelManager, info: ConnectionInfo) -> None:
-    """Add what the next process needs to own this one's again. Raises what a provisioner does."""
+    """Add to a record what the next server needs to adopt the kernel's process.
+
+    Raises whatever the provisioner raises, and `TimeoutError` if it does not answer in time.
+    """
     provisioner = manager.provisioner
     assert provisioner is not None
     record.connection = _plain(info)
@@ -62,7 +65,7 @@ async def note_process(record: KernelRecord, manager: KernelManager, info: Conne
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: keys of kernels are bytes in some places and text in others."""
+    """A value as JSON has it: the key of a connection is bytes in some places, text in others."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, Mapping):
@@ -70,14 +73,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# From the process before
+# From the server before
 
 
 async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:
-    """The kernelspec as it is now, or as it was.
+    """The kernelspec of a recorded kernel: as it is on disk now, or else as the record has it.
 
-    That is where it cannot be read any more, or names another provisioner: the process that runs
-    is its provisioner's, whatever has become of the kernelspec meanwhile.
+    The record's is taken if the file cannot be read any more, or if it names another provisioner:
+    the running process belongs to the provisioner that launched it, whatever the file says now.
     """
     saved = KernelSpec(**record.spec)
     try:
@@ -102,10 +105,11 @@ async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpe
 async def adopt_process(
     record: KernelRecord, manager: KernelManager, loading: dict[str, threading.Thread]
 ) -> ConnectionInfo:
-    """Make a manager that was not started that of a process which runs; how to connect to it.
+    """Connect a manager that has launched nothing to the running process of a recorded kernel.
 
-    ``loading`` has the threads of provisioners that block. Raises `Gone` where the process is known
-    to have ended, and `KernelUnreachable` where that cannot be told: it may run.
+    ``loading`` has the threads in which provisioners may block, by kernel id. Returns the kernel's
+    connection information. Raises `Gone` if the process is known to have ended, and
+    `KernelUnreachable` if that is not known: the process may still run.
     """
     if not record.provisioner:
         raise Gone("The kernel had no process")
@@ -136,7 +140,10 @@ async def adopt_process(
 async def _find_again(
     provisioner: KernelProvisionerBase, record: KernelRecord, loading: dict[str, threading.Thread]
 ) -> None:
-    """Have a provisioner find its kernel. Raises what it does, the last time."""
+    """Have a provisioner find its kernel, trying again after each of `LOAD_PAUSES`.
+
+    Raises `ProcessLookupError` at once, and what the last attempt raised.
+    """
     for pause in LOAD_PAUSES:
         try:
             await _load(provisioner, record, loading)
@@ -158,10 +165,11 @@ async def _find_again(
 async def _load(
     provisioner: KernelProvisionerBase, record: KernelRecord, loading: dict[str, threading.Thread]
 ) -> None:
-    """What a provisioner does for that may block, as many do that ask other machines.
+    """Call a provisioner's ``load_provisioner_info`` in a thread of the kernel's own.
 
-    It has a thread of its own: one that never comes back would take the loop's from everybody. No
-    kernel has two.
+    The call may block, as many provisioners do that ask other machines. In the loop's pool, a call
+    that never returns would take a thread from everybody. Raises `TimeoutError` while ``loading``
+    has a thread of this kernel that runs.
     """
     before = loading.get(record.id)
     if before is not None and before.is_alive():
@@ -170,7 +178,9 @@ async def _load(
     done: asyncio.Future[None] = loop.create_future()
 
     def settle(error: BaseException | None) -> None:
-        if done.done():  # nobody waits any more
+        # The thread may end after the adoption was given up, which has cancelled the future. Both
+        # happen on the loop, one after the other, so a future that is not done stays so here.
+        if done.done():
             return
         if error is None:
             done.set_result(None)
@@ -183,7 +193,7 @@ async def _load(
             asyncio.run(provisioner.load_provisioner_info(dict(record.provisioner)))
         except BaseException as raised:
             error = raised
-        with contextlib.suppress(RuntimeError):  # the server has ended
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             loop.call_soon_threadsafe(settle, error)
 
     loading[record.id] = threading.Thread(target=load, name=f"load {record.id}", daemon=True)
@@ -191,5 +201,6 @@ async def _load(
     try:
         await done
     finally:
-        if not loading[record.id].is_alive() or done.done():
+        # A wait that was cut short has cancelled the future: the thread goes on, and is remembered.
+        if not done.cancelled():
             del loading[record.id]

@@ -1,4 +1,4 @@
-"""Executions as the registry keeps them for the server's next process."""
+"""Executions as the registry stores them for the next server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RegisteredExecutions", "restored"]
 
 
 class _Stored(msgspec.Struct, omit_defaults=True):
-    """All of an execution but who waits for it."""
+    """Everything of an execution but the callers that wait for it."""
 
     session: str
     place: tuple[int, int]
@@ -29,7 +29,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     by_client: bool = False
     timeout: float | None = None
     reply_status: str | None = None
-    has_error: bool = True  # of records that are older than the field
+    has_error: bool = True  # the default is for records that are older than the field
     execution_count: int | None = None
     first_seq: int | None = None
     last_seq: int | None = None
@@ -53,14 +53,17 @@ class _Stored(msgspec.Struct, omit_defaults=True):
 
 
 _AS_THEY_ARE = tuple(name for name in _Stored.__struct_fields__ if name not in ("state", "seconds"))
-"""The attributes of an `Execution` that are stored under their names."""
+"""The attributes of an `Execution` that are stored as they are, under the same name."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)
 
 
 class RegisteredExecutions:
-    """Writes the executions of one kernel behind (`app.managers.executions.tracker`)."""
+    """Stores the executions of one kernel in the registry, in batches.
+
+    The kernel's `ExecutionTracker` calls it. ``count`` is how many the kernel has had before.
+    """
 
     def __init__(self, registry: Registry, kernel_id: str, count: int = 0) -> None:
         self._registry = registry
@@ -69,23 +72,23 @@ class RegisteredExecutions:
         self._count = count
 
     def changed(self, execution: Execution) -> None:
-        """Store it soon, as it is then."""
+        """Store an execution soon, in the state that it has at the time of writing."""
         if execution.id not in self._numbers:
             self._count += 1
             self._numbers[execution.id] = self._count
         self._registry.note(self._kernel_id, execution.id, lambda: self._record(execution))
 
     def forgotten(self, execution: Execution) -> None:
-        """Forget it soon."""
+        """Delete an execution from the registry soon."""
         self._numbers.pop(execution.id, None)
         self._registry.forget(self._kernel_id, execution.id)
 
     async def stored(self) -> None:
-        """Return when what has changed is on disk, as far as the disk takes it in time."""
+        """Return when every change until now is on disk, or when the disk has taken too long."""
         await self._registry.stored()
 
     def known(self, record: ExecutionRecord) -> None:
-        """This one is stored already."""
+        """Note that a record is in the registry already, so that its number is not used again."""
         self._numbers[record.id] = record.number
         self._count = max(self._count, record.number)
 
@@ -97,7 +100,10 @@ class RegisteredExecutions:
 
 
 def restored(record: ExecutionRecord) -> Execution:
-    """The execution of a record. Raises `msgspec.MsgspecError` if it makes no sense."""
+    """The execution that a record has.
+
+    Raises `msgspec.MsgspecError` or `ValueError` if the record makes no sense.
+    """
     stored = _decoder.decode(record.data)
     execution = Execution(record.id, stored.session, Position(*stored.place))
     for name in _AS_THEY_ARE:

@@ -1,4 +1,4 @@
-"""What one process of the server hands over to the next: its kernels, and what is known of them."""
+"""What one server process hands over to the next: its kernels, their executions and clients."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ __all__ = ["Handover", "RegisteredHandover", "settle_loss"]
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS: Final = 0.25
-"""How often the places of clients and the states of kernels are noted. What a client has received
-since the last time it may receive again."""
+"""Seconds between two notes of the places of clients and of the states of kernels. After a crash a
+client may receive again what it received since the last note."""
 
 ADOPTION_SECONDS: Final = 30.0
-"""How long the start of the server waits for kernels to be adopted; the rest goes on beside it."""
+"""How long a starting server waits until its kernels are adopted; the rest are adopted later."""
 
 AT_A_TIME: Final = 32
-"""Kernels that are adopted side by side."""
+"""How many kernels are adopted at the same time."""
 
 LOSS_SECONDS: Final = 0.2
-"""Between two questions to a kernel that may have lost requests."""
+"""Seconds between two questions to a kernel that may have lost requests."""
 
 Adopt = Callable[[KernelRecord], Awaitable[None]]
 Describe = Callable[[], Awaitable[KernelRecord | None]]
 
 
 class HandedOver(Protocol):
-    """A kernel, as far as its handover needs it."""
+    """What `Handover` needs of a kernel."""
 
     @property
     def id(self) -> str:
@@ -90,26 +90,26 @@ class Handover:
         """Note from now on, every `CHECKPOINT_SECONDS`, what these kernels do."""
 
     def begin(self, kernel: HandedOver) -> None:
-        """Note from now on how far the kernel's clients are, and its executions."""
+        """Note from now on the places of the kernel's clients, and its executions."""
 
     async def save(self, kernel_id: str, describe: Describe) -> None:
-        """Note what ``describe`` returns of the kernel, unless that is None."""
+        """Store the kernel's record, which ``describe`` returns, unless it is None."""
 
     async def delete(self, kernel_id: str) -> None:
-        """Have the next server not know the kernel."""
+        """Remove the kernel's record, so that the next server does not know the kernel."""
 
     async def forget(self, kernel: HandedOver) -> None:
-        """Note nothing more of a kernel that is gone, and remove what was noted."""
+        """Remove the record, executions and journal of a kernel that is gone; note nothing more."""
 
     async def was_being_replaced(self, kernel_id: str) -> bool:  # noqa: ARG002
-        """Whether the server before was about to stop the kernel's process, for another to follow.
+        """Whether the server before was replacing the kernel's process by another when it ended.
 
-        It may have asked that process to end.
+        If so, that process may have been asked to end already.
         """
         return False
 
     async def furthest(self, kernel_id: str) -> Position:  # noqa: ARG002
-        """The place of the kernel's client that has come furthest, as far as is known."""
+        """The furthest place in the kernel's log that one of its clients is known to have read."""
         return Position(1, 0)
 
     async def recover(
@@ -119,10 +119,10 @@ class Handover:
         info: ConnectionInfo,
         heard: Heard | None = None,
     ) -> Heard:
-        """Read a kernel's log, and know its executions and state; how the kernel is heard.
+        """Put back a kernel's executions and state, and read its log; return how it is heard.
 
-        Without ``info`` the kernel has no process any more. Raises what `Traffic.meet` does, if
-        nobody has ``heard`` the kernel yet.
+        ``info`` is empty if the kernel has no process any more. ``heard`` is what `Traffic.meet`
+        has returned; without it `Traffic.meet` is called here, and what that raises is raised.
         """
         raise NotImplementedError("a server without a registry adopts no kernels")
 
@@ -131,7 +131,7 @@ class Handover:
 
 
 class RegisteredHandover(Handover):
-    """The handover by a registry and by journals in the state directory.
+    """The handover by the registry and the journals in the state directory.
 
     Make it inside a running event loop, and `close` it there.
     """
@@ -176,10 +176,13 @@ class RegisteredHandover(Handover):
                 )
 
     async def _end_unknown(self, known: Collection[str]) -> None:
-        """Kill what was started for nobody yet: parked, or just when the server ended.
+        """End the keeper's kernels that no record has.
 
-        Not if the registry was put aside: then those are kernels that somebody wants back.
+        Nobody has used them: they were parked as warm kernels, or the server ended before it had
+        stored them. If the registry was put aside they are left alone, for its kernels are wanted.
         """
+        # No kernel that this server launches can be among them: its first kernel is started only
+        # when `adopt` has returned.
         try:
             kept = await self._keeper.kept()
             for kernel_id in kept.keys() - known:
@@ -239,12 +242,15 @@ class RegisteredHandover(Handover):
         if record.execution_state in ("busy", "idle"):
             state.execution_state = record.execution_state
         traffic.put_back(executions)
-        # Before the log is read: what they wait behind may end in what is read next.
+        # A queued execution waits behind others, and the log may hold the ends of those. So the
+        # queue is put back before the log is read: no such end is missed.
         kernel.executions.hold_again()
         await traffic.resume(heard)
         traffic.clients.journal = await asyncio.to_thread(
             self._read_journal, kernel.id, traffic.log.epoch
         )
+        # Set only now: what the replay has concluded is not stored, for another server would
+        # conclude the same from the log.
         traffic.tracker.keeping = keeping
         if info:
             self.begin(kernel)
@@ -263,7 +269,7 @@ class RegisteredHandover(Handover):
     def _furthest(self, kernel_id: str) -> Position:
         try:
             journal = Journal.open(self._journal_path(kernel_id))
-        except UnusableJournal:  # which is told when the places are needed
+        except UnusableJournal:  # `_read_journal` logs it
             return Position(1, 0)
         with contextlib.closing(journal):
             return journal.furthest
@@ -311,9 +317,9 @@ class RegisteredHandover(Handover):
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            changes = {}  # of those that are still there
+            changes = {}  # without the kernels that have gone since the last time
             for kernel in kernels:
-                if kernel.is_left:  # the record of the server before holds
+                if kernel.is_left:  # the record stays as the server before has written it
                     continue
                 kernel.traffic.clients.note_places()
                 changes[kernel.id] = kernel.state.changes
@@ -342,16 +348,16 @@ class RegisteredHandover(Handover):
         if traffic.tracker.keeping is None:
             keeping = RegisteredExecutions(self._registry, kernel.id)
             traffic.tracker.keeping = keeping
-            for execution in traffic.tracker:  # what was asked before there was a process
+            for execution in traffic.tracker:  # executions older than the first process
                 keeping.changed(execution)
 
     async def save(self, kernel_id: str, describe: Describe) -> None:
-        """As `Handover.save`. What fails is logged: the next server will not know the kernel."""
+        """As `Handover.save`. A failure is logged: the next server will not know the kernel."""
         try:
             record = await describe()
             if record is not None:
                 await self._registry.save(record)
-        except Exception:  # of a provisioner of somebody else's making, or of the disk
+        except Exception:  # a provisioner may raise anything
             logger.exception(
                 "kernel %s: the next server will not know it",
                 kernel_id,
@@ -364,7 +370,8 @@ class RegisteredHandover(Handover):
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""
-        # What is still asked of the kernel is not noted any more.
+        # Before the first await: an execution that ends while the record is being deleted would be
+        # stored again, under a kernel that is not there.
         kernel.traffic.tracker.keeping = None
         await self._registry.delete(kernel.id)
         journal, kernel.traffic.clients.journal = kernel.traffic.clients.journal, None
@@ -383,15 +390,18 @@ class RegisteredHandover(Handover):
 
 
 async def settle_loss(traffic: Traffic, state: KernelState) -> None:
-    """Give an end to requests that the kernel has never got.
+    """End the requests that a kernel has never received.
 
-    A keeper that is killed loses the requests that it had just given to its sockets. A kernel that
-    answers on shell has done what it ran; requests that it still has of before are done in turns
-    with our questions, so one that begins nothing between two of them has nothing left.
+    A keeper that is killed loses the requests that it had just given to its sockets. To find them,
+    the server asks the kernel on shell. The kernel's socket takes turns between the connection of
+    the old keeper and ours, so one answer does not tell that the old requests are done. Two answers
+    do, if the kernel has begun no request of anybody else meanwhile: it has nothing left.
     """
     ends = traffic.ends
     ends.has_loss = True
-    while ends.has_loss:  # or more is lost meanwhile
+    # Another keeper may be killed while this waits for the kernel. `in_doubt` clears `has_loss`, so
+    # a loss that comes behind it is seen at the end of the turn, and looked into by another turn.
+    while ends.has_loss:
         lost = ends.in_doubt()
         if not await _is_done(traffic, state):
             return
@@ -399,25 +409,25 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
 
 
 async def _is_done(traffic: Traffic, state: KernelState) -> bool:
-    """Return when the kernel has done what it was asked until now; False if it is gone."""
+    """Return True when the kernel has done all that it was asked until now; False if it is gone."""
     quiet = 0
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
         began = traffic.begun
-        # Without a bound: it may have something to do for hours.
+        # There is no bound on all: an execution may run for hours before the kernel answers.
         answer = await traffic.own.ask("kernel_info_request", {}, 3600.0)
         await asyncio.sleep(LOSS_SECONDS)
         if answer is not None:
             quiet = quiet + 1 if traffic.begun == began else 0
     if state.lifecycle is not Lifecycle.RUNNING:
         return False
-    if state.busy:  # it went idle when nobody was there to hear it
+    if state.busy:  # the kernel went idle while no keeper heard it
         state.execution_state = "idle"
         state.changes += 1
     return True
 
 
 def _read(connection_file: Path) -> dict[str, Any]:
-    """What a connection file of ours holds; nothing if it is gone, or was not written whole."""
+    """The content of a connection file; an empty dict if it is gone, or was not written whole."""
     try:
         info = json.loads(connection_file.read_text())
     except (OSError, ValueError):
@@ -426,7 +436,7 @@ def _read(connection_file: Path) -> dict[str, Any]:
 
 
 def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:
-    """Remove logs and journals of kernels that are no more: they were dead when a server ended."""
+    """Remove the logs and journals of kernels that no record has: they ended with a server."""
     for directory in (state_dir / "logs" / KEPT, state_dir / "journals"):
         for path in directory.glob("*"):
             if path.stem in known:

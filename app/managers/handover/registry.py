@@ -1,8 +1,11 @@
 """The registry of kernels that outlive the server, and this server's right to them.
 
-One server process at a time has a state directory. The right is a lock that the operating system
-takes back when the process ends, however it ends; the lease in the registry tells others whose it
-is. What need not be known at once is written behind, in batches.
+One server process at a time has a state directory. Its right is a lock, which the operating system
+releases when the process ends, however it ends. The lease in the registry only tells others which
+process that is. Kernels are stored at once, executions and activity a little later, in batches.
+
+All statements run in one thread, in the order in which the event loop asks for them. So a kernel's
+deletion comes behind every write that was asked for before.
 """
 
 from __future__ import annotations
@@ -42,19 +45,19 @@ logger = logging.getLogger(__name__)
 LOCK: Final = "registry.lock"
 
 BEHIND_SECONDS: Final = 0.02
-"""How long what is written behind may wait for more."""
+"""Seconds between two batches."""
 
 STORED_SECONDS: Final = 2.0
-"""How long a disk may take before nobody waits any longer for what is written there."""
+"""How long `Registry.stored` waits for the disk."""
 
 RENEW_SECONDS: Final = 5.0
-"""How often the lease is renewed, and what could not be written tried again."""
+"""Seconds between two renewals of the lease; failed writes are tried again then, too."""
 
 
 def check_registry(state_dir: Path) -> None:
     """Raise `UnusableRegistry` if another server has this state directory, or it takes no writes.
 
-    A file that is to be put aside is left for `Registry` to do so.
+    A file that has to be put aside raises nothing: `Registry` puts it aside.
     """
     if not state_dir.is_dir():
         return
@@ -88,11 +91,11 @@ class Lock:
             ) from None
 
     def sign(self) -> None:
-        """Write down who has it. Raises `OSError`."""
+        """Write this process's id into the lock file. Raises `OSError`."""
         os.pwrite(self._descriptor, f"{os.getpid():<20}".encode(), 0)
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
@@ -115,9 +118,10 @@ class Registry:
         self._activity: dict[str, tuple[float, str]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
-        self._missed: dict[str, KernelRecord | None] = {}  # to be written; None: deleted
+        self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
+        self._newest: dict[str, KernelRecord] = {}  # what was asked to be saved last
         self._failing = False
-        self._told = False  # that it fails
+        self._told = False  # whether the failure was logged
         self._writer: asyncio.Task[None] | None = None
         self._flushes: set[asyncio.Task[None]] = set()
         self._renewal = asyncio.get_running_loop().create_task(self._renew(), name="renew lease")
@@ -135,7 +139,7 @@ class Registry:
         return store, put_aside
 
     async def close(self) -> None:
-        """Write what has waited, and let another server have the state directory."""
+        """Write everything that waits, then let another server have the state directory."""
         self._renewal.cancel()
         await asyncio.wait({self._renewal})
         await self._make_up()
@@ -148,7 +152,7 @@ class Registry:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _write(self, work: Callable[..., None], *arguments: Any) -> bool:
-        """Write; where that fails it is said once, and the kernels run on."""
+        """Run a write; False if it failed. The first failure in a row is logged."""
         try:
             await self._call(work, *arguments)
         except sqlite3.Error as error:
@@ -165,34 +169,41 @@ class Registry:
     # Kernels
 
     async def load(self) -> list[KernelRecord]:
-        """Every kernel that a server before this one has left."""
+        """The record of every kernel that an earlier server has left."""
         records: list[KernelRecord] = await self._call(self._store.load)
         return records
 
     async def save(self, record: KernelRecord) -> None:
-        """Store a kernel, at once."""
+        """Store a kernel's record at once; after a failure, at the next renewal of the lease."""
         self._missed.pop(record.id, None)
-        if not await self._write(self._store.save, record):
+        self._activity.pop(record.id, None)  # the record tells later
+        self._newest[record.id] = record
+        saved = await self._write(self._store.save, record)
+        if not saved and self._newest.get(record.id) is record:  # and no other call came meanwhile
             self._missed[record.id] = record
 
     async def delete(self, kernel_id: str) -> None:
-        """Forget a kernel, at once."""
+        """Delete a kernel's record and executions at once; after a failure, at the next renewal."""
+        # What a flush has already taken from here is ahead in the thread's queue, and deleted with
+        # the rest. An activity that comes behind updates no row, for none is left.
         self._activity.pop(kernel_id, None)
         for key in [key for key in self._changed if key[0] == kernel_id]:
             del self._changed[key]
         self._missed.pop(kernel_id, None)
-        if not await self._write(self._store.delete, kernel_id):
+        self._newest.pop(kernel_id, None)
+        deleted = await self._write(self._store.delete, kernel_id)
+        if not deleted and kernel_id not in self._newest:
             self._missed[kernel_id] = None
 
     def touch(self, kernel_id: str, last_activity: float, execution_state: str) -> None:
-        """Store soon what a kernel does."""
+        """Store soon a kernel's last activity (seconds since the epoch) and execution state."""
         self._activity[kernel_id] = last_activity, execution_state
         self._write_soon()
 
     # Executions
 
     async def executions(self, kernel_id: str) -> list[ExecutionRecord]:
-        """Those of a kernel in the order in which they were asked for; none if unreadable."""
+        """A kernel's executions in the order in which they were asked for; none if unreadable."""
         try:
             found: list[ExecutionRecord] = await self._call(self._store.load_executions, kernel_id)
         except sqlite3.Error as error:
@@ -208,20 +219,22 @@ class Registry:
     def note(
         self, kernel_id: str, execution_id: str, record: Callable[[], ExecutionRecord]
     ) -> None:
-        """Store an execution soon, as it is then."""
+        """Store an execution soon, as ``record`` then returns it."""
         self._forgotten.discard((kernel_id, execution_id))
         self._changed[kernel_id, execution_id] = record
         self._write_soon()
 
     def forget(self, kernel_id: str, execution_id: str) -> None:
-        """Forget an execution soon."""
+        """Delete an execution soon."""
         self._changed.pop((kernel_id, execution_id), None)
         self._forgotten.add((kernel_id, execution_id))
         self._write_soon()
 
-    # Writing behind
+    # Writing in batches
 
     def _write_soon(self) -> None:
+        # There is one writer at most. A change that comes while it writes or sleeps is seen by its
+        # loop, and it awaits nothing between the loop's last look and `self._writer = None`.
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write_behind(), name="write registry"
@@ -230,15 +243,16 @@ class Registry:
     async def _write_behind(self) -> None:
         try:
             while self._activity or self._changed or self._forgotten:
-                await self.flush()  # at once, and what comes meanwhile together
+                await self.flush()  # the first change at once, those that come meanwhile together
                 await asyncio.sleep(BEHIND_SECONDS)
-                if self._failing:  # until there is more, or it is tried again
+                if self._failing:  # the next change or renewal begins another writer
                     return
         finally:
             self._writer = None
 
     async def stored(self) -> None:
-        """Return when what was to be stored soon is stored, or after `STORED_SECONDS`."""
+        """Return when every change until now is stored, or after `STORED_SECONDS`."""
+        # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
@@ -246,29 +260,46 @@ class Registry:
 
     async def _flush_all(self) -> None:
         await self.flush()
-        await self._call(lambda: None)  # after what others have begun to write
+        await self._call(lambda: None)  # the one thread works in order: other flushes are done too
 
     async def flush(self) -> None:
-        """Write now what has waited."""
+        """Write every change that waits."""
+        # The changes are taken before the first await. What changes while the thread writes goes
+        # into the new dicts, and a failed write puts an execution back only where nothing newer is.
         activity, self._activity = self._activity, {}
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
-        if changed or forgotten:
-            records = [record() for record in changed.values()]
-            if not await self._write(self._store.save_executions, records, forgotten):
-                for key, record in changed.items():
-                    if key not in self._forgotten:
-                        self._changed.setdefault(key, record)
-        if activity:
-            await self._write(
-                self._store.touch, [(key, when, state) for key, (when, state) in activity.items()]
-            )
+        touched = [(key, when, state) for key, (when, state) in activity.items()]
+        records = [record() for record in changed.values()]
+        if not (touched or records or forgotten):
+            return
+        # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
+        # order in which it is asked to.
+        if not await self._write(self._write_all, touched, records, forgotten):
+            for key, record in changed.items():
+                if key not in self._forgotten:
+                    self._changed.setdefault(key, record)
+            self._forgotten |= forgotten - self._changed.keys()
+            for kernel_id, what in activity.items():
+                self._activity.setdefault(kernel_id, what)
+
+    def _write_all(
+        self,
+        touched: list[tuple[str, float, str]],
+        records: list[ExecutionRecord],
+        forgotten: set[tuple[str, str]],
+    ) -> None:
+        if records or forgotten:
+            self._store.save_executions(records, forgotten)
+        if touched:
+            self._store.touch(touched)
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             self._lease.renewed = time.time()
-            with contextlib.suppress(sqlite3.Error):  # said elsewhere, and the lock is what counts
+            # A failure needs no log line here: `_write` has one, and the lock is what counts.
+            with contextlib.suppress(sqlite3.Error):
                 await self._call(self._store.take_lease, self._lease)
                 self._failing = False
             await self._make_up()
@@ -277,9 +308,10 @@ class Registry:
                 self._told = False
 
     async def _make_up(self) -> None:
-        """Write what could not be written."""
+        """Write what could not be written before."""
         for kernel_id in [*self._missed]:
-            if kernel_id not in self._missed:  # something newer was written
+            # A newer record may have been written while this loop waited for an older kernel's.
+            if kernel_id not in self._missed:
                 continue
             record = self._missed[kernel_id]
             if record is None:

@@ -1,7 +1,7 @@
 """The registry on disk: one SQLite file in the state directory that knows every kernel.
 
-It is what the next server process finds kernels by. Everything here blocks; `Registry` calls it in
-a thread.
+The next server process finds the kernels by this file. Every function here blocks; `Registry` calls
+them in a thread.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ __all__ = [
 FILE: Final = "registry.sqlite"
 
 SCHEMA_VERSION: Final = 3
-"""Of the database, in its ``user_version``."""
+"""The version of the database's schema, which SQLite stores as its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
 """How long a statement waits for another process that is writing to the same file."""
 
 
 class KernelRecord(msgspec.Struct):
-    """What is known of a kernel, enough to own it again.
+    """What a server has to know about a kernel to adopt it.
 
-    ``start_time`` is that of the process (`app.keeper.processes`), which tells it from another that
-    got its number; ``generation`` counts its processes. Times are in seconds since the epoch.
+    ``start_time`` is the process's (`app.keeper.processes`); it tells that process from a later one
+    with the same ``pid``. ``generation`` counts the kernel's processes. ``created`` and
+    ``last_activity`` are in seconds since the epoch.
     """
 
     id: str
@@ -62,21 +63,21 @@ class KernelRecord(msgspec.Struct):
     generation: int
     execution_state: str
     reason: str
-    """Why it is dead, or has no process just now; mostly empty."""
+    """Why the kernel is dead, or has no process just now; empty otherwise."""
     exclusive: bool
-    """Whether the process is ours to end; one that others have started is not."""
+    """Whether the server may end the process; it may not end one that others have started."""
     external: bool
-    """Whether others have started it: all that is known of it is in its connection file."""
+    """Whether others have started the kernel: all that is known of it is its connection file."""
     restarts: Restarts | None = None
 
     @property
     def dead(self) -> bool:
-        """Whether it has no process any more, and is there to be looked at."""
+        """Whether the kernel has no process any more, and is listed only to be looked at."""
         return self.execution_state == "dead" and bool(self.reason)
 
 
 class ExecutionRecord(msgspec.Struct):
-    """An execution of a kernel's: ``number`` is its place in the order of those asked for."""
+    """A stored execution; ``number`` gives the order in which a kernel's were asked for."""
 
     kernel_id: str
     id: str
@@ -85,7 +86,7 @@ class ExecutionRecord(msgspec.Struct):
 
 
 class Lease(msgspec.Struct):
-    """Which server process restarts and culls the kernels, and when it last said so."""
+    """Which server process has the kernels, and when it last renewed this (since the epoch)."""
 
     server: str
     pid: int
@@ -98,19 +99,19 @@ class UnusableRegistry(Exception):
 
 
 class RegistryStore(Protocol):
-    """Where the registry is kept. Each call is one transaction, and may block."""
+    """Where the registry is stored. Each call is one transaction, and may block."""
 
     def load(self) -> list[KernelRecord]:
         """Every kernel, in the order in which they were created."""
 
     def save(self, record: KernelRecord) -> None:
-        """Store a kernel, new or changed."""
+        """Store the record of a kernel, new or changed."""
 
     def touch(self, seen: Iterable[tuple[str, float, str]]) -> None:
-        """Store the last activity and execution state of kernels, by their ids."""
+        """Store (kernel id, last activity, execution state) for kernels that have a record."""
 
     def delete(self, kernel_id: str) -> None:
-        """Forget a kernel, and its executions."""
+        """Delete a kernel's record and its executions."""
 
     def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
         """The executions of a kernel in the order in which they were asked for."""
@@ -118,16 +119,16 @@ class RegistryStore(Protocol):
     def save_executions(
         self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
     ) -> None:
-        """Store executions, new or changed, and forget others, by kernel and id."""
+        """Store executions, new or changed, and delete others, by kernel id and execution id."""
 
     def lease(self) -> Lease | None:
-        """Who has it, or had it last."""
+        """The last lease that was stored, if there is one."""
 
     def take_lease(self, lease: Lease) -> None:
-        """Have it, or renew it; whether that may be is the caller's to know."""
+        """Store a lease in place of the last. The caller holds the lock of the state directory."""
 
     def close(self) -> None:
-        """Nothing more will be asked."""
+        """Close the file; no other method may be called afterwards."""
 
 
 _COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRecord))
@@ -156,14 +157,15 @@ _MIGRATIONS: Final = (
     ),
     ("ALTER TABLE kernel ADD COLUMN restarts DEFAULT 'null'",),
 )
-"""What brings a database from each version to the next; never changed once released."""
+"""The statements that bring a database from each version to the next; released, they never change.
+"""
 
 
 class SQLiteRegistry:
-    """A `RegistryStore` in one file of mode 0600. Raises `sqlite3.Error` wherever it fails.
+    """A `RegistryStore` in one file of mode 0600. Every method may raise `sqlite3.Error`.
 
-    Raises `OtherSchema` for a file of a newer version's making; for one of an older's too, unless
-    it may be brought to this one (``migrate``).
+    The constructor raises `OtherSchema` for a file that a newer version has written, and without
+    ``migrate`` for an older version's, too.
     """
 
     def __init__(self, path: Path, *, migrate: bool = True) -> None:
@@ -186,14 +188,14 @@ class SQLiteRegistry:
         if fault != "ok":
             raise sqlite3.DatabaseError(" ".join(fault.split()))
         execute("PRAGMA journal_mode = WAL")
-        # What was committed survives the end of this process in any case; that of the machine
-        # ends the kernels too.
+        # A committed transaction survives the end of this process without a sync. The end of the
+        # machine may lose it, but ends the kernels too.
         execute("PRAGMA synchronous = OFF")
         with self._transaction():
             for migration in _MIGRATIONS[version:]:
                 for statement in migration:
                     execute(statement)
-            # Also when nothing has changed: a disk that takes nothing is noticed now.
+            # Written even if it does not change, so that a full disk is noticed now.
             execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextlib.contextmanager
@@ -202,7 +204,8 @@ class SQLiteRegistry:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # a full disk has ended it already
+            # On a full disk SQLite has rolled back already, and refuses to do so again.
+            with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
@@ -276,7 +279,7 @@ class SQLiteRegistry:
 
 
 class OtherSchema(Exception):
-    """The file is of another version's making; the argument is the version of its schema."""
+    """Another version has written the file; the argument is the version of its schema."""
 
 
 def _record(row: tuple[Any, ...]) -> KernelRecord:
@@ -290,7 +293,7 @@ def _record(row: tuple[Any, ...]) -> KernelRecord:
 
 
 def check_store(state_dir: Path) -> None:
-    """Raise `UnusableRegistry` if nothing can be read or written there; changes nothing."""
+    """Raise `UnusableRegistry` if the registry of a state directory cannot be read or written."""
     path = state_dir / FILE
     try:
         SQLiteRegistry(path).close()
@@ -301,11 +304,11 @@ def check_store(state_dir: Path) -> None:
 
 
 def open_registry(state_dir: Path) -> tuple[SQLiteRegistry, str]:
-    """The registry of a state directory, and why its file was put aside, if it was.
+    """The registry of a state directory, and why its file was put aside, or an empty text.
 
-    A file that is damaged, or that a newer version has written, is kept under another name, and a
-    new one begun: the kernels in it run on, but this server does not know them. Raises
-    `UnusableRegistry` when nothing can be read or written there at all.
+    A file that is damaged, or that a newer version has written, is renamed, and a new one is begun:
+    the kernels of the old file run on, but this server does not know them. Raises
+    `UnusableRegistry` if the state directory cannot be read or written at all.
     """
     path = state_dir / FILE
     try:
@@ -322,7 +325,7 @@ def open_registry(state_dir: Path) -> tuple[SQLiteRegistry, str]:
             f"(its schema is {error}, this one knows {SCHEMA_VERSION})"
         )
         kept = _put_aside(path, "newer")
-    except sqlite3.OperationalError as error:  # full, locked, read-only: nothing wrong with it
+    except sqlite3.OperationalError as error:  # full, locked, read-only: the file itself is sound
         raise UnusableRegistry(f"{path} cannot be used: {error}") from None
     except sqlite3.DatabaseError as error:
         why = f"{path} is damaged ({error})"
@@ -338,7 +341,10 @@ def open_registry(state_dir: Path) -> tuple[SQLiteRegistry, str]:
 
 
 def _put_aside(path: Path, why: str) -> Path:
-    """Rename a file and what SQLite has beside it, so that it can be looked at, or used again."""
+    """Rename a database and the files that SQLite has beside it; returns the new path.
+
+    They are renamed and not removed, so that they can be examined, or used again.
+    """
     kept = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     try:
         for suffix in ("", "-wal", "-shm"):

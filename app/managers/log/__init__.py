@@ -1,1 +1,1 @@
-"""A kernel's log, as the server reads it."""
+"""A kernel's log as its readers see it: segment files, entries, gaps, and places of clients."""

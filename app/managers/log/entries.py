@@ -15,10 +15,11 @@ __all__ = ["Batch", "Entry", "Gap", "Position"]
 class Entry(msgspec.Struct, gc=False, eq=False):
     """One message in the log.
 
-    ``owner`` is the session it is for; None is every session. A ``transient`` entry tells a state
-    of its moment (the kernel restarts, is idle again), and is not shown to those who come later.
-    ``published`` ones are the kernel's own, the others were made by the service. One that
-    `is_request` has the header of a request that has left for the kernel; no reader is shown it.
+    ``owner`` is the session that sees the message; None is every session. A ``transient`` entry
+    tells a state of its moment (the kernel restarts, is idle again); clients that come later do not
+    see it. A ``published`` entry is a message of the kernel; others are the server's. An entry with
+    ``is_request`` has the header of a request that the keeper sends to the kernel; no client sees
+    it.
     """
 
     seq: int
@@ -32,14 +33,14 @@ class Entry(msgspec.Struct, gc=False, eq=False):
 
 
 class Gap(NamedTuple):
-    """What a reader will never see: it had left the log before the reader came to it."""
+    """Messages that a reader will never see, and their bytes: the log dropped them before."""
 
     messages: int
     bytes: int
 
 
 class Batch(NamedTuple):
-    """What a reader took: perhaps a gap, then messages in order."""
+    """What a reader took at once: a gap, if there is one, then entries in order."""
 
     gap: Gap | None
     entries: list[Entry]

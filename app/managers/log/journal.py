@@ -1,9 +1,11 @@
-"""How far a kernel's readers came, in a file that survives the process.
+"""The journal: the places of one kernel's clients, in a file that survives the server's process.
 
-The file is mapped into memory: to note something is to write a few bytes there, without a system
-call, and what was written is the operating system's to keep, however the process ends.
+The file is mapped into memory: a place is noted by writing a few bytes there, without a system
+call. The operating system has these bytes from then on, however the process ends.
 
-Layout: a head; places of sessions.
+Layout: a head, then the places of `PLACES` sessions. One server at a time has the file, as it holds
+the lock of the state directory: nothing is written while the next server reads. Each session has a
+slot of its own, so that a server which is killed during a write hurts one place at the most.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from .entries import Position
 __all__ = ["Journal", "UnusableJournal"]
 
 PLACES: Final = 256
-"""Sessions whose places are remembered; the one longest unchanged makes room for another."""
+"""How many sessions have a place; the one unchanged for longest makes room for another."""
 
 _MAGIC: Final = b"kkjourn3"
 _HEAD: Final = Struct("<8s16s?")  # magic, epoch, whether the process is being replaced
@@ -33,26 +35,27 @@ _FILE_BYTES: Final = _PLACES_AT + PLACES * _PLACE.size
 
 
 class UnusableJournal(Exception):
-    """A journal that cannot be made or read; the text says why."""
+    """The journal cannot be made or read; the text says why."""
 
 
 class Journal:
-    """Of one kernel. Raises `UnusableJournal` when its file cannot be had."""
+    """The journal of one kernel; make it by `create` or `open`."""
 
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self._path = path
         self._memory = memory
-        self._places: dict[bytes, int] = {}  # the longest unchanged first
+        self._places: dict[bytes, int] = {}  # slots by session key, the longest unchanged first
 
     @classmethod
     def create(cls, path: Path, epoch: str) -> Self:
-        """A new journal, in place of what was there."""
+        """A new journal, in place of a file that is there. Raises `UnusableJournal`."""
         try:
             path.unlink(missing_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o600)
             try:
-                # A hole that the disk cannot fill would end this process at a write.
+                # All blocks are taken now. If the disk were full when a page is first written,
+                # this process would be killed (SIGBUS).
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(descriptor, 0, _FILE_BYTES)
                 elif os.pwrite(descriptor, bytes(_FILE_BYTES), 0) < _FILE_BYTES:  # macOS
@@ -68,7 +71,10 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The journal that another process has left; to be read, and then to be gone on with."""
+        """The journal that the server before has left, to be read and continued.
+
+        Raises `UnusableJournal`.
+        """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -86,13 +92,13 @@ class Journal:
 
     @property
     def epoch(self) -> str:
-        """That of the log whose places these are."""
+        """The epoch of the log whose places these are."""
         return str(_HEAD.unpack_from(self._memory, 0)[1].decode("ascii", "replace"))
 
     # Places
 
     def put_place(self, session: str, place: Position) -> None:
-        """Remember how far the client of a session is known to have come."""
+        """Write how far the client of a session is known to have come."""
         key = _session_key(session)
         index = self._places.pop(key, None)
         if index is None:
@@ -103,7 +109,7 @@ class Journal:
         _PLACE.pack_into(self._memory, _PLACES_AT + index * _PLACE.size, key, *place, time.time())
 
     def place_of(self, session: str, max_age: float) -> Position | None:
-        """How far a session has come, if that is known and not older than so many seconds."""
+        """How far a session has come; None if unknown, or noted over ``max_age`` seconds ago."""
         index = self._places.get(_session_key(session))
         if index is None:
             return None
@@ -127,7 +133,7 @@ class Journal:
 
     @property
     def replaced(self) -> bool:
-        """Whether the kernel's process was about to be stopped, for another to follow."""
+        """Whether the kernel's process was about to be stopped, with another one to follow."""
         return bool(_HEAD.unpack_from(self._memory, 0)[2])
 
     @replaced.setter
@@ -135,11 +141,11 @@ class Journal:
         _HEAD.pack_into(self._memory, 0, _MAGIC, self.epoch.encode(), value)
 
     def close(self) -> None:
-        """Nothing more will be noted; what was stays for the next process."""
+        """Let go of the file, which stays for the next server."""
         self._memory.close()
 
     def remove(self) -> None:
-        """The kernel is gone, and nobody will ask for its numbers."""
+        """Remove the file: the kernel is gone, and no client comes back to its log."""
         self._memory.close()
         self._path.unlink(missing_ok=True)
 

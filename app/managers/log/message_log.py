@@ -1,9 +1,16 @@
-"""The numbered, byte-bounded log of what one kernel said, and its readers.
+"""The numbered, byte-bounded log of one kernel's messages, and its readers.
 
-Every message gets the next sequence number (from 1). The log keeps the newest messages up to a
-number of bytes; what falls off the front is remembered by its count and size, so that a reader
-whose cursor has fallen off can be told exactly how much is gone. There is no queue per client: a
-slow reader falls behind its own cursor and costs nothing but the log.
+Every message gets the next sequence number (from 1). The log holds the newest messages up to a
+number of bytes. A place has both a number and the bytes of all messages before it, so a reader
+whose cursor has fallen off the front can be told exactly how much is gone. There is no queue per
+client: a slow reader falls behind its own cursor and costs nothing but the log.
+
+Two processes share a log's files: the keeper appends, and may drop or write over the oldest file
+at any time; the server reads. Three rules make that safe. The keeper writes records before it rings
+the bell that tells their end, and the server reads no further than the last bell. Each record has
+its own number, and each file's head its first one: a reader that finds another number in a file has
+met a gap, never a wrong message. And a file's head is read again after its records: if it has
+changed meanwhile, the records are thrown away (`SegmentReader._read`).
 """
 
 from __future__ import annotations
@@ -28,76 +35,84 @@ __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"
 logger = logging.getLogger(__name__)
 
 SHARED_BYTES: Final = 2**20
-"""Up to this size what was read last is kept for readers that are level."""
+"""Up to how many bytes the entries read last are held for other readers at the same place."""
 
 
 class MessageLog:
-    """The log of one kernel, as far as it has been read here, and its readers.
+    """The log of one kernel, which the keeper writes, and the readers that wait for it.
 
-    Another process may write it (`app.keeper`). ``directory`` is the log's own. Where ``shown`` is
-    given, readers see what it makes of the kernel's messages.
+    ``directory`` is the log's own. If ``shown`` is given, readers see what it returns for each
+    message of the kernel.
+
+    The keeper tells how far the log is written (``_written``). Readers see it up to `end`, which
+    `Traffic` moves once it has drawn its conclusions: no client sees a message before the state and
+    the executions that follow from it.
     """
 
     def __init__(
         self, directory: Path, kernel_id: str, shown: Callable[[Message], Message] | None = None
     ) -> None:
         self.directory = directory
-        # Numbers of another log mean nothing here. Until the log is there this is its name to be.
+        # Names the log: numbers of a log with another epoch mean nothing here. Until the keeper has
+        # opened the log, this is the name that a new one is to have.
         self.epoch = secrets.token_hex(8)
         self.closed = False
         self.is_cut_off = False
-        """Whether nothing can be read of what its writer writes to the newest file."""
+        """Whether the newest file cannot be opened, so that messages written to it are lost."""
         self._shown = shown
         self._files = SegmentReader(directory, kernel_id)
         self._first = self._end = self._written = Position(1, 0)
         self._tip = Tip(0, 0)
         self._waiting: set[asyncio.Future[None]] = set()
-        # What was read last: readers that are level with each other read the same.
+        # The entries read last, and the number they begin at. Most readers are at the same place,
+        # and share them, which is safe as no reader changes an entry or the list.
         self._last: tuple[int, list[Entry]] = (0, [])
         self._warned = False
 
     @property
     def bytes(self) -> int:
-        """What the messages that are kept have together."""
+        """How many bytes the messages in the log have."""
         return max(0, self._written.offset - self._first.offset)
 
     @property
     def start(self) -> Position:
-        """The place of the oldest message that is kept; the end when there is none."""
+        """The place of the oldest message in the log; the end when there is none."""
         return self._first
 
     @property
     def first_seq(self) -> int:
-        """The oldest number kept; equal to `next_seq` when the log is empty."""
+        """The number of the oldest message in the log; `next_seq` when the log is empty."""
         return self._first.cursor
 
     @property
     def next_seq(self) -> int:
-        """The number behind all that readers see."""
+        """The number behind all messages that readers see."""
         return self._end.cursor
 
     @property
     def end(self) -> Position:
-        """The place behind all that readers see."""
+        """The place behind all messages that readers see."""
         return self._end
 
     @property
     def unseen(self) -> bool:
-        """Whether there is more than readers see."""
+        """Whether messages are written that readers do not see yet."""
         return self._end.cursor < self._written.cursor
 
-    # Its writer
+    # Following the keeper
 
     def begin_at(self, epoch: str, bell: Bell) -> None:
-        """This is the log; readers see nothing yet."""
-        if epoch != self.epoch:
+        """Begin with the log that a keeper has opened; readers do not see more of it yet."""
+        if epoch != self.epoch:  # another log: the shared entries have numbers of the one before
             self.epoch = epoch
             self._last = (0, [])
         self._files.forget()
         self.advance(bell)
 
     def advance(self, bell: Bell) -> None:
-        """The log goes so far now. What its writer tells is not believed where it cannot be."""
+        """Take the ends of the log from a bell. A bell that cannot be true is ignored."""
+        # Ends only grow, even from one keeper to the next (see `Line.known`), and bells come in
+        # order: one that goes back is that of a keeper in error.
         if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
@@ -108,24 +123,25 @@ class MessageLog:
         self._files.forget_before(self._first.cursor)
 
     def next_unseen(self, max_messages: int, max_bytes: int) -> list[Entry] | Gap:
-        """What comes behind the `end` that readers see; of large output its beginning will do."""
+        """The entries behind the `end` that readers see; of a large frame only the beginning."""
         return self._read(self._end, self._written, max_messages, max_bytes, heads=True)
 
     def step(self, entry: Entry) -> None:
-        """Readers see this entry, the next one, too; they are to be woken."""
+        """Let readers see the next entry as well. The caller wakes them later."""
         self._end = Position(entry.seq + 1, entry.offset + entry.size)
 
     def show(self, place: Position) -> None:
-        """Readers see what lies before this place, and those that wait are woken."""
+        """Let readers see all messages before a place, and wake those that wait."""
         self._end = place
         self.wake()
 
     # Reading
 
     def read(self, place: Position, max_messages: int, max_bytes: int) -> Gap | list[Entry]:
-        """Entries from ``place`` on, at most so many messages or (about) bytes; or what is lost.
+        """Entries from ``place`` on, or the gap that begins there.
 
-        ``place`` must not be before `start`. Nothing is left when the list is empty.
+        At most ``max_messages``, and about ``max_bytes``. ``place`` must not be before `start`. An
+        empty list means that the reader has come to the `end`.
         """
         return self._read(place, self._end, max_messages, max_bytes)
 
@@ -149,14 +165,14 @@ class MessageLog:
         if files.trouble and not self._warned and place.cursor >= self._first.cursor:
             logger.warning("a part of a kernel's log is lost: %s", files.trouble)
             self._warned = True
-        if not entries:  # it is damaged, or was never written
+        if not entries:  # the file is damaged, or was never written
             behind = files.behind_damage(place, self._tip, self._written)
             return _gap(place, min(behind, end))
         first, last = entries[0], entries[-1]
         if first.seq > place.cursor:
             return _gap(place, Position(first.seq, first.offset))
-        if len(first.message.frame) != first.size:  # it is for nobody who shows it
-            return entries
+        if len(first.message.frame) != first.size:  # only the beginning of its frame was read
+            return entries  # not to be shared with readers, who need all of it
         if self._shown is not None:
             for entry in entries:
                 if entry.published:
@@ -171,14 +187,14 @@ class MessageLog:
         entry.message = message
 
     def gap_before(self, place: Position) -> Gap | None:
-        """What lies between a reader's place and the oldest message kept, if anything."""
+        """The gap between a reader's place and the oldest message in the log, if there is one."""
         start = self.start
         if start.cursor <= place.cursor:
             return None
         return _gap(place, start)
 
     def place_after(self, seq: int, epoch: str | None = None) -> Position:
-        """The place after number ``seq`` (0: before the first), which need not be kept any more.
+        """The place after number ``seq`` (0: before the first), which the log may have dropped.
 
         Raises `StaleEpoch` when ``epoch`` is not this log's, and `AfterBeyondEnd` when no message
         has that number yet.
@@ -196,11 +212,12 @@ class MessageLog:
             found = self.read(Position(cursor, start.offset), 1, 0)
             if isinstance(found, list) and found:
                 return Position(cursor, found[0].offset)
-        # How many bytes came before it is not known to the byte; the first read will tell.
+        # The message is gone, and its offset with it. So the bytes of the gap that a reader finds
+        # here are wrong, and its offset behind the gap is right again.
         return Position(cursor, start.offset)
 
     def place_of(self, number: int) -> Position:
-        """Where a number that is kept lies, also of what readers do not see yet."""
+        """The place of a number in the log, even if readers do not see that message yet."""
         if number >= self._written.cursor:
             return self._written
         place = Position(number, self._first.offset)
@@ -208,27 +225,31 @@ class MessageLog:
         return Position(number, found[0].offset) if isinstance(found, list) and found else place
 
     def close(self) -> None:
-        """Nothing more will come: let the readers end once they have read the rest."""
+        """Let the readers end once they have read the rest: no more messages will come."""
         self.closed = True
         self.wake()
 
     def hold(self) -> None:
-        """The files are about to be removed: readers still get what is in the newest one."""
+        """Hold the newest file open, so that readers get its messages although it is removed."""
         self._files.hold_newest()
 
     def let_go(self) -> None:
-        """Nobody reads any more: close the files."""
+        """Close the files: nobody reads them any more."""
         self._files.let_go()
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
         for waiter in self._waiting:
-            if not waiter.done():
+            if not waiter.done():  # its task may have been cancelled in this turn
                 waiter.set_result(None)
         self._waiting.clear()
 
     async def wait(self) -> None:
-        """Return at the next message, or at `wake`. Has no bound: a quiet kernel is no fault."""
+        """Return at the next `wake`, as for each message. Has no timeout: kernels may be quiet.
+
+        The caller must not await between looking at the log and calling this: it would miss a
+        message that comes in between.
+        """
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
         try:
@@ -238,19 +259,20 @@ class MessageLog:
 
 
 def _gap(place: Position, behind: Position) -> Gap:
-    """What lies between two places."""
+    """The gap between two places."""
     return Gap(behind.cursor - place.cursor, max(0, behind.offset - place.offset))
 
 
 class Reader:
     """One client's cursor into a log, and its filter.
 
-    It sees what is for every session and what is for its own, from ``start`` on (None: from now).
+    It sees the messages for every session and those for its own, from ``start`` on (None: from the
+    present end of the log).
     """
 
     def __init__(self, log: MessageLog, session: str, start: Position | None = None) -> None:
         self.session = session
-        self.replaced = False  # by a newer connection of the same session
+        self.replaced = False  # whether a newer connection of the session has taken its place
         self._log = log
         self._confirmed: Callable[[Position], Position] | None = None
         self._cursor, self._offset = start or log.end
@@ -258,32 +280,37 @@ class Reader:
 
     @property
     def position(self) -> Position:
-        """Where it will read next; a later reader can start there."""
+        """The place that is read next; a later reader can start there."""
         return Position(self._cursor, self._offset)
 
     def confirm_with(self, confirmed: Callable[[Position], Position]) -> None:
-        """Use this to tell how far the client is known to have come."""
+        """Use ``confirmed`` to tell how far the client has come: it gets the present `position`."""
         self._confirmed = confirmed
 
     @property
     def arrived(self) -> Position:
-        """How far the client is known to have come: where its session goes on."""
+        """The place up to which messages are known to have arrived: its session goes on there.
+
+        It may lie before `position`: a message that was read and sent may be lost on the way.
+        """
         return self._confirmed(self.position) if self._confirmed else self.position
 
     @property
     def behind(self) -> bool:
-        """Whether the log holds numbers that this reader has not come to."""
+        """Whether the log has messages that this reader has not come to."""
         return self._cursor < self._log.next_seq
 
     def take(self, max_messages: int = 64, max_bytes: int = 2**20) -> Batch:
-        """The next messages for this session, or the gap before them.
+        """The next messages for this session, and the gap before them, if there is one.
 
-        Both may be empty. The cursor moves past all that was looked at.
+        Both may be empty. The cursor moves past all messages that were read, shown or not.
         """
         log = self._log
         gap = log.gap_before(self.position)
         if gap is not None:
             self._skip(gap)
+        # The keeper may drop the oldest file at this moment, before its bell tells so. Then no
+        # record is found at the cursor, and `read` returns a gap rather than entries.
         found = log.read(self.position, max_messages, max_bytes)
         if isinstance(found, list):
             return Batch(gap, self._pass(found))
@@ -297,7 +324,7 @@ class Reader:
         self._offset += gap.bytes
 
     def _pass(self, entries: list[Entry]) -> list[Entry]:
-        """Move past these entries; those of them that this session is to see."""
+        """Move past these entries; returns those that this session is to see."""
         if entries:
             last = entries[-1]
             self._cursor = last.seq + 1
@@ -312,7 +339,10 @@ class Reader:
         ]
 
     async def wait(self) -> None:
-        """Return when there may be something to take, or the log is closed."""
+        """Return when there may be something to take, or the log is closed.
+
+        No message is missed between the look and the wait: neither is suspended in between.
+        """
         if not self.behind and not self.finished:
             await self._log.wait()
 

@@ -1,7 +1,7 @@
 """Reading the segment files of a kernel's log (`app.keeper.log` writes them).
 
-A read is a system call into the page cache. Nothing that is read can harm the reader: a file that
-was cut short, changed or removed is a gap.
+A read is a system call into the page cache, so a file that is cut short, changed or removed while
+it is read does no harm: the reader finds fewer bytes, or other numbers, and reports a gap.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ from .entries import Entry, Position
 __all__ = ["SegmentReader"]
 
 CHUNK_BYTES: Final = 2**18
-"""About how much is read by one call, but for a frame that is larger."""
+"""About how many bytes one call reads, unless a frame is larger."""
 
 HEAD_OF_FRAME: Final = 2**16
-"""Of a large frame so much is read first: mostly its content alone is larger."""
+"""How many bytes of a large frame are read if its beginning is enough: all parts but the content
+mostly lie in them."""
 
 AT_LEAST: Final = 2**14
-"""So much is read where there is more, in bytes; what small messages take."""
+"""How many bytes one call reads at the least, if there are so many: many small messages fit."""
 
 ROUGHLY: Final = 100
-"""What a record takes beside its frame, for a first guess at how much to read."""
+"""How many bytes a record takes beside its frame, for a first guess at how much to read."""
 
 MARKS: Final = 256
-"""Places of numbers in files that are remembered; a page begins where another has ended."""
+"""For how many numbers their positions in files are remembered: one read begins where another has
+ended, and need not search."""
 
 CHANNEL_COUNT: Final = len(CHANNELS)
 
@@ -58,7 +60,7 @@ _NUMBER: Final = re.compile(r"[0-9]{20}").fullmatch
 
 
 class _Open(NamedTuple):
-    """An open file: its segment, the descriptor (-1: none), and the head that it had."""
+    """An open file: its segment's first number, the descriptor (-1: none), and the head it had."""
 
     start: int
     descriptor: int
@@ -73,14 +75,15 @@ class SegmentReader:
         self._kernel_id = kernel_id
         self._starts: list[int] = []
         self.newest = 0
-        """The segment that is being written, as far as anybody has told."""
+        """The first number of the segment that is being written, by the last bell."""
         self.trouble = ""
-        """Why the last read has passed over a file, or over a part of one; or empty."""
+        """Why the last read has passed over a file, or a part of one; empty if it has not."""
         self._open = _Open(0, -1, b"")  # the segment read last
         self._held = _Open(0, -1, b"")  # the newest one, once its file is removed
         self._marks: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._usual = ROUGHLY  # bytes of a record, as of late
-        # Where it goes on behind damage in the newest segment: its number, and a record's place.
+        self._usual = ROUGHLY  # the bytes of a record, on average in the last read
+        # Where reading goes on behind damage in the newest segment: the segment's first number, the
+        # place of a record, and that record's position in the file.
         self._tip = (0, Position(0, 0), 0)
 
     def read(
@@ -92,11 +95,11 @@ class SegmentReader:
         *,
         heads: bool = False,
     ) -> list[Entry]:
-        """Entries from ``place`` on, before ``end``: of one file, without a hole between them.
+        """Entries from ``place`` on, before ``end``: of one file, without a gap between them.
 
-        The first may have a higher number than was asked for: what lies before it is lost. There
-        may be fewer than are wanted, but there is one, unless nothing is left from there on. With
-        ``heads`` large output comes with the beginning of its frame only.
+        If the first has a higher number than ``place``, the messages between are lost. There may be
+        fewer entries than are wanted, but at least one unless no message is left up to ``end``.
+        With ``heads`` a large frame on iopub comes with its beginning only.
         """
         self.trouble = ""
         starts = self._starts
@@ -104,7 +107,8 @@ class SegmentReader:
             starts = self._look()
         entries = self._search(starts, place, end, max_messages, max_bytes, heads)
         if not entries and self.trouble and (now := self._look()) != starts:
-            # The log has been faster: its oldest files are gone since that look.
+            # The keeper has removed or renamed the oldest files since the directory was listed: the
+            # listing is out of date, not the log damaged. So look once more, at the new listing.
             self.trouble = ""
             entries = self._search(now, place, end, max_messages, max_bytes, heads)
         return entries
@@ -120,7 +124,8 @@ class SegmentReader:
     ) -> list[Entry]:
         index = max(0, bisect_right(starts, place.cursor) - 1)
         segment = self._try_open(starts[index]) if starts else None
-        while segment is None and index > 0:  # no segment of this log: what is meant lies before it
+        # A file with this name is no segment of the log: the place lies in the one before it.
+        while segment is None and index > 0:
             index -= 1
             segment = self._try_open(starts[index])
         for start in starts[index:]:
@@ -158,11 +163,12 @@ class SegmentReader:
         first_at = position
         left = max(0, end.offset - place.offset) + ROUGHLY * (behind - cursor)
         chunk = min(left, CHUNK_BYTES, AT_LEAST + min(max_bytes, self._usual * max_messages))
-        if self._usual > CHUNK_BYTES:  # a large one is read by itself
+        if self._usual > CHUNK_BYTES:  # a large frame is read by itself, into memory of its size
             chunk = AT_LEAST
-        data, at, length = b"", 0, 0  # what begins at `position`, and where in it the record does
-        expected = 0
-        # This is done for every message that any client gets: nothing is made that is not kept.
+        # The bytes of the file from `position` on, and where in them the next record begins.
+        data, at, length = b"", 0, 0
+        expected = 0  # the offset that the next record must have
+        # This loop runs for every message that any client gets: it makes no needless objects.
         while cursor < behind and len(entries) < max_messages:
             if at + FRAME_AT > length:
                 position += at
@@ -171,7 +177,9 @@ class SegmentReader:
                 if length < FRAME_AT:
                     break
             size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
-            if not cursor <= number < behind:  # left of a file that was written over, or no record
+            # A lower number is a record left over in a file that the keeper writes over, or a blank
+            # space. One at or behind ``behind`` may be half written, as no bell has told of it yet.
+            if not cursor <= number < behind:
                 break
             frame_at = at + FRAME_AT
             frame_end = frame_at + size
@@ -222,7 +230,9 @@ class SegmentReader:
                 expected = offset + size
             cursor = number + 1
             at = name_end + TAIL_BYTES
-        # Its writer begins with the head when it writes a file over.
+        # The race with the keeper: it may recycle this file while it is read here. It then renames
+        # the file, blanks it, and writes a new head before any record. So if the head is the same
+        # now, after the records were read, all of them are from before that.
         if entries and os.pread(descriptor, HEAD_BYTES, 0) != head:
             raise DamagedLog("it was written over while it was read")
         if entries:
@@ -237,14 +247,14 @@ class SegmentReader:
     # Files
 
     def _look(self) -> list[int]:
-        """Which segments there are."""
+        """List the directory: the first numbers of the segments that are there, in order."""
         found = set()
         try:
             for name in os.listdir(self._directory):
                 stem, dot, suffix = name.partition(".")
                 if dot + suffix == SUFFIX and _NUMBER(stem):
                     found.add(int(stem))
-        except OSError:  # the directory is gone, or was never made
+        except OSError:  # the directory is removed, or was never made
             pass
         if self._held.descriptor != -1:
             found.add(self._held.start)
@@ -252,7 +262,7 @@ class SegmentReader:
         return self._starts
 
     def _try_open(self, start: int) -> _Open | None:
-        """A segment's file; None, with a note, where it is none of this log."""
+        """A segment's open file; None, with a note in `trouble`, if it cannot be used."""
         if self._open.start == start and self._open.descriptor != -1:
             return self._open
         if self._held.start == start and self._held.descriptor != -1:
@@ -268,7 +278,7 @@ class SegmentReader:
     def _opened(self, start: int) -> _Open:
         """Open a segment's file. Raises `OSError`, and `DamagedLog`."""
         path = self._directory / f"{start:020}{SUFFIX}"
-        # A pipe of that name is nothing to wait for.
+        # O_NONBLOCK: if somebody has put a named pipe there, opening it must not wait.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags)
         try:
@@ -281,14 +291,19 @@ class SegmentReader:
         return _Open(start, descriptor, data)
 
     def forget_before(self, number: int) -> None:
-        """What lies before this number is gone: its file may be written over."""
+        """Close the open file if all its messages lie before a number: the log has dropped it.
+
+        Under its old descriptor the file may hold other records soon, as the keeper recycles files.
+        """
         if self._open.descriptor != -1:
             index = bisect_right(self._starts, self._open.start)
             if index < len(self._starts) and self._starts[index] <= number:
                 self.close()
 
     def hold_newest(self) -> None:
-        """Be able to read the newest segment although its file is about to be removed."""
+        """Open the newest segment and hold it, as its file is about to be removed."""
+        # The keeper removes the file only when it is asked to, after this: an open file can be read
+        # although its name is gone.
         with contextlib.suppress(OSError, DamagedLog):
             self._held = self._opened(self.newest)
         self._look()
@@ -297,7 +312,7 @@ class SegmentReader:
         self.let_go()
 
     def let_go(self) -> None:
-        """Close every file, the one that is held too."""
+        """Close every file, including the one that `hold_newest` holds."""
         self.close()
         if self._held.descriptor != -1:
             os.close(self._held.descriptor)
@@ -305,17 +320,17 @@ class SegmentReader:
 
     def has_newest(self) -> bool:
         """Whether the segment that is being written can be opened by its name."""
-        self.close()
+        self.close()  # an open descriptor can be that of a file that was removed
         return self._try_open(self.newest) is not None
 
     def forget(self) -> None:
-        """Another writer goes on with the log: nothing holds that is known of its files."""
+        """Forget all that is known of the files: another keeper may have changed them."""
         self.close()
         self._marks.clear()
         self._tip = (0, Position(0, 0), 0)
 
     def close(self) -> None:
-        """Let go of the file that was read last."""
+        """Close the file that was read last."""
         if self._open.descriptor != -1:
             os.close(self._open.descriptor)
             self._open = _Open(0, -1, b"")
@@ -323,7 +338,7 @@ class SegmentReader:
     # Marks
 
     def _mark_before(self, start: int, number: int) -> tuple[int, int]:
-        """A number at or before ``number`` in a segment, and where its record begins."""
+        """A number at or before ``number`` in a segment, and the position of its record."""
         exact = self._marks.get((start, number))
         if exact is not None:
             return number, exact
@@ -342,10 +357,10 @@ class SegmentReader:
             self._marks.popitem(last=False)
 
     def behind_damage(self, place: Position, tip: Tip, end: Position) -> Position:
-        """Where it goes on when nothing is found from ``place`` on.
+        """The place at which reading goes on if no record can be read from ``place`` on.
 
-        That is ``end``, whose record the writer will write at ``tip``; or where that was when
-        others came to the same damage, for what has been written since can be read.
+        That is ``end``, whose record the keeper will write at ``tip``. If an earlier reader came to
+        the same damage, it is the end of that time: all records written since can be read.
         """
         segment, found, _ = self._tip
         if segment != tip.segment or found.cursor <= place.cursor:
@@ -356,9 +371,9 @@ class SegmentReader:
 def _large(
     descriptor: int, position: int, size: int, name: int, is_head: bool
 ) -> tuple[bytes, bytes, tuple[int]]:
-    """A frame, its owner's name and the number behind them. Raises `OSError`, and `DamagedLog`.
+    """A frame, its owner's name, and the number behind them. Raises `OSError` and `DamagedLog`.
 
-    ``is_head``: of most messages the beginning of the frame will do.
+    With ``is_head`` only the beginning of the frame, if that has all but the content.
     """
     whole = size + name + TAIL_BYTES
     if position + whole > os.fstat(descriptor).st_size:
@@ -375,9 +390,10 @@ def _large(
 
 
 def _begins_all(head: bytes) -> bool:
-    """Whether the beginning of a frame has all that is asked of it but by those who show it.
+    """Whether the beginning of a frame is enough to draw conclusions from the message.
 
-    Of a display that is also its id, which lies at the end of the content.
+    It is if it has all parts before the content. Only a display is read whole, as its id lies at
+    the end of the content.
     """
     message = Message("iopub", head)
     try:
@@ -389,7 +405,7 @@ def _begins_all(head: bytes) -> bool:
 
 
 def _pread(descriptor: int, size: int, position: int) -> bytes:
-    """So many bytes of a file, or as many as there are. Raises `OSError`."""
+    """Up to ``size`` bytes of a file, fewer only at its end. Raises `OSError`."""
     data = os.pread(descriptor, size, position)
     while len(data) < size:
         part = os.pread(descriptor, size - len(data), position + len(data))

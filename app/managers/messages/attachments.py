@@ -16,17 +16,23 @@ from ..state import KernelState
 __all__ = ["Attachments"]
 
 MAX_DEPARTED: Final = 256
-"""Places kept per kernel for sessions whose connection is gone; the oldest is forgotten first."""
+"""How many sessions without a connection have a place, per kernel; the oldest goes first."""
 
 SESSION_SECONDS: Final = 86400.0
-"""How long, at the least, the place of a session that left is kept; longer if the log is."""
+"""How long the place of a departed session is remembered, at the least: ``log_age`` if longer."""
 
 PLACE_SECONDS: Final = 60.0
-"""How often the place of a client that stays where it is is noted anew: it was there until then."""
+"""How often the journal gets the place of a client that has not moved, with the present time.
+
+The time shows how long that client was attached.
+"""
 
 
 class Attachments:
-    """The clients of one kernel. ``journal`` is that of a kernel which is to outlive the server."""
+    """The clients of one kernel: which sessions are attached, and where departed ones left off.
+
+    ``journal`` holds the same places on disk, for a kernel that is to outlive the server.
+    """
 
     def __init__(
         self, log: MessageLog, prompts: Prompts, state: KernelState, settings: Settings
@@ -39,7 +45,7 @@ class Attachments:
         self._session_seconds = max(SESSION_SECONDS, settings.log_age)
         self._attached: dict[str, Reader] = {}
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
-        # What the journal has of the sessions that are attached, and since when.
+        # The place that the journal has of each attached session, and since when (monotonic).
         self._noted: dict[str, tuple[Position, float]] = {}
 
     def __len__(self) -> int:
@@ -51,16 +57,21 @@ class Attachments:
         return session in self._attached
 
     def attach(self, session: str, start: Position | None = None) -> Reader:
-        """A reader for a connection: from ``start``, where its session left off, or from now on.
+        """A reader for a new connection of a session.
 
-        Of two connections with one session the newer wins: the older's reader is told that it is
-        replaced, and the newer goes on from what has arrived there.
+        It begins at ``start`` if that is given, else where the session left off, else at the end of
+        the log. If the session has a connection already, the newer one wins: the older reader is
+        told that it is replaced, and the new one begins behind the last message that has arrived
+        at the older connection's client.
         """
         self._forget_departed()
         left_at, _ = self._departed.pop(session, (None, 0.0))
         journal = self.journal
+        # The place in memory is newer than the journal's, if there is one.
         if left_at is None and journal is not None and self._buffers:
             left_at = journal.place_of(session, self._session_seconds)
+        # A client can come back before its broken connection is noticed: both are there for a
+        # moment. The older one's `detach` comes later, and must not remove the newer (see there).
         older = self._attached.pop(session, None)
         if older is not None:
             left_at = older.arrived
@@ -74,21 +85,23 @@ class Attachments:
         return reader
 
     def open_prompts(self, reader: Reader) -> list[Message]:
-        """The prompts that a new connection is to be shown although they lie behind its reader.
+        """The open prompts to show to a new connection, although its reader has passed them.
 
-        Those of its own session that it has closed a connection on: a page that was reloaded has
-        them no more, while one whose connection broke still has. And those of sessions whose
-        connection is gone, for a page that comes back as another session. They have no number.
+        These are the prompts of its own session if it closed its last connection in due form: a
+        reloaded page has lost them, while a page whose connection broke still shows them. And the
+        prompts of sessions that have no connection, for a page that comes back as another session.
+        The messages are copies without a number.
         """
         start = max(reader.position.cursor, self._log.first_seq)
         again = []
         for prompt in self._prompts:
             if prompt.owner == reader.session:
                 is_wanted = prompt.seq < start and not prompt.is_shown
-                is_wanted |= reader.position.cursor <= prompt.seq < start  # it has left the log
+                # The log has dropped the prompt before the reader came to it.
+                is_wanted |= reader.position.cursor <= prompt.seq < start
                 prompt.is_shown = True
             else:
-                # Who runs code over HTTP looks for its prompts there.
+                # A caller that runs code over HTTP finds its prompts in the execution there.
                 over_http = prompt.execution is not None and not prompt.execution.by_client
                 is_wanted = prompt.owner not in self._attached and not over_http
             if is_wanted:
@@ -97,12 +110,12 @@ class Attachments:
         return again
 
     def detach(self, reader: Reader, *, closed: bool = False) -> None:
-        """The connection is gone; its session may come back to where it was.
+        """Remember where a connection that is gone left off, for when its session comes back.
 
-        ``closed``: by the client, in due form, rather than cut.
+        ``closed``: the client closed it in due form, rather than that it broke.
         """
         if self._attached.get(reader.session) is not reader:
-            return
+            return  # a newer connection of the session has replaced it, and goes on from there
         for prompt in self._prompts:
             if closed and prompt.owner == reader.session:
                 prompt.is_shown = False
@@ -119,12 +132,14 @@ class Attachments:
         self._forget_departed()
 
     def note_places(self) -> None:
-        """Note, for the next server, how far each client has come."""
+        """Write to the journal, for the next server, how far each client has come."""
         journal = self.journal
         if journal is None:
             return
         now = time.monotonic()
         old = now - PLACE_SECONDS
+        # A message that arrives after this, and before the server is killed, is sent to the client
+        # once more by the next server. None is lost: the place is never further than what arrived.
         for session, reader in self._attached.items():
             place, noted = reader.arrived, self._noted.get(session)
             if noted is None or noted[0] != place or noted[1] < old:
@@ -132,20 +147,24 @@ class Attachments:
                 journal.put_place(session, place)
 
     def note_replaced(self, replaced: bool) -> None:
-        """Note, for the next server, whether the kernel's process is about to be replaced."""
+        """Write to the journal whether the kernel's process is about to be replaced.
+
+        A server that is killed between stopping a process and launching the next leaves this note,
+        and the next server finishes the restart.
+        """
         if self.journal is not None:
             self.journal.replaced = replaced
 
     def let_go_of_log(self) -> None:
-        """Close the files of a log that is gone, unless a client still reads them.
+        """Close the files of a removed log, unless a client still reads them.
 
-        The last client that detaches closes them then. Followers over HTTP have read the rest.
+        Then the last client that detaches closes them. Readers over HTTP have had `HELD_SECONDS`.
         """
         if not self._attached:
             self._log.let_go()
 
     def _forget_departed(self) -> None:
-        """Drop the places of sessions that have been away too long, or are too many."""
+        """Drop the places of sessions that left too long ago, and the oldest of too many."""
         too_old = time.monotonic() - self._session_seconds
         for session, (_, since) in tuple(self._departed.items()):
             if since >= too_old and len(self._departed) <= MAX_DEPARTED:

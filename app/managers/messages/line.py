@@ -1,6 +1,7 @@
-"""The line to who hears a kernel: requests go there, and it tells how far the kernel's log goes.
+"""The line from the server to one kernel: requests go to its keeper, and bells come from there.
 
-That is the keeper (`app.managers.processes.keeper.client`).
+A bell tells how far the kernel's log goes. The keeper's side of the line is a `Hearer`, in
+production `app.managers.processes.keeper.client`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ logger = logging.getLogger(__name__)
 
 WINDOW: Final = 256
 WINDOW_BYTES: Final = 2**23
-"""Requests, and their bytes, that may be on their way to a kernel that takes none. The next ones
-wait here, where their senders can be held back. What does not go to the shell channel has as much
-again: an interrupt does not wait behind code that nobody takes."""
+"""How many requests, and bytes of them, may be on their way to a kernel that takes none. Further
+requests wait in the server, which can hold their senders back. Requests to other channels than
+shell may fill the window twice: an interrupt does not wait behind code that the kernel does not
+take."""
 
 SETTLE_SECONDS: Final = 10.0
-"""How long the last messages of a process that has ended may take to arrive while there are more of
-them; when there are none at three looks in a row, all have arrived."""
+"""How many seconds the last messages of an ended process may go on arriving. When three looks in a
+row, `PAUSE_SECONDS` apart, find no message, all have arrived."""
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
@@ -39,30 +41,31 @@ PAUSE_SECONDS: Final = 0.002
 
 
 class LineOwner(Protocol):
-    """Who speaks over a line. Its methods must not block and must not raise."""
+    """The owner of a line, which is told what comes. Its methods must not block nor raise."""
 
     def on_bell(self, bell: Bell) -> None:
-        """The log goes so far."""
+        """The log has grown up to the place that the bell tells."""
 
     def on_writable(self) -> None:
-        """More requests can be sent."""
+        """The kernel has taken requests, so more can be sent."""
 
     def on_heard(self, heard: Heard) -> None:
-        """The kernel is heard from now on, or is by another keeper."""
+        """A keeper has begun to hear the kernel: the first one, or another after it."""
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
-        """So many messages of the kernel's were dropped by now, the last for this reason."""
+        """The keeper has dropped ``count`` messages in all, the last for ``reason``."""
 
 
 class Hearer(Protocol):
-    """Who hears kernels."""
+    """The keeper, as a line sees it: it hears kernels and takes requests for them."""
 
     async def hear(
         self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
     ) -> Heard:
-        """Open a kernel's log, and sockets to its process if there is ``info``.
+        """Open a kernel's log, and sockets to its process if ``info`` is given.
 
-        ``anew``: the process was just launched. Raises `KernelUnreachable` or `KeeperUnavailable`.
+        ``info`` is the connection information of the process. ``anew``: the process was just
+        launched, so it has had no requests. Raises `KernelUnreachable` or `KeeperUnavailable`.
         """
 
     def request(self, line: Line, message: ClientMessage, owner: str) -> None:
@@ -72,26 +75,26 @@ class Hearer(Protocol):
         """Append a message of the server's own making to the log."""
 
     async def settle(self, kernel_id: str) -> bool:
-        """Have what has arrived in the log, and tell of it; whether there was anything."""
+        """Log what the sockets have received, and ring; returns whether there was any message."""
 
     async def stdin_connected(self, kernel_id: str) -> bool:
-        """Whether input requests can arrive."""
+        """Whether the stdin socket is connected, so that input requests can arrive."""
 
     def opened(self, kernel_id: str) -> None:
-        """The kernel is taken for ready."""
+        """Tell the keeper that the server takes the kernel for ready."""
 
     async def disconnect(self, kernel_id: str) -> None:
-        """The kernel's process has ended; its log goes on. All that it has said is told of."""
+        """Close the sockets to a process that has ended; its last messages are logged first."""
 
     def renew(self, kernel_id: str) -> None:
-        """The newest file of the log cannot be read: it is to go on in another."""
+        """Have the log go on in another file: the newest one cannot be read."""
 
     def drop(self, kernel_id: str) -> None:
-        """The kernel is gone, and its log goes with it."""
+        """Forget a kernel that is gone, and remove its log."""
 
 
 class Line:
-    """Of one kernel, for its whole life. ``epoch`` is for a log that is new."""
+    """The line to one kernel, for the kernel's whole life. ``epoch`` names the log if it is new."""
 
     def __init__(
         self, hearer: Hearer, kernel_id: str, session: str, epoch: str, owner: LineOwner
@@ -101,33 +104,34 @@ class Line:
         self.epoch = epoch
         self.handle = 0
         self.connected = False
-        """Whether there is a process that is heard."""
-        # For another keeper, if this one is lost.
+        """Whether the keeper hears a process of the kernel."""
+        # What another keeper has to be told to hear the kernel, if this one is lost.
         self.directory = Path()
         self.info: dict[str, Any] | None = None
-        # How far the log goes, whoever has told it: nothing gets these numbers once more.
+        # The furthest place of the log that any bell or client has told. A keeper that finds less
+        # of the log on disk leaves a gap up to here: no number is ever given to two messages.
         self.known = (1, 0)
-        # Answers to prompts for which there was nobody who would take them.
+        # Answers to prompts that came while there was no link to a keeper.
         self.unsent: list[tuple[ClientMessage, str]] = []
         self._hearer = hearer
         self._owner = owner
-        self._taken = 0
-        self._on_their_way: deque[int] = deque()  # the sizes of requests
+        self._taken = 0  # requests, by the last bell: counted since the keeper began to hear
+        self._on_their_way: deque[int] = deque()  # the sizes of requests not taken yet
         self._bytes = 0
 
     async def hear(
         self, directory: Path, info: Mapping[str, Any] | None, *, anew: bool = False
     ) -> Heard:
-        """Have the log opened, and a process heard. Raises what `Hearer.hear` does."""
+        """Have the keeper open the log, and hear a process. Raises what `Hearer.hear` does."""
         return await self._hearer.hear(self, directory, info, anew=anew)
 
     def remember(self, directory: Path, info: dict[str, Any] | None) -> None:
-        """This is what is heard."""
+        """Remember what the keeper hears, for another keeper."""
         self.directory = directory
         self.info = info if info is not None else self.info
 
     def send(self, message: ClientMessage, owner: str) -> bool:
-        """Send a request; False if no more are taken for now. ``on_writable`` tells when."""
+        """Send a request; False if the window is full. ``on_writable`` then tells when to retry."""
         way = self._on_their_way
         times = 1 if message.channel == "shell" else 2
         is_full = len(way) >= times * WINDOW
@@ -143,11 +147,14 @@ class Line:
         self._hearer.say(self, message, owner, records.TRANSIENT * transient)
 
     def opened(self) -> None:
-        """The kernel is taken for ready."""
+        """Tell the keeper that the server takes the kernel for ready."""
         self._hearer.opened(self.kernel_id)
 
     async def disconnect(self) -> None:
-        """The process has ended, and what it has said is told of. Bounded."""
+        """Have the sockets to an ended process closed, its last messages logged. Bounded.
+
+        If the keeper cannot be asked, its sockets stay open: that costs file descriptors only.
+        """
         self.info = None
         try:
             await self._hearer.disconnect(self.kernel_id)
@@ -160,15 +167,15 @@ class Line:
             )
 
     def renew(self) -> None:
-        """The newest file of the log cannot be read."""
+        """Have the log go on in another file: the newest one cannot be read."""
         self._hearer.renew(self.kernel_id)
 
     def drop(self) -> None:
-        """The kernel is gone."""
+        """Have the keeper forget the kernel, which is gone, and remove its log."""
         self._hearer.drop(self.kernel_id)
 
     async def settle(self) -> None:
-        """Take the last messages of a process that has ended; bounded by `SETTLE_SECONDS`."""
+        """Have the last messages of an ended process logged; bounded by `SETTLE_SECONDS`."""
         quiet = 0
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
@@ -179,10 +186,10 @@ class Line:
             pass
 
     async def stdin_connected(self) -> None:
-        """Return when input requests can arrive, or after `STDIN_SECONDS`.
+        """Return when the stdin socket is connected, or after `STDIN_SECONDS`.
 
-        A kernel's ROUTER drops an input request for a peer that is not connected yet. Not every
-        kernel has the channel.
+        A kernel's stdin ROUTER drops an input request for a peer that is not connected yet, so no
+        code may run before. Some kernels have no stdin channel; for them the time is the end.
         """
         try:
             async with asyncio.timeout(STDIN_SECONDS):
@@ -191,11 +198,15 @@ class Line:
         except (TimeoutError, KeeperUnavailable, OSError):
             pass
 
-    # What the hearer tells
+    # Called by the hearer
 
     def on_heard(self, heard: Heard) -> None:
-        """The kernel is heard: for the first time, or by another keeper."""
+        """Begin with a keeper: it has begun to hear the kernel, and knows these numbers."""
         self.handle, self.session, self.epoch = heard.handle, heard.session, heard.epoch
+        # The link preserves order: a request sent before the question that this answers has reached
+        # the keeper, or went down with another keeper. One sent between the question and the answer
+        # is counted no more either, so the window is too wide for a moment. It only bounds memory:
+        # order and delivery do not depend on it.
         self._taken = heard.taken
         self.known = heard.end
         self._on_their_way.clear()
@@ -203,7 +214,12 @@ class Line:
         self._owner.on_heard(heard)
 
     def on_bell(self, bell: Bell) -> None:
-        """The log goes so far, and so many requests were taken."""
+        """Count the requests that the kernel has taken, and tell the owner of the log's new end.
+
+        ``bell.taken`` counts all requests since the keeper began to hear the kernel, so that one
+        bell may stand for several.
+        """
+        # More may be taken than is known to be on its way: see `on_heard`.
         taken, self._taken = bell.taken - self._taken, bell.taken
         self.known = max(self.known, bell.end)
         for _ in range(min(taken, len(self._on_their_way))):
@@ -213,5 +229,5 @@ class Line:
             self._owner.on_writable()
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
-        """Messages of the kernel's were dropped."""
+        """Tell the owner that the keeper has dropped malformed messages."""
         self._owner.on_malformed(count, channel, reason)

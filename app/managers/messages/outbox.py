@@ -1,4 +1,4 @@
-"""Requests on their way to a kernel: what it does not take yet waits here, in order and bounded."""
+"""Requests that one kernel does not take yet: they wait here, in order and bounded."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from ...protocol.messages import ClientMessage
 __all__ = ["Outbox"]
 
 FAILED_SECONDS: Final = 1.0
-"""How long requests wait, at the most, for a failed execution to be over; and how often to look
-whether one that was interrupted has ended without a word."""
+"""How many seconds requests wait, at the most, for a failed execution to be over; and how often to
+look whether an interrupted execution has ended without an idle status."""
 
 ABORT_SECONDS: Final = 0.005
-"""How long after that a kernel may still abort what comes: ipykernel takes one more turn."""
+"""How many seconds after a failed execution's idle status requests still wait. ipykernel takes one
+more turn of its event loop, in which it aborts the requests that it finds in its queue."""
 
 
 class Outbox:
-    """Of one kernel. Nothing leaves it before `open`; ``max_bytes`` bound what waits.
+    """The requests that wait for one kernel. None leaves before `open`.
 
-    The bound is not kept here: whoever sends more looks at `has_room`, or waits for `room`.
+    ``max_bytes`` is how much should wait. `send` does not refuse more; senders look at `has_room`,
+    or wait for `room`, before they read another request from their client.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._waiting: dict[str, deque[tuple[ClientMessage, str]]] = {}  # by lane
+        # Requests with the sessions that own them, by lane (see `_lane`).
+        self._waiting: dict[str, deque[tuple[ClientMessage, str]]] = {}
         self._room = asyncio.Event()
         self._room.set()
         self._transmit: Callable[[ClientMessage, str], bool] | None = None
-        # The executions for whose end requests wait: it has failed, or is being interrupted.
+        # The ids of the execution that has failed, and of the one that is being interrupted, if
+        # requests wait until it is over.
         self._failed: str | None = None
         self._interrupted: str | None = None
         self._goes_on: Callable[[], bool] = lambda: False
@@ -46,26 +50,26 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be sent at once."""
+        """Whether the bytes of waiting requests are below their bound."""
         return self._room.is_set()
 
     async def room(self) -> None:
-        """Return when more may be sent: what waits is below its bound.
+        """Return when the bytes of waiting requests are below their bound.
 
-        Has no bound of its own: it ends when the kernel takes its requests, or ends.
+        This has no timeout: it returns when the kernel takes requests, or when its process ends.
         """
         await self._room.wait()
 
     def open(self, transmit: Callable[[ClientMessage, str], bool]) -> None:
-        """The kernel takes requests: send what has waited.
+        """Send the requests that have waited: the kernel takes requests from now on.
 
-        ``transmit`` sends one for its owner, and returns False when it is not taken now.
+        ``transmit`` sends one request of a session, and returns False if it is not taken now.
         """
         self._transmit = transmit
         self.flush()
 
     def close(self) -> None:
-        """The process is gone, and with it what waited for it."""
+        """Drop the requests that wait: their process is gone. The caller ends them."""
         self._transmit = None
         self._forget_failure()
         self._waiting.clear()
@@ -73,8 +77,9 @@ class Outbox:
         self._room.set()
 
     def send(self, message: ClientMessage, owner: str) -> bool:
-        """Send a session's request, after those before it; False if it waits."""
+        """Send a session's request, behind the earlier ones of its lane; False if it waits."""
         lane = _lane(message)
+        # While any request of the lane waits, none overtakes it, even if the kernel took it now.
         if not self._waiting.get(lane) and self._sent(message, owner):
             return True
         self._waiting.setdefault(lane, deque()).append((message, owner))
@@ -91,19 +96,22 @@ class Outbox:
         return (message for message, _ in chain.from_iterable(self._waiting.values()))
 
     def charge(self, message: ClientMessage) -> None:
-        """Count a request that waits, here or elsewhere, until it is discharged, or `close`."""
+        """Count the bytes of a request that waits, here or elsewhere, until `discharge` or `close`.
+
+        `Traffic` charges the requests that it holds for the kernel's next process.
+        """
         self._bytes += message.size
         if self._bytes > self._max_bytes:
             self._room.clear()
 
     def discharge(self, message: ClientMessage) -> None:
-        """A request that waited elsewhere waits there no more."""
+        """Count a request no more that has waited elsewhere."""
         self._bytes -= message.size
         if self._bytes <= self._max_bytes:
             self._room.set()
 
     def flush(self) -> None:
-        """Send what waits, as far as the sockets take it."""
+        """Send the requests that wait, lane by lane, as far as they are taken."""
         if self._transmit is None:
             return
         for waiting in self._waiting.values():
@@ -122,32 +130,38 @@ class Outbox:
     def _is_held(self, message: ClientMessage) -> bool:
         if _lane(message) != "shell":
             return False
-        # Between an interrupt and its error may lie long; what is no code can go meanwhile.
+        # A long time may pass between an interrupt and its error. Other requests than code (a
+        # completion, say) need not wait: if the kernel aborts one, no code is lost.
         is_code = message.header.msg_type == "execute_request"
         return self._failed is not None or (self._interrupted is not None and is_code)
 
     def on_interrupt(self, msg_id: str, goes_on: Callable[[], bool]) -> None:
-        """Keep code that clients send from now on until this execution is over.
+        """Hold back code that clients send from now on until this execution is over.
 
-        The interrupt becomes an error there, at which the kernel aborts what it finds in its queue.
-        Who interrupts what runs, and then sends code, means that code to run. ``goes_on`` tells
-        whether the execution is still under way.
+        The race: the interrupt becomes an error of the execution, and at an error the kernel aborts
+        all code that it finds in its queue. A client that interrupts an execution, and then sends
+        code, means that code to run; sent at once, it would be in the queue when the error comes.
+        ``goes_on`` tells whether the execution is still under way.
         """
         self._interrupted, self._goes_on = msg_id, goes_on
         if self._failed_plan is None:
             self._plan_after_failure(FAILED_SECONDS)
 
     def on_error(self, msg_id: str) -> None:
-        """Keep what clients send from now on until the kernel has done with what failed.
+        """Hold back requests to the main shell until the kernel is done with a failed execution.
 
-        It aborts what it finds in its queue then. A client that has seen the error, and sends more
-        code at once, is faster than the kernel; but it means that code to run.
+        The race: the kernel publishes the error, and only then aborts the requests that it finds in
+        its queue. A client that sends more code when it sees the error is faster than the kernel,
+        and means that code to run.
         """
         self._failed = msg_id
         self._plan_after_failure(FAILED_SECONDS)
 
     def on_idle(self, msg_id: str) -> None:
-        """The kernel is done with a request; if it is the one that failed, others may go soon."""
+        """Let requests go soon if the kernel is done with the one that failed or was interrupted.
+
+        The timer is what lets them go, so that they go even if this idle status never comes.
+        """
         if msg_id in (self._failed, self._interrupted):
             self._goes_on = lambda: False
             self._plan_after_failure(ABORT_SECONDS)
@@ -158,9 +172,11 @@ class Outbox:
         self._failed_plan = asyncio.get_running_loop().call_later(seconds, self._after_failure)
 
     def _after_failure(self) -> None:
+        # An interrupt's error may come long after it, when the code handles the signal late. So the
+        # end of the time does not release code while the interrupted execution goes on.
         interrupted, goes_on = self._interrupted, self._goes_on
         self._forget_failure()
-        if interrupted is not None and goes_on():
+        if interrupted is not None and goes_on():  # hold code back for another while
             self.on_interrupt(interrupted, goes_on)
         self.flush()
 
@@ -173,6 +189,9 @@ class Outbox:
 
 
 def _lane(message: ClientMessage) -> str:
-    """What a kernel takes in order: a channel; on shell the main shell, apart from subshells."""
+    """The lane of a request: requests of one lane leave in order.
+
+    A lane is a channel; of shell, the main shell and the subshells [JEP 91] are lanes of their own.
+    """
     is_for_subshell = message.channel == "shell" and message.header.subshell_id is not None
     return "subshells" if is_for_subshell else message.channel

@@ -1,4 +1,4 @@
-"""The server's own requests to one kernel, and what the answers tell of it."""
+"""The server's own requests to one kernel, and the facts that their answers tell."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .line import Line
 __all__ = ["OwnRequests"]
 
 BEHIND_SECONDS: Final = 30.0
-"""How long what a kernel has published may be on its way when its reply has come."""
+"""How many seconds the server waits for output that the kernel published before its reply."""
 
 SUBSHELL_SECONDS: Final = 5.0
-"""How long a kernel may take to tell which subshells it has."""
+"""How many seconds a kernel may take to answer which subshells it has."""
 
 
 class OwnRequests:
-    """The server's own requests to one kernel. Their answers are seen by nobody else.
+    """The server's own requests to one kernel. No client sees the answers.
 
-    ``answered`` tells whether the present process has answered a ``kernel_info_request``,
-    ``heard_iopub`` whether anything of it has come on iopub.
+    ``answered`` tells whether the present process has answered a ``kernel_info_request``, and
+    ``heard_iopub`` whether any message of that process has come on iopub.
     """
 
     def __init__(self, line: Line) -> None:
@@ -34,39 +34,42 @@ class OwnRequests:
         self.kernel_info: bytes | None = None
         """The content of the kernel's last ``kernel_info_reply``."""
         self._line = line
-        self._asked: dict[str, asyncio.Future[bytes]] = {}  # by msg_id
+        # The answers that `ask` awaits, by the msg_id of the request.
+        self._asked: dict[str, asyncio.Future[bytes]] = {}
         self._reachable = asyncio.Event()
         self.tells_control = True
-        """Whether the kernel publishes statuses of questions on control, as far as is known."""
-        self._going_idle: dict[str, asyncio.Future[None]] = {}  # by a question on control
+        """Whether the kernel goes idle on iopub for requests on control: taken for true until a
+        request shows the contrary."""
+        # The idle statuses that `catch_up` awaits, by the msg_id of the request on control.
+        self._going_idle: dict[str, asyncio.Future[None]] = {}
 
     @property
     def session(self) -> str:
-        """The session of these requests."""
+        """The session in the headers of the server's own requests."""
         return self._line.session
 
     @property
     def can_ask(self) -> bool:
-        """Whether there is a process that is heard."""
+        """Whether the keeper hears a process that can be asked."""
         return self._line.connected
 
     def on_launch(self) -> None:
-        """There is a new process, of which nothing is known yet."""
+        """Forget what is known of the process before: a new one has been launched."""
         self.answered = self.heard_iopub = False
         self._reachable.clear()
         self.tells_control = True
 
     def on_resume(self, *, was_up: bool) -> None:
-        """The log was gone through again; ``was_up`` if the process that is heard has come up.
+        """Begin after the log was read again; ``was_up`` if the present process has come up.
 
-        What was read there may be of a process before that.
+        Replies read in the log may be those of an earlier process, so they prove nothing.
         """
         self.answered = self.heard_iopub = was_up
         self._reachable.clear()
         self._look_reachable()
 
     def send(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
-        """Send a request: its msg_id; empty if there is no process that is heard."""
+        """Send a request. Returns its msg_id; empty if there is no process, or no room for it."""
         header, parts = make_parts(msg_type, content, self.session)
         if not self._line.connected:
             return ""
@@ -74,29 +77,32 @@ class OwnRequests:
         return header.msg_id if sent else ""
 
     def probe(self) -> None:
-        """Ask the kernel for its info, on control (answered while it is busy) and on shell."""
+        """Send a ``kernel_info_request`` on control, which a busy kernel answers, and on shell."""
         for channel in ("control", "shell"):
             self.send(channel, "kernel_info_request", {})
 
     def wake_main_shell(self) -> None:
-        """Send the main shell a request, so that it looks at its socket."""
+        """Send a request that makes a sleeping main shell look at its socket (`InterruptWatch`)."""
         self.send("shell", "kernel_info_request", {})
 
     def ask_on_control(self) -> str:
-        """Send a question on control: its msg_id; empty if it cannot be sent."""
+        """Send a request on control. Returns its msg_id; empty if it cannot be sent."""
         return self.send("control", "kernel_info_request", {})
 
     async def ask(
         self, msg_type: str, content: dict[str, Any], seconds: float, channel: str = "shell"
     ) -> bytes | None:
-        """The content of the answer to a request; None if none comes within so many seconds.
+        """Send a request and return the content of its reply; None if none comes in ``seconds``.
 
-        Clients see of the request only what code of the kernel prints meanwhile.
+        Clients see nothing of the request but output that a thread of the kernel prints meanwhile,
+        of which the kernel takes the request for the parent.
         """
         header, parts = make_parts(msg_type, content, self.session)
         if not self._line.connected:
             return None
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        # Before the request is sent; the reply is read in a later turn of the loop in any case. A
+        # reply that comes after the timeout finds no future, and is dropped.
         self._asked[header.msg_id] = answer
         try:
             self._line.send(ClientMessage(channel, header, parts), self.session)
@@ -108,13 +114,16 @@ class OwnRequests:
             del self._asked[header.msg_id]
 
     async def catch_up(self) -> None:
-        """Return when all has been read that the kernel has published by now.
+        """Return when all messages that the kernel has published by now have been read.
 
-        Or after `BEHIND_SECONDS`; a kernel that does not tell is not asked again.
+        A kernel publishes over one socket, in order: when it goes idle for a request sent now, all
+        that it published before has come. After `BEHIND_SECONDS` without that status this returns
+        too, and the kernel is taken for one that publishes no statuses for control.
         """
         msg_id = self.ask_on_control()
         if not msg_id:
             return
+        # After sending, and still before the status can be read: nothing is suspended in between.
         gone_idle = self._going_idle[msg_id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(BEHIND_SECONDS):
@@ -125,17 +134,17 @@ class OwnRequests:
             del self._going_idle[msg_id]
 
     def on_idle(self, msg_id: str) -> None:
-        """The kernel has gone idle for this request of the server's."""
+        """Wake `catch_up`, if the kernel has gone idle for its request."""
         gone_idle = self._going_idle.get(msg_id)
         if gone_idle is not None and not gone_idle.done():
             gone_idle.set_result(None)
 
     async def answers_on_shell(self, seconds: float) -> bool:
-        """Whether the main shell takes a question, and answers it within so many seconds."""
+        """Whether the main shell answers a request within ``seconds``."""
         return await self.ask("kernel_info_request", {}, seconds) is not None
 
     async def subshells(self) -> Collection[str] | None:
-        """The subshells that the kernel has; None if it does not tell."""
+        """The ids of the kernel's subshells [JEP 91]; None if it does not answer."""
         answer = await self.ask("list_subshell_request", {}, SUBSHELL_SECONDS, "control")
         try:
             return msgspec.json.decode(answer or b"{}", type=_SubshellList).subshell_id
@@ -144,20 +153,24 @@ class OwnRequests:
 
     @property
     def implementation(self) -> str:
-        """What the kernel calls itself in its ``kernel_info_reply``; empty if that is not known."""
+        """The name in the kernel's ``kernel_info_reply``; empty if that is not known."""
         try:
             return msgspec.json.decode(self.kernel_info or b"{}", type=_Info).implementation
         except (msgspec.MsgspecError, RecursionError):
             return ""
 
     async def reachable(self) -> None:
-        """Return when the kernel has answered a probe and was heard on iopub. Has no bound."""
+        """Return when the kernel has answered a probe and was heard on iopub. Has no timeout.
+
+        Both are needed: the sockets connect one by one, and output of code that runs before iopub
+        is connected would be lost.
+        """
         await self._reachable.wait()
 
     def on_reply(self, message: Message) -> None:
-        """The kernel has replied, to a request of anybody's."""
+        """Take note of a reply of the kernel, to a request of the server or of any client."""
         answer = self._asked.get(message.parent.msg_id) if self._asked else None
-        if answer is not None and not answer.done():
+        if answer is not None and not answer.done():  # its time may be over in this very turn
             answer.set_result(bytes(message.part(3)))
         if message.header.msg_type == "kernel_info_reply":
             self.kernel_info = bytes(message.part(3))
@@ -165,7 +178,7 @@ class OwnRequests:
             self._look_reachable()
 
     def on_iopub(self) -> None:
-        """The kernel was heard on iopub."""
+        """Take note that a message of the kernel has come on iopub."""
         if not self.heard_iopub:
             self.heard_iopub = True
             self._look_reachable()

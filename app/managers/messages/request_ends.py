@@ -1,7 +1,7 @@
-"""The requests of one kernel's clients, and the ends that they get where the kernel gives none.
+"""The requests of one kernel's clients, and the ends that the server gives them in its place.
 
-Every request ends: with the kernel's reply and idle status, or with those that the server says in
-the kernel's place.
+Every request ends: with the kernel's own reply and idle status or, where the kernel sends none,
+with messages that the server makes and puts into the log.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ _UNHEARD: Final = "The keeper of the kernel was killed, and nobody heard how it 
 class RequestEnds:
     """The requests of one kernel that have not ended, and the watch over them.
 
-    ``pending`` has them in the order in which they were sent.
+    ``pending`` holds them in the order in which they were sent.
+
+    No request is sent twice, and each one ends. The keeper logs a request's header before it sends
+    the request. So after a keeper is lost, a request that is not in the log was never sent, and is
+    given to the next keeper (`send_again`). A request that is in the log may have been sent, so it
+    is not sent again: it ends by the kernel's reply, or as lost (`end_lost`). If a part of the log
+    is lost, all requests that it may have held are doubtful, and are treated as sent.
     """
 
     def __init__(
@@ -58,12 +64,12 @@ class RequestEnds:
         self._own = own
         self._voice = voice
         self._outbox = outbox
-        # Requests that may have left although the log does not tell: that part of it is lost.
+        # Requests that may have been sent although the log does not tell: a part of it is lost.
         self._doubtful: weakref.WeakSet[Request] = weakref.WeakSet()
         self.was_unheard = False
-        """Whether no keeper has heard the kernel for a while."""
+        """Whether no keeper heard the kernel for a while, and `end_lost` has not run since."""
         self.has_loss = False
-        """Whether messages of the kernel are lost, and nobody has looked yet what that means."""
+        """Whether messages of the kernel were lost since `in_doubt` was called last."""
         self.overdue = Overdue(own.answers_on_shell, tracker.finish_unanswered)
         self.behind = Behind(own.catch_up, tracker.finish_unanswered)
         self.stragglers = Stragglers(own.ask_on_control, tracker.finish)
@@ -71,21 +77,21 @@ class RequestEnds:
         self.subshells = Subshells(own.subshells, self._end_in_subshell)
 
     def clear(self) -> None:
-        """The process is gone, or is another server's from now on: watch over nothing."""
+        """Watch over nothing: the process is gone, or is another server's from now on."""
         self.unanswered.clear()
         self.subshells.clear()
         self.overdue.clear()
         self.behind.clear()
 
-    # Of one request
+    # The end of one request
 
     def finish(
         self, request: Request, answer: dict[str, Any] | None = None, *, error: str | None = None
     ) -> Message | None:
-        """Answer a request that the kernel will never answer, and go idle for it.
+        """Say, in the kernel's place, the reply and the idle status that a request still lacks.
 
-        ``answer`` is the content of the reply, if anything tells it; ``error`` is why the execution
-        that was running failed. Returns the last of the messages, if there are any.
+        ``answer`` is the content of the reply, if it is known. ``error`` is why the execution that
+        was running failed. Returns the last message said, or None if there is none.
         """
         parent, owner = request.header, request.owner
         voice = self._voice
@@ -102,8 +108,8 @@ class RequestEnds:
         msg_type = reply_type(request.msg_type)
         content: dict[str, Any] | bytes | None = answer or {"status": "aborted"}
         if request.msg_type == "kernel_info_request":
-            # To JupyterLab any other answer than ok means that the kernel is of no use. What the
-            # kernel once said of itself still holds; if it never did, the idle status must do.
+            # JupyterLab takes any other status than ok for a kernel that is of no use. The kernel's
+            # last kernel_info_reply still holds; without one, the idle status alone must do.
             content = self._own.kernel_info
         if msg_type is not None and content is not None and not request.replied:
             said = voice.say(voice.make(request.channel, msg_type, content, parent), owner)
@@ -112,17 +118,18 @@ class RequestEnds:
         return said
 
     def refuse(self, message: ClientMessage, session: str, reason: str) -> None:
-        """End a request for which there is no process, and will be none."""
+        """End a request to a kernel that has no process, and will have none."""
         execution = self._tracker.on_request(message, session) if is_execution(message) else None
         self.finish(Request(message, session))
         if execution is not None:
             self._tracker.give_up(execution, reason, never_ran=True)
 
     def answer_for(self, execution: Execution) -> None:
-        """The kernel has gone idle without a reply; whoever asked would wait for it for ever.
+        """Reply to an execution for which the kernel has gone idle, and sent no reply.
 
-        That is how ipykernel takes an interrupt that hits it just before the code, or just behind
-        it. What it has published tells whether it failed; that it did not fail tells nothing.
+        Its client would wait for ever. ipykernel does that when an interrupt hits it just before
+        the code, or just behind it. An ``error`` on iopub proves that the execution failed; without
+        one it is not known how it ended.
         """
         answer = None
         found = reply_made_of_iopub(self._log, execution)
@@ -136,20 +143,23 @@ class RequestEnds:
             self.finish(request, answer)
 
     def on_silent(self, execution: Execution) -> None:
-        """The kernel has replied to an execution, and has neither gone idle nor said more since."""
+        """Find out whether the idle status of an execution is late, or will never come.
+
+        The kernel has replied to the execution, and has published nothing of it since.
+        """
         if self._own.can_ask and self._own.tells_control:
             self.behind.add(execution)
         else:
             self._tracker.finish_unanswered(execution)
 
     def _answer_in_its_place(self, request: Request) -> None:
-        """The kernel went idle for a request of another kind, and no reply has come behind that."""
+        """Reply to a request, no execution, for which the kernel went idle and sent no reply."""
         if request in self.pending and not request.replied:
             self.pending.discard(request)
             self.finish(request, _error("NoReply", "The kernel sent no reply to this request"))
 
     def _end_in_subshell(self, execution: Execution, subshell_id: str) -> None:
-        """An execution waits in a subshell that the kernel does not have: it will never begin."""
+        """End an execution that was sent to a subshell which the kernel does not have."""
         reason = f"The kernel has no subshell {subshell_id[:64]!r}"
         if execution.cancel_asked:  # that it is interrupted when it begins is no longer true
             execution.take_step("cancel", reason, self._log.next_seq)
@@ -161,22 +171,22 @@ class RequestEnds:
                 return
 
     def wait_for_stragglers(self, execution: Execution) -> None:
-        """An execution is complete but for output that may come late."""
+        """Finish an execution when output that may come behind its end has come, or soon."""
         quiet = execution.may_straggle or self._tracker.straggling > 0
         self.stragglers.wait_for(execution, quiet=quiet)
 
-    # Of all
+    # The ends of all requests
 
     def finish_all(self, reason: str | None = None) -> Message | None:
-        """The process is gone: end every request that it has not finished.
+        """End every request that the process, which is gone, has not finished.
 
-        ``reason`` is shown as the error of the execution that was running. Returns the last of the
-        messages, if there are any.
+        ``reason`` is shown as the error of the execution that was running. Returns the last message
+        said, or None if there is none.
         """
         said: Message | None = None
         for request in self.pending.take_all():
-            # Kernels work in order: the first execution that is not finished was running. That
-            # it had gone busy need not have been heard: a process that exits at once says nothing.
+            # Kernels work in order, so the first execution that is not finished was running. Its
+            # busy status need not have come: a process that exits at once publishes nothing.
             finished = request.idle or request.replied
             was_running = request.msg_type == "execute_request" and not finished
             said = self.finish(request, error=reason if was_running else None) or said
@@ -185,10 +195,10 @@ class RequestEnds:
         return said
 
     def recall(self) -> list[Request]:
-        """Know the requests again of the executions that the kernel has begun with.
+        """Make the requests of running executions pending again, for a server that takes over.
 
-        Such an execution is read from its busy status on, and its request lies before that, behind
-        whatever the kernel did first.
+        That server reads the log from the busy status of such an execution on. The request lies
+        further back, so it is not found by reading.
         """
         recalled = []
         for execution in self._tracker.under_way:
@@ -204,26 +214,31 @@ class RequestEnds:
         return recalled
 
     def send_again(self, line: Line) -> None:
-        """Send what is not in the log although it was sent: a keeper that is gone had it."""
+        """Send again the requests that went to a keeper which is gone, and are not in the log.
+
+        That keeper did not send them to the kernel: it would have logged them first. This is called
+        when the log has been read up to its end, and before any newer request is sent.
+        """
+        # Requests that wait in the outbox never went to that keeper; they leave after these.
         waiting = {id(message) for message in self._outbox.waiting}
         for request in [*self.pending]:
             message = request.message
             if request.logged or message is None or id(message) in waiting:
                 continue
-            if request in self._doubtful:  # the kernel may have it
+            if request in self._doubtful:  # its header may be in the part of the log that is lost
                 continue
             if not line.send(message, request.owner):
                 self._outbox.send(message, request.owner)
 
     def doubt(self) -> None:
-        """A part of the log is lost: whether the kernel has these requests is not known."""
+        """Mark all requests as doubtful: a part of the log is lost, and may have held them."""
         self._doubtful.update(self.in_doubt())
         self.has_loss = True
 
     def in_doubt(self) -> list[Request]:
-        """The requests that the kernel has, or has had, as far as is known, and has not answered.
+        """The requests that were, or may have been, sent to the kernel, and have no reply.
 
-        `has_loss` tells of losses from now on.
+        This clears `has_loss`: a loss while the caller asks the kernel shows there.
         """
         self.has_loss = False
         waiting = {id(message) for message in self._outbox.waiting}
@@ -234,13 +249,15 @@ class RequestEnds:
         ]
 
     def end_undelivered(self) -> None:
-        """End what the server before was killed with, on its way to the keeper.
+        """End executions whose requests never reached the keeper: the server before was killed.
 
-        Requests that waited there are sent again; of these only that they were asked for is known.
+        The log, which has been read to its end, has no header of them. They cannot be sent again:
+        the server before stored the parts of a request only as long as it waited there.
         """
         left = {(request.msg_id, request.owner) for request in self.pending}
         for execution in [*self._tracker.under_way]:
-            is_old = execution.place.cursor < self._log.first_seq  # it may have been in the log
+            # The log may have dropped its header since.
+            is_old = execution.place.cursor < self._log.first_seq
             if execution.has_begun or is_old or (execution.id, execution.session) in left:
                 continue
             self._tracker.give_up(execution, _UNDELIVERED, never_ran=True)
@@ -250,19 +267,20 @@ class RequestEnds:
                 self.finish(Request(request, execution.session))
 
     def end_lost(self, requests: Iterable[Request]) -> None:
-        """The kernel has nothing left of these requests: those without an end are lost.
+        """End as lost those of ``requests`` that have no reply: the kernel has none of them left.
 
-        After a keeper that was killed: the requests that it had just given to its sockets went with
-        it, and so did what the kernel said until another keeper heard it. Or where the log is
-        damaged.
+        There are two causes. A keeper was killed: the requests that its sockets held went with it,
+        and so did the messages of the kernel until another keeper heard it. Or a part of the log is
+        lost. The caller has asked the kernel since, and the kernel has answered: requests that it
+        got before that are done.
         """
         was_heard, self.was_unheard = not self.was_unheard, False
         for request in requests:
-            if request.replied or request not in self.pending:
+            if request.replied or request not in self.pending:  # its reply came meanwhile
                 continue
             execution = self._tracker.get(request.msg_id) if request.is_execution else None
             if execution is not None and was_heard and not execution.on_main_shell:
-                continue  # a subshell goes on beside what the kernel has answered
+                continue  # an execution in a subshell may go on while the main shell answers
             if execution is not None and not execution.ended:
                 ran = execution.running
                 why = _UNREAD if was_heard else _UNHEARD if ran else _UNSENT
@@ -277,5 +295,5 @@ def is_execution(message: ClientMessage) -> bool:
 
 
 def _error(ename: str, evalue: str) -> dict[str, Any]:
-    """The content of a reply that tells of an error."""
+    """The content of an error reply."""
     return {"status": "error", "ename": ename, "evalue": evalue, "traceback": []}

@@ -15,11 +15,11 @@ from ...protocol.messages import Message
 __all__ = ["hide_traceback"]
 
 _KEPT: Final = ("status", "execution_count", "payload", "user_expressions")
-"""What stays of a reply that reports an error: kernels add to it as they like."""
+"""The fields that are left in an error reply. Kernels add others, which may tell of the error."""
 
 
 def hide_traceback(message: Message, replacement: str) -> Message:
-    """``message``, without what it tells of an error; itself if it tells of none."""
+    """``message`` with ``replacement`` in place of every error; itself if it has no error."""
     error = {"ename": "ExecutionError", "evalue": "Execution error", "traceback": [replacement]}
     if message.msg_type == "error":
         content: bytes | None = json.dumps(error).encode()
@@ -35,12 +35,13 @@ def hide_traceback(message: Message, replacement: str) -> Message:
 
 
 def _without_errors(reply: Message, error: dict[str, Any]) -> bytes | None:
-    """The content of a reply with ``error`` in place of each; None if there is none in it.
+    """The content of a reply with ``error`` in place of each error; None if it has no error.
 
-    What cannot be looked into becomes an error too: its requester waits for something.
+    Content that is not JSON becomes an error too, as its client waits for a reply.
     """
     try:
-        # Not msgspec: Python kernels send NaN and lone surrogates, which have to go through.
+        # The json module rather than msgspec, which refuses the NaN and the lone surrogates that
+        # Python kernels send.
         content = json.loads(str(reply.part(3), "utf-8"))
         found = _replace_errors(content, error)
         return json.dumps(found).encode() if found is not None else None

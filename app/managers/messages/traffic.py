@@ -1,8 +1,10 @@
-"""The messages of one kernel: what clients send it, what it says, and what is said in its place.
+"""The messages of one kernel: clients' requests, the kernel's messages, and the server's own.
 
-Requests of every client leave over the kernel's one line. All that comes back is read from the log,
-where whoever hears the kernel has numbered it: conclusions are drawn here, once, before clients see
-it. When the process goes, every request that it has not finished is given an end here.
+The requests of every client leave over the kernel's one `Line`. The keeper numbers all that the
+kernel answers and publishes, and appends it to the log. `Traffic` reads the log once for everybody:
+it draws its conclusions (state, executions, ends of requests) from each message before any client
+sees that message. When the process ends, `Traffic` gives an end to every request that the kernel
+has not finished.
 """
 
 from __future__ import annotations
@@ -53,24 +55,27 @@ __all__ = ["Traffic"]
 logger = logging.getLogger(__name__)
 
 EXECUTIONS_KEPT: Final = 1000
-"""Executions that have ended, and are remembered, per kernel."""
+"""How many ended executions the server remembers per kernel."""
 
 MESSAGES_PER_TURN: Final = 64
 BYTES_PER_TURN: Final = 2**19
-"""What is read of a log in one turn of the event loop: no kernel starves the others."""
+"""How much of one log is read in one turn of the event loop, so that no kernel starves others."""
 
 HELD_SECONDS: Final = 2.0
-"""How long what is left of a log can be read when its kernel, and its files, are gone."""
+"""How long after a kernel was removed the rest of its log can be read: the files are held open."""
 
 REPLAYED: Final = 256
-"""Messages that are gone through again at least: what the kernel said of itself is in them."""
+"""How many of the log's newest messages a new server reads again, at the least.
+
+The kernel's last statuses and replies are in them, and so its state.
+"""
 
 
 _ENDS: Final = {
     Lifecycle.RESTARTING: "The kernel was restarted",
     Lifecycle.STOPPING: "The kernel was shut down",
 }
-"""Why executions end when nobody has given another reason."""
+"""Why executions end, by the lifecycle of the kernel, when no other reason was given."""
 
 
 class _Status(msgspec.Struct):
@@ -81,7 +86,11 @@ _status_decoder: Final = msgspec.json.Decoder(_Status)
 
 
 class Traffic:
-    """Routes between one kernel's sockets, its log and its clients."""
+    """Routes requests from clients to one kernel, and draws conclusions from that kernel's log.
+
+    Everything here runs in the event loop's thread. Between two ``await``s of a method neither a
+    bell, nor a request of a client, nor a timer can come in.
+    """
 
     def __init__(
         self,
@@ -95,15 +104,15 @@ class Traffic:
         hides = not settings.allow_tracebacks
         self.log = log = MessageLog(directory, kernel_id, self.shown if hides else None)
         self.last_activity = time.time()
-        # When the kernel was last at work for somebody, in monotonic seconds: culling counts from
-        # here. Unlike last_activity it stands still for what a background thread prints.
+        # When the kernel last worked on a client's request, in monotonic seconds: culling counts
+        # from here. Unlike last_activity, output of a background thread does not move it.
         self.active_since = time.monotonic()
         self._kernel_id = kernel_id
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._settings = settings
         self.counters = counters
         self._state = state
-        # The requests of this session are the server's own: clients do not see their answers.
+        # The server's own requests have this session: clients do not see the answers to them.
         session = f"kernelkeep-{uuid4().hex}"
         self._line = line = Line(hearer, kernel_id, session, log.epoch, self)
         self.voice = Voice(line, log, state)
@@ -121,31 +130,33 @@ class Traffic:
         self.clients = Attachments(log, self.tracker.prompts, state, settings)
         self.why_it_stops = ""
         """Why the process is stopped, if a reason was given."""
-        # By a client, with a shutdown request of its own:
+        # Whether a client has sent a shutdown_request, without or with ``restart``.
         self.shutdown_asked = self.restart_asked = False
         self._reading: asyncio.Handle | None = None
         self._replaying = False
         self._interrupts = InterruptWatch(self._main_shell_runs, self.own.wake_main_shell)
-        # Where the log was when the kernel was heard again: nothing is sent before that is read.
+        # The end of the log when a keeper began to hear the kernel again: no request is sent before
+        # the log has been read up to there. None while nothing stands in the way of requests.
         self._read_first: int | None = None
-        self._is_again = False  # what was said until then is not known
+        self._is_again = False  # whether no keeper heard the kernel for a while before that
+        # Requests for the next process, each with its session; None while they are for this one.
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self.begun = 0
-        """How often the kernel has begun with something that others than this server asked for."""
+        """How many requests of clients the kernel has begun with: its busy statuses, counted."""
         self._execution_began: float | None = None  # in monotonic seconds
         self._next_ignored_line = 0.0
         self._ignored_silently = 0
         self._dropped = 0
         self.on_loss: Callable[[], None] = lambda: None
-        """Called when another keeper hears the kernel: what was said meanwhile is not known."""
+        """Called when messages of the kernel are lost, or no keeper heard it for a while."""
 
     # Requests of clients
 
     def submit(self, message: ClientMessage, session: str) -> bool:
-        """Send a client's message to the kernel, now or when it is ready for it.
+        """Send a client's message to the kernel, at once or when the kernel is ready.
 
-        A dead kernel's requests end at once. Channels that clients cannot write to are ignored.
-        Returns whether the message was, or will be, done as it says.
+        A request to a dead kernel ends at once. Messages for channels that clients cannot write to
+        are ignored. Returns False if the message was ignored or refused.
         """
         channel = message.channel
         if channel not in CLIENT_CHANNELS:
@@ -166,6 +177,8 @@ class Traffic:
             self.ends.refuse(message, session, f"The kernel is {self._state.word}")
             return False
         if self._for_next is not None:
+            # The process is being replaced. The request must not reach the old one, which would
+            # end with it; `close` submits it again when all requests of the old one have ended.
             self._for_next.append((message, session))
             self._outbox.charge(message)
             if is_execution(message):
@@ -184,6 +197,8 @@ class Traffic:
         if message.header.msg_type == "interrupt_request" and channel == "control":
             self.before_interrupt()
             self.after_interrupt()
+        # The request is pending before it is sent. If the keeper dies with it, `send_again` finds
+        # it here; its reply is read from the log, in a later turn of the loop.
         self.ends.pending.add(message, session).message = message
         execution = self.tracker.on_request(message, session) if is_execution(message) else None
         if execution is not None and self._line.connected:
@@ -195,7 +210,11 @@ class Traffic:
         return True
 
     def _close_prompt(self, answer: ClientMessage, session: str) -> bool:
-        """Whether this ``input_reply`` answers an open prompt, which then is open no more."""
+        """Whether this ``input_reply`` answers an open prompt. If so, the prompt is closed.
+
+        The first of two answers to one prompt closes it, so the second is not sent: the kernel
+        would take it for the answer to its next ``input()``.
+        """
         try:
             parent = decode_header(answer.parts[1], "parent_header")
         except MalformedMessage as error:
@@ -209,7 +228,7 @@ class Traffic:
         return True
 
     def _submit_late(self, message: ClientMessage, session: str) -> None:
-        """Submit what has waited for another process, unless it was cancelled meanwhile."""
+        """Submit a request that has waited for another process, unless it was cancelled."""
         execution = self.tracker.get(message.header.msg_id) if is_execution(message) else None
         if execution is not None and execution.ended and execution.session == session:
             self.ends.finish(Request(message, session))
@@ -217,7 +236,9 @@ class Traffic:
         self.submit(message, session)
 
     def _hand_over(self, message: ClientMessage, owner: str) -> bool:
-        """Give a request to the kernel's line; False if that does not take it now."""
+        """Give a request to the kernel's line; False if the line does not take it now."""
+        # After a change of keepers, older requests that the log lacks are sent again first: a newer
+        # one must not overtake them. `_go_on` flushes the outbox then.
         if self._read_first is not None or not self._line.send(message, owner):
             return False
         tally = self.counters.to_kernels[message.channel]
@@ -234,29 +255,35 @@ class Traffic:
 
     @property
     def has_room(self) -> bool:
-        """Whether clients may send more at once."""
+        """Whether clients may send more requests at once."""
         return self._outbox.has_room
 
     async def room(self) -> None:
-        """Return when clients may send more: the requests that wait are below their bound.
+        """Return when the bytes of waiting requests are below their bound.
 
-        Has no bound of its own: it ends when the kernel takes its requests, or ends.
+        This has no timeout: it returns when the kernel takes requests, or when its process ends.
         """
         await self._outbox.room()
 
     # The process
 
     async def open_log(self) -> None:
-        """Have the kernel's log, before it has a process. Raises what `Line.hear` does."""
+        """Have the keeper open the kernel's log, before there is a process.
+
+        Raises what `Line.hear` does.
+        """
         await self._line.hear(self.log.directory, None)
 
     async def connect(self, info: ConnectionInfo) -> None:
-        """A process has been launched: hear it. Raises what `Line.hear` does."""
+        """Have the keeper open sockets to a process just launched. Raises what `Line.hear` does."""
+        # Messages of the process may be read before this returns, and `on_launch` then forgets the
+        # state that they report. They can only be of the process's own start: no request is sent to
+        # it before `on_launch`, so it has gone neither busy nor idle for one.
         await self._line.hear(self.log.directory, info, anew=True)
         self.on_launch()
 
     def on_launch(self) -> None:
-        """There is a new process, which is heard."""
+        """Forget the state of the process before: there is a new one, and the keeper hears it."""
         self._line.connected = True
         self._state.on_launch()
         self._execution_began = None
@@ -264,34 +291,40 @@ class Traffic:
         self.shutdown_asked = self.restart_asked = False
 
     def before_interrupt(self) -> None:
-        """The kernel is about to be interrupted, by whatever means."""
+        """Hold back new code until the interrupted execution is over (see `Outbox.on_interrupt`).
+
+        It must be called before the interrupt is sent: the error that follows can be in the log
+        before the sender of the interrupt goes on.
+        """
         execution = self.tracker.at_main_shell
         if execution is not None and not self._outbox.has(execution.id):
             self._outbox.on_interrupt(execution.id, partial(self._goes_on, execution))
             self.tracker.on_interrupt(execution)
 
     def _goes_on(self, execution: Execution) -> bool:
-        # One that the kernel has forgotten never ends: it is not busy then.
+        # An execution that the kernel has forgotten never ends; but then the kernel is not busy.
         return self._state.busy and not execution.ended
 
     def after_interrupt(self) -> None:
-        """The interrupt is on its way."""
+        """Watch for the effect of an interrupt that was just sent (see `InterruptWatch`)."""
         self._interrupts.on_interrupt()
 
     def _main_shell_runs(self) -> int | None:
         return self.tracker.begun if self._state.execution_state == "busy" else None
 
     async def stdin_connected(self) -> None:
-        """Return when input requests can arrive, or after a moment."""
+        """Return when the stdin socket is connected, or after `line.STDIN_SECONDS`."""
         await self._line.stdin_connected()
 
     def touch(self) -> None:
-        """Somebody has just come to use the kernel: its idle time begins."""
+        """Begin the kernel's idle time anew: a client has just come to use it."""
         self.last_activity = time.time()
         self.active_since = time.monotonic()
 
     def ready(self) -> None:
-        """The kernel takes requests: tell the clients, and send what has waited."""
+        """Tell clients that the kernel takes requests, and send those that have waited."""
+        # Announced before requests are sent: the idle status comes before any busy status that
+        # follows from them.
         self._state.on_ready()
         self.voice.announce(self._state.execution_state)
         self._line.opened()
@@ -299,33 +332,37 @@ class Traffic:
         self.tracker.on_ready()
 
     def replace_process(self) -> None:
-        """This process is about to be stopped: what clients send from now on is for the next."""
-        if self._for_next is None:  # not if it is about to be stopped once more
+        """Hold clients' requests from now on for the next process: this one is to be stopped.
+
+        A request that comes between this call and the end of `close` waits, so it meets exactly
+        one process.
+        """
+        if self._for_next is None:  # a second call must not lose the requests that wait already
             self._for_next = []
         self.clients.note_replaced(True)
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
 
     @property
     def connected(self) -> bool:
-        """Whether there is a process that is heard."""
+        """Whether the keeper hears a process of this kernel."""
         return self._line.connected
 
     @property
     def between_processes(self) -> bool:
-        """Whether what is submitted now is for a process that is yet to come."""
+        """Whether requests submitted now are for a process that is yet to come."""
         return not self._line.connected or self._for_next is not None
 
     @property
     def is_replaced(self) -> bool:
-        """Whether what is submitted now is for a process after the one that is, or was, there."""
+        """Whether requests submitted now wait for the process after the present, or last, one."""
         return self._for_next is not None
 
     def expect_process(self) -> None:
-        """There is no process, and there will be one: what is submitted is for that."""
+        """Hold clients' requests for a process that will be launched: there is none now."""
         self._for_next = []
 
     def keep_process(self) -> None:
-        """This process could not be stopped: what was for the next one is for this one."""
+        """Send the requests held for the next process to this one: it could not be stopped."""
         self.clients.note_replaced(False)
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
@@ -334,23 +371,28 @@ class Traffic:
         self.tracker.on_ready()
 
     async def settle(self) -> None:
-        """Take the last messages of a process that has ended. Bounded."""
+        """Read the last messages of a process that has ended. Bounded by `line.SETTLE_SECONDS`."""
         await self._line.settle()
         await self._read_all()
 
     async def disconnect(self) -> None:
-        """This process is heard no more; requests that wait wait for its next process. Bounded."""
+        """Have the keeper close its sockets to the process, and read the log to its end. Bounded.
+
+        Requests that have not been sent stay where they wait.
+        """
         if self._line.connected:
             self._line.connected = False
             await self._line.disconnect()
             await self._read_all()
 
     async def close(self, reason: str | None = None) -> None:
-        """The process is gone: every request that it has not finished ends here.
+        """End every request that the process, which is gone, has not finished.
 
         ``reason`` is shown as the error of the execution that was running. Bounded by
-        `SAY_SECONDS`. What clients send meanwhile waits for what follows.
+        `SAY_SECONDS`, beside the bound of `disconnect`.
         """
+        # A client can send requests at each await below. They wait in _for_next, so that ending
+        # the requests of this process ends none of them; the last lines submit them.
         if self._for_next is None:
             self._for_next, is_last = [], True
         else:
@@ -366,29 +408,37 @@ class Traffic:
         await self.voice.wait_until_said(self.ends.finish_all(reason))
         self.tracker.close(why, was_ready=was_ready)
         self.ends.stragglers.clear()
+        # None before the loop: `submit` would append to the list again.
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
             self._submit_late(message, session)
 
     async def remove_log(self) -> None:
-        """The kernel is gone: its log goes when that it is dead can be read there. Bounded."""
+        """Announce that the kernel is dead, and then have its log removed. Bounded.
+
+        The announcement is awaited before the removal, and the log's files are held open for
+        `HELD_SECONDS`: a reader that is a little behind can still read that the kernel is dead.
+        """
         await self.voice.wait_until_said(self.voice.announce("dead"))
         self.log.close()
         self.log.hold()
         self._line.drop()
-        weak = weakref.WeakMethod(self.clients.let_go_of_log)  # what is gone has closed its files
+        # Weak: the timer must not keep a removed kernel's objects in memory. If they are gone when
+        # it fires, their files are closed already.
+        weak = weakref.WeakMethod(self.clients.let_go_of_log)
         asyncio.get_running_loop().call_later(HELD_SECONDS, lambda: (weak() or _nothing)())
 
     def refuse_waiting(self) -> None:
-        """The kernel is dead: what was asked of it meanwhile ends."""
+        """End the requests that came while the kernel died: no process will follow."""
         self._outbox.close()
         self.ends.finish_all()
         self.tracker.close(f"The kernel is {self._state.word}", was_ready=False)
 
     def _answer_kernel_info(self, message: ClientMessage, owner: str, info: bytes) -> None:
-        """Answer from the cached reply: the kernel is busy and would answer when it is done.
+        """Answer a ``kernel_info_request`` from the cached reply, as the kernel itself is busy.
 
-        A client waits for busy, the reply, and idle; then it must know the true state again.
+        Clients wait for the busy status, the reply and the idle status of this request. The last
+        of them would leave the client with a wrong state, so a status with the true one follows.
         """
         voice, parent = self.voice, bytes(message.parts[0])
         for channel, msg_type, content in (
@@ -399,12 +449,16 @@ class Traffic:
             voice.say(voice.make(channel, msg_type, content, parent), owner)
         voice.say(voice.greeting(), owner)
 
-    # What is in the log (app.managers.messages.line.LineOwner)
+    # Reading the log (the methods of app.managers.messages.line.LineOwner)
 
     def on_heard(self, heard: Heard) -> None:
-        """The kernel is heard: for the first time, after another server, or by another keeper."""
+        """Begin with a log: a keeper hears the kernel, perhaps not the one that heard it before."""
         self.log.begin_at(heard.epoch, heard.bell)
-        if self.voice.has_log:  # what has come into the log meanwhile tells what was said and sent
+        if self.voice.has_log:
+            # This is another keeper, or the same one over another link, or for another process.
+            # Requests and messages that left here before are in the log, or are lost with the link:
+            # only the log tells. So nothing is sent or said until the log has been read up to its
+            # present end, and nothing is done twice.
             self._read_first, self._is_again = heard.end[0], heard.again
             self.voice.hold()
         else:
@@ -413,7 +467,7 @@ class Traffic:
             self._read_on()
 
     def _go_on(self) -> None:
-        """Say and send what is not in the log: who wrote it before had not come to that."""
+        """Say and send again what is not in the log: the keeper before had not written it."""
         self._read_first = None
         self.voice.go_on()
         if self._line.connected:
@@ -424,23 +478,32 @@ class Traffic:
         self._outbox.flush()
 
     def on_bell(self, bell: Bell) -> None:
-        """The log has grown."""
+        """Read on: the log has grown up to the place that the bell tells.
+
+        The keeper writes records before it rings, so all that lies before that place can be read.
+        """
         before = self.log.next_seq
         self.log.advance(bell)
-        if self.log.next_seq > before:  # it has dropped what was not read
+        if self.log.next_seq > before:  # the log has dropped messages that were not read here
             self._on_loss()
+        # If a turn of reading is planned already, that turn sees the new end too.
         if self._reading is None and not self._replaying:
             self._read_on()
 
     def _read_on(self) -> None:
-        """Draw the conclusions of what is new in the log, and show it to clients."""
+        """Draw conclusions from the next messages of the log, then let readers see them.
+
+        This reads a bounded number, and plans another turn for the rest.
+        """
         self._reading = None
         log = self.log
         found = log.next_unseen(MESSAGES_PER_TURN, BYTES_PER_TURN)
         if isinstance(found, Gap):
             end = log.end
             log.show(Position(end.cursor + found.messages, end.offset + found.bytes))
-            # Numbers without bytes nobody has written: no request has left meanwhile.
+            # A gap without bytes is one that a keeper left for a time in which none heard the
+            # kernel (`Hearing.connect_again`): no request has left in that time, so none is in
+            # doubt. Any other gap may have held replies, or the headers of requests.
             if found.bytes or log.is_cut_off:
                 self._on_loss()
         elif found:
@@ -453,8 +516,8 @@ class Traffic:
             self._reading = asyncio.get_running_loop().call_soon(self._read_on)
 
     def _on_loss(self) -> None:
-        """A part of what the kernel has said is lost: nobody is to wait for it."""
-        if self.log.is_cut_off:  # what comes next would be lost as well
+        """Note that messages of the kernel are lost, so that no request waits for one of them."""
+        if self.log.is_cut_off:  # messages written to that file from now on would be lost as well
             self.log.is_cut_off = False
             self._line.renew()
         self.ends.doubt()
@@ -462,10 +525,12 @@ class Traffic:
             self.on_loss()
 
     def _take_all(self, entries: list[Entry]) -> None:
-        """Draw the conclusions of entries, before readers see the last of them.
+        """Draw conclusions from entries that follow each other, before any reader sees them.
 
-        From a piece of a stream that follows another of the same execution nothing is to be
-        concluded, and most messages are such.
+        `MessageLog.step` moves the end that readers see, as the tracker needs it; but readers
+        are woken by the caller, and none of them runs before this returns. Most entries are a
+        ``stream`` that follows another ``stream`` of the same execution. Such an entry changes
+        nothing, so it is only counted.
         """
         log, tally, before = self.log, self.counters.from_kernels["iopub"], b""
         for entry in entries:
@@ -479,7 +544,7 @@ class Traffic:
             before = parent if parent and self._is_of_execution(entry.message) else b""
 
     def _more_of(self, entry: Entry) -> bytes:
-        """The parent header of a stream that is for everybody; empty for anything else."""
+        """The raw parent header of a ``stream`` for all clients; empty for any other entry."""
         message = entry.message
         is_output = entry.published and entry.owner is None and message.channel == "iopub"
         if not is_output or self._replaying:
@@ -496,7 +561,9 @@ class Traffic:
             return False
 
     async def _read_all(self) -> None:
-        """Return when all that was told of is read."""
+        """Return when the log is read up to the last bell."""
+        # A bell that comes during the sleep finds a turn planned, or plans one: the loop goes on
+        # until a turn has found nothing more.
         while self._reading is not None:
             self._reading.cancel()
             self._read_on()
@@ -505,7 +572,7 @@ class Traffic:
     def _take(self, entry: Entry) -> None:
         try:
             self.on_entry(entry)
-        except MalformedMessage as error:  # nobody who writes a log as he should has written that
+        except MalformedMessage as error:  # the keeper verifies messages: the file is damaged
             self.on_malformed(self._dropped + 1, entry.message.channel, str(error))
         except Exception:
             self._logger.exception(
@@ -513,7 +580,7 @@ class Traffic:
             )
 
     def on_entry(self, entry: Entry) -> None:
-        """Draw the conclusions of one number of the log."""
+        """Draw conclusions from one entry of the log."""
         message, channel = entry.message, entry.message.channel
         if entry.is_request:
             self._on_request(message, entry.owner or "")
@@ -532,10 +599,11 @@ class Traffic:
             self._on_reply(message, entry.owner or "")
 
     def _on_request(self, message: Message, owner: str) -> None:
-        """This request has left for the kernel."""
+        """Note that a request has left for the kernel: the keeper logs its header before that."""
         header = message.header
         known = self.ends.pending.find_unlogged(header, owner)
         if known is not None:
+            # The log has it, so no later keeper is to be given it again: its parts can go.
             known.logged, known.message = True, None
         request = ClientMessage(message.channel, header, [bytes(message.part(0))])
         if known is not None:
@@ -543,7 +611,7 @@ class Traffic:
             if waiting is not None:
                 self.tracker.on_handed(waiting)
             return
-        # Another server has sent it.
+        # Nothing is known of it here: the server before this one has sent it.
         self.ends.pending.add(request, owner).logged = True
         if is_execution(request):
             execution = self.tracker.get(header.msg_id)
@@ -562,7 +630,8 @@ class Traffic:
         if message.msg_type == "execute_reply":
             self.tracker.on_reply(message)
         elif message.msg_type == "input_request":
-            # Who has it already, and comes back over a new connection, need not see it twice.
+            # An attached client reads the prompt from the log. When its connection breaks and it
+            # comes back, it is not shown the prompt a second time.
             is_shown = self._replaying or owner in self.clients
             self.tracker.on_input_request(message, owner, is_shown=is_shown)
 
@@ -571,13 +640,17 @@ class Traffic:
             self.ends.overdue.add(execution)
 
     def shown(self, message: Message) -> Message:
-        """A message as clients see it where tracebacks are not allowed."""
+        """The message that clients see in place of ``message`` if tracebacks are not allowed."""
         return hide_traceback(message, self._settings.traceback_replacement_message)
 
-    # Before and after another process of the server
+    # Handing over to the next server, and taking over from the one before
 
     def leave(self) -> None:
-        """Let go of the process, which runs on. What comes for it now does not reach it."""
+        """Let go of the process, which runs on for the next server.
+
+        Requests that come from now on do not reach it, and the log is read no further here: the
+        next server draws those conclusions, from the place that this one has stored.
+        """
         self.clients.note_places()
         self.ends.stragglers.drop()
         self.tracker.leave()
@@ -588,37 +661,42 @@ class Traffic:
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
-        self._replaying = True  # the next server reads on
+        self._replaying = True  # bells that still come do not start a turn of reading
 
     def put_back(self, executions: Iterable[Execution]) -> None:
-        """Know the executions that another process of the server knew, in order."""
+        """Take over the executions that the server before this one has stored, in order."""
         for execution in executions:
             if execution.held and not (execution.ended or execution.running):
-                execution.sent = False  # unless the log says otherwise
+                # That server may have been killed between storing the execution and sending its
+                # request, or right after. If its request is found in the log, it was sent.
+                execution.sent = False
             self.tracker.put_back(execution)
 
     async def meet(self, info: ConnectionInfo | None, known: Position) -> Heard:
-        """Have the log that another process of the server has left; `resume` comes next.
+        """Have the keeper hear a kernel of the server before this one; `resume` comes next.
 
-        ``info`` tells how to hear the process, if there is one; ``known`` how far some client of
-        that server's has come. Raises what `Line.hear` does, and nothing has changed then.
+        ``info`` is the connection information of the process, if there is one. ``known`` is the
+        furthest place that a client has come to: the log must not give those numbers again. Raises
+        what `Line.hear` does; nothing has changed then.
         """
         self._line.known = known
         self._replaying = True
         try:
             return await self._line.hear(self.log.directory, info)
-        except BaseException:
+        except BaseException:  # a cancellation too: bells are read again as before
             self._replaying = False
             raise
 
     async def resume(self, heard: Heard) -> None:
-        """Go on for another process of the server, of which all is put back that it knew.
+        """Read the end of the log again, and go on from there for the server before this one.
 
-        The end of the log is gone through again, from where the oldest of the executions was sent
-        that have not ended.
+        `put_back` comes before this. Reading begins where the oldest unfinished execution was sent,
+        and `REPLAYED` messages before the end at the latest. Bells that come during the awaits
+        below only move the log's end (``_replaying``), and the loop reads up to it.
         """
         log = self.log
-        # The requests of those that have begun may lie further back.
+        # The place of an execution that has begun is its busy status: its request lies before that
+        # in the log, and may not be read again.
         begun = self.ends.recall()
         try:
             places = [one.place.cursor for one in self.tracker if not one.ended]
@@ -632,6 +710,8 @@ class Traffic:
                 await asyncio.sleep(0)
         finally:
             self._replaying = False
+        # Only now: if such a request was read again after all, `_on_request` found it here as one
+        # that is not logged yet, and did not add it a second time.
         for request in begun:
             request.logged = True
         self._line.connected = heard.connected
@@ -654,8 +734,8 @@ class Traffic:
                     self.own.on_idle(parent.msg_id)
                     self.ends.stragglers.on_idle(parent.msg_id)
                 return
-        if entry.owner is not None or not entry.published:  # chatter, or what a server has said
-            return
+        if entry.owner is not None or not entry.published:
+            return  # output of a new process's own start, or a message of the server's
         if not self._replaying:
             if state.is_activity(msg_type, parent):
                 self.last_activity = time.time()
@@ -677,7 +757,7 @@ class Traffic:
             self._outbox.on_error(parent.msg_id)
 
     def _on_status(self, message: Message, *, by_kernel: bool) -> str:
-        """Take note of a status; the state that it reports."""
+        """Take note of a status; returns the ``execution_state`` that it reports."""
         try:
             reported = _status_decoder.decode(message.part(3)).execution_state
         except (msgspec.MsgspecError, RecursionError) as error:
@@ -686,7 +766,7 @@ class Traffic:
         parent = message.parent
         was_at_work = self._state.at_work
         request = self.ends.pending.find(parent)
-        ours = parent.session == self.own.session  # our probes are nobody's work, tracked or not
+        ours = parent.session == self.own.session  # a probe of the server's is not a client's work
         self.begun += reported == "busy" and not ours
         if by_kernel and not ours and (request is None or request.channel != "control"):
             self._state.on_status(reported, parent)
@@ -697,13 +777,16 @@ class Traffic:
         if reported == "idle":
             self._outbox.on_idle(parent.msg_id)
             request = self.ends.pending.on_idle(parent)
-            # The tracker looks after executions, which some kernels reply to late.
+            # The tracker watches over executions, for which some kernels send the reply late.
             if request is not None and not request.replied and not request.is_execution:
                 self.ends.unanswered.add(request)
         return reported
 
     def _time_execution(self, reported: str) -> None:
-        """The main shell, which runs one request at a time, has gone busy or idle for one."""
+        """Measure an execution from a busy status to the next idle one.
+
+        The main shell runs one request at a time, so the two are of the same execution.
+        """
         now = time.monotonic()
         if reported == "busy":
             self._execution_began = now
@@ -712,7 +795,7 @@ class Traffic:
             self._execution_began = None
 
     def _tell_ignored(self, text: str, value: str) -> None:
-        """Log what was ignored, at most once a second: a client may send any number of it."""
+        """Log that a message was ignored, at most once a second, however many a client sends."""
         now = time.monotonic()
         if now < self._next_ignored_line:
             self._ignored_silently += 1
@@ -723,7 +806,10 @@ class Traffic:
         self._next_ignored_line = now + 1.0
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
-        """So many messages were dropped, the last for this reason; it is told ever more rarely."""
+        """Count malformed messages: ``count`` in all by now, the last dropped for ``reason``.
+
+        A line is logged only when the count is a power of two.
+        """
         self.counters.malformed += max(0, count - self._dropped)
         self._dropped = max(count, self._dropped)
         if count & (count - 1) == 0:
@@ -736,7 +822,7 @@ class Traffic:
             )
 
     def on_writable(self) -> None:
-        """Send what waits, as far as the line takes it."""
+        """Send the requests that wait, as far as the line takes them."""
         self._outbox.flush()
 
 
@@ -745,4 +831,4 @@ class _Shutdown(msgspec.Struct):
 
 
 def _nothing() -> None:
-    """There is nobody left to do it for."""
+    """Do nothing, in place of a method whose object is gone."""

@@ -1,4 +1,4 @@
-"""Messages that the server itself puts into a kernel's log, in the kernel's place."""
+"""The messages that the server puts into a kernel's log in the kernel's place."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ __all__ = ["Voice"]
 logger = logging.getLogger(__name__)
 
 MAX_UNSAID: Final = 4096
-"""Messages that wait to be in the log."""
+"""How many messages of the server may wait to be in the log."""
 
 SAY_SECONDS: Final = 2.0
-"""How long a message of the server's may take to be in the log."""
+"""How many seconds `Voice.wait_until_said` waits for a message to be in the log."""
 
 
 class Voice:
-    """The server's own messages about one kernel, as if the kernel had sent them.
+    """The server's messages about one kernel, which look as if the kernel had sent them.
 
-    ``session`` is that of the kernel's own messages, which these carry too (see `make_message`).
+    ``session`` is the session of the kernel's own messages; the server's carry the same (see
+    `make_message`).
     """
 
     def __init__(self, line: Line, log: MessageLog, state: KernelState) -> None:
@@ -38,12 +39,12 @@ class Voice:
         self._log = log
         self._state = state
         self.has_log = False
-        """Whether there is, or was, a log."""
-        # What is not in the log yet: the message, its owner, and whether it is transient. Whoever
-        # writes the log may be gone, and is told again then.
+        """Whether the keeper has opened the log, ever."""
+        # Messages that were not read in the log yet, each with its owner and whether it is
+        # transient. The keeper may be gone before it has written one; the next is given it again.
         self._unsaid: deque[tuple[Message, str | None, bool]] = deque(maxlen=MAX_UNSAID)
         self._is_held = False
-        self._awaited: dict[str, asyncio.Future[None]] = {}  # by msg_id, until it is in the log
+        self._awaited: dict[str, asyncio.Future[None]] = {}  # by msg_id, in `wait_until_said`
 
     def make(
         self,
@@ -52,16 +53,16 @@ class Voice:
         content: dict[str, Any] | bytes,
         parent: bytes = b"{}",
     ) -> Message:
-        """A message with this content that answers the request with the header ``parent``."""
+        """A message with this content; ``parent`` is the raw header of the request it answers."""
         return make_message(channel, msg_type, content, session=self.session, parent=parent)
 
     def say(
         self, message: Message, owner: str | None = None, *, transient: bool = False
     ) -> Message:
-        """Have a message appended to the log; it is returned.
+        """Have the keeper append a message to the log; returns the message.
 
-        ``owner`` is the one session that is to see the message, ``transient`` means that clients
-        which come later are not shown it.
+        ``owner`` is the one session that is to see the message; None is every session. Clients that
+        come later are not shown a ``transient`` message.
         """
         if len(self._unsaid) == MAX_UNSAID:
             logger.warning(
@@ -69,24 +70,24 @@ class Voice:
                 self._line.kernel_id,
                 extra={"kernel_id": self._line.kernel_id},
             )
-            self._unsaid.clear()  # and with one line for all of that
+            self._unsaid.clear()  # all of them, so that there is one warning for many messages
         self._unsaid.append((message, owner, transient))
         if self.has_log and not self._is_held:
             self._line.say(message, owner, transient=transient)
         return message
 
     def announce(self, execution_state: str) -> Message:
-        """Tell every client a state of the kernel, as a status without a parent.
+        """Tell every attached client a state of the kernel, as a status without a parent.
 
-        Clients that come later are not told: they are greeted with the state of then.
+        Clients that come later are not shown it: their greeting tells the state at that time.
         """
         status = self.make("iopub", "status", {"execution_state": execution_state})
         return self.say(status, transient=True)
 
     def greeting(self) -> Message:
-        """A status that tells a new connection the present state, before anything else.
+        """The status that is the first message on a new connection: the kernel's present state.
 
-        Its metadata tells which numbers the log has.
+        Its metadata has the log's epoch, its oldest number and the next one.
         """
         log = self._log
         numbers = {"epoch": log.epoch, "first": log.first_seq, "next": log.next_seq}
@@ -99,19 +100,28 @@ class Voice:
         )
 
     def hold(self) -> None:
-        """Say nothing before `go_on`: the log may have what was said before already."""
+        """Say nothing before `go_on`.
+
+        Another keeper goes on with the log. It may hold messages that were given to the keeper
+        before; reading it takes them out of the unsaid ones (`on_said`), so that `go_on` gives the
+        next keeper only those that it lacks.
+        """
         self._is_held = True
 
     def go_on(self) -> None:
-        """There is a log, which is read: append the messages that are not in it."""
+        """Have the messages appended that are not in the log, which has been read to its end."""
+        # A keeper may be lost in the middle of this. The messages stay here until they are read in
+        # the log, so the next `go_on` gives those that are missing to the next keeper.
         self.has_log, self._is_held = True, False
         for message, owner, transient in self._unsaid:
             self._line.say(message, owner, transient=transient)
 
     async def wait_until_said(self, message: Message | None) -> None:
-        """Return when this message is in the log, or after `SAY_SECONDS`."""
+        """Return when this message was read in the log, or after `SAY_SECONDS` with a warning."""
         if message is None or not self.has_log:
             return
+        # No caller suspends between saying a message and this, so the message cannot have been read
+        # before it is awaited.
         msg_id = message.header.msg_id
         said = self._awaited[msg_id] = asyncio.get_running_loop().create_future()
         try:
@@ -127,10 +137,11 @@ class Voice:
             del self._awaited[msg_id]
 
     def on_said(self, message: Message) -> None:
-        """This message of the server's was read in the log."""
+        """Take note that a message of the server was read in the log."""
         msg_id = message.header.msg_id
         if any(one.header.msg_id == msg_id for one, _, _ in self._unsaid):
-            # What was said before it, and is not in the log, found no room there: it is a gap.
+            # The keeper appends in order. A message said before this one that is not in the log
+            # found no room there: its number is a gap, and it is not said again.
             while self._unsaid.popleft()[0].header.msg_id != msg_id:
                 pass
         said = self._awaited.get(msg_id) if self._awaited else None

@@ -1,8 +1,8 @@
 """The environment of a kernel's process: chosen by name, never simply inherited.
 
-The server's own environment reaches a kernel by an allow-list only, so that no secret of the server
-(its token, cloud credentials) does. What a client asks for is added to that; the kernelspec's own
-entries come last and are applied by the provisioner.
+Only the variables on an allow-list pass from the server to a kernel, so that no secret of the
+server (its token, cloud credentials) does. The variables that a client asks for are added to them;
+the kernelspec's own come last, and the provisioner applies those.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ __all__ = ["QUIET", "is_code", "kernel_environment", "needs_execute", "without_p
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*", re.ASCII)
 
 QUIET: Final = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-"""What kernels get before all else. debugpy, which ipykernel imports, warns at each start that the
-interpreter's frozen modules have no files to set breakpoints in; this stops that and nothing else.
+"""Variables that every kernel gets; all others override them. debugpy, which ipykernel imports,
+warns at each start that breakpoints in the interpreter's frozen modules may be missed. This
+variable stops that warning and nothing else.
 """
 
 OWN_PREFIX: Final = "KERNELKEEP_"
-"""Of the server's own options, the token among them; upper and lower case make no difference."""
+"""The prefix of variables that hold the server's own options, such as its token, in any case."""
 
 MAX_ENTRY_BYTES: Final = 128 * 1024 - 16
 """Linux refuses to execute a program with a longer entry (MAX_ARG_STRLEN)."""
 
 MAX_TOTAL_BYTES: Final = 512 * 1024
-"""Names and values of one request together; a program's arguments share the same space."""
+"""Bytes of all names and values of one request; a program's arguments share the same space."""
 
 
 _CODE: Final = (
-    # What the loader of programs obeys, and the C library.
+    # Variables that the loader of programs and the C library obey.
     *("LD_*", "DYLD_*", "GLIBC_*", "GCONV_PATH", "LOCPATH", "MALLOC_*", "NLSPATH", "LIBPATH"),
-    # Where programs are looked for, and which are run without being asked for.
+    # Where programs are looked for, and which programs are run without being asked for.
     *("PATH", "PATHEXT", "COMSPEC", "SHELL", "EDITOR", "VISUAL", "PAGER", "*_PAGER", "BROWSER"),
     *("BASH_ENV", "BASH_FUNC_*", "BASHOPTS", "SHELLOPTS", "ENV", "IFS", "PS4", "PROMPT_COMMAND"),
     *("ZDOTDIR", "GIT_*", "SSH_ASKPASS", "LESSOPEN", "LESSCLOSE", "MAKEFLAGS", "CC", "CXX"),
@@ -45,7 +46,7 @@ _CODE: Final = (
     *("R_*", "JULIA_*", "NODE_*", "NPM_*", "PERL*", "RUBY*", "GEM_*", "BUNDLE_*", "LUA_*"),
     *("JAVA_*", "_JAVA_OPTIONS", "JDK_*", "CLASSPATH", "JVM_*", "SCALA_*", "SPARK_*", "DOTNET_*"),
     *("COMPLUS_*", "CORECLR_*", "PHP*", "GO*", "RUST*", "DENO_*", "XEUS_*", "OCAML*", "TCL*"),
-    # Where files that hold settings, and so commands, are looked for.
+    # Where settings are looked for: files of settings can hold commands.
     *("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "XDG_*", "TMPDIR", "TEMP", "TMP"),
     *("OPENSSL_*", "CUDA_*", "OMP_TOOL*", "QT_*", "GTK_*", "GIO_*", "GST_*"),
 )
@@ -53,15 +54,16 @@ _CODE: Final = (
 
 
 def is_code(name: str) -> bool:
-    """Whether a variable of this name has code run in a process that has it."""
-    upper = name.upper()  # Windows knows no difference, and some libraries look for both
+    """Whether a variable of this name can make a process run code of its author's choice."""
+    upper = name.upper()  # Windows ignores case, and some libraries look for either
     return any(fnmatchcase(upper, pattern) for pattern in _CODE)
 
 
 def needs_execute(names: Iterable[str], allowed: Iterable[str]) -> str | None:
-    """The first of the names that only somebody who may execute code may set; None if all may.
+    """The first of these names that only a caller with the right to execute code may set, or None.
 
-    ``allowed`` are patterns; none of them allows a variable that `is_code`.
+    ``allowed`` has patterns for the names that any caller may set. A variable that `is_code` needs
+    the right whatever the patterns say.
     """
     patterns = list(allowed)
     return next(
@@ -77,10 +79,10 @@ def needs_execute(names: Iterable[str], allowed: Iterable[str]) -> str | None:
 def kernel_environment(
     server: Mapping[str, str], allowed: Iterable[str], requested: Mapping[str, str]
 ) -> dict[str, str]:
-    """What of ``server`` matches a pattern of ``allowed``, then ``requested``.
+    """The variables of ``server`` that match a pattern of ``allowed``, overridden by ``requested``.
 
-    The server's own options are left out whatever is allowed. Raises `InvalidEnvironment` for a
-    name or value that no process can be given.
+    The server's own options are left out whatever the patterns are. Raises `InvalidEnvironment` for
+    a requested name or value that no process can be given.
     """
     _check(requested)
     patterns = list(allowed)
@@ -95,13 +97,13 @@ def kernel_environment(
 
 
 def without_password(url: str) -> str:
-    """The address of a proxy without the name and the password that it is used with.
+    """The URL of a proxy without the user name and password in it.
 
-    Clients may be given a proxy, but not what it knows the server by.
+    Kernels may use the server's proxy, but must not learn its credentials.
     """
     start = url.find("://") + 3 if "://" in url else 0
-    # Whatever stands before the last @, a slash in the password too: too much rather than too
-    # little.
+    # Everything up to the last @ is cut, even a slash, which a password may hold: cutting too much
+    # breaks a URL, cutting too little tells the password.
     at = url.rfind("@")
     return url if at < start else url[:start] + url[at + 1 :]
 

@@ -1,4 +1,4 @@
-"""Looking, before the old process is ended, whether a new one could be launched at all."""
+"""A check, before a restart ends the old process, whether a new one could be launched at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def check_launchable(
 ) -> None:
     """Raise `KernelStartFailed` for a launch on this host that is known to fail.
 
-    That it passes promises nothing: what is there now may be gone a moment later.
+    A launch that passes may fail all the same: a program or directory may go a moment later. The
+    check spares users the loss of a running kernel to a fault that was there all along.
     """
     problem = _problem(spec, cwd, env)
     if problem is None and not os.access(connection_dir, os.W_OK | os.X_OK):
@@ -43,7 +44,7 @@ def _problem(spec: KernelSpec, cwd: Path, env: Mapping[str, str]) -> str | None:
     if "{" in program or program in _OURS:
         return None
     path = Template(str(spec.env.get("PATH", "$PATH"))).safe_substitute(env)
-    # Both are looked up from the directory that the kernel starts in.
+    # A relative program and a relative entry of PATH are looked up in the kernel's directory.
     places = os.pathsep.join(str(cwd / place) for place in path.split(os.pathsep))
     where = str(cwd / program) if os.sep in program else program
     if shutil.which(where, path=places) is None:
@@ -53,4 +54,4 @@ def _problem(spec: KernelSpec, cwd: Path, env: Mapping[str, str]) -> str | None:
 
 _MAJOR, _MINOR = sys.version_info[:2]
 _OURS: Final = {"python", f"python{_MAJOR}", f"python{_MAJOR}.{_MINOR}"}
-"""Names of programs in whose place jupyter_client starts the server's own interpreter."""
+"""Program names for which jupyter_client starts the server's own interpreter instead."""

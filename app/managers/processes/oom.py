@@ -1,7 +1,7 @@
-"""Whether the operating system has ended processes for want of memory, where that can be known.
+"""Tells whether Linux has killed a process because memory ran out, if a control group counts that.
 
-A control group counts them [https://docs.kernel.org/admin-guide/cgroup-v2.html, memory.events;
-memory.oom_control of version 1]. Which process it was the count does not tell.
+The count is ``oom_kill`` in ``memory.events`` [https://docs.kernel.org/admin-guide/cgroup-v2.html],
+or in ``memory.oom_control`` of version 1. It does not tell which process was killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ __all__ = ["OOMWatch", "parse_count"]
 
 
 class OOMWatch:
-    """Of a process's control group, from now on; ``root`` is where the system has its files."""
+    """Watches the control group of a process from now on; ``root`` has ``/proc`` and ``/sys``.
+
+    Without a ``pid``, or where there is no count, nothing is ever seen.
+    """
 
     def __init__(self, pid: int | None, root: Path = Path("/")) -> None:
         self._file: Path | None = None
@@ -25,14 +28,14 @@ class OOMWatch:
 
     @property
     def struck(self) -> bool:
-        """Whether a process of the group was ended for want of memory meanwhile."""
+        """Whether a process of the group was killed for lack of memory since this was made."""
         if self._file is None:
             return False
         return (_count(self._file) or 0) > self._before
 
 
 def parse_count(text: str) -> int | None:
-    """How many processes were ended, from ``memory.events`` or ``memory.oom_control``."""
+    """The number of killed processes in the text of ``memory.events`` or ``memory.oom_control``."""
     for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == "oom_kill" and value.isdecimal():
@@ -63,6 +66,6 @@ def _candidates(pid: int, root: Path) -> list[Path]:
             where, name = mounted, "memory.events"
         else:
             continue
-        # In a container the group is often mounted as if it were the root of all.
+        # In a container the process's own group is often mounted as the root of all groups.
         found += [where / path.strip("/") / name, where / name]
     return found

@@ -1,4 +1,4 @@
-"""From the paths of the API to directories below the root."""
+"""Turns paths of the API into directories below the server's root, and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class ResolvedPath(msgspec.Struct):
-    """A path that exists, as its scope (``server`` or ``kernel``) writes it."""
+    """A path that exists, in the form that its scope (``server`` or ``kernel``) uses."""
 
     scope: str
     path: str
@@ -36,17 +36,17 @@ class UnresolvedScope(msgspec.Struct):
 
 
 class Resolution(msgspec.Struct):
-    """What one path is in the scopes that were asked, in the words of Jupyter's REST API."""
+    """The answer to a request to resolve one path, in the words of Jupyter's REST API."""
 
     resolved: list[ResolvedPath] = msgspec.field(default_factory=list)
     unresolved: list[UnresolvedScope] | msgspec.UnsetType = msgspec.UNSET
 
 
 def cwd_for_path(root: Path, path: str) -> Path:
-    """The directory a kernel for the API path ``path`` works in: it, or its nearest parent.
+    """The working directory of a kernel for an API path: the nearest directory at or above it.
 
-    ``path`` is relative to ``root`` and written with ``/``; a leading one is tolerated. Raises
-    `InvalidPath` for one that leads out of the root, symbolic links resolved.
+    ``path`` is relative to ``root`` and written with ``/``; a leading one is ignored. Raises
+    `InvalidPath` for a path that leads out of the root once symbolic links are resolved.
     """
     if "\0" in path:
         raise InvalidPath("path: holds a NUL character")
@@ -54,9 +54,9 @@ def cwd_for_path(root: Path, path: str) -> Path:
 
 
 def directory_now(root: Path, place: Path) -> Path:
-    """Where a kernel that is to work in ``place`` can work now: there, or in its nearest parent.
+    """The nearest directory at or above ``place`` that exists now, for a kernel that restarts.
 
-    That is the root when ``place`` leads out of it by now.
+    It is the root if ``place`` has come to lead out of the root.
     """
     try:
         return _nearest_directory(root, place)
@@ -70,7 +70,7 @@ def _nearest_directory(root: Path, place: Path) -> Path:
         inside = resolved.is_relative_to(root)
         while inside and resolved != root and not resolved.is_dir():
             resolved = resolved.parent
-        if inside:  # behind a loop of links nothing was resolved, so once more, and strictly
+        if inside:  # without `strict` a loop of links ends the resolving silently: do it again
             resolved = resolved.resolve(strict=True)
             inside = resolved.is_relative_to(root)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long
@@ -81,10 +81,10 @@ def _nearest_directory(root: Path, place: Path) -> Path:
 
 
 def working_directory(root: Path, asked: str | None) -> Path | None:
-    """The absolute directory ``asked`` if it is below the root, else None.
+    """The directory ``asked`` for, resolved, if it exists below the root; else None.
 
-    A gateway client (JupyterLab with ``--gateway-url``) sends no path but the variable
-    ``KERNEL_WORKING_DIR``, a directory of its own machine, which may or may not be ours.
+    A gateway client (JupyterLab with ``--gateway-url``) sends no path. It sends the variable
+    ``KERNEL_WORKING_DIR``: a directory of its own machine, which may or may not be on this one.
     """
     if not asked or "\0" in asked:
         return None
@@ -96,22 +96,22 @@ def working_directory(root: Path, asked: str | None) -> Path | None:
 
 
 def is_below(directory: Path, path: str) -> bool:
-    """Whether an absolute path leads to something below ``directory``, links resolved."""
+    """Whether an absolute path lies below ``directory`` once symbolic links are resolved."""
     return Path(path).resolve().is_relative_to(directory.resolve())
 
 
 def api_path(root: Path, path: str) -> str | None:
-    """The API path of an existing file or directory, or None.
+    """The API path of an existing file or directory below ``root``, or None.
 
-    ``path`` may be absolute below ``root``, begin with ``~``, or be relative to ``root``. Whatever
-    is outside of it does not exist, symbolic links resolved.
+    ``path`` may be absolute, begin with ``~``, or be relative to ``root``. A file outside of the
+    root, or one that symbolic links lead out of it, counts as one that does not exist.
     """
     try:
         expanded = os.path.expanduser(path)
         is_whole = expanded != path or Path(path).is_relative_to(root)
         candidate = Path(os.path.normpath(expanded if is_whole else root / path.lstrip("/")))
         resolved = candidate.resolve(strict=True)
-        # As it is written, and where it leads to: neither may be outside.
+        # Neither the path as it is written nor the file that it leads to may be outside.
         inside = candidate.is_relative_to(root) and resolved.is_relative_to(root)
         if not inside or not resolved.exists():
             return None

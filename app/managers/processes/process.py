@@ -1,8 +1,8 @@
 """One kernel's process, over jupyter_client's kernel manager and its provisioners.
 
-jupyter_client writes the connection file and formats the command. The keeper launches, or a
-provisioner of somebody else's does: this module knows when the process ends, and stops it with
-bounded steps.
+jupyter_client writes the connection file and formats the command. The keeper launches the process,
+or a provisioner of another package does. This module learns when the process ends, and stops it in
+steps that each have a bound.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ POLL_SECONDS: Final = 0.5
 """How often a process that cannot be seen here (a remote one) is asked whether it still runs."""
 
 MAX_POLL_SECONDS: Final = 2.0
-"""The same for one that cannot be reached."""
+"""The longest pause between two questions about a process that cannot be reached."""
 
 KILL_SECONDS: Final = 5.0
 """How long the operating system, or a remote provisioner, may take to kill a process."""
 
 CALL_SECONDS: Final = 12.0
-"""How long a provisioner may take for one call. It is more than the keeper may take to answer: who
-asks the keeper notices first that it does not, and does without."""
+"""How long a provisioner may take for one call. The bound of a request to the keeper is shorter, so
+that a silent keeper is noticed, and handled, by the code that asked it."""
 
 
 T = TypeVar("T")
 
 
 async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
-    """What a provisioner's call returns. Raises what the call does, or `TimeoutError`.
+    """The result of a provisioner's call. Raises what the call raises, or `TimeoutError`.
 
-    A call that does not end when it is cancelled is left behind: nobody waits for it.
+    A call that is late is cancelled, and not waited for: it may catch the cancellation and go on.
     """
     task = asyncio.ensure_future(call)
     try:
@@ -65,13 +65,13 @@ async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
 
 
 def _discard(task: asyncio.Future[Any]) -> None:
-    """Nobody asks any more how the call has ended."""
+    """Fetch the error of a call that nobody waits for, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
 
 def described(error: Exception) -> str:
-    """What a collaborator has raised, for people."""
+    """The text of an error that a provisioner or the keeper has raised, for people."""
     if isinstance(error, OSError | KeeperUnavailable) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"
@@ -80,7 +80,7 @@ def described(error: Exception) -> str:
 class Exit(NamedTuple):
     """How a process ended: its exit code, or minus the number of the signal that killed it.
 
-    `UNKNOWN_EXIT` stands for both where nobody can tell.
+    It is `UNKNOWN_EXIT` if neither is known.
     """
 
     code: int
@@ -100,9 +100,9 @@ class Exit(NamedTuple):
 class KernelProcess:
     """A kernel's process, from one launch to its end.
 
-    ``exited`` is done when the process is gone and reaped, and its process group with it.
-    ``on_reach`` is called with the reason when it can no longer be told whether the process runs,
-    and with an empty text when it can again. That the process cannot be reached is not its end.
+    ``exited`` is done when the process has ended and was reaped, and its process group was killed.
+    ``on_reach`` is called with a reason when the provisioner can no longer tell whether the process
+    runs, and with an empty text when it can again. A process out of reach has not ended.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class KernelProcess:
     async def launch(
         self, cwd: Path, env: Mapping[str, str], arguments: Sequence[str], seconds: float
     ) -> ConnectionInfo:
-        """Start the process, within so many seconds; the connection information of its provisioner.
+        """Launch the process, within so many seconds; returns its connection information.
 
-        ``arguments`` are added to the kernelspec's command. Raises `KernelStartFailed` when there
-        is nothing to execute or the provisioner refuses. What was started by then is killed; where
-        that fails, the process is still `running`.
+        ``arguments`` are added to the kernelspec's command. Raises `KernelStartFailed` if there is
+        no program to execute or the provisioner refuses. A process that was started by then is
+        killed; if that fails, it is still `running`.
         """
         try:
             streams: dict[str, int] = {}
@@ -141,7 +141,8 @@ class KernelProcess:
                 self._output.started()
             self._watch()
         except BaseException as error:
-            # Not a part of what may be cancelled here: the process would be nobody's.
+            # The launch may be cancelled once more while it is undone. The undoing is a task of its
+            # own, which no such cancellation reaches: else a process could stay that nobody knows.
             self._undoing = self._loop.create_task(self._undo(), name="undo launch")
             await asyncio.shield(self._undoing)
             if not isinstance(error, Exception):
@@ -170,10 +171,10 @@ class KernelProcess:
         return info
 
     async def _undo(self) -> None:
-        """End what a launch that has failed may have started."""
+        """End the process that a failed launch may have started."""
         provisioner = self._manager.provisioner
         if isinstance(provisioner, KeeperProvisioner):
-            # What it has raised leaves nothing that runs; what came behind its answer may.
+            # If `Keeper.launch` raised, nothing runs. If a step behind it did, the process may run.
             await provisioner.keeper.forget(provisioner.kernel_id)
             if not self.exited.done():
                 self.exited.set_result(Exit(UNKNOWN_EXIT))
@@ -184,9 +185,10 @@ class KernelProcess:
             await self.kill()
 
     async def adopt(self) -> Exit | None:
-        """Watch the process that the manager's provisioner has found; how it ended, if it has.
+        """Watch the process that the manager's provisioner has found again.
 
-        Raises `KernelUnreachable` when that cannot be told.
+        Returns None if the process runs, or how it ended. Raises `KernelUnreachable` if the
+        provisioner cannot tell.
         """
         try:
             code = await bounded(self._provisioner.poll())
@@ -227,12 +229,12 @@ class KernelProcess:
         assert self._process is not None
         self._process.close()
         self._process = None
-        # The process is a zombie until it is polled for, so its group's number is still its own.
+        # Until it is polled for the process is a zombie, so no other group can have its number.
         self._kill_group()
         self._poller = self._loop.create_task(self._poll(), name=f"reap process {self.pid}")
 
     def _kill_group(self) -> None:
-        """End what the kernel left running in its process group."""
+        """Kill the processes that the kernel has left running in its process group."""
         if self._pgid is not None and self._pgid != os.getpgrp():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pgid, signal.SIGKILL)
@@ -262,7 +264,9 @@ class KernelProcess:
             self.exited.set_result(Exit(code))
 
     async def _await(self, exited: asyncio.Future[int]) -> None:
-        """The keeper tells when the process has ended, and has ended its process group."""
+        """Wait until the keeper tells that the process has ended; it has killed the group, too."""
+        # The keeper's future is shared, so a cancellation of this task must not reach it. `_undo`
+        # may have set the other one before: it does not wait for the keeper.
         code = await asyncio.shield(exited)
         if not self.exited.done():
             self.exited.set_result(Exit(code))
@@ -273,7 +277,7 @@ class KernelProcess:
         return self._manager.has_kernel and not self.exited.done()
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the process group. Raises `KernelUnreachable`."""
+        """Send a signal to the process group, if the process runs. Raises `KernelUnreachable`."""
         if self.running:
             await self._ask(self._provisioner.send_signal(number))
 
@@ -294,14 +298,14 @@ class KernelProcess:
         return self.exited.done()
 
     async def children(self) -> set[int]:
-        """The others of its process group, those that have ended unreaped among them.
+        """The ids of the other processes in its process group, zombies included.
 
-        Empty where that cannot be seen.
+        Empty if the group cannot be seen from here.
         """
         return {*(await self._children())}
 
     async def has_dead_only(self, children: Collection[int]) -> bool:
-        """Whether its process group has some of these in it, and nobody that has not ended."""
+        """Whether the rest of its process group are zombies, some of ``children`` among them."""
         states = await self._children()
         return not states.keys().isdisjoint(children) and {*states.values()} <= {"Z", "X"}
 
@@ -313,7 +317,7 @@ class KernelProcess:
         return states
 
     async def terminate(self, seconds: float) -> bool:
-        """SIGTERM to the process group, then up to so many seconds; whether it ended.
+        """Send SIGTERM to the process group, and wait; whether the process ended within the time.
 
         Raises `KernelUnreachable`.
         """
@@ -322,16 +326,16 @@ class KernelProcess:
         return await self.wait(seconds)
 
     async def tail(self) -> str:
-        """The last lines that it wrote."""
+        """The last lines that the process wrote to stdout and stderr."""
         provisioner = self._manager.provisioner
         if isinstance(provisioner, KeeperProvisioner):
             return await provisioner.tail()
         return self._output.tail()
 
     async def kill(self) -> str:
-        """SIGKILL to the process group; when that fails, why. Empty when the process is gone.
+        """Send SIGKILL to the process group; returns why the process still runs, or an empty text.
 
-        Bounded by `CALL_SECONDS` and `KILL_SECONDS`.
+        Takes at most `CALL_SECONDS` and `KILL_SECONDS` together.
         """
         if not self.running:
             return ""
@@ -346,7 +350,7 @@ class KernelProcess:
         return why
 
     def close(self) -> None:
-        """Stop watching, and let go of the descriptors."""
+        """Stop watching the process, and close the descriptors."""
         if self._process is not None:
             self._process.close()
             self._process = None

@@ -1,9 +1,12 @@
 """Where the files of one run of the server are: sockets, connection files, logs, output.
 
-Where kernels outlive the server they are in the state directory, for the next one. Otherwise each
-run has a directory of its own below ``<state_dir>/run``, which goes with it: several servers can
-share a state directory. The server removes it at its end, and the keeper where the server is
-killed; a run of which neither is left is cleared away by the next.
+If kernels outlive the server, the files are in the state directory, for the next server. Otherwise
+each run has a directory of its own below ``<state_dir>/run``, so that several servers can share a
+state directory. The server removes that directory at its end; if the server is killed, its keeper
+does; if both are killed, the next server does.
+
+A server holds the lock in its run's directory as long as it lives, and a keeper the one in its own.
+A directory in which both locks are free is one that nobody uses any more.
 """
 
 from __future__ import annotations
@@ -35,7 +38,10 @@ _LOCK: Final = "lock"
 
 
 class RunFiles:
-    """Make it before anything of the run is started, and `close` it when all of it has ended."""
+    """The directories of one run.
+
+    Make it before the keeper and any kernel is started, and `close` it when all of them have ended.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._lock: int | None = None
@@ -45,7 +51,9 @@ class RunFiles:
         if not settings.keeps:
             runs.mkdir(mode=0o700, exist_ok=True)
         if runs.exists():
-            with _locked(runs, fcntl.LOCK_EX):  # no other that starts takes ours for abandoned
+            # Between the creation of our directory and its lock, another server that starts could
+            # take the directory for abandoned. Each clears away within this lock, so none does.
+            with _locked(runs, fcntl.LOCK_EX):
                 _clear_away(runs)
                 if not settings.keeps:
                     self.path = self._make_own(runs)
@@ -66,11 +74,11 @@ class RunFiles:
 
     @property
     def own(self) -> list[Path]:
-        """What is to go with this run."""
+        """The directories that are removed with this run."""
         return [] if self._lock is None else [self.path]
 
     def close(self) -> None:
-        """Remove what is not for the next server."""
+        """Remove the files that are not for the next server."""
         for directory in self.own:
             shutil.rmtree(directory, ignore_errors=True)
         if self._lock is not None:
@@ -79,7 +87,7 @@ class RunFiles:
 
 
 def _clear_away(parent: Path) -> None:
-    """Remove the directories of runs that were killed, and their keepers with them."""
+    """Remove the directories of runs whose server and keeper were both killed."""
     for directory in parent.iterdir():
         with contextlib.suppress(OSError), _locked(directory / _LOCK):
             with contextlib.suppress(FileNotFoundError):
@@ -89,7 +97,10 @@ def _clear_away(parent: Path) -> None:
 
 
 def _end_processes(directory: Path) -> None:
-    """Kill what a keeper has left. Raises `BlockingIOError` if it runs: it will do so itself."""
+    """Kill the processes that a dead keeper has left.
+
+    Raises `BlockingIOError` if the keeper still runs: it will kill them itself.
+    """
     with _locked(directory / _LOCK):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -109,7 +120,10 @@ def _kill(pid: int, started: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
-    """Within, nobody else has the lock. Raises `OSError` where somebody has, or there is none."""
+    """Hold the lock of a file or directory. Raises `OSError` if another has it, or it is missing.
+
+    With ``LOCK_EX`` alone it waits for another to release the lock.
+    """
     lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, how)

@@ -1,7 +1,7 @@
-"""What a ``kernel.json`` must be for its kernels to be started: one check, wherever it is read.
+"""What a ``kernel.json`` must hold for its kernels to be started: one check for all its readers.
 
-What passes can be launched as far as the file alone can tell; whether its executable is there, for
-one, is known only then. Nothing here repeats a value of the file, which may be a secret.
+A file that passes may still not launch: whether its program exists, for one, shows at the launch.
+The errors name keys of the file and never repeat its values, which may be secrets.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ __all__ = ["CheckedSpec", "SpecFault", "check_content", "read_content", "shutdow
 FILE: Final = "kernel.json"
 
 MAX_BYTES: Final = 2**20
-"""Of a ``kernel.json``; those that there are have a few hundred."""
+"""The largest ``kernel.json`` that is read; usual ones have a few hundred bytes."""
 
 MAX_DEPTH: Final = 100
-"""Of lists and objects within each other."""
+"""How deep lists and objects may be nested."""
 
 MAX_NAME: Final = 60
-"""Characters of a key, or of a provisioner's name, that are repeated."""
+"""Characters of a key, or of a provisioner's name, that an error repeats."""
 
 SHUTDOWN_KEY: Final = "shutdown_wait_time"
 
 MAX_SHUTDOWN_SECONDS: Final = 3600
-"""What a kernelspec may ask for; a server that stops waits for it."""
+"""The longest shutdown time of a kernelspec; a server that stops waits as long."""
 
 _TEXTS: Final = ("name", "mimetype", "display_name", "language", "kernel_protocol_version")
 
 _FIELDS: Final = (*_TEXTS, "argv", "env", "interrupt_mode", "metadata")
-"""What jupyter_client knows; whatever else is in a file is left alone."""
+"""The keys that jupyter_client knows; all others of a file are ignored."""
 
 _LAUNCHES_ITSELF: Final = ("local-provisioner", PROVISIONER)
-"""Provisioners that execute the command as it stands; others may not need one."""
+"""Provisioners that execute the kernelspec's command; others may need none."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class SpecFault(ValueError):
-    """What is wrong with a ``kernel.json``, and where; ``key`` is empty for the whole file."""
+    """A fault in a ``kernel.json``; ``key`` names the faulty part, empty for the whole file."""
 
     def __init__(self, key: str, what: str) -> None:
         super().__init__(f"{key} {what}" if key else what)
 
 
 class CheckedSpec(KernelSpec):
-    """A kernelspec that can be read only if it passes the check."""
+    """A kernelspec whose file is read only if it passes the check."""
 
     @classmethod
     def from_resource_dir(cls, resource_dir: str) -> CheckedSpec:
@@ -79,7 +79,8 @@ def read_content(file: Path) -> dict[str, Any]:
     """The object that a ``kernel.json`` holds. Raises `SpecFault`, or `FileNotFoundError`."""
     try:
         with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size  # room for all that is read is made at once
+            # `read` allocates all that it is asked for, so it is not asked for MAX_BYTES each time.
+            size = os.fstat(opened.fileno()).st_size
             data = opened.read(min(size, MAX_BYTES) + 1)
     except FileNotFoundError:
         raise
@@ -96,14 +97,14 @@ def read_content(file: Path) -> dict[str, Any]:
         raise SpecFault("", f"is not JSON: {error.msg}, {where}") from None
     except RecursionError:
         raise SpecFault("", "is nested too deeply") from None
-    except ValueError:  # thousands of digits
+    except ValueError:  # Python refuses integers with thousands of digits
         raise SpecFault("", "holds a number that is too large") from None
     _check_depth(content)
     return _object(content, "")
 
 
 def check_content(content: Mapping[str, Any]) -> None:
-    """Raise `SpecFault` for what no kernel could be started with, or no client could be shown."""
+    """Raise `SpecFault` if no kernel could be started from this, or no client could be shown it."""
     for name in _TEXTS:
         _text(content.get(name, ""), name)
     mode = _text(content.get("interrupt_mode", "signal"), "interrupt_mode")
@@ -122,7 +123,7 @@ def check_content(content: Mapping[str, Any]) -> None:
 
 
 def _check_depth(content: Any) -> None:
-    """Whoever writes the listing has less room on its stack than whoever reads one file."""
+    """Raise `SpecFault` for deep nesting: the encoder of listings bears less than json's parser."""
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(MAX_DEPTH):
         level = [
@@ -156,7 +157,7 @@ def _check_env(env: Any) -> None:
 
 
 def _check_provisioner(metadata: Mapping[str, Any]) -> str:
-    """The name of the provisioner, which is installed."""
+    """The name of the provisioner. Raises `SpecFault` if that is not installed."""
     key = "metadata.kernel_provisioner"
     factory = KernelProvisionerFactory.instance()
     stanza = _object(metadata.get("kernel_provisioner", {}), key)
@@ -182,7 +183,7 @@ def _check_shutdown(metadata: Mapping[str, Any]) -> None:
 def shutdown_seconds_of(spec: KernelSpec) -> float | None:
     """The kernelspec's own ``shutdown_wait_time`` in seconds, if it has one."""
     value = spec.metadata.get(SHUTDOWN_KEY)
-    # That of a kernel which runs already was not checked.
+    # The kernelspec of an adopted kernel comes from the registry, and was not checked here.
     return value if _is_shutdown_time(value) else None
 
 
@@ -205,7 +206,7 @@ def _check_fork_options(config: Mapping[str, Any], key: str) -> None:
 
 
 def _check_entry(value: Any, key: str) -> None:
-    """An argument or the value of a variable, as programs are given them."""
+    """Raise `SpecFault` if a program cannot be given this as an argument or a variable's value."""
     text = _text(value, key)
     if "\0" in text:
         raise SpecFault(key, "holds a NUL character")
@@ -230,7 +231,7 @@ def _object(value: Any, key: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """What a value is in JSON's own words."""
+    """The name of a value's type, in JSON's own words."""
     match value:
         case None:
             return "null"

@@ -1,7 +1,8 @@
 """The kernelspecs that this server can start, read from disk at each request.
 
-Directories are not cached: people install and remove kernels while the server runs. What is listed
-is found by its name, and read by the same check (`spec_files.py`), when it is started.
+Directories are not cached: people install and remove kernels while the server runs. The listing and
+the start of a kernel find kernelspecs by the same names, and check them in the same way
+(`spec_files.py`).
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ logger = logging.getLogger(__name__)
 def is_name(name: str) -> bool:
     """Whether a folder of this name is a kernelspec's, if there is a ``kernel.json`` in it.
 
-    Other software makes names with blanks, brackets, and letters of any script. What can be shown
-    on one line, and stands for no path, is one.
+    Other software makes names with blanks, brackets, and letters of any script. So every name is
+    allowed that is no path and can be printed on one line.
     """
     is_path = "/" in name or "\\" in name or name in ("", ".", "..")
     return not is_path and name.isprintable()
 
 
 class _SpecManager(SpecReader):
-    """jupyter_client's, with one rule for what is listed and what is found.
+    """jupyter_client's manager, with one rule for listing kernelspecs and for finding one by name.
 
-    Its own lists any folder, complaining each time, and finds by fewer names.
+    jupyter_client itself lists any folder, logging a complaint each time, and finds fewer names.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._unreadable: set[str] = set()  # directories of which that was said
+        self._unreadable: set[str] = set()  # directories for which a warning was logged
 
     def find_kernel_specs(self) -> dict[str, str]:
         allowed = self.allowed_kernelspecs
@@ -64,7 +65,7 @@ class _SpecManager(SpecReader):
         return self.read(name, directory)
 
     def _every_directory(self) -> dict[str, str]:
-        """The directory of each kernelspec, by its name in lower case; the first of a name."""
+        """The directory of each kernelspec, by its name in lower case; the first one of a name."""
         found: dict[str, str] = {}
         for place in filter(os.path.isdir, self.kernel_dirs):
             for entry in self._listed(place):
@@ -72,13 +73,13 @@ class _SpecManager(SpecReader):
                 if name not in found and is_name(name) and os.path.isfile(f"{path}/{FILE}"):
                     found[name] = path
         if self.ensure_native_kernel and NATIVE_KERNEL_NAME not in found:
-            native = self.native_directory()  # if ipykernel is installed
+            native = self.native_directory()  # None if ipykernel is not installed
             if native is not None:
                 found[NATIVE_KERNEL_NAME] = native
         return found
 
     def _listed(self, place: str) -> list[str]:
-        """What is in a directory, in order; one that cannot be read hides none of the others."""
+        """The sorted entries of a directory; none, and one warning, if it cannot be read."""
         try:
             entries = sorted(os.listdir(place))
         except OSError as error:
@@ -91,9 +92,9 @@ class _SpecManager(SpecReader):
 
 
 def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSpecManager:
-    """jupyter_client's finder of kernelspecs, for these names only if there are any.
+    """A manager that finds kernelspecs where jupyter_client does; all, if ``allowed`` is empty.
 
-    It raises `KernelSpecInvalid` for a broken one.
+    Its ``get_kernel_spec`` raises `KernelSpecInvalid` for a broken kernelspec.
     """
     return _SpecManager(
         allowed_kernelspecs={name.lower() for name in allowed},
@@ -103,17 +104,17 @@ def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSp
 
 
 def every_spec(manager: KernelSpecManager) -> Iterator[tuple[str, KernelSpec | KernelSpecInvalid]]:
-    """Every kernelspec by its name, or what is wrong with it."""
-    # Not get_all_specs(): it logs a traceback for each that is broken, each time.
+    """Every kernelspec by its name; a broken one as the error that tells what is wrong with it."""
+    # `get_all_specs` would log a traceback for each broken kernelspec, each time.
     for name, directory in manager.find_kernel_specs().items():
         try:
             if name == NATIVE_KERNEL_NAME and not Path(directory, FILE).is_file():
-                yield name, manager.get_kernel_spec(name)  # it is in no file, but in ipykernel
+                yield name, manager.get_kernel_spec(name)  # ipykernel's package has it, not a file
             else:
                 yield name, CheckedSpec.from_resource_dir(directory)
         except KernelSpecInvalid as error:
             yield name, error
-        except NoSuchKernel:  # removed in this moment
+        except NoSuchKernel:  # removed since the directories were listed
             continue
 
 
@@ -137,7 +138,7 @@ class SpecModel(msgspec.Struct):
     resources: dict[str, str]
 
 
-# Files beside kernel.json that front ends load.
+# Files beside kernel.json that front ends load; they are named in the model's ``resources``.
 _SCRIPTS: Final = ("kernel.js", "kernel.css")
 
 
@@ -148,12 +149,13 @@ class Specs:
         self.manager = manager
         self.default_name = default_name
         self._prefix = prefix
-        self._logged: dict[str, tuple[int, str]] = {}  # of broken files: when changed, the fault
+        # By the path of each broken file: the time of its last change, and the fault.
+        self._logged: dict[str, tuple[int, str]] = {}
 
     async def find(self, name: str) -> KernelSpec:
-        """The spec of this name, whatever its case.
+        """The spec of this name, in upper or lower case.
 
-        Raises `KernelSpecNotFound`, which tells those that there are, or `KernelSpecInvalid`.
+        Raises `KernelSpecNotFound`, which lists the names that exist, or `KernelSpecInvalid`.
         """
         try:
             return await asyncio.to_thread(self._find, name)
@@ -176,7 +178,7 @@ class Specs:
         return sorted(await self.models())
 
     async def resource(self, name: str, path: str) -> Path:
-        """A file in a spec's directory. Raises `NotFound` for any other."""
+        """The path of a file in a spec's directory. Raises `NotFound` if there is no such file."""
         return await asyncio.to_thread(self._resource, name, path)
 
     def exist(self) -> bool:
@@ -186,7 +188,8 @@ class Specs:
     def _find(self, name: str) -> KernelSpec:
         name = "python3" if name == "python" else name
         allowed = self.manager.allowed_kernelspecs
-        if allowed and name.lower() not in allowed:  # a kernel that runs may be restarted
+        # `get_kernel_spec` finds every name, so that a running kernel can restart; a start may not.
+        if allowed and name.lower() not in allowed:
             raise KernelSpecNotFound(name)
         try:
             return self.manager.get_kernel_spec(name)
@@ -208,18 +211,18 @@ class Specs:
                 self._log(found)
             else:
                 models[name] = self._model(name, found)
-        for path in self._logged.keys() - broken:  # mended, or gone
+        for path in self._logged.keys() - broken:  # these were mended, or are gone
             self._logged.pop(path, None)
         return models
 
     def _log(self, error: KernelSpecInvalid) -> None:
-        """Once for each change of the file: listings are asked for again and again."""
+        """Log a broken file, once for each change of it: clients ask for listings all the time."""
         try:
             changed = os.stat(error.path).st_mtime_ns
         except OSError:
             changed = 0
         said = (changed, error.fault)
-        # Of two threads that look at once each may say so; nothing else can go wrong.
+        # Two threads may read the file at the same time. Both may then log it, which does no harm.
         if self._logged.get(error.path) != said:
             self._logged[error.path] = said
             logger.warning("%s", error.message)
@@ -248,7 +251,7 @@ class Specs:
 
 
 def _files(directory: str) -> list[Path]:
-    """Those of a spec's directory that can be named to clients, sorted."""
+    """The files in a spec's directory, sorted, without those whose names are not UTF-8."""
     if not directory:
         return []
     try:

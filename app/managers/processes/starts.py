@@ -1,4 +1,4 @@
-"""How many kernels start at a time, how many may wait for that, and how many there may be."""
+"""How many kernels may start at the same time, and how many may wait for their turn."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ..errors import KernelNotRunning, ServerStopping, TooManyStarts
 __all__ = ["Starts"]
 
 SLOT_SECONDS: Final = 10.0
-"""A start that takes longer waits for something, and no longer keeps others from starting."""
+"""After this time a start gives up its slot: it waits for something, and others need not."""
 
 RETRY_SECONDS: Final = 5
-"""When to come again if there is no room in the queue."""
+"""Seconds after which a client may try again if the queue was full."""
 
 
 class Starts:
-    """Lets ``limit`` kernels start, or restart, at a time, until they answer or have failed.
+    """Lets at most ``limit`` kernels start or restart at the same time.
 
-    The rest wait in the order in which they came, at most ``queue_limit`` of them.
+    A start has a slot until the kernel answers or has failed, for `SLOT_SECONDS` at most. Other
+    starts wait in the order in which they came, at most ``queue_limit`` of them.
     """
 
     def __init__(self, limit: int, queue_limit: int) -> None:
@@ -31,7 +32,7 @@ class Starts:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopped = False
-        self._asked = 0  # from the request until the launch is done
+        self._asked = 0  # admissions: each from its request until its launch is done
         self._launching = 0
         self.running = 0
 
@@ -42,10 +43,11 @@ class Starts:
 
     @contextmanager
     def admission(self, *, always: bool = False) -> Iterator[None]:
-        """What prepares and launches one kernel; raises `TooManyStarts` when it could not wait.
+        """Count one start, from its request on until it is launched.
 
-        It could ``always`` where nobody could be told to come again: each kernel that is restarted
-        by itself waits but once, and ``max_kernels`` bounds them.
+        Raises `TooManyStarts` if the queue is full, unless it is to be admitted ``always``. That is
+        for a restart that no client has asked for, so that no client can be told to try again:
+        ``max_kernels`` bounds the number of those, for each kernel has one at a time.
         """
         there = self._asked - self._launching + self.running
         if there >= self._limit + self._queue_limit and not always:
@@ -63,10 +65,11 @@ class Starts:
     async def launch(
         self, launch: Callable[[], Awaitable[None]], came_up: asyncio.Future[bool]
     ) -> None:
-        """Launch a kernel, within its `admission`, when its turn comes; raises what that does.
+        """Call ``launch`` when the kernel's turn comes, and raise what it raises.
 
-        ``came_up`` is done when the kernel answers or has failed, which may be before its turn:
-        then it was shut down, and this raises `KernelNotRunning`, or `ServerStopping`.
+        Call it within the start's `admission`. ``came_up`` is done when the kernel answers or has
+        failed. If it is done before the kernel's turn, the kernel was shut down meanwhile, and this
+        raises `KernelNotRunning`. Raises `ServerStopping` after `stop`.
         """
         await self._turn(came_up)
         release = _once(self._leave)
@@ -78,12 +81,13 @@ class Starts:
             raise
         finally:
             self._launching -= 1
+        # Both of these happen, in either order; the first one gives up the slot.
         came_up.add_done_callback(lambda _: release())
         asyncio.get_running_loop().call_later(SLOT_SECONDS, release)
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Within, what waits for `quiet` goes on waiting."""
+        """Count as a start that runs, so that `quiet` does not return, until the block ends."""
         self._enter()
         try:
             yield
@@ -91,11 +95,11 @@ class Starts:
             self._leave()
 
     async def quiet(self) -> None:
-        """Return when no kernel starts. Has no bound of its own: it is for what may wait."""
+        """Return when no kernel is starting. It has no bound of its own."""
         await self._idle.wait()
 
     def stop(self) -> None:
-        """The server stops: whoever waits is told so, and nobody's turn comes any more."""
+        """Have every start that waits, and every later one, raise `ServerStopping`."""
         self._stopped = True
         for waiter in self._queue:
             if not waiter.done():
@@ -111,9 +115,11 @@ class Starts:
         self._queue[waiter] = None
         entered = False
         try:
-            # Each start before it has its bound.
+            # This wait needs no bound: each start before this one gives up its slot in time.
             events: set[asyncio.Future[Any]] = {waiter, came_up}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            # `_wake` may have chosen this start just before it was cancelled, its kernel was shut
+            # down, or the server stopped. It then does not enter, and wakes another below.
             if self._stopped:
                 raise ServerStopping()
             if came_up.done():
@@ -136,7 +142,11 @@ class Starts:
         self._wake()
 
     def _wake(self) -> None:
-        """Tell as many of those who wait as there is room for; they enter in this order."""
+        """Wake as many of the first waiting starts as there are free slots.
+
+        A start that was woken stays in the queue until it has entered. So none that comes between
+        can overtake it, and calling this again wakes nobody else in its place.
+        """
         room = self._limit - self.running
         for waiter in [*self._queue][: max(room, 0)]:
             if not waiter.done():

@@ -1,7 +1,7 @@
-"""How local kernels are reached: ipc sockets where they work, tcp on loopback otherwise.
+"""How local kernels are reached: over ipc sockets where they work, over tcp on loopback otherwise.
 
-Kernels in other languages often know only tcp. Which kernelspecs do is learned from their first
-start and remembered in the state directory.
+Kernels in other languages often know only tcp. The first start of a kernelspec shows which of the
+two works; that is remembered in the state directory.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _NAME_BYTES: Final = len("/k0123456789ab-5")
 
 
 class Transports:
-    """Chooses a transport for each start, and remembers per kernelspec what works.
+    """Chooses a transport for each start, and remembers which one works for each kernelspec.
 
-    The sockets are below ``directory``, which is the state directory if none is named. With
-    ``lasting`` kernels go on without this process, and so do their sockets' directories. Raises
-    `ValueError` when ipc is asked for and the platform does not have it.
+    The sockets are below ``directory``, or else below the state directory. If kernels outlive this
+    process (``lasting``), the directories of their sockets stay, too. Raises `ValueError` if the
+    option asks for ipc and the platform does not have it.
     """
 
     def __init__(
@@ -79,14 +79,15 @@ class Transports:
     def close(self) -> None:
         """Remove the directory of sockets if it was made for this process alone."""
         if self._own_directory is not None and self._lasting:
-            with contextlib.suppress(OSError):  # there are kernels in it
+            with contextlib.suppress(OSError):  # not empty: kernels that go on have sockets in it
                 os.rmdir(self._own_directory)
         elif self._own_directory is not None:
-            shutil.rmtree(self._own_directory, ignore_errors=True)  # the keeper does so, too
+            # The keeper removes it, too, in case this server is killed.
+            shutil.rmtree(self._own_directory, ignore_errors=True)
         self._own_directory = None
 
     def choose(self, spec: KernelSpec) -> Transport:
-        """The transport to start a kernel of this spec with."""
+        """The transport over which a kernel of this spec is to be started."""
         if self._setting != "auto":
             return self._setting
         return self._memory.get(_key(spec), "ipc")
@@ -97,7 +98,7 @@ class Transports:
         return self._setting == "auto" and transport == "ipc" and known != "ipc"
 
     def remember(self, spec: KernelSpec, transport: Transport) -> None:
-        """A kernel of this spec has come up over this transport."""
+        """Remember that a kernel of this spec has come up over this transport."""
         key = _key(spec)
         if self._setting != "auto" or self._memory.get(key) == transport:
             return
@@ -107,7 +108,7 @@ class Transports:
             temporary.write_text(json.dumps(self._memory, indent=1))
             temporary.chmod(0o600)
             temporary.replace(self._memory_file)
-        except OSError as error:  # it will be learned again
+        except OSError as error:  # the next server will learn it again
             logger.warning("cannot remember transports: %s", error)
 
     def new_address(self) -> str:
@@ -130,7 +131,7 @@ class Transports:
 
 
 def _key(spec: KernelSpec) -> str:
-    """The same spec with another command may speak another transport."""
+    """The key of a spec. The command is a part of it: another one may know another transport."""
     identity = json.dumps([spec.resource_dir, spec.argv])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -151,10 +152,13 @@ def socket_files(info: ConnectionInfo) -> list[Path]:
 
 
 def ports_taken(info: ConnectionInfo) -> bool:
-    """Whether a tcp port meant for a kernel that is not running belongs to somebody else."""
+    """Whether another process has one of the tcp ports that are meant for a kernel.
+
+    The kernel itself must not be running.
+    """
     for name in ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port"):
         with socket.socket() as probe:
-            # What the kernel itself left in TIME_WAIT is free to use.
+            # A connection of the kernel's last process that is in TIME_WAIT does not take a port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((info["ip"], info[name]))

@@ -1,1 +1,1 @@
-"""Sessions: documents and their kernels."""
+"""Sessions: each joins a document or console to its kernel."""

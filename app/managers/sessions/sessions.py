@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_SESSIONS: Final = 64
-"""Of one kernel. A client opens one a document; what is there is listed whenever one asks."""
+"""Sessions that one kernel may have. A client makes one for each document; a listing has all."""
 
 
 class Notebook(msgspec.Struct):
-    """What Jupyter once called a session's path and name."""
+    """A session's path and name again, in the place where old clients of Jupyter look for them."""
 
     path: str
     name: str
@@ -69,10 +69,11 @@ _encode = msgspec.json.Encoder().encode
 class SessionManager:
     """Makes, finds, changes and ends sessions.
 
-    The truth is in memory, because every answer needs the kernels' state anyway; the database
-    follows, in one thread, so that no disk holds up the event loop and statements run in the order
-    of the changes. An answer waits for its change to be stored. What cannot be stored (a full disk)
-    is logged: it must not take a running kernel away from its notebook.
+    The sessions in memory count, because every answer needs the state of their kernels anyway. Each
+    change is made in memory first and then stored by one thread. So no disk holds up the event
+    loop, and the database sees the changes in their order. An answer waits until its change is
+    stored. A change that cannot be stored (the disk is full) is logged and still holds: a notebook
+    must not lose a running kernel by that.
     """
 
     def __init__(self, kernels: MultiKernelManager, store: SessionStore) -> None:
@@ -85,7 +86,7 @@ class SessionManager:
     # Looking
 
     async def models(self) -> bytes:
-        """The models of all sessions, as a JSON list; those whose kernel is gone are forgotten."""
+        """The models of all sessions, as a JSON list; sessions whose kernel is gone are removed."""
         gone = [session for session in self._sessions.values() if not self._has_kernel(session)]
         for session in gone:
             logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
@@ -96,9 +97,10 @@ class SessionManager:
         return b"[" + b",".join(models) + b"]"
 
     async def get(self, session_id: str) -> Session:
-        """The session with this id. Raises `SessionNotFound`, also when its kernel is gone.
+        """The session with this id. Raises `SessionNotFound`, also if its kernel is gone.
 
-        The first to ask for such a session learns what became of its kernel; then it is forgotten.
+        In that case the session is removed, and the text of the error says why; later requests get
+        the error for an unknown id.
         """
         session = self._sessions.get(session_id)
         if session is None:
@@ -110,7 +112,7 @@ class SessionManager:
 
     def model(self, session: Session) -> bytes:
         """The session model as JSON. Raises `KernelNotFound`."""
-        # Always a name: one session without would break JupyterLab's whole list of sessions.
+        # The model always has a name: one session without would break JupyterLab's whole list.
         name = session.name or ""
         model = Model(
             session.id,
@@ -135,13 +137,15 @@ class SessionManager:
         kernel_name: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Session:
-        """The session of ``path``: the one that there is, or a new one.
+        """The session of ``path``: an existing one, or a new one.
 
-        A new one gets the kernel ``kernel_id``, which is started under that id if there is none, or
-        a new kernel; ``env`` is for a kernel that is started. Raises `KernelUnavailable` for an
-        unknown kernelspec, and otherwise what `MultiKernelManager.start_kernel` does.
+        A new session gets the kernel ``kernel_id``, which is started under that id if it does not
+        exist, or without an id a new kernel. ``env`` is for a kernel that is started. Raises
+        `KernelUnavailable` for an unknown kernelspec, `TooManySessions`, and what
+        `MultiKernelManager.start_kernel` raises.
         """
-        # Two at once for one path: the second finds what the first has made.
+        # Two requests may come at once for one path, as when a page opens a notebook twice. The
+        # second waits here while the first starts a kernel, and then finds the first one's session.
         async with self._turn(path):
             self._kernels.check_running()
             session = await self._at(path)
@@ -176,9 +180,11 @@ class SessionManager:
     ) -> Session:
         """Change a session's ``path``, ``name`` or ``type``, or give it another kernel.
 
-        A kernel's id counts more than a kernelspec's name; ``env`` is for a kernel that is started
-        by that. The kernel it had is shut down. Raises `SessionNotFound`, `NoSuchKernel` for an
-        unknown id, `KernelUnavailable` when a new one cannot be started, and `ServerStopping`.
+        The other kernel is the one with ``kernel_id``, or else a new one of the kernelspec
+        ``kernel_name``, which gets ``env``; the session's old kernel is shut down. Raises
+        `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
+        `KernelUnavailable` if a new kernel cannot be started, `TooManyKernels`, `TooManyStarts`,
+        `KernelNotStopped` and `ServerStopping`.
         """
         async with self._turn(session_id):
             self._kernels.check_running()
@@ -199,39 +205,45 @@ class SessionManager:
                 with contextlib.suppress(KernelNotFound):
                     path = after.path if after.path != before.path else None
                     await self._kernels.relocate_kernel(after.kernel_id, path, own)
+            # Only now that the session has its new kernel: who looks at the session while the old
+            # one ends must not find it without a kernel.
             if after.kernel_id != before.kernel_id:
                 await self._shut_down(before.kernel_id)
             return after
 
     async def delete(self, session_id: str) -> None:
-        """End a session, and its kernel even if other sessions have it too.
+        """End a session, and shut its kernel down even if other sessions have that kernel, too.
 
         Returns when the kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped`,
-        after which the session is as before.
+        after which the session still exists.
         """
         async with self._turn(session_id):
             session = await self.get(session_id)
-            # Before its kernel ends: whoever asks for the path meanwhile must get a new kernel.
+            # The session goes before its kernel ends. A request for its path that comes meanwhile
+            # then makes a new session with a new kernel, and does not get the one that is ending.
             await self._forget(session)
             try:
                 await self._shut_down(session.kernel_id)
             except KernelNotStopped:
-                await self._keep(session)  # so that this can be repeated
+                await self._keep(session)  # so that the client can ask again
                 raise
 
     async def close(self) -> None:
-        """Store what is still to be stored, and close the database. The kernels go on."""
+        """Store the changes that are not stored yet, and close the database. The kernels go on."""
         await asyncio.to_thread(self._thread.shutdown)
         self._store.close()
 
     # Its parts
 
     def _turn(self, key: str) -> asyncio.Lock:
-        """One at a time for each path, and for each session's id. It lives while it is in use."""
+        """The lock of a path, or of a session's id.
+
+        The dict's references are weak, so a lock exists as long as a request holds or awaits it.
+        """
         return self._turns.setdefault(key, asyncio.Lock())
 
     def _check_room(self, kernel_id: str | None) -> None:
-        """Raise `TooManySessions` if the kernel has as many as one may have."""
+        """Raise `TooManySessions` if the kernel has `MAX_SESSIONS` already."""
         there = sum(session.kernel_id == kernel_id for session in self._sessions.values())
         if there >= MAX_SESSIONS:
             raise TooManySessions(MAX_SESSIONS)
@@ -249,10 +261,10 @@ class SessionManager:
         return None
 
     def _environment(self, path: str, name: str | None) -> dict[str, str]:
-        """What a session adds to its kernel's environment.
+        """The variables that a session adds to its kernel's environment.
 
-        Raises `InvalidPath` and other `InvalidRequest`s: no session has a path that its kernel
-        could not be given.
+        Raises `InvalidPath` or another `InvalidRequest` if the kernel could not be given this path
+        or name; no session may have such a one.
         """
         cwd = self._kernels.cwd_for_path(path)
         if name is not None and "\0" in name:

@@ -1,6 +1,6 @@
-"""Sessions on disk: one SQLite table, the same that jupyter_server keeps.
+"""Sessions on disk: one SQLite table, with the columns of jupyter_server's.
 
-Everything here blocks; `SessionManager` calls it in a thread.
+Every function here blocks; `SessionManager` calls them in a thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 MEMORY: Final = ":memory:"
 
 SCHEMA_VERSION: Final = 1
-"""Of the database, in its ``user_version``. jupyter_server leaves it at 0."""
+"""The version of the database's schema, in its ``user_version``. jupyter_server leaves 0 there."""
 
 LOCK_SECONDS: Final = 5.0
 """How long a statement waits for another process that is writing to the same file."""
@@ -33,7 +33,7 @@ _TABLE: Final = f"CREATE TABLE IF NOT EXISTS session ({', '.join(_COLUMNS)})"
 
 
 class Session(msgspec.Struct, frozen=True):
-    """What is known of a session: a document, or a console, that has a kernel."""
+    """A session: a document or console (its ``path`` and ``type``) and the kernel that it has."""
 
     id: str
     path: str
@@ -43,7 +43,7 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class UnusableDatabase(Exception):
-    """A file that cannot be the database of sessions; the text says why. It was not changed."""
+    """A file cannot be the database of sessions; the text says why. The file was not changed."""
 
 
 def check_database(filepath: str) -> None:
@@ -68,7 +68,7 @@ def check_database(filepath: str) -> None:
 
 
 def _check_content(path: Path) -> None:
-    """Nothing but an empty database or one with a table of sessions will do."""
+    """Raise `UnusableDatabase` unless a file is an empty database or one of sessions."""
     try:
         with contextlib.closing(_connect(str(path))) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -92,17 +92,17 @@ def _check_content(path: Path) -> None:
 
 
 def _connect(filepath: str) -> sqlite3.Connection:
-    # Autocommit: each statement is a transaction of its own. One thread at a time uses the
-    # connection, but not always the one that made it.
+    # `isolation_level=None` makes each statement a transaction of its own. Only one thread at a
+    # time uses the connection, but it need not be the one that made it.
     return sqlite3.connect(
         filepath, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
     )
 
 
 class SessionStore:
-    """The database of sessions, in a file of mode 0600 or, as ``:memory:``, for this process only.
+    """The database of sessions: a file of mode 0600, or ``:memory:`` for this process only.
 
-    Raises `UnusableDatabase`.
+    The constructor raises `UnusableDatabase`.
     """
 
     def __init__(self, filepath: str) -> None:
@@ -110,7 +110,7 @@ class SessionStore:
         try:
             if filepath != MEMORY:
                 os.close(os.open(filepath, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                with contextlib.suppress(PermissionError):  # it is somebody else's
+                with contextlib.suppress(PermissionError):  # another user owns the file
                     os.chmod(filepath, 0o600)
             self._connection = _connect(filepath)
         except (OSError, sqlite3.Error) as error:
@@ -123,7 +123,7 @@ class SessionStore:
             raise UnusableDatabase(f"{filepath} cannot be written: {error}") from None
 
     def load(self) -> list[Session]:
-        """Every session, in the order in which they were made; what makes no sense is left out."""
+        """Every session, in the order in which they were made; senseless rows are left out."""
         rows = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM session ORDER BY rowid")
         sessions = []
         for row in rows.fetchall():

@@ -1,1 +1,1 @@
-"""Counters, events, the audit log, and how late the event loop is."""
+"""Telemetry: counters, events with their schemas, the audit log, and the event loop's lag."""

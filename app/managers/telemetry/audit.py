@@ -1,8 +1,12 @@
-"""The audit log: who had which kernel do what, one JSON object a line.
+"""The audit log: which user had which kernel do what, one JSON object a line.
 
-A thread of its own writes it, so that no disk holds up the event loop. What cannot be written (a
-full disk) or waits behind too much that is not written yet is lost; that is logged once and
-counted, and fails no request.
+A thread of its own writes it, so that a slow disk does not hold up the event loop. A record that
+cannot be written (the disk is full), or comes when too many wait to be written, is lost. A loss is
+counted, the first one is logged, and no request fails by it.
+
+The loop's thread and the writing thread share the waiting records, ``_closed`` and the count of
+losses, all under the condition ``_arrived``. ``_failing`` only decides whether a line is logged.
+``_torn`` belongs to the writing thread alone.
 """
 
 from __future__ import annotations
@@ -33,13 +37,13 @@ __all__ = ["AuditLog", "check_audit_log"]
 logger = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 10_000  # records
-MAX_WAITING_BYTES: Final = 64 * 2**20  # of what is executed: more than one message may have
+MAX_WAITING_BYTES: Final = 64 * 2**20  # of contents: more than one message may have
 CLOSE_SECONDS: Final = 5.0
-"""What the writing of the rest may take when the server stops."""
+"""How many seconds the writing of the rest may take when the server stops."""
 
 
 class _Request(msgspec.Struct):
-    """Of the content of an ``execute_request`` or an ``input_reply``: what is executed."""
+    """The fields of an ``execute_request`` or an ``input_reply`` that the kernel executes."""
 
     code: str = ""
     user_expressions: dict[str, Any] = {}
@@ -50,9 +54,9 @@ _request_decoder: Final = msgspec.json.Decoder(_Request)
 
 
 class AuditLog:
-    """The audit log of one server; without a ``path`` it is none. `close` it at the end.
+    """The audit log of one server; without a ``path`` nothing is noted. `close` it at the end.
 
-    ``username`` tells who the caller of the present request is.
+    ``username`` returns the user who makes the present request.
     """
 
     def __init__(self, path: Path | None, counters: Counters, username: Callable[[], str]) -> None:
@@ -71,10 +75,10 @@ class AuditLog:
             self._thread.start()
 
     def note(self, action: str, content: Buffer = b"", **data: Any) -> None:
-        """Add a record of what was just done, for whom, and to which kernel.
+        """Add a record of an action that was just done, with the user whose request it was.
 
-        ``content`` is that of an ``execute_request`` or an ``input_reply``: the hash of its code,
-        or of its value, becomes part of the record.
+        ``data`` names the kernel, and more. ``content`` is the content of an ``execute_request`` or
+        an ``input_reply``: the hash of its code, or of its value, becomes part of the record.
         """
         if self._path is None:
             return
@@ -94,14 +98,14 @@ class AuditLog:
             self._arrived.notify()
 
     async def close(self) -> None:
-        """Write what waits; returns when that is done, or has taken `CLOSE_SECONDS`."""
+        """Write the waiting records; returns when that is done, or has taken `CLOSE_SECONDS`."""
         if self._thread is not None:
             with self._arrived:
                 self._closed = True
                 self._arrived.notify()
             await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
 
-    # In the thread
+    # In the writing thread
 
     def _run(self) -> None:
         while True:
@@ -117,10 +121,11 @@ class AuditLog:
 
     def _write(self, lines: list[bytes]) -> None:
         assert self._path is not None
-        # An end that is missing from what was written last would spoil the first line.
+        # The last write may have ended in the middle of a line: the first record must not go on
+        # with that line.
         data = (b"\n" if self._torn else b"") + b"".join(lines)
         try:
-            # Opened each time: it may have been moved away meanwhile (logrotate).
+            # Opened for each write, as logrotate may have moved the file away.
             descriptor = _open(self._path)
             try:
                 written = os.write(descriptor, data)
@@ -139,7 +144,10 @@ class AuditLog:
             logger.warning("the audit log is written again")
 
     def _lose(self, count: int, why: str) -> None:
-        """Count records that are lost; one line of the log tells of all until it works again."""
+        """Count lost records. Only the first loss is logged, until writing works again.
+
+        Call it with ``_arrived`` held: both threads do.
+        """
         self._counters.audit_lost += count
         if not self._failing:
             self._failing = True
@@ -147,7 +155,7 @@ class AuditLog:
 
 
 def check_audit_log(path: Path | None) -> None:
-    """Raises `CannotLoad` if nothing can be written there."""
+    """Check that the audit log can be written. Raises `CannotLoad` if it cannot."""
     if path is not None:
         try:
             os.close(_open(path))
@@ -159,7 +167,7 @@ def _open(path: Path) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
-        with contextlib.suppress(OSError):  # it is another user's
+        with contextlib.suppress(OSError):  # the file belongs to another user
             os.fchmod(descriptor, 0o600)
     return descriptor
 
@@ -171,7 +179,7 @@ def _line(record: dict[str, Any], content: Buffer) -> bytes:
 
 
 def _executed(content: Buffer) -> dict[str, Any]:
-    """What is executed, without what it says: it may hold secrets."""
+    """The hash of the code or the value, rather than the text, which may hold secrets."""
     try:
         request = _request_decoder.decode(content)
     except (msgspec.MsgspecError, RecursionError):
@@ -187,7 +195,7 @@ def _executed(content: Buffer) -> dict[str, Any]:
 
 
 def _ends(lines: Iterable[bytes], written: int) -> int:
-    """How many of the lines are complete in so many bytes."""
+    """How many of the lines are complete in the first ``written`` bytes."""
     count = 0
     for line in lines:
         written -= len(line)

@@ -1,7 +1,8 @@
-"""What this server has counted since it started; `app.api.prometheus` shows it to Prometheus.
+"""The counters of one server since it started; `app.api.prometheus` shows them to Prometheus.
 
-Counting happens beside the messages, so it is nothing but additions to plain attributes. Nothing
-here knows of Prometheus.
+Messages are counted on the hot path, so to count is to add to a plain attribute. All additions are
+made in the event loop's thread but ``audit_lost``, which is added to under the audit log's lock.
+Nothing here depends on Prometheus.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EXECUTION_SECONDS: Final = (0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600,
 
 
 class Tally:
-    """How many messages, and their bytes."""
+    """A number of messages, and their bytes."""
 
     __slots__ = ("bytes", "messages")
 
@@ -29,10 +30,10 @@ class Tally:
 
 
 class Durations:
-    """A histogram: how many durations were at most so many seconds, and the sum of all.
+    """A histogram of durations in seconds, and their sum (``total``).
 
-    ``bounds`` are ascending; ``counts`` has one place for each, and a last one for all that took
-    longer.
+    ``bounds`` are ascending. ``counts`` has one number for each bound: how many durations were at
+    most that, and above the bound before. Its last number counts those above all bounds.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -49,7 +50,7 @@ class Durations:
 
 
 class Counters:
-    """Everything that is counted. A kernel's ``type`` is the name of its kernelspec."""
+    """All counters. A kernel's ``type``, a label, is the name of its kernelspec in lower case."""
 
     def __init__(self) -> None:
         channels = ("iopub", "shell", "control", "stdin")
@@ -57,7 +58,7 @@ class Counters:
         self.to_kernels = {channel: Tally() for channel in channels if channel != "iopub"}
         self.malformed = 0  # messages from kernels that were dropped
         self.held_back = Tally()  # output that a rate limit kept from one client
-        self.outdated = Tally()  # what had left the log before one client came to it
+        self.outdated = Tally()  # messages that the log dropped before one client came to them
         # By type and reason.
         self.starts: Counter[tuple[str, str]] = Counter()
         self.deaths: Counter[tuple[str, str]] = Counter()
@@ -70,6 +71,6 @@ class Counters:
         self.request_seconds: dict[tuple[str, str, str], Durations] = defaultdict(
             lambda: Durations(REQUEST_SECONDS)
         )
-        self.wrong_tokens = Counter({"refused": 0, "slowed": 0})  # by what became of them
-        self.audit_lost = 0  # records of the audit log
+        self.wrong_tokens = Counter({"refused": 0, "slowed": 0})  # by how they were answered
+        self.audit_lost = 0  # records that the audit log has lost
         self.lag_seconds = Durations(LAG_SECONDS)

@@ -1,8 +1,8 @@
-"""Events: what happens on this server, told to whoever listens, in schemas that say what it means.
+"""Events of this server, for subscribers; a schema describes each kind.
 
-The `jupyter_events` library keeps the schemas and checks every event against its own. It is loaded
-when somebody first listens or posts. Until then, and whenever nobody listens, an event costs
-nothing: it is neither checked nor written down.
+The `jupyter_events` library has the schemas, and checks each event against its schema. It is loaded
+when a client first subscribes or posts. Until then, and while there are no subscribers, an event
+costs next to nothing: it is neither checked nor stored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Schema = dict[str, Any]
-"""An event schema, as a file holds it."""
+"""An event schema, as it is in a YAML file."""
 
 KERNEL_ACTIONS: Final = "https://events.jupyter.org/jupyter_server/kernel_actions/v1"
 KERNEL_LIFECYCLE: Final = "urn:kernelkeep:kernel_lifecycle:v1"
@@ -50,14 +50,14 @@ CORE_EVENT_SCHEMA_PATHS: Final = (
 )
 
 MAX_WAITING_BYTES: Final = 2**20
-"""What may wait for one subscriber: some thousand events."""
+"""How many bytes of events may wait for one subscriber: some thousand events."""
 
 MAX_PROBLEM: Final = 300
-"""Characters that are told of what is wrong with a schema."""
+"""How many characters of the library's message about a wrong schema are shown."""
 
 
 class Events:
-    """The server's events and those who have subscribed to them.
+    """The server's events and their subscribers.
 
     ``extra_schemas`` (see `read_schemas`) are known beside the server's own.
     """
@@ -70,14 +70,14 @@ class Events:
         self._closed = False
 
     def close(self) -> None:
-        """The server stops: end every subscription, and take no new one."""
+        """End every subscription, and take no new one: the server stops."""
         self._closed = True
         for subscription in self._subscriptions:
             subscription.close()
 
     def emit(self, schema_id: str, data: dict[str, Any]) -> None:
-        """Tell an event to whoever listens. Never raises: nothing may fail because it is told."""
-        if self._logger is None:  # nobody has ever listened
+        """Emit an event of the server. Never raises: no action fails because of its event."""
+        if self._logger is None:  # no client has ever subscribed or posted
             return
         try:
             self._logger.emit(schema_id=schema_id, data=data)
@@ -87,13 +87,13 @@ class Events:
     async def post(
         self, schema_id: str, version: str, data: dict[str, Any], timestamp: datetime | None = None
     ) -> None:
-        """Tell an event of a client's. Raises `InvalidEvent`, or `EventSchemaReserved`.
+        """Emit an event that a client has posted. Raises `InvalidEvent` or `EventSchemaReserved`.
 
-        As in Jupyter servers, ``data`` is held against the schema only while somebody listens.
+        As in Jupyter servers, ``data`` is checked against the schema only if there are subscribers.
         """
         if schema_id in (KERNEL_ACTIONS, KERNEL_LIFECYCLE):
             raise EventSchemaReserved("Only the server itself tells events of its own schemas")
-        # The library writes its own fields (the schema, the time) under such names.
+        # The library adds its own fields (the schema, the time) under such names.
         if any(name.startswith("__") for name in data):
             raise InvalidEvent("data: no name in it may begin with __")
         event_logger = await self._loaded()
@@ -110,7 +110,7 @@ class Events:
                 f"Unregistered version: {version[:MAX_NAME]!r}≠{registered!r} for `{schema_id}`"
             )
         try:
-            json.dumps(data, allow_nan=False)  # subscribers must be able to read it
+            json.dumps(data, allow_nan=False)  # subscribers get it as JSON
             event_logger.emit(schema_id=schema_id, data=data, timestamp_override=timestamp)
         except ValidationError as error:
             raise InvalidEvent(_explain(error)) from None
@@ -121,11 +121,13 @@ class Events:
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[Subscription]:
-        """Listen to every event from now on, until the context is left.
+        """A subscription to every event from now on, until the context is left.
 
         Raises `ServerStopping`.
         """
         event_logger = await self._loaded()
+        # The server may have begun to stop while the library was loaded: `close` has ended the
+        # subscriptions of that time, and nothing would end this one.
         if self._closed:
             raise ServerStopping()
         subscription = Subscription()
@@ -140,13 +142,16 @@ class Events:
                 event_logger.remove_listener(listener=self._deliver)
 
     async def _deliver(self, logger: EventLogger, schema_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Hand an event to every subscriber; the library calls this, in the order of events."""
+        """Give an event to every subscriber. The library calls this, in the order of events."""
         event = json.dumps({**data, "schema_id": schema_id})
         for subscription in self._subscriptions:
             subscription.put(event)
 
     async def _loaded(self) -> EventLogger:
-        """The library's logger, which the first call makes (in a thread: it takes a while)."""
+        """The library's event logger. The first call makes it, in a thread, as that takes long.
+
+        The lock has clients that come meanwhile wait for the one logger, rather than make others.
+        """
         async with self._loading:
             if self._logger is None:
                 self._logger = await asyncio.to_thread(_event_logger, self._extra_schemas)
@@ -154,10 +159,10 @@ class Events:
 
 
 class Subscription:
-    """What one subscriber has not yet taken, up to `MAX_WAITING_BYTES`.
+    """The events that one subscriber has not taken yet, up to `MAX_WAITING_BYTES`.
 
-    A subscriber that is too slow misses nothing in between: it gets what had been there until the
-    bound was reached, and then the end. ``dropped`` counts the events after that.
+    A subscriber that is too slow gets all events until the bound was reached, and then the end: it
+    misses none in between. ``dropped`` counts the events after that.
     """
 
     def __init__(self) -> None:
@@ -177,18 +182,19 @@ class Subscription:
         self._arrived.set()
 
     def close(self) -> None:
-        """No further event will come."""
+        """End the subscription: no further event will come."""
         self._closed = True
         self._arrived.set()
 
     async def take(self) -> str | None:
-        """The next event, as JSON; None when those that followed were dropped, or at the end.
+        """The next event, as JSON; None at the end, or when the events that followed were dropped.
 
-        Has no bound of its own: nothing may happen for long.
+        This has no timeout: there may be no event for long.
         """
         while not self._waiting:
             if self.dropped or self._closed:
                 return None
+            # Nothing is suspended between the look above and the wait, so no event is missed.
             self._arrived.clear()
             await self._arrived.wait()
         event = self._waiting.popleft()
@@ -197,7 +203,7 @@ class Subscription:
 
 
 def read_schemas(paths: Sequence[Path]) -> list[Schema]:
-    """The schemas in these files, for `Events`. Raises `CannotLoad` for one that is no good."""
+    """The schemas in these files, for `Events`. Raises `CannotLoad` for one that is not valid."""
     if not paths:
         return []
     ids = {schema["$id"] for schema in map(_read_schema, CORE_EVENT_SCHEMA_PATHS)}
@@ -205,7 +211,7 @@ def read_schemas(paths: Sequence[Path]) -> list[Schema]:
     for path in paths:
         try:
             schema = _read_schema(path.expanduser())
-        except Exception as error:  # what a file holds can be wrong in any way
+        except Exception as error:  # a file's content can be wrong in any way
             raise CannotLoad(f"--extra-event-schema-paths: {path}: {_in_a_line(error)}") from None
         if schema["$id"] in ids:
             raise CannotLoad(
@@ -217,7 +223,7 @@ def read_schemas(paths: Sequence[Path]) -> list[Schema]:
 
 
 def _read_schema(path: Path) -> Schema:
-    """What a file holds, checked. Raises whatever is wrong with it."""
+    """The schema in a file, checked. Raises an exception of any kind if it is not valid."""
     import_jsonschema()
     from jsonschema import Draft7Validator
     from jupyter_events import yaml
@@ -251,6 +257,6 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    """What is wrong with an event's data, in the schema's words, without repeating a value."""
+    """Which rule of the schema an event's data break, without repeating a value."""
     where = ".".join(("data", *(str(part) for part in error.absolute_path)))
     return f"{where}: does not match the schema: {error.validator}: {error.validator_value}"

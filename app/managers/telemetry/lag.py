@@ -1,4 +1,4 @@
-"""How late the event loop is: the time that everybody else's work keeps ours waiting."""
+"""The event loop's lag: how many seconds after its time a timer fires, as other work runs first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["LoopLag"]
 TICK_SECONDS: Final = 1.0
 
 WATCH_SECONDS: Final = 300.0
-"""How long the loop is watched after somebody has asked; scrapers ask more often than that."""
+"""How many seconds the loop is watched after a scrape; scrapers come more often than that."""
 
 
 class LoopLag:
-    """Once a second, while somebody asks, adds to ``durations`` how late a timer was.
+    """Adds to ``durations``, once a second while it is scraped, how late a timer was.
 
     Make it inside a running event loop, and `close` it there.
     """
@@ -29,13 +29,13 @@ class LoopLag:
         self._until = 0.0
 
     def watch(self) -> None:
-        """Somebody asks: go on for `WATCH_SECONDS`."""
+        """Watch the loop for `WATCH_SECONDS` from now on: the metrics are being scraped."""
         self._until = self._loop.time() + WATCH_SECONDS
         if self._timer is None:
             self._set_timer()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""What happens to a kernel, told where it happens: to events, counters and the audit log."""
+"""Reports of what happens to a kernel, for events, counters and the audit log at once."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _DONE: Final = {
 
 
 _AUDITED: Final = ("interrupt_request", "shutdown_request", "debug_request")
-"""Messages to a kernel that are noted as they are; the last can have code evaluated."""
+"""Messages to a kernel whose type is noted in the audit log; a debug_request can evaluate code."""
 
 
 _ASKED: Final = {"input_reply": "input"}
 
 
 class KernelReports:
-    """Of one kernel; ``name`` is its kernelspec's, as it was asked for.
+    """The reports of one kernel. ``name`` is its kernelspec's, as the client has written it.
 
-    ``kind`` is its label in the metrics; by default its name.
+    ``kind`` is the kernel's label in the metrics; by default the name in lower case.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class KernelReports:
         self._events = events
         self._counters = counters
         self._kernel: dict[str, Any] = {"kernel_id": kernel_id, "kernel_name": name}
-        # As kernelspecs are named: asking for R and r is one series.
+        # In lower case, as kernelspecs are found: R and r are one series.
         self.kind = kind or name.lower()
 
-    # What was asked for
+    # What clients ask for
 
     @asynccontextmanager
     async def action(self, action: Action) -> AsyncIterator[None]:
-        """One event for what is done within: that it was done, or the error that it raised."""
+        """Report the action that the ``with`` block does: its success, or the error it raises."""
         try:
             yield
         except Exception as error:
@@ -78,25 +78,25 @@ class KernelReports:
         self._events.emit(KERNEL_ACTIONS, {"action": action, **self._kernel, **data})
 
     def executed(self, execution_id: str, session: str, content: Buffer) -> None:
-        """Somebody has code executed; ``content`` is that of the ``execute_request``."""
+        """A client has sent code; ``content`` is that of the ``execute_request``."""
         self._note("execute", content, execution_id=execution_id, session=session)
 
     def cancelled(self, execution_id: str) -> None:
-        """Somebody has cancelled an execution."""
+        """A client has cancelled an execution."""
         self._note("cancel", execution_id=execution_id)
 
     def answered(self, session: str, content: Buffer) -> None:
-        """Somebody has answered what a kernel asks; ``content`` is that of the ``input_reply``."""
+        """A client has answered a prompt; ``content`` is that of the ``input_reply``."""
         self._note("input", content, session=session)
 
     def refused(self, asked: str, content: Buffer = b"", **data: Any) -> None:
-        """Somebody has asked for something that was not done; its id is nobody's, so not told."""
+        """A client's request was refused. Its id names no execution, so it is not noted."""
         self._note("refused", content, asked=asked, **data)
 
     def received(self, message: ClientMessage, session: str, *, passed: bool) -> None:
-        """A message for the kernel has come over a WebSocket: some do what the API does too.
+        """A client has sent the kernel a message over a WebSocket; some types are reported.
 
-        Unless ``passed`` it was ignored, or refused.
+        ``passed`` is False if the message was ignored or refused.
         """
         kind = message.header.msg_type
         if not passed:
@@ -112,7 +112,7 @@ class KernelReports:
         elif kind in _AUDITED:
             self._note(kind, session=session)
 
-    # What became of it
+    # What becomes of the kernel
 
     def launching(self, cause: LaunchCause) -> None:
         """A process is about to be launched."""
@@ -123,32 +123,32 @@ class KernelReports:
         self._counters.deaths[self.kind, "start_failed"] += 1
 
     def ready(self, seconds: float) -> None:
-        """The kernel takes requests, so many seconds after its process was launched."""
+        """The kernel takes requests, ``seconds`` after its process was launched."""
         self._counters.start_seconds[self.kind].observe(seconds)
         self._tell("ready", seconds=round(seconds, 6))
 
     def died(self, exit_code: int) -> None:
-        """A process that was ready has ended unasked; the code of a signal is negative."""
+        """A process that was ready has ended by itself; the exit code of a signal is negative."""
         self._counters.deaths[self.kind, _cause_of_death(exit_code)] += 1
         self._note("died", exit_code=exit_code)
 
     def restarting(self, reason: str, count: int) -> None:
-        """A kernel that died, ``count`` times in a row now, gets a new process."""
+        """The kernel has died, ``count`` times in a row by now, and gets a new process."""
         self._tell("automatic_restart", reason=reason, count=count)
 
     def dead(self, reason: str) -> None:
-        """There is no process, and none will come unless it is asked for."""
+        """The kernel has no process, and gets none unless a client restarts it."""
         self._tell("dead", reason=reason)
         self._note("dead")
 
     def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
-        """The kernel is stopped since nobody uses it; ``cause`` says which rule applied."""
+        """The kernel is stopped as no client uses it; ``cause`` names the rule that applied."""
         self._counters.culls[self.kind, cause] += 1
         self._note("culled", cause=cause, idle_seconds=round(idle_seconds))
         self._tell("culled", idle_seconds=round(idle_seconds, 3), connections=connections)
 
     def shut_down_by_client(self) -> None:
-        """The kernel has ended as a client asked it to, over its channels."""
+        """The kernel has ended by a ``shutdown_request`` that a client has sent it."""
         self._tell("shut_down_by_client")
         self._note("shut_down_by_client")
 

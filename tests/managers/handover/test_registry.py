@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import stat
@@ -70,6 +71,24 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     assert not again.load_executions("a")
     assert stat.S_IMODE((tmp_path / "registry.sqlite").stat().st_mode) == 0o600
     again.close()
+
+
+async def test_what_a_kernel_did_before_it_was_saved_is_not_written_over_that(
+    tmp_path: Path,
+) -> None:
+    registry = Registry(tmp_path)
+    await registry.save(record("a"))
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"x"))
+    for _ in range(2):  # what is written behind is under way, or about to be
+        registry.touch("a", 3.0, "busy")
+        writing = asyncio.ensure_future(registry.flush())
+        await asyncio.sleep(0)
+    registry.touch("a", 3.0, "busy")
+    await registry.save(record("a", execution_state="dead"))
+    await writing
+    await registry.flush()
+    assert [known.execution_state for known in await registry.load()] == ["dead"]
+    await registry.close()
 
 
 def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
@@ -167,3 +186,32 @@ async def test_one_server_at_a_time_has_it(tmp_path: Path) -> None:
     again = Registry(tmp_path)
     assert await again.executions("k") == [ExecutionRecord("k", "e", 1, b"x")]
     await again.close()
+
+
+async def test_what_could_not_be_written_is_written_later_and_nothing_older_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    await registry.save(record("a"))
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"x"))
+    await registry.flush()
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        for name in ("save", "delete", "touch", "save_executions"):
+            patch.setattr(registry._store, name, fail)
+        registry.forget("a", "p")
+        registry.touch("a", 9.0, "busy")
+        await registry.flush()
+        failing = asyncio.ensure_future(registry.save(record("b", reason="old")))
+        await asyncio.sleep(0)  # it is on its way to the thread
+    await asyncio.gather(failing, registry.save(record("b", reason="new")))
+    await registry._make_up()
+    await registry.flush()
+    found = {known.id: known for known in await registry.load()}
+    assert found["a"].execution_state == "busy"
+    assert found["b"].reason == "new"
+    assert await registry.executions("a") == []
+    await registry.close()

@@ -1,1 +1,1 @@
-"""Python kernels that are forked instead of started."""
+"""Python kernels that are forked from a process with the imports done, instead of started."""

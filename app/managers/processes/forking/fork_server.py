@@ -1,20 +1,21 @@
 """The program of a fork server: an interpreter that has imported ipykernel, and forks kernels.
 
-It is run by path, by the interpreter of a kernelspec, which need not have this service installed:
-so it imports nothing of `app`. Its one argument besides the modules to preload is the abstract name
-of a SOCK_SEQPACKET socket to connect to, behind ``@``. Every packet on it is one JSON object.
-`app.managers.processes.forking.link` is at the other end:
+The interpreter of a kernelspec runs this file by its path. That interpreter need not have this
+service installed, so the program imports nothing of `app`. Its first argument is ``@`` and the
+abstract name of a SOCK_SEQPACKET socket to connect to; the others are the modules to preload. Every
+packet on the socket is one JSON object. `app.managers.processes.forking.link` is at the other end:
 
     service -> {"fork": N} and descriptors: the order, as a JSON file; its output; its directory;
                a pipe, at which the kernel waits for a byte before it begins
     server  -> {"ready": true} | {"refused": TEXT}
     server  -> {"forked": N, "pid": PID} | {"failed": N, "error": TEXT} | {"outdated": N}
 
-The keeper runs the server, and is the parent of its kernels: who forked them ends at once, and the
-keeper adopts orphans. A kernel for which no byte comes ends: nobody else would know of it.
+The keeper runs the server, and becomes the parent of its kernels: a process between the two forks
+each kernel and ends at once, and orphans go to the keeper. A kernel for which no byte comes ends,
+since no server knows it.
 
-A server is outdated when an interpreter that is started now could be another one than this:
-packages were installed, upgraded or removed meanwhile. It forks no kernel then (`Origins`).
+A server is outdated if packages were installed, upgraded or removed since it was started: a new
+interpreter could import other code than this one has. It then forks no kernel (`Origins`).
 
 The server ends when its socket does.
 """
@@ -34,7 +35,7 @@ from typing import Any
 
 MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
 
-# What a kernel imports while it starts, in one version of its packages or another.
+# Modules that a kernel imports while it starts; which of them depends on ipykernel's version.
 LIKELY = (
     *("ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger"),
     *(
@@ -53,14 +54,14 @@ class Refused(Exception):
 
 
 class ForkServer:
-    """Serves in the parent; in each child `serve` returns what that child is to be."""
+    """The fork server's loop. In the parent it never returns; in each child `serve` returns."""
 
     def __init__(self, control: socket.socket, origins: Origins) -> None:
         self._control = control
         self._origins = origins
 
     def serve(self) -> dict[str, Any]:
-        """Fork on request. Does not return in the parent: it exits when the service is gone."""
+        """Fork on request; returns the order in each child. The parent exits with the service."""
         while True:
             order = self._on_packet()
             if order is not None:
@@ -90,19 +91,19 @@ class ForkServer:
     def _fork(
         self, number: int, order: int, output: int, directory: int, leave: int
     ) -> dict[str, Any] | None:
-        # The order is read by the child alone: nothing of one kernel is ever in another's memory.
+        # Only the child reads the order, so nothing of one kernel ever is in another's memory.
         pid = fork_away()
         if pid:
             self._say(forked=number, pid=pid)
             return None
         try:
             return self._leave_home(order, output, directory, leave)
-        except BaseException as error:  # nothing may lead a child back to the parent's loop
+        except BaseException as error:  # an error must not lead a child back into the parent's loop
             os.write(output, f"{type(error).__name__}: {error}\n".encode())
             os._exit(1)
 
     def _leave_home(self, order: int, output: int, directory: int, leave: int) -> dict[str, Any]:
-        """In the child: let go of what is the server's, and read what this process is to be."""
+        """In the child: take the kernel's directory and output, and read the order."""
         os.setsid()
         os.fchdir(directory)
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -123,17 +124,17 @@ class ForkServer:
 class Origins:
     """The files that this process is made of, and whether they are still the same.
 
-    They are the interpreter; the directories of packages, whose entries come and go with each
-    package that is installed, upgraded or removed; and the files of the modules that are imported.
-    Python's own modules change with the interpreter. Make it before anything is imported, and
-    `note_modules` afterwards.
+    The files are the interpreter, the directories of packages, and the files of imported modules.
+    Each package that is installed, upgraded or removed changes the entries of a directory; Python's
+    own modules change with the interpreter. Make this before anything is imported, and call
+    `note_modules` afterwards: a package that changes between the two is noticed, too.
     """
 
     def __init__(self) -> None:
         import site
 
         directories = {*site.getsitepackages(), *(entry for entry in sys.path if is_of_site(entry))}
-        if site.ENABLE_USER_SITE:  # it need not be there yet
+        if site.ENABLE_USER_SITE:  # the directory may be made later
             directories.add(site.getusersitepackages())
         environment = os.path.join(sys.prefix, "pyvenv.cfg")
         self._places = joined([sys.executable, environment, *sorted(directories)])
@@ -146,7 +147,7 @@ class Origins:
         files = set()
         for name, module in [*sys.modules.items()]:
             path = getattr(module, "__file__", None)
-            if type(path) is not str or name == "__main__":  # that one is the service's
+            if type(path) is not str or name == "__main__":  # this file is the service's own
                 continue
             if not path.startswith(library) or is_of_site(path):
                 files.add(path)
@@ -154,22 +155,22 @@ class Origins:
         self._seen[1] = state_of(self._modules)
 
     def have_changed(self) -> bool:
-        """Whether a process that is started now could be another one."""
+        """Whether an interpreter that is started now could import other code than this one has."""
         return self._seen != [state_of(self._places), state_of(self._modules)]
 
 
 def is_of_site(path: str) -> bool:
-    """Whether packages are installed here, or this is a file of one."""
+    """Whether a path is a directory of installed packages, or lies in one."""
     return not {"site-packages", "dist-packages"}.isdisjoint(path.split(os.sep))
 
 
 def joined(paths: list[str]) -> bytes:
-    """Paths in one object: what the server counts references on is copied for each kernel."""
+    """Paths in one object. Each kernel that counts references on objects copies their memory."""
     return b"\0".join(map(os.fsencode, paths))
 
 
 def state_of(paths: bytes) -> int:
-    """A number that is another one when a file or directory has changed, has come or gone."""
+    """A hash over the state of files; it differs when one of them has changed, come or gone."""
     state = 0
     for path in paths.split(b"\0"):
         try:
@@ -182,7 +183,7 @@ def state_of(paths: bytes) -> int:
 
 
 def fork_away() -> int:
-    """Fork a process whose parent has ended already. Raises `OSError`."""
+    """Fork a process and end its parent; returns its id, or 0 within it. Raises `OSError`."""
     numbers, told = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -193,7 +194,7 @@ def fork_away() -> int:
                 os.close(told)
                 return 0
             os.write(told, b"%d" % pid)
-        except BaseException:  # as where the kernel leaves home
+        except BaseException:  # an error must not lead this process back into the server's loop
             os._exit(1)
         os._exit(0)
     os.close(told)
@@ -206,7 +207,7 @@ def fork_away() -> int:
 
 
 def say(control: socket.socket, **message: Any) -> None:
-    """Tell the service something, unless it is gone."""
+    """Send the service a message; exit if the service is gone."""
     try:
         control.send(json.dumps(message).encode())
     except OSError:
@@ -214,13 +215,13 @@ def say(control: socket.socket, **message: Any) -> None:
 
 
 def preload(modules: list[str]) -> None:
-    """Import what kernels need and what their spec asks for. Raises `Refused`."""
+    """Import the modules that kernels need and those that their spec names. Raises `Refused`."""
     for name in MODULES:
         import_checked(name, "")
     for name in LIKELY:
         try:
             importlib.import_module(name)
-        except ImportError:  # this version of ipykernel does without it
+        except ImportError:  # this version of ipykernel does not have or need the module
             continue
         except Exception as error:
             raise refusal(name, error) from None
@@ -231,7 +232,7 @@ def preload(modules: list[str]) -> None:
 
 
 def import_checked(name: str, what: str) -> None:
-    """Import a module, which may do anything. Raises `Refused`."""
+    """Import a module, which may raise anything. Raises `Refused`."""
     try:
         importlib.import_module(name)
     except BaseException as error:
@@ -239,13 +240,13 @@ def import_checked(name: str, what: str) -> None:
 
 
 def refusal(what: str, error: BaseException) -> Refused:
-    """Why there is no fork server: something cannot be imported."""
+    """The refusal to serve because a module cannot be imported."""
     text = f"{type(error).__name__}: {error}"
     return Refused(f"{what} cannot be imported: {text[:300]}")
 
 
 def check(who: str) -> None:
-    """Raise `Refused` if this process holds what no fork survives."""
+    """Raise `Refused` if this process has threads, sockets or an event loop: no fork has them."""
     if len(os.listdir("/proc/self/task")) > 1:
         raise Refused(f"{who} starts a thread")
     for descriptor in os.listdir("/proc/self/fd"):
@@ -258,14 +259,14 @@ def check(who: str) -> None:
 
 
 def kernel_app() -> Any:
-    """ipykernel's application, made but not initialised, with a quick way to read usual arguments.
+    """ipykernel's application, made but not initialised, that reads the usual arguments quickly.
 
-    To parse them goes through every class and option that there is: a tenth of a start.
+    traitlets' parser goes through every class and option: that takes a tenth of a kernel's start.
     """
     from ipykernel import kernelapp
     from traitlets.config import Config
 
-    # Of the same name, which is that of its logger and of its section in config files.
+    # The class keeps its name, for its logger and its section in config files are named after it.
     class IPKernelApp(kernelapp.IPKernelApp):
         def parse_command_line(self, argv: list[str] | None = None) -> None:
             argv = sys.argv[1:] if argv is None else argv
@@ -281,7 +282,7 @@ def kernel_app() -> Any:
 
 
 def become(wanted: dict[str, Any]) -> None:
-    """Make this child a process of its own, as if it had just been executed."""
+    """Give this child its environment, limits and arguments, and wait for the byte to begin."""
     gc.enable()
     os.environ.clear()
     os.environ.update(wanted["env"])
@@ -305,10 +306,10 @@ def become(wanted: dict[str, Any]) -> None:
 
 
 def draw_new_numbers() -> None:
-    """Forget what was drawn at random, or found out, before the fork.
+    """Replace random numbers and other values that the parent has and all its forks would share.
 
-    The generators of `random` and `tempfile` see to it themselves; `uuid` and `secrets` ask the
-    operating system each time.
+    `random` and the names of `tempfile` are seeded anew by themselves after a fork; `uuid` and
+    `secrets` ask the operating system each time.
     """
     import multiprocessing.process
     import tempfile
@@ -331,7 +332,7 @@ def main() -> None:
     # The directory of this file is no place to import from.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
-    # ipykernel would end when its parent is not the process that this names; 1 is none to watch.
+    # ipykernel ends when its parent is not the process that this variable names, unless it is 1.
     os.environ["JPY_PARENT_PID"] = "1"
     gc.disable()
     origins = Origins()
@@ -355,7 +356,7 @@ def main() -> None:
 
 
 def connected(where: str) -> socket.socket:
-    """A connection to the service, which waits at this address."""
+    """A connection to the service, which listens at this address; exits if the service is gone."""
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         control.connect("\0" + where[1:])
@@ -365,18 +366,18 @@ def connected(where: str) -> socket.socket:
 
 
 def leave() -> None:
-    """Exit as an interpreter does, but do not take apart, object by object, what is shared.
+    """Exit as an interpreter does, but do not destroy the objects.
 
-    That would copy all of the memory that the fork server lent, to free it.
+    To free them would copy all of the memory that is shared with the fork server.
     """
-    # In this order: Py_FinalizeEx.
+    # This is the order of `Py_FinalizeEx`.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError):  # closed, or nobody reads it
+        except (OSError, ValueError):  # the stream is closed, or its pipe has no reader
             continue
     os._exit(0)
 

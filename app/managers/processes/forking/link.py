@@ -34,59 +34,60 @@ READY_SECONDS: Final = 30.0
 """How long a fork server may take for its imports."""
 
 FORK_SECONDS: Final = 15.0
-"""How long a fork may take: on a machine that is much too busy, long."""
+"""How long a fork may take; it is long because the machine may be overloaded."""
 
 ANSWER_SECONDS: Final = 5.0
 """How long a fork server may take to end."""
 
 
 class CannotFork(Exception):
-    """No kernel can be forked now; the text says why. It can still be started."""
+    """No kernel can be forked now; the text says why. A kernel can still be started."""
 
 
 class NotForkedYet(CannotFork):
-    """There is no fork server yet; the kernel that is started instead brings it up."""
+    """There is no fork server yet; it is brought up when the kernel started instead is ready."""
 
 
 class Outdated(NotForkedYet):
-    """The fork server is not what an interpreter would be that is started now."""
+    """The fork server's packages differ from those that an interpreter started now would have."""
 
     def __init__(self) -> None:
         super().__init__("packages have changed since its fork server was started")
 
 
 class Recipe(NamedTuple):
-    """What a fork server must be for a kernel: nothing of it can be changed after the fork."""
+    """What a kernel needs of its fork server: the parts that cannot be changed after the fork."""
 
     interpreter: tuple[str, ...]
-    """Its command with its options."""
+    """The interpreter's command with its options."""
     preload: tuple[str, ...]
     """Modules that are imported beside ipykernel."""
     env: tuple[tuple[str, str], ...]
-    """The variables that an interpreter, or a library that is loaded, reads once."""
+    """The environment variables that the interpreter and its libraries read only once."""
 
 
 class Order(NamedTuple):
-    """What one kernel is to be."""
+    """What a fork server needs to know to make a kernel of a fork."""
 
     command: Sequence[str]
     arguments: Sequence[str]
-    """Those of ``command`` that are the kernel's own."""
+    """The part of ``command`` that is the kernel's arguments."""
     env: Mapping[str, str]
     cwd: str
     output: int
-    """The descriptor for its stdout and stderr."""
+    """The descriptor that becomes the kernel's stdout and stderr."""
     limits: Mapping[str, int]
     """Resource limits by the names of the `resource` module without RLIMIT_."""
     leave: int
-    """A pipe at which it waits for a byte before it begins; it ends if none comes."""
+    """The read end of a pipe. The kernel begins when a byte comes, and ends if none comes."""
 
 
 class ForkLink:
-    """One process of `PROGRAM`. ``ready`` is done when it forks, or raises `CannotFork`.
+    """A fork server's process, which runs `PROGRAM`, and the connection to it.
 
-    It is the keeper's child, as its kernels are. A kernel that nobody waits for any more ends by
-    itself: it waits to be told to begin.
+    ``ready`` is done when the process can fork, or raises `CannotFork`. The process and the kernels
+    that it forks are the keeper's children. If the server gives up on a fork, the kernel ends by
+    itself, for it waits to be told to begin.
     """
 
     def __init__(self, recipe: Recipe, keeper: Keeper) -> None:
@@ -105,6 +106,7 @@ class ForkLink:
         try:
             self._process, control = await _have_run(recipe, keeper)
         except (OSError, KeeperUnavailable) as error:
+            # Not called here: `_end` would cancel the task that runs this.
             self._loop.call_soon(self._end, f"its fork server cannot be executed: {error}")
             return
         self._control = control
@@ -112,21 +114,21 @@ class ForkLink:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, once it has been executed."""
+        """The fork server's process id, once it has been executed."""
         return self._process.pid if self._process is not None else None
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked to fork, or will be."""
+        """Whether the fork server can be asked to fork now or later."""
         return not self.ended.done() and not self._retired
 
     @property
     def retired(self) -> bool:
-        """Whether it was told to end as soon as nobody needs it."""
+        """Whether the fork server takes no more orders, and ends when the last one is answered."""
         return self._retired
 
     async def fork(self, order: Order) -> int:
-        """The process id of a new kernel, once it is ``ready``. Raises `CannotFork`."""
+        """Fork a kernel; returns its process id. Call it once ``ready``. Raises `CannotFork`."""
         assert self._control is not None
         self._count += 1
         number = self._count
@@ -154,7 +156,7 @@ class ForkLink:
             self._end_if_unused()
 
     def retire(self) -> None:
-        """Fork no more, and end when what was asked is done."""
+        """Take no more orders, and end the fork server when those before are answered."""
         self._retired = True
         self._end_if_unused()
 
@@ -163,13 +165,16 @@ class ForkLink:
             self._end("its fork server is not needed any more")
 
     def kill(self) -> None:
-        """End the server by force; its kernels go on."""
+        """Kill the fork server; the kernels that it has forked go on."""
         if self._process is not None:
             self._process.kill()
         self._end("its fork server was killed")
 
     async def close(self) -> None:
-        """End the server, by its socket and then by force; returns when it is gone."""
+        """End the fork server by closing its socket, and kill it if it does not end in time.
+
+        Returns when it has ended.
+        """
         self._end("its fork server is being stopped")
         await asyncio.wait({self._opening})
         if self._process is None:
@@ -230,17 +235,19 @@ class ForkLink:
             self._control.close()
             self._control = None
         else:
+            # The keeper may have launched the process although its answer has not come. The process
+            # then finds nobody at the address that it was given, and exits.
             self._opening.cancel()
         if not self.ready.done():
             self.ready.set_exception(CannotFork(reason))
-            self.ready.exception()  # there may be nobody who wants to know
+            self.ready.exception()  # or asyncio would log the error if no task awaits `ready`
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(CannotFork(reason))
 
 
 class _Process:
-    """A process that the keeper runs."""
+    """A process that is the keeper's child, held by a pidfd."""
 
     def __init__(self, pid: int, started: str) -> None:
         self.pid = pid
@@ -267,7 +274,11 @@ class _Process:
 
 
 async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.socket]:
-    """A fork server that is the keeper's child. Raises `OSError` or `KeeperUnavailable`."""
+    """Have the keeper run a fork server; returns it with its connection.
+
+    Raises `OSError` or `KeeperUnavailable`.
+    """
+    # Another process could connect to the name, but only the fork server's connection is taken.
     name = f"kernelkeep-{secrets.token_hex(16)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.setblocking(False)
@@ -283,11 +294,11 @@ async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.so
                 if _peer(control) == process.pid:
                     control.setblocking(False)
                     return process, control
-                control.close()  # whoever that is
+                control.close()
 
 
 async def _readable(*descriptors: int) -> set[int]:
-    """Those that are readable, when one is. Has no bound of its own."""
+    """Wait until a descriptor is readable; returns all that are. It has no bound of its own."""
     loop = asyncio.get_running_loop()
     ready: set[int] = set()
     changed = asyncio.Event()
@@ -307,13 +318,13 @@ async def _readable(*descriptors: int) -> set[int]:
 
 
 def _peer(connection: socket.socket) -> int:
-    """The process at the other end."""
+    """The id of the process at the other end of a connection."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", data)[0])
 
 
 def _written(order: Order) -> int:
-    """The order in a file of its own in memory, whose size no socket bounds."""
+    """The descriptor of a file in memory that holds the order, which may not fit in a packet."""
     text = json.dumps(
         {
             "command": list(order.command),

@@ -1,9 +1,9 @@
 """A kernel provisioner that forks Python kernels where it can, and starts them otherwise.
 
-Named by a kernelspec (``"metadata": {"kernel_provisioner": {"provisioner_name":
-"kernelkeep-fork"}}``) or by the option ``fork_kernels``: by the name of the kernelspec there, or by
-``auto``, which forks what can be forked from the second start on. Under any other server than this
-one it is jupyter_client's local provisioner.
+A kernelspec asks for it (``"metadata": {"kernel_provisioner": {"provisioner_name":
+"kernelkeep-fork"}}``), or the option ``fork_kernels`` names the kernelspec, or that option is
+``auto``: then kernels that can be forked are, from the second start on. In any server but this one
+the provisioner does what jupyter_client's local provisioner does.
 """
 
 from __future__ import annotations
@@ -46,37 +46,37 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PROVISIONER: Final = "kernelkeep-fork"
-"""The name under which it is registered (entry point ``jupyter_client.kernel_provisioners``)."""
+"""The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
 
 READ_ONCE: Final = (
-    # By the interpreter, the dynamic loader and the C library when a program starts.
+    # The interpreter, the dynamic loader and the C library read these when a program starts.
     *("PYTHON*", "LD_*", "DYLD_*", "LANG", "LANGUAGE", "LC_*", "MALLOC_*", "GLIBC_*", "HOME"),
-    # By what ipykernel imports.
+    # The modules that ipykernel imports read these.
     *("PYDEVD_*", "PYDEV_*", "DEBUGPY_*", "GEVENT_*", "VIRTUAL_ENV", "USER", "TERM"),
     *("TRAITLETS_*", "TORNADO_*", "PYZMQ_*", "IPYTHON_*"),
     *("JUPYTER_PLATFORM_DIRS", "JUPYTER_USE_PROGRAMDATA", "JUPYTER_ALLOW_INSECURE_WRITES"),
 )
 
 READ_WHEN_LOADED: Final = ("OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "CUDA_*", "MPL*")
-"""By libraries that may be among the preloads."""
+"""Variables that libraries read which may be among the preloads."""
 
-TAKES_A_VALUE: Final = ("-X", "-W")  # of the interpreter's options
+TAKES_A_VALUE: Final = ("-X", "-W")  # options of the interpreter, given as two arguments
 
 
 MAX_SAID: Final = 100
-"""Reasons that are remembered, so that each is logged once."""
+"""How many reasons are remembered, so that each is logged once."""
 
 ForksWhat = Literal["asked", "automatic", "nothing"]
-"""Whether a kernelspec's kernels are forked: because somebody has asked for it, or where it can be,
-from the second start on."""
+"""Whether a kernelspec's kernels are forked: ``asked``, because the kernelspec or the option names
+it; ``automatic``, from the second start on if that can be; or never."""
 
 
 class Forking:
-    """What the kernels of a server share for being forked.
+    """What all kernels of a server share for being forked: the fork servers and the options.
 
-    ``names`` is the option ``fork_kernels``: the kernelspecs that are forked although they do not
-    ask for it, or the one word for all or for none. ``env`` is what every kernel gets, before its
-    own.
+    ``names`` is the option ``fork_kernels``: names of kernelspecs that do not ask for forking
+    themselves, or the word for all or for none. ``env`` has the variables of every kernel, which
+    those of its kernelspec override.
     """
 
     def __init__(self, servers: ForkServers, names: Iterable[str], env: Mapping[str, str]) -> None:
@@ -88,7 +88,7 @@ class Forking:
         self.env = env
 
     def choose(self, name: str, spec: KernelSpec) -> ForksWhat:
-        """Whether a kernelspec's kernels are forked; what it says itself comes first."""
+        """Whether a kernelspec's kernels are forked; its own metadata override the option."""
         stanza = spec.metadata.get("kernel_provisioner")
         if stanza:
             return "asked" if stanza.get("provisioner_name") == PROVISIONER else "nothing"
@@ -99,7 +99,7 @@ class Forking:
         return "automatic" if self._is_automatic and is_local else "nothing"
 
     def prepare(self, name: str, manager: AsyncKernelManager) -> None:
-        """Start the fork servers for a kernelspec, if somebody has asked for that."""
+        """Start the fork servers of a kernelspec whose kernels are to be forked as ``asked``."""
         spec = manager.kernel_spec
         assert spec is not None
         if self.choose(name, spec) != "asked":
@@ -113,9 +113,11 @@ class Forking:
             logger.warning("kernels of %s are not forked but started: %s", spec.display_name, error)
 
     def came_up(self, manager: AsyncKernelManager | None, in_vain: Recipe | None) -> None:
-        """A kernel is ready: what comes after it has the processor now.
+        """Bring up the fork server that waited until this kernel was ready.
 
-        ``in_vain`` it was forked from before: what is started works, and what is forked does not.
+        Before, its imports would have competed with the kernel's for the processor. ``in_vain`` is
+        what the kernel was forked from before, without coming up. As it has come up by being
+        started, the forking is at fault, and is given up.
         """
         if in_vain is not None:
             self.servers.give_up(in_vain, "a kernel came up only when it was not forked")
@@ -125,12 +127,12 @@ class Forking:
             self.servers.bring_up(recipe)
 
     def forked_by_itself(self, manager: AsyncKernelManager | None) -> Recipe | None:
-        """What a kernel's process was forked from although nobody had asked for that."""
+        """What a kernel's process was forked from automatically; None if it was not."""
         provisioner = manager.provisioner if manager is not None else None
         return provisioner.forked_from if isinstance(provisioner, KeptForkProvisioner) else None
 
     def say(self, name: str, reason: CannotFork) -> None:
-        """Log, once, why the kernels of a kernelspec are started although nobody has asked."""
+        """Log, once, why the kernels of a kernelspec cannot be forked automatically."""
         text = f"kernels of {name} are not forked but started: {reason}"
         if text not in self._said:
             self._said[text] = None
@@ -139,20 +141,20 @@ class Forking:
             logger.info("%s", text)
 
     def base(self, spec: KernelSpec, preload: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """What a fork server for this kernelspec has as its environment."""
+        """The environment of a fork server for this kernelspec, as (name, value) pairs."""
         own = {name: Template(value).safe_substitute(self.env) for name, value in spec.env.items()}
         return read_once({**self.env, **own}, preload)
 
 
 class KernelManager(AsyncKernelManager):
-    """jupyter_client's, with a way to the fork servers and to the keeper."""
+    """jupyter_client's manager, with a way to the fork servers and to the keeper."""
 
     forking: Forking | None = None
     keeper: Keeper | None = None
 
 
 class ForkOptions(LocalProvisioner):
-    """What a kernelspec can ask for."""
+    """The options that a kernelspec can give to the provisioner."""
 
     preload: List[str] = List(
         Unicode(), config=True, help="Modules that the fork server imports beside ipykernel."
@@ -165,14 +167,17 @@ class ForkOptions(LocalProvisioner):
     )
 
     def check(self) -> None:
-        """Raise `ValueError` for limits that there are not, or that cannot be set here."""
+        """Raise `ValueError` if the system has no such limit, or the value is none of a limit.
+
+        Setting the limits of another process takes Linux.
+        """
         if self.limits and not hasattr(resource, "prlimit"):
             raise ValueError("limits take Linux")
         for name, value in self.limits.items():
             check_limit(name, value)
 
     def limit(self, pid: int) -> None:
-        """Set the limits of a process that was just started."""
+        """Set the limits of a process that was just launched. Raises `OSError`."""
         for name, value in self.limits.items():
             number = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(number)[1]
@@ -181,10 +186,10 @@ class ForkOptions(LocalProvisioner):
 
 
 class ForkProvisioner(ForkOptions):
-    """Under its own name, and any other server than this: starts the kernel, within its limits."""
+    """The provisioner in any server but this one: launches the kernel, and sets its limits."""
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Launch a kernel; raises what the launch of an ordinary one does."""
+        """Launch a kernel. Raises what `LocalProvisioner`'s method does, and `ValueError`."""
         self.check()
         info = await super().launch_kernel(cmd, **kwargs)
         if self.pid is not None:
@@ -201,16 +206,19 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     """Forks the kernel from a fork server that the keeper runs, or has the keeper launch it."""
 
     is_asked = True
-    """Whether somebody has asked for the forking; or else it is forked if it can be."""
+    """Whether the kernelspec or the option asks for the forking; otherwise it is automatic."""
 
     brings_up: Recipe | None = None
-    """Of the fork server that is to be there after the process that was launched last."""
+    """The recipe of the fork server to bring up when the process launched last is ready."""
 
     forked_from: Recipe | None = None
-    """Of the process that was launched last, if it was forked and nobody had asked for that."""
+    """The recipe that the process launched last was forked from, if that was automatic."""
 
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
-        """A process that the keeper has. Raises as that of an ordinary kernel does."""
+        """Fork or launch a process that the keeper has.
+
+        Raises what `KeeperProvisioner.launch_process` raises, and `ValueError` for the limits.
+        """
         self.check()
         try:
             return await self._fork(cmd, env)
@@ -235,10 +243,12 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             pid = await self.fork(recipe, order)
             try:
                 kept = await self._adopt(pid)
-                # Now that the keeper knows of it. Had we ended before, it would, too.
+                # The kernel begins only now that the keeper knows it. Had this server ended before,
+                # the pipe would be closed and the kernel would end: none runs that nobody knows.
                 os.write(writes, b"\n")
             except BaseException:
-                # It ends when the pipe is closed. The keeper may know of it all the same.
+                # The kernel ends when the pipe is closed, but the keeper may know it although its
+                # answer did not come.
                 await self.keeper.forget(self.kernel_id, pid)
                 raise
             return kept
@@ -258,13 +268,13 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 
     @property
     def forking(self) -> Forking:
-        """Where to fork."""
+        """The fork servers and options of this server."""
         forking = getattr(self.parent, "forking", None)
         assert isinstance(forking, Forking), "only a server makes this provisioner"
         return forking
 
     def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
-        """What a process is to be forked from. Raises `CannotFork` if none can be now."""
+        """The recipe to fork a process from. Raises `CannotFork` if it cannot be forked now."""
         self.brings_up = self.forked_from = None
         recipe = self.recipe(cmd, env)
         try:
@@ -275,7 +285,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         return recipe
 
     async def fork(self, recipe: Recipe, order: Order) -> int:
-        """Fork a process from what was planned: its id. Raises `CannotFork`."""
+        """Fork a process from a planned recipe; returns its id. Raises `CannotFork`."""
         try:
             pid = await self.forking.servers.fork(recipe, order, asked=self.is_asked)
         except NotForkedYet:
@@ -285,7 +295,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         return pid
 
     def explain(self, reason: CannotFork) -> None:
-        """Log why the kernel is started instead, if that is worth a line."""
+        """Log why the kernel is started instead of forked, unless that is the usual course."""
         if self.is_asked:
             logger.info(
                 "kernel %s is not forked but started: %s",
@@ -297,7 +307,10 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             self.forking.say(getattr(self.parent, "kernel_name", ""), reason)
 
     def recipe(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
-        """What can be a process with this command and environment. Raises `CannotFork`."""
+        """The recipe for a process with this command and environment.
+
+        Raises `CannotFork` if no fork can become such a process.
+        """
         interpreter, _ = parse_command(cmd)
         base = self.forking.base(self.kernel_spec, self.preload)
         wanted = read_once(env, self.preload)
@@ -310,9 +323,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 def new_provisioner(
     kernel_id: str, spec: KernelSpec, manager: KernelManager, forks: ForksWhat
 ) -> LocalProvisioner | None:
-    """A provisioner for a kernelspec whose kernels are the keeper's.
+    """A provisioner for a kernelspec whose kernels are the keeper's children.
 
-    None for any other, for which jupyter_client makes it.
+    None for any other kernelspec: jupyter_client then makes the provisioner.
     """
     stanza = spec.metadata.get("kernel_provisioner") or {}
     options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
@@ -322,14 +335,14 @@ def new_provisioner(
         return KeeperProvisioner(**options) if is_local else None
     try:
         provisioner = KeptForkProvisioner(**options, **stanza.get("config", {}))
-    except TraitError:  # as the launch will say
+    except TraitError:  # jupyter_client meets the same fault, and the launch reports it
         return None
     provisioner.is_asked = forks == "asked"
     return provisioner
 
 
 def check_limit(name: str, value: object) -> None:
-    """Raise `ValueError` for a resource limit that there is not, or what is no value of one."""
+    """Raise `ValueError` if there is no such resource limit, or the value is none of a limit."""
     if not hasattr(resource, f"RLIMIT_{name}"):
         raise ValueError(f"there is no resource limit {name[:40]}")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
@@ -337,7 +350,7 @@ def check_limit(name: str, value: object) -> None:
 
 
 def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The interpreter with its options, and the arguments of the kernel that it runs.
+    """Split a kernel's command: the interpreter with its options, and the kernel's arguments.
 
     Raises `CannotFork` for any other command than ``/path/to/python -m ipykernel_launcher ...``.
     """
@@ -350,13 +363,13 @@ def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def read_once(env: Mapping[str, str], preload: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The variables that cannot be changed after a process has started, with these preloads."""
+    """The variables that cannot be changed in a process that has started with these preloads."""
     patterns = (*READ_ONCE, *READ_WHEN_LOADED) if preload else READ_ONCE
     return tuple(
         sorted(
             (name, value)
             for name, value in env.items()
             if any(fnmatchcase(name, pattern) for pattern in patterns)
-            and name != "PYTHONEXECUTABLE"  # which provisioners give to no Python
+            and name != "PYTHONEXECUTABLE"  # provisioners give it to no Python
         )
     )

@@ -1,1 +1,1 @@
-"""The keeper, as the service sees it."""
+"""The server's side of the keeper: its connection, its client, and its provisioner."""

@@ -36,39 +36,40 @@ PACKAGE: Final = __name__.partition(".")[0]
 """The name that this package was imported by: ``app`` in a clone, ``kernelkeep`` once installed."""
 
 ANSWER_SECONDS: Final = 10.0
-"""How long the keeper may take for an answer."""
+"""How long the keeper may take to answer a request."""
 
 CLOSE_SECONDS: Final = 2.0
-"""How long what is left to be sent may take when a connection is closed."""
+"""How long a connection that is being closed may take to send what is left."""
 
 MAX_UNSENT: Final = 2**23
-"""Bytes of requests that wait for a keeper which reads nothing. Beyond that none is taken."""
+"""Bytes that may wait for a keeper which reads nothing; with more waiting, `ask` is refused."""
 
 MAX_LOG_BYTES: Final = 2**20
+"""A keeper that starts empties its log if that is larger."""
 
 
 class LinkLost(KeeperUnavailable):
-    """The connection has ended before the answer: whether the keeper did what was asked is open."""
+    """The connection ended before the answer came: the keeper may have done what it was asked."""
 
     def __init__(self) -> None:
         super().__init__("The connection to the keeper of kernels has ended")
 
 
 class KeeperRefuses(KeeperUnavailable):
-    """The keeper has done nothing of what was asked; the text says why."""
+    """The keeper has refused a request and done nothing; the text says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The keeper of kernels refuses: {reason}")
 
 
 class LinkOwner(Protocol):
-    """Who has the connection."""
+    """The object that is told what comes over a `KeeperLink`."""
 
     def on_event(self, fields: Fields) -> None:
-        """The keeper tells something that was not asked for."""
+        """The keeper has sent an event, which answers no request."""
 
     def on_bells(self, data: bytes) -> None:
-        """The keeper tells how far the logs of kernels go (`app.protocol.link`)."""
+        """The keeper has sent a doorbell: how far the logs of kernels go (`app.protocol.link`)."""
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended."""
@@ -90,19 +91,21 @@ class KeeperLink:
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
         self._open = True
         self._ended = asyncio.Event()
-        # The keeper has said nothing more yet: it speaks when it is asked.
+        # The transport changes its protocol here, from the stream that read the greeting. No frame
+        # can be left in that stream: behind the greeting the keeper sends nothing unasked.
         frames = Frames(self._on_frame, self._on_lost)
-        self._writer = writer  # which closes the connection at its own end
+        self._writer = writer  # a writer that is collected would close the connection
         self._transport = writer.transport
         frames.connection_made(self._transport)
         self._transport.set_protocol(frames)
 
     @classmethod
     async def open(cls, directory: int, path: Path, owner: LinkOwner) -> KeeperLink | None:
-        """A connection to whoever listens; None if nobody does.
+        """A connection to the keeper that listens in a directory; None if no process listens.
 
-        ``directory`` is a descriptor of the keeper's directory, ``path`` its path.
-        Raises `Garbled` for what is no keeper, and `PermissionError` for somebody else's.
+        ``directory`` is a descriptor of the directory, ``path`` its path. Raises `Garbled` if the
+        process that listens is no keeper or does not answer, and `PermissionError` if it is another
+        user's.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
@@ -132,7 +135,7 @@ class KeeperLink:
             writer.close()
             if getattr(error, "partial", b""):
                 raise Garbled(_FOREIGN) from None
-            await asyncio.sleep(0.05)  # it is about to end
+            await asyncio.sleep(0.05)  # a keeper that hangs up without a greeting is about to end
             return None
         except Garbled:
             writer.close()
@@ -146,18 +149,19 @@ class KeeperLink:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything can be asked. When not, the owner is told so, or is about to be."""
+        """Whether requests can be sent. If not, the owner's `on_end` was called, or will be."""
         return self._open and not self._transport.is_closing()
 
     async def ask(self, fields: Fields, seconds: float | None = None) -> tuple[Any, bytes]:
-        """The answer and its bytes; what the keeper reads after so many seconds it does not do.
+        """Ask the keeper; returns its answer and the bytes behind that.
 
-        Without a number they are `ANSWER_SECONDS`.
-
-        Raises `LinkLost`, `KeeperRefuses`, `KeeperUnavailable` for a keeper that does not answer in
-        time (it may yet have done what was asked), `OSError` as the keeper did, and `ValueError`
-        for what is too large to be asked.
+        The bound is `ANSWER_SECONDS` unless it is given. Raises `LinkLost`, `KeeperRefuses`,
+        `KeeperUnavailable` if no answer comes in time (the keeper may have done what it was asked
+        all the same), `OSError` if the keeper had one, and `ValueError` for a request that is too
+        large.
         """
+        # A keeper that was stopped meanwhile reads a request late. `until` (a monotonic time, which
+        # all processes of the machine share) has it refuse a request that was given up here.
         seconds = ANSWER_SECONDS if seconds is None else seconds
         if self.is_open and self._transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")
@@ -172,7 +176,10 @@ class KeeperLink:
             self._asked.pop(number, None)
 
     def tell(self, fields: Fields) -> asyncio.Future[tuple[Any, bytes]]:
-        """Ask for what is to be done however late that is; the answer is for who wants it."""
+        """Ask for something that the keeper is to do however late it reads this.
+
+        Nobody need wait for the answer. Raises `LinkLost` and `ValueError`.
+        """
         return self._send(next(self._numbers), fields)
 
     def _send(self, number: int, fields: Fields) -> asyncio.Future[tuple[Any, bytes]]:
@@ -184,11 +191,14 @@ class KeeperLink:
         return answer
 
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """Send what has no answer (`app.protocol.link`)."""
+        """Send pieces of a frame that has no answer (`app.protocol.link`)."""
         self._transport.write(pack({}, b"".join(pieces)))
 
     async def drain(self) -> list[Fields]:
-        """Have it let go of its kernels and end; what it knows of them."""
+        """Have the keeper let go of its kernels and end; returns what it knows about them.
+
+        Raises `LinkLost`, `KeeperRefuses`, and `KeeperUnavailable` if it does not answer in time.
+        """
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer, _ = await self.tell({"ask": "drain"})
@@ -199,13 +209,13 @@ class KeeperLink:
         return list(answer)
 
     async def close(self) -> None:
-        """Close the connection. Bounded, also where the keeper reads nothing more."""
+        """Close the connection, within `CLOSE_SECONDS` even if the keeper reads nothing more."""
         self._open = False
         self._transport.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._ended.wait()
-        except TimeoutError:  # what is to be sent does not go: a close waits for that
+        except TimeoutError:  # the transport's close waits until all is sent, which may be never
             self._transport.abort()
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
@@ -216,10 +226,11 @@ class KeeperLink:
             if "event" in fields:
                 self._owner.on_event(fields)
                 return
-            # A keeper that knows no ids answers in the order in which it is asked.
+            # An older keeper sends no ids, and answers in the order in which it was asked.
             number = fields.get("id", next(iter(self._asked), 0))
             answer = self._asked.pop(number, None)
-            if answer is not None:  # and whoever asked has not given up
+            # An answer may come after `ask` has timed out. `ask` has then forgotten its number.
+            if answer is not None:
                 _settle(answer, fields, data)
         except Exception as error:
             text = "the keeper makes no sense; the connection to it is ended: %s"
@@ -242,7 +253,7 @@ _FOREIGN: Final = "what listens on its socket is no keeper; end that process or 
 
 
 def _settle(answer: asyncio.Future[tuple[Any, bytes]], fields: Fields, data: bytes) -> None:
-    if answer.done():  # whoever asked has given up
+    if answer.done():  # cancelled: the caller has given up
         return
     if "answer" in fields:
         answer.set_result((fields["answer"], data))
@@ -255,11 +266,14 @@ def _settle(answer: asyncio.Future[tuple[Any, bytes]], fields: Fields, data: byt
 def _fail(answer: asyncio.Future[tuple[Any, bytes]], error: Exception) -> None:
     if not answer.done():
         answer.set_exception(error)
-        answer.exception()  # there may be nobody who wants to know
+        answer.exception()  # or asyncio would log the error if no task awaits the answer
 
 
 def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
-    """A keeper's process, in a session of its own: no Ctrl+C of our terminal reaches it."""
+    """Start a keeper, in a session of its own, so that no Ctrl+C of our terminal reaches it.
+
+    ``output`` is the descriptor for its stdout; its stderr goes to its log. Raises `OSError`.
+    """
     log = keeper_dir(state_dir) / "log"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(log, flags, 0o600)
@@ -288,10 +302,10 @@ KEEPER_ENVIRONMENT: Final = (
 
 
 def _environment(server: Mapping[str, str]) -> dict[str, str]:
-    """What an interpreter needs to start and to find the same package, and nothing else.
+    """The environment of a keeper: what an interpreter needs to start and find this package.
 
-    Code in a kernel can read the environment of its parent process. A kernel's own environment
-    comes with the request to launch it.
+    It holds nothing else, for code in a kernel can read the environment of its parent process. A
+    kernel's own environment comes with the request to launch it.
     """
     env = {
         name: value

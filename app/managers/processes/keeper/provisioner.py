@@ -19,10 +19,10 @@ __all__ = ["KeeperProvisioner"]
 
 
 class KeeperProvisioner(LocalProvisioner):
-    """Has the keeper launch the kernel, or takes over one that was launched by an earlier server.
+    """Has the keeper launch the kernel, or adopts one that an earlier server has left.
 
-    It needs a `KernelManager` with a ``keeper`` as its parent. ``output`` is the file of what the
-    process writes.
+    Its parent must be a `KernelManager` with a ``keeper``. ``output`` is the file to which the
+    process's stdout and stderr go.
     """
 
     output: Path
@@ -36,10 +36,10 @@ class KeeperProvisioner(LocalProvisioner):
         return keeper
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Launch a kernel. Raises what `Keeper.launch` does; then none runs."""
-        # A kernel with this variable ends when that process does, which process 1 never does. One
-        # without it takes itself for an ``ipython kernel`` in a terminal, and writes a long note
-        # about Ctrl+C to its output. [ipykernel.kernelapp: init_poller, log_connection_info]
+        """Launch a kernel. Raises what `Keeper.launch` raises; then no process runs."""
+        # A kernel with this variable ends when the process of that id ends; process 1 never does. A
+        # kernel without it takes itself for an ``ipython kernel`` in a terminal, and writes a long
+        # note about Ctrl+C to its output. [ipykernel.kernelapp: init_poller, log_connection_info]
         env = {**kwargs["env"], "JPY_PARENT_PID": "1"}
         self.cwd = kwargs["cwd"]
         kept = await self.launch_process(cmd, env)
@@ -47,25 +47,25 @@ class KeeperProvisioner(LocalProvisioner):
         return self.connection_info
 
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
-        """A process that the keeper has. What is raised is what `Keeper.launch` raises."""
+        """Have the keeper launch a process. Raises what `Keeper.launch` raises."""
         return await self.keeper.launch(
             self.kernel_id, cmd, env=env, cwd=str(self.cwd), output=self.output
         )
 
     @property
     def exited(self) -> asyncio.Future[int]:
-        """Done with the exit code when the process has ended; not to be cancelled."""
+        """The exit code, once the process has ended. All who wait share it: do not cancel it."""
         return self.keeper.exited(self.kernel_id)
 
     async def poll(self) -> int | None:
-        """The exit code, minus the number of a signal, or None while the process runs."""
+        """None while the process runs; then its exit code, or minus the number of a signal."""
         if self.process is None:
             return 0
         exited: asyncio.Future[int] = self.exited
         return exited.result() if exited.done() else None
 
     async def wait(self) -> int | None:
-        """The exit code, when the process has ended. Has no bound of its own."""
+        """Wait until the process has ended; returns its exit code. It has no bound of its own."""
         if self.process is None:
             return 0
         code = await asyncio.shield(self.exited)
@@ -73,22 +73,22 @@ class KeeperProvisioner(LocalProvisioner):
         return code
 
     async def send_signal(self, signum: int) -> None:
-        """Send a signal to the process group; nothing happens if it has ended."""
+        """Send a signal to the process group; does nothing if the process has ended."""
         if self.process is not None:
             await self.keeper.signal(self.kernel_id, signum)
 
     async def kill(self, restart: bool = False) -> None:  # noqa: ARG002
-        """SIGKILL to the process group."""
+        """Send SIGKILL to the process group."""
         await self.send_signal(signal.SIGKILL)
 
     async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002
-        """SIGTERM to the process group."""
+        """Send SIGTERM to the process group."""
         await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Let go of the process; unless another follows, the keeper forgets it.
+        """Let go of the process. Unless another follows, the keeper forgets it.
 
-        One that still runs is ended: nobody else will know of it.
+        The keeper then kills a process that still runs, for nobody else would know of it.
         """
         await super().cleanup(restart)
         if not restart and self.start_time:
@@ -101,15 +101,15 @@ class KeeperProvisioner(LocalProvisioner):
         return await self.keeper.tail(self.kernel_id)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
-        """What another server needs to take the process over."""
+        """The data that the next server needs to adopt the process."""
         info: dict[str, Any] = await super().get_provisioner_info()
         own = {"start_time": self.start_time, "output": str(self.output), "cwd": str(self.cwd)}
         return {**info, **own}
 
     async def load_provisioner_info(self, provisioner_info: Mapping[str, Any]) -> None:
-        """Take the process over. Raises `KeeperUnavailable`, or `ProcessLookupError` if it is gone.
+        """Adopt the process. Raises `KeeperUnavailable`, or `ProcessLookupError` if it is gone.
 
-        A process that has ended meanwhile is taken over as well while the keeper knows how.
+        A process that has ended is adopted, too, if the keeper still knows its exit code.
         """
         await super().load_provisioner_info(dict(provisioner_info))
         self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
@@ -117,8 +117,9 @@ class KeeperProvisioner(LocalProvisioner):
         try:
             kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output)
         except KeeperRefuses:
-            # It has the process that followed: launched by a server that was killed before it
-            # could note that, and so asked for nothing yet.
+            # The keeper has another process of this kernel. The server before has launched it in
+            # place of this one, and was killed before it could store that. So the new process has
+            # run nothing yet, and may go; but if the old one still runs, the refusal stands.
             if await asyncio.to_thread(start_time, pid) == started:
                 raise
             kept = None
@@ -128,5 +129,5 @@ class KeeperProvisioner(LocalProvisioner):
 
     def _take(self, kept: Kept) -> None:
         self.process = kept  # type: ignore[assignment]
-        self.pid = self.pgid = kept.pid  # it leads a session, and so a group of this number
+        self.pid = self.pgid = kept.pid  # it leads a session, so its group has the same number
         self.start_time = kept.start_time
