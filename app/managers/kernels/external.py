@@ -30,6 +30,7 @@ from ..errors import (
 from ..handover.store import KernelRecord
 from ..state import Lifecycle
 from .kernel import Kernel, OnGone
+from .phases import Event, Phase
 from .services import KernelServices
 
 __all__ = [
@@ -172,6 +173,7 @@ class ExternalKernel(Kernel):
         """
         if not is_near(self._info, self._services.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
+        self._course.on(Event.BEGUN)
         self.state.generation = 1  # how often the other program restarts it is not known
         try:
             await self.traffic.connect(self._info)
@@ -186,6 +188,7 @@ class ExternalKernel(Kernel):
             self._registration.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
+            self._course.on(Event.BEGUN)
             heard = await self._services.handover.recover(self, record, self._info)
             self.executions.send_again()
             if heard.opened:
@@ -208,7 +211,7 @@ class ExternalKernel(Kernel):
     async def stop(self, *, now: bool = False) -> None:  # noqa: ARG002
         """Forget the kernel. Its process is asked to end if it is `owned`, and goes on if not."""
         async with self._lock:
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 return
             await self._end_life()
             if self.owned:
@@ -219,7 +222,7 @@ class ExternalKernel(Kernel):
 
     async def _live(self) -> None:
         """Ask the kernel until it answers, without a bound: its process cannot be watched."""
-        if self._was_ready:
+        if self._course.phase is Phase.RUNNING:
             return
         pause = 0.5
         reachable = asyncio.get_running_loop().create_task(self.traffic.own.reachable())
@@ -234,6 +237,7 @@ class ExternalKernel(Kernel):
         if self._inherited:
             self._take_for_ready()
         else:
+            self._course.on(Event.CAME_UP)
             self.traffic.ready()
 
 

@@ -35,6 +35,7 @@ from ..telemetry.reports import LaunchCause
 from .launches import Launches, not_stopped
 from .losses import Losses
 from .model import ModelCache
+from .phases import Asked, Course, Event, Next, Phase, after_end
 from .registration import Registration
 from .restarts import RestartPolicy
 from .services import KernelServices
@@ -82,6 +83,8 @@ class Kernel:
         )
         self._losses = Losses(kernel_id, self.traffic, self.state)
         self.traffic.on_loss = self._losses.settle
+        self._course = Course()
+        self.traffic.on_end_asked = self._on_end_asked
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name)
         # Belongs to the latest start, which may be over. The result is True when the kernel
@@ -103,13 +106,10 @@ class Kernel:
         self._restarts = RestartPolicy(settings.restart_limit)
         self._lock = asyncio.Lock()
         self._life: asyncio.Task[None] | None = None
-        self._was_ready = False
-        self._left = TakeOver(self, self._launches, services)
-        # Why the present process is of no use; empty unless it should have been ended, and that
-        # failed.
-        self._stranded = ""
-        self._removed = False
-        self._begun = False
+        self._left = TakeOver(
+            self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
+        )
+        self._why_stranded = ""  # in the phase `Phase.STRANDED`
         self._registration = Registration(
             self, name, spec, self._launches, services, self._note_process
         )
@@ -144,7 +144,7 @@ class Kernel:
     @property
     def is_left(self) -> bool:
         """Whether an earlier server has left the kernel, and this one could not reach it yet."""
-        return self._left.record is not None
+        return self._course.phase is Phase.LEFT
 
     @property
     def created(self) -> float:
@@ -171,7 +171,7 @@ class Kernel:
         is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
         if not self._lock.locked() and is_known:
             async with self._lock:
-                if not self._removed:
+                if self._course.phase is not Phase.GONE:
                     await self._registration.save()
 
     async def start(self) -> None:
@@ -182,16 +182,16 @@ class Kernel:
         `KernelNotRunning` when the kernel was shut down before its start.
         """
         async with self._lock:
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
-            self._begun = True
+            self._course.on(Event.BEGUN)
             try:
                 await self._open_log()
                 await self._launch("start")
             except KernelStartFailed as error:
                 await self.traffic.close(error.message)
                 if self.has_process:
-                    self.traffic.shutdown_asked = True  # the kernel goes when the process does
+                    self._course.on(Event.SHUTDOWN_ASKED)  # the kernel goes when the process does
                     await self._give_up(error.message)
                 else:
                     await self._retire()
@@ -204,26 +204,26 @@ class Kernel:
         A kernel whose process has ended meanwhile is dead, and its log can be read.
         """
         async with self._lock:
-            self._begun = True
             self._registration.created = record.created
             self.state.generation = record.generation
             if record.dead:
                 await self._stay_dead(record)
                 return
+            self._course.on(Event.FOUND)
             self._left.record = record
             self.traffic.last_activity = record.last_activity
             try:
-                await self._take_over(record)
+                await self._take_over()
             except KernelUnreachable as error:
                 self._doubt(error.message)
                 self._begin_life()
 
-    async def _take_over(self, record: KernelRecord) -> None:
+    async def _take_over(self) -> None:
         """Own the process that was left, or find that it has ended; then begin the next life.
 
         Raises `KernelUnreachable`, and nothing has changed then.
         """
-        found = await self._left.reach(record)
+        found = await self._left.reach()
         match found.fate:
             case Fate.UNUSABLE:
                 await self._give_up("The server could not take the kernel over; see its log")
@@ -232,6 +232,7 @@ class Kernel:
                 await self._bury(found.why)
                 return
             case Fate.REPLACED:
+                self._course.on(Event.RESTARTS)
                 self.state.begin(Lifecycle.RESTARTING)
                 self._begin_life(relaunch=True)
                 return
@@ -240,7 +241,7 @@ class Kernel:
                 if found.again or self.traffic.ends.has_loss:
                     self._losses.settle()
             case Fate.SILENT:
-                self._was_ready = True
+                self._course.on(Event.WAS_UP)
                 self._doubt("It has not answered since this server was started")
         self._begin_life()
 
@@ -251,7 +252,7 @@ class Kernel:
         except (KernelUnreachable, KeeperUnavailable) as error:
             raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
 
-    async def _reach(self, record: KernelRecord) -> None:
+    async def _reach(self) -> None:
         """Try to reach the process that was left until that succeeds.
 
         The process may run: meanwhile it is neither ended nor replaced.
@@ -260,7 +261,7 @@ class Kernel:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self._take_over(record)  # it begins the next part of this life
+                await self._take_over()  # it begins the next part of this life
             except KernelUnreachable as error:
                 self._doubt(error.message)
             else:
@@ -269,14 +270,13 @@ class Kernel:
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
-        if self._left.record is None:
+        if not self.is_left:
             return
         await self._end_life()
-        record = self._left.record
-        if record is None:  # the life has reached it before it ended
+        if not self.is_left:  # the life has reached it before it ended
             return
         try:
-            await self._take_over(record)
+            await self._take_over()
         except KernelUnreachable as error:
             self._doubt(error.message)
             self._begin_life()
@@ -288,6 +288,10 @@ class Kernel:
             self._logger.warning("kernel %s may run or not: %s", self.id, why)
             self.state.begin(Lifecycle.UNKNOWN, why)
 
+    def _on_end_asked(self, restart: bool) -> None:
+        """A client has sent a ``shutdown_request`` of its own."""
+        self._course.on(Event.RESTART_ASKED if restart else Event.SHUTDOWN_ASKED)
+
     def _on_reach(self, why: str) -> None:
         """The process cannot be reached for the reason ``why``; with none, it can be again."""
         self.state.reason = f"The kernel's process cannot be reached: {why}" if why else ""
@@ -296,6 +300,7 @@ class Kernel:
     async def _stay_dead(self, record: KernelRecord) -> None:
         """The kernel died under an earlier server: it stays dead, and its log can be read."""
         await self._left.recover(record, {})
+        self._course.on(Event.BURIED)
         self._settle_start(False)
         await self.traffic.close(record.reason)
         self.state.begin(Lifecycle.DEAD)
@@ -303,7 +308,7 @@ class Kernel:
 
     def _take_for_ready(self) -> None:
         """The kernel was ready under an earlier server, and takes requests again."""
-        self._was_ready = self._launches.is_up = True
+        self._course.on(Event.CAME_UP)
         self._settle_start(True)
         self._restarts.on_ready(asyncio.get_running_loop().time())
         self.traffic.ready()
@@ -315,13 +320,15 @@ class Kernel:
         A dead kernel is left as well: its log and its reason can be read under the next server.
         """
         async with self._lock:
-            if self._removed or self.state.lifecycle not in self._leavable:
+            is_gone = self._course.phase is Phase.GONE
+            if is_gone or self.state.lifecycle not in self._leavable:
                 return False
-            self._removed = True
             await self._end_life()
+            was_left = self.is_left
+            self._course.on(Event.HANDED_OVER)
             traffic = self.traffic
             traffic.leave()
-            if self._left.record is not None:  # the record of the server before holds
+            if was_left:  # the record of the server before holds
                 return True
             await self._registration.save()
             # The journal stays open: connections that end only now note their places in it.
@@ -372,7 +379,7 @@ class Kernel:
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
-            if self._left.record is not None:
+            if self.is_left:
                 raise KernelUnreachable(self.state.reason)
             if self.state.lifecycle in (Lifecycle.RUNNING, Lifecycle.UNKNOWN):
                 await self._launches.interrupt()
@@ -398,7 +405,7 @@ class Kernel:
         check, this raises `KernelStartFailed` too, and the kernel is dead. Raises
         `KernelNotRunning` when the kernel has been removed, `TooManyStarts` and `ServerStopping`.
         """
-        if not self._begun:  # its start waits for a turn, and launches a new process anyway
+        if self._course.phase is Phase.NEW:  # its start will launch a new process anyway
             return
         if not self.came_up.done():  # this takes over the turn of the start that it ends
             await self._restart(self.came_up, now=now, newports=newports)
@@ -410,13 +417,14 @@ class Kernel:
 
     async def _restart(self, came_up: asyncio.Future[bool], *, now: bool, newports: bool) -> None:
         async with self._lock, self.reports.action("restart"):
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
             await self._reach_at_once()
             await self._launches.check()
             await self._end_life()
             before = self.state.lifecycle
             self._take_turn(came_up)
+            self._course.on(Event.RESTART)
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: JupyterLab shows that word as the death of the kernel, and would
             # show it to the person who has just asked for the restart.
@@ -427,7 +435,7 @@ class Kernel:
             try:
                 await self._launches.stop(restart=True, now=now)
             except BaseException as error:
-                self.traffic.restart_asked = True  # should it end after all
+                self._course.on(Event.STOP_FAILED)
                 await self._go_on(before, error)
                 raise
             if newports:
@@ -449,19 +457,20 @@ class Kernel:
         it is, when the process cannot be ended; should it end later, the kernel goes with it.
         """
         async with self._lock:
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 return
             async with self.reports.action("shutdown"):
                 await self._reach_at_once()
                 await self._end_life()
                 before = self.state.lifecycle
                 if before is not Lifecycle.DEAD:
+                    self._course.on(Event.STOP)
                     self.state.begin(Lifecycle.STOPPING)
                     try:
                         await self._registration.disown()
                         await self._launches.stop(restart=False, now=now)
                     except BaseException as error:
-                        self.traffic.shutdown_asked = True  # should it end after all
+                        self._course.on(Event.STOP_FAILED)
                         await self._go_on(before, error)
                         raise
                 await self._retire()
@@ -472,7 +481,7 @@ class Kernel:
         self.state.begin(before, reason)
         self.traffic.keep_process()
         self.traffic.voice.announce(self.state.greeting)
-        if self._launches.is_up:
+        if self._course.phase is Phase.RUNNING:
             self._settle_start(True)
         self._begin_life()
         if isinstance(error, Exception):
@@ -481,10 +490,12 @@ class Kernel:
     # Its life
 
     def _begin_life(self, *, relaunch: bool = False) -> None:
-        if self._left.record is not None:
-            life = self._reach(self._left.record)
+        if self.is_left:
+            life = self._reach()
+        elif relaunch:
+            life = self._live_again()
         else:
-            life = self._live_again() if relaunch else self._live()
+            life = self._live()
         self._life = asyncio.get_running_loop().create_task(life, name=f"kernel {self.id}")
 
     async def _end_life(self) -> None:
@@ -496,7 +507,7 @@ class Kernel:
 
     async def _live(self) -> None:
         try:
-            if self._stranded:
+            if self._course.phase is Phase.STRANDED:
                 await self._see_it_end()
                 return
             while await self._live_once():
@@ -512,19 +523,35 @@ class Kernel:
     async def _live_once(self) -> bool:
         """See one process from its launch to its end; whether another one follows."""
         reason = await self._come_up_and_die()
-        if self.traffic.shutdown_asked:
-            self._logger.info("kernel %s: shut down as a client asked it to", self.id)
-            self.reports.shut_down_by_client()
-            await self._retire()
-            return False
-        if self.traffic.restart_asked:
-            self._logger.info("kernel %s: restarted as a client asked it to", self.id)
-            await self._restart_as_asked()
-            return True
-        delay = self._restarts.on_death(asyncio.get_running_loop().time())
-        if not self._was_ready or not self._services.settings.autorestart or delay is None:
-            await self._bury(reason)
-            return False
+        delay = None
+        if self._course.asked is Asked.NOTHING:  # a death: it counts
+            delay = self._restarts.on_death(asyncio.get_running_loop().time())
+        match self._what_follows(delay):
+            case Next.RETIRE:
+                self._logger.info("kernel %s: shut down as a client asked it to", self.id)
+                self.reports.shut_down_by_client()
+                await self._retire()
+                return False
+            case Next.RESTART_AS_ASKED:
+                self._logger.info("kernel %s: restarted as a client asked it to", self.id)
+                await self._restart_as_asked()
+                return True
+            case Next.BURY:
+                await self._bury(reason)
+                return False
+            case Next.RESTART:
+                assert delay is not None
+                await self._restart_after(delay, reason)
+                return True
+
+    def _what_follows(self, delay: float | None = None) -> Next:
+        """What follows the end of the process; ``delay`` as `RestartPolicy.on_death` returns it."""
+        autorestart = self._services.settings.autorestart
+        return after_end(self._course, autorestart=autorestart, within_limit=delay is not None)
+
+    async def _restart_after(self, delay: float, reason: str) -> None:
+        """Launch the next process after a death, ``delay`` seconds later."""
+        self._course.on(Event.RESTARTS)
         self._logger.warning("kernel %s: %s; it is restarted", self.id, reason)
         self.reports.restarting(reason, self._restarts.deaths)
         self.state.on_restart(reason)
@@ -532,7 +559,6 @@ class Kernel:
         async with self.reports.action("restart"):
             await asyncio.sleep(delay)
             await self._launch_again("automatic_restart")
-        return True
 
     async def _end_unsupervised(self) -> None:
         """End the process of a kernel whose life has failed by a bug of the server's."""
@@ -549,7 +575,8 @@ class Kernel:
         if not self.has_process:
             await self._bury(reason)
             return
-        self._stranded = reason
+        self._course.on(Event.STRANDED)
+        self._why_stranded = reason
         await self.traffic.close(reason)
         self._doubt(reason)
         self._settle_start(False)
@@ -560,11 +587,10 @@ class Kernel:
         """Wait, without a bound, for the end of a process that could not be ended."""
         assert self._launches.process is not None
         await asyncio.shield(self._launches.process.exited)
-        reason, self._stranded = self._stranded, ""
-        if self.traffic.shutdown_asked:
+        if self._what_follows() is Next.RETIRE:
             await self._retire()
         else:
-            await self._bury(reason)
+            await self._bury(self._why_stranded)
 
     async def _live_again(self) -> None:
         """Launch the process that an earlier server was about to launch, and see it through."""
@@ -579,6 +605,7 @@ class Kernel:
 
     async def _restart_as_asked(self) -> None:
         """Launch the next process after one that has ended for a restart: that is no death."""
+        self._course.on(Event.RESTARTS)
         self._restarts = RestartPolicy(self._services.settings.restart_limit)
         self._launches.begin_again()
         self.state.begin(Lifecycle.RESTARTING, reason="")
@@ -612,7 +639,7 @@ class Kernel:
         launches, process = self._launches, self._launches.process
         assert process is not None
         try:
-            if not launches.is_up:
+            if self._course.phase is not Phase.RUNNING:
                 await self._come_up(process)
         except KernelStartFailed as error:
             self.reports.start_failed()
@@ -631,10 +658,10 @@ class Kernel:
         self._losses.cancel()
         await self.traffic.settle()
         reason = await launches.describe(process, f"The kernel's process {exited}")
-        asked = self.traffic.shutdown_asked or self.traffic.restart_asked
-        if not asked:
+        is_death = self._course.asked is Asked.NOTHING
+        if is_death:
             self.reports.died(exited.code)
-        await launches.end(None if asked else reason, restart=True)
+        await launches.end(reason if is_death else None, restart=True)
         return reason
 
     async def _come_up(self, process: KernelProcess) -> None:
@@ -647,7 +674,7 @@ class Kernel:
             self._take_for_ready()
             return
         now = asyncio.get_running_loop().time()
-        self._was_ready = True
+        self._course.on(Event.CAME_UP)
         self._settle_start(True)
         launches.remember_transport()
         self._restarts.on_ready(now)
@@ -658,7 +685,7 @@ class Kernel:
 
     async def _retire(self) -> None:
         """The kernel has ended as it was asked to: remove all that belongs to it."""
-        self._removed = True
+        self._course.on(Event.RETIRED)
         self._settle_start(False)
         await self._launches.release(restart=False)
         self.state.begin(Lifecycle.DEAD)
@@ -678,6 +705,7 @@ class Kernel:
         self.reports.dead(reason)
         await self._launches.release(restart=False)
         await self.traffic.close(reason)
+        self._course.on(Event.BURIED)
         self.state.begin(Lifecycle.DEAD, reason)
         self.traffic.refuse_waiting()
         self._settle_start(False)  # after the reason: who waits for this reads that next
@@ -691,10 +719,13 @@ class Kernel:
     async def _launch(self, cause: LaunchCause) -> None:
         """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""
         self.reports.launching(cause)
-        self._stranded = ""  # the process before is gone
+        self._course.on(Event.LAUNCHING)
         try:
             await self._launches.launch(is_fallback=cause == "fallback")
         except KernelStartFailed:
             self.reports.start_failed()
             raise
+        # No await is between the moment when the process is heard (`Traffic.on_launch`) and this:
+        # what a client asks of the new process is not taken for a request to the one before.
+        self._course.on(Event.LAUNCHED)
         await self.keep()
