@@ -179,7 +179,7 @@ class ExternalKernel(Kernel):
             await self.traffic.connect(self._info)
         except (KernelUnreachable, KeeperUnavailable) as error:
             raise ValueError(error.message) from error
-        self._begin_life()
+        self._life.begin(self._live())
         await self.keep()
 
     async def adopt(self, record: KernelRecord) -> None:
@@ -192,8 +192,8 @@ class ExternalKernel(Kernel):
             heard = await self._services.handover.recover(self, record, self._info)
             self.executions.send_again()
             if heard.opened:
-                self._take_for_ready()
-            self._begin_life()
+                self._life.take_for_ready()
+            self._life.begin(self._live())
 
     @property
     def _leavable(self) -> Container[Lifecycle]:
@@ -213,12 +213,12 @@ class ExternalKernel(Kernel):
         async with self._lock:
             if self._course.phase is Phase.GONE:
                 return
-            await self._end_life()
+            await self._life.end()
             if self.owned:
                 self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()
-            await self._retire()
+            await self._life.retire()
 
     async def _live(self) -> None:
         """Ask the kernel until it answers, without a bound: its process cannot be watched."""
@@ -235,7 +235,7 @@ class ExternalKernel(Kernel):
             reachable.cancel()
         await self.traffic.stdin_connected()
         if self._inherited:
-            self._take_for_ready()
+            self._life.take_for_ready()
         else:
             self._course.on(Event.CAME_UP)
             self.traffic.ready()
