@@ -30,6 +30,7 @@ from ..errors import (
 from ..handover.store import KernelRecord
 from ..state import Lifecycle
 from .kernel import Kernel, OnGone
+from .phases import Event, Phase
 from .services import KernelServices
 
 __all__ = [
@@ -172,12 +173,13 @@ class ExternalKernel(Kernel):
         """
         if not is_near(self._info, self._services.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
+        self._course.on(Event.BEGUN)
         self.state.generation = 1  # how often the other program restarts it is not known
         try:
             await self.traffic.connect(self._info)
         except (KernelUnreachable, KeeperUnavailable) as error:
             raise ValueError(error.message) from error
-        self._begin_life()
+        self._life.begin(self._live())
         await self.keep()
 
     async def adopt(self, record: KernelRecord) -> None:
@@ -186,11 +188,12 @@ class ExternalKernel(Kernel):
             self._registration.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
+            self._course.on(Event.BEGUN)
             heard = await self._services.handover.recover(self, record, self._info)
             self.executions.send_again()
             if heard.opened:
-                self._take_for_ready()
-            self._begin_life()
+                self._life.take_for_ready()
+            self._life.begin(self._live())
 
     @property
     def _leavable(self) -> Container[Lifecycle]:
@@ -208,18 +211,18 @@ class ExternalKernel(Kernel):
     async def stop(self, *, now: bool = False) -> None:  # noqa: ARG002
         """Forget the kernel. Its process is asked to end if it is `owned`, and goes on if not."""
         async with self._lock:
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 return
-            await self._end_life()
+            await self._life.end()
             if self.owned:
                 self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()
-            await self._retire()
+            await self._life.retire()
 
     async def _live(self) -> None:
         """Ask the kernel until it answers, without a bound: its process cannot be watched."""
-        if self._was_ready:
+        if self._course.phase is Phase.RUNNING:
             return
         pause = 0.5
         reachable = asyncio.get_running_loop().create_task(self.traffic.own.reachable())
@@ -232,8 +235,9 @@ class ExternalKernel(Kernel):
             reachable.cancel()
         await self.traffic.stdin_connected()
         if self._inherited:
-            self._take_for_ready()
+            self._life.take_for_ready()
         else:
+            self._course.on(Event.CAME_UP)
             self.traffic.ready()
 
 

@@ -1,51 +1,38 @@
 """One kernel: its process, its sockets and its traffic, from the start to the end.
 
-One task, the kernel's *life*, waits until the process is ready, then until it ends, and launches
-the next one if the policy says so. `restart`, `stop` and `leave` change the process too. They never
-do so beside the life: each holds the kernel's lock, and cancels the life first.
+One task, the kernel's *life* (`life.py`), sees its processes through. `restart`, `stop` and `leave`
+change the process too. They never do so beside the life: each holds the kernel's lock, and cancels
+the life first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from jupyter_client.kernelspec import KernelSpec
 
 from ..errors import (
-    KeeperUnavailable,
     KernelkeepError,
     KernelNotRunning,
-    KernelNotStopped,
     KernelStartFailed,
     KernelUnreachable,
-    ServerStopping,
 )
 from ..executions.queue import Executions
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
-from ..processes.process import KernelProcess
 from ..state import KernelState, Lifecycle
-from ..telemetry.reports import LaunchCause
 from .launches import Launches, not_stopped
-from .losses import Losses
+from .life import Life
 from .model import ModelCache
+from .phases import Course, Event, Phase
 from .registration import Registration
-from .restarts import RestartPolicy
 from .services import KernelServices
 from .take_over import REACH_SECONDS, Fate, TakeOver
 
 __all__ = ["Kernel", "OnGone"]
-
-logger = logging.getLogger(__name__)
-
-CANCEL_SECONDS: Final = 10.0
-"""After which a life that goes on although it was cancelled is cancelled again."""
 
 OnGone = Callable[["Kernel"], None]
 
@@ -72,7 +59,6 @@ class Kernel:
     ) -> None:
         settings = services.settings
         self.id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self.name = name
         self.spec = spec
         self.state = KernelState(frozenset(settings.untracked_message_types))
@@ -80,15 +66,11 @@ class Kernel:
         self.traffic = Traffic(
             kernel_id, self.state, directory, services.keeper, settings, services.counters
         )
-        self._losses = Losses(kernel_id, self.traffic, self.state)
-        self.traffic.on_loss = self._losses.settle
+        self._course = Course()
+        self.traffic.on_end_asked = self._on_end_asked
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name)
-        # Belongs to the latest start, which may be over. The result is True when the kernel
-        # answers, and False when it is known that it will not.
-        self.came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._services = services
-        self._on_gone = on_gone
         self._launches = Launches(
             name,
             spec,
@@ -100,18 +82,16 @@ class Kernel:
             env=env,
             on_reach=self._on_reach,
         )
-        self._restarts = RestartPolicy(settings.restart_limit)
         self._lock = asyncio.Lock()
-        self._life: asyncio.Task[None] | None = None
-        self._was_ready = False
-        self._left = TakeOver(self, self._launches, services)
-        # Why the present process is of no use; empty unless it should have been ended, and that
-        # failed.
-        self._stranded = ""
-        self._removed = False
-        self._begun = False
+        self._left = TakeOver(
+            self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
+        )
         self._registration = Registration(
             self, name, spec, self._launches, services, self._note_process
+        )
+        self._life = Life(
+            *(self, self._launches, self._course, self._registration, services),
+            on_gone=partial(on_gone, self),
         )
         self._model = ModelCache(kernel_id, name, self.traffic, self.state)
 
@@ -121,6 +101,11 @@ class Kernel:
     def model(self) -> bytes:
         """The kernel model as JSON, serialised once per change."""
         return self._model.json
+
+    @property
+    def came_up(self) -> asyncio.Future[bool]:
+        """Done when the latest start is over: whether the kernel answers."""
+        return self._life.came_up
 
     @property
     def pid(self) -> int | None:
@@ -144,7 +129,7 @@ class Kernel:
     @property
     def is_left(self) -> bool:
         """Whether an earlier server has left the kernel, and this one could not reach it yet."""
-        return self._left.record is not None
+        return self._course.phase is Phase.LEFT
 
     @property
     def created(self) -> float:
@@ -171,7 +156,7 @@ class Kernel:
         is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
         if not self._lock.locked() and is_known:
             async with self._lock:
-                if not self._removed:
+                if self._course.phase is not Phase.GONE:
                     await self._registration.save()
 
     async def start(self) -> None:
@@ -182,21 +167,21 @@ class Kernel:
         `KernelNotRunning` when the kernel was shut down before its start.
         """
         async with self._lock:
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
-            self._begun = True
+            self._course.on(Event.BEGUN)
             try:
-                await self._open_log()
-                await self._launch("start")
+                await self._life.open_log()
+                await self._life.launch("start")
             except KernelStartFailed as error:
                 await self.traffic.close(error.message)
                 if self.has_process:
-                    self.traffic.shutdown_asked = True  # the kernel goes when the process does
-                    await self._give_up(error.message)
+                    self._course.on(Event.SHUTDOWN_ASKED)  # the kernel goes when the process does
+                    await self._life.give_up(error.message)
                 else:
-                    await self._retire()
+                    await self._life.retire()
                 raise
-            self._begin_life()
+            self._life.begin()
 
     async def adopt(self, record: KernelRecord) -> None:
         """Own the kernel that an earlier process of the server has left; in place of `start`.
@@ -204,54 +189,48 @@ class Kernel:
         A kernel whose process has ended meanwhile is dead, and its log can be read.
         """
         async with self._lock:
-            self._begun = True
             self._registration.created = record.created
             self.state.generation = record.generation
             if record.dead:
                 await self._stay_dead(record)
                 return
+            self._course.on(Event.FOUND)
             self._left.record = record
             self.traffic.last_activity = record.last_activity
             try:
-                await self._take_over(record)
+                await self._take_over()
             except KernelUnreachable as error:
-                self._doubt(error.message)
-                self._begin_life()
+                self._life.doubt(error.message)
+                self._life.begin(self._reach())
 
-    async def _take_over(self, record: KernelRecord) -> None:
+    async def _take_over(self) -> None:
         """Own the process that was left, or find that it has ended; then begin the next life.
 
         Raises `KernelUnreachable`, and nothing has changed then.
         """
-        found = await self._left.reach(record)
+        found = await self._left.reach()
         match found.fate:
             case Fate.UNUSABLE:
-                await self._give_up("The server could not take the kernel over; see its log")
+                await self._life.give_up("The server could not take the kernel over; see its log")
                 return
             case Fate.DEAD:
-                await self._bury(found.why)
+                await self._life.bury(found.why)
                 return
             case Fate.REPLACED:
+                self._course.on(Event.RESTARTS)
                 self.state.begin(Lifecycle.RESTARTING)
-                self._begin_life(relaunch=True)
+                self._life.begin(self._life.relaunch())
                 return
             case Fate.READY:
-                self._take_for_ready()
+                self._life.take_for_ready()
                 if found.again or self.traffic.ends.has_loss:
-                    self._losses.settle()
+                    self._life.settle_loss()
             case Fate.SILENT:
-                self._was_ready = True
-                self._doubt("It has not answered since this server was started")
-        self._begin_life()
+                self._course.on(Event.WAS_UP)
+                self._life.doubt("It has not answered since this server was started")
+        self._life.begin()
 
-    async def _open_log(self) -> None:
-        """Open the kernel's log. Raises `KernelStartFailed` if that fails."""
-        try:
-            await self.traffic.open_log()
-        except (KernelUnreachable, KeeperUnavailable) as error:
-            raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
-
-    async def _reach(self, record: KernelRecord) -> None:
+    async def _reach(self) -> None:
         """Try to reach the process that was left until that succeeds.
 
         The process may run: meanwhile it is neither ended nor replaced.
@@ -260,33 +239,30 @@ class Kernel:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self._take_over(record)  # it begins the next part of this life
+                await self._take_over()  # it begins the next part of this life
             except KernelUnreachable as error:
-                self._doubt(error.message)
+                self._life.doubt(error.message)
             else:
                 return
             pause = min(pause * 2, longest)
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
-        if self._left.record is None:
+        if not self.is_left:
             return
-        await self._end_life()
-        record = self._left.record
-        if record is None:  # the life has reached it before it ended
+        await self._life.end()
+        if not self.is_left:  # the life has reached it before it ended
             return
         try:
-            await self._take_over(record)
+            await self._take_over()
         except KernelUnreachable as error:
-            self._doubt(error.message)
-            self._begin_life()
+            self._life.doubt(error.message)
+            self._life.begin(self._reach())
             raise not_stopped(error.message) from error
 
-    def _doubt(self, why: str) -> None:
-        """Note that the process may run or not, for this reason; logged once per reason."""
-        if self.state.lifecycle is not Lifecycle.UNKNOWN or self.state.reason != why:
-            self._logger.warning("kernel %s may run or not: %s", self.id, why)
-            self.state.begin(Lifecycle.UNKNOWN, why)
+    def _on_end_asked(self, restart: bool) -> None:
+        """A client has sent a ``shutdown_request`` of its own."""
+        self._course.on(Event.RESTART_ASKED if restart else Event.SHUTDOWN_ASKED)
 
     def _on_reach(self, why: str) -> None:
         """The process cannot be reached for the reason ``why``; with none, it can be again."""
@@ -296,18 +272,11 @@ class Kernel:
     async def _stay_dead(self, record: KernelRecord) -> None:
         """The kernel died under an earlier server: it stays dead, and its log can be read."""
         await self._left.recover(record, {})
-        self._settle_start(False)
+        self._course.on(Event.BURIED)
+        self._life.settle_start(False)
         await self.traffic.close(record.reason)
         self.state.begin(Lifecycle.DEAD)
         self.traffic.refuse_waiting()
-
-    def _take_for_ready(self) -> None:
-        """The kernel was ready under an earlier server, and takes requests again."""
-        self._was_ready = self._launches.is_up = True
-        self._settle_start(True)
-        self._restarts.on_ready(asyncio.get_running_loop().time())
-        self.traffic.ready()
-        self.executions.resume()
 
     async def leave(self) -> bool:
         """Let the process go on without this server, for the next one; False if it cannot.
@@ -315,13 +284,15 @@ class Kernel:
         A dead kernel is left as well: its log and its reason can be read under the next server.
         """
         async with self._lock:
-            if self._removed or self.state.lifecycle not in self._leavable:
+            is_gone = self._course.phase is Phase.GONE
+            if is_gone or self.state.lifecycle not in self._leavable:
                 return False
-            self._removed = True
-            await self._end_life()
+            await self._life.end()
+            was_left = self.is_left
+            self._course.on(Event.HANDED_OVER)
             traffic = self.traffic
             traffic.leave()
-            if self._left.record is not None:  # the record of the server before holds
+            if was_left:  # the record of the server before holds
                 return True
             await self._registration.save()
             # The journal stays open: connections that end only now note their places in it.
@@ -356,7 +327,7 @@ class Kernel:
         ``cwd`` is the directory that its present process works in.
         """
         self._services = services
-        self._on_gone = on_gone
+        self._life.hand_over(services, partial(on_gone, self))
         self._registration.hand_over(services)
         self._launches.hand_over(services, cwd=cwd, place=place, env=env)
         self.reports = services.reports(self.id, self.name)
@@ -372,7 +343,7 @@ class Kernel:
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
-            if self._left.record is not None:
+            if self.is_left:
                 raise KernelUnreachable(self.state.reason)
             if self.state.lifecycle in (Lifecycle.RUNNING, Lifecycle.UNKNOWN):
                 await self._launches.interrupt()
@@ -398,7 +369,7 @@ class Kernel:
         check, this raises `KernelStartFailed` too, and the kernel is dead. Raises
         `KernelNotRunning` when the kernel has been removed, `TooManyStarts` and `ServerStopping`.
         """
-        if not self._begun:  # its start waits for a turn, and launches a new process anyway
+        if self._course.phase is Phase.NEW:  # its start will launch a new process anyway
             return
         if not self.came_up.done():  # this takes over the turn of the start that it ends
             await self._restart(self.came_up, now=now, newports=newports)
@@ -410,13 +381,14 @@ class Kernel:
 
     async def _restart(self, came_up: asyncio.Future[bool], *, now: bool, newports: bool) -> None:
         async with self._lock, self.reports.action("restart"):
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
             await self._reach_at_once()
             await self._launches.check()
-            await self._end_life()
+            await self._life.end()
             before = self.state.lifecycle
-            self._take_turn(came_up)
+            self._life.take_turn(came_up)
+            self._course.on(Event.RESTART)
             self.state.begin(Lifecycle.RESTARTING, reason="")
             # Not ``restarting``: JupyterLab shows that word as the death of the kernel, and would
             # show it to the person who has just asked for the restart.
@@ -427,19 +399,18 @@ class Kernel:
             try:
                 await self._launches.stop(restart=True, now=now)
             except BaseException as error:
-                self.traffic.restart_asked = True  # should it end after all
+                self._course.on(Event.STOP_FAILED)
                 await self._go_on(before, error)
                 raise
             if newports:
                 await self._launches.release(restart=False)
-            self._restarts = RestartPolicy(self._services.settings.restart_limit)
-            self._launches.begin_again()
+            self._life.count_anew()
             try:
-                await self._launch("restart")
+                await self._life.launch("restart")
             except KernelStartFailed as error:
-                await self._give_up(error.message)
+                await self._life.give_up(error.message)
                 raise
-            self._begin_life()
+            self._life.begin()
 
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.
@@ -449,22 +420,23 @@ class Kernel:
         it is, when the process cannot be ended; should it end later, the kernel goes with it.
         """
         async with self._lock:
-            if self._removed:
+            if self._course.phase is Phase.GONE:
                 return
             async with self.reports.action("shutdown"):
                 await self._reach_at_once()
-                await self._end_life()
+                await self._life.end()
                 before = self.state.lifecycle
                 if before is not Lifecycle.DEAD:
+                    self._course.on(Event.STOP)
                     self.state.begin(Lifecycle.STOPPING)
                     try:
                         await self._registration.disown()
                         await self._launches.stop(restart=False, now=now)
                     except BaseException as error:
-                        self.traffic.shutdown_asked = True  # should it end after all
+                        self._course.on(Event.STOP_FAILED)
                         await self._go_on(before, error)
                         raise
-                await self._retire()
+                await self._life.retire()
 
     async def _go_on(self, before: Lifecycle, error: BaseException) -> None:
         """The process could not be stopped: the kernel lives on as before."""
@@ -472,229 +444,8 @@ class Kernel:
         self.state.begin(before, reason)
         self.traffic.keep_process()
         self.traffic.voice.announce(self.state.greeting)
-        if self._launches.is_up:
-            self._settle_start(True)
-        self._begin_life()
+        if self._course.phase is Phase.RUNNING:
+            self._life.settle_start(True)
+        self._life.begin()
         if isinstance(error, Exception):
             await self._registration.save()
-
-    # Its life
-
-    def _begin_life(self, *, relaunch: bool = False) -> None:
-        if self._left.record is not None:
-            life = self._reach(self._left.record)
-        else:
-            life = self._live_again() if relaunch else self._live()
-        self._life = asyncio.get_running_loop().create_task(life, name=f"kernel {self.id}")
-
-    async def _end_life(self) -> None:
-        self._losses.cancel()
-        life, self._life = self._life, None
-        while life is not None and not life.done():
-            life.cancel()  # once more if a provisioner has swallowed it
-            await asyncio.wait({life}, timeout=CANCEL_SECONDS)
-
-    async def _live(self) -> None:
-        try:
-            if self._stranded:
-                await self._see_it_end()
-                return
-            while await self._live_once():
-                pass
-        except (KernelStartFailed, KernelNotStopped) as error:
-            await self._give_up(error.message)
-        except ServerStopping:  # while a launch waited for its turn; `stop` or `leave` comes next
-            pass
-        except Exception:
-            self._logger.exception("kernel %s: its supervision failed", self.id)
-            await self._end_unsupervised()
-
-    async def _live_once(self) -> bool:
-        """See one process from its launch to its end; whether another one follows."""
-        reason = await self._come_up_and_die()
-        if self.traffic.shutdown_asked:
-            self._logger.info("kernel %s: shut down as a client asked it to", self.id)
-            self.reports.shut_down_by_client()
-            await self._retire()
-            return False
-        if self.traffic.restart_asked:
-            self._logger.info("kernel %s: restarted as a client asked it to", self.id)
-            await self._restart_as_asked()
-            return True
-        delay = self._restarts.on_death(asyncio.get_running_loop().time())
-        if not self._was_ready or not self._services.settings.autorestart or delay is None:
-            await self._bury(reason)
-            return False
-        self._logger.warning("kernel %s: %s; it is restarted", self.id, reason)
-        self.reports.restarting(reason, self._restarts.deaths)
-        self.state.on_restart(reason)
-        self.traffic.voice.announce("restarting")
-        async with self.reports.action("restart"):
-            await asyncio.sleep(delay)
-            await self._launch_again("automatic_restart")
-        return True
-
-    async def _end_unsupervised(self) -> None:
-        """End the process of a kernel whose life has failed by a bug of the server's."""
-        reason = "The server failed to supervise the kernel; see its log"
-        process = self._launches.process
-        why = await process.kill() if process is not None else ""
-        await self._give_up(f"{reason}. {not_stopped(why).message}" if why else reason)
-
-    async def _give_up(self, reason: str) -> None:
-        """The kernel has no process of any use, and gets another one only if that is asked for.
-
-        A process that could not be ended is still this kernel's: it is listed, and can be stopped.
-        """
-        if not self.has_process:
-            await self._bury(reason)
-            return
-        self._stranded = reason
-        await self.traffic.close(reason)
-        self._doubt(reason)
-        self._settle_start(False)
-        await self._registration.save()
-        self._begin_life()
-
-    async def _see_it_end(self) -> None:
-        """Wait, without a bound, for the end of a process that could not be ended."""
-        assert self._launches.process is not None
-        await asyncio.shield(self._launches.process.exited)
-        reason, self._stranded = self._stranded, ""
-        if self.traffic.shutdown_asked:
-            await self._retire()
-        else:
-            await self._bury(reason)
-
-    async def _live_again(self) -> None:
-        """Launch the process that an earlier server was about to launch, and see it through."""
-        try:
-            await self._restart_as_asked()
-        except KernelStartFailed as error:
-            await self._give_up(error.message)
-        except ServerStopping:
-            pass
-        else:
-            await self._live()
-
-    async def _restart_as_asked(self) -> None:
-        """Launch the next process after one that has ended for a restart: that is no death."""
-        self._restarts = RestartPolicy(self._services.settings.restart_limit)
-        self._launches.begin_again()
-        self.state.begin(Lifecycle.RESTARTING, reason="")
-        self.traffic.voice.announce("starting")
-        async with self.reports.action("restart"):
-            await self._launch_again("restart")
-
-    async def _launch_again(self, cause: LaunchCause) -> None:
-        """Launch the next process when its turn comes; the kernel has none meanwhile."""
-        came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        async def launch() -> None:
-            self._take_turn(came_up)
-            await self._launch(cause)
-
-        with self._services.starts.admission(always=True):
-            await self._services.starts.launch(launch, came_up)
-
-    def _take_turn(self, came_up: asyncio.Future[bool]) -> None:
-        """Make this the start that is under way; whoever waits for the one before hears False."""
-        if self.came_up is not came_up:
-            self._settle_start(False)
-            self.came_up = came_up
-
-    async def _come_up_and_die(self) -> str:
-        """Wait until the process is ready, then until it ends; return why it has ended.
-
-        Every request that the process has not finished is given an end. Raises
-        `KernelStartFailed`, and `KernelNotStopped` for one that neither comes up nor can be killed.
-        """
-        launches, process = self._launches, self._launches.process
-        assert process is not None
-        try:
-            if not launches.is_up:
-                await self._come_up(process)
-        except KernelStartFailed as error:
-            self.reports.start_failed()
-            if why := await process.kill():
-                raise KernelNotStopped(f"{error.message}. {not_stopped(why).message}") from error
-            way = launches.another_way(process)
-            if not way:
-                await launches.end(error.message, restart=True)
-                return error.message
-            self._logger.info("kernel %s: %s; starting it %s", self.id, error.message, way)
-            await self.traffic.disconnect()
-            await launches.release(restart=False)
-            await self._launch("fallback")
-            return await self._come_up_and_die()
-        exited = await asyncio.shield(process.exited)
-        self._losses.cancel()
-        await self.traffic.settle()
-        reason = await launches.describe(process, f"The kernel's process {exited}")
-        asked = self.traffic.shutdown_asked or self.traffic.restart_asked
-        if not asked:
-            self.reports.died(exited.code)
-        await launches.end(None if asked else reason, restart=True)
-        return reason
-
-    async def _come_up(self, process: KernelProcess) -> None:
-        """Wait until the kernel is ready. Raises `KernelStartFailed` (`Launches.come_up`)."""
-        launches, was_up = self._launches, self.state.lifecycle is Lifecycle.UNKNOWN
-        if not await launches.come_up(process, was_up=was_up):
-            return
-        if was_up:
-            self.state.reason = ""
-            self._take_for_ready()
-            return
-        now = asyncio.get_running_loop().time()
-        self._was_ready = True
-        self._settle_start(True)
-        launches.remember_transport()
-        self._restarts.on_ready(now)
-        self.traffic.active_since = time.monotonic()
-        self.traffic.ready()
-        self.reports.ready(now - launches.launched)
-        launches.bring_up_forks()
-
-    async def _retire(self) -> None:
-        """The kernel has ended as it was asked to: remove all that belongs to it."""
-        self._removed = True
-        self._settle_start(False)
-        await self._launches.release(restart=False)
-        self.state.begin(Lifecycle.DEAD)
-        try:
-            await self._registration.forget()
-            self._launches.remove_output()
-        except Exception:  # the disk failed: the kernel is gone all the same
-            self._logger.exception(
-                "kernel %s: something of it stays in the state directory", self.id
-            )
-        await self.traffic.remove_log()
-        self._on_gone(self)
-
-    async def _bury(self, reason: str) -> None:
-        """The kernel is dead: it has no process, and gets one only if a restart is asked for."""
-        self._logger.error("kernel %s is dead: %s", self.id, reason)
-        self.reports.dead(reason)
-        await self._launches.release(restart=False)
-        await self.traffic.close(reason)
-        self.state.begin(Lifecycle.DEAD, reason)
-        self.traffic.refuse_waiting()
-        self._settle_start(False)  # after the reason: who waits for this reads that next
-        self.traffic.voice.announce("dead")
-        await self._registration.save()
-
-    def _settle_start(self, came_up: bool) -> None:
-        if not self.came_up.done():
-            self.came_up.set_result(came_up)
-
-    async def _launch(self, cause: LaunchCause) -> None:
-        """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""
-        self.reports.launching(cause)
-        self._stranded = ""  # the process before is gone
-        try:
-            await self._launches.launch(is_fallback=cause == "fallback")
-        except KernelStartFailed:
-            self.reports.start_failed()
-            raise
-        await self.keep()

@@ -75,8 +75,6 @@ class Launches:
         """The present process, or the last one until `release` has cleaned up after it."""
         self.info: ConnectionInfo = {}
         """The connection info of the present process."""
-        self.is_up = False
-        """Whether the present process has come up."""
         self.launched = 0.0
         """When the present process was launched, by the loop's clock."""
         self.place = self.cwd = place
@@ -182,7 +180,6 @@ class Launches:
         process that was launched by then is ended, or is still `running` if that failed.
         """
         self.launched = asyncio.get_running_loop().time()
-        self.is_up = False
         try:
             if self._manager is None:
                 self._manager = await self._new_manager()
@@ -342,7 +339,6 @@ class Launches:
                 self._id,
                 "was not heard on iopub" if own.answered else "does not answer kernel_info",
             )
-        self.is_up = True
         return True
 
     def remember_transport(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
 
@@ -67,28 +68,40 @@ class LeftKernel(HandedOver, Protocol):
 
 
 class TakeOver:
-    """Owns, for one kernel, the process that an earlier server has left."""
+    """Owns, for one kernel, the process that an earlier server has left.
 
-    def __init__(self, kernel: LeftKernel, launches: Launches, services: KernelServices) -> None:
+    ``on_reached`` is called when the process is reached, or is known to have ended.
+    """
+
+    def __init__(
+        self,
+        kernel: LeftKernel,
+        launches: Launches,
+        services: KernelServices,
+        *,
+        on_reached: Callable[[], None],
+    ) -> None:
         self.record: KernelRecord | None = None
-        """The record of the process that was left, until that is reached."""
+        """The record that the earlier server has written."""
+        self._on_reached = on_reached
         self._kernel = kernel
         self._launches = launches
         self._services = services
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
 
-    async def reach(self, record: KernelRecord) -> Found:
+    async def reach(self) -> Found:
         """Own the process that was left, or find that it has ended.
 
         Raises `KernelUnreachable`, and nothing has changed then.
         """
-        launches, kernel = self._launches, self._kernel
+        launches, kernel, record = self._launches, self._kernel, self.record
+        assert record is not None
         try:
             heard = await launches.find_again(record)
         except Gone as gone:
-            self.record = None
+            self._on_reached()
             return await self._clean_up(record, str(gone), gone.code)
-        self.record = None
+        self._on_reached()
         if await self.recover(record, launches.info, heard) is None:
             return Found(Fate.UNUSABLE)
         # The registry is up to `CHECKPOINT_SECONDS` behind: the kernel may have come up since.

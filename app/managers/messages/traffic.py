@@ -130,8 +130,6 @@ class Traffic:
         self.clients = Attachments(log, self.tracker.prompts, state, settings)
         self.why_it_stops = ""
         """Why the process is stopped, if a reason was given."""
-        # Whether a client has sent a shutdown_request, without or with ``restart``.
-        self.shutdown_asked = self.restart_asked = False
         self._reading: asyncio.Handle | None = None
         self._replaying = False
         self._interrupts = InterruptWatch(self._main_shell_runs, self.own.wake_main_shell)
@@ -149,6 +147,8 @@ class Traffic:
         self._dropped = 0
         self.on_loss: Callable[[], None] = lambda: None
         """Called when messages of the kernel are lost, or no keeper heard it for a while."""
+        self.on_end_asked: Callable[[bool], None] = lambda _restart: None
+        """Called when a client asks the kernel to end, with whether it is to be restarted."""
 
     # Requests of clients
 
@@ -251,7 +251,7 @@ class Traffic:
             restart = msgspec.json.decode(message.parts[3], type=_Shutdown).restart
         except (msgspec.MsgspecError, RecursionError):
             return
-        self.shutdown_asked, self.restart_asked = not restart, restart
+        self.on_end_asked(restart)
 
     @property
     def has_room(self) -> bool:
@@ -288,7 +288,6 @@ class Traffic:
         self._state.on_launch()
         self._execution_began = None
         self.own.on_launch()
-        self.shutdown_asked = self.restart_asked = False
 
     def before_interrupt(self) -> None:
         """Hold back new code until the interrupted execution is over (see `Outbox.on_interrupt`).

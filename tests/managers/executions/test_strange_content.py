@@ -91,9 +91,12 @@ async def test_a_question_that_nobody_can_read_is_passed_on(kernel: ScriptedKern
 async def test_a_shutdown_request_that_nobody_can_read_ends_nothing(
     kernel: ScriptedKernel, content: bytes
 ) -> None:
+    ends: list[bool] = []
+    kernel.traffic.on_end_asked = ends.append
+
     kernel.traffic.submit(asked("shutdown_request", content), "s")
 
-    assert not kernel.traffic.shutdown_asked
+    assert not ends
 
 
 @pytest.mark.parametrize("msg_type", ["execute_request", "kernel_info_request", "comm_msg"])
