@@ -32,8 +32,9 @@ STOP_SECONDS = 15
 def is_no_kernel(process: psutil.Process) -> bool:
     """Whether it is what has the kernels, or what they are forked from."""
     try:
-        command = " ".join(process.cmdline())
-        return "app.keeper" in command or "fork_server.py" in command
+        command = process.cmdline()
+        is_keeper = any(word.endswith(".keeper") for word in command)
+        return is_keeper or "fork_server.py" in " ".join(command)
     except psutil.NoSuchProcess:
         return True
 

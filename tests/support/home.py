@@ -100,7 +100,7 @@ class Home:
                 command = process.cmdline()
             except psutil.NoSuchProcess:
                 continue
-            if "app.keeper" in command:
+            if any(word.endswith(".keeper") for word in command):
                 sockets.add(Path(command[-1], "keeper", "socket"))
         return sockets
 

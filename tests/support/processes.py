@@ -60,7 +60,7 @@ def keepers(processes: list[psutil.Process]) -> list[psutil.Process]:
     found = []
     for process in processes:
         try:
-            if "app.keeper" in process.cmdline():
+            if any(word.endswith(".keeper") for word in process.cmdline()):
                 found.append(process)
         except psutil.NoSuchProcess:  # or it is a zombie
             continue
