@@ -87,6 +87,7 @@ async def test_pages_join_without_gap_or_repetition(kernel: RunningKernel) -> No
 
 
 async def test_a_page_behind_the_newest_is_empty(kernel: RunningKernel) -> None:
+    await kernel.channels.execute("print 1")  # behind all that it says while it comes up
     last = (await page(kernel))["last"]
     found = await page(kernel, after=last)
     assert (found["messages"], found["next"], found["gap"]) == ([], last, None)
