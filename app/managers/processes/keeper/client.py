@@ -291,7 +291,8 @@ class Keeper:
         place there.
         """
         written = self._write(frames.pack_request(line.handle, message, owner))
-        if message.channel == "stdin" and not written:
+        # Each closes a prompt, so there are no more of them than prompts that were open.
+        if message.header.msg_type == "input_reply" and not written:
             line.unsent.append((message, owner))
 
     def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
