@@ -7,21 +7,12 @@ from typing import Final
 
 import msgspec
 
+from ..managers.owners.principal import Identity
+
 __all__ = ["UPDATABLE_FIELDS", "Identity", "User"]
 
 UPDATABLE_FIELDS: Final = ("name", "display_name", "initials", "avatar_url", "color")
 """The fields of an identity that its user may change: the defaults of Jupyter's provider."""
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """The identity model of Jupyter's REST API."""
-
-    username: str = "anonymous"
-    name: str = "Anonymous"
-    display_name: str = "Anonymous"
-    initials: str | None = None
-    avatar_url: str | None = None
-    color: str | None = None
 
 
 class User:

@@ -22,6 +22,7 @@ ROOMS: Final = (
     "app.leaves",
     "app.keeper",
     "app.managers",
+    "app.managers.owners",
     "app.managers.telemetry",
     "app.managers.log",
     "app.managers.executions",

@@ -1,0 +1,136 @@
+"""Scopes: what a caller may do, as a list of ``resource:action`` texts.
+
+``kernels:read`` is about what the caller owns and what has been shared with it.
+``kernels:read!owner=anna`` is about what Anna owns, and ``kernels:read!group=physics`` about what
+the members of that group own. ``kernels:admin`` is every action on everybody's kernels. An action
+includes ``read``: who may write to a kernel, or execute code in it, may look at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from typing import Final, NamedTuple
+
+from .names import InvalidName, owner_name
+
+__all__ = ["ACTIONS", "EVERYTHING", "RESOURCES", "InvalidScope", "Scope", "Scopes"]
+
+RESOURCES: Final = (
+    *("kernels", "kernelspecs", "sessions", "executions", "contents", "events", "metrics"),
+    *("tokens", "owners", "api"),
+)
+
+ACTIONS: Final = ("read", "write", "execute", "admin")
+
+ALL: Final = "*"
+"""The text of a scope that is every action on every resource of everybody."""
+
+_MAX_SHOWN: Final = 64
+
+
+class InvalidScope(ValueError):
+    """The text is no scope; the exception's text names it."""
+
+
+class Scope(NamedTuple):
+    """One permission. Without ``owner`` and ``group`` it is about the caller's own."""
+
+    resource: str
+    action: str
+    owner: str | None = None
+    group: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Scope:
+        """The scope that a text means. Raises `InvalidScope`."""
+        permission, found, restriction = text.partition("!")
+        resource, _, action = permission.partition(":")
+        kind, _, name = restriction.partition("=")
+        known = resource in RESOURCES and action in ACTIONS
+        if not known or (found and kind not in ("owner", "group")):
+            raise InvalidScope(f"not a scope: {text[:_MAX_SHOWN]!a} (a scope is resource:action)")
+        try:
+            named = owner_name(name) if found else None
+        except InvalidName as error:
+            raise InvalidScope(f"{permission}!{kind}: {error}") from None
+        owner, group = (named, None) if kind == "owner" else (None, named)
+        return cls(resource, action, owner, group)
+
+    def __str__(self) -> str:
+        restriction = f"!owner={self.owner}" if self.owner is not None else ""
+        restriction = f"!group={self.group}" if self.group is not None else restriction
+        return f"{self.resource}:{self.action}{restriction}"
+
+    def includes(self, action: str) -> bool:
+        """Whether who may do this scope's action may do ``action``, too."""
+        return action in (self.action, "read") or self.action == "admin"
+
+
+class Scopes:
+    """All that a caller may do. The answers are kept by question, so that they cost little."""
+
+    def __init__(self, scopes: Iterable[Scope], *, everything: bool = False) -> None:
+        self._scopes = frozenset(scopes)
+        self.everything = everything
+        """Whether the caller may do everything with what anybody owns."""
+        self._own: dict[tuple[str, str], bool] = {}
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Scopes:
+        """The scopes of a list of texts; ``*`` is all of them. Raises `InvalidScope`."""
+        given = list(texts)
+        scopes = [Scope.parse(text) for text in given if text != ALL]
+        return cls(scopes, everything=ALL in given)
+
+    def __iter__(self) -> Iterator[str]:
+        """The texts, sorted."""
+        return iter([ALL] if self.everything else sorted(map(str, self._scopes)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scopes) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash((self._scopes, self.everything))
+
+    def allow(self, action: str, resource: str) -> bool:
+        """Whether the caller may do this at all, with its own or with anybody's.
+
+        Routes ask this before they look for the object, whose owner is asked about afterwards.
+        """
+        if self.everything:
+            return True
+        question = action, resource
+        found = self._own.get(question)
+        if found is None:
+            found = any(
+                scope.resource == resource and scope.includes(action) for scope in self._scopes
+            )
+            self._own[question] = found
+        return found
+
+    def allow_own(self, action: str, resource: str) -> bool:
+        """Whether the caller may do this with what it owns, and with what is shared with it."""
+        return self.everything or any(
+            scope.resource == resource
+            and scope.includes(action)
+            and scope.owner is None
+            and scope.group is None
+            for scope in self._scopes
+        )
+
+    def reach(self, action: str, resource: str, owner: str, groups: Set[str]) -> bool:
+        """Whether the caller may do this with what another owner has, who is in these groups."""
+        return self.everything or any(
+            scope.resource == resource
+            and scope.includes(action)
+            and (
+                scope.owner == owner
+                or (scope.group is not None and scope.group in groups)
+                or (scope.action == "admin" and scope.owner is None and scope.group is None)
+            )
+            for scope in self._scopes
+        )
+
+
+EVERYTHING: Final = Scopes((), everything=True)
+"""The scopes of the one token of a server that has one owner."""
