@@ -14,12 +14,19 @@ __all__ = ["Caller", "begin_call", "caller"]
 class Caller:
     """The request or WebSocket on whose behalf work is done. ``over`` is set at its end."""
 
-    __slots__ = ("address", "execution_id", "kernel_id", "over", "request_id", "waited")
+    __slots__ = (
+        *("address", "credential", "execution_id", "kernel_id", "over", "request_id"),
+        *("user", "waited"),
+    )
 
     def __init__(self, request_id: str, address: str) -> None:
         self.request_id = request_id
         self.address = address
         """The client's IP address; empty if it is not known."""
+        self.user = ""
+        """The name of the owner whose credential the client has shown; empty before the check."""
+        self.credential = ""
+        """Which credential the client has shown, in a form that cannot be used as one."""
         self.kernel_id: str | None = None
         """The kernel that the path names, or that was started; set when the response begins."""
         self.execution_id: str | None = None

@@ -29,12 +29,13 @@ from .api import (
     sessions,
 )
 from .api.access import Access, AccessMiddleware, declared_access, requires
-from .api.authorization import Authorization, Authorizer, load_authorizer
+from .api.authorization import Authorizer, load_authorizer
 from .api.docs import docs_router
 from .api.errors import add_error_handlers
 from .api.etags import ETagMiddleware
 from .api.idempotency import IdempotencyKeys
-from .api.identity import User
+from .api.identities import IdentityProvider, IdentityProviders, ServerToken
+from .api.identity import Users
 from .api.metrics import metrics_router
 from .api.openapi import complete
 from .api.prefix import PathMiddleware
@@ -74,20 +75,24 @@ class State(TypedDict):
     metrics: Metrics
     readiness: Readiness
     sessions: SessionManager
-    user: User
-    authorization: Authorization
+    users: Users
+    authorizer: Authorizer
     contents: ContentsService
     idempotency: IdempotencyKeys
 
 
 def create_app(
-    settings: Settings | None = None, *, authorizer: Authorizer | None = None
+    settings: Settings | None = None,
+    *,
+    authorizer: Authorizer | None = None,
+    identity_provider: IdentityProvider | None = None,
 ) -> FastAPI:
     """The ASGI application. Settings that are not given are read from the environment and a file.
 
-    ``authorizer`` is used in place of the one that the settings name. Raises `CannotLoad`,
-    `UnusableDatabase` or `UnusableRegistry` for an option that names an unusable class, file or
-    directory, and `TooOpen` for a state directory in which other users could reach kernels.
+    ``authorizer`` is used in place of the one that the settings name, and ``identity_provider`` is
+    asked about tokens that are not the server's own. Raises `CannotLoad`, `UnusableDatabase` or
+    `UnusableRegistry` for an option that names an unusable class, file or directory, and `TooOpen`
+    for a state directory in which other users could reach kernels.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -101,6 +106,8 @@ def create_app(
     generated = not token and settings.auth == "token"
     if generated:
         token = make_token(settings)
+    others = [] if identity_provider is None else [identity_provider]
+    identities = IdentityProviders(ServerToken(token), others)
     event_schemas = read_schemas(settings.extra_event_schema_paths)
 
     @asynccontextmanager
@@ -112,9 +119,9 @@ def create_app(
             # The token goes to the person who has started the server, and not to the log.
             print(f"kernelkeep: this run's token is {token}", file=sys.stderr)  # noqa: T201
         bus, counters = Events(event_schemas), Counters()
-        user = User()
         async with AsyncExitStack() as stack:
-            audit = AuditLog(settings.audit_log, counters, lambda: user.identity.username)
+            stack.push_async_callback(identities.close)
+            audit = AuditLog(settings.audit_log, counters)
             stack.push_async_callback(audit.close)
             registry = None
             if settings.keeps:
@@ -140,8 +147,8 @@ def create_app(
                 "metrics": metrics,
                 "readiness": Readiness(manager),
                 "sessions": session_manager,
-                "user": user,
-                "authorization": Authorization(authorizer, user),
+                "users": Users(),
+                "authorizer": authorizer,
                 "contents": contents_service,
                 "idempotency": IdempotencyKeys(),
             }
@@ -181,9 +188,8 @@ def create_app(
     complete(app, routers, settings.root_path)
     add_error_handlers(app, routers)
     app.add_middleware(ETagMiddleware)
-    app.add_middleware(
-        AccessMiddleware, settings=settings, token=token, public=_public_routes(routers)
-    )
+    public = _public_routes(routers)
+    app.add_middleware(AccessMiddleware, settings=settings, identities=identities, public=public)
     app.add_middleware(TimingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     words = _own_words([settings.root_path, *(getattr(route, "path", "") for route in app.routes)])

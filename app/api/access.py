@@ -1,16 +1,16 @@
 """Access: the checks before any route, and the permissions that each route needs.
 
-Everything is closed by default. `AccessMiddleware` refuses a request without the token before a
-route is looked up, unless its path is that of a route declared `PUBLIC`. Each route declares with
-`requires` on which resource it does which action; `Access` asks the authorizer about it.
+Everything is closed by default. `AccessMiddleware` refuses a request without a token that an
+identity provider knows before a route is looked up, unless its path is that of a route declared
+`PUBLIC`. Each route declares with `requires` on which resource it does which action; `Access` holds
+that against the scopes of the token, and asks the authorizer.
 
-The only credential is the token. There are no cookies and no passwords, which browsers would send
-by themselves, so a web page elsewhere cannot use a person's browser to get in.
+The only credentials are tokens. There are no cookies and no passwords, which browsers would send by
+themselves, so a web page elsewhere cannot use a person's browser to get in.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,15 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..callers import caller
+from ..managers.errors import IdentityUnavailable
+from ..managers.owners.principal import Principal
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
 from ..settings import Settings
+from .authorization import authorization_of
 from .errors import STANDARD_HEADERS, error_response
+from .identities import IdentityProviders
+from .identity import show_principal
 from .prometheus import Metrics
 from .wrong_tokens import WrongTokens
 
@@ -99,7 +105,7 @@ class Access:
         if connection.scope.get(_GRANTED) is self:
             return
         for resource, action in self.asked:
-            await connection.state.authorization.require(action, resource)
+            await authorization_of(connection).require(action, resource)
         connection.scope[_GRANTED] = self
         if self._activity and "no_track_activity" not in connection.query_params:
             connection.state.kernels.touch()
@@ -145,14 +151,19 @@ class AccessMiddleware:
     403 without a valid token, 404 for a foreign Origin (403 for a WebSocket). With a valid token
     the Origin does not matter. An address that sends wrong tokens again and again gets 429 for a
     while; a request with the right token is served even then, for people can share an address.
+    Who shows a valid token is noted in the scope (`principal_of`), and for the logs.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, token: str, public: Mapping[str, Access]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        identities: IdentityProviders,
+        public: Mapping[str, Access],
     ) -> None:
         self._app = app
         self._settings = settings
-        self._token = token.encode()
+        self._identities = identities
         self._public = public
         self._wrong_tokens = WrongTokens()
         names = [name.lower() for name in (*settings.local_hostnames, *settings.allowed_hosts)]
@@ -168,34 +179,39 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
+        answer = self._answer_to_anybody(scope, headers, public)
         token = _token(scope, headers)
-        authenticated = self._is_authenticated(token)
+        principal = self._known(token)
+        if principal is None and token and public is None and answer is None:
+            try:
+                principal = await self._identities.identify(token)
+            except IdentityUnavailable as error:
+                answer = error_response(error.status, error.message, error.code)
         origin = headers.get("origin")
-        allowed = self._allowed_origin(origin, authenticated)
+        allowed = self._allowed_origin(origin, authenticated=principal is not None)
         send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)
-        refusal = self._refusal(
-            scope, headers, origin, authenticated=authenticated, has_token=bool(token)
-        )
-        if refusal is None:
-            await self._app(scope, receive, send)
-        else:
-            await refusal(scope, receive, send)
+        served = public is not None and public.any_host and scope["type"] == "http"
+        if answer is None and not served:
+            answer = self._refusal(scope, headers, public, principal, has_token=bool(token))
+        if answer is not None:
+            await answer(scope, receive, send)
+            return
+        if principal is not None:
+            show_principal(scope, principal)
+            if (found := caller()) is not None:
+                found.user, found.credential = principal.owner, principal.credential
+        await self._app(scope, receive, send)
 
-    def _refusal(
-        self,
-        scope: Scope,
-        headers: Headers,
-        origin: str | None,
-        *,
-        authenticated: bool,
-        has_token: bool,
+    def _answer_to_anybody(
+        self, scope: Scope, headers: Headers, public: Access | None
     ) -> Response | None:
+        """The answer to a request that gets it whatever token it shows."""
         # No path of the service has an encoded slash, and a proxy's rules may read it as a slash.
         if b"%2f" in (scope.get("raw_path") or b"").lower():
             return error_response(400, "An encoded slash in the path", "bad_request")
         if len(headers.getlist("host")) > 1:  # a proxy may have looked at another one than we do
             return error_response(400, "More than one Host header", "bad_request")
-        public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
         if public is not None and public.any_host and scope["type"] == "http":
             return None
         if not self._is_known_host(headers.get("host", "")):
@@ -205,19 +221,31 @@ class AccessMiddleware:
             return error_response(403, "auth=none is for loopback addresses only", "not_loopback")
         if scope["type"] == "http" and scope["method"] == "OPTIONS":
             return Response(headers=_PREFLIGHT)
-        if authenticated and self._settings.auth == "token":
+        return None
+
+    def _refusal(
+        self,
+        scope: Scope,
+        headers: Headers,
+        public: Access | None,
+        principal: Principal | None,
+        *,
+        has_token: bool,
+    ) -> Response | None:
+        """The refusal of a request for what it shows, or does not show; None to serve it."""
+        if principal is not None and self._settings.auth == "token":
             return None
-        if has_token and not authenticated and public is None:
+        if has_token and principal is None and public is None:
             slowed = self._slowed(scope)
             if slowed is not None:
                 return slowed
-        if not self._is_same_origin(scope, headers, origin):
+        if not self._is_same_origin(scope, headers, headers.get("origin")):
             if scope["type"] == "websocket":
                 return error_response(
                     403, "Cross origin websockets not allowed", "forbidden_origin"
                 )
             return error_response(404, "Not Found", "forbidden_origin")
-        if authenticated or public is not None:
+        if principal is not None or public is not None:
             return None
         return error_response(403, "Forbidden", "unauthorized")
 
@@ -233,10 +261,10 @@ class AccessMiddleware:
         retry = {"Retry-After": str(seconds)}
         return error_response(429, "Too many wrong tokens", "too_many_wrong_tokens", retry)
 
-    def _is_authenticated(self, token: str) -> bool:
+    def _known(self, token: str) -> Principal | None:
         if self._settings.auth == "none":
-            return True
-        return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
+            return self._identities.own.principal
+        return self._identities.known(token)
 
     def _is_known_host(self, host: str) -> bool:
         if self._any_host:
@@ -270,7 +298,7 @@ class AccessMiddleware:
             return allow in ("*", origin)
         return self._origin_pattern is not None and bool(self._origin_pattern.fullmatch(origin))
 
-    def _allowed_origin(self, origin: str | None, authenticated: bool) -> str | None:
+    def _allowed_origin(self, origin: str | None, *, authenticated: bool) -> str | None:
         """The value of Access-Control-Allow-Origin, or None if the response has no such header."""
         if self._settings.allow_origin:
             return self._settings.allow_origin

@@ -2,7 +2,7 @@
 
 Any object with `Authorizer`'s method will do: its class is named in the option
 ``authorizer_class``, or the object is given to ``create_app``. It is asked before every route that
-touches a resource, WebSockets included.
+touches a resource, WebSockets included, if the scopes of the caller's credential allow the action.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 
-from ..managers.errors import AuthorizerFailed, NotAuthorized
-from ..plugins import CannotLoad, load_class
-from .identity import Identity, User
+from starlette.requests import HTTPConnection
 
-__all__ = ["AllowAll", "Authorization", "Authorizer", "load_authorizer"]
+from ..managers.errors import AuthorizerFailed, NotAuthorized, ScopeMissing
+from ..plugins import CannotLoad, load_class
+from .identity import Identity, User, principal_of
+
+__all__ = ["AllowAll", "Authorization", "Authorizer", "authorization_of", "load_authorizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ class AllowAll:
 
 
 class Authorization:
-    """Asks the authorizer on behalf of the server's user."""
+    """Asks on behalf of the user who makes one request: first its scopes, then the authorizer."""
+
+    __slots__ = ("_authorizer", "_user")
 
     def __init__(self, authorizer: Authorizer, user: User) -> None:
         self._authorizer = authorizer
@@ -59,6 +63,8 @@ class Authorization:
 
         Raises `AuthorizerFailed` if the authorizer raises, or does not answer in time.
         """
+        if not self._user.principal.scopes.allow(action, resource):
+            return False
         try:
             decision = self._authorizer.is_authorized(self._user.identity, action, resource)
             if inspect.isawaitable(decision):
@@ -71,8 +77,16 @@ class Authorization:
 
     async def require(self, action: str, resource: str) -> None:
         """Return if the user may do this. Raises `NotAuthorized` or `AuthorizerFailed`."""
+        if not self._user.principal.scopes.allow(action, resource):
+            raise ScopeMissing(action, resource)
         if not await self.allows(action, resource):
             raise NotAuthorized(action, resource)
+
+
+def authorization_of(connection: HTTPConnection) -> Authorization:
+    """Asks on behalf of whoever makes this request."""
+    state = connection.state
+    return Authorization(state.authorizer, User(state.users, principal_of(connection)))
 
 
 def load_authorizer(name: str) -> Authorizer:

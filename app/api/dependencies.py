@@ -23,10 +23,10 @@ from ..managers.kernels.multikernel import MultiKernelManager
 from ..managers.sessions.sessions import SessionManager
 from ..managers.telemetry.events import Events
 from .access import declared_access
-from .authorization import Authorization
+from .authorization import Authorization, authorization_of
 from .bodies import OFF_LOOP_BYTES, check_nesting, parse
 from .idempotency import IdempotencyKeys
-from .identity import User
+from .identity import User, principal_of
 
 __all__ = [
     "AuthorizationDep",
@@ -130,16 +130,14 @@ IfGenerationDep = Annotated[int | None, Depends(_if_generation)]
 
 
 async def _user(connection: HTTPConnection) -> User:
-    user: User = connection.state.user
-    return user
+    return User(connection.state.users, principal_of(connection))
 
 
 UserDep = Annotated[User, Depends(_user)]
 
 
 async def _authorization(connection: HTTPConnection) -> Authorization:
-    authorization: Authorization = connection.state.authorization
-    return authorization
+    return authorization_of(connection)
 
 
 AuthorizationDep = Annotated[Authorization, Depends(_authorization)]

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from ..managers.errors import (
     AuthorizerFailed,
+    IdentityUnavailable,
     InvalidJSON,
     InvalidRequest,
     KernelkeepError,
@@ -37,7 +38,7 @@ _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 FILE: Final = {"application/octet-stream": _BYTES, "*/*": _BYTES}
 """The content of a response that is of any media type."""
 
-_EVERYWHERE: Final = (Unauthorized, NotAuthorized, AuthorizerFailed)
+_EVERYWHERE: Final = (Unauthorized, NotAuthorized, AuthorizerFailed, IdentityUnavailable)
 # Errors that no route raises: middleware and handlers answer with them.
 _AROUND: Final = {
     403: "`forbidden_host`: The `Host` is none that this server answers to.",

@@ -17,6 +17,7 @@ KernelkeepError
 │   └── NoSuchKernel
 ├── Unauthorized 403
 ├── NotAuthorized 403
+│   └── ScopeMissing
 ├── EnvironmentNotAllowed 403
 ├── EventSchemaReserved 403
 ├── MessageTypeNotAllowed 403
@@ -47,6 +48,7 @@ KernelkeepError
 ├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
 ├── KernelUnavailable 501
+├── IdentityUnavailable 503
 ├── KernelNotStopped 503
 ├── KernelUnreachable 503
 ├── ServerStopping 503
@@ -184,6 +186,14 @@ class NotAuthorized(KernelkeepError):
 
     def __init__(self, action: str, resource: str) -> None:
         super().__init__(f"User is not authorized to {action} on resource: {resource}.")
+
+
+class ScopeMissing(NotAuthorized):
+    """The credential has no scope for this."""
+
+    def __init__(self, action: str, resource: str) -> None:
+        super().__init__(action, resource)
+        self.message += f" This takes the scope {resource}:{action}."
 
 
 class EnvironmentNotAllowed(KernelkeepError):
@@ -359,6 +369,16 @@ class KeeperUnavailable(KernelkeepError):
     """There is no keeper of kernels, and none can be started."""
 
     code = "keeper_unavailable"
+
+
+class IdentityUnavailable(KernelkeepError):
+    """Whose the token is cannot be told: the service that knows does not answer."""
+
+    status = 503
+    code = "identity_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The token cannot be checked now")
 
 
 class KernelNotStopped(KernelkeepError):

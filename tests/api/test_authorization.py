@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import authorization as module
 from app.api.authorization import AllowAll, Authorization, Authorizer, load_authorizer
-from app.api.identity import Identity, User
+from app.api.identities import ServerToken
+from app.api.identity import Identity, User, Users
 from app.main import create_app
 from app.managers.errors import AuthorizerFailed, NotAuthorized
 from app.settings import Settings
@@ -37,7 +38,11 @@ class Answers:
 
 
 def _of(answer: Any) -> Authorization:
-    return Authorization(Answers(answer), User())
+    return Authorization(Answers(answer), _user())
+
+
+def _user() -> User:
+    return User(Users(), ServerToken("secret").principal)
 
 
 @pytest.mark.parametrize("answer", [True, 1, "yes"])
@@ -90,7 +95,7 @@ async def test_one_that_never_answers_is_no_yes(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_it_learns_who_the_user_is_now() -> None:
-    user, authorizer = User(), Answers(True)
+    user, authorizer = _user(), Answers(True)
     authorization = Authorization(authorizer, user)
     user.update({"name": "Ada"})
     await authorization.require("write", "sessions")

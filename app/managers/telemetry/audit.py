@@ -21,7 +21,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,15 +54,11 @@ _request_decoder: Final = msgspec.json.Decoder(_Request)
 
 
 class AuditLog:
-    """The audit log of one server; without a ``path`` nothing is noted. `close` it at the end.
+    """The audit log of one server; without a ``path`` nothing is noted. `close` it at the end."""
 
-    ``username`` returns the user who makes the present request.
-    """
-
-    def __init__(self, path: Path | None, counters: Counters, username: Callable[[], str]) -> None:
+    def __init__(self, path: Path | None, counters: Counters) -> None:
         self._path = path
         self._counters = counters
-        self._username = username
         self._waiting: deque[tuple[dict[str, Any], Buffer]] = deque()
         self._waiting_bytes = 0
         self._arrived = threading.Condition()
@@ -84,7 +80,8 @@ class AuditLog:
             return
         record: dict[str, Any] = {"time": format_timestamp(time.time()), "action": action, **data}
         if (found := caller()) is not None:
-            record["user"] = self._username()
+            record["user"] = found.user
+            record["credential"] = found.credential
             record["client"] = found.address
             record["request_id"] = found.request_id
         size = len(content)

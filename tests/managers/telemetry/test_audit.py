@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from app.api.identity import User
 from app.callers import Caller, begin_call
 from app.managers.telemetry.audit import MAX_WAITING, AuditLog
 from app.managers.telemetry.counters import Counters
@@ -78,7 +77,12 @@ async def test_what_is_done_over_http_and_websockets_is_told(
         "cancel",
         "restart",
     ]
-    by = {"user": "anonymous", "client": "127.0.0.1", "request_id": "the-tester"}
+    by = {
+        "user": "anonymous",
+        "credential": "server",
+        "client": "127.0.0.1",
+        "request_id": "the-tester",
+    }
     assert told[1] == {
         "time": told[1]["time"],
         "action": "execute",
@@ -169,7 +173,7 @@ async def test_it_goes_on_when_it_can_be_written_again(
 ) -> None:
     counters = Counters()
     caplog.set_level(logging.WARNING)
-    audit = AuditLog(path, counters, lambda: User().identity.username)
+    audit = AuditLog(path, counters)
     audit.note("lost")
     await eventually(lambda: counters.audit_lost == 1)
     path.parent.mkdir()
@@ -191,7 +195,7 @@ async def test_it_goes_on_when_it_can_be_written_again(
 async def test_what_waits_is_bounded_and_written_at_the_end(path: Path) -> None:
     path.parent.mkdir()
     counters = Counters()
-    audit = AuditLog(path, counters, lambda: User().identity.username)
+    audit = AuditLog(path, counters)
     begin_call(Caller("id", "192.0.2.1"))
     asked = MAX_WAITING * 3
     for number in range(asked):
@@ -209,7 +213,7 @@ async def test_what_waits_is_bounded_and_written_at_the_end(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"[", b"[]", b'{"code": 1}', b'{"user_expressions": 3}'])
 async def test_what_is_no_request_has_no_hash(path: Path, content: bytes) -> None:
     path.parent.mkdir()
-    audit = AuditLog(path, Counters(), lambda: User().identity.username)
+    audit = AuditLog(path, Counters())
     audit.note("execute", content)
     await audit.close()
     (found,) = records(path)

@@ -1,0 +1,135 @@
+"""Identity providers: each tells who shows a token. They are asked in order.
+
+An application may be given a provider of its own (``create_app(identity_provider=…)``). A provider
+may raise and be slow: the chain bounds each question, and a request whose token no provider could
+be asked about is refused with 503, rather than taken for one with a wrong token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from ..managers.errors import IdentityUnavailable
+from ..managers.owners.principal import Identity, Principal
+from ..managers.owners.scopes import EVERYTHING
+
+__all__ = ["IdentityProvider", "IdentityProviders", "ServerToken"]
+
+logger = logging.getLogger(__name__)
+
+IDENTIFY_SECONDS: Final = 10.0
+"""How long one provider may take to tell whose a token is; it may have to ask another service."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a provider may take to close."""
+
+SERVER_TOKEN: Final = "server"
+"""How the logs name the credential of whoever shows the server's own token."""
+
+
+class IdentityProvider(Protocol):
+    """Tells who shows a token.
+
+    Both methods return the same `Principal` for as long as a credential is valid, and set its
+    ``ended`` when that is over: what the principal has open is closed then.
+    """
+
+    def known(self, token: str) -> Principal | None:
+        """Who shows this token, from memory and without waiting; None if that is not known."""
+
+    async def identify(self, token: str) -> Principal | None:
+        """Who shows this token; None if it is none of this provider's, or no longer valid.
+
+        The method may ask a disk or another service, within bounds of its own. It raises if that
+        cannot be asked.
+        """
+
+    async def close(self) -> None:
+        """The server stops: release what is open."""
+
+
+class ServerToken:
+    """The provider of the server's own token: who shows it owns and may do everything."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+        self.principal = Principal(Identity(), EVERYTHING, credential=SERVER_TOKEN)
+
+    def known(self, token: str) -> Principal | None:
+        """The one principal, if the token is the server's; the comparison takes constant time."""
+        same = hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
+        return self.principal if same else None
+
+    async def identify(self, token: str) -> Principal | None:
+        """As `known`, which knows everything that there is to know."""
+        return self.known(token)
+
+    async def close(self) -> None:
+        """There is nothing to release."""
+
+
+class IdentityProviders:
+    """The providers of one server, in the order in which they are asked."""
+
+    def __init__(self, own: ServerToken, others: Iterable[IdentityProvider] = ()) -> None:
+        self.own = own
+        self._others = tuple(others)
+
+    def known(self, token: str) -> Principal | None:
+        """Who shows this token, if a provider knows that from memory."""
+        found = self.own.known(token)
+        if found is not None or not token:
+            return found
+        for provider in self._others:
+            try:
+                found = provider.known(token)
+            except Exception:  # a provider may be anybody's; `identify` asks it again
+                logger.exception("%s failed to look a token up", _name(provider))
+                continue
+            if found is not None:
+                return found if _valid(found) else None
+        return None
+
+    async def identify(self, token: str) -> Principal | None:
+        """Who shows this token, whatever has to be asked for that; None if no provider knows it.
+
+        Raises `IdentityUnavailable` if no provider knew the token, and one could not be asked.
+        """
+        failed = False
+        for provider in self._others if token else ():
+            try:
+                async with asyncio.timeout(IDENTIFY_SECONDS):
+                    found = await provider.identify(token)
+            except Exception as error:
+                failed = True
+                # The exception is not logged as it is: its text may have the token in it.
+                logger.error("%s could not be asked: %s", _name(provider), type(error).__name__)
+                continue
+            if found is not None:
+                return found if _valid(found) else None
+        if failed:
+            raise IdentityUnavailable
+        return None
+
+    async def close(self) -> None:
+        """Close every provider, each within `CLOSE_SECONDS`."""
+        for provider in self._others:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await provider.close()
+            except Exception:
+                logger.exception("%s could not be closed", _name(provider))
+
+
+def _valid(principal: Principal) -> bool:
+    expired = principal.expires is not None and principal.expires <= time.time()
+    return not (expired or principal.ended.is_set())
+
+
+def _name(provider: IdentityProvider) -> str:
+    return f"the identity provider {type(provider).__name__}"

@@ -1,0 +1,54 @@
+"""Identity providers for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+from app.managers.owners.principal import Identity, Principal
+from app.managers.owners.scopes import Scopes
+
+__all__ = ["TokenTable", "principal"]
+
+
+def principal(
+    name: str,
+    scopes: Iterable[str] = ("*",),
+    *,
+    groups: Set[str] = frozenset(),
+    expires: float | None = None,
+) -> Principal:
+    """A principal of an owner with this name."""
+    identity = Identity(username=name, name=name, display_name=name)
+    return Principal(
+        identity, Scopes.parse(scopes), groups=groups, credential=f"of {name}", expires=expires
+    )
+
+
+class TokenTable:
+    """An identity provider that is given its tokens.
+
+    Those of ``remembered`` it knows at once, those of ``asked`` only when it is asked.
+    """
+
+    def __init__(
+        self,
+        remembered: dict[str, Principal] | None = None,
+        asked: dict[str, Principal] | None = None,
+    ) -> None:
+        self.remembered = remembered or {}
+        self.asked = asked or {}
+        self.questions: list[str] = []
+        self.closed = False
+        self.error: Exception | None = None
+
+    def known(self, token: str) -> Principal | None:
+        return self.remembered.get(token)
+
+    async def identify(self, token: str) -> Principal | None:
+        self.questions.append(token)
+        if self.error is not None:
+            raise self.error
+        return self.remembered.get(token) or self.asked.get(token)
+
+    async def close(self) -> None:
+        self.closed = True
