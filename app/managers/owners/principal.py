@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 import msgspec
 
@@ -34,7 +35,10 @@ class Principal:
     and cannot be used as one: a token's prefix, or the name of the provider.
     """
 
-    __slots__ = ("credential", "ended", "expires", "groups", "identity", "owner", "scopes")
+    __slots__ = (
+        *("credential", "ended", "expires", "groups", "identity", "owner", "scopes"),
+        "views",
+    )
 
     def __init__(
         self,
@@ -51,5 +55,7 @@ class Principal:
         self.groups = frozenset(groups)
         self.credential = credential
         self.expires = expires
+        self.views: tuple[object, Mapping[str, Any]] | None = None
+        """What the principal finds of a server, made once (`app.api.views`), and by whom."""
         self.ended: asyncio.Event = asyncio.Event()
         """Set when the credential has expired or been revoked: open connections are closed then."""
