@@ -236,8 +236,10 @@ class RegisteredHandover(Handover):
                     error,
                     extra={"kernel_id": kernel.id},
                 )
-        traffic.last_activity = record.last_activity
-        traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
+        traffic.activity.last = record.last_activity
+        traffic.activity.idle_since = time.monotonic() - max(
+            0.0, time.time() - record.last_activity
+        )
         state.reason, state.restarts = record.reason, record.restarts
         if record.execution_state in ("busy", "idle"):
             state.execution_state = record.execution_state
@@ -324,7 +326,7 @@ class RegisteredHandover(Handover):
                 kernel.traffic.clients.note_places()
                 changes[kernel.id] = kernel.state.changes
                 if self._changes.get(kernel.id) != kernel.state.changes:
-                    activity = kernel.traffic.last_activity
+                    activity = kernel.traffic.activity.last
                     self._registry.touch(kernel.id, activity, kernel.state.word)
             self._changes = changes
 
@@ -412,12 +414,12 @@ async def _is_done(traffic: Traffic, state: KernelState) -> bool:
     """Return True when the kernel has done all that it was asked until now; False if it is gone."""
     quiet = 0
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
-        began = traffic.begun
+        began = traffic.activity.begun
         # There is no bound on all: an execution may run for hours before the kernel answers.
         answer = await traffic.own.ask("kernel_info_request", {}, 3600.0)
         await asyncio.sleep(LOSS_SECONDS)
         if answer is not None:
-            quiet = quiet + 1 if traffic.begun == began else 0
+            quiet = quiet + 1 if traffic.activity.begun == began else 0
     if state.lifecycle is not Lifecycle.RUNNING:
         return False
     if state.busy:  # the kernel went idle while no keeper heard it

@@ -67,7 +67,7 @@ class Kernel:
             kernel_id, self.state, directory, services.keeper, settings, services.counters
         )
         self._course = Course()
-        self.traffic.on_end_asked = self._on_end_asked
+        self.traffic.submissions.on_end_asked = self._on_end_asked
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name)
         self._services = services
@@ -196,7 +196,7 @@ class Kernel:
                 return
             self._course.on(Event.FOUND)
             self._left.record = record
-            self.traffic.last_activity = record.last_activity
+            self.traffic.activity.last = record.last_activity
             try:
                 await self._take_over()
             except KernelUnreachable as error:
@@ -331,7 +331,7 @@ class Kernel:
         self._registration.hand_over(services)
         self._launches.hand_over(services, cwd=cwd, place=place, env=env)
         self.reports = services.reports(self.id, self.name)
-        self.traffic.touch()
+        self.traffic.activity.touch()
 
     async def interrupt(self) -> None:
         """Interrupt what the kernel runs, by signal or by message as its kernelspec says.

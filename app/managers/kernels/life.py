@@ -80,7 +80,7 @@ class Life:
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
         self._restarts = RestartPolicy(services.settings.restart_limit)
         self._losses = Losses(kernel.id, kernel.traffic, kernel.state)
-        self._traffic.on_loss = self.settle_loss
+        self._traffic.reading.on_loss = self.settle_loss
         self._task: asyncio.Task[None] | None = None
         self._why_stranded = ""  # in the phase `Phase.STRANDED`
 
@@ -299,7 +299,7 @@ class Life:
         self.settle_start(True)
         launches.remember_transport()
         self._restarts.on_ready(now)
-        self._traffic.active_since = time.monotonic()
+        self._traffic.activity.idle_since = time.monotonic()
         self._traffic.ready()
         self._kernel.reports.ready(now - launches.launched)
         launches.bring_up_forks()

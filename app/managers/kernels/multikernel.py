@@ -147,7 +147,7 @@ class MultiKernelManager:
     @property
     def last_activity(self) -> float:
         """When a client last used a kernel or the API, in seconds since the epoch."""
-        kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
+        kernels = (kernel.traffic.activity.last for kernel in self._kernels.values())
         return max((self._last_request, *kernels))
 
     @property

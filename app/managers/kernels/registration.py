@@ -76,7 +76,7 @@ class Registration:
             pid=None,
             start_time="",
             created=self.created,
-            last_activity=self._kernel.traffic.last_activity,
+            last_activity=self._kernel.traffic.activity.last,
             generation=state.generation,
             execution_state=state.word,
             reason=state.reason,

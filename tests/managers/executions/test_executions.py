@@ -15,7 +15,7 @@ from app.managers.errors import (
     TooManyExecutions,
 )
 from app.managers.executions import execution as execution_module
-from app.managers.executions import queue as executions
+from app.managers.executions import stopping
 from app.managers.executions import tracker as execution_tracker
 from app.managers.executions.execution import Execution, ExecutionState
 from app.managers.messages import own_requests
@@ -424,7 +424,7 @@ async def test_one_that_ends_well_all_the_same_is_not_cancelled(kernel: Scripted
 async def test_an_interrupt_that_may_have_come_too_early_is_sent_again_once(
     kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "EARLY_SECONDS", 0.05)
+    monkeypatch.setattr(stopping, "EARLY_SECONDS", 0.05)
     execution = kernel.run()
     kernel.is_busy(execution)
     await kernel.executions.cancel(execution)
@@ -436,7 +436,7 @@ async def test_an_interrupt_that_may_have_come_too_early_is_sent_again_once(
 async def test_a_late_interrupt_is_sent_once(
     kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "EARLY_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "EARLY_SECONDS", 0.0)
     execution = kernel.run()
     kernel.is_busy(execution)
     await kernel.executions.cancel(execution)
