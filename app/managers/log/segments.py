@@ -207,8 +207,7 @@ class SegmentReader:
         """
         first, end, max_messages, limit, heads = wanted
         behind, at, length = end.cursor, 0, len(data)
-        # The offset that the next record must have.
-        expected = entries[-1].offset + entries[-1].size if entries else 0
+        expected = entries[-1].offset + entries[-1].size if entries else 0  # the next one's offset
         # This loop runs for every message that any client gets: it makes no needless objects.
         while at + FRAME_AT <= length and cursor < behind and len(entries) < max_messages:
             size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
@@ -245,13 +244,9 @@ class SegmentReader:
                     self._note(segment.start, error)
                     return cursor, at, False
                 message = Message(CHANNELS[channel], frame, None, None, None, number, offset)
-                passes, said, asked = (
-                    flags & TRANSIENT > 0,
-                    flags & PUBLISHED > 0,
-                    flags & REQUEST > 0,
-                )
-                entry = Entry(number, offset, message, owner, passes, said, asked, size)
-                entries.append(entry)
+                passes, said = flags & TRANSIENT > 0, flags & PUBLISHED > 0
+                asked = flags & REQUEST > 0
+                entries.append(Entry(number, offset, message, owner, passes, said, asked, size))
                 expected = offset + size
             cursor, at = number + 1, name_end + TAIL_BYTES
         return cursor, at, True
