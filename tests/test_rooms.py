@@ -1,4 +1,4 @@
-"""The rooms of `app/`: imports run downwards, as the documentation shows, and nothing is too long."""
+"""The rooms of `app/`: imports run downwards, as documented, and nothing is too long to read."""
 
 from __future__ import annotations
 
