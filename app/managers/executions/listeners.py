@@ -6,7 +6,7 @@ from typing import Protocol
 
 from .execution import Execution
 
-__all__ = ["ExecutionKeeping", "ExecutionListener"]
+__all__ = ["ExecutionListener", "ExecutionStore"]
 
 
 class ExecutionListener(Protocol):
@@ -28,7 +28,7 @@ class ExecutionListener(Protocol):
         """The kernel's process takes no more requests: the executions that wait for it end."""
 
 
-class ExecutionKeeping(Protocol):
+class ExecutionStore(Protocol):
     """Stores executions for the next server. Its methods must not block and must not raise."""
 
     def changed(self, execution: Execution) -> None:

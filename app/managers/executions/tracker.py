@@ -21,7 +21,7 @@ from .displays import Displays
 from .execution import Execution, InputRequest
 from .incomplete import IDLE_SECONDS, REPLY_SECONDS, Incomplete
 from .late_output import MAX_UPDATES, LateOutput, display_id_in
-from .listeners import ExecutionKeeping, ExecutionListener
+from .listeners import ExecutionListener, ExecutionStore
 from .prompts import Prompt, Prompts
 
 __all__ = ["ExecutionTracker"]
@@ -29,8 +29,8 @@ __all__ = ["ExecutionTracker"]
 MAX_UNFINISHED: Final = 8192
 """How many executions of a kernel may be under way; beyond that the oldest is given up."""
 
-MAX_KEPT_REQUEST: Final = 2**20
-MAX_KEPT_BYTES: Final = 2**24
+MAX_STORED_REQUEST: Final = 2**20
+MAX_STORED_BYTES: Final = 2**24
 """How many bytes of one waiting request, and of all those of a kernel, are stored for the next
 server. A larger request waits all the same, but ends if this server does."""
 
@@ -56,7 +56,7 @@ _question_decoder: Final = msgspec.json.Decoder(_Question)
 
 
 class ExecutionTracker:
-    """Knows the executions that are under way, and the last ``kept`` that have ended.
+    """Knows the executions that are under way, and the last ``remembered`` that have ended.
 
     An id names one execution. If a client uses the ``msg_id`` of an execution that is known, the id
     goes on to name the earlier one. The later one is followed to its end, but cannot be looked up;
@@ -66,7 +66,7 @@ class ExecutionTracker:
     def __init__(
         self,
         log: MessageLog,
-        kept: int,
+        remembered: int,
         *,
         on_unanswered: Callable[[Execution], None] = lambda _: None,
         on_overdue: Callable[[Execution], None] = lambda _: None,
@@ -74,7 +74,7 @@ class ExecutionTracker:
         on_complete: Callable[[Execution], None] | None = None,
     ) -> None:
         self.listener: ExecutionListener | None = None
-        self.keeping: ExecutionKeeping | None = None
+        self.store: ExecutionStore | None = None
         self.prompts = Prompts()
         self.displays = Displays()
         # Called with an execution to which the kernel will not reply any more.
@@ -87,11 +87,11 @@ class ExecutionTracker:
         """For how many executions more output is expected after their end."""
         self._may_straggle = False  # whether any code that ran seems to write to descriptors
         self._log = log
-        self._kept = kept
+        self._remembered = remembered
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
         self._under_way: dict[str, list[Execution]] = {}  # those that were sent, by id, in order
         self._count = 0  # of the executions under way
-        self._kept_bytes = 0  # of the waiting requests of clients that are stored
+        self._stored_bytes = 0  # of the waiting requests of clients that are stored
         self.begun = 0
         """How many executions the kernel has begun with, ever."""
         self._ended: deque[Execution] = deque()
@@ -137,13 +137,13 @@ class ExecutionTracker:
 
     def changed(self, execution: Execution) -> None:
         """Have a changed execution stored for the next server."""
-        if self.keeping is not None and self._by_id.get(execution.id) is execution:
-            self.keeping.changed(execution)
+        if self.store is not None and self._by_id.get(execution.id) is execution:
+            self.store.changed(execution)
 
     async def stored(self) -> None:
         """Return when all changes are stored for the next server, if there is to be one."""
-        if self.keeping is not None:
-            await self.keeping.stored()
+        if self.store is not None:
+            await self.store.stored()
 
     def put_back(self, execution: Execution) -> None:
         """Know an execution that the server before this one has stored. Call oldest first."""
@@ -151,7 +151,7 @@ class ExecutionTracker:
         for display_id in execution.display_ids:
             self.displays.add(execution, display_id)
         if execution.by_client:
-            self._kept_bytes += sum(map(len, execution.held))
+            self._stored_bytes += sum(map(len, execution.held))
         if execution.ended:
             self._ended.append(execution)
         elif execution.sent:
@@ -192,15 +192,15 @@ class ExecutionTracker:
     def on_early(self, message: ClientMessage, session: str) -> None:
         """Know a client's ``execute_request`` that waits for a process which is yet to come."""
         if message.header.msg_id not in self._by_id:
-            self.keep_request(self._by_client(message, session), message)
+            self.store_request(self._by_client(message, session), message)
 
-    def keep_request(self, execution: Execution, message: ClientMessage) -> None:
+    def store_request(self, execution: Execution, message: ClientMessage) -> None:
         """Store a waiting request, so that the next server sends it if this one cannot."""
-        fits = message.size <= MAX_KEPT_REQUEST
-        if execution.held or not fits or self._kept_bytes + message.size > MAX_KEPT_BYTES:
+        fits = message.size <= MAX_STORED_REQUEST
+        if execution.held or not fits or self._stored_bytes + message.size > MAX_STORED_BYTES:
             return
         execution.held = tuple(map(bytes, message.parts))
-        self._kept_bytes += sum(map(len, execution.held))
+        self._stored_bytes += sum(map(len, execution.held))
         self.changed(execution)
 
     def waiting(self, message: ClientMessage) -> Execution | None:
@@ -222,7 +222,7 @@ class ExecutionTracker:
     def _let_go(self, execution: Execution) -> None:
         """Forget the parts of its request."""
         if execution.by_client:
-            self._kept_bytes -= sum(map(len, execution.held))
+            self._stored_bytes -= sum(map(len, execution.held))
         execution.held = ()
 
     def _withdraw(self, execution: Execution) -> None:
@@ -450,13 +450,13 @@ class ExecutionTracker:
         self._let_go(execution)
         self.changed(execution)
         self._ended.append(execution)
-        while len(self._ended) > self._kept:
+        while len(self._ended) > self._remembered:
             oldest = self._ended.popleft()
             self.displays.remove(oldest)
             if self._by_id.get(oldest.id) is oldest:
                 del self._by_id[oldest.id]
-                if self.keeping is not None:
-                    self.keeping.forgotten(oldest)
+                if self.store is not None:
+                    self.store.forgotten(oldest)
         self._log.wake()  # readers that follow the execution look at its end
         if self.listener is not None:
             self.listener.on_end(execution)

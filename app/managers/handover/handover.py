@@ -223,12 +223,12 @@ class RegisteredHandover(Handover):
         traffic, state = kernel.traffic, kernel.state
         if heard is None:
             heard = await traffic.meet(info or None, await self.furthest(kernel.id))
-        keeping = RegisteredExecutions(self._registry, kernel.id)
+        store = RegisteredExecutions(self._registry, kernel.id)
         executions = []
         for stored in await self._registry.executions(kernel.id):
             try:
                 executions.append(restored(stored))
-                keeping.known(stored)
+                store.known(stored)
             except (msgspec.MsgspecError, ValueError) as error:
                 logger.warning(
                     "kernel %s: a stored execution is left out: %s",
@@ -253,7 +253,7 @@ class RegisteredHandover(Handover):
         )
         # Set only now: what the replay has concluded is not stored, for another server would
         # conclude the same from the log.
-        traffic.tracker.keeping = keeping
+        traffic.tracker.store = store
         if info:
             self.begin(kernel)
         if heard.again:
@@ -347,11 +347,11 @@ class RegisteredHandover(Handover):
                 error,
                 extra={"kernel_id": kernel.id},
             )
-        if traffic.tracker.keeping is None:
-            keeping = RegisteredExecutions(self._registry, kernel.id)
-            traffic.tracker.keeping = keeping
+        if traffic.tracker.store is None:
+            store = RegisteredExecutions(self._registry, kernel.id)
+            traffic.tracker.store = store
             for execution in traffic.tracker:  # executions older than the first process
-                keeping.changed(execution)
+                store.changed(execution)
 
     async def save(self, kernel_id: str, describe: Describe) -> None:
         """As `Handover.save`. A failure is logged: the next server will not know the kernel."""
@@ -374,7 +374,7 @@ class RegisteredHandover(Handover):
         """As `Handover.forget`."""
         # Before the first await: an execution that ends while the record is being deleted would be
         # stored again, under a kernel that is not there.
-        kernel.traffic.tracker.keeping = None
+        kernel.traffic.tracker.store = None
         await self._registry.delete(kernel.id)
         journal, kernel.traffic.clients.journal = kernel.traffic.clients.journal, None
         if journal is not None:

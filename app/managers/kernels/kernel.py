@@ -305,9 +305,9 @@ class Kernel:
         # between two processes. One that is being stopped may have been asked to end already.
         return [lifecycle for lifecycle in Lifecycle if lifecycle is not Lifecycle.STOPPING]
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server process know this kernel, if kernels outlive the server."""
-        await self._registration.keep()
+        await self._registration.register()
 
     async def _note_process(self, record: KernelRecord) -> None:
         """Add to a record what the next server needs to find the process again."""
@@ -442,7 +442,7 @@ class Kernel:
         """The process could not be stopped: the kernel lives on as before."""
         reason = error.message if isinstance(error, KernelkeepError) else ""
         self.state.begin(before, reason)
-        self.traffic.keep_process()
+        self.traffic.retain_process()
         self.traffic.voice.announce(self.state.greeting)
         if self._course.phase is Phase.RUNNING:
             self._life.settle_start(True)

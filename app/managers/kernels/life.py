@@ -45,7 +45,7 @@ class LivingKernel(HandedOver, Protocol):
     def reports(self) -> KernelReports:
         """The reports of the kernel."""
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server know the kernel and its present process."""
 
 
@@ -200,7 +200,7 @@ class Life:
         # No await is between the moment when the process is heard (`Traffic.on_launch`) and this:
         # what a client asks of the new process is not taken for a request to the one before.
         self._course.on(Event.LAUNCHED)
-        await self._kernel.keep()
+        await self._kernel.register()
 
     async def _launch_again(self, cause: LaunchCause) -> None:
         """Launch the next process when its turn comes; the kernel has none meanwhile."""

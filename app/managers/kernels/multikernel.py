@@ -312,7 +312,7 @@ class MultiKernelManager:
         kernel.hand_over(self._services, cwd=cwd, place=place, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
         try:
-            await kernel.keep()
+            await kernel.register()
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise

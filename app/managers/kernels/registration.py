@@ -47,7 +47,7 @@ class Registration:
         """Use ``services`` from now on."""
         self._handover = services.handover
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server know the kernel, and from now on its clients and executions too."""
         if self._kernel.traffic.connected:
             self._handover.begin(self._kernel)

@@ -119,7 +119,7 @@ class Submissions:
         if execution is not None and message.header.subshell_id is not None:
             self._ends.subshells.add(execution, message.header.subshell_id)
         if not self._outbox.send(message, session) and execution is not None:
-            self._tracker.keep_request(execution, message)
+            self._tracker.store_request(execution, message)
         return True
 
     def _close_prompt(self, answer: ClientMessage, session: str) -> bool:
@@ -172,7 +172,7 @@ class Submissions:
         return self._for_next is not None
 
     def hold(self) -> None:
-        """Hold requests from now on for the next process, until `release` or `keep`."""
+        """Hold requests from now on for the next process, until `release` or `give_back`."""
         if self._for_next is None:  # a second call must not lose the requests that wait already
             self._for_next = []
 
@@ -183,8 +183,8 @@ class Submissions:
         for message, session in for_next:
             self._submit_late(message, session)
 
-    def keep(self) -> None:
-        """Submit the requests that were held: the process before could not be stopped."""
+    def give_back(self) -> None:
+        """Submit the requests that were held to the present process: it could not be stopped."""
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
             self._outbox.discharge(message)

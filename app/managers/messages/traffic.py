@@ -42,7 +42,7 @@ from .voice import Voice
 
 __all__ = ["Traffic"]
 
-EXECUTIONS_KEPT: Final = 1000
+EXECUTIONS_REMEMBERED: Final = 1000
 """How many ended executions the server remembers per kernel."""
 
 HELD_SECONDS: Final = 2.0
@@ -94,7 +94,7 @@ class Traffic:
         self.own = own = OwnRequests(line)
         self.tracker = tracker = ExecutionTracker(
             log,
-            EXECUTIONS_KEPT,
+            EXECUTIONS_REMEMBERED,
             on_unanswered=lambda execution: self.ends.answer_for(execution),
             on_overdue=self._on_overdue,
             on_silent=lambda execution: self.ends.on_silent(execution),
@@ -210,10 +210,10 @@ class Traffic:
         """Hold clients' requests for a process that will be launched: there is none now."""
         self.submissions.hold()
 
-    def keep_process(self) -> None:
+    def retain_process(self) -> None:
         """Send the requests held for the next process to this one: it could not be stopped."""
         self.clients.note_replaced(False)
-        self.submissions.keep()
+        self.submissions.give_back()
         self.tracker.on_ready()
 
     async def settle(self) -> None:

@@ -366,7 +366,7 @@ async def test_pages_have_the_newest_last(kernel: ScriptedKernel) -> None:
 
 
 async def test_the_oldest_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.managers.messages.traffic.EXECUTIONS_KEPT", 3)
+    monkeypatch.setattr("app.managers.messages.traffic.EXECUTIONS_REMEMBERED", 3)
     kernel = ScriptedKernel()
     under_way = kernel.send()
     ended = [kernel.send() for _ in range(5)]
