@@ -49,7 +49,7 @@ from .managers.files.service import ContentsService
 from .managers.handover.registry import Registry, check_registry
 from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
-from .managers.processes.keeper.client import check_state_dir
+from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.sessions import SessionManager
 from .managers.sessions.store import SessionStore, check_database
 from .managers.telemetry.audit import AuditLog, check_audit_log

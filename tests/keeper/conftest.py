@@ -16,7 +16,8 @@ from app.keeper.hearings import Heard
 from app.managers.log.message_log import Entry, Gap, Reader
 from app.managers.messages.line import Line
 from app.managers.messages.traffic import Traffic
-from app.managers.processes.keeper.client import Keeper, Kept
+from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.keeper.kept import Kept
 from app.managers.state import KernelState
 from app.managers.telemetry.counters import Counters
 from app.protocol.compose import make_parts

@@ -94,14 +94,14 @@ class Home:
         return found
 
     def _keepers_sockets(self) -> set[Path]:
-        sockets = set()
+        sockets: set[Path] = set()
         for process in self.processes():
             try:
                 command = process.cmdline()
             except psutil.NoSuchProcess:
                 continue
             if any(word.endswith(".keeper") for word in command):
-                sockets.add(Path(command[-1], "keeper", "socket"))
+                sockets.update(Path(command[-1]).glob("keeper*/socket"))
         return sockets
 
     def _files(self) -> Iterator[Path]:

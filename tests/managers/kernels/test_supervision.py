@@ -157,7 +157,7 @@ async def test_a_restart_that_fails_behind_the_launch_leaves_the_kernel_dead(
             with pytest.raises(KernelStartFailed, match="No space left"):
                 await manager.restart_kernel(kernel.id)
         assert kernel.state.word == "dead"
-        kept = await manager.keeper.kept()
+        kept = await manager.keepers.kept()
         assert [one for one in kept.values() if one.exit_code is None] == []
         await manager.restart_kernel(kernel.id)
         await is_up(kernel)
