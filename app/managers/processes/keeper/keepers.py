@@ -122,14 +122,22 @@ class Keepers:
         place = self._older.get(keeper)
         if place is None or not keeper.is_empty:
             return
-        await keeper.close()
-        if await place.has_ended():
+        ended = await self._leave(keeper, place)
+        if self._older.pop(keeper, None) is None:
+            return
+        if ended:
             logger.info("the keeper of the version before has ended with its last kernel")
-            await asyncio.to_thread(place.remove)
-            self._older.pop(keeper, None)
             self._share()
-        elif self._older.pop(keeper, None) is not None:  # it has kernels that nobody has adopted
+        else:  # it has kernels that nobody has adopted
             self._add(place.directory)
+
+    async def _leave(self, keeper: Keeper, place: AsidePlace) -> bool:
+        """Close the connection to an older keeper; whether it ends as it has no kernels."""
+        await keeper.close()
+        if not (keeper.is_empty and await place.has_ended()):
+            return False
+        await asyncio.to_thread(place.remove)
+        return True
 
     def is_newest_for(self, kernel_id: str) -> bool:
         """Whether the newest keeper has this kernel, or would get it."""
@@ -220,9 +228,6 @@ class Keepers:
                 continue
             except KeeperUnavailable as error:
                 logger.error("a keeper of the version before cannot be asked: %s", error.message)
-                continue
-            if keeper.is_empty:
-                self._change(self._retire(keeper))
         await self._settled()
         return found | await self._newest.kept()
 
@@ -298,11 +303,11 @@ class Keepers:
 
     async def close(self) -> None:
         """As `Keeper.close`, of all of them."""
+        await self._settled()
         for task in self._changes:
             task.cancel()
-        if self._changes:
-            await asyncio.wait(self._changes)
-        await asyncio.gather(*(keeper.close() for keeper in (self._newest, *self._older)))
+        leaving = [self._leave(keeper, place) for keeper, place in self._older.items()]
+        await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
 
 
 def check_state_dir(settings: Settings) -> None:

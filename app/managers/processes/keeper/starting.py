@@ -17,7 +17,7 @@ __all__ = ["execute_keeper"]
 PACKAGE: Final = __name__.partition(".")[0]
 """The name that this package was imported by: ``app`` in a clone, ``kernelkeep`` once installed."""
 
-MODULE: Final = (f"{PACKAGE}.keeper",)
+MODULE: Final[tuple[str, ...]] = (f"{PACKAGE}.keeper",)
 """The keeper's module, and its arguments before the state directory."""
 
 MAX_LOG_BYTES: Final = 2**20
