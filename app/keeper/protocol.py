@@ -36,6 +36,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import struct
@@ -85,6 +86,8 @@ _SOL_LOCAL: Final = 0
 _LOCAL_PEERCRED: Final = 1
 _XUCRED_HEAD: Final = struct.Struct("=II")
 _XUCRED_BYTES: Final = 76  # with up to 16 groups
+
+_ASIDE: Final = re.compile(r"keeper\.[0-9]+\.[0-9]+").fullmatch
 
 MAX_ADDRESS: Final = 103
 """Bytes of a unix socket's address on macOS, without the NUL that ends it."""
@@ -218,7 +221,7 @@ def keeper_dir(state_dir: Path) -> Path:
 
 def aside_dirs(state_dir: Path) -> list[Path]:
     """The directories of the keepers that were set aside for one of a later version."""
-    return sorted(path for path in state_dir.glob("keeper.*") if path.is_dir())
+    return sorted(path for path in state_dir.glob("keeper.*") if _ASIDE(path.name))
 
 
 def new_aside_dir(state_dir: Path, version: int) -> Path:

@@ -18,7 +18,15 @@ import pytest
 
 from app.keeper.notes import LAUNCHING
 from app.keeper.processes import start_time
-from app.keeper.protocol import PROTOCOL, Fields, aside_dirs, keeper_dir, pack, receive
+from app.keeper.protocol import (
+    PROTOCOL,
+    Fields,
+    aside_dirs,
+    keeper_dir,
+    new_aside_dir,
+    pack,
+    receive,
+)
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.keeper import link as keeper_link
 from app.managers.processes.keeper.client import Keeper
@@ -82,11 +90,15 @@ async def make_keepers(home: Home) -> AsyncIterator[Make]:
     kill_all(home.processes())
 
 
+@pytest.mark.parametrize("is_aside", [False, True], ids=["first", "killed behind the renaming"])
 async def test_what_a_server_does_with_two_keepers(
-    home: Home, before: Before, make_keepers: Make
+    home: Home, before: Before, make_keepers: Make, is_aside: bool
 ) -> None:
     older = await before.start()
     (kept,) = await before.launch("k")
+    if is_aside:  # by a server that was killed then
+        directory = new_aside_dir(home.state_dir, PROTOCOL - 1)
+        keeper_dir(home.state_dir).rename(directory)
     keepers = make_keepers()
     assert {**await keepers.kept()} == {"k": kept}
     assert keepers.pid != older.pid
@@ -173,6 +185,16 @@ async def test_requests_that_are_under_way_when_an_older_keeper_is_killed_go_to_
     assert await keepers.kept() == {}
 
 
+async def test_a_directory_that_somebody_has_copied_is_left_alone(
+    home: Home, make_keepers: Make
+) -> None:
+    copy = home.state_dir / "keeper.old"
+    copy.mkdir(mode=0o755)
+    keepers = make_keepers()
+    assert await keepers.kept() == {}
+    assert copy.exists()
+
+
 class FalseKeeper:
     """Listens where a keeper was set aside, and says what the test wants."""
 
@@ -239,7 +261,7 @@ async def test_one_that_does_not_greet_costs_new_kernels_nothing_and_may_do_so_l
             "output": str(home.path / "o"),
         }
     ]
-    await keepers.connect()
+    assert await keepers.kept() == {}
     async with asyncio.timeout(1.0):
         ear = Ear(keepers, "new")
         await ear.line.hear(home.path / "new", None)

@@ -106,6 +106,7 @@ class Keeper:
         self._processes = Processes()
         self._lines = Lines(self._connection)
         self._heard: set[str] = set()  # kernels that the keeper heard when it was greeted
+        self._has_greeted = False
 
     @classmethod
     async def open(cls, state_dir: Path, **options: Any) -> Keeper:
@@ -350,9 +351,9 @@ class Keeper:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the keeper has no kernel, and was told of all that it had not."""
+        """Whether the keeper is known to have no kernel, and to have nothing to do."""
         kernels = len(self._processes) + len(self._lines) + len(self._heard)
-        return kernels + len(self._errands) == 0
+        return self._has_greeted and kernels + len(self._errands) == 0
 
     def _look_whether_empty(self) -> None:
         if self.is_empty:
@@ -418,6 +419,7 @@ class Keeper:
             answer = {"kept": answer, "heard": []}
         greeted = msgspec.convert(answer, _Greeted)
         self._errands.tell_drops(link)  # before another has its id
+        self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
         gone = await self._errands.ended(link)
         records = [

@@ -196,10 +196,6 @@ class Keepers:
 
     # Processes
 
-    async def connect(self) -> None:
-        """As `Keeper.connect`, of the newest."""
-        await self._newest.connect()
-
     async def launch(self, kernel_id: str, command: Sequence[str], **options: Any) -> Kept:
         """As `Keeper.launch`: a kernel that an older keeper has is restarted there."""
         return await self._ask(
