@@ -122,7 +122,7 @@ class Other:
         server["own"] = [str(own(self._home))]
         self._writer.write(pack({**hello, "orphan_timeout": 0.2, "server": server}))
         answer, _ = await receive(reader)
-        return answer["answer"]
+        return answer["answer"]["kept"]
 
     async def disconnect(self) -> None:
         assert self._writer is not None

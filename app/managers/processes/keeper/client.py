@@ -367,7 +367,9 @@ class Keeper:
         """
         self._errands.take_from(other._errands)
         for kept in found:
-            other._processes.note(kept)
+            is_known = other._processes.get(kept.kernel_id) is not None
+            if not (is_known or self._errands.is_unwanted(kept.kernel_id, kept.pid)):
+                other._processes.note(kept)
         self._lines.take_from(other._lines)
         taken = self._processes.take_from(other._processes)
         loop = asyncio.get_running_loop()
