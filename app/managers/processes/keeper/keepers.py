@@ -256,8 +256,9 @@ class Keepers:
         """As `Keeper.hear`: a kernel that is new is the newest's."""
         kernel_id = line.kernel_id
         if kernel_id not in self._homes:
-            # Another keeper may write a log that there is, so that one has to be asked first.
-            if await asyncio.to_thread(directory.exists):
+            # An older keeper may write a log that there is, so that one has to be asked first.
+            has_older = self._older or not self._has_looked
+            if has_older and await asyncio.to_thread(directory.exists):
                 await self._find_home(kernel_id)
             else:
                 self._homes[kernel_id] = self._newest
