@@ -99,7 +99,7 @@ async def test_kernels_stay_with_the_older_keeper_and_new_ones_get_the_newest(
         await rest.delete(second)
         await eventually(lambda: not is_alive(older.pid), WAIT)
         await eventually(lambda: aside_dirs(home.state_dir) == [], WAIT)
-        assert "ended with its last kernel" in server.output()
+        await eventually(lambda: "ended with its last kernel" in server.output(), WAIT)
         assert (await process_of(rest, third)).ppid() == newest.pid
         await rest.delete(third)
     await asyncio.to_thread(server.stop)
