@@ -35,6 +35,13 @@ SHOWN_LINES = 200  # of a server's output, when a test fails
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNNING_SERVERS] = []
     config.addinivalue_line("markers", "leaks: repeats something often and counts what is left")
+    ServerProcess.commands = Commands()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if ServerProcess.commands is not None:
+        ServerProcess.commands.close()
+        ServerProcess.commands = None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -115,6 +122,8 @@ def _stop(started: list[ServerProcess], running: list[ServerProcess]) -> None:
 @pytest.fixture
 def make_server(request: pytest.FixtureRequest) -> Iterator[MakeServer]:
     """A factory of servers with options of their own, stopped and checked after the test."""
+    if "home" in request.fixturenames:
+        request.getfixturevalue("home")  # which is then taken down after its servers
     with servers(request.config) as make_server:
         yield make_server
 
@@ -133,10 +142,10 @@ def shared_kernel(server: ServerProcess) -> str:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
+def commands() -> Commands:
     """``commands.run(*arguments, home=home)``: the command with options that it refuses."""
-    with Commands() as commands:
-        yield commands
+    assert ServerProcess.commands is not None
+    return ServerProcess.commands
 
 
 @pytest.fixture
