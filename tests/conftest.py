@@ -11,6 +11,7 @@ from typing import Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
+from app.imports import import_jsonschema
 from tests.support.channels import Connector
 from tests.support.commands import Commands
 from tests.support.framing import FRAMINGS, FramingName
@@ -21,6 +22,8 @@ from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of, start_shared
 from tests.support.server import ServerProcess
 
+import_jsonschema()  # before a test module imports it, with what takes a second
+
 # A slow machine says nothing about the code.
 settings.register_profile("kernelkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kernelkeep")
@@ -30,6 +33,14 @@ os.environ["KERNELKEEP_ON_SHUTDOWN"] = "stop"
 
 RUNNING_SERVERS = pytest.StashKey[list[ServerProcess]]()
 SHOWN_LINES = 200  # of a server's output, when a test fails
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="repeat as often as it takes to find what is rare, where CI is content with less",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -117,6 +128,12 @@ def _stop(started: list[ServerProcess], running: list[ServerProcess]) -> None:
         running.remove(server)
     if failures:
         raise ExceptionGroup("servers did not end well", failures)
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether ``--full`` is given."""
+    return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture
