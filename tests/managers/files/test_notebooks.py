@@ -51,12 +51,13 @@ def test_what_is_no_notebook_is_refused(notebooks: Notebooks, text: str) -> None
 
 
 def test_a_fault_is_told_and_the_notebook_is_there_all_the_same(notebooks: Notebooks) -> None:
-    faulty = {**empty_notebook(), "cells": [{"cell_type": "unheard-of", "id": "a"}]}
+    cell = {"cell_type": "raw", "id": "a", "source": 5, "metadata": {}}
+    faulty = {**empty_notebook(), "cells": [cell]}
     text, complaint = notebooks.written(faulty, "a.ipynb")
     assert complaint is not None
     assert complaint.startswith("Notebook validation failed: ")
     notebook, again = notebooks.read(text, "a.ipynb")
-    assert notebook["cells"][0]["cell_type"] == "unheard-of"
+    assert notebook["cells"][0]["source"] == 5
     assert again is not None
 
 
