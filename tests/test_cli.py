@@ -1,4 +1,7 @@
-"""The ``kernelkeep`` command: what it says, when it refuses, how it ends."""
+"""The ``kernelkeep`` command: what it says, when it refuses, how it ends.
+
+These are the tests of `app.__main__`.
+"""
 
 from __future__ import annotations
 

@@ -85,3 +85,20 @@ async def test_what_making_raises_is_raised() -> None:
 
     with pytest.raises(ZeroDivisionError):
         await Client().ask(AwaitedResponse(make))
+
+
+async def test_only_the_end_of_the_connection_is_its_end() -> None:
+    client, making = Client(), asyncio.Event()
+    coming: list[Message] = [{"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        await making.wait()
+        return coming.pop(0)
+
+    async def make() -> Response:
+        making.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await AwaitedResponse(make)(scope(), receive, client.send)
+    assert (client.sent, coming) == ([], [])

@@ -64,3 +64,10 @@ async def test_a_caller_stays_while_its_error_is_logged() -> None:
     assert made_for is not None
     assert made_for.request_id == "mine"
     made_for.over = True
+
+
+async def test_a_lifespan_has_no_id() -> None:
+    app = Answer()
+    await ask(RequestIdMiddleware(app), {"type": "lifespan"})
+    assert app.scopes == [{"type": "lifespan"}]
+    assert caller() is None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import get_args
 
-from app.api.traces import trace_environment
+import pytest
+from starlette.requests import Request
+
+from app.api.traces import TraceDep, trace_environment
+from tests.support.asgi import scope
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -37,3 +41,9 @@ def test_a_valid_trace_is_passed_on(sent: list[str], passed: str) -> None:
 )
 def test_any_other_is_not(sent: list[str]) -> None:
     assert trace_environment(sent) == {}
+
+
+async def test_a_route_gets_it_from_the_headers_of_its_request() -> None:
+    _, dependency = get_args(TraceDep)
+    request = Request(scope(headers=[("traceparent", TRACE)]))
+    assert await dependency.dependency(request) == {"TRACEPARENT": TRACE}

@@ -1,4 +1,7 @@
-"""Collaborators fail at random, with all kernels side by side: 15 seconds, or ``--full``, a minute."""
+"""Collaborators fail at random, with all kernels side by side.
+
+That takes 15 seconds, or with ``--full`` a minute.
+"""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ async def ask(app: ASGIApp, asked: Scope) -> tuple[int, dict[str, str], bytes]:
         sent.append(message)
 
     await app(asked, receive, send)
+    if not sent:  # as in a lifespan
+        return 0, {}, b""
     start, *bodies = sent
     headers = {name.decode().lower(): value.decode() for name, value in start["headers"]}
     return start["status"], headers, b"".join(body["body"] for body in bodies)

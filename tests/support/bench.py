@@ -374,9 +374,7 @@ class _Seen:
     """
 
     when = float("-inf")
-    others: ClassVar[set[int]] = {
-        int(entry) for entry in os.listdir("/proc") if entry.isdigit()
-    }
+    others: ClassVar[set[int]] = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
     processes: ClassVar[dict[int, dict[str, bytes]]] = {}
 
     @classmethod

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
 from tests.support.home import Home
+from tests.support.rooms import REPOSITORY
 
 TIMEOUT: Final = 60  # seconds
-REPOSITORY: Final = Path(__file__).parents[2]
 ASKED_BYTES: Final = 200_000  # arguments and environment of one process: most that a socket takes
 TOLD_BYTES: Final = 20  # a process id, or an exit code
 

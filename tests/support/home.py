@@ -70,9 +70,7 @@ class Home:
         A process belongs here if its environment, command line or working directory names a
         directory of this home; its parent says nothing once that is gone.
         """
-        return [
-            process for process in psutil.process_iter() if mentions(process, str(self.path))
-        ]
+        return [process for process in psutil.process_iter() if mentions(process, str(self.path))]
 
     @property
     def run_dir(self) -> Path:

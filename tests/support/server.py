@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from tests.support.commands import REPOSITORY, Commands, Forked
+from tests.support.commands import Commands, Forked
 from tests.support.home import Home
 from tests.support.processes import eventually_sync, kill_all
 
+REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT = 90  # seconds; one is work enough, on a machine with nothing else to do
 STOP_TIMEOUT = 30  # seconds
 # Seconds for processes that were killed together with the server to vanish from the process table.
@@ -41,7 +43,7 @@ class ServerProcess:
     directory = REPOSITORY  # where it is started
 
     commands: ClassVar[Commands | None] = None
-    """What forks servers, in the place of ``python -m app``; the tests set it (`tests.conftest`)."""
+    """What forks servers in the place of ``python -m app``: `tests.conftest` sets it."""
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""Executions: from the request to the one end, whoever sent it and whatever the kernel does."""
+"""Executions: from the request to the one end, whoever sent it and whatever the kernel does.
+
+These are the tests of `app.managers.messages.traffic`.
+"""
 
 from __future__ import annotations
 

@@ -50,6 +50,12 @@ def test_what_is_no_notebook_is_refused(notebooks: Notebooks, text: str) -> None
         notebooks.read(text, "a.ipynb")
 
 
+@pytest.mark.parametrize("cells", [[{}], [5], 5])
+def test_what_cannot_be_written_at_all_is_refused(notebooks: Notebooks, cells: Any) -> None:
+    with pytest.raises(InvalidContents, match=r"a\.ipynb is no notebook: "):
+        notebooks.written({**empty_notebook(), "cells": cells}, "a.ipynb")
+
+
 def test_a_fault_is_told_and_the_notebook_is_there_all_the_same(notebooks: Notebooks) -> None:
     cell = {"cell_type": "raw", "id": "a", "source": 5, "metadata": {}}
     faulty = {**empty_notebook(), "cells": [cell]}

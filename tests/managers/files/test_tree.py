@@ -75,6 +75,20 @@ def test_links_lead_to_what_is_visible_only(tree: Tree, root: Path) -> None:
         tree.find("up/outside")
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENAMETOOLONG, InvalidContents), (errno.EACCES, ContentsNotFound)]
+)
+def test_a_path_that_cannot_be_resolved(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[KernelkeepError]
+) -> None:
+    def resolve(path: Path) -> Path:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    with pytest.raises(kind):
+        tree.find("sub/file")
+
+
 def test_a_listing_has_what_can_be_asked_for(tree: Tree, root: Path) -> None:
     for name in ("b.py", "a.pyc", "c~", ".dot", "\udcff"):
         (root / name).write_text("")

@@ -38,9 +38,8 @@ def test_a_file_that_was_not_there(tmp_path: Path) -> None:
 
 
 def test_a_block_that_raises_changes_nothing(target: Path) -> None:
-    with pytest.raises(ZeroDivisionError), replacing(target) as file:
-        file.write(b"new")
-        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="closed"), replacing(target) as file:
+        file.close()
     assert target.read_bytes() == b"old"
     assert [*target.parent.iterdir()] == [target]
 
@@ -76,6 +75,24 @@ def test_what_may_not_be_written_is_not_replaced(
     with pytest.raises(PermissionError), replacing(target) as file:
         file.write(b"new")
     assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_only_root_gives_it_to_the_owner_of_the_old_file(
+    target: Path, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "fchown", lambda _file, *owner: given.append(owner))
+    before = target.stat()
+    with replacing(target) as file:
+        file.write(b"new")
+    assert given == ([(before.st_uid, before.st_gid)] if user == 0 else [])
+
+
+def test_a_new_file_has_its_content(tmp_path: Path) -> None:
+    create_new(tmp_path / "new", b"content")
+    assert (tmp_path / "new").read_bytes() == b"content"
 
 
 def test_what_is_there_is_not_opened_as_new(target: Path, tmp_path: Path) -> None:

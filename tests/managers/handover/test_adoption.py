@@ -1,4 +1,8 @@
-"""Kernels that outlive the server, and the next server that owns them."""
+"""Kernels that outlive the server, and the next server that owns them.
+
+These are the tests of `app.managers.handover.handover`, `app.managers.kernels.registration` and
+`app.managers.kernels.take_over`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Supervision and launches that fail: no process is left that nobody lists."""
+"""Supervision and launches that fail: no process is left that nobody lists.
+
+These are the tests of `app.managers.kernels.services`.
+"""
 
 from __future__ import annotations
 

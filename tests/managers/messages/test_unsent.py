@@ -1,4 +1,7 @@
-"""Requests that had not reached their kernel when the server was killed: the next sends them."""
+"""Requests that had not reached their kernel when the server was killed: the next sends them.
+
+These are the tests of `app.managers.messages.outbox`.
+"""
 
 from __future__ import annotations
 
