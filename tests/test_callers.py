@@ -15,7 +15,7 @@ async def test_every_task_has_a_caller_of_its_own() -> None:
         assert found is not None
         return found.request_id
 
-    assert await asyncio.gather(work("a"), work("b")) == ["a", "b"]
+    assert [*await asyncio.gather(work("a"), work("b"))] == ["a", "b"]
     assert caller() is None
 
 
