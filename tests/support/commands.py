@@ -125,24 +125,33 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, as `subprocess.Popen.wait` has it."""
         with self._lock:
-            if self.returncode is None:
-                self._connection.settimeout(timeout)
-                try:
-                    self.returncode = int(self._connection.recv(TOLD_BYTES))
-                except (TimeoutError, BlockingIOError):
-                    raise subprocess.TimeoutExpired("python -m app", timeout or 0) from None
-                self._connection.close()
-            return self.returncode
+            return self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> int:
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                self.returncode = int(self._connection.recv(TOLD_BYTES))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired("python -m app", timeout or 0) from None
+            self._connection.close()
+        return self.returncode
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""
-        with suppress(subprocess.TimeoutExpired):
-            return self.wait(0)
-        return None
+        # Whoever has the lock waits in another thread, and is told first.
+        if self._lock.acquire(blocking=False):
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    self._wait(0)
+            finally:
+                self._lock.release()
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
