@@ -1,6 +1,6 @@
 """What holds for every route: errors, slashes, methods, conditional requests.
 
-These are the tests of `app.api.errors`.
+These are the tests of `app.api.errors` and `app.routes`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The OpenAPI document, from which clients are generated.
 
-These are the tests of `app.api.models` and `app.api.websocket_models`.
+These are the tests of `app.api.websocket_models` and `app.api.responses`.
 """
 
 from __future__ import annotations

@@ -11,19 +11,25 @@ import ast
 import io
 import subprocess
 import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 from xml.etree import ElementTree
 
-from tests.support.rooms import REPOSITORY, ROOMS, Import, Module, imports, modules, room_of
+from tests.support.rooms import (
+    FILE_LINES,
+    FUNCTION_LINES,
+    REPOSITORY,
+    ROOMS,
+    Import,
+    Module,
+    functions,
+    imports,
+    modules,
+    room_of,
+)
 
 __all__ = ["cycles", "export", "figures"]
-
-FILE_LINES: Final = 500
-FUNCTION_LINES: Final = 60
-"""What no file and no function is to exceed."""
 
 OPTIONS: Final = ("app.options", "app.settings")
 """Where the options are, or were."""
@@ -33,7 +39,7 @@ def figures(root: Path, junit: Path | None = None) -> dict[str, str]:
     """Each figure of a clone, by what it tells; ``junit`` has the times of its tests."""
     known = modules(root)
     lines = {name: module.source.count("\n") for name, module in known.items()}
-    functions = dict(found for module in known.values() for found in _functions(module))
+    long = [found for module in known.values() for found in functions(module)]
     rooms: dict[str, list[int]] = {}
     for name in known:
         rooms.setdefault(room_of(name), []).append(lines[name])
@@ -46,9 +52,9 @@ def figures(root: Path, junit: Path | None = None) -> dict[str, str]:
     found["all: files, lines"] = f"{len(known)}, {total}"
     found["longest file"] = _longest(lines)
     found[f"files over {FILE_LINES} lines"] = str(sum(n > FILE_LINES for n in lines.values()))
-    found["longest function"] = _longest(functions)
+    found["longest function"] = _longest(dict(sorted(long, key=lambda one: one[1])))
     found[f"functions over {FUNCTION_LINES} lines"] = str(
-        sum(n > FUNCTION_LINES for n in functions.values())
+        sum(length > FUNCTION_LINES for _, length in long)
     )
     among = {*imports(known)}
     between = {(room_of(one.importer), room_of(one.imported)) for one in among}
@@ -91,14 +97,6 @@ def cycles(among: set[Import]) -> list[set[str]]:
 def _longest(lengths: dict[str, int]) -> str:
     name, length = max(lengths.items(), key=lambda found: found[1])
     return f"{length} lines, {name}"
-
-
-def _functions(module: Module) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(module.source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno is not None
-            # The line tells methods of one name apart.
-            yield f"{module.name}.{node.name}:{node.lineno}", node.end_lineno - node.lineno + 1
 
 
 def _words(module: Module) -> tuple[int, int]:

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["ROOMS", "Import", "Module", "imports", "modules", "room_of"]
+__all__ = [
+    "FILE_LINES",
+    "FUNCTION_LINES",
+    "ROOMS",
+    "Import",
+    "Module",
+    "functions",
+    "imports",
+    "modules",
+    "room_of",
+]
 
 REPOSITORY: Final = Path(__file__).parents[2]
 
@@ -41,6 +51,11 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
     )
 )
 """The package itself, and modules of the top level that import nothing of the rooms above."""
+
+
+FILE_LINES: Final = 500
+FUNCTION_LINES: Final = 60
+"""What no file and no function is to exceed."""
 
 
 class Module(NamedTuple):
@@ -101,3 +116,11 @@ def _base_of(module: Module, node: ast.ImportFrom) -> str:
         package.pop()
     package = package[: len(package) - node.level + 1]
     return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def functions(module: Module) -> Iterator[tuple[str, int]]:
+    """The functions of a module, each with its number of lines."""
+    for node in ast.walk(ast.parse(module.source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{module.name}.{node.name}", node.end_lineno - node.lineno + 1

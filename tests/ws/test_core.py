@@ -1,6 +1,6 @@
 """What a WebSocket must do under every server: the ``kernelkeep`` command and plain uvicorn.
 
-These are the tests of `app.ws.channels`.
+These are the tests of `app.ws.channels` and `app.managers.messages.submissions`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Requests that had not reached their kernel when the server was killed: the next sends them.
 
-These are the tests of `app.managers.messages.outbox`.
+These are the tests of `app.managers.messages.outbox` and `app.managers.messages.reading`.
 """
 
 from __future__ import annotations
