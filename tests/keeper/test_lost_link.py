@@ -1,5 +1,8 @@
 """What a server says, asks and gives up while there is no keeper, or while one ends: all of it
-comes to be, once and in order, as soon as there is a keeper again."""
+comes to be, once and in order, as soon as there is a keeper again.
+
+These are the tests of `app.keeper.servers`.
+"""
 
 from __future__ import annotations
 
