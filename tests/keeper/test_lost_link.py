@@ -1,7 +1,8 @@
 """What a server says, asks and gives up while there is no keeper, or while one ends: all of it
 comes to be, once and in order, as soon as there is a keeper again.
 
-These are the tests of `app.keeper.servers`.
+These are the tests of `app.keeper.servers`, and of `app.managers.processes.keeper.errands` and
+`app.managers.processes.keeper.lines` on the server's side.
 """
 
 from __future__ import annotations
