@@ -1,7 +1,7 @@
 """Every option: in ``--help`` with its sentence and its default, and refused when it is wrong.
 
-Both go by the fields of the settings, so that an option which is new and not in the table of wrong
-values fails here.
+Both go by the fields of the settings (`app.access_options` has some), so that an option which is
+new and not in the table of wrong values fails here.
 """
 
 from __future__ import annotations

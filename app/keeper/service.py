@@ -370,7 +370,7 @@ class Service:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": answer}
+        return {"answer": {"kept": answer, "heard": self._hearings.ids}}
 
     def _take_over(self, note: Note) -> None:
         """Have a process that a keeper before this one noted. Raises `OSError`."""

@@ -2,7 +2,7 @@
 
 Each operation of the OpenAPI document, and each WebSocket, is called for what Anna has, by Ben; and
 again for an id that nobody has ever had. The answers are the same. A route that this test does not
-know fails it.
+know fails it. So `app.api.views` and `app.managers.kernels.callers` leave nothing out.
 """
 
 from __future__ import annotations

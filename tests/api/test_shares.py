@@ -1,4 +1,7 @@
-"""Kernels that are shared: what a grantee may do, how a share ends, and what makes no sense."""
+"""Kernels that are shared (`app.managers.kernels.callers`): what a grantee may do, and the ends.
+
+And what makes no sense.
+"""
 
 from __future__ import annotations
 

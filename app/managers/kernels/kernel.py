@@ -67,7 +67,7 @@ class Kernel:
         self.state = KernelState(frozenset(settings.untracked_message_types))
         directory = services.files.logs / kernel_id
         self.traffic = Traffic(
-            kernel_id, self.state, directory, services.keeper, settings, services.counters
+            kernel_id, self.state, directory, services.keepers, settings, services.counters
         )
         self._course = Course()
         self.traffic.submissions.on_end_asked = self._on_end_asked
