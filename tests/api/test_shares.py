@@ -335,6 +335,8 @@ async def test_a_session_with_a_shared_kernel_leaves_it_to_its_owner(owners: Own
     session = (await ben.request("POST", "/api/sessions", 201, json=body)).json()
     assert session["kernel"]["id"] == kernel_id
     assert (await anna.request("GET", "/api/sessions")).json() == []
+    hidden = await anna.http.get(f"/api/sessions/{session['id']}")  # although the kernel is hers
+    error_of(hidden, 404, "session_not_found")
     await ben.request("DELETE", f"/api/sessions/{session['id']}", 204)
     assert (await anna.kernel(kernel_id))["execution_state"] == "idle"
     # The kernel of a session is somebody else's again: the session is not shown any more.
