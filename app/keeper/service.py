@@ -294,11 +294,12 @@ class Service:
 
     def reap(self) -> None:
         """Children have ended: kernels, what they left running, and what `run` has started."""
+        kernels = {kernel.pid: kernel for kernel in self._dying}
+        kernels |= {kernel.pid: kernel for kernel in self._kernels.values() if kernel.running}
         while (pid := ended_child()) is not None:
-            for kernel in (*self._kernels.values(), *self._dying):
-                if kernel.pid == pid and kernel.running:
-                    kernel.end()
-                    break
+            kernel = kernels.get(pid)
+            if kernel is not None and kernel.running:
+                kernel.end()
             else:
                 os.waitpid(pid, 0)
 
