@@ -297,6 +297,7 @@ class RegisteredHandover(Handover):
             )
             return None
         if journal.epoch == epoch:
+            journal.close()  # until there is a client
             return journal
         logger.error(
             "kernel %s: its log is gone, and numbers begin anew",
@@ -334,12 +335,13 @@ class RegisteredHandover(Handover):
         """As `Handover.begin`."""
         traffic = kernel.traffic
         if traffic.clients.journal is not None:
-            traffic.clients.journal.replaced = False
+            traffic.clients.note_replaced(False)
             return
         path = self._journal_path(kernel.id)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            traffic.clients.journal = Journal.create(path, traffic.log.epoch)
+            traffic.clients.journal = journal = Journal.create(path, traffic.log.epoch)
+            journal.close()  # until there is a client
         except (OSError, UnusableJournal) as error:
             logger.error(
                 "kernel %s: a crash loses how far clients are: %s",

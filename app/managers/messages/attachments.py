@@ -125,12 +125,13 @@ class Attachments:
         self._state.changes += 1
         if self._log.closed:
             self.let_go_of_log()
-        if not self._buffers:
-            return
-        self._departed[reader.session] = (reader.arrived, time.monotonic())
-        if self.journal is not None:
-            self.journal.put_place(reader.session, reader.arrived)
-        self._forget_departed()
+        if self._buffers:
+            self._departed[reader.session] = (reader.arrived, time.monotonic())
+            if self.journal is not None:
+                self.journal.put_place(reader.session, reader.arrived)
+            self._forget_departed()
+        if self.journal is not None and not self.attached:
+            self.journal.close()
 
     def note_places(self) -> None:
         """Write to the journal, for the next server, how far each client has come."""
@@ -155,6 +156,8 @@ class Attachments:
         """
         if self.journal is not None:
             self.journal.replaced = replaced
+            if not self.attached:
+                self.journal.close()
 
     def let_go_of_log(self) -> None:
         """Close the files of a removed log, unless a client still reads them.

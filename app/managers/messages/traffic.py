@@ -39,6 +39,7 @@ from ..executions.held import BACKLOG_BYTES
 from ..executions.late_output import OUTPUT_TYPES
 from ..executions.tracker import ExecutionTracker
 from ..log.message_log import Entry, Gap, MessageLog, Position
+from ..log.open_files import OpenFiles
 from ..state import KernelState, Lifecycle
 from ..telemetry.counters import Counters
 from .attachments import Attachments
@@ -100,9 +101,10 @@ class Traffic:
         hearer: Hearer,
         settings: Settings,
         counters: Counters,
+        files: OpenFiles | None = None,
     ) -> None:
-        hides = not settings.allow_tracebacks
-        self.log = log = MessageLog(directory, kernel_id, self.shown if hides else None)
+        shown = None if settings.allow_tracebacks else self.shown
+        self.log = log = MessageLog(directory, kernel_id, shown, files)
         self.last_activity = time.time()
         # When the kernel last worked on a client's request, in monotonic seconds: culling counts
         # from here. Unlike last_activity, output of a background thread does not move it.
