@@ -24,7 +24,7 @@ from ..protocol.messages import ClientMessage
 from .hearing import Hearing
 from .hearings import Hearings
 from .kernels import KeptKernel
-from .notes import LAUNCHING, Note, Notes
+from .notes import GONE, LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
 from .processes import Process, ended_child, leader_that_writes, open_process, start_time
 from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
@@ -394,7 +394,7 @@ class Service:
             raise ValueError("there is no command to execute")
         kernel = self._new_kernel(kernel_id, fields["output"], fields["launch"])
         # For a keeper after this one, if this one is killed before it can note the process.
-        self._note((kernel_id, LAUNCHING, "", kernel.output))
+        self._note_one((kernel_id, LAUNCHING, "", kernel.output))
         try:
             kernel.launch(command, fields["env"], fields["cwd"])
         except BaseException:
@@ -439,7 +439,7 @@ class Service:
         if before is not None:
             before.close()
         self._kernels[kernel.kernel_id] = kernel
-        self._note()
+        self._note_one((kernel.kernel_id, kernel.pid, kernel.started, kernel.output))
 
     def _present(self, kernel_id: str) -> KeptKernel | None:
         """What there is of a kernel; that its process has ended may not have been seen yet."""
@@ -448,13 +448,17 @@ class Service:
             kernel.look()
         return kernel
 
+    def _note_one(self, note: Note) -> None:
+        if not self._notes.add(note):
+            self._note(*([note] if note[1] == LAUNCHING else []))
+
     def _note(self, *more: Note) -> None:
         rows = [
             (kernel.kernel_id, kernel.pid, kernel.started, kernel.output)
             for kernel in self._kernels.values()
             if kernel.running
         ]
-        self._notes.write([*rows, *self._left, *more])
+        self._notes.write([*self._left, *rows, *more])
 
     def _new_kernel(self, kernel_id: str, output: str, launched_by: str = "") -> KeptKernel:
         return KeptKernel(
@@ -577,6 +581,6 @@ class Service:
                 kernel.signal(signal.SIGKILL)
         else:
             kernel.close()
-        self._note()
+        self._note_one((kernel.kernel_id, GONE, "", ""))
         self._end_if_unused()
         return {"answer": True}
