@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 __all__ = ["UPDATABLE_FIELDS", "Identity", "User"]
 
@@ -14,9 +15,9 @@ UPDATABLE_FIELDS: Final = ("name", "display_name", "initials", "avatar_url", "co
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The identity model of Jupyter's REST API."""
+    """Who the user is."""
 
-    username: str = "anonymous"
+    username: Annotated[str, Meta(description="It does not change.")] = "anonymous"
     name: str = "Anonymous"
     display_name: str = "Anonymous"
     initials: str | None = None

@@ -24,9 +24,9 @@ from ..handover.adoption import find_spec
 from ..handover.store import KernelRecord
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.paths import (
-    Resolution,
-    ResolvedPath,
-    UnresolvedScope,
+    ResolutionModel,
+    ResolvedPathModel,
+    UnresolvedScopeModel,
     api_path,
     cwd_for_path,
     working_directory,
@@ -196,23 +196,23 @@ class MultiKernelManager:
         """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
         return cwd_for_path(self.root_dir, path)
 
-    async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
+    async def resolve_path(self, path: str, kernel_id: str | None = None) -> ResolutionModel:
         """The file that a path means which a person saw, for instance in a traceback.
 
         In the scope ``server`` the path is relative to the root directory, and nothing outside of
         that is found. In the scope ``kernel`` the kernel's provisioner resolves the path.
         """
-        resolution = Resolution()
+        resolution = ResolutionModel()
         found = await asyncio.to_thread(api_path, self.root_dir, path)
         if found is not None:
-            resolution.resolved.append(ResolvedPath("server", found))
+            resolution.resolved.append(ResolvedPathModel("server", found))
         if kernel_id and kernel_id not in self:
             reason = f"Kernel {kernel_id} could not be found"
-            resolution.unresolved = [UnresolvedScope("kernel", reason)]
+            resolution.unresolved = [UnresolvedScopeModel("kernel", reason)]
         elif kernel_id:
             found = await self.get(kernel_id).resolve_path(path)
             if found is not None:
-                resolution.resolved.append(ResolvedPath("kernel", found))
+                resolution.resolved.append(ResolvedPathModel("kernel", found))
         return resolution
 
     # Doing
