@@ -126,7 +126,11 @@ class Hearing:
         if self.writer.next.cursor > 1:
             self.writer.skip(UNKNOWN_MESSAGES)
         self.opened = True
-        self._open(context, info, turns, everything=True)
+        # A kernel that was asked for nothing sends nothing to control and stdin. What was asked
+        # may lie before the part of the log that was read, or be dropped.
+        is_whole = self.writer.first.cursor == 1 and not self.writer.droppable
+        is_asked = len(self._requests) > 0 or not is_whole
+        self._open(context, info, turns, everything=is_asked)
         self._change()
 
     def _open(

@@ -371,6 +371,8 @@ async def test_a_log_goes_on_for_the_next_process(ear: Ear) -> None:
 
 async def test_stdin_is_for_what_clients_run(ear: Ear) -> None:
     assert not ear.opened_everything
+    ear.found()
+    assert not ear.opened_everything, "nothing was asked of it"
     ask(ear, "probe", "kernel_info_request", session=OURS)
     ask(ear, "stop", "shutdown_request", channel="control")
     assert ear.sockets.expects_input == 0
