@@ -147,7 +147,7 @@ class MultiKernelManager:
     @property
     def last_activity(self) -> float:
         """When a client last used a kernel or the API, in seconds since the epoch."""
-        kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
+        kernels = (kernel.traffic.activity.last for kernel in self._kernels.values())
         return max((self._last_request, *kernels))
 
     @property
@@ -312,7 +312,7 @@ class MultiKernelManager:
         kernel.hand_over(self._services, cwd=cwd, place=place, env=env, on_gone=self._forget)
         self._kernels[kernel.id] = kernel
         try:
-            await kernel.keep()
+            await kernel.register()
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise

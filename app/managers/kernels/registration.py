@@ -47,7 +47,7 @@ class Registration:
         """Use ``services`` from now on."""
         self._handover = services.handover
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server know the kernel, and from now on its clients and executions too."""
         if self._kernel.traffic.connected:
             self._handover.begin(self._kernel)
@@ -76,7 +76,7 @@ class Registration:
             pid=None,
             start_time="",
             created=self.created,
-            last_activity=self._kernel.traffic.last_activity,
+            last_activity=self._kernel.traffic.activity.last,
             generation=state.generation,
             execution_state=state.word,
             reason=state.reason,
