@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from .keeper.processes import open_process, start_time
-from .keeper.protocol import PROTOCOL, Fields, Garbled, keeper_dir
+from .keeper.protocol import SPOKEN, Fields, Garbled, aside_dirs, keeper_dir
 from .managers.errors import KeeperUnavailable
 from .managers.handover.registry import Lock
 from .managers.handover.store import (
@@ -171,9 +171,10 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
                         _end(known[kernel_id])
                         store.delete(kernel_id)
                         _clean(state_dir, left.pop(kernel_id))
-            with _noted(problems):
-                ended = None if ids is None else known.keys() - left.keys()
-                asyncio.run(_tell_keeper(state_dir, ended, left))
+            ended = None if ids is None else known.keys() - left.keys()
+            for directory in (keeper_dir(state_dir), *aside_dirs(state_dir)):
+                with _noted(problems):
+                    asyncio.run(_tell_keeper(directory, ended, left))
     if problems:
         raise _NotDone("\n".join(problems))
 
@@ -187,20 +188,19 @@ def _noted(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-async def _tell_keeper(
-    state_dir: Path, ended: Collection[str] | None, left: Collection[str]
-) -> None:
-    """Have the keeper forget kernels that have ended; with None, end all that are not ``left``.
+async def _tell_keeper(path: Path, ended: Collection[str] | None, left: Collection[str]) -> None:
+    """Have a keeper forget kernels that have ended; with None, end all that are not ``left``.
 
-    Some of those may be on no list. With nothing to keep the keeper ends.
+    ``path`` is its directory. Some of the kernels may be on no list. With nothing to keep the
+    keeper ends.
     """
     try:
-        directory = os.open(keeper_dir(state_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        link = await KeeperLink.open(directory, keeper_dir(state_dir), _Stranger())
-        if link is not None and link.protocol == PROTOCOL:
+        link = await KeeperLink.open(directory, path, _Stranger())
+        if link is not None and link.protocol in SPOKEN:
             kept, _ = await link.ask({"ask": "kept"})
             for record in kept:
                 kernel_id, pid = record["kernel_id"], record["pid"]

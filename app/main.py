@@ -24,7 +24,7 @@ from .cli import refuse
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
-from .managers.processes.keeper.client import check_state_dir
+from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas

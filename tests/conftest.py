@@ -11,6 +11,7 @@ from typing import Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
+from app.imports import import_jsonschema
 from tests.support.channels import Connector
 from tests.support.commands import Commands
 from tests.support.framing import FRAMINGS, FramingName
@@ -20,6 +21,8 @@ from tests.support.processes import kill_all
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of, start_shared
 from tests.support.server import ServerProcess
+
+import_jsonschema()  # before a test module imports it, with what takes a second
 
 # A slow machine says nothing about the code.
 settings.register_profile("kernelkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,9 +35,24 @@ RUNNING_SERVERS = pytest.StashKey[list[ServerProcess]]()
 SHOWN_LINES = 200  # of a server's output, when a test fails
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="repeat as often as it takes to find what is rare, where CI is content with less",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNNING_SERVERS] = []
     config.addinivalue_line("markers", "leaks: repeats something often and counts what is left")
+    ServerProcess.commands = Commands()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if ServerProcess.commands is not None:
+        ServerProcess.commands.close()
+        ServerProcess.commands = None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -113,8 +131,16 @@ def _stop(started: list[ServerProcess], running: list[ServerProcess]) -> None:
 
 
 @pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether ``--full`` is given."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
 def make_server(request: pytest.FixtureRequest) -> Iterator[MakeServer]:
     """A factory of servers with options of their own, stopped and checked after the test."""
+    if "home" in request.fixturenames:
+        request.getfixturevalue("home")  # which is then taken down after its servers
     with servers(request.config) as make_server:
         yield make_server
 
@@ -133,10 +159,10 @@ def shared_kernel(server: ServerProcess) -> str:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
+def commands() -> Commands:
     """``commands.run(*arguments, home=home)``: the command with options that it refuses."""
-    with Commands() as commands:
-        yield commands
+    assert ServerProcess.commands is not None
+    return ServerProcess.commands
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The ``kernelkeep`` command: what it says, when it refuses, how it ends."""
+"""The ``kernelkeep`` command: what it says, when it refuses, how it ends.
+
+These are the tests of `app.__main__`.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from tests.support.home import Home
 from tests.support.processes import eventually_sync
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
-from tests.support.server import OpenServer, ServerProcess, UvicornServer, run_server
+from tests.support.server import CommandServer, OpenServer, ServerProcess, UvicornServer, run_server
 
-EVERY_KIND = pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
+EVERY_KIND = pytest.mark.parametrize("kind", [CommandServer, UvicornServer])
 
 
 def _refusal(ended: subprocess.CompletedProcess[str]) -> str:
@@ -260,7 +263,7 @@ async def test_it_ends_cleanly(
     server.send_signal(number)
     code = server.wait()
     # uvicorn itself ends with the signal that stopped it.
-    assert code == 0 if kind is ServerProcess else code in (0, -number)
+    assert code == 0 if kind is CommandServer else code in (0, -number)
     server.stop()  # looks for what is left
     assert "Traceback" not in server.output(mark)
     assert "ERROR" not in server.output(mark)

@@ -17,7 +17,6 @@ from tests.support.rooms import (
 
 TOO_LONG = {
     *("app.keeper.log", "app.keeper.processes", "app.keeper.service"),
-    "app.managers.processes.keeper.client",
 }
 """Files that are still to be cut. None may be added."""
 

@@ -1,4 +1,7 @@
-"""The stop drill: a server with much to do ends in time, and everybody is told."""
+"""The stop drill: a server with much to do ends in time, and everybody is told.
+
+These are the tests of `app.lifespan`.
+"""
 
 from __future__ import annotations
 

@@ -84,9 +84,10 @@ class Hearings:
         """Whether there are sockets to any kernel."""
         return any(hearing.connected for hearing in self._hearings.values())
 
-    def heard(self) -> list[Heard]:
-        """What servers are told about each kernel."""
-        return [_heard(hearing) for hearing in self._hearings.values()]
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all kernels that are heard."""
+        return [*self._hearings]
 
     def get(self, kernel_id: str) -> Hearing | None:
         """The kernel with this id, if it is heard."""

@@ -51,7 +51,7 @@ class Notes:
         """The notes that were written last; those that cannot be read are left out."""
         try:
             with open(self._open(FILE, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                lines = file.read(MAX_BYTES).splitlines()
+                lines = file.read(MAX_BYTES).splitlines() or [b""]
         except FileNotFoundError:
             return []
         except OSError as error:

@@ -17,8 +17,17 @@ hit something else. What it did without the answer arriving is undone by the req
 has no such time.
 
 The frames, the greeting and the request ``drain`` are the same in every version: a server can have
-a keeper that it does not understand let go of its kernels, and replace it. In version 1 requests
-and answers had no ids: an answer without one is that to the oldest request.
+a keeper that it does not understand let go of its kernels, and replace it. A server speaks its own
+version and the one before (`SPOKEN`). What has changed:
+
+    4  ``hello`` is answered with ``{"kept": [...], "heard": [...]}``: the processes, and the ids of
+       the kernels that are heard. It was the list of processes alone.
+    3  The keeper hears kernels, and writes their logs.
+    2  Requests and answers have ids; an answer without one is that to the oldest request.
+
+The keeper that was started last has the directory ``keeper``. A server that finds one of the
+version before there renames the directory (`new_aside_dir`), and starts its own. The older keeper
+does not notice: it knows its directory by a descriptor.
 """
 
 from __future__ import annotations
@@ -27,10 +36,12 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import struct
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -38,23 +49,29 @@ from .processes import HAS_PROC
 
 __all__ = [
     "PROTOCOL",
+    "SPOKEN",
     "Fields",
     "Frames",
     "Garbled",
     "TooOpen",
     "are_own",
+    "aside_dirs",
     "check_private",
     "is_own_peer",
     "is_own_xucred",
     "keeper_dir",
+    "new_aside_dir",
     "open_dir",
     "pack",
     "receive",
     "socket_address",
 ]
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """The version of what is asked and answered. Further fields and requests do not change it."""
+
+SPOKEN: Final = (PROTOCOL, PROTOCOL - 1)
+"""The versions that a server speaks."""
 
 MAX_FRAME: Final = 2**31
 MAX_HEAD: Final = 2**26
@@ -69,6 +86,8 @@ _SOL_LOCAL: Final = 0
 _LOCAL_PEERCRED: Final = 1
 _XUCRED_HEAD: Final = struct.Struct("=II")
 _XUCRED_BYTES: Final = 76  # with up to 16 groups
+
+_ASIDE: Final = re.compile(r"keeper\.[0-9]+\.[0-9]+").fullmatch
 
 MAX_ADDRESS: Final = 103
 """Bytes of a unix socket's address on macOS, without the NUL that ends it."""
@@ -200,6 +219,17 @@ def keeper_dir(state_dir: Path) -> Path:
     return state_dir / "keeper"
 
 
+def aside_dirs(state_dir: Path) -> list[Path]:
+    """The directories of the keepers that were set aside for one of a later version."""
+    return sorted(path for path in state_dir.glob("keeper.*") if _ASIDE(path.name))
+
+
+def new_aside_dir(state_dir: Path, version: int) -> Path:
+    """A name for the directory of a keeper of this version that is to be set aside."""
+    names = (state_dir / f"keeper.{version}.{number}" for number in count(1))
+    return next(path for path in names if not os.path.lexists(path))
+
+
 def open_dir(state_dir: Path) -> int:
     """A descriptor of the keeper's directory, which is made if it is not there.
 
@@ -216,14 +246,11 @@ def check_private(state_dir: Path) -> None:
 
     The keeper's, or the registry, which has the kernels' keys. What is not there is fine.
     """
-    directory = keeper_dir(state_dir)
-    for path, forbidden in (
-        (state_dir, 0o077),
-        (state_dir / "registry.sqlite", 0o077),
-        (directory, 0o077),
-        (directory / "socket", 0o077),
-        (directory / "log", 0o077),
-    ):
+    checked = [state_dir, state_dir / "registry.sqlite"]
+    for directory in (keeper_dir(state_dir), *aside_dirs(state_dir)):
+        checked += [directory, directory / "socket", directory / "log"]
+    forbidden = 0o077
+    for path in checked:
         try:
             status = path.lstat()
         except FileNotFoundError:

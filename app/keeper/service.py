@@ -334,7 +334,7 @@ class Service:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": answer}
+        return {"answer": {"kept": answer, "heard": self._hearings.ids}}
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels]}

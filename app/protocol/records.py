@@ -18,7 +18,7 @@ record with a lower one is a left-over in a file that was written over, and ends
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from struct import Struct, error
 from typing import Final
@@ -51,11 +51,16 @@ __all__ = [
     "read_head",
     "unpack_head",
     "unpack_tail",
+    "version_of",
 ]
 
 MAGIC: Final = b"kklog"
 VERSION: Final = b"001"
-"""To be raised if readers of before would misread a file. Readers refuse other versions."""
+"""The version that is written, to be raised if readers of before would misread a file.
+
+A reader has a function for each version that it reads (`app.managers.log.segments.READERS`): this
+one and the one before, once there is one. It refuses every other.
+"""
 
 _SEGMENT: Final = Struct("<5s3s16s16sQQ8x")
 _HEAD: Final = Struct("<QQQdHBB4x")
@@ -143,14 +148,22 @@ def pack_head(epoch: str, kernel_id: str, number: int, offset: int) -> bytes:
     return _SEGMENT.pack(MAGIC, VERSION, epoch.encode(), kernel_digest(kernel_id), number, offset)
 
 
-def read_head(data: bytes, kernel_id: str) -> SegmentHead:
-    """The head of a segment of this kernel's log. Raises `DamagedLog` or `OtherFormat`."""
+def version_of(head: bytes) -> bytes:
+    """The version of the format that the head of a segment names."""
+    return head[len(MAGIC) : len(MAGIC) + len(VERSION)]
+
+
+def read_head(data: bytes, kernel_id: str, versions: Container[bytes] = (VERSION,)) -> SegmentHead:
+    """The head of a segment of this kernel's log. Raises `DamagedLog` or `OtherFormat`.
+
+    ``versions`` are those of the format that can be used; the head is the same in all of them.
+    """
     if len(data) < HEAD_BYTES:
         raise DamagedLog("it is cut short")
     magic, version, epoch, kernel, number, offset = _SEGMENT.unpack_from(data)
     if magic != MAGIC:
         raise DamagedLog("it is no segment of a log")
-    if version != VERSION:
+    if version not in versions:
         other = version.decode("ascii", "replace")
         raise OtherFormat(f"its format is {other}, not {VERSION.decode()}")
     if kernel != kernel_digest(kernel_id):

@@ -2,6 +2,8 @@
 
 Each is refused with a 4xx, in one line of the log without control characters, and whether it needs
 the token is decided on the path that is routed.
+
+These are the tests of `app.api.dependencies` and `app.api.requests`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The contents resource: files, notebooks and directories, as Jupyter's clients use them."""
+"""The contents resource: files, notebooks and directories, as Jupyter's clients use them.
+
+These are the tests of `app.managers.files.contents`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Following an execution: its events, over Server-Sent Events and as lines of JSON."""
+"""Following an execution: its events, over Server-Sent Events and as lines of JSON.
+
+These are the tests of `app.managers.executions.events`.
+"""
 
 from __future__ import annotations
 

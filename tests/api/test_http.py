@@ -1,4 +1,7 @@
-"""What holds for every route: errors, slashes, methods, conditional requests."""
+"""What holds for every route: errors, slashes, methods, conditional requests.
+
+These are the tests of `app.api.errors` and `app.routes`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The kernels resource: list, start, look at, interrupt, restart, delete."""
+"""The kernels resource: list, start, look at, interrupt, restart, delete.
+
+These are the tests of `app.managers.kernels.model`.
+"""
 
 from __future__ import annotations
 

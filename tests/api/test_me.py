@@ -1,4 +1,7 @@
-"""The user: who it is, what it may do, and how it wants to be called."""
+"""The user: who it is, what it may do, and how it wants to be called.
+
+These are the tests of `app.api.identity`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The log of a kernel over HTTP: pages of messages, and streams of them."""
+"""The log of a kernel over HTTP: pages of messages, and streams of them.
+
+These are the tests of `app.api.log_pages`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The metrics, as Prometheus gets them."""
+"""The metrics, as Prometheus gets them.
+
+These are the tests of `app.api.timing`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The OpenAPI document, from which clients are generated."""
+"""The OpenAPI document, from which clients are generated.
+
+These are the tests of `app.api.websocket_models` and `app.api.responses`.
+"""
 
 from __future__ import annotations
 

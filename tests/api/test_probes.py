@@ -1,4 +1,7 @@
-"""The probes: whether the server lives, and whether it could start a kernel."""
+"""The probes: whether the server lives, and whether it could start a kernel.
+
+These are the tests of `app.api.readiness`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The sessions resource: make, list, look at and end sessions."""
+"""The sessions resource: make, list, look at and end sessions.
+
+These are the tests of `app.managers.sessions.sessions`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``/api`` and ``/api/status``, and what counts as activity."""
+"""``/api`` and ``/api/status``, and what counts as activity.
+
+These are the tests of `app.api.server`.
+"""
 
 from __future__ import annotations
 

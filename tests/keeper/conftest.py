@@ -16,7 +16,9 @@ from app.keeper.hearings import Heard
 from app.managers.log.message_log import Entry, Gap, Reader
 from app.managers.messages.line import Line
 from app.managers.messages.traffic import Traffic
-from app.managers.processes.keeper.client import Keeper, Kept
+from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.keeper.keepers import Keepers
+from app.managers.processes.keeper.kept import Kept
 from app.managers.state import KernelState
 from app.managers.telemetry.counters import Counters
 from app.protocol.compose import make_parts
@@ -80,7 +82,7 @@ async def launch(keeper: Keeper, home: Home, script: str, kernel_id: str = "k") 
 class Ear:
     """Who speaks over a line, and notes what that tells."""
 
-    def __init__(self, keeper: Keeper, kernel_id: str = "k") -> None:
+    def __init__(self, keeper: Keeper | Keepers, kernel_id: str = "k") -> None:
         self.line = Line(keeper, kernel_id, "ours", EPOCH, self)
         self.heard: list[Heard] = []
         self.bells: list[Bell] = []

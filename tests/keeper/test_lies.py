@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.managers.processes.keeper import client as keeping
+from app.managers.processes.keeper import connection
 from app.protocol.link import Bell, pack_bells, unpack_bells
 from tests.keeper.conftest import WAIT, Open, Speak
 from tests.support.home import Home
@@ -76,7 +76,7 @@ async def test_a_lie_costs_a_gap_at_most_and_the_kernel_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(keeping, "SOON_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SOON_SECONDS", 0.1)
     liar = Liar()
     first = await open_keeper()  # there is a keeper to stand before
     async with Relay(home.state_dir, bells=liar):

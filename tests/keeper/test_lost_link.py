@@ -1,5 +1,9 @@
 """What a server says, asks and gives up while there is no keeper, or while one ends: all of it
-comes to be, once and in order, as soon as there is a keeper again."""
+comes to be, once and in order, as soon as there is a keeper again.
+
+These are the tests of `app.keeper.servers`, and of `app.managers.processes.keeper.errands` and
+`app.managers.processes.keeper.lines` on the server's side.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,7 @@ import pytest
 from app.managers.errors import KeeperUnavailable
 from app.managers.log.message_log import Entry
 from app.managers.messages import reading
-from app.managers.processes.keeper import client as keeping
-from app.managers.processes.keeper import link as keeper_link
+from app.managers.processes.keeper import connection, places, starting
 from app.managers.processes.keeper.client import Keeper
 from app.managers.state import Lifecycle
 from app.protocol.compose import make_message, make_parts
@@ -33,18 +36,18 @@ class NoKeepers:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
-        patch.setattr(keeping, "RETRY_SECONDS", 0.1)
-        patch.setattr(keeping, "SOON_SECONDS", 0.1)
+        patch.setattr(connection, "RETRY_SECONDS", 0.1)
+        patch.setattr(connection, "SOON_SECONDS", 0.1)
 
     def __enter__(self) -> None:
         def refuse(*_: Any) -> None:
             raise OSError("nothing can be started")
 
-        self._before = keeper_link.execute_keeper
-        self._patch.setattr(keeping, "execute_keeper", refuse)
+        self._before = starting.execute_keeper
+        self._patch.setattr(places, "execute_keeper", refuse)
 
     def __exit__(self, *_: object) -> None:
-        self._patch.setattr(keeping, "execute_keeper", self._before)
+        self._patch.setattr(places, "execute_keeper", self._before)
 
 
 @pytest.fixture
@@ -62,8 +65,8 @@ async def kill(keeper: Keeper) -> None:
 
 def cut(keeper: Keeper) -> None:
     """End the connection, and nothing else, if there is one just now."""
-    if keeper._link is not None:
-        keeper._link._transport.abort()
+    if keeper._connection.link is not None:
+        keeper._connection.link._transport.abort()
 
 
 async def test_what_is_said_while_there_is_no_keeper_is_said_by_the_next(
@@ -105,7 +108,7 @@ async def test_what_a_keeper_was_told_and_has_not_read_when_it_was_killed_is_sai
 async def test_nothing_is_said_or_asked_twice_or_out_of_order_when_only_the_link_breaks(
     home: Home, open_keeper: Open, speak: Speak, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "SOON_SECONDS", 0.0)
     keeper = await open_keeper()
     client = await speak(keeper)
     said, asked = [], []
@@ -205,7 +208,7 @@ async def test_a_log_that_is_dropped_while_there_is_no_keeper_goes_with_the_next
     await eventually(lambda: not (home.path / "k").exists(), WAIT)
     await eventually(lambda: len(other.heard) == 2, WAIT)
     assert list((home.path / "other").glob("*.log"))
-    assert not keeper._dropped
+    assert not keeper._errands._dropped
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
@@ -232,7 +235,7 @@ async def test_a_log_whose_drop_was_lost_with_the_link_goes_and_is_not_heard(
         await keeper.kept()
         await eventually(lambda: not (home.path / "log").exists(), WAIT)
         with pytest.raises(KeeperUnavailable, match="is not heard"):
-            await keeper._ask("open", kernel_id="k")
+            await keeper._connection.ask("open", kernel_id="k")
         # Another kernel with the same id keeps what it has.
         again = Ear(keeper)
         await again.line.hear(home.path / "log", None)

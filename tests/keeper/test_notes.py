@@ -1,8 +1,10 @@
-"""What a keeper that was killed leaves for the next one."""
+"""The keeper's notes, as the next keeper finds them."""
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +12,63 @@ import pytest
 
 from app.keeper.notes import FILE, GONE, LAUNCHING, SPARE_LINES, Note, Notes
 
+NOTES: list[Note] = [("k", 42, "12345", "/kernel-k.log"), ("l", LAUNCHING, "", "/\u00e4")]
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[int]:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     yield descriptor
     os.close(descriptor)
+
+
+def test_what_is_written_is_read(directory: int, tmp_path: Path) -> None:
+    assert Notes(directory).read() == []
+    Notes(directory).write(iter(NOTES))
+    assert Notes(directory).read() == NOTES
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o600
+
+
+def test_without_processes_there_is_no_file(directory: int, tmp_path: Path) -> None:
+    notes = Notes(directory)
+    notes.write(NOTES)
+    for _ in range(2):
+        notes.write([])
+        assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '[["k", "many", "", ""]]', '[["k", 1]]', "null", "[" * 100_000]
+)
+def test_what_cannot_be_read_is_told(
+    directory: int, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "kept").write_text(text)
+    assert Notes(directory).read() == []
+    (record,) = caplog.records
+    assert "the keeper before this one" in record.message
+
+
+def test_a_link_is_not_followed(directory: int, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text('[["k", 1, "", ""]]')
+    (tmp_path / "kept").symlink_to(tmp_path / "other")
+    assert Notes(directory).read() == []
+
+
+def test_a_failure_is_told_once_until_writing_works_again(
+    directory: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes, obstacle = Notes(directory), tmp_path / "kept.new"
+    notes.write(NOTES)
+    for _ in range(2):
+        obstacle.mkdir()
+        notes.write(NOTES[:1])
+        notes.write(NOTES[:1])
+        assert notes.read() == NOTES  # as they were
+        obstacle.rmdir()
+        notes.write(NOTES)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
 
 
 def note(kernel: str, pid: int = 1) -> Note:

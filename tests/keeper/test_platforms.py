@@ -28,7 +28,8 @@ FILES: Final = {
     "old_linux": PROCESSES,
     "macos": (
         *PROCESSES,
-        *("tests/keeper/test_keeper.py", "tests/managers/processes/test_keeping.py"),
+        *("tests/keeper/test_keeper.py", "tests/keeper/test_versions.py"),
+        "tests/managers/processes/test_keeping.py",
         "tests/managers/processes/test_ending_with_the_server.py",
     ),
 }

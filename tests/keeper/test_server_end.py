@@ -66,10 +66,10 @@ async def test_a_connection_that_is_lost_ends_nothing(home: Home, keeper: Keeper
     pid = keeper.pid
 
     async def lose_it() -> None:
-        lost = keeper._link
+        lost = keeper._connection.link
         assert lost is not None
         lost._transport.abort()
-        await eventually(lambda: keeper._link is not lost and keeper.pid == pid, WAIT)
+        await eventually(lambda: keeper._connection.link is not lost and keeper.pid == pid, WAIT)
 
     for _ in range(3):
         await lose_it()
@@ -122,7 +122,7 @@ class Other:
         server["own"] = [str(own(self._home))]
         self._writer.write(pack({**hello, "orphan_timeout": 0.2, "server": server}))
         answer, _ = await receive(reader)
-        return answer["answer"]
+        return answer["answer"]["kept"]
 
     async def disconnect(self) -> None:
         assert self._writer is not None

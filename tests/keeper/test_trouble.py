@@ -23,6 +23,7 @@ from app.keeper.processes import UNKNOWN_EXIT, leader_that_writes, start_time
 from app.keeper.protocol import PROTOCOL, Fields, keeper_dir, pack, receive, socket_address
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.keeper import client as keeping
+from app.managers.processes.keeper import kept as kept_processes
 from app.managers.processes.keeper import link as keeper_link
 from app.managers.processes.keeper.client import Keeper
 from tests.keeper.conftest import WAIT, Open, ended, launch
@@ -212,7 +213,7 @@ while True:
 async def test_a_stopped_keeper_keeps_no_signal_from_a_process_and_no_end_from_us(
     home: Home, open_keeper: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "EXIT_SECONDS", SHORT)
+    monkeypatch.setattr(kept_processes, "EXIT_SECONDS", SHORT)
     keeper = await open_keeper()
     log = home.state_dir / "output" / "kernel-k.log"
     kept = await launch(keeper, home, f"exec {sys.executable} -c {shlex.quote(COUNTING)}")
@@ -347,8 +348,8 @@ async def test_a_connection_whose_end_nobody_has_seen_yet_is_made_anew(
     pid = keeper.pid
     await launch(keeper, home, "exec sleep 1000", "steady")
     for ask in (lambda: launch(keeper, home, "exec sleep 1000"), keeper.kept):
-        assert keeper._link is not None
-        keeper._link._writer.transport.abort()
+        assert keeper._connection.link is not None
+        keeper._connection.link._writer.transport.abort()
         assert await asyncio.gather(ask(), keeper.kept(), keeper.kept())
     assert keeper.pid == pid
     assert len(sleepers(home)) == 2
@@ -409,7 +410,8 @@ class Peer:
             while True:
                 fields, _ = await receive(reader)
                 self.asked.append(fields["ask"])
-                writer.write(pack({"id": fields["id"], "answer": []}))
+                answer = {"kept": [], "heard": []} if fields["ask"] == "hello" else []
+                writer.write(pack({"id": fields["id"], "answer": answer}))
                 if self.connections <= self.ends_behind_hello:
                     break
         except asyncio.IncompleteReadError:

@@ -25,7 +25,7 @@ from tests.support.faults import Collaborator
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec, write_kernelspec
 from tests.support.metrics import scrape
-from tests.support.processes import eventually, kill_all, usage
+from tests.support.processes import eventually, kill_all, read_process, usage
 from tests.support.rest import KernelModel, RestClient
 from tests.support.server import ServerProcess
 
@@ -368,23 +368,27 @@ SEEN_SECONDS = 0.1  # for which what was seen of all processes is good enough
 
 
 class _Seen:
-    """Command lines and environments of all processes, looked at not too often."""
+    """Command lines and environments of all processes, looked at not too often.
+
+    Those that were there before the first look are no bench's, and most of all that run.
+    """
 
     when = float("-inf")
+    others: ClassVar[set[int]] = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
     processes: ClassVar[dict[int, dict[str, bytes]]] = {}
 
     @classmethod
     def look(cls) -> None:
         if time.monotonic() < cls.when + SEEN_SECONDS:
             return
+        there = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
+        cls.others &= there  # the number of one that has ended may be that of another now
         cls.processes = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError):  # it has ended, or is another user's
-                    cls.processes[int(entry)] = {
-                        file: Path("/proc", entry, file).read_bytes()
-                        for file in ("cmdline", "environ")
-                    }
+        for pid in there - cls.others:
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                cls.processes[pid] = {
+                    file: read_process(pid, file) for file in ("cmdline", "environ")
+                }
         cls.when = time.monotonic()
 
 

@@ -1,6 +1,7 @@
-"""The command, run again and again by a process that has imported it, and forks for each run.
+"""The command, started again and again by a process that has imported it, and forks each time.
 
-To import the service costs a second of work, and to be told of a wrong option next to none.
+To import the service costs most of a second of work, ten times what the start of a server takes
+besides. Tests of the start itself use the real command (`ServerProcess.forked`).
 """
 
 from __future__ import annotations
@@ -8,42 +9,82 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Mapping
-from select import select
-from typing import Any, NoReturn, Self
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final, NoReturn
 
 from tests.support.home import Home
-from tests.support.server import REPOSITORY
+from tests.support.rooms import REPOSITORY
 
-TIMEOUT = 60  # seconds
+TIMEOUT: Final = 60  # seconds
+ASKED_BYTES: Final = 200_000  # arguments and environment of one process: most that a socket takes
+TOLD_BYTES: Final = 20  # a process id, or an exit code
 
 
 class Commands:
-    """A context manager, whose `run` is ``python -m app`` in a process of its own.
+    """Starts processes that are like those of ``python -m app``; close it when they have ended.
 
-    What is read when the service is imported (the home directory) is the same for all runs.
+    What is read when the service is imported (the home directory) is the same for all of them, and
+    so is their command line, as the operating system has it.
     """
 
-    def __enter__(self) -> Self:
-        self._home = Home()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.commands"],
-            cwd=REPOSITORY,
-            env=self._home.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        return self
+    def __init__(self) -> None:
+        self._home: Home | None = None  # until the first is asked for
 
-    def __exit__(self, *_: object) -> None:
+    def _open(self) -> None:
+        self._home = Home()
+        self._environment = self._home.environment()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(TIMEOUT)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.commands", str(theirs.fileno())],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        """End the process that forks, and all that it has forked."""
+        if self._home is None:
+            return
+        self._socket.close()
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
+        self._process.wait()
         self._home.remove()
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: Path,
+        stdout: int,
+        stderr: int,
+    ) -> Forked:
+        """``python -m app ARGUMENTS`` in a process of its own, which works in ``directory``."""
+        if self._home is None:
+            self._open()
+        asked = {
+            "arguments": [*arguments],
+            "environment": dict(environment),
+            "directory": str(directory),
+        }
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            descriptors = [theirs.fileno(), stdout, stderr]
+            socket.send_fds(self._socket, [json.dumps(asked).encode()], descriptors)
+        return Forked(ours)
 
     def run(
         self, *arguments: str, home: Home, env: Mapping[str, str] | None = None
@@ -51,41 +92,107 @@ class Commands:
         """For what ends by itself: bad options. The state directory is that of ``home``.
 
         Raises:
-            AssertionError: it did not end within `TIMEOUT` seconds.
+            subprocess.TimeoutExpired: it did not end within `TIMEOUT` seconds.
         """
         environment = {"KERNELKEEP_STATE_DIR": str(home.state_dir), **home.environment(env)}
-        asked = json.dumps({"arguments": arguments, "environment": environment})
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(asked.encode() + b"\n")
-        self._process.stdin.flush()
-        ready, _, _ = select([self._process.stdout], [], [], TIMEOUT)
-        assert ready, f"did not end within {TIMEOUT} s: {arguments}"
-        done = json.loads(self._process.stdout.readline())
-        return subprocess.CompletedProcess(arguments, done["code"], done["stdout"], done["stderr"])
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            process = self.start(
+                arguments,
+                environment=environment,
+                directory=home.path,
+                stdout=stdout.fileno(),
+                stderr=stderr.fileno(),
+            )
+            code = process.wait(TIMEOUT)
+            return subprocess.CompletedProcess(arguments, code, _text(stdout), _text(stderr))
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+class Forked:
+    """A process that was forked for us: as much of `subprocess.Popen` as tests need."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(TIMEOUT)
+        self._connection = connection
+        self._lock = threading.Lock()  # two threads may wait for it
+        self.pid = int(connection.recv(TOLD_BYTES))
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, as `subprocess.Popen.wait` has it."""
+        with self._lock:
+            return self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> int:
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                self.returncode = int(self._connection.recv(TOLD_BYTES))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired("python -m app", timeout or 0) from None
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        # Whoever has the lock waits in another thread, and is told first.
+        if self._lock.acquire(blocking=False):
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    self._wait(0)
+            finally:
+                self._lock.release()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def main() -> None:
-    """Answer each line of stdin with a line on stdout."""
+    """Fork for each request, until the other end of the socket is closed."""
     import app.serving  # noqa: F401 - what takes a second
 
-    for line in sys.stdin:
-        answer = json.dumps(_run(json.loads(line)))
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for others
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        while True:
+            asked, descriptors, _, _ = socket.recv_fds(requests, ASKED_BYTES, 3)
+            if not asked:
+                return
+            if os.fork() == 0:
+                requests.close()
+                _attend(json.loads(asked), *descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
-def _run(asked: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+def _attend(asked: dict[str, Any], telling: int, stdout: int, stderr: int) -> NoReturn:
+    """Fork the command, tell its process id and then its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
         pid = os.fork()
         if pid == 0:
-            _become(asked, stdout.fileno(), stderr.fileno())
+            os.close(telling)
+            _become(asked, stdout, stderr)
+        os.write(telling, str(pid).encode())
+        for descriptor in (stdout, stderr, 0, 1, 2):  # whoever reads the output waits for its end
+            os.close(descriptor)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody wants to know
         _, status = os.waitpid(pid, 0)
-        said = {}
-        for name, file in (("stdout", stdout), ("stderr", stderr)):
-            file.seek(0)
-            said[name] = file.read().decode()
-    return {"code": os.waitstatus_to_exitcode(status), **said}
+        os.write(telling, str(os.waitstatus_to_exitcode(status)).encode())
+    finally:
+        os._exit(0)
 
 
 def _become(asked: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
@@ -94,11 +201,14 @@ def _become(asked: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
 
     code: Any = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+        for descriptor in {stdout, stderr}:
+            os.close(descriptor)
+        os.chdir(asked["directory"])
         os.environ.clear()
         os.environ.update(asked["environment"])
+        time.tzset()
         command(asked["arguments"])
     except SystemExit as end:
         code = end.code or 0

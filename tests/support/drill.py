@@ -27,6 +27,7 @@ from typing import Any, Self
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from app.keeper.protocol import PROTOCOL
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions, stream
 from tests.support.home import Home
@@ -35,6 +36,7 @@ from tests.support.processes import eventually, eventually_sync, is_alive, keepe
 from tests.support.record import Got, Record, earliest_repeat, recording
 from tests.support.rest import RestClient
 from tests.support.server import GRACEFUL, START_TIMEOUT, ServerProcess, UvicornServer
+from tests.support.versions import server_of
 
 KEEP = ("--on-shutdown", "keep", "--no-limit-rate")
 FINISH_SECONDS = 120
@@ -255,6 +257,12 @@ async def by_sigterm(servers: Servers, doomed: Doomed) -> None:
     await _next(servers, doomed)
 
 
+async def by_upgrade(servers: Servers, doomed: Doomed) -> None:
+    """``kill -9`` for a server of the version before, and one of this version comes."""
+    servers.kind = ServerProcess
+    await by_kill(servers, doomed)
+
+
 async def by_both(servers: Servers, doomed: Doomed) -> None:
     """``kill -9`` for the server and then for the keeper."""
     await doomed.begin()
@@ -289,11 +297,14 @@ ENDS: dict[str, End] = {
     "reload": by_reload,
     "keeper": by_keeper,
     "both": by_both,
+    "upgrade": by_upgrade,
 }
 
 
 def servers_for(home: Home, end: str) -> Servers:
     """The servers that end as this word says."""
+    if end == "upgrade":
+        return Servers(home, kind=server_of(PROTOCOL - 1))
     if end != "reload":
         return Servers(home)
     home.root_dir.joinpath("changed.py").touch()

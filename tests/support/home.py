@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.processes import mentions
+
 # Variables of our own environment that a server may need to run at all, or to be measured.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "TZ")
 
@@ -68,16 +70,7 @@ class Home:
         A process belongs here if its environment, command line or working directory names a
         directory of this home; its parent says nothing once that is gone.
         """
-        return [process for process in psutil.process_iter() if self._owns(process)]
-
-    def _owns(self, process: psutil.Process) -> bool:
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            said = [*process.cmdline(), *process.environ().values(), process.cwd()]
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
-        return any(str(self.path) in text for text in said)
+        return [process for process in psutil.process_iter() if mentions(process, str(self.path))]
 
     @property
     def run_dir(self) -> Path:
@@ -94,14 +87,14 @@ class Home:
         return found
 
     def _keepers_sockets(self) -> set[Path]:
-        sockets = set()
+        sockets: set[Path] = set()
         for process in self.processes():
             try:
                 command = process.cmdline()
             except psutil.NoSuchProcess:
                 continue
             if any(word.endswith(".keeper") for word in command):
-                sockets.add(Path(command[-1], "keeper", "socket"))
+                sockets.update(Path(command[-1]).glob("keeper*/socket"))
         return sockets
 
     def _files(self) -> Iterator[Path]:

@@ -1,14 +1,8 @@
-"""The rooms of `app/`: which there are, which may import which, and figures of each.
-
-``python -m tests.support.rooms [DIRECTORY]`` prints the figures of a clone, this one by default.
-"""
+"""The rooms of `app/`: which there are, and which may import which."""
 
 from __future__ import annotations
 
 import ast
-import io
-import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -57,6 +51,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
     )
 )
 """The package itself, and modules of the top level that import nothing of the rooms above."""
+
 
 FILE_LINES: Final = 500
 FUNCTION_LINES: Final = 60
@@ -129,50 +124,3 @@ def functions(module: Module) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             yield f"{module.name}.{node.name}", node.end_lineno - node.lineno + 1
-
-
-def _words(module: Module) -> tuple[int, int]:
-    """The number of comments, and of docstrings."""
-    tokens = tokenize.generate_tokens(io.StringIO(module.source).readline)
-    comments = sum(token.type == tokenize.COMMENT for token in tokens)
-    nodes = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    tree = ast.walk(ast.parse(module.source))
-    documented = [node for node in tree if isinstance(node, nodes) and ast.get_docstring(node)]
-    return comments, len(documented)
-
-
-def main() -> None:
-    """Print the figures."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY
-    known = modules(root)
-    rooms: dict[str, list[Module]] = {}
-    for module in known.values():
-        rooms.setdefault(room_of(module.name), []).append(module)
-    print(f"{'room':34} files  lines")
-    for room in ROOMS:
-        found = rooms.get(room, [])
-        lines = sum(module.source.count("\n") for module in found)
-        print(f"{room:34} {len(found):5} {lines:6}")
-    total = sum(module.source.count("\n") for module in known.values())
-    print(f"{'all':34} {len(known):5} {total:6}")
-    sizes = sorted(((module.source.count("\n"), name) for name, module in known.items()))
-    long = [f"{name} ({lines})" for lines, name in reversed(sizes) if lines > FILE_LINES]
-    print(f"longest file: {sizes[-1][1]}, {sizes[-1][0]} lines; over {FILE_LINES}:", *long)
-    functions = sorted(
-        (lines, name) for module in known.values() for name, lines in functions(module)
-    )
-    long = [f"{name} ({lines})" for lines, name in reversed(functions) if lines > FUNCTION_LINES]
-    lines, name = functions[-1]
-    print(f"longest function: {name}, {lines} lines; over {FUNCTION_LINES}:", *long)
-    between = {(room_of(one.importer), room_of(one.imported)) for one in imports(known)}
-    between = {(high, low) for high, low in between if high != low}
-    upward = [one for one in between if ROOMS.index(one[0]) < ROOMS.index(one[1])]
-    print(f"imports between rooms: {len(between)} pairs, {len(upward)} upwards")
-    words = [_words(module) for module in known.values()]
-    comments, docstrings = (sum(column) for column in zip(*words, strict=True))
-    shares = 100 * comments / total, 100 * docstrings / total
-    print("per 100 lines: {:.1f} comments, {:.1f} docstrings".format(*shares))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import signal
@@ -10,8 +11,9 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Final, Self
 
+from tests.support.commands import Commands, Forked
 from tests.support.home import Home
 from tests.support.processes import eventually_sync, kill_all
 
@@ -22,6 +24,9 @@ STOP_TIMEOUT = 30  # seconds
 SETTLE_TIMEOUT = 3
 # A server may end by itself after SIGTERM, or by raising the signal again, as uvicorn does.
 GRACEFUL = (0, -signal.SIGTERM)
+
+INHERITED: Final = ("HOME", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "LD_LIBRARY_PATH")
+"""Variables that count when Python starts or the service is imported: no fork for other ones."""
 
 
 class ServerProcess:
@@ -37,6 +42,9 @@ class ServerProcess:
 
     directory = REPOSITORY  # where it is started
 
+    commands: ClassVar[Commands | None] = None
+    """What forks servers in the place of ``python -m app``: `tests.conftest` sets it."""
+
     def __init__(
         self,
         *arguments: str,
@@ -49,7 +57,7 @@ class ServerProcess:
         self._owns_home = home is None
         self._arguments = arguments
         self._env = env
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
         self._announced = threading.Event()
@@ -99,17 +107,12 @@ class ServerProcess:
             AssertionError: it ended before, or said nothing for ``timeout`` seconds.
         """
         assert self._process is None, "a server starts once"
-        self._process = subprocess.Popen(
-            self.command,
-            cwd=self.directory,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        reading, writing = os.pipe()
+        try:
+            self._process = self._fork(writing) or self._run(writing)
+        finally:
+            os.close(writing)
+        self._reader = threading.Thread(target=self._read, args=[reading], daemon=True)
         self._reader.start()
         announced = self._announced.wait(timeout)
         if not self._port:
@@ -121,15 +124,41 @@ class ServerProcess:
             )
         return self
 
+    def _run(self, output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command,
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _fork(self, output: int) -> Forked | None:
+        """The same by a fork, if all that is asked for can be had after one."""
+        command, environment, ours = self.command, self.environment, self.home.environment()
+        if (
+            self.commands is None
+            or command[:3] != [sys.executable, "-m", "app"]
+            or self.directory != REPOSITORY
+            or any(environment[name] != ours.get(name) for name in environment if name in INHERITED)
+        ):
+            return None
+        return self.commands.start(
+            command[3:],
+            environment=environment,
+            directory=self.home.path,  # by which the home knows it
+            stdout=output,
+            stderr=output,
+        )
+
     @property
     def announcement(self) -> str:
         """A regular expression for the line that tells the URL; its group is the port."""
         return rf"http://127\.0\.0\.1:(\d+)/\?token={re.escape(self.token)}"
 
-    def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with self._process.stdout as stdout:
+    def _read(self, output: int) -> None:
+        with open(output, errors="replace") as stdout:
             for line in stdout:
                 self._lines.append(line)
                 match = re.search(self.announcement, line)
@@ -210,6 +239,12 @@ class ServerProcess:
     def output(self, since: int = 0) -> str:
         """All that the server wrote on stdout and stderr since a mark."""
         return "".join(self._lines[since:])
+
+
+class CommandServer(ServerProcess):
+    """Always ``python -m app``, never a fork: for tests of the start itself."""
+
+    commands = None
 
 
 class OpenServer(ServerProcess):

@@ -1,4 +1,7 @@
-"""What a WebSocket must do under every server: the ``kernelkeep`` command and plain uvicorn."""
+"""What a WebSocket must do under every server: the ``kernelkeep`` command and plain uvicorn.
+
+These are the tests of `app.ws.channels` and `app.managers.messages.submissions`.
+"""
 
 from __future__ import annotations
 

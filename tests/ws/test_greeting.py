@@ -1,4 +1,7 @@
-"""A client that connects is told the kernel's state at once, before anything else."""
+"""A client that connects is told the kernel's state at once, before anything else.
+
+These are the tests of `app.managers.messages.voice`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A client that comes back with its session id gets what it missed, in order, once."""
+"""A client that comes back with its session id gets what it missed, in order, once.
+
+These are the tests of `app.managers.messages.attachments`.
+"""
 
 from __future__ import annotations
 

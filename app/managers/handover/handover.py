@@ -21,7 +21,7 @@ from ..executions.queue import Executions
 from ..log.entries import Position
 from ..log.journal import Journal, UnusableJournal
 from ..messages.traffic import Traffic
-from ..processes.keeper.client import Keeper
+from ..processes.keeper.keepers import Keepers
 from ..processes.run_files import KEPT
 from ..processes.transports import socket_files
 from ..state import KernelState, Lifecycle
@@ -138,10 +138,10 @@ class RegisteredHandover(Handover):
 
     hands_over = True
 
-    def __init__(self, registry: Registry, keeper: Keeper, state_dir: Path) -> None:
+    def __init__(self, registry: Registry, keepers: Keepers, state_dir: Path) -> None:
         self._registry = registry
         self._state_dir = state_dir
-        self._keeper = keeper
+        self._keepers = keepers
         self._room = asyncio.Semaphore(AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -175,7 +175,7 @@ class RegisteredHandover(Handover):
                 )
 
     async def _end_unknown(self, known: Collection[str]) -> None:
-        """End the keeper's kernels that no record has.
+        """End the keepers' kernels that no record has.
 
         Nobody has used them: they were parked as warm kernels, or the server ended before it had
         stored them. If the registry was put aside they are left alone, for its kernels are wanted.
@@ -183,7 +183,7 @@ class RegisteredHandover(Handover):
         # No kernel that this server launches can be among them: its first kernel is started only
         # when `adopt` has returned.
         try:
-            kept = await self._keeper.kept()
+            kept = await self._keepers.kept()
             for kernel_id in kept.keys() - known:
                 if self._registry.put_aside:
                     logger.warning(
@@ -198,8 +198,8 @@ class RegisteredHandover(Handover):
                         kernel_id,
                         extra={"kernel_id": kernel_id},
                     )
-                await self._keeper.end(kernel_id)
-                self._keeper.drop(kernel_id)
+                await self._keepers.end(kernel_id)
+                self._keepers.drop(kernel_id)
                 connection = self._state_dir / "runtime" / f"kernel-{kernel_id}.json"
                 files = [
                     connection,

@@ -11,7 +11,7 @@ from ..handover.registry import Registry
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
-from ..processes.keeper.client import new_keeper
+from ..processes.keeper.keepers import new_keepers
 from ..processes.run_files import RunFiles
 from ..processes.specs import Specs, kernel_spec_manager
 from ..processes.starts import Starts
@@ -45,11 +45,11 @@ def multi_kernel_manager(
     )
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
-    keeper = new_keeper(settings, files.path, [*files.own, *transports.own])
+    keepers = new_keepers(settings, files.path, [*files.own, *transports.own])
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     handover = Handover()
     if registry is not None:
-        handover = RegisteredHandover(registry, keeper, settings.state_dir)
+        handover = RegisteredHandover(registry, keepers, settings.state_dir)
     services = KernelServices(
         settings=settings,
         specs=spec_manager,
@@ -57,9 +57,9 @@ def multi_kernel_manager(
         files=files,
         events=events,
         counters=counters,
-        forking=Forking(ForkServers(keeper), settings.fork_kernels, env),
+        forking=Forking(ForkServers(keepers), settings.fork_kernels, env),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
-        keeper=keeper,
+        keepers=keepers,
         audit=audit,
         handover=handover,
     )

@@ -67,7 +67,7 @@ class Kernel:
             kernel_id,
             self.state,
             directory,
-            services.keeper,
+            services.keepers,
             settings,
             services.counters,
             services.open_files,

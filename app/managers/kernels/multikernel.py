@@ -58,7 +58,7 @@ class MultiKernelManager:
         self.started = time.time()
         self.specs = specs
         self.warm = warm
-        self.keeper = services.keeper
+        self.keepers = services.keepers
         self.starts = services.starts
         self._last_request = self.started
         self._services = services
@@ -443,7 +443,7 @@ class MultiKernelManager:
             await stop_quietly(kernel)
 
     async def close(self) -> None:
-        """Stop all kernels side by side, then close the keeper and the files that they used.
+        """Stop all kernels side by side, then leave the keepers, and remove what is left.
 
         Bounded by a kernel's stop.
         """

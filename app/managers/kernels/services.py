@@ -15,7 +15,7 @@ from ..handover.handover import Handover
 from ..log.open_files import OpenFiles
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.jupyter_internals import use_spec
-from ..processes.keeper.client import Keeper
+from ..processes.keeper.keepers import Keepers
 from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.run_files import RunFiles
 from ..processes.starts import Starts
@@ -42,7 +42,7 @@ class KernelServices:
     counters: Counters
     forking: Forking
     starts: Starts
-    keeper: Keeper
+    keepers: Keepers
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
     open_files: OpenFiles = field(default_factory=OpenFiles)
@@ -76,7 +76,7 @@ class KernelServices:
             use_spec(manager, spec)
         spec = manager.kernel_spec
         assert spec is not None
-        manager.keeper = self.keeper
+        manager.keepers = self.keepers
         forks = self.forking.choose(name, spec)
         if forks == "automatic" and not may_fork:
             forks = "nothing"
@@ -115,6 +115,6 @@ class KernelServices:
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
         await self.forking.servers.close()
-        await self.keeper.close()
+        await self.keepers.close()
         self.transports.close()
         self.files.close()

@@ -123,8 +123,8 @@ class TakeOver:
         if not unfinished:
             self._kernel.reports.died(UNKNOWN_EXIT if code is None else code)
         await self._launches.end(why, restart=False)
-        with contextlib.suppress(KeeperUnavailable):  # the keeper may have it under its id alone
-            await self._services.keeper.end(self._kernel.id)
+        with contextlib.suppress(KeeperUnavailable):  # a keeper may have it under its id alone
+            await self._services.keepers.end(self._kernel.id)
         return Found(Fate.REPLACED if unfinished else Fate.DEAD, why)
 
     async def recover(

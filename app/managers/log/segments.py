@@ -33,11 +33,12 @@ from ...protocol.records import (
     owner_name,
     unpack_head,
     unpack_tail,
+    version_of,
 )
 from .entries import Entry, Position
 from .open_files import Holder, OpenFiles
 
-__all__ = ["SegmentReader"]
+__all__ = ["READERS", "SegmentReader"]
 
 CHUNK_BYTES: Final = 2**18
 """About how many bytes one call reads, unless a frame is larger."""
@@ -155,7 +156,8 @@ class SegmentReader:
                 places.append(self._tip[1])
             for begin in places:
                 try:
-                    entries = self._read(segment, begin, end, max_messages, max_bytes, heads)
+                    read = READERS[version_of(segment.head)]
+                    entries = read(self, segment, begin, end, max_messages, max_bytes, heads)
                 except (OSError, DamagedLog) as error:
                     self._note(start, error)
                     entries = []
@@ -304,7 +306,7 @@ class SegmentReader:
         descriptor = os.open(path, flags) if held else self._files.open(self._me, path, flags)
         try:
             data = _pread(descriptor, HEAD_BYTES, 0)
-            if records.read_head(data, self._kernel_id).number != start:
+            if records.read_head(data, self._kernel_id, READERS).number != start:
                 raise DamagedLog("it has the messages of another segment")
         except BaseException:
             os.close(descriptor)
@@ -390,6 +392,13 @@ class SegmentReader:
         if segment != tip.segment or found.cursor <= place.cursor:
             self._tip = (tip.segment, end, tip.position)
         return self._tip[1]
+
+
+READERS: Final = {records.VERSION: SegmentReader._read}
+"""What reads the records of a file, by the version of its format.
+
+A log may have files of the version that is written, and of the one before by an older keeper.
+"""
 
 
 def _large(

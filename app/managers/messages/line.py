@@ -1,7 +1,7 @@
 """The line from the server to one kernel: requests go to its keeper, and bells come from there.
 
 A bell tells how far the kernel's log goes. The keeper's side of the line is a `Hearer`, in
-production `app.managers.processes.keeper.client`.
+production `app.managers.processes.keeper.keepers`.
 """
 
 from __future__ import annotations

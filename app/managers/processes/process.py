@@ -175,7 +175,7 @@ class KernelProcess:
         provisioner = self._manager.provisioner
         if isinstance(provisioner, KeeperProvisioner):
             # If `Keeper.launch` raised, nothing runs. If a step behind it did, the process may run.
-            await provisioner.keeper.forget(provisioner.kernel_id)
+            await provisioner.keepers.forget(provisioner.kernel_id)
             if not self.exited.done():
                 self.exited.set_result(Exit(UNKNOWN_EXIT))
         if self.running:

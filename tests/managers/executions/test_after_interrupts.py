@@ -1,4 +1,7 @@
-"""Code that is sent after an interrupt waits for the end of what is interrupted, and runs."""
+"""Code that is sent after an interrupt waits for the end of what is interrupted, and runs.
+
+These are the tests of `app.managers.executions.held`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Executions: from the request to the one end, whoever sent it and whatever the kernel does."""
+"""Executions: from the request to the one end, whoever sent it and whatever the kernel does.
+
+These are the tests of `app.managers.messages.traffic`, `app.managers.executions.listeners`,
+`app.managers.executions.queue` and `app.managers.messages.conclusions`.
+"""
 
 from __future__ import annotations
 

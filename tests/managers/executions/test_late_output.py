@@ -1,4 +1,7 @@
-"""What comes after the end of an execution, and where it is noted."""
+"""What comes after the end of an execution, and where it is noted.
+
+These are the tests of `app.managers.executions.history`.
+"""
 
 from __future__ import annotations
 

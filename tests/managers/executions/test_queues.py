@@ -1,4 +1,7 @@
-"""What waits at the server: in which queue, how long it may run then, and who waits for it."""
+"""What waits at the server: in which queue, how long it may run then, and who waits for it.
+
+These are the tests of `app.managers.executions.code`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests that a kernel drops, or goes idle for without a reply: each gets an end."""
+"""Requests that a kernel drops, or goes idle for without a reply: each gets an end.
+
+These are the tests of `app.managers.executions.made_up` and `app.managers.messages.request_ends`.
+"""
 
 from __future__ import annotations
 

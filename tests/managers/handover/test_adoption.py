@@ -1,4 +1,8 @@
-"""Kernels that outlive the server, and the next server that owns them."""
+"""Kernels that outlive the server, and the next server that owns them.
+
+These are the tests of `app.managers.handover.handover`, `app.managers.kernels.registration` and
+`app.managers.kernels.take_over`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import sqlite3
 
 import msgspec
 
@@ -23,6 +26,7 @@ from tests.support.kernelspecs import (
 )
 from tests.support.metrics import scrape
 from tests.support.processes import eventually, is_alive, keepers
+from tests.support.registry import open_registry, row_of
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess, run_server
 
@@ -59,9 +63,8 @@ async def test_one_that_says_nothing_is_as_it_was_and_an_unused_one_is_culled(
             await Executions(rest, kernel_id).until(run, "started")
     servers.crash()
     os.kill(pids[silent], signal.SIGSTOP)
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         connection.execute("UPDATE kernel SET last_activity = 0 WHERE id = ?", (unused,))
-    connection.close()
     culling = ("--cull-idle-timeout", "3600", "--cull-interval", "1")
     servers.arguments = (*KEEP, "--kernel-info-timeout", "1", *culling)
     server = await asyncio.to_thread(servers.start)
@@ -122,22 +125,17 @@ async def test_what_one_has_said_while_it_starts_is_shown_to_nobody_by_the_next_
 
 def is_stored_as_running(home: Home, execution_id: str) -> bool:
     """What was asked in the last moment before a crash only the keeper knows."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
-        query = "SELECT instr(data, CAST('running' AS BLOB)) FROM execution WHERE id = ?"
-        row = connection.execute(query, (execution_id,)).fetchone()
-    connection.close()
-    return row is not None and row[0] > 0
+    return b"running" in row_of(home.state_dir, execution_id)
 
 
 def point_row_at(home: Home, kernel_id: str, pid: int) -> None:
     """Let the registry say that a kernel has this number, and the start time that it had."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         query = "SELECT provisioner FROM kernel WHERE id = ?"
         (found,) = connection.execute(query, (kernel_id,)).fetchone()
         info = {**msgspec.json.decode(found), "pid": pid}
         values = (msgspec.json.encode(info).decode(), pid, kernel_id)
         connection.execute("UPDATE kernel SET provisioner = ?, pid = ? WHERE id = ?", values)
-    connection.close()
 
 
 async def test_a_server_that_is_told_to_stop_leaves_them(servers: Servers, home: Home) -> None:
@@ -356,9 +354,8 @@ async def test_what_was_nobodys_ends_although_the_keeper_was_killed_as_well(
 
 def states(home: Home) -> dict[str, str]:
     """What the registry says that kernels do."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         found = dict(connection.execute("SELECT id, execution_state FROM kernel"))
-    connection.close()
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from subprocess import CompletedProcess
 
@@ -14,6 +13,7 @@ from tests.support.drill import Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.processes import eventually, is_alive, keepers
+from tests.support.registry import open_registry
 from tests.support.rest import RestClient
 from tests.support.server import run_server
 
@@ -41,9 +41,8 @@ async def left_alone(servers: Servers, count: int) -> dict[str, int]:
 
 def change(home: Home, statement: str, kernel_id: str) -> None:
     """Change the row of a kernel in the registry."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         connection.execute(statement, (kernel_id,))
-    connection.close()
 
 
 async def test_the_keeper_ends_with_the_last_kernel_that_is_stopped(

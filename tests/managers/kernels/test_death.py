@@ -1,4 +1,7 @@
-"""A kernel's process dies by itself: what its clients are told, and how it comes back."""
+"""A kernel's process dies by itself: what its clients are told, and how it comes back.
+
+These are the tests of `app.managers.kernels.life`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ask, terminate, kill: each step of a stop has its bound."""
+"""Ask, terminate, kill: each step of a stop has its bound.
+
+These are the tests of `app.managers.kernels.shutdown`.
+"""
 
 from __future__ import annotations
 

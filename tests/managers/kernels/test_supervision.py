@@ -1,4 +1,7 @@
-"""Supervision and launches that fail: no process is left that nobody lists."""
+"""Supervision and launches that fail: no process is left that nobody lists.
+
+These are the tests of `app.managers.kernels.services`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ from app.settings import Settings
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, is_alive
+from tests.support.registry import open_registry
 
 OnShutdown = Literal["keep", "stop"]
 
@@ -157,7 +160,7 @@ async def test_a_restart_that_fails_behind_the_launch_leaves_the_kernel_dead(
             with pytest.raises(KernelStartFailed, match="No space left"):
                 await manager.restart_kernel(kernel.id)
         assert kernel.state.word == "dead"
-        kept = await manager.keeper.kept()
+        kept = await manager.keepers.kept()
         assert [one for one in kept.values() if one.exit_code is None] == []
         await manager.restart_kernel(kernel.id)
         await is_up(kernel)
@@ -214,9 +217,8 @@ async def test_nothing_of_a_kernel_that_is_gone_is_written_or_remembered(state_d
         late = ClientMessage("shell", Header("late", "execute_request", "s"), parts)
         kernel.traffic.submit(late, "s")
         await handover._registry.flush()
-        with sqlite3.connect(state_dir / "registry.sqlite") as connection:
+        with open_registry(state_dir) as connection:
             (rows,) = connection.execute("SELECT count(*) FROM execution").fetchone()
-        connection.close()
         assert rows == 0
 
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack
+from typing import Any
 
 import pytest
 
 from app.managers.log.entries import Entry, Gap, Position
 from app.managers.log.message_log import Reader
-from app.managers.log.segments import SegmentReader
+from app.managers.log.segments import READERS, SegmentReader
 from app.protocol import records
 from tests.support.logs import KERNEL, WrittenLog, drained
 
@@ -324,3 +325,34 @@ def test_one_line_tells_of_what_is_lost(log: WrittenLog, caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records] == [
         "a part of a kernel's log is lost: the file from number 1 on: it is cut short"
     ]
+
+
+def test_each_version_of_the_format_has_a_reader_of_its_own(
+    log: WrittenLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after an upgrade that brings a new format: the log has files of both."""
+    read: list[bytes] = []
+
+    def read_backwards(reader: SegmentReader, segment: Any, *arguments: Any) -> list[Entry]:
+        read.append(records.version_of(segment.head))
+        entries = SegmentReader._read(reader, segment, *arguments)
+        for entry in entries:
+            entry.message.frame = entry.message.frame[::-1]
+        return entries
+
+    path = log.files()[1]
+    data = bytearray(path.read_bytes())
+    data[5:8] = b"002"
+    position, number = records.HEAD_BYTES, int(path.stem)
+    while (record := records.next_record(bytes(data), position, number)) is not None:
+        begin = position + records.FRAME_AT
+        data[begin : begin + record.size] = data[begin : begin + record.size][::-1]
+        position, number = position + record.whole, record.number + 1
+    path.write_bytes(data)
+    assert check(log) == [*range(starts(log)[1], starts(log)[2])]
+    (line,) = caplog.messages
+    assert "its format is 002, not 001" in line
+
+    monkeypatch.setitem(READERS, b"002", read_backwards)
+    assert check(log) == []
+    assert {*read} == {b"002"}

@@ -1,9 +1,11 @@
-"""Requests that had not reached their kernel when the server was killed: the next sends them."""
+"""Requests that had not reached their kernel when the server was killed: the next sends them.
+
+These are the tests of `app.managers.messages.outbox` and `app.managers.messages.reading`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Collection
 
 from tests.support.channels import JupyterChannels
@@ -12,30 +14,22 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import shell_spec, write_kernelspec
 from tests.support.processes import eventually, is_alive, keepers
+from tests.support.registry import open_registry, row_of
 from tests.support.rest import RestClient
 
 GATE = "until [ -e open ]; do sleep 0.05; done; exec $FAKE"
 """A kernel that binds nothing before there is a file ``open`` where it works."""
 
 
-def row_of(home: Home, execution_id: str) -> bytes:
-    """What the registry has of an execution; nothing if it does not know it."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
-        query = "SELECT data FROM execution WHERE id = ?"
-        row = connection.execute(query, (execution_id,)).fetchone()
-    connection.close()
-    return b"" if row is None else bytes(row[0])
-
-
 async def noted(home: Home, execution_id: str, code: str) -> bytes:
     """The row of an execution, once it has the request."""
-    await eventually(lambda: code.encode() in row_of(home, execution_id), 10)
-    return row_of(home, execution_id)
+    await eventually(lambda: code.encode() in row_of(home.state_dir, execution_id), 10)
+    return row_of(home.state_dir, execution_id)
 
 
 async def known(home: Home, execution_ids: Collection[str]) -> None:
     """Return when the next server will know these executions, too."""
-    await eventually(lambda: all(row_of(home, each) for each in execution_ids), 10)
+    await eventually(lambda: all(row_of(home.state_dir, each) for each in execution_ids), 10)
 
 
 def lines(home: Home) -> list[str]:
@@ -178,7 +172,7 @@ async def test_a_process_that_was_launched_and_not_noted_any_more_gives_way_to_a
         kernel_id = (await rest.start_kernel("gated"))["id"]
         await rest.wait_for_state(kernel_id, "idle")
         (home.root_dir / "open").unlink()
-        with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+        with open_registry(home.state_dir) as connection:
             before = connection.execute(process).fetchone()
         await rest.restart(kernel_id)
         channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
@@ -187,10 +181,9 @@ async def test_a_process_that_was_launched_and_not_noted_any_more_gives_way_to_a
     servers.crash()
     await channels.close()
     # As if the server had been killed between the launch and its note.
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         (unnoted,) = connection.execute("SELECT pid FROM kernel").fetchone()
         connection.execute("UPDATE kernel SET pid = ?, start_time = ?, provisioner = ?", before)
-    connection.close()
     (home.root_dir / "open").touch()
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
@@ -217,10 +210,9 @@ async def test_what_was_sent_just_before_the_kill_is_not_sent_again(
     servers.crash()
     await channels.close()
     # As if the registry had not been told any more.
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         query = "UPDATE execution SET data = ? WHERE id = ?"
         connection.executemany(query, [(data, each) for each, data in rows.items()])
-    connection.close()
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
         runs = Executions(rest, kernel_id)

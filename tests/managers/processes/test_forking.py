@@ -1,4 +1,7 @@
-"""Forked kernels: what is their own, how they end, and what happens without fork servers."""
+"""Forked kernels: what is their own, how they end, and what happens without fork servers.
+
+These are the tests of `app.managers.processes.forking.fork_server`.
+"""
 
 from __future__ import annotations
 

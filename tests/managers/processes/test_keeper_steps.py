@@ -87,8 +87,8 @@ def running(home: Home) -> set[int]:
 
 async def nothing_is_unlisted(home: Home, manager: MultiKernelManager) -> None:
     await eventually(lambda: running(home) == {kernel.pid for kernel in manager}, WAIT)
-    assert manager.keeper is not None
-    assert {*(await manager.keeper.kept())} == {kernel.id for kernel in manager}
+    assert manager.keepers is not None
+    assert {*(await manager.keepers.kept())} == {kernel.id for kernel in manager}
 
 
 async def comes_up(kernel: Kernel) -> bool:

@@ -1,4 +1,8 @@
-"""``--on-shutdown keep`` on a real server: what kernels can do, and what they survive."""
+"""``--on-shutdown keep`` on a real server: what kernels can do, and what they survive.
+
+These are the tests of `app.managers.kernels.losses` and
+`app.managers.processes.keeper.provisioner`.
+"""
 
 from __future__ import annotations
 

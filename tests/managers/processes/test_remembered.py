@@ -18,6 +18,7 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.metrics import scrape
 from tests.support.processes import eventually
+from tests.support.registry import open_registry, row_of
 from tests.support.rest import RestClient
 from tests.support.server import run_server
 
@@ -48,7 +49,7 @@ async def parked(rest: RestClient) -> bool:
 
 def add_dead(home: Home, like: str, count: int) -> None:
     """Rows of kernels that died, later than any other."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         connection.row_factory = sqlite3.Row
         row = dict(connection.execute("SELECT * FROM kernel WHERE id = ?", (like,)).fetchone())
         for number in range(count):
@@ -56,14 +57,12 @@ def add_dead(home: Home, like: str, count: int) -> None:
             marks = ", ".join("?" * len(other))
             query = f"INSERT INTO kernel ({', '.join(other)}) VALUES ({marks})"
             connection.execute(query, [*other.values()])
-    connection.close()
 
 
 def rows(home: Home) -> set[str]:
     """The kernels in the registry."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
+    with open_registry(home.state_dir) as connection:
         found = {row[0] for row in connection.execute("SELECT id FROM kernel")}
-    connection.close()
     return found
 
 
@@ -86,7 +85,7 @@ async def test_a_disk_that_is_full_costs_no_kernel_and_is_made_up_for(
         assert server.output().count("the registry cannot be written") == 1
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard, hard))
         await eventually(lambda: rows(home) == {first, second}, 30)
-        await eventually(lambda: is_stored(home, done["id"]), 30)
+        await eventually(lambda: row_of(home.state_dir, done["id"]), 30)
     servers.crash()
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
@@ -96,15 +95,6 @@ async def test_a_disk_that_is_full_costs_no_kernel_and_is_made_up_for(
             assert (await Executions(rest, kernel_id).run("print after"))["state"] == "ok"
             await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)
-
-
-def is_stored(home: Home, execution_id: str) -> bool:
-    """Whether the registry has an execution."""
-    with sqlite3.connect(home.state_dir / "registry.sqlite") as connection:
-        query = "SELECT 1 FROM execution WHERE id = ?"
-        found = connection.execute(query, (execution_id,)).fetchone()
-    connection.close()
-    return found is not None
 
 
 async def test_the_dead_and_those_of_others_are_known_to_the_next_server(

@@ -1,4 +1,7 @@
-"""Kernelspecs as they lie on disk: found in any case, shown, served, left out when broken."""
+"""Kernelspecs as they lie on disk: found in any case, shown, served, left out when broken.
+
+These are the tests of `app.managers.processes.spec_files`.
+"""
 
 from __future__ import annotations
 

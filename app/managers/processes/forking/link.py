@@ -13,15 +13,17 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from ....keeper.processes import HAS_PIDFDS, HAS_PROC, open_pidfd
 from ...errors import KeeperUnavailable
-from ..keeper.client import Keeper
 
-__all__ = ["SUPPORTED", "CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"]
+__all__ = [
+    *("SUPPORTED", "CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"),
+    "Runner",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,17 @@ class Order(NamedTuple):
     """The read end of a pipe. The kernel begins when a byte comes, and ends if none comes."""
 
 
+class Runner(Protocol):
+    """The keeper, as fork servers see it: their parent, and that of the kernels that they fork."""
+
+    @property
+    def on_lost(self) -> list[Callable[[], None]]:
+        """Callbacks for the keeper's end."""
+
+    async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+        """Start a process; returns its id and start time. Raises `OSError`."""
+
+
 class ForkLink:
     """A fork server's process, which runs `PROGRAM`, and the connection to it.
 
@@ -90,7 +103,7 @@ class ForkLink:
     itself, for it waits to be told to begin.
     """
 
-    def __init__(self, recipe: Recipe, keeper: Keeper) -> None:
+    def __init__(self, recipe: Recipe, keeper: Runner) -> None:
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._count = 0
@@ -102,7 +115,7 @@ class ForkLink:
         self._bound = self._loop.call_later(READY_SECONDS, self._give_up)
         self._opening = self._loop.create_task(self._open(recipe, keeper), name="fork server")
 
-    async def _open(self, recipe: Recipe, keeper: Keeper) -> None:
+    async def _open(self, recipe: Recipe, keeper: Runner) -> None:
         try:
             self._process, control = await _have_run(recipe, keeper)
         except (OSError, KeeperUnavailable) as error:
@@ -273,7 +286,7 @@ class _Process:
             os.close(self.pidfd)
 
 
-async def _have_run(recipe: Recipe, keeper: Keeper) -> tuple[_Process, socket.socket]:
+async def _have_run(recipe: Recipe, keeper: Runner) -> tuple[_Process, socket.socket]:
     """Have the keeper run a fork server; returns it with its connection.
 
     Raises `OSError` or `KeeperUnavailable`.

@@ -26,7 +26,8 @@ from traitlets import Dict, Integer, List, TraitError, Unicode
 from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
-from ..keeper.client import Keeper, Kept
+from ..keeper.keepers import Keepers
+from ..keeper.kept import Kept
 from ..keeper.provisioner import KeeperProvisioner
 from .link import CannotFork, NotForkedYet, Order, Recipe
 from .servers import ForkServers
@@ -147,10 +148,10 @@ class Forking:
 
 
 class KernelManager(AsyncKernelManager):
-    """jupyter_client's manager, with a way to the fork servers and to the keeper."""
+    """jupyter_client's manager, with a way to the fork servers and to the keepers."""
 
     forking: Forking | None = None
-    keeper: Keeper | None = None
+    keepers: Keepers | None = None
 
 
 class ForkOptions(LocalProvisioner):
@@ -225,7 +226,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         try:
             self.limit(kept.pid)
         except BaseException:
-            await self.keeper.forget(self.kernel_id)
+            await self.keepers.forget(self.kernel_id)
             raise
         return kept
 
@@ -246,7 +247,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             except BaseException:
                 # The kernel ends when the pipe is closed, but the keeper may know it although its
                 # answer did not come.
-                await self.keeper.forget(self.kernel_id, pid)
+                await self.keepers.forget(self.kernel_id, pid)
                 raise
             return kept
         finally:
@@ -258,7 +259,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         started = start_time(pid)
         kept = None
         if started is not None:
-            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output)
+            kept = await self.keepers.adopt(self.kernel_id, pid, started, self.output)
         if kept is None:
             raise CannotFork("its process ended at once")
         return kept
@@ -273,6 +274,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
         """The recipe to fork a process from. Raises `CannotFork` if it cannot be forked now."""
         self.brings_up = self.forked_from = None
+        if not self.keepers.is_newest_for(self.kernel_id):
+            # Fork servers are the newest keeper's, which would be the parent of the process.
+            raise CannotFork("its keeper is of the version before")
         recipe = self.recipe(cmd, env)
         try:
             self.forking.servers.check(recipe, asked=self.is_asked)

@@ -11,7 +11,6 @@ import contextlib
 import logging
 from typing import Final
 
-from ..keeper.client import Keeper
 from .link import (
     SUPPORTED,
     CannotFork,
@@ -20,6 +19,7 @@ from .link import (
     Order,
     Outdated,
     Recipe,
+    Runner,
 )
 
 __all__ = ["ForkServers"]
@@ -82,7 +82,7 @@ class ForkServers:
     ``idle_seconds``.
     """
 
-    def __init__(self, keeper: Keeper, *, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, keeper: Runner, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._keeper = keeper
         self._idle_seconds = idle_seconds
         self._families: dict[Recipe, _Family] = {}

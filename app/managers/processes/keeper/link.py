@@ -1,16 +1,12 @@
-"""One connection to one keeper's process, and how such a process is started."""
+"""One connection to one keeper's process."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,7 +16,6 @@ from ....keeper.protocol import (
     Frames,
     Garbled,
     is_own_peer,
-    keeper_dir,
     pack,
     receive,
     socket_address,
@@ -28,12 +23,9 @@ from ....keeper.protocol import (
 from ....protocol.messages import Buffer, MalformedMessage
 from ...errors import KeeperUnavailable
 
-__all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "execute_keeper"]
+__all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "LinkOwner"]
 
 logger = logging.getLogger(__name__)
-
-PACKAGE: Final = __name__.partition(".")[0]
-"""The name that this package was imported by: ``app`` in a clone, ``kernelkeep`` once installed."""
 
 ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take to answer a request."""
@@ -43,9 +35,6 @@ CLOSE_SECONDS: Final = 2.0
 
 MAX_UNSENT: Final = 2**23
 """Bytes that may wait for a keeper which reads nothing; with more waiting, `ask` is refused."""
-
-MAX_LOG_BYTES: Final = 2**20
-"""A keeper that starts empties its log if that is larger."""
 
 
 class LinkLost(KeeperUnavailable):
@@ -267,51 +256,3 @@ def _fail(answer: asyncio.Future[tuple[Any, bytes]], error: Exception) -> None:
     if not answer.done():
         answer.set_exception(error)
         answer.exception()  # or asyncio would log the error if no task awaits the answer
-
-
-def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
-    """Start a keeper, in a session of its own, so that no Ctrl+C of our terminal reaches it.
-
-    ``output`` is the descriptor for its stdout; its stderr goes to its log. Raises `OSError`.
-    """
-    log = keeper_dir(state_dir) / "log"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(log, flags, 0o600)
-    try:
-        if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
-            os.truncate(descriptor, 0)
-        return subprocess.Popen(
-            [sys.executable, "-m", f"{PACKAGE}.keeper", str(state_dir)],
-            cwd="/",
-            env=_environment(os.environ),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=descriptor,
-            start_new_session=True,
-        )
-    finally:
-        os.close(descriptor)
-
-
-KEEPER_ENVIRONMENT: Final = (
-    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TZDIR", "TMPDIR"),
-    *("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE"),
-    *("PYTHONWARNINGS", "PYTHONUTF8", "PYTHONIOENCODING", "VIRTUAL_ENV"),
-)
-"""Variables of the server's environment that the keeper gets; * is a wildcard."""
-
-
-def _environment(server: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a keeper: what an interpreter needs to start and find this package.
-
-    It holds nothing else, for code in a kernel can read the environment of its parent process. A
-    kernel's own environment comes with the request to launch it.
-    """
-    env = {
-        name: value
-        for name, value in server.items()
-        if any(fnmatchcase(name, pattern) for pattern in KEEPER_ENVIRONMENT)
-    }
-    root = str(Path(str(sys.modules[PACKAGE].__file__)).parents[1])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
-    return env

@@ -12,7 +12,8 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ....keeper.processes import start_time
-from .client import Keeper, Kept
+from .keepers import Keepers
+from .kept import Kept
 from .link import KeeperRefuses
 
 __all__ = ["KeeperProvisioner"]
@@ -21,7 +22,7 @@ __all__ = ["KeeperProvisioner"]
 class KeeperProvisioner(LocalProvisioner):
     """Has the keeper launch the kernel, or adopts one that an earlier server has left.
 
-    Its parent must be a `KernelManager` with a ``keeper``. ``output`` is the file to which the
+    Its parent must be a `KernelManager` with ``keepers``. ``output`` is the file to which the
     process's stdout and stderr go.
     """
 
@@ -29,14 +30,14 @@ class KeeperProvisioner(LocalProvisioner):
     start_time = ""
 
     @property
-    def keeper(self) -> Keeper:
-        """The keeper of this server."""
-        keeper = getattr(self.parent, "keeper", None)
-        assert isinstance(keeper, Keeper), "only a server with a keeper makes this provisioner"
-        return keeper
+    def keepers(self) -> Keepers:
+        """The keepers of this server."""
+        keepers = getattr(self.parent, "keepers", None)
+        assert isinstance(keepers, Keepers), "only a server with keepers makes this provisioner"
+        return keepers
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Launch a kernel. Raises what `Keeper.launch` raises; then no process runs."""
+        """Launch a kernel. Raises what `Keepers.launch` raises; then no process runs."""
         # A kernel with this variable ends when the process of that id ends; process 1 never does. A
         # kernel without it takes itself for an ``ipython kernel`` in a terminal, and writes a long
         # note about Ctrl+C to its output. [ipykernel.kernelapp: init_poller, log_connection_info]
@@ -47,15 +48,15 @@ class KeeperProvisioner(LocalProvisioner):
         return self.connection_info
 
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
-        """Have the keeper launch a process. Raises what `Keeper.launch` raises."""
-        return await self.keeper.launch(
+        """Have the keeper launch a process. Raises what `Keepers.launch` raises."""
+        return await self.keepers.launch(
             self.kernel_id, cmd, env=env, cwd=str(self.cwd), output=self.output
         )
 
     @property
     def exited(self) -> asyncio.Future[int]:
         """The exit code, once the process has ended. All who wait share it: do not cancel it."""
-        return self.keeper.exited(self.kernel_id)
+        return self.keepers.exited(self.kernel_id)
 
     async def poll(self) -> int | None:
         """None while the process runs; then its exit code, or minus the number of a signal."""
@@ -75,7 +76,7 @@ class KeeperProvisioner(LocalProvisioner):
     async def send_signal(self, signum: int) -> None:
         """Send a signal to the process group; does nothing if the process has ended."""
         if self.process is not None:
-            await self.keeper.signal(self.kernel_id, signum)
+            await self.keepers.signal(self.kernel_id, signum)
 
     async def kill(self, restart: bool = False) -> None:  # noqa: ARG002
         """Send SIGKILL to the process group."""
@@ -94,11 +95,11 @@ class KeeperProvisioner(LocalProvisioner):
         if not restart and self.start_time:
             self.process = None
             self.start_time = ""
-            await self.keeper.forget(self.kernel_id)
+            await self.keepers.forget(self.kernel_id)
 
     async def tail(self) -> str:
         """The last lines that the process wrote, for people."""
-        return await self.keeper.tail(self.kernel_id)
+        return await self.keepers.tail(self.kernel_id)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """The data that the next server needs to adopt the process."""
@@ -115,7 +116,7 @@ class KeeperProvisioner(LocalProvisioner):
         self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
         pid, started = provisioner_info["pid"], provisioner_info["start_time"]
         try:
-            kept = await self.keeper.adopt(self.kernel_id, pid, started, self.output)
+            kept = await self.keepers.adopt(self.kernel_id, pid, started, self.output)
         except KeeperRefuses:
             # The keeper has another process of this kernel. The server before has launched it in
             # place of this one, and was killed before it could store that. So the new process has

@@ -1,0 +1,337 @@
+"""All keepers of a state directory: the newest, and those of the version before.
+
+A keeper is never replaced under its kernels. A server that finds a keeper of the version before
+sets it aside and starts one of its own for new kernels; the older keeper goes on with those that it
+has, restarts included, and ends with the last. Of any other version, older or newer, a keeper is
+drained, and its kernels are adopted by the newest.
+
+One keeper at a time writes a kernel's log. So a kernel of which it is not known which keeper has it
+is no kernel of the newest, as long as some older keeper does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from ....keeper.hearings import Heard
+from ....keeper.output import OUTPUT_BYTES
+from ....keeper.protocol import aside_dirs, check_private
+from ....machine import network_file_system
+from ....protocol.messages import ClientMessage, Message
+from ....settings import Settings
+from ...errors import KeeperUnavailable
+from ...messages.line import Line
+from .client import Keeper
+from .kept import Kept
+from .places import AsidePlace, KeeperGone, NewestPlace
+
+__all__ = ["Keepers", "check_state_dir", "new_keepers"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SETTLE_SECONDS: Final = 5.0
+"""How long a kernel is looked for only when it is known which keepers have ended."""
+
+
+class Keepers:
+    """The server's way to all keepers of its state directory, by the kernels that they have.
+
+    Make it inside a running event loop, and `close` it there. Arguments and methods are those of
+    `Keeper`, and so is what they raise. ``on_lost`` are called when the newest keeper has gone.
+    """
+
+    def __init__(self, state_dir: Path, *, log_total_bytes: int = 2**32, **options: Any) -> None:
+        self._state_dir = state_dir
+        self._log_total_bytes = log_total_bytes
+        self._options = options
+        self._newest = self._client(NewestPlace(state_dir, self._add))
+        self._older: dict[Keeper, AsidePlace] = {}
+        self._homes: dict[str, Keeper] = {}  # the keepers of kernels, as far as they are known
+        self._has_looked = False  # for a keeper that is to be set aside
+        self._changes: set[asyncio.Task[None]] = set()  # of which keepers there are
+        for directory in aside_dirs(state_dir):
+            self._add(directory)
+
+    def _client(self, place: NewestPlace | AsidePlace) -> Keeper:
+        total = self._log_total_bytes
+        return Keeper(self._state_dir, place=place, log_total_bytes=total, **self._options)
+
+    @property
+    def on_lost(self) -> list[Callable[[], None]]:
+        """Callbacks for the end of the newest keeper."""
+        return self._newest.on_lost
+
+    @property
+    def pid(self) -> int | None:
+        """The newest keeper's process id while there is a connection."""
+        return self._newest.pid
+
+    # Older keepers
+
+    def _add(self, directory: Path) -> None:
+        """There is a keeper that was set aside; it must not be without a server for long."""
+        place = AsidePlace(self._state_dir, directory)
+        keeper = self._client(place)
+        self._older[keeper] = place
+        keeper.on_gone = lambda: self._on_gone(keeper)
+        keeper.on_empty = lambda: self._change(self._retire(keeper))
+        self._share()
+        keeper.connect_soon()
+
+    def _share(self) -> None:
+        """Divide the bytes for logs: the bound is for the logs of all keepers together."""
+        for keeper in (self._newest, *self._older):
+            keeper.bound_logs(self._log_total_bytes // (1 + len(self._older)))
+
+    def _change(self, change: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    def _on_gone(self, keeper: Keeper) -> None:
+        """An older keeper has ended, or was killed: its kernels, if any, are the newest's."""
+        place = self._older.pop(keeper, None)
+        if place is None:
+            return
+        self._homes = {
+            kernel_id: home for kernel_id, home in self._homes.items() if home is not keeper
+        }
+        self._share()
+        found = [Kept(kernel_id, pid, at, None, out) for kernel_id, pid, at, out in place.notes()]
+        self._change(self._move(self._newest.take_from(keeper, found), keeper, place))
+
+    async def _move(self, taking: asyncio.Task[None], keeper: Keeper, place: AsidePlace) -> None:
+        """Remove what an older keeper has left, once another has its kernels."""
+        try:
+            await taking
+        except KeeperUnavailable as error:
+            logger.error("kernels of a keeper that has ended have no other yet: %s", error.message)
+            self._newest.connect_soon()
+        else:
+            await asyncio.to_thread(place.remove)
+        await keeper.close()
+
+    async def _retire(self, keeper: Keeper) -> None:
+        """Leave an older keeper that has no kernels any more, so that it ends."""
+        place = self._older.get(keeper)
+        if place is None or not keeper.is_empty:
+            return
+        ended = await self._leave(keeper, place)
+        if self._older.pop(keeper, None) is None:
+            return
+        if ended:
+            logger.info("the keeper of the version before has ended with its last kernel")
+            self._share()
+        else:  # it has kernels that nobody has adopted
+            self._add(place.directory)
+
+    async def _leave(self, keeper: Keeper, place: AsidePlace) -> bool:
+        """Close the connection to an older keeper; whether it ends as it has no kernels."""
+        await keeper.close()
+        if not (keeper.is_empty and await place.has_ended()):
+            return False
+        await asyncio.to_thread(place.remove)
+        return True
+
+    def is_newest_for(self, kernel_id: str) -> bool:
+        """Whether the newest keeper has this kernel, or would get it."""
+        return self._home(kernel_id) is self._newest
+
+    def _home(self, kernel_id: str) -> Keeper:
+        """The keeper of a kernel that this server has."""
+        return self._homes.get(kernel_id, self._newest)
+
+    async def _find_home(self, kernel_id: str) -> Keeper:
+        """The keeper of a kernel that an earlier server may have left; the newest if none has it.
+
+        Raises `KeeperUnavailable` if that is not known.
+        """
+        if kernel_id in self._homes:
+            return self._homes[kernel_id]
+        failure: KeeperUnavailable | None = None
+        try:
+            await self._look()
+        except KeeperUnavailable as error:
+            failure = error
+        everybody = [self._newest, *self._older] if self._older else []
+        # Those that can be asked come first: a kernel of theirs does not wait for the others.
+        for keeper in sorted(everybody, key=lambda each: not each.is_connected):
+            try:
+                if await keeper.has(kernel_id):
+                    self._homes[kernel_id] = keeper
+                    return keeper
+            except KeeperGone:
+                continue
+            except KeeperUnavailable as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        await self._settled()
+        return self._newest
+
+    async def _look(self) -> None:
+        """Set aside an older keeper, if there is one in the newest's place."""
+        if not self._has_looked:
+            await self._newest.connect()
+            self._has_looked = True
+        await self._settled()
+
+    async def _settled(self) -> None:
+        if self._changes:
+            await asyncio.wait(self._changes, timeout=SETTLE_SECONDS)
+
+    async def _ask(self, kernel_id: str, ask: Callable[[Keeper], Awaitable[T]]) -> T:
+        """Ask the keeper of a kernel; if that is gone, its successor."""
+        try:
+            return await ask(self._home(kernel_id))
+        except KeeperGone:
+            await self._settled()
+            return await ask(self._home(kernel_id))
+
+    # Processes
+
+    async def launch(self, kernel_id: str, command: Sequence[str], **options: Any) -> Kept:
+        """As `Keeper.launch`: a kernel that an older keeper has is restarted there."""
+        return await self._ask(
+            kernel_id, lambda keeper: keeper.launch(kernel_id, command, **options)
+        )
+
+    async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+        """As `Keeper.run`, by the newest."""
+        return await self._newest.run(command, env)
+
+    async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
+        """As `Keeper.adopt`, by the keeper that has the process, or else by the newest."""
+        await self._find_home(kernel_id)
+        return await self._ask(
+            kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output)
+        )
+
+    async def kept(self) -> dict[str, Kept]:
+        """As `Keeper.kept`, of all keepers that answer. Raises if the newest does not."""
+        await self._look()
+        found: dict[str, Kept] = {}
+        for keeper in [*self._older]:
+            try:
+                found |= await keeper.kept()
+            except KeeperGone:
+                continue
+            except KeeperUnavailable as error:
+                logger.error("a keeper of the version before cannot be asked: %s", error.message)
+        await self._settled()
+        return found | await self._newest.kept()
+
+    async def signal(self, kernel_id: str, number: int) -> None:
+        """As `Keeper.signal`."""
+        await self._ask(kernel_id, lambda keeper: keeper.signal(kernel_id, number))
+
+    def exited(self, kernel_id: str) -> asyncio.Future[int]:
+        """As `Keeper.exited`."""
+        return self._home(kernel_id).exited(kernel_id)
+
+    async def tail(self, kernel_id: str) -> str:
+        """As `Keeper.tail`."""
+        return await self._ask(kernel_id, lambda keeper: keeper.tail(kernel_id))
+
+    async def forget(self, kernel_id: str, pid: int | None = None) -> None:
+        """As `Keeper.forget`."""
+        await self._home(kernel_id).forget(kernel_id, pid)
+
+    async def end(self, kernel_id: str) -> None:
+        """As `Keeper.end`."""
+        await self._find_home(kernel_id)
+        await self._ask(kernel_id, lambda keeper: keeper.end(kernel_id))
+
+    # What kernels say, and are asked (app.managers.messages.line.Hearer)
+
+    async def hear(
+        self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
+    ) -> Heard:
+        """As `Keeper.hear`: a kernel that is new is the newest's."""
+        kernel_id = line.kernel_id
+        if kernel_id not in self._homes:
+            # An older keeper may write a log that there is, so that one has to be asked first.
+            has_older = self._older or not self._has_looked
+            if has_older and await asyncio.to_thread(directory.exists):
+                await self._find_home(kernel_id)
+            else:
+                self._homes[kernel_id] = self._newest
+        return await self._ask(
+            kernel_id, lambda keeper: keeper.hear(line, directory, info, anew=anew)
+        )
+
+    def request(self, line: Line, message: ClientMessage, owner: str) -> None:
+        """As `Keeper.request`."""
+        self._home(line.kernel_id).request(line, message, owner)
+
+    def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
+        """As `Keeper.say`."""
+        self._home(line.kernel_id).say(line, message, owner, flags)
+
+    async def settle(self, kernel_id: str) -> bool:
+        """As `Keeper.settle`."""
+        return await self._ask(kernel_id, lambda keeper: keeper.settle(kernel_id))
+
+    async def stdin_connected(self, kernel_id: str) -> bool:
+        """As `Keeper.stdin_connected`."""
+        return await self._ask(kernel_id, lambda keeper: keeper.stdin_connected(kernel_id))
+
+    def opened(self, kernel_id: str) -> None:
+        """As `Keeper.opened`."""
+        self._home(kernel_id).opened(kernel_id)
+
+    async def disconnect(self, kernel_id: str) -> None:
+        """As `Keeper.disconnect`."""
+        await self._ask(kernel_id, lambda keeper: keeper.disconnect(kernel_id))
+
+    def renew(self, kernel_id: str) -> None:
+        """As `Keeper.renew`."""
+        self._home(kernel_id).renew(kernel_id)
+
+    def drop(self, kernel_id: str) -> None:
+        """As `Keeper.drop`."""
+        self._homes.pop(kernel_id, self._newest).drop(kernel_id)
+
+    async def close(self) -> None:
+        """As `Keeper.close`, of all of them."""
+        await self._settled()
+        for task in self._changes:
+            task.cancel()
+        leaving = [self._leave(keeper, place) for keeper, place in self._older.items()]
+        await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
+
+
+def check_state_dir(settings: Settings) -> None:
+    """Raise `TooOpen` if others could get at the state directory, which has the kernels' keys."""
+    check_private(settings.state_dir)
+
+
+def new_keepers(settings: Settings, directory: Path, own: Sequence[Path]) -> Keepers:
+    """The keepers as the options want them, in this directory; ``own`` goes with the server."""
+    network = network_file_system(settings.state_dir)
+    if not settings.keeps and settings.on_shutdown == "keep":
+        logger.warning(
+            "kernels end with this server: %s (on_shutdown=stop says so)", settings.why_not_kept
+        )
+    elif settings.keeps and network is not None:
+        logger.warning(
+            "the state directory %s is on a network file system (%s), whose locks cannot be relied "
+            "on: two servers could take the same kernels for theirs",
+            settings.state_dir,
+            network,
+        )
+    return Keepers(
+        directory,
+        log_bytes=settings.log_bytes,
+        log_total_bytes=settings.log_total_bytes,
+        log_age=settings.log_age,
+        orphan_timeout=settings.orphan_timeout if settings.keeps else None,
+        output_bytes=OUTPUT_BYTES,
+        own=own,
+    )

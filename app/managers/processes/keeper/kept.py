@@ -1,0 +1,195 @@
+"""The processes of the kernels that one keeper has, as the server sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from ....keeper.processes import UNKNOWN_EXIT, Process, open_process
+from ....keeper.protocol import Fields
+
+__all__ = ["Kept", "Processes", "WatchedProcess"]
+
+logger = logging.getLogger(__name__)
+
+EXIT_SECONDS: Final = 3.0
+"""How much later than the end of a process the keeper may tell how it ended."""
+
+MAX_EARLY: Final = 256
+"""Ends of processes that are remembered for whoever asks for them later; the oldest go first."""
+
+TAIL_BYTES: Final = 8192
+TAIL_LINES: Final = 12
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the keeper knows of one kernel.
+
+    ``start_time`` is opaque. ``exit_code`` is None while the process runs, minus the number of the
+    signal that killed it, or `UNKNOWN_EXIT`. ``output`` is the file of what the process writes.
+    """
+
+    kernel_id: str
+    pid: int
+    start_time: str
+    exit_code: int | None
+    output: str
+
+
+class WatchedProcess:
+    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.kernel_id = kept.kernel_id
+        self.pid = kept.pid
+        self.start_time = kept.start_time
+        self.output = kept.output
+        self._process: Process | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        if kept.exit_code is not None:
+            self.end(kept.exit_code)
+        else:
+            self._watch()
+
+    def end(self, code: int) -> None:
+        """The process has ended, with this exit code."""
+        self.stop_watching()
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+    def signal(self, number: int) -> None:
+        """Signal its process group. Raises `ProcessLookupError` when it has ended."""
+        if self._process is None:
+            raise ProcessLookupError(errno.ESRCH, "the process has ended")
+        self._process.signal_group(number)
+
+    def stop_watching(self) -> None:
+        """Let go of the process; ``exited`` stays as it is."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def tail(self) -> str:
+        """The end of the file with the output of the process, for people."""
+        try:
+            with open(self.output, "rb") as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - TAIL_BYTES, 0))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
+
+    def _watch(self) -> None:
+        try:
+            self._process = open_process(self.pid, self.start_time)
+        except OSError as error:  # no descriptors are left
+            logger.error("process %d is watched by the keeper alone: %s", self.pid, error)
+            return
+        if self._process is None:
+            self._on_end()
+        else:
+            self._process.watch(self._on_end)
+
+    def _on_end(self) -> None:
+        """It has ended. The keeper has seen that, too, and may be about to tell how."""
+        self._patience = self._loop.call_later(EXIT_SECONDS, self._end_unknown)
+
+    def _end_unknown(self) -> None:
+        with contextlib.suppress(OSError):
+            self.signal(signal.SIGKILL)
+        self.end(UNKNOWN_EXIT)
+
+
+class Processes:
+    """The processes of one keeper's kernels, by the kernels' ids."""
+
+    def __init__(self) -> None:
+        self._watched: dict[str, WatchedProcess] = {}
+        self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def __iter__(self) -> Iterator[WatchedProcess]:
+        """All of them, as they are now."""
+        return iter([*self._watched.values()])
+
+    def get(self, kernel_id: str) -> WatchedProcess | None:
+        """A kernel's process, if there is one."""
+        return self._watched.get(kernel_id)
+
+    @property
+    def running(self) -> int:
+        """How many have not ended."""
+        return sum(not watched.exited.done() for watched in self._watched.values())
+
+    def note(self, kept: Kept, *, anew: bool = False) -> None:
+        """Watch a process that the keeper has; ``anew`` if it was just launched."""
+        watched = self._watched.get(kept.kernel_id)
+        if watched is None or anew or watched.pid != kept.pid:
+            if watched is not None:
+                watched.end(UNKNOWN_EXIT)
+            watched = self._watched[kept.kernel_id] = WatchedProcess(kept)
+        pid, code = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code))
+        if pid == kept.pid and code is not None:
+            watched.end(code)
+
+    def on_exited(self, event: Fields) -> None:
+        """The keeper tells how a process has ended."""
+        watched = self._watched.get(str(event.get("kernel_id")))
+        if watched is not None and watched.pid == event["pid"]:
+            watched.end(event["code"])
+        else:  # whoever launched it has not yet got its turn to read the answer
+            self._early[event["kernel_id"]] = (event["pid"], event["code"])
+            if len(self._early) > MAX_EARLY:
+                del self._early[next(iter(self._early))]
+
+    def forget(self, kernel_id: str, pid: int | None) -> int | None:
+        """Kill a kernel's process, if there is one and it is ``pid``, and watch it no more.
+
+        Returns its id, or ``pid``.
+        """
+        self._early.pop(kernel_id, None)
+        watched = self._watched.get(kernel_id)
+        if watched is not None and pid in (None, watched.pid):
+            del self._watched[kernel_id]
+            pid = watched.pid
+            with contextlib.suppress(OSError):
+                watched.signal(signal.SIGKILL)
+            watched.stop_watching()
+            watched.exited.cancel()
+        return pid
+
+    def take_from(self, other: Processes) -> list[WatchedProcess]:
+        """Have all processes of another keeper, which is gone; whoever waits for them still does.
+
+        Returns those that were not here before.
+        """
+        taken = []
+        for kernel_id, watched in other._watched.items():
+            if kernel_id in self._watched:  # it was found here meanwhile
+                watched.end(UNKNOWN_EXIT)
+            else:
+                self._watched[kernel_id] = watched
+                taken.append(watched)
+        other._watched.clear()
+        return taken
+
+    def close(self) -> None:
+        """Watch none of them any more."""
+        for watched in self._watched.values():
+            watched.stop_watching()
+            watched.exited.cancel()

@@ -1,0 +1,223 @@
+"""The kernels that one keeper hears: the lines to them, and where its doorbells go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ....keeper.hearings import Heard
+from ....keeper.protocol import Fields, Garbled
+from ....protocol import link as frames
+from ....protocol.link import Bell, Said
+from ....protocol.messages import ClientMessage, Message
+from ...errors import KeeperUnavailable, KernelUnreachable
+from ...messages.line import Line
+from .connection import Connection
+from .link import KeeperLink, KeeperRefuses
+
+__all__ = ["Lines"]
+
+logger = logging.getLogger(__name__)
+
+MAX_UNHEARD: Final = 256
+"""Bells that are remembered for kernels whose handles are not known yet; the oldest go first."""
+
+MAX_NUMBER: Final = 2**48
+"""No log comes near."""
+
+
+class Lines:
+    """The lines to one keeper's kernels, by the kernels' ids and by the keeper's handles.
+
+    A line may be here that has no handle: the keeper is to hear its kernel, and does not so far.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._by_id: dict[str, Line] = {}
+        self._by_handle: dict[int, Line] = {}
+        self._unheard: dict[int, Bell] = {}
+        self._late: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, kernel_id: str) -> bool:
+        return kernel_id in self._by_id
+
+    async def hear(
+        self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
+    ) -> Heard:
+        """As `Hearer.hear`."""
+        plain = None if info is None else {name: _text(value) for name, value in info.items()}
+        asked = _question(line, directory, plain, anew=anew)
+        try:
+            answer, _ = await self._connection.ask(**asked)
+        except KeeperRefuses as error:
+            raise KernelUnreachable(str(error)) from error
+        heard = msgspec.convert(answer, Heard)
+        self._put(line, heard)
+        line.remember(directory, plain)
+        return heard
+
+    def _put(self, line: Line, heard: Heard) -> None:
+        self._by_id[line.kernel_id] = self._by_handle[heard.handle] = line
+        line.on_heard(heard)
+        unsent, line.unsent = line.unsent, []
+        for message, owner in unsent:
+            self.request(line, message, owner)
+        bell = self._unheard.pop(heard.handle, None)
+        if bell is not None and bell.end >= heard.end and bell.taken >= heard.taken:
+            line.on_bell(bell)
+
+    def request(self, line: Line, message: ClientMessage, owner: str) -> None:
+        """Send a request to a kernel; a keeper that is gone meanwhile does not get it.
+
+        What is missing in the log then is sent again (`Traffic`). An answer to a prompt has no
+        place there.
+        """
+        # A line whose kernel is not heard yet may have the handle of another keeper's.
+        written = self._is_heard(line) and self._connection.write(
+            frames.pack_request(line.handle, message, owner)
+        )
+        # Each closes a prompt, so there are no more of them than prompts that were open.
+        if message.header.msg_type == "input_reply" and not written:
+            line.unsent.append((message, owner))
+
+    def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
+        """As `Hearer.say`. What is missing in the log later is said again (`Voice`)."""
+        if self._is_heard(line):
+            said = Said(line.handle, message.channel, flags, owner, message.frame)
+            self._connection.write(frames.pack_said(said))
+
+    def _is_heard(self, line: Line) -> bool:
+        return self._by_handle.get(line.handle) is line
+
+    def pop(self, kernel_id: str) -> Line | None:
+        """Remove the line to a kernel that is gone."""
+        line = self._by_id.pop(kernel_id, None)
+        if line is not None and self._is_heard(line):
+            del self._by_handle[line.handle]
+        return line
+
+    # One keeper after another
+
+    def take_from(self, other: Lines) -> None:
+        """Have the lines of another keeper, which is gone; `hear_missing` comes next."""
+        for line in other._by_id.values():
+            line.handle = 0  # no keeper's
+            self._by_id.setdefault(line.kernel_id, line)
+        other._by_id.clear()
+        other._by_handle.clear()
+
+    async def hear_missing(self) -> None:
+        """Have those kernels heard that are not."""
+        for kernel_id, line in [*self._by_id.items()]:
+            if not self._is_heard(line):
+                await self._try_to_hear(kernel_id)
+
+    async def hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
+        """Have a keeper that was just connected hear all of them; `begin` comes next."""
+        self._by_handle.clear()
+        self._unheard.clear()
+        found = []
+        for line in [*self._by_id.values()]:
+            try:
+                asked = _question(line, line.directory, line.info, anew=False)
+                answer, _ = await link.ask(asked)
+            except (KeeperRefuses, OSError) as error:
+                self._hear_later(line.kernel_id, error)
+                continue
+            found.append((line, msgspec.convert(answer, Heard)))
+        return found
+
+    def begin(self, heard: Sequence[tuple[Line, Heard]]) -> list[Line]:
+        """Speak to a keeper that hears these; the lines send what the one before has not sent.
+
+        Returns them without those whose kernels have gone meanwhile.
+        """
+        present = [(line, its) for line, its in heard if self._by_id.get(line.kernel_id) is line]
+        for line, its in present:
+            self._put(line, its)
+        return [line for line, _ in present]
+
+    def _hear_later(self, kernel_id: str, why: Exception | str) -> None:
+        logger.error("kernel %s is not heard: %s", kernel_id, why, extra={"kernel_id": kernel_id})
+        self._connection.retry(self._hear_late, kernel_id)
+
+    def _hear_late(self, kernel_id: str) -> None:
+        """Try once more to have a kernel heard that was refused."""
+        if kernel_id in self._by_id:
+            task = asyncio.get_running_loop().create_task(
+                self._try_to_hear(kernel_id), name="hear a kernel late"
+            )
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _try_to_hear(self, kernel_id: str) -> None:
+        line = self._by_id.get(kernel_id)
+        if line is None or self._is_heard(line):
+            return
+        try:
+            await self.hear(line, line.directory, line.info, anew=False)
+        except (KeeperUnavailable, KernelUnreachable) as error:
+            self._hear_later(kernel_id, error.message)
+
+    async def close(self) -> None:
+        """Try to have nothing heard any more."""
+        for task in self._late:
+            task.cancel()
+        if self._late:
+            await asyncio.wait(self._late)
+
+    # What the keeper tells
+
+    def on_bells(self, data: bytes) -> None:
+        """The keeper tells how far logs go. Raises `Garbled` for what cannot be.
+
+        Where it goes on is agreed upon anew then, by the next connection.
+        """
+        for bell in frames.unpack_bells(data):
+            line = self._by_handle.get(bell.handle)
+            if line is not None:
+                if not line.known[0] <= bell.end[0] < MAX_NUMBER or bell.first > bell.end:
+                    raise Garbled(
+                        f"kernel {line.kernel_id}: its log, which went to number {line.known[0]}, "
+                        f"is said to go from {bell.first[0]} to {bell.end[0]}"
+                    )
+                line.on_bell(bell)
+                continue
+            self._unheard[bell.handle] = bell  # its answer may have come just before
+            if len(self._unheard) > MAX_UNHEARD:
+                del self._unheard[next(iter(self._unheard))]
+
+    def on_malformed(self, event: Fields) -> None:
+        """The keeper has dropped messages of a kernel."""
+        line = self._by_id.get(event["kernel_id"])
+        if line is not None:
+            line.on_malformed(event["count"], event["channel"], event["reason"])
+
+
+def _question(
+    line: Line, directory: Path, info: dict[str, Any] | None, *, anew: bool
+) -> dict[str, Any]:
+    return {
+        "ask": "hear",
+        "kernel_id": line.kernel_id,
+        "session": line.session,
+        "epoch": line.epoch,
+        "known": line.known,
+        "directory": str(directory),
+        "info": info,
+        "anew": anew,
+    }
+
+
+def _text(value: Any) -> Any:
+    """jupyter_client has keys as bytes, a connection file as text."""
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,243 @@
+"""Where a keeper is found: the newest in its own directory, an older one where it was set aside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ....keeper.notes import LAUNCHING, Note, Notes
+from ....keeper.output import pipe_of
+from ....keeper.processes import leader_that_writes
+from ....keeper.protocol import (
+    PROTOCOL,
+    SPOKEN,
+    check_private,
+    keeper_dir,
+    new_aside_dir,
+    open_dir,
+)
+from ...errors import KeeperUnavailable
+from .link import KeeperLink, LinkOwner
+from .starting import execute_keeper
+
+__all__ = ["AsidePlace", "KeeperGone", "NewestPlace", "Place"]
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS: Final = 2.0
+"""How long a keeper that is left with nothing to keep may take to end."""
+
+PAUSE_SECONDS: Final = 0.05
+"""Between two looks whether a keeper has ended."""
+
+TAKEN_SECONDS: Final = 0.2
+"""When a keeper that another server has started is looked for again."""
+
+Drained = Callable[[Sequence[Any]], None]
+"""Is told what a keeper knew of its kernels that has let go of them."""
+
+
+class KeeperGone(KeeperUnavailable):
+    """A keeper that was set aside has ended, or was killed. There will be no other in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("The keeper of the version before has ended")
+
+
+class Place(Protocol):
+    """Where one keeper is."""
+
+    async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:
+        """A connection to the keeper that is there, of a version that is spoken.
+
+        One of another version is drained. Raises `KeeperUnavailable`, `OSError`, `TooOpen` and
+        `Garbled`.
+        """
+
+    async def close(self, *, is_empty: bool) -> None:
+        """The server leaves the keeper, which has no kernels if it ``is_empty``."""
+
+
+class NewestPlace:
+    """The place of the keeper of this version, which is started if there is none.
+
+    ``on_older`` is called when a keeper of the version before is there, which is then set aside,
+    with its new directory. Without that, it is drained like one of any other version.
+    """
+
+    def __init__(self, state_dir: Path, on_older: Callable[[Path], None] | None = None) -> None:
+        self._state_dir = state_dir
+        self._on_older = on_older
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:
+        """As `Place.find`."""
+        while True:
+            # Anew each time: what was there may have been set aside.
+            directory = await asyncio.to_thread(open_dir, self._state_dir)
+            try:
+                link = await KeeperLink.open(directory, keeper_dir(self._state_dir), owner)
+            finally:
+                os.close(directory)
+            if link is None:
+                await self._start()
+            elif link.protocol == PROTOCOL:
+                return link
+            elif link.protocol in SPOKEN and self._on_older is not None:
+                await self._set_aside(link, self._on_older)
+            else:
+                await _drain(link, on_drained)
+
+    async def _set_aside(self, link: KeeperLink, on_older: Callable[[Path], None]) -> None:
+        """Rename the directory of an older keeper, which serves its kernels on from there.
+
+        A server that is killed before or behind that leaves one or two keepers that the next server
+        finds. No keeper can begin in the directory meanwhile: the older one has its lock.
+        """
+        await link.close()
+        directory = new_aside_dir(self._state_dir, link.protocol)
+        os.rename(keeper_dir(self._state_dir), directory)
+        text = "the keeper, process %d, is of the version before: it goes on with its kernels in %s"
+        logger.info(text, link.pid, directory)
+        on_older(directory)
+
+    async def _start(self) -> None:
+        """Start a keeper; returns when it listens, or another does."""
+        self._processes = [process for process in self._processes if process.poll() is None]
+        ours, theirs = os.pipe()
+        try:
+            loop = asyncio.get_running_loop()
+            execution = loop.run_in_executor(None, self._execute, theirs)
+            process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
+            told = await _line(ours)
+        finally:
+            os.close(ours)
+        if told == "ready":
+            logger.info("process %d is the keeper of the kernels", process.pid)
+        elif told == "taken":  # it will soon listen, or end
+            await asyncio.sleep(TAKEN_SECONDS)
+        else:
+            log = keeper_dir(self._state_dir) / "log"
+            raise KeeperUnavailable(f"The keeper of kernels does not start: {told or f'see {log}'}")
+
+    def _execute(self, output: int) -> subprocess.Popen[bytes]:
+        try:
+            process = execute_keeper(self._state_dir, output)
+            self._processes.append(process)
+            return process
+        finally:
+            os.close(output)
+
+    async def close(self, *, is_empty: bool) -> None:
+        """As `Place.close`. A keeper that this process has started, and that ends, is reaped."""
+        for process in self._processes:
+            if is_empty:  # with nothing to keep it ends by itself
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    await asyncio.to_thread(process.wait, CLOSE_SECONDS)
+            if process.poll() is None:
+                process.returncode = 0  # it outlives us, and nobody needs a warning of that
+
+
+class AsidePlace:
+    """The place of a keeper that was set aside, as one of the version before."""
+
+    def __init__(self, state_dir: Path, directory: Path) -> None:
+        self._state_dir = state_dir
+        self.directory = directory
+
+    async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:
+        """As `Place.find`. Raises `KeeperGone` if there is no keeper, or none any more."""
+        try:
+            directory = await asyncio.to_thread(self._open)
+        except FileNotFoundError:
+            raise KeeperGone from None
+        try:
+            link = await KeeperLink.open(directory, self.directory, owner)
+        finally:
+            os.close(directory)
+        if link is not None and link.protocol in SPOKEN:
+            return link
+        if link is not None:
+            await _drain(link, on_drained)
+        if await self.has_ended():
+            raise KeeperGone
+        # It does not listen any more. Until it has ended it may write logs, and end its kernels.
+        raise KeeperUnavailable("The keeper of the version before is about to end")
+
+    def _open(self) -> int:
+        check_private(self._state_dir)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self.directory, flags)
+
+    def _is_free(self) -> bool:
+        """Whether no process has the lock that a keeper has in its directory while it lives."""
+        try:
+            lock = os.open(self.directory / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+        return True
+
+    def notes(self) -> list[Note]:
+        """Which processes the keeper had, if it was killed; one that it was just launching, too."""
+        try:
+            directory = self._open()
+        except OSError:
+            return []
+        try:
+            rows = Notes(directory).read()
+        finally:
+            os.close(directory)
+        notes = []
+        for kernel_id, pid, started, output in rows:
+            if pid == LAUNCHING:
+                pid, started = leader_that_writes(pipe_of(Path(output))) or (LAUNCHING, "")
+            if pid != LAUNCHING:
+                notes.append((kernel_id, pid, started, output))
+        return notes
+
+    def remove(self) -> None:
+        """Remove what a keeper has left that is gone."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def has_ended(self) -> bool:
+        """Whether the keeper ends within `CLOSE_SECONDS`: it has nothing to keep, or was killed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while not self._is_free():  # noqa: ASYNC110 - another process's lock has no event
+                    await asyncio.sleep(PAUSE_SECONDS)
+        return self._is_free()
+
+    async def close(self, *, is_empty: bool) -> None:
+        """As `Place.close`: it is no child of this process."""
+
+
+async def _drain(link: KeeperLink, on_drained: Drained) -> None:
+    text = "the keeper is of another version (%d, not %d), and is replaced"
+    logger.warning(text, link.protocol, PROTOCOL)
+    on_drained(await link.drain())
+
+
+async def _line(descriptor: int) -> str:
+    """The one line that a new keeper writes; empty if it ended without."""
+    loop = asyncio.get_running_loop()
+    written = asyncio.Event()
+    loop.add_reader(descriptor, written.set)
+    try:
+        await written.wait()
+    finally:
+        loop.remove_reader(descriptor)
+    return os.read(descriptor, 4096).decode(errors="replace").strip()

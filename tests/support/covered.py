@@ -1,0 +1,216 @@
+"""Which tests cover which module of `app/`, and whether they run every branch of it.
+
+``python -m tests.support.covered`` (``scripts/coverage``) prints the table, and fails when a module
+of `PURE` has a branch that its own tests do not run.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from tests.support.rooms import REPOSITORY, modules
+
+__all__ = ["ELSEWHERE", "PURE", "files_of", "own_test"]
+
+ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
+    "app.__main__": ("test_cli",),
+    "app.kernels_cli": (
+        "managers/handover/test_kernels_command",
+        "managers/handover/test_registry",
+    ),
+    "app.lifespan": ("test_stop",),
+    "app.main": ("api/test_openapi", "test_stop"),
+    "app.routes": ("api/test_http",),
+    "app.serving": ("test_uvicorn_internals", "test_cli"),
+    "app.tokens": ("test_token_file",),
+    "app.api.access": (
+        *("api/test_authorized_for_all", "api/test_hosts_and_origins", "api/test_tokens"),
+    ),
+    "app.api.dependencies": ("api/test_bad_input",),
+    "app.api.errors": ("api/test_http", "api/test_bad_input"),
+    "app.api.identity": ("api/test_me",),
+    "app.api.log_pages": ("api/test_messages",),
+    "app.api.readiness": ("api/test_probes",),
+    "app.api.requests": ("api/test_bad_input",),
+    "app.api.responses": ("api/test_openapi",),
+    "app.api.server": ("api/test_status", "api/test_resolve_path"),
+    "app.api.timing": ("api/test_metrics",),
+    "app.api.uvicorn_protocol": ("api/test_slow_clients",),
+    "app.api.websocket_models": ("api/test_openapi",),
+    "app.keeper.__main__": ("keeper/test_keeper",),
+    "app.keeper.hearings": ("keeper/test_hearing", "managers/messages/test_line"),
+    "app.keeper.kernels": ("keeper/test_keeper",),
+    "app.keeper.main": ("keeper/test_keeper",),
+    "app.keeper.protocol": ("keeper/test_keeper", "keeper/test_strangers"),
+    "app.keeper.servers": ("keeper/test_lost_link",),
+    "app.keeper.service": ("keeper/test_keeper", "keeper/test_trouble"),
+    "app.managers.errors": ("api/test_openapi",),
+    "app.managers.executions.code": ("managers/executions/test_queues",),
+    "app.managers.executions.events": ("api/test_execution_events",),
+    "app.managers.executions.execution": (
+        *("managers/executions/test_executions", "managers/executions/test_execution_records"),
+    ),
+    "app.managers.executions.held": ("managers/executions/test_after_interrupts",),
+    "app.managers.executions.history": (
+        "managers/executions/test_late_output",
+        "api/test_messages",
+    ),
+    "app.managers.executions.listeners": ("managers/executions/test_executions",),
+    "app.managers.executions.made_up": ("managers/executions/test_unanswered",),
+    "app.managers.executions.queue": ("managers/executions/test_executions",),
+    "app.managers.executions.results": (
+        *("managers/executions/test_late_output", "api/test_execution_outputs"),
+    ),
+    "app.managers.executions.stragglers": ("managers/executions/test_late_output",),
+    "app.managers.executions.tracker": (
+        *("managers/executions/test_executions", "managers/executions/test_execution_ends"),
+    ),
+    "app.managers.files.contents": ("api/test_contents",),
+    "app.managers.handover.executions": ("managers/executions/test_execution_records",),
+    "app.managers.handover.handover": (
+        *("managers/handover/test_adoption", "managers/handover/test_unreachable"),
+    ),
+    "app.managers.handover.store": ("managers/handover/test_registry",),
+    "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
+    "app.managers.kernels.kernel": (
+        *("managers/kernels/test_supervision", "managers/kernels/test_restarting"),
+    ),
+    "app.managers.kernels.launches": (
+        *("managers/kernels/test_supervision", "managers/kernels/test_starting"),
+    ),
+    "app.managers.kernels.life": ("managers/kernels/test_death",),
+    "app.managers.kernels.losses": ("managers/processes/test_keeping",),
+    "app.managers.kernels.model": ("api/test_kernels",),
+    "app.managers.kernels.moving": ("managers/kernels/test_warm",),
+    "app.managers.kernels.multikernel": (
+        *("managers/kernels/test_supervision", "api/test_kernel_limits"),
+    ),
+    "app.managers.kernels.registration": ("managers/handover/test_adoption",),
+    "app.managers.kernels.services": ("managers/kernels/test_supervision",),
+    "app.managers.kernels.shutdown": (
+        *("managers/kernels/test_stop_escalation", "managers/kernels/test_stopping_promptly"),
+    ),
+    "app.managers.kernels.take_over": ("managers/handover/test_adoption",),
+    "app.managers.log.entries": ("managers/log/test_log",),
+    "app.managers.log.message_log": ("managers/log/test_log", "managers/log/test_log_model"),
+    "app.managers.messages.attachments": ("ws/test_returning", "ws/test_same_session"),
+    "app.managers.messages.conclusions": ("managers/executions/test_executions",),
+    "app.managers.messages.interrupts": ("managers/messages/test_interrupt_watch",),
+    "app.managers.messages.outbox": ("managers/messages/test_unsent", "ws/test_holding"),
+    "app.managers.messages.reading": ("managers/messages/test_unsent",),
+    "app.managers.messages.request_ends": ("managers/executions/test_unanswered",),
+    "app.managers.messages.submissions": ("ws/test_core",),
+    "app.managers.messages.traffic": ("managers/executions/test_executions", "ws/test_core"),
+    "app.managers.messages.voice": ("ws/test_greeting",),
+    "app.managers.processes.forking.fork_server": ("managers/processes/test_forking",),
+    "app.managers.processes.forking.link": (
+        *("managers/processes/test_kept_forks", "managers/processes/test_failed_forks"),
+    ),
+    "app.managers.processes.forking.provisioner": ("managers/processes/test_automatic_forks",),
+    "app.managers.processes.forking.servers": (
+        *("managers/processes/test_automatic_forks", "managers/processes/test_failed_forks"),
+    ),
+    "app.managers.processes.keeper.client": ("keeper/test_keeper", "keeper/test_lost_link"),
+    "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
+    "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
+    "app.managers.processes.keeper.keepers": ("keeper/test_versions",),
+    "app.managers.processes.keeper.kept": ("keeper/test_trouble", "keeper/test_versions"),
+    "app.managers.processes.keeper.lines": ("keeper/test_lost_link", "keeper/test_lies"),
+    "app.managers.processes.keeper.link": (
+        "managers/processes/test_keeper_steps",
+        "keeper/test_trouble",
+    ),
+    "app.managers.processes.keeper.places": ("keeper/test_versions",),
+    "app.managers.processes.keeper.starting": ("keeper/test_lost_link",),
+    "app.managers.processes.keeper.provisioner": ("managers/processes/test_keeping",),
+    "app.managers.processes.process": ("managers/kernels/test_supervision",),
+    "app.managers.processes.spec_files": ("managers/processes/test_specs",),
+    "app.managers.sessions.sessions": ("api/test_sessions",),
+    "app.managers.sessions.store": ("managers/sessions/test_session_store",),
+    "app.protocol.frames": ("protocol/test_v1", "protocol/test_legacy"),
+    "app.ws.channels": ("ws/test_core",),
+    "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
+}
+"""The tests of modules that have no test file of their own name; each names its modules. Every
+other module `app.room.name` has ``tests/room/test_name.py``."""
+
+PROTOCOL: Final = "app.protocol."
+"""A room whose tests are of several modules each: they count for all of them."""
+
+PURE: Final = frozenset(
+    f"app.{name}"
+    for name in (
+        *("callers", "option_types", "signals"),
+        *("api.awaiting", "api.bodies", "api.etags", "api.prefix", "api.request_ids"),
+        *("api.streams", "api.traces", "keeper.held_replies", "keeper.notes", "keeper.sockets"),
+        *(
+            "managers.executions.contents",
+            "managers.files.bodies",
+            "managers.files.checkpoints",
+            "managers.files.models",
+        ),
+        *("managers.files.notebooks", "managers.files.tree", "managers.files.writing"),
+        *("managers.kernels.phases", "managers.kernels.restarts"),
+        *("managers.processes.launchable",),
+    )
+)
+"""Modules of which their own tests run every branch; so do those of `PROTOCOL`."""
+
+
+def own_test(module: str) -> Path:
+    """The test file that a module has by its name, or would have."""
+    *rooms, name = module.split(".")[1:]
+    return REPOSITORY.joinpath("tests", *rooms, f"test_{name}.py")
+
+
+def files_of(module: str) -> list[Path]:
+    """The test files of a module."""
+    if module not in ELSEWHERE:
+        return [own_test(module)]
+    return [REPOSITORY / "tests" / f"{name}.py" for name in ELSEWHERE[module]]
+
+
+def _running(module: str) -> list[Path]:
+    """The files or directories of tests that are to run every branch of a module."""
+    if module.startswith(PROTOCOL):
+        return [REPOSITORY / "tests" / "protocol"]
+    return files_of(module)
+
+
+def _contexts(module: str) -> str:
+    """A regular expression for the names of a module's tests, as coverage.py has them.
+
+    What is run by an import is of no test.
+    """
+    names = (path.relative_to(REPOSITORY).with_suffix("").parts for path in _running(module))
+    return "|".join(["^$", *("^" + r"\.".join(name) + r"\." for name in names)])
+
+
+def main() -> None:
+    """Print the table, run the tests of `PURE` modules, and fail for a branch that is not run."""
+    known = modules()
+    for name in sorted(known):
+        if known[name].path.name != "__init__.py":
+            print(name, *(file.relative_to(REPOSITORY) for file in files_of(name)))
+    measured = sorted(PURE | {name for name in known if name.startswith(PROTOCOL)})
+    files = sorted({str(path) for module in measured for path in _running(module)})
+    run = [sys.executable, "-m", "coverage"]
+    subprocess.run([*run, "run", "-m", "pytest", "-q", *files, *sys.argv[1:]], check=True)
+    missed = []
+    for module in measured:
+        path = known[module].path.relative_to(REPOSITORY)
+        options = [f"--include={path}", f"--contexts={_contexts(module)}"]
+        ended = subprocess.run([*run, "report", *options], capture_output=True, text=True)
+        if ended.returncode:
+            missed.append(module)
+            print(ended.stdout, ended.stderr)
+    if missed:
+        sys.exit(f"their own tests do not run every branch of {', '.join(missed)}")
+    print(f"every branch of {len(measured)} modules is run by their own tests")
+
+
+if __name__ == "__main__":
+    main()
