@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         settings = Settings(_cli_parse_args=arguments)
     except (ValidationError, SettingsError) as error:
         refuse(explain(error))
-    generated = settings.auth == "token" and not settings.token.get_secret_value()
+    generated = settings.wants_token
     _prepare_state_dir(settings)
     if generated:
         settings = settings.model_copy(update={"token": SecretStr(make_token(settings))})

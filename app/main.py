@@ -44,6 +44,8 @@ from .api.readiness import Readiness
 from .api.request_ids import RequestIdMiddleware
 from .api.timing import TimingMiddleware
 from .cli import refuse
+from .hub_environment import HUB_TOKEN_VARIABLE
+from .identity_providers.configured import configured_providers
 from .logs import SHORT, hide_tokens
 from .managers.errors import NotFound
 from .managers.files.service import ContentsService
@@ -102,18 +104,22 @@ def create_app(
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     token = settings.token.get_secret_value()
-    wipe_variable(TOKEN_VARIABLE)  # code in kernels can read this process's /proc/PID/environ
-    generated = not token and settings.auth == "token"
+    # Code in kernels can read this process's /proc/PID/environ.
+    wipe_variable(TOKEN_VARIABLE)
+    wipe_variable(HUB_TOKEN_VARIABLE)
+    others: list[IdentityProvider] = [*configured_providers(settings)]
+    generated = settings.wants_token
     if generated:
         token = make_token(settings)
-    others = [] if identity_provider is None else [identity_provider]
+    if identity_provider is not None:
+        others.append(identity_provider)
     identities = IdentityProviders(ServerToken(token), others)
     event_schemas = read_schemas(settings.extra_event_schema_paths)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         hide_tokens(token)
-        if settings.auth == "token" and len(token) < SHORT:
+        if token and settings.auth == "token" and len(token) < SHORT:
             logger.warning("the token has fewer than %d characters: it can be guessed", SHORT)
         if generated:
             # The token goes to the person who has started the server, and not to the log.

@@ -187,7 +187,8 @@ class AccessMiddleware:
             try:
                 principal = await self._identities.identify(token)
             except IdentityUnavailable as error:
-                answer = error_response(error.status, error.message, error.code)
+                retry = {"Retry-After": str(error.retry_after)}
+                answer = error_response(error.status, error.message, error.code, retry)
         origin = headers.get("origin")
         allowed = self._allowed_origin(origin, authenticated=principal is not None)
         send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)

@@ -46,7 +46,7 @@ class IdentityProvider(Protocol):
         """Who shows this token; None if it is none of this provider's, or no longer valid.
 
         The method may ask a disk or another service, within bounds of its own. It raises if that
-        cannot be asked.
+        cannot be asked: `IdentityUnavailable` if it has logged why.
         """
 
     async def close(self) -> None:
@@ -63,7 +63,7 @@ class ServerToken:
     def known(self, token: str) -> Principal | None:
         """The one principal, if the token is the server's; the comparison takes constant time."""
         same = hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
-        return self.principal if same else None
+        return self.principal if same and self._token else None
 
     async def identify(self, token: str) -> Principal | None:
         """As `known`, which knows everything that there is to know."""
@@ -100,20 +100,23 @@ class IdentityProviders:
 
         Raises `IdentityUnavailable` if no provider knew the token, and one could not be asked.
         """
-        failed = False
+        failed: IdentityUnavailable | None = None
         for provider in self._others if token else ():
             try:
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     found = await provider.identify(token)
+            except IdentityUnavailable as error:  # the provider has logged why
+                failed = failed or error
+                continue
             except Exception as error:
-                failed = True
+                failed = failed or IdentityUnavailable()
                 # The exception is not logged as it is: its text may have the token in it.
                 logger.error("%s could not be asked: %s", _name(provider), type(error).__name__)
                 continue
             if found is not None:
                 return found if _valid(found) else None
-        if failed:
-            raise IdentityUnavailable
+        if failed is not None:
+            raise failed
         return None
 
     async def close(self) -> None:

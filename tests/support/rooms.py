@@ -34,6 +34,7 @@ ROOMS: Final = (
     "app.managers.kernels",
     "app.managers.sessions",
     "app.managers.files",
+    "app.identity_providers",
     "app.ws",
     "app.api",
     "app",
@@ -43,7 +44,15 @@ ROOMS: Final = (
 LEAVES: Final = frozenset({"app"}) | frozenset(
     f"app.{name}"
     for name in (
-        *("callers", "config_file", "imports", "machine", "option_types", "options"),
+        *(
+            "callers",
+            "config_file",
+            "hub_environment",
+            "imports",
+            "machine",
+            "option_types",
+            "options",
+        ),
         *("origins", "plugins", "settings", "uvicorn_internals"),
     )
 )
