@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final, NamedTuple
 
+from ..managers.owners.principal import Principal
 from ..managers.owners.scopes import Scopes
 from .naming import Refused, granted, group_names, identity_of, user_name
-from .remembered import Told
 
 __all__ = ["HubRules", "HubUser", "NoModel", "principal_of"]
 
@@ -33,7 +33,7 @@ class HubRules(NamedTuple):
     default_scopes: Scopes
 
 
-class HubUser(Told):
+class HubUser(Principal):
     """Who shows a token of the Hub; ``token`` is what the Hub is asked about again.
 
     ``confirmed`` and ``asked`` are seconds of the monotonic clock: when the Hub was asked and said

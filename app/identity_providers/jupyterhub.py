@@ -176,26 +176,18 @@ class JupyterHub:
             self._wrong.popitem(last=False)
 
     def _sweep(self) -> None:
+        """Forget what is too old; where something is open, ask again, and end it at last."""
         now = self._clock()
-        # What is still remembered when the first is done has something open.
-        self._forget_old(now)
-        self._ask_about_open(now)
-
-    def _forget_old(self, now: float) -> None:
-        for digest, user in self._remembered.items():
-            if now - user.confirmed >= self._cache_seconds:
-                self._remembered.release(digest)
-
-    def _ask_about_open(self, now: float) -> None:
-        """Ask again about those whose answer is too old, and end them when none comes for long."""
-        retry = min(RETRY_SECONDS, self._cache_seconds)
+        self._remembered.forget_closed()
         for digest, user in self._remembered.items():
             age = now - user.confirmed
             if age < self._cache_seconds:
                 continue
-            if age >= max(self._outage_seconds, self._cache_seconds + SWEEP_SECONDS):
+            if not user.is_open:
+                self._remembered.release(digest)
+            elif age >= max(self._outage_seconds, self._cache_seconds + SWEEP_SECONDS):
                 self._remembered.end(digest)
-            elif now - user.asked >= retry:
+            elif now - user.asked >= min(RETRY_SECONDS, self._cache_seconds):
                 self._ask_again(user, digest)
 
     def _ask_again(self, user: HubUser, digest: bytes) -> None:

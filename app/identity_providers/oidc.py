@@ -64,7 +64,7 @@ class OpenIDConnect:
     def known(self, token: str) -> Principal | None:
         """Who shows this token, if it was verified before and has not expired."""
         found = self._remembered.get(digest_of(token))
-        return None if found is None or _is_over(found) else found
+        return None if found is None or found.over else found
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token; None if it is not the issuer's, or wrong in any way.
@@ -89,7 +89,7 @@ class OpenIDConnect:
             return None
         # Another request may have verified the same token meanwhile: one principal for both.
         found = self._remembered.get(digest)
-        if found is not None and not _is_over(found):
+        if found is not None and not found.over:
             return found
         self._remembered.put(digest, principal)
         self._sweeper.start()
@@ -183,15 +183,10 @@ class OpenIDConnect:
         )
 
     def _end_expired(self) -> None:
+        self._remembered.forget_closed()
         for digest, principal in self._remembered.items():
-            if _is_over(principal):
+            if principal.over:
                 self._remembered.end(digest)
-
-
-def _is_over(principal: Issued) -> bool:
-    return principal.ended.is_set() or (
-        principal.expires is not None and principal.expires <= time.time()
-    )
 
 
 def _unavailable(pause: float) -> IdentityUnavailable:

@@ -11,10 +11,10 @@ from joserfc.errors import JoseError
 from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
+from ..managers.owners.principal import Principal
 from ..managers.owners.scopes import Scopes
 from .naming import Refused, granted, group_names, identity_of, user_name
 from .oidc_keys import Key, key_type
-from .remembered import Told
 
 __all__ = ["ClaimRules", "Issued", "ReadToken", "Rules", "principal_of", "read_token", "verify"]
 
@@ -56,7 +56,7 @@ class ReadToken(NamedTuple):
     claims: dict[str, Any]
 
 
-class Issued(Told):
+class Issued(Principal):
     """Who shows a token, and the key that has signed it."""
 
     __slots__ = ("key",)

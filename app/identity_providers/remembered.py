@@ -6,20 +6,15 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
-from weakref import WeakValueDictionary
 
 from ..managers.owners.principal import Principal
 
-__all__ = ["MAX_REMEMBERED", "Remembered", "Told", "digest_of"]
+__all__ = ["MAX_REMEMBERED", "Remembered", "digest_of"]
 
 MAX_REMEMBERED: Final = 10_000
 """How many principals, and how many wrong tokens, are remembered; the longest unused go first."""
 
-
-class Told(Principal):
-    """A principal whom another service has told. Whoever has something open holds a reference."""
-
-    __slots__ = ("__weakref__",)
+P = TypeVar("P", bound=Principal)
 
 
 def digest_of(token: str) -> bytes:
@@ -27,50 +22,54 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-P = TypeVar("P", bound=Told)
-
-
 class Remembered(Generic[P]):
-    """Principals by digest: those used last, and all that somebody has something open for.
+    """Principals by digest: those that were used last, and all that have something open.
 
-    An open WebSocket holds its principal, so a principal that is forgotten as one of those used
-    last is still found here until the last of its connections is closed: it can be ended.
+    There are as many of the latter as there are connections. They are known until those are closed,
+    for they may have to be ended.
     """
 
     def __init__(self, limit: int = MAX_REMEMBERED) -> None:
         self._limit = limit
         self._recent: OrderedDict[bytes, P] = OrderedDict()
-        self._alive: WeakValueDictionary[bytes, P] = WeakValueDictionary()
+        self._open: dict[bytes, P] = {}
 
     def __len__(self) -> int:
-        return len(self._alive)
+        return len(self._recent) + len(self._open)
 
     def get(self, digest: bytes) -> P | None:
-        """The principal, if there is one that has not been ended."""
-        found = self._alive.get(digest)
-        if found is not None and digest in self._recent:
-            self._recent.move_to_end(digest)
+        """The principal, if it is known."""
+        found = self._recent.get(digest)
+        if found is None:
+            return self._open.get(digest)
+        self._recent.move_to_end(digest)
         return found
 
     def put(self, digest: bytes, principal: P) -> None:
         """Remember a principal as the one that was used last."""
-        self._alive[digest] = principal
+        self._open.pop(digest, None)
         self._recent[digest] = principal
         self._recent.move_to_end(digest)
         if len(self._recent) > self._limit:
-            self._recent.popitem(last=False)
+            self.release(next(iter(self._recent)))
 
     def release(self, digest: bytes) -> None:
-        """Remember a principal only for as long as somebody has something open for it."""
-        self._recent.pop(digest, None)
+        """Remember a principal only for as long as it has something open."""
+        principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
+        if principal is not None and principal.is_open:
+            self._open[digest] = principal
 
     def end(self, digest: bytes) -> None:
         """Forget a principal; what it has open is closed."""
-        self._recent.pop(digest, None)
-        found = self._alive.pop(digest, None)
-        if found is not None:
-            found.ended.set()
+        principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
+        if principal is not None:
+            principal.end()
+
+    def forget_closed(self) -> None:
+        """Forget those that were remembered for what they had open, and have nothing any more."""
+        for digest in [*self._open]:
+            self.release(digest)
 
     def items(self) -> Iterator[tuple[bytes, P]]:
         """All that are known, as of now."""
-        return iter(list(self._alive.items()))
+        return iter([*self._recent.items(), *self._open.items()])

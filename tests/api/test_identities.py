@@ -60,7 +60,7 @@ async def test_no_provider_is_asked_about_no_token() -> None:
 async def test_a_principal_whose_time_is_over_is_nobody(what: str) -> None:
     over = principal("anna", expires=time.time() - 1 if what == "expired" else None)
     if what == "ended":
-        over.ended.set()
+        over.end()
     chain = _chain(TokenTable({"a": over}), TokenTable({"a": BEN}))
     assert chain.known("a") is None
     assert await chain.identify("a") is None
