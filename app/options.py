@@ -35,8 +35,8 @@ WARM_KERNEL_BYTES = 48 * 2**20
 
 DEFAULT_SCOPES = [
     # What it takes to work with one's own kernels. The files below root_dir are nobody's own.
-    *("kernels:write", "kernels:execute", "kernelspecs:read", "sessions:write"),
-    *("executions:write", "executions:execute", "events:execute", "owners:read", "api:write"),
+    *("kernels:write", "kernels:execute", "sessions:write"),
+    *("kernelspecs:read", "events:execute", "api:write"),
 ]
 
 OIDC_ALGORITHMS = [
