@@ -30,17 +30,9 @@ def install(directory: Path) -> Path:
     try:
         for name in _FILES:
             shutil.copy(directory / name, work)
-        command = [
-            NODE,
-            NPM,
-            "ci",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--loglevel=error",
-        ]
+        options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
         done = subprocess.run(
-            command,
+            [NODE, NPM, "ci", *options],
             cwd=work,
             env=environment(),
             stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import { createInterface } from "node:readline";
 import Provider from "oidc-provider";
 
 const audience = "kernelkeep";
-const users = JSON.parse(process.argv[2]); // by name: the secret, the scopes, the groups
+const users = JSON.parse(process.argv.at(-1)); // by name: the secret, the scopes, the groups
 
 const keys = {};
 function privateKey(kid) {
