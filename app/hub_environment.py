@@ -18,7 +18,7 @@ _switch: Final = TypeAdapter(bool)
 
 
 class HubEnvironment(InitSettingsSource):
-    """The source of what the Hub says, where the option ``jupyterhub`` is on.
+    """The source of what the Hub says, where the option ``jupyterhub_tokens`` is on.
 
     It counts less than all other sources. A server that is started by hand in a terminal of the
     Hub has such variables, too, which mean another service then; so they are not read without the
@@ -31,7 +31,7 @@ class HubEnvironment(InitSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """The options that the Hub's variables mean."""
         try:
-            wanted = _switch.validate_python(self.current_state.get("jupyterhub", False))
+            wanted = _switch.validate_python(self.current_state.get("jupyterhub_tokens", False))
         except ValidationError:
             return {}  # the option itself is refused
         return dict(_options(os.environ)) if wanted else {}

@@ -245,7 +245,7 @@ class JupyterHub(OptionGroup):
 
     table = "jupyterhub"
 
-    jupyterhub: bool = Field(
+    jupyterhub_tokens: bool = Field(
         False,
         description="Let in who shows a token of a JupyterHub. A server that the Hub starts takes "
         "its address, prefix and name and the URL of its API from the variables JUPYTERHUB_*.",

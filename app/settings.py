@@ -138,12 +138,13 @@ class Settings(
 
     @model_validator(mode="after")
     def _who_is_who(self) -> Settings:
-        asks = [self.jupyterhub, bool(self.oidc_issuer)]
+        asks = [self.jupyterhub_tokens, bool(self.oidc_issuer)]
         if self.auth == "none" and any(asks):
             raise ValueError("auth=none lets everybody in, whoever a service says it is")
-        if self.jupyterhub and not self.jupyterhub_api_url:
+        if self.jupyterhub_tokens and not self.jupyterhub_api_url:
             raise ValueError(
-                "jupyterhub: it takes jupyterhub_api_url, for there is no JUPYTERHUB_API_URL"
+                "jupyterhub_api_url: it takes one with jupyterhub_tokens, for there is no "
+                "JUPYTERHUB_API_URL"
             )
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError(
@@ -158,7 +159,7 @@ class Settings(
         Where a service says who is who, there is no such token unless somebody has set one: it may
         do everything, and would be in the log of whoever has started the server.
         """
-        asks_others = self.jupyterhub or self.oidc_issuer
+        asks_others = self.jupyterhub_tokens or self.oidc_issuer
         return self.auth == "token" and not self.token.get_secret_value() and not asks_others
 
     @property

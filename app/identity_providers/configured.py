@@ -22,7 +22,7 @@ def configured_providers(settings: Settings) -> list[JupyterHub | OpenIDConnect]
     except InvalidScope as error:
         raise CannotLoad(f"--identity-default-scopes: {error}") from None
     providers: list[JupyterHub | OpenIDConnect] = []
-    if settings.jupyterhub:
+    if settings.jupyterhub_tokens:
         from .jupyterhub import JupyterHub
 
         providers.append(JupyterHub(settings))
@@ -30,7 +30,7 @@ def configured_providers(settings: Settings) -> list[JupyterHub | OpenIDConnect]
         try:
             from .oidc import OpenIDConnect
         except ModuleNotFoundError as error:
-            if error.name not in ("joserfc", "cryptography"):
+            if (error.name or "").partition(".")[0] not in ("joserfc", "cryptography"):
                 raise
             raise CannotLoad("--oidc-issuer: it takes pip install 'kernelkeep[oidc]'") from None
         providers.append(OpenIDConnect(settings))

@@ -27,7 +27,7 @@ PATH = "/hub/api/user"
 
 def settings(service: Service, **more: Any) -> Settings:
     return Settings(
-        jupyterhub=True,
+        jupyterhub_tokens=True,
         jupyterhub_api_url=f"{service.url}/hub/api",
         jupyterhub_service="kk",
         **{"identity_timeout": 2, "jupyterhub_cache_seconds": 60, **more},
