@@ -35,8 +35,9 @@ SERVER_TOKEN: Final = "server"
 class IdentityProvider(Protocol):
     """Tells who shows a token.
 
-    Both methods return the same `Principal` for as long as a credential is valid, and set its
-    ``ended`` when that is over: what the principal has open is closed then.
+    Both methods return the same `Principal` for as long as a credential is valid. When that is
+    over, the provider calls `Principal.end`: what the principal has open is closed then. It may go
+    on returning the principal, which tells who shows an old token from who guesses.
     """
 
     def known(self, token: str) -> Principal | None:
@@ -81,7 +82,7 @@ class IdentityProviders:
         self._others = tuple(others)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if a provider knows that from memory."""
+        """Who shows this token, if a provider knows that from memory; it may be over."""
         found = self.own.known(token)
         if found is not None or not token:
             return found
@@ -92,11 +93,13 @@ class IdentityProviders:
                 logger.exception("%s failed to look a token up", _name(provider))
                 continue
             if found is not None:
-                return found if _valid(found) else None
+                return found
         return None
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token, whatever has to be asked for that; None if no provider knows it.
+
+        The principal may be over.
 
         Raises `IdentityUnavailable` if no provider knew the token, and one could not be asked.
         """
@@ -114,7 +117,7 @@ class IdentityProviders:
                 logger.error("%s could not be asked: %s", _name(provider), type(error).__name__)
                 continue
             if found is not None:
-                return found if _valid(found) else None
+                return found
         if failed is not None:
             raise failed
         return None
@@ -145,10 +148,6 @@ def load_provider(name: str) -> IdentityProvider | None:
             raise CannotLoad(f"--identity-provider-class: {name} has no method {method}")
     loaded: IdentityProvider = provider
     return loaded
-
-
-def _valid(principal: Principal) -> bool:
-    return not principal.over
 
 
 def _name(provider: IdentityProvider) -> str:

@@ -70,6 +70,8 @@ class JupyterHub:
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token; None if the Hub knows no such token, or keeps its user out.
 
+        A token that was good until a while ago has a principal still, who is over.
+
         Raises `IdentityUnavailable` if the Hub cannot be asked, or answers what makes no sense.
         """
         # The JWTs of others are none of the Hub's business.
@@ -77,7 +79,7 @@ class JupyterHub:
             return None
         digest = digest_of(token)
         if self._is_wrong(digest):
-            return None
+            return self._remembered.get(digest)  # None, or who had it when it was right
         found = self._fresh(digest)
         if found is not None:
             return found
@@ -95,7 +97,7 @@ class JupyterHub:
 
     def _fresh(self, digest: bytes) -> HubUser | None:
         found = self._remembered.get(digest)
-        if found is None or self._clock() - found.confirmed >= self._cache_seconds:
+        if found is None or found.ended or self._clock() - found.confirmed >= self._cache_seconds:
             return None
         return found
 
@@ -130,15 +132,13 @@ class JupyterHub:
         try:
             status, model = await self._fetcher.get(self._url, {"Authorization": f"token {token}"})
             if status in _NOBODYS:
-                self._found_wrong(digest)
-                return None
+                return self._found_wrong(digest)
             if status != 200:
                 raise Unavailable(f"an answer with status {status}")
             told = principal_of(model, self._rules)
         except Refused as refused:
             logger.info("a token of the JupyterHub is refused: %s", refused)
-            self._found_wrong(digest)
-            return None
+            return self._found_wrong(digest)
         except NoModel:
             raise self._failed("an answer that is no model of a user") from None
         except Unavailable as error:
@@ -157,7 +157,7 @@ class JupyterHub:
     def _found(self, told: HubUser, token: str, digest: bytes, asked: float) -> HubUser:
         """Remember what the Hub has told; the time counts from the question."""
         before = self._remembered.get(digest)
-        if before is not None and before.says_the_same(told):
+        if before is not None and not before.ended and before.says_the_same(told):
             told = before
         elif before is not None:
             # It may do other things now. What is open for it was opened for what it could do.
@@ -168,12 +168,14 @@ class JupyterHub:
         self._sweeper.start()
         return told
 
-    def _found_wrong(self, digest: bytes) -> None:
+    def _found_wrong(self, digest: bytes) -> HubUser | None:
+        """Remember that; returns who has shown the token while it was right, who is over now."""
         self._remembered.end(digest)
         self._wrong[digest] = self._clock() + self._cache_seconds
         self._wrong.move_to_end(digest)
         if len(self._wrong) > MAX_REMEMBERED:
             self._wrong.popitem(last=False)
+        return self._remembered.get(digest)
 
     def _sweep(self) -> None:
         """Forget what is too old; where something is open, ask again, and end it at last."""
@@ -181,7 +183,7 @@ class JupyterHub:
         self._remembered.forget_closed()
         for digest, user in self._remembered.items():
             age = now - user.confirmed
-            if age < self._cache_seconds:
+            if user.ended or age < self._cache_seconds:
                 continue
             if not user.is_open:
                 self._remembered.release(digest)

@@ -62,34 +62,42 @@ class OpenIDConnect:
         self._sweeper = Sweeper(self._end_expired)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if it was verified before and has not expired."""
-        found = self._remembered.get(digest_of(token))
-        return None if found is None or found.over else found
+        """Who shows this token, if it was verified before; it may have expired since."""
+        return self._known(digest_of(token))
+
+    def _known(self, digest: bytes) -> Issued | None:
+        found = self._remembered.get(digest)
+        # One that was ended for its key is verified again: the issuer may show the key again.
+        return None if found is None or (found.ended and not _has_expired(found)) else found
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token; None if it is not the issuer's, or wrong in any way.
 
+        A token that was good once has a principal still, who is over.
+
         Raises `IdentityUnavailable` if the issuer's keys are needed and cannot be fetched.
         """
+        digest = digest_of(token)
         try:
             read = read_token(token, self._rules)
             if read is None:
                 return None
-            if (found := self.known(token)) is not None:
+            if (found := self._known(digest)) is not None:
                 return found
             keys = await self._keys(read.kid)
             key = verify(read, keys, self._rules, time.time())
-            digest = digest_of(token)
-            credential = f"oidc:{digest.hex()[:8]}"
             principal = principal_of(
-                read.claims, self._claims, skew=self._rules.skew, key=key, credential=credential
+                read.claims,
+                self._claims,
+                skew=self._rules.skew,
+                key=key,
+                credential=f"oidc:{digest.hex()[:8]}",
             )
         except Refused as refused:
             logger.info("a token of %s is refused: %s", self._rules.issuer, refused)
-            return None
+            return self._remembered.get(digest)
         # Another request may have verified the same token meanwhile: one principal for both.
-        found = self._remembered.get(digest)
-        if found is not None and not found.over:
+        if (found := self._known(digest)) is not None:
             return found
         self._remembered.put(digest, principal)
         self._sweeper.start()
@@ -152,7 +160,7 @@ class OpenIDConnect:
         self._failure = ""
         self._ring.fetched(keys, self._clock())
         for digest, principal in self._remembered.items():
-            if not self._ring.has(principal.key):
+            if not (principal.ended or self._ring.has(principal.key)):
                 self._remembered.end(digest)
 
     async def _jwks(self) -> Any:
@@ -185,8 +193,12 @@ class OpenIDConnect:
     def _end_expired(self) -> None:
         self._remembered.forget_closed()
         for digest, principal in self._remembered.items():
-            if principal.over:
+            if principal.over and not principal.ended:
                 self._remembered.end(digest)
+
+
+def _has_expired(principal: Issued) -> bool:
+    return principal.expires is not None and principal.expires <= time.time()
 
 
 def _unavailable(pause: float) -> IdentityUnavailable:

@@ -38,7 +38,7 @@ class Remembered(Generic[P]):
         return len(self._recent) + len(self._open)
 
     def get(self, digest: bytes) -> P | None:
-        """The principal, if it is known."""
+        """The principal, if it is known; it may be over."""
         found = self._recent.get(digest)
         if found is None:
             return self._open.get(digest)
@@ -60,10 +60,15 @@ class Remembered(Generic[P]):
             self._open[digest] = principal
 
     def end(self, digest: bytes) -> None:
-        """Forget a principal; what it has open is closed."""
+        """End a principal: what it has open is closed.
+
+        It is remembered still, so that whoever goes on showing its token is not taken for one who
+        guesses.
+        """
         principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
         if principal is not None:
             principal.end()
+            self.put(digest, principal)
 
     def forget_closed(self) -> None:
         """Forget those that were remembered for what they had open, and have nothing any more."""

@@ -57,7 +57,7 @@ async def hub(service: Service, clock: Clock) -> AsyncIterator[JupyterHub]:
 
 async def owner(hub: JupyterHub, token: str = TOKEN) -> str | None:
     found = await hub.identify(token)
-    return None if found is None else found.owner
+    return None if found is None or found.over else found.owner
 
 
 async def test_the_hub_is_asked_once_in_a_while(service: Service, hub: JupyterHub) -> None:
@@ -220,9 +220,19 @@ async def test_what_the_hub_said_grows_old(service: Service, hub: JupyterHub, cl
     assert hub.known(TOKEN) is found
     service.answers[PATH] = answer(b"", 403)
     clock.now += 60
-    assert await hub.identify(TOKEN) is None
     assert found is not None
+    assert await hub.identify(TOKEN) is found  # so it is no guess, but it is over
     assert found.ended
+    assert hub.known(TOKEN) is None
+    assert await hub.identify(TOKEN) is found
+    assert len(service.asked) == 3
+    # The same token may be good again, for another principal.
+    service.answers[PATH] = answer(model())
+    clock.now += 60
+    again = await hub.identify(TOKEN)
+    assert again is not None
+    assert again is not found
+    assert not again.over
 
 
 async def test_a_wrong_token_may_become_right(

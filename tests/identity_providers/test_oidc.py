@@ -69,7 +69,7 @@ def fetches(service: Service) -> int:
 
 async def owner(oidc: OpenIDConnect, shown: str) -> str | None:
     found = await oidc.identify(shown)
-    return None if found is None else found.owner
+    return None if found is None or found.over else found.owner
 
 
 async def test_a_token(service: Service, oidc: OpenIDConnect) -> None:
@@ -118,7 +118,8 @@ async def test_a_wrong_token_is_refused_and_not_logged(
 async def test_a_new_key_is_fetched_when_a_token_names_it(
     service: Service, oidc: OpenIDConnect, clock: Clock
 ) -> None:
-    found = await oidc.identify(token(service))
+    old = token(service)
+    found = await oidc.identify(old)
     show(service, rsa_key(), rsa_key("second"))
     # Soon after a fetch it cannot be told whether the issuer has such a key: that is no 403.
     with pytest.raises(IdentityUnavailable) as caught:
@@ -134,9 +135,14 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(
     assert await oidc.identify(token(service, "third")) is None
     assert found.ended
     # It is known that the issuer has neither key: those tokens are wrong, and ask for no fetch.
-    for kid in ("third", "first"):
-        assert await oidc.identify(token(service, kid)) is None
+    assert await oidc.identify(token(service, "third")) is None
+    assert await oidc.identify(token(service, owner="ben")) is None
+    assert await oidc.identify(old) is found  # so it is no guess, but it is over
     assert fetches(service) == 3
+    # The issuer shows the old key again.
+    show(service, rsa_key(), rsa_key("second"))
+    clock.now += FETCH_PAUSE
+    assert await owner(oidc, old) == "anna"
 
 
 async def test_made_up_keys_cannot_make_it_fetch_all_the_time(
@@ -271,12 +277,14 @@ async def test_an_issuer_that_hangs(service: Service, clock: Clock) -> None:
 async def test_an_expired_token_closes_what_is_open(service: Service, clock: Clock) -> None:
     show(service, rsa_key())
     oidc = OpenIDConnect(settings(service, oidc_clock_skew=0), clock)
-    found = await oidc.identify(token(service, exp=int(time.time()) + 2))
+    shown = token(service, exp=int(time.time()) + 2)
+    found = await oidc.identify(shown)
     assert found is not None
     assert found.expires is not None
     await eventually(lambda: found.ended)
     assert 0 <= time.time() - found.expires < 1
-    assert await oidc.identify(token(service, exp=int(found.expires))) is None
+    assert oidc.known(shown) is await oidc.identify(shown) is found  # who is over
+    assert await oidc.identify(token(service, exp=int(found.expires), owner="ben")) is None
     await oidc.close()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.api.endings import CREDENTIAL_ENDED
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.documented import block
@@ -16,7 +17,7 @@ from tests.support.issuer import Issuer
 from tests.support.node_packages import install
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.server import REPOSITORY
+from tests.support.server import REPOSITORY, ServerProcess
 
 PAGE = REPOSITORY / "docs" / "owners.md"
 KERNELS = ("kernelkeep:kernels:write", "kernelkeep:kernels:execute")
@@ -70,7 +71,6 @@ async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_p
             assert (await channels.execute("print two")).text == "two\n"
         # Another server's tokens, and none at all.
         assert await status_of(server.url, fresh[:-8]) == (403, "unauthorized")
-        # A token that expires. The clocks may differ by 30 s, which would be a long test.
         await annas.delete(kernel["id"])
     for secret in (anna, ben, carla, fresh):
         assert secret not in server.output()
@@ -81,12 +81,26 @@ async def _gets(url: str, token: str, status: int) -> bool:
     return (await status_of(url, token))[0] == status
 
 
+async def _expires(server: ServerProcess, issuer: Issuer) -> None:
+    """The end of a token closes what is open with it."""
+    short = issuer.new_token("anna", *KERNELS, seconds=3)
+    async with RestClient(server.url, short) as rest:
+        kernel = await rest.start_kernel("fake")
+        channels = await JupyterChannels.connect(server.ws_url, kernel["id"], token=short)
+        async with channels:
+            assert (await channels.execute("print one")).text == "one\n"
+            assert (await channels.closed()).code == CREDENTIAL_ENDED
+        assert (await rest.http.get("/api/kernels")).json()["code"] == "unauthorized"
+
+
 @pytest.mark.timeout(300)
 async def test_without_an_issuer_nobody_comes_in(issuer: Issuer, make_server: MakeServer) -> None:
     with Issuer(issuer._packages, USERS) as other:
         options = ("--oidc-issuer", other.url, "--oidc-audience", "kernelkeep")
-        server = await asyncio.to_thread(make_server, *options)
+        times = ("--oidc-clock-skew", "0", "--oidc-keys-max-age", "1")
+        server = await asyncio.to_thread(make_server, *options, *times)
         token = other.new_token("anna")
+        await _expires(server, other)
         of_first = issuer.new_token("anna")
     async with RestClient(server.url, token) as rest:
         answer = await rest.http.get("/api/kernels")

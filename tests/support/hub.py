@@ -24,7 +24,7 @@ __all__ = ["Hub"]
 
 PAGE: Final = REPOSITORY / "docs" / "owners.md"
 NAME: Final = "kernelkeep"
-START_TIMEOUT = 60  # seconds
+START_TIMEOUT = 150  # seconds; ten with nothing else to do
 STOP_TIMEOUT = 20  # seconds
 
 _MORE: Final = """
@@ -96,7 +96,7 @@ class Hub:
                 stderr=subprocess.STDOUT,
             )
         try:
-            assert eventually_sync(self._answers, START_TIMEOUT, 0.2), self.output()
+            assert eventually_sync(self._answers, START_TIMEOUT, 0.5), self.output()
         except BaseException:
             self._kill()
             raise
