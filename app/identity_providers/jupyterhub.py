@@ -39,7 +39,10 @@ RETRY_SECONDS: Final = 5.0
 # A Hub's own tokens are hexadecimal, and those of a configuration have at least eight characters.
 _TOKEN: Final = re.compile(r"[!-~]{8,512}")
 
-_JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*")
+# JWTs and tokens of this server's own list: secrets that are none of the Hub's business.
+_OF_OTHERS: Final = re.compile(
+    r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*|kk_[0-9a-f]{64}"
+)
 
 _NOBODYS: Final = (401, 403)
 
@@ -74,12 +77,11 @@ class JupyterHub:
 
         Raises `IdentityUnavailable` if the Hub cannot be asked, or answers what makes no sense.
         """
-        # The JWTs of others are none of the Hub's business.
-        if not _TOKEN.fullmatch(token) or _JWT.fullmatch(token):
+        if not _TOKEN.fullmatch(token) or _OF_OTHERS.fullmatch(token):
             return None
         digest = digest_of(token)
         if self._is_wrong(digest):
-            return self._remembered.get(digest)  # None, or who had it when it was right
+            return self._remembered.over(digest)
         found = self._fresh(digest)
         if found is not None:
             return found
@@ -175,7 +177,7 @@ class JupyterHub:
         self._wrong.move_to_end(digest)
         if len(self._wrong) > MAX_REMEMBERED:
             self._wrong.popitem(last=False)
-        return self._remembered.get(digest)
+        return self._remembered.over(digest)
 
     def _sweep(self) -> None:
         """Forget what is too old; where something is open, ask again, and end it at last."""

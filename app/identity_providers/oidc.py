@@ -59,7 +59,7 @@ class OpenIDConnect:
         self._fetch: asyncio.Task[None] | None = None
         self._failure = ""
         self._remembered: Remembered[Issued] = Remembered()
-        self._sweeper = Sweeper(self._end_expired)
+        self._sweeper = Sweeper(self._sweep)
 
     def known(self, token: str) -> Principal | None:
         """Who shows this token, if it was verified before; it may have expired since."""
@@ -67,8 +67,11 @@ class OpenIDConnect:
 
     def _known(self, digest: bytes) -> Issued | None:
         found = self._remembered.get(digest)
-        # One that was ended for its key is verified again: the issuer may show the key again.
-        return None if found is None or (found.ended and not _has_expired(found)) else found
+        if found is None or _has_expired(found):
+            return found
+        # One that was ended for its key is verified again: the issuer may show the key again. And
+        # nobody is known by keys that are too old, for they may have been withdrawn.
+        return found if self._ring.usable(self._clock()) and not found.ended else None
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token; None if it is not the issuer's, or wrong in any way.
@@ -95,7 +98,7 @@ class OpenIDConnect:
             )
         except Refused as refused:
             logger.info("a token of %s is refused: %s", self._rules.issuer, refused)
-            return self._remembered.get(digest)
+            return self._remembered.over(digest)
         # Another request may have verified the same token meanwhile: one principal for both.
         if (found := self._known(digest)) is not None:
             return found
@@ -190,7 +193,10 @@ class OpenIDConnect:
             parts.scheme == "https" or (plain and parts.scheme == "http")
         )
 
-    def _end_expired(self) -> None:
+    def _sweep(self) -> None:
+        """End who has expired, and learn in time which keys have been withdrawn."""
+        if self._ring.ageing(self._clock()):
+            self._begin_fetch()
         self._remembered.forget_closed()
         for digest, principal in self._remembered.items():
             if principal.over and not principal.ended:

@@ -45,6 +45,11 @@ class Remembered(Generic[P]):
         self._recent.move_to_end(digest)
         return found
 
+    def over(self, digest: bytes) -> P | None:
+        """The principal, if it is known and over: who shows a token that was good once."""
+        found = self.get(digest)
+        return found if found is not None and found.over else None
+
     def put(self, digest: bytes, principal: P) -> None:
         """Remember a principal as the one that was used last."""
         self._open.pop(digest, None)

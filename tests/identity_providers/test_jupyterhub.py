@@ -136,8 +136,9 @@ async def test_wrong_tokens_take_no_more_memory_than_stated(
             "\ud800" * 9,
         ),
         "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJodHRwczovL2V4YW1wbGUub3JnIn0.c2ln",
+        "kk_" + "0" * 64,
     ],
-    ids=range(9),
+    ids=range(10),
 )
 async def test_what_cannot_be_a_token_of_the_hub_is_not_sent_there(
     service: Service, hub: JupyterHub, token: str

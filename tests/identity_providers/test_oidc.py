@@ -228,13 +228,31 @@ async def test_a_failure_makes_no_second_request_for_a_moment(
 async def test_keys_are_used_for_a_stated_time_without_the_issuer(
     service: Service, oidc: OpenIDConnect, clock: Clock
 ) -> None:
-    assert await owner(oidc, token(service)) == "anna"
+    shown = token(service)
+    found = await oidc.identify(shown)
+    assert found is not None
     await service.stop()
     clock.now += 3599
     assert await owner(oidc, token(service, owner="ben")) == "ben"
     clock.now += 2
-    with pytest.raises(IdentityUnavailable):
-        await oidc.identify(token(service, owner="eve"))
+    # Nor is anybody let in any more whose token was verified before.
+    assert oidc.known(shown) is None
+    for refused in (shown, token(service, owner="eve")):
+        with pytest.raises(IdentityUnavailable):
+            await oidc.identify(refused)
+    await service.start()
+    clock.now += RETRY_PAUSE
+    assert await oidc.identify(shown) is found  # what is open has stayed open
+
+
+async def test_withdrawn_keys_are_noticed_whoever_is_at_work(
+    service: Service, oidc: OpenIDConnect, clock: Clock
+) -> None:
+    found = await oidc.identify(token(service))
+    assert found is not None
+    show(service, rsa_key("second"))
+    clock.now += 1800  # no new token is shown
+    await eventually(lambda: found.ended)
 
 
 async def test_keys_are_fetched_again_before_they_are_too_old(
