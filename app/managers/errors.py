@@ -13,7 +13,6 @@ KernelkeepError
 │   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
-│   ├── InvalidContents
 │   ├── InvalidShare
 │   └── NoSuchKernel
 ├── Unauthorized 403
@@ -22,25 +21,19 @@ KernelkeepError
 ├── EnvironmentNotAllowed 403
 ├── EventSchemaReserved 403
 ├── MessageTypeNotAllowed 403
-├── ContentsForbidden 403
 ├── NotFound 404
 │   ├── KernelNotFound
 │   ├── KernelSpecNotFound
 │   ├── ExecutionNotFound
 │   ├── OutputNotFound
 │   ├── ShareNotFound
-│   ├── ContentsNotFound
 │   └── SessionNotFound
 ├── KernelNotRunning 409
 ├── NoInputRequested 409
 ├── IdempotencyConflict 409
 ├── StaleEpoch 409
-├── ContentsExist 409
-├── VersionMismatch 412
 ├── GenerationMismatch 412
 ├── RequestTooLarge 413
-│   └── ContentsTooLarge
-├── RangeNotSatisfiable 416
 ├── TooManyExecutions 429
 ├── TooManyKernels 429
 ├── TooManySessions 429
@@ -54,9 +47,9 @@ KernelkeepError
 ├── IdentityUnavailable 503
 ├── KernelNotStopped 503
 ├── KernelUnreachable 503
-├── ServerStopping 503
-├── ContentsUnavailable 503
-└── NoSpace 507
+└── ServerStopping 503
+
+Those of files and directories are in `app.managers.files.errors`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
@@ -460,51 +453,6 @@ class StaleEpoch(KernelkeepError):
     code = "stale_epoch"
 
 
-class InvalidContents(InvalidRequest):
-    """A file or directory that cannot be so read, written or named."""
-
-    code = "invalid_contents"
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        if reason is not None:
-            self.details = {"reason": reason}
-
-
-class ContentsForbidden(KernelkeepError):
-    """The operating system lets the server not do that with this file or directory."""
-
-    status = 403
-    code = "contents_forbidden"
-
-
-class ContentsNotFound(NotFound):
-    """There is no such file, directory or checkpoint, or none that is shown."""
-
-    code = "contents_not_found"
-
-    def __init__(self, path: str, what: str = "No such file or directory") -> None:
-        missing = f"{what} does not exist: {path}" if what == "Checkpoint" else f"{what}: {path}"
-        super().__init__(missing[: 2 * MAX_NAME])
-
-
-class ContentsExist(KernelkeepError):
-    """There is a file or directory of this name already."""
-
-    status = 409
-    code = "contents_exist"
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"File already exists: {path[: 2 * MAX_NAME]}")
-
-
-class VersionMismatch(KernelkeepError):
-    """The file is not, or not any more, what `If-Match` or `If-None-Match` takes it for."""
-
-    status = 412
-    code = "version_mismatch"
-
-
 class GenerationMismatch(KernelkeepError):
     """The kernel's process is not, or not any more, the one that `If-Generation` asks for."""
 
@@ -513,30 +461,3 @@ class GenerationMismatch(KernelkeepError):
 
     def __init__(self, generation: int) -> None:
         super().__init__(f"The kernel has another process: its generation is {generation}")
-
-
-class ContentsTooLarge(RequestTooLarge):
-    """The file is larger than what is put into one answer, or the directory than what is copied."""
-
-    code = "contents_too_large"
-
-
-class RangeNotSatisfiable(KernelkeepError):
-    """The file has no such bytes."""
-
-    status = 416
-    code = "range_not_satisfiable"
-
-
-class ContentsUnavailable(KernelkeepError):
-    """The file system does not answer in time."""
-
-    status = 503
-    code = "contents_unavailable"
-
-
-class NoSpace(KernelkeepError):
-    """The disk or a quota is full."""
-
-    status = 507
-    code = "no_space"

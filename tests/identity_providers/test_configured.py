@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from app.identity_options import DEFAULT_SCOPES
 from app.identity_providers.configured import configured_providers
-from app.options import DEFAULT_SCOPES
 from app.plugins import CannotLoad
 from app.settings import Settings
 from tests.support.server import REPOSITORY
