@@ -50,6 +50,7 @@ from .managers.files.service import ContentsService
 from .managers.handover.registry import Registry, check_registry
 from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
+from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.keeper.client import check_state_dir
 from .managers.sessions.sessions import SessionManager
 from .managers.sessions.store import SessionStore, check_database
@@ -91,8 +92,9 @@ def create_app(
 
     ``authorizer`` is used in place of the one that the settings name, and ``identity_provider`` is
     asked about tokens that are not the server's own. Raises `CannotLoad`, `UnusableDatabase` or
-    `UnusableRegistry` for an option that names an unusable class, file or directory, and `TooOpen`
-    for a state directory in which other users could reach kernels.
+    `UnusableRegistry` for an option that names an unusable class, file or directory,
+    `UnusableTokens` for a list of tokens that cannot be used, and `TooOpen` for a state directory
+    in which other users could reach kernels.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -106,7 +108,11 @@ def create_app(
     generated = not token and settings.auth == "token"
     if generated:
         token = make_token(settings)
-    others = [] if identity_provider is None else [identity_provider]
+    check_tokens(settings.state_dir)
+    tokens = TokenList(settings.state_dir)
+    others: list[IdentityProvider] = [tokens]
+    if identity_provider is not None:
+        others.append(identity_provider)
     identities = IdentityProviders(ServerToken(token), others)
     event_schemas = read_schemas(settings.extra_event_schema_paths)
 
@@ -121,6 +127,7 @@ def create_app(
         bus, counters = Events(event_schemas), Counters()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(identities.close)
+            await tokens.open()
             audit = AuditLog(settings.audit_log, counters)
             stack.push_async_callback(audit.close)
             registry = None

@@ -29,6 +29,7 @@ from ..managers.owners.principal import Principal
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
 from ..settings import Settings
 from .authorization import authorization_of
+from .endings import serve_while_valid
 from .errors import STANDARD_HEADERS, error_response
 from .identities import IdentityProviders
 from .identity import show_principal
@@ -150,7 +151,9 @@ class AccessMiddleware:
     The order of the checks and the answers are those of Jupyter servers: 403 for a foreign Host,
     403 without a valid token, 404 for a foreign Origin (403 for a WebSocket). With a valid token
     the Origin does not matter. An address that sends wrong tokens again and again gets 429 for a
-    while; a request with the right token is served even then, for people can share an address.
+    while; a request with the right token is served even then, for people can share an address. A
+    token that has expired or was revoked is refused like a wrong one, but does not count: nobody
+    guesses it, and a notebook that goes on polling must not shut out others at its address.
     Who shows a valid token is noted in the scope (`principal_of`), and for the logs.
     """
 
@@ -188,12 +191,15 @@ class AccessMiddleware:
                 principal = await self._identities.identify(token)
             except IdentityUnavailable as error:
                 answer = error_response(error.status, error.message, error.code)
+        guesses = bool(token) and principal is None
+        if principal is not None and principal.over:
+            principal = None
         origin = headers.get("origin")
         allowed = self._allowed_origin(origin, authenticated=principal is not None)
         send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)
         served = public is not None and public.any_host and scope["type"] == "http"
         if answer is None and not served:
-            answer = self._refusal(scope, headers, public, principal, has_token=bool(token))
+            answer = self._refusal(scope, headers, public, principal, guesses=guesses)
         if answer is not None:
             await answer(scope, receive, send)
             return
@@ -201,7 +207,10 @@ class AccessMiddleware:
             show_principal(scope, principal)
             if (found := caller()) is not None:
                 found.user, found.credential = principal.owner, principal.credential
-        await self._app(scope, receive, send)
+        if principal is None or principal is self._identities.own.principal:
+            await self._app(scope, receive, send)
+        else:
+            await serve_while_valid(self._app, principal, scope, receive, send)
 
     def _answer_to_anybody(
         self, scope: Scope, headers: Headers, public: Access | None
@@ -230,12 +239,12 @@ class AccessMiddleware:
         public: Access | None,
         principal: Principal | None,
         *,
-        has_token: bool,
+        guesses: bool,
     ) -> Response | None:
         """The refusal of a request for what it shows, or does not show; None to serve it."""
         if principal is not None and self._settings.auth == "token":
             return None
-        if has_token and principal is None and public is None:
+        if guesses and public is None:
             slowed = self._slowed(scope)
             if slowed is not None:
                 return slowed

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import time
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -35,8 +34,9 @@ SERVER_TOKEN: Final = "server"
 class IdentityProvider(Protocol):
     """Tells who shows a token.
 
-    Both methods return the same `Principal` for as long as a credential is valid, and set its
-    ``ended`` when that is over: what the principal has open is closed then.
+    Both methods return the same `Principal` for as long as a credential is valid. When that is
+    over, the provider calls `Principal.end`: what the principal has open is closed then. It may go
+    on returning the principal, which tells who shows an old token from who guesses.
     """
 
     def known(self, token: str) -> Principal | None:
@@ -81,7 +81,7 @@ class IdentityProviders:
         self._others = tuple(others)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if a provider knows that from memory."""
+        """Who shows this token, if a provider knows that from memory; it may be over."""
         found = self.own.known(token)
         if found is not None or not token:
             return found
@@ -92,11 +92,13 @@ class IdentityProviders:
                 logger.exception("%s failed to look a token up", _name(provider))
                 continue
             if found is not None:
-                return found if _valid(found) else None
+                return found
         return None
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token, whatever has to be asked for that; None if no provider knows it.
+
+        The principal may be over.
 
         Raises `IdentityUnavailable` if no provider knew the token, and one could not be asked.
         """
@@ -111,7 +113,7 @@ class IdentityProviders:
                 logger.error("%s could not be asked: %s", _name(provider), type(error).__name__)
                 continue
             if found is not None:
-                return found if _valid(found) else None
+                return found
         if failed:
             raise IdentityUnavailable
         return None
@@ -124,11 +126,6 @@ class IdentityProviders:
                     await provider.close()
             except Exception:
                 logger.exception("%s could not be closed", _name(provider))
-
-
-def _valid(principal: Principal) -> bool:
-    expired = principal.expires is not None and principal.expires <= time.time()
-    return not (expired or principal.ended.is_set())
 
 
 def _name(provider: IdentityProvider) -> str:

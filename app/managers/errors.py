@@ -20,6 +20,7 @@ KernelkeepError
 │   └── ScopeMissing
 ├── EnvironmentNotAllowed 403
 ├── EventSchemaReserved 403
+├── ScopeNotGiven 403
 ├── MessageTypeNotAllowed 403
 ├── ContentsForbidden 403
 ├── NotFound 404
@@ -27,11 +28,13 @@ KernelkeepError
 │   ├── KernelSpecNotFound
 │   ├── ExecutionNotFound
 │   ├── OutputNotFound
+│   ├── TokenNotFound
 │   ├── ContentsNotFound
 │   └── SessionNotFound
 ├── KernelNotRunning 409
 ├── NoInputRequested 409
 ├── IdempotencyConflict 409
+├── TokenNameTaken 409
 ├── StaleEpoch 409
 ├── ContentsExist 409
 ├── VersionMismatch 412
@@ -43,6 +46,7 @@ KernelkeepError
 ├── TooManyKernels 429
 ├── TooManySessions 429
 ├── TooManyStarts 429
+├── TooManyTokens 429
 ├── KernelStartFailed 500
 │   └── KernelSpecInvalid
 ├── KeeperUnavailable 500
@@ -52,6 +56,7 @@ KernelkeepError
 ├── KernelNotStopped 503
 ├── KernelUnreachable 503
 ├── ServerStopping 503
+├── TokensUnavailable 503
 ├── ContentsUnavailable 503
 └── NoSpace 507
 
@@ -196,6 +201,16 @@ class ScopeMissing(NotAuthorized):
         self.message += f" This takes the scope {resource}:{action}."
 
 
+class ScopeNotGiven(KernelkeepError):
+    """A token would be allowed more than who makes it."""
+
+    status = 403
+    code = "scope_not_given"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"Who may not do this cannot let a token do it: {scope[:MAX_NAME]}")
+
+
 class EnvironmentNotAllowed(KernelkeepError):
     """An environment variable that this client may not give a kernel."""
 
@@ -278,6 +293,36 @@ class OutputNotFound(NotFound):
     """The execution has no such output, or no longer, or not in this media type."""
 
     code = "output_not_found"
+
+
+class TokenNotFound(NotFound):
+    """There is no token with this id among those that the caller may see."""
+
+    code = "token_not_found"
+
+    def __init__(self, token_id: str) -> None:
+        super().__init__(f"There is no token {token_id[:MAX_NAME]}")
+
+
+class TokenNameTaken(KernelkeepError):
+    """The name is that of another token of the same owner, or would be taken for it."""
+
+    status = 409
+    code = "token_name_taken"
+
+
+class TooManyTokens(KernelkeepError):
+    """There are as many tokens as there may be."""
+
+    status = 429
+    code = "too_many_tokens"
+
+
+class TokensUnavailable(KernelkeepError):
+    """The list of tokens cannot be read or written."""
+
+    status = 503
+    code = "tokens_unavailable"
 
 
 class NoInputRequested(KernelkeepError):

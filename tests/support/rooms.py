@@ -43,7 +43,7 @@ ROOMS: Final = (
 LEAVES: Final = frozenset({"app"}) | frozenset(
     f"app.{name}"
     for name in (
-        *("callers", "config_file", "imports", "machine", "option_types", "options"),
+        *("callers", "config_file", "durations", "imports", "machine", "option_types", "options"),
         *("origins", "plugins", "settings", "uvicorn_internals"),
     )
 )

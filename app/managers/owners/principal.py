@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Set
+import time
+from collections.abc import Callable, Set
 
 import msgspec
 
@@ -34,7 +34,16 @@ class Principal:
     and cannot be used as one: a token's prefix, or the name of the provider.
     """
 
-    __slots__ = ("credential", "ended", "expires", "groups", "identity", "owner", "scopes")
+    __slots__ = (
+        "_open",
+        "credential",
+        "ended",
+        "expires",
+        "groups",
+        "identity",
+        "owner",
+        "scopes",
+    )
 
     def __init__(
         self,
@@ -51,5 +60,32 @@ class Principal:
         self.groups = frozenset(groups)
         self.credential = credential
         self.expires = expires
-        self.ended: asyncio.Event = asyncio.Event()
-        """Set when the credential has expired or been revoked: open connections are closed then."""
+        self.ended = False
+        """Whether the credential has expired or been revoked; see `end`."""
+        self._open: set[Callable[[], None]] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether the credential is worth nothing any more, as of now."""
+        return self.ended or (self.expires is not None and self.expires <= time.time())
+
+    def end(self) -> None:
+        """The credential is worth nothing from now on: what is open with it is closed."""
+        self.ended = True
+        closing, self._open = self._open, set()
+        for close in closing:
+            close()
+
+    def opened(self, close: Callable[[], None]) -> None:
+        """Note a request or a connection that is under way; ``close`` is called at the `end`.
+
+        ``close`` neither waits nor raises. A principal that has ended already closes at once.
+        """
+        if self.ended:
+            close()
+        else:
+            self._open.add(close)
+
+    def closed(self, close: Callable[[], None]) -> None:
+        """Forget a request or a connection that has come to its own end."""
+        self._open.discard(close)
