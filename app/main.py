@@ -27,6 +27,7 @@ from .api import (
     probes,
     server,
     sessions,
+    shares,
 )
 from .api.access import Access, AccessMiddleware, declared_access, requires
 from .api.authorization import Authorizer, load_authorizer
@@ -34,7 +35,7 @@ from .api.docs import docs_router
 from .api.errors import add_error_handlers
 from .api.etags import ETagMiddleware
 from .api.idempotency import IdempotencyKeys
-from .api.identities import IdentityProvider, IdentityProviders, ServerToken
+from .api.identities import IdentityProvider, IdentityProviders, ServerToken, load_provider
 from .api.identity import Users
 from .api.metrics import metrics_router
 from .api.openapi import complete
@@ -43,6 +44,7 @@ from .api.prometheus import Metrics
 from .api.readiness import Readiness
 from .api.request_ids import RequestIdMiddleware
 from .api.timing import TimingMiddleware
+from .api.views import Views
 from .cli import refuse
 from .logs import SHORT, hide_tokens
 from .managers.errors import NotFound
@@ -52,7 +54,7 @@ from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
 from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.keeper.client import check_state_dir
-from .managers.sessions.sessions import SessionManager
+from .managers.sessions.sessions import SessionBook
 from .managers.sessions.store import SessionStore, check_database
 from .managers.telemetry.audit import AuditLog, check_audit_log
 from .managers.telemetry.counters import Counters
@@ -72,14 +74,12 @@ class State(TypedDict):
     """The objects that the lifespan builds; routes reach them through ``request.state``."""
 
     kernels: MultiKernelManager
-    events: Events
     metrics: Metrics
     readiness: Readiness
-    sessions: SessionManager
+    views: Views
     users: Users
     authorizer: Authorizer
     contents: ContentsService
-    idempotency: IdempotencyKeys
 
 
 def create_app(
@@ -90,11 +90,11 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application. Settings that are not given are read from the environment and a file.
 
-    ``authorizer`` is used in place of the one that the settings name, and ``identity_provider`` is
-    asked about tokens that are not the server's own. Raises `CannotLoad`, `UnusableDatabase` or
-    `UnusableRegistry` for an option that names an unusable class, file or directory,
-    `UnusableTokens` for a list of tokens that cannot be used, and `TooOpen` for a state directory
-    in which other users could reach kernels.
+    ``authorizer`` and ``identity_provider`` are used in place of those that the settings name; the
+    provider is asked about tokens that are neither the server's own nor in its list. Raises
+    `CannotLoad`, `UnusableDatabase`, `UnusableRegistry` or `UnusableTokens` for an option that
+    names an unusable class, file or directory, and `TooOpen` for a state directory in which other
+    users could reach kernels.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -111,6 +111,7 @@ def create_app(
     check_tokens(settings.state_dir)
     tokens = TokenList(settings.state_dir)
     others: list[IdentityProvider] = [tokens]
+    identity_provider = identity_provider or load_provider(settings.identity_provider_class)
     if identity_provider is not None:
         others.append(identity_provider)
     identities = IdentityProviders(ServerToken(token), others)
@@ -140,8 +141,8 @@ def create_app(
             # server has left. (Kernels whose adoption takes too long come later.)
             await manager.adopt_kernels()
             stack.enter_context(at_stop_signals(manager.begin_stop))
-            session_manager = SessionManager(manager, SessionStore(settings.sessions_filepath))
-            stack.push_async_callback(session_manager.close)
+            sessions_of_all = SessionBook(manager, SessionStore(settings.sessions_filepath))
+            stack.push_async_callback(sessions_of_all.close)
             contents_service = ContentsService(
                 settings.root_dir, settings.state_dir, settings.config_files
             )
@@ -150,14 +151,12 @@ def create_app(
             stack.callback(metrics.close)
             yield {
                 "kernels": manager,
-                "events": bus,
                 "metrics": metrics,
                 "readiness": Readiness(manager),
-                "sessions": session_manager,
+                "views": Views(manager, sessions_of_all, bus, IdempotencyKeys()),
                 "users": Users(),
                 "authorizer": authorizer,
                 "contents": contents_service,
-                "idempotency": IdempotencyKeys(),
             }
 
     # Routes are tried in this order for each request, so those that are used most come first.
@@ -166,6 +165,7 @@ def create_app(
         server.router,
         executions.router,
         messages.router,
+        shares.router,
         kernelspecs.router,
         sessions.router,
         me.router,

@@ -137,6 +137,16 @@ class Access(OptionGroup):
         "kernelkeep.api.authorization:AllowAll",
         description="What decides who may do what, as module:Class with a method is_authorized.",
     )
+    identity_provider_class: str = Field(
+        "",
+        description="What tells who shows a token that is not this server's, as module:Class with "
+        "the methods known, identify and close.",
+    )
+    trusted_gateways: Words = Field(
+        [],
+        description="Owners whose clients start kernels for others: KERNEL_USERNAME in a start's "
+        "environment names the owner then.",
+    )
     allow_remote_access: bool | None = Field(
         None,
         description="Accept any Host header; by default only when not listening on loopback.",

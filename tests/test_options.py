@@ -38,6 +38,8 @@ WRONG: dict[str, str] = {
     "serve_metrics": "perhaps",
     "authenticate_prometheus": "perhaps",
     "authorizer_class": "tests.support.authorizers:Mute",
+    "identity_provider_class": "tests.support.identities:Mute",
+    "trusted_gateways": '["gateway"',
     "allow_remote_access": "perhaps",
     "local_hostnames": '["localhost"',
     "allow_origin": "https://lab.example.org/",

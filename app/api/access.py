@@ -25,15 +25,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..callers import caller
 from ..managers.errors import IdentityUnavailable
+from ..managers.kernels.callers import CallersKernels
 from ..managers.owners.principal import Principal
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
 from ..settings import Settings
-from .authorization import authorization_of
+from .authorization import authorization_of, require_scope
 from .endings import serve_while_valid
 from .errors import STANDARD_HEADERS, error_response
 from .identities import IdentityProviders
-from .identity import show_principal
+from .identity import principal_of, show_principal
 from .prometheus import Metrics
+from .views import show_views
 from .wrong_tokens import WrongTokens
 
 __all__ = [
@@ -83,12 +85,16 @@ class Access:
         public: bool = False,
         any_host: bool = False,
         also: Sequence[tuple[str, Action]] = (),
+        scope: tuple[Action, str] | None = None,
     ) -> None:
         self.resource = resource
         self.action = action
         self.public = public
         self.any_host = any_host
         self.also = also
+        self.scope = scope
+        """An action and a resource that a scope must allow, and that no authorizer is asked about.
+        """
         self._activity = activity
 
     @property
@@ -107,9 +113,25 @@ class Access:
             return
         for resource, action in self.asked:
             await authorization_of(connection).require(action, resource)
+        if self.scope is not None:
+            require_scope(principal_of(connection), *self.scope)
+        self._check_kernel(connection)
         connection.scope[_GRANTED] = self
         if self._activity and "no_track_activity" not in connection.query_params:
             connection.state.kernels.touch()
+
+    def _check_kernel(self, connection: HTTPConnection) -> None:
+        """Raise `KernelNotFound` or `NotAuthorized` if the caller may not do this with the kernel.
+
+        That is the kernel that the path names. The check comes before anything else that a route
+        looks at, so that no other answer tells whether there is a kernel with that id.
+        """
+        kernel_id = connection.scope.get("path_params", {}).get("kernel_id")
+        if kernel_id is None or self.action is None or self.resource != "kernels":
+            return
+        kernels: CallersKernels = connection.state.kernels
+        if not kernels.principal.scopes.everything:
+            kernels.require(self.action, kernel_id)
 
 
 def requires(
@@ -203,6 +225,7 @@ class AccessMiddleware:
         if answer is not None:
             await answer(scope, receive, send)
             return
+        show_views(scope, principal)
         if principal is not None:
             show_principal(scope, principal)
             if (found := caller()) is not None:

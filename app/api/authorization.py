@@ -16,10 +16,18 @@ from typing import Any, Final, Protocol
 from starlette.requests import HTTPConnection
 
 from ..managers.errors import AuthorizerFailed, NotAuthorized, ScopeMissing
+from ..managers.owners.principal import Principal
 from ..plugins import CannotLoad, load_class
 from .identity import Identity, User, principal_of
 
-__all__ = ["AllowAll", "Authorization", "Authorizer", "authorization_of", "load_authorizer"]
+__all__ = [
+    "AllowAll",
+    "Authorization",
+    "Authorizer",
+    "authorization_of",
+    "load_authorizer",
+    "require_scope",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +85,15 @@ class Authorization:
 
     async def require(self, action: str, resource: str) -> None:
         """Return if the user may do this. Raises `NotAuthorized` or `AuthorizerFailed`."""
-        if not self._user.principal.scopes.allow(action, resource):
-            raise ScopeMissing(action, resource)
+        require_scope(self._user.principal, action, resource)
         if not await self.allows(action, resource):
             raise NotAuthorized(action, resource)
+
+
+def require_scope(principal: Principal, action: str, resource: str) -> None:
+    """Return if a scope allows this. Raises `ScopeMissing`."""
+    if not principal.scopes.allow(action, resource):
+        raise ScopeMissing(action, resource)
 
 
 def authorization_of(connection: HTTPConnection) -> Authorization:

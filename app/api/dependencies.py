@@ -18,15 +18,15 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
+from ..managers.kernels.callers import CallersKernels, Permission
 from ..managers.kernels.kernel import Kernel
-from ..managers.kernels.multikernel import MultiKernelManager
 from ..managers.sessions.sessions import SessionManager
-from ..managers.telemetry.events import Events
 from .access import declared_access
 from .authorization import Authorization, authorization_of
 from .bodies import OFF_LOOP_BYTES, check_nesting, parse
-from .idempotency import IdempotencyKeys
+from .idempotency import OwnersKeys
 from .identity import User, principal_of
+from .views import CallersEvents
 
 __all__ = [
     "AuthorizationDep",
@@ -39,6 +39,7 @@ __all__ = [
     "KernelDep",
     "KernelIdDep",
     "ManagerDep",
+    "PermissionDep",
     "PolledRoute",
     "SessionsDep",
     "SmallRoute",
@@ -58,12 +59,12 @@ DISCARD_SECONDS: Final = 5.0
 # The dependencies are coroutines although they await nothing: FastAPI calls functions in a thread.
 
 
-async def _manager(connection: HTTPConnection) -> MultiKernelManager:
-    manager: MultiKernelManager = connection.state.kernels
+async def _manager(connection: HTTPConnection) -> CallersKernels:
+    manager: CallersKernels = connection.state.kernels
     return manager
 
 
-ManagerDep = Annotated[MultiKernelManager, Depends(_manager)]
+ManagerDep = Annotated[CallersKernels, Depends(_manager)]
 KernelIdDep = Annotated[str, Path(description="The kernel's id.")]
 
 
@@ -74,6 +75,13 @@ async def _kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Kernel:
 KernelDep = Annotated[Kernel, Depends(_kernel)]
 
 
+async def _permission(manager: ManagerDep, kernel: KernelDep) -> Permission:
+    return manager.permission("read", kernel)
+
+
+PermissionDep = Annotated[Permission, Depends(_permission)]
+
+
 async def _sessions(connection: HTTPConnection) -> SessionManager:
     sessions: SessionManager = connection.state.sessions
     return sessions
@@ -82,12 +90,12 @@ async def _sessions(connection: HTTPConnection) -> SessionManager:
 SessionsDep = Annotated[SessionManager, Depends(_sessions)]
 
 
-async def _events(connection: HTTPConnection) -> Events:
-    events: Events = connection.state.events
+async def _events(connection: HTTPConnection) -> CallersEvents:
+    events: CallersEvents = connection.state.events
     return events
 
 
-EventsDep = Annotated[Events, Depends(_events)]
+EventsDep = Annotated[CallersEvents, Depends(_events)]
 
 
 IdempotencyKeyDep = Annotated[
@@ -99,12 +107,12 @@ IdempotencyKeyDep = Annotated[
 ]
 
 
-async def _idempotency(connection: HTTPConnection) -> IdempotencyKeys:
-    keys: IdempotencyKeys = connection.state.idempotency
+async def _idempotency(connection: HTTPConnection) -> OwnersKeys:
+    keys: OwnersKeys = connection.state.idempotency
     return keys
 
 
-IdempotencyDep = Annotated[IdempotencyKeys, Depends(_idempotency)]
+IdempotencyDep = Annotated[OwnersKeys, Depends(_idempotency)]
 
 
 _GENERATION: Final = "^[1-9][0-9]{0,8}$"
@@ -189,11 +197,11 @@ class SmallRoute(JSONRoute):
 
 
 class PolledRoute(APIRoute):
-    """A route whose endpoint is called with the manager and the parameters of its path only.
+    """A route whose endpoint is called with the manager and the parameters of its path and query.
 
     Clients poll it, and FastAPI's dependencies would take longer than all the rest of the answer.
     The OpenAPI document is made from the endpoint as usual. The endpoint's parameters must have the
-    names of the path's and be strings.
+    names of the path's and be strings; those of the query may be left out.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -201,11 +209,16 @@ class PolledRoute(APIRoute):
         access = declared_access(self)
         assert access is not None, "a route declares its access"
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
+        optional = [parameter.alias for parameter in self.dependant.query_params]
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             connection = HTTPConnection(scope)
             await access(connection)
-            response = await endpoint(scope["state"]["kernels"], **scope["path_params"])
+            given = dict(scope["path_params"])
+            if optional and scope["query_string"]:
+                query = connection.query_params
+                given |= {name: query[name] for name in optional if name in query}
+            response = await endpoint(scope["state"]["kernels"], **given)
             await response(scope, receive, send)
 
         self.app = answer

@@ -6,6 +6,7 @@ import mimetypes
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -38,6 +39,7 @@ from ..managers.executions.events import follow
 from ..managers.executions.execution import Execution
 from ..managers.executions.queue import Code
 from ..managers.executions.results import OutputURL, info, output, result
+from ..managers.kernels.callers import Permission
 from ..managers.kernels.kernel import Kernel
 from .access import requires
 from .awaiting import AwaitedResponse
@@ -48,6 +50,7 @@ from .dependencies import (
     IfGenerationDep,
     KernelDep,
     ManagerDep,
+    PermissionDep,
     fingerprint,
 )
 from .execution_models import (
@@ -68,6 +71,7 @@ from .streams import (
     LastEventIdDep,
     resume_after,
     wants,
+    while_permitted,
 )
 
 router = APIRouter(
@@ -159,6 +163,7 @@ def _waiting(
     execution: Execution,
     seconds: float,
     answer: Callable[[], Any],
+    permission: Permission,
     *,
     cancel_on_disconnect: bool = False,
 ) -> Response:
@@ -169,6 +174,8 @@ def _waiting(
             await kernel.executions.ended(execution, seconds)
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
+        if not permission():  # the kernel was shared with the caller until now
+            raise KernelNotFound(kernel.id)
         response: Response = await answer()
         return response
 
@@ -228,6 +235,7 @@ async def run_code(
     request: Request,
     idempotency: IdempotencyDep,
     kernel: KernelDep,
+    permission: PermissionDep,
     body: RunCode,
     wait: CheckedWaitDep,
     if_generation: IfGenerationDep,
@@ -266,6 +274,7 @@ async def run_code(
         execution,
         wait,
         lambda: _answer(request, kernel, execution, max_bytes, created=True, waited=wait > 0),
+        permission,
         cancel_on_disconnect=body.cancel_on_disconnect,
     )
 
@@ -303,11 +312,13 @@ async def get_execution(
     request: Request,
     kernel: KernelDep,
     execution: ExecutionDep,
+    permission: PermissionDep,
     wait: CheckedWaitDep,
     max_bytes: MaxBytesDep = DEFAULT_MAX_BYTES,
 ) -> Response:
     """Look at an execution and its output so far, as often as you like."""
-    return _waiting(kernel, execution, wait, lambda: _answer(request, kernel, execution, max_bytes))
+    answer = partial(_answer, request, kernel, execution, max_bytes)
+    return _waiting(kernel, execution, wait, answer, permission)
 
 
 @router.get(
@@ -335,6 +346,7 @@ async def follow_execution(
     manager: ManagerDep,
     kernel: KernelDep,
     execution: ExecutionDep,
+    permission: PermissionDep,
     after: AfterDep = None,
     last_event_id: LastEventIdDep = None,
 ) -> Response:
@@ -345,7 +357,8 @@ async def follow_execution(
     """
     start = resume_after(after, last_event_id)
     keepalive = manager.settings.stream_keepalive
-    events = follow(kernel.executions, kernel.traffic.log, execution, start, keepalive)
+    every = follow(kernel.executions, kernel.traffic.log, execution, start, keepalive)
+    events = while_permitted(every, permission)
     if wants(request) == NDJSON:
         return JSONLines(events)
     last = execution.last_seq

@@ -10,7 +10,7 @@ from typing import Final
 
 from ..managers.errors import IdempotencyConflict, InvalidIdempotencyKey
 
-__all__ = ["KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys"]
+__all__ = ["KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys", "OwnersKeys"]
 
 KEY_SECONDS: Final = 24 * 3600.0
 """How long a key is remembered."""
@@ -33,11 +33,55 @@ class _Use:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
+Uses = dict[tuple[str, str], _Use]
+"""The uses of one owner, oldest first, by scope and key."""
+
+
 class IdempotencyKeys:
-    """Remembers the id of the object that each key has made."""
+    """Remembers the id of the object that each key has made. Each owner has keys of its own."""
 
     def __init__(self) -> None:
-        self._uses: dict[tuple[str, str], _Use] = {}  # oldest first
+        self._by_owner: dict[str, Uses] = {}
+        self._count = 0
+
+    def of(self, owner: str) -> OwnersKeys:
+        """The keys of one owner."""
+        return OwnersKeys(self, owner)
+
+    def uses(self, owner: str) -> Uses:
+        """The uses that an owner has made of keys; without those that are too old."""
+        uses = self._by_owner.get(owner, {})
+        too_old = time.monotonic() - KEY_SECONDS
+        while uses and next(iter(uses.values())).since < too_old:
+            self.forget(owner, next(iter(uses)))
+        return uses
+
+    def note(self, owner: str, name: tuple[str, str], use: _Use) -> None:
+        """Remember a use. Of too many, the oldest of the owner with the most is forgotten.
+
+        So an owner who uses many keys has others forget none.
+        """
+        if self._count >= MAX_KEYS:
+            most = max(self._by_owner, key=lambda one: len(self._by_owner[one]))
+            self.forget(most, next(iter(self._by_owner[most])))
+        self._by_owner.setdefault(owner, {})[name] = use
+        self._count += 1
+
+    def forget(self, owner: str, name: tuple[str, str]) -> None:
+        """Forget a use."""
+        uses = self._by_owner[owner]
+        del uses[name]
+        self._count -= 1
+        if not uses:
+            del self._by_owner[owner]
+
+
+class OwnersKeys:
+    """The idempotency keys of one owner."""
+
+    def __init__(self, keys: IdempotencyKeys, owner: str) -> None:
+        self._keys = keys
+        self._owner = owner
 
     async def once(
         self, scope: str, key: str | None, request: bytes, make: Callable[[], Awaitable[str]]
@@ -55,11 +99,10 @@ class IdempotencyKeys:
                 f"Idempotency-Key: must be 1 to {MAX_KEY_LENGTH} printable ASCII characters"
             )
         digest = sha256(request).digest()
-        self._expire()
         # A request with the key of one that is under way waits for it, and then looks again. If the
         # first one failed, only one of those that waited begins anew: from the look that finds no
         # use until `_make` has noted its own nothing awaits, so the others find that one.
-        while (use := self._uses.get((scope, key))) is not None:
+        while (use := self._keys.uses(self._owner).get((scope, key))) is not None:
             if use.digest != digest:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")
             if use.made is not None:
@@ -70,18 +113,13 @@ class IdempotencyKeys:
     async def _make(
         self, scope: str, key: str, digest: bytes, make: Callable[[], Awaitable[str]]
     ) -> str:
-        use = self._uses[scope, key] = _Use(digest)
+        name = scope, key
+        use = _Use(digest)
+        self._keys.note(self._owner, name, use)
         try:
             use.made = await make()
             return use.made
         finally:
-            if use.made is None and self._uses.get((scope, key)) is use:
-                del self._uses[scope, key]
+            if use.made is None and self._keys.uses(self._owner).get(name) is use:
+                self._keys.forget(self._owner, name)
             use.done.set_result(None)
-
-    def _expire(self) -> None:
-        too_old = time.monotonic() - KEY_SECONDS
-        for name, use in tuple(self._uses.items()):
-            if use.since >= too_old and len(self._uses) < MAX_KEYS:
-                return
-            del self._uses[name]

@@ -11,13 +11,14 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ..managers.errors import IdentityUnavailable
 from ..managers.owners.principal import Identity, Principal
 from ..managers.owners.scopes import EVERYTHING
+from ..plugins import CannotLoad, load_class
 
-__all__ = ["IdentityProvider", "IdentityProviders", "ServerToken"]
+__all__ = ["IdentityProvider", "IdentityProviders", "ServerToken", "load_provider"]
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,24 @@ class IdentityProviders:
                     await provider.close()
             except Exception:
                 logger.exception("%s could not be closed", _name(provider))
+
+
+def load_provider(name: str) -> IdentityProvider | None:
+    """A provider of the class ``module:Class``; None for no name. Raises `CannotLoad`."""
+    if not name:
+        return None
+    try:
+        provider: Any = load_class("identity_provider_class", name, object)()
+    except CannotLoad:
+        raise
+    except Exception as error:  # the class is not ours, and may raise anything
+        text = " ".join(str(error).split())
+        raise CannotLoad(f"--identity-provider-class: {type(error).__name__}: {text}") from error
+    for method in ("known", "identify", "close"):
+        if not callable(getattr(provider, method, None)):
+            raise CannotLoad(f"--identity-provider-class: {name} has no method {method}")
+    loaded: IdentityProvider = provider
+    return loaded
 
 
 def _name(provider: IdentityProvider) -> str:

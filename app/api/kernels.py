@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 
 from ..callers import caller
 from ..managers.errors import (
@@ -55,10 +55,16 @@ def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None)
     return Response(body, status, headers, "application/json")
 
 
-async def list_kernels(manager: ManagerDep) -> Response:
-    """List the kernels, in the order in which they were started."""
+async def list_kernels(
+    manager: ManagerDep,
+    owner: Annotated[str | None, Query(description="Only the kernels of this owner.")] = None,
+) -> Response:
+    """List the kernels that are the caller's, or shared with it, in the order of their starts.
+
+    An administrator's list has everybody's.
+    """
     await manager.refresh()
-    return _json(manager.models)
+    return _json(manager.models if owner is None else manager.models_of(owner))
 
 
 router.add_api_route(

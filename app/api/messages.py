@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ..managers.errors import AfterBeyondEnd, InvalidRequest, KernelNotFound, StaleEpoch
 from .access import requires
-from .dependencies import KernelDep, ManagerDep
+from .dependencies import KernelDep, ManagerDep, PermissionDep
 from .execution_models import MessagesModel
 from .log_pages import follow_log, page
 from .openapi import errors, stream_of
@@ -22,6 +22,7 @@ from .streams import (
     LastEventIdDep,
     resume_after,
     wants,
+    while_permitted,
 )
 
 router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"])
@@ -45,6 +46,7 @@ async def list_messages(
     request: Request,
     manager: ManagerDep,
     kernel: KernelDep,
+    permission: PermissionDep,
     after: AfterDep = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Of a page: how many.")] = 100,
     epoch: Annotated[
@@ -64,5 +66,7 @@ async def list_messages(
         found = await page(log, start, limit, epoch)
         return Response(msgspec.json.encode(found), media_type="application/json")
     keepalive = manager.settings.stream_keepalive
-    events = follow_log(kernel.executions, log, start, keepalive, epoch)
+    events = while_permitted(
+        follow_log(kernel.executions, log, start, keepalive, epoch), permission
+    )
     return EventStream(events) if kind == SSE else JSONLines(events)

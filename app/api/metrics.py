@@ -18,7 +18,10 @@ def metrics_router(*, public: bool) -> APIRouter:
     """The route of the metrics; if ``public``, it needs no token."""
     # As in Jupyter servers it needs no permission of the authorizer. Prometheus asks all the time,
     # so its requests do not count as use of the API.
-    access = PUBLIC if public else Depends(Access("", None, activity=False))
+    # The figures are those of the whole server, so a token among others needs a scope for them.
+    access = (
+        PUBLIC if public else Depends(Access("", None, activity=False, scope=("read", "metrics")))
+    )
     router = APIRouter(tags=["server"], dependencies=[access])
 
     @router.get(

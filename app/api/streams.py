@@ -6,8 +6,8 @@ no proxy takes the connection for dead.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Final, Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Final, Protocol, TypeVar
 
 import msgspec
 from fastapi import Header, Query, Request
@@ -26,6 +26,7 @@ __all__ = [
     "LastEventIdDep",
     "resume_after",
     "wants",
+    "while_permitted",
 ]
 
 SSE: Final = "text/event-stream"
@@ -35,6 +36,8 @@ STREAM_HEADERS: Final = {
     "Cache-Control": "no-store, no-transform",  # a proxy that compresses would hold events back
     "X-Accel-Buffering": "no",
 }
+
+Event = TypeVar("Event")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -79,6 +82,16 @@ def wants(request: Request) -> str | None:
         media_type.partition(";")[0].strip() for media_type in accepted.split(",") if media_type
     ]
     return next((media_type for media_type in named if media_type in (SSE, NDJSON)), None)
+
+
+async def while_permitted(
+    events: AsyncIterator[Event], permission: Callable[[], bool]
+) -> AsyncIterator[Event]:
+    """The events, as long as the client may get them: a share of a kernel can end meanwhile."""
+    async for event in events:
+        if not permission():
+            return
+        yield event
 
 
 class EventStream(StreamingResponse):

@@ -14,6 +14,7 @@ KernelkeepError
 │   ├── MissingField
 │   ├── FieldNotUpdatable
 │   ├── InvalidContents
+│   ├── InvalidShare
 │   └── NoSuchKernel
 ├── Unauthorized 403
 ├── NotAuthorized 403
@@ -29,6 +30,7 @@ KernelkeepError
 │   ├── ExecutionNotFound
 │   ├── OutputNotFound
 │   ├── TokenNotFound
+│   ├── ShareNotFound
 │   ├── ContentsNotFound
 │   └── SessionNotFound
 ├── KernelNotRunning 409
@@ -45,6 +47,7 @@ KernelkeepError
 ├── TooManyExecutions 429
 ├── TooManyKernels 429
 ├── TooManySessions 429
+├── TooManyShares 429
 ├── TooManyStarts 429
 ├── TooManyTokens 429
 ├── KernelStartFailed 500
@@ -323,6 +326,31 @@ class TokensUnavailable(KernelkeepError):
 
     status = 503
     code = "tokens_unavailable"
+
+
+class ShareNotFound(NotFound):
+    """The kernel is not shared with this owner or group."""
+
+    code = "share_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("The kernel is not shared with this owner or group")
+
+
+class InvalidShare(InvalidRequest):
+    """A kernel cannot be shared with this."""
+
+    code = "invalid_share"
+
+
+class TooManyShares(KernelkeepError):
+    """The kernel has as many shares as one may have."""
+
+    status = 429
+    code = "too_many_shares"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"This kernel has {limit} shares, as many as it may; end one first")
 
 
 class NoInputRequested(KernelkeepError):

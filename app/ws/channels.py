@@ -12,8 +12,8 @@ from uuid import uuid4
 from fastapi import Path, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from ..managers.kernels.callers import CallersKernels
 from ..managers.kernels.kernel import Kernel
-from ..managers.kernels.multikernel import MultiKernelManager
 from ..managers.log.message_log import Gap, Position, Reader
 from ..plugins import load_class
 from ..protocol import legacy, v1
@@ -86,17 +86,18 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
         with the oldest kept); `epoch`, as the first status tells it, makes sure that the number is
         of this log.
         """
-        manager: MultiKernelManager = websocket.state.kernels
+        manager: CallersKernels = websocket.state.kernels
         manager.check_running()
         kernel = manager.get(kernel_id)
         is_v1 = _speaks_v1(websocket.scope["subprotocols"], settings.kernel_ws_protocol)
-        session = session_id or uuid4().hex
+        session = manager.session_key(kernel, session_id) if session_id else uuid4().hex
         start = None if after is None else kernel.traffic.log.place_after(after, epoch)
         if not session_id and not await held(websocket, kernel, settings.kernel_info_timeout):
             return
         connection = connection_class(
             websocket, kernel, session, start=start, is_v1=is_v1, limits=limits
         )
+        connection.is_permitted = manager.permission("execute", kernel)
         await connection.run()
 
     return channels
@@ -133,6 +134,9 @@ class ChannelsConnection:
         self._session = session
         self._is_v1 = is_v1
         self._start = start
+        self.is_permitted: Callable[[], bool] = lambda: True
+        """Whether the client may still use the kernel, which others may share with it for a while.
+        """
 
     async def run(self) -> None:
         """Accept the connection and greet the client, then move frames until one side ends."""
@@ -185,7 +189,7 @@ class ChannelsConnection:
                 OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
             )
             await sender.send(first, reader.position)
-            while not reader.finished:
+            while not reader.finished and self.is_permitted():
                 gap, entries = reader.take()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
                 if gap is not None:
@@ -201,7 +205,9 @@ class ChannelsConnection:
                     break
                 else:
                     await reader.wait()
-            if reader.replaced:
+            if not self.is_permitted():
+                await self._close(KERNEL_GONE, "the kernel is not shared any more")
+            elif reader.replaced:
                 await self._close(REPLACED, "a newer connection has this session")
             elif self._kernel.executions.closing:
                 await self._close(SERVICE_RESTART, "the server is shutting down")
@@ -239,6 +245,8 @@ class ChannelsConnection:
         traffic = self._kernel.traffic
         while True:
             event = await self._websocket.receive()
+            if not self.is_permitted():
+                return False
             if event["type"] == "websocket.disconnect":
                 return event.get("code") != ABNORMAL
             try:

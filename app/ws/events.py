@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
 
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from ..managers.telemetry.events import Events, Subscription
+from ..managers.telemetry.events import Subscription
 from .sending import SERVICE_RESTART
 
 __all__ = ["subscribe"]
@@ -20,13 +21,20 @@ TRY_AGAIN_LATER: Final = 1013
 """Close code for a subscriber that has fallen too far behind."""
 
 
+class Subscribable(Protocol):
+    """The events, as far as a client may see them."""
+
+    def subscription(self) -> AbstractAsyncContextManager[Subscription]:
+        """A subscription to them. Raises `ServerStopping`."""
+
+
 async def subscribe(websocket: WebSocket) -> None:
     """Listen to the server's events: one JSON object a text frame, `schema_id` and the data.
 
     There is no replay: events from now on. What a client sends is ignored. One that takes too
     little gets what is there and is then disconnected.
     """
-    events: Events = websocket.state.events
+    events: Subscribable = websocket.state.events
     async with events.subscription() as subscription:
         await websocket.accept()
         pump = asyncio.get_running_loop().create_task(

@@ -26,6 +26,7 @@ class KernelModel(TypedDict):
     generation: int
     reason: NotRequired[str]
     restarts: NotRequired[RestartsModel]
+    owner: NotRequired[str]
 
 
 class KernelSpecModel(TypedDict):

@@ -16,6 +16,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from ..owners.ownership import Share
+from ..owners.principal import ANONYMOUS
 from ..state import Restarts
 
 __all__ = [
@@ -32,7 +34,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """The version of the database's schema, which SQLite stores as its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -69,6 +71,9 @@ class KernelRecord(msgspec.Struct):
     external: bool
     """Whether others have started the kernel: all that is known of it is its connection file."""
     restarts: Restarts | None = None
+    owner: str = ANONYMOUS
+    owner_groups: list[str] = []
+    shares: list[Share] = []
 
     @property
     def dead(self) -> bool:
@@ -132,7 +137,12 @@ class RegistryStore(Protocol):
 
 
 _COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRecord))
-_JSON: Final = frozenset({"spec", "connection", "provisioner", "argv", "env", "restarts"})
+_JSON: Final = frozenset(
+    {
+        *("spec", "connection", "provisioner", "argv", "env", "restarts"),
+        *("owner_groups", "shares"),
+    }
+)
 _FLAGS: Final = ("exclusive", "external")
 
 _MIGRATIONS: Final = (
@@ -156,6 +166,11 @@ _MIGRATIONS: Final = (
         "DROP TABLE kernel_1",
     ),
     ("ALTER TABLE kernel ADD COLUMN restarts DEFAULT 'null'",),
+    (
+        "ALTER TABLE kernel ADD COLUMN owner DEFAULT 'anonymous'",
+        "ALTER TABLE kernel ADD COLUMN owner_groups DEFAULT '[]'",
+        "ALTER TABLE kernel ADD COLUMN shares DEFAULT '[]'",
+    ),
 )
 """The statements that bring a database from each version to the next; released, they never change.
 """

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Container, Sequence
+from collections.abc import Container, MutableMapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from ..errors import (
     KernelUnreachable,
 )
 from ..handover.store import KernelRecord
+from ..owners.ownership import Ownership
 from ..state import Lifecycle
 from .kernel import Kernel, OnGone
 from .phases import Event, Phase
@@ -249,7 +250,7 @@ class ExternalKernels:
     """
 
     def __init__(
-        self, services: KernelServices, kernels: dict[str, Kernel], on_gone: OnGone
+        self, services: KernelServices, kernels: MutableMapping[str, Kernel], on_gone: OnGone
     ) -> None:
         settings = services.settings
         self._services = services
@@ -284,6 +285,7 @@ class ExternalKernels:
         kernel = self._by_file[file] = ExternalKernel(
             file, record.connection, self._services, self._on_gone, record.id
         )
+        kernel.own(Ownership(record.owner, record.owner_groups, record.shares))
         return kernel
 
     async def refresh(self) -> None:

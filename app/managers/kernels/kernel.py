@@ -23,6 +23,7 @@ from ..errors import (
 from ..executions.queue import Executions
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
+from ..owners.ownership import Ownership
 from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
@@ -43,7 +44,7 @@ class Kernel:
     ``name`` is the kernelspec's name as the client wrote it. ``place``, an absolute path, and
     ``env`` are used for every launch: the process works in ``place``, or in the nearest directory
     above it that exists then. ``on_gone`` is called when the kernel has ended for good: it was
-    stopped, or a client asked it to shut down.
+    stopped, or a client asked it to shut down. Without an ``ownership`` it is the server's own.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class Kernel:
         place: Path,
         env: Mapping[str, str],
         on_gone: OnGone,
+        ownership: Ownership | None = None,
     ) -> None:
         settings = services.settings
         self.id = kernel_id
         self.name = name
         self.spec = spec
+        self.ownership = ownership = Ownership() if ownership is None else ownership
         self.state = KernelState(frozenset(settings.untracked_message_types))
         directory = services.files.logs / kernel_id
         self.traffic = Traffic(
@@ -69,7 +72,7 @@ class Kernel:
         self._course = Course()
         self.traffic.on_end_asked = self._on_end_asked
         self.executions = Executions(self, self.traffic, self.state, settings)
-        self.reports = services.reports(kernel_id, name)
+        self.reports = services.reports(kernel_id, name, ownership=ownership)
         self._services = services
         self._launches = Launches(
             name,
@@ -87,13 +90,14 @@ class Kernel:
             self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
         )
         self._registration = Registration(
-            self, name, spec, self._launches, services, self._note_process
+            *(self, name, spec, self._launches, services, self._note_process),
+            ownership,
         )
         self._life = Life(
             *(self, self._launches, self._course, self._registration, services),
             on_gone=partial(on_gone, self),
         )
-        self._model = ModelCache(kernel_id, name, self.traffic, self.state)
+        self._model = ModelCache(kernel_id, name, self.traffic, self.state, ownership.owner)
 
     # What others see
 
@@ -151,6 +155,10 @@ class Kernel:
         """Change variables of the next process's environment, and its directory unless None."""
         self._launches.place = place or self._launches.place
         self._launches.env = {**self._launches.env, **env}
+        await self.save()
+
+    async def save(self) -> None:
+        """Have the next server know what others have changed: where it works, or its shares."""
         # A start, a restart or a stop may hold the lock for long. It saves the kernel's record
         # before it lets go, with what has just been changed here: there is no need to wait.
         is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
@@ -158,6 +166,8 @@ class Kernel:
             async with self._lock:
                 if self._course.phase is not Phase.GONE:
                     await self._registration.save()
+        elif self.is_left and self._left.record is not None:
+            await self._registration.save_again(self._left.record)
 
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
@@ -321,6 +331,7 @@ class Kernel:
         place: Path,
         env: Mapping[str, str],
         on_gone: OnGone,
+        ownership: Ownership,
     ) -> None:
         """The warm kernel is claimed: it uses ``services`` from now on, and restarts in ``place``.
 
@@ -331,7 +342,13 @@ class Kernel:
         self._registration.hand_over(services)
         self._launches.hand_over(services, cwd=cwd, place=place, env=env)
         self.reports = services.reports(self.id, self.name)
+        self.own(ownership)
         self.traffic.touch()
+
+    def own(self, ownership: Ownership) -> None:
+        """The kernel is somebody's from now on; call this before anybody else sees it."""
+        self.ownership = self._registration.ownership = self.reports.ownership = ownership
+        self._model.own(ownership.owner)
 
     async def interrupt(self) -> None:
         """Interrupt what the kernel runs, by signal or by message as its kernelspec says.

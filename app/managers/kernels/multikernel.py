@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -22,15 +22,9 @@ from ..errors import (
 )
 from ..handover.adoption import find_spec
 from ..handover.store import KernelRecord
+from ..owners.ownership import Ownership
 from ..processes.environment import QUIET, kernel_environment
-from ..processes.paths import (
-    Resolution,
-    ResolvedPath,
-    UnresolvedScope,
-    api_path,
-    cwd_for_path,
-    working_directory,
-)
+from ..processes.paths import cwd_for_path, working_directory
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy
@@ -38,14 +32,17 @@ from .external import ExternalKernels
 from .kernel import Kernel
 from .services import KernelServices
 from .stopping import leave_all, stop_all, stop_quietly
+from .table import KernelTable, Key
 from .warm import WarmKernels
 
-__all__ = ["MultiKernelManager"]
+__all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
 
 logger = logging.getLogger(__name__)
 
 MAX_DEAD: Final = 32
-"""Kernels that are listed although they have died; the oldest are forgotten at the next start."""
+"""Kernels of one owner that are listed although they have died.
+
+The oldest are forgotten at the owner's next start."""
 
 
 class MultiKernelManager:
@@ -64,8 +61,7 @@ class MultiKernelManager:
         self._services = services
         self._settings = settings = services.settings
         self._handover = services.handover
-        self._kernels: dict[str, Kernel] = {}
-        self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
+        self._kernels = KernelTable()
         self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._reviving: set[str] = set()  # dead kernels that are being restarted
@@ -87,7 +83,8 @@ class MultiKernelManager:
         in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
         self._kernels.clear()  # and filled again before anything else can run
         self._kernels.update(in_order)
-        await self._forget_the_dead()
+        for owner in {kernel.ownership.owner for kernel in self}:
+            await self._forget_the_dead(owner)
 
     async def _adopt(self, record: KernelRecord) -> None:
         if record.external:
@@ -106,6 +103,7 @@ class MultiKernelManager:
             place=Path(record.cwd),
             env=record.env,
             on_gone=self._forget,
+            ownership=Ownership(record.owner, record.owner_groups, record.shares),
         )
         await self._own(kernel, record)
 
@@ -136,24 +134,25 @@ class MultiKernelManager:
             raise KernelNotFound(kernel_id)
         return kernel
 
-    @property
-    def models(self) -> bytes:
-        """The models of all kernels, as a JSON list, put together once per change."""
-        seen = [(kernel, kernel.state.changes) for kernel in self._kernels.values()]
-        if self._models[0] != seen:
-            self._models = (seen, b"[" + b",".join([kernel.model for kernel, _ in seen]) + b"]")
-        return self._models[1]
+    def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
+        """The kernels that one of these keys brings before somebody (`KernelTable.found_by`)."""
+        return self._kernels.found_by(keys)
+
+    async def shares_changed(self, kernel: Kernel) -> None:
+        """Take note of a kernel's shares; returns when the next server would know them, too."""
+        self._kernels.index(kernel)
+        kernel.traffic.log.wake()  # connections that are not permitted any more end now
+        await kernel.save()
 
     @property
     def last_activity(self) -> float:
         """When a client last used a kernel or the API, in seconds since the epoch."""
-        kernels = (kernel.traffic.last_activity for kernel in self._kernels.values())
-        return max((self._last_request, *kernels))
+        return last_activity(self, self._last_request)
 
     @property
     def connections(self) -> int:
         """Open channel WebSockets on all kernels."""
-        return sum(len(kernel.traffic.clients) for kernel in self._kernels.values())
+        return connections(self)
 
     @property
     def stopping(self) -> bool:
@@ -196,25 +195,6 @@ class MultiKernelManager:
         """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
         return cwd_for_path(self.root_dir, path)
 
-    async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
-        """The file that a path means which a person saw, for instance in a traceback.
-
-        In the scope ``server`` the path is relative to the root directory, and nothing outside of
-        that is found. In the scope ``kernel`` the kernel's provisioner resolves the path.
-        """
-        resolution = Resolution()
-        found = await asyncio.to_thread(api_path, self.root_dir, path)
-        if found is not None:
-            resolution.resolved.append(ResolvedPath("server", found))
-        if kernel_id and kernel_id not in self:
-            reason = f"Kernel {kernel_id} could not be found"
-            resolution.unresolved = [UnresolvedScope("kernel", reason)]
-        elif kernel_id:
-            found = await self.get(kernel_id).resolve_path(path)
-            if found is not None:
-                resolution.resolved.append(ResolvedPath("kernel", found))
-        return resolution
-
     # Doing
 
     async def relocate_kernel(
@@ -234,6 +214,7 @@ class MultiKernelManager:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        ownership: Ownership | None = None,
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
@@ -243,7 +224,7 @@ class MultiKernelManager:
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
         shut down before its turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
         """
-        identity = _checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
         # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:
@@ -254,7 +235,9 @@ class MultiKernelManager:
         self._check_number()
         self._starting[identity] = asyncio.get_running_loop().create_future()
         try:
-            return await self._start(identity, name, path, env or {}, any_id=kernel_id is None)
+            owned = Ownership() if ownership is None else ownership
+            any_id = kernel_id is None
+            return await self._start(identity, name, path, env or {}, owned, any_id=any_id)
         finally:
             self._starting.pop(identity).set_result(None)
 
@@ -264,10 +247,11 @@ class MultiKernelManager:
         name: str | None,
         path: str | None,
         env: Mapping[str, str],
+        ownership: Ownership,
         *,
         any_id: bool,
     ) -> Kernel:
-        await self._forget_the_dead()
+        await self._forget_the_dead(ownership.owner)
         settings = self._settings
         root = settings.root_dir
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
@@ -278,21 +262,30 @@ class MultiKernelManager:
             cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        if any_id and (claimed := await self._claim(name, cwd, place, environment)) is not None:
-            return claimed
+        if any_id:
+            claimed = await self._claim(name, cwd, place, environment, ownership)
+            if claimed is not None:
+                return claimed
         with self.starts.admission():
-            return await self._start_anew(kernel_id, name, place, environment)
+            return await self._start_anew(kernel_id, name, place, environment, ownership)
 
     async def _start_anew(
-        self, kernel_id: str, name: str, place: Path, environment: Mapping[str, str]
+        self,
+        kernel_id: str,
+        name: str,
+        place: Path,
+        environment: Mapping[str, str],
+        ownership: Ownership,
     ) -> Kernel:
-        async with self._services.reports(kernel_id, name).action("start"):
+        reports = self._services.reports(kernel_id, name, ownership=ownership)
+        async with reports.action("start"):
             spec = await self.specs.find(name)
             kernel = Kernel(
                 *(kernel_id, name, spec, self._services),
                 place=place,
                 env=environment,
                 on_gone=self._forget,
+                ownership=ownership,
             )
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
@@ -302,14 +295,21 @@ class MultiKernelManager:
         return kernel
 
     async def _claim(
-        self, name: str, cwd: Path, place: Path, env: Mapping[str, str]
+        self, name: str, cwd: Path, place: Path, env: Mapping[str, str], ownership: Ownership
     ) -> Kernel | None:
         """A warm kernel, if there is one that is, or can be made, what is asked for."""
         asked = time.monotonic()
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
             return None
-        kernel.hand_over(self._services, cwd=cwd, place=place, env=env, on_gone=self._forget)
+        kernel.hand_over(
+            self._services,
+            cwd=cwd,
+            place=place,
+            env=env,
+            on_gone=self._forget,
+            ownership=ownership,
+        )
         self._kernels[kernel.id] = kernel
         try:
             await kernel.keep()
@@ -436,9 +436,10 @@ class MultiKernelManager:
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
 
-    async def _forget_the_dead(self) -> None:
-        """Remove the oldest dead kernels beyond `MAX_DEAD`; the others stay listed."""
-        dead = [kernel for kernel in self if kernel.state.lifecycle is Lifecycle.DEAD]
+    async def _forget_the_dead(self, owner: str) -> None:
+        """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
+        owned = self._kernels.found_by([("owner", owner)])
+        dead = [kernel for kernel in owned if kernel.state.lifecycle is Lifecycle.DEAD]
         for kernel in dead[:-MAX_DEAD]:
             await stop_quietly(kernel)
 
@@ -461,12 +462,22 @@ def _cull_cause(kernel: Kernel) -> str:
     return "connected" if len(kernel.traffic.clients) else "idle"
 
 
+def last_activity(kernels: Iterable[Kernel], since: float) -> float:
+    """When a client last used one of the kernels, but not before ``since``."""
+    return max((since, *(kernel.traffic.last_activity for kernel in kernels)))
+
+
+def connections(kernels: Iterable[Kernel]) -> int:
+    """Open channel WebSockets on the kernels."""
+    return sum(len(kernel.traffic.clients) for kernel in kernels)
+
+
 def _place(root: Path, path: str) -> Path:
     """The directory that an API path means for a kernel; it need not exist."""
     return root / path.strip("/")
 
 
-def _checked_id(kernel_id: str) -> str:
+def checked_id(kernel_id: str) -> str:
     """A kernel id in its one written form. It must be a UUID, because it names files."""
     try:
         identity = str(UUID(kernel_id))

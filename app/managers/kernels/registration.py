@@ -9,6 +9,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from ..handover.handover import HandedOver
 from ..handover.store import KernelRecord
+from ..owners.ownership import Ownership
 from ..processes.keeper.provisioner import KeeperProvisioner
 from .launches import Launches
 from .services import KernelServices
@@ -33,6 +34,7 @@ class Registration:
         launches: Launches,
         services: KernelServices,
         note: Note,
+        ownership: Ownership,
     ) -> None:
         self.created = time.time()
         """When the kernel was created, in seconds since the epoch."""
@@ -42,10 +44,27 @@ class Registration:
         self._launches = launches
         self._handover = services.handover
         self._note = note
+        self.ownership = ownership
 
     def hand_over(self, services: KernelServices) -> None:
         """Use ``services`` from now on."""
         self._handover = services.handover
+
+    async def save_again(self, record: KernelRecord) -> None:
+        """Store the record that an earlier server has written, with what has changed since.
+
+        Its process is not reached yet, so nothing else of it can be known.
+        """
+        self._own(record)
+
+        async def describe() -> KernelRecord:
+            return record
+
+        await self._handover.save(self._kernel.id, describe)
+
+    def _own(self, record: KernelRecord) -> None:
+        record.owner, record.owner_groups = self.ownership.owner, sorted(self.ownership.groups)
+        record.shares = [*self.ownership]
 
     async def keep(self) -> None:
         """Have the next server know the kernel, and from now on its clients and executions too."""
@@ -85,10 +104,11 @@ class Registration:
             restarts=state.restarts,
         )
         await self._note(record)
-        # A provisioner was asked, which takes time. `Kernel.relocate` may have come meanwhile: its
-        # values are read only now. And the process may have been replaced: then the launch saves a
-        # record of its own, which this one must not overwrite.
+        # A provisioner was asked, which takes time. `Kernel.relocate` or a share may have come
+        # meanwhile: what they have changed is read only now. And the process may have been
+        # replaced: then the launch saves a record of its own, which this one must not overwrite.
         record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
+        self._own(record)
         return record if record.generation == state.generation else None
 
     async def disown(self) -> None:

@@ -12,6 +12,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...settings import Settings
 from ..errors import KernelSpecInvalid
 from ..handover.handover import Handover
+from ..owners.ownership import NOBODYS, Ownership
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.client import Keeper
@@ -106,9 +107,13 @@ class KernelServices:
         except (NoSuchKernel, KernelSpecInvalid) as error:
             logger.warning("fork_kernels: kernelspec %s cannot be used: %s", name, error)
 
-    def reports(self, kernel_id: str, name: str, kind: str = "") -> KernelReports:
+    def reports(
+        self, kernel_id: str, name: str, kind: str = "", *, ownership: Ownership = NOBODYS
+    ) -> KernelReports:
         """The reports of one kernel: its events, counters and audit records."""
-        return KernelReports(self.events, self.counters, kernel_id, name, self.audit, kind)
+        return KernelReports(
+            self.events, self.counters, kernel_id, name, self.audit, kind, ownership
+        )
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from typing import Any
 
 import msgspec
 
@@ -35,14 +36,8 @@ class Principal:
     """
 
     __slots__ = (
-        "_open",
-        "credential",
-        "ended",
-        "expires",
-        "groups",
-        "identity",
-        "owner",
-        "scopes",
+        *("_open", "credential", "ended", "expires", "groups", "identity", "owner", "scopes"),
+        "views",
     )
 
     def __init__(
@@ -60,6 +55,8 @@ class Principal:
         self.groups = frozenset(groups)
         self.credential = credential
         self.expires = expires
+        self.views: tuple[object, Mapping[str, Any]] | None = None
+        """What the principal finds of a server, made once (`app.api.views`), and by whom."""
         self.ended = False
         """Whether the credential has expired or been revoked; see `end`."""
         self._open: set[Callable[[], None]] = set()

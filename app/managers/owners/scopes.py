@@ -126,6 +126,25 @@ class Scopes:
             self._own[question] = found
         return found
 
+    def restrictions(self, resource: str) -> tuple[frozenset[str], frozenset[str]]:
+        """The owners and the groups of owners that scopes about ``resource`` name."""
+        about = [scope for scope in self._scopes if scope.resource == resource]
+        return (
+            frozenset(scope.owner for scope in about if scope.owner is not None),
+            frozenset(scope.group for scope in about if scope.group is not None),
+        )
+
+    def of_all(self, action: str, resource: str) -> bool:
+        """Whether the caller may do this with what anybody owns."""
+        return self.everything or any(
+            scope.resource == resource
+            and scope.action == "admin"
+            and scope.includes(action)
+            and scope.owner is None
+            and scope.group is None
+            for scope in self._scopes
+        )
+
     def allow_own(self, action: str, resource: str) -> bool:
         """Whether the caller may do this with what it owns, and with what is shared with it."""
         return self.everything or any(

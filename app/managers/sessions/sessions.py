@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 from uuid import uuid4
@@ -24,18 +24,20 @@ from ..errors import (
     KernelSpecNotFound,
     KernelUnavailable,
     NoSuchKernel,
+    NotAuthorized,
     ServerStopping,
     SessionNotFound,
     TooManyKernels,
     TooManySessions,
     TooManyStarts,
 )
+from ..kernels.callers import CallersKernels
 from ..kernels.kernel import Kernel
-from ..kernels.multikernel import MultiKernelManager
+from ..owners.ownership import Ownership, access
 from ..processes.environment import kernel_environment
 from .store import Session, SessionStore
 
-__all__ = ["SessionManager"]
+__all__ = ["SessionBook", "SessionManager"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,34 +69,46 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SessionManager:
-    """Makes, finds, changes and ends sessions.
+    """Makes, finds, changes and ends the sessions of one caller, who finds ``kernels``.
 
-    The sessions in memory count, because every answer needs the state of their kernels anyway. Each
-    change is made in memory first and then stored by one thread. So no disk holds up the event
-    loop, and the database sees the changes in their order. An answer waits until its change is
-    stored. A change that cannot be stored (the disk is full) is logged and still holds: a notebook
-    must not lose a running kernel by that.
+    A session is its owner's, who has made it, and is there for who may see its kernel, too. Others
+    find the errors that there are for a session that never was. Sessions of two owners may have the
+    same path.
     """
 
-    def __init__(self, kernels: MultiKernelManager, store: SessionStore) -> None:
+    def __init__(self, kernels: CallersKernels, book: SessionBook) -> None:
         self._kernels = kernels
-        self._store = store
-        self._sessions = {session.id: session for session in store.load()}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._book = book
+        self._principal = kernels.principal
 
     # Looking
 
     async def models(self) -> bytes:
         """The models of all sessions, as a JSON list; sessions whose kernel is gone are removed."""
-        gone = [session for session in self._sessions.values() if not self._has_kernel(session)]
-        for session in gone:
-            logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
-            del self._sessions[session.id]
-        models = [self.model(session) for session in self._sessions.values()]
-        if gone:
-            await self._write(self._store.delete, [session.id for session in gone])
-        return b"[" + b",".join(models) + b"]"
+        await self._book.forget_gone(self._candidates())
+        found = [session for session in self._candidates() if self._sees("read", session)]
+        return b"[" + b",".join([self.model(session) for session in found]) + b"]"
+
+    def _candidates(self) -> list[Session]:
+        """The sessions among which the caller's are: a list of one's own costs what those are."""
+        scopes = self._principal.scopes
+        if scopes.of_all("read", "sessions"):
+            return self._book.all()
+        owners, groups = scopes.restrictions("sessions")
+        if groups:  # the groups are those of the sessions' kernels, which are not indexed here
+            return self._book.all()
+        return self._book.of_owners([self._principal.owner, *(owners - {self._principal.owner})])
+
+    def _sees(self, action: str, session: Session) -> bool:
+        """Whether the caller may do ``action`` with a session, and may see its kernel."""
+        if self._principal.scopes.everything:
+            return True
+        if session.kernel_id not in self._kernels:
+            return False
+        kernel = self._kernels.get(session.kernel_id)
+        same = kernel.ownership.owner == session.owner
+        owned = Ownership(session.owner, kernel.ownership.groups if same else ())
+        return access(self._principal, action, "sessions", owned)
 
     async def get(self, session_id: str) -> Session:
         """The session with this id. Raises `SessionNotFound`, also if its kernel is gone.
@@ -102,12 +116,25 @@ class SessionManager:
         In that case the session is removed, and the text of the error says why; later requests get
         the error for an unknown id.
         """
-        session = self._sessions.get(session_id)
-        if session is None:
+        session = self._book.get(session_id)
+        if session is None or not self._knows(session):
             raise SessionNotFound(f"session_id={session_id!r}")
-        if not self._has_kernel(session):
-            await self._forget(session)
+        if not self._book.has_kernel(session):
+            await self._book.forget(session)
             raise SessionNotFound(repr(_farewell(session)))
+        return session
+
+    def _knows(self, session: Session) -> bool:
+        """Whether the caller may learn that there is, or was, this session."""
+        if self._book.has_kernel(session):
+            return self._sees("read", session)
+        return self._principal.scopes.everything or session.owner == self._principal.owner
+
+    async def _changed(self, session_id: str) -> Session:
+        """The session, which the caller wants to change. Raises `NotAuthorized`, too."""
+        session = await self.get(session_id)
+        if not self._sees("write", session):
+            raise NotAuthorized("write", "sessions")
         return session
 
     def model(self, session: Session) -> bytes:
@@ -146,7 +173,8 @@ class SessionManager:
         """
         # Two requests may come at once for one path, as when a page opens a notebook twice. The
         # second waits here while the first starts a kernel, and then finds the first one's session.
-        async with self._turn(path):
+        owner = self._principal.owner
+        async with self._book.turn(f"{owner}\0{path}"):
             self._kernels.check_running()
             session = await self._at(path)
             if session is not None:
@@ -165,8 +193,8 @@ class SessionManager:
                     ) from None
                 except InvalidKernelId:
                     raise InvalidKernelId("kernel.id: must be a UUID") from None
-            session = Session(str(uuid4()), path, name, session_type, kernel_id)
-            await self._keep(session)
+            session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
+            await self._book.keep(session)
             return session
 
     async def update(
@@ -186,9 +214,9 @@ class SessionManager:
         `KernelUnavailable` if a new kernel cannot be started, `TooManyKernels`, `TooManyStarts`,
         `KernelNotStopped` and `ServerStopping`.
         """
-        async with self._turn(session_id):
+        async with self._book.turn(session_id):
             self._kernels.check_running()
-            before = await self.get(session_id)
+            before = await self._changed(session_id)
             after = msgspec.structs.replace(before, **changes)
             own = self._environment(after.path, after.name)
             if kernel_id is not None:
@@ -201,8 +229,8 @@ class SessionManager:
                 kernel = await self._start_another(after.path, {**(env or {}), **own}, kernel_name)
                 after = msgspec.structs.replace(after, kernel_id=kernel.id)
             if after != before:
-                await self._keep(after)
-                with contextlib.suppress(KernelNotFound):
+                await self._book.keep(after)
+                with contextlib.suppress(KernelNotFound, NotAuthorized):
                     path = after.path if after.path != before.path else None
                     await self._kernels.relocate_kernel(after.kernel_id, path, own)
             # Only now that the session has its new kernel: who looks at the session while the old
@@ -214,50 +242,37 @@ class SessionManager:
     async def delete(self, session_id: str) -> None:
         """End a session, and shut its kernel down even if other sessions have that kernel, too.
 
-        Returns when the kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped`,
+        A kernel that others share with the caller goes on: it is its owner's. Returns when the
+        kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped`,
         after which the session still exists.
         """
-        async with self._turn(session_id):
-            session = await self.get(session_id)
+        async with self._book.turn(session_id):
+            session = await self._changed(session_id)
             # The session goes before its kernel ends. A request for its path that comes meanwhile
             # then makes a new session with a new kernel, and does not get the one that is ending.
-            await self._forget(session)
+            await self._book.forget(session)
             try:
                 await self._shut_down(session.kernel_id)
             except KernelNotStopped:
-                await self._keep(session)  # so that the client can ask again
+                await self._book.keep(session)  # so that the client can ask again
                 raise
-
-    async def close(self) -> None:
-        """Store the changes that are not stored yet, and close the database. The kernels go on."""
-        await asyncio.to_thread(self._thread.shutdown)
-        self._store.close()
 
     # Its parts
 
-    def _turn(self, key: str) -> asyncio.Lock:
-        """The lock of a path, or of a session's id.
-
-        The dict's references are weak, so a lock exists as long as a request holds or awaits it.
-        """
-        return self._turns.setdefault(key, asyncio.Lock())
-
     def _check_room(self, kernel_id: str | None) -> None:
-        """Raise `TooManySessions` if the kernel has `MAX_SESSIONS` already."""
-        there = sum(session.kernel_id == kernel_id for session in self._sessions.values())
-        if there >= MAX_SESSIONS:
+        """Raise `TooManySessions` if the caller has `MAX_SESSIONS` with the kernel already."""
+        own = self._book.of_owners([self._principal.owner])
+        if sum(session.kernel_id == kernel_id for session in own) >= MAX_SESSIONS:
             raise TooManySessions(MAX_SESSIONS)
 
-    def _has_kernel(self, session: Session) -> bool:
-        return session.kernel_id in self._kernels
-
     async def _at(self, path: str) -> Session | None:
-        for session in tuple(self._sessions.values()):
-            if session.path == path:
-                if self._has_kernel(session):
-                    return session
-                logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
-                await self._forget(session)
+        """The caller's own session of a path; one whose kernel is gone is removed."""
+        for session in self._book.of_owners([self._principal.owner]):
+            if session.path != path:
+                continue
+            if session.kernel_id in self._kernels:
+                return session
+            await self._book.forget_gone([session])
         return None
 
     def _environment(self, path: str, name: str | None) -> dict[str, str]:
@@ -291,18 +306,84 @@ class SessionManager:
             ) from error
 
     async def _shut_down(self, kernel_id: str) -> None:
-        with contextlib.suppress(KernelNotFound):
+        with contextlib.suppress(KernelNotFound, NotAuthorized):
             await self._kernels.shutdown_kernel(kernel_id)
 
-    # Memory and database
 
-    async def _keep(self, session: Session) -> None:
-        self._sessions[session.id] = session
+class SessionBook:
+    """The sessions of all owners, in memory and in a database.
+
+    The sessions in memory count, because every answer needs the state of their kernels anyway. Each
+    change is made in memory first and then stored by one thread. So no disk holds up the event
+    loop, and the database sees the changes in their order. An answer waits until its change is
+    stored. A change that cannot be stored (the disk is full) is logged and still holds: a notebook
+    must not lose a running kernel by that.
+    """
+
+    def __init__(self, kernels: Container[str], store: SessionStore) -> None:
+        self._kernels = kernels
+        self._store = store
+        self._sessions: dict[str, Session] = {}
+        self._by_owner: dict[str, dict[str, Session]] = {}
+        for session in store.load():
+            self._put(session)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def get(self, session_id: str) -> Session | None:
+        """The session with this id."""
+        return self._sessions.get(session_id)
+
+    def all(self) -> list[Session]:
+        """Every session, in the order in which they were made."""
+        return [*self._sessions.values()]
+
+    def of_owners(self, owners: Iterable[str]) -> list[Session]:
+        """The sessions of some owners."""
+        return [session for owner in owners for session in self._by_owner.get(owner, {}).values()]
+
+    def has_kernel(self, session: Session) -> bool:
+        """Whether there is the session's kernel."""
+        return session.kernel_id in self._kernels
+
+    def turn(self, key: str) -> asyncio.Lock:
+        """The lock of an owner's path, or of a session's id.
+
+        The dict's references are weak, so a lock exists as long as a request holds or awaits it.
+        """
+        return self._turns.setdefault(key, asyncio.Lock())
+
+    async def keep(self, session: Session) -> None:
+        """Keep a session, new or changed."""
+        self._put(session)
         await self._write(self._store.save, session)
 
-    async def _forget(self, session: Session) -> None:
-        self._sessions.pop(session.id, None)
-        await self._write(self._store.delete, [session.id])
+    async def forget(self, *sessions: Session) -> None:
+        """Forget sessions."""
+        for session in sessions:
+            if self._sessions.pop(session.id, None) is not None:
+                own = self._by_owner[session.owner]
+                del own[session.id]
+                if not own:
+                    del self._by_owner[session.owner]
+        await self._write(self._store.delete, [session.id for session in sessions])
+
+    async def forget_gone(self, sessions: Iterable[Session]) -> None:
+        """Forget those of the sessions whose kernel is gone."""
+        gone = [session for session in sessions if not self.has_kernel(session)]
+        for session in gone:
+            logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
+        if gone:
+            await self.forget(*gone)
+
+    async def close(self) -> None:
+        """Store the changes that are not stored yet, and close the database. The kernels go on."""
+        await asyncio.to_thread(self._thread.shutdown)
+        self._store.close()
+
+    def _put(self, session: Session) -> None:
+        self._sessions[session.id] = session
+        self._by_owner.setdefault(session.owner, {})[session.id] = session
 
     async def _write(self, write: Callable[[T], None], what: T) -> None:
         try:

@@ -1,5 +1,8 @@
 """Sessions on disk: one SQLite table, with the columns of jupyter_server's.
 
+A second table has the owners of sessions, as far as there are owners among whom to tell: a Jupyter
+server that opens the same file finds its own table as it knows it.
+
 Every function here blocks; `SessionManager` calls them in a thread.
 """
 
@@ -16,6 +19,8 @@ from typing import Final
 
 import msgspec
 
+from ..owners.principal import ANONYMOUS
+
 __all__ = ["Session", "SessionStore", "UnusableDatabase", "check_database"]
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,9 @@ LOCK_SECONDS: Final = 5.0
 
 _COLUMNS: Final = ("session_id", "path", "name", "type", "kernel_id")
 _TABLE: Final = f"CREATE TABLE IF NOT EXISTS session ({', '.join(_COLUMNS)})"
+_OWNERS: Final = (
+    "CREATE TABLE IF NOT EXISTS session_owner (session_id TEXT PRIMARY KEY, owner) WITHOUT ROWID"
+)
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -40,6 +48,7 @@ class Session(msgspec.Struct, frozen=True):
     name: str | None
     type: str
     kernel_id: str
+    owner: str = ANONYMOUS
 
 
 class UnusableDatabase(Exception):
@@ -117,6 +126,7 @@ class SessionStore:
             raise UnusableDatabase(f"{filepath} cannot be opened: {error}") from None
         try:
             self._connection.execute(_TABLE)
+            self._connection.execute(_OWNERS)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except sqlite3.Error as error:
             self._connection.close()
@@ -124,7 +134,11 @@ class SessionStore:
 
     def load(self) -> list[Session]:
         """Every session, in the order in which they were made; senseless rows are left out."""
-        rows = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM session ORDER BY rowid")
+        columns = ", ".join(f"session.{column}" for column in _COLUMNS)
+        rows = self._connection.execute(
+            f"SELECT {columns}, coalesce(owner, '{ANONYMOUS}') FROM session "
+            "LEFT JOIN session_owner USING (session_id) ORDER BY session.rowid"
+        )
         sessions = []
         for row in rows.fetchall():
             try:
@@ -135,7 +149,12 @@ class SessionStore:
 
     def save(self, session: Session) -> None:
         """Store a session, new or changed. Raises `sqlite3.Error`."""
-        values = msgspec.structs.astuple(session)
+        *values, owner = msgspec.structs.astuple(session)
+        if owner != ANONYMOUS:
+            # First the owner: a session without one would be taken for everybody's.
+            self._connection.execute(
+                "INSERT OR REPLACE INTO session_owner VALUES (?, ?)", (session.id, owner)
+            )
         assignments = ", ".join(f"{column} = ?" for column in _COLUMNS)
         updated = self._connection.execute(
             f"UPDATE session SET {assignments} WHERE session_id = ?", (*values, session.id)
@@ -149,6 +168,7 @@ class SessionStore:
         """Remove sessions. Raises `sqlite3.Error`."""
         rows = [(session_id,) for session_id in session_ids]
         self._connection.executemany("DELETE FROM session WHERE session_id = ?", rows)
+        self._connection.executemany("DELETE FROM session_owner WHERE session_id = ?", rows)
 
     def close(self) -> None:
         """Close the database; nothing can be stored any more."""

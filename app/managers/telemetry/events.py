@@ -11,15 +11,17 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...imports import import_jsonschema
 from ...plugins import CannotLoad
 from ..errors import MAX_NAME, EventSchemaReserved, InvalidEvent, ServerStopping
+from ..owners.ownership import NOBODYS, Ownership
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -29,6 +31,7 @@ __all__ = [
     "CORE_EVENT_SCHEMA_PATHS",
     "KERNEL_ACTIONS",
     "KERNEL_LIFECYCLE",
+    "About",
     "Events",
     "Schema",
     "Subscription",
@@ -56,6 +59,17 @@ MAX_PROBLEM: Final = 300
 """How many characters of the library's message about a wrong schema are shown."""
 
 
+class About(NamedTuple):
+    """What an event is about: ``kernels``, or ``events`` that clients post; and whose."""
+
+    resource: str
+    ownership: Ownership
+
+
+_about: ContextVar[About | None] = ContextVar("about", default=None)
+"""What the event is about that is being emitted; None: everybody gets it."""
+
+
 class Events:
     """The server's events and their subscribers.
 
@@ -75,21 +89,34 @@ class Events:
         for subscription in self._subscriptions:
             subscription.close()
 
-    def emit(self, schema_id: str, data: dict[str, Any]) -> None:
-        """Emit an event of the server. Never raises: no action fails because of its event."""
+    def emit(self, schema_id: str, data: dict[str, Any], about: Ownership = NOBODYS) -> None:
+        """Emit an event of the server. Never raises: no action fails because of its event.
+
+        ``about`` is the ownership of what the event tells of: who may see that gets the event.
+        """
         if self._logger is None:  # no client has ever subscribed or posted
             return
+        before = _about.set(About("kernels", about))
         try:
             self._logger.emit(schema_id=schema_id, data=data)
         except Exception:
             logger.exception("an event of %s could not be emitted", schema_id)
+        finally:
+            _about.reset(before)
 
     async def post(
-        self, schema_id: str, version: str, data: dict[str, Any], timestamp: datetime | None = None
+        self,
+        schema_id: str,
+        version: str,
+        data: dict[str, Any],
+        timestamp: datetime | None = None,
+        *,
+        about: About | None = None,
     ) -> None:
         """Emit an event that a client has posted. Raises `InvalidEvent` or `EventSchemaReserved`.
 
         As in Jupyter servers, ``data`` is checked against the schema only if there are subscribers.
+        All of them get the event, or only those that may see what it is ``about``.
         """
         if schema_id in (KERNEL_ACTIONS, KERNEL_LIFECYCLE):
             raise EventSchemaReserved("Only the server itself tells events of its own schemas")
@@ -97,13 +124,27 @@ class Events:
         if any(name.startswith("__") for name in data):
             raise InvalidEvent("data: no name in it may begin with __")
         event_logger = await self._loaded()
-        from jsonschema import ValidationError
-
         if schema_id not in event_logger.schemas:
             raise InvalidEvent(
                 f"The requested schema, {schema_id[:MAX_NAME]}, was not found in the schema "
                 "registry. Are you sure it was previously registered?"
             )
+        before = _about.set(about)
+        try:
+            self._post(event_logger, schema_id, version, data, timestamp)
+        finally:
+            _about.reset(before)
+
+    def _post(
+        self,
+        event_logger: EventLogger,
+        schema_id: str,
+        version: str,
+        data: dict[str, Any],
+        timestamp: datetime | None,
+    ) -> None:
+        from jsonschema import ValidationError
+
         registered = str(event_logger.schemas.get(schema_id).version)
         if version != registered:
             raise InvalidEvent(
@@ -120,9 +161,12 @@ class Events:
             raise InvalidEvent("data: is nested too deeply") from None
 
     @asynccontextmanager
-    async def subscription(self) -> AsyncIterator[Subscription]:
+    async def subscription(
+        self, sees: Callable[[About], bool] | None = None
+    ) -> AsyncIterator[Subscription]:
         """A subscription to every event from now on, until the context is left.
 
+        If ``sees`` is given, it tells by what an event is about whether the subscriber gets it.
         Raises `ServerStopping`.
         """
         event_logger = await self._loaded()
@@ -130,7 +174,7 @@ class Events:
         # subscriptions of that time, and nothing would end this one.
         if self._closed:
             raise ServerStopping()
-        subscription = Subscription()
+        subscription = Subscription(sees)
         if not self._subscriptions:
             event_logger.add_listener(listener=self._deliver)
         self._subscriptions.add(subscription)
@@ -142,10 +186,14 @@ class Events:
                 event_logger.remove_listener(listener=self._deliver)
 
     async def _deliver(self, logger: EventLogger, schema_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Give an event to every subscriber. The library calls this, in the order of events."""
+        """Give an event to its subscribers. The library calls this, in the order of events."""
+        # The library runs this as a task that it makes while the event is emitted, and a task
+        # begins with the context variables of that moment.
+        about = _about.get()
         event = json.dumps({**data, "schema_id": schema_id})
         for subscription in self._subscriptions:
-            subscription.put(event)
+            if about is None or subscription.sees is None or subscription.sees(about):
+                subscription.put(event)
 
     async def _loaded(self) -> EventLogger:
         """The library's event logger. The first call makes it, in a thread, as that takes long.
@@ -165,7 +213,9 @@ class Subscription:
     misses none in between. ``dropped`` counts the events after that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sees: Callable[[About], bool] | None = None) -> None:
+        self.sees = sees
+        """Whether the subscriber gets what is about this; None: it gets everything."""
         self.dropped = 0
         self._closed = False
         self._waiting: deque[str] = deque()

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from ...keeper.processes import UNKNOWN_EXIT
 from ...protocol.messages import Buffer, ClientMessage
 from ..errors import KernelkeepError
+from ..owners.ownership import NOBODYS, Ownership
 from .audit import AuditLog
 from .counters import Counters
 from .events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
@@ -39,7 +40,8 @@ _ASKED: Final = {"input_reply": "input"}
 class KernelReports:
     """The reports of one kernel. ``name`` is its kernelspec's, as the client has written it.
 
-    ``kind`` is the kernel's label in the metrics; by default the name in lower case.
+    ``kind`` is the kernel's label in the metrics; by default the name in lower case. Events reach
+    who may see what the ``ownership`` is of.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class KernelReports:
         name: str,
         audit: AuditLog | None = None,
         kind: str = "",
+        ownership: Ownership = NOBODYS,
     ) -> None:
+        self.ownership = ownership
         self._audit = audit
         self._events = events
         self._counters = counters
@@ -75,7 +79,8 @@ class KernelReports:
         self._note(action)
 
     def _act(self, action: Action, **data: Any) -> None:
-        self._events.emit(KERNEL_ACTIONS, {"action": action, **self._kernel, **data})
+        told = {"action": action, **self._kernel, **data}
+        self._events.emit(KERNEL_ACTIONS, told, self.ownership)
 
     def executed(self, execution_id: str, session: str, content: Buffer) -> None:
         """A client has sent code; ``content`` is that of the ``execute_request``."""
@@ -153,7 +158,8 @@ class KernelReports:
         self._note("shut_down_by_client")
 
     def _tell(self, event: str, **data: Any) -> None:
-        self._events.emit(KERNEL_LIFECYCLE, {"event": event, **self._kernel, **data})
+        told = {"event": event, **self._kernel, **data}
+        self._events.emit(KERNEL_LIFECYCLE, told, self.ownership)
 
     def _note(self, action: str, content: Buffer = b"", **data: Any) -> None:
         if self._audit is not None:

@@ -97,7 +97,7 @@ def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> N
         for statement in _MIGRATIONS[0]:
             connection.execute(statement)
         row = {"owner": "", "limits": "{}", "exclusive": 1}
-        added = {"reason", "external", "exclusive", "restarts"}
+        added = {"reason", "external", "exclusive", "restarts", "owner", "owner_groups", "shares"}
         for name in set(KernelRecord.__struct_fields__) - added:
             value = getattr(kept, name)
             row[name] = json.dumps(value) if isinstance(value, dict | list) else value

@@ -1,0 +1,89 @@
+"""What each caller finds of the server: routes reach everything that has owners through a view.
+
+The lifespan's state has the whole of it, and no route sees that state as it is: `AccessMiddleware`
+puts the caller's views in its place, and nothing for a caller who has shown no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Final
+
+from ..managers.kernels.callers import CallersKernels
+from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.owners.ownership import Ownership, access
+from ..managers.owners.principal import Principal
+from ..managers.sessions.sessions import SessionBook, SessionManager
+from ..managers.telemetry.events import About, Events, Subscription
+from .idempotency import IdempotencyKeys
+
+__all__ = ["CallersEvents", "Views", "show_views"]
+
+_OWNED: Final = ("kernels", "sessions", "events", "idempotency")
+"""The keys of the state whose values have something of every owner."""
+
+
+class CallersEvents:
+    """The events that one principal gets, and those that it posts."""
+
+    def __init__(self, events: Events, principal: Principal) -> None:
+        self._events = events
+        self._principal = principal
+        self._all = principal.scopes.of_all("execute", "events")
+
+    def sees(self, about: About) -> bool:
+        """Whether the principal gets what is told about this."""
+        return access(self._principal, "read", about.resource, about.ownership)
+
+    def subscription(self) -> AbstractAsyncContextManager[Subscription]:
+        """A subscription to the events that the principal may see (`Events.subscription`)."""
+        return self._events.subscription(None if self._all else self.sees)
+
+    async def post(
+        self, schema_id: str, version: str, data: dict[str, Any], timestamp: datetime | None = None
+    ) -> None:
+        """Emit an event (`Events.post`): to all, or to the principal's own subscribers."""
+        everybody = self._principal.scopes.of_all("write", "events")
+        about = None if everybody else About("events", Ownership.of(self._principal))
+        await self._events.post(schema_id, version, data, timestamp, about=about)
+
+
+class Views:
+    """The views of each principal, made once for each."""
+
+    def __init__(
+        self,
+        kernels: MultiKernelManager,
+        sessions: SessionBook,
+        events: Events,
+        idempotency: IdempotencyKeys,
+    ) -> None:
+        self._kernels = kernels
+        self._sessions = sessions
+        self._events = events
+        self._idempotency = idempotency
+
+    def of(self, principal: Principal) -> Mapping[str, Any]:
+        """The principal's views, by their keys in the state."""
+        if principal.views is None or principal.views[0] is not self:
+            kernels = CallersKernels(self._kernels, principal)
+            made = {
+                "kernels": kernels,
+                "sessions": SessionManager(kernels, self._sessions),
+                "events": CallersEvents(self._events, principal),
+                "idempotency": self._idempotency.of(principal.owner),
+            }
+            principal.views = self, made
+        return principal.views[1]
+
+
+def show_views(scope: MutableMapping[str, Any], principal: Principal | None) -> None:
+    """Put a caller's views into a request's state; without a principal, nothing that has owners."""
+    state: Mapping[str, Any] = scope.get("state") or {}
+    if principal is not None and "views" in state:
+        views: Views = state["views"]
+        scope["state"] = {**state, **views.of(principal)}
+    else:
+        scope["state"] = {name: value for name, value in state.items() if name not in _OWNED}

@@ -1,0 +1,327 @@
+"""The kernels of a server as one caller finds them.
+
+Routes have this view, and never the manager behind it. A kernel that the caller may not read is not
+there: the error is the one for an id that no kernel has ever had. So nothing tells one owner what
+another has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid5
+
+from ...settings import Settings
+from ..errors import (
+    InvalidEnvironment,
+    InvalidPath,
+    InvalidShare,
+    KernelNotFound,
+    NotAuthorized,
+    ShareNotFound,
+    TooManyShares,
+)
+from ..owners.names import InvalidName, owner_name
+from ..owners.ownership import (
+    MAX_SHARES,
+    Grantee,
+    Ownership,
+    Share,
+    access,
+    may_share,
+)
+from ..owners.principal import Principal
+from ..processes.paths import Resolution, ResolvedPath, UnresolvedScope, api_path
+from ..processes.specs import Specs
+from .kernel import Kernel
+from .multikernel import MultiKernelManager, checked_id, connections, last_activity
+from .table import keys_for
+
+__all__ = ["CallersKernels", "Permission"]
+
+Permission = Callable[[], bool]
+"""Tells whether something may still be done that was allowed when it began."""
+
+USERNAME: Final = "KERNEL_USERNAME"
+"""The variable by which Jupyter's gateway clients tell for whom they start a kernel."""
+
+_IDS: Final = UUID("8d1c6a6f-0f8b-4a0e-9f3e-5c6f8a4f2b11")
+"""The namespace of ids that are made from an owner's name and the id that the owner has chosen."""
+
+
+class CallersKernels:
+    """What one principal finds of a server's kernels, and may do with them."""
+
+    def __init__(self, manager: MultiKernelManager, principal: Principal) -> None:
+        self.principal = principal
+        self._manager = manager
+        self._everything = principal.scopes.everything
+        self._all = principal.scopes.of_all("read", "kernels")
+        self._keys = keys_for(principal)
+        self._last_request = manager.started
+        self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
+
+    # Looking
+
+    def __iter__(self) -> Iterator[Kernel]:
+        """The kernels that the caller may read, in the order in which they were started."""
+        if self._all:
+            return iter(self._manager)
+        return iter(
+            [kernel for kernel in self._manager.found_by(self._keys) if self._reads(kernel)]
+        )
+
+    def __len__(self) -> int:
+        return len(self._manager) if self._all else sum(1 for _ in self)
+
+    def __contains__(self, kernel_id: object) -> bool:
+        if self._everything:
+            return kernel_id in self._manager
+        return isinstance(kernel_id, str) and self._find(kernel_id) is not None
+
+    def get(self, kernel_id: str) -> Kernel:
+        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too."""
+        if self._everything:
+            return self._manager.get(kernel_id)
+        kernel = self._find(kernel_id)
+        if kernel is None:
+            raise KernelNotFound(kernel_id)
+        return kernel
+
+    def require(self, action: str, kernel_id: str) -> Kernel:
+        """The kernel with this id, if the caller may do ``action`` with it.
+
+        Raises `KernelNotFound`, or `NotAuthorized` for one that the caller may read only.
+        """
+        kernel = self.get(kernel_id)
+        if not (self._everything or access(self.principal, action, "kernels", kernel.ownership)):
+            raise NotAuthorized(action, "kernels")
+        return kernel
+
+    def _find(self, kernel_id: str) -> Kernel | None:
+        if kernel_id not in self._manager:
+            return None
+        kernel = self._manager.get(kernel_id)
+        return kernel if self._reads(kernel) else None
+
+    def _reads(self, kernel: Kernel) -> bool:
+        return access(self.principal, "read", "kernels", kernel.ownership)
+
+    @property
+    def models(self) -> bytes:
+        """The models of the kernels, as a JSON list, put together once per change."""
+        seen = [(kernel, kernel.state.changes) for kernel in self]
+        if self._models[0] != seen:
+            self._models = (seen, b"[" + b",".join([kernel.model for kernel, _ in seen]) + b"]")
+        return self._models[1]
+
+    def models_of(self, owner: str) -> bytes:
+        """The models of those kernels that are an owner's, as a JSON list."""
+        found = self._manager.found_by([("owner", owner)])
+        return b"[" + b",".join([one.model for one in found if self._reads(one)]) + b"]"
+
+    @property
+    def last_activity(self) -> float:
+        """When the caller's kernels or the API were last used, in seconds since the epoch."""
+        if self._all:
+            return self._manager.last_activity
+        return last_activity(self, self._last_request)
+
+    @property
+    def connections(self) -> int:
+        """Open channel WebSockets on the caller's kernels."""
+        return connections(self)
+
+    @property
+    def started(self) -> float:
+        """When the server was started, in seconds since the epoch."""
+        return self._manager.started
+
+    def cwd_for_path(self, path: str) -> Path:
+        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
+        return self._manager.cwd_for_path(path)
+
+    @property
+    def settings(self) -> Settings:
+        """The options of this server."""
+        return self._manager.settings
+
+    @property
+    def specs(self) -> Specs:
+        """The kernelspecs."""
+        return self._manager.specs
+
+    def check_running(self) -> None:
+        """Raise `ServerStopping` if the server is shutting down."""
+        self._manager.check_running()
+
+    def touch(self) -> None:
+        """The caller has used the API."""
+        self._last_request = time.time()
+        self._manager.touch()
+
+    async def refresh(self) -> None:
+        """Look for external kernels that have come or gone, if they are allowed."""
+        await self._manager.refresh()
+
+    async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
+        """The file that a path means which a person saw, for instance in a traceback.
+
+        In the scope ``server`` the path is relative to the root directory, and nothing outside of
+        that is found, nor anything for who may not read contents. In the scope ``kernel`` the
+        kernel's provisioner resolves the path.
+        """
+        resolution = Resolution()
+        found = None
+        if self.principal.scopes.allow("read", "contents"):
+            found = await asyncio.to_thread(api_path, self._manager.root_dir, path)
+        if found is not None:
+            resolution.resolved.append(ResolvedPath("server", found))
+        if kernel_id and kernel_id not in self:
+            reason = f"Kernel {kernel_id} could not be found"
+            resolution.unresolved = [UnresolvedScope("kernel", reason)]
+        elif kernel_id:
+            found = await self.get(kernel_id).resolve_path(path)
+            if found is not None:
+                resolution.resolved.append(ResolvedPath("kernel", found))
+        return resolution
+
+    def permission(self, action: str, kernel: Kernel) -> Permission:
+        """Tells from time to time whether the caller may still do ``action``: a share can end."""
+        if self._everything:
+            return _always
+        return partial(access, self.principal, action, "kernels", kernel.ownership)
+
+    def session_key(self, kernel: Kernel, session_id: str) -> str:
+        """The name under which the caller's session is known to a kernel.
+
+        Sessions are known by ids that clients choose. On a kernel that is shared, nobody must be
+        able to take over the session of another owner by its id.
+        """
+        if self._everything or kernel.ownership.owner == self.principal.owner:
+            return session_id
+        return sha256(f"{self.principal.owner}\0{session_id}".encode()).hexdigest()
+
+    # Doing
+
+    async def start_kernel(
+        self,
+        name: str | None = None,
+        *,
+        path: str | None = None,
+        env: Mapping[str, str] | None = None,
+        kernel_id: str | None = None,
+    ) -> Kernel:
+        """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
+
+        A ``kernel_id`` that an owner among others has chosen is made another one, by which the
+        owner finds the same kernel at each start: whether somebody else has a kernel of the chosen
+        id makes no difference, and so is not told.
+        """
+        if kernel_id is not None and not self._everything:
+            chosen = checked_id(kernel_id)
+            if chosen in self:
+                return self.get(chosen)
+            kernel_id = str(uuid5(_IDS, f"{self.principal.owner}\0{chosen}"))
+        return await self._manager.start_kernel(
+            name, path=path, env=env, kernel_id=kernel_id, ownership=self._ownership(env or {})
+        )
+
+    def _ownership(self, env: Mapping[str, str]) -> Ownership:
+        """Whose a kernel is that the caller starts with these variables."""
+        username = env.get(USERNAME)
+        if not username or self.principal.owner not in self.settings.trusted_gateways:
+            return Ownership.of(self.principal)
+        try:
+            return Ownership(owner_name(username))
+        except InvalidName as error:
+            raise InvalidEnvironment(f"env: {USERNAME}: {error}") from None
+
+    async def adopt_file(self, name: str, *, owned: bool) -> Kernel:
+        """The external kernel of a connection file (`MultiKernelManager.adopt_file`).
+
+        Raises `InvalidPath` too for who may not use everybody's kernels: such a kernel has no owner
+        among the callers.
+        """
+        if not self._all:
+            raise InvalidPath("connection_file: the server has no directory for such files")
+        return await self._manager.adopt_file(name, owned=owned)
+
+    async def interrupt_kernel(self, kernel_id: str) -> None:
+        """Interrupt what a kernel runs (`MultiKernelManager.interrupt_kernel`)."""
+        self.require("write", kernel_id)
+        await self._manager.interrupt_kernel(kernel_id)
+
+    async def restart_kernel(
+        self, kernel_id: str, *, now: bool = False, newports: bool = False
+    ) -> Kernel:
+        """Give a kernel a new process (`MultiKernelManager.restart_kernel`)."""
+        self.require("write", kernel_id)
+        return await self._manager.restart_kernel(kernel_id, now=now, newports=newports)
+
+    async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
+        """Stop a kernel and forget it (`MultiKernelManager.shutdown_kernel`)."""
+        self.require("write", kernel_id)
+        await self._manager.shutdown_kernel(kernel_id, now=now)
+
+    async def relocate_kernel(
+        self, kernel_id: str, path: str | None, env: Mapping[str, str]
+    ) -> None:
+        """Change what a kernel's next process gets (`MultiKernelManager.relocate_kernel`)."""
+        self.require("write", kernel_id)
+        await self._manager.relocate_kernel(kernel_id, path, env)
+
+    # Shares
+
+    def shares(self, kernel_id: str) -> list[Share]:
+        """The shares of a kernel. Raises `KernelNotFound`, or `NotAuthorized` for a grantee."""
+        return [*self._shared("read", kernel_id).ownership]
+
+    async def share(self, kernel_id: str, share: Share) -> Share:
+        """Share a kernel; a grantee that has a share of it gets this one in its place.
+
+        Raises `InvalidShare`, `TooManyShares`, `KernelNotFound` or `NotAuthorized`.
+        """
+        kernel = self._shared("write", kernel_id)
+        owned = kernel.ownership
+        share = Share(share.kind, _grantee_name(share.kind, share.name), share.access)
+        if share.grantee == ("name", owned.owner):
+            raise InvalidShare("name: is the kernel's owner")
+        if share.grantee not in owned and owned.count >= MAX_SHARES:
+            raise TooManyShares(MAX_SHARES)
+        owned.grant(share)
+        await self._manager.shares_changed(kernel)
+        return share
+
+    async def revoke(self, kernel_id: str, grantee: Grantee) -> None:
+        """Share a kernel no longer with a grantee.
+
+        Raises `ShareNotFound`, `InvalidShare`, `KernelNotFound` or `NotAuthorized`.
+        """
+        kernel = self._shared("write", kernel_id)
+        kind, name = grantee
+        if kernel.ownership.revoke((kind, _grantee_name(kind, name))) is None:
+            raise ShareNotFound
+        await self._manager.shares_changed(kernel)
+
+    def _shared(self, action: str, kernel_id: str) -> Kernel:
+        kernel = self.get(kernel_id)
+        if not may_share(self.principal, action, kernel.ownership):
+            raise NotAuthorized(action, "kernels")
+        return kernel
+
+
+def _always() -> bool:
+    return True
+
+
+def _grantee_name(kind: str, text: str) -> str:
+    try:
+        return owner_name(text)
+    except InvalidName as error:
+        raise InvalidShare(f"{kind}: {error}") from None

@@ -1,0 +1,100 @@
+"""The kernels of one server, by id and by who may see them.
+
+A list of one's own kernels costs what those are, however many others there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from itertools import count
+from typing import Literal
+
+from ..owners.principal import Principal
+from .kernel import Kernel
+
+__all__ = ["KernelTable", "Key", "keys_for"]
+
+Key = tuple[Literal["owner", "owners group", "name", "group"], str]
+"""What brings a kernel before somebody: its owner, a group of the owner's, or a share."""
+
+
+def keys_for(principal: Principal) -> tuple[Key, ...]:
+    """Every key by which a principal may see a kernel; its scopes may still say no."""
+    owners, groups = principal.scopes.restrictions("kernels")
+    return (
+        ("owner", principal.owner),
+        *(("owner", name) for name in sorted(owners - {principal.owner})),
+        *(("owners group", name) for name in sorted(groups)),
+        ("name", principal.owner),
+        *(("group", name) for name in sorted(principal.groups)),
+    )
+
+
+def _keys_of(kernel: Kernel) -> frozenset[Key]:
+    owned = kernel.ownership
+    return frozenset(
+        {
+            ("owner", owned.owner),
+            *(("owners group", name) for name in owned.groups),
+            *(share.grantee for share in owned),
+        }
+    )
+
+
+class KernelTable(MutableMapping[str, Kernel]):
+    """Kernels by id, in the order in which they were put here."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[str, Kernel] = {}
+        self._numbers: dict[str, int] = {}
+        self._keys: dict[str, frozenset[Key]] = {}
+        self._by_key: dict[Key, dict[str, Kernel]] = {}
+        self._next = count()
+
+    def __getitem__(self, kernel_id: str) -> Kernel:
+        return self._kernels[kernel_id]
+
+    def __setitem__(self, kernel_id: str, kernel: Kernel) -> None:
+        if kernel_id in self._kernels:
+            del self[kernel_id]
+        self._kernels[kernel_id] = kernel
+        self._numbers[kernel_id] = next(self._next)
+        self._index(kernel_id)
+
+    def __delitem__(self, kernel_id: str) -> None:
+        del self._kernels[kernel_id]
+        del self._numbers[kernel_id]
+        self._unindex(kernel_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def index(self, kernel: Kernel) -> None:
+        """Take note that a kernel's shares have changed."""
+        if self._kernels.get(kernel.id) is kernel:
+            self._unindex(kernel.id)
+            self._index(kernel.id)
+
+    def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
+        """The kernels that one of these keys brings before somebody, in order."""
+        groups = [found for key in keys if (found := self._by_key.get(key))]
+        if len(groups) < 2:
+            return [*groups[0].values()] if groups else []
+        merged = {kernel_id: kernel for group in groups for kernel_id, kernel in group.items()}
+        return [merged[kernel_id] for kernel_id in sorted(merged, key=self._numbers.__getitem__)]
+
+    def _index(self, kernel_id: str) -> None:
+        kernel = self._kernels[kernel_id]
+        self._keys[kernel_id] = keys = _keys_of(kernel)
+        for key in keys:
+            self._by_key.setdefault(key, {})[kernel_id] = kernel
+
+    def _unindex(self, kernel_id: str) -> None:
+        for key in self._keys.pop(kernel_id):
+            found = self._by_key[key]
+            del found[kernel_id]
+            if not found:
+                del self._by_key[key]
