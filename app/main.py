@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -29,6 +30,9 @@ from .api import (
     sessions,
     shares,
 )
+from .api import (
+    tokens as api_tokens,
+)
 from .api.access import Access, AccessMiddleware, declared_access, requires
 from .api.authorization import Authorizer, load_authorizer
 from .api.docs import docs_router
@@ -44,6 +48,7 @@ from .api.prometheus import Metrics
 from .api.readiness import Readiness
 from .api.request_ids import RequestIdMiddleware
 from .api.timing import TimingMiddleware
+from .api.tokens import note_token
 from .api.views import Views
 from .cli import refuse
 from .logs import SHORT, hide_tokens
@@ -77,6 +82,7 @@ class State(TypedDict):
     metrics: Metrics
     readiness: Readiness
     views: Views
+    audit: AuditLog
     users: Users
     authorizer: Authorizer
     contents: ContentsService
@@ -128,9 +134,9 @@ def create_app(
         bus, counters = Events(event_schemas), Counters()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(identities.close)
-            await tokens.open()
             audit = AuditLog(settings.audit_log, counters)
             stack.push_async_callback(audit.close)
+            await tokens.open(partial(note_token, audit))
             registry = None
             if settings.keeps:
                 registry = Registry(settings.state_dir)
@@ -153,7 +159,8 @@ def create_app(
                 "kernels": manager,
                 "metrics": metrics,
                 "readiness": Readiness(manager),
-                "views": Views(manager, sessions_of_all, bus, IdempotencyKeys()),
+                "views": Views(manager, sessions_of_all, bus, IdempotencyKeys(), tokens),
+                "audit": audit,
                 "users": Users(),
                 "authorizer": authorizer,
                 "contents": contents_service,
@@ -169,6 +176,7 @@ def create_app(
         kernelspecs.router,
         sessions.router,
         me.router,
+        api_tokens.router,
         events.router,
         probes.router,
         docs_router(public=settings.open_docs),

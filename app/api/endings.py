@@ -57,6 +57,7 @@ class _Open:
         self._context = contextvars.copy_context()
 
     async def run(self, app: ASGIApp, principal: Principal) -> None:
+        self._task = asyncio.current_task()
         principal.opened(self._end)
         try:
             await app(self._scope, self.receive, self.send)
@@ -70,8 +71,10 @@ class _Open:
 
     def _end(self) -> None:
         """Called when the credential ends."""
-        self._ended = True
         loop = asyncio.get_running_loop()
+        if asyncio.current_task(loop) is self._task:
+            return  # the request that has revoked its own token gets its answer
+        self._ended = True
         # Whoever revokes a token has a context of its own, which this work is not done for.
         self._ending = loop.create_task(self._close(), context=self._context)
 

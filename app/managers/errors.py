@@ -13,6 +13,7 @@ KernelkeepError
 │   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
+│   ├── InvalidToken
 │   ├── InvalidContents
 │   ├── InvalidShare
 │   └── NoSuchKernel
@@ -296,6 +297,12 @@ class OutputNotFound(NotFound):
     """The execution has no such output, or no longer, or not in this media type."""
 
     code = "output_not_found"
+
+
+class InvalidToken(InvalidRequest):
+    """A token cannot have such a name, owner, group, scope or end."""
+
+    code = "invalid_token"
 
 
 class TokenNotFound(NotFound):

@@ -28,8 +28,8 @@ ALL: Final = "*"
 PRESETS: Final = {
     "user": (
         *("kernels:write", "kernels:execute", "executions:write", "executions:execute"),
-        *("sessions:write", "contents:write", "events:write", "events:execute", "tokens:write"),
-        *("kernelspecs:read", "owners:read", "api:write"),
+        *("sessions:write", "sessions:execute", "contents:write", "events:write"),
+        *("events:execute", "tokens:write", "kernelspecs:read", "owners:read", "api:write"),
     ),
     "admin": (ALL,),
 }

@@ -81,17 +81,11 @@ def check_tokens(state_dir: Path) -> None:
 
 
 class TokenList:
-    """The tokens of a state directory. `open` it inside a running event loop, and `close` it there.
+    """The tokens of a state directory. `open` and `close` them in one running event loop."""
 
-    ``changed`` is told of what other processes have changed while this one ran: ``token_created``
-    or ``token_revoked``, and the record.
-    """
-
-    def __init__(
-        self, state_dir: Path, changed: Callable[[str, TokenRecord], None] | None = None
-    ) -> None:
+    def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._changed = changed
+        self._changed: Callable[[str, TokenRecord], None] | None = None
         self._context = contextvars.Context()  # what is seen is done on behalf of no caller
         self._tokens: dict[str, _Token] = {}
         self._by_digest: dict[bytes, Principal] = {}
@@ -111,8 +105,13 @@ class TokenList:
         self._version = 0
         self._ids: set[str] = set()
 
-    async def open(self) -> None:
-        """Read the tokens there are. A file that cannot be used is logged, and is tried again."""
+    async def open(self, changed: Callable[[str, TokenRecord], None] | None = None) -> None:
+        """Read the tokens there are. A file that cannot be used is logged, and is tried again.
+
+        ``changed`` is told of what other processes change from now on: ``token_created`` or
+        ``token_revoked``, and the record.
+        """
+        self._changed = changed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         await asyncio.wait({self._ask()}, timeout=WAIT_SECONDS)
 
@@ -161,6 +160,11 @@ class TokenList:
     def records(self) -> list[TokenRecord]:
         """The tokens that are in force, oldest first."""
         return [token.record for token in self._tokens.values() if not token.principal.over]
+
+    def record(self, token_id: str) -> TokenRecord | None:
+        """The token with this id, if it is in force."""
+        found = self._tokens.get(token_id)
+        return None if found is None or found.principal.over else found.record
 
     def last_used(self, record: TokenRecord) -> float | None:
         """When a token was last used, which may not be written yet."""

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..errors import TokenNameTaken, TooManyTokens
+from ..errors import TokenNameTaken, TooManyTokens, Unauthorized
 from . import credentials
 from .names import confusable
 from .principal import ANONYMOUS
@@ -213,9 +213,17 @@ class TokenStore:
         """Make a token; returns its record, and the token itself, which is stored nowhere.
 
         The name of an owner that is ``named_by_hand`` must not be confusable with another owner's.
-        Raises `TokenNameTaken` or `TooManyTokens`.
+        Raises `TokenNameTaken` or `TooManyTokens`, and `Unauthorized` if the token that it is made
+        with has ended meanwhile.
         """
         with self._explained(), self._transaction():
+            maker = "SELECT 1 FROM token WHERE id = ?"
+            execute, made_with = self._connection.execute, wanted.made_with
+            if (
+                execute(maker, (made_with,)).fetchone()
+                and not execute(f"{maker} AND {_IN_FORCE}", (made_with, now)).fetchone()
+            ):
+                raise Unauthorized("Forbidden")
             self._check_names(wanted, now, named_by_hand=named_by_hand)
             self._check_room(wanted.owner, now)
             # Taken before tokens are forgotten, the newest perhaps, so that no number comes twice.

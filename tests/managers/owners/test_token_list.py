@@ -62,8 +62,8 @@ def told() -> list[tuple[str, str]]:
 @pytest.fixture
 async def tokens(tmp_path: Path, told: list[tuple[str, str]]) -> AsyncIterator[TokenList]:
     """The list, opened when there was no file yet."""
-    opened = TokenList(tmp_path, lambda action, record: told.append((action, record.name)))
-    await opened.open()
+    opened = TokenList(tmp_path)
+    await opened.open(lambda action, record: told.append((action, record.name)))
     yield opened
     await opened.close()
 
@@ -79,8 +79,8 @@ async def test_those_that_there_are_are_known_at_once(
 ) -> None:
     expires = time.time() + 100
     record, token = elsewhere.make(groups=("physics",), expires=expires)
-    tokens = TokenList(tmp_path, lambda action, record: told.append((action, record.name)))
-    await tokens.open()
+    tokens = TokenList(tmp_path)
+    await tokens.open(lambda action, record: told.append((action, record.name)))
     principal = tokens.known(token)
     assert principal is not None
     assert (principal.owner, principal.credential) == ("anna", record.id)
