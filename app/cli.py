@@ -26,6 +26,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from .tokens_cli import tokens_command
 
         tokens_command(arguments[1:])
+    if arguments[:1] == ["audit"]:
+        from .audit_cli import audit_command
+
+        audit_command(arguments[1:])
     if twice := _given_twice(arguments):
         refuse(f"{twice}: given twice")
     try:

@@ -25,11 +25,12 @@ from ..managers.errors import (
     VersionMismatch,
 )
 from ..managers.files.contents import Found, Precondition, Save
+from ..managers.files.models import CheckpointModel, ContentsModel
 from ..managers.files.service import ContentsService
 from .access import requires
 from .dependencies import read_body
-from .models import CheckpointModel, ContentsModel
 from .openapi import BODY, errors
+from .schemas import schema_of
 
 __all__ = ["ContentsDep", "PathDep", "router"]
 
@@ -113,7 +114,7 @@ _TEXT: Final = {"type": ["string", "null"]}
 @router.get(
     "/{path:path}/checkpoints",
     operation_id="contents_checkpoints_list",
-    response_model=list[CheckpointModel],
+    response_model=schema_of(list[CheckpointModel]),
     responses=errors(*_READ),
     dependencies=[requires("contents", "read")],
 )
@@ -126,7 +127,7 @@ async def list_checkpoints(service: ContentsDep, path: PathDep) -> Response:
     "/{path:path}/checkpoints",
     operation_id="contents_checkpoints_create",
     status_code=201,
-    response_model=CheckpointModel,
+    response_model=schema_of(CheckpointModel),
     responses={201: _LOCATION, **errors(*_WRITE)},
     dependencies=[requires("contents", "write")],
 )
@@ -167,7 +168,7 @@ async def delete_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: 
     "/{path:path}/trust",
     operation_id="contents_trust",
     status_code=201,
-    response_model=ContentsModel,
+    response_model=schema_of(ContentsModel),
     responses=errors(*_WRITE, ContentsTooLarge),
     dependencies=[requires("contents", "write")],
 )
@@ -180,7 +181,7 @@ async def trust_notebook(service: ContentsDep, path: PathDep) -> Response:
 @router.get(
     "/{path:path}",
     operation_id="contents_get",
-    response_model=ContentsModel,
+    response_model=schema_of(ContentsModel),
     responses=errors(*_READ, InvalidRequest, ContentsTooLarge),
     dependencies=[requires("contents", "read")],
 )
@@ -223,7 +224,7 @@ async def get_contents(
     "/{path:path}",
     operation_id="contents_create",
     status_code=201,
-    response_model=ContentsModel,
+    response_model=schema_of(ContentsModel),
     responses={201: _LOCATION, **errors(*BODY, *_WRITE, ContentsTooLarge)},
     openapi_extra=_body_schema(copy_from=_TEXT, type=_TYPE, ext=_TEXT),
     dependencies=[requires("contents", "write")],
@@ -242,10 +243,10 @@ async def create_contents(request: Request, service: ContentsDep, path: PathDep)
 @router.put(
     "/{path:path}",
     operation_id="contents_save",
-    response_model=ContentsModel,
+    response_model=schema_of(ContentsModel),
     responses={
         200: _LOCATION,
-        201: {**_LOCATION, "description": "It is new.", "model": ContentsModel},
+        201: {**_LOCATION, "description": "It is new.", "model": schema_of(ContentsModel)},
         **errors(*BODY, *_WRITE),
     },
     openapi_extra=_body_schema(
@@ -269,7 +270,7 @@ async def save_contents(
 @router.patch(
     "/{path:path}",
     operation_id="contents_rename",
-    response_model=ContentsModel,
+    response_model=schema_of(ContentsModel),
     responses={200: _LOCATION, **errors(*BODY, *_WRITE)},
     openapi_extra=_body_schema(path={"type": "string"}),
     dependencies=[requires("contents", "write")],

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Response
 from ..managers.errors import EventSchemaReserved, InvalidEvent
 from .access import requires
 from .dependencies import EventsDep, SmallRoute
-from .models import PostEvent
 from .openapi import BODY, errors
+from .requests import PostEvent
 
 router = APIRouter(prefix="/api/events", tags=["events"], route_class=SmallRoute)
 

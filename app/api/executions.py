@@ -35,10 +35,17 @@ from ..managers.errors import (
     TooManyExecutions,
     WaitTooLong,
 )
-from ..managers.executions.events import follow
+from ..managers.executions.events import ExecutionEvent, follow
 from ..managers.executions.execution import Execution
 from ..managers.executions.queue import Code
-from ..managers.executions.results import OutputURL, info, output, result
+from ..managers.executions.results import (
+    ExecutionModel,
+    ExecutionResultModel,
+    OutputURL,
+    info,
+    output,
+    result,
+)
 from ..managers.kernels.callers import Permission
 from ..managers.kernels.kernel import Kernel
 from .access import requires
@@ -53,15 +60,9 @@ from .dependencies import (
     PermissionDep,
     fingerprint,
 )
-from .execution_models import (
-    CancelExecution,
-    ExecutionEventModel,
-    ExecutionModel,
-    ExecutionResultModel,
-    InputModel,
-    RunCode,
-)
 from .openapi import BODY, FILE, errors, json_errors, links, stream_of
+from .requests import CancelExecution, InputModel, RunCode
+from .schemas import schema_of, union_of
 from .streams import (
     NDJSON,
     SSE,
@@ -97,6 +98,13 @@ _LINKS: Final = links(
 )
 
 _encode = msgspec.json.Encoder().encode
+
+ExecutionEventModel = union_of(
+    ExecutionEvent,
+    "ExecutionEventModel",
+    "Something that happens to an execution. In a stream, one event a line or a `data` field.",
+    example={"type": "stream", "seq": 9, "name": "stdout", "text": "working\n"},
+)
 
 ExecutionIdDep = Annotated[str, Path(description="The execution's id.")]
 
@@ -203,10 +211,10 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
     "",
     operation_id="executions_run",
     status_code=202,
-    response_model=ExecutionResultModel,
+    response_model=schema_of(ExecutionResultModel),
     responses={
         200: {
-            "model": ExecutionResultModel,
+            "model": schema_of(ExecutionResultModel),
             "description": "It has ended within `wait` seconds.",
             "links": _LINKS,
         },
@@ -282,7 +290,7 @@ async def run_code(
 @router.get(
     "",
     operation_id="executions_list",
-    response_model=list[ExecutionModel],
+    response_model=schema_of(list[ExecutionModel]),
     responses=errors(InvalidRequest, *_NOT_FOUND),
     dependencies=[requires("kernels", "read")],
 )
@@ -304,7 +312,7 @@ async def list_executions(
 @router.get(
     "/{execution_id}",
     operation_id="executions_get",
-    response_model=ExecutionResultModel,
+    response_model=schema_of(ExecutionResultModel),
     responses=errors(InvalidRequest, WaitTooLong, *_NOT_FOUND),
     dependencies=[requires("kernels", "read")],
 )
@@ -404,7 +412,7 @@ async def get_output(
 @router.post(
     "/{execution_id}/cancel",
     operation_id="executions_cancel",
-    response_model=ExecutionModel,
+    response_model=schema_of(ExecutionModel),
     responses=errors(*BODY, *_NOT_FOUND, KernelUnreachable),
     dependencies=[requires("kernels", "execute")],
 )

@@ -30,6 +30,7 @@ from ..managers.errors import (
     TooManyKernels,
     TooManyStarts,
 )
+from ..managers.kernels.model import KernelModel
 from ..managers.processes.environment import is_code, needs_execute
 from ..settings import Settings
 from .access import requires
@@ -44,8 +45,9 @@ from .dependencies import (
     PolledRoute,
     fingerprint,
 )
-from .models import KernelModel, StartKernel
 from .openapi import BODY, ERRORS, errors, links
+from .requests import StartKernel
+from .schemas import schema_of
 from .traces import TraceDep
 
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
@@ -72,7 +74,7 @@ router.add_api_route(
     list_kernels,
     methods=["GET"],
     operation_id="kernels_list",
-    response_model=list[KernelModel],
+    response_model=schema_of(list[KernelModel]),
     responses=ERRORS,
     dependencies=[requires("kernels", "read")],
     route_class_override=PolledRoute,
@@ -83,7 +85,7 @@ router.add_api_route(
     "",
     operation_id="kernels_start",
     status_code=201,
-    response_model=KernelModel,
+    response_model=schema_of(KernelModel),
     responses={
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
@@ -170,7 +172,7 @@ router.add_api_route(
     get_kernel,
     methods=["GET"],
     operation_id="kernels_get",
-    response_model=KernelModel,
+    response_model=schema_of(KernelModel),
     responses=errors(KernelNotFound),
     dependencies=[requires("kernels", "read")],
     route_class_override=PolledRoute,
@@ -212,7 +214,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
 @router.post(
     "/{kernel_id}/restart",
     operation_id="kernels_restart",
-    response_model=KernelModel,
+    response_model=schema_of(KernelModel),
     responses=errors(
         KernelNotFound,
         KernelNotRunning,

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Response
 from starlette.responses import FileResponse
 
 from ..managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from ..managers.processes.specs import KernelSpecModel, KernelSpecs
 from .access import requires
 from .dependencies import ManagerDep
-from .models import KernelSpecModel, KernelSpecs
 from .openapi import ERRORS, FILE, errors
+from .schemas import schema_of
 
 router = APIRouter(tags=["kernelspecs"])
 
@@ -20,21 +21,21 @@ _encode = msgspec.json.Encoder().encode
 @router.get(
     "/api/kernelspecs",
     operation_id="kernelspecs_list",
-    response_model=KernelSpecs,
+    response_model=schema_of(KernelSpecs),
     responses=ERRORS,
     dependencies=[requires("kernelspecs", "read")],
 )
 async def list_kernelspecs(manager: ManagerDep) -> Response:
     """List the kernelspecs. One that is broken, and so cannot be started, is left out."""
     specs = manager.specs
-    body = {"default": specs.default_name, "kernelspecs": await specs.models()}
+    body = KernelSpecs(specs.default_name, await specs.models())
     return Response(_encode(body), media_type="application/json")
 
 
 @router.get(
     "/api/kernelspecs/{name}",
     operation_id="kernelspecs_get",
-    response_model=KernelSpecModel,
+    response_model=schema_of(KernelSpecModel),
     responses=errors(KernelSpecNotFound, KernelSpecInvalid),
     dependencies=[requires("kernelspecs", "read")],
 )

@@ -5,80 +5,72 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from ..managers.executions.contents import raw_json
+from ..managers.executions.events import ClosingEvent, Event, GapEvent
 from ..managers.executions.history import WholeReader
 from ..managers.executions.queue import Executions
 from ..managers.log.entries import Entry
 from ..managers.log.message_log import MessageLog
+from .schemas import union_of
 
-__all__ = ["LogEvent", "Page", "follow_log", "page"]
+__all__ = ["LogEventModel", "MessageEvent", "MessagesModel", "follow_log", "page"]
 
 PAGE_BYTES: Final = 8 * 2**20
 """A page ends after so many bytes of messages, even if its limit is not reached."""
 
 
-class LogEvent(msgspec.Struct, tag_field="type", kw_only=True):
-    """An event in a stream of the log."""
+class MessageEvent(Event, tag="message"):
+    """A message of the kernel's."""
 
-    seq: int | None = None
-
-    @property
-    def resumable(self) -> bool:
-        """Whether a client that has received this event can resume behind its number."""
-        return self.seq is not None
-
-
-class LogMessage(LogEvent, tag="message"):
-    """A message of the kernel.
-
-    ``session`` is the session that the message is for: None for all sessions, empty for none.
-    """
-
-    channel: str
-    session: str | None
+    channel: Annotated[str, Meta(examples=["iopub", "shell"])]
+    session: Annotated[
+        str | None, Meta(description="The session that it is for; null: all; empty: none.")
+    ]
     header: msgspec.Raw
     parent_header: msgspec.Raw
     metadata: msgspec.Raw
     content: msgspec.Raw
-    buffers: list[str]
+    buffers: Annotated[list[str], Meta(description="In base64.")]
 
 
-class LogGap(LogEvent, tag="gap"):
-    """Messages that have left the log: their count and bytes, up to the number ``seq``."""
+LogEvent = MessageEvent | GapEvent | ClosingEvent
+"""All that `follow_log` may yield."""
 
-    messages: int
-    bytes: int
-
-
-class LogClosed(LogEvent, tag="closing"):
-    """The end of a stream, with its reason."""
-
-    reason: str
+LogEventModel = union_of(
+    LogEvent, "LogEventModel", "Something that a stream of a kernel's log consists of."
+)
 
 
-class Page(msgspec.Struct):
-    """A page of the log: messages in order, and in ``next`` the number behind which to go on."""
+class MessagesModel(msgspec.Struct):
+    """A page of a kernel's log."""
 
-    epoch: str
-    first: int
-    next: int
-    last: int
-    gap: LogGap | None
-    messages: list[LogMessage]
+    epoch: Annotated[
+        str,
+        Meta(
+            description="Of the log: numbers of another epoch mean nothing here. Give it back as "
+            "`epoch`, and a stale number is an error."
+        ),
+    ]
+    first: Annotated[int, Meta(description="The oldest number that is kept.")]
+    next: Annotated[int, Meta(description="The `after` of the next page.")]
+    last: Annotated[int, Meta(description="The newest number there is; 0 for none.")]
+    gap: Annotated[GapEvent | None, Meta(description="What is gone before these messages.")]
+    messages: list[MessageEvent]
 
 
-async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None) -> Page:
+async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None) -> MessagesModel:
     """A page with at most ``limit`` messages behind number ``after``.
 
     Raises `StaleEpoch` or `AfterBeyondEnd`.
     """
     reader = WholeReader(log, log.place_after(after, epoch))
-    gap: LogGap | None = None
-    messages: list[LogMessage] = []
+    gap: GapEvent | None = None
+    messages: list[MessageEvent] = []
     size = 0
     seen = after
     while len(messages) < limit and size < PAGE_BYTES:
@@ -92,7 +84,7 @@ async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None
                 break
             seen = before + found.messages - 1
             gone = (gap.messages, gap.bytes) if gap else (0, 0)
-            gap = LogGap(seq=seen, messages=gone[0] + found.messages, bytes=gone[1] + found.bytes)
+            gap = GapEvent(seq=seen, messages=gone[0] + found.messages, bytes=gone[1] + found.bytes)
         for entry in entries[: limit - len(messages)]:
             messages.append(_message(entry))
             seen, size = entry.seq, size + len(entry.message.frame)
@@ -100,7 +92,7 @@ async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None
                 break
         if not reader.behind:
             break
-    return Page(log.epoch, log.first_seq, seen, log.next_seq - 1, gap, messages)
+    return MessagesModel(log.epoch, log.first_seq, seen, log.next_seq - 1, gap, messages)
 
 
 def follow_log(
@@ -126,24 +118,24 @@ async def _follow(
         before = reader.position.cursor
         gap, entries = reader.take()
         if gap is not None:
-            yield LogGap(seq=before + gap.messages - 1, messages=gap.messages, bytes=gap.bytes)
+            yield GapEvent(seq=before + gap.messages - 1, messages=gap.messages, bytes=gap.bytes)
         for entry in entries:
             yield _message(entry)
         if reader.behind:
             continue
         if executions.closing:
-            yield LogClosed(reason="The server is shutting down")
+            yield ClosingEvent(reason="The server is shutting down")
             return
         if not await reader.wait_for(keepalive):
             yield None
-    yield LogClosed(reason="The kernel was shut down")
+    yield ClosingEvent(reason="The kernel was shut down")
 
 
-def _message(entry: Entry) -> LogMessage:
+def _message(entry: Entry) -> MessageEvent:
     message = entry.message
     header, parent, metadata, content = (raw_json(message.part(index)) for index in range(4))
     buffers = range(4, 4 + message.buffer_count)
-    return LogMessage(
+    return MessageEvent(
         seq=entry.seq,
         channel=message.channel,
         session=entry.owner,

@@ -6,15 +6,46 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Response
+from msgspec import UNSET, Meta, UnsetType
 
 from ..managers.errors import FieldNotUpdatable, InvalidRequest
+from ..managers.owners.principal import ANONYMOUS
 from .access import AUTHENTICATED, requires
 from .dependencies import AuthorizationDep, SmallRoute, UserDep
-from .identity import UPDATABLE_FIELDS
-from .models import MeModel, UpdatedMe, UpdateMe
+from .identity import UPDATABLE_FIELDS, Identity
 from .openapi import BODY, errors
+from .requests import UpdateMe
+from .schemas import schema_of
 
 router = APIRouter(prefix="/api/me", tags=["user"], route_class=SmallRoute)
+
+
+class MeModel(msgspec.Struct):
+    """The user, and what it may do."""
+
+    identity: Identity
+    permissions: Annotated[
+        dict[str, list[str]],
+        Meta(
+            description="Of what was asked for, the actions that are allowed; and "
+            "`updatable_fields`, what of the identity can be changed."
+        ),
+    ]
+    groups: Annotated[
+        list[str] | UnsetType,
+        Meta(description="The user's groups. Absent for the server's own token, as `scopes` is."),
+    ] = UNSET
+    scopes: Annotated[
+        list[str] | UnsetType, Meta(description="What the token that was shown may be used for.")
+    ] = UNSET
+
+
+class UpdatedMe(msgspec.Struct):
+    """The user, changed."""
+
+    status: Annotated[str, Meta(examples=["success"])]
+    identity: Identity
+
 
 _encode = msgspec.json.Encoder().encode
 _permissions = msgspec.json.Decoder(dict[str, list[str]])
@@ -23,7 +54,7 @@ _permissions = msgspec.json.Decoder(dict[str, list[str]])
 @router.get(
     "",
     operation_id="user_get",
-    response_model=MeModel,
+    response_model=schema_of(MeModel),
     responses=errors(InvalidRequest),
     dependencies=[AUTHENTICATED],
 )
@@ -40,8 +71,10 @@ async def get_me(
         for resource, actions in _decode(permissions).items()
     }
     allowed["updatable_fields"] = list(UPDATABLE_FIELDS)
-    body = {"identity": user.identity, "permissions": allowed}
-    return Response(_encode(body), media_type="application/json")
+    me, principal = MeModel(user.identity, allowed), user.principal
+    if principal.owner != ANONYMOUS or not principal.scopes.everything:
+        me.groups, me.scopes = sorted(principal.groups), [*principal.scopes]
+    return Response(_encode(me), media_type="application/json")
 
 
 def _decode(permissions: str) -> dict[str, list[str]]:
@@ -56,7 +89,7 @@ def _decode(permissions: str) -> dict[str, list[str]]:
 @router.patch(
     "",
     operation_id="user_update",
-    response_model=UpdatedMe,
+    response_model=schema_of(UpdatedMe),
     responses=errors(*BODY, FieldNotUpdatable),
     # The authorizer may decide by the identity, above all about kernels. So a user who may not
     # change kernels may not change the identity either.
@@ -65,5 +98,5 @@ def _decode(permissions: str) -> dict[str, list[str]]:
 async def update_me(user: UserDep, body: UpdateMe) -> Response:
     """Change how the user is called. It lasts as long as the server runs."""
     user.update(body.model_dump(exclude_unset=True))
-    answer = {"status": "success", "identity": user.identity}
+    answer = UpdatedMe("success", user.identity)
     return Response(_encode(answer), media_type="application/json")

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 from ..managers.errors import AfterBeyondEnd, InvalidRequest, KernelNotFound, StaleEpoch
 from .access import requires
 from .dependencies import KernelDep, ManagerDep, PermissionDep
-from .execution_models import MessagesModel
-from .log_pages import follow_log, page
+from .log_pages import MessagesModel, follow_log, page
 from .openapi import errors, stream_of
+from .schemas import schema_of
 from .streams import (
     NDJSON,
     SSE,
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/api/kernels/{kernel_id}/messages", tags=["messages"]
 @router.get(
     "",
     operation_id="messages_list",
-    response_model=MessagesModel,
+    response_model=schema_of(MessagesModel),
     responses={
         200: {
             "description": "A page, or what the `Accept` header asks for: a stream. Each "

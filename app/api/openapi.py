@@ -21,10 +21,13 @@ from ..managers.errors import (
     RequestTooLarge,
     Unauthorized,
 )
+from ..managers.executions.results import ExecutionResultModel
+from ..managers.files.models import ContentsModel
 from ..protocol.v1 import SUBPROTOCOL
 from .access import declared_access
-from .execution_models import ExecutionResultModel, LogEventModel
-from .models import ContentsModel, ErrorModel
+from .log_pages import LogEventModel
+from .responses import ErrorModel
+from .schemas import schema_of
 from .websocket_models import ChannelsMessageModel, ServerEventModel
 
 __all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "links", "stream_of"]
@@ -94,7 +97,7 @@ _SECURITY_SCHEMES: Final = {
 _EITHER: Final[list[dict[str, list[str]]]] = [{name: []} for name in _SECURITY_SCHEMES]
 
 # Models that no route returns as its whole body: FastAPI does not put them into the document.
-_MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel, ContentsModel)
+_MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel, schema_of(ContentsModel))
 _REFERENCE: Final = "#/components/schemas/{model}"
 
 _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
@@ -216,7 +219,7 @@ def _add_components(document: dict[str, Any]) -> None:
     # FastAPI writes its schemas without `default: null`, and so are these.
     schemas = {**jsonable_encoder(found["$defs"], exclude_none=True), **components["schemas"]}
     # FastAPI removes null from examples, too; these are put back whole.
-    for model in (ErrorModel, ExecutionResultModel, ContentsModel):
+    for model in (ErrorModel, schema_of(ExecutionResultModel), schema_of(ContentsModel)):
         schemas[model.__name__]["examples"] = model.model_json_schema()["examples"]
     components["schemas"] = {name: schemas[name] for name in sorted(schemas)}
     components["securitySchemes"] = _SECURITY_SCHEMES

@@ -9,11 +9,13 @@ from fastapi import APIRouter, Query, Response
 
 from .. import __version__
 from ..managers.errors import InvalidRequest
+from ..managers.processes.paths import ResolutionModel
 from ..protocol.messages import format_timestamp
 from .access import PUBLIC, requires
 from .dependencies import ManagerDep
-from .models import ResolutionModel, StatusModel, VersionModel
 from .openapi import ERRORS, errors
+from .responses import StatusModel, VersionModel
+from .schemas import schema_of
 
 router = APIRouter(prefix="/api", tags=["server"])
 
@@ -50,7 +52,7 @@ async def get_status(manager: ManagerDep) -> StatusModel:
 @router.get(
     "/resolvePath",
     operation_id="server_resolve_path",
-    response_model=ResolutionModel,
+    response_model=schema_of(ResolutionModel),
     responses=errors(InvalidRequest),
     dependencies=[requires("api", "read", activity=False)],
 )

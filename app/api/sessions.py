@@ -22,10 +22,12 @@ from ..managers.errors import (
     TooManySessions,
     TooManyStarts,
 )
+from ..managers.sessions.sessions import SessionModel
 from .access import requires
 from .dependencies import AuthorizationDep, JSONRoute, SessionsDep
-from .models import SessionModel, StartSession, UpdateSession
 from .openapi import BODY, ERRORS, errors, links
+from .requests import StartSession, UpdateSession
+from .schemas import schema_of
 from .traces import TraceDep
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=JSONRoute)
@@ -40,7 +42,7 @@ def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None)
 @router.get(
     "",
     operation_id="sessions_list",
-    response_model=list[SessionModel],
+    response_model=schema_of(list[SessionModel]),
     responses=ERRORS,
     dependencies=[requires("sessions", "read")],
 )
@@ -53,7 +55,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
     "",
     operation_id="sessions_create",
     status_code=201,
-    response_model=SessionModel,
+    response_model=schema_of(SessionModel),
     responses={
         201: {
             "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}},
@@ -101,7 +103,7 @@ async def create_session(
 @router.get(
     "/{session_id}",
     operation_id="sessions_get",
-    response_model=SessionModel,
+    response_model=schema_of(SessionModel),
     responses=errors(SessionNotFound),
     dependencies=[requires("sessions", "read")],
 )
@@ -113,7 +115,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
 @router.patch(
     "/{session_id}",
     operation_id="sessions_update",
-    response_model=SessionModel,
+    response_model=schema_of(SessionModel),
     responses=errors(
         *BODY,
         InvalidPath,

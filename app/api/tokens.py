@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Response
+from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..managers.errors import (
@@ -20,10 +21,10 @@ from ..managers.errors import (
 from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.owners.tokens import TokenRecord
 from ..managers.telemetry.audit import AuditLog
-from ..protocol.messages import format_timestamp
 from .access import requires
 from .dependencies import AuditDep, SmallRoute, TokensDep
 from .openapi import BODY, errors
+from .schemas import schema_of
 
 __all__ = ["note_token", "router"]
 
@@ -37,21 +38,28 @@ MAX_SECONDS: Final = 10 * 365 * 86400
 TokenIdDep = Annotated[str, Path(description="The token's id, which is its first 11 characters.")]
 
 
-class TokenModel(BaseModel):
+class TokenModel(msgspec.Struct):
     """A token in force, without what makes it one."""
 
-    id: str = Field(description="The token's first 11 characters, by which logs name it, too.")
+    id: Annotated[
+        str, Meta(description="The token's first 11 characters, by which logs name it, too.")
+    ]
     name: str
-    owner: str = Field(description="Whose kernels and sessions are its own.")
+    owner: Annotated[str, Meta(description="Whose kernels and sessions are its own.")]
     groups: list[str]
-    scopes: list[str] = Field(description="What it may do, as `resource:action`; `*` for all.")
-    made_with: str = Field(
-        description="The id of the token that it was made with, and is revoked with; or the name "
-        "of what identified its maker; or empty."
-    )
+    scopes: Annotated[
+        list[str], Meta(description="What it may do, as `resource:action`; `*` for all.")
+    ]
+    made_with: Annotated[
+        str,
+        Meta(
+            description="The id of the token that it was made with, and is revoked with; or the "
+            "name of what identified its maker; or empty."
+        ),
+    ]
     created: datetime
     expires_at: datetime | None
-    last_used: datetime | None = Field(description="Exact to a minute.")
+    last_used: Annotated[datetime | None, Meta(description="Exact to a minute.")]
 
 
 class CreatedToken(TokenModel):
@@ -88,19 +96,19 @@ class CreateToken(BaseModel):
     )
 
 
-def _shown(tokens: CallersTokens, record: TokenRecord) -> dict[str, Any]:
-    last_used = tokens.last_used(record)
+def _fields(tokens: CallersTokens, record: TokenRecord) -> dict[str, Any]:
     return {
-        "id": record.id,
-        "name": record.name,
-        "owner": record.owner,
-        "groups": record.groups,
-        "scopes": record.scopes,
-        "made_with": record.made_with,
-        "created": format_timestamp(record.created),
-        "expires_at": None if record.expires is None else format_timestamp(record.expires),
-        "last_used": None if last_used is None else format_timestamp(last_used),
+        **{name: getattr(record, name) for name in ("id", "name", "owner", "made_with")},
+        "groups": [*record.groups],
+        "scopes": [*record.scopes],
+        "created": _time(record.created),
+        "expires_at": _time(record.expires),
+        "last_used": _time(tokens.last_used(record)),
     }
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _json(body: object, status: int = 200) -> Response:
@@ -117,7 +125,8 @@ def note_token(audit: AuditLog, action: str, record: TokenRecord) -> None:
 @router.get(
     "",
     operation_id="tokens_list",
-    response_model=list[TokenModel],
+    response_model=schema_of(list[TokenModel]),
+    responses=errors(),
     dependencies=[requires("tokens", "read")],
 )
 async def list_tokens(
@@ -125,14 +134,14 @@ async def list_tokens(
     owner: Annotated[str | None, Query(description="Those of this owner only.")] = None,
 ) -> Response:
     """List the tokens in force: the caller's own, and for an administrator those of all."""
-    return _json([_shown(tokens, record) for record in tokens.listed(owner)])
+    return _json([TokenModel(**_fields(tokens, record)) for record in tokens.listed(owner)])
 
 
 @router.post(
     "",
     operation_id="tokens_create",
     status_code=201,
-    response_model=CreatedToken,
+    response_model=schema_of(CreatedToken),
     responses=errors(
         *BODY, InvalidToken, ScopeNotGiven, TokenNameTaken, TooManyTokens, TokensUnavailable
     ),
@@ -151,19 +160,19 @@ async def create_token(tokens: TokensDep, audit: AuditDep, body: CreateToken) ->
         seconds=body.expires_in,
     )
     note_token(audit, "token_created", record)
-    return _json({**_shown(tokens, record), "token": token}, 201)
+    return _json(CreatedToken(**_fields(tokens, record), token=token), 201)
 
 
 @router.get(
     "/{token_id}",
     operation_id="tokens_get",
-    response_model=TokenModel,
+    response_model=schema_of(TokenModel),
     responses=errors(TokenNotFound),
     dependencies=[requires("tokens", "read")],
 )
 async def get_token(tokens: TokensDep, token_id: TokenIdDep) -> Response:
     """Get a token in force, without what makes it one."""
-    return _json(_shown(tokens, tokens.get(token_id)))
+    return _json(TokenModel(**_fields(tokens, tokens.get(token_id))))
 
 
 @router.delete(

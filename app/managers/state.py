@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ..protocol.messages import UNTRACKED_MESSAGE_TYPES, Header, format_timestamp
 
@@ -31,11 +33,13 @@ class Lifecycle(StrEnum):
 
 
 class Restarts(msgspec.Struct, frozen=True):
-    """The automatic restarts of a kernel: their number, and the last one's time and cause."""
+    """How often a kernel that died was restarted, and what is known of the last time."""
 
-    count: int
-    last: str
-    reason: str
+    count: Annotated[int, Meta(description="How often.")]
+    last: Annotated[str, Meta(description="When it died last, UTC.")]
+    reason: Annotated[
+        str, Meta(description="Why: how its process ended, and the last that it wrote.")
+    ]
 
 
 class KernelState:

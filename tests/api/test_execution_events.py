@@ -10,7 +10,7 @@ import psutil
 import pytest
 from pydantic import TypeAdapter
 
-from app.api.execution_models import ExecutionEventModel
+from app.api.executions import ExecutionEventModel
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, SSE, Executions, Json
@@ -19,7 +19,7 @@ from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
-MODEL: TypeAdapter[ExecutionEventModel] = TypeAdapter(ExecutionEventModel)
+MODEL: TypeAdapter[Any] = TypeAdapter(ExecutionEventModel)
 
 
 def types(events: list[Json]) -> list[str]:

@@ -147,8 +147,10 @@ async def test_scopes_are_held_against_what_a_route_needs(tmp_path: Path) -> Non
         refused = await client.post("/api/kernels", json={}, **_shows("b"))
         assert "the scope kernels:write" in error_of(refused, 403, "not_authorized")
         asked = {"permissions": '{"kernels": ["read", "write"], "contents": ["read"]}'}
-        me = (await client.get("/api/me", params=asked, **_shows("b"))).json()["permissions"]
-        assert (me["kernels"], me["contents"]) == (["read"], [])
+        me = (await client.get("/api/me", params=asked, **_shows("b"))).json()
+        allowed = me["permissions"]
+        assert (allowed["kernels"], allowed["contents"]) == (["read"], [])
+        assert (me["groups"], me["scopes"]) == ([], ["kernels:read"])
 
 
 async def test_each_user_is_called_as_it_wants(tmp_path: Path) -> None:

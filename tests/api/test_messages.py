@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from app.api.execution_models import LogEventModel, MessagesModel
+from app.api.log_pages import LogEventModel, MessagesModel
+from app.api.schemas import schema_of
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, SSE, Executions, Json, stream
 from tests.support.rest import RestClient
 from tests.support.running import RunningKernel, kernels_of
 
-MODEL: TypeAdapter[LogEventModel] = TypeAdapter(LogEventModel)
+MODEL: TypeAdapter[Any] = TypeAdapter(LogEventModel)
 
 
 def path_of(kernel: RunningKernel) -> str:
@@ -27,7 +28,7 @@ def path_of(kernel: RunningKernel) -> str:
 async def page(kernel: RunningKernel, **query: Any) -> Json:
     response = await kernel.rest.request("GET", path_of(kernel), params=query)
     found: Json = response.json()
-    assert MessagesModel.model_validate(found).model_dump() == found
+    assert schema_of(MessagesModel).model_validate(found).model_dump() == found
     return found
 
 

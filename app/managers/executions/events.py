@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from ...protocol.messages import Message, format_timestamp
 from ..log.message_log import MessageLog
 from .contents import content_of, text_of
-from .execution import Execution
+from .execution import Execution, ExecutionState, StepName
 from .history import ExecutionReader
 from .outputs import display_id_of
 from .queue import Executions
 from .reply_errors import output_of
 
-__all__ = ["Event", "follow"]
+__all__ = ["ClosingEvent", "Event", "ExecutionEvent", "GapEvent", "follow"]
 
 
 class Event(msgspec.Struct, tag_field="type", kw_only=True):
-    """One event of an execution; ``seq`` is the number of its message in the kernel's log.
+    """One event of an execution.
 
     An event without a message of its own has the number of the newest message before it, or none.
     """
 
-    seq: int | None = None
+    seq: Annotated[int | None, Meta(description="Its number in the kernel's log.")] = None
 
     @property
     def resumable(self) -> bool:
@@ -33,57 +34,58 @@ class Event(msgspec.Struct, tag_field="type", kw_only=True):
         return self.seq is not None
 
 
-class Queued(Event, tag="queued"):
-    """The execution was asked for. This is only ever the first event."""
+class QueuedEvent(Event, tag="queued"):
+    """It was asked for."""
 
+    # This is only ever the first event.
     time: str
     session: str
 
 
-class Started(Event, tag="started"):
-    """The kernel has begun with the execution."""
+class StartedEvent(Event, tag="started"):
+    """The kernel has begun with it."""
 
 
-class Code(Event, tag="code"):
-    """The code that the kernel executes. Silent executions have no such event."""
+class CodeEvent(Event, tag="code"):
+    """What the kernel executes; not told of silent executions."""
 
     code: str
     execution_count: int | None
 
 
-class Stream(Event, tag="stream"):
-    """The code has written text to ``stdout`` or ``stderr``, which ``name`` tells."""
+class StreamEvent(Event, tag="stream"):
+    """Text on stdout or stderr."""
 
     name: str
     text: str
 
 
-class Display(Event, tag="display"):
-    """The code displays data, by media type."""
+class DisplayEvent(Event, tag="display"):
+    """Something to show."""
 
     data: dict[str, Any]
     metadata: dict[str, Any]
     display_id: str | None
 
 
-class UpdateDisplay(Display, tag="update_display"):
-    """The data of every display with this ``display_id`` are replaced.
+class UpdateDisplayEvent(DisplayEvent, tag="update_display"):
+    """Something to show in the place of what has this `display_id`."""
 
-    ``executions`` are the ids of other executions that show such a display.
-    """
+    executions: Annotated[
+        list[str],
+        Meta(description="Other executions with such an output, which is changed there as well."),
+    ] = []
 
-    executions: list[str] = []
 
-
-class Result(Event, tag="result"):
-    """The value of the code's last expression, by media type."""
+class ResultEvent(Event, tag="result"):
+    """The value of the code."""
 
     data: dict[str, Any]
     metadata: dict[str, Any]
     execution_count: int | None
 
 
-class Error(Event, tag="error"):
+class ErrorEvent(Event, tag="error"):
     """The code has failed."""
 
     ename: str
@@ -91,57 +93,77 @@ class Error(Event, tag="error"):
     traceback: list[str]
 
 
-class ClearOutput(Event, tag="clear_output"):
-    """All output so far is to be cleared: now, or at the next output if ``wait``."""
+class ClearOutputEvent(Event, tag="clear_output"):
+    """All output so far is to be cleared: now, or at the next output if `wait`."""
 
     wait: bool
 
 
-class InputRequested(Event, tag="input_request"):
-    """The code asks its user for a line; an answer names ``id``."""
+class InputRequestEvent(Event, tag="input_request"):
+    """The code asks its user for a line."""
 
-    id: str
+    id: Annotated[str, Meta(description="By which an answer names it.")]
     prompt: str
     password: bool
 
 
-class StepTaken(Event, tag="step"):
-    """A step was taken against the execution from outside: ``cancel``, ``timeout``, ...
+class StepEvent(Event, tag="step"):
+    """Something was done to the execution from outside."""
 
-    It shares its number with the message before it. So a client that resumes behind that number
-    may get this event a second time, rather than miss it.
-    """
-
-    step: str
+    step: StepName
     time: str
     detail: str
 
     @property
     def resumable(self) -> bool:
+        """A client may not resume behind it: it shares its number with the message before it.
+
+        So a client that resumes behind that number may get this event a second time, rather than
+        miss it.
+        """
         return False
 
 
-class GapFound(Event, tag="gap"):
-    """The kernel's log has dropped messages, and those of this execution that were among them."""
+class GapEvent(Event, tag="gap"):
+    """So much of the kernel's log is gone, up to the number `seq`."""
 
     messages: int
     bytes: int
 
 
-class Ended(Event, tag="ended"):
-    """The execution has ended. This is always the last event."""
+class EndedEvent(Event, tag="ended"):
+    """It has ended. Always the last event."""
 
     time: str
-    state: str
+    state: ExecutionState
     reason: str | None
     execution_count: int | None
     seconds: float | None
 
 
-class Closing(Event, tag="closing"):
-    """The server ends this stream although the execution goes on: it is shutting down."""
+class ClosingEvent(Event, tag="closing"):
+    """The stream ends, and what it is of goes on: come back with the last number."""
 
     reason: str
+
+
+ExecutionEvent = (
+    QueuedEvent
+    | StartedEvent
+    | CodeEvent
+    | StreamEvent
+    | DisplayEvent
+    | UpdateDisplayEvent
+    | ResultEvent
+    | ErrorEvent
+    | ClearOutputEvent
+    | InputRequestEvent
+    | StepEvent
+    | GapEvent
+    | EndedEvent
+    | ClosingEvent
+)
+"""All that `follow` may yield."""
 
 
 def follow(
@@ -153,8 +175,8 @@ def follow(
 ) -> AsyncIterator[Event | None]:
     """The events so far, from behind number ``after`` if that is given, then as they happen.
 
-    Yields None after ``keepalive`` seconds without an event. Ends with `Ended` or `Closing`.
-    Raises `AfterBeyondEnd` at once, not at the first step of the iteration.
+    Yields None after ``keepalive`` seconds without an event. Ends with `EndedEvent` or
+    `ClosingEvent`. Raises `AfterBeyondEnd` at once, not at the first step of the iteration.
     """
     reader = ExecutionReader(log, execution, after, updates=True)
     return _follow(executions, execution, reader, after, keepalive)
@@ -168,17 +190,17 @@ async def _follow(
     keepalive: float,
 ) -> AsyncIterator[Event | None]:
     if after is None:
-        yield Queued(time=format_timestamp(execution.queued_at), session=execution.session)
+        yield QueuedEvent(time=format_timestamp(execution.queued_at), session=execution.session)
     steps = _Steps(execution, after)
     while True:
         gap, entries = await reader.fetch()
         if gap is not None:
-            yield GapFound(seq=reader.gone_to, messages=gap.messages, bytes=gap.bytes)
+            yield GapEvent(seq=reader.gone_to, messages=gap.messages, bytes=gap.bytes)
         for entry in entries:
             for step in steps.before(entry.seq):
                 yield step
             event = event_of(output_of(execution, entry.message))
-            if isinstance(event, UpdateDisplay):
+            if isinstance(event, UpdateDisplayEvent):
                 showing = executions.showing(event.display_id)
                 if entry.message.parent.msg_id != execution.id and execution not in showing:
                     continue  # an update of a display that this execution does not show
@@ -196,7 +218,7 @@ async def _follow(
             yield _ended(execution)
             return
         if executions.closing:
-            yield Closing(reason="The server is shutting down")
+            yield ClosingEvent(reason="The server is shutting down")
             return
         if not await reader.wait_for(keepalive):
             yield None
@@ -214,7 +236,7 @@ class _Steps:
         while self._told < len(steps) and (seq is None or steps[self._told].seq < seq):
             step = steps[self._told]
             self._told += 1
-            yield StepTaken(
+            yield StepEvent(
                 seq=step.seq, step=step.step, time=format_timestamp(step.time), detail=step.detail
             )
 
@@ -227,17 +249,17 @@ def event_of(message: Message) -> Event | None:
     event: Event | None = make(content_of(message))
     if event is not None:
         event.seq = message.seq
-    if isinstance(event, InputRequested):
+    if isinstance(event, InputRequestEvent):
         event.id = message.header.msg_id
     return event
 
 
 def _ended(execution: Execution) -> Event:
     seconds = execution.seconds
-    return Ended(
+    return EndedEvent(
         seq=execution.last_seq,
         time=format_timestamp(execution.ended_at or 0.0),
-        state=str(execution.state),
+        state=execution.state,
         reason=execution.reason or None,
         execution_count=execution.execution_count,
         seconds=None if seconds is None else round(seconds, 6),
@@ -245,35 +267,35 @@ def _ended(execution: Execution) -> Event:
 
 
 def _status(content: dict[str, Any]) -> Event | None:
-    return Started() if content.get("execution_state") == "busy" else None
+    return StartedEvent() if content.get("execution_state") == "busy" else None
 
 
 def _code(content: dict[str, Any]) -> Event:
-    return Code(code=text_of(content.get("code")), execution_count=_count(content))
+    return CodeEvent(code=text_of(content.get("code")), execution_count=_count(content))
 
 
 def _stream(content: dict[str, Any]) -> Event:
-    return Stream(name=text_of(content.get("name")), text=text_of(content.get("text")))
+    return StreamEvent(name=text_of(content.get("name")), text=text_of(content.get("text")))
 
 
 def _display(content: dict[str, Any]) -> Event:
     data, metadata = _bundle(content)
-    return Display(data=data, metadata=metadata, display_id=display_id_of(content))
+    return DisplayEvent(data=data, metadata=metadata, display_id=display_id_of(content))
 
 
 def _update(content: dict[str, Any]) -> Event:
     data, metadata = _bundle(content)
-    return UpdateDisplay(data=data, metadata=metadata, display_id=display_id_of(content))
+    return UpdateDisplayEvent(data=data, metadata=metadata, display_id=display_id_of(content))
 
 
 def _result(content: dict[str, Any]) -> Event:
     data, metadata = _bundle(content)
-    return Result(data=data, metadata=metadata, execution_count=_count(content))
+    return ResultEvent(data=data, metadata=metadata, execution_count=_count(content))
 
 
 def _error(content: dict[str, Any]) -> Event:
     traceback = content.get("traceback")
-    return Error(
+    return ErrorEvent(
         ename=text_of(content.get("ename")),
         evalue=text_of(content.get("evalue")),
         traceback=[str(line) for line in traceback] if isinstance(traceback, list) else [],
@@ -281,12 +303,12 @@ def _error(content: dict[str, Any]) -> Event:
 
 
 def _clear(content: dict[str, Any]) -> Event:
-    return ClearOutput(wait=bool(content.get("wait")))
+    return ClearOutputEvent(wait=bool(content.get("wait")))
 
 
 def _input(content: dict[str, Any]) -> Event:
     prompt = text_of(content.get("prompt"))
-    return InputRequested(id="", prompt=prompt, password=bool(content.get("password")))
+    return InputRequestEvent(id="", prompt=prompt, password=bool(content.get("password")))
 
 
 def _bundle(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

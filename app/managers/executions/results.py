@@ -6,21 +6,22 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from ...protocol.messages import Message, format_timestamp
 from ..errors import OutputNotFound
 from ..log.entries import Gap
 from ..log.message_log import MessageLog
 from .contents import content_of, text_of
-from .execution import Execution, InputRequest, Step
+from .execution import Execution, ExecutionState, InputRequest, Step, StepName
 from .history import ExecutionReader, late_output
 from .outputs import Cut, Numbering, OutputAssembler, display_id_of
 from .reply_errors import output_of
 
-__all__ = ["OutputURL", "info", "output", "result"]
+__all__ = ["ExecutionModel", "ExecutionResultModel", "OutputURL", "info", "output", "result"]
 
 OutputURL = Callable[[int, str], str]
 """Makes the URL of an output's data from the output's number and a media type."""
@@ -34,78 +35,110 @@ _MEDIA_TYPE: Final = re.compile(
 )
 
 
-class StepInfo(msgspec.Struct):
-    """One step that was taken against an execution from outside."""
+class StepModel(msgspec.Struct):
+    """Something that was done to an execution from outside."""
 
-    step: str
-    time: str
-    detail: str
+    step: StepName
+    time: Annotated[str, Meta(description="UTC.")]
+    detail: Annotated[str, Meta(description="Why, for people.")]
 
 
-class Question(msgspec.Struct):
-    """The prompt that an execution waits at for an answer."""
+class QuestionModel(msgspec.Struct):
+    """What an execution waits for."""
 
-    id: str
+    id: Annotated[str, Meta(description="By which an answer names it.")]
     prompt: str
-    password: bool
+    password: Annotated[bool, Meta(description="Whether the answer should not be shown.")]
 
 
-class GapInfo(msgspec.Struct):
-    """The messages of the kernel's log that are gone, and their bytes."""
+class GapModel(msgspec.Struct):
+    """What has left the log."""
 
     messages: int
     bytes: int
 
 
-class CutInfo(msgspec.Struct):
-    """The outputs that were left out between the head and the tail, and their bytes."""
+class CutModel(msgspec.Struct):
+    """What is left out between the head and the tail, and of outputs that are shortened."""
 
-    outputs: int
-    bytes: int
-
-
-class ExecutionInfo(msgspec.Struct):
-    """An execution without its outputs."""
-
-    id: str
-    state: str
-    session: str
-    generation: int | None
-    queued: str
-    started: str | None
-    ended: str | None
-    seconds: float | None
-    execution_count: int | None
-    first_seq: int | None
-    last_seq: int | None
-    reason: str | None
-    timeout: float | None
-    queue: str | None
-    input_request: Question | None
-    steps: list[StepInfo]
+    outputs: Annotated[int, Meta(description="Outputs of which nothing is shown.")]
+    bytes: Annotated[int, Meta(description="Of all that is left out.")]
 
 
-class ExecutionResult(ExecutionInfo):
-    """An execution with its outputs."""
+class ExecutionModel(msgspec.Struct):
+    """An execution: one `execute_request`, whoever sent it."""
+
+    id: Annotated[str, Meta(description="The `msg_id` of its request.")]
+    state: Annotated[
+        ExecutionState,
+        Meta(
+            description="`queued` and `running`; then one that stays. `aborted`: it never ran, as "
+            "one before it failed or the kernel ended. `cancelled`: it was, and has not ended "
+            "well. `lost`: it ran, and how it ended is not known."
+        ),
+    ]
+    session: Annotated[str, Meta(description="The session that asked for it.")]
+    generation: Annotated[
+        int | None,
+        Meta(
+            description="Which of the kernel's processes it was sent to: the `generation` that "
+            "the kernel had then. Null until it is sent."
+        ),
+    ]
+    queued: Annotated[str, Meta(description="When it was asked for, UTC.")]
+    started: Annotated[str | None, Meta(description="When the kernel began with it, UTC.")]
+    ended: Annotated[str | None, Meta(description="When it ended, UTC.")]
+    seconds: Annotated[float | None, Meta(description="How long it has run.")]
+    execution_count: Annotated[
+        int | None, Meta(description="The kernel's count, once it has ended.")
+    ]
+    first_seq: Annotated[int | None, Meta(description="The number of its first message.")]
+    last_seq: Annotated[int | None, Meta(description="The number of its last message.")]
+    reason: Annotated[
+        str | None, Meta(description="Why it has ended so, where the output does not tell.")
+    ]
+    timeout: Annotated[float | None, Meta(description="Seconds that it may run.")]
+    queue: Annotated[
+        str | None, Meta(description="The queue that it was asked for in, if that was named.")
+    ]
+    input_request: Annotated[
+        QuestionModel | None, Meta(description="What it asks for at the moment.")
+    ]
+    steps: list[StepModel]
+
+
+class ExecutionResultModel(ExecutionModel):
+    """An execution with its outputs so far, in the form of notebooks (nbformat 4)."""
 
     outputs: list[dict[str, Any]]
     user_expressions: dict[str, Any]
-    payload: list[Any]
-    gap: GapInfo | None
-    cut: CutInfo | None
-    late_outputs: int
+    payload: Annotated[
+        list[Any], Meta(description="What IPython sends to be shown in a pager, and such.")
+    ]
+    gap: Annotated[
+        GapModel | None,
+        Meta(description="What of the kernel's log is gone in which this execution was."),
+    ]
+    cut: Annotated[CutModel | None, Meta(description="What `max_bytes` has left out.")]
+    late_outputs: Annotated[
+        int,
+        Meta(
+            description="How many of the outputs, the last ones, have come after the end: a "
+            "thread went on to print, or a child process."
+        ),
+    ]
 
 
-def info(execution: Execution) -> ExecutionInfo:
+def info(execution: Execution) -> ExecutionModel:
     """The execution without its outputs, as the API shows it in lists."""
-    return ExecutionInfo(**_fields(execution))
+    return ExecutionModel(**_fields(execution))
 
 
 def _fields(execution: Execution) -> dict[str, Any]:
     asked, seconds = execution.input_request, execution.seconds
     return {
         "id": execution.id,
-        "state": str(execution.state),
+        "state": execution.state,
         "session": execution.session,
         "generation": execution.generation,
         "queued": format_timestamp(execution.queued_at),
@@ -123,12 +156,12 @@ def _fields(execution: Execution) -> dict[str, Any]:
     }
 
 
-def _question(asked: InputRequest) -> Question:
-    return Question(asked.id, asked.prompt, asked.password)
+def _question(asked: InputRequest) -> QuestionModel:
+    return QuestionModel(asked.id, asked.prompt, asked.password)
 
 
-def _step(step: Step) -> StepInfo:
-    return StepInfo(step.step, format_timestamp(step.time), step.detail)
+def _step(step: Step) -> StepModel:
+    return StepModel(step.step, format_timestamp(step.time), step.detail)
 
 
 def _time(seconds: float | None) -> str | None:
@@ -137,7 +170,7 @@ def _time(seconds: float | None) -> str | None:
 
 async def result(
     log: MessageLog, execution: Execution, url: OutputURL, max_bytes: int
-) -> ExecutionResult:
+) -> ExecutionResultModel:
     """The execution with its outputs so far, of which about ``max_bytes`` are held."""
     assembler = OutputAssembler(url, max_bytes)
     expressions: Any = {}
@@ -170,13 +203,13 @@ async def result(
     if more or most:
         cut = Cut(*(cut or (0, 0)))
         cut = cut._replace(bytes=cut.bytes + more + most)
-    return ExecutionResult(
+    return ExecutionResultModel(
         **_fields(execution),
         outputs=assembler.outputs,
         user_expressions=expressions,
         payload=payload,
-        gap=GapInfo(*gone) if gone.messages else None,
-        cut=CutInfo(*cut) if cut is not None else None,
+        gap=GapModel(*gone) if gone.messages else None,
+        cut=CutModel(*cut) if cut is not None else None,
         late_outputs=assembler.late,
     )
 

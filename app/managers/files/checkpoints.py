@@ -11,7 +11,7 @@ from typing import Final
 
 from ...protocol.messages import format_timestamp
 from ..errors import ContentsForbidden, ContentsNotFound
-from .models import Checkpoint
+from .models import CheckpointModel
 from .tree import Place
 from .writing import copy_file, replacing
 
@@ -27,7 +27,7 @@ class Checkpoints:
     Its methods raise `OSError`, and `ContentsForbidden` if a checkpoint is a symbolic link.
     """
 
-    def create(self, place: Place) -> Checkpoint:
+    def create(self, place: Place) -> CheckpointModel:
         """Copy the file as it is now; an earlier checkpoint is replaced."""
         copy = _copy_of(place)
         copy.parent.mkdir(exist_ok=True)
@@ -35,7 +35,7 @@ class Checkpoints:
             copy_file(source, file)
         return _model(copy.stat())
 
-    def of(self, place: Place) -> list[Checkpoint]:
+    def of(self, place: Place) -> list[CheckpointModel]:
         """The file's checkpoint, if there is one."""
         try:
             return [_model(_copy_of(place).stat())]
@@ -80,5 +80,5 @@ def _existing(place: Place, checkpoint_id: str) -> Path:
     return copy
 
 
-def _model(status: os.stat_result) -> Checkpoint:
-    return Checkpoint(CHECKPOINT_ID, format_timestamp(status.st_mtime))
+def _model(status: os.stat_result) -> CheckpointModel:
+    return CheckpointModel(CHECKPOINT_ID, format_timestamp(status.st_mtime))

@@ -27,7 +27,7 @@ from ..errors import (
     VersionMismatch,
 )
 from .checkpoints import DIRECTORY, Checkpoints
-from .models import NOTEBOOK_SUFFIX, Checkpoint, Model, describe, version_of
+from .models import NOTEBOOK_SUFFIX, CheckpointModel, ContentsModel, describe, version_of
 from .notebooks import Notebooks, empty_notebook
 from .tree import Place, Tree, filesystem_errors
 from .uploads import Uploads
@@ -84,7 +84,7 @@ class Precondition(NamedTuple):
 class Found(NamedTuple):
     """The model and version of a file or directory; ``created`` if it did not exist before."""
 
-    model: Model
+    model: ContentsModel
     version: str
     created: bool = False
 
@@ -158,7 +158,7 @@ class Contents:
             raise InvalidContents(f"{place.path} is no file", "bad type")
         return os.fdopen(descriptor, "rb")
 
-    def _listing(self, place: Place) -> list[Model]:
+    def _listing(self, place: Place) -> list[ContentsModel]:
         models = []
         for child in self._tree.children(place):
             try:
@@ -167,7 +167,7 @@ class Contents:
                 continue
         return models
 
-    def _put_content(self, model: Model, data: bytes, form: str | None) -> None:
+    def _put_content(self, model: ContentsModel, data: bytes, form: str | None) -> None:
         if model.type == "notebook":
             text = _as_text(data, model.path)
             model.content, complaint = self._notebooks.read(text, model.path)
@@ -427,12 +427,12 @@ class Contents:
 
     # Checkpoints and trust
 
-    def create_checkpoint(self, path: str) -> Checkpoint:
+    def create_checkpoint(self, path: str) -> CheckpointModel:
         """Make a checkpoint of the file as it is now."""
         with self._of_file(path) as place:
             return self._checkpoints.create(place)
 
-    def checkpoints(self, path: str) -> list[Checkpoint]:
+    def checkpoints(self, path: str) -> list[CheckpointModel]:
         """The checkpoints of a file."""
         with self._of_file(path) as place:
             return self._checkpoints.of(place)

@@ -5,54 +5,67 @@ from __future__ import annotations
 import mimetypes
 import os
 import stat
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from ...protocol.messages import format_timestamp
 from .tree import Place
 
-__all__ = ["Checkpoint", "Model", "describe", "version_of"]
+__all__ = ["CheckpointModel", "ContentsModel", "describe", "version_of"]
 
 NOTEBOOK_SUFFIX: Final = ".ipynb"
 
 
-class Model(msgspec.Struct):
-    """A file or directory in the words of Jupyter's contents API.
+class ContentsModel(msgspec.Struct):
+    """A file, a notebook or a directory."""
 
-    ``content`` and ``format`` are null if the content was not asked for. Only a notebook that
-    violates its schema has a ``message``.
-    """
+    name: Annotated[str, Meta(description="The last part of its path.")]
+    path: Annotated[str, Meta(description="Where it is, relative to the root directory.")]
+    last_modified: Annotated[str, Meta(description="When its content was last changed, UTC.")]
+    created: Annotated[str, Meta(description="When it was made, as far as that is known, UTC.")]
+    type: Annotated[str, Meta(description="`file`, `notebook` or `directory`.")]
+    size: Annotated[int | None, Meta(description="In bytes; null for a directory.")]
+    writable: Annotated[bool, Meta(description="Whether the server may change it.")]
+    mimetype: Annotated[str | None, Meta(description="Of a file, if it is known.")] = None
+    format: Annotated[
+        str | None,
+        Meta(description="Of the content: `text`, `base64` or `json`; null where there is none."),
+    ] = None
+    content: Annotated[
+        Any,
+        Meta(
+            description="A text, base64, a notebook, or a directory's models; null if not asked "
+            "for."
+        ),
+    ] = None
+    hash: Annotated[str | None, Meta(description="Of the file's bytes, in hex, if asked for.")] = (
+        None
+    )
+    hash_algorithm: Annotated[str | None, Meta(description="`sha256` where there is a hash.")] = (
+        None
+    )
+    message: Annotated[
+        str | msgspec.UnsetType,
+        Meta(description="What is wrong with a notebook that is not as its schema says."),
+    ] = msgspec.UNSET
 
-    name: str
-    path: str
-    last_modified: str
-    created: str
-    type: str
-    size: int | None
-    writable: bool
-    mimetype: str | None = None
-    format: str | None = None
-    content: Any = None
-    hash: str | None = None
-    hash_algorithm: str | None = None
-    message: str | msgspec.UnsetType = msgspec.UNSET
 
-
-class Checkpoint(msgspec.Struct):
+class CheckpointModel(msgspec.Struct):
     """A copy of a file that can be restored."""
 
     id: str
-    last_modified: str
+    last_modified: Annotated[str, Meta(description="When the copy was made, UTC.")]
 
 
-def describe(place: Place, status: os.stat_result) -> Model:
+def describe(place: Place, status: os.stat_result) -> ContentsModel:
     """The model of a file or directory without its content."""
     is_directory = stat.S_ISDIR(status.st_mode)
     is_notebook = place.name.endswith(NOTEBOOK_SUFFIX) and not is_directory
     # Linux does not tell when a file was created. As in Jupyter, its oldest time stands for that.
     born = getattr(status, "st_birthtime", min(status.st_ctime, status.st_mtime))
-    return Model(
+    return ContentsModel(
         name=place.name,
         path=place.path,
         last_modified=format_timestamp(status.st_mtime),

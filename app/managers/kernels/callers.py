@@ -36,7 +36,7 @@ from ..owners.ownership import (
     may_share,
 )
 from ..owners.principal import Principal
-from ..processes.paths import Resolution, ResolvedPath, UnresolvedScope, api_path
+from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, checked_id, connections, last_activity
@@ -169,26 +169,26 @@ class CallersKernels:
         """Look for external kernels that have come or gone, if they are allowed."""
         await self._manager.refresh()
 
-    async def resolve_path(self, path: str, kernel_id: str | None = None) -> Resolution:
+    async def resolve_path(self, path: str, kernel_id: str | None = None) -> ResolutionModel:
         """The file that a path means which a person saw, for instance in a traceback.
 
         In the scope ``server`` the path is relative to the root directory, and nothing outside of
         that is found, nor anything for who may not read contents. In the scope ``kernel`` the
         kernel's provisioner resolves the path.
         """
-        resolution = Resolution()
+        resolution = ResolutionModel()
         found = None
         if self.principal.scopes.allow("read", "contents"):
             found = await asyncio.to_thread(api_path, self._manager.root_dir, path)
         if found is not None:
-            resolution.resolved.append(ResolvedPath("server", found))
+            resolution.resolved.append(ResolvedPathModel("server", found))
         if kernel_id and kernel_id not in self:
             reason = f"Kernel {kernel_id} could not be found"
-            resolution.unresolved = [UnresolvedScope("kernel", reason)]
+            resolution.unresolved = [UnresolvedScopeModel("kernel", reason)]
         elif kernel_id:
             found = await self.get(kernel_id).resolve_path(path)
             if found is not None:
-                resolution.resolved.append(ResolvedPath("kernel", found))
+                resolution.resolved.append(ResolvedPathModel("kernel", found))
         return resolution
 
     def permission(self, action: str, kernel: Kernel) -> Permission:

@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from ...protocol.messages import format_timestamp
 from ..messages.traffic import Traffic
 from ..owners.principal import ANONYMOUS
 from ..state import KernelState, Restarts
 
-__all__ = ["Model", "ModelCache"]
+__all__ = ["KernelModel", "ModelCache"]
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class Model(msgspec.Struct, omit_defaults=True):
-    """The kernel model of Jupyter's REST API; a field that has its default is left out.
+class KernelModel(msgspec.Struct, omit_defaults=True):
+    """A kernel."""
 
-    `reason` is why the kernel is dead, or has no process just now. `restarts` tells of earlier
-    deaths. `generation` is the number of the present process, from 1. `owner` is left out for what
-    belongs to the one owner of a server that has no others.
-    """
-
-    id: str
-    name: str
-    last_activity: str
-    execution_state: str
-    connections: int
-    generation: int
-    reason: str = ""
-    restarts: Restarts | None = None
-    owner: str = ANONYMOUS
+    id: Annotated[str, Meta(description="The kernel's id, a UUID.")]
+    name: Annotated[str, Meta(description="The name of its kernelspec, as it was asked for.")]
+    last_activity: Annotated[
+        str,
+        Meta(
+            description="When it was last used: UTC, `%Y-%m-%dT%H:%M:%S.%fZ`.",
+            examples=["2026-11-22T14:49:48.797413Z"],
+        ),
+    ]
+    execution_state: Annotated[
+        str,
+        Meta(
+            description="`starting`, `idle`, `busy`, `restarting`, `terminating`, `dead`, "
+            "`unknown` (it may run, and cannot be reached), or what else the kernel has reported.",
+            examples=["idle"],
+        ),
+    ]
+    connections: Annotated[int, Meta(description="Open channel WebSockets.")]
+    generation: Annotated[
+        int,
+        Meta(
+            description="Which of its processes this is, from 1: one more after each restart, by "
+            "itself or asked for. What code has defined is lost then. 0 before the first is "
+            "launched."
+        ),
+    ]
+    # A field that has its default is left out.
+    reason: Annotated[
+        str | None,
+        Meta(
+            description="Why it is dead, has no process just now, could not be stopped or cannot "
+            "be reached; absent when there is nothing to say."
+        ),
+    ] = None
+    restarts: Annotated[
+        Restarts | None,
+        Meta(
+            description="Its restarts after deaths, that it got by itself; absent when there was "
+            "none."
+        ),
+    ] = None
+    owner: Annotated[
+        str | None,
+        Meta(
+            description="Whose it is; absent for what belongs to the server's own token, as "
+            "everything does on a server that knows no other."
+        ),
+    ] = None
 
 
 class ModelCache:
@@ -59,16 +94,16 @@ class ModelCache:
         """The model as JSON."""
         traffic, state = self._traffic, self._state
         if self._changes != state.changes:
-            model = Model(
+            model = KernelModel(
                 self._id,
                 self._name,
                 format_timestamp(traffic.last_activity),
                 state.word,
                 len(traffic.clients),
                 state.generation,
-                state.reason,
+                state.reason or None,
                 state.restarts,
-                self._owner,
+                None if self._owner == ANONYMOUS else self._owner,
             )
             self._changes, self._json = state.changes, _encode(model)
         return self._json

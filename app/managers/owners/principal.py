@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
+from .names import owner_name
 from .scopes import Scopes
 
 __all__ = ["ANONYMOUS", "Identity", "Principal"]
@@ -17,9 +19,9 @@ ANONYMOUS = "anonymous"
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The identity model of Jupyter's REST API."""
+    """Who the user is."""
 
-    username: str = ANONYMOUS
+    username: Annotated[str, Meta(description="It does not change.")] = ANONYMOUS
     name: str = "Anonymous"
     display_name: str = "Anonymous"
     initials: str | None = None
@@ -30,9 +32,10 @@ class Identity(msgspec.Struct, frozen=True):
 class Principal:
     """Who makes a request: an owner's name, with the scopes of the credential that was shown.
 
-    Two credentials of one owner are two principals. ``expires`` is in seconds since the epoch;
-    None: the credential does not expire by itself. ``credential`` tells people which one was shown,
-    and cannot be used as one: a token's prefix, or the name of the provider.
+    The owner's name is the identity's, in the form that `owner_name` gives it; so are the groups'.
+    Raises `InvalidName`. Two credentials of one owner are two principals. ``expires`` is in seconds
+    since the epoch; None: the credential does not expire by itself. ``credential`` tells people
+    which one was shown, and cannot be used as one: a token's prefix, or the name of the provider.
     """
 
     __slots__ = (
@@ -49,10 +52,10 @@ class Principal:
         credential: str = "",
         expires: float | None = None,
     ) -> None:
-        self.owner = identity.username
+        self.owner = owner_name(identity.username)
         self.identity = identity
         self.scopes = scopes
-        self.groups = frozenset(groups)
+        self.groups = frozenset(map(owner_name, groups))
         self.credential = credential
         self.expires = expires
         self.views: tuple[object, Mapping[str, Any]] | None = None

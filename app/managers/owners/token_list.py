@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from ..errors import TokensUnavailable
 from . import credentials
+from .names import InvalidName
 from .principal import ANONYMOUS, Identity, Principal
 from .scopes import InvalidScope, Scopes
 from .tokens import NewToken, TokenRecord, TokenStore, UnusableTokens, file_key
@@ -346,13 +347,17 @@ class TokenList:
                 scopes = Scopes(())
             self._scopes[record.scopes] = scopes
         identity = Identity(record.owner, record.owner, record.owner)
-        return Principal(
-            Identity() if record.owner == ANONYMOUS else identity,
-            scopes,
-            groups=frozenset(record.groups),
-            credential=record.id,
-            expires=record.expires,
-        )
+        try:
+            return Principal(
+                Identity() if record.owner == ANONYMOUS else identity,
+                scopes,
+                groups=frozenset(record.groups),
+                credential=record.id,
+                expires=record.expires,
+            )
+        except InvalidName as error:  # nothing of ours has written it
+            logger.error("token %s may do nothing: %s", record.id, error)
+            return Principal(Identity(), Scopes(()), credential=record.id, expires=record.expires)
 
     # While tokens are in force
 

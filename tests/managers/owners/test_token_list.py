@@ -332,10 +332,13 @@ async def test_a_disk_that_does_not_answer_keeps_no_token_from_expiring(
         answers.set()
 
 
-async def test_a_scope_of_a_newer_version_allows_nothing(
-    tokens: TokenList, elsewhere: Elsewhere
+@pytest.mark.parametrize(
+    ("column", "value"), [("scopes", '["kernels:dance","kernels:read"]'), ("owner", "a/b")]
+)
+async def test_a_token_that_is_not_understood_allows_nothing(
+    tokens: TokenList, elsewhere: Elsewhere, column: str, value: str
 ) -> None:
     _, token = elsewhere.make()
     with contextlib.closing(sqlite3.connect(elsewhere.path)) as file, file:
-        file.execute("UPDATE token SET scopes = ?", ('["kernels:dance","kernels:read"]',))
+        file.execute(f"UPDATE token SET {column} = ?", (value,))
     assert list((await found(tokens, token)).scopes) == []

@@ -1,4 +1,4 @@
-"""The bodies of requests and responses, as the OpenAPI document shows them."""
+"""The bodies of requests."""
 
 from __future__ import annotations
 
@@ -9,28 +9,18 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..managers.errors import FieldNotUpdatable, InvalidEvent, InvalidRequest, MissingField
+from ..options import MAX_EXECUTION_SECONDS
 from .identity import UPDATABLE_FIELDS
 
 __all__ = [
-    "CheckpointModel",
-    "ContentsModel",
-    "ErrorModel",
-    "IdentityModel",
-    "KernelModel",
-    "KernelSpecFile",
-    "KernelSpecModel",
-    "KernelSpecs",
-    "MeModel",
+    "CancelExecution",
+    "InputModel",
     "PostEvent",
-    "ResolutionModel",
-    "SessionModel",
+    "RunCode",
     "StartKernel",
     "StartSession",
-    "StatusModel",
     "UpdateMe",
     "UpdateSession",
-    "UpdatedMe",
-    "VersionModel",
 ]
 
 
@@ -58,91 +48,13 @@ Name = Annotated[Text, AfterValidator(_short)]
 """A text of bounded length, for what is stored and listed as long as a session or kernel exists."""
 
 
+MAX_QUEUE_NAME: Final = 100
+"""Characters that the name of a queue may have."""
+
+
 def example(**fields: Any) -> ConfigDict:
     """The configuration of a model that has an example in the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
-
-
-class ErrorModel(BaseModel):
-    """What every error response holds."""
-
-    model_config = example(
-        message="Kernel does not exist: 3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11",
-        reason=None,
-        code="kernel_not_found",
-    )
-
-    message: str = Field(description="What is wrong, for people.")
-    reason: str | None = Field(
-        description="Null but for some errors of contents: `bad type`, `bad format`."
-    )
-    code: str = Field(description="What is wrong, for programs; it does not change.")
-    short_message: str | None = Field(
-        None,
-        description="The message in a few words; only with status 501 and `kernelspec_invalid`.",
-    )
-
-
-class VersionModel(BaseModel):
-    """The server's version."""
-
-    version: str
-
-
-class StatusModel(BaseModel):
-    """What the server is doing."""
-
-    connections: int = Field(description="Open channel WebSockets on all kernels.")
-    kernels: int = Field(description="How many kernels there are.")
-    last_activity: str = Field(description="When a kernel or the API was last used, UTC.")
-    started: str = Field(description="When the server was started, UTC.")
-
-
-class RestartsModel(BaseModel):
-    """How often a kernel that died was restarted, and what is known of the last time."""
-
-    count: int = Field(description="How often.")
-    last: str = Field(description="When it died last, UTC.")
-    reason: str = Field(description="Why: how its process ended, and the last that it wrote.")
-
-
-class KernelModel(BaseModel):
-    """A kernel."""
-
-    model_config = example(
-        id="3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11",
-        name="python3",
-        last_activity="2026-11-22T14:49:48.797413Z",
-        execution_state="idle",
-        connections=1,
-        generation=1,
-    )
-
-    id: str = Field(description="The kernel's id, a UUID.")
-    name: str = Field(description="The name of its kernelspec, as it was asked for.")
-    last_activity: str = Field(
-        description="When it was last used: UTC, `%Y-%m-%dT%H:%M:%S.%fZ`.",
-        examples=["2026-11-22T14:49:48.797413Z"],
-    )
-    execution_state: str = Field(
-        description="`starting`, `idle`, `busy`, `restarting`, `terminating`, `dead`, `unknown` "
-        "(it may run, and cannot be reached), or what else the kernel has reported.",
-        examples=["idle"],
-    )
-    connections: int = Field(description="Open channel WebSockets.")
-    generation: int = Field(
-        description="Which of its processes this is, from 1: one more after each restart, by "
-        "itself or asked for. What code has defined is lost then. 0 before the first is launched."
-    )
-    reason: str | None = Field(
-        None,
-        description="Why it is dead, has no process just now, could not be stopped or cannot be "
-        "reached; absent when there is nothing to say.",
-    )
-    restarts: RestartsModel | None = Field(
-        None,
-        description="Its restarts after deaths, that it got by itself; absent when there was none.",
-    )
 
 
 class StartKernel(BaseModel):
@@ -175,55 +87,6 @@ class StartKernel(BaseModel):
         strict=True,
         description="Whether the kernel of `connection_file` may be ended here: when it is shut "
         "down. Otherwise it is only forgotten then.",
-    )
-
-
-class KernelSpecFile(BaseModel):
-    """The contents of a `kernel.json`."""
-
-    argv: list[str]
-    env: dict[str, Any]
-    display_name: str
-    language: str
-    interrupt_mode: str
-    metadata: dict[str, Any]
-    kernel_protocol_version: str
-
-
-class KernelSpecModel(BaseModel):
-    """A kernelspec: a kind of kernel that can be started."""
-
-    name: str
-    spec: KernelSpecFile
-    resources: dict[str, str] = Field(
-        description="Its logos and scripts, by name, with their URLs."
-    )
-
-
-class KernelSpecs(BaseModel):
-    """Every kernelspec that is not broken."""
-
-    default: str = Field(description="The name of the one that is started when none is named.")
-    kernelspecs: dict[str, KernelSpecModel]
-
-
-class SessionNotebook(BaseModel):
-    """The older form of a session's path and name."""
-
-    path: str
-    name: str
-
-
-class SessionModel(BaseModel):
-    """A session: a document or a console, and its kernel."""
-
-    id: str = Field(description="The session's id, a UUID.")
-    path: str = Field(description="The path of its document, or what else a client calls it by.")
-    name: str = Field(description="The name it was given; empty if none was.")
-    type: str = Field(description="What it is.", examples=["notebook", "console", "file"])
-    kernel: KernelModel
-    notebook: SessionNotebook | None = Field(
-        None, deprecated=True, description="Only of the type `notebook`."
     )
 
 
@@ -339,27 +202,6 @@ class UpdateSession(BaseModel):
         return self.model_dump(include={"path", "name", "type"}, exclude_unset=True)
 
 
-class IdentityModel(BaseModel):
-    """Who the user is."""
-
-    username: str = Field(description="It does not change.")
-    name: str
-    display_name: str
-    initials: str | None
-    avatar_url: str | None
-    color: str | None
-
-
-class MeModel(BaseModel):
-    """The user, and what it may do."""
-
-    identity: IdentityModel
-    permissions: dict[str, list[str]] = Field(
-        description="Of what was asked for, the actions that are allowed; and `updatable_fields`, "
-        "what of the identity can be changed."
-    )
-
-
 class UpdateMe(BaseModel):
     """How the user wants to be called; at least one of these."""
 
@@ -387,38 +229,6 @@ class UpdateMe(BaseModel):
                 if field not in UPDATABLE_FIELDS:
                     raise FieldNotUpdatable(field)
         return data
-
-
-class UpdatedMe(BaseModel):
-    """The user, changed."""
-
-    status: str = Field(examples=["success"])
-    identity: IdentityModel
-
-
-class ResolvedPathModel(BaseModel):
-    """Where a path leads to."""
-
-    scope: str = Field(
-        description="`server`: below its root directory. `kernel`: on the kernel's machine."
-    )
-    path: str
-
-
-class UnresolvedScopeModel(BaseModel):
-    """Where it could not be looked for."""
-
-    scope: str
-    reason: str
-
-
-class ResolutionModel(BaseModel):
-    """What a path leads to."""
-
-    resolved: list[ResolvedPathModel]
-    unresolved: list[UnresolvedScopeModel] | None = Field(
-        None, description="Only when there is something."
-    )
 
 
 TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H:%M:%S%zZ"
@@ -475,47 +285,81 @@ class PostEvent(BaseModel):
             ) from None
 
 
-class ContentsModel(BaseModel):
-    """A file, a notebook or a directory."""
+class RunCode(BaseModel):
+    """Code to execute."""
 
-    model_config = example(
-        name="notes.txt",
-        path="work/notes.txt",
-        last_modified="2026-11-22T14:49:48.797413Z",
-        created="2026-11-22T14:49:48.797413Z",
-        type="file",
-        size=5,
-        writable=True,
-        mimetype="text/plain",
-        format="text",
-        content="hello",
-        hash=None,
-        hash_algorithm=None,
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]},
     )
 
-    name: str = Field(description="The last part of its path.")
-    path: str = Field(description="Where it is, relative to the root directory.")
-    last_modified: str = Field(description="When its content was last changed, UTC.")
-    created: str = Field(description="When it was made, as far as that is known, UTC.")
-    type: str = Field(description="`file`, `notebook` or `directory`.")
-    size: int | None = Field(description="In bytes; null for a directory.")
-    writable: bool = Field(description="Whether the server may change it.")
-    mimetype: str | None = Field(description="Of a file, if it is known.")
-    format: str | None = Field(
-        description="Of the content: `text`, `base64` or `json`; null where there is none."
+    code: Text = Field(description="The code.")
+    silent: bool = Field(
+        False, description="Do not count it, and show as little of it as the kernel can."
     )
-    content: Any = Field(
-        description="A text, base64, a notebook, or a directory's models; null if not asked for."
+    store_history: bool = Field(True, description="Count it, and put it into the history.")
+    user_expressions: dict[Text, Text] = Field(
+        default_factory=dict, description="Expressions to evaluate after it, by names of yours."
     )
-    hash: str | None = Field(description="Of the file's bytes, in hex, if asked for.")
-    hash_algorithm: str | None = Field(description="`sha256` where there is a hash.")
-    message: str | None = Field(
-        None, description="What is wrong with a notebook that is not as its schema says."
+    stop_on_error: bool = Field(
+        True,
+        description="If it fails, executions that wait behind it in its queue are `aborted`.",
+    )
+    queue: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_QUEUE_NAME,
+        description="The name of the queue in which it waits. Executions of all queues run in the "
+        "order in which they were asked for. Without a name, all that your address asks for waits "
+        "in one queue.",
+    )
+    allow_stdin: bool = Field(
+        False, description="Let it ask for input; without, `input()` fails at once."
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_EXECUTION_SECONDS,
+        description="Seconds that it may run, from when it begins. Then it is interrupted and, "
+        "after `execution_interrupt_grace` seconds more, its kernel's process is killed. Left out: "
+        "what the server's options `execution_timeout_default` and `execution_timeout_max` say.",
+    )
+    cancel_on_disconnect: bool = Field(
+        False,
+        description="Cancel it if this connection ends before the answer, and no other request "
+        "for the same with its `Idempotency-Key` waits. Takes `wait`.",
     )
 
 
-class CheckpointModel(BaseModel):
-    """A copy of a file that can be restored."""
+class CancelExecution(BaseModel):
+    """How to cancel."""
 
-    id: str
-    last_modified: str = Field(description="When the copy was made, UTC.")
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"kill_after": 30}]},
+    )
+
+    kill_after: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_EXECUTION_SECONDS,
+        description="Seconds after the interrupt when the kernel's process is killed, if the "
+        "execution still runs.",
+    )
+
+
+class InputModel(BaseModel):
+    """An answer to `input()`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"value": "Ada"}]})
+
+    value: Text = Field(description="The line, without its end.")
+    prompt: Text | None = Field(
+        None,
+        description="The `id` of the `input_request` that it answers; refused if the execution "
+        "asks something else by now.",
+    )

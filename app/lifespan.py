@@ -1,0 +1,119 @@
+"""What the application builds when it starts, in order, and takes down in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TypedDict
+
+from fastapi import FastAPI
+
+from .api.authorization import Authorizer
+from .api.idempotency import IdempotencyKeys
+from .api.identities import IdentityProviders
+from .api.identity import Users
+from .api.prometheus import Metrics
+from .api.readiness import Readiness
+from .api.tokens import note_token
+from .api.views import Views
+from .managers.files.service import ContentsService
+from .managers.handover.registry import Registry
+from .managers.kernels.construction import multi_kernel_manager
+from .managers.kernels.multikernel import MultiKernelManager
+from .managers.owners.token_list import TokenList
+from .managers.sessions.sessions import SessionBook
+from .managers.sessions.store import SessionStore
+from .managers.telemetry.audit import AuditLog
+from .managers.telemetry.counters import Counters
+from .managers.telemetry.events import Events, Schema
+from .settings import Settings
+from .signals import at_stop_signals
+
+__all__ = ["Lifespan", "State", "lifespan_of"]
+
+
+class State(TypedDict):
+    """The objects that the lifespan builds; routes reach them through ``request.state``.
+
+    In place of ``kernels`` and ``views``, routes have the views of their caller.
+    """
+
+    kernels: MultiKernelManager
+    views: Views
+    audit: AuditLog
+    metrics: Metrics
+    readiness: Readiness
+    users: Users
+    authorizer: Authorizer
+    contents: ContentsService
+
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
+
+
+def lifespan_of(
+    settings: Settings,
+    authorizer: Authorizer,
+    event_schemas: Sequence[Schema],
+    identities: IdentityProviders,
+    tokens: TokenList,
+    announce: Callable[[], None],
+) -> Lifespan:
+    """The lifespan of an application with these settings, and `read_schemas` of its own.
+
+    ``announce`` is called when the application starts, before anything is built.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        announce()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(identities.close)
+            yield await _build(settings, authorizer, Events(event_schemas), tokens, stack)
+
+    return lifespan
+
+
+async def _build(
+    settings: Settings,
+    authorizer: Authorizer,
+    events: Events,
+    tokens: TokenList,
+    stack: AsyncExitStack,
+) -> State:
+    counters = Counters()
+    audit = AuditLog(
+        settings.audit_log,
+        counters,
+        max_bytes=settings.audit_log_bytes,
+        older=settings.audit_log_files,
+    )
+    stack.push_async_callback(audit.close)
+    await tokens.open(partial(note_token, audit))
+    registry = None
+    if settings.keeps:
+        registry = Registry(settings.state_dir)
+        stack.push_async_callback(registry.close)
+    manager = multi_kernel_manager(settings, events, counters, audit, registry)
+    stack.push_async_callback(manager.close)
+    # Before the first request, so that no client finds a kernel missing that the last server has
+    # left. (Kernels whose adoption takes too long come later.)
+    await manager.adopt_kernels()
+    stack.enter_context(at_stop_signals(manager.begin_stop))
+    sessions = SessionBook(manager, SessionStore(settings.sessions_filepath))
+    stack.push_async_callback(sessions.close)
+    contents = ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
+    stack.push_async_callback(contents.close)
+    metrics = Metrics(manager, counters)
+    stack.callback(metrics.close)
+    return {
+        "kernels": manager,
+        "views": Views(manager, sessions, events, IdempotencyKeys(), tokens),
+        "audit": audit,
+        "metrics": metrics,
+        "readiness": Readiness(manager),
+        "users": Users(),
+        "authorizer": authorizer,
+        "contents": contents,
+    }

@@ -1,0 +1,110 @@
+"""The routes of the application, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from fastapi import APIRouter, WebSocket
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.routing import BaseRoute
+
+from .api import (
+    contents,
+    events,
+    executions,
+    files,
+    kernels,
+    kernelspecs,
+    me,
+    messages,
+    probes,
+    server,
+    sessions,
+    shares,
+    tokens,
+)
+from .api.access import Access, declared_access, requires
+from .api.docs import docs_router
+from .api.metrics import metrics_router
+from .managers.errors import NotFound
+from .settings import Settings
+from .ws.channels import channels_endpoint
+from .ws.events import subscribe
+
+__all__ = ["own_words", "public_routes", "routers_for"]
+
+
+def routers_for(settings: Settings) -> list[APIRouter]:
+    """The routers of an application with these settings.
+
+    Routes are tried in this order for each request, so those that are used most come first.
+    """
+    routers = [
+        kernels.router,
+        server.router,
+        executions.router,
+        messages.router,
+        shares.router,
+        kernelspecs.router,
+        sessions.router,
+        me.router,
+        tokens.router,
+        events.router,
+        probes.router,
+        docs_router(public=settings.open_docs),
+        _websockets(settings),
+    ]
+    if settings.allow_contents:
+        routers += [contents.router, files.router]
+    if settings.serve_metrics:
+        routers.append(metrics_router(public=not settings.authenticate_prometheus))
+    return routers
+
+
+def _websockets(settings: Settings) -> APIRouter:
+    router = APIRouter()
+    router.add_api_websocket_route(
+        "/api/kernels/{kernel_id}/channels",
+        channels_endpoint(settings),
+        name="kernels_channels",
+        dependencies=[requires("kernels", "execute")],
+    )
+    router.add_api_websocket_route(
+        "/api/events/subscribe",
+        subscribe,
+        name="events_subscribe",
+        dependencies=[requires("events", "execute")],
+    )
+    router.add_api_websocket_route(
+        "/{path:path}", _no_websocket, dependencies=[requires("api", "read", activity=False)]
+    )
+    return router
+
+
+async def _no_websocket(_websocket: WebSocket) -> None:
+    """Refuse a WebSocket at any other path with 404 and a body, as a request over HTTP."""
+    raise NotFound("Not Found")
+
+
+def public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
+    """The declarations of the public routes, by path.
+
+    Raises `RuntimeError` for a route that declares no access.
+    """
+    public = {}
+    for route in chain.from_iterable(router.routes for router in routers):
+        access = declared_access(route)
+        if access is None:
+            raise RuntimeError(f"the route {getattr(route, 'path', route)} declares no access")
+        if access.public:
+            assert isinstance(route, APIRoute | APIWebSocketRoute)
+            public[route.path] = access
+    return public
+
+
+def own_words(root_path: str, routes: Iterable[BaseRoute]) -> frozenset[str]:
+    """The segments of paths that are no parameters: the service's own words."""
+    paths = [root_path, *(getattr(route, "path", "") for route in routes)]
+    segments = chain.from_iterable(path.split("/") for path in paths)
+    return frozenset(word for word in segments if word and not word.startswith("{"))
