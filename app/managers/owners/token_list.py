@@ -16,7 +16,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -54,6 +54,7 @@ class _Seen(NamedTuple):
 
     records: list[TokenRecord]
     all: bool = False
+    gone: frozenset[str] = frozenset()
     trouble: str = ""
 
 
@@ -252,14 +253,17 @@ class TokenList:
             return _Seen([])
         count, version = self._store.state()
         records = self._store.records(self._version)
-        ids = self._ids | {record.id for record in records}
-        # Not if tokens are gone without a trace, or an older file was copied into this one.
+        ids, gone = self._ids | {record.id for record in records}, frozenset[str]()
+        if len(ids) != count:  # some that ended long ago were forgotten
+            gone = frozenset(ids - self._store.ids())
+            ids -= gone
+        # All is read at first, and if an older file was copied into this one.
         everything = not self._version or version < self._version or len(ids) != count
         if everything:
-            records = self._store.records()
+            records, gone = self._store.records(), frozenset()
             ids = {record.id for record in records}
         self._elsewhere, self._version, self._ids = elsewhere, version, ids
-        return _Seen(records, all=everything)
+        return _Seen(records, all=everything, gone=gone)
 
     def _forget_file(self) -> None:
         if self._store is not None:
@@ -301,7 +305,8 @@ class TokenList:
             self._troubled = False
             logger.warning("the list of tokens can be read again")
         if seen.all:
-            self._keep_only({record.id for record in seen.records})
+            self._drop(self._tokens.keys() - {record.id for record in seen.records})
+        self._drop(seen.gone)
         for record in seen.records:
             self._put(record, loop, told=told and self._has_read)
         self._has_read = True
@@ -310,11 +315,12 @@ class TokenList:
         if self._watch is None and self._in_force:
             self._watch = loop.create_task(self._watch_file(), name="watch tokens")
 
-    def _keep_only(self, ids: set[str]) -> None:
-        for token_id in [*self._tokens.keys() - ids]:
-            token = self._tokens.pop(token_id)
-            self._by_digest.pop(token.record.digest, None)
-            token.principal.end()
+    def _drop(self, ids: Set[str]) -> None:
+        for token_id in ids:
+            token = self._tokens.pop(token_id, None)
+            if token is not None:
+                self._by_digest.pop(token.record.digest, None)
+                token.principal.end()
 
     def _put(self, record: TokenRecord, loop: asyncio.AbstractEventLoop, *, told: bool) -> None:
         old = self._tokens.get(record.id)
@@ -322,7 +328,7 @@ class TokenList:
             principal, deadline = old.principal, old.deadline
         else:
             if old is not None:
-                self._keep_only(self._tokens.keys() - {record.id})
+                self._drop({record.id})
             principal = self._principal(record)
             left = NEVER if record.expires is None else record.expires - time.time()
             deadline = loop.time() + left
@@ -411,7 +417,7 @@ class TokenList:
         """Take no token any more: the file cannot be read, and any may have been revoked."""
         if self._tokens:
             logger.error("the list of tokens cannot be read: no token of it is taken until it can")
-            self._keep_only(set())
+            self._drop(set(self._tokens))
             self._has_read = False
 
     def _take_uses(self) -> list[tuple[str, float]]:

@@ -197,6 +197,12 @@ class TokenStore:
         """The tokens that have changed since a version, ended ones among them, oldest first."""
         return self._select("WHERE version > ? ORDER BY created, id", after)
 
+    def ids(self) -> frozenset[str]:
+        """The ids of all tokens, ended ones included."""
+        with self._explained():
+            rows = self._connection.execute("SELECT id FROM token").fetchall()
+        return frozenset(token_id for (token_id,) in rows)
+
     def _select(self, condition: str, *values: Any) -> list[TokenRecord]:
         with self._explained():
             rows = self._connection.execute(f"{_SELECT} {condition}", values).fetchall()

@@ -121,6 +121,22 @@ async def test_one_that_is_revoked_elsewhere_ends_within_a_second(
     assert len(told) == 3
 
 
+async def test_those_that_ended_long_ago_are_forgotten_here_too(
+    tokens: TokenList, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, token = elsewhere.make("old")
+    _, other = elsewhere.make("other")
+    principal = await found(tokens, other)
+    elsewhere.revoke(record.id)
+    await eventually(lambda: record not in tokens.records())
+    monkeypatch.setattr(store_module, "REMEMBERED_SECONDS", 0.0)
+    _, newest = elsewhere.make("newest")
+    await found(tokens, newest)
+    assert tokens.known(token) is None
+    assert tokens.known(other) is principal
+    assert not principal.over
+
+
 async def test_without_tokens_nothing_is_looked_at(
     tokens: TokenList, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
