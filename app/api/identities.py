@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from ..managers.errors import IdentityUnavailable
+from ..managers.owners.names import InvalidName
 from ..managers.owners.principal import Identity, Principal
 from ..managers.owners.scopes import EVERYTHING
 from ..plugins import CannotLoad, load_class
@@ -108,6 +109,9 @@ class IdentityProviders:
             try:
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     found = await provider.identify(token)
+            except InvalidName as error:
+                logger.warning("%s names an owner that cannot be one: %s", _name(provider), error)
+                return None
             except Exception as error:
                 failed = True
                 # The exception is not logged as it is: its text may have the token in it.

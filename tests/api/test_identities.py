@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
+from app.api import idempotency, identity
 from app.api import identities as module
 from app.api.identities import IdentityProviders, ServerToken
 from app.main import create_app
@@ -160,3 +162,49 @@ async def test_each_user_is_called_as_it_wants(tmp_path: Path) -> None:
         for token, name in [("a", "Ada"), ("b", "ben"), ("secret", "Anonymous")]:
             me = (await client.get("/api/me", **_shows(token))).json()
             assert me["identity"]["display_name"] == name
+
+
+class _Misnaming(TokenTable):
+    async def identify(self, token: str) -> Principal | None:
+        return principal(f"{token}/b")
+
+
+async def test_an_owner_s_name_must_be_one(caplog: pytest.LogCaptureFixture) -> None:
+    assert await _chain(_Misnaming()).identify("secret") is None
+    assert "names an owner that cannot be one" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_changes_of_identities_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_CHANGED", 2)
+    users = identity.Users()
+    names = ["anna", "ben", "carl"]
+    for name in names:
+        users.update(principal(name), {"display_name": name.upper()})
+    assert [users.identity(principal(name)).display_name for name in names] == [
+        "anna",
+        "BEN",
+        "CARL",
+    ]
+
+
+async def test_keys_of_one_owner_push_out_none_of_another_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idempotency, "MAX_KEYS", 10)
+    keys = idempotency.IdempotencyKeys()
+    made = itertools.count()
+
+    async def make() -> str:
+        return str(next(made))
+
+    few, many = keys.of("few"), keys.of("many")
+    first = await few.once("kernels", "mine", b"", make)
+    for number in range(100):
+        await many.once("kernels", str(number), b"", make)
+    assert await few.once("kernels", "mine", b"", make) == first
+    last = str(next(made) - 1)
+    assert await many.once("kernels", "99", b"", make) == last
+    assert await many.once("kernels", "0", b"", make) != "1"
+    monkeypatch.setattr(idempotency, "KEY_SECONDS", -1.0)
+    assert await few.once("kernels", "mine", b"", make) != first

@@ -272,7 +272,8 @@ async def _call(
         more["content"] = _filled(json.dumps(plan.body), ids)
     params = {name: _filled(value, ids) for name, value in plan.params.items()}
     headers = {name: _filled(value, ids) for name, value in plan.headers.items()}
-    return await rest.http.request(method, path, params=params, headers=headers, **more)
+    async with asyncio.timeout(30):  # a stream of another's kernel would have no end
+        return await rest.http.request(method, path, params=params, headers=headers, **more)
 
 
 def _told(response: httpx.Response, ids: dict[str, str]) -> tuple[int, str, dict[str, str]]:
