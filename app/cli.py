@@ -22,6 +22,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from .kernels_cli import kernels_command
 
         kernels_command(arguments[1:])
+    if arguments[:1] == ["tokens"]:
+        from .tokens_cli import tokens_command
+
+        tokens_command(arguments[1:])
+    if arguments[:1] == ["audit"]:
+        from .audit_cli import audit_command
+
+        audit_command(arguments[1:])
     if twice := _given_twice(arguments):
         refuse(f"{twice}: given twice")
     try:

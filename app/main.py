@@ -27,6 +27,7 @@ from .identity_providers.configured import configured_providers
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
+from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.keeper.client import check_state_dir
 from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
@@ -49,14 +50,16 @@ def create_app(
     """The ASGI application. Settings that are not given are read from the environment and a file.
 
     ``authorizer`` and ``identity_provider`` are used in place of those that the settings name; the
-    provider is asked about tokens that are not the server's own. Raises `CannotLoad`,
-    `UnusableDatabase` or `UnusableRegistry` for an option that names an unusable class, file or
-    directory, and `TooOpen` for a state directory in which other users could reach kernels.
+    provider is asked about tokens that are neither the server's own nor in its list. Raises
+    `CannotLoad`, `UnusableDatabase`, `UnusableRegistry` or `UnusableTokens` for an option that
+    names an unusable class, file or directory, and `TooOpen` for a state directory in which other
+    users could reach kernels.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     provider = identity_provider or load_provider(settings.identity_provider_class)
     _check_files(settings)
+    tokens = TokenList(settings.state_dir)
     token = settings.token.get_secret_value()
     # Code in kernels can read this process's /proc/PID/environ.
     wipe_variable(TOKEN_VARIABLE)
@@ -64,13 +67,13 @@ def create_app(
     generated = settings.wants_token
     if generated:
         token = make_token(settings)
-    others: list[IdentityProvider] = [*configured_providers(settings)]
+    others: list[IdentityProvider] = [tokens, *configured_providers(settings)]
     if provider is not None:
         others.append(provider)
     identities = IdentityProviders(ServerToken(token), others)
     schemas = read_schemas(settings.extra_event_schema_paths)
     announce = partial(_announce, settings, token, generated)
-    lifespan = lifespan_of(settings, authorizer, schemas, identities, announce)
+    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, announce)
     routers = routers_for(settings)
     app = _fastapi(routers, lifespan)
     complete(app, routers, settings.root_path)
@@ -86,6 +89,7 @@ def _check_files(settings: Settings) -> None:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
+    check_tokens(settings.state_dir)
 
 
 def _announce(settings: Settings, token: str, generated: bool) -> None:

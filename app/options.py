@@ -394,6 +394,15 @@ class Log(OptionGroup):
     audit_log: AbsolutePathOrNone = Field(
         None, description="File (0600) for one JSON line per thing done: who, what, which kernel."
     )
+    audit_log_bytes: int = Field(
+        100 * 2**20,
+        ge=0,
+        description="Bytes of that file, after which it becomes FILE.1 and a new one is begun; 0 "
+        "for any, if logrotate moves it.",
+    )
+    audit_log_files: int = Field(
+        9, ge=1, le=1000, description="Older files of the audit log that are kept."
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="How a line of the log looks: for people, or a JSON object."
     )

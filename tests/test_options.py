@@ -115,6 +115,8 @@ WRONG: dict[str, str] = {
     "kernel_ws_protocol": "v2.example",
     "kernel_websocket_connection_class": f"{CONNECTIONS}:Unrelated",
     "audit_log": "FILE/below",
+    "audit_log_bytes": "-1",
+    "audit_log_files": "0",
     "log_format": "xml",
     "log_level": "loud",
 }

@@ -27,6 +27,7 @@ from ..callers import caller
 from ..managers.errors import IdentityUnavailable
 from ..managers.kernels.callers import CallersKernels
 from ..managers.owners.principal import Principal
+from ..managers.telemetry.audit import AuditLog
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
 from ..settings import Settings
 from .authorization import authorization_of, require_scope
@@ -68,6 +69,9 @@ _STANDARD_HEADERS: Final = [
 ]
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_REFUSALS: Final = frozenset({403, 404, 429, 503})
+"""The statuses with which a request is refused for what it shows, or does not show."""
 
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
 """The headers of a response that a script of another origin may read, beside the usual ones."""
@@ -214,7 +218,7 @@ class AccessMiddleware:
             except IdentityUnavailable as error:
                 retry = {"Retry-After": str(error.retry_after)}
                 answer = error_response(error.status, error.message, error.code, retry)
-        guesses = bool(token) and principal is None
+        guesses, shown = bool(token) and principal is None, principal
         if principal is not None and principal.over:
             principal = None
         origin = headers.get("origin")
@@ -224,6 +228,7 @@ class AccessMiddleware:
         if answer is None and not served:
             answer = self._refusal(scope, headers, public, principal, guesses=guesses)
         if answer is not None:
+            _note_refusal(scope, answer, shown)
             await answer(scope, receive, send)
             return
         show_views(scope, principal)
@@ -340,6 +345,17 @@ class AccessMiddleware:
         if self._is_configured_origin(origin):
             return origin
         return origin if authenticated and self._settings.auth == "token" else None
+
+
+def _note_refusal(scope: Scope, answer: Response, shown: Principal | None) -> None:
+    """Note in the audit log that a request was refused, and whose token it has shown, if any's."""
+    audit: AuditLog | None = scope.get("state", {}).get("audit")
+    code = getattr(answer, "code", "")
+    if audit is None or not code or answer.status_code not in _REFUSALS:
+        return
+    if shown is not None and (found := caller()) is not None:
+        found.user, found.credential = shown.owner, shown.credential
+    audit.refuse(f"{scope.get('method', 'WebSocket')} {scope['path']}", code, known=False)
 
 
 def _token(scope: Scope, headers: Headers) -> str:

@@ -58,6 +58,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
             "access_options",
             "callers",
             "config_file",
+            "durations",
             "hub_environment",
             "identity_options",
             "imports",
