@@ -1,4 +1,4 @@
-"""The types of options that are not just a text, a number or a switch."""
+"""Groups of options, and the types of options that are not just a text, a number or a switch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import ipaddress
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 from pydantic_settings import NoDecode
 
-__all__ = ["AbsolutePath", "AbsolutePathOrNone", "Counts", "Networks", "Paths", "Words"]
+__all__ = [
+    "AbsolutePath",
+    "AbsolutePathOrNone",
+    "Counts",
+    "Networks",
+    "OptionGroup",
+    "Paths",
+    "Words",
+]
 
 
 def _words(value: Any) -> Any:
@@ -71,3 +79,13 @@ Paths = Annotated[list[Path], NoDecode, BeforeValidator(_words)]
 Counts = Annotated[dict[str, int], NoDecode, BeforeValidator(_counts)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 AbsolutePathOrNone = Annotated[Path | None, AfterValidator(_absolute_or_none)]
+
+
+class OptionGroup(BaseModel):
+    """A group of options; `Settings` has the options of all groups.
+
+    The docstring of a group is its heading in docs/configuration.md.
+    """
+
+    table: ClassVar[str] = ""
+    """The table of the configuration file that may hold the group's options; empty for none."""

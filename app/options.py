@@ -9,14 +9,22 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import ClassVar, Final, Literal
-from urllib.parse import urlsplit
+from typing import Final, Literal
 
 import platformdirs
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import Field, field_validator
 
+from .access_options import Access
 from .machine import machine_memory
-from .option_types import AbsolutePath, AbsolutePathOrNone, Counts, Networks, Paths, Words
+from .option_types import (
+    AbsolutePath,
+    AbsolutePathOrNone,
+    Counts,
+    Networks,
+    OptionGroup,
+    Paths,
+    Words,
+)
 from .protocol.messages import UNTRACKED_MESSAGE_TYPES
 from .protocol.v1 import SUBPROTOCOL
 
@@ -26,6 +34,7 @@ __all__ = [
     "GROUPS",
     "KERNEL_ENVIRONMENT",
     "MAX_EXECUTION_SECONDS",
+    "Access",
     "OptionGroup",
 ]
 
@@ -56,16 +65,6 @@ KERNEL_ENVIRONMENT = [
     *("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "APPDATA", "LOCALAPPDATA"),
     *("USERPROFILE", "PROGRAMDATA", "PROGRAMFILES", "PROGRAMFILES(X86)"),
 ]
-
-
-class OptionGroup(BaseModel):
-    """A group of options; `Settings` has the options of all groups.
-
-    The docstring of a group is its heading in docs/configuration.md.
-    """
-
-    table: ClassVar[str] = ""
-    """The table of the configuration file that may hold the group's options; empty for none."""
 
 
 class Listening(OptionGroup):
@@ -116,99 +115,6 @@ class Files(OptionGroup):
     def _directory(cls, value: Path) -> Path:
         if not os.path.isdir(value):  # Path.is_dir raises for a name that is too long
             raise ValueError(f"there is no directory {value}")
-        return value
-
-
-class Access(OptionGroup):
-    """Who may come in."""
-
-    auth: Literal["token", "none"] = Field(
-        "token", description="'none' lets everybody in; only on a loopback address."
-    )
-    token: SecretStr = Field(
-        SecretStr(""), description="The token clients send; generated and printed when empty."
-    )
-    open_docs: bool = Field(
-        False, description="Serve /docs, /openapi.json and /api/spec.yaml without the token."
-    )
-    serve_metrics: bool = Field(True, description="Serve /metrics for Prometheus.")
-    authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
-    authorizer_class: str = Field(
-        "kernelkeep.api.authorization:AllowAll",
-        description="What decides who may do what, as module:Class with a method is_authorized.",
-    )
-    identity_provider_class: str = Field(
-        "",
-        description="What tells who shows a token that is not this server's, as module:Class with "
-        "the methods known, identify and close.",
-    )
-    trusted_gateways: Words = Field(
-        [],
-        description="Owners whose clients start kernels for others: KERNEL_USERNAME in a start's "
-        "environment names the owner then.",
-    )
-    allow_remote_access: bool | None = Field(
-        None,
-        description="Accept any Host header; by default only when not listening on loopback.",
-    )
-    allowed_hosts: Words = Field(
-        [],
-        description="The only names, local ones apart, that a Host header may have, *.example.org "
-        "among them; empty: as allow_remote_access says.",
-    )
-    local_hostnames: Words = Field(
-        ["localhost"], description="Host names taken for local when remote access is off."
-    )
-    allow_origin: str = Field("", description="Origin that may call from a browser; * for any.")
-    allow_origin_pat: str = Field(
-        "", description="Regular expression that the whole Origin must match."
-    )
-    allow_credentials: bool = Field(
-        False, description="Send Access-Control-Allow-Credentials: true."
-    )
-    open_to_web_pages: bool = Field(
-        False,
-        description="Start with auth=none although allow_remote_access or allow_origin lets the "
-        "web pages of others run code then.",
-    )
-    max_connections: int = Field(
-        0,
-        ge=0,
-        description="Connections there may be at a time; 0: half as many as the process may have "
-        "file descriptors.",
-    )
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _names(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+", name):
-                raise ValueError("not a host name like lab.example.org, with no port")
-        return value
-
-    @field_validator("token")
-    @classmethod
-    def _sendable(cls, value: SecretStr) -> SecretStr:
-        token = value.get_secret_value()
-        if token != token.strip() or not token.isprintable():
-            raise ValueError("no client can send a token with such a character in it")
-        return value
-
-    @field_validator("allow_origin")
-    @classmethod
-    def _origin(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value not in ("", "*", f"{parts.scheme}://{parts.netloc}"):
-            raise ValueError("not an origin, like https://lab.example.org with nothing behind it")
-        return value
-
-    @field_validator("allow_origin_pat")
-    @classmethod
-    def _pattern(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
         return value
 
 

@@ -12,19 +12,18 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match
 from starlette.types import Scope
 
-from ..managers.errors import (
+from ..managers.errors import InvalidJSON, InvalidRequest
+from ..managers.files.contents import Found, Precondition, Save
+from ..managers.files.errors import (
     ContentsExist,
     ContentsForbidden,
     ContentsNotFound,
     ContentsTooLarge,
     ContentsUnavailable,
     InvalidContents,
-    InvalidJSON,
-    InvalidRequest,
     NoSpace,
     VersionMismatch,
 )
-from ..managers.files.contents import Found, Precondition, Save
 from ..managers.files.models import CheckpointModel, ContentsModel
 from ..managers.files.service import ContentsService
 from .access import requires

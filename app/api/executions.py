@@ -35,9 +35,9 @@ from ..managers.errors import (
     TooManyExecutions,
     WaitTooLong,
 )
+from ..managers.executions.code import Code
 from ..managers.executions.events import ExecutionEvent, follow
 from ..managers.executions.execution import Execution
-from ..managers.executions.queue import Code
 from ..managers.executions.results import (
     ExecutionModel,
     ExecutionResultModel,

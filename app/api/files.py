@@ -13,7 +13,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from ..managers.errors import (
+from ..managers.files.errors import (
     ContentsForbidden,
     ContentsNotFound,
     ContentsUnavailable,

@@ -13,8 +13,6 @@ KernelkeepError
 │   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
-│   ├── InvalidToken
-│   ├── InvalidContents
 │   ├── InvalidShare
 │   └── NoSuchKernel
 ├── Unauthorized 403
@@ -22,35 +20,25 @@ KernelkeepError
 │   └── ScopeMissing
 ├── EnvironmentNotAllowed 403
 ├── EventSchemaReserved 403
-├── ScopeNotGiven 403
 ├── MessageTypeNotAllowed 403
-├── ContentsForbidden 403
 ├── NotFound 404
 │   ├── KernelNotFound
 │   ├── KernelSpecNotFound
 │   ├── ExecutionNotFound
 │   ├── OutputNotFound
-│   ├── TokenNotFound
 │   ├── ShareNotFound
-│   ├── ContentsNotFound
 │   └── SessionNotFound
 ├── KernelNotRunning 409
 ├── NoInputRequested 409
 ├── IdempotencyConflict 409
-├── TokenNameTaken 409
 ├── StaleEpoch 409
-├── ContentsExist 409
-├── VersionMismatch 412
 ├── GenerationMismatch 412
 ├── RequestTooLarge 413
-│   └── ContentsTooLarge
-├── RangeNotSatisfiable 416
 ├── TooManyExecutions 429
 ├── TooManyKernels 429
 ├── TooManySessions 429
 ├── TooManyShares 429
 ├── TooManyStarts 429
-├── TooManyTokens 429
 ├── KernelStartFailed 500
 │   └── KernelSpecInvalid
 ├── KeeperUnavailable 500
@@ -59,10 +47,10 @@ KernelkeepError
 ├── IdentityUnavailable 503
 ├── KernelNotStopped 503
 ├── KernelUnreachable 503
-├── ServerStopping 503
-├── TokensUnavailable 503
-├── ContentsUnavailable 503
-└── NoSpace 507
+└── ServerStopping 503
+
+Those of files and directories are in `app.managers.files.errors`, those of the list of tokens in
+`app.managers.owners.errors`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
@@ -205,16 +193,6 @@ class ScopeMissing(NotAuthorized):
         self.message += f" This takes the scope {resource}:{action}."
 
 
-class ScopeNotGiven(KernelkeepError):
-    """A token would be allowed more than who makes it."""
-
-    status = 403
-    code = "scope_not_given"
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"Who may not do this cannot let a token do it: {scope[:MAX_NAME]}")
-
-
 class EnvironmentNotAllowed(KernelkeepError):
     """An environment variable that this client may not give a kernel."""
 
@@ -297,42 +275,6 @@ class OutputNotFound(NotFound):
     """The execution has no such output, or no longer, or not in this media type."""
 
     code = "output_not_found"
-
-
-class InvalidToken(InvalidRequest):
-    """A token cannot have such a name, owner, group, scope or end."""
-
-    code = "invalid_token"
-
-
-class TokenNotFound(NotFound):
-    """There is no token with this id among those that the caller may see."""
-
-    code = "token_not_found"
-
-    def __init__(self, token_id: str) -> None:
-        super().__init__(f"There is no token {token_id[:MAX_NAME]}")
-
-
-class TokenNameTaken(KernelkeepError):
-    """The name is that of another token of the same owner, or would be taken for it."""
-
-    status = 409
-    code = "token_name_taken"
-
-
-class TooManyTokens(KernelkeepError):
-    """There are as many tokens as there may be."""
-
-    status = 429
-    code = "too_many_tokens"
-
-
-class TokensUnavailable(KernelkeepError):
-    """The list of tokens cannot be read or written."""
-
-    status = 503
-    code = "tokens_unavailable"
 
 
 class ShareNotFound(NotFound):
@@ -510,51 +452,6 @@ class StaleEpoch(KernelkeepError):
     code = "stale_epoch"
 
 
-class InvalidContents(InvalidRequest):
-    """A file or directory that cannot be so read, written or named."""
-
-    code = "invalid_contents"
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        if reason is not None:
-            self.details = {"reason": reason}
-
-
-class ContentsForbidden(KernelkeepError):
-    """The operating system lets the server not do that with this file or directory."""
-
-    status = 403
-    code = "contents_forbidden"
-
-
-class ContentsNotFound(NotFound):
-    """There is no such file, directory or checkpoint, or none that is shown."""
-
-    code = "contents_not_found"
-
-    def __init__(self, path: str, what: str = "No such file or directory") -> None:
-        missing = f"{what} does not exist: {path}" if what == "Checkpoint" else f"{what}: {path}"
-        super().__init__(missing[: 2 * MAX_NAME])
-
-
-class ContentsExist(KernelkeepError):
-    """There is a file or directory of this name already."""
-
-    status = 409
-    code = "contents_exist"
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"File already exists: {path[: 2 * MAX_NAME]}")
-
-
-class VersionMismatch(KernelkeepError):
-    """The file is not, or not any more, what `If-Match` or `If-None-Match` takes it for."""
-
-    status = 412
-    code = "version_mismatch"
-
-
 class GenerationMismatch(KernelkeepError):
     """The kernel's process is not, or not any more, the one that `If-Generation` asks for."""
 
@@ -563,30 +460,3 @@ class GenerationMismatch(KernelkeepError):
 
     def __init__(self, generation: int) -> None:
         super().__init__(f"The kernel has another process: its generation is {generation}")
-
-
-class ContentsTooLarge(RequestTooLarge):
-    """The file is larger than what is put into one answer, or the directory than what is copied."""
-
-    code = "contents_too_large"
-
-
-class RangeNotSatisfiable(KernelkeepError):
-    """The file has no such bytes."""
-
-    status = 416
-    code = "range_not_satisfiable"
-
-
-class ContentsUnavailable(KernelkeepError):
-    """The file system does not answer in time."""
-
-    status = 503
-    code = "contents_unavailable"
-
-
-class NoSpace(KernelkeepError):
-    """The disk or a quota is full."""
-
-    status = 507
-    code = "no_space"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.files import Span, requested_span
-from app.managers.errors import RangeNotSatisfiable
+from app.managers.files.errors import RangeNotSatisfiable
 
 SIZES = st.integers(0, 2**40)
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import httpx
 
-from app.managers.executions.queue import EARLY_SECONDS
+from app.managers.executions.stopping import EARLY_SECONDS
 from tests.support.bench import BOUND, Bench
 from tests.support.executions import Executions
 from tests.support.faults import Call, Way

@@ -15,7 +15,7 @@ import pytest
 
 from app.managers.errors import KeeperUnavailable
 from app.managers.log.message_log import Entry
-from app.managers.messages import traffic
+from app.managers.messages import reading
 from app.managers.processes.keeper import client as keeping
 from app.managers.processes.keeper import link as keeper_link
 from app.managers.processes.keeper.client import Keeper
@@ -129,7 +129,7 @@ async def test_nothing_is_said_or_asked_twice_or_out_of_order_when_only_the_link
 async def test_what_is_in_the_log_and_was_not_read_yet_is_not_sent_again(
     home: Home, open_keeper: Open, speak: Speak, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traffic, "MESSAGES_PER_TURN", 1)
+    monkeypatch.setattr(reading, "MESSAGES_PER_TURN", 1)
     keeper = await open_keeper()
     client = await speak(keeper)
     assert keeper.pid is not None
@@ -152,7 +152,7 @@ async def test_code_that_waits_here_when_the_keeper_is_killed_leaves_once(
     client = await speak(keeper)
     client.run("print begun\nuntil go")
     await eventually(lambda: client.text("begun"), WAIT)
-    client.traffic.before_interrupt()  # code waits from now on until that has ended
+    client.traffic.interrupts.before()  # code waits from now on until that has ended
     client.run("append cells once")
     await kill(keeper)
     await eventually(lambda: keeper.pid is not None, WAIT)

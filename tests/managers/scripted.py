@@ -14,8 +14,9 @@ from typing import Any, cast
 
 from app.keeper.channels import Channels
 from app.keeper.hearing import Hearing
+from app.managers.executions.code import Code
 from app.managers.executions.execution import Execution
-from app.managers.executions.queue import Code, Executions
+from app.managers.executions.queue import Executions
 from app.managers.messages.line import Line
 from app.managers.messages.traffic import Traffic
 from app.managers.state import KernelState, Lifecycle
@@ -104,10 +105,10 @@ class _ScriptedHearer(LocalHearer):
         """Tell what is in the log, and have all of it read now: it may take several turns."""
         self._hearings.flush()
         for line in self._lines.values():
-            traffic = cast(Traffic, line._owner)
-            while traffic._reading is not None:
-                traffic._reading.cancel()
-                traffic._read_on()
+            reading = cast(Traffic, line._owner).reading
+            while reading._reading is not None:
+                reading._reading.cancel()
+                reading._read_on()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

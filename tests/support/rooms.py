@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["ROOMS", "Import", "Module", "imports", "modules", "room_of"]
+__all__ = [
+    "FILE_LINES",
+    "FUNCTION_LINES",
+    "ROOMS",
+    "Import",
+    "Module",
+    "functions",
+    "imports",
+    "modules",
+    "room_of",
+]
 
 REPOSITORY: Final = Path(__file__).parents[2]
 
@@ -43,7 +53,16 @@ ROOMS: Final = (
 LEAVES: Final = frozenset({"app"}) | frozenset(
     f"app.{name}"
     for name in (
-        *("callers", "config_file", "durations", "imports", "machine", "option_types", "options"),
+        *(
+            "access_options",
+            "callers",
+            "config_file",
+            "durations",
+            "imports",
+            "machine",
+            "option_types",
+            "options",
+        ),
         *("origins", "plugins", "settings", "uvicorn_internals"),
     )
 )
@@ -114,7 +133,8 @@ def _base_of(module: Module, node: ast.ImportFrom) -> str:
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
-def _functions(module: Module) -> Iterator[tuple[str, int]]:
+def functions(module: Module) -> Iterator[tuple[str, int]]:
+    """The functions of a module, each with its number of lines."""
     for node in ast.walk(ast.parse(module.source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
@@ -149,7 +169,7 @@ def main() -> None:
     long = [f"{name} ({lines})" for lines, name in reversed(sizes) if lines > FILE_LINES]
     print(f"longest file: {sizes[-1][1]}, {sizes[-1][0]} lines; over {FILE_LINES}:", *long)
     functions = sorted(
-        (lines, name) for module in known.values() for name, lines in _functions(module)
+        (lines, name) for module in known.values() for name, lines in functions(module)
     )
     long = [f"{name} ({lines})" for lines, name in reversed(functions) if lines > FUNCTION_LINES]
     lines, name = functions[-1]

@@ -93,7 +93,9 @@ class Execution:
 
     ``place`` is a place in the kernel's log before which there is no message of the execution; it
     moves forward when more is known. ``end`` is the place behind its last message, once it has
-    ended. Times are in seconds since the epoch; durations come from a monotonic clock.
+    ended. Times are in seconds since the epoch; durations come from a monotonic clock. ``queue`` is
+    the queue that its caller has named, or None for the caller's own. ``stop_on_error`` tells
+    whether its failure aborts the executions that the server holds behind it in its queue.
     """
 
     __slots__ = (
@@ -156,9 +158,7 @@ class Execution:
         self.place = place
         self.on_main_shell = on_main_shell
         self.timeout = timeout
-        # Whether its failure aborts the executions that the server holds behind it in its queue.
         self.stop_on_error = stop_on_error
-        # The queue that its caller has named, or None for the caller's own.
         self.queue = queue
         self.caller = caller
         # The generation of the process that it must run in, and of the one that it was sent to.

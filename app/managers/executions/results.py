@@ -216,20 +216,20 @@ async def result(
 
 def _within(values: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
     """The values that fit into ``max_bytes`` together, and the bytes of those left out."""
-    kept, used, cut = {}, 0, 0
+    shown, used, cut = {}, 0, 0
     for name, value in values.items():
         size = len(name.encode("utf-8", "replace")) + len(msgspec.json.encode(value))
         if used + size <= max_bytes:
-            kept[name] = value
+            shown[name] = value
             used += size
         else:
             cut += size
-    return kept, cut
+    return shown, cut
 
 
 def _payload_within(items: list[Any], max_bytes: int) -> tuple[list[Any], int]:
-    kept, cut = _within({str(number): item for number, item in enumerate(items)}, max_bytes)
-    return [*kept.values()], cut
+    shown, cut = _within({str(number): item for number, item in enumerate(items)}, max_bytes)
+    return [*shown.values()], cut
 
 
 class Blob(msgspec.Struct):

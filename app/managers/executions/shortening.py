@@ -147,14 +147,14 @@ def _characters(text: str, room: int) -> int:
 
 def _last(lines: list[str], room: int) -> list[str]:
     """The last lines that fit into ``room`` bytes; the first of them may be cut at its front."""
-    kept: list[str] = []
+    shown: list[str] = []
     for line in reversed(lines):
-        left = room - (3 if kept else 2)  # for the quotation marks, and a comma
+        left = room - (3 if shown else 2)  # for the quotation marks, and a comma
         short = _end(line, left)
         if left < _bytes_of(short):
             break
-        kept.append(short)
+        shown.append(short)
         if short is not line:
             break
         room = left - _bytes_of(line)
-    return kept[::-1]
+    return shown[::-1]

@@ -6,98 +6,39 @@ messages of the kernel cost nothing here, or hardly anything.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from ...protocol.messages import ClientMessage, Message
-from ..log.entries import Gap, Position
+from ..log.entries import Position
 from ..log.message_log import MessageLog
+from .displays import Displays
 from .execution import Execution, InputRequest
+from .incomplete import IDLE_SECONDS, REPLY_SECONDS, Incomplete
 from .late_output import MAX_UPDATES, LateOutput, display_id_in
+from .listeners import ExecutionListener, ExecutionStore
 from .prompts import Prompt, Prompts
 
-__all__ = ["ExecutionListener", "ExecutionTracker"]
+__all__ = ["ExecutionTracker"]
 
 MAX_UNFINISHED: Final = 8192
 """How many executions of a kernel may be under way; beyond that the oldest is given up."""
 
-IDLE_SECONDS: Final = 3.0
-"""How many seconds after its reply, and its last output, an execution waits for its idle status.
-Some kernels never send one. The wait is long as the reply comes over another socket than the
-output, and may come seconds before the last of much output."""
-
-REPLY_SECONDS: Final = 5.0
-"""How many seconds after its idle status an execution waits for its reply, which tells how it has
-ended."""
-
-MAX_KEPT_REQUEST: Final = 2**20
-MAX_KEPT_BYTES: Final = 2**24
+MAX_STORED_REQUEST: Final = 2**20
+MAX_STORED_BYTES: Final = 2**24
 """How many bytes of one waiting request, and of all those of a kernel, are stored for the next
 server. A larger request waits all the same, but ends if this server does."""
-
-MESSAGES_LOOKED_AT: Final = 256
-"""How many messages are read at a time to look for output of an execution."""
-
-LATE_SECONDS: Final = 0.5
-"""A timer that fires so many seconds late shows that the loop was held up, perhaps by reading a
-large message: there may be more messages to read."""
-
-
-MAX_SHOWING: Final = 32
-"""How many executions, the latest, are known to show one display id: an update touches each."""
 
 STRAGGLING: Final = 16
 """For how many executions late output is expected, once a kernel's output has come late."""
 
 STRAGGLER_SECONDS: Final = 1.0
 """Output within so many seconds after an execution's end shows that its kernel's output is late."""
-
-
-class ExecutionListener(Protocol):
-    """Acts on what happens to executions. Its methods must not block and must not raise."""
-
-    def on_start(self, execution: Execution) -> None:
-        """The kernel has begun with an execution."""
-
-    def on_interrupt(self, execution: Execution) -> None:
-        """An execution is about to be interrupted."""
-
-    def on_free(self) -> None:
-        """The kernel has become ready, or has gone idle, or an execution has ended."""
-
-    def on_end(self, execution: Execution) -> None:
-        """An execution has ended."""
-
-    def on_close(self, reason: str) -> None:
-        """The kernel's process takes no more requests: the executions that wait for it end."""
-
-
-class ExecutionKeeping(Protocol):
-    """Stores executions for the next server. Its methods must not block and must not raise."""
-
-    def changed(self, execution: Execution) -> None:
-        """A field of an execution has changed."""
-
-    def forgotten(self, execution: Execution) -> None:
-        """The server has forgotten an execution: it need not be stored any longer."""
-
-    async def stored(self) -> None:
-        """Return when all changes are stored, or after a bounded time."""
-
-
-class _Incomplete(NamedTuple):
-    """An execution that lacks one of the two messages that end it: the reply or the idle status."""
-
-    due: float  # by the loop's clock
-    seconds: float
-    seen: int  # the log's next number when the wait began
-    execution: Execution
 
 
 class _Reply(msgspec.Struct):
@@ -115,7 +56,7 @@ _question_decoder: Final = msgspec.json.Decoder(_Question)
 
 
 class ExecutionTracker:
-    """Knows the executions that are under way, and the last ``kept`` that have ended.
+    """Knows the executions that are under way, and the last ``remembered`` that have ended.
 
     An id names one execution. If a client uses the ``msg_id`` of an execution that is known, the id
     goes on to name the earlier one. The later one is followed to its end, but cannot be looked up;
@@ -125,7 +66,7 @@ class ExecutionTracker:
     def __init__(
         self,
         log: MessageLog,
-        kept: int,
+        remembered: int,
         *,
         on_unanswered: Callable[[Execution], None] = lambda _: None,
         on_overdue: Callable[[Execution], None] = lambda _: None,
@@ -133,32 +74,30 @@ class ExecutionTracker:
         on_complete: Callable[[Execution], None] | None = None,
     ) -> None:
         self.listener: ExecutionListener | None = None
-        self.keeping: ExecutionKeeping | None = None
+        self.store: ExecutionStore | None = None
         self.prompts = Prompts()
+        self.displays = Displays()
         # Called with an execution to which the kernel will not reply any more.
         self._on_unanswered = on_unanswered
         # Called with an execution for which the kernel has gone idle without a reply.
         self._on_overdue = on_overdue
-        # Called with an execution to which the kernel has replied, and which is silent since: it
-        # has neither its idle status nor further output.
-        self._on_silent = on_silent or self.finish_unanswered
         # Called with a complete execution that may have late output: it is to be finished soon.
         self._on_complete = on_complete
         self.straggling = 0
         """For how many executions more output is expected after their end."""
         self._may_straggle = False  # whether any code that ran seems to write to descriptors
-        self._showing: dict[str, list[Execution]] = {}  # by display id
         self._log = log
-        self._kept = kept
+        self._remembered = remembered
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
         self._under_way: dict[str, list[Execution]] = {}  # those that were sent, by id, in order
         self._count = 0  # of the executions under way
-        self._kept_bytes = 0  # of the waiting requests of clients that are stored
+        self._stored_bytes = 0  # of the waiting requests of clients that are stored
         self.begun = 0
         """How many executions the kernel has begun with, ever."""
         self._ended: deque[Execution] = deque()
-        self._incomplete: list[_Incomplete] = []
-        self._plan: asyncio.TimerHandle | None = None
+        self._incomplete = Incomplete(
+            log, self.finish_unanswered, on_silent or self.finish_unanswered
+        )
 
     # Looking
 
@@ -198,16 +137,21 @@ class ExecutionTracker:
 
     def changed(self, execution: Execution) -> None:
         """Have a changed execution stored for the next server."""
-        if self.keeping is not None and self._by_id.get(execution.id) is execution:
-            self.keeping.changed(execution)
+        if self.store is not None and self._by_id.get(execution.id) is execution:
+            self.store.changed(execution)
+
+    async def stored(self) -> None:
+        """Return when all changes are stored for the next server, if there is to be one."""
+        if self.store is not None:
+            await self.store.stored()
 
     def put_back(self, execution: Execution) -> None:
         """Know an execution that the server before this one has stored. Call oldest first."""
         self._by_id[execution.id] = execution
         for display_id in execution.display_ids:
-            self._show(execution, display_id)
+            self.displays.add(execution, display_id)
         if execution.by_client:
-            self._kept_bytes += sum(map(len, execution.held))
+            self._stored_bytes += sum(map(len, execution.held))
         if execution.ended:
             self._ended.append(execution)
         elif execution.sent:
@@ -248,15 +192,15 @@ class ExecutionTracker:
     def on_early(self, message: ClientMessage, session: str) -> None:
         """Know a client's ``execute_request`` that waits for a process which is yet to come."""
         if message.header.msg_id not in self._by_id:
-            self.keep_request(self._by_client(message, session), message)
+            self.store_request(self._by_client(message, session), message)
 
-    def keep_request(self, execution: Execution, message: ClientMessage) -> None:
+    def store_request(self, execution: Execution, message: ClientMessage) -> None:
         """Store a waiting request, so that the next server sends it if this one cannot."""
-        fits = message.size <= MAX_KEPT_REQUEST
-        if execution.held or not fits or self._kept_bytes + message.size > MAX_KEPT_BYTES:
+        fits = message.size <= MAX_STORED_REQUEST
+        if execution.held or not fits or self._stored_bytes + message.size > MAX_STORED_BYTES:
             return
         execution.held = tuple(map(bytes, message.parts))
-        self._kept_bytes += sum(map(len, execution.held))
+        self._stored_bytes += sum(map(len, execution.held))
         self.changed(execution)
 
     def waiting(self, message: ClientMessage) -> Execution | None:
@@ -278,7 +222,7 @@ class ExecutionTracker:
     def _let_go(self, execution: Execution) -> None:
         """Forget the parts of its request."""
         if execution.by_client:
-            self._kept_bytes -= sum(map(len, execution.held))
+            self._stored_bytes -= sum(map(len, execution.held))
         execution.held = ()
 
     def _withdraw(self, execution: Execution) -> None:
@@ -330,7 +274,7 @@ class ExecutionTracker:
             else:
                 # The reply may be late, as it comes over another socket, or never come.
                 self.changed(execution)
-                self._wait_for_the_rest(execution, REPLY_SECONDS)
+                self._incomplete.add(execution, REPLY_SECONDS)
                 if execution.on_main_shell:
                     self._on_overdue(execution)
 
@@ -358,7 +302,7 @@ class ExecutionTracker:
             self._complete(execution)
         else:
             self.changed(execution)
-            self._wait_for_the_rest(execution, IDLE_SECONDS)
+            self._incomplete.add(execution, IDLE_SECONDS)
 
     def is_under_way(self, msg_id: str) -> bool:
         """Whether an execution with this id was sent and has not ended."""
@@ -397,28 +341,18 @@ class ExecutionTracker:
         known = execution.display_ids
         if display_id and display_id not in known and len(known) < MAX_UPDATES:
             known.append(display_id)
-            self._show(execution, display_id)
+            self.displays.add(execution, display_id)
             self.changed(execution)
-
-    def _show(self, execution: Execution, display_id: str) -> None:
-        showing = self._showing.setdefault(display_id, [])
-        showing.append(execution)
-        if len(showing) > MAX_SHOWING:
-            del showing[0]
 
     def _on_update(self, message: Message) -> None:
         """Note an update of a display for the ended executions that show that display."""
         display_id = display_id_in(message)
         place = _place_of(message)
-        for execution in self._showing.get(display_id, ()):
+        for execution in self.displays.of(display_id):
             if execution.end is not None and execution.end.cursor <= place.cursor:
                 execution.late = execution.late or LateOutput()
                 execution.late.update(display_id, place)
                 self.changed(execution)
-
-    def showing(self, display_id: str | None) -> list[Execution]:
-        """The executions that are known to show a display with this id."""
-        return list(self._showing.get(display_id or "", ()))
 
     def on_input_request(self, message: Message, owner: str, *, is_shown: bool = True) -> None:
         """Open a prompt: the kernel asks the client of a request, whose session is ``owner``.
@@ -493,9 +427,6 @@ class ExecutionTracker:
         self.prompts.clear()
         self._incomplete.clear()
         self.straggling, self._may_straggle = 0, False
-        if self._plan is not None:
-            self._plan.cancel()
-            self._plan = None
 
     # Ends
 
@@ -519,78 +450,17 @@ class ExecutionTracker:
         self._let_go(execution)
         self.changed(execution)
         self._ended.append(execution)
-        while len(self._ended) > self._kept:
+        while len(self._ended) > self._remembered:
             oldest = self._ended.popleft()
-            self._show_no_more(oldest)
+            self.displays.remove(oldest)
             if self._by_id.get(oldest.id) is oldest:
                 del self._by_id[oldest.id]
-                if self.keeping is not None:
-                    self.keeping.forgotten(oldest)
+                if self.store is not None:
+                    self.store.forgotten(oldest)
         self._log.wake()  # readers that follow the execution look at its end
         if self.listener is not None:
             self.listener.on_end(execution)
             self.listener.on_free()
-
-    def _show_no_more(self, execution: Execution) -> None:
-        for display_id in execution.display_ids:
-            showing = self._showing.get(display_id, [])
-            if execution in showing:
-                showing.remove(execution)
-            if not showing:
-                self._showing.pop(display_id, None)
-
-    def _wait_for_the_rest(self, execution: Execution, seconds: float) -> None:
-        """Plan to end an execution without the message it lacks: some kernels never send it.
-
-        ``seconds`` is how long to wait.
-        """
-        loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        self._incomplete.append(_Incomplete(due, seconds, self._log.next_seq, execution))
-        if self._plan is None:
-            self._plan = loop.call_at(due, self._finish_late)
-
-    def _finish_late(self) -> None:
-        """End the executions that have waited long enough. One timer serves all of a kernel."""
-        now = asyncio.get_running_loop().time()
-        self._plan = None
-        # Taken out first: an end can have other executions wait (`_wait_for_the_rest`), which are
-        # appended to the new list.
-        waiting, self._incomplete = self._incomplete, []
-        for item in waiting:
-            if item.execution.ended:
-                continue
-            if item.due > now:
-                self._incomplete.append(item)
-            elif now - item.due > LATE_SECONDS or self._has_said_more(item):
-                # A late timer fires before messages that have arrived are read: the missing one
-                # may be among them, so nothing can be concluded.
-                self._wait_for_the_rest(item.execution, item.seconds)
-            elif item.execution.idle:
-                self.finish_unanswered(item.execution)
-            else:
-                self._on_silent(item.execution)
-        if self._incomplete:
-            if self._plan is not None:
-                self._plan.cancel()
-            first = min(item.due for item in self._incomplete)
-            self._plan = asyncio.get_running_loop().call_at(first, self._finish_late)
-
-    def _has_said_more(self, item: _Incomplete) -> bool:
-        """Whether more output of an execution that lacks its idle status has come meanwhile."""
-        log = self._log
-        if item.execution.idle:
-            return False
-        place = log.place_after(item.seen - 1)
-        while place.cursor < log.next_seq:
-            entries = log.read(place, MESSAGES_LOOKED_AT, 2**62)
-            if isinstance(entries, Gap):
-                return True
-            if any(entry.message.parent.msg_id == item.execution.id for entry in entries):
-                return True
-            last = entries[-1]
-            place = Position(last.seq + 1, last.offset + last.size)
-        return False
 
 
 def _place_of(message: Message) -> Position:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ...protocol.messages import format_timestamp
-from ..errors import ContentsForbidden, ContentsNotFound
+from .errors import ContentsForbidden, ContentsNotFound
 from .models import CheckpointModel
 from .tree import Place
 from .writing import copy_file, replacing

@@ -11,35 +11,27 @@ import re
 import shutil
 import stat
 import threading
-from base64 import b64decode, encodebytes
+from base64 import encodebytes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from ..errors import (
-    ContentsExist,
-    ContentsTooLarge,
-    InvalidContents,
-    VersionMismatch,
-)
+from .bodies import as_text, data_of_file, encode, open_file, read
 from .checkpoints import DIRECTORY, Checkpoints
+from .copying import copy_directory, copy_to
+from .errors import ContentsExist, InvalidContents, VersionMismatch
 from .models import NOTEBOOK_SUFFIX, CheckpointModel, ContentsModel, describe, version_of
 from .notebooks import Notebooks, empty_notebook
 from .tree import Place, Tree, filesystem_errors
 from .uploads import Uploads
-from .writing import copy_file, create_new, open_new, replacing
+from .writing import create_new, replacing
 
 __all__ = ["Contents", "Found", "Precondition", "Save"]
-
-MAX_READ_BYTES: Final = 64 * 2**20
-"""The largest file whose content is put into a JSON answer; ``/files/`` has larger ones."""
-
-MAX_COPIED_BYTES: Final = 500 * 2**20
-"""The largest directory that is copied; Jupyter servers have the same bound."""
 
 MAX_NAMES: Final = 10_000
 """How many numbers are tried to find a free name for a new file."""
@@ -134,9 +126,9 @@ class Contents:
             if kind == "file":
                 model.type = "file"
             if content or hashed:
-                with self._open(place) as file:
+                with open_file(place) as file:
                     status = os.fstat(file.fileno())
-                    data = _read(file, status, place.path)
+                    data = read(file, status, place.path)
                 if content:
                     self._put_content(model, data, form)
                 if hashed:
@@ -147,16 +139,7 @@ class Contents:
         """Open an existing file to read its bytes; the caller closes it."""
         place = self._tree.find(path)
         with filesystem_errors(place):
-            return self._open(place)
-
-    def _open(self, place: Place) -> BinaryIO:
-        # Since the name was looked at, another process may have put a link or a pipe in its place.
-        # The flags refuse to follow a link and to wait for a writer of a pipe.
-        descriptor = os.open(place.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise InvalidContents(f"{place.path} is no file", "bad type")
-        return os.fdopen(descriptor, "rb")
+            return open_file(place)
 
     def _listing(self, place: Place) -> list[ContentsModel]:
         models = []
@@ -169,7 +152,7 @@ class Contents:
 
     def _put_content(self, model: ContentsModel, data: bytes, form: str | None) -> None:
         if model.type == "notebook":
-            text = _as_text(data, model.path)
+            text = as_text(data, model.path)
             model.content, complaint = self._notebooks.read(text, model.path)
             model.format = "json"
             if complaint:
@@ -219,7 +202,7 @@ class Contents:
             if is_directory and directory.target.is_relative_to(source.target):
                 raise InvalidContents("A directory cannot be copied into itself")
             if not is_directory:
-                self._open(source).close()
+                open_file(source).close()
         stem, suffix = source.name, ""
         if not is_directory:
             # A suffix begins at the first dot (.tar.gz), but a notebook's name may have dots.
@@ -229,48 +212,10 @@ class Contents:
             suffix = dot + rest
             stem = re.sub(r"-Copy\d*$", "", stem)
         beside = source.entry.parent == directory.target
-        copy = self._copy_directory if is_directory else self._copy_file
+        copy = partial(copy_directory, self._tree) if is_directory else copy_to
         return self._under_free_name(
             directory, stem, "-Copy", suffix, lambda to: copy(source, to), first=int(beside)
         )
-
-    def _copy_file(self, source: Place, target: Path) -> None:
-        with self._open(source) as file, open_new(target) as copy:
-            try:
-                copy_file(file, copy)
-                os.fchmod(copy.fileno(), os.fstat(file.fileno()).st_mode & 0o777)
-            except BaseException:
-                target.unlink(missing_ok=True)
-                raise
-
-    def _copy_directory(self, source: Place, target: Path) -> None:
-        """Copy the visible files of a directory. Of a symbolic link its target is copied."""
-        if self._bytes_below(source) > MAX_COPIED_BYTES:
-            raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
-        target.mkdir()
-        try:
-            for child in self._tree.children(source):
-                to = target / child.name
-                if not child.target.is_dir():
-                    self._copy_file(child, to)
-                elif not target.is_relative_to(child.target):
-                    self._copy_directory(child, to)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-
-    def _bytes_below(self, place: Place, depth: int = 0) -> int:
-        if depth > 64:  # a link may lead to a directory above it
-            raise InvalidContents(f"{place.path} is nested too deeply")
-        total = 0
-        for child in self._tree.children(place):
-            if child.target.is_dir():
-                total += self._bytes_below(child, depth + 1)
-            else:
-                total += child.target.stat().st_size
-            if total > MAX_COPIED_BYTES:
-                break
-        return total
 
     def _directory(self, path: str) -> Place:
         place = self._tree.find_to_change(path)
@@ -361,7 +306,7 @@ class Contents:
     ) -> Found:
         if kind != "file":
             raise InvalidContents(f'File type "{kind}" is not supported for large file transfer')
-        data = _data_of_file(save.content, save.format)
+        data = data_of_file(save.content, save.format)
         status = self._uploads.add(place.target, chunk, data)
         model = describe(place, status)
         model.type = "file"
@@ -371,10 +316,10 @@ class Contents:
         if kind == "notebook":
             content = empty_notebook() if save.content is None else save.content
             text, complaint = self._notebooks.written(content, place.path)
-            return _encode(text), complaint
+            return encode(text), complaint
         if save.content is None:
             return b"", None
-        return _data_of_file(save.content, save.format), None
+        return data_of_file(save.content, save.format), None
 
     def rename(self, path: str, new_path: str, precondition: Precondition) -> Found:
         """Move a file or directory to another path. Raises `ContentsExist` if that is taken."""
@@ -449,9 +394,9 @@ class Contents:
 
     def trust(self, path: str) -> Found:
         """Trust the outputs that a notebook has now: browsers may run them."""
-        with self._of_file(path) as place, self._open(place) as file:
-            data = _read(file, os.fstat(file.fileno()), place.path)
-            self._notebooks.trust(_as_text(data, place.path), place.path)
+        with self._of_file(path) as place, open_file(place) as file:
+            data = read(file, os.fstat(file.fileno()), place.path)
+            self._notebooks.trust(as_text(data, place.path), place.path)
             return self._found(place)
 
     @contextmanager
@@ -485,42 +430,6 @@ def _check_kind(place: Place, status: os.stat_result, kind: str | None) -> None:
         raise InvalidContents(f"{place.path} is not a directory", "bad type")
     if kind == "notebook" and not place.name.endswith(NOTEBOOK_SUFFIX):
         raise InvalidContents(f"{place.path} is not a notebook", "bad type")
-
-
-def _read(file: BinaryIO, status: os.stat_result, path: str) -> bytes:
-    data = file.read(MAX_READ_BYTES + 1) if status.st_size <= MAX_READ_BYTES else None
-    if data is None or len(data) > MAX_READ_BYTES:
-        raise ContentsTooLarge(
-            f"{path} has more than {MAX_READ_BYTES} bytes: fetch it from /files/{path}"
-        )
-    return data
-
-
-def _as_text(data: bytes, path: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise InvalidContents(f"{path} is not UTF-8 encoded", "bad format") from None
-
-
-def _data_of_file(content: Any, form: str | None) -> bytes:
-    if form not in ("text", "base64"):
-        raise InvalidContents("Must specify format of file contents as 'text' or 'base64'")
-    if not isinstance(content, str):
-        raise InvalidContents("content: must be a string")
-    if form == "text":
-        return _encode(content)
-    try:
-        return b64decode("".join(content.split()), validate=True)
-    except ValueError:
-        raise InvalidContents("content: is not base64") from None
-
-
-def _encode(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise InvalidContents("content: is not valid Unicode") from None
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...imports import import_jsonschema
-from ..errors import InvalidContents
+from .errors import InvalidContents
 
 __all__ = ["Notebooks", "empty_notebook"]
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from ..errors import ContentsUnavailable
 from .contents import Contents
+from .errors import ContentsUnavailable
 
 __all__ = ["ContentsService"]
 

@@ -11,14 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..errors import (
-    ContentsExist,
-    ContentsForbidden,
-    ContentsNotFound,
-    InvalidContents,
-    KernelkeepError,
-    NoSpace,
-)
+from ..errors import KernelkeepError
+from .errors import ContentsExist, ContentsForbidden, ContentsNotFound, InvalidContents, NoSpace
 
 __all__ = ["Place", "Tree", "filesystem_errors"]
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..errors import InvalidContents
+from .errors import InvalidContents
 from .writing import finish, open_new, partial_beside
 
 __all__ = ["LAST", "Uploads"]

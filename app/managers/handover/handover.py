@@ -223,12 +223,12 @@ class RegisteredHandover(Handover):
         traffic, state = kernel.traffic, kernel.state
         if heard is None:
             heard = await traffic.meet(info or None, await self.furthest(kernel.id))
-        keeping = RegisteredExecutions(self._registry, kernel.id)
+        store = RegisteredExecutions(self._registry, kernel.id)
         executions = []
         for stored in await self._registry.executions(kernel.id):
             try:
                 executions.append(restored(stored))
-                keeping.known(stored)
+                store.known(stored)
             except (msgspec.MsgspecError, ValueError) as error:
                 logger.warning(
                     "kernel %s: a stored execution is left out: %s",
@@ -236,8 +236,10 @@ class RegisteredHandover(Handover):
                     error,
                     extra={"kernel_id": kernel.id},
                 )
-        traffic.last_activity = record.last_activity
-        traffic.active_since = time.monotonic() - max(0.0, time.time() - record.last_activity)
+        traffic.activity.last = record.last_activity
+        traffic.activity.idle_since = time.monotonic() - max(
+            0.0, time.time() - record.last_activity
+        )
         state.reason, state.restarts = record.reason, record.restarts
         if record.execution_state in ("busy", "idle"):
             state.execution_state = record.execution_state
@@ -251,7 +253,7 @@ class RegisteredHandover(Handover):
         )
         # Set only now: what the replay has concluded is not stored, for another server would
         # conclude the same from the log.
-        traffic.tracker.keeping = keeping
+        traffic.tracker.store = store
         if info:
             self.begin(kernel)
         if heard.again:
@@ -324,7 +326,7 @@ class RegisteredHandover(Handover):
                 kernel.traffic.clients.note_places()
                 changes[kernel.id] = kernel.state.changes
                 if self._changes.get(kernel.id) != kernel.state.changes:
-                    activity = kernel.traffic.last_activity
+                    activity = kernel.traffic.activity.last
                     self._registry.touch(kernel.id, activity, kernel.state.word)
             self._changes = changes
 
@@ -345,11 +347,11 @@ class RegisteredHandover(Handover):
                 error,
                 extra={"kernel_id": kernel.id},
             )
-        if traffic.tracker.keeping is None:
-            keeping = RegisteredExecutions(self._registry, kernel.id)
-            traffic.tracker.keeping = keeping
+        if traffic.tracker.store is None:
+            store = RegisteredExecutions(self._registry, kernel.id)
+            traffic.tracker.store = store
             for execution in traffic.tracker:  # executions older than the first process
-                keeping.changed(execution)
+                store.changed(execution)
 
     async def save(self, kernel_id: str, describe: Describe) -> None:
         """As `Handover.save`. A failure is logged: the next server will not know the kernel."""
@@ -372,7 +374,7 @@ class RegisteredHandover(Handover):
         """As `Handover.forget`."""
         # Before the first await: an execution that ends while the record is being deleted would be
         # stored again, under a kernel that is not there.
-        kernel.traffic.tracker.keeping = None
+        kernel.traffic.tracker.store = None
         await self._registry.delete(kernel.id)
         journal, kernel.traffic.clients.journal = kernel.traffic.clients.journal, None
         if journal is not None:
@@ -412,12 +414,12 @@ async def _is_done(traffic: Traffic, state: KernelState) -> bool:
     """Return True when the kernel has done all that it was asked until now; False if it is gone."""
     quiet = 0
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
-        began = traffic.begun
+        began = traffic.activity.begun
         # There is no bound on all: an execution may run for hours before the kernel answers.
         answer = await traffic.own.ask("kernel_info_request", {}, 3600.0)
         await asyncio.sleep(LOSS_SECONDS)
         if answer is not None:
-            quiet = quiet + 1 if traffic.begun == began else 0
+            quiet = quiet + 1 if traffic.activity.begun == began else 0
     if state.lifecycle is not Lifecycle.RUNNING:
         return False
     if state.busy:  # the kernel went idle while no keeper heard it

@@ -1,6 +1,6 @@
 """Culling: stopping kernels that nobody has used for a while.
 
-Idle time runs on a monotonic clock, from the end of the last execution (`Traffic.active_since`).
+Idle time runs on a monotonic clock, from the end of the last execution (`Activity.idle_since`).
 Neither listing, pings and reconnects, nor a jump of the wall clock, nor a suspended machine
 changes it.
 """
@@ -123,7 +123,7 @@ class Culler:
             return  # the kernel has just been started, restarted or stopped
         if kernel not in self._timeouts:
             self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
-        idle_seconds = now - traffic.active_since
+        idle_seconds = now - traffic.activity.idle_since
         candidate = Candidate(
             dead=state.lifecycle is Lifecycle.DEAD,
             busy=state.at_work,

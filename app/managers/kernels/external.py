@@ -181,7 +181,7 @@ class ExternalKernel(Kernel):
         except (KernelUnreachable, KeeperUnavailable) as error:
             raise ValueError(error.message) from error
         self._life.begin(self._live())
-        await self.keep()
+        await self.register()
 
     async def adopt(self, record: KernelRecord) -> None:
         """Own a kernel that an earlier process of the server knew."""
@@ -331,5 +331,5 @@ class ExternalKernels:
                 raise InvalidPath(f"connection_file: {file.name} makes no connection")
             if owned and not kernel.owned:
                 kernel.owned = True
-                await kernel.keep()
+                await kernel.register()
             return kernel

@@ -70,7 +70,7 @@ class Kernel:
             kernel_id, self.state, directory, services.keeper, settings, services.counters
         )
         self._course = Course()
-        self.traffic.on_end_asked = self._on_end_asked
+        self.traffic.submissions.on_end_asked = self._on_end_asked
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name, ownership=ownership)
         self._services = services
@@ -206,7 +206,7 @@ class Kernel:
                 return
             self._course.on(Event.FOUND)
             self._left.record = record
-            self.traffic.last_activity = record.last_activity
+            self.traffic.activity.last = record.last_activity
             try:
                 await self._take_over()
             except KernelUnreachable as error:
@@ -315,9 +315,9 @@ class Kernel:
         # between two processes. One that is being stopped may have been asked to end already.
         return [lifecycle for lifecycle in Lifecycle if lifecycle is not Lifecycle.STOPPING]
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server process know this kernel, if kernels outlive the server."""
-        await self._registration.keep()
+        await self._registration.register()
 
     async def _note_process(self, record: KernelRecord) -> None:
         """Add to a record what the next server needs to find the process again."""
@@ -343,7 +343,7 @@ class Kernel:
         self._launches.hand_over(services, cwd=cwd, place=place, env=env)
         self.reports = services.reports(self.id, self.name)
         self.own(ownership)
-        self.traffic.touch()
+        self.traffic.activity.touch()
 
     def own(self, ownership: Ownership) -> None:
         """The kernel is somebody's from now on; call this before anybody else sees it."""
@@ -459,7 +459,7 @@ class Kernel:
         """The process could not be stopped: the kernel lives on as before."""
         reason = error.message if isinstance(error, KernelkeepError) else ""
         self.state.begin(before, reason)
-        self.traffic.keep_process()
+        self.traffic.retain_process()
         self.traffic.voice.announce(self.state.greeting)
         if self._course.phase is Phase.RUNNING:
             self._life.settle_start(True)

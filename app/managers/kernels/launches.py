@@ -388,12 +388,12 @@ class Launches:
 
         Raises `KernelUnreachable`.
         """
-        self._traffic.before_interrupt()
+        self._traffic.interrupts.before()
         if self._spec.interrupt_mode == "message":
             self._traffic.own.send("control", "interrupt_request", {})
         elif self.process is not None:
             await self.process.signal(signal.SIGINT)
-        self._traffic.after_interrupt()
+        self._traffic.interrupts.after()
 
     async def stop(self, *, restart: bool, now: bool = False) -> None:
         """End the process: ask, then terminate, then kill; each step has its bound.

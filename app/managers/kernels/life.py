@@ -45,7 +45,7 @@ class LivingKernel(HandedOver, Protocol):
     def reports(self) -> KernelReports:
         """The reports of the kernel."""
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server know the kernel and its present process."""
 
 
@@ -80,7 +80,7 @@ class Life:
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
         self._restarts = RestartPolicy(services.settings.restart_limit)
         self._losses = Losses(kernel.id, kernel.traffic, kernel.state)
-        self._traffic.on_loss = self.settle_loss
+        self._traffic.reading.on_loss = self.settle_loss
         self._task: asyncio.Task[None] | None = None
         self._why_stranded = ""  # in the phase `Phase.STRANDED`
 
@@ -200,7 +200,7 @@ class Life:
         # No await is between the moment when the process is heard (`Traffic.on_launch`) and this:
         # what a client asks of the new process is not taken for a request to the one before.
         self._course.on(Event.LAUNCHED)
-        await self._kernel.keep()
+        await self._kernel.register()
 
     async def _launch_again(self, cause: LaunchCause) -> None:
         """Launch the next process when its turn comes; the kernel has none meanwhile."""
@@ -299,7 +299,7 @@ class Life:
         self.settle_start(True)
         launches.remember_transport()
         self._restarts.on_ready(now)
-        self._traffic.active_since = time.monotonic()
+        self._traffic.activity.idle_since = time.monotonic()
         self._traffic.ready()
         self._kernel.reports.ready(now - launches.launched)
         launches.bring_up_forks()

@@ -97,7 +97,7 @@ class ModelCache:
             model = KernelModel(
                 self._id,
                 self._name,
-                format_timestamp(traffic.last_activity),
+                format_timestamp(traffic.activity.last),
                 state.word,
                 len(traffic.clients),
                 state.generation,

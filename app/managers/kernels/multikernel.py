@@ -312,7 +312,7 @@ class MultiKernelManager:
         )
         self._kernels[kernel.id] = kernel
         try:
-            await kernel.keep()
+            await kernel.register()
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise
@@ -464,7 +464,7 @@ def _cull_cause(kernel: Kernel) -> str:
 
 def last_activity(kernels: Iterable[Kernel], since: float) -> float:
     """When a client last used one of the kernels, but not before ``since``."""
-    return max((since, *(kernel.traffic.last_activity for kernel in kernels)))
+    return max((since, *(kernel.traffic.activity.last for kernel in kernels)))
 
 
 def connections(kernels: Iterable[Kernel]) -> int:

@@ -66,7 +66,7 @@ class Registration:
         record.owner, record.owner_groups = self.ownership.owner, sorted(self.ownership.groups)
         record.shares = [*self.ownership]
 
-    async def keep(self) -> None:
+    async def register(self) -> None:
         """Have the next server know the kernel, and from now on its clients and executions too."""
         if self._kernel.traffic.connected:
             self._handover.begin(self._kernel)
@@ -95,7 +95,7 @@ class Registration:
             pid=None,
             start_time="",
             created=self.created,
-            last_activity=self._kernel.traffic.last_activity,
+            last_activity=self._kernel.traffic.activity.last,
             generation=state.generation,
             execution_state=state.word,
             reason=state.reason,

@@ -67,6 +67,16 @@ class _Open(NamedTuple):
     head: bytes
 
 
+class _Wanted(NamedTuple):
+    """What one read wants: from which number on, up to which place, and how much at the most."""
+
+    first: int
+    end: Position
+    max_messages: int
+    limit: int  # the offset up to which the last message may begin
+    heads: bool
+
+
 class SegmentReader:
     """The files of one kernel's log. ``directory`` is the log's own."""
 
@@ -157,88 +167,89 @@ class SegmentReader:
     ) -> list[Entry]:
         start, descriptor, head = segment
         entries: list[Entry] = []
-        wanted, behind = place.cursor, end.cursor
-        cursor, position = self._mark_before(start, wanted)
-        limit = place.offset + max_bytes
+        cursor, position = self._mark_before(start, place.cursor)
         first_at = position
-        left = max(0, end.offset - place.offset) + ROUGHLY * (behind - cursor)
+        left = max(0, end.offset - place.offset) + ROUGHLY * (end.cursor - cursor)
         chunk = min(left, CHUNK_BYTES, AT_LEAST + min(max_bytes, self._usual * max_messages))
         if self._usual > CHUNK_BYTES:  # a large frame is read by itself, into memory of its size
             chunk = AT_LEAST
-        # The bytes of the file from `position` on, and where in them the next record begins.
-        data, at, length = b"", 0, 0
-        expected = 0  # the offset that the next record must have
-        # This loop runs for every message that any client gets: it makes no needless objects.
-        while cursor < behind and len(entries) < max_messages:
-            if at + FRAME_AT > length:
-                position += at
-                data, at = _pread(descriptor, chunk, position), 0
-                length = len(data)
-                if length < FRAME_AT:
-                    break
-            size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
-            # A lower number is a record left over in a file that the keeper writes over, or a blank
-            # space. One at or behind ``behind`` may be half written, as no bell has told of it yet.
-            if not cursor <= number < behind:
+        wanted = _Wanted(place.cursor, end, max_messages, place.offset + max_bytes, heads)
+        goes_on = True
+        while goes_on and cursor < end.cursor and len(entries) < max_messages:
+            data = _pread(descriptor, chunk, position)
+            if len(data) < FRAME_AT:
                 break
-            frame_at = at + FRAME_AT
-            frame_end = frame_at + size
-            name_end = frame_end if owner_size == EVERYBODY else frame_end + owner_size
-            if size > MAX_FRAME:
-                if entries:
-                    break
-                raise DamagedLog(f"number {number} is damaged")
-            if number >= wanted:
-                if entries and (offset > limit or number != cursor):
-                    break
-                try:
-                    if channel >= CHANNEL_COUNT or (
-                        offset != expected if entries else offset + size > end.offset
-                    ):
-                        raise DamagedLog(f"number {number} is damaged")
-                    if name_end + TAIL_BYTES <= length:
-                        frame = data[frame_at:frame_end]
-                        name, told = data[frame_end:name_end], unpack_tail(data, name_end)
-                    elif entries:
-                        break
-                    else:
-                        is_head = heads and CHANNELS[channel] == "iopub"
-                        frame, name, told = _large(
-                            descriptor, position + frame_at, size, name_end - frame_end, is_head
-                        )
-                    if told[0] != number:
-                        raise DamagedLog(f"number {number} was not written to its end")
-                    owner = None if owner_size == EVERYBODY else owner_name(name)
-                except DamagedLog as error:
-                    if not entries:
-                        raise
-                    self._note(start, error)
-                    break
-                message = Message(CHANNELS[channel], frame, None, None, None, number, offset)
-                entries.append(
-                    Entry(
-                        number,
-                        offset,
-                        message,
-                        owner,
-                        flags & TRANSIENT > 0,
-                        flags & PUBLISHED > 0,
-                        flags & REQUEST > 0,
-                        size,
-                    )
-                )
-                expected = offset + size
-            cursor = number + 1
-            at = name_end + TAIL_BYTES
+            cursor, at, goes_on = self._take(data, segment, position, cursor, wanted, entries)
+            position += at
         # The race with the keeper: it may recycle this file while it is read here. It then renames
         # the file, blanks it, and writes a new head before any record. So if the head is the same
         # now, after the records were read, all of them are from before that.
         if entries and os.pread(descriptor, HEAD_BYTES, 0) != head:
             raise DamagedLog("it was written over while it was read")
         if entries:
-            self._mark(start, cursor, position + at)
-            self._usual = (position + at - first_at) // len(entries) + 1
+            self._mark(start, cursor, position)
+            self._usual = (position - first_at) // len(entries) + 1
         return entries
+
+    def _take(
+        self,
+        data: bytes,
+        segment: _Open,
+        position: int,
+        cursor: int,
+        wanted: _Wanted,
+        entries: list[Entry],
+    ) -> tuple[int, int, bool]:
+        """Add the entries in ``data``: the file's bytes from ``position`` and number ``cursor`` on.
+
+        Returns the next number, where in ``data`` it begins, and whether to read on there. Raises
+        `DamagedLog` if the first entry is damaged.
+        """
+        first, end, max_messages, limit, heads = wanted
+        behind, at, length = end.cursor, 0, len(data)
+        expected = entries[-1].offset + entries[-1].size if entries else 0  # the next one's offset
+        # This loop runs for every message that any client gets: it makes no needless objects.
+        while at + FRAME_AT <= length and cursor < behind and len(entries) < max_messages:
+            size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
+            # A lower number is a record left over in a file that the keeper writes over, or a blank
+            # space. One at or behind ``behind`` may be half written, as no bell has told of it yet.
+            if not cursor <= number < behind or (entries and size > MAX_FRAME):
+                return cursor, at, False
+            frame_at = at + FRAME_AT
+            frame_end = frame_at + size
+            name_end = frame_end if owner_size == EVERYBODY else frame_end + owner_size
+            if size > MAX_FRAME:
+                raise DamagedLog(f"number {number} is damaged")
+            if number >= first:
+                if entries and (offset > limit or number != cursor):
+                    return cursor, at, False
+                try:
+                    follows = offset == expected if entries else offset + size <= end.offset
+                    if channel >= CHANNEL_COUNT or not follows:
+                        raise DamagedLog(f"number {number} is damaged")
+                    if name_end + TAIL_BYTES <= length:
+                        frame = data[frame_at:frame_end]
+                        name, told = data[frame_end:name_end], unpack_tail(data, name_end)
+                    elif entries:
+                        return cursor, at, False
+                    else:
+                        where = segment.descriptor, position + frame_at, size, name_end - frame_end
+                        frame, name, told = _large(*where, heads and CHANNELS[channel] == "iopub")
+                    if told[0] != number:
+                        raise DamagedLog(f"number {number} was not written to its end")
+                    owner = None if owner_size == EVERYBODY else owner_name(name)
+                except DamagedLog as error:
+                    if not entries:
+                        raise
+                    self._note(segment.start, error)
+                    return cursor, at, False
+                message = Message(CHANNELS[channel], frame, None, None, None, number, offset)
+                passes, said = flags & TRANSIENT > 0, flags & PUBLISHED > 0
+                asked = flags & REQUEST > 0
+                entries.append(Entry(number, offset, message, owner, passes, said, asked, size))
+                expected = offset + size
+            cursor, at = number + 1, name_end + TAIL_BYTES
+        return cursor, at, True
 
     def _note(self, start: int, error: Exception) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,4 +1,4 @@
-"""Interrupts that reach a kernel without effect, because its event loop sleeps.
+"""Interrupts of one kernel: what they hold back, and those without effect.
 
 When code awaits, ipykernel's signal handler puts the interrupt into the queue of the kernel's event
 loop. That does not wake the loop, which sleeps until a request comes for the main shell; and while
@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-__all__ = ["InterruptWatch"]
+from ..executions.execution import Execution
+from ..executions.tracker import ExecutionTracker
+from ..state import KernelState
+from .outbox import Outbox
+from .own_requests import OwnRequests
+
+__all__ = ["InterruptWatch", "Interrupts"]
 
 UNSEEN_SECONDS: Final = 0.2
 """How long after an interrupt the kernel's loop is woken, if the same code still runs."""
@@ -67,3 +74,41 @@ class InterruptWatch:
             self._wake()
         if again:
             self.on_interrupt()
+
+
+class Interrupts:
+    """The interrupts of one kernel. Whoever sends one calls `before` first, and `after` later."""
+
+    def __init__(
+        self, tracker: ExecutionTracker, outbox: Outbox, state: KernelState, own: OwnRequests
+    ) -> None:
+        self._tracker = tracker
+        self._outbox = outbox
+        self._state = state
+        self._watch = InterruptWatch(self._main_shell_runs, own.wake_main_shell)
+
+    def before(self) -> None:
+        """Hold back new code until the interrupted execution is over (see `Outbox.on_interrupt`).
+
+        It must be called before the interrupt is sent: the error that follows can be in the log
+        before the sender of the interrupt goes on.
+        """
+        execution = self._tracker.at_main_shell
+        if execution is not None and not self._outbox.has(execution.id):
+            self._outbox.on_interrupt(execution.id, partial(self._goes_on, execution))
+            self._tracker.on_interrupt(execution)
+
+    def _goes_on(self, execution: Execution) -> bool:
+        # An execution that the kernel has forgotten never ends; but then the kernel is not busy.
+        return self._state.busy and not execution.ended
+
+    def after(self) -> None:
+        """Watch for the effect of an interrupt that was just sent (see `InterruptWatch`)."""
+        self._watch.on_interrupt()
+
+    def _main_shell_runs(self) -> int | None:
+        return self._tracker.begun if self._state.execution_state == "busy" else None
+
+    def clear(self) -> None:
+        """Forget all interrupts: the process is gone, or another server's from now on."""
+        self._watch.clear()

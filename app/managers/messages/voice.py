@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from ...protocol.compose import make_message
-from ...protocol.messages import Message
+from ...protocol.messages import ClientMessage, Message
 from ..log.message_log import MessageLog
 from ..state import KernelState
 from .line import Line
@@ -147,3 +147,18 @@ class Voice:
         said = self._awaited.get(msg_id) if self._awaited else None
         if said is not None and not said.done():
             said.set_result(None)
+
+    def answer_kernel_info(self, message: ClientMessage, owner: str, info: bytes) -> None:
+        """Answer a ``kernel_info_request`` from the cached reply, as the kernel itself is busy.
+
+        Clients wait for the busy status, the reply and the idle status of this request. The last
+        of them would leave the client with a wrong state, so a status with the true one follows.
+        """
+        parent = bytes(message.parts[0])
+        for channel, msg_type, content in (
+            ("iopub", "status", {"execution_state": "busy"}),
+            ("shell", "kernel_info_reply", info),
+            ("iopub", "status", {"execution_state": "idle"}),
+        ):
+            self.say(self.make(channel, msg_type, content, parent), owner)
+        self.say(self.greeting(), owner)

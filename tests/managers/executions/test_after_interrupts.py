@@ -23,8 +23,8 @@ async def kernel(monkeypatch: pytest.MonkeyPatch) -> ScriptedKernel:
 
 
 def interrupt(kernel: ScriptedKernel) -> None:
-    kernel.traffic.before_interrupt()
-    kernel.traffic.after_interrupt()
+    kernel.traffic.interrupts.before()
+    kernel.traffic.interrupts.after()
 
 
 def running(kernel: ScriptedKernel) -> Execution:

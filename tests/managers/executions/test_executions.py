@@ -14,13 +14,9 @@ from app.managers.errors import (
     ServerStopping,
     TooManyExecutions,
 )
-from app.managers.executions import execution as execution_module
-from app.managers.executions import queue as executions
 from app.managers.executions import tracker as execution_tracker
 from app.managers.executions.execution import Execution, ExecutionState
-from app.managers.messages import own_requests
 from tests.managers.scripted import ScriptedKernel, turns
-from tests.support.processes import eventually
 
 QUEUED, RUNNING, OK, ERROR, ABORTED, CANCELLED, LOST = ExecutionState
 
@@ -75,78 +71,6 @@ async def test_it_knows_its_place_in_the_log(kernel: ScriptedKernel) -> None:
     assert execution.end == kernel.log.end
     kernel.traffic.voice.announce("idle")
     assert execution.last_seq == first + 3
-
-
-async def test_an_idle_status_that_never_comes_is_not_waited_for(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.05)
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    kernel.replies(execution)
-    await eventually(lambda: kernel.probes)
-    assert execution.state is RUNNING
-    kernel.answers_probe()  # behind which nothing of it can follow
-    await eventually(lambda: execution.ended)
-    assert execution.state is OK
-
-
-async def test_a_kernel_that_does_not_tell_whether_it_has_said_all_is_asked_once(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(own_requests, "BEHIND_SECONDS", 0.05)
-    for _ in range(2):
-        execution = kernel.run()
-        kernel.is_busy(execution)
-        kernel.replies(execution)
-        await eventually(lambda: not [*kernel.traffic.tracker.under_way])
-        assert execution.state is OK
-    assert len(kernel.probes_on_control) == 1
-
-
-async def test_a_reply_that_never_comes_is_not_waited_for(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(execution_tracker, "REPLY_SECONDS", 0.05)
-    first, second = kernel.run(), kernel.run()
-    kernel.is_busy(first)
-    kernel.is_idle(first)
-    await eventually(lambda: first.ended)
-    assert (first.state, first.reason) == (LOST, execution_module.NO_REPLY)
-    kernel.finishes(second)
-    assert second.state is OK
-
-
-async def test_output_that_the_reply_has_overtaken_is_waited_for(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.2)
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    kernel.replies(execution)
-    for _ in range(10):  # for longer than an idle status alone would be waited for
-        await asyncio.sleep(0.06)
-        kernel.says(execution, "stream", name="stdout", text="x")
-    assert execution.state is RUNNING
-    kernel.is_idle(execution)
-    assert execution.state is OK
-    assert execution.last_seq == kernel.log.next_seq - 1
-
-
-async def test_each_is_waited_for_as_long_as_it_may_take(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(execution_tracker, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(execution_tracker, "REPLY_SECONDS", 0.2)
-    both = [kernel.execution(kernel.send()) for _ in range(2)]
-    kernel.is_idle(both[0])
-    kernel.says(both[1], "status", execution_state="busy")
-    kernel.says(both[1], "execute_reply", "shell", status="ok")
-    (probe,) = await eventually(lambda: kernel.probes_on_control)
-    kernel.answers_probe(probe)
-    await eventually(lambda: all(execution.ended for execution in both))
-    assert [execution.state for execution in both] == [LOST, OK]
 
 
 @pytest.mark.parametrize(
@@ -386,157 +310,6 @@ async def test_execute_requests_may_be_forbidden() -> None:
         kernel.run()
 
 
-# Cancelling
-
-
-async def test_one_that_is_held_never_runs(kernel: ScriptedKernel) -> None:
-    first, second, third = kernel.run(), kernel.run(), kernel.run()
-    await kernel.executions.cancel(second)
-    assert second.state is CANCELLED
-    assert [step.step for step in second.steps] == ["cancel"]
-    kernel.finishes(first)
-    assert [sent.id for sent in kernel.requests] == [first.id, third.id]
-    assert (second.started_at, second.first_seq) == (None, None)
-
-
-async def test_one_that_runs_is_interrupted(kernel: ScriptedKernel) -> None:
-    execution, behind = kernel.run(), kernel.run()
-    kernel.is_busy(execution)
-    await kernel.executions.cancel(execution)
-    assert kernel.interrupts == 1
-    kernel.replies(execution, "error")
-    kernel.is_idle(execution)
-    assert execution.state is CANCELLED
-    assert [step.step for step in execution.steps] == ["cancel", "interrupt"]
-    assert behind.sent  # it was no failure
-
-
-async def test_one_that_ends_well_all_the_same_is_not_cancelled(kernel: ScriptedKernel) -> None:
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    await kernel.executions.cancel(execution)
-    kernel.replies(execution)
-    kernel.is_idle(execution)
-    assert execution.state is OK
-    assert "interrupted" in execution.reason
-
-
-async def test_an_interrupt_that_may_have_come_too_early_is_sent_again_once(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(executions, "EARLY_SECONDS", 0.05)
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    await kernel.executions.cancel(execution)
-    await eventually(lambda: kernel.interrupts == 2)
-    await asyncio.sleep(0.2)  # long enough for another
-    assert kernel.interrupts == 2
-
-
-async def test_a_late_interrupt_is_sent_once(
-    kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(executions, "EARLY_SECONDS", 0.0)
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    await kernel.executions.cancel(execution)
-    await turns()
-    assert kernel.interrupts == 1
-
-
-async def test_one_that_does_not_heed_the_interrupt_is_killed_if_asked(
-    kernel: ScriptedKernel,
-) -> None:
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    await kernel.executions.cancel(execution, kill_after=0.05)
-    await eventually(lambda: kernel.kills == 1)
-    await kernel.die()
-    assert execution.state is CANCELLED
-    assert "killed" in execution.reason
-    assert execution.steps[-1].step == "kill"
-
-
-async def test_one_that_ends_in_time_is_not_killed(kernel: ScriptedKernel) -> None:
-    execution = kernel.run()
-    kernel.is_busy(execution)
-    await kernel.executions.cancel(execution, kill_after=0.1)
-    kernel.replies(execution, "error")
-    kernel.is_idle(execution)
-    await asyncio.sleep(0.3)
-    assert kernel.kills == 0
-
-
-async def test_one_in_the_kernels_own_queue_is_interrupted_when_it_begins(
-    kernel: ScriptedKernel,
-) -> None:
-    first, second = (kernel.execution(kernel.send()) for _ in range(2))
-    await kernel.executions.cancel(second, kill_after=0.05)
-    await turns()
-    assert (kernel.interrupts, second.state) == (0, QUEUED)
-    kernel.finishes(first)
-    kernel.is_busy(second)
-    await eventually(lambda: kernel.kills == 1)
-    assert kernel.interrupts >= 1
-
-
-async def test_cancelling_one_that_has_ended_changes_nothing(kernel: ScriptedKernel) -> None:
-    execution = kernel.run()
-    kernel.finishes(execution)
-    await kernel.executions.cancel(execution, kill_after=0)
-    await turns()
-    assert (execution.state, execution.steps, kernel.interrupts) == (OK, [], 0)
-
-
-# Time limits
-
-
-async def test_one_that_takes_too_long_is_interrupted_then_killed() -> None:
-    kernel = ScriptedKernel(execution_interrupt_grace=0.1)
-    execution = kernel.run(timeout=0.05)
-    kernel.is_busy(execution)
-    await eventually(lambda: kernel.kills == 1)
-    await kernel.die()
-    assert execution.state is LOST
-    steps = [step.step for step in execution.steps]
-    assert (steps[:2], steps[-1]) == (["timeout", "interrupt"], "kill")
-    assert "timeout of 0.05 s" in execution.reason
-
-
-async def test_one_that_takes_too_long_and_heeds_the_interrupt_has_failed() -> None:
-    kernel = ScriptedKernel(execution_interrupt_grace=0.2)
-    execution, behind = kernel.run(timeout=0.05), kernel.run()
-    kernel.is_busy(execution)
-    await eventually(lambda: kernel.interrupts == 1)
-    kernel.replies(execution, "error")
-    kernel.is_idle(execution)
-    assert (execution.state, behind.state) == (ERROR, ABORTED)
-    assert "timeout" in execution.reason
-    await asyncio.sleep(0.4)
-    assert kernel.kills == 0
-
-
-async def test_time_that_it_waits_does_not_count(kernel: ScriptedKernel) -> None:
-    first = kernel.run()
-    kernel.is_busy(first)
-    second = kernel.run(timeout=0.05)
-    await asyncio.sleep(0.2)
-    assert kernel.interrupts == 0
-    kernel.replies(first)
-    kernel.is_idle(first)
-    kernel.is_busy(second)
-    await eventually(lambda: kernel.interrupts >= 1)
-    kernel.replies(second)
-    kernel.is_idle(second)
-
-
-async def test_one_that_ends_in_time_is_left_alone(kernel: ScriptedKernel) -> None:
-    execution = kernel.run(timeout=0.05)
-    kernel.finishes(execution)
-    await asyncio.sleep(0.2)
-    assert (kernel.interrupts, execution.reason) == (0, "")
-
-
 # Input
 
 
@@ -593,7 +366,7 @@ async def test_pages_have_the_newest_last(kernel: ScriptedKernel) -> None:
 
 
 async def test_the_oldest_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.managers.messages.traffic.EXECUTIONS_KEPT", 3)
+    monkeypatch.setattr("app.managers.messages.traffic.EXECUTIONS_REMEMBERED", 3)
     kernel = ScriptedKernel()
     under_way = kernel.send()
     ended = [kernel.send() for _ in range(5)]

@@ -180,7 +180,7 @@ async def test_an_update_by_a_later_execution_changes_the_earlier_ones_output() 
 
 
 async def test_what_is_forgotten_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.managers.messages.traffic.EXECUTIONS_KEPT", 1)
+    monkeypatch.setattr("app.managers.messages.traffic.EXECUTIONS_REMEMBERED", 1)
     kernel = ScriptedKernel()
     for _ in range(3):
         execution = kernel.run()

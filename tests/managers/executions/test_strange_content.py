@@ -92,7 +92,7 @@ async def test_a_shutdown_request_that_nobody_can_read_ends_nothing(
     kernel: ScriptedKernel, content: bytes
 ) -> None:
     ends: list[bool] = []
-    kernel.traffic.on_end_asked = ends.append
+    kernel.traffic.submissions.on_end_asked = ends.append
 
     kernel.traffic.submit(asked("shutdown_request", content), "s")
 

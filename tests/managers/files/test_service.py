@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.errors import ContentsUnavailable
 from app.managers.files import service as module
+from app.managers.files.errors import ContentsUnavailable
 from app.managers.files.service import THREADS, ContentsService
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.errors import InvalidContents
+from app.managers.files.errors import InvalidContents
 from app.managers.files.uploads import LAST, MAX_UPLOADS, Uploads
 
 

@@ -166,7 +166,7 @@ async def test_a_restart_that_fails_behind_the_launch_leaves_the_kernel_dead(
 async def test_a_warm_kernel_that_cannot_be_registered_is_nobodys_and_ends(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def keep(_: Kernel) -> None:
+    async def register(_: Kernel) -> None:
         fails()
 
     async with kernels(state_dir, warm_kernels={"fake": 1}) as manager:
@@ -174,7 +174,7 @@ async def test_a_warm_kernel_that_cannot_be_registered_is_nobodys_and_ends(
         (parked,) = manager.warm._pools["fake"].parked
         pid = pid_of(parked)
         with monkeypatch.context() as patch:
-            patch.setattr(Kernel, "keep", keep)
+            patch.setattr(Kernel, "register", register)
             with pytest.raises((KernelkeepError, OSError)):
                 await manager.start_kernel()
         assert len(manager) == 0

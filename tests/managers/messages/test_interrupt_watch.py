@@ -92,7 +92,7 @@ async def test_the_answer_is_shown_to_nobody() -> None:
     kernel = ScriptedKernel()
     execution = kernel.run("await forever")
     kernel.is_busy(execution)
-    kernel.traffic.after_interrupt()
+    kernel.traffic.interrupts.after()
     (sent,) = await eventually(lambda: kernel.sent("kernel_info_request"))
     assert sent.message.channel == "shell"
     clients = [kernel.traffic.clients.attach(name) for name in ("client", execution.session)]

@@ -1,0 +1,60 @@
+"""Copies files and directories. All functions block, and may raise `OSError`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from .bodies import open_file
+from .errors import ContentsTooLarge, InvalidContents
+from .tree import Place, Tree
+from .writing import copy_file, open_new
+
+__all__ = ["copy_directory", "copy_to"]
+
+MAX_COPIED_BYTES: Final = 500 * 2**20
+"""The largest directory that is copied; Jupyter servers have the same bound."""
+
+
+def copy_to(source: Place, target: Path) -> None:
+    """Copy a file. Raises `FileExistsError` if there is a file of that name."""
+    with open_file(source) as file, open_new(target) as copy:
+        try:
+            copy_file(file, copy)
+            os.fchmod(copy.fileno(), os.fstat(file.fileno()).st_mode & 0o777)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
+def copy_directory(tree: Tree, source: Place, target: Path) -> None:
+    """Copy the visible files of a directory. Of a symbolic link its target is copied."""
+    if _bytes_below(tree, source) > MAX_COPIED_BYTES:
+        raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
+    target.mkdir()
+    try:
+        for child in tree.children(source):
+            to = target / child.name
+            if not child.target.is_dir():
+                copy_to(child, to)
+            elif not target.is_relative_to(child.target):
+                copy_directory(tree, child, to)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _bytes_below(tree: Tree, place: Place, depth: int = 0) -> int:
+    if depth > 64:  # a link may lead to a directory above it
+        raise InvalidContents(f"{place.path} is nested too deeply")
+    total = 0
+    for child in tree.children(place):
+        if child.target.is_dir():
+            total += _bytes_below(tree, child, depth + 1)
+        else:
+            total += child.target.stat().st_size
+        if total > MAX_COPIED_BYTES:
+            break
+    return total

@@ -1,0 +1,191 @@
+"""The requests of one kernel's clients, on their way to the kernel."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from ...keeper.requests import Request
+from ...protocol.messages import (
+    CLIENT_CHANNELS,
+    ClientMessage,
+    MalformedMessage,
+    decode_header,
+)
+from ...settings import Settings
+from ..executions.tracker import ExecutionTracker
+from ..state import KernelState, Lifecycle
+from .interrupts import Interrupts
+from .outbox import Outbox
+from .own_requests import OwnRequests
+from .request_ends import RequestEnds, is_execution
+from .voice import Voice
+
+__all__ = ["Submissions"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Shutdown(msgspec.Struct):
+    restart: bool = False
+
+
+class Submissions:
+    """Takes the requests of one kernel's clients: sends, holds, answers or refuses them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: KernelState,
+        own: OwnRequests,
+        voice: Voice,
+        tracker: ExecutionTracker,
+        outbox: Outbox,
+        ends: RequestEnds,
+        interrupts: Interrupts,
+        kernel_id: str,
+    ) -> None:
+        self.on_end_asked: Callable[[bool], None] = lambda _restart: None
+        """Called when a client asks the kernel to end, with whether it is to be restarted."""
+        self._settings = settings
+        self._state = state
+        self._own = own
+        self._voice = voice
+        self._tracker = tracker
+        self._outbox = outbox
+        self._ends = ends
+        self._interrupts = interrupts
+        self._kernel_id = kernel_id
+        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        # Requests for the next process, each with its session; None while they are for this one.
+        self._for_next: list[tuple[ClientMessage, str]] | None = None
+        self._next_ignored_line = 0.0
+        self._ignored_silently = 0
+
+    def submit(self, message: ClientMessage, session: str) -> bool:
+        """Send a client's message to the kernel, at once or when the kernel is ready.
+
+        A request to a dead kernel ends at once. Messages for channels that clients cannot write to
+        are ignored. Returns False if the message was ignored or refused.
+        """
+        channel = message.channel
+        if channel not in CLIENT_CHANNELS:
+            self._tell_ignored("message for channel %.20r ignored", channel)
+            return False
+        allowed = self._settings.allowed_message_types
+        if allowed and message.header.msg_type not in allowed:
+            self._tell_ignored("%.40r is not allowed", message.header.msg_type)
+            return False
+        if channel == "stdin":
+            is_taken = self._outbox.is_open
+            if is_taken and message.header.msg_type == "input_reply":
+                is_taken = self._close_prompt(message, session)
+            if is_taken:
+                self._outbox.send(message, session)
+            return is_taken
+        if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
+            self._ends.refuse(message, session, f"The kernel is {self._state.word}")
+            return False
+        if self._for_next is not None:
+            # The process is being replaced. The request must not reach the old one, which would
+            # end with it; `release` submits it again when all requests of the old one have ended.
+            self._for_next.append((message, session))
+            self._outbox.charge(message)
+            if is_execution(message):
+                self._tracker.on_early(message, session)
+            return True
+        if (
+            message.header.msg_type == "kernel_info_request"
+            and channel == "shell"
+            and self._own.kernel_info is not None
+            and self._state.busy
+        ):
+            self._voice.answer_kernel_info(message, session, self._own.kernel_info)
+            return True
+        if message.header.msg_type == "shutdown_request":
+            self._on_shutdown_request(message)
+        if message.header.msg_type == "interrupt_request" and channel == "control":
+            self._interrupts.before()
+            self._interrupts.after()
+        # The request is pending before it is sent. If the keeper dies with it, `send_again` finds
+        # it here; its reply is read from the log, in a later turn of the loop.
+        self._ends.pending.add(message, session).message = message
+        execution = self._tracker.on_request(message, session) if is_execution(message) else None
+        if execution is not None and self._own.can_ask:
+            execution.generation = self._state.generation
+        if execution is not None and message.header.subshell_id is not None:
+            self._ends.subshells.add(execution, message.header.subshell_id)
+        if not self._outbox.send(message, session) and execution is not None:
+            self._tracker.store_request(execution, message)
+        return True
+
+    def _close_prompt(self, answer: ClientMessage, session: str) -> bool:
+        """Whether this ``input_reply`` answers an open prompt. If so, the prompt is closed.
+
+        The first of two answers to one prompt closes it, so the second is not sent: the kernel
+        would take it for the answer to its next ``input()``.
+        """
+        try:
+            parent = decode_header(answer.parts[1], "parent_header")
+        except MalformedMessage as error:
+            self._tell_ignored("answer ignored: %.80s", str(error))
+            return False
+        prompt = self._tracker.prompts.meant_by(parent, session)
+        if prompt is None:
+            self._tell_ignored("answer to %.80r ignored: no such prompt is open", parent.msg_id)
+            return False
+        self._tracker.on_answer(prompt)
+        return True
+
+    def _submit_late(self, message: ClientMessage, session: str) -> None:
+        """Submit a request that has waited for another process, unless it was cancelled."""
+        execution = self._tracker.get(message.header.msg_id) if is_execution(message) else None
+        if execution is not None and execution.ended and execution.session == session:
+            self._ends.finish(Request(message, session))
+            return
+        self.submit(message, session)
+
+    def _on_shutdown_request(self, message: ClientMessage) -> None:
+        try:
+            restart = msgspec.json.decode(message.parts[3], type=_Shutdown).restart
+        except (msgspec.MsgspecError, RecursionError):
+            return
+        self.on_end_asked(restart)
+
+    def _tell_ignored(self, text: str, value: str) -> None:
+        """Log that a message was ignored, at most once a second, however many a client sends."""
+        now = time.monotonic()
+        if now < self._next_ignored_line:
+            self._ignored_silently += 1
+            return
+        more = f" (and {self._ignored_silently} more)" if self._ignored_silently else ""
+        self._logger.warning(f"kernel %s: {text}%s", self._kernel_id, value, more)
+        self._ignored_silently = 0
+        self._next_ignored_line = now + 1.0
+
+    @property
+    def are_held(self) -> bool:
+        """Whether requests wait for the process after the present, or last, one."""
+        return self._for_next is not None
+
+    def hold(self) -> None:
+        """Hold requests from now on for the next process, until `release` or `give_back`."""
+        if self._for_next is None:  # a second call must not lose the requests that wait already
+            self._for_next = []
+
+    def release(self) -> None:
+        """Submit the requests that were held: those of the process before have ended."""
+        # None before the loop: `submit` would append to the list again.
+        for_next, self._for_next = self._for_next or [], None
+        for message, session in for_next:
+            self._submit_late(message, session)
+
+    def give_back(self) -> None:
+        """Submit the requests that were held to the present process: it could not be stopped."""
+        for_next, self._for_next = self._for_next or [], None
+        for message, session in for_next:
+            self._outbox.discharge(message)
+            self._submit_late(message, session)
