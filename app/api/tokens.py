@@ -10,7 +10,8 @@ from fastapi import APIRouter, Path, Query, Response
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..managers.errors import (
+from ..managers.owners.callers_tokens import CallersTokens
+from ..managers.owners.errors import (
     InvalidToken,
     ScopeNotGiven,
     TokenNameTaken,
@@ -18,7 +19,6 @@ from ..managers.errors import (
     TokensUnavailable,
     TooManyTokens,
 )
-from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.owners.tokens import TokenRecord
 from ..managers.telemetry.audit import AuditLog
 from .access import requires

@@ -13,7 +13,6 @@ KernelkeepError
 │   ├── AfterBeyondEnd
 │   ├── MissingField
 │   ├── FieldNotUpdatable
-│   ├── InvalidToken
 │   ├── InvalidShare
 │   └── NoSuchKernel
 ├── Unauthorized 403
@@ -21,20 +20,17 @@ KernelkeepError
 │   └── ScopeMissing
 ├── EnvironmentNotAllowed 403
 ├── EventSchemaReserved 403
-├── ScopeNotGiven 403
 ├── MessageTypeNotAllowed 403
 ├── NotFound 404
 │   ├── KernelNotFound
 │   ├── KernelSpecNotFound
 │   ├── ExecutionNotFound
 │   ├── OutputNotFound
-│   ├── TokenNotFound
 │   ├── ShareNotFound
 │   └── SessionNotFound
 ├── KernelNotRunning 409
 ├── NoInputRequested 409
 ├── IdempotencyConflict 409
-├── TokenNameTaken 409
 ├── StaleEpoch 409
 ├── GenerationMismatch 412
 ├── RequestTooLarge 413
@@ -43,7 +39,6 @@ KernelkeepError
 ├── TooManySessions 429
 ├── TooManyShares 429
 ├── TooManyStarts 429
-├── TooManyTokens 429
 ├── KernelStartFailed 500
 │   └── KernelSpecInvalid
 ├── KeeperUnavailable 500
@@ -52,10 +47,10 @@ KernelkeepError
 ├── IdentityUnavailable 503
 ├── KernelNotStopped 503
 ├── KernelUnreachable 503
-├── ServerStopping 503
-└── TokensUnavailable 503
+└── ServerStopping 503
 
-Those of files and directories are in `app.managers.files.errors`.
+Those of files and directories are in `app.managers.files.errors`, those of the list of tokens in
+`app.managers.owners.errors`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
@@ -199,16 +194,6 @@ class ScopeMissing(NotAuthorized):
         self.message += f" This takes the scope {resource}:{action}."
 
 
-class ScopeNotGiven(KernelkeepError):
-    """A token would be allowed more than who makes it."""
-
-    status = 403
-    code = "scope_not_given"
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"Who may not do this cannot let a token do it: {scope[:MAX_NAME]}")
-
-
 class EnvironmentNotAllowed(KernelkeepError):
     """An environment variable that this client may not give a kernel."""
 
@@ -291,42 +276,6 @@ class OutputNotFound(NotFound):
     """The execution has no such output, or no longer, or not in this media type."""
 
     code = "output_not_found"
-
-
-class InvalidToken(InvalidRequest):
-    """A token cannot have such a name, owner, group, scope or end."""
-
-    code = "invalid_token"
-
-
-class TokenNotFound(NotFound):
-    """There is no token with this id among those that the caller may see."""
-
-    code = "token_not_found"
-
-    def __init__(self, token_id: str) -> None:
-        super().__init__(f"There is no token {token_id[:MAX_NAME]}")
-
-
-class TokenNameTaken(KernelkeepError):
-    """The name is that of another token of the same owner, or would be taken for it."""
-
-    status = 409
-    code = "token_name_taken"
-
-
-class TooManyTokens(KernelkeepError):
-    """There are as many tokens as there may be."""
-
-    status = 429
-    code = "too_many_tokens"
-
-
-class TokensUnavailable(KernelkeepError):
-    """The list of tokens cannot be read or written."""
-
-    status = 503
-    code = "tokens_unavailable"
 
 
 class ShareNotFound(NotFound):

@@ -157,7 +157,9 @@ async def test_one_that_expires_closes_its_connections(
 ) -> None:
     server = make_server(home=home)
     own = await stack.enter_async_context(RestClient(server.url, server.token))
-    kernel_id = (await own.start_kernel("fake"))["id"]
+    lasting = tokens.make("lasting", owner="anna")
+    rest = await stack.enter_async_context(RestClient(server.url, lasting))
+    kernel_id = (await rest.start_kernel("fake"))["id"]
     token = tokens.make("anna", seconds=3)
     channels = await Connector(server.ws_url, token, stack)(kernel_id)
     assert (await channels.closed(3 + SECONDS)).code == CREDENTIAL_ENDED

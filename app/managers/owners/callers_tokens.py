@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ..errors import InvalidToken, NotAuthorized, ScopeNotGiven, TokenNotFound
+from ..errors import NotAuthorized
+from .errors import InvalidToken, ScopeNotGiven, TokenNotFound
 from .giving import not_to_give
 from .names import InvalidName, owner_name
 from .ownership import Ownership, access

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from ..errors import TokensUnavailable
 from . import credentials
+from .errors import TokensUnavailable
 from .names import InvalidName
 from .principal import ANONYMOUS, Identity, Principal
 from .scopes import InvalidScope, Scopes

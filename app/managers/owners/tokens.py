@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..errors import TokenNameTaken, TooManyTokens, Unauthorized
+from ..errors import Unauthorized
 from . import credentials
+from .errors import TokenNameTaken, TooManyTokens
 from .names import confusable
 from .principal import ANONYMOUS
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from app.managers.errors import TokenNameTaken, TokensUnavailable
 from app.managers.owners import token_list as module
 from app.managers.owners import tokens as store_module
+from app.managers.owners.errors import TokenNameTaken, TokensUnavailable
 from app.managers.owners.principal import Principal
 from app.managers.owners.token_list import TokenList
 from app.managers.owners.tokens import FILE, NewToken, TokenRecord, TokenStore

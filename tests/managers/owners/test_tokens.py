@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from app.managers.errors import TokenNameTaken, TooManyTokens
 from app.managers.owners import tokens as module
 from app.managers.owners.credentials import digest, shown
+from app.managers.owners.errors import TokenNameTaken, TooManyTokens
 from app.managers.owners.tokens import (
     FILE,
     REMEMBERED_SECONDS,
