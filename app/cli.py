@@ -22,13 +22,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from .kernels_cli import kernels_command
 
         kernels_command(arguments[1:])
+    if arguments[:1] == ["tokens"]:
+        from .tokens_cli import tokens_command
+
+        tokens_command(arguments[1:])
+    if arguments[:1] == ["audit"]:
+        from .audit_cli import audit_command
+
+        audit_command(arguments[1:])
     if twice := _given_twice(arguments):
         refuse(f"{twice}: given twice")
     try:
         settings = Settings(_cli_parse_args=arguments)
     except (ValidationError, SettingsError) as error:
         refuse(explain(error))
-    generated = settings.auth == "token" and not settings.token.get_secret_value()
+    generated = settings.wants_token
     _prepare_state_dir(settings)
     if generated:
         settings = settings.model_copy(update={"token": SecretStr(make_token(settings))})

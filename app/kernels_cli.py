@@ -13,13 +13,10 @@ import sqlite3
 import sys
 import time
 from collections.abc import Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
-
+from .commands import add_state_dir, say, state_dir_of
 from .keeper.processes import open_process, start_time
 from .keeper.protocol import SPOKEN, Fields, Garbled, aside_dirs, keeper_dir
 from .managers.errors import KeeperUnavailable
@@ -33,7 +30,6 @@ from .managers.handover.store import (
 from .managers.processes.keeper.link import KeeperLink
 from .managers.processes.run_files import KEPT
 from .managers.processes.transports import socket_files
-from .settings import Settings, explain
 
 __all__ = ["kernels_command"]
 
@@ -50,9 +46,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
         prog="kernelkeep kernels",
         description="The kernels that outlive their server (--on-shutdown keep).",
     )
-    state = argparse.ArgumentParser(add_help=False)
-    state.add_argument("--state-dir", type=Path)
-    state.add_argument("--config", type=Path, help="the server's, which names the directory")
+    state = add_state_dir(argparse.ArgumentParser(add_help=False))
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser(
         "list", parents=[state], help="which there are, and whether they run"
@@ -68,7 +62,7 @@ def kernels_command(arguments: list[str]) -> NoReturn:
     )
     adopting.add_argument("file", type=Path, help="its connection file")
     options = parser.parse_args(arguments)
-    state_dir = _state_dir(options.state_dir, options.config)
+    state_dir = state_dir_of(options.state_dir, options.config)
     try:
         if options.command == "list":
             _list(state_dir, as_json=options.json)
@@ -79,26 +73,9 @@ def kernels_command(arguments: list[str]) -> NoReturn:
         else:
             _adopt(state_dir, options.file)
     except _FAILURES as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     sys.exit(0)
-
-
-def _state_dir(given: Path | None, config: Path | None) -> Path:
-    """The state directory as an argument, a variable or a file tells it, or else exit with 2."""
-    try:
-        settings = Settings if config is None else partial(Settings, config=config)
-        return (given or settings().state_dir).expanduser().resolve()
-    except (ValidationError, SettingsError) as error:
-        _say(explain(error))
-    except (RuntimeError, OSError) as error:  # no such user, a loop of links
-        _say(f"--state-dir: {error}")
-    sys.exit(2)
-
-
-def _say(text: str) -> None:
-    for line in text.splitlines():
-        print(f"kernelkeep: {line}", file=sys.stderr)
 
 
 class _NotDone(Exception):

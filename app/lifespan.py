@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
 from fastapi import FastAPI
@@ -14,11 +15,13 @@ from .api.identities import IdentityProviders
 from .api.identity import Users
 from .api.prometheus import Metrics
 from .api.readiness import Readiness
+from .api.tokens import note_token
 from .api.views import Views
 from .managers.files.service import ContentsService
 from .managers.handover.registry import Registry
 from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
+from .managers.owners.token_list import TokenList
 from .managers.sessions.sessions import SessionBook
 from .managers.sessions.store import SessionStore
 from .managers.telemetry.audit import AuditLog
@@ -38,6 +41,7 @@ class State(TypedDict):
 
     kernels: MultiKernelManager
     views: Views
+    audit: AuditLog
     metrics: Metrics
     readiness: Readiness
     users: Users
@@ -53,6 +57,7 @@ def lifespan_of(
     authorizer: Authorizer,
     event_schemas: Sequence[Schema],
     identities: IdentityProviders,
+    tokens: TokenList,
     announce: Callable[[], None],
 ) -> Lifespan:
     """The lifespan of an application with these settings, and `read_schemas` of its own.
@@ -65,17 +70,27 @@ def lifespan_of(
         announce()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(identities.close)
-            yield await _build(settings, authorizer, Events(event_schemas), stack)
+            yield await _build(settings, authorizer, Events(event_schemas), tokens, stack)
 
     return lifespan
 
 
 async def _build(
-    settings: Settings, authorizer: Authorizer, events: Events, stack: AsyncExitStack
+    settings: Settings,
+    authorizer: Authorizer,
+    events: Events,
+    tokens: TokenList,
+    stack: AsyncExitStack,
 ) -> State:
     counters = Counters()
-    audit = AuditLog(settings.audit_log, counters)
+    audit = AuditLog(
+        settings.audit_log,
+        counters,
+        max_bytes=settings.audit_log_bytes,
+        older=settings.audit_log_files,
+    )
     stack.push_async_callback(audit.close)
+    await tokens.open(partial(note_token, audit))
     registry = None
     if settings.keeps:
         registry = Registry(settings.state_dir)
@@ -94,7 +109,8 @@ async def _build(
     stack.callback(metrics.close)
     return {
         "kernels": manager,
-        "views": Views(manager, sessions, events, IdempotencyKeys()),
+        "views": Views(manager, sessions, events, IdempotencyKeys(), tokens),
+        "audit": audit,
         "metrics": metrics,
         "readiness": Readiness(manager),
         "users": Users(),

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from .callers import caller
 from .log_formats import SUBJECTS, JSONFormatter, TextFormatter
+from .managers.owners.credentials import MARK
 
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 
@@ -20,6 +21,8 @@ _PROBES: Final = ("/livez", "/readyz")
 # than too little.
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
+# Of a token of the list, what is shown of it everywhere stays readable.
+_LISTED: Final = re.compile(rf"({MARK}[0-9a-f]{{8}})[0-9a-f]{{8,}}")
 _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", __package__, None)
 
 
@@ -85,6 +88,8 @@ class TokenFilter(logging.Filter):
     def _hide(self, text: str) -> str:
         if self.secret and self.secret in text:
             text = self._pattern.sub("[hidden]", text)
+        if MARK in text:
+            text = _LISTED.sub(r"\1[hidden]", text)
         if "=" not in text or "token=" not in text.lower():
             return text
         return _TOKEN.sub(r"\1\2[hidden]", text)

@@ -21,9 +21,12 @@ from .api.openapi import complete
 from .api.prefix import PathMiddleware
 from .api.request_ids import RequestIdMiddleware
 from .api.timing import TimingMiddleware
+from .hub_environment import HUB_TOKEN_VARIABLE
+from .identity_providers.configured import configured_providers
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
+from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
@@ -46,23 +49,30 @@ def create_app(
     """The ASGI application. Settings that are not given are read from the environment and a file.
 
     ``authorizer`` and ``identity_provider`` are used in place of those that the settings name; the
-    provider is asked about tokens that are not the server's own. Raises `CannotLoad`,
-    `UnusableDatabase` or `UnusableRegistry` for an option that names an unusable class, file or
-    directory, and `TooOpen` for a state directory in which other users could reach kernels.
+    provider is asked about tokens that are neither the server's own nor in its list. Raises
+    `CannotLoad`, `UnusableDatabase`, `UnusableRegistry` or `UnusableTokens` for an option that
+    names an unusable class, file or directory, and `TooOpen` for a state directory in which other
+    users could reach kernels.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     provider = identity_provider or load_provider(settings.identity_provider_class)
     _check_files(settings)
+    tokens = TokenList(settings.state_dir)
     token = settings.token.get_secret_value()
-    wipe_variable(TOKEN_VARIABLE)  # code in kernels can read this process's /proc/PID/environ
-    generated = not token and settings.auth == "token"
+    # Code in kernels can read this process's /proc/PID/environ.
+    wipe_variable(TOKEN_VARIABLE)
+    wipe_variable(HUB_TOKEN_VARIABLE)
+    generated = settings.wants_token
     if generated:
         token = make_token(settings)
-    identities = IdentityProviders(ServerToken(token), [] if provider is None else [provider])
+    others: list[IdentityProvider] = [tokens, *configured_providers(settings)]
+    if provider is not None:
+        others.append(provider)
+    identities = IdentityProviders(ServerToken(token), others)
     schemas = read_schemas(settings.extra_event_schema_paths)
     announce = partial(_announce, settings, token, generated)
-    lifespan = lifespan_of(settings, authorizer, schemas, identities, announce)
+    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, announce)
     routers = routers_for(settings)
     app = _fastapi(routers, lifespan)
     complete(app, routers, settings.root_path)
@@ -78,11 +88,12 @@ def _check_files(settings: Settings) -> None:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
+    check_tokens(settings.state_dir)
 
 
 def _announce(settings: Settings, token: str, generated: bool) -> None:
     hide_tokens(token)
-    if settings.auth == "token" and len(token) < SHORT:
+    if token and settings.auth == "token" and len(token) < SHORT:
         logger.warning("the token has fewer than %d characters: it can be guessed", SHORT)
     if generated:
         # The token goes to the person who has started the server, and not to the log.

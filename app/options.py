@@ -15,6 +15,7 @@ import platformdirs
 from pydantic import Field, field_validator
 
 from .access_options import Access
+from .identity_options import Identity, JupyterHub, OpenIDConnect
 from .machine import machine_memory
 from .option_types import (
     AbsolutePath,
@@ -35,6 +36,9 @@ __all__ = [
     "KERNEL_ENVIRONMENT",
     "MAX_EXECUTION_SECONDS",
     "Access",
+    "Identity",
+    "JupyterHub",
+    "OpenIDConnect",
     "OptionGroup",
 ]
 
@@ -390,6 +394,15 @@ class Log(OptionGroup):
     audit_log: AbsolutePathOrNone = Field(
         None, description="File (0600) for one JSON line per thing done: who, what, which kernel."
     )
+    audit_log_bytes: int = Field(
+        100 * 2**20,
+        ge=0,
+        description="Bytes of that file, after which it becomes FILE.1 and a new one is begun; 0 "
+        "for any, if logrotate moves it.",
+    )
+    audit_log_files: int = Field(
+        9, ge=1, le=1000, description="Older files of the audit log that are kept."
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="How a line of the log looks: for people, or a JSON object."
     )
@@ -402,6 +415,9 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     Listening,
     Files,
     Access,
+    Identity,
+    JupyterHub,
+    OpenIDConnect,
     Kernels,
     Clients,
     Culling,

@@ -22,6 +22,7 @@ from .api import (
     server,
     sessions,
     shares,
+    tokens,
 )
 from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
@@ -48,6 +49,7 @@ def routers_for(settings: Settings) -> list[APIRouter]:
         kernelspecs.router,
         sessions.router,
         me.router,
+        tokens.router,
         events.router,
         probes.router,
         docs_router(public=settings.open_docs),

@@ -26,6 +26,7 @@ from .logs import logging_config
 from .main import create_app
 from .managers.handover.store import UnusableRegistry
 from .managers.kernels.multikernel import MultiKernelManager
+from .managers.owners.tokens import UnusableTokens
 from .managers.processes.specs import every_spec, kernel_spec_manager
 from .managers.sessions.store import UnusableDatabase
 from .operator import OperatorSocket
@@ -85,7 +86,7 @@ def serve(
         raise CannotStart(f"--database-filepath: {error}") from None
     except UnusableRegistry as error:
         raise CannotStart(f"--state-dir: {error}") from None
-    except TooOpen as error:
+    except (TooOpen, UnusableTokens) as error:
         raise CannotStart(f"--state-dir: {error}") from None
     bound = Connections(settings.max_connections or _most_connections())
     config = uvicorn.Config(

@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from .config_file import CONFIG_FILE, ConfigFile, UnusableConfigFile
+from .hub_environment import HubEnvironment
 from .machine import network_file_system
 from .options import (
     FORK_AUTOMATICALLY,
@@ -32,10 +33,13 @@ from .options import (
     Culling,
     Execution,
     Files,
+    Identity,
+    JupyterHub,
     Keeper,
     Kernels,
     Listening,
     Log,
+    OpenIDConnect,
     WebSocket,
 )
 
@@ -58,6 +62,9 @@ class Settings(
     Culling,
     Clients,
     Kernels,
+    OpenIDConnect,
+    JupyterHub,
+    Identity,
     Access,
     Files,
     Listening,
@@ -90,7 +97,7 @@ class Settings(
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The sources in the order in which they count; flags come before them all."""
         given = (init_settings, env_settings, dotenv_settings, file_secret_settings)
-        return (*given, ConfigFile(settings_cls))
+        return (*given, ConfigFile(settings_cls), HubEnvironment(settings_cls))
 
     @model_validator(mode="after")
     def _room_for_the_warm(self) -> Settings:
@@ -130,6 +137,32 @@ class Settings(
                 "open_to_web_pages"
             )
         return self
+
+    @model_validator(mode="after")
+    def _who_is_who(self) -> Settings:
+        asks = [self.jupyterhub_tokens, bool(self.oidc_issuer)]
+        if self.auth == "none" and any(asks):
+            raise ValueError("auth=none lets everybody in, whoever a service says it is")
+        if self.jupyterhub_tokens and not self.jupyterhub_api_url:
+            raise ValueError(
+                "jupyterhub_api_url: it takes one with jupyterhub_tokens, for there is no "
+                "JUPYTERHUB_API_URL"
+            )
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError(
+                "oidc_audience: it takes one with oidc_issuer, or tokens for others would do"
+            )
+        return self
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether a token is to be made, for nobody could come in without.
+
+        Where a service says who is who, there is no such token unless somebody has set one: it may
+        do everything, and would be in the log of whoever has started the server.
+        """
+        asks_others = self.jupyterhub_tokens or self.oidc_issuer
+        return self.auth == "token" and not self.token.get_secret_value() and not asks_others
 
     @property
     def _opened_to_web_pages_by(self) -> str:

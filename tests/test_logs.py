@@ -192,6 +192,13 @@ def test_what_holds_no_token_is_left_as_it_is(written: io.StringIO) -> None:
     ]
 
 
+def test_of_a_token_of_the_list_its_prefix_stays(written: io.StringIO) -> None:
+    listed = "kk_0123456789abcdef" + "a" * 48
+    logging.getLogger("uvicorn.error").warning("it is %s, or %s", listed, f"'{listed}'")
+    assert listed not in written.getvalue()
+    assert "it is kk_01234567[hidden], or 'kk_01234567[hidden]'" in written.getvalue()
+
+
 def test_every_secret_that_was_given_is_hidden(written: io.StringIO) -> None:
     hide_tokens("second")
     hide_tokens("")

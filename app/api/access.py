@@ -27,9 +27,11 @@ from ..callers import caller
 from ..managers.errors import IdentityUnavailable
 from ..managers.kernels.callers import CallersKernels
 from ..managers.owners.principal import Principal
+from ..managers.telemetry.audit import AuditLog
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
 from ..settings import Settings
 from .authorization import authorization_of, require_scope
+from .endings import serve_while_valid
 from .errors import STANDARD_HEADERS, error_response
 from .identities import IdentityProviders
 from .identity import principal_of, show_principal
@@ -67,6 +69,9 @@ _STANDARD_HEADERS: Final = [
 ]
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_REFUSALS: Final = frozenset({403, 404, 429, 503})
+"""The statuses with which a request is refused for what it shows, or does not show."""
 
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
 """The headers of a response that a script of another origin may read, beside the usual ones."""
@@ -172,7 +177,9 @@ class AccessMiddleware:
     The order of the checks and the answers are those of Jupyter servers: 403 for a foreign Host,
     403 without a valid token, 404 for a foreign Origin (403 for a WebSocket). With a valid token
     the Origin does not matter. An address that sends wrong tokens again and again gets 429 for a
-    while; a request with the right token is served even then, for people can share an address.
+    while; a request with the right token is served even then, for people can share an address. A
+    token that has expired or was revoked is refused like a wrong one, but does not count: nobody
+    guesses it, and a notebook that goes on polling must not shut out others at its address.
     Who shows a valid token is noted in the scope (`principal_of`), and for the logs.
     """
 
@@ -209,14 +216,19 @@ class AccessMiddleware:
             try:
                 principal = await self._identities.identify(token)
             except IdentityUnavailable as error:
-                answer = error_response(error.status, error.message, error.code)
+                retry = {"Retry-After": str(error.retry_after)}
+                answer = error_response(error.status, error.message, error.code, retry)
+        guesses, shown = bool(token) and principal is None, principal
+        if principal is not None and principal.over:
+            principal = None
         origin = headers.get("origin")
         allowed = self._allowed_origin(origin, authenticated=principal is not None)
         send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)
         served = public is not None and public.any_host and scope["type"] == "http"
         if answer is None and not served:
-            answer = self._refusal(scope, headers, public, principal, has_token=bool(token))
+            answer = self._refusal(scope, headers, public, principal, guesses=guesses)
         if answer is not None:
+            _note_refusal(scope, answer, shown)
             await answer(scope, receive, send)
             return
         show_views(scope, principal)
@@ -224,7 +236,10 @@ class AccessMiddleware:
             show_principal(scope, principal)
             if (found := caller()) is not None:
                 found.user, found.credential = principal.owner, principal.credential
-        await self._app(scope, receive, send)
+        if principal is None or principal is self._identities.own.principal:
+            await self._app(scope, receive, send)
+        else:
+            await serve_while_valid(self._app, principal, scope, receive, send)
 
     def _answer_to_anybody(
         self, scope: Scope, headers: Headers, public: Access | None
@@ -253,12 +268,12 @@ class AccessMiddleware:
         public: Access | None,
         principal: Principal | None,
         *,
-        has_token: bool,
+        guesses: bool,
     ) -> Response | None:
         """The refusal of a request for what it shows, or does not show; None to serve it."""
         if principal is not None and self._settings.auth == "token":
             return None
-        if has_token and principal is None and public is None:
+        if guesses and public is None:
             slowed = self._slowed(scope)
             if slowed is not None:
                 return slowed
@@ -330,6 +345,17 @@ class AccessMiddleware:
         if self._is_configured_origin(origin):
             return origin
         return origin if authenticated and self._settings.auth == "token" else None
+
+
+def _note_refusal(scope: Scope, answer: Response, shown: Principal | None) -> None:
+    """Note in the audit log that a request was refused, and whose token it has shown, if any's."""
+    audit: AuditLog | None = scope.get("state", {}).get("audit")
+    code = getattr(answer, "code", "")
+    if audit is None or not code or answer.status_code not in _REFUSALS:
+        return
+    if shown is not None and (found := caller()) is not None:
+        found.user, found.credential = shown.owner, shown.credential
+    audit.refuse(f"{scope.get('method', 'WebSocket')} {scope['path']}", code, known=False)
 
 
 def _token(scope: Scope, headers: Headers) -> str:

@@ -20,7 +20,9 @@ from starlette.types import Message, Receive, Scope, Send
 from ..managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
 from ..managers.kernels.callers import CallersKernels, Permission
 from ..managers.kernels.kernel import Kernel
+from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.sessions.sessions import SessionManager
+from ..managers.telemetry.audit import AuditLog
 from .access import declared_access
 from .authorization import Authorization, authorization_of
 from .bodies import OFF_LOOP_BYTES, check_nesting, parse
@@ -29,6 +31,7 @@ from .identity import User, principal_of
 from .views import CallersEvents
 
 __all__ = [
+    "AuditDep",
     "AuthorizationDep",
     "CodeRoute",
     "EventsDep",
@@ -43,6 +46,7 @@ __all__ = [
     "PolledRoute",
     "SessionsDep",
     "SmallRoute",
+    "TokensDep",
     "UserDep",
     "fingerprint",
     "read_body",
@@ -110,6 +114,22 @@ IdempotencyKeyDep = Annotated[
 async def _idempotency(connection: HTTPConnection) -> OwnersKeys:
     keys: OwnersKeys = connection.state.idempotency
     return keys
+
+
+async def _tokens(connection: HTTPConnection) -> CallersTokens:
+    tokens: CallersTokens = connection.state.tokens
+    return tokens
+
+
+TokensDep = Annotated[CallersTokens, Depends(_tokens)]
+
+
+async def _audit(connection: HTTPConnection) -> AuditLog:
+    audit: AuditLog = connection.state.audit
+    return audit
+
+
+AuditDep = Annotated[AuditLog, Depends(_audit)]
 
 
 IdempotencyDep = Annotated[OwnersKeys, Depends(_idempotency)]

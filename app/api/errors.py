@@ -18,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ..callers import caller
 from ..managers.errors import InvalidJSON, KernelkeepError
+from ..managers.telemetry.audit import AuditLog
 
 __all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
 
@@ -37,14 +38,22 @@ _MAX_WHERE: Final = 200  # characters of a field's name that an error repeats
 _encode = msgspec.json.Encoder().encode
 
 
+class ErrorResponse(Response):
+    """The response to an error, whose ``code`` the server's own logs tell, too."""
+
+    code = ""
+
+
 def error_response(
     status: int, message: str, code: str, headers: dict[str, str] | None = None, **more: Any
-) -> Response:
+) -> ErrorResponse:
     """An error with the body of a Jupyter server's, and a stable machine-readable ``code``."""
     # The message may repeat a name that the client has sent, with lone surrogates in it.
     text = message.encode("utf-8", "replace").decode()
     body = {"message": text, "reason": None, "code": code, **more}
-    return Response(_encode(body), status, headers, "application/json")
+    response = ErrorResponse(_encode(body), status, headers, "application/json")
+    response.code = code
+    return response
 
 
 def add_error_handlers(app: FastAPI, routers: Iterable[APIRouter]) -> None:
@@ -69,8 +78,21 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
     assert isinstance(error, KernelkeepError)
     if error.status == 404 and (redirect := _without_slash(connection)):
         return redirect
+    if error.status == 403:
+        _note_refusal(connection, error.code)
     headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return error_response(error.status, error.message, error.code, headers, **error.details)
+
+
+def _note_refusal(connection: HTTPConnection, code: str) -> None:
+    """Note in the audit log that somebody may not do what it has asked for."""
+    audit: AuditLog | None = connection.scope.get("state", {}).get("audit")
+    if audit is not None:
+        route = getattr(connection.scope.get("route"), "path_format", "")
+        method = connection.scope.get("method", "WebSocket")
+        kernel_id = connection.path_params.get("kernel_id")
+        about = {} if kernel_id is None else {"kernel_id": kernel_id}
+        audit.refuse(f"{method} {route}", code, known=True, **about)
 
 
 async def _on_validation_error(_connection: HTTPConnection, error: Exception) -> Response:

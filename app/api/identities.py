@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import time
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
@@ -37,8 +36,9 @@ SERVER_TOKEN: Final = "server"
 class IdentityProvider(Protocol):
     """Tells who shows a token.
 
-    Both methods return the same `Principal` for as long as a credential is valid, and set its
-    ``ended`` when that is over: what the principal has open is closed then.
+    Both methods return the same `Principal` for as long as a credential is valid. When that is
+    over, the provider calls `Principal.end`: what the principal has open is closed then. It may go
+    on returning the principal, which tells who shows an old token from who guesses.
     """
 
     def known(self, token: str) -> Principal | None:
@@ -48,7 +48,7 @@ class IdentityProvider(Protocol):
         """Who shows this token; None if it is none of this provider's, or no longer valid.
 
         The method may ask a disk or another service, within bounds of its own. It raises if that
-        cannot be asked.
+        cannot be asked: `IdentityUnavailable` if it has logged why.
         """
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ class ServerToken:
     def known(self, token: str) -> Principal | None:
         """The one principal, if the token is the server's; the comparison takes constant time."""
         same = hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
-        return self.principal if same else None
+        return self.principal if same and self._token else None
 
     async def identify(self, token: str) -> Principal | None:
         """As `known`, which knows everything that there is to know."""
@@ -83,7 +83,7 @@ class IdentityProviders:
         self._others = tuple(others)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if a provider knows that from memory."""
+        """Who shows this token, if a provider knows that from memory; it may be over."""
         found = self.own.known(token)
         if found is not None or not token:
             return found
@@ -94,31 +94,36 @@ class IdentityProviders:
                 logger.exception("%s failed to look a token up", _name(provider))
                 continue
             if found is not None:
-                return found if _valid(found) else None
+                return found
         return None
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token, whatever has to be asked for that; None if no provider knows it.
 
+        The principal may be over.
+
         Raises `IdentityUnavailable` if no provider knew the token, and one could not be asked.
         """
-        failed = False
+        failed: IdentityUnavailable | None = None
         for provider in self._others if token else ():
             try:
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     found = await provider.identify(token)
+            except IdentityUnavailable as error:  # the provider has logged why
+                failed = failed or error
+                continue
             except InvalidName as error:
                 logger.warning("%s names an owner that cannot be one: %s", _name(provider), error)
                 return None
             except Exception as error:
-                failed = True
+                failed = failed or IdentityUnavailable()
                 # The exception is not logged as it is: its text may have the token in it.
                 logger.error("%s could not be asked: %s", _name(provider), type(error).__name__)
                 continue
             if found is not None:
-                return found if _valid(found) else None
-        if failed:
-            raise IdentityUnavailable
+                return found
+        if failed is not None:
+            raise failed
         return None
 
     async def close(self) -> None:
@@ -147,11 +152,6 @@ def load_provider(name: str) -> IdentityProvider | None:
             raise CannotLoad(f"--identity-provider-class: {name} has no method {method}")
     loaded: IdentityProvider = provider
     return loaded
-
-
-def _valid(principal: Principal) -> bool:
-    expired = principal.expires is not None and principal.expires <= time.time()
-    return not (expired or principal.ended.is_set())
 
 
 def _name(provider: IdentityProvider) -> str:

@@ -13,8 +13,10 @@ from typing import Any, Final
 
 from ..managers.kernels.callers import CallersKernels
 from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.owners.ownership import Ownership, access
 from ..managers.owners.principal import Principal
+from ..managers.owners.token_list import TokenList
 from ..managers.sessions.sessions import SessionBook, SessionManager
 from ..managers.telemetry.events import About, Events, Subscription
 from .idempotency import IdempotencyKeys
@@ -59,11 +61,13 @@ class Views:
         sessions: SessionBook,
         events: Events,
         idempotency: IdempotencyKeys,
+        tokens: TokenList,
     ) -> None:
         self._kernels = kernels
         self._sessions = sessions
         self._events = events
         self._idempotency = idempotency
+        self._tokens = tokens
 
     def of(self, principal: Principal) -> Mapping[str, Any]:
         """The principal's views, by their keys in the state."""
@@ -74,6 +78,7 @@ class Views:
                 "sessions": SessionManager(kernels, self._sessions),
                 "events": CallersEvents(self._events, principal),
                 "idempotency": self._idempotency.of(principal.owner),
+                "tokens": CallersTokens(self._tokens, principal),
             }
             principal.views = self, made
         return principal.views[1]

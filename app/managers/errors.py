@@ -49,7 +49,8 @@ KernelkeepError
 ├── KernelUnreachable 503
 └── ServerStopping 503
 
-Those of files and directories are in `app.managers.files.errors`.
+Those of files and directories are in `app.managers.files.errors`, those of the list of tokens in
+`app.managers.owners.errors`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
@@ -61,6 +62,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
+RETRY_IDENTITY: Final = 5  # in seconds, after which another service may answer again
 RETRY_STOPPED: Final = 5  # in seconds, after which the next server may have taken over
 MAX_NAME: Final = 100  # how many characters of a name that a client sent are repeated
 
@@ -398,8 +400,9 @@ class IdentityUnavailable(KernelkeepError):
     status = 503
     code = "identity_unavailable"
 
-    def __init__(self) -> None:
+    def __init__(self, retry_after: int = RETRY_IDENTITY) -> None:
         super().__init__("The token cannot be checked now")
+        self.retry_after = retry_after
 
 
 class KernelNotStopped(KernelkeepError):

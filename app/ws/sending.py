@@ -51,6 +51,9 @@ class FrameWriter(Protocol):
     async def lost(self) -> None:
         """Return when the connection is lost; works also while nothing is received from it."""
 
+    def abort(self) -> None:
+        """Cut the connection at once, and throw away what waits to be sent."""
+
 
 KEPT_BYTES: Final = 2**20
 """The largest batch whose frames are reused; a larger one is framed again for each reader."""

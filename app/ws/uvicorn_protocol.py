@@ -333,6 +333,10 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         """Return when the connection is lost (`app.ws.sending.FrameWriter`)."""
         await self._lost.wait()
 
+    def abort(self) -> None:
+        """Cut the connection at once (`app.ws.sending.FrameWriter`)."""
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
         if self._ping_plan is not None:

@@ -59,13 +59,14 @@ async def test_no_provider_is_asked_about_no_token() -> None:
 
 
 @pytest.mark.parametrize("what", ["ended", "expired"])
-async def test_a_principal_whose_time_is_over_is_nobody(what: str) -> None:
+async def test_a_principal_whose_time_is_over_is_found_as_what_it_is(what: str) -> None:
     over = principal("anna", expires=time.time() - 1 if what == "expired" else None)
     if what == "ended":
-        over.ended.set()
+        over.end()
     chain = _chain(TokenTable({"a": over}), TokenTable({"a": BEN}))
-    assert chain.known("a") is None
-    assert await chain.identify("a") is None
+    assert chain.known("a") is over
+    assert await chain.identify("a") is over
+    assert over.over
 
 
 async def test_a_provider_that_raises_does_not_keep_the_next_from_knowing() -> None:

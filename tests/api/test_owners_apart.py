@@ -39,7 +39,7 @@ POSTED = "urn:example:posted"
 
 USER = [
     *("kernels:write", "kernels:execute", "kernelspecs:read", "sessions:write", "sessions:execute"),
-    *("contents:write", "events:write", "events:execute", "api:write"),
+    *("contents:write", "events:write", "events:execute", "api:write", "tokens:write"),
 ]
 """The scopes of somebody who may do everything with what is their own."""
 
@@ -117,6 +117,14 @@ PLANS: dict[str, list[Plan]] = {
             }
         )
     ],
+    "tokens_list": [Plan(), Plan(params={"owner": "anna"})],
+    "tokens_create": [
+        Plan(body={"name": "NAME", "scopes": ["kernels:read"], "owner": "anna"}),
+        Plan(body={"name": "NAME", "scopes": ["kernels:admin"]}),
+        Plan(body={}),
+    ],
+    "tokens_get": [Plan()],
+    "tokens_revoke": [Plan()],
     "user_get": [Plan()],
     "user_update": [Plan(body={"display_name": "Ben"})],
     "server_version": [Plan()],
@@ -168,6 +176,9 @@ class Owner:
         self.session: str = made["id"]
         self.second: str = made["kernel"]["id"]
         await rest.wait_for_state(self.second, "idle")
+        asked = {"name": self.key, "scopes": ["kernels:read"]}
+        token_made = await rest.request("POST", "/api/tokens", 201, json=asked)
+        self.listed_token: str = token_made.json()["id"]
         for share in ({"name": "carl", "access": "execute"}, {"group": "art", "access": "read"}):
             await rest.request("POST", f"/api/kernels/{self.kernel}/shares", 201, json=share)
 
@@ -180,6 +191,8 @@ class Owner:
             "EXECUTION": self.execution,
             "PATH": f"{self.marker}.ipynb",
             "KEY": self.key,
+            "NAME": self.key,
+            "TOKEN": self.listed_token,
         }
 
     async def snapshot(self) -> dict[str, Any]:
@@ -191,6 +204,7 @@ class Owner:
             f"/api/kernels/{self.kernel}/messages",
             f"/api/kernels/{self.kernel}/shares",
             "/api/me",
+            "/api/tokens",
             "/api/status",
         ]
         return {path: (await self.rest.request("GET", path)).json() for path in paths}
@@ -249,6 +263,7 @@ async def _call(
         "session_id": ids["SESSION"],
         "execution_id": ids["EXECUTION"],
         "checkpoint_id": "checkpoint",
+        "token_id": ids["TOKEN"],
         **plan.path,
     }
     path = re.sub(r"\{(\w+)(:path)?\}", lambda match: filled[match[1]], path)
@@ -279,6 +294,7 @@ def _nothing_of(owner: Owner, response: httpx.Response, asked: dict[str, str]) -
     """Assert that a response has nothing of an owner in it, but for what it was asked for."""
     told = response.text + str(dict(response.headers))
     secrets = {owner.kernel, owner.second, owner.session, owner.execution, owner.marker}
+    secrets |= {owner.listed_token, owner.key}
     for secret in secrets - set(asked.values()):
         assert secret not in told.replace(asked["PATH"], ""), response.request.url
 
@@ -291,6 +307,8 @@ def _strangers() -> dict[str, str]:
         "EXECUTION": uuid4().hex,
         "PATH": f"{uuid4()}.ipynb",
         "KEY": str(uuid4()),
+        "NAME": str(uuid4()),
+        "TOKEN": f"kk_{uuid4().hex[:8]}",
     }
 
 
@@ -324,7 +342,7 @@ async def test_what_is_another_s_is_what_never_was(apart: Apart) -> None:
                 _nothing_of(anna, theirs, annas)
                 randoms = await _call(ben.rest, method, path, plan, nobodys)
                 assert _told(theirs, annas) == _told(randoms, nobodys), (name, plan)
-                if re.search(r"\{(kernel|session|execution)_id\}", path):
+                if re.search(r"\{(kernel|session|execution|token)_id\}", path):
                     assert theirs.status_code in (400, 404), (name, theirs.text)
     assert _steady(await anna.snapshot()) == _steady(before)
 

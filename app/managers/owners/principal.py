@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Set
+import time
+from collections.abc import Callable, Mapping, Set
 from typing import Annotated, Any
 
 import msgspec
@@ -39,7 +39,7 @@ class Principal:
     """
 
     __slots__ = (
-        *("credential", "ended", "expires", "groups", "identity", "owner", "scopes"),
+        *("_open", "credential", "ended", "expires", "groups", "identity", "owner", "scopes"),
         "views",
     )
 
@@ -60,5 +60,37 @@ class Principal:
         self.expires = expires
         self.views: tuple[object, Mapping[str, Any]] | None = None
         """What the principal finds of a server, made once (`app.api.views`), and by whom."""
-        self.ended: asyncio.Event = asyncio.Event()
-        """Set when the credential has expired or been revoked: open connections are closed then."""
+        self.ended = False
+        """Whether the credential has expired or been revoked; see `end`."""
+        self._open: set[Callable[[], None]] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether the credential is worth nothing any more, as of now."""
+        return self.ended or (self.expires is not None and self.expires <= time.time())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request or a connection of this principal is under way."""
+        return bool(self._open)
+
+    def end(self) -> None:
+        """The credential is worth nothing from now on: what is open with it is closed."""
+        self.ended = True
+        closing, self._open = self._open, set()
+        for close in closing:
+            close()
+
+    def opened(self, close: Callable[[], None]) -> None:
+        """Note a request or a connection that is under way; ``close`` is called at the `end`.
+
+        ``close`` neither waits nor raises. A principal that has ended already closes at once.
+        """
+        if self.ended:
+            close()
+        else:
+            self._open.add(close)
+
+    def closed(self, close: Callable[[], None]) -> None:
+        """Forget a request or a connection that has come to its own end."""
+        self._open.discard(close)

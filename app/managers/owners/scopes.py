@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from .names import InvalidName, owner_name
 
-__all__ = ["ACTIONS", "EVERYTHING", "RESOURCES", "InvalidScope", "Scope", "Scopes"]
+__all__ = ["ACTIONS", "EVERYTHING", "PRESETS", "RESOURCES", "InvalidScope", "Scope", "Scopes"]
 
 RESOURCES: Final = (
     *("kernels", "kernelspecs", "sessions", "executions", "contents", "events", "metrics"),
@@ -24,6 +24,16 @@ ACTIONS: Final = ("read", "write", "execute", "admin")
 
 ALL: Final = "*"
 """The text of a scope that is every action on every resource of everybody."""
+
+PRESETS: Final = {
+    "user": (
+        *("kernels:write", "kernels:execute", "executions:write", "executions:execute"),
+        *("sessions:write", "sessions:execute", "contents:write", "events:write"),
+        *("events:execute", "tokens:write", "kernelspecs:read", "owners:read", "api:write"),
+    ),
+    "admin": (ALL,),
+}
+"""Names for lists of scopes: all that a user does with its own, and everything with everybody's."""
 
 _MAX_SHOWN: Final = 64
 
@@ -77,8 +87,11 @@ class Scopes:
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Scopes:
-        """The scopes of a list of texts; ``*`` is all of them. Raises `InvalidScope`."""
-        given = list(texts)
+        """The scopes of a list of texts; ``*`` is all of them. Raises `InvalidScope`.
+
+        A name of `PRESETS` is the scopes of that one.
+        """
+        given = [part for text in texts for part in PRESETS.get(text, (text,))]
         scopes = [Scope.parse(text) for text in given if text != ALL]
         return cls(scopes, everything=ALL in given)
 
@@ -91,6 +104,11 @@ class Scopes:
 
     def __hash__(self) -> int:
         return hash((self._scopes, self.everything))
+
+    @property
+    def each(self) -> frozenset[Scope]:
+        """The scopes; with ``everything`` there may be none."""
+        return self._scopes
 
     def allow(self, action: str, resource: str) -> bool:
         """Whether the caller may do this at all, with its own or with anybody's.

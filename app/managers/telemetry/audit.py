@@ -12,12 +12,11 @@ losses, all under the condition ``_arrived``. ``_failing`` only decides whether 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
-import stat
 import threading
 import time
 from collections import deque
@@ -30,6 +29,7 @@ import msgspec
 from ...callers import caller
 from ...plugins import CannotLoad
 from ...protocol.messages import Buffer, format_timestamp
+from .audit_files import AuditFiles, open_audit_file
 from .counters import Counters
 
 __all__ = ["AuditLog", "check_audit_log"]
@@ -40,6 +40,16 @@ MAX_WAITING: Final = 10_000  # records
 MAX_WAITING_BYTES: Final = 64 * 2**20  # of contents: more than one message may have
 CLOSE_SECONDS: Final = 5.0
 """How many seconds the writing of the rest may take when the server stops."""
+
+
+REFUSED: Final = "refused"
+
+REFUSALS: Final = 100
+REFUSALS_SECONDS: Final = 60.0
+"""How many refused requests of strangers are noted in which time."""
+
+MAX_ASKED: Final = 200
+"""Characters of what was asked that are noted."""
 
 
 class _Request(msgspec.Struct):
@@ -53,12 +63,38 @@ class _Request(msgspec.Struct):
 _request_decoder: Final = msgspec.json.Decoder(_Request)
 
 
-class AuditLog:
-    """The audit log of one server; without a ``path`` nothing is noted. `close` it at the end."""
+class _Refusals:
+    """Counts the refused requests of strangers."""
 
-    def __init__(self, path: Path | None, counters: Counters) -> None:
-        self._path = path
+    def __init__(self) -> None:
+        self._began = -math.inf
+        self._noted = 0
+        self.left_out = 0
+
+    def next(self, now: float) -> int | None:
+        """How many were left out before this one, which is to be noted; None to leave it out."""
+        if now - self._began >= REFUSALS_SECONDS:
+            self._began, self._noted = now, 0
+        if self._noted >= REFUSALS:
+            self.left_out += 1
+            return None
+        self._noted += 1
+        before, self.left_out = self.left_out, 0
+        return before
+
+
+class AuditLog:
+    """The audit log of one server; without a ``path`` nothing is noted. `close` it at the end.
+
+    The file is moved aside when it has ``max_bytes`` (0: never), and so many ``older`` ones stay.
+    """
+
+    def __init__(
+        self, path: Path | None, counters: Counters, *, max_bytes: int = 0, older: int = 1
+    ) -> None:
+        self._files = None if path is None else AuditFiles(path, max_bytes, older)
         self._counters = counters
+        self._refusals = _Refusals()
         self._waiting: deque[tuple[dict[str, Any], Buffer]] = deque()
         self._waiting_bytes = 0
         self._arrived = threading.Condition()
@@ -66,7 +102,7 @@ class AuditLog:
         self._failing = False
         self._torn = False
         self._thread: threading.Thread | None = None
-        if path is not None:
+        if self._files is not None:
             self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
             self._thread.start()
 
@@ -76,14 +112,33 @@ class AuditLog:
         ``data`` names the kernel, and more. ``content`` is the content of an ``execute_request`` or
         an ``input_reply``: the hash of its code, or of its value, becomes part of the record.
         """
-        if self._path is None:
+        if self._files is None:
             return
-        record: dict[str, Any] = {"time": format_timestamp(time.time()), "action": action, **data}
+        failed = "failed" if "error" in data else "done"
+        outcome = {"outcome": "refused" if action == REFUSED else failed}
+        record: dict[str, Any] = {"time": format_timestamp(time.time()), "action": action}
+        record |= data | outcome
         if (found := caller()) is not None:
             record["user"] = found.user
             record["credential"] = found.credential
             record["client"] = found.address
             record["request_id"] = found.request_id
+        self._add(record, content)
+
+    def refuse(self, asked: str, error: str, *, known: bool, **data: Any) -> None:
+        """Note that a request was refused: ``asked`` is its method and path, ``error`` the code.
+
+        Whoever is not ``known`` by a token in force could drive everything else out of the log. So
+        only `REFUSALS` of such requests are noted in `REFUSALS_SECONDS`; the others are counted.
+        """
+        if self._files is None:
+            return
+        left_out = 0 if known else self._refusals.next(time.monotonic())
+        if left_out is not None:
+            data |= {"left_out": left_out} if left_out else {}
+            self.note(REFUSED, asked=asked[:MAX_ASKED], error=error, **data)
+
+    def _add(self, record: dict[str, Any], content: Buffer) -> None:
         size = len(content)
         with self._arrived:
             full = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES
@@ -96,6 +151,8 @@ class AuditLog:
 
     async def close(self) -> None:
         """Write the waiting records; returns when that is done, or has taken `CLOSE_SECONDS`."""
+        if self._refusals.left_out:
+            self.note(REFUSED, left_out=self._refusals.left_out)
         if self._thread is not None:
             with self._arrived:
                 self._closed = True
@@ -117,17 +174,12 @@ class AuditLog:
             self._write([_line(record, content) for record, content in batch])
 
     def _write(self, lines: list[bytes]) -> None:
-        assert self._path is not None
+        assert self._files is not None
         # The last write may have ended in the middle of a line: the first record must not go on
         # with that line.
         data = (b"\n" if self._torn else b"") + b"".join(lines)
         try:
-            # Opened for each write, as logrotate may have moved the file away.
-            descriptor = _open(self._path)
-            try:
-                written = os.write(descriptor, data)
-            finally:
-                os.close(descriptor)
+            written = self._files.write(data)
         except OSError as error:
             with self._arrived:
                 self._lose(len(lines), error.strerror or str(error))
@@ -155,18 +207,9 @@ def check_audit_log(path: Path | None) -> None:
     """Check that the audit log can be written. Raises `CannotLoad` if it cannot."""
     if path is not None:
         try:
-            os.close(_open(path))
+            os.close(open_audit_file(path))
         except OSError as error:
             raise CannotLoad(f"--audit-log: {path}: {error.strerror}") from None
-
-
-def _open(path: Path) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
-        with contextlib.suppress(OSError):  # the file belongs to another user
-            os.fchmod(descriptor, 0o600)
-    return descriptor
 
 
 def _line(record: dict[str, Any], content: Buffer) -> bytes:

@@ -166,7 +166,7 @@ class KernelReports:
 
     def _note(self, action: str, content: Buffer = b"", **data: Any) -> None:
         if self._audit is not None:
-            self._audit.note(action, content, **self._kernel, **data)
+            self._audit.note(action, content, **self._kernel, owner=self.ownership.owner, **data)
 
 
 def _cause_of_death(exit_code: int) -> str:

@@ -7,20 +7,34 @@ import json
 import logging
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from app.callers import Caller, begin_call
-from app.managers.telemetry.audit import MAX_WAITING, AuditLog
+from app.managers.telemetry.audit import (
+    MAX_WAITING,
+    REFUSALS,
+    REFUSALS_SECONDS,
+    AuditLog,
+    _Refusals,
+)
+from app.managers.telemetry.audit_files import AuditFiles, audit_files
 from app.managers.telemetry.counters import Counters
 from tests.conftest import MakeServer
 from tests.support.executions import Executions
 from tests.support.home import Home
+from tests.support.identities import token
 from tests.support.metrics import scrape
 from tests.support.processes import eventually
+from tests.support.rest import RestClient
 from tests.support.running import kernels_of
+from tests.support.server import ServerProcess
 
 Record = dict[str, Any]
 
@@ -91,6 +105,8 @@ async def test_what_is_done_over_http_and_websockets_is_told(
         "execution_id": posted,
         "session": told[1]["session"],
         "code_sha256": sha256("print secret-a"),
+        "owner": "anonymous",
+        "outcome": "done",
         **by,
     }
     assert told[2]["execution_id"] == sent
@@ -105,6 +121,7 @@ async def test_what_is_done_over_http_and_websockets_is_told(
     assert "client" not in died
     failed = next(found for found in records(path) if found.get("error"))
     assert (failed["action"], failed["error"]) == ("start", "kernel_start_failed")
+    assert failed["outcome"] == "failed"
     assert "secret" not in path.read_text()
 
 
@@ -218,3 +235,110 @@ async def test_what_is_no_request_has_no_hash(path: Path, content: bytes) -> Non
     await audit.close()
     (found,) = records(path)
     assert found["code_sha256"] is None
+
+
+async def refused_requests(server: ServerProcess) -> None:
+    """Requests that are refused for one reason each."""
+    reader = token("ben", ["kernels:read"])
+    async with RestClient(server.url, None) as guest, RestClient(server.url, reader) as ben:
+        await guest.http.get("/api/kernels?token=wrong-secret", headers={"X-Request-Id": "guessed"})
+        await guest.http.get("/api/status")
+        await ben.http.get("/api/kernels", headers={"Host": "elsewhere.example"})
+        headers = {"Origin": "https://elsewhere.example"}
+        await guest.http.post("/api/kernels", headers=headers)
+        await ben.http.post("/api/kernels", json={"name": "fake"})
+        with pytest.raises(InvalidStatus):
+            await connect(f"{server.ws_url}/api/kernels/{uuid4()}/channels?token={reader}")
+
+
+async def test_refused_requests_are_told_with_whoever_made_them(
+    make_server: MakeServer, home: Home
+) -> None:
+    path = home.path / "audit.jsonl"
+    provider = ("--identity-provider-class", "tests.support.identities:Telling")
+    server = make_server("--audit-log", str(path), *provider, home=home)
+    await refused_requests(server)
+    await eventually(lambda: len(records(path)) == 6)
+    told = records(path)
+    assert [(found["asked"].split("/api")[0], found["error"]) for found in told] == [
+        ("GET ", "unauthorized"),
+        ("GET ", "unauthorized"),
+        ("GET ", "forbidden_host"),
+        ("POST ", "forbidden_origin"),
+        ("POST ", "not_authorized"),
+        ("WebSocket ", "not_authorized"),
+    ]
+    assert {(found["action"], found["outcome"]) for found in told} == {("refused", "refused")}
+    assert {found["client"] for found in told} == {"127.0.0.1"}
+    assert [found["user"] for found in told] == ["", "", "", "", "ben", "ben"]
+    assert [found["credential"] for found in told[4:]] == ["of ben", "of ben"]
+    assert (told[0]["request_id"], told[0]["asked"]) == ("guessed", "GET /api/kernels")
+    assert told[5]["asked"] == "WebSocket /api/kernels/{kernel_id}/channels"
+    assert "secret" not in path.read_text()
+
+
+async def test_strangers_cannot_fill_it(path: Path) -> None:
+    path.parent.mkdir()
+    audit = AuditLog(path, Counters())
+    for _ in range(REFUSALS * 3):
+        audit.refuse("GET /api/kernels", "unauthorized", known=False)
+    audit.refuse("GET /api/kernels", "not_authorized", known=True)
+    audit.refuse("GET /" + "x" * 2**20, "not_authorized", known=True)
+    await audit.close()
+    found = records(path)
+    assert len(found) == REFUSALS + 3
+    assert found[-1]["left_out"] == REFUSALS * 2
+    assert sum(len(str(record)) for record in found) < 100_000
+
+
+def test_strangers_are_counted_by_time() -> None:
+    refusals = _Refusals()
+    assert [refusals.next(0.0) for _ in range(REFUSALS + 5)] == [0] * REFUSALS + [None] * 5
+    assert refusals.next(REFUSALS_SECONDS - 0.1) is None
+    assert refusals.next(REFUSALS_SECONDS) == 6
+    assert refusals.next(REFUSALS_SECONDS) == 0
+
+
+async def test_files_and_their_number_are_bounded(path: Path) -> None:
+    path.parent.mkdir()
+    audit = AuditLog(path, Counters(), max_bytes=10_000, older=3)
+    for number in range(1000):
+        audit.note("execute", number=number)
+        if number % 10 == 0:
+            await eventually(lambda: not audit._waiting)
+    await audit.close()
+    files = audit_files(path)
+    assert [file.name for file in files] == ["log.3", "log.2", "log.1", "log"]
+    assert all(file.stat().st_size <= 10_000 for file in files)
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
+    numbers = [record["number"] for file in files for record in records(file)]
+    assert numbers == list(range(numbers[0], 1000))  # none is missing in between
+
+
+def test_two_servers_may_write_to_the_same_file(path: Path) -> None:
+    path.parent.mkdir()
+    writers = [AuditFiles(path, 5_000, 1000) for _ in range(4)]
+
+    def write(number: int) -> None:
+        writers[number % 4].write(json.dumps({"number": number}).encode() + b"\n")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(2000)))
+    found = [record["number"] for file in audit_files(path) for record in records(file)]
+    assert sorted(found) == list(range(2000))
+
+
+def test_a_file_that_cannot_be_moved_grows_on(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    Path(f"{path}.1").mkdir()
+    Path(f"{path}.1/file").touch()
+    files = AuditFiles(path, 100, 1)
+    for _ in range(10):
+        assert files.write(b"x" * 50) == 50
+    assert path.stat().st_size == 500
+    assert len(caplog.records) == 1
+
+
+def test_a_device_is_not_moved() -> None:
+    files = AuditFiles(Path("/dev/null"), 1, 1)
+    assert files.write(b"x" * 50) == 50

@@ -1,0 +1,64 @@
+"""What the commands beside ``kernelkeep`` itself have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from .settings import Settings, explain
+
+__all__ = ["CommandParser", "add_state_dir", "printable", "say", "settings_of", "state_dir_of"]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        # What somebody has typed may have anything in it.
+        say(printable(message.removeprefix("argument ")))
+        sys.exit(2)
+
+
+Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
+
+
+def add_state_dir(parser: Parser) -> Parser:
+    """Add the options that tell the state directory; returns the parser."""
+    parser.add_argument("--state-dir", type=Path)
+    parser.add_argument("--config", type=Path, help="the server's, which names the directory")
+    return parser
+
+
+def printable(text: str) -> str:
+    """A text without what would control a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def settings_of(config: Path | None) -> Settings:
+    """The options of a server, as a variable or a file tells them, or else exit with 2."""
+    try:
+        return (Settings if config is None else partial(Settings, config=config))()
+    except (ValidationError, SettingsError) as error:
+        say(explain(error))
+        sys.exit(2)
+
+
+def state_dir_of(given: Path | None, config: Path | None) -> Path:
+    """The state directory as an argument, a variable or a file tells it, or else exit with 2."""
+    try:
+        return (given or settings_of(config).state_dir).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links
+        say(f"--state-dir: {error}")
+        sys.exit(2)
+
+
+def say(text: str) -> None:
+    """Print to stderr, in lines that tell whose they are."""
+    for line in text.splitlines():
+        print(f"kernelkeep: {line}", file=sys.stderr)

@@ -1,0 +1,171 @@
+"""The options about services that say who is who: a JupyterHub, an OpenID Connect provider."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from .option_types import OptionGroup, Words
+from .origins import is_loopback
+
+__all__ = ["DEFAULT_SCOPES", "OIDC_ALGORITHMS", "Identity", "JupyterHub", "OpenIDConnect"]
+
+DEFAULT_SCOPES = [
+    # What it takes to work with one's own kernels. The files below root_dir are nobody's own.
+    *("kernels:write", "kernels:execute", "sessions:write"),
+    *("kernelspecs:read", "events:execute", "api:write"),
+]
+
+OIDC_ALGORITHMS = [
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"),
+    "Ed25519",
+]
+"""Algorithms of signatures that are made with a private key and verified with a public one."""
+
+
+class Identity(OptionGroup):
+    """Who is who: what the two services below have in common."""
+
+    table = "identity"
+
+    identity_default_scopes: Words = Field(
+        DEFAULT_SCOPES,
+        description="Scopes of whoever comes in by a service whose answer names none of this "
+        "server's scopes; empty: none, so that nobody may do anything without a scope of its own.",
+    )
+    identity_timeout: float = Field(
+        4.0, gt=0, le=8, description="Seconds that a service may take to answer a question."
+    )
+
+
+class JupyterHub(OptionGroup):
+    """Users of a JupyterHub."""
+
+    table = "jupyterhub"
+
+    jupyterhub_tokens: bool = Field(
+        False,
+        description="Let in who shows a token of a JupyterHub. A server that the Hub starts takes "
+        "its address, prefix and name and the URL of its API from the variables JUPYTERHUB_*.",
+    )
+    jupyterhub_api_url: str = Field(
+        "", description="URL of the Hub's API, like http://127.0.0.1:8081/hub/api."
+    )
+    jupyterhub_service: str = Field(
+        "",
+        description="Name of this service at the Hub: a token needs the Hub's scope "
+        "access:services!service=NAME, or access:services.",
+    )
+    jupyterhub_cache_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which the Hub is asked again about a token: so long may one "
+        "that has been revoked still be good.",
+    )
+    jupyterhub_outage_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds for which WebSockets and streams stay open while the Hub does not "
+        "answer; new requests are refused meanwhile.",
+    )
+
+    @field_validator("jupyterhub_api_url")
+    @classmethod
+    def _api(cls, value: str) -> str:
+        return _http_url(value) if value else value
+
+    @field_validator("jupyterhub_service")
+    @classmethod
+    def _service(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Za-z0-9._~-]+", value):
+            raise ValueError("not the name of a service, like kernelkeep")
+        return value
+
+
+class OpenIDConnect(OptionGroup):
+    """Users of an OpenID Connect provider."""
+
+    table = "oidc"
+
+    oidc_issuer: str = Field(
+        "",
+        description="Issuer of the bearer tokens (JWTs) that are accepted: its URL, to the letter. "
+        "Takes kernelkeep[oidc].",
+    )
+    oidc_audience: Words = Field(
+        [], description="Who a token must be for: it names one of these as its audience (aud)."
+    )
+    oidc_algorithms: Words = Field(
+        ["RS256"],
+        description="Algorithms of the signatures that are accepted, of RS256 to RS512, PS256 to "
+        "PS512, ES256 to ES512 and Ed25519.",
+    )
+    oidc_name_claim: str = Field(
+        "sub",
+        min_length=1,
+        description="Claim that names the owner. It must be one that users cannot choose "
+        "themselves, and that never passes to somebody else.",
+    )
+    oidc_groups_claim: str = Field(
+        "groups",
+        min_length=1,
+        description="Claim with the names of the user's groups; resource.roles leads into objects.",
+    )
+    oidc_scopes_claim: str = Field(
+        "scope",
+        min_length=1,
+        description="Claim with the scopes: a text with spaces, or a list.",
+    )
+    oidc_scope_prefix: str = Field(
+        "kernelkeep:",
+        min_length=1,
+        description="What a scope of this server begins with in that claim; others are not read.",
+    )
+    oidc_clock_skew: int = Field(
+        30,
+        ge=0,
+        le=300,
+        description="Seconds by which the issuer's clock and this one may differ: so much longer a "
+        "token is good.",
+    )
+    oidc_keys_max_age: float = Field(
+        3600.0,
+        gt=0,
+        le=86400,
+        description="Seconds for which the issuer's keys are used. They are fetched again before, "
+        "and at once for a token with a new key.",
+    )
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(_http_url(value))
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ValueError(
+                "not an https URL: whoever can change its answers could let anybody in"
+            )
+        return value
+
+    @field_validator("oidc_algorithms")
+    @classmethod
+    def _asymmetric(cls, value: list[str]) -> list[str]:
+        if not value or not {*value} <= {*OIDC_ALGORITHMS}:
+            raise ValueError(f"some of {', '.join(OIDC_ALGORITHMS)}, and no other")
+        return value
+
+
+def _http_url(value: str) -> str:
+    """The URL, if that is one without a query, a fragment or credentials in it."""
+    try:
+        parts = urlsplit(value)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or "@" in parts.netloc or re.search(r"[?#\s\\]", value) or not value.isprintable():
+        raise ValueError("not a URL like https://login.example.org, with nothing behind its path")
+    return value

@@ -1,0 +1,83 @@
+"""What another service says about a user, as names and scopes of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ..managers.owners.names import InvalidName, owner_name
+from ..managers.owners.principal import Identity
+from ..managers.owners.scopes import InvalidScope, Scope, Scopes
+
+__all__ = ["Refused", "granted", "group_names", "identity_of", "user_name"]
+
+ALL: Final = "*"
+"""The text of a scope that is everything; `Scopes.parse` knows it, too."""
+
+MAX_GROUPS: Final = 1000
+"""Of more groups than that, a user is taken to be in none."""
+
+
+class Refused(Exception):
+    """The service says who shows the token, and nobody of that kind is let in.
+
+    The exception's text says why. It has nothing of the token in it.
+    """
+
+
+def user_name(value: Any) -> str:
+    """The owner's name that a service gives a user. Raises `Refused`.
+
+    It is not brought into a normal form: two users of the service whose names differ in form only
+    would become one owner here.
+    """
+    if not isinstance(value, str):
+        raise Refused("the user has no name that is a text")
+    try:
+        name = owner_name(value)
+    except InvalidName as error:
+        raise Refused(f"the user's name cannot be an owner's: {error}") from None
+    if name != value:
+        raise Refused("the user's name is not in Unicode's normal form C")
+    return name
+
+
+def group_names(value: Any) -> frozenset[str]:
+    """The groups that a service says a user is in. What is no name of a group is left out."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or len(value) > MAX_GROUPS:
+        return frozenset()
+    names = set()
+    for text in value:
+        try:
+            names.add(user_name(text))
+        except Refused:
+            continue
+    return frozenset(names)
+
+
+def identity_of(owner: str, name: Any) -> Identity:
+    """The identity of an owner, whom the service calls ``name`` where it is a text to be shown."""
+    try:
+        shown = user_name(name)
+    except Refused:
+        shown = owner
+    return Identity(username=owner, name=shown, display_name=shown)
+
+
+def granted(texts: Iterable[str], default: Scopes) -> Scopes:
+    """The scopes of those texts that are scopes; with no text at all, the ones by default.
+
+    Texts that are no scopes give no permission, and keep the default ones away.
+    """
+    given = list(texts)
+    if not given:
+        return default
+    scopes = []
+    for text in given:
+        try:
+            scopes += [] if text == ALL else [Scope.parse(text)]
+        except InvalidScope:
+            continue
+    return Scopes(scopes, everything=ALL in given)

@@ -1,0 +1,85 @@
+"""The principals that a provider knows from memory, by the token that was shown."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
+
+from ..managers.owners.principal import Principal
+
+__all__ = ["MAX_REMEMBERED", "Remembered", "digest_of"]
+
+MAX_REMEMBERED: Final = 10_000
+"""How many principals, and how many wrong tokens, are remembered; the longest unused go first."""
+
+P = TypeVar("P", bound=Principal)
+
+
+def digest_of(token: str) -> bytes:
+    """What a token is remembered by, so that no memory is full of tokens."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+class Remembered(Generic[P]):
+    """Principals by digest: those that were used last, and all that have something open.
+
+    There are as many of the latter as there are connections. They are known until those are closed,
+    for they may have to be ended.
+    """
+
+    def __init__(self, limit: int = MAX_REMEMBERED) -> None:
+        self._limit = limit
+        self._recent: OrderedDict[bytes, P] = OrderedDict()
+        self._open: dict[bytes, P] = {}
+
+    def __len__(self) -> int:
+        return len(self._recent) + len(self._open)
+
+    def get(self, digest: bytes) -> P | None:
+        """The principal, if it is known; it may be over."""
+        found = self._recent.get(digest)
+        if found is None:
+            return self._open.get(digest)
+        self._recent.move_to_end(digest)
+        return found
+
+    def over(self, digest: bytes) -> P | None:
+        """The principal, if it is known and over: who shows a token that was good once."""
+        found = self.get(digest)
+        return found if found is not None and found.over else None
+
+    def put(self, digest: bytes, principal: P) -> None:
+        """Remember a principal as the one that was used last."""
+        self._open.pop(digest, None)
+        self._recent[digest] = principal
+        self._recent.move_to_end(digest)
+        if len(self._recent) > self._limit:
+            self.release(next(iter(self._recent)))
+
+    def release(self, digest: bytes) -> None:
+        """Remember a principal only for as long as it has something open."""
+        principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
+        if principal is not None and principal.is_open:
+            self._open[digest] = principal
+
+    def end(self, digest: bytes) -> None:
+        """End a principal: what it has open is closed.
+
+        It is remembered still, so that whoever goes on showing its token is not taken for one who
+        guesses.
+        """
+        principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
+        if principal is not None:
+            principal.end()
+            self.put(digest, principal)
+
+    def forget_closed(self) -> None:
+        """Forget those that were remembered for what they had open, and have nothing any more."""
+        for digest in [*self._open]:
+            self.release(digest)
+
+    def items(self) -> Iterator[tuple[bytes, P]]:
+        """All that are known, as of now."""
+        return iter([*self._recent.items(), *self._open.items()])

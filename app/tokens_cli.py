@@ -1,0 +1,227 @@
+"""``kernelkeep tokens``: the list of tokens of a state directory, whether a server runs or not."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from .commands import CommandParser, add_state_dir, printable, say, state_dir_of
+from .durations import NEVER, InvalidDuration, parse_duration, shown_duration
+from .managers.errors import KernelkeepError
+from .managers.owners.names import InvalidName, owner_name
+from .managers.owners.scopes import PRESETS, InvalidScope, Scopes
+from .managers.owners.tokens import NewToken, TokenRecord, TokenStore, UnusableTokens
+
+__all__ = ["tokens_command"]
+
+DEFAULT_EXPIRES: Final = "90d"
+
+_PRESETS: Final = {tuple(Scopes.parse([name])): name for name in PRESETS}
+
+
+def tokens_command(arguments: list[str]) -> NoReturn:
+    """Run ``kernelkeep tokens ...``. Exits with 0, 1 if something was not done, 2 for misuse."""
+    options = _parser().parse_args(arguments)
+    try:
+        state_dir = state_dir_of(options.state_dir, options.config)
+        if options.command == "create":
+            _create(state_dir, options)
+        elif options.command == "list":
+            _list(state_dir, options)
+        else:
+            _revoke(state_dir, options)
+    except (UnusableTokens, _NotDone) as error:
+        say(str(error))
+        sys.exit(1)
+    except KernelkeepError as error:
+        say(error.message)
+        sys.exit(1)
+    sys.exit(0)
+
+
+class _NotDone(Exception):
+    """What was asked for cannot be done; the text says why."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="kernelkeep tokens",
+        description="Tokens that are scoped, expire and can be revoked.",
+    )
+    state = add_state_dir(CommandParser(add_help=False))
+    commands = parser.add_subparsers(dest="command", required=True)
+    creating = commands.add_parser("create", parents=[state], help="make one, and print it")
+    creating.add_argument("name", metavar="NAME", type=_name, help="what it is called in the list")
+    creating.add_argument(
+        "--scopes",
+        action="append",
+        required=True,
+        type=_scopes,
+        help="user (all that users do with their own), admin (everything), or resource:action, "
+        "with commas between them",
+    )
+    creating.add_argument(
+        "--expires",
+        type=_duration,
+        default=DEFAULT_EXPIRES,
+        help=f"in 30m, 12h, 30d, 8w, or never (default: {DEFAULT_EXPIRES})",
+    )
+    creating.add_argument("--owner", type=_name, help="whose it is (default: NAME)")
+    creating.add_argument(
+        "--groups", action="append", default=[], type=_names, help="that the owner is in"
+    )
+    listing = commands.add_parser("list", parents=[state], help="which there are")
+    listing.add_argument("--owner", type=_name, help="those of this owner only")
+    listing.add_argument("--all", action="store_true", help="expired and revoked ones, too")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    revoking = commands.add_parser("revoke", parents=[state], help="end tokens at once")
+    revoking.add_argument("tokens", nargs="*", metavar="ID|NAME")
+    revoking.add_argument("--owner", type=_name, help="whose tokens are meant")
+    revoking.add_argument("--all", action="store_true", help="all, of the --owner if that is given")
+    return parser
+
+
+def _name(text: str) -> str:
+    try:
+        return owner_name(text)
+    except InvalidName as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _names(text: str) -> list[str]:
+    return [_name(part.strip()) for part in text.split(",")]
+
+
+def _scopes(text: str) -> list[str]:
+    try:
+        return [*Scopes.parse(part.strip() for part in text.split(","))]
+    except InvalidScope as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _duration(text: str) -> float | None:
+    try:
+        return None if text == NEVER else parse_duration(text)
+    except InvalidDuration as error:
+        raise argparse.ArgumentTypeError(f"{error}; or {NEVER}") from None
+
+
+def _create(state_dir: Path, options: argparse.Namespace) -> None:
+    now = time.time()
+    scopes = Scopes.parse(scope for given in options.scopes for scope in given)
+    wanted = NewToken(
+        name=options.name,
+        owner=options.owner or options.name,
+        scopes=tuple(scopes),
+        groups=tuple(sorted({group for given in options.groups for group in given})),
+        expires=None if options.expires is None else now + options.expires,
+    )
+    with contextlib.closing(TokenStore(state_dir, create=True)) as store:
+        record, token = store.add(wanted, now, named_by_hand=True)
+        try:
+            print(token, flush=True)
+        except OSError as error:
+            store.revoke([record.id], now)
+            sys.stdout = None  # or Python complains of it once more
+            raise _NotDone(f"the token could not be printed ({error.strerror})") from None
+    ends = "does not expire" if options.expires is None else f"expires {_time(record.expires)}"
+    say(f"token {record.id} of {record.owner} {ends}; it is not shown again")
+
+
+def _records(state_dir: Path, *, ended: bool = False) -> list[TokenRecord]:
+    now = time.time()
+    try:
+        with contextlib.closing(TokenStore(state_dir)) as store:
+            return [record for record in store.records() if ended or record.in_force(now)]
+    except FileNotFoundError:
+        return []
+
+
+def _list(state_dir: Path, options: argparse.Namespace) -> None:
+    now = time.time()
+    records = [
+        record
+        for record in _records(state_dir, ended=options.all)
+        if options.owner in (None, record.owner)
+    ]
+    if options.json:
+        print(json.dumps([_for_programs(record, now) for record in records], indent=1))
+        return
+    lines = [("ID", "NAME", "OWNER", "STATE", "EXPIRES", "LAST USED", "SCOPES")]
+    for record in records:
+        scopes = _PRESETS.get(record.scopes, ",".join(record.scopes))
+        if record.groups:
+            scopes += f" (in {','.join(record.groups)})"
+        lines.append(
+            (
+                record.id,
+                record.name,
+                record.owner,
+                record.state(now),
+                _left(record.expires, now),
+                _ago(record.last_used, now),
+                scopes,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _for_programs(record: TokenRecord, now: float) -> dict[str, object]:
+    shown = msgspec.structs.asdict(record)
+    del shown["digest"], shown["version"]
+    return {**shown, "state": record.state(now)}
+
+
+def _left(expires: float | None, now: float) -> str:
+    if expires is None:
+        return NEVER
+    if expires > now:
+        return f"in {shown_duration(expires - now)}"
+    return f"{shown_duration(now - expires)} ago"
+
+
+def _ago(when: float | None, now: float) -> str:
+    return NEVER if when is None else f"{shown_duration(now - when)} ago"
+
+
+def _time(when: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
+def _revoke(state_dir: Path, options: argparse.Namespace) -> None:
+    if bool(options.tokens) == options.all:
+        _parser().error("revoke: name tokens, or say --all")
+    records = [record for record in _records(state_dir) if options.owner in (None, record.owner)]
+    chosen = records if options.all else [_chosen(records, text) for text in options.tokens]
+    if not chosen:
+        say("there is no token to revoke")
+        return
+    with contextlib.closing(TokenStore(state_dir)) as store:
+        ended = store.revoke([record.id for record in chosen], time.time())
+    for record in ended:
+        say(f"revoked {record.id} ({record.name} of {record.owner})")
+
+
+def _chosen(records: Iterable[TokenRecord], text: str) -> TokenRecord:
+    """The one token in force with this id or name."""
+    name = unicodedata.normalize("NFC", text)
+    fitting = [record for record in records if name in (record.id, record.name)]
+    shown = printable(text[:64])
+    if not fitting:
+        raise _NotDone(f"there is no token {shown}")
+    if len(fitting) > 1:
+        owners = ", ".join(sorted(record.owner for record in fitting))
+        raise _NotDone(f"several owners have a token {shown}: say which (--owner): {owners}")
+    return fitting[0]

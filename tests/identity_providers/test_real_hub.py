@@ -1,0 +1,101 @@
+"""A real JupyterHub with its proxy: users with their kernels, and the end of their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.api.endings import CREDENTIAL_ENDED
+from tests.support.channels import JupyterChannels
+from tests.support.hub import Hub
+from tests.support.node_packages import install
+from tests.support.processes import eventually
+from tests.support.rest import RestClient
+
+CACHE_SECONDS = 1.0
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    options = {"KERNELKEEP_JUPYTERHUB_CACHE_SECONDS": str(CACHE_SECONDS)}
+    with Hub(install(HERE / "node"), options) as hub:
+        yield hub
+
+
+async def status_of(rest: RestClient, path: str = "/api/kernels") -> int:
+    return (await rest.http.get(path)).status_code
+
+
+@pytest.mark.timeout(300)
+async def test_users_of_a_hub(hub: Hub) -> None:
+    anna, anna_id = hub.new_token("anna")
+    ben, _ = hub.new_token("ben")
+    olga, _ = hub.new_token("olga")
+    gus, _ = hub.new_token("gus")
+    narrow, _ = hub.new_token("anna", scopes=["read:users:name!user=anna"])
+    url = hub.server_url
+    async with (
+        RestClient(url, anna) as annas,
+        RestClient(url, ben) as bens,
+        RestClient(url, olga) as olgas,
+        RestClient(url, gus) as guests,
+        RestClient(url, narrow) as narrows,
+        RestClient(url, "0123456789abcdef") as nobodys,
+    ):
+        # Each has kernels, over REST and WebSocket, through the proxy.
+        kernel = await annas.start_kernel("fake")
+        await bens.start_kernel("fake")
+        assert [one["id"] for one in await annas.kernels()] == [kernel["id"]]
+        assert len(await bens.kernels()) == 1
+        assert await status_of(bens, f"/api/kernels/{kernel['id']}") == 404
+        channels = await JupyterChannels.connect(_ws(url), kernel["id"], token=anna)
+        assert (await channels.execute("print hello")).text == "hello\n"
+        assert (await annas.request("GET", "/api/me")).json()["identity"]["username"] == "anna"
+        # What the Hub's roles say.
+        assert len(await olgas.kernels()) == 2
+        assert await guests.kernels() == []
+        refused = await guests.http.post("/api/kernels", json={"name": "fake"})
+        assert (refused.status_code, refused.json()["code"]) == (403, "not_authorized")
+        assert await status_of(narrows) == 403
+        assert await status_of(nobodys) == 403
+        # A revoked token stops within the stated time, and what is open with it, too. Nobody shows
+        # it meanwhile: the server asks the Hub by itself.
+        await asyncio.sleep(CACHE_SECONDS)
+        assert (await channels.execute("print still")).text == "still\n"
+        hub.request("DELETE", f"/users/anna/tokens/{anna_id}", 204)
+        revoked = time.monotonic()
+        async with channels:
+            assert (await channels.closed()).code == CREDENTIAL_ENDED
+        assert time.monotonic() - revoked < CACHE_SECONDS + 3
+        for _ in range(25):  # this is no guessing, however often it is shown
+            assert await status_of(annas) == 403
+        assert await status_of(bens) == 200
+        fresh, _ = hub.new_token("anna")
+    async with RestClient(url, fresh) as annas:
+        assert [one["id"] for one in await annas.kernels()] == [kernel["id"]]
+        await annas.delete(kernel["id"])
+    for secret in (anna, ben, olga, gus, narrow, fresh, "0123456789abcdef"):
+        assert secret not in hub.output()
+
+
+async def test_a_logout(hub: Hub) -> None:
+    with httpx.Client(trust_env=False) as browser:
+        token = await asyncio.to_thread(hub.log_in, browser, "carla")
+        async with RestClient(hub.server_url, token) as carlas:
+            assert await status_of(carlas) == 200
+            await asyncio.to_thread(hub.log_out, browser)
+            await eventually(lambda: _is(carlas, 403), CACHE_SECONDS + 5)
+
+
+async def _is(rest: RestClient, status: int) -> bool:
+    return await status_of(rest) == status
+
+
+def _ws(url: str) -> str:
+    return url.replace("http", "ws", 1)

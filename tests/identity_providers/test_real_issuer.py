@@ -1,0 +1,111 @@
+"""A certified OpenID Connect provider: users with their kernels, and new keys while they work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.api.endings import CREDENTIAL_ENDED
+from tests.conftest import MakeServer
+from tests.support.channels import JupyterChannels
+from tests.support.documented import block
+from tests.support.issuer import Issuer
+from tests.support.node_packages import install
+from tests.support.processes import eventually
+from tests.support.rest import RestClient
+from tests.support.server import REPOSITORY, ServerProcess
+
+PAGE = REPOSITORY / "docs" / "owners.md"
+KERNELS = ("kernelkeep:kernels:write", "kernelkeep:kernels:execute")
+SHORT = 5  # seconds
+USERS = {"anna": KERNELS, "ben": ["kernelkeep:kernels:read"], "carla": ["elsewhere:read"]}
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with Issuer(install(Path(__file__).parent / "node"), USERS) as issuer:
+        yield issuer
+
+
+async def status_of(url: str, token: str, path: str = "/api/kernels") -> tuple[int, str]:
+    async with RestClient(url, token) as rest:
+        answer = await rest.http.get(path)
+        return answer.status_code, "" if answer.is_success else answer.json()["code"]
+
+
+@pytest.mark.timeout(300)
+async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_path: Path) -> None:
+    options = block("toml", "[oidc]", PAGE)
+    config = tmp_path / "kernelkeep.toml"
+    config.write_text(options.replace("https://login.example.org/realms/lab", issuer.url))
+    server = await asyncio.to_thread(make_server, "--config", str(config))
+    anna, ben = issuer.new_token("anna", *KERNELS), issuer.new_token("ben", *USERS["ben"])
+    carla = issuer.new_token("carla", *USERS["carla"])
+    async with (
+        RestClient(server.url, anna) as annas,
+        RestClient(server.url, ben) as bens,
+        RestClient(server.url, carla) as carlas,
+    ):
+        kernel = await annas.start_kernel("fake")
+        assert [one["id"] for one in await annas.kernels()] == [kernel["id"]]
+        assert await bens.kernels() == []
+        refused = await bens.http.post("/api/kernels", json={"name": "fake"})
+        assert (refused.status_code, refused.json()["code"]) == (403, "not_authorized")
+        assert (await status_of(server.url, ben, f"/api/kernels/{kernel['id']}"))[0] == 404
+        await carlas.start_kernel("fake")  # by the default scopes
+        me = (await annas.request("GET", "/api/me")).json()
+        assert me["identity"]["username"] == "anna"
+        channels = await JupyterChannels.connect(server.ws_url, kernel["id"], token=anna)
+        async with channels:
+            assert (await channels.execute("print one")).text == "one\n"
+            # A new key signs, and the old one is still shown: both kinds of tokens are good.
+            issuer.show("second", "first")
+            fresh = issuer.new_token("anna", *KERNELS)
+            began = time.monotonic()
+            assert await eventually(lambda: _gets(server.url, fresh, 200), 30, 0.5)
+            assert time.monotonic() - began < 15  # the pause between two fetches, and some
+            assert await _gets(server.url, anna, 200)
+            assert (await channels.execute("print two")).text == "two\n"
+        # Another server's tokens, and none at all.
+        assert await status_of(server.url, fresh[:-8]) == (403, "unauthorized")
+        await annas.delete(kernel["id"])
+    for secret in (anna, ben, carla, fresh):
+        assert secret not in server.output()
+        assert secret.split(".")[1] not in server.output()
+
+
+async def _gets(url: str, token: str, status: int) -> bool:
+    return (await status_of(url, token))[0] == status
+
+
+async def _expires(server: ServerProcess, issuer: Issuer) -> None:
+    """The end of a token closes what is open with it."""
+    async with RestClient(server.url, issuer.new_token("anna", *KERNELS)) as rest:
+        kernel = await rest.start_kernel("fake")
+        short = issuer.new_token("anna", *KERNELS, seconds=SHORT)
+        channels = await JupyterChannels.connect(server.ws_url, kernel["id"], token=short)
+        async with channels:
+            assert (await channels.closed(SHORT + 30)).code == CREDENTIAL_ENDED
+    assert await status_of(server.url, short) == (403, "unauthorized")
+
+
+@pytest.mark.timeout(300)
+async def test_without_an_issuer_nobody_comes_in(issuer: Issuer, make_server: MakeServer) -> None:
+    with Issuer(issuer._packages, USERS) as other:
+        options = ("--oidc-issuer", other.url, "--oidc-audience", "kernelkeep")
+        times = ("--oidc-clock-skew", "0", "--oidc-keys-max-age", "1")
+        server = await asyncio.to_thread(make_server, *options, *times)
+        token = other.new_token("anna")
+        await _expires(server, other)
+        of_first = issuer.new_token("anna")
+    async with RestClient(server.url, token) as rest:
+        answer = await rest.http.get("/api/kernels")
+        assert (answer.status_code, answer.json()["code"]) == (503, "identity_unavailable")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 10
+    assert await status_of(server.url, of_first) == (403, "unauthorized")
+    # The server's own token needs nobody.
+    assert (await status_of(server.url, server.token))[0] == 200
