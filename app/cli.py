@@ -9,10 +9,10 @@ from typing import NoReturn, get_origin
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
-from .settings import Settings, explain
+from .settings import Settings, explain, refuse
 from .tokens import make_token
 
-__all__ = ["main", "refuse"]
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -59,13 +59,6 @@ def _given_twice(arguments: list[str]) -> str:
             return flag
         seen.add(option)
     return ""
-
-
-def refuse(message: str) -> NoReturn:
-    """Print why the service does not start, and exit with 2."""
-    for line in message.splitlines():
-        print(f"kernelkeep: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _prepare_state_dir(settings: Settings) -> None:

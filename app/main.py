@@ -21,7 +21,6 @@ from .api.openapi import complete
 from .api.prefix import PathMiddleware
 from .api.request_ids import RequestIdMiddleware
 from .api.timing import TimingMiddleware
-from .cli import refuse
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
@@ -30,7 +29,7 @@ from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
 from .routes import own_words, public_routes, routers_for
-from .settings import Settings, explain
+from .settings import Settings, explain, refuse
 from .tokens import TOKEN_VARIABLE, make_token, wipe_variable
 
 __all__ = ["create_app"]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError, model_validator
 from pydantic_settings import (
@@ -37,7 +39,7 @@ from .options import (
     WebSocket,
 )
 
-__all__ = ["Settings", "explain"]
+__all__ = ["Settings", "explain", "refuse"]
 
 RUNS_HERE = os.name == "posix"
 """Whether this platform has what it takes: processes with groups, unix sockets, locks of files."""
@@ -212,6 +214,13 @@ def explain(error: ValidationError | SettingsError) -> str:
         option = ".".join(str(part) for part in item["loc"]).replace("_", "-")
         lines.append(f"--{option}: {message}" if option else message)
     return "\n".join(lines)
+
+
+def refuse(message: str) -> NoReturn:
+    """Print why the service does not start, and exit with 2."""
+    for line in message.splitlines():
+        print(f"kernelkeep: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 
 def _explain_flags(problem: str) -> str:

@@ -122,6 +122,9 @@ LARGE_QUIET: Final = 5.0
 ANSWER_SECONDS: Final = 120.0
 """For many kernels to answer once, one after the other."""
 
+LEFT_SECONDS: Final = 5.0
+"""How long after a flood what is left of its memory is looked at."""
+
 STEADY: Final = 20_000
 """Messages a second that a small machine carries with a core to spare."""
 
@@ -289,13 +292,17 @@ def slow_reader(target: Server, scale: Scale) -> Figures:
             if reader.streams % 50 == 0:
                 samples.append(server.costs() - before)
         samples.append(server.costs() - before)
+        time.sleep(LEFT_SECONDS)
+        left = server.costs() - before
         stopped.close()
     figures = {
         "slow_reader_lost": 100.0 * (1 - reader.streams / count),
         "slow_reader_memory": max(each.server.memory for each in samples) / 2**20,
     }
     keepers = [each.keeper.memory for each in samples if each.keeper is not None]
-    return figures | ({"slow_reader_memory_keeper": max(keepers) / 2**20} if keepers else {})
+    if keepers:
+        figures["slow_reader_memory_keeper"] = max(keepers) / 2**20
+    return figures | left.figures("slow_reader_left", lambda usage: usage.memory / 2**20)
 
 
 def connections(target: Server, scale: Scale) -> Figures:

@@ -295,6 +295,7 @@ LINES: Final = (
     Line(
         *("slow_reader_memory_keeper", "slow reader", "… keeper", "MB", "≤ 32", at_most(32)),
     ),
+    *_costs("slow_reader_left", "slow reader", "… memory left 5 s later", "MB"),
     Line(
         *("adoption", "adoption", "100 kernels adopted after kill -9: start longer by", "s"),
         *("≤ 0.5", at_most(0.5)),

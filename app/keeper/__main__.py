@@ -7,8 +7,11 @@ import sys
 
 def start() -> None:
     """Run the keeper without what it does not need."""
-    # asyncio loads ssl if it is there, which takes 4 MB, and does without if it is not.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
+    try:
+        import uvloop  # noqa: F401  (which cannot be imported without ssl)
+    except ImportError:
+        # asyncio loads ssl if it is there, which takes memory, and does without if it is not.
+        sys.modules["ssl"] = None  # type: ignore[assignment]
     from .main import main
 
     main()

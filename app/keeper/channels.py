@@ -40,6 +40,16 @@ _SOCKETS: Final = {
     "stdin": zmq.DEALER,
 }
 
+_AT_ONCE: Final = ("iopub", "shell")
+"""The sockets that are opened to a new process. Thousands of kernels are never asked for anything,
+and a socket takes two descriptors and some 30 kB."""
+
+STDIN_SECONDS: Final = 1.0
+"""How long requests wait until stdin is connected. Some kernels have no stdin."""
+
+AGAIN_SECONDS: Final = 1.0
+"""When it is tried again to open a socket, for want of descriptors perhaps."""
+
 
 class Listener(Protocol):
     """Gets what comes from the sockets.
@@ -58,12 +68,15 @@ class Listener(Protocol):
 
 
 class Channels:
-    """The four sockets to one kernel process.
+    """The sockets to one kernel process, four at the most.
 
     All requests leave over one shell socket, so all replies come back here, and are routed by the
     request that they answer. ``stdin`` has the identity of ``shell``: a kernel sends its input
     requests to the identity of the request that asks. Sockets with the ``identity`` of earlier
     ones, which are closed, get the replies to requests of those.
+
+    Control is opened by the first request on it, and stdin by `expect_input`; with ``everything``
+    both are there from the beginning, for what the kernel sends to earlier sockets.
     """
 
     def __init__(
@@ -73,8 +86,11 @@ class Channels:
         listener: Listener,
         turns: Turns,
         identity: bytes,
+        *,
+        everything: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._context = context
         self.listener = listener
         self._turns = turns
         self._signer = Signer(
@@ -86,29 +102,49 @@ class Channels:
         self._readers: dict[int, Callable[[], None]] = {}
         self._scheduled: dict[str, asyncio.Handle] = {}
         self._blocked: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # by the channel that they are about
+        self._asks = everything  # whether the kernel may ask for input
+        self._awaits_stdin = False  # whether requests wait until stdin is connected
         self.identity = identity
+        self._addresses = {channel: endpoint(info, channel) for channel in _SOCKETS}
         try:
-            for channel, kind in _SOCKETS.items():
-                self._open(context, channel, kind, self.identity, endpoint(info, channel))
+            for channel in _SOCKETS if everything else _AT_ONCE:
+                self._open(channel)
         except BaseException:
             self.close()
             raise
 
-    def _open(
-        self, context: zmq.Context[Any], channel: str, kind: int, identity: bytes, address: str
-    ) -> None:
-        socket: zmq.Socket[bytes] = context.socket(kind)
+    def _open(self, channel: str) -> zmq.Socket[bytes]:
+        kind = _SOCKETS[channel]
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        try:
+            self._connect(socket, channel)
+            descriptor = int(socket.getsockopt(zmq.FD))
+        except BaseException:
+            socket.close(linger=0)
+            raise
         self._sockets[channel] = socket
+
+        def read() -> None:
+            self._read(channel)
+
+        self._loop.add_reader(descriptor, read)
+        self._readers[descriptor] = read
+        # Events that came before the descriptor was watched make no further edge.
+        self._schedule(channel)
+        return socket
+
+    def _connect(self, socket: zmq.Socket[bytes], channel: str) -> None:
         socket.linger = 0
         # In milliseconds. A kernel binds its sockets some time after its launch, and ZMQ tries to
         # connect this often: on average a start is delayed by half of it.
         socket.reconnect_ivl = 10
         # No high-water mark: a kernel's publisher drops messages for a subscriber that is slow.
         socket.rcvhwm = 0
-        if kind == zmq.SUB:
+        if channel == "iopub":
             socket.subscribe(b"")
         else:
-            socket.setsockopt(zmq.IDENTITY, identity)
+            socket.setsockopt(zmq.IDENTITY, self.identity)
         if channel == "stdin":
             # With it, a socket is writable only once it is connected (see stdin_connected).
             socket.immediate = True
@@ -116,33 +152,70 @@ class Channels:
             # The connection file has one key pair, which both ends use.
             socket.curve_serverkey = socket.curve_publickey = self._curve_key
             socket.curve_secretkey = self._curve_secret
-        socket.connect(address)
-
-        def read() -> None:
-            self._read(channel)
-
-        descriptor = int(socket.getsockopt(zmq.FD))
-        self._loop.add_reader(descriptor, read)
-        self._readers[descriptor] = read
-        # Events that came before the descriptor was watched make no further edge.
-        self._schedule(channel)
+        socket.connect(self._addresses[channel])
 
     def close(self) -> None:
         """Close every socket at once; what was not yet sent is dropped."""
         for descriptor in self._readers:
             self._loop.remove_reader(descriptor)
-        for handle in self._scheduled.values():
+        for handle in (*self._scheduled.values(), *self._timers.values()):
             handle.cancel()
         for socket in self._sockets.values():
             socket.close(linger=0)
         self._readers.clear()
         self._scheduled.clear()
+        self._timers.clear()
         self._sockets.clear()
+
+    # Sockets that not every kernel needs
+
+    def expect_input(self) -> None:
+        """Open stdin, as a request follows that may ask for input.
+
+        The kernel's ROUTER drops an input request for a peer that is not connected yet. So `send`
+        takes no request on shell until stdin is connected, or `STDIN_SECONDS` have passed.
+        """
+        if self._asks:
+            return
+        self._asks = True
+        self._socket("stdin")
+        if not self.stdin_connected:
+            self._awaits_stdin = True
+            self._call_later("stdin", STDIN_SECONDS)
 
     @property
     def stdin_connected(self) -> bool:
-        """Whether the stdin socket is connected, so that the kernel can send input requests."""
-        return bool(_events(self._sockets["stdin"]) & _POLLOUT)
+        """Whether the kernel can send input requests; True, too, while it has no cause to."""
+        socket = self._sockets.get("stdin")
+        if socket is None:
+            return not self._asks
+        return bool(_events(socket) & _POLLOUT)
+
+    def _socket(self, channel: str) -> zmq.Socket[bytes] | None:
+        """The socket of a channel, which is opened if it is not; None if it cannot be, for now."""
+        socket = self._sockets.get(channel)
+        if socket is None:
+            try:
+                socket = self._open(channel)
+            except zmq.ZMQError as error:
+                logger.warning("no socket to %s: %s", self._addresses[channel], error)
+        return socket
+
+    def _call_later(self, channel: str, seconds: float) -> None:
+        if channel not in self._timers:
+            self._timers[channel] = self._loop.call_later(seconds, self._has_waited, channel)
+
+    def _has_waited(self, channel: str) -> None:
+        del self._timers[channel]
+        self._go_on(channel)
+
+    def _go_on(self, channel: str) -> None:
+        """Have requests sent again that waited for a channel."""
+        self._blocked.discard(channel)
+        if channel == "stdin":
+            self._awaits_stdin = False
+            self._socket("stdin")  # if it could not be opened before
+        self.listener.on_writable()
 
     def send(self, message: ClientMessage) -> bool:
         """Send a client's message on its channel; False if the socket takes no more for now.
@@ -150,7 +223,12 @@ class Channels:
         `Listener.on_writable` then says when to try again.
         """
         channel = message.channel
-        socket = self._sockets[channel]
+        if channel == "shell" and self._awaits_stdin:
+            return False
+        socket = self._socket(channel)
+        if socket is None:
+            self._call_later(channel, AGAIN_SECONDS)
+            return False
         try:
             socket.send_multipart(wire.pack(message, self._signer), _NOBLOCK, copy=True)
         except zmq.Again:  # the descriptor makes an edge when there is room, and `_read` looks
@@ -165,6 +243,8 @@ class Channels:
 
     def has_unread(self, channel: str) -> bool:
         """Whether a message has arrived on a channel and has not been read."""
+        if channel not in self._sockets:
+            return False
         unread = bool(_events(self._sockets[channel]) & _POLLIN)
         if unread:  # to look at the events takes the edge away, as in `send`
             self._schedule(channel)
@@ -201,7 +281,7 @@ class Channels:
             self._schedule(channel)
             return
         self._turns.was_short(self.identity)
-        if channel in self._blocked:
+        if channel in self._blocked or (self._awaits_stdin and channel == "stdin"):
             self._look_for_room(channel)
 
     def _receive(self, channel: str, max_messages: int) -> int:
@@ -262,8 +342,10 @@ class Channels:
     def _look_for_room(self, channel: str) -> None:
         socket = self._sockets.get(channel)
         if socket is not None and _events(socket) & _POLLOUT:
-            self._blocked.discard(channel)
-            self.listener.on_writable()
+            timer = self._timers.pop(channel, None)
+            if timer is not None:
+                timer.cancel()
+            self._go_on(channel)
 
 
 def _events(socket: zmq.Socket[bytes]) -> int:

@@ -126,15 +126,28 @@ class Hearing:
         if self.writer.next.cursor > 1:
             self.writer.skip(UNKNOWN_MESSAGES)
         self.opened = True
-        self._open(context, info, turns)
+        # A kernel that was asked for nothing sends nothing to control and stdin. What was asked
+        # may lie before the part of the log that was read, or be dropped.
+        is_whole = self.writer.first.cursor == 1 and not self.writer.droppable
+        is_asked = len(self._requests) > 0 or not is_whole
+        self._open(context, info, turns, everything=is_asked)
         self._change()
 
-    def _open(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
+    def _open(
+        self,
+        context: zmq.Context[Any],
+        info: ConnectionInfo,
+        turns: Turns,
+        *,
+        everything: bool = False,
+    ) -> None:
         try:
             # Every keeper has the same identity: a kernel replies to the identity that has asked,
             # so that this keeper gets the replies to requests of the one before it.
             identity = hashlib.blake2b(self.kernel_id.encode(), digest_size=15).digest()
-            self._channels = Channels(context, info, self, turns, b"k" + identity)
+            self._channels = Channels(
+                context, info, self, turns, b"k" + identity, everything=everything
+            )
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"no use for the connection information: {error!r}") from None
         self._info = info
@@ -202,6 +215,8 @@ class Hearing:
                 self.writer.append(header, channel, owner, records.REQUEST)
                 self.writer.flush()  # before the request is sent, not at the end of the turn
         waiting = self._waiting.get(channel)
+        if self._channels is not None and channel == "shell" and owner != self.session:
+            self._channels.expect_input()
         if self._channels is None:
             self.taken += 1
         elif waiting or not self._channels.send(message):  # none overtakes those that wait

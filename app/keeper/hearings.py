@@ -14,14 +14,13 @@ import zmq
 from ..protocol.link import Bell
 from .hearing import Hearing
 from .log import LogRoom, LogWriter
-from .sockets import ConnectionInfo
+from .memory import Memory
+from .sockets import ConnectionInfo, new_context
 from .turns import Turns
 
 __all__ = ["Heard", "Hearings"]
 
 logger = logging.getLogger(__name__)
-
-MAX_SOCKETS: Final = 65535
 
 EXPIRY_SECONDS: Final = 10.0
 """How often, in seconds, messages that have become too old are dropped."""
@@ -71,6 +70,7 @@ class Hearings:
         self._ring = ring
         self._on_malformed = on_malformed
         self._turns = Turns()
+        self._memory = Memory()
         self._context: zmq.Context[Any] | None = None
         self._hearings: dict[str, Hearing] = {}
         self._by_handle: dict[int, Hearing] = {}
@@ -180,6 +180,7 @@ class Hearings:
     def close(self) -> None:
         """Close every socket and every file; the logs stay."""
         self._expiry.cancel()
+        self._memory.close()
         if self._plan is not None:
             self._plan.cancel()
         for hearing in self._hearings.values():
@@ -190,8 +191,7 @@ class Hearings:
     @property
     def _zmq(self) -> zmq.Context[Any]:
         if self._context is None:
-            self._context = zmq.Context()
-            self._context.max_sockets = MAX_SOCKETS
+            self._context = new_context()
         return self._context
 
     def _on_change(self, hearing: Hearing) -> None:
@@ -208,6 +208,7 @@ class Hearings:
             # Taken out first: a log that grows from now on is for the next bell.
             changed, self._changed = self._changed, {}
             self.ring_for(changed)
+            self._memory.note()
 
     def ring_for(self, hearings: Iterable[Hearing]) -> None:
         """Ring: tell how far these logs go.

@@ -84,7 +84,7 @@ class KeptKernel:
         try:
             # Nobody else reaps it, so these are its own although it may have ended.
             self.started = start_time(self.pid) or ""
-            self._watch_process(child_process(self.pid, self.started))
+            self._watch_process(child_process(self.pid, self.started, reaping=True))
         except BaseException:  # no descriptors are left
             self.abandon()
             raise

@@ -20,22 +20,33 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..protocol import records
 from ..protocol.messages import Buffer
 from ..protocol.records import DamagedLog, Record
+from .log_files import (
+    FIRST_BYTES,
+    SEGMENT_BYTES,
+    SPARE,
+    SUFFIX,
+    Place,
+    Segment,
+    Tip,
+    allocate,
+    blank,
+    end_of,
+    records_of,
+    segments_in,
+    write_all,
+)
+from .log_room import LogRoom
 
 __all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Place", "Tip"]
 
 logger = logging.getLogger(__name__)
-
-FIRST_BYTES: Final = 2**15
-SEGMENT_BYTES: Final = 2**22
-"""A log's files grow from the first size to the second, each four times as large as the one before:
-thousands of silent kernels take little. A message that is larger has a file of its own size."""
 
 WRITTEN_TOGETHER: Final = 1020
 """How many buffers one system call may write [writev(2), IOV_MAX]."""
@@ -45,74 +56,6 @@ UNWRITTEN_BYTES: Final = 2**18
 
 QUIET_SECONDS: Final = 60.0
 """How many seconds pass at the least between two warnings about one log that cannot be written."""
-
-SUFFIX: Final = ".log"
-_SPARE: Final = "spare"
-
-
-class Place(NamedTuple):
-    """A place in a log: the next number to read, and the bytes of all frames before it."""
-
-    cursor: int
-    offset: int
-
-
-class Tip(NamedTuple):
-    """Where the next record will be: the first number of its segment, and the byte in that file."""
-
-    segment: int
-    position: int
-
-
-class LogRoom:
-    """The bounds on all logs of a keeper.
-
-    ``each`` is in bytes of one log, ``together`` in bytes of all, ``age`` in seconds.
-    """
-
-    def __init__(self, each: int, together: int, age: float) -> None:
-        self.each = each
-        self.together = together
-        self.age = age
-        self.used = 0
-        self._logs: set[LogWriter] = set()
-
-    def add(self, log: LogWriter) -> None:
-        """Count a log from now on."""
-        self._logs.add(log)
-        self.used += log.bytes
-
-    def remove(self, log: LogWriter) -> None:
-        """Count a log no more."""
-        self._logs.discard(log)
-        self.used -= log.bytes
-
-    def grow(self, size: int) -> None:
-        """Note that a log has grown by ``size`` bytes; the largest logs shrink until all fit."""
-        self.used += size
-        while self.used > self.together:
-            largest = max(self._logs, key=lambda log: log.droppable, default=None)
-            if largest is None or not largest.droppable:
-                return
-            largest.drop_first()
-
-    def expire(self) -> None:
-        """Drop messages that have become too old, also of kernels that are silent."""
-        for log in tuple(self._logs):
-            log.expire(time.time() - self.age)
-
-
-class _Segment:
-    """One file of a log: records that follow each other."""
-
-    __slots__ = ("begun_at", "bytes", "path", "room", "start", "written_at")
-
-    def __init__(self, start: Place, path: Path, room: int) -> None:
-        self.start = start
-        self.path = path
-        self.room = room  # the bytes that the file may have, its head included
-        self.bytes = records.HEAD_BYTES
-        self.begun_at = self.written_at = time.time()
 
 
 class LogWriter:
@@ -130,8 +73,8 @@ class LogWriter:
         self.epoch = epoch or secrets.token_hex(8)
         self.bytes = 0
         self.lost_messages = 0
-        self._segments: deque[_Segment] = deque()
-        self._descriptor = -1  # of the last segment
+        self._segments: deque[Segment] = deque()
+        self._descriptor = -1  # of the last segment; -1 while its file is let go
         self._spare = 0  # the bytes of the spare file; 0 if there is none
         # The place of the next message. Two integers: to make a Place for each message takes time.
         self._number, self._offset = 1, 0
@@ -252,7 +195,7 @@ class LogWriter:
         last = self._segments[-1]
         try:
             for start in range(0, len(pending), WRITTEN_TOGETHER):
-                _write_all(self._descriptor, pending[start : start + WRITTEN_TOGETHER])
+                write_all(self._writable(), pending[start : start + WRITTEN_TOGETHER])
         except OSError as error:  # a disk fails, or is full on a file system that cannot allocate
             # All of them are lost, even those written before the error: which ones is not known.
             self._give_up(last, error)
@@ -281,11 +224,11 @@ class LogWriter:
         self.flush()
         return self._fits(taken) or self._roll(Place(number, offset), taken)
 
-    def _give_up(self, segment: _Segment, error: OSError) -> None:
+    def _give_up(self, segment: Segment, error: OSError) -> None:
         """Cut a file back to its last whole record: the last write may have ended in the middle."""
         self._warn(error)
         with contextlib.suppress(OSError):
-            os.ftruncate(self._descriptor, segment.bytes)
+            os.truncate(segment.path, segment.bytes)
         segment.room = segment.bytes  # the next message takes another file
 
     def _lose(self, messages: int) -> None:
@@ -318,7 +261,7 @@ class LogWriter:
             self._hold_spare()
         return True
 
-    def _new_segment(self, start: Place, taken: int) -> _Segment:
+    def _new_segment(self, start: Place, taken: int) -> Segment:
         """A new segment with room for a record of ``taken`` bytes. Raises `OSError`."""
         path = self.directory / f"{start.cursor:020}{SUFFIX}"
         wanted = max(self._next_room, records.HEAD_BYTES + taken)
@@ -330,7 +273,7 @@ class LogWriter:
                 raise
             self._recycles = True
             room = self._recycle(path, records.HEAD_BYTES + taken, error)
-        return _Segment(start, path, room)
+        return Segment(start, path, room)
 
     @property
     def _next_room(self) -> int:
@@ -348,7 +291,7 @@ class LogWriter:
         if self._spare >= least:
             room, self._spare = self._spare, 0
             with contextlib.suppress(OSError):  # somebody has removed the spare
-                (self.directory / _SPARE).rename(path)
+                (self.directory / SPARE).rename(path)
                 return room
         # Not the newest file, which holds the messages that readers need next.
         while len(self._segments) > 1:
@@ -364,7 +307,7 @@ class LogWriter:
         else:
             raise error
         try:
-            _blank(path, oldest.room)
+            blank(path, oldest.room)
         except OSError:
             path.unlink(missing_ok=True)
             raise
@@ -379,7 +322,7 @@ class LogWriter:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, flags, 0o600)
         try:
-            _allocate(descriptor, room)
+            allocate(descriptor, room)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -387,19 +330,20 @@ class LogWriter:
             os.close(descriptor)
         return room
 
-    def _open(self, segment: _Segment) -> None:
+    def _open(self, segment: Segment) -> None:
         """Write a segment's head, and records to its file from now on. Raises `OSError`.
 
         A reader may find the file before its head is written. It takes the file for no segment, and
         no bell has told of messages in it yet.
         """
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(segment.path, flags)
+        descriptor = self._room.open(self, segment.path)
         try:
             head = records.pack_head(self.epoch, self.kernel_id, *segment.start)
-            _write_all(descriptor, [head])
+            write_all(descriptor, [head])
         except BaseException:
             os.close(descriptor)
+            if self._descriptor == -1:
+                self._room.closed(self)
             raise
         last = self._segments[-1] if self._segments else None
         if last is not None and last.start.cursor == segment.start.cursor:
@@ -408,25 +352,26 @@ class LogWriter:
             self._segments.pop()
             self.bytes -= last.bytes
             self._room.grow(-last.bytes)
-        elif self._descriptor != -1 and last is not None:
+        elif last is not None:
             self._give_back(last)
-        self._close_descriptor()
-        self._descriptor = descriptor
+        before, self._descriptor = self._descriptor, descriptor
+        if before != -1:
+            os.close(before)
         self._segments.append(segment)
         self.bytes += segment.bytes
         self._room.grow(segment.bytes)
 
-    def _give_back(self, last: _Segment) -> None:
+    def _give_back(self, last: Segment) -> None:
         """Give back the blocks of a segment that it does not use."""
         if last.room > last.bytes:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, last.bytes)
+                os.truncate(last.path, last.bytes)
                 last.room = last.bytes
 
     def _hold_spare(self) -> None:
         """Have the spare file, for when the disk is full. Raises `OSError`."""
         if not self._spare:
-            self._spare = self._make(self.directory / _SPARE, FIRST_BYTES)
+            self._spare = self._make(self.directory / SPARE, FIRST_BYTES)
 
     def _shrink(self) -> None:
         """Drop the oldest segment while the others fill the log's bound, or all pass it by far."""
@@ -467,7 +412,7 @@ class LogWriter:
         Files that are no segments of this log are removed, with a line in the keeper's own log.
         The keeper before has ended: one keeper at a time has the state directory. Raises `OSError`.
         """
-        found = sorted(_segments_in(self.directory, self.kernel_id))
+        found = sorted(segments_in(self.directory, self.kernel_id))
         if not found:
             return
         self.epoch = found[-1][2]  # the newest segment tells which log it is
@@ -476,24 +421,24 @@ class LogWriter:
                 path.unlink(missing_ok=True)
                 continue
             status = path.stat()
-            segment = _Segment(start, path, status.st_size)
+            segment = Segment(start, path, status.st_size)
             segment.bytes, segment.written_at = status.st_size, status.st_mtime
             self._segments.append(segment)
         last = self._segments[-1]
-        last.bytes, self._written, last.begun_at = _end_of(last.path, last.start)
+        last.bytes, self._written, last.begun_at = end_of(last.path, last.start)
         self._number, self._offset = self._written
-        self._descriptor = os.open(last.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._descriptor = self._room.open(self, last.path)
         # Bytes behind the last whole record are those of one that was cut short when the keeper was
         # killed, or older. No reader may take them for a record when new ones lie before them.
         os.ftruncate(self._descriptor, last.bytes)
         try:
-            _allocate(self._descriptor, last.room)
+            allocate(self._descriptor, last.room)
         except OSError:
             last.room = last.bytes
         os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         self.bytes = sum(segment.bytes for segment in self._segments)
         self._room.grow(self.bytes)
-        spare = self.directory / _SPARE
+        spare = self.directory / SPARE
         if spare.exists():
             self._spare = spare.stat().st_size
 
@@ -502,7 +447,7 @@ class LogWriter:
         self.flush()
         for segment in [*self._segments][-2:]:
             with contextlib.suppress(OSError, DamagedLog):
-                yield from _records_of(segment.path, segment.start)
+                yield from records_of(segment.path, segment.start)
 
     def close(self) -> None:
         """Write the messages that wait, and close; the files stay."""
@@ -521,106 +466,20 @@ class LogWriter:
         with contextlib.suppress(OSError):  # it was never made, or a file in it cannot be removed
             self.directory.rmdir()
 
-    def _close_descriptor(self) -> None:
+    def let_go(self) -> None:
+        """Close the file, which is opened again by the next `flush` that has messages."""
         if self._descriptor != -1:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _writable(self) -> int:
+        """The descriptor of the newest file, opened again if it was let go. Raises `OSError`."""
+        if self._descriptor == -1:
+            last = self._segments[-1]
+            self._descriptor = self._room.open(self, last.path)
+            os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
+        return self._descriptor
 
-def _segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path, str]]:
-    """The segments in a directory: the first place, path and epoch of each. Other files go."""
-    for path in directory.glob("*"):
-        if path.name == _SPARE:
-            continue
-        try:
-            with path.open("rb") as file:
-                head = records.read_head(file.read(records.HEAD_BYTES), kernel_id)
-            if path.name != f"{head.number:020}{SUFFIX}":
-                raise DamagedLog("its name is not that of its first message")
-        except records.OtherFormat as error:
-            logger.error("%s is not used: %s", path, error)
-        except (OSError, DamagedLog) as error:
-            logger.error("%s is removed: %s", path, error)
-            with contextlib.suppress(OSError):
-                path.unlink()
-        else:
-            yield Place(head.number, head.offset), path, head.epoch
-
-
-def _end_of(path: Path, start: Place) -> tuple[int, Place, float]:
-    """Where the last whole record of a segment ends, in its file and in the log.
-
-    The third value is the time of the oldest record, in seconds since the epoch. Raises `OSError`.
-    """
-    position, place, begun_at = records.HEAD_BYTES, start, time.time()
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data, data_at = b"", 0
-        while True:
-            if not data_at <= position <= data_at + len(data) - records.FRAME_AT:
-                data, data_at = os.pread(descriptor, SEGMENT_BYTES, position), position
-            record = records.next_record(data, position - data_at, place.cursor)
-            if record is None:
-                break
-            behind = position + records.FRAME_AT + record.size
-            end = position + record.whole
-            records.owner_of(record, os.pread(descriptor, end - behind, behind))
-            begun_at = min(begun_at, record.time)
-            position, place = end, Place(record.number + 1, record.offset + record.size)
-    except DamagedLog:  # the last record was cut short, when its keeper was killed
-        pass
-    finally:
-        os.close(descriptor)
-    return position, place, begun_at
-
-
-def _records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, bytes]]:
-    """The records of a segment, with their owners and frames.
-
-    Raises `OSError`, and `DamagedLog` at a record that was not written to its end.
-    """
-    position, number = records.HEAD_BYTES, start.cursor
-    with path.open("rb") as file:
-        while True:
-            file.seek(position)
-            head = file.read(records.FRAME_AT)
-            record = records.next_record(head, 0, number)
-            if record is None or record.whole > os.fstat(file.fileno()).st_size - position:
-                return
-            frame = file.read(record.size)
-            tail = file.read(record.whole - records.FRAME_AT - record.size)
-            yield record, records.owner_of(record, tail), frame
-            position, number = position + record.whole, record.number + 1
-
-
-def _allocate(descriptor: int, room: int) -> None:
-    """Allocate a file's blocks, if the platform and the file system can. Raises `OSError`."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, room)
-        except OSError as error:  # these two numbers mean that the file system cannot
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-
-
-def _blank(path: Path, room: int) -> None:
-    """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        _write_all(descriptor, [bytes(room)])
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
-    """Write all buffers, in as many calls as that needs. Raises `OSError`."""
-    left = sum(map(len, buffers)) - os.writev(descriptor, buffers)
-    if not left:
-        return
-    # One call writes 2 GiB at most, and less if the disk becomes full: the next call then raises.
-    data = memoryview(b"".join(buffers))[-left:]
-    while data:
-        written = os.write(descriptor, data)
-        if not written:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        data = data[written:]
+    def _close_descriptor(self) -> None:
+        self.let_go()
+        self._room.closed(self)

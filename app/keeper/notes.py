@@ -1,15 +1,20 @@
-"""The keeper's notes of its processes, on disk: if it is killed, the next keeper reads them."""
+"""The keeper's notes of its processes, on disk: if it is killed, the next keeper reads them.
+
+Each line of the file is a note, and the last one of a kernel counts. So a launch costs the same
+however many kernels there are; now and then the file is written anew.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["LAUNCHING", "Note", "Notes"]
+import msgspec
+
+__all__ = ["GONE", "LAUNCHING", "Note", "Notes"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,34 +32,68 @@ The next keeper knows by this note that it may be there, and finds it by its out
 """
 
 
+GONE: Final = -1
+"""Stands in place of a process id: nobody wants to know of the kernel any more."""
+
+SPARE_LINES: Final = 64
+"""How many more lines than twice the kernels the file may have."""
+
+
 class Notes:
     """The file ``kept`` (0600) in the directory whose descriptor is given."""
 
     def __init__(self, directory: int) -> None:
         self._directory = directory
         self._failed = False
+        self._lines = self._most = 0  # lines in the file, and how many there may be
 
     def read(self) -> list[Note]:
-        """The notes that were written last; empty if there are none, or they cannot be read."""
+        """The notes that were written last; those that cannot be read are left out."""
         try:
-            with open(self._open(FILE, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
-                rows = json.loads(file.read(MAX_BYTES))
-            return [
-                (str(kernel_id), int(pid), str(started), str(output))
-                for kernel_id, pid, started, output in rows
-            ]
+            with open(self._open(FILE, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                lines = file.read(MAX_BYTES).splitlines() or [b""]
         except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            return []
+        except OSError as error:
             logger.warning("what the keeper before this one had is not known: %r", error)
-        return []
+            return []
+        notes: dict[str, Note] = {}
+        for line in lines:
+            try:
+                rows = _rows(line)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                # The last one may be cut short: its keeper was killed, or the disk was full.
+                logger.warning("what the keeper before this one had is not all known: %r", error)
+                continue
+            for note in rows:
+                notes.pop(note[0], None)
+                if note[1] != GONE:
+                    notes[note[0]] = note
+        return [*notes.values()]
+
+    def add(self, note: Note) -> bool:
+        """Write one more note; False if all are to be written anew (`write`) instead."""
+        if self._lines >= self._most:
+            return False
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+            with open(self._open(FILE, flags), "ab", buffering=0) as file:
+                line = msgspec.json.encode(note) + b"\n"
+                if file.write(line) != len(line):  # the disk is full
+                    self._lines = self._most
+        except OSError:
+            self._lines = self._most
+        self._lines += 1
+        return self._lines <= self._most
 
     def write(self, notes: Iterable[Note]) -> None:
         """Write all notes anew. A failure is logged once; the next call tries again."""
         rows = list(notes)
+        self._lines = self._most = 0
         try:
             if rows:
                 self._write(rows)
+                self._lines, self._most = len(rows), 2 * len(rows) + SPARE_LINES
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(FILE, dir_fd=self._directory)
@@ -68,9 +107,16 @@ class Notes:
         # A keeper that is killed here leaves the old notes whole: rename(2) is atomic.
         new = f"{FILE}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(self._open(new, flags), "w", encoding="utf-8") as file:
-            json.dump(rows, file)
+        with open(self._open(new, flags), "wb") as file:
+            file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
         os.rename(new, FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _open(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+
+
+def _rows(line: bytes) -> list[Note]:
+    """The notes of a line. Raises `msgspec.MsgspecError`."""
+    if line.startswith(b"[["):  # earlier versions had all in one line
+        return msgspec.json.decode(line, type=list[Note])
+    return [msgspec.json.decode(line, type=Note)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -23,10 +22,9 @@ from ..protocol.link import Bell
 from ..protocol.messages import ClientMessage
 from .hearing import Hearing
 from .hearings import Hearings
+from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
-from .notes import LAUNCHING, Note, Notes
-from .output import ProcessOutput, pipe_of
-from .processes import Process, ended_child, leader_that_writes, open_process, start_time
+from .processes import Process, open_process, start_time
 from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 
@@ -63,17 +61,13 @@ class Service:
     def __init__(self, listener: socket.socket, directory: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._notes = Notes(directory)
-        self._left = self._notes.read()  # by a keeper that was killed
-        self._kernels: dict[str, KeptKernel] = {}
-        self._dying: set[KeptKernel] = set()  # killed and forgotten, but not yet gone
+        self._kernels = KeptKernels(directory, self._on_exit, self._end_if_unused)
         self._connections: set[ServerLink] = set()
         self._servers: set[ServerLink] = set()  # those that have said what they are
         self._tasks: set[asyncio.Task[object]] = set()
         self._hearings = Hearings(self._ring, self._on_malformed)
         self._late_bells: asyncio.TimerHandle | None = None
         self._malformed: dict[str, int] = {}
-        self._output_bytes = 0
         self._orphan_timeout = 0.0
         self._server: Process | None = None  # that with which the kernels end
         self._own: list[str] = []
@@ -115,10 +109,7 @@ class Service:
             task.cancel()
         for server in self._connections:
             server.close()
-        for kernel in (*self._kernels.values(), *self._dying):
-            kernel.close()
-        self._kernels.clear()
-        self._dying.clear()
+        self._kernels.close()
         self._end_watch()
         if self._late_bells is not None:
             self._late_bells.cancel()
@@ -210,14 +201,14 @@ class Service:
         if self._server is not None:  # it comes back, or its end is seen
             self._end_if_unused()
             return
-        if self._kernels or self._hearings.any_connected:
+        if self._kernels.any_wanted or self._hearings.any_connected:
             logger.info("no server is left; kernels are kept for %g s", self._orphan_timeout)
             self._timer = self._loop.call_later(self._orphan_timeout, self._stop_orphans)
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
         """End when nobody will ask for anything any more, not even for how a kernel ended."""
-        needed = self._servers or self._kernels or self._dying or self._hearings.any_connected
+        needed = self._servers or self._kernels or self._hearings.any_connected
         if self._used and not needed:
             self.end()
 
@@ -225,7 +216,7 @@ class Service:
         """A server of another version takes over: its keeper finds the kernels by their pids."""
         logger.info("replaced by a keeper of another version; kernels go on")
         self._deafen()
-        server.write(pack({"answer": [kernel.record for kernel in self._kernels.values()]}))
+        server.write(pack({"answer": [kernel.record for kernel in self._kernels]}))
         server.close()
         server.ended.add_done_callback(lambda _: self.end())
 
@@ -267,7 +258,7 @@ class Service:
         self._stopping = True
         self._deafen()
         asked = 0
-        for kernel in self._kernels.values():
+        for kernel in self._kernels:
             hearing = self._hearings.get(kernel.kernel_id)
             if hearing is not None and hearing.connected and kernel.running:
                 header, parts = make_parts("shutdown_request", {"restart": False}, hearing.session)
@@ -278,40 +269,22 @@ class Service:
         self._end_if_alone()
 
     def _terminate_orphans(self) -> None:
-        self._signal_all(signal.SIGTERM)
+        self._kernels.signal_all(signal.SIGTERM)
         self._timer = self._loop.call_later(TERMINATE_SECONDS, self._kill_orphans)
 
     def _kill_orphans(self) -> None:
-        self._signal_all(signal.SIGKILL)
+        self._kernels.signal_all(signal.SIGKILL)
         self._timer = self._loop.call_later(TERMINATE_SECONDS, self.end)
 
-    def _signal_all(self, number: int) -> None:
-        for kernel in self._kernels.values():
-            try:
-                kernel.signal(number)
-            except OSError:
-                continue
-
     def reap(self) -> None:
-        """Children have ended: kernels, what they left running, and what `run` has started."""
-        while (pid := ended_child()) is not None:
-            for kernel in (*self._kernels.values(), *self._dying):
-                if kernel.pid == pid and kernel.running:
-                    kernel.end()
-                    break
-            else:
-                os.waitpid(pid, 0)
+        """Children have ended."""
+        self._kernels.reap()
 
     def _end_if_alone(self) -> None:
-        if not any(kernel.running for kernel in self._kernels.values()):
+        if not self._kernels.any_running:
             self.end()
 
     def _on_exit(self, kernel: KeptKernel) -> None:
-        if kernel in self._dying:  # nobody wants to know
-            self._dying.discard(kernel)
-            kernel.close()
-            self._end_if_unused()
-            return
         event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
         for server in self._servers:
             server.write(pack(event | {"pid": kernel.pid}))
@@ -352,19 +325,10 @@ class Service:
         room = self._hearings.room
         room.each, room.together = int(fields["log_bytes"]), int(fields["log_total_bytes"])
         room.age = float(fields["log_age"])
-        self._output_bytes = int(fields["output_bytes"])
+        self._kernels.output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
-        answer = [kernel.record for kernel in self._kernels.values()]
-        # A server tells of those that it knows, and ends those that nobody does.
-        left, self._left = self._left, []
-        for note in left:
-            try:
-                self._take_over(note)
-            except OSError as error:  # no descriptors are left, for one
-                logger.error("kernel %s cannot be watched: %s", note[0], error)
-                self._left.append(note)
-            except ValueError as error:  # no keeper wrote that
-                logger.error("a note of %s is of no use: %s", note[0], error)
+        answer = [kernel.record for kernel in self._kernels]
+        self._kernels.take_over()
         if "server" in fields:
             try:
                 self._watch(fields["server"])
@@ -372,38 +336,18 @@ class Service:
                 logger.error("the server's process cannot be watched: %s", error)
         return {"answer": {"kept": answer, "heard": self._hearings.ids}}
 
-    def _take_over(self, note: Note) -> None:
-        """Have a process that a keeper before this one noted. Raises `OSError`."""
-        kernel_id, pid, started, output = note
-        if pid == LAUNCHING:
-            pid, started = leader_that_writes(pipe_of(Path(output))) or (0, "")
-        kernel = self._new_kernel(kernel_id, output)
-        if kernel_id not in self._kernels and kernel.adopt(pid, started):
-            self._put(kernel)
-
     def _on_kept(self, _fields: Fields) -> Answer:
-        return {"answer": [kernel.record for kernel in self._kernels.values()]}
+        return {"answer": [kernel.record for kernel in self._kernels]}
 
     def _on_launch(self, fields: Fields) -> Answer:
-        kernel_id, command = str(fields["kernel_id"]), fields["command"]
-        before = self._present(kernel_id)
-        if before is not None and before.running:
-            raise ValueError(f"kernel {kernel_id} runs")
-        if not command:
-            raise ValueError("there is no command to execute")
-        kernel = self._new_kernel(kernel_id, fields["output"], fields["launch"])
-        # For a keeper after this one, if this one is killed before it can note the process.
-        self._note((kernel_id, LAUNCHING, "", kernel.output))
-        try:
-            kernel.launch(command, fields["env"], fields["cwd"])
-        except BaseException:
-            self._note()
-            raise
-        try:
-            self._put(kernel)
-        except BaseException:
-            kernel.abandon()
-            raise
+        kernel = self._kernels.launch(
+            str(fields["kernel_id"]),
+            fields["command"],
+            fields["env"],
+            fields["cwd"],
+            output=fields["output"],
+            launched_by=fields["launch"],
+        )
         return {"answer": kernel.record}
 
     def _on_run(self, fields: Fields) -> Answer:
@@ -422,46 +366,8 @@ class Service:
 
     def _on_adopt(self, fields: Fields) -> Answer:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
-        kernel = self._present(kernel_id)
-        if kernel is None or (kernel.pid, kernel.started) != (pid, started):
-            if kernel is not None and kernel.running:
-                raise ValueError(f"kernel {kernel_id} has another process")
-            kernel = self._new_kernel(kernel_id, fields["output"])
-            if not kernel.adopt(pid, started):
-                return {"answer": None}
-            self._put(kernel)
-        return {"answer": kernel.record}
-
-    def _put(self, kernel: KeptKernel) -> None:
-        """In place of the process that the kernel had before."""
-        before = self._kernels.get(kernel.kernel_id)
-        if before is not None:
-            before.close()
-        self._kernels[kernel.kernel_id] = kernel
-        self._note()
-
-    def _present(self, kernel_id: str) -> KeptKernel | None:
-        """What there is of a kernel; that its process has ended may not have been seen yet."""
-        kernel = self._kernels.get(kernel_id)
-        if kernel is not None:
-            kernel.look()
-        return kernel
-
-    def _note(self, *more: Note) -> None:
-        rows = [
-            (kernel.kernel_id, kernel.pid, kernel.started, kernel.output)
-            for kernel in self._kernels.values()
-            if kernel.running
-        ]
-        self._notes.write([*rows, *self._left, *more])
-
-    def _new_kernel(self, kernel_id: str, output: str, launched_by: str = "") -> KeptKernel:
-        return KeptKernel(
-            kernel_id,
-            ProcessOutput(Path(output), self._output_bytes),
-            self._on_exit,
-            launched_by,
-        )
+        kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"])
+        return {"answer": None if kernel is None else kernel.record}
 
     # What kernels say, and are asked
 
@@ -559,7 +465,7 @@ class Service:
         What a keeper before this one had launched may be from that request as well: a kernel has
         one process at a time, and whoever asks for this knows of none.
         """
-        kernel = self._present(fields["kernel_id"])
+        kernel = self._kernels.present(fields["kernel_id"])
         if kernel is None:
             return {"answer": False}
         if "pid" in fields:
@@ -568,14 +474,7 @@ class Service:
             is_it = kernel.launched_by in ("", fields["launch"])
         if not is_it:
             return {"answer": False}
-        del self._kernels[kernel.kernel_id]
         self._hearings.disconnect(kernel.kernel_id)
-        if kernel.running:
-            self._dying.add(kernel)
-            with contextlib.suppress(ProcessLookupError):
-                kernel.signal(signal.SIGKILL)
-        else:
-            kernel.close()
-        self._note()
+        self._kernels.forget(kernel)
         self._end_if_unused()
         return {"answer": True}

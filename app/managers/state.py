@@ -57,6 +57,8 @@ class KernelState:
         # Counts the changes of the kernel's REST model, here and in its traffic: the model is
         # serialised anew when this has moved.
         self.changes = 0
+        # Up to which change the registry knows the kernel's state and last activity.
+        self.noted = -1
         self._untracked = untracked
         self._busy_subshells: set[str] = set()
 

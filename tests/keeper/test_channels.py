@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import zmq
 
 from app.keeper.channels import BYTES_PER_TURN, Channels
 from app.keeper.turns import Turns
-from app.protocol.messages import MalformedMessage, Message
+from app.protocol.messages import ClientMessage, Header, MalformedMessage, Message
 from app.protocol.signing import Signer
 from tests.support.processes import eventually
 
@@ -27,6 +28,7 @@ class Listener:
     def __init__(self) -> None:
         self.heard: list[tuple[str, int]] = []  # ids, and how many buffers
         self.malformed = 0
+        self.writable = 0
 
     def on_message(self, message: Message) -> None:
         self.heard.append((message.header.msg_id, message.buffer_count))
@@ -35,7 +37,7 @@ class Listener:
         self.malformed += 1
 
     def on_writable(self) -> None:
-        pass
+        self.writable += 1
 
 
 def frames(msg_id: str, *buffers: bytes, content: bytes = b'{"a":1}') -> list[bytes]:
@@ -106,6 +108,93 @@ async def test_what_comes_behind_large_messages_that_are_replaced_is_heard(
         iopub.close()
 
     assert len(listener.heard) == 40
+
+
+def request(channel: str, msg_id: str) -> ClientMessage:
+    raw = b'{"msg_id":"%b","msg_type":"execute_request","session":"s"}' % msg_id.encode()
+    header = Header(msg_id, "execute_request", "s")
+    return ClientMessage(channel, header, [raw, b"{}", b"{}", b"{}"])
+
+
+async def arrives(socket: zmq.Socket[bytes]) -> list[bytes]:
+    await eventually(lambda: bool(socket.poll(0)))
+    return socket.recv_multipart()
+
+
+async def test_a_request_waits_until_the_kernel_can_ask_for_input(
+    context: zmq.Context[Any], tmp_path: Path
+) -> None:
+    shell, stdin = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
+    stdin.router_mandatory = True  # to send to a peer that is not there raises
+    shell.bind(f"ipc://{tmp_path}/k-1")
+    listener = Listener()
+    channels = Channels(context, connection_info(tmp_path), listener, Turns(), IDENTITY)
+    try:
+        assert channels.stdin_connected, "nobody may ask for input yet"
+        assert channels.send(request("shell", "ours"))
+        assert DELIMITER in await arrives(shell)
+        channels.expect_input()
+        assert not channels.send(request("shell", "code"))
+        stdin.bind(f"ipc://{tmp_path}/k-3")
+        await eventually(lambda: listener.writable == 1)
+        assert channels.stdin_connected
+        assert channels.send(request("shell", "code"))
+        await arrives(shell)
+        stdin.send_multipart([IDENTITY, *frames("prompt")])
+        await eventually(lambda: listener.heard == [("prompt", 0)])
+        channels.expect_input()  # it is connected, so nothing waits
+        assert channels.send(request("shell", "more"))
+    finally:
+        channels.close()
+        shell.close()
+        stdin.close()
+
+
+async def test_a_kernel_without_stdin_gets_its_requests_a_little_later(
+    context: zmq.Context[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.keeper.channels.STDIN_SECONDS", 0.05)
+    shell = context.socket(zmq.ROUTER)
+    shell.bind(f"ipc://{tmp_path}/k-1")
+    listener = Listener()
+    channels = Channels(context, connection_info(tmp_path), listener, Turns(), IDENTITY)
+    try:
+        channels.expect_input()
+        assert not channels.send(request("shell", "code"))
+        await eventually(lambda: listener.writable == 1)
+        # An answer to a prompt that never was waits, and holds up nothing else.
+        assert not channels.send(request("stdin", "answer"))
+        assert channels.send(request("shell", "code"))
+        assert DELIMITER in await arrives(shell)
+    finally:
+        channels.close()
+        shell.close()
+
+
+async def test_requests_wait_for_a_socket_that_cannot_be_opened_now(
+    context: zmq.Context[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.keeper.channels.AGAIN_SECONDS", 0.05)
+    control = context.socket(zmq.ROUTER)
+    control.bind(f"ipc://{tmp_path}/k-2")
+    listener = Listener()
+    channels = Channels(context, connection_info(tmp_path), listener, Turns(), IDENTITY)
+    connected = channels._connect
+
+    def no_descriptors(socket: zmq.Socket[bytes], channel: str) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(channels, "_connect", no_descriptors)
+    try:
+        assert not channels.send(request("control", "stop"))
+        assert not channels.send(request("control", "stop"))
+        monkeypatch.setattr(channels, "_connect", connected)
+        await eventually(lambda: listener.writable == 1)
+        assert channels.send(request("control", "stop"))
+        assert DELIMITER in await arrives(control)
+    finally:
+        channels.close()
+        control.close()
 
 
 def connection_info(folder: Path) -> dict[str, str]:

@@ -34,6 +34,7 @@ class Sockets:
         self.takes = True
         self.unread = False
         self.closed = False
+        self.expects_input = 0
         self.arriving: list[Message] = []
         self.logged_before: list[list[str]] = []
         self._hearing = hearing
@@ -43,6 +44,9 @@ class Sockets:
             self.sent.append(message.header.msg_id)
             self.logged_before.append([row[0] for row in self._hearing.rows() if row[3]])
         return self.takes
+
+    def expect_input(self) -> None:
+        self.expects_input += 1
 
     def has_unread(self, channel: str) -> bool:
         return self.unread
@@ -73,8 +77,11 @@ class Ear(Hearing):
 
         super().__init__(1, "k", OURS, writer, on_change, lambda *told: self.malformed.append(told))
 
-    def _open(self, context: Any, info: ConnectionInfo, turns: Any) -> None:
+    def _open(
+        self, context: Any, info: ConnectionInfo, turns: Any, *, everything: bool = False
+    ) -> None:
         self.sockets = Sockets(self)
+        self.opened_everything = everything
         self._channels = cast(Channels, self.sockets)
 
     def launched(self) -> None:
@@ -360,3 +367,17 @@ async def test_a_log_goes_on_for_the_next_process(ear: Ear) -> None:
     assert ear.said()[-2:] == [("status", None), ("stream", NOBODY)]
     ear.remove()
     assert not ear.writer.directory.exists()
+
+
+async def test_stdin_is_for_what_clients_run(ear: Ear) -> None:
+    assert not ear.opened_everything
+    ear.found()
+    assert not ear.opened_everything, "nothing was asked of it"
+    ask(ear, "probe", "kernel_info_request", session=OURS)
+    ask(ear, "stop", "shutdown_request", channel="control")
+    assert ear.sockets.expects_input == 0
+    ask(ear, "code")
+    assert ear.sockets.expects_input == 1
+    # A process that another keeper has heard may be asking for input now.
+    ear.found()
+    assert ear.opened_everything

@@ -1,7 +1,7 @@
 """The keeper: processes that outlive the server, how they end, and the keeper's own life.
 
-These are the tests of `app.keeper.__main__`, `app.keeper.kernels`, `app.keeper.main` and
-`app.keeper.service`.
+These are the tests of `app.keeper.__main__`, `app.keeper.kept_kernels`, `app.keeper.kernels`,
+`app.keeper.main` and `app.keeper.service`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import zmq
 from jupyter_client.connect import write_connection_file
 
 from app.keeper.hearing import UNKNOWN_MESSAGES
-from app.keeper.processes import UNKNOWN_EXIT, start_time
+from app.keeper.processes import HAS_PROC, UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
 from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.log.message_log import Gap, MessageLog, Position
@@ -93,6 +93,23 @@ async def test_a_process_outlives_the_server_and_how_it_ended_is_told_to_the_nex
     assert await second.tail("k") == "told"
     await second.forget("k")
     assert await second.kept() == {}
+
+
+async def test_it_has_the_fast_event_loop_and_no_descriptor_for_a_child(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    assert keeper.pid is not None
+    kept = await launch(keeper, home, "exec sleep 1000", "k")
+    assert is_alive(kept.pid)
+    if sys.platform == "linux" and HAS_PROC:
+        process = psutil.Process(keeper.pid)
+        assert any("uvloop" in Path(each.path).parts for each in process.memory_maps())
+        directory = f"/proc/{keeper.pid}/fd"
+        links = [os.readlink(f"{directory}/{name}") for name in os.listdir(directory)]
+        assert not [link for link in links if "pidfd" in link]
+    await keeper.signal("k", signal.SIGKILL)
+    assert await ended(keeper, "k") == -signal.SIGKILL
 
 
 async def test_it_ends_with_its_last_kernel_and_server(home: Home, open_keeper: Open) -> None:

@@ -1,4 +1,7 @@
-"""The writer of a log: numbers, files and their bounds, resuming, and disks that fail."""
+"""The writer of a log: numbers, files and their bounds, resuming, and disks that fail.
+
+These are the tests of `app.keeper.log_files`, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Processes told apart from others of the same number, and their groups signalled."""
+"""Processes told apart from others of the same number, and their groups signalled.
+
+These are the tests of `app.keeper.looking` and `app.keeper.sights`, too.
+"""
 
 from __future__ import annotations
 

@@ -59,6 +59,9 @@ class _Sockets:
         self.sent.append(Sent(message))
         return True
 
+    def expect_input(self) -> None:
+        pass
+
     def has_unread(self, channel: str) -> bool:
         return False
 

@@ -67,7 +67,13 @@ class Kernel:
         self.state = KernelState(frozenset(settings.untracked_message_types))
         directory = services.files.logs / kernel_id
         self.traffic = Traffic(
-            kernel_id, self.state, directory, services.keepers, settings, services.counters
+            kernel_id,
+            self.state,
+            directory,
+            services.keepers,
+            settings,
+            services.counters,
+            services.open_files,
         )
         self._course = Course()
         self.traffic.submissions.on_end_asked = self._on_end_asked

@@ -302,9 +302,13 @@ class Launches:
         longest = LEFT_PROBE_SECONDS if was_up else PROBE_SECONDS
         reachable = loop.create_task(own.reachable())
         pause = 1.0
+        # A new process has nothing else to do. Most kernels answer at once, and the keeper opens no
+        # socket to control unless something is sent there.
+        on_control = was_up
         try:
             while True:
-                own.probe()
+                own.probe(on_control=on_control)
+                on_control = True
                 # A kernel that has answered may not have been heard on iopub: it sends no welcome,
                 # and its first status was published before the keeper's subscription reached it.
                 # Another question makes it publish another status.

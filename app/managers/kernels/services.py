@@ -12,6 +12,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...settings import Settings
 from ..errors import KernelSpecInvalid
 from ..handover.handover import Handover
+from ..log.open_files import OpenFiles
 from ..owners.ownership import NOBODYS, Ownership
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.jupyter_internals import use_spec
@@ -45,6 +46,7 @@ class KernelServices:
     keepers: Keepers
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
+    open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
     """The threads that look for left processes, in provisioners that may block; by kernel id."""
 

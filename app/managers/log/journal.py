@@ -1,7 +1,8 @@
 """The journal: the places of one kernel's clients, in a file that survives the server's process.
 
-The file is mapped into memory: a place is noted by writing a few bytes there, without a system
-call. The operating system has these bytes from then on, however the process ends.
+The file is mapped into memory while the kernel has a client: a place is noted by writing a few
+bytes there, without a system call. The operating system has these bytes from then on, however the
+process ends.
 
 Layout: a head, then the places of `PLACES` sessions. One server at a time has the file, as it holds
 the lock of the state directory: nothing is written while the next server reads. Each session has a
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import mmap
 import os
 import time
@@ -22,6 +24,8 @@ from typing import Final, Self
 from .entries import Position
 
 __all__ = ["Journal", "UnusableJournal"]
+
+logger = logging.getLogger(__name__)
 
 PLACES: Final = 256
 """How many sessions have a place; the one unchanged for longest makes room for another."""
@@ -39,11 +43,16 @@ class UnusableJournal(Exception):
 
 
 class Journal:
-    """The journal of one kernel; make it by `create` or `open`."""
+    """The journal of one kernel; make it by `create` or `open`.
+
+    It is mapped when it is needed, and until `close`. If it cannot be mapped then, that is logged
+    once, and nothing is noted.
+    """
 
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self._path = path
-        self._memory = memory
+        self._memory: mmap.mmap | None = memory
+        self._warned = False
         self._places: dict[bytes, int] = {}  # slots by session key, the longest unchanged first
 
     @classmethod
@@ -76,12 +85,8 @@ class Journal:
         Raises `UnusableJournal`.
         """
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                memory = mmap.mmap(descriptor, _FILE_BYTES)
-            finally:
-                os.close(descriptor)
-        except (OSError, ValueError) as error:
+            memory = _mapped(path)
+        except OSError as error:
             raise UnusableJournal(f"{path} cannot be read: {error}") from None
         if bytes(memory[:8]) != _MAGIC:
             raise UnusableJournal(f"{path} is no journal of this version")
@@ -93,7 +98,8 @@ class Journal:
     @property
     def epoch(self) -> str:
         """The epoch of the log whose places these are."""
-        return str(_HEAD.unpack_from(self._memory, 0)[1].decode("ascii", "replace"))
+        memory = self._map()
+        return "" if memory is None else _epoch(memory)
 
     # Places
 
@@ -106,14 +112,17 @@ class Journal:
             if index >= PLACES:
                 index = self._places.pop(next(iter(self._places)))
         self._places[key] = index
-        _PLACE.pack_into(self._memory, _PLACES_AT + index * _PLACE.size, key, *place, time.time())
+        memory = self._map()
+        if memory is not None:
+            _PLACE.pack_into(memory, _PLACES_AT + index * _PLACE.size, key, *place, time.time())
 
     def place_of(self, session: str, max_age: float) -> Position | None:
         """How far a session has come; None if unknown, or noted over ``max_age`` seconds ago."""
         index = self._places.get(_session_key(session))
-        if index is None:
+        memory = None if index is None else self._map()
+        if index is None or memory is None:
             return None
-        _, cursor, offset, when = _PLACE.unpack_from(self._memory, _PLACES_AT + index * _PLACE.size)
+        _, cursor, offset, when = _PLACE.unpack_from(memory, _PLACES_AT + index * _PLACE.size)
         return Position(cursor, offset) if time.time() - when <= max_age else None
 
     @property
@@ -122,11 +131,12 @@ class Journal:
         return max((place for _, _, place, _ in self._read_places()), default=Position(1, 0))
 
     def _read_places(self) -> list[tuple[int, bytes, Position, float]]:
-        found = []
-        for index in range(PLACES):
-            key, cursor, offset, when = _PLACE.unpack_from(
-                self._memory, _PLACES_AT + index * _PLACE.size
-            )
+        found: list[tuple[int, bytes, Position, float]] = []
+        memory = self._map()
+        for index in range(0 if memory is None else PLACES):
+            assert memory is not None
+            at = _PLACES_AT + index * _PLACE.size
+            key, cursor, offset, when = _PLACE.unpack_from(memory, at)
             if when:
                 found.append((index, key, Position(cursor, offset), when))
         return found
@@ -134,20 +144,50 @@ class Journal:
     @property
     def replaced(self) -> bool:
         """Whether the kernel's process was about to be stopped, with another one to follow."""
-        return bool(_HEAD.unpack_from(self._memory, 0)[2])
+        memory = self._map()
+        return memory is not None and bool(_HEAD.unpack_from(memory, 0)[2])
 
     @replaced.setter
     def replaced(self, value: bool) -> None:
-        _HEAD.pack_into(self._memory, 0, _MAGIC, self.epoch.encode(), value)
+        memory = self._map()
+        if memory is not None:
+            _HEAD.pack_into(memory, 0, _MAGIC, _epoch(memory).encode(), value)
 
     def close(self) -> None:
-        """Let go of the file, which stays for the next server."""
-        self._memory.close()
+        """Unmap the file, which stays for the next server, until it is needed again."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
     def remove(self) -> None:
         """Remove the file: the kernel is gone, and no client comes back to its log."""
-        self._memory.close()
+        self.close()
         self._path.unlink(missing_ok=True)
+
+    def _map(self) -> mmap.mmap | None:
+        if self._memory is None:
+            try:
+                self._memory = _mapped(self._path)
+            except OSError as error:  # no descriptors are left, or somebody has removed it
+                if not self._warned:
+                    self._warned = True
+                    logger.error("how far clients are is not noted in %s: %s", self._path, error)
+        return self._memory
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A journal's file, mapped. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(descriptor, _FILE_BYTES)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _epoch(memory: mmap.mmap) -> str:
+    return str(_HEAD.unpack_from(memory, 0)[1].decode("ascii", "replace"))
 
 
 def _session_key(session: str) -> bytes:

@@ -28,6 +28,7 @@ from ...protocol.link import Bell
 from ...protocol.messages import Message
 from ..errors import AfterBeyondEnd, StaleEpoch
 from .entries import Batch, Entry, Gap, Position
+from .open_files import OpenFiles
 from .segments import SegmentReader
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
@@ -42,7 +43,7 @@ class MessageLog:
     """The log of one kernel, which the keeper writes, and the readers that wait for it.
 
     ``directory`` is the log's own. If ``shown`` is given, readers see what it returns for each
-    message of the kernel.
+    message of the kernel. ``files`` bounds how many files are open, together with other logs.
 
     The keeper tells how far the log is written (``_written``). Readers see it up to `end`, which
     `Traffic` moves once it has drawn its conclusions: no client sees a message before the state and
@@ -50,7 +51,11 @@ class MessageLog:
     """
 
     def __init__(
-        self, directory: Path, kernel_id: str, shown: Callable[[Message], Message] | None = None
+        self,
+        directory: Path,
+        kernel_id: str,
+        shown: Callable[[Message], Message] | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
         self.directory = directory
         # Names the log: numbers of a log with another epoch mean nothing here. Until the keeper has
@@ -60,7 +65,7 @@ class MessageLog:
         self.is_cut_off = False
         """Whether the newest file cannot be opened, so that messages written to it are lost."""
         self._shown = shown
-        self._files = SegmentReader(directory, kernel_id)
+        self._files = SegmentReader(directory, kernel_id, files)
         self._first = self._end = self._written = Position(1, 0)
         self._tip = Tip(0, 0)
         self._waiting: set[asyncio.Future[None]] = set()

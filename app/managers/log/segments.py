@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import struct
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
@@ -35,6 +36,7 @@ from ...protocol.records import (
     version_of,
 )
 from .entries import Entry, Position
+from .open_files import Holder, OpenFiles
 
 __all__ = ["READERS", "SegmentReader"]
 
@@ -79,9 +81,14 @@ class _Wanted(NamedTuple):
 
 
 class SegmentReader:
-    """The files of one kernel's log. ``directory`` is the log's own."""
+    """The files of one kernel's log. ``directory`` is the log's own.
 
-    def __init__(self, directory: Path, kernel_id: str) -> None:
+    ``files`` bounds how many files are open, together with other readers.
+    """
+
+    def __init__(self, directory: Path, kernel_id: str, files: OpenFiles | None = None) -> None:
+        self._files = files or OpenFiles()
+        self._me: weakref.ref[Holder] = weakref.ref(self)
         self._directory = directory
         self._kernel_id = kernel_id
         self._starts: list[int] = []
@@ -282,24 +289,29 @@ class SegmentReader:
             return self._held
         self.close()
         try:
-            self._open = self._opened(start)
+            self._open = self._opened(start, held=False)
         except (OSError, DamagedLog) as error:
             self._note(start, error)
             return None
         return self._open
 
-    def _opened(self, start: int) -> _Open:
-        """Open a segment's file. Raises `OSError`, and `DamagedLog`."""
+    def _opened(self, start: int, *, held: bool) -> _Open:
+        """Open a segment's file; one that is ``held`` stays open.
+
+        Raises `OSError`, and `DamagedLog`.
+        """
         path = self._directory / f"{start:020}{SUFFIX}"
         # O_NONBLOCK: if somebody has put a named pipe there, opening it must not wait.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags) if held else self._files.open(self._me, path, flags)
         try:
             data = _pread(descriptor, HEAD_BYTES, 0)
             if records.read_head(data, self._kernel_id, READERS).number != start:
                 raise DamagedLog("it has the messages of another segment")
         except BaseException:
             os.close(descriptor)
+            if not held:
+                self._files.closed(self._me)
             raise
         return _Open(start, descriptor, data)
 
@@ -318,7 +330,7 @@ class SegmentReader:
         # The keeper removes the file only when it is asked to, after this: an open file can be read
         # although its name is gone.
         with contextlib.suppress(OSError, DamagedLog):
-            self._held = self._opened(self.newest)
+            self._held = self._opened(self.newest, held=True)
         self._look()
 
     def __del__(self) -> None:
@@ -347,6 +359,7 @@ class SegmentReader:
         if self._open.descriptor != -1:
             os.close(self._open.descriptor)
             self._open = _Open(0, -1, b"")
+            self._files.closed(self._me)
 
     # Marks
 

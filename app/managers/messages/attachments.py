@@ -43,18 +43,19 @@ class Attachments:
         self._state = state
         self._buffers = settings.buffer_offline_messages
         self._session_seconds = max(SESSION_SECONDS, settings.log_age)
-        self._attached: dict[str, Reader] = {}
+        self.attached: dict[str, Reader] = {}
+        """The readers of the sessions that have a connection. Only this class changes it."""
         self._departed: dict[str, tuple[Position, float]] = {}  # and since when
         # The place that the journal has of each attached session, and since when (monotonic).
         self._noted: dict[str, tuple[Position, float]] = {}
 
     def __len__(self) -> int:
         """The number of open connections."""
-        return len(self._attached)
+        return len(self.attached)
 
     def __contains__(self, session: str) -> bool:
         """Whether this session has an open connection."""
-        return session in self._attached
+        return session in self.attached
 
     def attach(self, session: str, start: Position | None = None) -> Reader:
         """A reader for a new connection of a session.
@@ -72,14 +73,14 @@ class Attachments:
             left_at = journal.place_of(session, self._session_seconds)
         # A client can come back before its broken connection is noticed: both are there for a
         # moment. The older one's `detach` comes later, and must not remove the newer (see there).
-        older = self._attached.pop(session, None)
+        older = self.attached.pop(session, None)
         if older is not None:
             left_at = older.arrived
             older.replaced = True
             self._log.wake()
         start = start or left_at
         self._state.changes += 1
-        reader = self._attached[session] = Reader(self._log, session, start)
+        reader = self.attached[session] = Reader(self._log, session, start)
         if journal is not None:
             journal.put_place(session, reader.position)
         return reader
@@ -103,7 +104,7 @@ class Attachments:
             else:
                 # A caller that runs code over HTTP finds its prompts in the execution there.
                 over_http = prompt.execution is not None and not prompt.execution.by_client
-                is_wanted = prompt.owner not in self._attached and not over_http
+                is_wanted = prompt.owner not in self.attached and not over_http
             if is_wanted:
                 asked = prompt.message
                 again.append(Message(asked.channel, asked.frame, asked.header, asked.parent))
@@ -114,22 +115,23 @@ class Attachments:
 
         ``closed``: the client closed it in due form, rather than that it broke.
         """
-        if self._attached.get(reader.session) is not reader:
+        if self.attached.get(reader.session) is not reader:
             return  # a newer connection of the session has replaced it, and goes on from there
         for prompt in self._prompts:
             if closed and prompt.owner == reader.session:
                 prompt.is_shown = False
-        del self._attached[reader.session]
+        del self.attached[reader.session]
         self._noted.pop(reader.session, None)
         self._state.changes += 1
         if self._log.closed:
             self.let_go_of_log()
-        if not self._buffers:
-            return
-        self._departed[reader.session] = (reader.arrived, time.monotonic())
-        if self.journal is not None:
-            self.journal.put_place(reader.session, reader.arrived)
-        self._forget_departed()
+        if self._buffers:
+            self._departed[reader.session] = (reader.arrived, time.monotonic())
+            if self.journal is not None:
+                self.journal.put_place(reader.session, reader.arrived)
+            self._forget_departed()
+        if self.journal is not None and not self.attached:
+            self.journal.close()
 
     def note_places(self) -> None:
         """Write to the journal, for the next server, how far each client has come."""
@@ -140,7 +142,7 @@ class Attachments:
         old = now - PLACE_SECONDS
         # A message that arrives after this, and before the server is killed, is sent to the client
         # once more by the next server. None is lost: the place is never further than what arrived.
-        for session, reader in self._attached.items():
+        for session, reader in self.attached.items():
             place, noted = reader.arrived, self._noted.get(session)
             if noted is None or noted[0] != place or noted[1] < old:
                 self._noted[session] = place, now
@@ -154,13 +156,15 @@ class Attachments:
         """
         if self.journal is not None:
             self.journal.replaced = replaced
+            if not self.attached:
+                self.journal.close()
 
     def let_go_of_log(self) -> None:
         """Close the files of a removed log, unless a client still reads them.
 
         Then the last client that detaches closes them. Readers over HTTP have had `HELD_SECONDS`.
         """
-        if not self._attached:
+        if not self.attached:
             self._log.let_go()
 
     def _forget_departed(self) -> None:

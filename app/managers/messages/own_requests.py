@@ -76,10 +76,11 @@ class OwnRequests:
         sent = self._line.send(ClientMessage(channel, header, parts), self.session)
         return header.msg_id if sent else ""
 
-    def probe(self) -> None:
-        """Send a ``kernel_info_request`` on control, which a busy kernel answers, and on shell."""
-        for channel in ("control", "shell"):
-            self.send(channel, "kernel_info_request", {})
+    def probe(self, *, on_control: bool = True) -> None:
+        """Send a ``kernel_info_request`` on shell, and on control, which a busy kernel answers."""
+        if on_control:
+            self.send("control", "kernel_info_request", {})
+        self.send("shell", "kernel_info_request", {})
 
     def wake_main_shell(self) -> None:
         """Send a request that makes a sleeping main shell look at its socket (`InterruptWatch`)."""

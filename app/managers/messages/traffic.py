@@ -25,6 +25,7 @@ from ..executions.execution import Execution
 from ..executions.held import BACKLOG_BYTES
 from ..executions.tracker import ExecutionTracker
 from ..log.message_log import MessageLog, Position
+from ..log.open_files import OpenFiles
 from ..state import KernelState, Lifecycle
 from ..telemetry.counters import Counters
 from .activity import Activity
@@ -80,9 +81,10 @@ class Traffic:
         hearer: Hearer,
         settings: Settings,
         counters: Counters,
+        files: OpenFiles | None = None,
     ) -> None:
-        hides = not settings.allow_tracebacks
-        self.log = log = MessageLog(directory, kernel_id, self.shown if hides else None)
+        shown = None if settings.allow_tracebacks else self.shown
+        self.log = log = MessageLog(directory, kernel_id, shown, files)
         self.counters = counters
         self.activity = activity = Activity(counters)
         self._settings = settings

@@ -9,6 +9,8 @@ import pytest
 from app.managers.log.entries import Position
 from app.managers.log.journal import PLACES, Journal, UnusableJournal
 
+EPOCH = "0123456789abcdef"
+
 
 def test_sessions_are_found_where_they_were(tmp_path: Path) -> None:
     path = tmp_path / "k.journal"
@@ -47,3 +49,34 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_disk_that_has_no_room_is_noticed_at_once(tmp_path: Path) -> None:
     with pytest.raises(UnusableJournal, match="cannot be made"):
         Journal.create(tmp_path / "missing" / "k.journal", "epoch")
+
+
+def test_a_closed_journal_is_mapped_again_when_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "k.journal"
+    journal = Journal.create(path, EPOCH)
+    journal.close()
+    journal.put_place("session", Position(7, 70))
+    journal.close()
+    journal.replaced = True
+    journal.close()
+    assert (journal.epoch, journal.replaced) == (EPOCH, True)
+    journal.close()
+    assert journal.place_of("session", 60) == Position(7, 70)
+    journal.close()
+    assert journal.furthest == Position(7, 70)
+    assert Journal.open(path).place_of("session", 60) == Position(7, 70)
+
+
+def test_a_journal_that_is_gone_is_told_of_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "k.journal"
+    journal = Journal.create(path, EPOCH)
+    journal.close()
+    path.unlink()
+    journal.put_place("session", Position(7, 70))
+    journal.replaced = True
+    assert journal.place_of("session", 60) is None
+    assert not journal.replaced
+    assert journal.furthest == Position(1, 0)
+    assert len([line for line in caplog.messages if str(path) in line]) == 1

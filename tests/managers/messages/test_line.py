@@ -60,6 +60,9 @@ class Sockets:
     def drain(self) -> bool:
         return False
 
+    def expect_input(self) -> None:
+        pass
+
     def has_unread(self, channel: str) -> bool:
         return False
 

@@ -1,0 +1,213 @@
+"""All kernels of a keeper, by id, and the notes of them for a keeper after it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from .kernels import KeptKernel
+from .notes import GONE, LAUNCHING, Note, Notes
+from .output import ProcessOutput, pipe_of
+from .processes import ended_child, leader_that_writes
+
+__all__ = ["KeptKernels"]
+
+logger = logging.getLogger(__name__)
+
+
+class KeptKernels:
+    """The kernels' processes, and those that are killed and forgotten, but not yet gone.
+
+    ``directory`` is the keeper's own. ``on_exit`` is called when the process of a kernel has ended,
+    and ``on_gone`` when a forgotten one has. ``output_bytes`` bounds each kernel's output on disk.
+    """
+
+    def __init__(
+        self,
+        directory: int,
+        on_exit: Callable[[KeptKernel], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self.output_bytes = 0
+        self._notes = Notes(directory)
+        self._left = self._notes.read()  # by a keeper that was killed
+        self._kernels: dict[str, KeptKernel] = {}
+        self._dying: set[KeptKernel] = set()
+        self._on_exit = on_exit
+        self._on_gone = on_gone
+
+    def __iter__(self) -> Iterator[KeptKernel]:
+        """The kernels, without those that are forgotten."""
+        return iter(tuple(self._kernels.values()))
+
+    def __getitem__(self, kernel_id: str) -> KeptKernel:
+        """The kernel with this id. Raises `KeyError`."""
+        return self._kernels[kernel_id]
+
+    def __bool__(self) -> bool:
+        """Whether there is any, forgotten ones included."""
+        return bool(self._kernels or self._dying)
+
+    @property
+    def any_wanted(self) -> bool:
+        """Whether there is any that is not forgotten."""
+        return bool(self._kernels)
+
+    @property
+    def any_running(self) -> bool:
+        """Whether any process runs that is not forgotten."""
+        return any(kernel.running for kernel in self._kernels.values())
+
+    def present(self, kernel_id: str) -> KeptKernel | None:
+        """What there is of a kernel; that its process has ended may not have been seen yet."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is not None:
+            kernel.look()
+        return kernel
+
+    # They come
+
+    def take_over(self) -> None:
+        """Have the processes that a keeper before this one noted.
+
+        A server tells of those that it knows, and ends those that nobody does.
+        """
+        left, self._left = self._left, []
+        for note in left:
+            try:
+                self._take_over(note)
+            except OSError as error:  # no descriptors are left, for one
+                logger.error("kernel %s cannot be watched: %s", note[0], error)
+                self._left.append(note)
+            except ValueError as error:  # no keeper wrote that
+                logger.error("a note of %s is of no use: %s", note[0], error)
+
+    def _take_over(self, note: Note) -> None:
+        kernel_id, pid, started, output = note
+        if pid == LAUNCHING:
+            pid, started = leader_that_writes(pipe_of(Path(output))) or (0, "")
+        kernel = self._new(kernel_id, output)
+        if kernel_id not in self._kernels and kernel.adopt(pid, started):
+            self._put(kernel)
+
+    def launch(
+        self,
+        kernel_id: str,
+        command: list[str],
+        env: Mapping[str, str],
+        cwd: str,
+        *,
+        output: str,
+        launched_by: str,
+    ) -> KeptKernel:
+        """Start a process for a kernel that has none. Raises `OSError`, and `ValueError`."""
+        before = self.present(kernel_id)
+        if before is not None and before.running:
+            raise ValueError(f"kernel {kernel_id} runs")
+        if not command:
+            raise ValueError("there is no command to execute")
+        kernel = self._new(kernel_id, output, launched_by)
+        # For a keeper after this one, if this one is killed before it can note the process.
+        self._note((kernel_id, LAUNCHING, "", kernel.output))
+        try:
+            kernel.launch(command, env, cwd)
+        except BaseException:
+            self._note_all()
+            raise
+        try:
+            self._put(kernel)
+        except BaseException:
+            kernel.abandon()
+            raise
+        return kernel
+
+    def adopt(self, kernel_id: str, pid: int, started: str, output: str) -> KeptKernel | None:
+        """Have a process that runs already; None if it is gone. Raises `OSError`, `ValueError`."""
+        kernel = self.present(kernel_id)
+        if kernel is not None and (kernel.pid, kernel.started) == (pid, started):
+            return kernel
+        if kernel is not None and kernel.running:
+            raise ValueError(f"kernel {kernel_id} has another process")
+        kernel = self._new(kernel_id, output)
+        if not kernel.adopt(pid, started):
+            return None
+        self._put(kernel)
+        return kernel
+
+    def _new(self, kernel_id: str, output: str, launched_by: str = "") -> KeptKernel:
+        written = ProcessOutput(Path(output), self.output_bytes)
+        return KeptKernel(kernel_id, written, self._ended, launched_by)
+
+    def _put(self, kernel: KeptKernel) -> None:
+        """In place of the process that the kernel had before."""
+        before = self._kernels.get(kernel.kernel_id)
+        if before is not None:
+            before.close()
+        self._kernels[kernel.kernel_id] = kernel
+        self._note((kernel.kernel_id, kernel.pid, kernel.started, kernel.output))
+
+    # They go
+
+    def forget(self, kernel: KeptKernel) -> None:
+        """Kill the process of a kernel that nobody wants, and forget it."""
+        del self._kernels[kernel.kernel_id]
+        if kernel.running:
+            self._dying.add(kernel)
+            with contextlib.suppress(ProcessLookupError):
+                kernel.signal(signal.SIGKILL)
+        else:
+            kernel.close()
+        if self._kernels:
+            self._note((kernel.kernel_id, GONE, "", ""))
+        else:  # then there is no file
+            self._note_all()
+
+    def signal_all(self, number: int) -> None:
+        """Signal every kernel, as far as that can be done."""
+        for kernel in self._kernels.values():
+            with contextlib.suppress(OSError):
+                kernel.signal(number)
+
+    def reap(self) -> None:
+        """Children have ended: kernels, what they left running, and what `run` has started."""
+        kernels = {kernel.pid: kernel for kernel in self._dying}
+        kernels |= {kernel.pid: kernel for kernel in self._kernels.values() if kernel.running}
+        while (pid := ended_child()) is not None:
+            kernel = kernels.get(pid)
+            if kernel is not None and kernel.running:
+                kernel.end()
+            else:
+                os.waitpid(pid, 0)
+
+    def _ended(self, kernel: KeptKernel) -> None:
+        if kernel in self._dying:  # nobody wants to know
+            self._dying.discard(kernel)
+            kernel.close()
+            self._on_gone()
+        else:
+            self._on_exit(kernel)
+
+    def close(self) -> None:
+        """Let go of everything but the processes."""
+        for kernel in (*self._kernels.values(), *self._dying):
+            kernel.close()
+        self._kernels.clear()
+        self._dying.clear()
+
+    # Notes
+
+    def _note(self, note: Note) -> None:
+        if not self._notes.add(note):
+            self._note_all(*([note] if note[1] == LAUNCHING else []))
+
+    def _note_all(self, *more: Note) -> None:
+        rows = [
+            (kernel.kernel_id, kernel.pid, kernel.started, kernel.output)
+            for kernel in self._kernels.values()
+            if kernel.running
+        ]
+        self._notes.write([*self._left, *rows, *more])

@@ -1,0 +1,140 @@
+"""Many logs have few open files, and lose nothing by it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.keeper import log_room
+from app.keeper.log import LogRoom, LogWriter, Place
+
+LOGS = 5
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> LogRoom:
+    monkeypatch.setattr(log_room, "OPEN_FILES", 2)
+    return LogRoom(2**24, 2**30, 3600.0)
+
+
+@pytest.fixture
+def logs(room: LogRoom, tmp_path: Path) -> Iterator[list[LogWriter]]:
+    made = [LogWriter(tmp_path / str(each), str(each), room) for each in range(LOGS)]
+    for log in made:
+        log.prepare()
+    yield made
+    for log in made:
+        log.close()
+
+
+def open_files(directory: Path) -> int:
+    """How many files below a directory this process has open."""
+    found = 0
+    for descriptor in map(int, os.listdir("/dev/fd")):
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            continue
+        for path in directory.glob("*/*.log"):
+            found += os.path.samestat(status, path.stat())
+    return found
+
+
+def frames(log: LogWriter) -> list[bytes]:
+    return [bytes(frame) for _, _, frame in log.newest()]
+
+
+def test_each_log_has_all_of_its_messages_although_few_files_are_open(
+    logs: list[LogWriter], tmp_path: Path
+) -> None:
+    assert open_files(tmp_path) == 2
+    said: list[list[bytes]] = [[] for _ in logs]
+    for turn in range(4):
+        for number, log in enumerate(logs):
+            frame = b"%d of %d" % (turn, number)
+            said[number].append(frame)
+            log.append(frame, "iopub")
+        for log in logs:  # all are written at the end of a turn
+            log.flush()
+        assert open_files(tmp_path) == 2
+    assert [frames(log) for log in logs] == said
+    assert [log.lost_messages for log in logs] == [0] * LOGS
+
+
+def test_a_log_grows_into_further_files_while_others_take_its_place(
+    logs: list[LogWriter], tmp_path: Path
+) -> None:
+    frame = b"x" * 20_000
+    for _ in range(40):
+        for log in logs[:3]:
+            log.append(frame, "iopub")
+            log.flush()
+    assert open_files(tmp_path) == 2
+    for log in logs[:3]:
+        assert log.next.cursor == 41
+        assert log.lost_messages == 0
+        kept = sorted(log.directory.glob("*.log"))
+        assert len(kept) > 2
+        # The files that are full have given back what they do not use.
+        assert sum(file.stat().st_size for file in kept[:-1]) < 41 * (len(frame) + 100)
+
+
+def test_a_log_that_was_let_go_goes_on_with_the_next_keeper(
+    logs: list[LogWriter], room: LogRoom
+) -> None:
+    logs[0].append(b"before", "iopub")
+    logs[0].flush()
+    logs[0].let_go()
+    logs[0].close()
+    again = LogWriter(logs[0].directory, "0", room)
+    again.resume()
+    again.let_go()
+    again.append(b"after", "iopub")
+    again.flush()
+    assert frames(again) == [b"before", b"after"]
+    assert again.end == Place(3, 11)
+    again.close()
+
+
+def test_without_descriptors_other_logs_let_go_of_theirs(
+    logs: list[LogWriter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, refused = os.open, 0
+
+    def none_is_left(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        nonlocal refused
+        if flags & os.O_WRONLY and open_files(tmp_path) >= 2:
+            refused += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return really(path, flags, *more, **named)
+
+    def write(log: LogWriter) -> None:
+        log.append(b"said", "iopub")
+        log.flush()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", none_is_left)
+        for log in logs:
+            write(log)
+    assert refused >= 3
+    assert [frames(log) for log in logs] == [[b"said"]] * LOGS
+
+
+def test_a_file_that_is_gone_when_it_is_needed_costs_what_was_to_be_written_there(
+    logs: list[LogWriter], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logs[0]
+    log.let_go()
+    for file in log.directory.glob("*.log"):
+        file.unlink()
+    for frame in (b"lost", b"kept"):
+        log.append(frame, "iopub")
+        log.flush()
+    assert log.lost_messages == 1
+    assert frames(log) == [b"kept"]
+    assert "its log cannot be written" in caplog.text
