@@ -81,9 +81,9 @@ _encode = msgspec.json.Encoder().encode
 class SessionManager:
     """Makes, finds, changes and ends the sessions of one caller, who finds ``kernels``.
 
-    A session is its owner's, who has made it, and is there while the owner may see its kernel. Others
-    find the errors that there are for a session that never was. Sessions of two owners may have the
-    same path.
+    A session is its owner's, who has made it, and is there while the owner may see its kernel.
+    Others find the errors that there are for a session that never was. Sessions of two owners may
+    have the same path.
     """
 
     def __init__(self, kernels: CallersKernels, book: SessionBook) -> None:
