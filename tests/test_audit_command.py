@@ -1,4 +1,7 @@
-"""``kernelkeep audit``: the lines that it prints, and what it says of a log that it cannot read."""
+"""``kernelkeep audit``: the lines that it prints, and what it says of a log that it cannot read.
+
+These are the tests of `app.audit_cli`, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``kernelkeep tokens``: what it makes, shows and ends, and what it says of wrong input."""
+"""``kernelkeep tokens``: what it makes, shows and ends, and what it says of wrong input.
+
+These are the tests of `app.commands` and `app.tokens_cli`, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The list of tokens over REST."""
+"""The list of tokens over REST.
+
+These are the tests of `app.managers.owners.callers_tokens` and `app.managers.owners.errors`, too.
+"""
 
 from __future__ import annotations
 

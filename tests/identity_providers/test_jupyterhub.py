@@ -1,6 +1,8 @@
 """The provider for a JupyterHub's tokens, and a Hub that is slow, down, lying, or changes its mind.
 
 What is a real Hub's is in `test_real_hub`.
+
+These are the tests of `app.identity_providers.remembered` and `app.identity_providers.sweeping`, too.
 """
 
 from __future__ import annotations

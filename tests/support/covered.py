@@ -16,6 +16,20 @@ from tests.support.rooms import REPOSITORY, modules
 __all__ = ["ELSEWHERE", "PURE", "files_of", "own_test"]
 
 ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
+    "app.api.endings": ("api/test_token_ends",),
+    "app.audit_cli": ("test_audit_command",),
+    "app.commands": ("test_tokens_command", "test_audit_command"),
+    "app.identity_options": ("test_options",),
+    "app.identity_providers.naming": (
+        "identity_providers/test_oidc",
+        "identity_providers/test_hub_model",
+    ),
+    "app.identity_providers.remembered": ("identity_providers/test_jupyterhub",),
+    "app.identity_providers.sweeping": ("identity_providers/test_jupyterhub",),
+    "app.managers.owners.callers_tokens": ("api/test_token_list",),
+    "app.managers.owners.errors": ("api/test_token_list", "api/test_shares"),
+    "app.managers.telemetry.audit_files": ("managers/telemetry/test_audit",),
+    "app.tokens_cli": ("test_tokens_command",),
     "app.__main__": ("test_cli",),
     "app.access_options": ("test_options",),
     "app.kernels_cli": (
