@@ -2,7 +2,8 @@
 
 What is a real Hub's is in `test_real_hub`.
 
-These are the tests of `app.identity_providers.remembered` and `app.identity_providers.sweeping`, too.
+These are the tests of `app.identity_providers.remembered` and
+`app.identity_providers.sweeping`, too.
 """
 
 from __future__ import annotations

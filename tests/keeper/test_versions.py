@@ -148,8 +148,9 @@ async def test_the_processes_of_an_older_keeper_that_was_killed_are_known_by_its
     await older.wait()
     if not launched:  # it was killed between the launch and the next note
         (directory,) = aside_dirs(home.state_dir)
-        ((kernel_id, _, _, output),) = json.loads((directory / "kept").read_text())
-        (directory / "kept").write_text(json.dumps([(kernel_id, LAUNCHING, "", output)]))
+        *_, last = (directory / "kept").read_text().splitlines()
+        kernel_id, _, _, output = json.loads(last)
+        (directory / "kept").write_text(json.dumps([kernel_id, LAUNCHING, "", output]) + "\n")
     keepers = make_keepers()
     assert (await keepers.kept())["k"].pid == kept.pid
     await eventually(lambda: not aside_dirs(home.state_dir), WAIT)
