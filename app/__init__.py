@@ -1,3 +1,3 @@
 """kernelkeep: a service that starts, drives and keeps Jupyter kernels."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
