@@ -16,7 +16,7 @@ from .names import InvalidName, owner_name
 __all__ = ["ACTIONS", "EVERYTHING", "PRESETS", "RESOURCES", "InvalidScope", "Scope", "Scopes"]
 
 RESOURCES: Final = (
-    *("kernels", "kernelspecs", "sessions", "executions", "contents", "events", "metrics"),
+    *("kernels", "kernelspecs", "sessions", "contents", "events", "metrics"),
     *("tokens", "owners", "api"),
 )
 
@@ -27,7 +27,7 @@ ALL: Final = "*"
 
 PRESETS: Final = {
     "user": (
-        *("kernels:write", "kernels:execute", "executions:write", "executions:execute"),
+        *("kernels:write", "kernels:execute"),
         *("sessions:write", "sessions:execute", "contents:write", "events:write"),
         *("events:execute", "tokens:write", "kernelspecs:read", "owners:read", "api:write"),
     ),

@@ -31,7 +31,7 @@ FILE: Final = "tokens.sqlite"
 SCHEMA_VERSION: Final = 1
 """The version of the database's schema, which SQLite stores as its ``user_version``."""
 
-LOCK_SECONDS: Final = 2.0
+LOCK_SECONDS: Final = 5.0
 """How long a statement waits for another process that has the file."""
 
 MAX_OF_OWNER: Final = 1000
