@@ -105,7 +105,7 @@ def test_what_is_added_breaks_nobody() -> None:
     new = copy.deepcopy(DOCUMENT)
     new["paths"]["/api/new"] = KERNELS
     parameter = {"name": "of", "in": "query", "schema": {"type": "string"}}
-    new["paths"]["/api/kernels"]["get"]["parameters"] = [parameter]
+    new["paths"]["/api/kernels"]["get"]["parameters"].append(parameter)
     for name in ("KernelModel", "RunCode"):
         _schema(new, name)["properties"]["more"] = {"type": "string"}
     _schema(new, "KernelModel")["required"].append("more")

@@ -88,16 +88,15 @@ async def test_what_the_allocator_holds_is_given_back(monkeypatch: pytest.Monkey
     libc.malloc.restype = ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
     one = Memory()
-    before = anonymous_bytes()
     blocks = [libc.malloc(BLOCK) for _ in range(8 * SPARE_BYTES // BLOCK)]
     for block in blocks:
         ctypes.memset(block, 1, BLOCK)
-    assert anonymous_bytes() > before + 7 * SPARE_BYTES
+    most = anonymous_bytes()  # some of it may have been the process's before
     for block in blocks[:-1]:  # the last one lies at the end, so that the rest stays where it is
         libc.free(block)
-    assert anonymous_bytes() > before + 7 * SPARE_BYTES, "the allocator gives it back by itself"
+    assert anonymous_bytes() > most - SPARE_BYTES, "the allocator gives it back by itself"
     one.note()
-    await eventually(lambda: anonymous_bytes() < before + 2 * SPARE_BYTES)
+    await eventually(lambda: anonymous_bytes() < most - 6 * SPARE_BYTES)
     libc.free(blocks[-1])
     one.close()
 
