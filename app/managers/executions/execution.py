@@ -255,12 +255,19 @@ class Execution:
         if self.state is not ExecutionState.QUEUED:
             return False
         self.state = ExecutionState.RUNNING
-        if self.first_seq is None:  # a kernel sends nothing of an execution before it goes busy
+        # A kernel sends nothing of an execution before it goes busy. Only what comes over another
+        # socket than the status may overtake it, and has been seen then: an input request, a reply.
+        if self.first_seq is None:
             self.place = place
         self._see()
         self.started_at = time.time()
         self._began = time.monotonic()
         return True
+
+    def on_input_request(self, asked: InputRequest) -> None:
+        """Note that the kernel asks for input, which may be known before it is known to be busy."""
+        self._see()
+        self.input_request = asked
 
     def on_idle(self) -> bool:
         """Note the idle status; returns whether the execution is `complete` now."""

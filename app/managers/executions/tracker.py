@@ -373,7 +373,7 @@ class ExecutionTracker:
         except (msgspec.MsgspecError, RecursionError):  # malformed, and a prompt all the same
             question = _Question()
         header = bytes(message.part(0))
-        execution.input_request = InputRequest(question.prompt, question.password, header)
+        execution.on_input_request(InputRequest(question.prompt, question.password, header))
         self.changed(execution)
 
     def on_answer(self, prompt: Prompt) -> None:

@@ -19,6 +19,12 @@ from app.managers.errors import (
     TooManyExecutions,
 )
 from app.managers.executions import tracker as execution_tracker
+from app.managers.executions.events import (
+    InputRequestEvent,
+    QueuedEvent,
+    StartedEvent,
+    follow,
+)
 from app.managers.executions.execution import Execution, ExecutionState
 from tests.managers.scripted import ScriptedKernel, turns
 
@@ -330,6 +336,22 @@ async def test_a_question_is_answered_once(kernel: ScriptedKernel) -> None:
     assert kernel.answers == ["Ada"]
     with pytest.raises(NoInputRequested):
         kernel.executions.answer(execution, "late")
+
+
+async def test_a_question_that_overtakes_the_status_is_among_the_events(
+    kernel: ScriptedKernel,
+) -> None:
+    """It comes over a socket of its own: whoever follows the execution waited for it in vain."""
+    execution = kernel.run(allow_stdin=True)
+    await turns()
+    kernel.says(execution, "input_request", "stdin", prompt="name?")
+    kernel.is_busy(execution)
+    assert execution.state is RUNNING
+    assert execution.input_request is not None
+    events = follow(kernel.executions, kernel.log, execution, None, keepalive=5.0)
+    async with asyncio.timeout(5):
+        seen = [type(await anext(events)) for _ in range(3)]
+    assert seen == [QueuedEvent, InputRequestEvent, StartedEvent]
 
 
 async def test_a_question_that_another_client_has_answered_is_asked_no_longer(
