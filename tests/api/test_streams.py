@@ -8,7 +8,15 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from app.api.streams import NDJSON, SSE, EventStream, JSONLines, resume_after, wants
+from app.api.streams import (
+    NDJSON,
+    SSE,
+    EventStream,
+    JSONLines,
+    resume_after,
+    wants,
+    while_permitted,
+)
 from app.managers.errors import InvalidRequest
 from tests.support.asgi import ask, scope
 
@@ -77,3 +85,10 @@ def test_what_a_browser_has_seen_is_stronger_than_the_query() -> None:
 def test_what_is_no_number_is_refused(last: str) -> None:
     with pytest.raises(InvalidRequest, match="Last-Event-ID"):
         resume_after(None, last)
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 3, 4])
+async def test_events_come_as_long_as_the_client_may_get_them(allowed: int) -> None:
+    answers = iter([True] * allowed + [False])
+    permitted = while_permitted(events(), lambda: next(answers))
+    assert len([event async for event in permitted]) == allowed
