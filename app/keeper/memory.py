@@ -39,7 +39,8 @@ class Memory:
         self._loop = asyncio.get_running_loop()
         self._used = used or anonymous_bytes
         self._trim = _malloc_trim()
-        self._floor = self._used()
+        self._floor = self._used()  # what was left when it was last quiet
+        self._busy_floor = self._floor  # what was left while messages came
         self._active = False
         self._looks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -62,10 +63,15 @@ class Memory:
         active, self._active = self._active, False
         if not active or self._looks >= BUSY_LOOKS:
             self._looks = 0
+            # What is left in a flood are messages that wait. Once they have been read, that memory
+            # is the allocator's again, so it is no measure of what there is to give back then.
+            floor = self._busy_floor if active else self._floor
             # It takes up to a quarter of a millisecond a megabyte, in which no kernel is read.
-            if self._used() > self._floor + SPARE_BYTES:
+            if self._used() > floor + SPARE_BYTES:
                 self._trim(0)
-                self._floor = self._used()
+                self._busy_floor = self._used()
+                if not active:
+                    self._floor = self._busy_floor
         self._timer = self._loop.call_later(LOOK_SECONDS, self._look) if active else None
 
 

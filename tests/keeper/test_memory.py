@@ -21,6 +21,7 @@ class Used:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bytes = 100 * 2**20
+        self.waiting = 0  # of that, what messages take that have not been read
         self.trims = 0
         self.looks = 0
         monkeypatch.setattr(memory, "LOOK_SECONDS", 0.005)
@@ -33,7 +34,7 @@ class Used:
     def _trim(self, pad: int) -> int:
         assert pad == 0
         self.trims += 1
-        self.bytes = 100 * 2**20
+        self.bytes = 100 * 2**20 + self.waiting
         return 1
 
 
@@ -74,6 +75,23 @@ async def test_memory_is_given_back_while_kernels_go_on_talking(used: Used) -> N
         return used.trims == 1
 
     await eventually(gave_back)
+    one.close()
+
+
+async def test_memory_of_messages_that_waited_in_a_long_flood_is_given_back(
+    used: Used, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 1000)  # the test looks in its place
+    one = Memory(used)
+    used.waiting = 20 * SPARE_BYTES
+    used.bytes += 21 * SPARE_BYTES
+    for _ in range(memory.BUSY_LOOKS):
+        one.note()
+        one._look()
+    assert (used.trims, used.bytes) == (1, 100 * 2**20 + used.waiting)
+    used.waiting = 0  # it has been read, and the allocator has its memory
+    one._look()
+    assert (used.trims, used.bytes) == (2, 100 * 2**20)
     one.close()
 
 
