@@ -1,23 +1,14 @@
-"""A server on which kernels start quickly when none is named."""
+"""Kernels, and their executions."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.conftest import servers
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel
-from tests.support.server import ServerProcess
-
-
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """One server for the module; the kernel that is started when none is named is ``fake``."""
-    with servers(request.config) as make_server:
-        yield make_server("--default-kernel-name", "fake")
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,15 +13,16 @@ from tests.api.errors import error_of
 from tests.support.executions import Executions
 from tests.support.kernelspecs import PIXEL
 from tests.support.rest import RestClient
-from tests.support.running import start_shared
 from tests.support.server import ServerProcess
+from tests.support.shared import lasting_kernel
 
 SHOW = "from IPython.display import display\ndisplay({data!r}, raw=True, display_id={id!r})\n"
 
 
 @pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
+def python_kernel(server: ServerProcess) -> Iterator[str]:
+    with lasting_kernel(server, "python3") as kernel_id:
+        yield kernel_id
 
 
 @pytest.fixture

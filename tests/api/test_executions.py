@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,8 +16,9 @@ from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, Executions, Json
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, RunningKernel, kernels_of, start_shared
+from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
+from tests.support.shared import lasting_kernel
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 SUMMARY = [
@@ -41,8 +43,9 @@ RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut", "lat
 
 
 @pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
+def python_kernel(server: ServerProcess) -> Iterator[str]:
+    with lasting_kernel(server, "python3") as kernel_id:
+        yield kernel_id
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,15 +15,16 @@ from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, kill_all
 from tests.support.rest import RestClient
-from tests.support.running import start_shared
 from tests.support.server import ServerProcess
+from tests.support.shared import lasting_kernel
 
 RUNS = 15
 
 
 @pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
+def python_kernel(server: ServerProcess) -> Iterator[str]:
+    with lasting_kernel(server, "python3") as kernel_id:
+        yield kernel_id
 
 
 @pytest.fixture
