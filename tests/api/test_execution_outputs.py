@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,23 +11,8 @@ import pytest
 from tests.api.errors import error_of
 from tests.support.executions import Executions
 from tests.support.kernelspecs import PIXEL
-from tests.support.rest import RestClient
-from tests.support.server import ServerProcess
-from tests.support.shared import lasting_kernel
 
 SHOW = "from IPython.display import display\ndisplay({data!r}, raw=True, display_id={id!r})\n"
-
-
-@pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> Iterator[str]:
-    with lasting_kernel(server, "python3") as kernel_id:
-        yield kernel_id
-
-
-@pytest.fixture
-async def python(rest: RestClient, python_kernel: str) -> Executions:
-    """The executions of a Python kernel that the tests of this module share."""
-    return Executions(rest, python_kernel)
 
 
 def show(data: dict[str, Any], display_id: str = "x") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,7 +17,6 @@ from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
-from tests.support.shared import lasting_kernel
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 SUMMARY = [
@@ -40,18 +38,6 @@ SUMMARY = [
     "steps",
 ]
 RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut", "late_outputs"]
-
-
-@pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> Iterator[str]:
-    with lasting_kernel(server, "python3") as kernel_id:
-        yield kernel_id
-
-
-@pytest.fixture
-async def python(rest: RestClient, python_kernel: str) -> Executions:
-    """The executions of a Python kernel that the tests of this module share."""
-    return Executions(rest, python_kernel)
 
 
 def steps(execution: Json) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,22 +14,8 @@ from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, kill_all
 from tests.support.rest import RestClient
-from tests.support.server import ServerProcess
-from tests.support.shared import lasting_kernel
 
 RUNS = 15
-
-
-@pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> Iterator[str]:
-    with lasting_kernel(server, "python3") as kernel_id:
-        yield kernel_id
-
-
-@pytest.fixture
-async def python(rest: RestClient, python_kernel: str) -> Executions:
-    """The executions of a Python kernel that the tests of this module share."""
-    return Executions(rest, python_kernel)
 
 
 async def late(executions: Executions, execution_id: str, count: int) -> Json:
