@@ -24,7 +24,8 @@ class JupyterLab:
     """``jupyter lab`` with the root directory and the Jupyter directories of a server's home.
 
     A context manager; all methods block. With ``url`` it reaches that server through a proxy;
-    ``env`` is added to its environment.
+    ``env`` is added to its environment. ``gateway_token`` is what it shows there (None: the
+    server's own token).
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class JupyterLab:
         *,
         url: str | None = None,
         env: Mapping[str, str] | None = None,
+        gateway_token: str | None = None,
     ) -> None:
         self.token = secrets.token_hex(16)
         self._gateway = gateway
         self._gateway_url = url or gateway.url
+        self._gateway_token = gateway_token or gateway.token
         self._environment = gateway.home.environment(env)
         self._log = gateway.home.path / "jupyterlab.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,7 +61,7 @@ class JupyterLab:
             *("--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={self.token}"),
             f"--ServerApp.root_dir={gateway.home.root_dir}",
             f"--gateway-url={self._gateway_url}",
-            f"--GatewayClient.auth_token={gateway.token}",
+            f"--GatewayClient.auth_token={self._gateway_token}",
         ]
 
     def __enter__(self) -> Self:
