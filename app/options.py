@@ -72,7 +72,7 @@ KERNEL_ENVIRONMENT = [
 
 
 class Listening(OptionGroup):
-    """Where it listens."""
+    """Where the service listens."""
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8888, ge=0, le=65535, description="TCP port; 0 picks a free one.")
@@ -96,7 +96,7 @@ class Listening(OptionGroup):
 
 
 class Files(OptionGroup):
-    """Where its files are."""
+    """Where the service's files are."""
 
     root_dir: AbsolutePath = Field(
         Path("."), description="Directory that kernels' paths are relative to."
@@ -350,7 +350,7 @@ class Execution(OptionGroup):
 
 
 class Keeper(OptionGroup):
-    """What is kept."""
+    """What outlives the server."""
 
     table = "keeper"
 
