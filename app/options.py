@@ -73,7 +73,7 @@ KERNEL_ENVIRONMENT = [
 
 
 class Listening(OptionGroup):
-    """Where it listens."""
+    """Where the service listens."""
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8888, ge=0, le=65535, description="TCP port; 0 picks a free one.")
@@ -98,7 +98,7 @@ class Listening(OptionGroup):
 
 
 class Files(OptionGroup):
-    """Where its files are."""
+    """Where the service's files are."""
 
     root_dir: AbsolutePath = Field(
         Path("."), description="Directory that kernels' paths are relative to."
@@ -352,7 +352,7 @@ class Execution(OptionGroup):
 
 
 class Keeper(OptionGroup):
-    """What is kept."""
+    """What outlives the server."""
 
     table = "keeper"
 

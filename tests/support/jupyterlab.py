@@ -22,6 +22,7 @@ class JupyterLab(Program):
     """``jupyter lab`` with the root directory and the Jupyter directories of a server's home.
 
     With ``url`` it reaches that server through a proxy; ``env`` is added to its environment.
+    ``gateway_token`` is what it shows there (None: the server's own token).
     """
 
     start_timeout = 90  # the first start on a machine compiles much
@@ -33,12 +34,14 @@ class JupyterLab(Program):
         *,
         url: str | None = None,
         env: Mapping[str, str] | None = None,
+        gateway_token: str | None = None,
     ) -> None:
         super().__init__(gateway.home.root_dir, gateway.home.path / "jupyterlab.log")
         self.token = secrets.token_hex(16)
         self._gateway = gateway
         self._gateway_url = url or gateway.url
         self._env = env
+        self._gateway_token = gateway_token or gateway.token
         self.port = 0
 
     @property
@@ -56,7 +59,7 @@ class JupyterLab(Program):
             *("--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={self.token}"),
             f"--ServerApp.root_dir={gateway.home.root_dir}",
             f"--gateway-url={self._gateway_url}",
-            f"--GatewayClient.auth_token={gateway.token}",
+            f"--GatewayClient.auth_token={self._gateway_token}",
         ]
 
     def environment(self) -> Mapping[str, str]:
