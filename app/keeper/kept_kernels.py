@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .kernels import KeptKernel
+from .limits import NO_LIMITS, ProcessLimits
 from .notes import GONE, LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
 from .processes import ended_child, leader_that_writes
@@ -103,6 +104,7 @@ class KeptKernels:
         *,
         output: str,
         launched_by: str,
+        limits: ProcessLimits = NO_LIMITS,
     ) -> KeptKernel:
         """Start a process for a kernel that has none. Raises `OSError`, and `ValueError`."""
         before = self.present(kernel_id)
@@ -111,6 +113,7 @@ class KeptKernels:
         if not command:
             raise ValueError("there is no command to execute")
         kernel = self._new(kernel_id, output, launched_by)
+        kernel.limits = limits
         # For a keeper after this one, if this one is killed before it can note the process.
         self._note((kernel_id, LAUNCHING, "", kernel.output))
         try:
@@ -125,14 +128,23 @@ class KeptKernels:
             raise
         return kernel
 
-    def adopt(self, kernel_id: str, pid: int, started: str, output: str) -> KeptKernel | None:
+    def adopt(
+        self,
+        kernel_id: str,
+        pid: int,
+        started: str,
+        output: str,
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> KeptKernel | None:
         """Have a process that runs already; None if it is gone. Raises `OSError`, `ValueError`."""
         kernel = self.present(kernel_id)
         if kernel is not None and (kernel.pid, kernel.started) == (pid, started):
+            kernel.limits = limits
             return kernel
         if kernel is not None and kernel.running:
             raise ValueError(f"kernel {kernel_id} has another process")
         kernel = self._new(kernel_id, output)
+        kernel.limits = limits
         if not kernel.adopt(pid, started):
             return None
         self._put(kernel)

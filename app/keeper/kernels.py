@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 
+from .limits import NO_LIMITS
 from .output import ProcessOutput
 from .processes import Process, child_process, open_process, start_time
 from .protocol import Fields
@@ -33,6 +34,7 @@ class KeptKernel:
     ) -> None:
         self.kernel_id = kernel_id
         self.launched_by = launched_by
+        self.limits = NO_LIMITS
         self.pid = 0
         self.started = ""
         self.exit_code: int | None = None
@@ -49,6 +51,7 @@ class KeptKernel:
             "start_time": self.started,
             "exit_code": self.exit_code,
             "output": self.output,
+            "enforced": {},
         }
 
     @property

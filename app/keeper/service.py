@@ -24,6 +24,7 @@ from .hearing import Hearing
 from .hearings import Hearings
 from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
+from .limits import limits_from
 from .processes import Process, open_process, start_time
 from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
@@ -347,6 +348,7 @@ class Service:
             fields["cwd"],
             output=fields["output"],
             launched_by=fields["launch"],
+            limits=limits_from(fields.get("limits")),
         )
         return {"answer": kernel.record}
 
@@ -366,7 +368,8 @@ class Service:
 
     def _on_adopt(self, fields: Fields) -> Answer:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
-        kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"])
+        limits = limits_from(fields.get("limits"))
+        kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"], limits)
         return {"answer": None if kernel is None else kernel.record}
 
     # What kernels say, and are asked

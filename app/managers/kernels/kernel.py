@@ -91,6 +91,7 @@ class Kernel:
             env=env,
             on_reach=self._on_reach,
         )
+        self._launches.ownership = ownership
         self._lock = asyncio.Lock()
         self._left = TakeOver(
             self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
@@ -354,6 +355,7 @@ class Kernel:
     def own(self, ownership: Ownership) -> None:
         """The kernel is somebody's from now on; call this before anybody else sees it."""
         self.ownership = self._registration.ownership = self.reports.ownership = ownership
+        self._launches.ownership = ownership
         self._model.own(ownership.owner)
 
     async def interrupt(self) -> None:

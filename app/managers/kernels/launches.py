@@ -20,9 +20,11 @@ from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
+from ..owners.ownership import NOBODYS
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
+from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.launchable import check_launchable
 from ..processes.oom import OOMWatch
 from ..processes.paths import directory_now, is_below
@@ -79,6 +81,7 @@ class Launches:
         """When the present process was launched, by the loop's clock."""
         self.place = self.cwd = place
         self.env = env
+        self.ownership = NOBODYS
         self._id = kernel_id
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
@@ -197,6 +200,8 @@ class Launches:
 
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
         settings = self._services.settings
+        assert self._manager is not None
+        self._say_limits(self._manager)
         self.info = await process.launch(
             self.cwd,
             self.env,
@@ -208,6 +213,12 @@ class Launches:
         if not is_fallback:
             self._state.generation += 1
         await self._traffic.connect(self.info)
+
+    def _say_limits(self, manager: KernelManager) -> None:
+        """Have the owner's limits hold for what is launched or adopted next."""
+        provisioner = manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            provisioner.process_limits = self._services.process_limits(self.ownership)
 
     async def _directory_now(self) -> Path:
         root = self._services.settings.root_dir
@@ -243,6 +254,7 @@ class Launches:
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
             manager = self._services.new_manager(self._name, self._id, self._transport, self._spec)
+            self._say_limits(manager)
             process = KernelProcess(manager, self._output, self._on_reach)
             info = await adopt_process(record, manager, self._services.loading)
             exited = await process.adopt()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...settings import Settings
 from ..errors import KernelSpecInvalid
 from ..handover.handover import Handover
@@ -46,6 +48,8 @@ class KernelServices:
     keepers: Keepers
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
+    process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
+    """What the processes of a kernel may take of the machine, by whose the kernel is."""
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
     """The threads that look for left processes, in provisioners that may block; by kernel id."""

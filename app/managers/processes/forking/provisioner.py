@@ -259,7 +259,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         started = start_time(pid)
         kept = None
         if started is not None:
-            kept = await self.keepers.adopt(self.kernel_id, pid, started, self.output)
+            kept = await self.keepers.adopt(
+                self.kernel_id, pid, started, self.output, self.process_limits
+            )
         if kept is None:
             raise CannotFork("its process ended at once")
         return kept

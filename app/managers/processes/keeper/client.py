@@ -26,6 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from ....keeper.hearings import Heard
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import UNKNOWN_EXIT, start_time
 from ....keeper.protocol import Fields
 from ....protocol.messages import ClientMessage, Message
@@ -148,6 +149,7 @@ class Keeper:
         env: Mapping[str, str],
         cwd: str,
         output: Path,
+        limits: ProcessLimits = NO_LIMITS,
     ) -> Kept:
         """Start a kernel's process, the leader of a session; what it writes goes to ``output``.
 
@@ -159,15 +161,16 @@ class Keeper:
         fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
-                return await self._launch(kernel_id, fields)
-        return await self._launch(kernel_id, fields)
+                return await self._launch(kernel_id, fields, limits)
+        return await self._launch(kernel_id, fields, limits)
 
-    async def _launch(self, kernel_id: str, fields: Fields) -> Kept:
+    async def _launch(self, kernel_id: str, fields: Fields, limits: ProcessLimits) -> Kept:
         link = await self._connection.linked()
         launch = secrets.token_hex(16)
         try:
             answer, _ = await link.ask(
                 {"ask": "launch", "kernel_id": kernel_id, "launch": launch, **fields}
+                | {"limits": msgspec.to_builtins(limits)}
             )
         except (OSError, ValueError, KeeperRefuses):
             raise
@@ -176,7 +179,7 @@ class Keeper:
             self._errands.end(kernel_id, launch=launch)
             raise
         kept = msgspec.convert(answer, Kept)
-        self._processes.note(kept, anew=True)
+        self._processes.note(kept, anew=True, limits=limits)
         return kept
 
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
@@ -188,13 +191,21 @@ class Keeper:
         answer, _ = await self._connection.ask("run", command=list(command), env=dict(env))
         return answer["pid"], answer["start_time"]
 
-    async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
+    async def adopt(
+        self,
+        kernel_id: str,
+        pid: int,
+        start_time: str,
+        output: Path,
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> Kept | None:
         """Have the keeper watch a process that runs already; None if it is gone.
 
         Does nothing if it does so already. How it ends will not be known if it is not the
         keeper's child.
         """
         fields: Fields = {"pid": pid, "start_time": start_time, "output": str(output)}
+        fields["limits"] = msgspec.to_builtins(limits)
         answer, _ = await self._connection.ask("adopt", kernel_id=kernel_id, **fields)
         if answer is None:
             watched = self._processes.get(kernel_id)
@@ -203,7 +214,7 @@ class Keeper:
             # A keeper that was replaced knew how it ended.
             return Kept(kernel_id, pid, start_time, watched.exited.result(), watched.output)
         kept = msgspec.convert(answer, Kept)
-        self._processes.note(kept)
+        self._processes.note(kept, limits=limits)
         return kept
 
     # What kernels say, and are asked (app.managers.messages.line.Hearer)
@@ -449,8 +460,9 @@ class Keeper:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
+        limits = msgspec.to_builtins(watched.limits)
         try:
-            answer, _ = await link.ask({"ask": "adopt", **who, **fields})
+            answer, _ = await link.ask({"ask": "adopt", **who, **fields, "limits": limits})
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ....keeper.hearings import Heard
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.output import OUTPUT_BYTES
 from ....keeper.protocol import aside_dirs, check_private
 from ....machine import network_file_system
@@ -206,11 +207,18 @@ class Keepers:
         """As `Keeper.run`, by the newest."""
         return await self._newest.run(command, env)
 
-    async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
+    async def adopt(
+        self,
+        kernel_id: str,
+        pid: int,
+        start_time: str,
+        output: Path,
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> Kept | None:
         """As `Keeper.adopt`, by the keeper that has the process, or else by the newest."""
         await self._find_home(kernel_id)
         return await self._ask(
-            kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output)
+            kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output, limits)
         )
 
     async def kept(self) -> dict[str, Kept]:

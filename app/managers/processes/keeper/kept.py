@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import UNKNOWN_EXIT, Process, open_process
 from ....keeper.protocol import Fields
 
@@ -35,6 +36,8 @@ class Kept(msgspec.Struct, frozen=True):
 
     ``start_time`` is opaque. ``exit_code`` is None while the process runs, minus the number of the
     signal that killed it, or `UNKNOWN_EXIT`. ``output`` is the file of what the process writes.
+    ``enforced`` has for each limit of the process by what it is enforced: ``cgroup``, ``setrlimit``
+    or ``none``. A keeper of before there were limits enforces none, and says nothing.
     """
 
     kernel_id: str
@@ -42,6 +45,7 @@ class Kept(msgspec.Struct, frozen=True):
     start_time: str
     exit_code: int | None
     output: str
+    enforced: dict[str, str] = {}  # noqa: RUF012 - msgspec copies an empty one
 
 
 class WatchedProcess:
@@ -52,6 +56,8 @@ class WatchedProcess:
         self.pid = kept.pid
         self.start_time = kept.start_time
         self.output = kept.output
+        self.enforced = kept.enforced
+        self.limits = NO_LIMITS
         self._process: Process | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -136,13 +142,21 @@ class Processes:
         """How many have not ended."""
         return sum(not watched.exited.done() for watched in self._watched.values())
 
-    def note(self, kept: Kept, *, anew: bool = False) -> None:
-        """Watch a process that the keeper has; ``anew`` if it was just launched."""
+    def note(
+        self, kept: Kept, *, anew: bool = False, limits: ProcessLimits | None = None
+    ) -> None:
+        """Watch a process that the keeper has; ``anew`` if it was just launched.
+
+        ``limits`` are those that the keeper was told of it, if that is known.
+        """
         watched = self._watched.get(kept.kernel_id)
         if watched is None or anew or watched.pid != kept.pid:
             if watched is not None:
                 watched.end(UNKNOWN_EXIT)
             watched = self._watched[kept.kernel_id] = WatchedProcess(kept)
+        watched.enforced = kept.enforced
+        if limits is not None:
+            watched.limits = limits
         pid, code = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code))
         if pid == kept.pid and code is not None:
             watched.end(code)

@@ -11,6 +11,7 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import start_time
 from .keepers import Keepers
 from .kept import Kept
@@ -23,10 +24,11 @@ class KeeperProvisioner(LocalProvisioner):
     """Has the keeper launch the kernel, or adopts one that an earlier server has left.
 
     Its parent must be a `KernelManager` with ``keepers``. ``output`` is the file to which the
-    process's stdout and stderr go.
+    process's stdout and stderr go. ``process_limits`` hold for what is launched or adopted next.
     """
 
     output: Path
+    process_limits: ProcessLimits = NO_LIMITS
     start_time = ""
 
     @property
@@ -50,7 +52,12 @@ class KeeperProvisioner(LocalProvisioner):
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
         """Have the keeper launch a process. Raises what `Keepers.launch` raises."""
         return await self.keepers.launch(
-            self.kernel_id, cmd, env=env, cwd=str(self.cwd), output=self.output
+            self.kernel_id,
+            cmd,
+            env=env,
+            cwd=str(self.cwd),
+            output=self.output,
+            limits=self.process_limits,
         )
 
     @property
@@ -116,7 +123,9 @@ class KeeperProvisioner(LocalProvisioner):
         self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
         pid, started = provisioner_info["pid"], provisioner_info["start_time"]
         try:
-            kept = await self.keepers.adopt(self.kernel_id, pid, started, self.output)
+            kept = await self.keepers.adopt(
+                self.kernel_id, pid, started, self.output, self.process_limits
+            )
         except KeeperRefuses:
             # The keeper has another process of this kernel. The server before has launched it in
             # place of this one, and was killed before it could store that. So the new process has
