@@ -25,6 +25,7 @@ from .hearings import Hearings
 from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
 from .limits import limits_from
+from .log_room import share_from
 from .processes import Process, open_process, start_time
 from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
@@ -383,6 +384,7 @@ class Service:
             info=fields["info"],
             anew=bool(fields["anew"]),
             known=fields.get("known", (1, 0)),
+            share=share_from(fields),
         )
         return {"answer": msgspec.to_builtins(heard)}
 
@@ -393,7 +395,9 @@ class Service:
         return hearing
 
     def _on_open(self, fields: Fields) -> Answer:
-        self._heard(fields).opened = True
+        hearing = self._heard(fields)
+        hearing.opened = True
+        self._hearings.room.share(hearing.writer, *share_from(fields))
         return {"answer": None}
 
     def _on_stdin(self, fields: Fields) -> Answer:

@@ -80,7 +80,7 @@ class Hearer(Protocol):
     async def stdin_connected(self, kernel_id: str) -> bool:
         """Whether the stdin socket is connected, so that input requests can arrive."""
 
-    def opened(self, kernel_id: str) -> None:
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """Tell the keeper that the server takes the kernel for ready."""
 
     async def disconnect(self, kernel_id: str) -> None:
@@ -111,6 +111,8 @@ class Line:
         # The furthest place of the log that any bell or client has told. A keeper that finds less
         # of the log on disk leaves a gap up to here: no number is ever given to two messages.
         self.known = (1, 0)
+        self.share: tuple[str, int] | None = None
+        """How many bytes of messages the kernels with one key have together."""
         # Answers to prompts that came while there was no link to a keeper.
         self.unsent: list[tuple[ClientMessage, str]] = []
         self._hearer = hearer
@@ -147,8 +149,8 @@ class Line:
         self._hearer.say(self, message, owner, records.TRANSIENT * transient)
 
     def opened(self) -> None:
-        """Tell the keeper that the server takes the kernel for ready."""
-        self._hearer.opened(self.kernel_id)
+        """Tell the keeper that the server takes the kernel for ready, and its log's share."""
+        self._hearer.opened(self.kernel_id, self.share)
 
     async def disconnect(self) -> None:
         """Have the sockets to an ended process closed, its last messages logged. Bounded.

@@ -145,6 +145,12 @@ class Traffic:
         """
         await self._outbox.room()
 
+    def share_log(self, share: tuple[str, int] | None) -> None:
+        """Have the log share so many bytes with those of the same key."""
+        changed, self._line.share = share != self._line.share, share
+        if changed and self._line.connected:  # else the keeper is told when it is to hear
+            self._line.opened()
+
     # The process
 
     async def open_log(self) -> None:

@@ -248,9 +248,9 @@ class Keeper:
         answer, _ = await self._connection.ask("stdin", QUICK_SECONDS, kernel_id=kernel_id)
         return bool(answer)
 
-    def opened(self, kernel_id: str) -> None:
-        """The kernel is taken for ready."""
-        self._tell({"ask": "open", "kernel_id": kernel_id})
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
+        """The kernel is taken for ready; its log has this share."""
+        self._tell({"ask": "open", "kernel_id": kernel_id, "share": share})
 
     async def disconnect(self, kernel_id: str) -> None:
         """The kernel's process has ended."""

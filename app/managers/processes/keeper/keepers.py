@@ -290,9 +290,9 @@ class Keepers:
         """As `Keeper.stdin_connected`."""
         return await self._ask(kernel_id, lambda keeper: keeper.stdin_connected(kernel_id))
 
-    def opened(self, kernel_id: str) -> None:
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """As `Keeper.opened`."""
-        self._home(kernel_id).opened(kernel_id)
+        self._home(kernel_id).opened(kernel_id, share)
 
     async def disconnect(self, kernel_id: str) -> None:
         """As `Keeper.disconnect`."""

@@ -215,6 +215,7 @@ def _question(
         "directory": str(directory),
         "info": info,
         "anew": anew,
+        "share": line.share,
     }
 
 
