@@ -26,6 +26,7 @@ from .identity_providers.configured import configured_providers
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
+from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
@@ -72,7 +73,8 @@ def create_app(
     identities = IdentityProviders(ServerToken(token), others)
     schemas = read_schemas(settings.extra_event_schema_paths)
     announce = partial(_announce, settings, token, generated)
-    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, announce)
+    policy = LimitPolicy.of(settings)
+    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, policy, announce)
     routers = routers_for(settings)
     app = _fastapi(routers, lifespan)
     complete(app, routers, settings.root_path)

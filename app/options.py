@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from .access_options import Access
 from .identity_options import Identity, JupyterHub, OpenIDConnect
+from .limit_options import OwnerLimits
 from .machine import machine_memory
 from .option_types import (
     AbsolutePath,
@@ -40,6 +41,7 @@ __all__ = [
     "JupyterHub",
     "OpenIDConnect",
     "OptionGroup",
+    "OwnerLimits",
 ]
 
 WARM_KERNEL_BYTES = 48 * 2**20
@@ -418,6 +420,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     Identity,
     JupyterHub,
     OpenIDConnect,
+    OwnerLimits,
     Kernels,
     Clients,
     Culling,

@@ -40,6 +40,7 @@ from .options import (
     Listening,
     Log,
     OpenIDConnect,
+    OwnerLimits,
     WebSocket,
 )
 
@@ -62,6 +63,7 @@ class Settings(
     Culling,
     Clients,
     Kernels,
+    OwnerLimits,
     OpenIDConnect,
     JupyterHub,
     Identity,

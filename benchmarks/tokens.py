@@ -1,4 +1,5 @@
-"""``python -m benchmarks.tokens``: what the list of tokens costs a request, by how long it is.
+"""``python -m benchmarks.tokens``: what the list of tokens costs a request, by how long it is, and
+what owners' limits cost.
 
 The application is called in this process, without a network, and what is counted is the thread's
 own time: so other programs on the machine matter little. The kinds of requests take turns.
@@ -46,11 +47,15 @@ def _fill(state_dir: Path, count: int) -> str:
 
 
 @asynccontextmanager
-async def _application(count: int) -> AsyncIterator[tuple[ASGIApp, str, dict[str, Any]]]:
+async def _application(
+    count: int, **limits: int
+) -> AsyncIterator[tuple[ASGIApp, str, dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as directory:
         state_dir = Path(directory)
         token = _fill(state_dir, count)
-        settings = Settings(state_dir=state_dir, on_shutdown="stop", token=SecretStr(OWN))
+        settings = Settings(
+            state_dir=state_dir, on_shutdown="stop", token=SecretStr(OWN), owner_limits=limits
+        )
         app = create_app(settings)
         began = time.perf_counter()
         async with app.router.lifespan_context(app) as state:
@@ -89,12 +94,18 @@ async def _measure(app: ASGIApp, token: str, state: dict[str, Any]) -> float:
 
 
 async def main(many: int = 10_000) -> None:
-    async with _application(1) as one, _application(many) as full:
+    limits = {"kernels": 10, "websockets": 20, "requests_per_second": 10**9}
+    async with (
+        _application(1) as one,
+        _application(many) as full,
+        _application(many, **limits) as limited,
+    ):
         kinds = {
             "the server's own token, 1 in the list": (one[0], OWN, one[2]),
             f"the server's own token, {many:,} in the list": (full[0], OWN, full[2]),
             "the one token of the list": one,
             f"one of {many:,} tokens of the list": full,
+            f"the same with limits of {many // 10:,} owners": limited,
         }
         measured: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(ROUNDS):

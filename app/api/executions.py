@@ -48,6 +48,7 @@ from ..managers.executions.results import (
 )
 from ..managers.kernels.callers import Permission
 from ..managers.kernels.kernel import Kernel
+from ..managers.limits.errors import ExecutionsLimit
 from .access import requires
 from .awaiting import AwaitedResponse
 from .dependencies import (
@@ -234,6 +235,7 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
             IdempotencyConflict,
             GenerationMismatch,
             TooManyExecutions,
+            ExecutionsLimit,
             ServerStopping,
         ),
     },

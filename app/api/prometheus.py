@@ -170,6 +170,12 @@ class _Collector(Collector):
             [((outcome,), count) for outcome, count in counters.wrong_tokens.items()],
         )
         yield _counter(
+            "kernelkeep_limit_refusals",
+            "What was refused to an owner by a limit of its own.",
+            ["limit"],
+            [((limit,), count) for limit, count in counters.limit_refusals.items()],
+        )
+        yield _counter(
             "kernelkeep_audit_records_lost",
             "Records of the audit log that could not be written.",
             [],

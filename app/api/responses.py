@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
 from ..managers.kernels.model import KernelModel
+from ..managers.limits.limits import Limits
 from ..managers.sessions.sessions import SessionModel
 from ..managers.state import Restarts
 from .identity import Identity
@@ -43,6 +44,13 @@ class ErrorModel(BaseModel):
     short_message: str | None = Field(
         None,
         description="The message in a few words; only with status 501 and `kernelspec_invalid`.",
+    )
+    limit: str | None = Field(
+        None, description="The limit of the owner that stands in the way, if one does."
+    )
+    value: float | None = Field(None, description="That limit's value.")
+    usage: float | None = Field(
+        None, description="What is used of that limit; with 403, what this alone would take."
     )
 
 
@@ -103,7 +111,11 @@ Output = Annotated[
     StreamOutput | DisplayOutput | ResultOutput | ErrorOutput, Field(discriminator="output_type")
 ]
 
-NAMES: Final[dict[type[Struct], str]] = {Identity: "IdentityModel", Restarts: "RestartsModel"}
+NAMES: Final[dict[type[Struct], str]] = {
+    Identity: "IdentityModel",
+    Restarts: "RestartsModel",
+    Limits: "LimitsModel",
+}
 """The names that Structs have in the document, where those are not their own."""
 
 CONTENTS: Final[dict[tuple[type[Struct], str], Any]] = {

@@ -50,7 +50,7 @@ KernelkeepError
 └── ServerStopping 503
 
 Those of files and directories are in `app.managers.files.errors`, those of the list of tokens in
-`app.managers.owners.errors`.
+`app.managers.owners.errors`, those of limits in `app.managers.limits.errors`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
@@ -60,7 +60,7 @@ first paragraph of each class's docstring is its description in the OpenAPI docu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 RETRY_IDENTITY: Final = 5  # in seconds, after which another service may answer again
 RETRY_STOPPED: Final = 5  # in seconds, after which the next server may have taken over
@@ -77,7 +77,7 @@ class KernelkeepError(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after: int | None = None
-        self.details: Mapping[str, str] = {}
+        self.details: Mapping[str, Any] = {}
         """Further keys of the response's body."""
 
 

@@ -45,6 +45,7 @@ USER = [
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?")
+GROWING = re.compile(r'(?<="log_bytes":)\d+')  # with the kernels that Ben starts on the way
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ PLANS: dict[str, list[Plan]] = {
     ],
     "tokens_get": [Plan()],
     "tokens_revoke": [Plan()],
+    "owners_list": [Plan()],
+    "owners_get": [Plan(path={"name": "anna"}), Plan(path={"name": "."})],
     "user_get": [Plan()],
     "user_update": [Plan(body={"display_name": "Ben"})],
     "server_version": [Plan()],
@@ -285,7 +288,7 @@ def _told(response: httpx.Response, ids: dict[str, str]) -> tuple[int, str, dict
     for name, value in ids.items():
         text = text.replace(value, name)
         headers = {key: one.replace(value, name) for key, one in headers.items()}
-    text = TIME.sub("TIME", UUID.sub("UUID", text))
+    text = GROWING.sub("BYTES", TIME.sub("TIME", UUID.sub("UUID", text)))
     headers = {key: UUID.sub("UUID", value) for key, value in headers.items()}
     return response.status_code, text, headers
 

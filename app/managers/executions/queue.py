@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -75,6 +75,8 @@ class Executions:
         self, control: ProcessControl, messages: Messages, state: KernelState, settings: Settings
     ) -> None:
         self.closing = False
+        self.check_share: Callable[[], None] = lambda: None
+        """Raises an error if no further execution may wait at the kernels of this one's owner."""
         self._messages = messages
         self._tracker = messages.tracker
         self._tracker.listener = self
@@ -111,6 +113,12 @@ class Executions:
     def showing(self, display_id: str | None) -> list[Execution]:
         """The executions that are known to show a display with this id."""
         return self._tracker.displays.of(display_id)
+
+    @property
+    def waiting(self) -> int:
+        """How many executions have been asked for, by whatever way, and have not begun."""
+        sent = (one for one in self._tracker.under_way if one.state is ExecutionState.QUEUED)
+        return len(self._held) + sum(1 for _ in sent)
 
     async def ended(self, execution: Execution, seconds: float) -> bool:
         """Wait for an execution's end for at most ``seconds``; returns whether it has ended.
@@ -149,7 +157,7 @@ class Executions:
         """Execute code as soon as the kernel's main shell is free; this does not wait for that.
 
         Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
-        `MessageTypeNotAllowed` or `ServerStopping`.
+        `ExecutionsLimit`, `MessageTypeNotAllowed` or `ServerStopping`.
         """
         timeout = timeout_of(code.timeout, self._settings)
         self._check_allowed("execute_request")
@@ -161,6 +169,7 @@ class Executions:
             raise GenerationMismatch(self._state.generation)
         if len(self._held) >= MAX_WAITING or self._held.bytes > BACKLOG_BYTES:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
+        self.check_share()
         session = f"http-{uuid4().hex}"
         message = execute_request(code, session)
         asked_by = caller()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 from ...settings import Settings
 from ..handover.handover import Handover, RegisteredHandover
 from ..handover.registry import Registry
+from ..limits.processes import process_limits
+from ..limits.shares import Shares
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
@@ -32,12 +35,13 @@ def multi_kernel_manager(
     counters: Counters,
     audit: AuditLog | None = None,
     registry: Registry | None = None,
+    shares: Shares | None = None,
 ) -> MultiKernelManager:
     """The manager of a server's kernels, with its collaborators, built in order.
 
-    With a ``registry`` the kernels outlive the server. Directories are made, and tasks begin: call
-    this inside a running event loop, and `MultiKernelManager.close` there, which takes all of it
-    down.
+    With a ``registry`` the kernels outlive the server; ``shares`` are those of their owners.
+    Directories are made, and tasks begin: call this inside a running event loop, and
+    `MultiKernelManager.close` there, which takes all of it down.
     """
     files = RunFiles(settings)
     transports = Transports(
@@ -47,6 +51,7 @@ def multi_kernel_manager(
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     keepers = new_keepers(settings, files.path, [*files.own, *transports.own])
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
+    shares = Shares() if shares is None else shares
     handover = Handover()
     if registry is not None:
         handover = RegisteredHandover(registry, keepers, settings.state_dir)
@@ -62,6 +67,8 @@ def multi_kernel_manager(
         keepers=keepers,
         audit=audit,
         handover=handover,
+        shares=shares,
+        process_limits=partial(process_limits, shares),
     )
     for name in settings.forked_by_name:
         services.prepare_forks(name)

@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..executions.queue import Executions
 from ..handover.store import KernelRecord
+from ..limits.processes import log_share
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
 from ..state import KernelState, Lifecycle
@@ -80,6 +81,7 @@ class Kernel:
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name, ownership=ownership)
         self._services = services
+        self.executions.check_share = self.traffic.submissions.check_share = self._check_share
         self._launches = Launches(
             name,
             spec,
@@ -92,6 +94,7 @@ class Kernel:
             on_reach=self._on_reach,
         )
         self._launches.ownership = ownership
+        self.traffic.share_log(log_share(services.shares, ownership))
         self._lock = asyncio.Lock()
         self._left = TakeOver(
             self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
@@ -151,6 +154,14 @@ class Kernel:
     def counts(self) -> bool:
         """Whether the kernel counts towards ``max_kernels``."""
         return self.state.lifecycle is not Lifecycle.DEAD
+
+    @property
+    def waiting_executions(self) -> int:
+        """How many executions wait for the kernel, or for its next process."""
+        return self.executions.waiting + self.traffic.submissions.executions_held
+
+    def _check_share(self) -> None:
+        self._services.check_queue(self.ownership)
 
     async def resolve_path(self, path: str) -> str | None:
         """The file that ``path`` means in the kernel's directory (`Launches.resolve_path`)."""
@@ -356,6 +367,7 @@ class Kernel:
         """The kernel is somebody's from now on; call this before anybody else sees it."""
         self.ownership = self._registration.ownership = self.reports.ownership = ownership
         self._launches.ownership = ownership
+        self.traffic.share_log(log_share(self._services.shares, ownership))
         self._model.own(ownership.owner)
 
     async def interrupt(self) -> None:

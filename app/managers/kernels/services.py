@@ -14,6 +14,7 @@ from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...settings import Settings
 from ..errors import KernelSpecInvalid
 from ..handover.handover import Handover
+from ..limits.shares import Shares
 from ..log.open_files import OpenFiles
 from ..owners.ownership import NOBODYS, Ownership
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
@@ -50,6 +51,9 @@ class KernelServices:
     handover: Handover = field(default_factory=Handover)
     process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
     """What the processes of a kernel may take of the machine, by whose the kernel is."""
+    shares: Shares = field(default_factory=Shares)
+    check_queue: Callable[[Ownership], None] = lambda _: None
+    """Raises an error if no further execution may wait for the kernels of whose this one is."""
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
     """The threads that look for left processes, in provisioners that may block; by kernel id."""

@@ -72,6 +72,11 @@ class KernelTable(MutableMapping[str, Kernel]):
     def __len__(self) -> int:
         return len(self._kernels)
 
+    @property
+    def owners(self) -> frozenset[str]:
+        """The names of the owners who have kernels."""
+        return frozenset(name for kind, name in self._by_key if kind == "owner")
+
     def index(self, kernel: Kernel) -> None:
         """Take note that a kernel's shares have changed."""
         if self._kernels.get(kernel.id) is kernel:

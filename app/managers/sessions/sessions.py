@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..kernels.callers import CallersKernels
 from ..kernels.kernel import Kernel
+from ..limits.errors import BeyondLimit, LimitReached
 from ..owners.ownership import Ownership, access
 from ..processes.environment import kernel_environment
 from .store import Session, SessionStore
@@ -222,7 +223,7 @@ class SessionManager:
         ``kernel_name``, which gets ``env``; the session's old kernel is shut down. Raises
         `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
         `KernelUnavailable` if a new kernel cannot be started, `TooManyKernels`, `TooManyStarts`,
-        `KernelNotStopped` and `ServerStopping`.
+        `LimitReached`, `BeyondLimit`, `KernelNotStopped` and `ServerStopping`.
         """
         async with self._book.turn(session_id):
             self._kernels.check_running()
@@ -307,7 +308,7 @@ class SessionManager:
     async def _start_another(self, path: str, env: Mapping[str, str], kernel_name: str) -> Kernel:
         try:
             return await self._start(path, env, kernel_name, None)
-        except (ServerStopping, TooManyKernels, TooManyStarts):
+        except (ServerStopping, TooManyKernels, TooManyStarts, LimitReached, BeyondLimit):
             raise
         except KernelkeepError as error:
             raise KernelUnavailable(

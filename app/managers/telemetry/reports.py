@@ -147,11 +147,20 @@ class KernelReports:
         self._tell("dead", reason=reason)
         self._note("dead")
 
-    def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
-        """The kernel is stopped as no client uses it; ``cause`` names the rule that applied."""
+    def ends_soon(self, limit: str, seconds: float) -> None:
+        """The kernel will be stopped in ``seconds``, by its owner's ``limit``."""
+        self._tell("ends_soon", limit=limit, seconds=round(seconds, 3))
+
+    def culled(self, cause: str, idle_seconds: float, connections: int, limit: str = "") -> None:
+        """The kernel is stopped as no client uses it; ``cause`` names the rule that applied.
+
+        With a ``limit`` it is stopped as its owner may not have it for longer.
+        """
         self._counters.culls[self.kind, cause] += 1
         self._note("culled", cause=cause, idle_seconds=round(idle_seconds))
-        self._tell("culled", idle_seconds=round(idle_seconds, 3), connections=connections)
+        why = {"limit": limit} if limit else {}
+        idle = round(idle_seconds, 3)
+        self._tell("culled", idle_seconds=idle, connections=connections, **why)
 
     def shut_down_by_client(self) -> None:
         """The kernel has ended by a ``shutdown_request`` that a client has sent it."""
