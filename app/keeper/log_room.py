@@ -1,19 +1,14 @@
-"""The bounds on all logs of a keeper: their bytes together, of all and of each owner, and how many
-files are open."""
+"""The bounds on all logs of a keeper: their bytes, of each, of all and of each owner."""
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-__all__ = ["NO_SHARE", "OPEN_FILES", "Bounded", "LogRoom", "share_from"]
+from .open_files import OpenFiles
 
-OPEN_FILES: Final = 256
-"""How many logs have their newest file open. Thousands of silent kernels need no descriptors."""
+__all__ = ["NO_SHARE", "Bounded", "LogRoom", "share_from"]
 
 
 NO_SHARE: Final = ("", 0)
@@ -48,9 +43,6 @@ class Bounded(Protocol):
     def expire(self, before: float) -> None:
         """Drop the segments that were written last before a time."""
 
-    def let_go(self) -> None:
-        """Close its file, which it opens again when it is written to."""
-
 
 class _Share:
     """The bound on the logs of some kernels together, which one owner has."""
@@ -76,7 +68,7 @@ class LogRoom:
         self._logs: set[Bounded] = set()
         self._shares: dict[str, _Share] = {}
         self._share_of: dict[Bounded, str] = {}
-        self._open: dict[Bounded, None] = {}  # those with an open file, the longest open first
+        self.files = OpenFiles()
 
     def add(self, log: Bounded) -> None:
         """Count a log from now on."""
@@ -141,33 +133,6 @@ class LogRoom:
         """Drop messages that have become too old, also of kernels that are silent."""
         for log in tuple(self._logs):
             log.expire(time.time() - self.age)
-
-    def open(self, log: Bounded, path: Path) -> int:
-        """Open a log's file for writing; the log whose file is open for longest may lose its own.
-
-        So it does if no descriptors are left, too. Raises `OSError`. `closed` is called in the end.
-        """
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            descriptor = os.open(path, flags)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
-                raise
-            self._let_go_until(len(self._open) // 2)
-            descriptor = os.open(path, flags)
-        self._let_go_until(OPEN_FILES - 1)
-        self._open[log] = None
-        return descriptor
-
-    def closed(self, log: Bounded) -> None:
-        """Note that a log has closed its file."""
-        self._open.pop(log, None)
-
-    def _let_go_until(self, count: int) -> None:
-        while len(self._open) > count:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            oldest.let_go()
 
 
 def _drop_of_largest(logs: set[Bounded]) -> bool:

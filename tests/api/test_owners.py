@@ -242,8 +242,7 @@ async def test_websockets(server: ServerProcess, stack: AsyncExitStack) -> None:
     opened[0].websocket.transport.abort()  # one that breaks gives its place back, too
 
     async def all_are_free() -> bool:
-        usage = await owner.usage()
-        return usage["websockets"] == 0
+        return bool((await owner.usage())["websockets"] == 0)
 
     await eventually(all_are_free)
     again = await connect()
