@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec
 
+from ...keeper.limits import ProcessLimits
 from ..errors import (
     KernelkeepError,
     KernelNotRunning,
@@ -24,6 +25,7 @@ from ..executions.queue import Executions
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
+from ..processes.keeper.kept import ProcessUsage
 from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
@@ -156,7 +158,20 @@ class Kernel:
         """The file that ``path`` means in the kernel's directory (`Launches.resolve_path`)."""
         return await self._launches.resolve_path(path)
 
+    @property
+    def limits(self) -> ProcessLimits:
+        """What its processes may take of the machine."""
+        return self._launches.limits
+
+    async def usage(self) -> ProcessUsage | None:
+        """What the kernel's processes use of the machine (`Launches.usage`)."""
+        return await self._launches.usage()
+
     # What others do
+
+    async def impose_limits(self) -> None:
+        """Have its owner's limits hold for a warm kernel (`Launches.impose_limits`)."""
+        await self._launches.impose_limits()
 
     async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
         """Change variables of the next process's environment, and its directory unless None."""

@@ -33,6 +33,7 @@ from .kernel import Kernel
 from .services import KernelServices
 from .stopping import leave_all, stop_all, stop_quietly
 from .table import KernelTable, Key
+from .usage import UsageSampler
 from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
@@ -126,6 +127,11 @@ class MultiKernelManager:
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels in the order in which they were started."""
         return iter(tuple(self._kernels.values()))
+
+    @property
+    def usage(self) -> UsageSampler:
+        """Samples what the kernels use of the machine."""
+        return self._services.usage
 
     def get(self, kernel_id: str) -> Kernel:
         """The kernel with this id. Raises `KernelNotFound`."""
@@ -312,6 +318,7 @@ class MultiKernelManager:
         )
         self._kernels[kernel.id] = kernel
         try:
+            await kernel.impose_limits()
             await kernel.register()
         except BaseException:
             await stop_quietly(kernel, now=True)

@@ -27,6 +27,7 @@ from ..telemetry.audit import AuditLog
 from ..telemetry.counters import Counters
 from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
+from .usage import UsageSampler
 
 __all__ = ["KernelServices"]
 
@@ -50,6 +51,7 @@ class KernelServices:
     handover: Handover = field(default_factory=Handover)
     process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
     """What the processes of a kernel may take of the machine, by whose the kernel is."""
+    usage: UsageSampler = field(default_factory=UsageSampler)
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
     """The threads that look for left processes, in provisioners that may block; by kernel id."""
@@ -123,6 +125,7 @@ class KernelServices:
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
+        await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
         self.transports.close()
