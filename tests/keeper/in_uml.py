@@ -22,8 +22,6 @@ from tests.keeper.conftest import Open, ended
 from tests.support.home import Home
 from tests.support.processes import eventually
 
-pytest_plugins = ["tests.keeper.conftest"]
-
 ROOT = Path("/sys/fs/cgroup")
 MIB = 2**20
 WAIT = 60
