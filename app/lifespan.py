@@ -112,7 +112,7 @@ async def _build(
     stack.push_async_callback(sessions.close)
     contents = ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
     stack.push_async_callback(contents.close)
-    metrics = Metrics(manager, counters)
+    metrics = Metrics(manager, counters, by_owner=settings.metrics_by_owner)
     stack.callback(metrics.close)
     return {
         "kernels": manager,

@@ -24,6 +24,7 @@ from .api import (
     sessions,
     shares,
     tokens,
+    usage,
 )
 from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
@@ -47,6 +48,7 @@ def routers_for(settings: Settings) -> list[APIRouter]:
         executions.router,
         messages.router,
         shares.router,
+        usage.router,
         kernelspecs.router,
         sessions.router,
         me.router,

@@ -31,9 +31,7 @@ async def _listing(count: int, **limits: int) -> AsyncIterator[tuple[Application
         state_dir = Path(directory)
         token = fill(state_dir, count)[-1]
         began = time.perf_counter()
-        async with application(
-            state_dir, token=SecretStr(OWN), owner_limits=limits
-        ) as app:
+        async with application(state_dir, token=SecretStr(OWN), owner_limits=limits) as app:
             print(f"{count} tokens: started in {time.perf_counter() - began:.2f} s")
             yield app, token
 

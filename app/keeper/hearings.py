@@ -117,7 +117,7 @@ class Hearings:
         hearing = self._hearings.get(kernel_id)
         if hearing is None:
             writer = LogWriter(directory, kernel_id, self.room, epoch)
-            self.room.share(writer, *share)
+            writer.share(*share)
             try:
                 writer.resume()
                 # Before the first file is made, which is named by its first number: no server
@@ -133,7 +133,7 @@ class Hearings:
             )
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
         else:
-            self.room.share(hearing.writer, *share)
+            hearing.writer.share(*share)
         hearing.writer.skip_to(*known)
         # A server that connects again asks for all its kernels. Where this keeper has the sockets
         # already nothing is opened, and nothing of what comes over them is lost.

@@ -126,6 +126,10 @@ class LogWriter:
             self._open(self._new_segment(self.next, 0))
         self._hold_spare()
 
+    def share(self, key: str, size: int) -> None:
+        """Have the log share so many bytes with others (`LogRoom.share`)."""
+        self._room.share(self, key, size)
+
     def append(
         self,
         frame: Buffer,

@@ -20,6 +20,8 @@ from ..protocol import link
 from ..protocol.compose import make_parts
 from ..protocol.link import Bell
 from ..protocol.messages import ClientMessage
+from .group_files import find_base
+from .groups import ControlGroups, state_key
 from .hearing import Hearing
 from .hearings import Hearings
 from .kept_kernels import KeptKernels
@@ -63,7 +65,11 @@ class Service:
     def __init__(self, listener: socket.socket, directory: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._kernels = KeptKernels(directory, self._on_exit, self._end_if_unused)
+        self._lasts = False  # whether kernels are to outlive the service
+        groups = ControlGroups(
+            state_key(directory), lambda files: find_base(files, lasting=self._lasts)
+        )
+        self._kernels = KeptKernels(directory, self._on_exit, self._end_if_unused, groups)
         self._connections: set[ServerLink] = set()
         self._servers: set[ServerLink] = set()  # those that have said what they are
         self._tasks: set[asyncio.Task[object]] = set()
@@ -88,13 +94,14 @@ class Service:
             "adopt": self._on_adopt,
             "hear": self._on_hear,
             "open": self._on_open,
-            "stdin": self._on_stdin,
+            "stdin": lambda fields: {"answer": self._heard(fields).stdin_connected},
             "settle": self._on_settle,
             "disconnect": self._on_disconnect,
             "drop": self._on_drop,
             "renew": self._on_renew,
             "signal": self._on_signal,
             "tail": self._on_tail,
+            "usage": lambda fields: {"answer": fields["used"]},
             "end": self._on_end,
         }
         self._loop.add_reader(listener, self._accept)
@@ -163,6 +170,8 @@ class Service:
             self._take(data)
         elif fields.get("ask") == "drain":
             self._drain(server)
+        elif fields.get("ask") == "usage":
+            self._do_later(self._sample(server, fields))
         elif fields.get("ask") == "hello" and self._servers - {server}:
             server.hold()
             self._do_later(self._greet_late(server, fields))
@@ -289,7 +298,7 @@ class Service:
     def _on_exit(self, kernel: KeptKernel) -> None:
         event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
         for server in self._servers:
-            server.write(pack(event | {"pid": kernel.pid}))
+            server.write(pack(event | {"pid": kernel.pid, "oom": kernel.out_of_memory}))
         if self._stopping:
             self._end_if_alone()
 
@@ -329,6 +338,7 @@ class Service:
         room.age = float(fields["log_age"])
         self._kernels.output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
+        self._lasts = "server" not in fields
         answer = [kernel.record for kernel in self._kernels]
         self._kernels.take_over()
         if "server" in fields:
@@ -395,13 +405,8 @@ class Service:
         return hearing
 
     def _on_open(self, fields: Fields) -> Answer:
-        hearing = self._heard(fields)
-        hearing.opened = True
-        self._hearings.room.share(hearing.writer, *share_from(fields))
+        self._heard(fields).used(share_from(fields))
         return {"answer": None}
-
-    def _on_stdin(self, fields: Fields) -> Answer:
-        return {"answer": self._heard(fields).stdin_connected}
 
     def _on_settle(self, fields: Fields) -> Answer:
         return {"answer": self._hearings.settle(fields["kernel_id"])}
@@ -465,6 +470,12 @@ class Service:
 
     def _on_tail(self, fields: Fields) -> Answer:
         return {"answer": self._kernels[fields["kernel_id"]].tail()}
+
+    async def _sample(self, server: ServerLink, fields: Fields) -> None:
+        """Answer what a kernel uses; others may be answered meanwhile."""
+        kernel = self._kernels.present(str(fields.get("kernel_id")))
+        used = None if kernel is None else await kernel.usage()
+        server.write(self._answer({**fields, "used": used}, server))
 
     def _on_end(self, fields: Fields) -> Answer:
         """Kill the process ``pid`` of a kernel, or what the request ``launch`` led to; forget it.

@@ -75,6 +75,8 @@ PLANS: dict[str, list[Plan]] = {
     "kernels_shut_down": [Plan()],
     "kernels_interrupt": [Plan()],
     "kernels_restart": [Plan()],
+    "usage_get": [Plan(), Plan(params={"history": "true"})],
+    "resource_usage_get": [Plan()],
     "shares_list": [Plan()],
     "shares_create": [Plan(body={"name": "ben", "access": "execute"}), Plan(body={})],
     "shares_delete": [Plan(params={"name": "carl"}), Plan(params={"name": "nobody"}), Plan()],

@@ -43,7 +43,7 @@ def test_what_a_later_server_says_more_is_no_error() -> None:
     ],
 )
 def test_nonsense_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"directory|process run|Expected"):
         limits_from(fields)
 
 

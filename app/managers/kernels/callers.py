@@ -41,6 +41,7 @@ from ..processes.specs import Specs
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, checked_id, connections, last_activity
 from .table import keys_for
+from .usage import KernelUsage
 
 __all__ = ["CallersKernels", "Permission", "no_longer_shared"]
 
@@ -200,6 +201,17 @@ class CallersKernels:
             if found is not None:
                 resolution.resolved.append(ResolvedPathModel("kernel", found))
         return resolution
+
+    async def usage(self, kernel_id: str, *, history: bool = False) -> KernelUsage:
+        """What a kernel uses of the machine (`UsageSampler.usage`).
+
+        What its owner's other kernels use is not for those with whom it is shared.
+        """
+        kernel = self.get(kernel_id)
+        usage = await self._manager.usage.usage(kernel, history=history)
+        if not (self._everything or may_share(self.principal, "read", kernel.ownership)):
+            usage.owner_memory = None
+        return usage
 
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec
 
+from ...keeper.limits import ProcessLimits
 from ..errors import (
     KernelkeepError,
     KernelNotRunning,
@@ -25,6 +26,7 @@ from ..handover.store import KernelRecord
 from ..limits.processes import log_share
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
+from ..processes.keeper.kept import ProcessUsage
 from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
@@ -155,11 +157,6 @@ class Kernel:
         """Whether the kernel counts towards ``max_kernels``."""
         return self.state.lifecycle is not Lifecycle.DEAD
 
-    @property
-    def waiting_executions(self) -> int:
-        """How many executions wait for the kernel, or for its next process."""
-        return self.executions.waiting + self.traffic.submissions.executions_held
-
     def _check_share(self) -> None:
         self._services.check_queue(self.ownership)
 
@@ -167,7 +164,20 @@ class Kernel:
         """The file that ``path`` means in the kernel's directory (`Launches.resolve_path`)."""
         return await self._launches.resolve_path(path)
 
+    @property
+    def limits(self) -> ProcessLimits:
+        """What its processes may take of the machine."""
+        return self._launches.limits
+
+    async def usage(self) -> ProcessUsage | None:
+        """What the kernel's processes use of the machine (`Launches.usage`)."""
+        return await self._launches.usage()
+
     # What others do
+
+    async def impose_limits(self) -> None:
+        """Have its owner's limits hold for a warm kernel (`Launches.impose_limits`)."""
+        await self._launches.impose_limits()
 
     async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
         """Change variables of the next process's environment, and its directory unless None."""

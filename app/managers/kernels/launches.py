@@ -14,6 +14,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ...keeper.hearings import Heard
+from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
@@ -24,9 +25,9 @@ from ..owners.ownership import NOBODYS
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
+from ..processes.keeper.kept import ProcessUsage
 from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.launchable import check_launchable
-from ..processes.oom import OOMWatch
 from ..processes.paths import directory_now, is_below
 from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
 from ..processes.spec_files import shutdown_seconds_of
@@ -93,7 +94,6 @@ class Launches:
         self._manager: KernelManager | None = None
         self._output = ProcessOutput(services.output_file(kernel_id), OUTPUT_BYTES)
         self._transport: Transport = services.transports.choose(spec)
-        self._oom = OOMWatch(None)
         self._port_attempts = 0
         # The recipe of a forked process that did not come up, while a process is started instead.
         self._forked_in_vain: Recipe | None = None
@@ -209,7 +209,6 @@ class Launches:
             max(settings.kernel_info_timeout, CALL_SECONDS),
         )
         self._logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
-        self._oom = OOMWatch(process.pid)
         if not is_fallback:
             self._state.generation += 1
         await self._traffic.connect(self.info)
@@ -243,6 +242,43 @@ class Launches:
             manager.ip = self._services.transports.new_address()
         return manager
 
+    async def impose_limits(self) -> None:
+        """The process that runs is somebody else's from now on, whose limits are to hold for it.
+
+        Raises `KernelStartFailed` if they do not.
+        """
+        provisioner = self.provisioner
+        if self._manager is None or not isinstance(provisioner, KeeperProvisioner):
+            return
+        before = provisioner.process_limits
+        self._say_limits(self._manager)
+        if provisioner.process_limits == before:
+            return
+        try:
+            await bounded(provisioner.impose())
+        except Exception as error:
+            raise KernelStartFailed(
+                f"The kernel's limits cannot be set: {described(error)}"
+            ) from error
+
+    @property
+    def limits(self) -> ProcessLimits:
+        """The limits of the present process."""
+        provisioner = self.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            return provisioner.process_limits
+        return NO_LIMITS
+
+    async def usage(self) -> ProcessUsage | None:
+        """What the processes of the kernel use; None where that cannot be had.
+
+        Raises `KeeperUnavailable`.
+        """
+        provisioner = self.provisioner
+        if not self.running or not isinstance(provisioner, KeeperProvisioner):
+            return None
+        return await provisioner.usage()
+
     # A process that an earlier server has left
 
     async def find_again(self, record: KernelRecord) -> Heard:
@@ -260,7 +296,7 @@ class Launches:
             exited = await process.adopt()
             if exited is not None:
                 text = f"The kernel's process {exited} while no server was there"
-                raise Gone(text, exited.code)
+                raise Gone(text + process.want_of_memory, exited.code)
             if record.execution_state == Lifecycle.RESTARTING:
                 await self._end_replaced(process)
             heard = await self._meet(process, info)
@@ -273,7 +309,6 @@ class Launches:
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
         self.cwd = Path(getattr(manager.provisioner, "cwd", None) or self.cwd)
-        self._oom = OOMWatch(process.pid)
         self.launched = asyncio.get_running_loop().time()
         return heard
 
@@ -387,9 +422,7 @@ class Launches:
 
     async def describe(self, process: KernelProcess, problem: str) -> str:
         """The problem, the last output of the process, and whether memory was short."""
-        killed = process.exited.done() and process.exited.result().code == -signal.SIGKILL
-        if killed and self._oom.struck:
-            problem += "; its control group ran out of memory meanwhile"
+        problem += process.want_of_memory
         tail = await process.tail()
         if tail and not self._services.settings.allow_tracebacks:
             # An interpreter that crashes writes a traceback, which clients must not see.

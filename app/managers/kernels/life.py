@@ -285,7 +285,7 @@ class Life:
         reason = await launches.describe(process, f"The kernel's process {exited}")
         is_death = self._course.asked is Asked.NOTHING
         if is_death:
-            self._kernel.reports.died(exited.code)
+            self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)
         await launches.end(reason if is_death else None, restart=True)
         return reason
 

@@ -35,6 +35,7 @@ from .shares import KernelShares
 from .stopping import leave_all, stop_all, stop_quietly
 from .table import KernelTable, Key
 from .time_limits import TimeLimits
+from .usage import UsageSampler
 from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
@@ -133,6 +134,11 @@ class MultiKernelManager:
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels in the order in which they were started."""
         return iter(tuple(self._kernels.values()))
+
+    @property
+    def usage(self) -> UsageSampler:
+        """Samples what the kernels use of the machine."""
+        return self._services.usage
 
     def get(self, kernel_id: str) -> Kernel:
         """The kernel with this id. Raises `KernelNotFound`."""
@@ -331,6 +337,7 @@ class MultiKernelManager:
         self._kernels[kernel.id] = kernel
         self.shares.taken(kernel_id)  # it counts by itself from now on, and has another id
         try:
+            await kernel.impose_limits()
             await kernel.register()
         except BaseException:
             await stop_quietly(kernel, now=True)

@@ -28,6 +28,7 @@ from ..telemetry.audit import AuditLog
 from ..telemetry.counters import Counters
 from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
+from .usage import UsageSampler
 
 __all__ = ["KernelServices"]
 
@@ -54,6 +55,7 @@ class KernelServices:
     shares: Shares = field(default_factory=Shares)
     check_queue: Callable[[Ownership], None] = lambda _: None
     """Raises an error if no further execution may wait for the kernels of whose this one is."""
+    usage: UsageSampler = field(default_factory=UsageSampler)
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
     """The threads that look for left processes, in provisioners that may block; by kernel id."""
@@ -127,6 +129,7 @@ class KernelServices:
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
+        await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
         self.transports.close()

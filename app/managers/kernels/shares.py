@@ -79,8 +79,11 @@ class KernelShares:
         return len(living | starting)
 
     def waiting_of(self, owner: str) -> int:
-        """How many executions wait at an owner's kernels."""
-        return sum(kernel.waiting_executions for kernel in self.of(owner))
+        """How many executions wait for an owner's kernels, or for their next processes."""
+        return sum(
+            kernel.executions.waiting + kernel.traffic.submissions.executions_held
+            for kernel in self.of(owner)
+        )
 
     def log_bytes_of(self, owner: str) -> int:
         """How many bytes of messages of an owner's kernels are kept on disk."""

@@ -20,6 +20,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
+from ...keeper.oom import OOMWatch
 from ...keeper.output import ProcessOutput
 from ...keeper.processes import UNKNOWN_EXIT, Process, child_process, states_of_group
 from ...keeper.sockets import ConnectionInfo
@@ -119,6 +120,7 @@ class KernelProcess:
         self._poller: asyncio.Task[None] | None = None
         self._undoing: asyncio.Task[None] | None = None
         self._pgid: int | None = None
+        self._oom = OOMWatch(None)
         self.pid: int | None = None
         self.exited: asyncio.Future[Exit] = self._loop.create_future()
 
@@ -216,6 +218,7 @@ class KernelProcess:
                 self._poller = self._loop.create_task(self._await(exited), name=f"process {pid}")
                 return
             self._pgid = provisioner.pgid
+            self._oom = OOMWatch(pid)
             try:
                 self._process = child_process(pid)
             except OSError as error:
@@ -270,6 +273,29 @@ class KernelProcess:
         code = await asyncio.shield(exited)
         if not self.exited.done():
             self.exited.set_result(Exit(code))
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the process has ended, and was killed for want of memory as far as is known."""
+        provisioner = self._manager.provisioner
+        if not self.exited.done():
+            return False
+        if isinstance(provisioner, KeeperProvisioner):
+            return provisioner.out_of_memory
+        return self.exited.result().code == -signal.SIGKILL and self._oom.struck
+
+    @property
+    def want_of_memory(self) -> str:
+        """That the process was killed for want of memory, for people; empty if it was not."""
+        if not self.out_of_memory:
+            return ""
+        provisioner = self._manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            limit = provisioner.process_limits.memory
+            if limit is not None and provisioner.enforced.get("memory") == "cgroup":
+                mebibytes = f"{limit / 2**20:.10g} MiB"
+                return f"; out of memory (oom): its owner's kernels may take {mebibytes} together"
+        return "; out of memory (oom): its control group had none left"
 
     @property
     def running(self) -> bool:

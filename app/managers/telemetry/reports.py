@@ -133,10 +133,15 @@ class KernelReports:
         self._counters.start_seconds[self.kind].observe(seconds)
         self._tell("ready", seconds=round(seconds, 6))
 
-    def died(self, exit_code: int) -> None:
-        """A process that was ready has ended by itself; the exit code of a signal is negative."""
-        self._counters.deaths[self.kind, _cause_of_death(exit_code)] += 1
-        self._note("died", exit_code=exit_code)
+    def died(self, exit_code: int, *, of_memory: bool = False) -> None:
+        """A process that was ready has ended by itself; the exit code of a signal is negative.
+
+        ``of_memory`` is whether it was killed for want of it.
+        """
+        cause = "oom" if of_memory else _cause_of_death(exit_code)
+        self._counters.deaths[self.kind, cause] += 1
+        why: dict[str, Any] = {"oom": True} if of_memory else {}
+        self._note("died", exit_code=exit_code, **why)
 
     def restarting(self, reason: str, count: int) -> None:
         """The kernel has died, ``count`` times in a row by now, and gets a new process."""

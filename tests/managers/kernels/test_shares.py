@@ -29,8 +29,12 @@ class Known:
     id: str
     ownership: Ownership
     counts: bool = True
-    waiting_executions: int = 0
-    traffic: Any = field(default_factory=lambda: SimpleNamespace(log=SimpleNamespace(bytes=10)))
+    executions: Any = field(default_factory=lambda: SimpleNamespace(waiting=0))
+    traffic: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            log=SimpleNamespace(bytes=10), submissions=SimpleNamespace(executions_held=0)
+        )
+    )
 
 
 class World:
@@ -93,11 +97,12 @@ def test_the_server_s_bound_comes_first_and_no_kernel_at_all_is_403() -> None:
 
 def test_executions_that_wait_count_at_all_of_an_owner_s_kernels() -> None:
     world = World(queued_executions=3)
-    world.add("1", waiting_executions=1)
-    world.add("2", waiting_executions=1)
-    world.add("3", "ben", waiting_executions=5)
+    world.add("1").executions.waiting = 1
+    world.add("2").traffic.submissions.executions_held = 1
+    world.add("3", "ben").executions.waiting = 5
     world.shares.check_queue(Ownership("anna"))
-    world.add("4", waiting_executions=1)
+    third = world.add("4")
+    third.executions.waiting = 1
     with pytest.raises(ExecutionsLimit) as error:
         world.shares.check_queue(Ownership("anna"))
     assert error.value.details == {"limit": "queued_executions", "value": 3, "usage": 3}

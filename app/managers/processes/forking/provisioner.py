@@ -178,7 +178,7 @@ class ForkOptions(LocalProvisioner):
         """Set the limits of a process that was just launched. Raises `OSError`."""
         for name, value in self.limits.items():
             number = getattr(resource, f"RLIMIT_{name}")
-            hard = resource.getrlimit(number)[1]
+            hard = resource.prlimit(pid, number)[1]  # its owner's limit, if there is one
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.prlimit(pid, number, (value, value))
 
@@ -264,6 +264,8 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             )
         if kept is None:
             raise CannotFork("its process ended at once")
+        if kept.unlimited:
+            raise OSError(kept.unlimited)
         return kept
 
     @property

@@ -34,7 +34,7 @@ from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
-from .kept import Kept, Processes, WatchedProcess
+from .kept import Kept, Processes, ProcessUsage, WatchedProcess
 from .lines import Lines
 from .link import KeeperLink, KeeperRefuses, LinkLost
 from .places import CLOSE_SECONDS, KeeperGone, NewestPlace, Place
@@ -240,13 +240,11 @@ class Keeper:
 
     async def settle(self, kernel_id: str) -> bool:
         """Have what has arrived from a kernel in its log; whether there was anything."""
-        answer, _ = await self._connection.ask("settle", QUICK_SECONDS, kernel_id=kernel_id)
-        return bool(answer)
+        return bool(await self._ask("settle", kernel_id))
 
     async def stdin_connected(self, kernel_id: str) -> bool:
         """Whether a kernel's input requests can arrive."""
-        answer, _ = await self._connection.ask("stdin", QUICK_SECONDS, kernel_id=kernel_id)
-        return bool(answer)
+        return bool(await self._ask("stdin", kernel_id))
 
     def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """The kernel is taken for ready; its log has this share."""
@@ -254,7 +252,7 @@ class Keeper:
 
     async def disconnect(self, kernel_id: str) -> None:
         """The kernel's process has ended."""
-        await self._connection.ask("disconnect", QUICK_SECONDS, kernel_id=kernel_id)
+        await self._ask("disconnect", kernel_id)
 
     def renew(self, kernel_id: str) -> None:
         """The newest file of a log cannot be read: it is to go on in another."""
@@ -311,13 +309,24 @@ class Keeper:
             except ProcessLookupError:
                 raise
             except (KeeperUnavailable, OSError) as error:
-                logger.warning(
-                    "kernel %s is signalled without its keeper: %s",
-                    kernel_id,
-                    error,
-                    extra={"kernel_id": kernel_id},
-                )
+                text = "kernel %s is signalled without its keeper: %s"
+                extra = {"kernel_id": kernel_id}
+                logger.warning(text, kernel_id, error, extra=extra)
         watched.signal(number)
+
+    async def usage(self, kernel_id: str) -> ProcessUsage | None:
+        """What a kernel's processes use now; None where the keeper has no process of it."""
+        answer = await self._ask("usage", kernel_id)
+        return None if answer is None else msgspec.convert(answer, ProcessUsage)
+
+    async def _ask(self, ask: str, kernel_id: str) -> Any:
+        answer, _ = await self._connection.ask(ask, QUICK_SECONDS, kernel_id=kernel_id)
+        return answer
+
+    def was_out_of_memory(self, kernel_id: str) -> bool:
+        """Whether the process, which has ended, was killed for want of memory."""
+        watched = self._processes.get(kernel_id)
+        return watched is not None and watched.oom
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
         """Done with the exit code when the process has ended. Raises `KeyError` for no such one."""
@@ -329,8 +338,7 @@ class Keeper:
     async def tail(self, kernel_id: str) -> str:
         """The last lines that the process wrote, for people."""
         try:
-            answer, _ = await self._connection.ask("tail", QUICK_SECONDS, kernel_id=kernel_id)
-            return str(answer)
+            return str(await self._ask("tail", kernel_id))
         except (KeeperUnavailable, OSError):
             watched = self._processes.get(kernel_id)
             return await asyncio.to_thread(watched.tail) if watched is not None else ""
@@ -460,18 +468,13 @@ class Keeper:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
-        limits = msgspec.to_builtins(watched.limits)
+        fields |= {"limits": msgspec.to_builtins(watched.limits)}
         try:
-            answer, _ = await link.ask({"ask": "adopt", **who, **fields, "limits": limits})
+            answer, _ = await link.ask({"ask": "adopt", **who, **fields})
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:
-            logger.error(
-                "kernel %s is not kept: %s",
-                watched.kernel_id,
-                error,
-                extra={"kernel_id": watched.kernel_id},
-            )
+            logger.error("kernel %s is not kept: %s", watched.kernel_id, error, extra=who)
 
     def on_event(self, fields: Fields) -> None:
         """The keeper tells something that was not asked for."""

@@ -27,7 +27,7 @@ from ....settings import Settings
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .client import Keeper
-from .kept import Kept
+from .kept import Kept, ProcessUsage
 from .places import AsidePlace, KeeperGone, NewestPlace
 
 __all__ = ["Keepers", "check_state_dir", "new_keepers"]
@@ -238,6 +238,14 @@ class Keepers:
     async def signal(self, kernel_id: str, number: int) -> None:
         """As `Keeper.signal`."""
         await self._ask(kernel_id, lambda keeper: keeper.signal(kernel_id, number))
+
+    async def usage(self, kernel_id: str) -> ProcessUsage | None:
+        """As `Keeper.usage`."""
+        return await self._ask(kernel_id, lambda keeper: keeper.usage(kernel_id))
+
+    def was_out_of_memory(self, kernel_id: str) -> bool:
+        """As `Keeper.was_out_of_memory`."""
+        return self._home(kernel_id).was_out_of_memory(kernel_id)
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
         """As `Keeper.exited`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import start_time
 from .keepers import Keepers
-from .kept import Kept
+from .kept import Kept, ProcessUsage
 from .link import KeeperRefuses
 
 __all__ = ["KeeperProvisioner"]
+
+logger = logging.getLogger(__name__)
 
 
 class KeeperProvisioner(LocalProvisioner):
@@ -29,6 +32,8 @@ class KeeperProvisioner(LocalProvisioner):
 
     output: Path
     process_limits: ProcessLimits = NO_LIMITS
+    enforced: Mapping[str, str] = {}
+    """By what the limits of the process are enforced (`Kept`)."""
     start_time = ""
 
     @property
@@ -137,7 +142,43 @@ class KeeperProvisioner(LocalProvisioner):
             raise ProcessLookupError(f"process {pid} is gone")
         self._take(kept)
 
+    async def impose(self) -> None:
+        """Have ``process_limits`` hold for what runs. Raises `OSError` if they do not."""
+        kept = await self.keepers.adopt(
+            *(self.kernel_id, self.pid or 0, self.start_time, self.output, self.process_limits)
+        )
+        if kept is None:
+            raise ProcessLookupError(f"process {self.pid} is gone")
+        if kept.unlimited:
+            raise OSError(kept.unlimited)
+        self._note_enforced(kept)
+
+    async def usage(self) -> ProcessUsage | None:
+        """What the processes use; None if there is none, or the keeper is of an earlier time.
+
+        Raises `KeeperUnavailable`.
+        """
+        try:
+            return await self.keepers.usage(self.kernel_id)
+        except KeeperRefuses:
+            return None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the process, which has ended, was killed for want of memory."""
+        return self.keepers.was_out_of_memory(self.kernel_id)
+
+    def _note_enforced(self, kept: Kept) -> None:
+        self.enforced = kept.enforced
+        missing = sorted(self.process_limits.limited - kept.enforced.keys())
+        if missing or kept.unlimited:
+            why = kept.unlimited or "its keeper is of the time before there were limits"
+            text, names = "kernel %s has no limit of %s: %s", ", ".join(missing) or "its owner's"
+            extra = {"kernel_id": self.kernel_id}
+            logger.warning(text, self.kernel_id, names, why, extra=extra)
+
     def _take(self, kept: Kept) -> None:
+        self._note_enforced(kept)
         self.process = kept  # type: ignore[assignment]
         self.pid = self.pgid = kept.pid  # it leads a session, so its group has the same number
         self.start_time = kept.start_time
