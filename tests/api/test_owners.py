@@ -37,6 +37,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "writer": {"contents_bytes_per_day": 1000},
     "hasty": {"requests_per_second": 5},
     "once": {"requests_per_second": 0.001},
+    "wordy": {"log_bytes": "1MiB"},
     "sockets": {"websockets": 3, "kernels": 2},
 }
 
@@ -286,6 +287,24 @@ async def test_executions_that_wait(server: ServerProcess, stack: AsyncExitStack
         assert (await channels.execute("print z")).text == "z\n"
     finally:
         (server.home.root_dir / "go").unlink()
+
+
+async def test_bytes_of_the_logs_of_all_kernels(
+    server: ServerProcess, stack: AsyncExitStack
+) -> None:
+    owner, other = (Owner(server, stack, name) for name in ("wordy", "wordier"))
+    rest = await owner.rest()
+    flooding = []
+    for client, number in ((rest, 3), (await other.rest(), 1)):
+        for _ in range(number):
+            kernel = (await client.start_kernel("fake"))["id"]
+            await client.wait_for_state(kernel, "idle")
+            flooding.append(Executions(client, kernel).run("flood 200 20000"))
+    ended = await asyncio.gather(*flooding)
+    assert {one["state"] for one in ended} == {"ok"}
+    # A file of each kernel cannot be dropped, and has a quarter of its part.
+    assert 2**18 < (await owner.usage())["log_bytes"] <= 1.25 * 2**20 + 2**18
+    assert (await other.usage())["log_bytes"] > 2**21
 
 
 async def test_bytes_that_are_written(server: ServerProcess, stack: AsyncExitStack) -> None:
