@@ -11,10 +11,10 @@ from pathlib import Path
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from ...keeper.limits import NO_LIMITS, ProcessLimits
+from ...keeper.open_files import OpenFiles
 from ...settings import Settings
 from ..errors import KernelSpecInvalid
 from ..handover.handover import Handover
-from ..log.open_files import OpenFiles
 from ..owners.ownership import NOBODYS, Ownership
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.jupyter_internals import use_spec

@@ -309,11 +309,8 @@ class Keeper:
             except ProcessLookupError:
                 raise
             except (KeeperUnavailable, OSError) as error:
-                text, extra = (
-                    "kernel %s is signalled without its keeper: %s",
-                    {"kernel_id": kernel_id},
-                )
-                logger.warning(text, kernel_id, error, extra=extra)
+                text = "kernel %s is signalled without its keeper: %s"
+                logger.warning(text, kernel_id, error, extra={"kernel_id": kernel_id})
         watched.signal(number)
 
     async def usage(self, kernel_id: str) -> ProcessUsage | None:
