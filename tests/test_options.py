@@ -38,6 +38,7 @@ WRONG: dict[str, str] = {
     "token": "two\nlines",
     "open_docs": "perhaps",
     "serve_metrics": "perhaps",
+    "metrics_by_owner": "perhaps",
     "authenticate_prometheus": "perhaps",
     "authorizer_class": "tests.support.authorizers:Mute",
     "identity_provider_class": "tests.support.identities:Mute",

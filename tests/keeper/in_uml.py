@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -27,11 +28,11 @@ MIB = 2**20
 WAIT = 60
 
 
-@pytest.fixture(params=["machine", "delegated"], autouse=True)
+@pytest.fixture(autouse=True)
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Path]:
-    """Where the keeper is started: in the group of the whole machine, or in one below."""
+    """Where the keeper is started: in a group below the machine's, unless a test says so."""
     base = ROOT
-    if request.param == "delegated":
+    if getattr(request, "param", "below") == "below":
         base = ROOT / "unit"
         for name in ("memory", "cpu", "pids"):
             (ROOT / "cgroup.subtree_control").write_text(f"+{name}")
@@ -41,9 +42,14 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Path]:
     await eventually(lambda: [*base.glob("kernelkeep-*-*")] == [], WAIT)  # nothing is left
     if base != ROOT:
         (ROOT / "cgroup.procs").write_text(str(os.getpid()))
-        await eventually(lambda: not (base / SERVICE / "cgroup.procs").read_text(), WAIT)
-        (base / SERVICE).rmdir()
-        base.rmdir()
+        used = [group for group in (base / SERVICE, base) if group.exists()]
+        await eventually(lambda: not any(map(processes, used)), WAIT)
+        for empty in used:
+            empty.rmdir()
+
+
+def processes(place: Path) -> str:
+    return (place / "cgroup.procs").read_text()
 
 
 @pytest.fixture
@@ -79,6 +85,7 @@ async def usage(keeper: Keeper, kernel_id: str = "k") -> ProcessUsage:
 BY_GROUP = {"memory": "cgroup", "cpu": "cgroup", "processes": "cgroup", "open_files": "setrlimit"}
 
 
+@pytest.mark.parametrize("place", ["below", "root"], indirect=True)
 async def test_a_process_is_in_its_group_before_it_runs(keeper: Keeper, home: Home) -> None:
     limits = ProcessLimits("anna", memory=512 * MIB, cpu=0.5, processes=30, open_files=64)
     code = "print(open('/proc/self/cgroup').read(), flush=True); import time; time.sleep(1000)"
@@ -98,7 +105,7 @@ async def test_a_process_is_in_its_group_before_it_runs(keeper: Keeper, home: Ho
     assert (where.parent / "cpu.max").read_text() == "50000 100000\n"
     assert (where.parent / "pids.max").read_text() == "30\n"
     assert (where / "memory.oom.group").read_text() == "1\n"
-    assert Path(f"/proc/{kept.pid}/limits").read_text().count(" 64 ") == 2
+    assert resource.prlimit(kept.pid, resource.RLIMIT_NOFILE) == (64, 64)
 
     used = await usage(keeper)
     assert (used.processes, used.threads, used.memory_kind) == (1, 1, "cgroup")

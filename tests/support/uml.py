@@ -78,3 +78,15 @@ def _run(machine: Sequence[str], seconds: float, home: str) -> str:
             process.wait()
         console.seek(0)
         return console.read().decode(errors="replace")[-5000:]
+
+
+def main() -> int:
+    """Run the command line's command here, in a machine of its own."""
+    command, seconds = sys.argv[1:], 1200.0
+    code, output = run_in_uml(command, seconds=seconds, cwd=Path.cwd(), env=os.environ)
+    sys.stdout.write(output)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -310,8 +310,7 @@ class Keeper:
                 raise
             except (KeeperUnavailable, OSError) as error:
                 text = "kernel %s is signalled without its keeper: %s"
-                extra = {"kernel_id": kernel_id}
-                logger.warning(text, kernel_id, error, extra=extra)
+                logger.warning(text, kernel_id, error, extra={"kernel_id": kernel_id})
         watched.signal(number)
 
     async def usage(self, kernel_id: str) -> ProcessUsage | None:
