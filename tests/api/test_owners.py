@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +40,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "hasty": {"requests_per_second": 5},
     "once": {"requests_per_second": 0.001},
     "wordy": {"log_bytes": "1MiB"},
+    "tight": {"open_files": 200},
     "sockets": {"websockets": 3, "kernels": 2},
 }
 
@@ -287,6 +290,20 @@ async def test_executions_that_wait(server: ServerProcess, stack: AsyncExitStack
         assert (await channels.execute("print z")).text == "z\n"
     finally:
         (server.home.root_dir / "go").unlink()
+
+
+async def test_limits_of_processes_are_those_of_the_kernel_s_owner(
+    server: ServerProcess, stack: AsyncExitStack
+) -> None:
+    gateway = await Owner(server, stack, "gateway").rest()
+    rest = await Owner(server, stack, "tight").rest()
+    body = {"name": "fake", "env": {"KERNEL_USERNAME": "tight"}}
+    kernel = (await gateway.request("POST", "/api/kernels", 201, json=body)).json()["id"]
+    await rest.wait_for_state(kernel, "idle")
+    usage = (await rest.request("GET", f"/api/kernels/{kernel}/usage")).json()
+    assert usage["limits"]["open_files"]["value"] == 200
+    limits = Path(f"/proc/{usage['pid']}/limits").read_text()  # noqa: ASYNC240
+    assert re.search(r"Max open files +200 +200 ", limits)
 
 
 async def test_bytes_of_the_logs_of_all_kernels(
