@@ -99,7 +99,7 @@ async def _wild(manager: MultiKernelManager, neighbour: Kernel, code: str) -> li
     taken = await _trips(neighbour, count=10 * TRIPS, seconds=SECONDS)
     running.cancel()
     said = kernel.traffic.log.end.offset
-    reason = kernel.state.restarts.reason.splitlines()[0] if kernel.state.restarts else ""
+    reason = kernel.state.reason.partition("\n")[0]
     await manager.shutdown_kernel(kernel.id)
     print(f"  the wild kernel said {said / 2**20:.0f} MiB. {reason}", flush=True)
     return taken
