@@ -34,6 +34,7 @@ from .services import KernelServices
 from .stopping import leave_all, stop_all, stop_quietly
 from .table import KernelTable, Key
 from .usage import UsageSampler
+from .usage_events import UsageEvents
 from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
@@ -73,6 +74,7 @@ class MultiKernelManager:
         self._culling = asyncio.get_running_loop().create_task(
             Culler(self, self.cull_kernel, policy, settings.cull_interval).run(), name="culler"
         )
+        self._usage_events = UsageEvents(self, services.usage, services.events)
         self._handover.watch(self)
 
     async def adopt_kernels(self) -> None:
@@ -415,6 +417,7 @@ class MultiKernelManager:
 
     async def _stop_all(self) -> None:
         self._culling.cancel()
+        self._usage_events.close()
         await asyncio.wait({self._culling})
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]

@@ -152,6 +152,12 @@ class KernelReports:
         self._tell("dead", reason=reason)
         self._note("dead")
 
+    def used(self, cpu_seconds: float | None, memory: int | None) -> None:
+        """What the processes have used of the processors' time, and use of memory, in bytes."""
+        figures = {"cpu_seconds": cpu_seconds, "memory": memory}
+        known = {name: value for name, value in figures.items() if value is not None}
+        self._tell("usage", **known)
+
     def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
         """The kernel is stopped as no client uses it; ``cause`` names the rule that applied."""
         self._counters.culls[self.kind, cause] += 1
