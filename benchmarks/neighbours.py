@@ -30,7 +30,7 @@ START_SECONDS: Final = 300.0
 TRIPS: Final = 150
 AT_MOST: Final = 2.0
 
-LIMITS: Final = {"memory": 300 * 2**20, "cpu": 0.3, "processes": 60, "open_files": 512}
+LIMITS: Final = {"memory": 160 * 2**20, "cpu": 0.3, "processes": 60, "open_files": 512}
 
 # Each is bounded by itself, too, should a limit not hold.
 WILD: Final = {
@@ -99,9 +99,13 @@ async def _wild(manager: MultiKernelManager, neighbour: Kernel, code: str) -> li
     taken = await _trips(neighbour, count=10 * TRIPS, seconds=SECONDS)
     running.cancel()
     said = kernel.traffic.log.end.offset
-    reason = kernel.state.restarts.reason.splitlines()[0] if kernel.state.restarts else ""
+    used = await manager.usage.usage(kernel)
+    reason = kernel.state.reason.partition("\n")[0]
     await manager.shutdown_kernel(kernel.id)
-    print(f"  the wild kernel said {said / 2**20:.0f} MiB. {reason}", flush=True)
+    took = (
+        f"{(used.memory or 0) / 2**20:.0f} MiB, {used.processes} processes, {used.open_files} files"
+    )
+    print(f"  the wild kernel took {took}, said {said / 2**20:.0f} MiB. {reason}", flush=True)
     return taken
 
 

@@ -14,7 +14,10 @@ import pytest
 from app.keeper import usage
 from app.keeper.groups import Group
 from app.keeper.usage import Usage, _by_ps, processes_of, sample, seconds_of
+from tests.keeper.conftest import Open, ended, launch
 from tests.support.groups import FakeGroups
+from tests.support.home import Home
+from tests.support.processes import eventually
 
 
 @contextmanager
@@ -174,3 +177,21 @@ def test_macos_tells_by_ps() -> None:
 )
 def test_ps_writes_time_in_three_ways(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
+
+
+async def test_a_keeper_tells_of_the_kernels_that_it_has(open_keeper: Open, home: Home) -> None:
+    keeper = await open_keeper()
+    assert await keeper.usage("none") is None
+    kept = await launch(keeper, home, "sleep 1000 & sleep 1000")
+
+    async def both_run() -> bool:
+        used = await keeper.usage("k")
+        return used is not None and used.processes == 3
+
+    await eventually(both_run)
+    used = await keeper.usage("k")
+    assert used is not None
+    assert (used.pid, used.enforced, used.memory_kind) == (kept.pid, {}, "pss")
+    await keeper.signal("k", 9)
+    await ended(keeper)
+    assert await keeper.usage("k") is None

@@ -36,6 +36,7 @@ from .stopping import leave_all, stop_all, stop_quietly
 from .table import KernelTable, Key
 from .time_limits import TimeLimits
 from .usage import UsageSampler
+from .usage_events import UsageEvents
 from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
@@ -80,6 +81,7 @@ class MultiKernelManager:
             loop.create_task(culler.run(), name="culler"),
             loop.create_task(limits.run(), name="time limits of kernels"),
         ]
+        self._usage_events = UsageEvents(self, services.usage, services.events)
         self._handover.watch(self)
 
     async def adopt_kernels(self) -> None:
@@ -423,6 +425,7 @@ class MultiKernelManager:
     async def _stop_all(self) -> None:
         for task in self._culling:
             task.cancel()
+        self._usage_events.close()
         await asyncio.wait(self._culling)
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]

@@ -152,6 +152,12 @@ class KernelReports:
         self._tell("dead", reason=reason)
         self._note("dead")
 
+    def used(self, cpu_seconds: float | None, memory: int | None) -> None:
+        """What the processes have used of the processors' time, and use of memory, in bytes."""
+        figures = {"cpu_seconds": cpu_seconds, "memory": memory}
+        known = {name: value for name, value in figures.items() if value is not None}
+        self._tell("usage", **known)
+
     def ends_soon(self, limit: str, seconds: float) -> None:
         """The kernel will be stopped in ``seconds``, by its owner's ``limit``."""
         self._tell("ends_soon", limit=limit, seconds=round(seconds, 3))

@@ -21,6 +21,8 @@ from app.managers.kernels.services import KernelServices
 from app.managers.owners.ownership import Ownership
 from app.managers.processes.keeper.client import Keeper
 from app.managers.processes.keeper.kept import Kept
+from app.managers.processes.keeper.provisioner import KeeperProvisioner
+from app.managers.state import Lifecycle
 from tests.managers.kernels.test_supervision import is_up, kernels, pid_of, state_dir
 from tests.support.processes import eventually
 
@@ -146,3 +148,29 @@ async def test_a_keeper_that_enforces_nothing_is_seen(
         f"kernel {kernel.id} has no limit of open_files: its keeper is of the time" in caplog.text
     )
     assert used.limits["open_files"].value == FILES
+
+
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        ("cgroup", "(oom): its owner's kernels may take 2048 MiB together"),
+        ("setrlimit", "(oom): its control group had none left"),
+    ],
+)
+async def test_a_kernel_that_had_no_memory_left_says_so(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, by: str, why: str
+) -> None:
+    """What the keeper tells is real in `tests.keeper.in_uml`."""
+    monkeypatch.setattr(KeeperProvisioner, "out_of_memory", True)
+    async with kernels(state_dir, "stop", autorestart=False) as manager:
+        manager._services.process_limits = lambda _: ProcessLimits(memory=2**31)
+        kernel = await manager.start_kernel("fake", ownership=ANNA)
+        await is_up(kernel)
+        provisioner = kernel._launches.provisioner
+        assert isinstance(provisioner, KeeperProvisioner)
+        provisioner.enforced = {"memory": by}
+        os.kill(pid_of(kernel), signal.SIGKILL)
+        await eventually(lambda: kernel.state.lifecycle is Lifecycle.DEAD)
+        expected = f"The kernel's process was killed by signal 9 (SIGKILL); out of memory {why}"
+        assert kernel.state.reason == expected
+        assert manager._services.counters.deaths["fake", "oom"] == 1
