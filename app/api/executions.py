@@ -180,7 +180,7 @@ def _waiting(
         began = time.perf_counter()
         attended = kernel.executions.attended(execution) if cancel_on_disconnect else nullcontext()
         with attended:
-            await kernel.executions.ended(execution, seconds)
+            await kernel.executions.ended(execution, seconds, permission)
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
         if not permission():  # the kernel was shared with the caller until now

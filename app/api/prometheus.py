@@ -140,7 +140,7 @@ class _Collector(Collector):
         )
         yield _gauge(
             "kernelkeep_log_bytes",
-            "Bytes of messages that are kept on disk.",
+            "Bytes of messages in the logs on disk.",
             [],
             [((), held)],
         )
@@ -156,7 +156,7 @@ class _Collector(Collector):
         )
         yield _counter(
             "kernelkeep_warm_claims",
-            "Starts of kernels that are kept warm: whether one could be given.",
+            "Starts of kernelspecs with warm kernels: whether one could be given.",
             ["type", "result"],
             counters.warm_claims.items(),
         )

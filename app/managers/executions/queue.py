@@ -65,6 +65,10 @@ class Messages(Protocol):
         """Send a request at once or when the kernel is ready; False if it is refused."""
 
 
+def _always() -> bool:
+    return True
+
+
 class Executions:
     """The executions of one kernel: asking for them, waiting for them, stopping them.
 
@@ -120,36 +124,50 @@ class Executions:
         sent = (one for one in self._tracker.under_way if one.state is ExecutionState.QUEUED)
         return len(self._held) + sum(1 for _ in sent)
 
-    async def ended(self, execution: Execution, seconds: float) -> bool:
+    async def ended(
+        self, execution: Execution, seconds: float, permission: Callable[[], bool] = _always
+    ) -> bool:
         """Wait for an execution's end for at most ``seconds``; returns whether it has ended.
 
-        Returns early when the server stops.
+        Returns early when the server stops, and when there is no ``permission`` any more.
         """
-        if not execution.ended and not self.closing and seconds > 0:
-            future = asyncio.get_running_loop().create_future()
-
-            def wake() -> None:
-                if not future.done():
-                    future.set_result(None)
-
-            # Nothing is suspended since the look at `ended`, so no end is missed.
-            execution.on_end.append(wake)
-            self._waiting.add(future)
-            try:
-                await asyncio.wait({future}, timeout=seconds)
-            finally:
-                self._waiting.discard(future)
-                with contextlib.suppress(ValueError):  # it has ended, and taken its callbacks
-                    execution.on_end.remove(wake)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not execution.ended and not self.closing and permission():
+            left = deadline - loop.time()
+            if left <= 0:
+                break
+            await self._ended_or_woken(execution, left)
         return execution.ended
 
-    def close_streams(self) -> None:
-        """Let all streams and waits end: the server is about to stop."""
-        self.closing = True
+    async def _ended_or_woken(self, execution: Execution, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        # Nothing is suspended since the look at `ended`, so no end is missed.
+        execution.on_end.append(wake)
+        self._waiting.add(future)
+        try:
+            await asyncio.wait({future}, timeout=seconds)
+        finally:
+            self._waiting.discard(future)
+            with contextlib.suppress(ValueError):  # it has ended, and taken its callbacks
+                execution.on_end.remove(wake)
+
+    def wake(self) -> None:
+        """Let all streams and waits look again: the shares of the kernel have changed, or more."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
         self._messages.log.wake()
+
+    def close_streams(self) -> None:
+        """Let all streams and waits end: the server is about to stop."""
+        self.closing = True
+        self.wake()
 
     # Asking
 

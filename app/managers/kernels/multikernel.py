@@ -156,7 +156,7 @@ class MultiKernelManager:
     async def shares_changed(self, kernel: Kernel) -> None:
         """Take note of a kernel's shares; returns when the next server would know them, too."""
         self._kernels.index(kernel)
-        kernel.traffic.log.wake()  # connections that are not permitted any more end now
+        kernel.executions.wake()  # connections that are not permitted any more end now
         await kernel.save()
 
     @property

@@ -373,7 +373,7 @@ class SessionBook:
         return self._turns.setdefault(key, asyncio.Lock())
 
     async def keep(self, session: Session) -> None:
-        """Keep a session, new or changed."""
+        """Add a session, or put it in the place of the one with its id, and store it."""
         self._put(session)
         await self._write(self._store.save, session)
 
