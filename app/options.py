@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from .access_options import Access
 from .identity_options import Identity, JupyterHub, OpenIDConnect
+from .isolation_options import Isolation
 from .machine import machine_memory
 from .option_types import (
     AbsolutePath,
@@ -37,6 +38,7 @@ __all__ = [
     "MAX_EXECUTION_SECONDS",
     "Access",
     "Identity",
+    "Isolation",
     "JupyterHub",
     "OpenIDConnect",
     "OptionGroup",
@@ -419,6 +421,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     JupyterHub,
     OpenIDConnect,
     Kernels,
+    Isolation,
     Clients,
     Culling,
     WebSocket,

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .kernels import KeptKernel
+from .launching import AsUser
 from .notes import GONE, LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
 from .processes import ended_child, leader_that_writes
@@ -103,6 +104,8 @@ class KeptKernels:
         *,
         output: str,
         launched_by: str,
+        user: AsUser | None = None,
+        arguments: Sequence[str] | None = None,
     ) -> KeptKernel:
         """Start a process for a kernel that has none. Raises `OSError`, and `ValueError`."""
         before = self.present(kernel_id)
@@ -114,7 +117,7 @@ class KeptKernels:
         # For a keeper after this one, if this one is killed before it can note the process.
         self._note((kernel_id, LAUNCHING, "", kernel.output))
         try:
-            kernel.launch(command, env, cwd)
+            kernel.launch(command, env, cwd, user, arguments)
         except BaseException:
             self._note_all()
             raise

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from .launching import AsUser, launch_process
 from .output import ProcessOutput
 from .processes import Process, child_process, open_process, start_time
 from .protocol import Fields
@@ -61,19 +61,19 @@ class KeptKernel:
         """Whether its end has not been seen."""
         return self.exit_code is None
 
-    def launch(self, command: list[str], env: Mapping[str, str], cwd: str) -> None:
-        """Start the process, the leader of a session of its own. Raises `OSError`."""
+    def launch(
+        self,
+        command: list[str],
+        env: Mapping[str, str],
+        cwd: str,
+        user: AsUser | None = None,
+        arguments: Sequence[str] | None = None,
+    ) -> None:
+        """Start the process (`launch_process`). Raises `OSError` and `ValueError`."""
         descriptor = self._output.open_lasting()
         try:
-            process = subprocess.Popen(
-                [os.path.expanduser(word) for word in command],
-                env=env,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                start_new_session=True,
-            )
+            words = [os.path.expanduser(word) for word in command]
+            process = launch_process(words, env, cwd, descriptor, user, arguments)
         except BaseException:
             self._output.close()
             raise

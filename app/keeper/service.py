@@ -24,8 +24,9 @@ from .hearing import Hearing
 from .hearings import Hearings
 from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
+from .launching import AsUser
 from .processes import Process, open_process, start_time
-from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
+from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 
 __all__ = ["Service"]
@@ -334,7 +335,7 @@ class Service:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": {"kept": answer, "heard": self._hearings.ids}}
+        return {"answer": {"kept": answer, "heard": self._hearings.ids, "can": [*CAN]}}
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels]}
@@ -347,6 +348,8 @@ class Service:
             fields["cwd"],
             output=fields["output"],
             launched_by=fields["launch"],
+            user=AsUser.of(fields.get("as_user")),
+            arguments=fields.get("arguments"),
         )
         return {"answer": kernel.record}
 

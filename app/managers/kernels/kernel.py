@@ -87,6 +87,7 @@ class Kernel:
             self.traffic,
             self.state,
             kernel_id=kernel_id,
+            owner=ownership.owner,
             place=place,
             env=env,
             on_reach=self._on_reach,

@@ -23,6 +23,7 @@ from ..messages.traffic import Traffic
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
+from ..processes.keeper.provisioner import KeeperProvisioner
 from ..processes.launchable import check_launchable
 from ..processes.oom import OOMWatch
 from ..processes.paths import directory_now, is_below
@@ -67,6 +68,7 @@ class Launches:
         state: KernelState,
         *,
         kernel_id: str,
+        owner: str,
         place: Path,
         env: Mapping[str, str],
         on_reach: Callable[[str], None],
@@ -80,6 +82,7 @@ class Launches:
         self.place = self.cwd = place
         self.env = env
         self._id = kernel_id
+        self._owner = owner
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
         self._spec = spec
@@ -156,8 +159,11 @@ class Launches:
     async def check(self) -> None:
         """Raise `KernelStartFailed` if it can be seen that a launch would fail now.
 
-        Only launches by the provisioners of this server and of jupyter_client are checked.
+        Only launches by the provisioners of this server and of jupyter_client are checked, and
+        whether the next process can be isolated.
         """
+        if self._services.isolation.kind != "none":
+            self._services.check_isolation(await self._new_manager())
         provisioner = self.provisioner
         stanza = self._spec.metadata.get("kernel_provisioner") or {}
         name = stanza.get("provisioner_name", "local-provisioner")
@@ -181,8 +187,12 @@ class Launches:
         """
         self.launched = asyncio.get_running_loop().time()
         try:
+            if self._manager is not None and not _is_as_wanted(self._manager):
+                # The options have changed: what the process before had is of no use for this one.
+                await self.release(restart=False)
             if self._manager is None:
                 self._manager = await self._new_manager()
+            self._services.check_isolation(self._manager)
             # Before `process` is set: a stop may cancel this await, and asks `process` to end.
             self.cwd = await self._directory_now()
             process = self.process = KernelProcess(self._manager, self._output, self._on_reach)
@@ -210,7 +220,7 @@ class Launches:
         await self._traffic.connect(self.info)
 
     async def _directory_now(self) -> Path:
-        root = self._services.settings.root_dir
+        root = await self._services.isolation.root(self._owner)
         return await asyncio.to_thread(directory_now, root, self.place)
 
     async def _new_manager(self) -> KernelManager:
@@ -226,10 +236,10 @@ class Launches:
             raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
         may_fork = self._forked_in_vain is None
         manager = self._services.new_manager(
-            self._name, self._id, self._transport, spec, may_fork=may_fork
+            self._name, self._id, self._transport, spec, owner=self._owner, may_fork=may_fork
         )
         if self._transport == "ipc":
-            manager.ip = self._services.transports.new_address()
+            manager.ip = self._services.new_address(manager)
         return manager
 
     # A process that an earlier server has left
@@ -242,7 +252,9 @@ class Launches:
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
-            manager = self._services.new_manager(self._name, self._id, self._transport, self._spec)
+            manager = self._services.new_manager(
+                self._name, self._id, self._transport, self._spec, owner=self._owner
+            )
             process = KernelProcess(manager, self._output, self._on_reach)
             info = await adopt_process(record, manager, self._services.loading)
             exited = await process.adopt()
@@ -260,6 +272,12 @@ class Launches:
         except Exception as error:
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
+        if not _is_as_wanted(manager):
+            self._logger.warning(
+                "kernel %s was launched under other options: until it is restarted it is isolated "
+                "as it was then",
+                self._id,
+            )
         self.cwd = Path(getattr(manager.provisioner, "cwd", None) or self.cwd)
         self._oom = OOMWatch(process.pid)
         self.launched = asyncio.get_running_loop().time()
@@ -452,3 +470,9 @@ class Launches:
 def not_stopped(why: str) -> KernelNotStopped:
     """The error for a process that could not be ended."""
     return KernelNotStopped(f"The kernel's process could not be ended: {why}")
+
+
+def _is_as_wanted(manager: KernelManager) -> bool:
+    """Whether a manager's process is isolated as the options want it now."""
+    provisioner = manager.provisioner
+    return not isinstance(provisioner, KeeperProvisioner) or provisioner.is_as_wanted

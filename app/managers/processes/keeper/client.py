@@ -29,7 +29,7 @@ from ....keeper.hearings import Heard
 from ....keeper.processes import UNKNOWN_EXIT, start_time
 from ....keeper.protocol import Fields
 from ....protocol.messages import ClientMessage, Message
-from ...errors import KeeperUnavailable
+from ...errors import IsolationUnavailable, KeeperUnavailable
 from ...messages.line import Line
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
@@ -55,11 +55,16 @@ TELLS_HEARD: Final = 4
 """The first version of the protocol whose keepers tell, greeted, which kernels they hear."""
 
 
+_ALWAYS_KNOWN: Final = frozenset({"command", "env", "cwd", "output"})
+"""The fields of a launch that every keeper heeds."""
+
+
 class _Greeted(msgspec.Struct, frozen=True):
     """What a keeper tells when it is greeted: its kernels' processes, and which it hears."""
 
     kept: list[Kept]
     heard: list[str]
+    can: list[str] = []
 
 
 class Keeper:
@@ -148,15 +153,19 @@ class Keeper:
         env: Mapping[str, str],
         cwd: str,
         output: Path,
+        **further: Any,
     ) -> Kept:
         """Start a kernel's process, the leader of a session; what it writes goes to ``output``.
 
-        A process that had this id and has ended is replaced. Raises `OSError` or `ValueError` when
-        there is nothing to execute. Whatever is raised, no process was started, or it is ended.
+        A process that had this id and has ended is replaced. ``further`` are fields of the request
+        that the keeper must not ignore (`CAN`). Raises `OSError` or `ValueError` when there is
+        nothing to execute, and `IsolationUnavailable` if the keeper does not know such a field.
+        Whatever is raised, no process was started, or it is ended.
         """
         if not command:
             raise ValueError("there is no command to execute")
         fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
+        fields |= further
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
                 return await self._launch(kernel_id, fields)
@@ -164,6 +173,10 @@ class Keeper:
 
     async def _launch(self, kernel_id: str, fields: Fields) -> Kept:
         link = await self._connection.linked()
+        if not fields.keys() <= _ALWAYS_KNOWN | link.can:
+            raise IsolationUnavailable(
+                f"the keeper, process {link.pid}, is an earlier one; it ends with its kernels"
+            )
         launch = secrets.token_hex(16)
         try:
             answer, _ = await link.ask(
@@ -421,6 +434,7 @@ class Keeper:
             answer = {"kept": answer, "heard": []}
         greeted = msgspec.convert(answer, _Greeted)
         self._errands.tell_drops(link)  # before another has its id
+        link.can = frozenset(greeted.can)
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
         gone = await self._errands.ended(link)

@@ -75,6 +75,8 @@ class KeeperLink:
     ) -> None:
         self.protocol: int = greeting["keeper"]
         self.pid: int = greeting["pid"]
+        self.can: frozenset[str] = frozenset()
+        """Fields of requests that the keeper heeds, as it has told when it was greeted (`CAN`)."""
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
