@@ -7,6 +7,8 @@ every user can execute, wherever this one is.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import json
 import os
 import shlex
@@ -33,21 +35,33 @@ IDS: Final = range(20_000, 20_100)
 """Ids for owners. A user namespace of a person's has 65,536 as a rule, so they are below that."""
 
 
-def as_root() -> list[str]:
-    """What makes a command root's: nothing for root, and else a user namespace.
+@functools.cache
+def as_root() -> tuple[str, ...]:
+    """What makes a command root's: nothing for root, and else a user namespace, the same for all.
+
+    A server in another namespace could not signal the kernels of the one before.
 
     Raises:
         AssertionError: there are no ids for one.
     """
     if os.geteuid() == 0:
-        return []
-    prefix = ["unshare", "--user", "--map-root-user", "--map-auto"]
-    done = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (
-        f"other users take root, or ids of one's own: {done.stderr.strip()}; sudo apt-get install "
-        f"uidmap && sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER"
+        return ()
+    holder = subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--map-auto", "sh", "-c", "echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    return prefix
+    atexit.register(holder.communicate)  # it ends with its stdin
+    assert holder.stdout is not None
+    if holder.stdout.readline() != "ready\n":
+        raise AssertionError(
+            f"other users take root, or ids of one's own: {holder.communicate()[1].strip()}; sudo "
+            "apt-get install uidmap && sudo usermod --add-subuids 100000-165535 --add-subgids "
+            "100000-165535 $USER"
+        )
+    return ("nsenter", f"--target={holder.pid}", "--user", "--setuid=0", "--setgid=0")
 
 
 def as_somebody() -> list[str]:
@@ -72,8 +86,8 @@ class IsolatedHome(Home):
     def mounted(self, command: Sequence[str]) -> list[str]:
         """The command in a mount namespace of its own, with the interpreter's files."""
         mounts = [
-            ("mount", "--bind", sys.base_prefix, str(self._base)),
-            ("mount", "--bind", sysconfig.get_path("purelib"), str(self._site)),
+            ("mount", "--rbind", sys.base_prefix, str(self._base)),
+            ("mount", "--rbind", sysconfig.get_path("purelib"), str(self._site)),
         ]
         script = " && ".join([*map(shlex.join, mounts), 'exec "$@"'])
         return [

@@ -109,7 +109,8 @@ class TestDirectory:
         self, passable: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         check_isolation(settings(passable))
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        somebody = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: somebody)
         with pytest.raises(CannotIsolate, match="no directory of the service's user"):
             check_isolation(settings(passable))
 

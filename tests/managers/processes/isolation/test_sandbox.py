@@ -211,7 +211,7 @@ async def test_nothing_of_the_service_is_within_reach(isolated: SandboxServer, b
             abstract=f"unix('\\0of-the-host-{isolated.port}')",
             system="open('/etc/planted', 'w')",
             root="open('/planted', 'w')",
-            packages="open(os.__file__, 'a')",
+            packages="open(sys.prefix + '/planted', 'w')",
             mount="call('mount', b'none', b'/tmp', b'tmpfs', 0, None)",
             user="os.setuid(0)",
         )
