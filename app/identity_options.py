@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from .option_types import OptionGroup, Words
+from .option_types import OptionGroup, Words, spelled
 from .origins import is_loopback
 
 __all__ = ["DEFAULT_SCOPES", "OIDC_ALGORITHMS", "Identity", "JupyterHub", "OpenIDConnect"]
@@ -53,7 +54,9 @@ class JupyterHub(OptionGroup):
     jupyterhub_api_url: str = Field(
         "", description="URL of the Hub's API, like http://127.0.0.1:8081/hub/api."
     )
-    jupyterhub_service: str = Field(
+    jupyterhub_service: Annotated[
+        str, spelled(r"[A-Za-z0-9._~-]+", "not the name of a service, like kernelkeep")
+    ] = Field(
         "",
         description="Name of this service at the Hub: a token needs the Hub's scope "
         "access:services!service=NAME, or access:services.",
@@ -76,13 +79,6 @@ class JupyterHub(OptionGroup):
     @classmethod
     def _api(cls, value: str) -> str:
         return _http_url(value) if value else value
-
-    @field_validator("jupyterhub_service")
-    @classmethod
-    def _service(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[A-Za-z0-9._~-]+", value):
-            raise ValueError("not the name of a service, like kernelkeep")
-        return value
 
 
 class OpenIDConnect(OptionGroup):

@@ -197,13 +197,13 @@ class _Stranger:
     """Has a connection to the keeper, and no kernels."""
 
     def on_event(self, fields: Fields) -> None:
-        """It is of no concern."""
+        """Ignore this: the command has no kernels."""
 
     def on_bells(self, data: bytes) -> None:
-        """It is of no concern."""
+        """Ignore this: the command has no kernels."""
 
     def on_end(self, link: KeeperLink) -> None:
-        """It is of no concern."""
+        """Ignore this: the command has no kernels."""
 
 
 def _clean(state_dir: Path, record: KernelRecord) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "OptionGroup",
     "Paths",
     "Words",
+    "spelled",
 ]
 
 
@@ -70,6 +71,17 @@ def _absolute(value: Path) -> Path:
 
 def _absolute_or_none(value: Path | None) -> Path | None:
     return None if value is None else _absolute(value)
+
+
+def spelled(pattern: str, refusal: str) -> AfterValidator:
+    """Have a text refused, with this sentence, that is not empty and does not fit the pattern."""
+
+    def check(value: str) -> str:
+        if value and not re.fullmatch(pattern, value):
+            raise ValueError(refusal)
+        return value
+
+    return AfterValidator(check)
 
 
 # NoDecode: pydantic-settings would demand JSON for them in the environment.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import platformdirs
 from pydantic import Field, field_validator
@@ -26,6 +26,7 @@ from .option_types import (
     OptionGroup,
     Paths,
     Words,
+    spelled,
 )
 from .protocol.messages import UNTRACKED_MESSAGE_TYPES
 from .protocol.v1 import SUBPROTOCOL
@@ -74,11 +75,14 @@ KERNEL_ENVIRONMENT = [
 
 
 class Listening(OptionGroup):
-    """Where it listens."""
+    """Where the service listens."""
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8888, ge=0, le=65535, description="TCP port; 0 picks a free one.")
-    root_path: str = Field(
+    root_path: Annotated[
+        str,
+        spelled(r"(/[A-Za-z0-9._~-]+)+", "not a path like /kernels, with no slash behind it"),
+    ] = Field(
         "", description="Path prefix below which a proxy shows it; stripped by the proxy or not."
     )
     trusted_proxies: Networks = Field(
@@ -90,15 +94,13 @@ class Listening(OptionGroup):
     @field_validator("root_path")
     @classmethod
     def _prefix(cls, value: str) -> str:
-        if value and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
-            raise ValueError("not a path like /kernels, with no slash behind it")
         if value.split("/", 2)[1:2] in (["api"], ["docs"], ["kernelspecs"], ["metrics"]):
             raise ValueError("cannot be told from a path of the service itself")
         return value
 
 
 class Files(OptionGroup):
-    """Where its files are."""
+    """Where the service's files are."""
 
     root_dir: AbsolutePath = Field(
         Path("."), description="Directory that kernels' paths are relative to."
@@ -352,7 +354,7 @@ class Execution(OptionGroup):
 
 
 class Keeper(OptionGroup):
-    """What is kept."""
+    """What outlives the server."""
 
     table = "keeper"
 

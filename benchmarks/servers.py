@@ -92,7 +92,7 @@ class Server:
 
     def start(self) -> Self:
         """Start it; returns when it answers. Raises `ServerDied` when it does not."""
-        _write_kernelspecs(Path(self._home.name) / "jupyter", self._kernels)
+        write_kernelspecs(Path(self._home.name) / "jupyter", self._kernels)
         return self._launch()
 
     def _launch(self) -> Self:
@@ -314,7 +314,8 @@ def _channels(kernel_id: str, session: str) -> str:
     return f"/api/kernels/{kernel_id}/channels?session_id={session}"
 
 
-def _write_kernelspecs(path: Path, kernels: Mapping[str, Sequence[str]]) -> None:
+def write_kernelspecs(path: Path, kernels: Mapping[str, Sequence[str]]) -> None:
+    """Write kernelspecs of these commands into a directory of ``JUPYTER_PATH``."""
     for name, argv in kernels.items():
         directory = path / "kernels" / name
         directory.mkdir(parents=True)

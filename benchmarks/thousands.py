@@ -27,7 +27,7 @@ from benchmarks.rest import Rest
 from benchmarks.servers import ROOT, Server
 from benchmarks.websocket import WebSocket
 
-__all__ = ["four_thousand", "raise_descriptors", "thousand", "until_idle"]
+__all__ = ["crowds", "four_thousand", "raise_descriptors", "thousand", "until_idle"]
 
 CROWD: Final = 500
 """Kernels of one process."""
@@ -108,12 +108,22 @@ def _crowd(target: Server, count: int) -> Iterator[tuple[Server, list[str]]]:
 
     Raises `NotMeasured` when the machine has not.
     """
+    with crowds(count + 1) as specs, target.fresh(specs) as server:
+        yield server, list(specs)
+
+
+@contextmanager
+def crowds(count: int) -> Iterator[dict[str, list[str]]]:
+    """Processes that serve so many kernels: kernelspecs by name, each with room for `CROWD`.
+
+    Raises `NotMeasured` when the machine has no room for them.
+    """
     _check_room(count)
     raise_descriptors()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crowd-")))
         specs = {}
-        for number in range(-(-(count + 1) // CROWD)):
+        for number in range(-(-count // CROWD)):
             fifo = folder / str(number)
             os.mkfifo(fifo, 0o600)
             crowd = subprocess.Popen(
@@ -123,7 +133,7 @@ def _crowd(target: Server, count: int) -> Iterator[tuple[Server, list[str]]]:
             )
             stack.callback(_end, crowd)
             specs[f"crowd{number}"] = command(fifo)
-        yield stack.enter_context(target.fresh(specs)), list(specs)
+        yield specs
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -19,8 +18,9 @@ from tests.support.home import Home, require_ipykernel
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspecs
 from tests.support.processes import kill_all
 from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, kernels_of, start_shared
+from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
+from tests.support.shared import OPTIONS, SharedServer, lasting_kernel
 
 import_jsonschema()  # before a test module imports it, with what takes a second
 
@@ -62,7 +62,10 @@ def pytest_runtest_makereport(
     """Shows the end of every running server's output with a test that fails."""
     report = yield
     if report.failed:
+        fixtures = getattr(item, "fixturenames", ())
         for server in item.config.stash[RUNNING_SERVERS]:
+            if isinstance(server, SharedServer) and "server" not in fixtures:
+                continue
             lines = server.output().splitlines()[-SHOWN_LINES:]
             report.sections.append((f"Server {server.url}", "\n".join(lines)))
     return report
@@ -145,17 +148,47 @@ def make_server(request: pytest.FixtureRequest) -> Iterator[MakeServer]:
         yield make_server
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """One server for the module, with default options, the fake kernels and ``python3``."""
+@pytest.fixture(scope="session")
+def shared_server(request: pytest.FixtureRequest) -> Iterator[SharedServer]:
+    """The worker's one server; tests ask for :func:`server`."""
     with servers(request.config) as make_server:
-        yield make_server()
+        server = make_server(*OPTIONS, kind=SharedServer)
+        assert isinstance(server, SharedServer)
+        yield server
 
 
 @pytest.fixture(scope="module")
-def shared_kernel(server: ServerProcess) -> str:
+def server(shared_server: SharedServer) -> Iterator[ServerProcess]:
+    """The worker's server, with nearly default options, the fake kernels and ``python3``.
+
+    Its files and kernelspecs are a module's own. A module that kills it, or counts what it has done
+    so far, has a fixture of this name that starts another.
+    """
+    yield shared_server
+    shared_server.restore()
+
+
+@pytest.fixture(scope="module")
+def own_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """One like that for the module alone."""
+    with servers(request.config) as make_server:
+        yield make_server(*OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The next test with the worker's server finds no kernel and no session of this one."""
+    server = request.getfixturevalue("server") if "server" in request.fixturenames else None
+    yield
+    if isinstance(server, SharedServer):
+        server.clear()
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(server: ServerProcess) -> Iterator[str]:
     """The id of a fake kernel that the tests of a module share, for those that do it no harm."""
-    return asyncio.run(start_shared(server, "fake"))
+    with lasting_kernel(server, "fake") as kernel_id:
+        yield kernel_id
 
 
 @pytest.fixture(scope="session")

@@ -142,15 +142,18 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
 @pytest.mark.parametrize(
     ("action", "times"),
     [
-        (start_and_stop, 200),
-        (kill_and_stop, 50),
+        (start_and_stop, 50),
+        (kill_and_stop, 20),
         # Enough for one thing each to be noticed.
         (restart_and_stop, POOL_THREADS + 2),
         (start_what_cannot_start, POOL_THREADS + 2),
         (delete_while_starting, POOL_THREADS + 2),
     ],
 )
-async def test_kernels_leave_nothing(server: ServerProcess, action: Action, times: int) -> None:
+async def test_kernels_leave_nothing(
+    server: ServerProcess, action: Action, times: int, full: bool
+) -> None:
+    times *= 4 if full else 1
     async with kernels_of(server) as start:
         await repeat(action, start, AT_ONCE)
     async with nothing_is_left(server), kernels_of(server) as start:
@@ -171,7 +174,7 @@ async def vanish(channels: JupyterChannels) -> None:
 
 
 async def test_connections_leave_nothing(server: ServerProcess) -> None:
-    """500 that come and go, one way or the other, while the kernel is talking."""
+    """200 that come and go, one way or the other, while the kernel is talking."""
 
     async def come_and_go(kernel_id: str, numbers: Iterator[int]) -> None:
         for number in numbers:
@@ -201,7 +204,7 @@ async def test_connections_leave_nothing(server: ServerProcess) -> None:
         await channels.seen(lambda m: m.msg_type == "stream")
     await connections(kernel_id, 20)
     async with nothing_is_left(server):
-        await connections(kernel_id, 500)
+        await connections(kernel_id, 200)
 
 
 # -- what can be seen only from inside

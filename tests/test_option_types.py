@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from app.option_types import AbsolutePath, AbsolutePathOrNone, Counts, Networks, Words
+from app.option_types import AbsolutePath, AbsolutePathOrNone, Counts, Networks, Words, spelled
 
 
 def read(kind: Any, value: Any) -> Any:
@@ -52,6 +52,15 @@ def test_counts(value: Any, counts: dict[str, int]) -> None:
 def test_no_counts(value: Any) -> None:
     with pytest.raises(ValidationError):
         read(Counts, value)
+
+
+def test_how_a_text_is_spelled() -> None:
+    name = Annotated[str, spelled(r"[a-z]+", "not a name, like ada")]
+    for fits in ("", "ada"):
+        assert read(name, fits) == fits
+    for wrong in ("Ada", "ada\n", " "):
+        with pytest.raises(ValidationError, match="not a name, like ada"):
+            read(name, wrong)
 
 
 def test_networks() -> None:

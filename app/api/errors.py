@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from itertools import chain
 from typing import Any, Final
@@ -20,7 +20,7 @@ from ..callers import caller
 from ..managers.errors import InvalidJSON, KernelkeepError
 from ..managers.telemetry.audit import AuditLog
 
-__all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response"]
+__all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response", "note_refusal"]
 
 STANDARD_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -78,21 +78,24 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
     assert isinstance(error, KernelkeepError)
     if error.status == 404 and (redirect := _without_slash(connection)):
         return redirect
-    if error.status == 403:
-        _note_refusal(connection, error.code)
+    if error.status == 403 or error.hides:
+        note_refusal(connection, error.code, error.hides)
     headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return error_response(error.status, error.message, error.code, headers, **error.details)
 
 
-def _note_refusal(connection: HTTPConnection, code: str) -> None:
-    """Note in the audit log that somebody may not do what it has asked for."""
+def note_refusal(connection: HTTPConnection, code: str, hidden: Mapping[str, str]) -> None:
+    """Note in the audit log that a caller may not do what it has asked for.
+
+    ``hidden`` is what the caller was told is not there (`KernelkeepError.hides`).
+    """
     audit: AuditLog | None = connection.scope.get("state", {}).get("audit")
     if audit is not None:
         route = getattr(connection.scope.get("route"), "path_format", "")
         method = connection.scope.get("method", "WebSocket")
         kernel_id = connection.path_params.get("kernel_id")
         about = {} if kernel_id is None else {"kernel_id": kernel_id}
-        audit.refuse(f"{method} {route}", code, known=True, **about)
+        audit.refuse(f"{method} {route}", code, known=True, **{**about, **hidden})
 
 
 async def _on_validation_error(_connection: HTTPConnection, error: Exception) -> Response:

@@ -46,7 +46,7 @@ from ..managers.executions.results import (
     output,
     result,
 )
-from ..managers.kernels.callers import Permission
+from ..managers.kernels.callers import Permission, no_longer_shared
 from ..managers.kernels.kernel import Kernel
 from .access import requires
 from .awaiting import AwaitedResponse
@@ -183,7 +183,7 @@ def _waiting(
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
         if not permission():  # the kernel was shared with the caller until now
-            raise KernelNotFound(kernel.id)
+            raise no_longer_shared(kernel)
         response: Response = await answer()
         return response
 
@@ -365,7 +365,8 @@ async def follow_execution(
     """
     start = resume_after(after, last_event_id)
     keepalive = manager.settings.stream_keepalive
-    every = follow(kernel.executions, kernel.traffic.log, execution, start, keepalive)
+    log = kernel.traffic.log
+    every = follow(kernel.executions, log, execution, start, keepalive, permission)
     events = while_permitted(every, permission)
     if wants(request) == NDJSON:
         return JSONLines(events)

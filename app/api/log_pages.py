@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Final
 
 import msgspec
@@ -100,21 +100,25 @@ def follow_log(
     log: MessageLog,
     after: int,
     keepalive: float,
+    permission: Callable[[], bool],
     epoch: str | None = None,
 ) -> AsyncIterator[LogEvent | None]:
     """The messages behind number ``after``, then new ones as they come, until the kernel is gone.
 
-    Yields None after ``keepalive`` seconds without a message. This call itself, and not the
-    iteration, raises `StaleEpoch` or `AfterBeyondEnd`.
+    Yields None after ``keepalive`` seconds without a message. Ends when the log is woken and there
+    is no ``permission`` any more. This call itself, and not the iteration, raises `StaleEpoch` or
+    `AfterBeyondEnd`.
     """
     reader = WholeReader(log, log.place_after(after, epoch))
-    return _follow(executions, reader, keepalive)
+    return _follow(executions, reader, keepalive, permission)
 
 
 async def _follow(
-    executions: Executions, reader: WholeReader, keepalive: float
+    executions: Executions, reader: WholeReader, keepalive: float, permission: Callable[[], bool]
 ) -> AsyncIterator[LogEvent | None]:
     while not reader.finished:
+        if not permission():
+            return
         before = reader.position.cursor
         gap, entries = reader.take()
         if gap is not None:

@@ -66,7 +66,6 @@ async def list_messages(
         found = await page(log, start, limit, epoch)
         return Response(msgspec.json.encode(found), media_type="application/json")
     keepalive = manager.settings.stream_keepalive
-    events = while_permitted(
-        follow_log(kernel.executions, log, start, keepalive, epoch), permission
-    )
+    every = follow_log(kernel.executions, log, start, keepalive, permission, epoch)
+    events = while_permitted(every, permission)
     return EventStream(events) if kind == SSE else JSONLines(events)

@@ -57,6 +57,12 @@ def example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
+class Exact(BaseModel):
+    """A body of this API alone: no client of another server sends more fields, or other types."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
 class StartKernel(BaseModel):
     """How to start a kernel. Every field may be left out, and so may the body."""
 
@@ -285,15 +291,10 @@ class PostEvent(BaseModel):
             ) from None
 
 
-class RunCode(BaseModel):
+class RunCode(Exact):
     """Code to execute."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={"examples": [{"code": "6 * 7", "timeout": 60}]},
-    )
+    model_config = example(code="6 * 7", timeout=60)
 
     code: Text = Field(description="The code.")
     silent: bool = Field(
@@ -333,15 +334,10 @@ class RunCode(BaseModel):
     )
 
 
-class CancelExecution(BaseModel):
+class CancelExecution(Exact):
     """How to cancel."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={"examples": [{"kill_after": 30}]},
-    )
+    model_config = example(kill_after=30)
 
     kill_after: float | None = Field(
         None,
@@ -352,10 +348,10 @@ class CancelExecution(BaseModel):
     )
 
 
-class InputModel(BaseModel):
+class InputModel(Exact):
     """An answer to `input()`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"value": "Ada"}]})
+    model_config = example(value="Ada")
 
     value: Text = Field(description="The line, without its end.")
     prompt: Text | None = Field(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from .. import __version__
-from ..managers.errors import InvalidRequest
+from ..managers.errors import InvalidRequest, KernelNotFound
 from ..managers.processes.paths import ResolutionModel
 from ..protocol.messages import format_timestamp
 from .access import PUBLIC, requires
 from .dependencies import ManagerDep
+from .errors import note_refusal
 from .openapi import ERRORS, errors
 from .responses import StatusModel, VersionModel
 from .schemas import schema_of
@@ -57,6 +58,7 @@ async def get_status(manager: ManagerDep) -> StatusModel:
     dependencies=[requires("api", "read", activity=False)],
 )
 async def resolve_path(
+    request: Request,
     manager: ManagerDep,
     path: Annotated[str, Query(description="The path, as somebody saw it.")],
     kernel: Annotated[str | None, Query(description="The id of a kernel to ask too.")] = None,
@@ -65,5 +67,7 @@ async def resolve_path(
 
     Clients make links of the paths in tracebacks with it.
     """
+    if kernel and (hidden := manager.hidden(kernel)):
+        note_refusal(request, KernelNotFound.code, hidden)
     resolution = await manager.resolve_path(path, kernel)
     return Response(msgspec.json.encode(resolution), media_type="application/json")

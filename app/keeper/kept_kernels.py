@@ -146,7 +146,7 @@ class KeptKernels:
         return KeptKernel(kernel_id, written, self._ended, launched_by)
 
     def _put(self, kernel: KeptKernel) -> None:
-        """In place of the process that the kernel had before."""
+        """Put a kernel's process in the place of the one that the kernel had before."""
         before = self._kernels.get(kernel.kernel_id)
         if before is not None:
             before.close()

@@ -74,7 +74,7 @@ class LogWriter:
         self.bytes = 0
         self.lost_messages = 0
         self._segments: deque[Segment] = deque()
-        self._descriptor = -1  # of the last segment; -1 while its file is let go
+        self._descriptor = -1  # of the last segment; -1 while its file is closed
         self._spare = 0  # the bytes of the spare file; 0 if there is none
         # The place of the next message. Two integers: to make a Place for each message takes time.
         self._number, self._offset = 1, 0
@@ -336,14 +336,14 @@ class LogWriter:
         A reader may find the file before its head is written. It takes the file for no segment, and
         no bell has told of messages in it yet.
         """
-        descriptor = self._room.open(self, segment.path)
+        descriptor = self._room.files.open(self, segment.path, os.O_WRONLY)
         try:
             head = records.pack_head(self.epoch, self.kernel_id, *segment.start)
             write_all(descriptor, [head])
         except BaseException:
             os.close(descriptor)
             if self._descriptor == -1:
-                self._room.closed(self)
+                self._room.files.closed(self)
             raise
         last = self._segments[-1] if self._segments else None
         if last is not None and last.start.cursor == segment.start.cursor:
@@ -427,7 +427,7 @@ class LogWriter:
         last = self._segments[-1]
         last.bytes, self._written, last.begun_at = end_of(last.path, last.start)
         self._number, self._offset = self._written
-        self._descriptor = self._room.open(self, last.path)
+        self._descriptor = self._room.files.open(self, last.path, os.O_WRONLY)
         # Bytes behind the last whole record are those of one that was cut short when the keeper was
         # killed, or older. No reader may take them for a record when new ones lie before them.
         os.ftruncate(self._descriptor, last.bytes)
@@ -466,20 +466,20 @@ class LogWriter:
         with contextlib.suppress(OSError):  # it was never made, or a file in it cannot be removed
             self.directory.rmdir()
 
-    def let_go(self) -> None:
+    def close_file(self) -> None:
         """Close the file, which is opened again by the next `flush` that has messages."""
         if self._descriptor != -1:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _writable(self) -> int:
-        """The descriptor of the newest file, opened again if it was let go. Raises `OSError`."""
+        """The descriptor of the newest file, opened again if it was closed. Raises `OSError`."""
         if self._descriptor == -1:
             last = self._segments[-1]
-            self._descriptor = self._room.open(self, last.path)
+            self._descriptor = self._room.files.open(self, last.path, os.O_WRONLY)
             os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         return self._descriptor
 
     def _close_descriptor(self) -> None:
-        self.let_go()
-        self._room.closed(self)
+        self.close_file()
+        self._room.files.closed(self)

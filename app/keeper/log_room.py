@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-__all__ = ["OPEN_FILES", "Bounded", "LogRoom"]
+from .open_files import OpenFiles
 
-OPEN_FILES: Final = 256
-"""How many logs have their newest file open. Thousands of silent kernels need no descriptors."""
+__all__ = ["Bounded", "LogRoom"]
 
 
 class Bounded(Protocol):
@@ -31,9 +27,6 @@ class Bounded(Protocol):
     def expire(self, before: float) -> None:
         """Drop the segments that were written last before a time."""
 
-    def let_go(self) -> None:
-        """Close its file, which it opens again when it is written to."""
-
 
 class LogRoom:
     """The bounds on all logs of a keeper.
@@ -47,7 +40,7 @@ class LogRoom:
         self.age = age
         self.used = 0
         self._logs: set[Bounded] = set()
-        self._open: dict[Bounded, None] = {}  # those with an open file, the longest open first
+        self.files = OpenFiles()
 
     def add(self, log: Bounded) -> None:
         """Count a log from now on."""
@@ -72,30 +65,3 @@ class LogRoom:
         """Drop messages that have become too old, also of kernels that are silent."""
         for log in tuple(self._logs):
             log.expire(time.time() - self.age)
-
-    def open(self, log: Bounded, path: Path) -> int:
-        """Open a log's file for writing; the log whose file is open for longest may lose its own.
-
-        So it does if no descriptors are left, too. Raises `OSError`. `closed` is called in the end.
-        """
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            descriptor = os.open(path, flags)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
-                raise
-            self._let_go_until(len(self._open) // 2)
-            descriptor = os.open(path, flags)
-        self._let_go_until(OPEN_FILES - 1)
-        self._open[log] = None
-        return descriptor
-
-    def closed(self, log: Bounded) -> None:
-        """Note that a log has closed its file."""
-        self._open.pop(log, None)
-
-    def _let_go_until(self, count: int) -> None:
-        while len(self._open) > count:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            oldest.let_go()

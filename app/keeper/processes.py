@@ -129,10 +129,9 @@ class Process:
             os.killpg(self.pid, number)
 
     def exit_code(self) -> int:
-        """How the process, which has ended, did so, minus the number of a signal; a child is
-        reaped.
+        """The exit code of the process, which has ended; minus the signal's number if one ended it.
 
-        `UNKNOWN_EXIT` for what is no child of ours.
+        A child is reaped by this. Any other process has `UNKNOWN_EXIT`.
         """
         try:
             if isinstance(self._sight, Pidfd):

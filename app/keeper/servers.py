@@ -76,5 +76,5 @@ class ServerLink(Frames):
         self.hold()
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """The server has read."""
         self.go_on()

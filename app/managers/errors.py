@@ -61,7 +61,7 @@ first paragraph of each class's docstring is its description in the OpenAPI docu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 RETRY_IDENTITY: Final = 5  # in seconds, after which another service may answer again
 RETRY_STOPPED: Final = 5  # in seconds, after which the next server may have taken over
@@ -80,6 +80,14 @@ class KernelkeepError(Exception):
         self.retry_after: int | None = None
         self.details: Mapping[str, str] = {}
         """Further keys of the response's body."""
+        self.hides: Mapping[str, str] = {}
+        """What is there although the response says that it is not, in the fields of the audit log.
+        Only the audit log tells it."""
+
+    def hiding(self, hidden: Mapping[str, str]) -> Self:
+        """This error, which `hides` something; or nothing, if ``hidden`` is empty."""
+        self.hides = hidden
+        return self
 
 
 class InvalidRequest(KernelkeepError):

@@ -71,7 +71,7 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
             str | None, Query(max_length=256, description="Any text; as in the messages' headers.")
         ] = None,
         after: Annotated[
-            int | None, Query(ge=0, description="The number behind which the story begins.")
+            int | None, Query(ge=0, description="The number behind which the messages begin.")
         ] = None,
         epoch: Annotated[
             str | None, Query(max_length=64, description="The log's, that `after` is a number of.")
@@ -79,12 +79,12 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
     ) -> None:
         """Speak to a kernel, in the legacy framing or `v1.kernel.websocket.jupyter.org`.
 
-        With a `session_id` accepted at once, whatever the kernel does: what is sent before it is
-        ready waits. Without one the handshake of a kernel that starts waits for it, at most
-        `kernel_info_timeout`. A `session_id` that was connected before goes on where it left off.
-        With `after`, every message carries its number, and the story begins after that one (0:
-        with the oldest kept); `epoch`, as the first status tells it, makes sure that the number is
-        of this log.
+        With a `session_id` the connection is accepted at once, whatever the kernel does: requests
+        that come before the kernel is ready wait. Without one the handshake of a kernel that starts
+        waits for the kernel, at most `kernel_info_timeout`. A `session_id` that was connected
+        before goes on where it left off. With `after`, every message carries its number, and the
+        messages begin behind that number (0: with the oldest in the log); `epoch`, as the first
+        status tells it, makes sure that the number is of this log.
         """
         manager: CallersKernels = websocket.state.kernels
         manager.check_running()
@@ -92,12 +92,14 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
         is_v1 = _speaks_v1(websocket.scope["subprotocols"], settings.kernel_ws_protocol)
         session = manager.session_key(kernel, session_id) if session_id else uuid4().hex
         start = None if after is None else kernel.traffic.log.place_after(after, epoch)
-        if not session_id and not await held(websocket, kernel, settings.kernel_info_timeout):
+        permission = manager.permission("execute", kernel)
+        limit = settings.kernel_info_timeout
+        if not session_id and not await held(websocket, kernel, limit, permission):
             return
         connection = connection_class(
             websocket, kernel, session, start=start, is_v1=is_v1, limits=limits
         )
-        connection.is_permitted = manager.permission("execute", kernel)
+        connection.is_permitted = permission
         await connection.run()
 
     return channels

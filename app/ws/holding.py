@@ -14,18 +14,22 @@ from typing import Any
 from fastapi import WebSocket
 
 from ..managers.errors import InvalidRequest, KernelNotRunning, ServerStopping
+from ..managers.kernels.callers import Permission, no_longer_shared
 from ..managers.kernels.kernel import Kernel
 
 __all__ = ["held"]
 
 
-async def held(websocket: WebSocket, kernel: Kernel, seconds: float) -> bool:
+async def held(
+    websocket: WebSocket, kernel: Kernel, seconds: float, permission: Permission
+) -> bool:
     """Wait until a kernel that comes up answers, at most so many seconds.
 
     Returns whether the client is still there; its handshake is not answered meanwhile. A kernel
     that is not coming up (it runs, is dead, or is being stopped) is not waited for. Raises
-    `KernelNotRunning`, with the reason, if the kernel dies or is shut down meanwhile,
-    `ServerStopping`, and `InvalidRequest` if the client sends a frame meanwhile.
+    `KernelNotFound` if the client has no ``permission`` any more, `KernelNotRunning`, with the
+    reason, if the kernel dies or is shut down meanwhile, `ServerStopping`, and `InvalidRequest` if
+    the client sends a frame meanwhile.
     """
     if not kernel.state.coming_up:
         return True
@@ -33,7 +37,7 @@ async def held(websocket: WebSocket, kernel: Kernel, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     # Before the handshake is answered, the next event can only be that the client has gone.
     leaving: asyncio.Task[Any] = loop.create_task(websocket.receive())
-    answering = loop.create_task(_came_up(kernel))
+    answering = loop.create_task(_came_up(kernel, permission))
     try:
         await asyncio.wait(
             {leaving, answering}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -46,6 +50,8 @@ async def held(websocket: WebSocket, kernel: Kernel, seconds: float) -> bool:
         if leaving.result()["type"] == "websocket.disconnect":
             return False
         raise InvalidRequest("A frame has come before the handshake was answered")
+    if not permission():
+        raise no_longer_shared(kernel)
     if kernel.executions.closing:
         raise ServerStopping()
     if not (kernel.state.coming_up or kernel.state.running):
@@ -53,9 +59,9 @@ async def held(websocket: WebSocket, kernel: Kernel, seconds: float) -> bool:
     return True
 
 
-async def _came_up(kernel: Kernel) -> None:
-    """Return when the kernel answers, or is known not to."""
-    # Each change of state wakes the readers of the log. None is missed between the look and the
-    # wait: no other task runs there.
-    while kernel.state.coming_up and not kernel.executions.closing:
+async def _came_up(kernel: Kernel, permission: Permission) -> None:
+    """Return when the kernel answers, or is known not to, or the client may not use it any more."""
+    # Each change of the state or of the shares wakes the readers of the log. None is missed between
+    # the look and the wait: no other task runs there.
+    while kernel.state.coming_up and not kernel.executions.closing and permission():
         await kernel.traffic.log.wait()

@@ -1,4 +1,4 @@
-"""A server on which kernels start quickly when none is named."""
+"""Kernels, and their executions."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.conftest import servers
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, RunningKernel
 from tests.support.server import ServerProcess
-
-
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """One server for the module; the kernel that is started when none is named is ``fake``."""
-    with servers(request.config) as make_server:
-        yield make_server("--default-kernel-name", "fake")
+from tests.support.shared import lasting_kernel
 
 
 @pytest.fixture
@@ -41,3 +34,15 @@ async def shared(rest: RestClient, shared_kernel: str) -> AsyncIterator[Executio
         if not found["ended"]:
             await executions.cancel(found["id"])
             await executions.ended(found["id"])
+
+
+@pytest.fixture(scope="module")
+def python_kernel(server: ServerProcess) -> Iterator[str]:
+    with lasting_kernel(server, "python3") as kernel_id:
+        yield kernel_id
+
+
+@pytest.fixture
+async def python(rest: RestClient, python_kernel: str) -> Executions:
+    """The executions of a Python kernel that the tests of this module share."""
+    return Executions(rest, python_kernel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Any
 
@@ -12,22 +11,8 @@ import pytest
 from tests.api.errors import error_of
 from tests.support.executions import Executions
 from tests.support.kernelspecs import PIXEL
-from tests.support.rest import RestClient
-from tests.support.running import start_shared
-from tests.support.server import ServerProcess
 
 SHOW = "from IPython.display import display\ndisplay({data!r}, raw=True, display_id={id!r})\n"
-
-
-@pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
-
-
-@pytest.fixture
-async def python(rest: RestClient, python_kernel: str) -> Executions:
-    """The executions of a Python kernel that the tests of this module share."""
-    return Executions(rest, python_kernel)
 
 
 def show(data: dict[str, Any], display_id: str = "x") -> str:

@@ -15,7 +15,7 @@ from tests.conftest import MakeServer
 from tests.support.executions import NDJSON, Executions, Json
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
-from tests.support.running import KernelStarter, RunningKernel, kernels_of, start_shared
+from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -38,17 +38,6 @@ SUMMARY = [
     "steps",
 ]
 RESULT = [*SUMMARY, "outputs", "user_expressions", "payload", "gap", "cut", "late_outputs"]
-
-
-@pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
-
-
-@pytest.fixture
-async def python(rest: RestClient, python_kernel: str) -> Executions:
-    """The executions of a Python kernel that the tests of this module share."""
-    return Executions(rest, python_kernel)
 
 
 def steps(execution: Json) -> list[str]:

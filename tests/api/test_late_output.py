@@ -14,21 +14,8 @@ from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, kill_all
 from tests.support.rest import RestClient
-from tests.support.running import start_shared
-from tests.support.server import ServerProcess
 
 RUNS = 15
-
-
-@pytest.fixture(scope="module")
-def python_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
-
-
-@pytest.fixture
-async def python(rest: RestClient, python_kernel: str) -> Executions:
-    """The executions of a Python kernel that the tests of this module share."""
-    return Executions(rest, python_kernel)
 
 
 async def late(executions: Executions, execution_id: str, count: int) -> Json:

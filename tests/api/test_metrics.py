@@ -22,6 +22,12 @@ from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
 
+@pytest.fixture(scope="module")
+def server(own_server: ServerProcess) -> ServerProcess:
+    """What it has counted is all of this module's."""
+    return own_server
+
+
 def requests(metrics: Metrics, method: str, handler: str, status: int) -> float:
     name = "http_request_duration_seconds_count"
     return metrics(name, method=method, handler=handler, status_code=str(status))

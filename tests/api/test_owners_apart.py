@@ -32,6 +32,7 @@ from tests.conftest import servers
 from tests.support.events import ACTIONS, EventListener
 from tests.support.executions import Executions
 from tests.support.identities import token
+from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
@@ -219,17 +220,22 @@ class Apart(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the schemas and the audit log are."""
+    return tmp_path_factory.mktemp("apart")
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, directory: Path) -> Iterator[ServerProcess]:
     """A server that knows many owners, and an event of which clients may post."""
-    file = tmp_path_factory.mktemp("schemas") / "posted.yaml"
+    file = directory / "posted.yaml"
     own = next(text for text in map(Path.read_text, CORE_EVENT_SCHEMA_PATHS) if ACTIONS in text)
     file.write_text(own.replace(ACTIONS, POSTED))
     with servers(request.config) as make_server:
         yield make_server(
             *("--identity-provider-class", "tests.support.identities:Telling"),
             *("--extra-event-schema-paths", str(file)),
+            *("--audit-log", str(directory / "audit.jsonl")),
         )
 
 
@@ -332,9 +338,22 @@ async def test_every_operation_and_websocket_is_known(
     assert sockets == WEBSOCKETS
 
 
-async def test_what_is_another_s_is_what_never_was(apart: Apart) -> None:
+HIDING = {"kernel_not_found", "session_not_found", "token_not_found", "no_such_kernel"}
+"""The codes of errors for what is not there, or not there for the caller."""
+
+
+def _refusals(audit: Path) -> dict[str, dict[str, Any]]:
+    """The refused requests of the audit log, by their ids."""
+    records = [json.loads(line) for line in audit.read_text().splitlines()]
+    return {one.get("request_id", ""): one for one in records if one["action"] == "refused"}
+
+
+async def test_what_is_another_s_is_what_never_was(apart: Apart, directory: Path) -> None:
+    """And the audit log tells the two apart."""
     anna, ben, server = apart.anna, apart.ben, apart.server
     before = await anna.snapshot()
+    hidden: dict[str, str] = {}
+    never: set[str] = set()
     for name, method, path in _operations(await _document(server)):
         for plan in [] if SHARED.match(name) else PLANS[name]:
             for annas, nobodys in _variants(path, plan, anna, ben):
@@ -342,9 +361,26 @@ async def test_what_is_another_s_is_what_never_was(apart: Apart) -> None:
                 _nothing_of(anna, theirs, annas)
                 randoms = await _call(ben.rest, method, path, plan, nobodys)
                 assert _told(theirs, annas) == _told(randoms, nobodys), (name, plan)
+                never.add(randoms.headers["X-Request-Id"])
+                if name == "server_resolve_path":
+                    hidden[theirs.headers["X-Request-Id"]] = "kernel_not_found"
+                elif theirs.is_error and (code := theirs.json()["code"]) in HIDING:
+                    hidden[theirs.headers["X-Request-Id"]] = code
                 if re.search(r"\{(kernel|session|execution|token)_id\}", path):
                     assert theirs.status_code in (400, 404), (name, theirs.text)
     assert _steady(await anna.snapshot()) == _steady(before)
+    audit = directory / "audit.jsonl"
+    await eventually(lambda: hidden.keys() <= _refusals(audit).keys())
+    noted = _refusals(audit)
+    assert set(hidden.values()) == HIDING
+    for request_id, code in hidden.items():
+        record = noted[request_id]
+        assert (record["error"], record["outcome"], record["user"]) == (code, "refused", "ben")
+        assert record.get("owner", record.get("token_owner")) == "anna"
+        about = {record.get(name) for name in ("kernel_id", "session_id", "token")}
+        assert about & {anna.kernel, anna.session, anna.listed_token}
+    codes = {noted[request_id]["error"] for request_id in never & noted.keys()}
+    assert not codes & HIDING
 
 
 def _variants(
@@ -407,7 +443,9 @@ async def _websocket(server: ServerProcess, path: str, shown: str) -> ClientConn
 
 
 @pytest.mark.parametrize("query", ["", "?session_id=annas", "?after=0", "?after=7&epoch=x"])
-async def test_another_s_channels_are_those_of_no_kernel(apart: Apart, query: str) -> None:
+async def test_another_s_channels_are_those_of_no_kernel(
+    apart: Apart, directory: Path, query: str
+) -> None:
     anna, ben, server = apart.anna, apart.ben, apart.server
     mine = await _websocket(
         server, f"/api/kernels/{anna.kernel}/channels?session_id=annas", anna.token
@@ -421,6 +459,14 @@ async def test_another_s_channels_are_those_of_no_kernel(apart: Apart, query: st
         assert found[0] == found[1]
         assert found[0][0] == 404
         await (await mine.ping())
+
+    def noted() -> list[dict[str, Any]]:
+        records = _refusals(directory / "audit.jsonl").values()
+        return [one for one in records if one.get("kernel_id") == anna.kernel]
+
+    (record,) = await eventually(noted)
+    assert record["asked"] == "WebSocket /api/kernels/{kernel_id}/channels"
+    assert (record["user"], record["owner"]) == ("ben", "anna")
 
 
 async def test_events_are_those_of_one_s_own_kernels(apart: Apart) -> None:

@@ -22,6 +22,12 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
+def server(own_server: ServerProcess) -> ServerProcess:
+    """It is not ready for a while."""
+    return own_server
+
+
+@pytest.fixture(scope="module")
 def limited(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """A server with one kernelspec and without metrics."""
     with servers(request.config) as make_server:

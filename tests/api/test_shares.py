@@ -12,26 +12,17 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from websockets.asyncio.client import connect as websocket_connect
 from websockets.exceptions import InvalidStatus
 
 from app.managers.owners.ownership import MAX_SHARES
 from tests.api.errors import error_of
 from tests.conftest import servers
-from tests.support.channels import JupyterChannels
-from tests.support.drill import KEEP, Servers
 from tests.support.executions import NDJSON, Executions
-from tests.support.home import Home
 from tests.support.identities import token
-from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
+from tests.support.owners import MANY, USER, Owners, end_share, kernel_of, share
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
-
-MANY = ("--identity-provider-class", "tests.support.identities:Telling")
-
-USER = [
-    *("kernels:write", "kernels:execute", "sessions:write", "events:execute", "api:read"),
-    "contents:read",
-]
 
 Json = dict[str, Any]
 
@@ -43,38 +34,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
         yield make_server(*MANY, "--trusted-gateways", "gateway")
 
 
-class Owners:
-    """Clients of one server for owners by name."""
-
-    def __init__(self, server: ServerProcess, stack: AsyncExitStack) -> None:
-        self.server = server
-        self._stack = stack
-        self._clients: dict[str, RestClient] = {}
-
-    async def client(self, name: str, *groups: str, scopes: list[str] | None = None) -> RestClient:
-        shown = token(name, USER if scopes is None else scopes, groups=groups)
-        if shown not in self._clients:
-            client = RestClient(self.server.url, shown)
-            self._clients[shown] = await self._stack.enter_async_context(client)
-        return self._clients[shown]
-
-    async def connect(self, name: str, kernel_id: str, **options: Any) -> JupyterChannels:
-        channels = await JupyterChannels.connect(
-            self.server.ws_url, kernel_id, token(name, USER), **options
-        )
-        return await self._stack.enter_async_context(channels)
-
-
-@pytest.fixture
-def lasting(home: Home) -> Iterator[Servers]:
-    """Servers that know many owners and keep their kernels, one after the other."""
-    write_kernelspecs(home.jupyter_path, FAKE_SPECS)
-    servers = Servers(home, *KEEP, *MANY)
-    yield servers
-    if servers.present is not None:
-        servers.present.crash()
-
-
 @pytest.fixture
 async def owners(server: ServerProcess) -> AsyncIterator[Owners]:
     async with AsyncExitStack() as stack:
@@ -83,30 +42,14 @@ async def owners(server: ServerProcess) -> AsyncIterator[Owners]:
             await asyncio.gather(*(admin.delete(one["id"]) for one in await admin.kernels()))
 
 
-async def _kernel(rest: RestClient) -> str:
-    kernel_id = (await rest.start_kernel("fake"))["id"]
-    await rest.wait_for_state(kernel_id, "idle")
-    return kernel_id
-
-
-async def _share(rest: RestClient, kernel_id: str, status: int = 201, **body: Any) -> Json:
-    response = await rest.request("POST", f"/api/kernels/{kernel_id}/shares", status, json=body)
-    told: Json = response.json()
-    return told
-
-
-async def _end(rest: RestClient, kernel_id: str, status: int = 204, **grantee: str) -> None:
-    await rest.request("DELETE", f"/api/kernels/{kernel_id}/shares", status, params=grantee)
-
-
 READS = ["", "/executions", "/messages"]
 
 
 async def test_who_may_read_looks_and_does_no_more(owners: Owners) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben")
-    kernel_id = await _kernel(anna)
+    kernel_id = await kernel_of(anna)
     ran = await Executions(anna, kernel_id).run("print a")
-    assert await _share(anna, kernel_id, name="ben", access="read") == {
+    assert await share(anna, kernel_id, name="ben", access="read") == {
         "name": "ben",
         "access": "read",
     }
@@ -137,9 +80,9 @@ async def test_who_may_read_looks_and_does_no_more(owners: Owners) -> None:
 @pytest.mark.parametrize("grantee", [{"name": "ben"}, {"group": "physics"}])
 async def test_who_may_execute_runs_code_and_no_more(owners: Owners, grantee: Json) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben", "physics", "art")
-    kernel_id = await _kernel(anna)
+    kernel_id = await kernel_of(anna)
     error_of(await ben.http.get(f"/api/kernels/{kernel_id}"), 404, "kernel_not_found")
-    await _share(anna, kernel_id, **grantee, access="execute")
+    await share(anna, kernel_id, **grantee, access="execute")
     assert (await Executions(ben, kernel_id).run("print a"))["outputs"][0]["text"] == "a\n"
     for method, what in (("DELETE", ""), ("POST", "/restart")):
         refused = await ben.http.request(method, f"/api/kernels/{kernel_id}{what}")
@@ -150,8 +93,8 @@ async def test_who_may_execute_runs_code_and_no_more(owners: Owners, grantee: Js
 
 async def test_a_scope_limits_what_a_share_gives(owners: Owners) -> None:
     anna = await owners.client("anna")
-    kernel_id = await _kernel(anna)
-    await _share(anna, kernel_id, name="ben", access="execute")
+    kernel_id = await kernel_of(anna)
+    await share(anna, kernel_id, name="ben", access="execute")
     reader = await owners.client("ben", scopes=["kernels:read"])
     assert (await reader.kernel(kernel_id))["id"] == kernel_id
     refused = await Executions(reader, kernel_id).post("print a")
@@ -162,8 +105,8 @@ async def test_a_scope_limits_what_a_share_gives(owners: Owners) -> None:
 
 async def test_connections_end_with_the_share(owners: Owners) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben")
-    kernel_id = await _kernel(anna)
-    await _share(anna, kernel_id, name="ben", access="execute")
+    kernel_id = await kernel_of(anna)
+    await share(anna, kernel_id, name="ben", access="execute")
     hers = await owners.connect("anna", kernel_id)
     his = await owners.connect("ben", kernel_id)
     assert (await his.execute("print a")).text == "a\n"
@@ -178,7 +121,7 @@ async def test_connections_end_with_the_share(owners: Owners) -> None:
             )
         )
         await asyncio.sleep(0)  # it is sent before the share ends, or it is refused: both are right
-        await _end(anna, kernel_id, name="ben")
+        await end_share(anna, kernel_id, name="ben")
         closed = await his.closed()
         assert (closed.code, closed.reason) == (4404, "the kernel is not shared any more")
         error_of(await waiting, 404, "kernel_not_found")
@@ -191,12 +134,58 @@ async def test_connections_end_with_the_share(owners: Owners) -> None:
     assert await ben.kernels() == []
 
 
+@pytest.mark.parametrize("accept", [NDJSON, "text/event-stream"])
+@pytest.mark.parametrize("what", ["messages", "executions/{execution_id}/events"])
+async def test_streams_of_a_kernel_that_says_nothing_end_with_the_share(
+    owners: Owners, what: str, accept: str
+) -> None:
+    """At once: not at the kernel's next message, nor at the next keep-alive, 15 s later."""
+    anna, ben = await owners.client("anna"), await owners.client("ben")
+    kernel_id = await kernel_of(anna)
+    executions = Executions(anna, kernel_id)
+    running = await executions.begin("sleep 60")
+    await executions.until(running, "started")
+    await share(anna, kernel_id, name="ben", access="read")
+    path = f"/api/kernels/{kernel_id}/{what.format(execution_id=running)}"
+    async with (
+        ben.http.stream("GET", path, headers={"Accept": accept}) as his,
+        anna.http.stream("GET", path, headers={"Accept": accept}) as hers,
+    ):
+        lines, own = his.aiter_lines(), hers.aiter_lines()
+        await anext(lines)
+        await anext(own)
+        await end_share(anna, kernel_id, name="ben")
+        async with asyncio.timeout(1):
+            told = "".join([line async for line in lines])
+        assert "shut down" not in told
+        assert "closing" not in told
+        await executions.cancel(running)
+        async with asyncio.timeout(30):  # the owner's stream goes on
+            assert await anext(line async for line in own if "KeyboardInterrupt" in line)
+
+
+async def test_a_handshake_that_is_held_ends_with_the_share(owners: Owners) -> None:
+    anna = await owners.client("anna")
+    kernel_id = (await anna.start_kernel("fake-silent"))["id"]
+    await share(anna, kernel_id, name="ben", access="execute")
+    url = f"{owners.server.ws_url}/api/kernels/{kernel_id}/channels?token={token('ben', USER)}"
+    held = asyncio.create_task(websocket_connect(url).__aenter__())
+    done, _ = await asyncio.wait({held}, timeout=0.5)
+    assert not done
+    await end_share(anna, kernel_id, name="ben")
+    with pytest.raises(InvalidStatus) as refusal:
+        async with asyncio.timeout(1):
+            await held
+    assert refusal.value.response.status_code == 404
+    assert b"kernel_not_found" in refusal.value.response.body
+
+
 async def test_a_share_for_less_ends_what_takes_more(owners: Owners) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben")
-    kernel_id = await _kernel(anna)
-    await _share(anna, kernel_id, name="ben", access="execute")
+    kernel_id = await kernel_of(anna)
+    await share(anna, kernel_id, name="ben", access="execute")
     his = await owners.connect("ben", kernel_id)
-    await _share(anna, kernel_id, name="ben", access="read")
+    await share(anna, kernel_id, name="ben", access="read")
     assert (await his.closed()).code == 4404
     assert (await ben.kernel(kernel_id))["id"] == kernel_id
     shares = (await anna.request("GET", f"/api/kernels/{kernel_id}/shares")).json()
@@ -205,8 +194,8 @@ async def test_a_share_for_less_ends_what_takes_more(owners: Owners) -> None:
 
 async def test_a_session_s_id_does_not_lead_to_another_s_session(owners: Owners) -> None:
     anna = await owners.client("anna")
-    kernel_id = await _kernel(anna)
-    await _share(anna, kernel_id, name="ben", access="execute")
+    kernel_id = await kernel_of(anna)
+    await share(anna, kernel_id, name="ben", access="execute")
     hers = await owners.connect("anna", kernel_id, session_id="the-same")
     his = await owners.connect("ben", kernel_id, session_id="the-same")
     asked = await hers.execute("input name?", answers=["anna"])
@@ -259,8 +248,8 @@ async def test_a_lone_surrogate_is_no_name(owners: Owners) -> None:
 
 async def test_names_are_the_same_in_any_form_and_in_one_case(owners: Owners) -> None:
     anna = await owners.client("anna")
-    kernel_id = await _kernel(anna)
-    told = await _share(anna, kernel_id, name="Ame\u0301lie", access="read")
+    kernel_id = await kernel_of(anna)
+    told = await share(anna, kernel_id, name="Ame\u0301lie", access="read")
     assert told["name"] == "Am\u00e9lie"
     for name, status in [
         ("Am\u00e9lie", 200),
@@ -271,7 +260,7 @@ async def test_names_are_the_same_in_any_form_and_in_one_case(owners: Owners) ->
     ]:
         someone = await owners.client(name)
         assert (await someone.http.get(f"/api/kernels/{kernel_id}")).status_code == status
-    await _end(anna, kernel_id, name="Ame\u0301lie")
+    await end_share(anna, kernel_id, name="Ame\u0301lie")
     assert (await anna.request("GET", f"/api/kernels/{kernel_id}/shares")).json() == []
 
 
@@ -279,7 +268,7 @@ async def test_ending_a_share_that_there_is_not(owners: Owners) -> None:
     anna = await owners.client("anna")
     kernel_id = (await anna.start_kernel("fake"))["id"]
     path = f"/api/kernels/{kernel_id}/shares"
-    await _share(anna, kernel_id, name="ben", access="read")
+    await share(anna, kernel_id, name="ben", access="read")
     for params, code in [
         ({"name": "carl"}, "share_not_found"),
         ({"group": "ben"}, "share_not_found"),
@@ -295,42 +284,42 @@ async def test_ending_a_share_that_there_is_not(owners: Owners) -> None:
 async def test_the_number_of_shares_is_bounded(owners: Owners) -> None:
     anna = await owners.client("anna")
     kernel_id = (await anna.start_kernel("fake"))["id"]
-    made = (_share(anna, kernel_id, name=f"n{n}", access="read") for n in range(MAX_SHARES))
+    made = (share(anna, kernel_id, name=f"n{n}", access="read") for n in range(MAX_SHARES))
     await asyncio.gather(*made)
     path = f"/api/kernels/{kernel_id}/shares"
     one_more = await anna.http.post(path, json={"name": "more", "access": "read"})
     error_of(one_more, 429, "too_many_shares")
-    await _share(anna, kernel_id, name="n0", access="execute")  # in place of another
+    await share(anna, kernel_id, name="n0", access="execute")  # in place of another
 
 
 async def test_a_share_lasts_over_restarts_and_the_kernel_s_death(owners: Owners) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben")
-    kernel_id = await _kernel(anna)
-    await _share(anna, kernel_id, name="ben", access="execute")
+    kernel_id = await kernel_of(anna)
+    await share(anna, kernel_id, name="ben", access="execute")
     await anna.restart(kernel_id)
     await anna.wait_for_state(kernel_id, "idle")
     assert (await Executions(ben, kernel_id).run("print a"))["state"] == "ok"
     failing = (await anna.start_kernel("fake-exit"))["id"]
     await anna.wait_for_state(failing, "dead")
-    await _share(anna, failing, name="ben", access="read")
+    await share(anna, failing, name="ben", access="read")
     assert (await ben.kernel(failing))["execution_state"] == "dead"
 
 
 async def test_an_administrator_shares_too(owners: Owners, server: ServerProcess) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben")
-    kernel_id = await _kernel(anna)
+    kernel_id = await kernel_of(anna)
     async with RestClient(server.url, server.token) as admin:
-        await _share(admin, kernel_id, name="ben", access="read")
+        await share(admin, kernel_id, name="ben", access="read")
     assert (await ben.kernel(kernel_id))["owner"] == "anna"
     helper = await owners.client("dora", scopes=["kernels:admin!owner=anna"])
-    await _end(helper, kernel_id, name="ben")
+    await end_share(helper, kernel_id, name="ben")
     error_of(await ben.http.get(f"/api/kernels/{kernel_id}"), 404, "kernel_not_found")
 
 
 async def test_a_session_with_a_shared_kernel_leaves_it_to_its_owner(owners: Owners) -> None:
     anna, ben = await owners.client("anna"), await owners.client("ben")
-    kernel_id = await _kernel(anna)
-    await _share(anna, kernel_id, name="ben", access="execute")
+    kernel_id = await kernel_of(anna)
+    await share(anna, kernel_id, name="ben", access="execute")
     body = {"path": "b.ipynb", "type": "notebook", "kernel": {"id": kernel_id}}
     session = (await ben.request("POST", "/api/sessions", 201, json=body)).json()
     assert session["kernel"]["id"] == kernel_id
@@ -341,7 +330,7 @@ async def test_a_session_with_a_shared_kernel_leaves_it_to_its_owner(owners: Own
     assert (await anna.kernel(kernel_id))["execution_state"] == "idle"
     # The kernel of a session is somebody else's again: the session is not shown any more.
     session = (await ben.request("POST", "/api/sessions", 201, json=body)).json()
-    await _end(anna, kernel_id, name="ben")
+    await end_share(anna, kernel_id, name="ben")
     assert (await ben.request("GET", "/api/sessions")).json() == []
     gone = await ben.http.get(f"/api/sessions/{session['id']}")
     error_of(gone, 404, "session_not_found")
@@ -357,37 +346,3 @@ async def test_a_trusted_gateway_starts_kernels_for_others(owners: Owners) -> No
     error_of(await gateway.http.post("/api/kernels", json=bad), 400, "invalid_environment")
     own = await ben.start_kernel("fake", env={"KERNEL_USERNAME": "anna"})
     assert own["owner"] == "ben"
-
-
-async def test_owners_and_shares_are_the_next_server_s_too(lasting: Servers) -> None:
-    server = await asyncio.to_thread(lasting.start)
-    async with AsyncExitStack() as stack:
-        owners = Owners(server, stack)
-        anna = await owners.client("anna", "staff")
-        kept, unshared = await _kernel(anna), await _kernel(anna)
-        for kernel_id in (kept, unshared):
-            await _share(anna, kernel_id, name="ben", access="execute")
-        await _share(anna, kept, group="art", access="read")
-        body = {"path": "a.ipynb", "type": "notebook", "kernel": {"id": kept}}
-        session = (await anna.request("POST", "/api/sessions", 201, json=body)).json()
-        await _end(anna, unshared, name="ben")
-    lasting.crash()
-    server = await asyncio.to_thread(lasting.start)
-    async with AsyncExitStack() as stack:
-        owners = Owners(server, stack)
-        anna, ben = await owners.client("anna"), await owners.client("ben")
-        dora = await owners.client("dora", scopes=["kernels:read!group=staff"])
-        assert {one["id"] for one in await anna.kernels()} == {kept, unshared}
-        assert {one["id"] for one in await dora.kernels()} == {kept, unshared}
-        assert [one["id"] for one in await ben.kernels()] == [kept]
-        shares = (await anna.request("GET", f"/api/kernels/{kept}/shares")).json()
-        assert shares == [
-            {"name": "ben", "access": "execute"},
-            {"group": "art", "access": "read"},
-        ]
-        assert (await ben.request("GET", "/api/sessions")).json() == []
-        assert [one["id"] for one in (await anna.request("GET", "/api/sessions")).json()] == [
-            session["id"]
-        ]
-        await asyncio.gather(anna.delete(kept), anna.delete(unshared))
-    await asyncio.to_thread(server.stop)

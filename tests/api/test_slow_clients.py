@@ -17,6 +17,12 @@ from tests.support.siege import CrampedServer, Siege
 HOST = b"Host: 127.0.0.1\r\n"
 
 
+@pytest.fixture(scope="module")
+def server(own_server: ServerProcess) -> ServerProcess:
+    """It logs a slow client once in a while only."""
+    return own_server
+
+
 def _ended(server: ServerProcess, data: bytes, more: bytes = b"") -> tuple[float, bytes]:
     """After how many seconds a connection ends, and what was answered; ``more`` each second."""
     began = time.monotonic()

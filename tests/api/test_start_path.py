@@ -16,6 +16,12 @@ from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess
 
 
+@pytest.fixture(scope="module")
+def server(own_server: ServerProcess) -> ServerProcess:
+    """Its first Python kernel is started by this module, and so not forked."""
+    return own_server
+
+
 @pytest.fixture(scope="module", autouse=True)
 def tree(server: ServerProcess) -> None:
     """Directories, a file and links, in the root directory and beside it."""

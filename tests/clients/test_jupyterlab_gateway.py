@@ -1,13 +1,18 @@
-"""JupyterLab with ``--gateway-url``: what a person does in a notebook, through its own API."""
+"""JupyterLab with ``--gateway-url``: what a person does in a notebook, through its own API.
+
+It shows a token of the list with the scopes that docs/owners.md names for it, and no others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import servers
@@ -15,6 +20,7 @@ from tests.support.channels import Connector, JupyterChannels
 from tests.support.jupyterlab import JupyterLab
 from tests.support.processes import children, eventually
 from tests.support.rest import RestClient
+from tests.support.rooms import REPOSITORY
 from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.timeout(240)
@@ -29,9 +35,25 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
         yield make_server()
 
 
+def scopes_of_jupyterlab() -> list[str]:
+    """The scopes that docs/owners.md names for JupyterLab."""
+    text = (REPOSITORY / "docs/owners.md").read_text()
+    sentence = re.search(r"To work with JupyterLab a token takes([^.]*)\.", text)
+    assert sentence is not None
+    return re.findall(r"`(\w+:\w+)`", sentence[1])
+
+
 @pytest.fixture(scope="module")
 def lab(server: ServerProcess) -> Iterator[JupyterLab]:
-    with JupyterLab(server) as lab:
+    asked = {"name": "jupyterlab", "owner": "ada", "scopes": scopes_of_jupyterlab()}
+    made = httpx.post(
+        f"{server.url}/api/tokens",
+        json=asked,
+        headers={"Authorization": f"token {server.token}"},
+        trust_env=False,
+    )
+    assert made.status_code == 201, made.text
+    with JupyterLab(server, gateway_token=made.json()["token"]) as lab:
         yield lab
 
 
@@ -140,6 +162,21 @@ async def test_a_cell_is_interrupted(lab: JupyterLab) -> None:
         exchange = await notebook.channels.exchange(request)
         assert exchange.error["ename"] == "KeyboardInterrupt"
         assert (await notebook.channels.execute("1 + 1")).result == "2"
+
+
+async def test_a_notebook_is_renamed_and_keeps_its_kernel(
+    lab: JupyterLab, server: ServerProcess
+) -> None:
+    async with opened(lab, "before.ipynb") as notebook:
+        await notebook.channels.execute("x = 42")
+        path = f"/api/sessions/{notebook.session_id}"
+        asked = {"path": "after.ipynb", "name": "after.ipynb", "type": "notebook"}
+        session = await notebook.request("PATCH", path, 200, json=asked)
+        assert session["path"] == "after.ipynb"
+        assert session["kernel"]["id"] == notebook.kernel_id
+        assert (await notebook.channels.execute("x")).result == "42"
+        async with RestClient(server.url, server.token) as rest:
+            assert (await rest.kernel(notebook.kernel_id))["owner"] == "ada"
 
 
 async def test_a_kernel_is_restarted(lab: JupyterLab) -> None:

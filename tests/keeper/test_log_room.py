@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from app.keeper import log_room
 from app.keeper.log import LogRoom, LogWriter, Place
+from app.keeper.open_files import OpenFiles
 
 LOGS = 5
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> LogRoom:
-    monkeypatch.setattr(log_room, "OPEN_FILES", 2)
-    return LogRoom(2**24, 2**30, 3600.0)
+def room() -> LogRoom:
+    room = LogRoom(2**24, 2**30, 3600.0)
+    room.files = OpenFiles(2)
+    return room
 
 
 @pytest.fixture
@@ -84,16 +85,16 @@ def test_a_log_grows_into_further_files_while_others_take_its_place(
         assert sum(file.stat().st_size for file in kept[:-1]) < 41 * (len(frame) + 100)
 
 
-def test_a_log_that_was_let_go_goes_on_with_the_next_keeper(
+def test_a_log_whose_file_was_closed_goes_on_with_the_next_keeper(
     logs: list[LogWriter], room: LogRoom
 ) -> None:
     logs[0].append(b"before", "iopub")
     logs[0].flush()
-    logs[0].let_go()
+    logs[0].close_file()
     logs[0].close()
     again = LogWriter(logs[0].directory, "0", room)
     again.resume()
-    again.let_go()
+    again.close_file()
     again.append(b"after", "iopub")
     again.flush()
     assert frames(again) == [b"before", b"after"]
@@ -101,7 +102,7 @@ def test_a_log_that_was_let_go_goes_on_with_the_next_keeper(
     again.close()
 
 
-def test_without_descriptors_other_logs_let_go_of_theirs(
+def test_without_descriptors_other_logs_close_theirs(
     logs: list[LogWriter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     really, refused = os.open, 0
@@ -129,7 +130,7 @@ def test_a_file_that_is_gone_when_it_is_needed_costs_what_was_to_be_written_ther
     logs: list[LogWriter], caplog: pytest.LogCaptureFixture
 ) -> None:
     log = logs[0]
-    log.let_go()
+    log.close_file()
     for file in log.directory.glob("*.log"):
         file.unlink()
     for frame in (b"lost", b"kept"):

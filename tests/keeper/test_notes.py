@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,24 @@ def test_the_file_is_written_anew_when_it_has_many_lines(directory: int, tmp_pat
     assert lines(tmp_path) == 1
     assert notes.add(note("b"))
     assert Notes(directory).read() == [note("a", 5), note("b")]
+
+
+def test_without_room_for_a_whole_line_the_file_is_written_anew(
+    directory: int, tmp_path: Path
+) -> None:
+    notes = Notes(directory)
+    notes.write([note("a")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / FILE).stat().st_size + 5, hard))
+    try:
+        assert not notes.add(note("b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not notes.add(note("c")), "it would go on where the line was cut"
+    assert Notes(directory).read() == [note("a")]
+    notes.write([note("a"), note("b")])
+    assert notes.add(note("c"))
+    assert Notes(directory).read() == [note("a"), note("b"), note("c")]
 
 
 def test_no_note_leaves_no_file(directory: int, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import zmq
 
-from app.keeper.sockets import COPY_BYTES, endpoint, read_frames
+from app.keeper import sockets
+from app.keeper.sockets import COPY_BYTES, MAX_SOCKETS, endpoint, new_context, read_frames
 
 LEADING = (int(zmq.NOBLOCK),) * 2
 """For messages that have two frames before their content."""
@@ -50,3 +52,20 @@ def test_only_large_frames_stay_where_they_are(
     sender.send_multipart([b"1", b"2", b"x" * COPY_BYTES, b"x" * (COPY_BYTES + 1)])
     kinds = [type(frame) for frame in read_frames(receiver, LEADING)]
     assert kinds == [bytes, bytes, bytes, memoryview]
+
+
+def test_a_context_has_room_for_the_sockets_of_many_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with new_context() as context:
+        assert context.max_sockets == MAX_SOCKETS
+    really = zmq.Context.set
+
+    def knows_less(self: zmq.Context[Any], option: int, value: int) -> None:
+        if option == sockets._ZERO_COPY_RECV:
+            raise zmq.ZMQError(zmq.EINVAL)
+        really(self, option, value)
+
+    monkeypatch.setattr(zmq.Context, "set", knows_less)
+    with new_context() as context:
+        assert context.max_sockets == MAX_SOCKETS

@@ -1,14 +1,16 @@
-"""Workers take whole files, or tests that are long by themselves, the longest first.
+"""Workers take whole files, or what is long by itself, the longest first.
 
-A file's tests share the servers of its fixtures, so one worker runs them all. What takes long comes
-first, so that at the end no worker is left alone with it. How long is read from ``durations.json``
-beside this file, which ``scripts/durations`` writes; what is not in there is taken for short.
+A file's tests share the fixtures of the file, so one worker runs them all; of a long file, each
+test function is taken for itself. What takes long comes first, so that at the end no worker is left
+alone with it. How long is read from ``durations.json`` beside this file, which
+``scripts/durations`` writes. What is not in there is new, may take long, and so comes before all.
 Loaded by `addopts` in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +19,15 @@ import pytest
 DURATIONS: Final[dict[str, float]] = json.loads(
     Path(__file__).with_name("durations.json").read_text()
 )
-"""Seconds by the name of a file, or of a test that is to be taken alone."""
+"""Seconds by the name of a file, of a test function, or of a test that is to be taken alone."""
 
 
 def scope_of(nodeid: str) -> str:
-    """What one worker runs together with this test: its file, or the test alone."""
-    return nodeid if nodeid in DURATIONS else nodeid.split("::")[0]
+    """What one worker runs together with this test: the test alone, its function, or its file."""
+    for scope in (nodeid, nodeid.split("[")[0]):
+        if scope in DURATIONS:
+            return scope
+    return nodeid.split("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -42,4 +47,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the tests into this order."""
-    items.sort(key=lambda item: -DURATIONS.get(scope_of(item.nodeid), 0))
+    items.sort(key=lambda item: -DURATIONS.get(scope_of(item.nodeid), inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tracemalloc
 from datetime import UTC, datetime
@@ -15,13 +16,15 @@ from app.protocol.compose import make_message
 from app.protocol.messages import (
     Header,
     MalformedMessage,
+    Message,
     complete_header,
     decode_header,
+    decode_parent,
     format_timestamp,
     new_header,
     reply_type,
 )
-from tests.protocol.raw import HEADER, Json, dump, headers, load
+from tests.protocol.raw import HEADER, Json, dump, headers, join_v1, load
 
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -209,6 +212,54 @@ def test_a_message_shows_its_parts_and_content() -> None:
     assert bytes(message.part(2)) == b"{}"
     assert message.content() == {"text": "x"}
     assert repr(message) == f"<Message iopub stream {message.header.msg_id}>"
+
+
+def test_a_parent_is_decoded_once_however_often_it_comes() -> None:
+    part = dump(HEADER)
+
+    assert decode_parent(part) is decode_parent(bytes(bytearray(part)))
+    assert decode_parent(memoryview(part)) == decode_parent(part)
+    large = dump({**HEADER, "own": "x" * messages.MAX_SHARED_BYTES})
+    assert decode_parent(large) == decode_parent(part)
+    assert decode_parent(large) is not decode_parent(large)
+
+
+def test_a_message_read_from_its_frame_has_the_headers_that_were_written() -> None:
+    made = make_message("iopub", "stream", {}, session="s", parent=dump(HEADER))
+    read = Message("iopub", made.frame)
+
+    assert read.header == made.header
+    assert read.header is read.header
+    assert read.parent == decode_header(dump(HEADER))
+    assert read.parent is read.parent
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_only_a_stream_tells_its_parent_part(known: bool) -> None:
+    stream = make_message("iopub", "stream", {}, session="s", parent=dump(HEADER))
+    status = make_message("iopub", "status", {}, session="s", parent=dump(HEADER))
+    if not known:
+        stream, status = Message("iopub", stream.frame), Message("iopub", status.frame)
+
+    assert stream.stream_parent() == dump(HEADER)
+    assert status.stream_parent() == b""
+
+
+@pytest.mark.parametrize("buffers", [0, 1, 3])
+def test_the_parts_lie_between_the_bounds(buffers: int) -> None:
+    parts = [dump(HEADER), b"{}", b"{}", b"{}", *[b"buffer"] * buffers]
+    message = Message("shell", join_v1(b"shell", parts))
+
+    found = [message.frame[a:b] for a, b in itertools.pairwise(message.bounds)]
+
+    assert found == [b"shell", *parts]
+    assert message.buffer_count == buffers
+    assert message.stream_parent() == b""
+
+
+@pytest.mark.parametrize("frame", [b"", bytes(39)])
+def test_a_frame_that_is_too_short_is_no_stream(frame: bytes) -> None:
+    assert Message("iopub", frame).stream_parent() == b""
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b'{"x":"\xff"}', b"NaN", b"[" * 100_000])

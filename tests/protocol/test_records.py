@@ -59,6 +59,14 @@ def test_what_is_packed_comes_back(
     )
 
 
+def test_a_frame_may_come_in_pieces() -> None:
+    whole = records.pack_record(1, 0, 1.5, "iopub", "me", 0, b"abc")
+    pieces = records.pack_record(1, 0, 1.5, "iopub", "me", 0, b"a", (b"", memoryview(b"bc")))
+
+    assert len(pieces) == 5
+    assert b"".join(pieces) == b"".join(whole)
+
+
 @given(st.lists(st.tuples(st.integers(1, 5), st.binary(max_size=50)), max_size=20))
 def test_records_follow_each_other_and_numbers_may_be_left_out(
     steps: list[tuple[int, bytes]],
@@ -123,6 +131,7 @@ def test_a_head_comes_back(number: int, offset: int, kernel_id: str) -> None:
 
     assert len(data) == records.HEAD_BYTES == 64
     assert (head.epoch, head.number, head.offset) == (EPOCH, number, offset)
+    assert records.version_of(data) == records.VERSION
     assert head.kernel == records.kernel_digest(kernel_id)
     assert len(head.kernel) == 16
 

@@ -1,13 +1,16 @@
 """The command, started again and again by a process that has imported it, and forks each time.
 
 To import the service costs most of a second of work, ten times what the start of a server takes
-besides. Tests of the start itself use the real command (`ServerProcess.forked`).
+besides. Tests of the start itself use the real command (`CommandServer`).
+
+The same process ends what is left when the tests are killed: it sees the end of its socket.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +24,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
+import psutil
+
 from tests.support.home import Home
+from tests.support.processes import kill_all, mentions
 from tests.support.rooms import REPOSITORY
 
 TIMEOUT: Final = 60  # seconds
 ASKED_BYTES: Final = 200_000  # arguments and environment of one process: most that a socket takes
 TOLD_BYTES: Final = 20  # a process id, or an exit code
+SEARCHES: Final = 5  # for processes that are left; one that is killed may have started others
 
 
 class Commands:
@@ -55,13 +62,22 @@ class Commands:
             )
 
     def close(self) -> None:
-        """End the process that forks, and all that it has forked."""
+        """End the process that forks, all that it has forked, and what is left in its homes."""
         if self._home is None:
             return
         self._socket.close()
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        try:
+            self._process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._home.remove()
+
+    def watch(self, home: Home) -> None:
+        """Should this process be killed, end what runs in a home, and remove it."""
+        if self._home is None:
+            self._open()
+        self._socket.send(json.dumps({"home": str(home.path)}).encode())
 
     def start(
         self,
@@ -161,20 +177,48 @@ class Forked:
 
 
 def main() -> None:
-    """Fork for each request, until the other end of the socket is closed."""
-    import app.serving  # noqa: F401 - what takes a second
-
+    """Fork for each request, until the other end of the socket is closed; then end what is left."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for others
+    homes: set[str] = set()
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         while True:
-            asked, descriptors, _, _ = socket.recv_fds(requests, ASKED_BYTES, 3)
-            if not asked:
-                return
+            data, descriptors, _, _ = socket.recv_fds(requests, ASKED_BYTES, 3)
+            if not data:
+                break
+            asked = json.loads(data)
+            if "home" in asked:
+                homes.add(asked["home"])
+                continue
+            import app.serving  # noqa: F401 - what takes a second, the first time
+
             if os.fork() == 0:
                 requests.close()
-                _attend(json.loads(asked), *descriptors)
+                _attend(asked, *descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
+    _end(homes)
+
+
+def _end(homes: set[str]) -> NoReturn:
+    """End every process in the homes that are still there, and this process with its children.
+
+    A test that came to its end has removed its homes. Keepers and kernels are in process groups of
+    their own, and some are to outlive their server.
+    """
+    left = [home for home in homes if os.path.isdir(home)]
+    for _ in range(SEARCHES if left else 0):
+        found = [
+            process
+            for process in psutil.process_iter()
+            if any(mentions(process, home) for home in left)
+        ]
+        if not found:
+            break
+        kill_all(found)
+    for home in [*left, str(Path(os.environ["HOME"]).parent)]:
+        shutil.rmtree(home, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+    sys.exit("SIGKILL has ended this process")
 
 
 def _attend(asked: dict[str, Any], telling: int, stdout: int, stderr: int) -> NoReturn:

@@ -6,6 +6,7 @@ of `PURE` has a branch that its own tests do not run.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,12 +207,12 @@ def _running(module: str) -> list[Path]:
 
 
 def _contexts(module: str) -> str:
-    """A regular expression for the names of a module's tests, as coverage.py has them.
+    """A regular expression for a module's test files, as `tests.plugins.contexts` names them.
 
     What is run by an import is of no test.
     """
-    names = (path.relative_to(REPOSITORY).with_suffix("").parts for path in _running(module))
-    return "|".join(["^$", *("^" + r"\.".join(name) + r"\." for name in names)])
+    names = (path.relative_to(REPOSITORY).as_posix() for path in _running(module))
+    return "|".join(["^$", *(f"^{re.escape(name)}" for name in names)])
 
 
 def main() -> None:
@@ -223,7 +224,8 @@ def main() -> None:
     measured = sorted(PURE | {name for name in known if name.startswith(PROTOCOL)})
     files = sorted({str(path) for module in measured for path in _running(module)})
     run = [sys.executable, "-m", "coverage"]
-    subprocess.run([*run, "run", "-m", "pytest", "-q", *files, *sys.argv[1:]], check=True)
+    tests = ["pytest", "-q", "-p", "tests.plugins.contexts", *files, *sys.argv[1:]]
+    subprocess.run([*run, "run", "-m", *tests], check=True)
     missed = []
     for module in measured:
         path = known[module].path.relative_to(REPOSITORY)

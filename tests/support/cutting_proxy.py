@@ -22,6 +22,7 @@ class CuttingProxy:
         self._target = target
         self._suffix = f"{suffix} HTTP/1.1".encode()
         self._seconds = seconds
+        self._connections: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[CuttingProxy]:
@@ -30,8 +31,15 @@ class CuttingProxy:
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             yield self
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         beyond, back = await asyncio.open_connection("127.0.0.1", self._target)
         try:
             request = await reader.readline()

@@ -17,11 +17,11 @@ from tests.support.rooms import REPOSITORY
 
 __all__ = ["durations", "nodeid"]
 
-ALONE_SECONDS: Final = 15
+ALONE_SECONDS: Final = 10
 """A test that takes so long is taken alone, and not with its file."""
 
-FILE_SECONDS: Final = 10
-"""Files that take less are short."""
+FILE_SECONDS: Final = 25
+"""Of a file that takes longer, each test function is taken for itself."""
 
 TABLE: Final = REPOSITORY / "tests" / "plugins" / "durations.json"
 
@@ -38,11 +38,22 @@ def nodeid(classname: str, name: str) -> str:
 
 def durations(seconds: dict[str, float]) -> dict[str, int]:
     """The table, the longest first, from the seconds of each test by its id."""
+    rest: Counter[str] = Counter()  # of each file
+    for test, took in seconds.items():
+        rest[test.split("::")[0]] += _milliseconds(took) if took < ALONE_SECONDS else 0
     found: Counter[str] = Counter()
     for test, took in seconds.items():
-        found[test if took >= ALONE_SECONDS else test.split("::")[0]] += round(took * 1000)
-    table = {name: round(took / 1000) for name, took in found.most_common()}
-    return {name: took for name, took in table.items() if "::" in name or took >= FILE_SECONDS}
+        scope, function = test.split("::")[0], test.split("[")[0]
+        if took >= ALONE_SECONDS:
+            scope = test
+        elif rest[scope] >= _milliseconds(FILE_SECONDS):
+            scope = function
+        found[scope] += _milliseconds(took)
+    return {name: round(took / 1000) for name, took in found.most_common()}
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def main() -> None:

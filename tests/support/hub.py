@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -17,15 +16,14 @@ from tests.support.documented import block
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.node import NODE
-from tests.support.processes import eventually_sync, kill_all
+from tests.support.processes import kill_all
+from tests.support.programs import Program
 from tests.support.server import REPOSITORY
 
 __all__ = ["Hub"]
 
 PAGE: Final = REPOSITORY / "docs" / "owners.md"
 NAME: Final = "kernelkeep"
-START_TIMEOUT = 150  # seconds; ten with nothing else to do
-STOP_TIMEOUT = 20  # seconds
 
 _MORE: Final = """
 service = c.JupyterHub.services[0]
@@ -49,22 +47,26 @@ c.Authenticator.allow_all = True
 """
 
 
-class Hub:
-    """A context manager; all methods block.
+class Hub(Program):
+    """The Hub, its proxy and the server, which write into one log.
 
     ``options`` are further variables of the server. ``packages`` is the directory with the proxy
     (`tests.support.node_packages`).
     """
 
+    start_timeout = 150  # ten with nothing else to do
+    stop_timeout = 20
+
     def __init__(self, packages: Path, options: dict[str, str]) -> None:
         self.home = Home()
+        super().__init__(self.home.path / "hub", self.home.path / "hub.log")
+        self._directory.mkdir()
         self.password = secrets.token_hex(8)
         self._packages = packages
         self._options = options
         self._secret, self._admin = secrets.token_hex(16), secrets.token_hex(16)
         ports = (free_port() for _ in range(4))
         self._ports = dict(zip(("public", "hub", "proxy", "server"), ports, strict=True))
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -81,37 +83,23 @@ class Hub:
         """Where the server is without the proxy."""
         return f"http://127.0.0.1:{self._ports['server']}/services/{NAME}"
 
-    def __enter__(self) -> Self:
+    def command(self) -> list[str]:
         write_kernelspecs(self.home.jupyter_path, FAKE_SPECS)
-        folder = self.home.path / "hub"
-        folder.mkdir()
-        (folder / "jupyterhub_config.py").write_text(self._config())
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
-                cwd=folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            assert eventually_sync(self._answers, START_TIMEOUT, 0.5), self.output()
-        except BaseException:
-            self._kill()
-            raise
-        return self
+        (self._directory / "jupyterhub_config.py").write_text(self._config())
+        return [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"]
 
-    def __exit__(self, *_: object) -> None:
-        self._kill()  # a Hub that is asked to end takes many seconds for it
-
-    @property
-    def _log(self) -> Path:
-        return self.home.path / "hub.log"
-
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         tools = (str(Path(sys.executable).parent), os.environ["PATH"])
         return self.home.environment({"PATH": os.pathsep.join(tools)})
+
+    def urls(self) -> list[str]:
+        return [f"{self.url}/hub/api/", f"{self.server_url}/livez"]
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # a Hub that is asked to end takes many seconds for it
+        self.process.wait(self.stop_timeout)
+        kill_all(self.home.processes())
+        self.home.remove()
 
     def _config(self) -> str:
         script = self._packages / "node_modules/configurable-http-proxy/bin/configurable-http-proxy"
@@ -125,29 +113,9 @@ class Hub:
             admin=self._admin,
             password=self.password,
             proxy_command=[str(NODE), str(script)],
-            environment={**self._environment(), **places, **self._options},
+            environment={**self.environment(), **places, **self._options},
         )
         return block("python", "c.JupyterHub.services", PAGE) + more
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"the Hub ended\n{self.output()}"
-        try:
-            urls = (f"{self.url}/hub/api/", f"{self.server_url}/livez")
-            return all(httpx.get(url, trust_env=False).is_success for url in urls)
-        except httpx.TransportError:
-            return False
-
-    def _kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(STOP_TIMEOUT)
-        kill_all(self.home.processes())
-        self.home.remove()
-
-    def output(self) -> str:
-        """All that the Hub, its proxy and the server have written."""
-        return self._log.read_text(errors="replace")
 
     def request(self, method: str, path: str, status: int, **more: Any) -> Any:
         """The decoded answer of the Hub's API, asked by an administrator."""

@@ -10,18 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
-import httpx
-
-from tests.support.processes import eventually_sync
+from tests.support.programs import Program
 from tests.support.server import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 PREFIX = "/kernelkeep"
 TIMEOUT = 5  # seconds of silence after which a proxy here gives up
-START_TIMEOUT = 30  # seconds
-STOP_TIMEOUT = 10  # seconds
 
 
 class Certificate:
@@ -39,18 +34,18 @@ class Certificate:
         self.both.write_text(self.certificate.read_text() + self.key.read_text())
 
 
-class Proxy:
-    """A proxy on a free port; a context manager. All methods block."""
+class Proxy(Program):
+    """A proxy on a free port."""
 
     scheme = "https"
 
     def __init__(self, upstream: int, folder: Path, certificate: Certificate) -> None:
         self.folder = folder / type(self).__name__.lower()
         self.folder.mkdir()
+        super().__init__(self.folder, self.folder / "output")
         self.port = _free_port()
         self.certificate = certificate
         self._upstream = f"127.0.0.1:{upstream}"
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -60,10 +55,6 @@ class Proxy:
     @property
     def ws_url(self) -> str:
         return self.url.replace("http", "ws", 1)
-
-    def command(self) -> Sequence[str]:
-        """What starts it, after its files have been written."""
-        raise NotImplementedError
 
     def variables(self) -> Mapping[str, str]:
         """What its configuration takes from the environment."""
@@ -76,46 +67,11 @@ class Proxy:
             "ACCESS_LOG": str(self.folder / "access.log"),
         }
 
-    def __enter__(self) -> Self:
-        command = self.command()
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), **self.variables()}
-        with (self.folder / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            assert eventually_sync(self._answers, START_TIMEOUT), f"{command}\n{self.output()}"
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def environment(self) -> Mapping[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), **self.variables()}
 
-    def __exit__(self, *_: object) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(STOP_TIMEOUT)
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"it ended\n{self.output()}"
-        try:
-            answer = httpx.get(f"{self.url}/api", timeout=5, trust_env=False, verify=False)
-        except httpx.TransportError:
-            return False
-        return answer.is_success
-
-    def output(self) -> str:
-        """What it wrote to the terminal."""
-        return (self.folder / "output").read_text(errors="replace")
+    def urls(self) -> Sequence[str]:
+        return [f"{self.url}/api"]
 
 
 class Nginx(Proxy):

@@ -107,6 +107,8 @@ class ServerProcess:
             AssertionError: it ended before, or said nothing for ``timeout`` seconds.
         """
         assert self._process is None, "a server starts once"
+        if ServerProcess.commands is not None:  # also of a class that is not forked by it
+            ServerProcess.commands.watch(self.home)
         reading, writing = os.pipe()
         try:
             self._process = self._fork(writing) or self._run(writing)

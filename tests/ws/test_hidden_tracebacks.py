@@ -7,7 +7,6 @@ are there, so that the search is known to find them.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,8 +15,9 @@ import pytest
 from tests.conftest import servers
 from tests.support.channels import JupyterChannels
 from tests.support.processes import eventually
-from tests.support.running import RunningKernel, start_shared
+from tests.support.running import RunningKernel
 from tests.support.server import ServerProcess
+from tests.support.shared import lasting_kernel
 
 REPLACEMENT = "Ask the operator."
 HIDDEN = {"ename": "ExecutionError", "evalue": "Execution error", "traceback": [REPLACEMENT]}
@@ -84,8 +84,9 @@ def server(request: pytest.FixtureRequest, allowed: bool) -> Iterator[ServerProc
 
 
 @pytest.fixture(scope="module")
-def shared_kernel(server: ServerProcess) -> str:
-    return asyncio.run(start_shared(server, "python3"))
+def shared_kernel(server: ServerProcess) -> Iterator[str]:
+    with lasting_kernel(server, "python3") as kernel_id:
+        yield kernel_id
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName
-from tests.support.running import KernelStarter, RunningKernel, start_shared
+from tests.support.running import KernelStarter, RunningKernel
 from tests.support.server import ServerProcess
+from tests.support.shared import lasting_kernel
 
 ECHO = """
 from comm import create_comm, get_comm_manager
@@ -22,9 +23,10 @@ get_comm_manager().register_target("echo", opened)
 
 
 @pytest.fixture(scope="module")
-def shared_kernel(server: ServerProcess) -> str:
+def shared_kernel(server: ServerProcess) -> Iterator[str]:
     """One ipykernel for the module."""
-    return asyncio.run(start_shared(server, "python"))
+    with lasting_kernel(server, "python") as kernel_id:
+        yield kernel_id
 
 
 @pytest.fixture

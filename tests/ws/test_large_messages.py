@@ -10,7 +10,7 @@ from tests.support.running import kernels_of
 
 pytestmark = pytest.mark.timeout(240)
 
-COUNT = 10
+COUNT = 4
 SIZE = 50 * 2**20  # bytes
 TIMEOUT = 120.0
 

@@ -20,14 +20,14 @@ from tests.support.server import ServerProcess
 pytestmark = pytest.mark.timeout(240)
 
 MEGABYTE = 2**20
-FLOODS = 20
+FLOODS = 10
 COUNT = 200
-SIZE = 50_000  # bytes; FLOODS times COUNT of them are 200 MB
-LOG_BYTES = 48 * MEGABYTE
+SIZE = 50_000  # bytes; FLOODS times COUNT of them are 100 MB
+LOG_BYTES = 24 * MEGABYTE
 # Of the server's memory besides its log: what the connections have in their buffers, what the log
 # drops in steps, and what an allocator gives back late or never. A queue for the one that does
-# not read would take four times as much.
-MARGIN = 48 * MEGABYTE
+# not read would take three times as much.
+MARGIN = 32 * MEGABYTE
 TIMEOUT = 180.0
 
 
@@ -71,7 +71,7 @@ async def stalling(kernel: RunningKernel, framing: FramingName) -> JupyterChanne
 
 
 async def flood(channels: JupyterChannels) -> list[Message]:
-    """All that this client gets while the kernel says 200 MB, none of which may be missing.
+    """All that this client gets while the kernel says 100 MB, none of which may be missing.
 
     The kernel goes on when this client has everything so far, so that it is never far behind,
     however slow the machine.

@@ -35,7 +35,7 @@ class Event(msgspec.Struct, tag_field="type", kw_only=True):
 
 
 class QueuedEvent(Event, tag="queued"):
-    """It was asked for."""
+    """The execution was asked for."""
 
     # This is only ever the first event.
     time: str
@@ -43,11 +43,11 @@ class QueuedEvent(Event, tag="queued"):
 
 
 class StartedEvent(Event, tag="started"):
-    """The kernel has begun with it."""
+    """The kernel has begun with the execution."""
 
 
 class CodeEvent(Event, tag="code"):
-    """What the kernel executes; not told of silent executions."""
+    """The code that the kernel executes; silent executions have no such event."""
 
     code: str
     execution_count: int | None
@@ -61,7 +61,7 @@ class StreamEvent(Event, tag="stream"):
 
 
 class DisplayEvent(Event, tag="display"):
-    """Something to show."""
+    """An output to show."""
 
     data: dict[str, Any]
     metadata: dict[str, Any]
@@ -69,7 +69,7 @@ class DisplayEvent(Event, tag="display"):
 
 
 class UpdateDisplayEvent(DisplayEvent, tag="update_display"):
-    """Something to show in the place of what has this `display_id`."""
+    """An output that replaces the one with this `display_id`."""
 
     executions: Annotated[
         list[str],
@@ -108,7 +108,7 @@ class InputRequestEvent(Event, tag="input_request"):
 
 
 class StepEvent(Event, tag="step"):
-    """Something was done to the execution from outside."""
+    """The execution was cancelled or interrupted, has timed out, or its kernel is killed."""
 
     step: StepName
     time: str
@@ -116,7 +116,7 @@ class StepEvent(Event, tag="step"):
 
     @property
     def resumable(self) -> bool:
-        """A client may not resume behind it: it shares its number with the message before it.
+        """False: a step shares its number with the message before it.
 
         So a client that resumes behind that number may get this event a second time, rather than
         miss it.
@@ -125,14 +125,14 @@ class StepEvent(Event, tag="step"):
 
 
 class GapEvent(Event, tag="gap"):
-    """So much of the kernel's log is gone, up to the number `seq`."""
+    """The kernel's log has dropped so many messages, up to the number `seq`."""
 
     messages: int
     bytes: int
 
 
 class EndedEvent(Event, tag="ended"):
-    """It has ended. Always the last event."""
+    """The execution has ended. This is always the last event."""
 
     time: str
     state: ExecutionState
@@ -142,7 +142,7 @@ class EndedEvent(Event, tag="ended"):
 
 
 class ClosingEvent(Event, tag="closing"):
-    """The stream ends, and what it is of goes on: come back with the last number."""
+    """The stream ends although the execution goes on: come back with the last number."""
 
     reason: str
 
@@ -172,14 +172,16 @@ def follow(
     execution: Execution,
     after: int | None,
     keepalive: float,
+    permission: Callable[[], bool],
 ) -> AsyncIterator[Event | None]:
     """The events so far, from behind number ``after`` if that is given, then as they happen.
 
     Yields None after ``keepalive`` seconds without an event. Ends with `EndedEvent` or
-    `ClosingEvent`. Raises `AfterBeyondEnd` at once, not at the first step of the iteration.
+    `ClosingEvent`, or with neither when the log is woken and there is no ``permission`` any more.
+    Raises `AfterBeyondEnd` at once, not at the first step of the iteration.
     """
     reader = ExecutionReader(log, execution, after, updates=True)
-    return _follow(executions, execution, reader, after, keepalive)
+    return _follow(executions, execution, reader, after, keepalive, permission)
 
 
 async def _follow(
@@ -188,11 +190,12 @@ async def _follow(
     reader: ExecutionReader,
     after: int | None,
     keepalive: float,
+    permission: Callable[[], bool],
 ) -> AsyncIterator[Event | None]:
     if after is None:
         yield QueuedEvent(time=format_timestamp(execution.queued_at), session=execution.session)
     steps = _Steps(execution, after)
-    while True:
+    while permission():
         gap, entries = await reader.fetch()
         if gap is not None:
             yield GapEvent(seq=reader.gone_to, messages=gap.messages, bytes=gap.bytes)

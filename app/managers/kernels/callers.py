@@ -42,7 +42,7 @@ from .kernel import Kernel
 from .multikernel import MultiKernelManager, checked_id, connections, last_activity
 from .table import keys_for
 
-__all__ = ["CallersKernels", "Permission"]
+__all__ = ["CallersKernels", "Permission", "no_longer_shared"]
 
 Permission = Callable[[], bool]
 """Tells whether something may still be done that was allowed when it began."""
@@ -90,8 +90,18 @@ class CallersKernels:
             return self._manager.get(kernel_id)
         kernel = self._find(kernel_id)
         if kernel is None:
-            raise KernelNotFound(kernel_id)
+            raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
         return kernel
+
+    def hidden(self, kernel_id: str) -> dict[str, str]:
+        """A kernel that is there but not for the caller, in the fields of the audit log.
+
+        Empty if the caller finds the kernel, or there is none. Nothing of it may be told to the
+        caller.
+        """
+        if kernel_id in self or kernel_id not in self._manager:
+            return {}
+        return {"kernel_id": kernel_id, "owner": self._manager.get(kernel_id).ownership.owner}
 
     def require(self, action: str, kernel_id: str) -> Kernel:
         """The kernel with this id, if the caller may do ``action`` with it.
@@ -317,6 +327,12 @@ class CallersKernels:
         if not may_share(self.principal, action, kernel.ownership):
             raise NotAuthorized(action, "kernels")
         return kernel
+
+
+def no_longer_shared(kernel: Kernel) -> KernelNotFound:
+    """The error for a caller whose share of a kernel has ended meanwhile."""
+    hidden = {"kernel_id": kernel.id, "owner": kernel.ownership.owner}
+    return KernelNotFound(kernel.id).hiding(hidden)
 
 
 def _always() -> bool:

@@ -258,7 +258,11 @@ class Life:
         `KernelStartFailed`, and `KernelNotStopped` for one that neither comes up nor can be killed.
         """
         launches, process = self._launches, self._launches.process
-        assert process is not None
+        if process is None:
+            # A stop or a restart was cancelled after the process had ended, and before the kernel
+            # was gone or had the next process (`Kernel._go_on`). That end is seen here.
+            await launches.release(restart=True)
+            return "The kernel's process has ended"
         try:
             if self._course.phase is not Phase.RUNNING:
                 await self._come_up(process)

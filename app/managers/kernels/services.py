@@ -9,10 +9,10 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from ...keeper.open_files import OpenFiles
 from ...settings import Settings
 from ..errors import IsolationUnavailable, KernelSpecInvalid
 from ..handover.handover import Handover
-from ..log.open_files import OpenFiles
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner

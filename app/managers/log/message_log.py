@@ -24,11 +24,11 @@ from typing import Final
 
 from ...keeper.hearing import NOBODY
 from ...keeper.log import Tip
+from ...keeper.open_files import OpenFiles
 from ...protocol.link import Bell
 from ...protocol.messages import Message
 from ..errors import AfterBeyondEnd, StaleEpoch
 from .entries import Batch, Entry, Gap, Position
-from .open_files import OpenFiles
 from .segments import SegmentReader
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]

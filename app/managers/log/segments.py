@@ -10,13 +10,13 @@ import contextlib
 import os
 import re
 import struct
-import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ...keeper.log import SUFFIX, Tip
+from ...keeper.open_files import OpenFiles
 from ...protocol import records
 from ...protocol.messages import MalformedMessage, Message
 from ...protocol.records import (
@@ -36,7 +36,6 @@ from ...protocol.records import (
     version_of,
 )
 from .entries import Entry, Position
-from .open_files import Holder, OpenFiles
 
 __all__ = ["READERS", "SegmentReader"]
 
@@ -88,7 +87,6 @@ class SegmentReader:
 
     def __init__(self, directory: Path, kernel_id: str, files: OpenFiles | None = None) -> None:
         self._files = files or OpenFiles()
-        self._me: weakref.ref[Holder] = weakref.ref(self)
         self._directory = directory
         self._kernel_id = kernel_id
         self._starts: list[int] = []
@@ -287,7 +285,7 @@ class SegmentReader:
             return self._open
         if self._held.start == start and self._held.descriptor != -1:
             return self._held
-        self.close()
+        self.close_file()
         try:
             self._open = self._opened(start, held=False)
         except (OSError, DamagedLog) as error:
@@ -303,7 +301,7 @@ class SegmentReader:
         path = self._directory / f"{start:020}{SUFFIX}"
         # O_NONBLOCK: if somebody has put a named pipe there, opening it must not wait.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags) if held else self._files.open(self._me, path, flags)
+        descriptor = os.open(path, flags) if held else self._files.open(self, path, flags)
         try:
             data = _pread(descriptor, HEAD_BYTES, 0)
             if records.read_head(data, self._kernel_id, READERS).number != start:
@@ -311,7 +309,7 @@ class SegmentReader:
         except BaseException:
             os.close(descriptor)
             if not held:
-                self._files.closed(self._me)
+                self._files.closed(self)
             raise
         return _Open(start, descriptor, data)
 
@@ -323,7 +321,7 @@ class SegmentReader:
         if self._open.descriptor != -1:
             index = bisect_right(self._starts, self._open.start)
             if index < len(self._starts) and self._starts[index] <= number:
-                self.close()
+                self.close_file()
 
     def hold_newest(self) -> None:
         """Open the newest segment and hold it, as its file is about to be removed."""
@@ -338,28 +336,28 @@ class SegmentReader:
 
     def let_go(self) -> None:
         """Close every file, including the one that `hold_newest` holds."""
-        self.close()
+        self.close_file()
         if self._held.descriptor != -1:
             os.close(self._held.descriptor)
             self._held = _Open(0, -1, b"")
 
     def has_newest(self) -> bool:
         """Whether the segment that is being written can be opened by its name."""
-        self.close()  # an open descriptor can be that of a file that was removed
+        self.close_file()  # an open descriptor can be that of a file that was removed
         return self._try_open(self.newest) is not None
 
     def forget(self) -> None:
         """Forget all that is known of the files: another keeper may have changed them."""
-        self.close()
+        self.close_file()
         self._marks.clear()
         self._tip = (0, Position(0, 0), 0)
 
-    def close(self) -> None:
+    def close_file(self) -> None:
         """Close the file that was read last."""
         if self._open.descriptor != -1:
             os.close(self._open.descriptor)
             self._open = _Open(0, -1, b"")
-            self._files.closed(self._me)
+            self._files.closed(self)
 
     # Marks
 

@@ -17,6 +17,7 @@ from typing import Final
 from uuid import uuid4
 
 from ...keeper.hearings import Heard
+from ...keeper.open_files import OpenFiles
 from ...keeper.sockets import ConnectionInfo
 from ...protocol.link import Bell
 from ...protocol.messages import ClientMessage, Message
@@ -25,7 +26,6 @@ from ..executions.execution import Execution
 from ..executions.held import BACKLOG_BYTES
 from ..executions.tracker import ExecutionTracker
 from ..log.message_log import MessageLog, Position
-from ..log.open_files import OpenFiles
 from ..state import KernelState, Lifecycle
 from ..telemetry.counters import Counters
 from .activity import Activity

@@ -41,8 +41,11 @@ class CallersTokens:
     def get(self, token_id: str) -> TokenRecord:
         """A token in force. Raises `TokenNotFound`."""
         record = self._tokens.record(token_id)
-        if record is None or not self._may("read", record.owner, record.groups):
+        if record is None:
             raise TokenNotFound(token_id)
+        if not self._may("read", record.owner, record.groups):
+            hidden = {"token": record.id, "token_owner": record.owner}
+            raise TokenNotFound(token_id).hiding(hidden)
         return record
 
     def last_used(self, record: TokenRecord) -> float | None:

@@ -128,7 +128,8 @@ class SessionManager:
         """
         session = self._book.get(session_id)
         if session is None or not self._knows(session):
-            raise SessionNotFound(f"session_id={session_id!r}")
+            hidden = {} if session is None else self._hidden(session)
+            raise SessionNotFound(f"session_id={session_id!r}").hiding(hidden)
         if not self._book.has_kernel(session):
             await self._book.forget(session)
             raise SessionNotFound(repr(_farewell(session)))
@@ -139,6 +140,13 @@ class SessionManager:
         if self._book.has_kernel(session):
             return self._sees("read", session)
         return self._principal.scopes.everything or session.owner == self._principal.owner
+
+    def _hidden(self, session: Session) -> dict[str, str]:
+        """A session that the caller does not find, in the fields of the audit log."""
+        if session.owner == self._principal.owner:  # its kernel is not shared with the caller now
+            return {}
+        about = {"session_id": session.id, "kernel_id": session.kernel_id}
+        return about | {"owner": session.owner}
 
     async def _changed(self, session_id: str) -> Session:
         """The session, which the caller wants to change. Raises `NotAuthorized`, too."""
@@ -231,7 +239,7 @@ class SessionManager:
             own = await self._environment(after.path, after.name)
             if kernel_id is not None:
                 if kernel_id not in self._kernels:
-                    raise NoSuchKernel(kernel_id)
+                    raise NoSuchKernel(kernel_id).hiding(self._kernels.hidden(kernel_id))
                 if kernel_id != before.kernel_id:
                     self._check_room(kernel_id)
                 after = msgspec.structs.replace(after, kernel_id=kernel_id)

@@ -348,7 +348,7 @@ async def test_a_question_that_overtakes_the_status_is_among_the_events(
     kernel.is_busy(execution)
     assert execution.state is RUNNING
     assert execution.input_request is not None
-    events = follow(kernel.executions, kernel.log, execution, None, keepalive=5.0)
+    events = follow(kernel.executions, kernel.log, execution, None, 5.0, lambda: True)
     async with asyncio.timeout(5):
         seen = [type(await anext(events)) for _ in range(3)]
     assert seen == [QueuedEvent, InputRequestEvent, StartedEvent]

@@ -237,6 +237,15 @@ async def test_one_that_is_not_found_at_once_is_found_later(
         assert "could not be found again" in model["reason"]
         await refused(rest, "delete", kernel_id)
         await refused(rest, "restart", kernel_id)
+        share = {"name": "ben", "access": "read"}
+        await rest.request("POST", f"/api/kernels/{kernel_id}/shares", 201, json=share)
+    servers.crash()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        await rest.wait_for_state(kernel_id, "unknown", timeout=30)
+        # What was shared while nobody reached the kernel: the next server knows it all the same.
+        shares = await rest.request("GET", f"/api/kernels/{kernel_id}/shares")
+        assert shares.json() == [share]
         assert (await rest.start_kernel("fake"))["id"]
         waiting = await Executions(rest, kernel_id).begin("pid")
         assert is_alive(pid)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -38,6 +39,24 @@ async def process_of(rest: RestClient, kernel_id: str) -> psutil.Process:
 async def start(servers: Servers, version: int) -> ServerProcess:
     use(servers, version)
     return await asyncio.to_thread(servers.start)
+
+
+class Left(NamedTuple):
+    """A fake kernel that a server of another version has left, its process and its keeper."""
+
+    kernel_id: str
+    process: psutil.Process
+    keeper: psutil.Process
+
+
+async def leave(servers: Servers, version: int) -> Left:
+    """A kernel that is started by a server of this version, which is then killed."""
+    server = await start(servers, version)
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("fake"))["id"]
+        process = await process_of(rest, kernel_id)
+    servers.crash()
+    return Left(kernel_id, process, only_keeper(servers.home))
 
 
 async def lost(rest: RestClient, kernel_id: str) -> int:
@@ -108,12 +127,7 @@ async def test_kernels_stay_with_the_older_keeper_and_new_ones_get_the_newest(
 async def test_the_next_server_finds_both_keepers_and_ends_what_nobody_knows(
     servers: Servers, home: Home
 ) -> None:
-    server = await start(servers, PROTOCOL - 1)
-    async with RestClient(server.url, server.token) as rest:
-        old = (await rest.start_kernel("fake"))["id"]
-        process = await process_of(rest, old)
-    older = only_keeper(home)
-    servers.crash()
+    old, process, older = await leave(servers, PROTOCOL - 1)
     server = await start(servers, PROTOCOL)
     async with RestClient(server.url, server.token) as rest:
         new = (await rest.start_kernel("fake"))["id"]
@@ -150,12 +164,7 @@ async def test_the_next_server_finds_both_keepers_and_ends_what_nobody_knows(
 async def test_kernels_of_an_older_keeper_that_is_killed_live_on(
     servers: Servers, home: Home, there: bool
 ) -> None:
-    server = await start(servers, PROTOCOL - 1)
-    async with RestClient(server.url, server.token) as rest:
-        kernel_id = (await rest.start_kernel("fake"))["id"]
-        process = await process_of(rest, kernel_id)
-    older = only_keeper(home)
-    servers.crash()
+    kernel_id, process, older = await leave(servers, PROTOCOL - 1)
     server = await start(servers, PROTOCOL)
     if not there:
         servers.crash()
@@ -177,17 +186,14 @@ async def test_kernels_of_an_older_keeper_that_is_killed_live_on(
 
 @pytest.mark.parametrize("steps", [[1, 0], [-2, 0], [-1, 0, 1]], ids=["back", "on", "on and on"])
 async def test_a_keeper_that_is_not_spoken_to_lets_go_of_its_kernels(
-    servers: Servers, home: Home, steps: list[int]
+    servers: Servers, steps: list[int]
 ) -> None:
     """The first server is left alone with its keeper; the last does not speak its version."""
-    server = await start(servers, PROTOCOL + steps[0])
-    async with RestClient(server.url, server.token) as rest:
-        kernel_id = (await rest.start_kernel("fake"))["id"]
-        process = await process_of(rest, kernel_id)
-    first = only_keeper(home)
-    for step in steps[1:]:
+    kernel_id, process, first = await leave(servers, PROTOCOL + steps[0])
+    for step in steps[1:-1]:
+        await start(servers, PROTOCOL + step)
         servers.crash()
-        server = await start(servers, PROTOCOL + step)
+    server = await start(servers, PROTOCOL + steps[-1])
     async with RestClient(server.url, server.token) as rest:
         versions = f"({PROTOCOL + steps[0]}, not {PROTOCOL + steps[-1]})"
         drained = [line for line in server.output().splitlines() if "of another version" in line]
@@ -254,15 +260,8 @@ async def test_a_kernel_of_an_older_keeper_is_not_forked_when_it_is_restarted(
     await asyncio.to_thread(server.stop)
 
 
-async def test_an_older_keeper_that_hangs_costs_new_kernels_nothing(
-    servers: Servers, home: Home
-) -> None:
-    server = await start(servers, PROTOCOL - 1)
-    async with RestClient(server.url, server.token) as rest:
-        kernel_id = (await rest.start_kernel("fake"))["id"]
-        process = await process_of(rest, kernel_id)
-    older = only_keeper(home)
-    servers.crash()
+async def test_an_older_keeper_that_hangs_costs_new_kernels_nothing(servers: Servers) -> None:
+    kernel_id, process, older = await leave(servers, PROTOCOL - 1)
     await start(servers, PROTOCOL)
     servers.crash()
     older.suspend()

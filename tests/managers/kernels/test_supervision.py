@@ -259,3 +259,37 @@ async def test_a_relaunch_that_waits_for_its_directory_can_be_cut_short(
             await asyncio.wait_for(waits.wait(), 30)
             await asyncio.wait_for(manager.shutdown_kernel(kernel.id), 60)
         assert [*manager] == []
+
+
+@pytest.mark.parametrize("action", ["shutdown_kernel", "restart_kernel"])
+async def test_a_stop_that_is_cut_short_behind_the_end_of_the_process_is_finished(
+    state_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    action: str,
+) -> None:
+    """As when the server ends before all of many kernels have stopped."""
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        pid = pid_of(kernel)
+        cleaning = asyncio.Event()
+
+        async def cleanup(*_: Any, **__: Any) -> None:
+            monkeypatch.undo()
+            cleaning.set()
+            await asyncio.Event().wait()
+
+        assert kernel._launches._manager is not None
+        monkeypatch.setattr(kernel._launches._manager, "cleanup_resources", cleanup)
+        acting = asyncio.create_task(getattr(manager, action)(kernel.id))
+        await cleaning.wait()
+        acting.cancel()
+        await asyncio.wait({acting})
+        assert not is_alive(pid)
+        if action == "shutdown_kernel":
+            await eventually(lambda: kernel.id not in manager)
+        else:
+            await eventually(lambda: kernel.pid not in (None, pid), 30)
+            await is_up(kernel)
+    assert "supervision failed" not in caplog.text

@@ -21,6 +21,12 @@ from tests.support.server import ServerProcess
 NOTES_TRANSPORT = 'grep -o \'"transport": *"[a-z]*"\' "$CONNECTION" | grep -o "[a-z]*.$" >> tried\n'
 
 
+@pytest.fixture(scope="module")
+def server(own_server: ServerProcess) -> ServerProcess:
+    """It remembers what works for a kernelspec."""
+    return own_server
+
+
 def connection(server: ServerProcess, kernel_id: str) -> dict[str, Any]:
     (file,) = server.home.run_dir.glob(f"runtime/*{kernel_id}*")
     info: dict[str, Any] = json.loads(file.read_text())

@@ -203,18 +203,18 @@ class Keepers:
         )
 
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
-        """As `Keeper.run`, by the newest."""
+        """Do `Keeper.run` at the newest keeper."""
         return await self._newest.run(command, env)
 
     async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
-        """As `Keeper.adopt`, by the keeper that has the process, or else by the newest."""
+        """Do `Keeper.adopt` at the keeper that has the process, or else at the newest."""
         await self._find_home(kernel_id)
         return await self._ask(
             kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output)
         )
 
     async def kept(self) -> dict[str, Kept]:
-        """As `Keeper.kept`, of all keepers that answer. Raises if the newest does not."""
+        """Do `Keeper.kept` at all keepers, and raise if the newest does not answer."""
         await self._look()
         found: dict[str, Kept] = {}
         for keeper in [*self._older]:
@@ -299,7 +299,7 @@ class Keepers:
         self._homes.pop(kernel_id, self._newest).drop(kernel_id)
 
     async def close(self) -> None:
-        """As `Keeper.close`, of all of them."""
+        """Do `Keeper.close` with every keeper."""
         await self._settled()
         for task in self._changes:
             task.cancel()

@@ -104,7 +104,7 @@ class WatchedProcess:
             self._process.watch(self._on_end)
 
     def _on_end(self) -> None:
-        """It has ended. The keeper has seen that, too, and may be about to tell how."""
+        """Wait for the exit code: the keeper has seen the end, too, and may be about to tell it."""
         self._patience = self._loop.call_later(EXIT_SECONDS, self._end_unknown)
 
     def _end_unknown(self) -> None:
@@ -124,7 +124,7 @@ class Processes:
         return len(self._watched)
 
     def __iter__(self) -> Iterator[WatchedProcess]:
-        """All of them, as they are now."""
+        """The processes that there are now."""
         return iter([*self._watched.values()])
 
     def get(self, kernel_id: str) -> WatchedProcess | None:
@@ -133,7 +133,7 @@ class Processes:
 
     @property
     def running(self) -> int:
-        """How many have not ended."""
+        """How many of the processes have not ended."""
         return sum(not watched.exited.done() for watched in self._watched.values())
 
     def note(self, kept: Kept, *, anew: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.managers.log.open_files import Holder, OpenFiles
+from app.keeper.open_files import OpenFiles
 
 
 class Reader:
@@ -20,16 +20,15 @@ class Reader:
     def __init__(self, files: OpenFiles, path: Path) -> None:
         self._files = files
         self._path = path
-        self._me: weakref.ref[Holder] = weakref.ref(self)
         self.descriptor = -1
 
     def open(self) -> None:
-        self.descriptor = self._files.open(self._me, self._path, os.O_RDONLY)
+        self.descriptor = self._files.open(self, self._path, os.O_RDONLY)
 
-    def close(self) -> None:
+    def close_file(self) -> None:
         os.close(self.descriptor)
         self.descriptor = -1
-        self._files.closed(self._me)
+        self._files.closed(self)
 
 
 def are_open(readers: list[Reader]) -> list[bool]:
@@ -49,12 +48,12 @@ def test_the_file_that_is_open_for_longest_makes_room(path: Path) -> None:
     for reader in readers:
         reader.open()
     assert are_open(readers) == [False, True, True]
-    readers[1].close()
+    readers[1].close_file()
     readers[0].open()
     assert are_open(readers) == [True, False, True]
     for reader in readers:
         if reader.descriptor != -1:
-            reader.close()
+            reader.close_file()
 
 
 def test_without_descriptors_others_give_up_theirs(
@@ -76,7 +75,7 @@ def test_without_descriptors_others_give_up_theirs(
         readers[4].open()
     assert are_open(readers) == [False, False, True, True, True]
     for reader in readers[2:]:
-        reader.close()
+        reader.close_file()
 
 
 def test_no_reader_is_kept_in_memory(path: Path) -> None:
@@ -90,7 +89,7 @@ def test_no_reader_is_kept_in_memory(path: Path) -> None:
     assert gone() is None
     another = Reader(files, path)
     another.open()  # in place of one that is gone
-    another.close()
+    another.close_file()
 
 
 def test_what_cannot_be_opened_takes_no_place(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""How many files of logs are open at once, for a keeper's writers and for a server's readers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from pathlib import Path
+from typing import Final, Protocol
+
+__all__ = ["OPEN_FILES", "Holder", "OpenFiles"]
+
+OPEN_FILES: Final = 256
+"""How many logs have a file open. Thousands of silent kernels need no descriptors."""
+
+
+class Holder(Protocol):
+    """Something that has a file open, and can open it again."""
+
+    def close_file(self) -> None:
+        """Close the file until it is needed."""
+
+
+class OpenFiles:
+    """The open files of many logs: ``most`` at the most, as the rest can be opened again.
+
+    It has weak references only: a holder that nobody else needs goes, and its place is free.
+    """
+
+    def __init__(self, most: int = OPEN_FILES) -> None:
+        self._most = most
+        # The holders whose file is open, the longest open first.
+        self._holders: weakref.WeakKeyDictionary[Holder, None] = weakref.WeakKeyDictionary()
+
+    def open(self, holder: Holder, path: Path, flags: int) -> int:
+        """Open a file, without following a link; the holder whose file is open for longest may
+        lose its own.
+
+        So it does if no descriptors are left, too. Raises `OSError`. The holder calls `closed` in
+        the end.
+        """
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(path, flags)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._holders:
+                raise
+            self._close_until(len(self._holders) // 2)
+            descriptor = os.open(path, flags)
+        self._close_until(self._most - 1)
+        self._holders[holder] = None
+        return descriptor
+
+    def closed(self, holder: Holder) -> None:
+        """Note that a holder has closed its file."""
+        self._holders.pop(holder, None)
+
+    def _close_until(self, count: int) -> None:
+        while len(self._holders) > count:
+            first = next(iter(self._holders), None)
+            if first is None:  # those that are left are gone: they are counted a moment longer
+                return
+            del self._holders[first]
+            first.close_file()

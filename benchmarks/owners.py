@@ -1,0 +1,158 @@
+"""``python -m benchmarks.owners [OWNERS]``: what a request costs beside a thousand other owners.
+
+Two services run in this process. In one of them each of 1,000 owners has two kernels and ten tokens
+of the list; the other has one owner, with two kernels and the only token. The same requests are
+made of both by turns: `GET /api/kernels`, a start until the kernel answers, an execution by REST.
+The kernels are a crowd (`benchmarks.crowd`). Both services share a thread: what they do by
+themselves meanwhile is in the figures of both, and the difference is what others cost a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from app.managers.kernels.multikernel import MultiKernelManager
+from benchmarks.in_process import (
+    TOKENS_OF_AN_OWNER,
+    Application,
+    application,
+    fill,
+    show,
+    take_turns,
+)
+from benchmarks.servers import write_kernelspecs
+from benchmarks.thousands import crowds
+
+KERNELS: Final = 2
+"""How many kernels each owner has."""
+
+MOST_US: Final = 50.0
+"""How many microseconds the other owners may cost a request."""
+
+STARTING: Final = 8
+"""Kernels that are started side by side."""
+
+REPEATS: Final = {"GET /api/kernels": (10, 300), "an execution": (1, 500), "a start": (1, 120)}
+"""How often each request is made in a round, and how many rounds there are."""
+
+
+class Owner:
+    """An owner of kernels of one service; ``spec`` is their kernelspec."""
+
+    def __init__(self, app: Application, token: str, spec: str) -> None:
+        self._app = app
+        self._token = token
+        self._spec = spec
+        self._manager: MultiKernelManager = app.state["kernels"]
+        self.kernels: list[str] = []
+
+    async def start(self) -> str:
+        """Start a kernel; returns when it answers."""
+        body = {"name": self._spec}
+        model = await self._app.request(self._token, "POST", "/api/kernels", body)
+        kernel = self._manager.get(model["id"])
+        while kernel.state.coming_up:  # each change of state wakes the readers of the log
+            await kernel.traffic.log.wait()
+        assert kernel.state.running, kernel.state.reason
+        self.kernels.append(kernel.id)
+        return kernel.id
+
+    async def end_extra(self) -> None:
+        """Shut down the kernels beyond those that an owner has."""
+        for kernel_id in self.kernels[KERNELS:]:
+            await self._app.request(self._token, "DELETE", f"/api/kernels/{kernel_id}")
+        del self.kernels[KERNELS:]
+
+    async def list(self) -> None:
+        """List the kernels."""
+        assert len(await self._app.request(self._token, "GET", "/api/kernels")) == KERNELS
+
+    async def execute(self) -> None:
+        """Run an empty cell; returns when it has ended."""
+        path = f"/api/kernels/{self.kernels[0]}/executions"
+        ended = await self._app.request(self._token, "POST", path, {"code": ""}, query="wait=30")
+        assert ended["state"] == "ok", ended
+
+
+@asynccontextmanager
+async def _service(tokens: int, owners: int, specs: Sequence[str]) -> AsyncIterator[Owner]:
+    """A service with kernels of so many owners; yields one of the owners."""
+    with tempfile.TemporaryDirectory() as directory:
+        state_dir = Path(directory)
+        shown = fill(state_dir, tokens)
+        began = time.perf_counter()
+        async with application(state_dir, fork_kernels=["none"]) as app:
+            found = [
+                Owner(app, token, specs[number * len(specs) // owners])
+                for number, token in enumerate(shown[:owners])
+            ]
+            turn = asyncio.Semaphore(STARTING)
+
+            async def settle(owner: Owner) -> None:
+                async with turn:
+                    for _ in range(KERNELS):
+                        await owner.start()
+
+            await asyncio.gather(*map(settle, found))
+            seconds = time.perf_counter() - began
+            print(
+                f"{tokens:,} tokens, {owners * KERNELS:,} kernels of {owners:,} owners: "
+                f"there in {seconds:.0f} s"
+            )
+            yield found[owners // 2]
+
+
+async def main(owners: int = 1000) -> bool:
+    """Measure; whether no request costs more than `MOST_US` microseconds more."""
+    extra = REPEATS["a start"][0]
+    with (
+        crowds(KERNELS * (owners + 1) + 2 * extra) as specs,
+        tempfile.TemporaryDirectory() as jupyter,
+    ):
+        write_kernelspecs(Path(jupyter), specs)
+        os.environ["JUPYTER_PATH"] = jupyter
+        names = [*specs]
+        async with (
+            _service(1, 1, names[-1:]) as alone,
+            _service(owners * TOKENS_OF_AN_OWNER, owners, names) as among,
+        ):
+            return await _measure({"one owner": alone, f"{owners:,} owners": among})
+
+
+async def _measure(owners: dict[str, Owner]) -> bool:
+    async def tidy() -> None:
+        for owner in owners.values():
+            await owner.end_extra()
+
+    met = True
+    asked = {"GET /api/kernels": Owner.list, "an execution": Owner.execute, "a start": Owner.start}
+    for what, request in asked.items():
+        kinds = {name: partial(request, owner) for name, owner in owners.items()}
+        found = await take_turns(kinds, *REPEATS[what], tidy)
+        for name, figures in found.items():
+            show(f"{what}, {name}", figures)
+        alone, among = found.values()
+        more = _undisturbed(among) - _undisturbed(alone)
+        met = met and more <= MOST_US
+        outcome = "met" if more <= MOST_US else "NOT MET"
+        print(f"{what}: {more:+.1f} µs; at most {MOST_US:.0f}: {outcome}")
+    return met
+
+
+def _undisturbed(figures: Sequence[float]) -> float:
+    """The lowest decile: what else the machine does only ever adds to a figure."""
+    return statistics.quantiles(figures, n=10)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(not asyncio.run(main(*map(int, sys.argv[1:2]))))
