@@ -18,6 +18,8 @@ from app.managers.processes.isolation.checks import (
     not_mapped,
 )
 from app.settings import Settings
+from tests.support.commands import Commands
+from tests.support.home import Home
 
 ALL = "CapPrm:\t0\nCapEff:\t000001ffffffffff\n"
 
@@ -37,6 +39,17 @@ def settings(tmp_path: Path, **options: Any) -> Settings:
 
 def test_without_isolation_nothing_is_looked_for() -> None:
     check_isolation(Settings())
+
+
+def test_the_start_is_refused_in_one_line(commands: Commands, home: Home) -> None:
+    mode = "bubblewrap" if os.geteuid() == 0 else "user"
+    given = ("--isolation", mode, "--isolation-dir", str(home.path / "homes"))
+    ended = commands.run(
+        *(*given, "--isolation-uids", "20000-20001", "--root-dir", str(home.root_dir)), home=home
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"kernelkeep: --isolation: {mode} ")
 
 
 def test_users_take_root(passable: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,14 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from app.managers.errors import IsolationUnavailable
+from app.managers.kernels.services import KernelServices
 from tests.conftest import servers
 from tests.support.identities import token
 from tests.support.isolated import IDS, USER, IsolatedHome, Owner, UserServer, start_for
@@ -21,6 +26,16 @@ from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
 
 REFUSED = "PermissionError"
+
+
+def test_what_another_package_launches_is_refused() -> None:
+    """As it knows nothing of isolation (`app.managers.kernels.services`)."""
+    manager: Any = SimpleNamespace(provisioner=LocalProvisioner())
+    services: Any = SimpleNamespace(isolation=SimpleNamespace(kind="none"))
+    KernelServices.check_isolation(services, manager)
+    services.isolation.kind = "user"
+    with pytest.raises(IsolationUnavailable, match="a provisioner of another package"):
+        KernelServices.check_isolation(services, manager)
 
 
 @pytest.fixture(scope="module")

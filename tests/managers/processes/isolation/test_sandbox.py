@@ -348,6 +348,38 @@ async def test_kernels_outlive_the_server_and_the_keeper() -> None:
         home.remove()
 
 
+class OpenSandboxServer(SandboxServer):
+    """The same without isolation."""
+
+    @property
+    def command(self) -> list[str]:
+        return [word if word != "bubblewrap" else "none" for word in super().command]
+
+
+async def test_a_kernel_from_before_the_isolation_is_named_until_it_is_restarted() -> None:
+    home = IsolatedHome()
+    keep = ("--on-shutdown", "keep")
+    write_kernelspecs(home.jupyter_path, {})
+    first = OpenSandboxServer(*keep, home=home).start()
+    async with Owner(first, "anna") as anna:
+        kernel_id = await anna.start()
+        before = await anna.value("(os.getpid(), sys.argv[-1])")
+    first.crash()
+    second = SandboxServer(*keep, home=home).start()
+    try:
+        assert f"kernel {kernel_id} was launched under other options" in second.output()
+        async with Owner(second, "anna", kernel_id) as anna:
+            assert await anna.value("(os.getpid(), sys.argv[-1])") == before
+            await anna.rest.restart(kernel_id)
+            assert await anna.value("os.getpid()") == 2
+            assert await anna.value("os.getcwd()") == str(home.homes / "anna")
+            assert not is_alive(before[0])
+            await anna.rest.delete(kernel_id)
+    finally:
+        second.stop()
+        home.remove()
+
+
 async def test_over_tcp_kernels_are_encrypted_or_refused(make_server: MakeServer) -> None:
     home = IsolatedHome()
     server = make_server(
