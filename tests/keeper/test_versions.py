@@ -124,7 +124,7 @@ async def test_an_older_keeper_launches_nothing_that_it_could_not_isolate(
     home: Home, before: Before, make_keepers: Make
 ) -> None:
     """As it would ignore the field, and launch the kernel as its own user."""
-    await before.start()
+    older = await before.start()
     (kept,) = await before.launch("k")
     keepers = make_keepers()
     output = home.state_dir / "output" / "kernel-k.log"
@@ -136,6 +136,8 @@ async def test_an_older_keeper_launches_nothing_that_it_could_not_isolate(
         with pytest.raises(IsolationUnavailable, match="is an earlier one"):
             await keepers.launch("k", ["sleep", "1000"], env={}, cwd="/", output=output, **field)
     assert (await keepers.kept())["k"].exit_code == -signal.SIGKILL
+    await keepers.forget("k")
+    assert await asyncio.wait_for(older.wait(), WAIT) == 0
 
 
 async def test_the_bound_on_logs_is_for_all_keepers_together(
