@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from .access_options import Access
 from .identity_options import Identity, JupyterHub, OpenIDConnect
+from .isolation_options import Isolation
 from .limit_options import OwnerLimits
 from .machine import machine_memory
 from .option_types import (
@@ -39,6 +40,7 @@ __all__ = [
     "MAX_EXECUTION_SECONDS",
     "Access",
     "Identity",
+    "Isolation",
     "JupyterHub",
     "OpenIDConnect",
     "OptionGroup",
@@ -424,6 +426,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     OpenIDConnect,
     OwnerLimits,
     Kernels,
+    Isolation,
     Clients,
     Culling,
     WebSocket,

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from .enforcement import Enforcer
 from .groups import ControlGroups, Group
 from .kernels import KeptKernel
+from .launching import AsUser
 from .limits import NO_LIMITS, ProcessLimits
 from .notes import GONE, LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
@@ -124,6 +125,8 @@ class KeptKernels:
         output: str,
         launched_by: str,
         limits: ProcessLimits = NO_LIMITS,
+        user: AsUser | None = None,
+        arguments: Sequence[str] | None = None,
     ) -> KeptKernel:
         """Start a process for a kernel that has none. Raises `OSError`, and `ValueError`."""
         before = self.present(kernel_id)
@@ -136,7 +139,7 @@ class KeptKernels:
         # For a keeper after this one, if this one is killed before it can note the process.
         self._note((kernel_id, LAUNCHING, "", kernel.output))
         try:
-            kernel.launch(command, env, cwd, enforcement)
+            kernel.launch(command, env, cwd, enforcement, user, arguments)
         except BaseException:
             self._note_all()
             self._end_group(kernel)

@@ -7,13 +7,13 @@ import errno
 import logging
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from .enforcement import Enforcement
+from .launching import AsUser, launch_process
 from .oom import OOMWatch
 from .output import ProcessOutput
 from .processes import UNKNOWN_EXIT, Process, child_process, open_process, start_time
@@ -80,9 +80,15 @@ class KeptKernel:
         return self.exit_code is None
 
     def launch(
-        self, command: list[str], env: Mapping[str, str], cwd: str, enforcement: Enforcement
+        self,
+        command: list[str],
+        env: Mapping[str, str],
+        cwd: str,
+        enforcement: Enforcement,
+        user: AsUser | None = None,
+        arguments: Sequence[str] | None = None,
     ) -> None:
-        """Start the process, the leader of a session of its own. Raises `OSError`."""
+        """Start the process (`launch_process`). Raises `OSError` and `ValueError`."""
         self.enforcement = enforcement  # a launch that fails leaves its group to whoever asked
         prepare = enforcement.preparation()
         try:
@@ -91,16 +97,8 @@ class KeptKernel:
             enforcement.launched()
             raise
         try:
-            process = subprocess.Popen(
-                [os.path.expanduser(word) for word in command],
-                env=env,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                start_new_session=True,
-                preexec_fn=prepare,
-            )
+            words = [os.path.expanduser(word) for word in command]
+            process = launch_process(words, env, cwd, descriptor, user, arguments, prepare=prepare)
         except BaseException as error:
             self._output.close()
             if (why := enforcement.failed()) is not None:

@@ -26,10 +26,11 @@ from .hearing import Hearing
 from .hearings import Hearings
 from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
+from .launching import AsUser
 from .limits import limits_from
 from .log_room import share_from
 from .processes import Process, open_process, start_time
-from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
+from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 
 __all__ = ["Service"]
@@ -124,8 +125,7 @@ class Service:
             self._late_bells.cancel()
         self._hearings.close()
 
-    def _deafen(self) -> None:
-        """Take no new server: the next keeper will."""
+    def _deafen(self) -> None:  # the next keeper takes the servers that come
         if self._listener.fileno() != -1:
             self._loop.remove_reader(self._listener)
             self._listener.close()
@@ -346,7 +346,7 @@ class Service:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": {"kept": answer, "heard": self._hearings.ids}}
+        return {"answer": {"kept": answer, "heard": self._hearings.ids, "can": [*CAN]}}
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels]}
@@ -360,6 +360,8 @@ class Service:
             output=fields["output"],
             launched_by=fields["launch"],
             limits=limits_from(fields.get("limits")),
+            user=AsUser.of(fields.get("as_user")),
+            arguments=fields.get("arguments"),
         )
         return {"answer": kernel.record}
 

@@ -40,6 +40,7 @@ KernelkeepError
 ├── TooManyShares 429
 ├── TooManyStarts 429
 ├── KernelStartFailed 500
+│   ├── IsolationUnavailable
 │   └── KernelSpecInvalid
 ├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
@@ -382,6 +383,15 @@ class KernelStartFailed(KernelkeepError):
     """The kernel's process could not be started, or ended before it was ready."""
 
     code = "kernel_start_failed"
+
+
+class IsolationUnavailable(KernelStartFailed):
+    """The kernel cannot be kept apart from those of other owners, as the service's options ask."""
+
+    code = "isolation_unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The kernel cannot be isolated: {why}")
 
 
 class KernelSpecInvalid(KernelStartFailed):

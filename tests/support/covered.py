@@ -21,6 +21,8 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.audit_cli": ("test_audit_command",),
     "app.commands": ("test_tokens_command", "test_audit_command"),
     "app.identity_options": ("test_options",),
+    "app.isolation_options": ("test_settings",),
+    "app.managers.processes.isolation.confinement": ("managers/processes/isolation/test_sandbox",),
     "app.identity_providers.naming": (
         "identity_providers/test_oidc",
         "identity_providers/test_hub_model",

@@ -153,9 +153,12 @@ class CallersKernels:
         """When the server was started, in seconds since the epoch."""
         return self._manager.started
 
-    def cwd_for_path(self, path: str) -> Path:
-        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
-        return self._manager.cwd_for_path(path)
+    async def cwd_for_path(self, path: str) -> Path:
+        """The directory that a kernel of the caller's works in if it is started for ``path``.
+
+        Raises `InvalidPath` and `IsolationUnavailable`.
+        """
+        return await self._manager.cwd_for_path(path, self.principal.owner)
 
     @property
     def settings(self) -> Settings:

@@ -91,11 +91,11 @@ class Kernel:
             self.traffic,
             self.state,
             kernel_id=kernel_id,
+            ownership=ownership,
             place=place,
             env=env,
             on_reach=self._on_reach,
         )
-        self._launches.ownership = ownership
         self.traffic.share_log(log_share(services.shares, ownership))
         self._lock = asyncio.Lock()
         self._left = TakeOver(

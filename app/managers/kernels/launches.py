@@ -14,14 +14,14 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ...keeper.hearings import Heard
-from ...keeper.limits import NO_LIMITS, ProcessLimits
+from ...keeper.limits import ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
-from ..owners.ownership import NOBODYS
+from ..owners.ownership import Ownership
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
@@ -33,6 +33,7 @@ from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
+from .process_limits import impose_limits, limits_of, say_limits, usage_of
 from .services import KernelServices
 from .shutdown import Shutdown
 
@@ -70,6 +71,7 @@ class Launches:
         state: KernelState,
         *,
         kernel_id: str,
+        ownership: Ownership,
         place: Path,
         env: Mapping[str, str],
         on_reach: Callable[[str], None],
@@ -82,7 +84,7 @@ class Launches:
         """When the present process was launched, by the loop's clock."""
         self.place = self.cwd = place
         self.env = env
-        self.ownership = NOBODYS
+        self.ownership = ownership
         self._id = kernel_id
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
@@ -159,8 +161,11 @@ class Launches:
     async def check(self) -> None:
         """Raise `KernelStartFailed` if it can be seen that a launch would fail now.
 
-        Only launches by the provisioners of this server and of jupyter_client are checked.
+        Only launches by the provisioners of this server and of jupyter_client are checked, and
+        whether the next process can be isolated.
         """
+        if self._services.isolation.kind != "none":
+            self._services.check_isolation(await self._new_manager())
         provisioner = self.provisioner
         stanza = self._spec.metadata.get("kernel_provisioner") or {}
         name = stanza.get("provisioner_name", "local-provisioner")
@@ -184,8 +189,12 @@ class Launches:
         """
         self.launched = asyncio.get_running_loop().time()
         try:
+            if self._manager is not None and not _is_as_wanted(self._manager):
+                # The options have changed: what the process before had is of no use for this one.
+                await self.release(restart=False)
             if self._manager is None:
                 self._manager = await self._new_manager()
+            self._services.check_isolation(self._manager)
             # Before `process` is set: a stop may cancel this await, and asks `process` to end.
             self.cwd = await self._directory_now()
             process = self.process = KernelProcess(self._manager, self._output, self._on_reach)
@@ -201,7 +210,7 @@ class Launches:
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
         settings = self._services.settings
         assert self._manager is not None
-        self._say_limits(self._manager)
+        say_limits(self._manager, self._process_limits)
         self.info = await process.launch(
             self.cwd,
             self.env,
@@ -213,14 +222,8 @@ class Launches:
             self._state.generation += 1
         await self._traffic.connect(self.info)
 
-    def _say_limits(self, manager: KernelManager) -> None:
-        """Have the owner's limits hold for what is launched or adopted next."""
-        provisioner = manager.provisioner
-        if isinstance(provisioner, KeeperProvisioner):
-            provisioner.process_limits = self._services.process_limits(self.ownership)
-
     async def _directory_now(self) -> Path:
-        root = self._services.settings.root_dir
+        root = await self._services.isolation.root(self.ownership.owner)
         return await asyncio.to_thread(directory_now, root, self.place)
 
     async def _new_manager(self) -> KernelManager:
@@ -236,48 +239,34 @@ class Launches:
             raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
         may_fork = self._forked_in_vain is None
         manager = self._services.new_manager(
-            self._name, self._id, self._transport, spec, may_fork=may_fork
+            self._name,
+            self._id,
+            self._transport,
+            spec,
+            owner=self.ownership.owner,
+            may_fork=may_fork,
         )
         if self._transport == "ipc":
-            manager.ip = self._services.transports.new_address()
+            manager.ip = self._services.new_address(manager)
         return manager
 
-    async def impose_limits(self) -> None:
-        """The process that runs is somebody else's from now on, whose limits are to hold for it.
+    @property
+    def _process_limits(self) -> ProcessLimits:
+        return self._services.process_limits(self.ownership)
 
-        Raises `KernelStartFailed` if they do not.
-        """
-        provisioner = self.provisioner
-        if self._manager is None or not isinstance(provisioner, KeeperProvisioner):
-            return
-        before = provisioner.process_limits
-        self._say_limits(self._manager)
-        if provisioner.process_limits == before:
-            return
-        try:
-            await bounded(provisioner.impose())
-        except Exception as error:
-            raise KernelStartFailed(
-                f"The kernel's limits cannot be set: {described(error)}"
-            ) from error
+    async def impose_limits(self) -> None:
+        """Have the limits of the kernel's new owner hold for its process (`impose_limits`)."""
+        if self._manager is not None:
+            await impose_limits(self._manager, self._process_limits)
 
     @property
     def limits(self) -> ProcessLimits:
         """The limits of the present process."""
-        provisioner = self.provisioner
-        if isinstance(provisioner, KeeperProvisioner):
-            return provisioner.process_limits
-        return NO_LIMITS
+        return limits_of(self.provisioner)
 
     async def usage(self) -> ProcessUsage | None:
-        """What the processes of the kernel use; None where that cannot be had.
-
-        Raises `KeeperUnavailable`.
-        """
-        provisioner = self.provisioner
-        if not self.running or not isinstance(provisioner, KeeperProvisioner):
-            return None
-        return await provisioner.usage()
+        """What the kernel's processes use (`usage_of`)."""
+        return await usage_of(self.provisioner) if self.running else None
 
     # A process that an earlier server has left
 
@@ -289,8 +278,10 @@ class Launches:
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
-            manager = self._services.new_manager(self._name, self._id, self._transport, self._spec)
-            self._say_limits(manager)
+            manager = self._services.new_manager(
+                self._name, self._id, self._transport, self._spec, owner=self.ownership.owner
+            )
+            say_limits(manager, self._process_limits)
             process = KernelProcess(manager, self._output, self._on_reach)
             info = await adopt_process(record, manager, self._services.loading)
             exited = await process.adopt()
@@ -308,6 +299,12 @@ class Launches:
         except Exception as error:
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
+        if not _is_as_wanted(manager):
+            self._logger.warning(
+                "kernel %s was launched under other options: until it is restarted it is isolated "
+                "as it was then",
+                self._id,
+            )
         self.cwd = Path(getattr(manager.provisioner, "cwd", None) or self.cwd)
         self.launched = asyncio.get_running_loop().time()
         return heard
@@ -497,3 +494,9 @@ class Launches:
 def not_stopped(why: str) -> KernelNotStopped:
     """The error for a process that could not be ended."""
     return KernelNotStopped(f"The kernel's process could not be ended: {why}")
+
+
+def _is_as_wanted(manager: KernelManager) -> bool:
+    """Whether a manager's process is isolated as the options want it now."""
+    provisioner = manager.provisioner
+    return not isinstance(provisioner, KeeperProvisioner) or provisioner.is_as_wanted

@@ -206,9 +206,12 @@ class MultiKernelManager:
         """The absolute directory that paths of the API are relative to."""
         return self._settings.root_dir
 
-    def cwd_for_path(self, path: str) -> Path:
-        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
-        return cwd_for_path(self.root_dir, path)
+    async def cwd_for_path(self, path: str, owner: str) -> Path:
+        """The directory that an owner's kernel works in if it is started for ``path``.
+
+        Raises `InvalidPath` and `IsolationUnavailable`.
+        """
+        return cwd_for_path(await self._services.isolation.root(owner), path)
 
     # Doing
 
@@ -217,10 +220,12 @@ class MultiKernelManager:
     ) -> None:
         """Change the environment of a kernel's next process, and its directory unless None.
 
-        Raises `KernelNotFound`.
+        Raises `KernelNotFound` and `IsolationUnavailable`.
         """
-        place = None if path is None else _place(self.root_dir, path)
-        await self.get(kernel_id).relocate(place, env)
+        kernel = self.get(kernel_id)
+        root = await self._services.isolation.root(kernel.ownership.owner)
+        place = None if path is None else _place(root, path)
+        await kernel.relocate(place, env)
 
     async def start_kernel(
         self,
@@ -235,10 +240,9 @@ class MultiKernelManager:
 
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
-        directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
-        `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
-        shut down before its turn), `TooManyKernels`, `KernelsLimit`, `BeyondLimit`, `StartsLimit`,
-        `TooManyStarts` or `ServerStopping`.
+        directory, or to its owner's home. Raises `InvalidKernelId`, `InvalidPath`,
+        `InvalidEnvironment`, `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`,
+        `KernelNotRunning` (if it is shut down first), `ServerStopping`, or that a limit is met.
         """
         identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
@@ -270,7 +274,7 @@ class MultiKernelManager:
     ) -> Kernel:
         await self._forget_the_dead(ownership.owner)
         settings = self._settings
-        root = settings.root_dir
+        root = await self._services.isolation.root(ownership.owner)
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
         environment = {**QUIET, **inherited}
         if path is not None:
@@ -462,10 +466,7 @@ class MultiKernelManager:
             await stop_quietly(kernel)
 
     async def close(self) -> None:
-        """Stop all kernels side by side, then leave the keepers, and remove what is left.
-
-        Bounded by a kernel's stop.
-        """
+        """Stop all kernels (`stopped`), then leave the keepers, and remove what is left."""
         await self.stopped()
         self._kernels.clear()
         await self._services.close()

@@ -13,11 +13,13 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import KernelSpecInvalid
+from ..errors import IsolationUnavailable, KernelSpecInvalid
 from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
+from ..owners.principal import ANONYMOUS
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
 from ..processes.keeper.provisioner import KeeperProvisioner
@@ -48,6 +50,7 @@ class KernelServices:
     forking: Forking
     starts: Starts
     keepers: Keepers
+    isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
     process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
@@ -67,19 +70,24 @@ class KernelServices:
         transport: Transport = "tcp",
         spec: KernelSpec | None = None,
         *,
+        owner: str = ANONYMOUS,
         may_fork: bool = True,
     ) -> KernelManager:
-        """jupyter_client's manager for one kernel, not started.
+        """jupyter_client's manager for one kernel of this owner, not started.
 
         ``spec`` is used in place of the kernelspec that is installed now. Unless the kernel
         ``may_fork``, its processes are forked only if the kernelspec or an option asks for that.
         """
+        confinement = self.isolation.confine(owner, kernel_id)
+        file = self.files.runtime / f"kernel-{kernel_id}.json"
+        if confinement is not None:
+            file = confinement.place.connection_file
         manager = KernelManager(
             kernel_name=name,
             kernel_id=kernel_id,
             kernel_spec_manager=self.specs,
             transport=transport,
-            connection_file=str(self.files.runtime / f"kernel-{kernel_id}.json"),
+            connection_file=str(file),
             transport_encryption=self._encryption(transport),
         )
         manager.forking = self.forking
@@ -89,14 +97,37 @@ class KernelServices:
         assert spec is not None
         manager.keepers = self.keepers
         forks = self.forking.choose(name, spec)
-        if forks == "automatic" and not may_fork:
+        if forks == "automatic" and not (may_fork and confinement is None):
             forks = "nothing"
         provisioner = new_provisioner(kernel_id, spec, manager, forks)
         if isinstance(provisioner, KeeperProvisioner):
             provisioner.output = self.output_file(kernel_id)
+            provisioner.confinement = confinement
         if provisioner is not None:
             manager.provisioner = provisioner
         return manager
+
+    def new_address(self, manager: KernelManager) -> str:
+        """What the names of the ipc sockets begin with of a kernel that is to be launched."""
+        confinement = getattr(manager.provisioner, "confinement", None)
+        return self.transports.new_address() if confinement is None else confinement.place.address
+
+    def check_isolation(self, manager: KernelManager) -> None:
+        """Raise `IsolationUnavailable` for a kernel that would not be as isolated as is wanted.
+
+        Another package's provisioner launches processes by its own rules. Over TCP, kernels of all
+        owners could listen to what is said without encryption.
+        """
+        if self.isolation.kind == "none":
+            return
+        if not isinstance(manager.provisioner, KeeperProvisioner):
+            raise IsolationUnavailable("its kernelspec names a provisioner of another package")
+        spec = manager.kernel_spec
+        assert spec is not None
+        if manager.transport == "tcp" and not _declares_encryption(spec):
+            raise IsolationUnavailable(
+                "it is reached over TCP, and its kernelspec declares no encryption"
+            )
 
     def _encryption(self, transport: Transport) -> str:
         """The option, if it is set; else encryption where a kernel can, over TCP alone.
@@ -104,6 +135,8 @@ class KernelServices:
         Other users of a host can listen to TCP on loopback, and not to ipc sockets.
         """
         settings = self.settings
+        if transport == "tcp" and self.isolation.kind != "none":
+            return "required"
         if "transport_encryption" in settings.model_fields_set:
             return settings.transport_encryption
         return "auto" if transport == "tcp" else "disabled"
@@ -133,4 +166,12 @@ class KernelServices:
         await self.forking.servers.close()
         await self.keepers.close()
         self.transports.close()
+        self.isolation.close()
         self.files.close()
+
+
+def _declares_encryption(spec: KernelSpec) -> bool:
+    """Whether a kernelspec declares CurveZMQ, as jupyter_client reads it."""
+    declared = spec.metadata.get("supported_encryption") or ()
+    words = [declared] if isinstance(declared, str) else declared
+    return any(str(word).strip().lower() == "curve" for word in words)

@@ -24,7 +24,12 @@ from ...keeper.oom import OOMWatch
 from ...keeper.output import ProcessOutput
 from ...keeper.processes import UNKNOWN_EXIT, Process, child_process, states_of_group
 from ...keeper.sockets import ConnectionInfo
-from ..errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
+from ..errors import (
+    IsolationUnavailable,
+    KeeperUnavailable,
+    KernelStartFailed,
+    KernelUnreachable,
+)
 from .keeper.provisioner import KeeperProvisioner
 
 __all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
@@ -130,8 +135,8 @@ class KernelProcess:
         """Launch the process, within so many seconds; returns its connection information.
 
         ``arguments`` are added to the kernelspec's command. Raises `KernelStartFailed` if there is
-        no program to execute or the provisioner refuses. A process that was started by then is
-        killed; if that fails, it is still `running`.
+        no program to execute or the provisioner refuses, and `IsolationUnavailable`. A process
+        that was started by then is killed; if that fails, it is still `running`.
         """
         try:
             streams: dict[str, int] = {}
@@ -147,7 +152,7 @@ class KernelProcess:
             # own, which no such cancellation reaches: else a process could stay that nobody knows.
             self._undoing = self._loop.create_task(self._undo(), name="undo launch")
             await asyncio.shield(self._undoing)
-            if not isinstance(error, Exception):
+            if isinstance(error, IsolationUnavailable) or not isinstance(error, Exception):
                 raise
             text = f"The kernel could not be launched: {described(error)}"
             if self.running:
@@ -214,8 +219,8 @@ class KernelProcess:
         if isinstance(provisioner, LocalProvisioner) and isinstance(pid, int):
             self.pid = pid
             if isinstance(provisioner, KeeperProvisioner):
-                exited = provisioner.exited
-                self._poller = self._loop.create_task(self._await(exited), name=f"process {pid}")
+                awaiting = self._await(provisioner, provisioner.exited)
+                self._poller = self._loop.create_task(awaiting, name=f"process {pid}")
                 return
             self._pgid = provisioner.pgid
             self._oom = OOMWatch(pid)
@@ -266,11 +271,11 @@ class KernelProcess:
         if not self.exited.done():
             self.exited.set_result(Exit(code))
 
-    async def _await(self, exited: asyncio.Future[int]) -> None:
+    async def _await(self, provisioner: KeeperProvisioner, exited: asyncio.Future[int]) -> None:
         """Wait until the keeper tells that the process has ended; it has killed the group, too."""
         # The keeper's future is shared, so a cancellation of this task must not reach it. `_undo`
         # may have set the other one before: it does not wait for the keeper.
-        code = await asyncio.shield(exited)
+        code = provisioner.exit_code(await asyncio.shield(exited))
         if not self.exited.done():
             self.exited.set_result(Exit(code))
 

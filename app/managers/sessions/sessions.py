@@ -198,7 +198,7 @@ class SessionManager:
             session = await self._at(path)
             if session is not None:
                 return session
-            env = {**(env or {}), **self._environment(path, name)}
+            env = {**(env or {}), **(await self._environment(path, name))}
             self._check_room(kernel_id)
             if kernel_id is None or kernel_id not in self._kernels:
                 try:
@@ -237,7 +237,7 @@ class SessionManager:
             self._kernels.check_running()
             before = await self._changed(session_id)
             after = msgspec.structs.replace(before, **changes)
-            own = self._environment(after.path, after.name)
+            own = await self._environment(after.path, after.name)
             if kernel_id is not None:
                 if kernel_id not in self._kernels:
                     raise NoSuchKernel(kernel_id).hiding(self._kernels.hidden(kernel_id))
@@ -294,13 +294,13 @@ class SessionManager:
             await self._book.forget_gone([session])
         return None
 
-    def _environment(self, path: str, name: str | None) -> dict[str, str]:
+    async def _environment(self, path: str, name: str | None) -> dict[str, str]:
         """The variables that a session adds to its kernel's environment.
 
         Raises `InvalidPath` or another `InvalidRequest` if the kernel could not be given this path
         or name; no session may have such a one.
         """
-        cwd = self._kernels.cwd_for_path(path)
+        cwd = await self._kernels.cwd_for_path(path)
         if name is not None and "\0" in name:
             raise InvalidRequest("name: holds a NUL character")
         value = path if name is None else os.path.join(cwd, name)

@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,6 @@ from app.keeper.limits import ProcessLimits, owner_key
 from app.managers.errors import KernelStartFailed
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.multikernel import MultiKernelManager
-from app.managers.kernels.services import KernelServices
 from app.managers.owners.ownership import Ownership
 from app.managers.processes.keeper.client import Keeper
 from app.managers.processes.keeper.kept import Kept
@@ -116,8 +114,8 @@ async def test_a_kernel_that_is_adopted_has_those_of_now(
         await is_up(kernel)
         assert files(kernel) == (FILES, FILES)
         await manager.close()
-    fewer = partial(KernelServices, process_limits=lambda _: ProcessLimits(open_files=200))
-    monkeypatch.setattr("app.managers.kernels.construction.KernelServices", fewer)
+    fewer = ProcessLimits(open_files=200)
+    monkeypatch.setattr("app.managers.kernels.construction.process_limits", lambda *_: fewer)
     async with kernels(state_dir) as manager:
         again = manager.get(kernel.id)
         assert files(again) == (200, 200)

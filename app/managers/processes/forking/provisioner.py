@@ -26,6 +26,7 @@ from traitlets import Dict, Integer, List, TraitError, Unicode
 from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
+from ...errors import IsolationUnavailable
 from ..keeper.keepers import Keepers
 from ..keeper.kept import Kept
 from ..keeper.provisioner import KeeperProvisioner
@@ -215,9 +216,12 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
         """Fork or launch a process that the keeper has.
 
-        Raises what `KeeperProvisioner.launch_process` raises, and `ValueError` for the limits.
+        Raises what `KeeperProvisioner.launch_process` raises, `ValueError` for the limits, and
+        `IsolationUnavailable` if they could not be set.
         """
         self.check()
+        if self.limits and self.confinement is not None and self.confinement.kind == "bubblewrap":
+            raise IsolationUnavailable("its kernelspec has limits, which a sandbox has not")
         try:
             return await self._fork(cmd, env)
         except CannotFork as reason:
@@ -278,6 +282,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
         """The recipe to fork a process from. Raises `CannotFork` if it cannot be forked now."""
         self.brings_up = self.forked_from = None
+        if self.confinement is not None:
+            # All forks of a fork server are of its own user, and see what it sees.
+            raise CannotFork("it is isolated from the kernels of other owners")
         if not self.keepers.is_newest_for(self.kernel_id):
             # Fork servers are the newest keeper's, which would be the parent of the process.
             raise CannotFork("its keeper is of the version before")

@@ -34,7 +34,7 @@ from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
-from .kept import Kept, Processes, ProcessUsage, WatchedProcess
+from .kept import Greeted, Kept, Processes, ProcessUsage, WatchedProcess
 from .lines import Lines
 from .link import KeeperLink, KeeperRefuses, LinkLost
 from .places import CLOSE_SECONDS, KeeperGone, NewestPlace, Place
@@ -54,13 +54,6 @@ GRACE_SECONDS: Final = 2.0
 
 TELLS_HEARD: Final = 4
 """The first version of the protocol whose keepers tell, greeted, which kernels they hear."""
-
-
-class _Greeted(msgspec.Struct, frozen=True):
-    """What a keeper tells when it is greeted: its kernels' processes, and which it hears."""
-
-    kept: list[Kept]
-    heard: list[str]
 
 
 class Keeper:
@@ -150,15 +143,19 @@ class Keeper:
         cwd: str,
         output: Path,
         limits: ProcessLimits = NO_LIMITS,
+        **further: Any,
     ) -> Kept:
         """Start a kernel's process, the leader of a session; what it writes goes to ``output``.
 
-        A process that had this id and has ended is replaced. Raises `OSError` or `ValueError` when
-        there is nothing to execute. Whatever is raised, no process was started, or it is ended.
+        A process that had this id and has ended is replaced. ``further`` are fields of the request
+        that the keeper must not ignore (`CAN`). Raises `OSError` or `ValueError` when there is
+        nothing to execute, and `IsolationUnavailable` if the keeper does not know such a field.
+        Whatever is raised, no process was started, or it is ended.
         """
         if not command:
             raise ValueError("there is no command to execute")
         fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
+        fields |= further
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
                 return await self._launch(kernel_id, fields, limits)
@@ -166,6 +163,7 @@ class Keeper:
 
     async def _launch(self, kernel_id: str, fields: Fields, limits: ProcessLimits) -> Kept:
         link = await self._connection.linked()
+        link.check_heeds(fields)
         launch = secrets.token_hex(16)
         try:
             answer, _ = await link.ask(
@@ -437,8 +435,9 @@ class Keeper:
         answer, _ = await link.ask(self._hello(link))
         if link.protocol < TELLS_HEARD:
             answer = {"kept": answer, "heard": []}
-        greeted = msgspec.convert(answer, _Greeted)
+        greeted = msgspec.convert(answer, Greeted)
         self._errands.tell_drops(link)  # before another has its id
+        link.can = frozenset(greeted.can)
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
         gone = await self._errands.ended(link)

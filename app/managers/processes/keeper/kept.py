@@ -18,7 +18,7 @@ from ....keeper.processes import UNKNOWN_EXIT, Process, open_process
 from ....keeper.protocol import Fields
 from ....keeper.usage import Usage
 
-__all__ = ["Kept", "ProcessUsage", "Processes", "WatchedProcess"]
+__all__ = ["Greeted", "Kept", "ProcessUsage", "Processes", "WatchedProcess"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,14 @@ class Kept(msgspec.Struct, frozen=True):
     enforced: dict[str, str] = msgspec.field(default_factory=dict)
     unlimited: str = ""
     oom: bool = False
+
+
+class Greeted(msgspec.Struct, frozen=True):
+    """What a keeper tells when it is greeted: its kernels' processes, and which it hears."""
+
+    kept: list[Kept]
+    heard: list[str]
+    can: list[str] = []
 
 
 class ProcessUsage(Usage, kw_only=True):

@@ -21,7 +21,7 @@ from ....keeper.protocol import (
     socket_address,
 )
 from ....protocol.messages import Buffer, MalformedMessage
-from ...errors import KeeperUnavailable
+from ...errors import IsolationUnavailable, KeeperUnavailable
 
 __all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "LinkOwner"]
 
@@ -35,6 +35,10 @@ CLOSE_SECONDS: Final = 2.0
 
 MAX_UNSENT: Final = 2**23
 """Bytes that may wait for a keeper which reads nothing; with more waiting, `ask` is refused."""
+
+
+_ALWAYS_HEEDED: Final = frozenset({"command", "env", "cwd", "output"})
+"""The fields of a launch that every keeper heeds."""
 
 
 class LinkLost(KeeperUnavailable):
@@ -75,6 +79,8 @@ class KeeperLink:
     ) -> None:
         self.protocol: int = greeting["keeper"]
         self.pid: int = greeting["pid"]
+        self.can: frozenset[str] = frozenset()
+        """Fields of requests that the keeper heeds, as it has told when it was greeted (`CAN`)."""
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
@@ -87,6 +93,13 @@ class KeeperLink:
         self._transport = writer.transport
         frames.connection_made(self._transport)
         self._transport.set_protocol(frames)
+
+    def check_heeds(self, launch: Fields) -> None:
+        """Raise `IsolationUnavailable` if the keeper would ignore a field of a launch."""
+        if not launch.keys() <= _ALWAYS_HEEDED | self.can:
+            raise IsolationUnavailable(
+                f"the keeper, process {self.pid}, is an earlier one; it ends with its kernels"
+            )
 
     @classmethod
     async def open(cls, directory: int, path: Path, owner: LinkOwner) -> KeeperLink | None:

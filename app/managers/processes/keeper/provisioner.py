@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import start_time
+from ...errors import IsolationUnavailable
+from ..isolation.confinement import Confinement, kernels_exit_code
 from .keepers import Keepers
 from .kept import Kept, ProcessUsage
 from .link import KeeperRefuses
@@ -35,6 +38,10 @@ class KeeperProvisioner(LocalProvisioner):
     enforced: Mapping[str, str] = {}
     """By what the limits of the process are enforced (`Kept`)."""
     start_time = ""
+    confinement: Confinement | None = None
+    """How processes are kept apart from those of other owners; None if they are not."""
+    isolated = "none"
+    """How the present process is, as the option ``isolation`` has it."""
 
     @property
     def keepers(self) -> Keepers:
@@ -42,6 +49,19 @@ class KeeperProvisioner(LocalProvisioner):
         keepers = getattr(self.parent, "keepers", None)
         assert isinstance(keepers, Keepers), "only a server with keepers makes this provisioner"
         return keepers
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Make what a launch takes. Raises `IsolationUnavailable`, and what jupyter_client does."""
+        confinement = self.confinement
+        if confinement is None:
+            options: dict[str, Any] = await super().pre_launch(**kwargs)
+            return options
+        await asyncio.to_thread(confinement.prepare)
+        # Before jupyter_client puts variables in the place of names in the kernelspec's own.
+        kwargs["env"] = confinement.environment(kwargs["env"], os.environ)
+        options = await super().pre_launch(**kwargs)
+        await asyncio.to_thread(confinement.hand_over)
+        return options
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Launch a kernel. Raises what `Keepers.launch` raises; then no process runs."""
@@ -56,14 +76,41 @@ class KeeperProvisioner(LocalProvisioner):
 
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
         """Have the keeper launch a process. Raises what `Keepers.launch` raises."""
-        return await self.keepers.launch(
-            self.kernel_id,
-            cmd,
-            env=env,
-            cwd=str(self.cwd),
-            output=self.output,
-            limits=self.process_limits,
-        )
+        confinement = self.confinement
+        if confinement is None:
+            self.isolated = "none"
+            return await self.keepers.launch(
+                self.kernel_id,
+                cmd,
+                env=env,
+                cwd=str(self.cwd),
+                output=self.output,
+                limits=self.process_limits,
+            )
+        resources = self.kernel_spec.resource_dir
+        launch = await asyncio.to_thread(confinement.launch, cmd, env, str(self.cwd), resources)
+        try:
+            kept = await self.keepers.launch(
+                self.kernel_id,
+                launch.command,
+                env=launch.env,
+                cwd=launch.cwd,
+                output=self.output,
+                limits=self.process_limits,
+                **launch.fields,
+            )
+        except OSError as error:
+            if why := await asyncio.to_thread(confinement.explain, error, cmd, env):
+                raise IsolationUnavailable(why) from error
+            raise
+        self.isolated = confinement.kind
+        return kept
+
+    @property
+    def is_as_wanted(self) -> bool:
+        """Whether the present process is isolated as the next would be."""
+        wanted = "none" if self.confinement is None else self.confinement.kind
+        return self.isolated == wanted
 
     @property
     def exited(self) -> asyncio.Future[int]:
@@ -75,13 +122,17 @@ class KeeperProvisioner(LocalProvisioner):
         if self.process is None:
             return 0
         exited: asyncio.Future[int] = self.exited
-        return exited.result() if exited.done() else None
+        return self.exit_code(exited.result()) if exited.done() else None
+
+    def exit_code(self, code: int) -> int:
+        """The kernel's exit code, of that which the keeper tells of its process."""
+        return kernels_exit_code(self.isolated, code)
 
     async def wait(self) -> int | None:
         """Wait until the process has ended; returns its exit code. It has no bound of its own."""
         if self.process is None:
             return 0
-        code = await asyncio.shield(self.exited)
+        code = self.exit_code(await asyncio.shield(self.exited))
         self.process = None
         return code
 
@@ -108,6 +159,8 @@ class KeeperProvisioner(LocalProvisioner):
             self.process = None
             self.start_time = ""
             await self.keepers.forget(self.kernel_id)
+        if not restart and self.confinement is not None:
+            await asyncio.to_thread(self.confinement.remove)
 
     async def tail(self) -> str:
         """The last lines that the process wrote, for people."""
@@ -117,7 +170,7 @@ class KeeperProvisioner(LocalProvisioner):
         """The data that the next server needs to adopt the process."""
         info: dict[str, Any] = await super().get_provisioner_info()
         own = {"start_time": self.start_time, "output": str(self.output), "cwd": str(self.cwd)}
-        return {**info, **own}
+        return {**info, **own, "isolation": self.isolated}
 
     async def load_provisioner_info(self, provisioner_info: Mapping[str, Any]) -> None:
         """Adopt the process. Raises `KeeperUnavailable`, or `ProcessLookupError` if it is gone.
@@ -126,6 +179,7 @@ class KeeperProvisioner(LocalProvisioner):
         """
         await super().load_provisioner_info(dict(provisioner_info))
         self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
+        self.isolated = provisioner_info.get("isolation", "none")
         pid, started = provisioner_info["pid"], provisioner_info["start_time"]
         try:
             kept = await self.keepers.adopt(
