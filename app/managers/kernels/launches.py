@@ -26,7 +26,7 @@ from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
 from ..processes.keeper.kept import ProcessUsage
-from ..processes.keeper.provisioner import KeeperProvisioner
+from ..processes.keeper.provisioner import is_as_wanted
 from ..processes.launchable import check_launchable
 from ..processes.paths import directory_now, is_below
 from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
@@ -189,7 +189,7 @@ class Launches:
         """
         self.launched = asyncio.get_running_loop().time()
         try:
-            if self._manager is not None and not _is_as_wanted(self._manager):
+            if self._manager is not None and not is_as_wanted(self._manager.provisioner):
                 # The options have changed: what the process before had is of no use for this one.
                 await self.release(restart=False)
             if self._manager is None:
@@ -299,7 +299,7 @@ class Launches:
         except Exception as error:
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
-        if not _is_as_wanted(manager):
+        if not is_as_wanted(manager.provisioner):
             self._logger.warning(
                 "kernel %s was launched under other options: until it is restarted it is isolated "
                 "as it was then",
@@ -494,9 +494,3 @@ class Launches:
 def not_stopped(why: str) -> KernelNotStopped:
     """The error for a process that could not be ended."""
     return KernelNotStopped(f"The kernel's process could not be ended: {why}")
-
-
-def _is_as_wanted(manager: KernelManager) -> bool:
-    """Whether a manager's process is isolated as the options want it now."""
-    provisioner = manager.provisioner
-    return not isinstance(provisioner, KeeperProvisioner) or provisioner.is_as_wanted

@@ -21,7 +21,7 @@ from .keepers import Keepers
 from .kept import Kept, ProcessUsage
 from .link import KeeperRefuses
 
-__all__ = ["KeeperProvisioner"]
+__all__ = ["KeeperProvisioner", "is_as_wanted"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,6 @@ class KeeperProvisioner(LocalProvisioner):
             raise
         self.isolated = confinement.kind
         return kept
-
-    @property
-    def is_as_wanted(self) -> bool:
-        """Whether the present process is isolated as the next would be."""
-        wanted = "none" if self.confinement is None else self.confinement.kind
-        return self.isolated == wanted
 
     @property
     def exited(self) -> asyncio.Future[int]:
@@ -236,3 +230,11 @@ class KeeperProvisioner(LocalProvisioner):
         self.process = kept  # type: ignore[assignment]
         self.pid = self.pgid = kept.pid  # it leads a session, so its group has the same number
         self.start_time = kept.start_time
+
+
+def is_as_wanted(provisioner: object) -> bool:
+    """Whether a provisioner's process is isolated as its next one would be."""
+    if not isinstance(provisioner, KeeperProvisioner):
+        return True
+    confinement = provisioner.confinement
+    return provisioner.isolated == ("none" if confinement is None else confinement.kind)
