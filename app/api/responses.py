@@ -41,6 +41,9 @@ class ErrorModel(BaseModel):
         description="Null but for some errors of contents: `bad type`, `bad format`."
     )
     code: str = Field(description="What is wrong, for programs; it does not change.")
+    cause: str | None = Field(
+        None, description="The code of the error beneath, when a kernel cannot be started."
+    )
     short_message: str | None = Field(
         None,
         description="The message in a few words; only with status 501 and `kernelspec_invalid`.",

@@ -33,7 +33,8 @@ class Heard(msgspec.Struct, frozen=True):
     ``first`` and ``end`` are places (`app.keeper.log.Place`), ``tip`` is a `Tip`. ``session`` is
     the server's own. ``taken`` counts requests, as in a bell. ``opened``: a server has taken the
     present process for ready. ``again``: sockets were just opened to a process that another keeper
-    heard before, so that messages of the time between are lost.
+    heard before, so that messages of the time between are lost. ``ahead`` is set by a server that
+    has a copy of the log, to which all places refer then: the number up to which the keeper's goes.
     """
 
     kernel_id: str
@@ -47,6 +48,7 @@ class Heard(msgspec.Struct, frozen=True):
     connected: bool
     opened: bool
     again: bool = False
+    ahead: int = 0
 
     @property
     def bell(self) -> Bell:

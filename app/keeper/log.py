@@ -114,6 +114,16 @@ class LogWriter:
         return Tip(last.start.cursor, last.bytes)
 
     @property
+    def segments(self) -> Sequence[Segment]:
+        """The segments, the oldest first. Those that are dropped are missing from then on."""
+        return self._segments
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is written."""
+        return self._closed
+
+    @property
     def droppable(self) -> int:
         """How many bytes can be dropped from the front: those of all segments but the newest."""
         return self.bytes - self._segments[-1].bytes if len(self._segments) > 1 else 0

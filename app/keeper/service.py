@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -20,6 +19,8 @@ from ..protocol import link
 from ..protocol.compose import make_parts
 from ..protocol.link import Bell
 from ..protocol.messages import ClientMessage
+from .apart import run
+from .connection_files import prepare, remove_prepared
 from .group_files import find_base
 from .groups import ControlGroups, state_key
 from .hearing import Hearing
@@ -29,7 +30,7 @@ from .kernels import KeptKernel
 from .launching import AsUser
 from .limits import limits_from
 from .log_room import share_from
-from .processes import Process, open_process, start_time
+from .processes import Process, open_process
 from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 
@@ -91,7 +92,7 @@ class Service:
             "stop": self._on_stop,
             "kept": self._on_kept,
             "launch": self._on_launch,
-            "run": self._on_run,
+            "run": run,
             "adopt": self._on_adopt,
             "hear": self._on_hear,
             "open": self._on_open,
@@ -104,6 +105,7 @@ class Service:
             "tail": self._on_tail,
             "usage": lambda fields: {"answer": fields["used"]},
             "end": self._on_end,
+            "prepare": prepare,
         }
         self._loop.add_reader(listener, self._accept)
 
@@ -158,7 +160,7 @@ class Service:
             self._loop.add_reader(self._listener, self._accept)
 
     def _new_link(self) -> ServerLink:
-        greeting = pack({"keeper": PROTOCOL, "pid": os.getpid()})
+        greeting = pack({"keeper": PROTOCOL, "pid": os.getpid(), "now": time.monotonic()})
         server = ServerLink(greeting, self._on_frame, self._on_lost)
         self._connections.add(server)
         return server
@@ -167,9 +169,17 @@ class Service:
         if self._stopping:
             server.close()
         elif not fields:
-            self._take(data)
+            if not server.take(data, self._hearings):
+                self._take(data)
         elif fields.get("ask") == "drain":
             self._drain(server)
+        elif fields.get("ask") == "hello" and fields.get("mirrors"):
+            # It dials in again where the one before may still be open, and what that has sent may
+            # be on its way. It sends all that again which the log does not have.
+            for other in self._servers - {server}:
+                other.cut_off()
+            server.mirror()
+            server.write(self._answer(fields, server))
         elif fields.get("ask") == "usage":
             self._do_later(self._sample(server, fields))
         elif fields.get("ask") == "hello" and self._servers - {server}:
@@ -365,20 +375,6 @@ class Service:
         )
         return {"answer": kernel.record}
 
-    def _on_run(self, fields: Fields) -> Answer:
-        """Start a process that is no kernel, and has nothing to do with us but for its children."""
-        process = subprocess.Popen(
-            fields["command"],
-            env=fields["env"],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        process.returncode = 0  # it is reaped like any orphan
-        return {"answer": {"pid": process.pid, "start_time": start_time(process.pid)}}
-
     def _on_adopt(self, fields: Fields) -> Answer:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
         limits = limits_from(fields.get("limits"))
@@ -423,6 +419,8 @@ class Service:
 
     def _on_drop(self, fields: Fields) -> Answer:
         self._hearings.flush()  # what was said last is read from a file that is held open
+        if fields.get("prepared"):
+            remove_prepared(str(fields["kernel_id"]))
         self._hearings.forget(fields["kernel_id"], fields.get("directory"))
         self._malformed.pop(fields["kernel_id"], None)
         self._end_if_unused()
@@ -448,6 +446,7 @@ class Service:
         """Tell every server how far logs go; who does not read is told of all later."""
         frame = pack({}, link.pack_bells(bells))
         for server in self._servers:
+            server.grown(bell.handle for bell in bells)
             if server.unread <= UNREAD_BYTES:
                 server.write(frame)
             elif self._late_bells is None:

@@ -380,9 +380,17 @@ class RequestTooLarge(KernelkeepError):
 
 
 class KernelStartFailed(KernelkeepError):
-    """The kernel's process could not be started, or ended before it was ready."""
+    """The kernel's process could not be started, or ended before it was ready.
+
+    With a ``cause`` that has a code of its own, the response has that as well.
+    """
 
     code = "kernel_start_failed"
+
+    def __init__(self, message: str, cause: Exception | None = None) -> None:
+        super().__init__(message)
+        if isinstance(cause, KernelkeepError):
+            self.details = {"cause": cause.code}
 
 
 class IsolationUnavailable(KernelStartFailed):

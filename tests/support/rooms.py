@@ -34,6 +34,7 @@ ROOMS: Final = (
     "app.managers.messages",
     "app.managers.processes.isolation",
     "app.managers.processes.keeper",
+    "app.managers.processes.hosts",
     "app.managers.processes.forking",
     "app.managers.processes",
     "app.managers.handover",

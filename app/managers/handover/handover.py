@@ -336,7 +336,7 @@ class RegisteredHandover(Handover):
                 if state.changes != state.noted:
                     state.noted = state.changes
                     activity = kernel.traffic.activity.last
-                    self._registry.touch(kernel.id, activity, state.word)
+                    self._registry.touch(kernel.id, activity, state.last_word)
 
     def begin(self, kernel: HandedOver) -> None:
         """As `Handover.begin`."""

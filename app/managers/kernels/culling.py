@@ -145,6 +145,8 @@ class Culler:
         traffic, state = kernel.traffic, kernel.state
         if state.lifecycle not in (Lifecycle.RUNNING, Lifecycle.DEAD):
             return  # the kernel has just been started, restarted or stopped
+        if state.unreachable:
+            return  # it may be at work, and could not be stopped
         if kernel not in self._timeouts:
             self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
         idle_seconds = now - traffic.activity.idle_since

@@ -15,12 +15,7 @@ from pathlib import Path
 from jupyter_client.kernelspec import KernelSpec
 
 from ...keeper.limits import ProcessLimits
-from ..errors import (
-    KernelkeepError,
-    KernelNotRunning,
-    KernelStartFailed,
-    KernelUnreachable,
-)
+from ..errors import KernelkeepError, KernelNotRunning, KernelStartFailed, KernelUnreachable
 from ..executions.queue import Executions
 from ..handover.store import KernelRecord
 from ..limits.processes import log_share
@@ -209,6 +204,7 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
             try:
+                self._services.assign(self.id, self.spec)
                 await self._life.open_log()
                 await self._life.launch("start")
             except KernelStartFailed as error:
@@ -229,6 +225,7 @@ class Kernel:
         async with self._lock:
             self._registration.created = record.created
             self.state.generation = record.generation
+            self._services.assign(self.id, KernelSpec(**record.spec), record.provisioner)
             if record.dead:
                 await self._stay_dead(record)
                 return
@@ -286,6 +283,8 @@ class Kernel:
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
+        if self.state.unreachable:
+            raise not_stopped(self.state.unreachable)
         if not self.is_left:
             return
         await self._life.end()
@@ -390,8 +389,8 @@ class Kernel:
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
-            if self.is_left:
-                raise KernelUnreachable(self.state.reason)
+            if self.state.unreachable or self.is_left:
+                raise KernelUnreachable(self.state.unreachable or self.state.reason)
             if self.state.lifecycle in (Lifecycle.RUNNING, Lifecycle.UNKNOWN):
                 await self._launches.interrupt()
 

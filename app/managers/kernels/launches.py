@@ -174,7 +174,8 @@ class Launches:
                 provisioner.check()
             except ValueError as error:
                 raise KernelStartFailed(f"The kernel could not be launched: {error}") from None
-        if isinstance(provisioner, LocalProvisioner) or (
+        is_here = getattr(provisioner, "is_here", True)
+        if (isinstance(provisioner, LocalProvisioner) and is_here) or (
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
             cwd = await self._directory_now()
@@ -399,9 +400,11 @@ class Launches:
         self._services.forking.came_up(self._manager, in_vain)
 
     def _has_no_ipc(self) -> bool:
-        return self._services.transports.may_fall_back(
-            self._spec, self._transport
-        ) and not sockets_exist(self.info)
+        return (
+            self.pid is not None
+            and self._services.transports.may_fall_back(self._spec, self._transport)
+            and not sockets_exist(self.info)
+        )
 
     def another_way(self, process: KernelProcess) -> str:
         """How to try a failed start again, in words for the server's log; empty if not at all."""

@@ -186,7 +186,8 @@ class Life:
         try:
             await self._traffic.open_log()
         except (KernelUnreachable, KeeperUnavailable) as error:
-            raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
+            text = f"The kernel cannot have a log: {error.message}"
+            raise KernelStartFailed(text, cause=error) from error
 
     async def launch(self, cause: LaunchCause) -> None:
         """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""

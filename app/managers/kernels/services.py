@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
+from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.provisioner import SSHProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
@@ -103,9 +106,22 @@ class KernelServices:
         if isinstance(provisioner, KeeperProvisioner):
             provisioner.output = self.output_file(kernel_id)
             provisioner.confinement = confinement
+        if isinstance(provisioner, SSHProvisioner):
+            allowed = self.settings.kernel_env_allow
+            provisioner.inherited = kernel_environment(os.environ, allowed, {})
         if provisioner is not None:
             manager.provisioner = provisioner
         return manager
+
+    def assign(
+        self, kernel_id: str, spec: KernelSpec, left: Mapping[str, object] | None = None
+    ) -> None:
+        """Have a kernel on the host that its kernelspec names, if it names one.
+
+        ``left`` is what the provisioner has told of a process that an earlier server has left. Call
+        this before the kernel's log is opened. Raises `KernelStartFailed` if the options are wrong.
+        """
+        assign_host(self.keepers, kernel_id, spec, self.files.path, left or {})
 
     def new_address(self, manager: KernelManager) -> str:
         """What the names of the ipc sockets begin with of a kernel that is to be launched."""
@@ -122,6 +138,8 @@ class KernelServices:
             return
         if not isinstance(manager.provisioner, KeeperProvisioner):
             raise IsolationUnavailable("its kernelspec names a provisioner of another package")
+        if not manager.provisioner.is_here:
+            raise IsolationUnavailable("it runs on another host, where kernels share a user")
         spec = manager.kernel_spec
         assert spec is not None
         if manager.transport == "tcp" and not _declares_encryption(spec):

@@ -52,6 +52,9 @@ class LineOwner(Protocol):
     def on_heard(self, heard: Heard) -> None:
         """A keeper has begun to hear the kernel: the first one, or another after it."""
 
+    def on_lost(self, why: str) -> None:
+        """The kernel cannot be reached, for this reason, until a keeper is heard of again."""
+
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
         """The keeper has dropped ``count`` messages in all, the last for ``reason``."""
 
@@ -118,7 +121,8 @@ class Line:
         self._hearer = hearer
         self._owner = owner
         self._taken = 0  # requests, by the last bell: counted since the keeper began to hear
-        self._on_their_way: deque[int] = deque()  # the sizes of requests not taken yet
+        # The sizes of requests not taken yet; of an answer to a prompt the answer, too.
+        self._on_their_way: deque[tuple[int, ClientMessage | None, str]] = deque()
         self._bytes = 0
 
     async def hear(
@@ -139,7 +143,8 @@ class Line:
         is_full = len(way) >= times * WINDOW
         if way and (is_full or self._bytes + message.size > times * WINDOW_BYTES):
             return False
-        way.append(message.size)
+        answer = message if message.header.msg_type == "input_reply" else None
+        way.append((message.size, answer, owner))
         self._bytes += message.size
         self._hearer.request(self, message, owner)
         return True
@@ -209,9 +214,14 @@ class Line:
         # the keeper, or went down with another keeper. One sent between the question and the answer
         # is counted no more either, so the window is too wide for a moment. It only bounds memory:
         # order and delivery do not depend on it.
+        way = self._on_their_way
+        for _ in range(min(heard.taken - self._taken, len(way))):
+            way.popleft()
+        # The log has no answers to prompts: which of them were lost with a link, this count tells.
+        self.unsent += [(answer, owner) for _, answer, owner in way if answer is not None]
         self._taken = heard.taken
         self.known = heard.end
-        self._on_their_way.clear()
+        way.clear()
         self._bytes = 0
         self._owner.on_heard(heard)
 
@@ -225,10 +235,14 @@ class Line:
         taken, self._taken = bell.taken - self._taken, bell.taken
         self.known = max(self.known, bell.end)
         for _ in range(min(taken, len(self._on_their_way))):
-            self._bytes -= self._on_their_way.popleft()
+            self._bytes -= self._on_their_way.popleft()[0]
         self._owner.on_bell(bell)
         if taken:
             self._owner.on_writable()
+
+    def on_lost(self, why: str) -> None:
+        """Tell the owner that the kernel's keeper cannot be reached."""
+        self._owner.on_lost(why)
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
         """Tell the owner that the keeper has dropped malformed messages."""

@@ -287,7 +287,12 @@ class Traffic:
 
     def on_heard(self, heard: Heard) -> None:
         """Begin to read the log: a keeper hears the kernel."""
+        self._state.on_reach("")
         self.reading.on_heard(heard)
+
+    def on_lost(self, why: str) -> None:
+        """The kernel cannot be reached: it is shown so, and nothing of it ends."""
+        self._state.on_reach(why)
 
     def on_bell(self, bell: Bell) -> None:
         """Read on: the log has grown."""

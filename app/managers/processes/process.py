@@ -157,7 +157,7 @@ class KernelProcess:
             text = f"The kernel could not be launched: {described(error)}"
             if self.running:
                 text += "; and what was started could not be ended"
-            raise KernelStartFailed(text) from error
+            raise KernelStartFailed(text, cause=error) from error
         return info
 
     async def _launch(
@@ -216,12 +216,14 @@ class KernelProcess:
     def _watch(self) -> None:
         provisioner = self._provisioner
         pid = getattr(provisioner, "pid", None)
+        if isinstance(provisioner, KeeperProvisioner):
+            self.pid = pid  # None on another host
+            name = f"process {pid}"
+            awaiting = self._await(provisioner, provisioner.exited)
+            self._poller = self._loop.create_task(awaiting, name=name)
+            return
         if isinstance(provisioner, LocalProvisioner) and isinstance(pid, int):
             self.pid = pid
-            if isinstance(provisioner, KeeperProvisioner):
-                awaiting = self._await(provisioner, provisioner.exited)
-                self._poller = self._loop.create_task(awaiting, name=f"process {pid}")
-                return
             self._pgid = provisioner.pgid
             self._oom = OOMWatch(pid)
             try:

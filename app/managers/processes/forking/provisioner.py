@@ -27,6 +27,8 @@ from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
 from ...errors import IsolationUnavailable
+from ..hosts.options import PROVISIONER as SSH_PROVISIONER
+from ..hosts.provisioner import SSHProvisioner
 from ..keeper.keepers import Keepers
 from ..keeper.kept import Kept
 from ..keeper.provisioner import KeeperProvisioner
@@ -335,12 +337,14 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 def new_provisioner(
     kernel_id: str, spec: KernelSpec, manager: KernelManager, forks: ForksWhat
 ) -> LocalProvisioner | None:
-    """A provisioner for a kernelspec whose kernels are the keeper's children.
+    """A provisioner for a kernelspec whose kernels are a keeper's children, here or elsewhere.
 
     None for any other kernelspec: jupyter_client then makes the provisioner.
     """
     stanza = spec.metadata.get("kernel_provisioner") or {}
     options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
+    if stanza.get("provisioner_name") == SSH_PROVISIONER:
+        return SSHProvisioner(**options)
     default = KernelProvisionerFactory.instance().default_provisioner_name
     is_local = stanza.get("provisioner_name", default) == "local-provisioner"
     if forks == "nothing":

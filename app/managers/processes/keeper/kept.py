@@ -72,9 +72,12 @@ class ProcessUsage(Usage, kw_only=True):
 
 
 class WatchedProcess:
-    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that."""
+    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that.
 
-    def __init__(self, kept: Kept) -> None:
+    One that is not ``here`` but on another host is never looked at: only the keeper tells.
+    """
+
+    def __init__(self, kept: Kept, *, here: bool = True) -> None:
         self.kernel_id = kept.kernel_id
         self.pid = kept.pid
         self.start_time = kept.start_time
@@ -88,7 +91,7 @@ class WatchedProcess:
         self.exited: asyncio.Future[int] = self._loop.create_future()
         if kept.exit_code is not None:
             self.end(kept.exit_code)
-        else:
+        elif here:
             self._watch()
 
     def end(self, code: int) -> None:
@@ -144,9 +147,10 @@ class WatchedProcess:
 
 
 class Processes:
-    """The processes of one keeper's kernels, by the kernels' ids."""
+    """The processes of one keeper's kernels, by the kernels' ids; ``here``, or on another host."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, here: bool = True) -> None:
+        self._here = here
         self._watched: dict[str, WatchedProcess] = {}
         self._early: dict[str, tuple[int, int, bool]] = {}  # pids, exit codes, whether by memory
 
@@ -175,7 +179,7 @@ class Processes:
         if watched is None or anew or watched.pid != kept.pid:
             if watched is not None:
                 watched.end(UNKNOWN_EXIT)
-            watched = self._watched[kept.kernel_id] = WatchedProcess(kept)
+            watched = self._watched[kept.kernel_id] = WatchedProcess(kept, here=self._here)
         watched.enforced = kept.enforced
         if limits is not None:
             watched.limits = limits

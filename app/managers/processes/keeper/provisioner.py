@@ -38,6 +38,8 @@ class KeeperProvisioner(LocalProvisioner):
     enforced: Mapping[str, str] = {}
     """By what the limits of the process are enforced (`Kept`)."""
     start_time = ""
+    is_here = True
+    """Whether the processes are on this machine."""
     confinement: Confinement | None = None
     """How processes are kept apart from those of other owners; None if they are not."""
     isolated = "none"
@@ -192,11 +194,12 @@ class KeeperProvisioner(LocalProvisioner):
 
     async def impose(self) -> None:
         """Have ``process_limits`` hold for what runs. Raises `OSError` if they do not."""
+        pid = getattr(self.process, "pid", 0)  # which is not `pid` on another host
         kept = await self.keepers.adopt(
-            *(self.kernel_id, self.pid or 0, self.start_time, self.output, self.process_limits)
+            *(self.kernel_id, pid, self.start_time, self.output, self.process_limits)
         )
         if kept is None:
-            raise ProcessLookupError(f"process {self.pid} is gone")
+            raise ProcessLookupError(f"process {pid} is gone")
         if kept.unlimited:
             raise OSError(kept.unlimited)
         self._note_enforced(kept)
