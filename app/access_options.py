@@ -26,6 +26,10 @@ class Access(OptionGroup):
         False, description="Serve /docs, /openapi.json and /api/spec.yaml without the token."
     )
     serve_metrics: bool = Field(True, description="Serve /metrics for Prometheus.")
+    metrics_by_owner: bool = Field(
+        False,
+        description="Tell at /metrics what the kernels of each owner use, by the owners' names.",
+    )
     authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
     authorizer_class: str = Field(
         "kernelkeep.api.authorization:AllowAll",

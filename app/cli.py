@@ -61,7 +61,7 @@ def _given_twice(arguments: list[str]) -> str:
         name = flag.removeprefix("--").replace("-", "_")
         option = name if name in Settings.model_fields else name.removeprefix("no_")
         field = Settings.model_fields.get(option) if flag.startswith("--") else None
-        if field is None or get_origin(field.annotation) in (list, dict):
+        if field is None or get_origin(field.annotation) is list:
             continue
         if option in seen:
             return flag

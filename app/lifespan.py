@@ -21,6 +21,8 @@ from .managers.files.service import ContentsService
 from .managers.handover.registry import Registry
 from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
+from .managers.limits.limits import LimitPolicy
+from .managers.limits.shares import Shares
 from .managers.owners.token_list import TokenList
 from .managers.sessions.sessions import SessionBook
 from .managers.sessions.store import SessionStore
@@ -41,6 +43,7 @@ class State(TypedDict):
 
     kernels: MultiKernelManager
     views: Views
+    shares: Shares
     audit: AuditLog
     metrics: Metrics
     readiness: Readiness
@@ -58,6 +61,7 @@ def lifespan_of(
     event_schemas: Sequence[Schema],
     identities: IdentityProviders,
     tokens: TokenList,
+    policy: LimitPolicy,
     announce: Callable[[], None],
 ) -> Lifespan:
     """The lifespan of an application with these settings, and `read_schemas` of its own.
@@ -70,7 +74,8 @@ def lifespan_of(
         announce()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(identities.close)
-            yield await _build(settings, authorizer, Events(event_schemas), tokens, stack)
+            events = Events(event_schemas)
+            yield await _build(settings, authorizer, events, tokens, policy, stack)
 
     return lifespan
 
@@ -80,9 +85,11 @@ async def _build(
     authorizer: Authorizer,
     events: Events,
     tokens: TokenList,
+    policy: LimitPolicy,
     stack: AsyncExitStack,
 ) -> State:
     counters = Counters()
+    shares = Shares(policy, counters)
     audit = AuditLog(
         settings.audit_log,
         counters,
@@ -95,7 +102,7 @@ async def _build(
     if settings.keeps:
         registry = Registry(settings.state_dir)
         stack.push_async_callback(registry.close)
-    manager = multi_kernel_manager(settings, events, counters, audit, registry)
+    manager = multi_kernel_manager(settings, events, counters, audit, registry, shares)
     stack.push_async_callback(manager.close)
     # Before the first request, so that no client finds a kernel missing that the last server has
     # left. (Kernels whose adoption takes too long come later.)
@@ -105,11 +112,12 @@ async def _build(
     stack.push_async_callback(sessions.close)
     contents = ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
     stack.push_async_callback(contents.close)
-    metrics = Metrics(manager, counters)
+    metrics = Metrics(manager, counters, by_owner=settings.metrics_by_owner)
     stack.callback(metrics.close)
     return {
         "kernels": manager,
-        "views": Views(manager, sessions, events, IdempotencyKeys(), tokens),
+        "views": Views(manager, sessions, events, IdempotencyKeys(), tokens, shares),
+        "shares": shares,
         "audit": audit,
         "metrics": metrics,
         "readiness": Readiness(manager),

@@ -26,7 +26,9 @@ from .identity_providers.configured import configured_providers
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
+from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList, check_tokens
+from .managers.processes.isolation.checks import check_isolation
 from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
@@ -51,8 +53,8 @@ def create_app(
     ``authorizer`` and ``identity_provider`` are used in place of those that the settings name; the
     provider is asked about tokens that are neither the server's own nor in its list. Raises
     `CannotLoad`, `UnusableDatabase`, `UnusableRegistry` or `UnusableTokens` for an option that
-    names an unusable class, file or directory, and `TooOpen` for a state directory in which other
-    users could reach kernels.
+    names an unusable class, file or directory, `TooOpen` for a state directory in which other users
+    could reach kernels, and `CannotIsolate` if kernels cannot be isolated as an option asks.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -72,7 +74,8 @@ def create_app(
     identities = IdentityProviders(ServerToken(token), others)
     schemas = read_schemas(settings.extra_event_schema_paths)
     announce = partial(_announce, settings, token, generated)
-    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, announce)
+    policy = LimitPolicy.of(settings)
+    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, policy, announce)
     routers = routers_for(settings)
     app = _fastapi(routers, lifespan)
     complete(app, routers, settings.root_path)
@@ -88,6 +91,7 @@ def _check_files(settings: Settings) -> None:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
+    check_isolation(settings)
     check_tokens(settings.state_dir)
 
 

@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 
 from .access_options import Access
 from .identity_options import Identity, JupyterHub, OpenIDConnect
+from .isolation_options import Isolation
+from .limit_options import OwnerLimits
 from .machine import machine_memory
 from .option_types import (
     AbsolutePath,
@@ -38,9 +40,11 @@ __all__ = [
     "MAX_EXECUTION_SECONDS",
     "Access",
     "Identity",
+    "Isolation",
     "JupyterHub",
     "OpenIDConnect",
     "OptionGroup",
+    "OwnerLimits",
 ]
 
 WARM_KERNEL_BYTES = 48 * 2**20
@@ -364,21 +368,21 @@ class Keeper(OptionGroup):
     orphan_timeout: float = Field(
         86400.0,
         gt=0,
-        description="Seconds without a server after which kernels that are kept are stopped.",
+        description="Seconds without a server after which kernels that outlived it are stopped.",
     )
     database_filepath: str = Field(
         ":memory:",
         min_length=1,
-        description="SQLite file (0600) that keeps the sessions; :memory: forgets them at the end.",
+        description="SQLite file (0600) for the sessions; :memory: forgets them at the end.",
     )
     buffer_offline_messages: bool = Field(
         True, description="Send a client that returns what its session has missed."
     )
     log_bytes: int = Field(
-        512 * 2**20, ge=2**16, description="Bytes of messages kept on disk per kernel."
+        512 * 2**20, ge=2**16, description="Bytes of messages on disk per kernel."
     )
     log_total_bytes: int = Field(
-        4 * 2**30, ge=2**16, description="Bytes of messages kept on disk of all kernels."
+        4 * 2**30, ge=2**16, description="Bytes of messages on disk of all kernels."
     )
     log_age: float = Field(86400.0, gt=0, description="Seconds after which messages are dropped.")
 
@@ -420,7 +424,9 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     Identity,
     JupyterHub,
     OpenIDConnect,
+    OwnerLimits,
     Kernels,
+    Isolation,
     Clients,
     Culling,
     WebSocket,

@@ -18,11 +18,13 @@ from .api import (
     kernelspecs,
     me,
     messages,
+    owners,
     probes,
     server,
     sessions,
     shares,
     tokens,
+    usage,
 )
 from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
@@ -46,10 +48,12 @@ def routers_for(settings: Settings) -> list[APIRouter]:
         executions.router,
         messages.router,
         shares.router,
+        usage.router,
         kernelspecs.router,
         sessions.router,
         me.router,
         tokens.router,
+        owners.router,
         events.router,
         probes.router,
         docs_router(public=settings.open_docs),

@@ -34,12 +34,14 @@ from .options import (
     Execution,
     Files,
     Identity,
+    Isolation,
     JupyterHub,
     Keeper,
     Kernels,
     Listening,
     Log,
     OpenIDConnect,
+    OwnerLimits,
     WebSocket,
 )
 
@@ -61,7 +63,9 @@ class Settings(
     WebSocket,
     Culling,
     Clients,
+    Isolation,
     Kernels,
+    OwnerLimits,
     OpenIDConnect,
     JupyterHub,
     Identity,
@@ -154,6 +158,40 @@ class Settings(
             )
         return self
 
+    @model_validator(mode="after")
+    def _kept_apart(self) -> Settings:
+        if self.isolation == "none":
+            return self
+        directory = self.isolation_dir
+        if directory is None:
+            raise ValueError("isolation_dir: it takes a directory for the homes with isolation")
+        for option, is_on, why in (
+            ("warm_kernels", self.warm_kernels, "a warm kernel has no owner yet"),
+            ("fork_kernels", self.forked_by_name, "forked kernels see what their fork server sees"),
+            ("allow_external_kernels", self.allow_external_kernels, "others have started those"),
+        ):
+            if is_on:
+                raise ValueError(f"{option}: not with isolation={self.isolation}: {why}")
+        if _overlap(directory, self.state_dir):
+            raise ValueError("isolation_dir: neither may be in the other, it and state_dir")
+        if self.allow_contents and _overlap(directory, self.root_dir):
+            raise ValueError(
+                "isolation_dir: neither may be in the other, it and root_dir, whose files the "
+                "service serves with its own rights (unless allow_contents=false)"
+            )
+        if (
+            self.isolation == "bubblewrap"
+            and self.transport == "tcp"
+            and not self.isolation_network
+        ):
+            raise ValueError(
+                "transport: a kernel with a network of its own cannot be reached over tcp: see "
+                "isolation_network"
+            )
+        if self.isolation == "user" and not (self.isolation_uids or self.isolation_accounts):
+            raise ValueError("isolation_uids: isolation=user takes them, or isolation_accounts")
+        return self
+
     @property
     def wants_token(self) -> bool:
         """Whether a token is to be made, for nobody could come in without.
@@ -182,6 +220,11 @@ class Settings(
         if self.fork_kernels in ([FORK_AUTOMATICALLY], [FORK_NONE]):
             return []
         return self.fork_kernels
+
+    @property
+    def only_ipc(self) -> bool:
+        """Whether kernels have networks of their own, in which nobody reaches them over TCP."""
+        return self.isolation == "bubblewrap" and not self.isolation_network
 
     @property
     def listens_on_loopback(self) -> bool:
@@ -233,6 +276,10 @@ class Settings(
         if self.allow_remote_access is None:
             return not self.listens_on_loopback
         return self.allow_remote_access
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def explain(error: ValidationError | SettingsError) -> str:

@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError
 
+from app.isolation_options import id_range
 from app.settings import Settings, explain
 
 Read = Callable[[str, str], Settings]
@@ -300,6 +301,42 @@ def test_kernels_are_kept_unless_it_is_said_otherwise_or_of_no_use(
     with monkeypatch.context() as patch:
         patch.setattr("app.settings.os.getpid", lambda: 1)
         assert "process 1" in flags().why_not_kept
+
+
+APART = ("--isolation", "user", "--isolation-uids", "200000-265535", "--isolation-dir", "/homes")
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        (("--isolation", "bubblewrap"), "isolation_dir"),
+        (("--isolation", "user", "--isolation-dir", "/homes"), "isolation_uids"),
+        ((*APART, "--isolation-dir", "/homes/of/all", "--state-dir", "/homes"), "isolation_dir"),
+        ((*APART, "--state-dir", "/homes/state"), "isolation_dir"),
+        ((*APART, "--root-dir", "/"), "isolation_dir"),
+        ((*APART, "--warm-kernels", "python3=1"), "warm_kernels"),
+        ((*APART, "--fork-kernels", "python3"), "fork_kernels"),
+        ((*APART, "--allow-external-kernels"), "allow_external_kernels"),
+        ((*APART, "--isolation", "bubblewrap", "--transport", "tcp"), "transport"),
+    ],
+)
+def test_what_cannot_be_isolated_is_refused(given: tuple[str, ...], option: str) -> None:
+    assert refusal(lambda: flags(*given)).startswith(f"{option}: ")
+
+
+def test_what_can_be_isolated_is_not() -> None:
+    assert flags(*APART).isolation == "user"
+    assert flags(*APART, "--fork-kernels", "none", "--transport", "tcp").transport == "tcp"
+    assert flags(*APART, "--root-dir", "/", "--no-allow-contents").isolation_dir == Path("/homes")
+    boxed = (*APART, "--isolation", "bubblewrap")
+    assert (flags(*boxed).only_ipc, flags(*boxed, "--isolation-network").only_ipc) == (True, False)
+
+
+@pytest.mark.parametrize("value", ["5", "9-5", "0-5", "a-b", "1-4294967295", "1-2-3", "-1-5"])
+def test_ids_of_owners_are_a_range(value: str) -> None:
+    line = refusal(lambda: from_environment("isolation_uids", value))
+    assert line.startswith("--isolation-uids: not ")
+    assert id_range("5-7") == range(5, 8)
 
 
 def test_a_platform_without_what_it_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,15 +24,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..callers import caller
-from ..managers.errors import IdentityUnavailable
+from ..managers.errors import IdentityUnavailable, KernelkeepError
 from ..managers.kernels.callers import CallersKernels
+from ..managers.limits.shares import Shares
 from ..managers.owners.principal import Principal
 from ..managers.telemetry.audit import AuditLog
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
 from ..settings import Settings
 from .authorization import authorization_of, require_scope
 from .endings import serve_while_valid
-from .errors import STANDARD_HEADERS, error_response
+from .errors import STANDARD_HEADERS, error_response, response_to
 from .identities import IdentityProviders
 from .identity import principal_of, show_principal
 from .prometheus import Metrics
@@ -180,7 +181,8 @@ class AccessMiddleware:
     while; a request with the right token is served even then, for people can share an address. A
     token that has expired or was revoked is refused like a wrong one, but does not count: nobody
     guesses it, and a notebook that goes on polling must not shut out others at its address.
-    Who shows a valid token is noted in the scope (`principal_of`), and for the logs.
+    Who shows a valid token is noted in the scope (`principal_of`), and for the logs. A request
+    counts against its owner's share, and gets 429 if that is used up (`Shares`).
     """
 
     def __init__(
@@ -231,12 +233,43 @@ class AccessMiddleware:
             _note_refusal(scope, answer, shown)
             await answer(scope, receive, send)
             return
+        shares: Shares | None = scope.get("state", {}).get("shares")
         show_views(scope, principal)
-        if principal is not None:
-            show_principal(scope, principal)
-            if (found := caller()) is not None:
-                found.user, found.credential = principal.owner, principal.credential
-        if principal is None or principal is self._identities.own.principal:
+        if principal is None:
+            await self._app(scope, receive, send)
+            return
+        show_principal(scope, principal)
+        if (found := caller()) is not None:
+            found.user, found.credential = principal.owner, principal.credential
+        if shares is None:  # the ASGI server does not run the lifespan
+            await self._serve(principal, scope, receive, send)
+        else:
+            await self._serve_within(shares, principal, scope, receive, send)
+
+    async def _serve_within(
+        self, shares: Shares, principal: Principal, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a request, or refuse it if its owner's share is used up."""
+        is_websocket = scope["type"] == "websocket"
+        try:
+            shares.take_request(principal)
+            if is_websocket:
+                shares.open_websocket(principal)
+        except KernelkeepError as error:
+            answer = response_to(error)
+            _note_refusal(scope, answer, principal)
+            await answer(scope, receive, send)
+            return
+        try:
+            await self._serve(principal, scope, receive, send)
+        finally:
+            if is_websocket:
+                shares.close_websocket(principal)
+
+    async def _serve(
+        self, principal: Principal, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if principal is self._identities.own.principal:
             await self._app(scope, receive, send)
         else:
             await serve_while_valid(self._app, principal, scope, receive, send)

@@ -26,6 +26,8 @@ from ..managers.files.errors import (
 )
 from ..managers.files.models import CheckpointModel, ContentsModel
 from ..managers.files.service import ContentsService
+from ..managers.limits.errors import BeyondLimit, ContentsLimit
+from ..managers.limits.shares import CallersShare
 from .access import requires
 from .dependencies import read_body
 from .openapi import BODY, errors
@@ -53,7 +55,7 @@ MAX_BODY_BYTES: Final = 64 * 2**20
 """The largest body that saves a file or notebook at once; larger files are sent in chunks."""
 
 _READ: Final = (ContentsNotFound, ContentsForbidden, InvalidContents, ContentsUnavailable)
-_WRITE: Final = (*_READ, ContentsExist, VersionMismatch, NoSpace)
+_WRITE: Final = (*_READ, ContentsExist, VersionMismatch, NoSpace, ContentsLimit, BeyondLimit)
 _LOCATION: Final = {
     "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
 }
@@ -67,6 +69,14 @@ async def _service(connection: HTTPConnection) -> ContentsService:
 
 
 ContentsDep = Annotated[ContentsService, Depends(_service)]
+
+
+async def _share(connection: HTTPConnection) -> CallersShare:
+    share: CallersShare = connection.state.share
+    return share
+
+
+ShareDep = Annotated[CallersShare, Depends(_share)]
 PathDep = Annotated[str, Path(description="A path relative to the root directory.")]
 
 
@@ -228,11 +238,14 @@ async def get_contents(
     openapi_extra=_body_schema(copy_from=_TEXT, type=_TYPE, ext=_TEXT),
     dependencies=[requires("contents", "write")],
 )
-async def create_contents(request: Request, service: ContentsDep, path: PathDep) -> Response:
+async def create_contents(
+    request: Request, service: ContentsDep, share: ShareDep, path: PathDep
+) -> Response:
     """Make something new in a directory: empty, or a copy. The server chooses its name."""
-    new = await _decoded(request, service, _New) or _New()
+    new = await _decoded(request, service, share, _New) or _New()
     if new.copy_from:
         found = await service.run(service.contents.copy, new.copy_from, path)
+        share.add_contents(found.model.size or 0)
     else:
         kind, suffix = new.type or None, new.ext or ""
         found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
@@ -257,10 +270,14 @@ async def create_contents(request: Request, service: ContentsDep, path: PathDep)
     dependencies=[requires("contents", "write")],
 )
 async def save_contents(
-    request: Request, service: ContentsDep, path: PathDep, precondition: PreconditionDep
+    request: Request,
+    service: ContentsDep,
+    share: ShareDep,
+    path: PathDep,
+    precondition: PreconditionDep,
 ) -> Response:
     """Write a file or a notebook, or make a directory. Readers see the old content or the new."""
-    save = await _decoded(request, service, Save)
+    save = await _decoded(request, service, share, Save)
     if save is None:
         return _changed(request, await service.run(service.contents.create, path))
     return _changed(request, await service.run(service.contents.save, path, save, precondition))
@@ -275,10 +292,14 @@ async def save_contents(
     dependencies=[requires("contents", "write")],
 )
 async def rename_contents(
-    request: Request, service: ContentsDep, path: PathDep, precondition: PreconditionDep
+    request: Request,
+    service: ContentsDep,
+    share: ShareDep,
+    path: PathDep,
+    precondition: PreconditionDep,
 ) -> Response:
     """Give a file or directory another path."""
-    renamed = await _decoded(request, service, _Renamed)
+    renamed = await _decoded(request, service, share, _Renamed)
     if renamed is None:
         raise InvalidRequest("JSON body missing")
     found = await service.run(service.contents.rename, path, renamed.path, precondition)
@@ -300,9 +321,15 @@ async def delete_contents(
     return Response(status_code=204)
 
 
-async def _decoded(request: Request, service: ContentsService, kind: type[T]) -> T | None:
-    """The body, decoded in a thread: a notebook may have megabytes. None for an empty one."""
+async def _decoded(
+    request: Request, service: ContentsService, share: CallersShare, kind: type[T]
+) -> T | None:
+    """The body, decoded in a thread: a notebook may have megabytes. None for an empty one.
+
+    It counts against the caller's share before anything is done with it.
+    """
     body = await read_body(request, MAX_BODY_BYTES)
+    share.take_contents(len(body))
     return await service.run(_decode, body, kind) if body.strip() else None
 
 

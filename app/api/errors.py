@@ -20,7 +20,13 @@ from ..callers import caller
 from ..managers.errors import InvalidJSON, KernelkeepError
 from ..managers.telemetry.audit import AuditLog
 
-__all__ = ["STANDARD_HEADERS", "add_error_handlers", "error_response", "note_refusal"]
+__all__ = [
+    "STANDARD_HEADERS",
+    "add_error_handlers",
+    "error_response",
+    "note_refusal",
+    "response_to",
+]
 
 STANDARD_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -56,6 +62,12 @@ def error_response(
     return response
 
 
+def response_to(error: KernelkeepError) -> ErrorResponse:
+    """The response that tells of an error."""
+    headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return error_response(error.status, error.message, error.code, headers, **error.details)
+
+
 def add_error_handlers(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     """Have the application turn every exception into a response; no other place does that."""
     methods: dict[str, set[str]] = {}
@@ -80,8 +92,7 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
         return redirect
     if error.status == 403 or error.hides:
         note_refusal(connection, error.code, error.hides)
-    headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return error_response(error.status, error.message, error.code, headers, **error.details)
+    return response_to(error)
 
 
 def note_refusal(connection: HTTPConnection, code: str, hidden: Mapping[str, str]) -> None:

@@ -48,6 +48,7 @@ from ..managers.executions.results import (
 )
 from ..managers.kernels.callers import Permission, no_longer_shared
 from ..managers.kernels.kernel import Kernel
+from ..managers.limits.errors import ExecutionsLimit
 from .access import requires
 from .awaiting import AwaitedResponse
 from .dependencies import (
@@ -179,7 +180,7 @@ def _waiting(
         began = time.perf_counter()
         attended = kernel.executions.attended(execution) if cancel_on_disconnect else nullcontext()
         with attended:
-            await kernel.executions.ended(execution, seconds)
+            await kernel.executions.ended(execution, seconds, permission)
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
         if not permission():  # the kernel was shared with the caller until now
@@ -234,6 +235,7 @@ CheckedWaitDep = Annotated[float, Depends(_check_wait)]
             IdempotencyConflict,
             GenerationMismatch,
             TooManyExecutions,
+            ExecutionsLimit,
             ServerStopping,
         ),
     },

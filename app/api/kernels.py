@@ -31,6 +31,7 @@ from ..managers.errors import (
     TooManyStarts,
 )
 from ..managers.kernels.model import KernelModel
+from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.environment import is_code, needs_execute
 from ..settings import Settings
 from .access import requires
@@ -108,6 +109,9 @@ router.add_api_route(
             KernelNotRunning,
             TooManyKernels,
             TooManyStarts,
+            KernelsLimit,
+            StartsLimit,
+            BeyondLimit,
             KernelStartFailed,
             KernelSpecInvalid,
             ServerStopping,
@@ -221,6 +225,9 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         RequestTooLarge,
         TooManyKernels,
         TooManyStarts,
+        KernelsLimit,
+        StartsLimit,
+        BeyondLimit,
         KernelStartFailed,
         KernelSpecInvalid,
         KernelNotStopped,

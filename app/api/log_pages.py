@@ -56,7 +56,7 @@ class MessagesModel(msgspec.Struct):
             "`epoch`, and a stale number is an error."
         ),
     ]
-    first: Annotated[int, Meta(description="The oldest number that is kept.")]
+    first: Annotated[int, Meta(description="The oldest number in the log.")]
     next: Annotated[int, Meta(description="The `after` of the next page.")]
     last: Annotated[int, Meta(description="The newest number there is; 0 for none.")]
     gap: Annotated[GapEvent | None, Meta(description="What is gone before these messages.")]

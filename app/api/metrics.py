@@ -33,6 +33,7 @@ def metrics_router(*, public: bool) -> APIRouter:
     async def get_metrics(request: Request) -> Response:
         """What the server does and has done, in Prometheus's text format."""
         metrics: Metrics = request.state.metrics
+        await metrics.refresh()
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

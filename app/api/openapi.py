@@ -23,6 +23,7 @@ from ..managers.errors import (
 )
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
+from ..managers.limits.errors import RequestsLimit, WebSocketsLimit
 from ..protocol.v1 import SUBPROTOCOL
 from .access import declared_access
 from .log_pages import LogEventModel
@@ -41,7 +42,9 @@ _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 FILE: Final = {"application/octet-stream": _BYTES, "*/*": _BYTES}
 """The content of a response that is of any media type."""
 
-_EVERYWHERE: Final = (Unauthorized, NotAuthorized, AuthorizerFailed, IdentityUnavailable)
+_EVERYWHERE: Final = (
+    *(Unauthorized, NotAuthorized, AuthorizerFailed, IdentityUnavailable, RequestsLimit),
+)
 # Errors that no route raises: middleware and handlers answer with them.
 _AROUND: Final = {
     403: "`forbidden_host`: The `Host` is none that this server answers to.",
@@ -78,6 +81,7 @@ _TAGS: Final = {
     "contents": "Files, notebooks and directories below the root directory.",
     "events": "Events of this server, for all who listen.",
     "user": "Who the user is.",
+    "owners": "What each owner may use, and uses.",
     "server": "The server itself.",
 }
 
@@ -128,7 +132,7 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
     said: dict[int, list[str]] = {status: [] for status in _AROUND}
     every: tuple[type[KernelkeepError], ...] = (*_EVERYWHERE, *kinds)
     for kind in every:
-        said.setdefault(kind.status, []).append(f"`{kind.code}`: {_sentence(kind)}")
+        said.setdefault(kind.status, []).append(_said_of(kind))
     for status, sentence in _AROUND.items():
         said[status].append(sentence)
     return {
@@ -145,8 +149,12 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _sentence(kind: type[KernelkeepError]) -> str:
-    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+def _said_of(*kinds: type[KernelkeepError]) -> str:
+    """The codes of errors, each with the first paragraph of what its class says."""
+    return "\n\n".join(
+        f"`{kind.code}`: {' '.join((kind.__doc__ or '').split(chr(10) * 2)[0].split())}"
+        for kind in kinds
+    )
 
 
 def json_errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
@@ -257,6 +265,7 @@ def _websockets(routes: Iterable[object]) -> dict[str, Any]:
             "operationId": route.name,
             "description": inspect.getdoc(route.endpoint),
             "parameters": _parameters(route),
+            "refusals": {"429": _said_of(RequestsLimit, WebSocketsLimit)},
             **_WEBSOCKETS[route.name],
         }
         for route in routes

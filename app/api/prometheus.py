@@ -45,13 +45,23 @@ class Metrics:
     Make it inside a running event loop, and `close` it there.
     """
 
-    def __init__(self, kernels: MultiKernelManager, counters: Counters) -> None:
+    def __init__(
+        self, kernels: MultiKernelManager, counters: Counters, *, by_owner: bool = False
+    ) -> None:
         self.counters = counters
+        self._owned = kernels if by_owner else None
         self._lag = LoopLag(counters.lag_seconds)
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(_Collector(kernels, counters))
+        if by_owner:
+            self._registry.register(_Owners(kernels))
+
+    async def refresh(self) -> None:
+        """Bring up to date what is not known at once, within some seconds."""
+        if self._owned is not None:
+            await self._owned.usage.refresh(self._owned)
 
     def exposition(self) -> bytes:
         """All metrics, in Prometheus's text format (`prometheus_client.CONTENT_TYPE_LATEST`)."""
@@ -130,7 +140,7 @@ class _Collector(Collector):
         )
         yield _gauge(
             "kernelkeep_log_bytes",
-            "Bytes of messages that are kept on disk.",
+            "Bytes of messages in the logs on disk.",
             [],
             [((), held)],
         )
@@ -146,7 +156,7 @@ class _Collector(Collector):
         )
         yield _counter(
             "kernelkeep_warm_claims",
-            "Starts of kernels that are kept warm: whether one could be given.",
+            "Starts of kernelspecs with warm kernels: whether one could be given.",
             ["type", "result"],
             counters.warm_claims.items(),
         )
@@ -168,6 +178,12 @@ class _Collector(Collector):
             "Requests with a wrong token: refused, or slowed (429) since there were too many.",
             ["outcome"],
             [((outcome,), count) for outcome, count in counters.wrong_tokens.items()],
+        )
+        yield _counter(
+            "kernelkeep_limit_refusals",
+            "What was refused to an owner by a limit of its own.",
+            ["limit"],
+            [((limit,), count) for limit, count in counters.limit_refusals.items()],
         )
         yield _counter(
             "kernelkeep_audit_records_lost",
@@ -234,6 +250,33 @@ class _Collector(Collector):
             ["method", "handler", "status_code"],
             counters.request_seconds.items(),
         )
+
+
+class _Owners(Collector):
+    """What the present kernels of each owner use, by the last samples of them."""
+
+    def __init__(self, kernels: MultiKernelManager) -> None:
+        self._kernels = kernels
+
+    def collect(self) -> Iterator[Metric]:
+        figures: dict[str, Counter[str]] = {}
+        for kernel in self._kernels:
+            sums = figures.setdefault(kernel.ownership.owner, Counter())
+            sums["kernels"] += kernel.state.lifecycle is not Lifecycle.DEAD
+            series = self._kernels.usage.last(kernel.id)
+            if series is None or series.latest is None:
+                continue
+            sums["memory"] += series.latest.memory or 0
+            sums["processes"] += series.latest.processes or 0
+            sums["cpu"] += series.cpu or 0  # type: ignore[assignment]
+        for name, key, text in (
+            ("kernels", "kernels", "Kernels of an owner that are not dead."),
+            ("memory_bytes", "memory", "Memory of the processes of an owner's kernels."),
+            ("processes", "processes", "Processes of an owner's kernels."),
+            ("cpus", "cpu", "Processors that an owner's kernels kept busy when last sampled."),
+        ):
+            values = [((owner,), sums[key]) for owner, sums in figures.items()]
+            yield _gauge(f"kernelkeep_owner_{name}", text, ["owner"], values)
 
 
 T = TypeVar("T")

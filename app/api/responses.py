@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
 from ..managers.kernels.model import KernelModel
+from ..managers.limits.limits import Limits
 from ..managers.sessions.sessions import SessionModel
 from ..managers.state import Restarts
 from .identity import Identity
@@ -40,9 +41,19 @@ class ErrorModel(BaseModel):
         description="Null but for some errors of contents: `bad type`, `bad format`."
     )
     code: str = Field(description="What is wrong, for programs; it does not change.")
+    cause: str | None = Field(
+        None, description="The code of the error beneath, when a kernel cannot be started."
+    )
     short_message: str | None = Field(
         None,
         description="The message in a few words; only with status 501 and `kernelspec_invalid`.",
+    )
+    limit: str | None = Field(
+        None, description="The limit of the owner that stands in the way, if one does."
+    )
+    value: float | None = Field(None, description="That limit's value.")
+    usage: float | None = Field(
+        None, description="What is used of that limit; with 403, what this alone would take."
     )
 
 
@@ -103,7 +114,11 @@ Output = Annotated[
     StreamOutput | DisplayOutput | ResultOutput | ErrorOutput, Field(discriminator="output_type")
 ]
 
-NAMES: Final[dict[type[Struct], str]] = {Identity: "IdentityModel", Restarts: "RestartsModel"}
+NAMES: Final[dict[type[Struct], str]] = {
+    Identity: "IdentityModel",
+    Restarts: "RestartsModel",
+    Limits: "LimitsModel",
+}
 """The names that Structs have in the document, where those are not their own."""
 
 CONTENTS: Final[dict[tuple[type[Struct], str], Any]] = {

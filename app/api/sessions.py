@@ -22,6 +22,7 @@ from ..managers.errors import (
     TooManySessions,
     TooManyStarts,
 )
+from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.sessions.sessions import SessionModel
 from .access import requires
 from .dependencies import AuthorizationDep, JSONRoute, SessionsDep
@@ -73,6 +74,9 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             TooManyKernels,
             TooManySessions,
             TooManyStarts,
+            KernelsLimit,
+            StartsLimit,
+            BeyondLimit,
             KernelStartFailed,
             KernelSpecInvalid,
             KernelUnavailable,
@@ -124,6 +128,9 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
         TooManyKernels,
         TooManySessions,
         TooManyStarts,
+        KernelsLimit,
+        StartsLimit,
+        BeyondLimit,
         KernelUnavailable,
         KernelNotStopped,
         ServerStopping,

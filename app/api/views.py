@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from ..managers.kernels.callers import CallersKernels
 from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.kernels.owners import CallersOwners
+from ..managers.limits.shares import CallersShare, Shares
 from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.owners.ownership import Ownership, access
 from ..managers.owners.principal import Principal
@@ -23,7 +25,7 @@ from .idempotency import IdempotencyKeys
 
 __all__ = ["CallersEvents", "Views", "show_views"]
 
-_OWNED: Final = ("kernels", "sessions", "events", "idempotency")
+_OWNED: Final = ("kernels", "sessions", "events", "idempotency", "shares")
 """The keys of the state whose values have something of every owner."""
 
 
@@ -62,12 +64,14 @@ class Views:
         events: Events,
         idempotency: IdempotencyKeys,
         tokens: TokenList,
+        shares: Shares,
     ) -> None:
         self._kernels = kernels
         self._sessions = sessions
         self._events = events
         self._idempotency = idempotency
         self._tokens = tokens
+        self._shares = shares
 
     def of(self, principal: Principal) -> Mapping[str, Any]:
         """The principal's views, by their keys in the state."""
@@ -79,6 +83,8 @@ class Views:
                 "events": CallersEvents(self._events, principal),
                 "idempotency": self._idempotency.of(principal.owner),
                 "tokens": CallersTokens(self._tokens, principal),
+                "share": CallersShare(self._shares, principal),
+                "owners": CallersOwners(self._kernels.shares, self._shares, principal),
             }
             principal.views = self, made
         return principal.views[1]

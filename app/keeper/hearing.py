@@ -106,6 +106,11 @@ class Hearing:
             self._is_changed = True
             self._on_change(self)
 
+    def used(self, share: tuple[str, int]) -> None:
+        """A server takes the process for ready, and says the share of the log."""
+        self.opened = True
+        self.writer.share(*share)
+
     # The process
 
     def connect(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:

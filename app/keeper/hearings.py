@@ -14,6 +14,7 @@ import zmq
 from ..protocol.link import Bell
 from .hearing import Hearing
 from .log import LogRoom, LogWriter
+from .log_room import NO_SHARE
 from .memory import Memory
 from .sockets import ConnectionInfo, new_context
 from .turns import Turns
@@ -32,7 +33,8 @@ class Heard(msgspec.Struct, frozen=True):
     ``first`` and ``end`` are places (`app.keeper.log.Place`), ``tip`` is a `Tip`. ``session`` is
     the server's own. ``taken`` counts requests, as in a bell. ``opened``: a server has taken the
     present process for ready. ``again``: sockets were just opened to a process that another keeper
-    heard before, so that messages of the time between are lost.
+    heard before, so that messages of the time between are lost. ``ahead`` is set by a server that
+    has a copy of the log, to which all places refer then: the number up to which the keeper's goes.
     """
 
     kernel_id: str
@@ -46,6 +48,7 @@ class Heard(msgspec.Struct, frozen=True):
     connected: bool
     opened: bool
     again: bool = False
+    ahead: int = 0
 
     @property
     def bell(self) -> Bell:
@@ -103,18 +106,20 @@ class Hearings:
         info: ConnectionInfo | None,
         anew: bool,
         known: tuple[int, int] = (1, 0),
+        share: tuple[str, int] = NO_SHARE,
     ) -> Heard:
         """Hear a kernel: open its log and, with ``info``, sockets to its process.
 
         ``info`` is the connection information; ``anew``: the process was just launched. ``session``
         and ``epoch`` are for a kernel that is new here. ``known`` is the furthest place of the log
         that the server knows of. If less of the log is left, as files are damaged or gone, the rest
-        is a gap, so that no number is given twice. Raises `OSError` if the log cannot be had, and
-        `ValueError` if ``info`` is of no use.
+        is a gap, so that no number is given twice. ``share`` is as of `LogRoom.share`. Raises
+        `OSError` if the log cannot be had, and `ValueError` if ``info`` is of no use.
         """
         hearing = self._hearings.get(kernel_id)
         if hearing is None:
             writer = LogWriter(directory, kernel_id, self.room, epoch)
+            writer.share(*share)
             try:
                 writer.resume()
                 # Before the first file is made, which is named by its first number: no server
@@ -129,6 +134,8 @@ class Hearings:
                 self._handles, kernel_id, session, writer, self._on_change, self._on_malformed
             )
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
+        else:
+            hearing.writer.share(*share)
         hearing.writer.skip_to(*known)
         # A server that connects again asks for all its kernels. Where this keeper has the sockets
         # already nothing is opened, and nothing of what comes over them is lost.

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
+from .enforcement import Enforcer
+from .groups import ControlGroups, Group
 from .kernels import KeptKernel
+from .launching import AsUser
+from .limits import NO_LIMITS, ProcessLimits
 from .notes import GONE, LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
 from .processes import ended_child, leader_that_writes
+from .usage import orphans, processes_of
 
 __all__ = ["KeptKernels"]
 
 logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 0.1
 
 
 class KeptKernels:
@@ -24,6 +33,7 @@ class KeptKernels:
 
     ``directory`` is the keeper's own. ``on_exit`` is called when the process of a kernel has ended,
     and ``on_gone`` when a forgotten one has. ``output_bytes`` bounds each kernel's output on disk.
+    ``groups`` are those of this state directory.
     """
 
     def __init__(
@@ -31,8 +41,12 @@ class KeptKernels:
         directory: int,
         on_exit: Callable[[KeptKernel], None],
         on_gone: Callable[[], None],
+        groups: ControlGroups,
     ) -> None:
         self.output_bytes = 0
+        self._groups = groups
+        self._enforcer = Enforcer(groups)
+        self._sweeping: asyncio.TimerHandle | None = None
         self._notes = Notes(directory)
         self._left = self._notes.read()  # by a keeper that was killed
         self._kernels: dict[str, KeptKernel] = {}
@@ -50,7 +64,7 @@ class KeptKernels:
 
     def __bool__(self) -> bool:
         """Whether there is any, forgotten ones included."""
-        return bool(self._kernels or self._dying)
+        return bool(self._kernels or self._dying or self._sweeping)
 
     @property
     def any_wanted(self) -> bool:
@@ -76,6 +90,7 @@ class KeptKernels:
 
         A server tells of those that it knows, and ends those that nobody does.
         """
+        self._groups.resume()
         left, self._left = self._left, []
         for note in left:
             try:
@@ -91,8 +106,14 @@ class KeptKernels:
         if pid == LAUNCHING:
             pid, started = leader_that_writes(pipe_of(Path(output))) or (0, "")
         kernel = self._new(kernel_id, output)
-        if kernel_id not in self._kernels and kernel.adopt(pid, started):
+        if kernel_id in self._kernels:
+            return
+        if kernel.adopt(pid, started):
+            kernel.enforce(self._enforcer.again(kernel_id, pid, None))
             self._put(kernel)
+        else:  # it has ended, and may have left something running
+            self._groups.end_all_of(kernel_id)
+            self._sweep_soon()
 
     def launch(
         self,
@@ -103,6 +124,9 @@ class KeptKernels:
         *,
         output: str,
         launched_by: str,
+        limits: ProcessLimits = NO_LIMITS,
+        user: AsUser | None = None,
+        arguments: Sequence[str] | None = None,
     ) -> KeptKernel:
         """Start a process for a kernel that has none. Raises `OSError`, and `ValueError`."""
         before = self.present(kernel_id)
@@ -111,32 +135,75 @@ class KeptKernels:
         if not command:
             raise ValueError("there is no command to execute")
         kernel = self._new(kernel_id, output, launched_by)
+        enforcement = self._enforcer.new(kernel_id, limits)
         # For a keeper after this one, if this one is killed before it can note the process.
         self._note((kernel_id, LAUNCHING, "", kernel.output))
         try:
-            kernel.launch(command, env, cwd)
+            kernel.launch(command, env, cwd, enforcement, user, arguments)
         except BaseException:
             self._note_all()
+            self._end_group(kernel)
             raise
         try:
             self._put(kernel)
         except BaseException:
             kernel.abandon()
+            self._end_group(kernel)
             raise
         return kernel
 
-    def adopt(self, kernel_id: str, pid: int, started: str, output: str) -> KeptKernel | None:
+    def adopt(
+        self,
+        kernel_id: str,
+        pid: int,
+        started: str,
+        output: str,
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> KeptKernel | None:
         """Have a process that runs already; None if it is gone. Raises `OSError`, `ValueError`."""
         kernel = self.present(kernel_id)
         if kernel is not None and (kernel.pid, kernel.started) == (pid, started):
+            self._limit(kernel, limits)
             return kernel
         if kernel is not None and kernel.running:
             raise ValueError(f"kernel {kernel_id} has another process")
         kernel = self._new(kernel_id, output)
         if not kernel.adopt(pid, started):
+            self._groups.end_all_of(kernel_id)
+            self._sweep_soon()
             return None
+        self._limit(kernel, limits)
         self._put(kernel)
         return kernel
+
+    def _limit(self, kernel: KeptKernel, limits: ProcessLimits) -> None:
+        """Have limits hold for a kernel that runs already; if they cannot, that is noted of it."""
+        before = kernel.enforcement
+        if before is not None and before.limits == limits and not kernel.unlimited:
+            return
+        kernel.unlimited = ""
+        left = self._groups.found(kernel.pid)
+        if left is None and not limits.limited:
+            return
+        after = None
+        try:
+            after = self._enforcer.again(kernel.kernel_id, kernel.pid, limits)
+            after.impose(left.pids() if left else processes_of(kernel.pid, orphans()))
+        except OSError as error:
+            logger.error("the limits of kernel %s do not hold: %s", kernel.kernel_id, error)
+            kernel.unlimited = f"its limits cannot be set: {error.strerror or error}"
+            if after is not None:
+                self._leave(after.group, kernel)
+            return
+        kernel.enforce(after)
+        if left is not None:
+            self._leave(left, kernel)
+
+    def _leave(self, group: Group | None, kernel: KeptKernel) -> None:
+        """Remove a group that a kernel is not in any more, or has not come into."""
+        present = kernel.enforcement.group if kernel.enforcement is not None else None
+        if group is not None and (present is None or present.path != group.path):
+            group.remove()
 
     def _new(self, kernel_id: str, output: str, launched_by: str = "") -> KeptKernel:
         written = ProcessOutput(Path(output), self.output_bytes)
@@ -183,7 +250,24 @@ class KeptKernels:
             else:
                 os.waitpid(pid, 0)
 
+    def _end_group(self, kernel: KeptKernel) -> None:
+        if kernel.enforcement is not None and kernel.enforcement.group is not None:
+            self._groups.end(kernel.enforcement.group)
+            self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        """Remove groups whose processes were killed and end later, of which nobody tells."""
+        if self._sweeping is None and self._groups.sweep():
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        self._sweep_soon()
+        if self._sweeping is None:
+            self._on_gone()
+
     def _ended(self, kernel: KeptKernel) -> None:
+        self._end_group(kernel)
         if kernel in self._dying:  # nobody wants to know
             self._dying.discard(kernel)
             kernel.close()
@@ -195,6 +279,9 @@ class KeptKernels:
         """Let go of everything but the processes."""
         for kernel in (*self._kernels.values(), *self._dying):
             kernel.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._groups.close()
         self._kernels.clear()
         self._dying.clear()
 

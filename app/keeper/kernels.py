@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
+from .enforcement import Enforcement
+from .launching import AsUser, launch_process
+from .oom import OOMWatch
 from .output import ProcessOutput
-from .processes import Process, child_process, open_process, start_time
+from .processes import UNKNOWN_EXIT, Process, child_process, open_process, start_time
 from .protocol import Fields
+from .usage import Usage, sample
 
 __all__ = ["KeptKernel"]
+
+logger = logging.getLogger(__name__)
 
 
 class KeptKernel:
@@ -21,7 +30,9 @@ class KeptKernel:
 
     ``on_exit`` is called when it has ended and its exit code is known, minus the number of a
     signal; `UNKNOWN_EXIT` for one that is not the keeper's child. ``launched_by`` names the request
-    that launched it; empty if a keeper before this one did, or a fork server.
+    that launched it; empty if a keeper before this one did, or a fork server. ``unlimited`` is why
+    its limits do not hold, if they do not. ``out_of_memory`` is whether the process has ended for
+    want of memory.
     """
 
     def __init__(
@@ -33,12 +44,16 @@ class KeptKernel:
     ) -> None:
         self.kernel_id = kernel_id
         self.launched_by = launched_by
+        self.enforcement: Enforcement | None = None
+        self.unlimited = ""
+        self.out_of_memory = False
         self.pid = 0
         self.started = ""
         self.exit_code: int | None = None
         self._output = output
         self._on_exit = on_exit
         self._process: Process | None = None
+        self._oom = OOMWatch(None)
 
     @property
     def record(self) -> Fields:
@@ -49,6 +64,9 @@ class KeptKernel:
             "start_time": self.started,
             "exit_code": self.exit_code,
             "output": self.output,
+            "oom": self.out_of_memory,
+            "enforced": self.enforcement.by if self.enforcement is not None else {},
+            "unlimited": self.unlimited,
         }
 
     @property
@@ -61,30 +79,41 @@ class KeptKernel:
         """Whether its end has not been seen."""
         return self.exit_code is None
 
-    def launch(self, command: list[str], env: Mapping[str, str], cwd: str) -> None:
-        """Start the process, the leader of a session of its own. Raises `OSError`."""
-        descriptor = self._output.open_lasting()
+    def launch(
+        self,
+        command: list[str],
+        env: Mapping[str, str],
+        cwd: str,
+        enforcement: Enforcement,
+        user: AsUser | None = None,
+        arguments: Sequence[str] | None = None,
+    ) -> None:
+        """Start the process (`launch_process`). Raises `OSError` and `ValueError`."""
+        self.enforcement = enforcement  # a launch that fails leaves its group to whoever asked
+        prepare = enforcement.preparation()
         try:
-            process = subprocess.Popen(
-                [os.path.expanduser(word) for word in command],
-                env=env,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                start_new_session=True,
-            )
+            descriptor = self._output.open_lasting()
         except BaseException:
+            enforcement.launched()
+            raise
+        try:
+            words = [os.path.expanduser(word) for word in command]
+            process = launch_process(words, env, cwd, descriptor, user, arguments, prepare=prepare)
+        except BaseException as error:
             self._output.close()
+            if (why := enforcement.failed()) is not None:
+                raise why from error
             raise
         finally:
             self._output.started()
+        enforcement.launched()
         self.pid = process.pid
         process.returncode = 0  # it is reaped in `end`
         try:
             # Nobody else reaps it, so these are its own although it may have ended.
             self.started = start_time(self.pid) or ""
             self._watch_process(child_process(self.pid, self.started, reaping=True))
+            self.enforce(enforcement)
         except BaseException:  # no descriptors are left
             self.abandon()
             raise
@@ -107,7 +136,13 @@ class KeptKernel:
         with contextlib.suppress(OSError):  # it writes elsewhere, or its pipe was removed
             self._output.follow()
         self._watch_process(process)
+        self.enforce(None)
         return True
+
+    def enforce(self, enforcement: Enforcement | None) -> None:
+        """The process is limited like this, and in the group that it is to stay in."""
+        self.enforcement = enforcement
+        self._oom = OOMWatch(self.pid)
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Raises `ProcessLookupError` when it has ended."""
@@ -126,10 +161,33 @@ class KeptKernel:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self.signal(signal.SIGKILL)
         self.exit_code = self._process.exit_code()
+        self.out_of_memory = self._is_out_of_memory(self.exit_code)
         self._process.close()
         self._process = None
         self._output.close()
         self._on_exit(self)
+
+    async def usage(self) -> Fields | None:
+        """What the processes use now, for the server; None when the process has ended."""
+        if not self.running:
+            return None
+        group = self.enforcement.group if self.enforcement is not None else None
+        try:
+            used = await sample(self.pid, group)
+        except OSError as error:  # a tool of the system hangs, or no descriptors are left
+            logger.warning("what kernel %s uses is not known: %s", self.kernel_id, error)
+            used = Usage()
+        by = self.enforcement.by if self.enforcement is not None else {}
+        told: Fields = msgspec.to_builtins(used)
+        return {"pid": self.pid, "at": time.monotonic(), "enforced": by, **told}
+
+    def _is_out_of_memory(self, code: int) -> bool:
+        """Whether a process that has ended was killed for want of memory.
+
+        The count of a group that others are in as well tells that only of one that was killed.
+        """
+        own = self.enforcement is not None and self.enforcement.group is not None
+        return (code == -signal.SIGKILL or (own and code == UNKNOWN_EXIT)) and self._oom.struck
 
     def tail(self) -> str:
         """The last lines that the process wrote."""

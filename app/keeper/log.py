@@ -114,6 +114,16 @@ class LogWriter:
         return Tip(last.start.cursor, last.bytes)
 
     @property
+    def segments(self) -> Sequence[Segment]:
+        """The segments, the oldest first. Those that are dropped are missing from then on."""
+        return self._segments
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is written."""
+        return self._closed
+
+    @property
     def droppable(self) -> int:
         """How many bytes can be dropped from the front: those of all segments but the newest."""
         return self.bytes - self._segments[-1].bytes if len(self._segments) > 1 else 0
@@ -125,6 +135,10 @@ class LogWriter:
         if not self._segments:
             self._open(self._new_segment(self.next, 0))
         self._hold_spare()
+
+    def share(self, key: str, size: int) -> None:
+        """Have the log share so many bytes with others (`LogRoom.share`)."""
+        self._room.share(self, key, size)
 
     def append(
         self,
@@ -207,7 +221,7 @@ class LogWriter:
         last.written_at = time.time()
         self.bytes += size
         self._written = self.next
-        self._room.grow(size)
+        self._room.grow(self, size)
         if size <= SEGMENT_BYTES:  # a huge message alone does not drop all that lies before it
             self._shrink()
 
@@ -278,7 +292,7 @@ class LogWriter:
     @property
     def _next_room(self) -> int:
         before = self._segments[-1].room if self._segments else FIRST_BYTES // 4
-        return max(FIRST_BYTES, min(4 * before, SEGMENT_BYTES, self._room.each // 4))
+        return max(FIRST_BYTES, min(4 * before, SEGMENT_BYTES, self._room.part_of(self)))
 
     def _recycle(self, path: Path, least: int, error: OSError) -> int:
         """Give the spare, or the oldest file, a new name; returns its room. Raises ``error``.
@@ -297,7 +311,7 @@ class LogWriter:
         while len(self._segments) > 1:
             oldest = self._segments.popleft()
             self.bytes -= oldest.bytes
-            self._room.grow(-oldest.bytes)
+            self._room.grow(self, -oldest.bytes)
             with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
                 if not least <= oldest.room <= SEGMENT_BYTES:
                     oldest.path.unlink(missing_ok=True)
@@ -351,7 +365,7 @@ class LogWriter:
             # has the same name, and so has replaced it.
             self._segments.pop()
             self.bytes -= last.bytes
-            self._room.grow(-last.bytes)
+            self._room.grow(self, -last.bytes)
         elif last is not None:
             self._give_back(last)
         before, self._descriptor = self._descriptor, descriptor
@@ -359,7 +373,7 @@ class LogWriter:
             os.close(before)
         self._segments.append(segment)
         self.bytes += segment.bytes
-        self._room.grow(segment.bytes)
+        self._room.grow(self, segment.bytes)
 
     def _give_back(self, last: Segment) -> None:
         """Give back the blocks of a segment that it does not use."""
@@ -375,7 +389,7 @@ class LogWriter:
 
     def _shrink(self) -> None:
         """Drop the oldest segment while the others fill the log's bound, or all pass it by far."""
-        bound = self._room.each
+        bound = self._room.bound_of(self)
         while len(self._segments) > 1 and (
             self.bytes - self._segments[0].bytes >= bound or self.bytes > bound + SEGMENT_BYTES
         ):
@@ -385,7 +399,7 @@ class LogWriter:
         """Drop the oldest segment. A server that has its file open can go on reading it."""
         first = self._segments.popleft()
         self.bytes -= first.bytes
-        self._room.grow(-first.bytes)
+        self._room.grow(self, -first.bytes)
         with contextlib.suppress(OSError):
             first.path.unlink()
 
@@ -437,7 +451,7 @@ class LogWriter:
             last.room = last.bytes
         os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         self.bytes = sum(segment.bytes for segment in self._segments)
-        self._room.grow(self.bytes)
+        self._room.grow(self, self.bytes)
         spare = self.directory / SPARE
         if spare.exists():
             self._spare = spare.stat().st_size

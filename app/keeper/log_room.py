@@ -1,13 +1,29 @@
-"""The bounds on all logs of a keeper: their bytes together, and how many files are open."""
+"""The bounds on all logs of a keeper: their bytes, of each, of all and of each owner."""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from .open_files import OpenFiles
 
-__all__ = ["Bounded", "LogRoom"]
+__all__ = ["NO_SHARE", "Bounded", "LogRoom", "share_from"]
+
+
+NO_SHARE: Final = ("", 0)
+"""The share of a log that has none: it is bounded as all are."""
+
+
+def share_from(fields: Mapping[str, Any]) -> tuple[str, int]:
+    """The share that a request says a log has. Raises `ValueError` for nonsense."""
+    share = fields.get("share")
+    if share is None:
+        return NO_SHARE
+    key, size = share
+    if not (isinstance(key, str) and key and isinstance(size, int) and size > 0):
+        raise ValueError("a log's share is a key and a number of bytes")
+    return key, size
 
 
 class Bounded(Protocol):
@@ -28,10 +44,20 @@ class Bounded(Protocol):
         """Drop the segments that were written last before a time."""
 
 
+class _Share:
+    """The bound on the logs of some kernels together, which one owner has."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.used = 0
+        self.logs: set[Bounded] = set()
+
+
 class LogRoom:
     """The bounds on all logs of a keeper.
 
-    ``each`` is in bytes of one log, ``together`` in bytes of all, ``age`` in seconds.
+    ``each`` is in bytes of one log, ``together`` in bytes of all, ``age`` in seconds. Some logs may
+    have a share of that, which is less (`share`).
     """
 
     def __init__(self, each: int, together: int, age: float) -> None:
@@ -40,6 +66,8 @@ class LogRoom:
         self.age = age
         self.used = 0
         self._logs: set[Bounded] = set()
+        self._shares: dict[str, _Share] = {}
+        self._share_of: dict[Bounded, str] = {}
         self.files = OpenFiles()
 
     def add(self, log: Bounded) -> None:
@@ -49,19 +77,68 @@ class LogRoom:
 
     def remove(self, log: Bounded) -> None:
         """Count a log no more."""
+        self.share(log, "", 0)
         self._logs.discard(log)
         self.used -= log.bytes
 
-    def grow(self, size: int) -> None:
+    def share(self, log: Bounded, key: str, size: int) -> None:
+        """Have a log share ``size`` bytes with all others of the same ``key``; none with "".
+
+        What is said last of the size counts for all of them. Each keeps its newest file at least.
+        """
+        before = self._share_of.pop(log, "")
+        if before:
+            left = self._shares[before]
+            left.logs.discard(log)
+            left.used -= log.bytes
+            if not left.logs:
+                del self._shares[before]
+        if key:
+            self._share_of[log] = key
+            share = self._shares.setdefault(key, _Share())
+            share.logs.add(log)
+            share.bytes = size
+            share.used += log.bytes
+            self._fit(share)
+
+    def bound_of(self, log: Bounded) -> int:
+        """How many bytes one log may have."""
+        share = self._shares.get(self._share_of.get(log, ""))
+        return self.each if share is None else min(self.each, share.bytes)
+
+    def part_of(self, log: Bounded) -> int:
+        """How many bytes one file of a log should have: a part of what the log may have.
+
+        Where logs share a bound, so do their files: nothing but whole files can be dropped.
+        """
+        share = self._shares.get(self._share_of.get(log, ""))
+        together = self.each if share is None else share.bytes // len(share.logs)
+        return min(self.each, together) // 4
+
+    def grow(self, log: Bounded, size: int) -> None:
         """Note that a log has grown by ``size`` bytes; the largest logs shrink until all fit."""
         self.used += size
-        while self.used > self.together:
-            largest = max(self._logs, key=lambda log: log.droppable, default=None)
-            if largest is None or not largest.droppable:
-                return
-            largest.drop_first()
+        share = self._shares.get(self._share_of.get(log, ""))
+        if share is not None:
+            share.used += size
+            self._fit(share)
+        while self.used > self.together and _drop_of_largest(self._logs):
+            pass
+
+    def _fit(self, share: _Share) -> None:
+        while share.used > share.bytes and _drop_of_largest(share.logs):
+            pass
 
     def expire(self) -> None:
         """Drop messages that have become too old, also of kernels that are silent."""
         for log in tuple(self._logs):
             log.expire(time.time() - self.age)
+
+
+def _drop_of_largest(logs: set[Bounded]) -> bool:
+    """Drop the oldest segment of the log that can drop most; whether there was one."""
+    largest = max(logs, key=lambda log: log.droppable, default=None)
+    if largest is None or not largest.droppable:
+        return False
+    largest.drop_first()
+    return True

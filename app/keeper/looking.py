@@ -15,6 +15,7 @@ __all__ = [
     "leader_that_writes",
     "look",
     "members",
+    "run_tool",
     "start_time",
     "states_of_group",
 ]
@@ -73,7 +74,7 @@ def _is_stdout(pid: int, wanted: os.stat_result) -> bool:
 
 def _holders(file: Path) -> list[int]:
     """The processes that have a file as their stdout, as lsof(8) finds them."""
-    text = _run("lsof", "-a", "-d", "1", "-t", "--", str(file))
+    text = run_tool("lsof", "-a", "-d", "1", "-t", "--", str(file))
     return [int(word) for word in text.split() if word.isdigit()]
 
 
@@ -93,7 +94,7 @@ def members(pgid: int) -> Iterator[tuple[int, str]]:
             if found is not None and found.group == pgid:
                 yield pid, found.state
         return
-    for line in _run("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "state=").splitlines():
+    for line in run_tool("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "state=").splitlines():
         member, group, state, *_ = line.split()
         if int(group) == pgid:
             yield int(member), state[0]
@@ -125,13 +126,13 @@ def _boot() -> str:
 def _look_by_ps(pid: int) -> Look | None:
     """The start time is a calendar time in whole seconds: no number is reused within one."""
     columns = ("-o", "state=", "-o", "ppid=", "-o", "pgid=", "-o", "lstart=")
-    words = _run("ps", *columns, "-p", str(pid)).split()
+    words = run_tool("ps", *columns, "-p", str(pid)).split()
     if len(words) < 4:
         return None
     return Look(words[0][0], int(words[1]), int(words[2]), "-".join(words[3:]))
 
 
-def _run(tool: str, *arguments: str) -> str:
+def run_tool(tool: str, *arguments: str) -> str:
     """What a tool of the system prints. Raises `OSError` if it cannot be executed, or hangs.
 
     It is not the one that somebody's PATH has, and prints the same in all places.

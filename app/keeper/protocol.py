@@ -21,7 +21,8 @@ a keeper that it does not understand let go of its kernels, and replace it. A se
 version and the one before (`SPOKEN`). What has changed:
 
     4  ``hello`` is answered with ``{"kept": [...], "heard": [...]}``: the processes, and the ids of
-       the kernels that are heard. It was the list of processes alone.
+       the kernels that are heard. It was the list of processes alone. Later keepers of this version
+       add ``can``, the fields of requests that must not be sent to a keeper which ignores them.
     3  The keeper hears kernels, and writes their logs.
     2  Requests and answers have ids; an answer without one is that to the oldest request.
 
@@ -48,6 +49,7 @@ from typing import Any, Final, cast
 from .processes import HAS_PROC
 
 __all__ = [
+    "CAN",
     "PROTOCOL",
     "SPOKEN",
     "Fields",
@@ -72,6 +74,9 @@ PROTOCOL: Final = 4
 
 SPOKEN: Final = (PROTOCOL, PROTOCOL - 1)
 """The versions that a server speaks."""
+
+CAN: Final = ("as_user", "arguments")
+"""Fields that this keeper does not ignore: it launches a process ``as_user``, or not at all."""
 
 MAX_FRAME: Final = 2**31
 MAX_HEAD: Final = 2**26

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Final, cast
 
-from .protocol import Fields, Frames
+from ..protocol import link
+from .feeds import Feeds
+from .hearings import Hearings
+from .protocol import Fields, Frames, Garbled, pack
 
 __all__ = ["ServerLink"]
+
+FEED_BYTES: Final = 2**18
+"""When so much waits for a server that follows logs, no further piece of one is written."""
+
+TOLD_BYTES: Final = 2**22
+"""When so much waits for a server that follows logs, nothing more is taken of it."""
 
 
 class ServerLink(Frames):
     """Calls ``on_frame`` for each frame of a server's, and ``on_end`` once, at the end.
 
     Of a server that does not read what it is told nothing more is taken until it does, so that what
-    waits for it here is bounded.
+    waits for it here is bounded. What waits for one that follows logs is bounded by the feeds: it
+    is heard all the same, so that an interrupt need not wait for the output of others.
     """
 
     def __init__(
@@ -24,11 +34,14 @@ class ServerLink(Frames):
         on_frame: Callable[[ServerLink, Fields, bytes], None],
         on_end: Callable[[ServerLink, Exception | None], None],
     ) -> None:
-        super().__init__(
-            lambda fields, data: on_frame(self, fields, data), lambda error: on_end(self, error)
-        )
+        super().__init__(self._on_frame_in_time, lambda error: on_end(self, error))
+        self._take_frame = on_frame
         self._greeting = greeting
         self._holds = 0
+        self._is_full = False
+        self._is_late = False  # whether it is held back as it does not read what it is told
+        self._feeds: Feeds | None = None
+        self._is_cut_off = False  # whether nothing more is to be taken of it
         self._writes: asyncio.Transport | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -43,15 +56,28 @@ class ServerLink(Frames):
         super().connection_lost(exc)
         self.ended.set_result(None)
 
+    def _on_frame_in_time(self, fields: Fields, data: bytes) -> None:
+        if not self._is_cut_off:
+            self._take_frame(self, fields, data)
+
     def write(self, frame: bytes) -> None:
         """Tell the server something; nothing is told to one that is gone."""
         if self._writes is not None and not self._writes.is_closing():
             self._writes.write(frame)
+            if self._feeds is not None and not self._is_late and self.unread > TOLD_BYTES:
+                self._is_late = True
+                self.hold()
 
     @property
     def unread(self) -> int:
         """How many bytes wait for the server to read them."""
         return 0 if self._writes is None else self._writes.get_write_buffer_size()
+
+    def cut_off(self) -> None:
+        """Take nothing more, not even what has come already, and end the connection."""
+        self._is_cut_off = True
+        if self._writes is not None:
+            self._writes.abort()
 
     def close(self) -> None:
         """Close the connection when all is sent that was written."""
@@ -73,8 +99,48 @@ class ServerLink(Frames):
 
     def pause_writing(self) -> None:
         """The server does not read."""
-        self.hold()
+        self._is_full = True
+        if self._feeds is None:
+            self._is_late = True
+            self.hold()
 
     def resume_writing(self) -> None:
         """The server has read."""
-        self.go_on()
+        self._is_full = False
+        if self._is_late:
+            self._is_late = False
+            self.go_on()
+        if self._feeds is not None:
+            self._feeds.pump()
+
+    # A server on another host, which follows logs
+
+    def mirror(self) -> None:
+        """Let the server follow logs from now on."""
+        if self._feeds is None and self._writes is not None:
+            self._writes.set_write_buffer_limits(high=FEED_BYTES)
+            self._feeds = Feeds(lambda data: self.write(pack({}, data)), lambda: not self._is_full)
+
+    def take(self, data: bytes, hearings: Hearings) -> bool:
+        """Do what a frame of such a server says; False for any other. Raises `Garbled`."""
+        kind = data[:1]
+        if self._feeds is None or kind not in (link.FOLLOW, link.CREDIT, link.HEARTBEAT):
+            return False
+        try:
+            if kind == link.HEARTBEAT:
+                self.write(pack({}, data))
+            elif kind == link.CREDIT:
+                self._feeds.grant(*link.unpack_credit(data))
+            else:
+                handle, after, credit = link.unpack_follow(data)
+                hearing = hearings.by_handle(handle)
+                if hearing is not None:  # a kernel that is gone has no log
+                    self._feeds.follow(handle, hearing.writer, after, credit)
+        except ValueError as error:
+            raise Garbled(str(error)) from None
+        return True
+
+    def grown(self, handles: Iterable[int]) -> None:
+        """Logs have grown."""
+        if self._feeds is not None:
+            self._feeds.grown(handles)

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -20,12 +19,19 @@ from ..protocol import link
 from ..protocol.compose import make_parts
 from ..protocol.link import Bell
 from ..protocol.messages import ClientMessage
+from .apart import run
+from .connection_files import prepare, remove_prepared
+from .group_files import find_base
+from .groups import ControlGroups, state_key
 from .hearing import Hearing
 from .hearings import Hearings
 from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
-from .processes import Process, open_process, start_time
-from .protocol import PROTOCOL, Fields, Garbled, is_own_peer, pack
+from .launching import AsUser
+from .limits import limits_from
+from .log_room import share_from
+from .processes import Process, open_process
+from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 
 __all__ = ["Service"]
@@ -61,7 +67,11 @@ class Service:
     def __init__(self, listener: socket.socket, directory: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._kernels = KeptKernels(directory, self._on_exit, self._end_if_unused)
+        self._lasts = False  # whether kernels are to outlive the service
+        groups = ControlGroups(
+            state_key(directory), lambda files: find_base(files, lasting=self._lasts)
+        )
+        self._kernels = KeptKernels(directory, self._on_exit, self._end_if_unused, groups)
         self._connections: set[ServerLink] = set()
         self._servers: set[ServerLink] = set()  # those that have said what they are
         self._tasks: set[asyncio.Task[object]] = set()
@@ -82,18 +92,20 @@ class Service:
             "stop": self._on_stop,
             "kept": self._on_kept,
             "launch": self._on_launch,
-            "run": self._on_run,
+            "run": run,
             "adopt": self._on_adopt,
             "hear": self._on_hear,
             "open": self._on_open,
-            "stdin": self._on_stdin,
+            "stdin": lambda fields: {"answer": self._heard(fields).stdin_connected},
             "settle": self._on_settle,
             "disconnect": self._on_disconnect,
             "drop": self._on_drop,
             "renew": self._on_renew,
             "signal": self._on_signal,
             "tail": self._on_tail,
+            "usage": lambda fields: {"answer": fields["used"]},
             "end": self._on_end,
+            "prepare": prepare,
         }
         self._loop.add_reader(listener, self._accept)
 
@@ -115,8 +127,7 @@ class Service:
             self._late_bells.cancel()
         self._hearings.close()
 
-    def _deafen(self) -> None:
-        """Take no new server: the next keeper will."""
+    def _deafen(self) -> None:  # the next keeper takes the servers that come
         if self._listener.fileno() != -1:
             self._loop.remove_reader(self._listener)
             self._listener.close()
@@ -149,7 +160,7 @@ class Service:
             self._loop.add_reader(self._listener, self._accept)
 
     def _new_link(self) -> ServerLink:
-        greeting = pack({"keeper": PROTOCOL, "pid": os.getpid()})
+        greeting = pack({"keeper": PROTOCOL, "pid": os.getpid(), "now": time.monotonic()})
         server = ServerLink(greeting, self._on_frame, self._on_lost)
         self._connections.add(server)
         return server
@@ -158,9 +169,19 @@ class Service:
         if self._stopping:
             server.close()
         elif not fields:
-            self._take(data)
+            if not server.take(data, self._hearings):
+                self._take(data)
         elif fields.get("ask") == "drain":
             self._drain(server)
+        elif fields.get("ask") == "hello" and fields.get("mirrors"):
+            # It dials in again where the one before may still be open, and what that has sent may
+            # be on its way. It sends all that again which the log does not have.
+            for other in self._servers - {server}:
+                other.cut_off()
+            server.mirror()
+            server.write(self._answer(fields, server))
+        elif fields.get("ask") == "usage":
+            self._do_later(self._sample(server, fields))
         elif fields.get("ask") == "hello" and self._servers - {server}:
             server.hold()
             self._do_later(self._greet_late(server, fields))
@@ -287,7 +308,7 @@ class Service:
     def _on_exit(self, kernel: KeptKernel) -> None:
         event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
         for server in self._servers:
-            server.write(pack(event | {"pid": kernel.pid}))
+            server.write(pack(event | {"pid": kernel.pid, "oom": kernel.out_of_memory}))
         if self._stopping:
             self._end_if_alone()
 
@@ -327,6 +348,7 @@ class Service:
         room.age = float(fields["log_age"])
         self._kernels.output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
+        self._lasts = "server" not in fields
         answer = [kernel.record for kernel in self._kernels]
         self._kernels.take_over()
         if "server" in fields:
@@ -334,7 +356,7 @@ class Service:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": {"kept": answer, "heard": self._hearings.ids}}
+        return {"answer": {"kept": answer, "heard": self._hearings.ids, "can": [*CAN]}}
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels]}
@@ -347,26 +369,16 @@ class Service:
             fields["cwd"],
             output=fields["output"],
             launched_by=fields["launch"],
+            limits=limits_from(fields.get("limits")),
+            user=AsUser.of(fields.get("as_user")),
+            arguments=fields.get("arguments"),
         )
         return {"answer": kernel.record}
 
-    def _on_run(self, fields: Fields) -> Answer:
-        """Start a process that is no kernel, and has nothing to do with us but for its children."""
-        process = subprocess.Popen(
-            fields["command"],
-            env=fields["env"],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        process.returncode = 0  # it is reaped like any orphan
-        return {"answer": {"pid": process.pid, "start_time": start_time(process.pid)}}
-
     def _on_adopt(self, fields: Fields) -> Answer:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
-        kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"])
+        limits = limits_from(fields.get("limits"))
+        kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"], limits)
         return {"answer": None if kernel is None else kernel.record}
 
     # What kernels say, and are asked
@@ -380,6 +392,7 @@ class Service:
             info=fields["info"],
             anew=bool(fields["anew"]),
             known=fields.get("known", (1, 0)),
+            share=share_from(fields),
         )
         return {"answer": msgspec.to_builtins(heard)}
 
@@ -390,11 +403,8 @@ class Service:
         return hearing
 
     def _on_open(self, fields: Fields) -> Answer:
-        self._heard(fields).opened = True
+        self._heard(fields).used(share_from(fields))
         return {"answer": None}
-
-    def _on_stdin(self, fields: Fields) -> Answer:
-        return {"answer": self._heard(fields).stdin_connected}
 
     def _on_settle(self, fields: Fields) -> Answer:
         return {"answer": self._hearings.settle(fields["kernel_id"])}
@@ -409,6 +419,8 @@ class Service:
 
     def _on_drop(self, fields: Fields) -> Answer:
         self._hearings.flush()  # what was said last is read from a file that is held open
+        if fields.get("prepared"):
+            remove_prepared(str(fields["kernel_id"]))
         self._hearings.forget(fields["kernel_id"], fields.get("directory"))
         self._malformed.pop(fields["kernel_id"], None)
         self._end_if_unused()
@@ -434,6 +446,7 @@ class Service:
         """Tell every server how far logs go; who does not read is told of all later."""
         frame = pack({}, link.pack_bells(bells))
         for server in self._servers:
+            server.grown(bell.handle for bell in bells)
             if server.unread <= UNREAD_BYTES:
                 server.write(frame)
             elif self._late_bells is None:
@@ -458,6 +471,12 @@ class Service:
 
     def _on_tail(self, fields: Fields) -> Answer:
         return {"answer": self._kernels[fields["kernel_id"]].tail()}
+
+    async def _sample(self, server: ServerLink, fields: Fields) -> None:
+        """Answer what a kernel uses; others may be answered meanwhile."""
+        kernel = self._kernels.present(str(fields.get("kernel_id")))
+        used = None if kernel is None else await kernel.usage()
+        server.write(self._answer({**fields, "used": used}, server))
 
     def _on_end(self, fields: Fields) -> Answer:
         """Kill the process ``pid`` of a kernel, or what the request ``launch`` led to; forget it.

@@ -40,6 +40,7 @@ KernelkeepError
 ├── TooManyShares 429
 ├── TooManyStarts 429
 ├── KernelStartFailed 500
+│   ├── IsolationUnavailable
 │   └── KernelSpecInvalid
 ├── KeeperUnavailable 500
 ├── AuthorizerFailed 500
@@ -50,7 +51,7 @@ KernelkeepError
 └── ServerStopping 503
 
 Those of files and directories are in `app.managers.files.errors`, those of the list of tokens in
-`app.managers.owners.errors`.
+`app.managers.owners.errors`, those of limits in `app.managers.limits.errors`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The
@@ -60,7 +61,7 @@ first paragraph of each class's docstring is its description in the OpenAPI docu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 RETRY_IDENTITY: Final = 5  # in seconds, after which another service may answer again
 RETRY_STOPPED: Final = 5  # in seconds, after which the next server may have taken over
@@ -77,7 +78,7 @@ class KernelkeepError(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after: int | None = None
-        self.details: Mapping[str, str] = {}
+        self.details: Mapping[str, Any] = {}
         """Further keys of the response's body."""
         self.hides: Mapping[str, str] = {}
         """What is there although the response says that it is not, in the fields of the audit log.
@@ -379,9 +380,26 @@ class RequestTooLarge(KernelkeepError):
 
 
 class KernelStartFailed(KernelkeepError):
-    """The kernel's process could not be started, or ended before it was ready."""
+    """The kernel's process could not be started, or ended before it was ready.
+
+    With a ``cause`` that has a code of its own, the response has that as well.
+    """
 
     code = "kernel_start_failed"
+
+    def __init__(self, message: str, cause: Exception | None = None) -> None:
+        super().__init__(message)
+        if isinstance(cause, KernelkeepError):
+            self.details = {"cause": cause.code}
+
+
+class IsolationUnavailable(KernelStartFailed):
+    """The kernel cannot be kept apart from those of other owners, as the service's options ask."""
+
+    code = "isolation_unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The kernel cannot be isolated: {why}")
 
 
 class KernelSpecInvalid(KernelStartFailed):

@@ -52,6 +52,7 @@ class KernelState:
         # restart has followed are in `restarts`.
         self.reason = ""
         self.restarts: Restarts | None = None
+        self._unreachable = ""
         # Which of the kernel's processes this is, counted from 1; 0 before the first launch.
         self.generation = 0
         # Counts the changes of the kernel's REST model, here and in its traffic: the model is
@@ -63,8 +64,20 @@ class KernelState:
         self._busy_subshells: set[str] = set()
 
     @property
+    def unreachable(self) -> str:
+        """Why the kernel's host cannot be reached, so that its state is not known; or empty."""
+        return "" if self.lifecycle is Lifecycle.DEAD else self._unreachable
+
+    @property
     def word(self) -> str:
         """The ``execution_state`` of the REST model, in Jupyter's vocabulary."""
+        if self.unreachable and self.lifecycle in (Lifecycle.STARTING, Lifecycle.RUNNING):
+            return str(Lifecycle.UNKNOWN)
+        return self.last_word
+
+    @property
+    def last_word(self) -> str:
+        """The same; if the kernel cannot be reached, what it was when it last could."""
         match self.lifecycle:
             case Lifecycle.RUNNING:
                 return self.execution_state
@@ -81,7 +94,7 @@ class KernelState:
         again; and for ``unknown``, which is no state of Jupyter's messaging protocol.
         """
         waits = self.lifecycle in (Lifecycle.RESTARTING, Lifecycle.UNKNOWN)
-        return "starting" if waits else self.word
+        return "starting" if waits else self.last_word
 
     @property
     def running(self) -> bool:
@@ -141,6 +154,12 @@ class KernelState:
         self.changes += 1
         if self.execution_state == "starting":
             self.execution_state = "idle"
+
+    def on_reach(self, why: str) -> None:
+        """The kernel's host cannot be reached, for the reason ``why``; with none, it can be."""
+        if self._unreachable != why:
+            self._unreachable = why
+            self.changes += 1
 
     def on_launch(self) -> None:
         """Forget the state that the process before has reported: a new one was launched."""

@@ -8,6 +8,13 @@ All integers are little-endian. A frame's first byte tells what it is:
     B  a doorbell, from the       for each kernel whose log has grown: handle, first place, end,
        keeper                     tip, how many requests the kernel's sockets have taken
 
+and, between a keeper and a server on another host, which keeps copies of the logs:
+
+    F  follow a log               handle, the first number that is wanted, credit in bytes
+    C  further credit             handle, bytes
+    L  records, from the keeper   handle, flags | a piece of the log's records, as they stand
+    H  a heartbeat                nothing; the keeper returns it
+
 The handle is the keeper's number for a kernel. Places and tips are those of `app.keeper.log`. The
 keeper writes records to their file before it sends the bell: all records that a bell tells of can
 be read when it comes. A bell's facts are totals, not steps: the next bell makes up for one that is
@@ -18,21 +25,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from struct import Struct, error, pack, unpack_from
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .messages import CHANNELS, Buffer, ClientMessage, MalformedMessage, decode_header
 from .records import EVERYBODY
 
 __all__ = [
     "BELLS",
+    "CREDIT",
+    "FOLLOW",
+    "HEARTBEAT",
+    "RECORDS",
     "REQUEST",
     "SAID",
     "Bell",
+    "Credit",
+    "Follow",
+    "Piece",
     "Said",
     "pack_bells",
+    "pack_credit",
+    "pack_follow",
+    "pack_records",
     "pack_request",
     "pack_said",
     "unpack_bells",
+    "unpack_credit",
+    "unpack_follow",
+    "unpack_records",
     "unpack_request",
     "unpack_said",
 ]
@@ -40,10 +60,21 @@ __all__ = [
 REQUEST: Final = b"R"
 SAID: Final = b"S"
 BELLS: Final = b"B"
+FOLLOW: Final = b"F"
+CREDIT: Final = b"C"
+RECORDS: Final = b"L"
+HEARTBEAT: Final = b"H"
+"""A whole frame."""
+
+ANEW: Final = 1
+"""A flag: the piece begins with a record. What was before it may end within one."""
 
 _REQUEST: Final = Struct("<cIBHH")
 _SAID: Final = Struct("<cIBBH")
 _BELL: Final = Struct("<I7Q")
+_FOLLOW: Final = Struct("<cIQQ")
+_CREDIT: Final = Struct("<cIQ")
+_RECORDS: Final = Struct("<cIB")
 _NUMBERS: Final = {name: number for number, name in enumerate(CHANNELS)}
 
 
@@ -71,6 +102,29 @@ class Said(NamedTuple):
     flags: int
     owner: str | None
     frame: bytes
+
+
+class Follow(NamedTuple):
+    """A server's wish for a copy of a log, from a number on; ``credit`` is in bytes."""
+
+    handle: int
+    after: int
+    credit: int
+
+
+class Credit(NamedTuple):
+    """How many bytes more of a log may be sent."""
+
+    handle: int
+    size: int
+
+
+class Piece(NamedTuple):
+    """A piece of a log's records; the next one goes on where it ends, unless that is ``anew``."""
+
+    handle: int
+    anew: bool
+    data: memoryview
 
 
 def pack_request(handle: int, message: ClientMessage, owner: str) -> list[Buffer]:
@@ -142,3 +196,41 @@ def unpack_bells(data: bytes) -> list[Bell]:
         ]
     except error as problem:
         raise MalformedMessage(f"no doorbell: {problem}") from None
+
+
+def pack_follow(follow: Follow) -> list[Buffer]:
+    """The pieces of a frame with the wish to follow a log."""
+    return [_FOLLOW.pack(FOLLOW, *follow)]
+
+
+def unpack_follow(data: bytes) -> Follow:
+    """The wish in a frame. Raises `ValueError`."""
+    return Follow(*_whole(_FOLLOW, data)[1:])
+
+
+def pack_credit(credit: Credit) -> list[Buffer]:
+    """The pieces of a frame with further credit."""
+    return [_CREDIT.pack(CREDIT, *credit)]
+
+
+def unpack_credit(data: bytes) -> Credit:
+    """The credit in a frame. Raises `ValueError`."""
+    return Credit(*_whole(_CREDIT, data)[1:])
+
+
+def pack_records(handle: int, anew: bool, data: bytes) -> bytes:
+    """A frame with a piece of a log's records."""
+    return _RECORDS.pack(RECORDS, handle, ANEW * anew) + data
+
+
+def unpack_records(data: bytes) -> Piece:
+    """The piece in a frame. Raises `ValueError`."""
+    _, handle, flags = _whole(_RECORDS, data[: _RECORDS.size])
+    return Piece(handle, bool(flags & ANEW), memoryview(data)[_RECORDS.size :])
+
+
+def _whole(form: Struct, data: bytes) -> tuple[Any, ...]:
+    try:
+        return form.unpack(data)
+    except error as problem:
+        raise MalformedMessage(f"no frame {data[:1]!r}: {problem}") from None

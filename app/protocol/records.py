@@ -192,7 +192,7 @@ def pack_record(
     return (head, frame, *rest, tail) if rest else (head, frame, tail)
 
 
-def next_record(data: bytes, start: int, number: int) -> Record | None:
+def next_record(data: Buffer, start: int, number: int) -> Record | None:
     """The record that begins at ``start``; only its head need be in ``data``.
 
     Its number is ``number`` or a higher one. None if no record begins there, as behind the last

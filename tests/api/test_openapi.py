@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from app import __version__
 from app.main import create_app
 from app.managers.errors import KernelkeepError, NotFound
+from app.managers.limits.errors import LimitReached
 from app.settings import Settings
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
@@ -134,7 +135,9 @@ def test_it_names_every_code_that_a_caller_can_meet(document: dict[str, Any]) ->
         for _, operation in _operations(document)
         for response in operation["responses"].values()
     )
-    known = [kind.code for kind in _errors(KernelkeepError) if kind is not NotFound]
+    told += "".join(socket["refusals"]["429"] for socket in document["x-websockets"].values())
+    kinds = {*_errors(KernelkeepError)} - {NotFound, LimitReached}
+    known = [kind.code for kind in kinds]
     assert [code for code in known if f"`{code}`" not in told] == []
 
 

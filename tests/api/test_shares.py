@@ -164,6 +164,25 @@ async def test_streams_of_a_kernel_that_says_nothing_end_with_the_share(
             assert await anext(line async for line in own if "KeyboardInterrupt" in line)
 
 
+async def test_a_request_that_waits_ends_with_the_share(owners: Owners) -> None:
+    anna, ben = await owners.client("anna"), await owners.client("ben")
+    kernel_id = await kernel_of(anna)
+    executions = Executions(anna, kernel_id)
+    running = await executions.begin("sleep 60")
+    await executions.until(running, "started")
+    await share(anna, kernel_id, name="ben", access="read")
+    path = f"/api/kernels/{kernel_id}/executions/{running}?wait=30"
+    his, hers = (asyncio.create_task(one.http.get(path)) for one in (ben, anna))
+    await asyncio.wait({his, hers}, timeout=0.5)  # until both wait, or he is refused at once
+    await share(anna, kernel_id, name="carl", access="read")  # which concerns neither
+    await end_share(anna, kernel_id, name="ben")
+    async with asyncio.timeout(1):
+        error_of(await his, 404, "kernel_not_found")
+    assert not hers.done()
+    await executions.cancel(running)
+    assert (await hers).json()["state"] == "cancelled"
+
+
 async def test_a_handshake_that_is_held_ends_with_the_share(owners: Owners) -> None:
     anna = await owners.client("anna")
     kernel_id = (await anna.start_kernel("fake-silent"))["id"]

@@ -67,6 +67,8 @@ _KINDS: Final[dict[Any, str]] = {
     list[str]: "list",
     list[Path]: "list of paths",
     dict[str, int]: "names with a whole number each",
+    dict[str, Any]: "limits with a value each",
+    dict[str, dict[str, Any]]: "names with limits each, as JSON",
 }
 # What depends on the machine, or is too long for a table.
 _DEFAULTS: Final = {

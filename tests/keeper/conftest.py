@@ -87,6 +87,7 @@ class Ear:
         self.heard: list[Heard] = []
         self.bells: list[Bell] = []
         self.malformed: list[tuple[int, str, str]] = []
+        self.lost: list[str] = []
         self.writable = 0
 
     @property
@@ -103,6 +104,9 @@ class Ear:
     def on_heard(self, heard: Heard) -> None:
         self.heard.append(heard)
         self.bells.append(heard.bell)
+
+    def on_lost(self, why: str) -> None:
+        self.lost.append(why)
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
         self.malformed.append((count, channel, reason))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.keeper.log import LogRoom, LogWriter, Place
+from app.keeper.log import FIRST_BYTES, LogRoom, LogWriter, Place
+from app.keeper.log_room import NO_SHARE, share_from
 from app.keeper.open_files import OpenFiles
 
 LOGS = 5
@@ -139,3 +140,60 @@ def test_a_file_that_is_gone_when_it_is_needed_costs_what_was_to_be_written_ther
     assert log.lost_messages == 1
     assert frames(log) == [b"kept"]
     assert "its log cannot be written" in caplog.text
+
+
+def _fill(log: LogWriter, size: int) -> None:
+    for _ in range(size // 10_000):
+        log.append(b"x" * 10_000, "iopub")
+        log.flush()
+
+
+def test_logs_that_share_a_bound_have_no_more_together_and_others_lose_nothing(
+    room: LogRoom, logs: list[LogWriter]
+) -> None:
+    size = 40 * FIRST_BYTES
+    for log in logs[:3]:
+        room.share(log, "anna", size)
+    room.share(logs[3], "ben", size)
+    for log in logs[:3]:
+        _fill(log, size)
+    _fill(logs[3], size // 2)
+    newest = 3 * size // 12  # a file of each, which cannot be dropped while it is written to
+    assert sum(log.bytes for log in logs[:3]) <= size + newest
+    assert min(log.bytes for log in logs[:3]) > 0
+    assert logs[3].first.cursor == 1  # ben's log has lost nothing by anna's
+    # The last that is said of the size counts, and one that leaves takes its bytes with it.
+    room.share(logs[0], "anna", size // 2)
+    assert sum(log.bytes for log in logs[:3]) <= size // 2 + newest
+    before = logs[1].bytes
+    room.share(logs[0], *NO_SHARE)
+    _fill(logs[0], size)
+    assert logs[0].bytes > size // 2
+    assert logs[1].bytes == before
+    for log in logs[1:3]:
+        log.close()
+    assert room._shares.keys() == {"ben"}
+    assert room.used == sum(log.bytes for log in (logs[0], *logs[3:]))
+
+
+def test_one_log_s_share_bounds_its_files_too(room: LogRoom, logs: list[LogWriter]) -> None:
+    share = 8 * FIRST_BYTES
+    room.share(logs[0], "anna", share)
+    assert (room.bound_of(logs[0]), room.part_of(logs[0])) == (share, share // 4)
+    assert room.bound_of(logs[1]) == room.each
+    room.share(logs[1], "anna", share)
+    assert (room.bound_of(logs[0]), room.part_of(logs[0])) == (share, share // 8)
+    room.share(logs[0], "anna", 4 * room.each)
+    assert room.bound_of(logs[0]) == room.each
+    assert room.part_of(logs[0]) == room.each // 4
+
+
+@pytest.mark.parametrize("share", [["", 1], ["a", 0], ["a", "1"], [1, 1], ["a", 1.5]])
+def test_a_share_that_makes_no_sense_is_refused(share: list[Any]) -> None:
+    with pytest.raises(ValueError, match="share"):
+        share_from({"share": share})
+
+
+def test_a_request_may_say_nothing_of_a_share() -> None:
+    assert share_from({}) == share_from({"share": None}) == NO_SHARE
+    assert share_from({"share": ["a", 5]}) == ("a", 5)

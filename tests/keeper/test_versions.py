@@ -27,7 +27,7 @@ from app.keeper.protocol import (
     pack,
     receive,
 )
-from app.managers.errors import KeeperUnavailable
+from app.managers.errors import IsolationUnavailable, KeeperUnavailable
 from app.managers.processes.keeper import link as keeper_link
 from app.managers.processes.keeper.client import Keeper
 from app.managers.processes.keeper.keepers import Keepers
@@ -118,6 +118,26 @@ async def test_what_a_server_does_with_two_keepers(
     assert (is_alive(again.pid), is_alive(new.pid)) == (False, True)
     await keepers.end("new")
     assert await keepers.kept() == {}
+
+
+async def test_an_older_keeper_launches_nothing_that_it_could_not_isolate(
+    home: Home, before: Before, make_keepers: Make
+) -> None:
+    """As it would ignore the field, and launch the kernel as its own user."""
+    older = await before.start()
+    (kept,) = await before.launch("k")
+    keepers = make_keepers()
+    output = home.state_dir / "output" / "kernel-k.log"
+    assert await keepers.adopt("k", kept.pid, kept.start_time, output) == kept
+    await keepers.signal("k", signal.SIGKILL)
+    await asyncio.wait_for(asyncio.shield(keepers.exited("k")), WAIT)
+    fields: list[Fields] = [{"as_user": {"uid": 5, "gid": 5, "home": "/"}}, {"arguments": []}]
+    for field in fields:
+        with pytest.raises(IsolationUnavailable, match="is an earlier one"):
+            await keepers.launch("k", ["sleep", "1000"], env={}, cwd="/", output=output, **field)
+    assert (await keepers.kept())["k"].exit_code == -signal.SIGKILL
+    await keepers.forget("k")
+    assert await asyncio.wait_for(older.wait(), WAIT) == 0
 
 
 async def test_the_bound_on_logs_is_for_all_keepers_together(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.keeper.hearings import Heard, Hearings
+from app.keeper.log_room import NO_SHARE
 from app.managers.errors import KernelUnreachable
 from app.managers.messages.line import Line
 from app.protocol.link import Bell
@@ -41,6 +42,7 @@ class LocalHearer:
                 directory=directory,
                 info=info,
                 anew=anew,
+                share=line.share or NO_SHARE,
             )
         except (OSError, ValueError) as error:
             raise KernelUnreachable(str(error)) from error
@@ -69,11 +71,12 @@ class LocalHearer:
         hearing = self._hearings.get(kernel_id)
         return hearing is None or hearing.stdin_connected
 
-    def opened(self, kernel_id: str) -> None:
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """As `Hearer.opened`."""
         hearing = self._hearings.get(kernel_id)
         if hearing is not None:
             hearing.opened = True
+            self._hearings.room.share(hearing.writer, *(share or NO_SHARE))
 
     async def disconnect(self, kernel_id: str) -> None:
         """As `Hearer.disconnect`."""

@@ -10,14 +10,25 @@ from hypothesis import strategies as st
 
 from app.protocol.link import (
     BELLS,
+    CREDIT,
+    FOLLOW,
+    RECORDS,
     REQUEST,
     SAID,
     Bell,
+    Credit,
+    Follow,
     Said,
     pack_bells,
+    pack_credit,
+    pack_follow,
+    pack_records,
     pack_request,
     pack_said,
     unpack_bells,
+    unpack_credit,
+    unpack_follow,
+    unpack_records,
     unpack_request,
     unpack_said,
 )
@@ -104,3 +115,23 @@ def test_a_request_of_too_few_parts_is_refused(count: int) -> None:
 def test_half_a_bell_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="no doorbell"):
         unpack_bells(BELLS + bytes(size))
+
+
+@given(handles, numbers, numbers, st.booleans(), st.binary(max_size=100))
+def test_what_a_server_elsewhere_follows_arrives_as_it_was(
+    handle: int, number: int, size: int, anew: bool, data: bytes
+) -> None:
+    follow, credit = Follow(handle, number, size), Credit(handle, size)
+    assert unpack_follow(b"".join(map(bytes, pack_follow(follow)))) == follow
+    assert unpack_credit(b"".join(map(bytes, pack_credit(credit)))) == credit
+    piece = unpack_records(pack_records(handle, anew, data))
+    assert (piece.handle, piece.anew, bytes(piece.data)) == (handle, anew, data)
+
+
+def test_frames_of_another_length_are_refused() -> None:
+    with pytest.raises(MalformedMessage):
+        unpack_follow(FOLLOW + b"short")
+    with pytest.raises(MalformedMessage):
+        unpack_credit(CREDIT + bytes(40))
+    with pytest.raises(MalformedMessage):
+        unpack_records(RECORDS)

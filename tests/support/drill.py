@@ -28,6 +28,7 @@ import httpx
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from app.keeper.protocol import PROTOCOL
+from app.managers.executions.queue import MAX_WAITING
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions, stream
 from tests.support.home import Home
@@ -507,13 +508,13 @@ class Asking:
         """Those that the server has answered for."""
 
     async def ask(self, server: ServerProcess, count: int) -> None:
-        """Returns when all are asked for, or the server is gone."""
+        """Returns when all are asked for, as far as the server's queue has room, or it is gone."""
         try:
             self._channels = await JupyterChannels.connect(
                 server.ws_url, self.kernel_id, server.token
             )
             async with RestClient(server.url, server.token) as rest:
-                for number in range(0, count, 2):
+                for number in range(0, min(count, 2 * MAX_WAITING), 2):
                     await self._ask_for_two(rest, self._channels, number)
         except (*LEFT, httpx.HTTPError):
             pass

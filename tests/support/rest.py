@@ -51,6 +51,7 @@ class ErrorModel(TypedDict):
     message: str
     reason: str | None
     code: str
+    cause: NotRequired[str]
 
 
 class RestError(Exception):
@@ -67,7 +68,7 @@ class RestError(Exception):
     def error(self) -> ErrorModel:
         """The error body, checked for its keys."""
         body = self.response.json()
-        assert body.keys() - {"short_message"} == {"message", "reason", "code"}, body
+        assert body.keys() - {"short_message", "cause"} == {"message", "reason", "code"}, body
         return cast(ErrorModel, body)
 
 

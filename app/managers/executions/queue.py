@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -65,6 +65,10 @@ class Messages(Protocol):
         """Send a request at once or when the kernel is ready; False if it is refused."""
 
 
+def _always() -> bool:
+    return True
+
+
 class Executions:
     """The executions of one kernel: asking for them, waiting for them, stopping them.
 
@@ -75,6 +79,8 @@ class Executions:
         self, control: ProcessControl, messages: Messages, state: KernelState, settings: Settings
     ) -> None:
         self.closing = False
+        self.check_share: Callable[[], None] = lambda: None
+        """Raises an error if no further execution may wait at the kernels of this one's owner."""
         self._messages = messages
         self._tracker = messages.tracker
         self._tracker.listener = self
@@ -112,36 +118,56 @@ class Executions:
         """The executions that are known to show a display with this id."""
         return self._tracker.displays.of(display_id)
 
-    async def ended(self, execution: Execution, seconds: float) -> bool:
+    @property
+    def waiting(self) -> int:
+        """How many executions have been asked for, by whatever way, and have not begun."""
+        sent = (one for one in self._tracker.under_way if one.state is ExecutionState.QUEUED)
+        return len(self._held) + sum(1 for _ in sent)
+
+    async def ended(
+        self, execution: Execution, seconds: float, permission: Callable[[], bool] = _always
+    ) -> bool:
         """Wait for an execution's end for at most ``seconds``; returns whether it has ended.
 
-        Returns early when the server stops.
+        Returns early when the server stops, and when there is no ``permission`` any more.
         """
-        if not execution.ended and not self.closing and seconds > 0:
-            future = asyncio.get_running_loop().create_future()
-
-            def wake() -> None:
-                if not future.done():
-                    future.set_result(None)
-
-            # Nothing is suspended since the look at `ended`, so no end is missed.
-            execution.on_end.append(wake)
-            self._waiting.add(future)
-            try:
-                await asyncio.wait({future}, timeout=seconds)
-            finally:
-                self._waiting.discard(future)
-                with contextlib.suppress(ValueError):  # it has ended, and taken its callbacks
-                    execution.on_end.remove(wake)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not execution.ended and not self.closing and permission():
+            left = deadline - loop.time()
+            if left <= 0:
+                break
+            await self._ended_or_woken(execution, left)
         return execution.ended
 
-    def close_streams(self) -> None:
-        """Let all streams and waits end: the server is about to stop."""
-        self.closing = True
+    async def _ended_or_woken(self, execution: Execution, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        # Nothing is suspended since the look at `ended`, so no end is missed.
+        execution.on_end.append(wake)
+        self._waiting.add(future)
+        try:
+            await asyncio.wait({future}, timeout=seconds)
+        finally:
+            self._waiting.discard(future)
+            with contextlib.suppress(ValueError):  # it has ended, and taken its callbacks
+                execution.on_end.remove(wake)
+
+    def wake(self) -> None:
+        """Let all streams and waits look again: the shares of the kernel have changed, or more."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
         self._messages.log.wake()
+
+    def close_streams(self) -> None:
+        """Let all streams and waits end: the server is about to stop."""
+        self.closing = True
+        self.wake()
 
     # Asking
 
@@ -149,7 +175,7 @@ class Executions:
         """Execute code as soon as the kernel's main shell is free; this does not wait for that.
 
         Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
-        `MessageTypeNotAllowed` or `ServerStopping`.
+        `ExecutionsLimit`, `MessageTypeNotAllowed` or `ServerStopping`.
         """
         timeout = timeout_of(code.timeout, self._settings)
         self._check_allowed("execute_request")
@@ -161,6 +187,7 @@ class Executions:
             raise GenerationMismatch(self._state.generation)
         if len(self._held) >= MAX_WAITING or self._held.bytes > BACKLOG_BYTES:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
+        self.check_share()
         session = f"http-{uuid4().hex}"
         message = execute_request(code, session)
         asked_by = caller()

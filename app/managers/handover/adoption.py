@@ -113,6 +113,8 @@ async def adopt_process(
     """
     if not record.provisioner:
         raise Gone("The kernel had no process")
+    if record.connection_file:  # it may be elsewhere for a new process
+        manager.connection_file = record.connection_file
     manager.load_connection_info(record.connection)  # type: ignore[arg-type]
     written = await asyncio.to_thread(os.path.exists, manager.connection_file)
     mark_connection_file(manager, written=written)

@@ -21,6 +21,7 @@ from ..executions.queue import Executions
 from ..log.entries import Position
 from ..log.journal import Journal, UnusableJournal
 from ..messages.traffic import Traffic
+from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
 from ..processes.run_files import KEPT
 from ..processes.transports import socket_files
@@ -138,10 +139,13 @@ class RegisteredHandover(Handover):
 
     hands_over = True
 
-    def __init__(self, registry: Registry, keepers: Keepers, state_dir: Path) -> None:
+    def __init__(
+        self, registry: Registry, keepers: Keepers, state_dir: Path, isolation: Isolation
+    ) -> None:
         self._registry = registry
         self._state_dir = state_dir
         self._keepers = keepers
+        self._isolation = isolation
         self._room = asyncio.Semaphore(AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -154,6 +158,7 @@ class RegisteredHandover(Handover):
         await self._end_unknown(known)
         if not self._registry.put_aside:
             await asyncio.to_thread(_remove_leftovers, self._state_dir, known)
+            await asyncio.to_thread(self._isolation.remove_leftovers, known)
         if not records:
             return
         loop = asyncio.get_running_loop()
@@ -331,7 +336,7 @@ class RegisteredHandover(Handover):
                 if state.changes != state.noted:
                     state.noted = state.changes
                     activity = kernel.traffic.activity.last
-                    self._registry.touch(kernel.id, activity, state.word)
+                    self._registry.touch(kernel.id, activity, state.last_word)
 
     def begin(self, kernel: HandedOver) -> None:
         """As `Handover.begin`."""

@@ -41,6 +41,7 @@ from ..processes.specs import Specs
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, checked_id, connections, last_activity
 from .table import keys_for
+from .usage import KernelUsage
 
 __all__ = ["CallersKernels", "Permission", "no_longer_shared"]
 
@@ -152,9 +153,12 @@ class CallersKernels:
         """When the server was started, in seconds since the epoch."""
         return self._manager.started
 
-    def cwd_for_path(self, path: str) -> Path:
-        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
-        return self._manager.cwd_for_path(path)
+    async def cwd_for_path(self, path: str) -> Path:
+        """The directory that a kernel of the caller's works in if it is started for ``path``.
+
+        Raises `InvalidPath` and `IsolationUnavailable`.
+        """
+        return await self._manager.cwd_for_path(path, self.principal.owner)
 
     @property
     def settings(self) -> Settings:
@@ -200,6 +204,17 @@ class CallersKernels:
             if found is not None:
                 resolution.resolved.append(ResolvedPathModel("kernel", found))
         return resolution
+
+    async def usage(self, kernel_id: str, *, history: bool = False) -> KernelUsage:
+        """What a kernel uses of the machine (`UsageSampler.usage`).
+
+        What its owner's other kernels use is not for those with whom it is shared.
+        """
+        kernel = self.get(kernel_id)
+        usage = await self._manager.usage.usage(kernel, history=history)
+        if not (self._everything or may_share(self.principal, "read", kernel.ownership)):
+            usage.owner_memory = None
+        return usage
 
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""

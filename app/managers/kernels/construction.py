@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 from ...settings import Settings
 from ..handover.handover import Handover, RegisteredHandover
 from ..handover.registry import Registry
+from ..limits.processes import process_limits
+from ..limits.shares import Shares
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.isolation.isolation import new_isolation
 from ..processes.keeper.keepers import new_keepers
 from ..processes.run_files import RunFiles
 from ..processes.specs import Specs, kernel_spec_manager
@@ -32,24 +36,30 @@ def multi_kernel_manager(
     counters: Counters,
     audit: AuditLog | None = None,
     registry: Registry | None = None,
+    shares: Shares | None = None,
 ) -> MultiKernelManager:
     """The manager of a server's kernels, with its collaborators, built in order.
 
-    With a ``registry`` the kernels outlive the server. Directories are made, and tasks begin: call
-    this inside a running event loop, and `MultiKernelManager.close` there, which takes all of it
-    down.
+    With a ``registry`` the kernels outlive the server; ``shares`` are those of their owners.
+    Directories are made, and tasks begin: call this inside a running event loop, and
+    `MultiKernelManager.close` there, which takes all of it down.
     """
     files = RunFiles(settings)
     transports = Transports(
-        settings.transport, settings.state_dir, files.path, lasting=settings.keeps
+        "ipc" if settings.only_ipc else settings.transport,
+        *(settings.state_dir, files.path),
+        lasting=settings.keeps,
     )
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
-    keepers = new_keepers(settings, files.path, [*files.own, *transports.own])
+    isolation = new_isolation(settings, files.path)
+    own = [*files.own, *transports.own, *isolation.own]
+    keepers = new_keepers(settings, files.path, own)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
+    shares = Shares() if shares is None else shares
     handover = Handover()
     if registry is not None:
-        handover = RegisteredHandover(registry, keepers, settings.state_dir)
+        handover = RegisteredHandover(registry, keepers, settings.state_dir, isolation)
     services = KernelServices(
         settings=settings,
         specs=spec_manager,
@@ -60,8 +70,11 @@ def multi_kernel_manager(
         forking=Forking(ForkServers(keepers), settings.fork_kernels, env),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
+        isolation=isolation,
         audit=audit,
         handover=handover,
+        shares=shares,
+        process_limits=partial(process_limits, shares),
     )
     for name in settings.forked_by_name:
         services.prepare_forks(name)

@@ -18,7 +18,14 @@ from ..errors import KernelNotFound
 from ..state import Lifecycle
 from .kernel import Kernel
 
-__all__ = ["Candidate", "Culler", "CullingPolicy", "timeout_of_spec"]
+__all__ = [
+    "Candidate",
+    "Culler",
+    "CullingPolicy",
+    "cull_cause",
+    "cull_reason",
+    "timeout_of_spec",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -70,29 +77,46 @@ def timeout_of_spec(name: str, metadata: Mapping[str, Any]) -> float | None:
     return float(value)
 
 
+def cull_cause(kernel: Kernel) -> str:
+    """The cause of a cull, as metrics name it: ``dead``, ``busy``, ``connected`` or ``idle``."""
+    if kernel.state.lifecycle is Lifecycle.DEAD:
+        return "dead"
+    if kernel.state.at_work:
+        return "busy"
+    return "connected" if len(kernel.traffic.clients) else "idle"
+
+
+def cull_reason(idle_seconds: float, limit: str) -> str:
+    """Why a kernel is stopped: unused for so many seconds, or its owner's ``limit`` says so."""
+    if limit:
+        return f"Its time is up, by its owner's limit {limit}"
+    return f"Culled after {idle_seconds:.0f} s without use"
+
+
 class Culler:
     """Looks at every kernel each ``interval`` seconds, and stops those that the policy names.
 
-    ``cull`` stops one kernel. Its arguments are the kernel's id and for how many seconds nobody
-    has used the kernel; it may raise `KernelNotFound`.
+    ``stop`` stops one kernel. Its arguments are the kernel's id, for how many seconds nobody has
+    used the kernel, and the limit by which it is stopped if there is one; it may raise
+    `KernelNotFound`.
     """
 
     def __init__(
         self,
         kernels: Iterable[Kernel],
-        cull: Callable[[str, float], Awaitable[None]],
+        stop: Callable[[str, float, str], Awaitable[None]],
         policy: CullingPolicy,
         interval: float,
     ) -> None:
         self._kernels = kernels
-        self._stop = cull
+        self._stop = stop
         self._policy = policy
         self._interval = interval
         # A kernelspec is read once per kernel: a warning about it is not logged at every look.
         self._timeouts: WeakKeyDictionary[Kernel, float | None] = WeakKeyDictionary()
         # The stops are tasks of their own. The end of the server cancels `run`, and a stop that is
         # half done then must go on: the kernel has been asked to shut down already.
-        self._culls: set[asyncio.Task[None]] = set()
+        self._culls: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Cull until cancelled; returns at once when culling is off."""
@@ -121,6 +145,8 @@ class Culler:
         traffic, state = kernel.traffic, kernel.state
         if state.lifecycle not in (Lifecycle.RUNNING, Lifecycle.DEAD):
             return  # the kernel has just been started, restarted or stopped
+        if state.unreachable:
+            return  # it may be at work, and could not be stopped
         if kernel not in self._timeouts:
             self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
         idle_seconds = now - traffic.activity.idle_since
@@ -142,15 +168,21 @@ class Culler:
             idle_seconds,
             extra={"kernel_id": kernel.id},
         )
-        cull = asyncio.get_running_loop().create_task(
-            self._cull(kernel, idle_seconds), name=f"cull {kernel.id}"
-        )
-        self._culls.add(cull)
-        cull.add_done_callback(self._culls.discard)
+        self.cull(kernel, idle_seconds)
 
-    async def _cull(self, kernel: Kernel, idle_seconds: float) -> None:
+    def cull(self, kernel: Kernel, idle_seconds: float, limit: str = "") -> None:
+        """Begin to stop a kernel, unless that is under way."""
+        if kernel.id in self._culls:
+            return
+        cull = asyncio.get_running_loop().create_task(
+            self._cull(kernel, idle_seconds, limit), name=f"cull {kernel.id}"
+        )
+        self._culls[kernel.id] = cull
+        cull.add_done_callback(lambda _: self._culls.pop(kernel.id))
+
+    async def _cull(self, kernel: Kernel, idle_seconds: float, limit: str) -> None:
         try:
-            await self._stop(kernel.id, idle_seconds)
+            await self._stop(kernel.id, idle_seconds, limit)
         except KernelNotFound:
             pass  # another stop of the kernel was quicker
         except Exception:

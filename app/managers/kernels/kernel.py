@@ -14,16 +14,14 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec
 
-from ..errors import (
-    KernelkeepError,
-    KernelNotRunning,
-    KernelStartFailed,
-    KernelUnreachable,
-)
+from ...keeper.limits import ProcessLimits
+from ..errors import KernelkeepError, KernelNotRunning, KernelStartFailed, KernelUnreachable
 from ..executions.queue import Executions
 from ..handover.store import KernelRecord
+from ..limits.processes import log_share
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
+from ..processes.keeper.kept import ProcessUsage
 from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
@@ -80,6 +78,7 @@ class Kernel:
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name, ownership=ownership)
         self._services = services
+        self.executions.check_share = self.traffic.submissions.check_share = self._check_share
         self._launches = Launches(
             name,
             spec,
@@ -87,10 +86,12 @@ class Kernel:
             self.traffic,
             self.state,
             kernel_id=kernel_id,
+            ownership=ownership,
             place=place,
             env=env,
             on_reach=self._on_reach,
         )
+        self.traffic.share_log(log_share(services.shares, ownership))
         self._lock = asyncio.Lock()
         self._left = TakeOver(
             self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
@@ -151,11 +152,27 @@ class Kernel:
         """Whether the kernel counts towards ``max_kernels``."""
         return self.state.lifecycle is not Lifecycle.DEAD
 
+    def _check_share(self) -> None:
+        self._services.check_queue(self.ownership)
+
     async def resolve_path(self, path: str) -> str | None:
         """The file that ``path`` means in the kernel's directory (`Launches.resolve_path`)."""
         return await self._launches.resolve_path(path)
 
+    @property
+    def limits(self) -> ProcessLimits:
+        """What its processes may take of the machine."""
+        return self._launches.limits
+
+    async def usage(self) -> ProcessUsage | None:
+        """What the kernel's processes use of the machine (`Launches.usage`)."""
+        return await self._launches.usage()
+
     # What others do
+
+    async def impose_limits(self) -> None:
+        """Have its owner's limits hold for a warm kernel (`Launches.impose_limits`)."""
+        await self._launches.impose_limits()
 
     async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
         """Change variables of the next process's environment, and its directory unless None."""
@@ -187,6 +204,7 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
             try:
+                self._services.assign(self.id, self.spec)
                 await self._life.open_log()
                 await self._life.launch("start")
             except KernelStartFailed as error:
@@ -207,6 +225,7 @@ class Kernel:
         async with self._lock:
             self._registration.created = record.created
             self.state.generation = record.generation
+            self._services.assign(self.id, KernelSpec(**record.spec), record.provisioner)
             if record.dead:
                 await self._stay_dead(record)
                 return
@@ -264,6 +283,8 @@ class Kernel:
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
+        if self.state.unreachable:
+            raise not_stopped(self.state.unreachable)
         if not self.is_left:
             return
         await self._life.end()
@@ -354,6 +375,8 @@ class Kernel:
     def own(self, ownership: Ownership) -> None:
         """The kernel is somebody's from now on; call this before anybody else sees it."""
         self.ownership = self._registration.ownership = self.reports.ownership = ownership
+        self._launches.ownership = ownership
+        self.traffic.share_log(log_share(self._services.shares, ownership))
         self._model.own(ownership.owner)
 
     async def interrupt(self) -> None:
@@ -366,8 +389,8 @@ class Kernel:
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
-            if self.is_left:
-                raise KernelUnreachable(self.state.reason)
+            if self.state.unreachable or self.is_left:
+                raise KernelUnreachable(self.state.unreachable or self.state.reason)
             if self.state.lifecycle in (Lifecycle.RUNNING, Lifecycle.UNKNOWN):
                 await self._launches.interrupt()
 

@@ -14,22 +14,26 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ...keeper.hearings import Heard
+from ...keeper.limits import ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
+from ..owners.ownership import Ownership
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
+from ..processes.keeper.kept import ProcessUsage
+from ..processes.keeper.provisioner import is_as_wanted
 from ..processes.launchable import check_launchable
-from ..processes.oom import OOMWatch
 from ..processes.paths import directory_now, is_below
 from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
+from .process_limits import impose_limits, limits_of, say_limits, usage_of
 from .services import KernelServices
 from .shutdown import Shutdown
 
@@ -67,6 +71,7 @@ class Launches:
         state: KernelState,
         *,
         kernel_id: str,
+        ownership: Ownership,
         place: Path,
         env: Mapping[str, str],
         on_reach: Callable[[str], None],
@@ -79,6 +84,7 @@ class Launches:
         """When the present process was launched, by the loop's clock."""
         self.place = self.cwd = place
         self.env = env
+        self.ownership = ownership
         self._id = kernel_id
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
         self._name = name
@@ -90,7 +96,6 @@ class Launches:
         self._manager: KernelManager | None = None
         self._output = ProcessOutput(services.output_file(kernel_id), OUTPUT_BYTES)
         self._transport: Transport = services.transports.choose(spec)
-        self._oom = OOMWatch(None)
         self._port_attempts = 0
         # The recipe of a forked process that did not come up, while a process is started instead.
         self._forked_in_vain: Recipe | None = None
@@ -156,8 +161,11 @@ class Launches:
     async def check(self) -> None:
         """Raise `KernelStartFailed` if it can be seen that a launch would fail now.
 
-        Only launches by the provisioners of this server and of jupyter_client are checked.
+        Only launches by the provisioners of this server and of jupyter_client are checked, and
+        whether the next process can be isolated.
         """
+        if self._services.isolation.kind != "none":
+            self._services.check_isolation(await self._new_manager())
         provisioner = self.provisioner
         stanza = self._spec.metadata.get("kernel_provisioner") or {}
         name = stanza.get("provisioner_name", "local-provisioner")
@@ -166,7 +174,8 @@ class Launches:
                 provisioner.check()
             except ValueError as error:
                 raise KernelStartFailed(f"The kernel could not be launched: {error}") from None
-        if isinstance(provisioner, LocalProvisioner) or (
+        is_here = getattr(provisioner, "is_here", True)
+        if (isinstance(provisioner, LocalProvisioner) and is_here) or (
             provisioner is None and name in ("local-provisioner", PROVISIONER)
         ):
             cwd = await self._directory_now()
@@ -181,8 +190,12 @@ class Launches:
         """
         self.launched = asyncio.get_running_loop().time()
         try:
+            if self._manager is not None and not is_as_wanted(self._manager.provisioner):
+                # The options have changed: what the process before had is of no use for this one.
+                await self.release(restart=False)
             if self._manager is None:
                 self._manager = await self._new_manager()
+            self._services.check_isolation(self._manager)
             # Before `process` is set: a stop may cancel this await, and asks `process` to end.
             self.cwd = await self._directory_now()
             process = self.process = KernelProcess(self._manager, self._output, self._on_reach)
@@ -197,6 +210,8 @@ class Launches:
 
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
         settings = self._services.settings
+        assert self._manager is not None
+        say_limits(self._manager, self._process_limits)
         self.info = await process.launch(
             self.cwd,
             self.env,
@@ -204,13 +219,12 @@ class Launches:
             max(settings.kernel_info_timeout, CALL_SECONDS),
         )
         self._logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
-        self._oom = OOMWatch(process.pid)
         if not is_fallback:
             self._state.generation += 1
         await self._traffic.connect(self.info)
 
     async def _directory_now(self) -> Path:
-        root = self._services.settings.root_dir
+        root = await self._services.isolation.root(self.ownership.owner)
         return await asyncio.to_thread(directory_now, root, self.place)
 
     async def _new_manager(self) -> KernelManager:
@@ -226,11 +240,34 @@ class Launches:
             raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
         may_fork = self._forked_in_vain is None
         manager = self._services.new_manager(
-            self._name, self._id, self._transport, spec, may_fork=may_fork
+            self._name,
+            self._id,
+            self._transport,
+            spec,
+            owner=self.ownership.owner,
+            may_fork=may_fork,
         )
         if self._transport == "ipc":
-            manager.ip = self._services.transports.new_address()
+            manager.ip = self._services.new_address(manager)
         return manager
+
+    @property
+    def _process_limits(self) -> ProcessLimits:
+        return self._services.process_limits(self.ownership)
+
+    async def impose_limits(self) -> None:
+        """Have the limits of the kernel's new owner hold for its process (`impose_limits`)."""
+        if self._manager is not None:
+            await impose_limits(self._manager, self._process_limits)
+
+    @property
+    def limits(self) -> ProcessLimits:
+        """The limits of the present process."""
+        return limits_of(self.provisioner)
+
+    async def usage(self) -> ProcessUsage | None:
+        """What the kernel's processes use (`usage_of`)."""
+        return await usage_of(self.provisioner) if self.running else None
 
     # A process that an earlier server has left
 
@@ -242,13 +279,16 @@ class Launches:
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
-            manager = self._services.new_manager(self._name, self._id, self._transport, self._spec)
+            manager = self._services.new_manager(
+                self._name, self._id, self._transport, self._spec, owner=self.ownership.owner
+            )
+            say_limits(manager, self._process_limits)
             process = KernelProcess(manager, self._output, self._on_reach)
             info = await adopt_process(record, manager, self._services.loading)
             exited = await process.adopt()
             if exited is not None:
                 text = f"The kernel's process {exited} while no server was there"
-                raise Gone(text, exited.code)
+                raise Gone(text + process.want_of_memory, exited.code)
             if record.execution_state == Lifecycle.RESTARTING:
                 await self._end_replaced(process)
             heard = await self._meet(process, info)
@@ -260,8 +300,13 @@ class Launches:
         except Exception as error:
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
+        if not is_as_wanted(manager.provisioner):
+            self._logger.warning(
+                "kernel %s was launched under other options: until it is restarted it is isolated "
+                "as it was then",
+                self._id,
+            )
         self.cwd = Path(getattr(manager.provisioner, "cwd", None) or self.cwd)
-        self._oom = OOMWatch(process.pid)
         self.launched = asyncio.get_running_loop().time()
         return heard
 
@@ -355,9 +400,11 @@ class Launches:
         self._services.forking.came_up(self._manager, in_vain)
 
     def _has_no_ipc(self) -> bool:
-        return self._services.transports.may_fall_back(
-            self._spec, self._transport
-        ) and not sockets_exist(self.info)
+        return (
+            self.pid is not None
+            and self._services.transports.may_fall_back(self._spec, self._transport)
+            and not sockets_exist(self.info)
+        )
 
     def another_way(self, process: KernelProcess) -> str:
         """How to try a failed start again, in words for the server's log; empty if not at all."""
@@ -375,9 +422,7 @@ class Launches:
 
     async def describe(self, process: KernelProcess, problem: str) -> str:
         """The problem, the last output of the process, and whether memory was short."""
-        killed = process.exited.done() and process.exited.result().code == -signal.SIGKILL
-        if killed and self._oom.struck:
-            problem += "; its control group ran out of memory meanwhile"
+        problem += process.want_of_memory
         tail = await process.tail()
         if tail and not self._services.settings.allow_tracebacks:
             # An interpreter that crashes writes a traceback, which clients must not see.

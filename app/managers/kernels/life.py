@@ -186,7 +186,8 @@ class Life:
         try:
             await self._traffic.open_log()
         except (KernelUnreachable, KeeperUnavailable) as error:
-            raise KernelStartFailed(f"The kernel cannot have a log: {error.message}") from error
+            text = f"The kernel cannot have a log: {error.message}"
+            raise KernelStartFailed(text, cause=error) from error
 
     async def launch(self, cause: LaunchCause) -> None:
         """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""
@@ -285,7 +286,7 @@ class Life:
         reason = await launches.describe(process, f"The kernel's process {exited}")
         is_death = self._course.asked is Asked.NOTHING
         if is_death:
-            self._kernel.reports.died(exited.code)
+            self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)
         await launches.end(reason if is_death else None, restart=True)
         return reason
 

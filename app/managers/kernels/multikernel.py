@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -18,7 +19,6 @@ from ..errors import (
     KernelNotRunning,
     KernelStartFailed,
     ServerStopping,
-    TooManyKernels,
 )
 from ..handover.adoption import find_spec
 from ..handover.store import KernelRecord
@@ -27,12 +27,16 @@ from ..processes.environment import QUIET, kernel_environment
 from ..processes.paths import cwd_for_path, working_directory
 from ..processes.specs import Specs
 from ..state import Lifecycle
-from .culling import Culler, CullingPolicy
+from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .external import ExternalKernels
 from .kernel import Kernel
 from .services import KernelServices
+from .shares import KernelShares
 from .stopping import leave_all, stop_all, stop_quietly
 from .table import KernelTable, Key
+from .time_limits import TimeLimits
+from .usage import UsageSampler
+from .usage_events import UsageEvents
 from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
@@ -64,14 +68,20 @@ class MultiKernelManager:
         self._kernels = KernelTable()
         self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
-        self._reviving: set[str] = set()  # dead kernels that are being restarted
+        self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
+        services.check_queue = self.shares.check_queue
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
         )
-        self._culling = asyncio.get_running_loop().create_task(
-            Culler(self, self.cull_kernel, policy, settings.cull_interval).run(), name="culler"
-        )
+        culler = Culler(self, self.cull_kernel, policy, settings.cull_interval)
+        limits = TimeLimits(self, services.shares, culler.cull)
+        loop = asyncio.get_running_loop()
+        self._culling = [
+            loop.create_task(culler.run(), name="culler"),
+            loop.create_task(limits.run(), name="time limits of kernels"),
+        ]
+        self._usage_events = UsageEvents(self, services.usage, services.events)
         self._handover.watch(self)
 
     async def adopt_kernels(self) -> None:
@@ -127,6 +137,11 @@ class MultiKernelManager:
         """The kernels in the order in which they were started."""
         return iter(tuple(self._kernels.values()))
 
+    @property
+    def usage(self) -> UsageSampler:
+        """Samples what the kernels use of the machine."""
+        return self._services.usage
+
     def get(self, kernel_id: str) -> Kernel:
         """The kernel with this id. Raises `KernelNotFound`."""
         kernel = self._kernels.get(kernel_id)
@@ -141,7 +156,7 @@ class MultiKernelManager:
     async def shares_changed(self, kernel: Kernel) -> None:
         """Take note of a kernel's shares; returns when the next server would know them, too."""
         self._kernels.index(kernel)
-        kernel.traffic.log.wake()  # connections that are not permitted any more end now
+        kernel.executions.wake()  # connections that are not permitted any more end now
         await kernel.save()
 
     @property
@@ -191,9 +206,12 @@ class MultiKernelManager:
         """The absolute directory that paths of the API are relative to."""
         return self._settings.root_dir
 
-    def cwd_for_path(self, path: str) -> Path:
-        """The directory that a kernel started for ``path`` works in. Raises `InvalidPath`."""
-        return cwd_for_path(self.root_dir, path)
+    async def cwd_for_path(self, path: str, owner: str) -> Path:
+        """The directory that an owner's kernel works in if it is started for ``path``.
+
+        Raises `InvalidPath` and `IsolationUnavailable`.
+        """
+        return cwd_for_path(await self._services.isolation.root(owner), path)
 
     # Doing
 
@@ -202,10 +220,12 @@ class MultiKernelManager:
     ) -> None:
         """Change the environment of a kernel's next process, and its directory unless None.
 
-        Raises `KernelNotFound`.
+        Raises `KernelNotFound` and `IsolationUnavailable`.
         """
-        place = None if path is None else _place(self.root_dir, path)
-        await self.get(kernel_id).relocate(place, env)
+        kernel = self.get(kernel_id)
+        root = await self._services.isolation.root(kernel.ownership.owner)
+        place = None if path is None else _place(root, path)
+        await kernel.relocate(place, env)
 
     async def start_kernel(
         self,
@@ -220,9 +240,9 @@ class MultiKernelManager:
 
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
-        directory. Raises `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`,
-        `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (it was
-        shut down before its turn), `TooManyKernels`, `TooManyStarts` or `ServerStopping`.
+        directory, or to its owner's home. Raises `InvalidKernelId`, `InvalidPath`,
+        `InvalidEnvironment`, `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`,
+        `KernelNotRunning` (if it is shut down first), `ServerStopping`, or that a limit is met.
         """
         identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
@@ -232,14 +252,15 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
-        self._check_number()
-        self._starting[identity] = asyncio.get_running_loop().create_future()
-        try:
-            owned = Ownership() if ownership is None else ownership
-            any_id = kernel_id is None
-            return await self._start(identity, name, path, env or {}, owned, any_id=any_id)
-        finally:
-            self._starting.pop(identity).set_result(None)
+        owned = Ownership() if ownership is None else ownership
+        with self.shares.place(identity, owned):
+            self.shares.take_start(owned)
+            self._starting[identity] = asyncio.get_running_loop().create_future()
+            try:
+                any_id = kernel_id is None
+                return await self._start(identity, name, path, env or {}, owned, any_id=any_id)
+            finally:
+                self._starting.pop(identity).set_result(None)
 
     async def _start(
         self,
@@ -253,7 +274,7 @@ class MultiKernelManager:
     ) -> Kernel:
         await self._forget_the_dead(ownership.owner)
         settings = self._settings
-        root = settings.root_dir
+        root = await self._services.isolation.root(ownership.owner)
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
         environment = {**QUIET, **inherited}
         if path is not None:
@@ -263,7 +284,7 @@ class MultiKernelManager:
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
         if any_id:
-            claimed = await self._claim(name, cwd, place, environment, ownership)
+            claimed = await self._claim(kernel_id, name, cwd, place, environment, ownership)
             if claimed is not None:
                 return claimed
         with self.starts.admission():
@@ -295,9 +316,18 @@ class MultiKernelManager:
         return kernel
 
     async def _claim(
-        self, name: str, cwd: Path, place: Path, env: Mapping[str, str], ownership: Ownership
+        self,
+        kernel_id: str,
+        name: str,
+        cwd: Path,
+        place: Path,
+        env: Mapping[str, str],
+        ownership: Ownership,
     ) -> Kernel | None:
-        """A warm kernel, if there is one that is, or can be made, what is asked for."""
+        """A warm kernel, if there is one that is, or can be made, what is asked for.
+
+        It has an id of its own, in place of ``kernel_id``.
+        """
         asked = time.monotonic()
         kernel = await self.warm.claim(name, cwd, env)
         if kernel is None:
@@ -311,7 +341,9 @@ class MultiKernelManager:
             ownership=ownership,
         )
         self._kernels[kernel.id] = kernel
+        self.shares.taken(kernel_id)  # it counts by itself from now on, and has another id
         try:
+            await kernel.impose_limits()
             await kernel.register()
         except BaseException:
             await stop_quietly(kernel, now=True)
@@ -336,19 +368,6 @@ class MultiKernelManager:
                 raise ServerStopping() from None
             raise
 
-    def _check_number(self) -> None:
-        """Raise `TooManyKernels` when there may be no further kernel.
-
-        Two starts cannot both take the last place: there is no await between this check and the
-        reservation that follows it.
-        """
-        limit = self._settings.max_kernels
-        if not limit:
-            return
-        living = {kernel.id for kernel in self if kernel.counts}
-        if len(living | self._starting.keys() | self._reviving) >= limit:
-            raise TooManyKernels(limit)
-
     async def interrupt_kernel(self, kernel_id: str) -> None:
         """Interrupt what a kernel runs. Raises `KernelNotFound` or `KernelNotRunning`."""
         await self.get(kernel_id).interrupt()
@@ -359,18 +378,15 @@ class MultiKernelManager:
         """Give a kernel a new process (`Kernel.restart`).
 
         Raises `KernelNotFound`, `KernelNotRunning`, `KernelNotStopped`, `KernelStartFailed`,
-        `ServerStopping`, `TooManyStarts`, or `TooManyKernels` for a dead kernel, which does not
-        count towards the limit, when others have taken its place.
+        `ServerStopping`, `TooManyStarts`, `StartsLimit`, and, for a dead kernel when others have
+        taken its place, what `KernelShares.place` raises.
         """
         self.check_running()
         kernel = self.get(kernel_id)
-        if kernel.state.lifecycle is Lifecycle.DEAD and kernel_id not in self._reviving:
-            self._check_number()
-            self._reviving.add(kernel_id)
-        try:
+        is_dead = kernel.state.lifecycle is Lifecycle.DEAD
+        with self.shares.place(kernel_id, kernel.ownership) if is_dead else nullcontext():
+            self.shares.take_start(kernel.ownership)
             await kernel.restart(now=now, newports=newports)
-        finally:
-            self._reviving.discard(kernel_id)
         return kernel
 
     async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
@@ -380,13 +396,17 @@ class MultiKernelManager:
         """
         await self.get(kernel_id).stop(now=now)
 
-    async def cull_kernel(self, kernel_id: str, idle_seconds: float) -> None:
-        """Stop a kernel that nobody has used for ``idle_seconds``. Raises `KernelNotFound`."""
+    async def cull_kernel(self, kernel_id: str, idle_seconds: float, limit: str = "") -> None:
+        """Stop a kernel that nobody has used for ``idle_seconds``, or for its owner's ``limit``.
+
+        Raises `KernelNotFound`.
+        """
         kernel = self.get(kernel_id)
-        kernel.reports.culled(_cull_cause(kernel), idle_seconds, len(kernel.traffic.clients))
+        clients = len(kernel.traffic.clients)
+        kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
         kernel.state.changes += 1
-        kernel.state.reason = f"Culled after {idle_seconds:.0f} s without use"
-        kernel.traffic.why_it_stops = "The kernel was culled"
+        kernel.state.reason = cull_reason(idle_seconds, limit)
+        kernel.traffic.why_it_stops = kernel.state.reason if limit else "The kernel was culled"
         await kernel.stop()
 
     def begin_stop(self) -> None:
@@ -407,8 +427,10 @@ class MultiKernelManager:
         await asyncio.shield(self._stop_task)
 
     async def _stop_all(self) -> None:
-        self._culling.cancel()
-        await asyncio.wait({self._culling})
+        for task in self._culling:
+            task.cancel()
+        self._usage_events.close()
+        await asyncio.wait(self._culling)
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
         await self._handover.close()
@@ -444,22 +466,10 @@ class MultiKernelManager:
             await stop_quietly(kernel)
 
     async def close(self) -> None:
-        """Stop all kernels side by side, then leave the keepers, and remove what is left.
-
-        Bounded by a kernel's stop.
-        """
+        """Stop all kernels (`stopped`), then leave the keepers, and remove what is left."""
         await self.stopped()
         self._kernels.clear()
         await self._services.close()
-
-
-def _cull_cause(kernel: Kernel) -> str:
-    """The cause of a cull, as the events name it: ``dead``, ``busy``, ``connected`` or ``idle``."""
-    if kernel.state.lifecycle is Lifecycle.DEAD:
-        return "dead"
-    if kernel.state.at_work:
-        return "busy"
-    return "connected" if len(kernel.traffic.clients) else "idle"
 
 
 def last_activity(kernels: Iterable[Kernel], since: float) -> float:

@@ -97,7 +97,7 @@ class Registration:
             created=self.created,
             last_activity=self._kernel.traffic.activity.last,
             generation=state.generation,
-            execution_state=state.word,
+            execution_state=state.last_word,
             reason=state.reason,
             exclusive=True,
             external=False,

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import KernelSpecInvalid
+from ..errors import IsolationUnavailable, KernelSpecInvalid
 from ..handover.handover import Handover
+from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
+from ..owners.principal import ANONYMOUS
+from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.provisioner import SSHProvisioner, assign_host
+from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
 from ..processes.keeper.provisioner import KeeperProvisioner
@@ -25,6 +33,7 @@ from ..telemetry.audit import AuditLog
 from ..telemetry.counters import Counters
 from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
+from .usage import UsageSampler
 
 __all__ = ["KernelServices"]
 
@@ -44,8 +53,15 @@ class KernelServices:
     forking: Forking
     starts: Starts
     keepers: Keepers
+    isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
+    process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
+    """What the processes of a kernel may take of the machine, by whose the kernel is."""
+    shares: Shares = field(default_factory=Shares)
+    check_queue: Callable[[Ownership], None] = lambda _: None
+    """Raises an error if no further execution may wait for the kernels of whose this one is."""
+    usage: UsageSampler = field(default_factory=UsageSampler)
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
     """The threads that look for left processes, in provisioners that may block; by kernel id."""
@@ -57,19 +73,24 @@ class KernelServices:
         transport: Transport = "tcp",
         spec: KernelSpec | None = None,
         *,
+        owner: str = ANONYMOUS,
         may_fork: bool = True,
     ) -> KernelManager:
-        """jupyter_client's manager for one kernel, not started.
+        """jupyter_client's manager for one kernel of this owner, not started.
 
         ``spec`` is used in place of the kernelspec that is installed now. Unless the kernel
         ``may_fork``, its processes are forked only if the kernelspec or an option asks for that.
         """
+        confinement = self.isolation.confine(owner, kernel_id)
+        file = self.files.runtime / f"kernel-{kernel_id}.json"
+        if confinement is not None:
+            file = confinement.place.connection_file
         manager = KernelManager(
             kernel_name=name,
             kernel_id=kernel_id,
             kernel_spec_manager=self.specs,
             transport=transport,
-            connection_file=str(self.files.runtime / f"kernel-{kernel_id}.json"),
+            connection_file=str(file),
             transport_encryption=self._encryption(transport),
         )
         manager.forking = self.forking
@@ -79,14 +100,52 @@ class KernelServices:
         assert spec is not None
         manager.keepers = self.keepers
         forks = self.forking.choose(name, spec)
-        if forks == "automatic" and not may_fork:
+        if forks == "automatic" and not (may_fork and confinement is None):
             forks = "nothing"
         provisioner = new_provisioner(kernel_id, spec, manager, forks)
         if isinstance(provisioner, KeeperProvisioner):
             provisioner.output = self.output_file(kernel_id)
+            provisioner.confinement = confinement
+        if isinstance(provisioner, SSHProvisioner):
+            allowed = self.settings.kernel_env_allow
+            provisioner.inherited = kernel_environment(os.environ, allowed, {})
         if provisioner is not None:
             manager.provisioner = provisioner
         return manager
+
+    def assign(
+        self, kernel_id: str, spec: KernelSpec, left: Mapping[str, object] | None = None
+    ) -> None:
+        """Have a kernel on the host that its kernelspec names, if it names one.
+
+        ``left`` is what the provisioner has told of a process that an earlier server has left. Call
+        this before the kernel's log is opened. Raises `KernelStartFailed` if the options are wrong.
+        """
+        assign_host(self.keepers, kernel_id, spec, self.files.path, left or {})
+
+    def new_address(self, manager: KernelManager) -> str:
+        """What the names of the ipc sockets begin with of a kernel that is to be launched."""
+        confinement = getattr(manager.provisioner, "confinement", None)
+        return self.transports.new_address() if confinement is None else confinement.place.address
+
+    def check_isolation(self, manager: KernelManager) -> None:
+        """Raise `IsolationUnavailable` for a kernel that would not be as isolated as is wanted.
+
+        Another package's provisioner launches processes by its own rules. Over TCP, kernels of all
+        owners could listen to what is said without encryption.
+        """
+        if self.isolation.kind == "none":
+            return
+        if not isinstance(manager.provisioner, KeeperProvisioner):
+            raise IsolationUnavailable("its kernelspec names a provisioner of another package")
+        if not manager.provisioner.is_here:
+            raise IsolationUnavailable("it runs on another host, where kernels share a user")
+        spec = manager.kernel_spec
+        assert spec is not None
+        if manager.transport == "tcp" and not _declares_encryption(spec):
+            raise IsolationUnavailable(
+                "it is reached over TCP, and its kernelspec declares no encryption"
+            )
 
     def _encryption(self, transport: Transport) -> str:
         """The option, if it is set; else encryption where a kernel can, over TCP alone.
@@ -94,6 +153,8 @@ class KernelServices:
         Other users of a host can listen to TCP on loopback, and not to ipc sockets.
         """
         settings = self.settings
+        if transport == "tcp" and self.isolation.kind != "none":
+            return "required"
         if "transport_encryption" in settings.model_fields_set:
             return settings.transport_encryption
         return "auto" if transport == "tcp" else "disabled"
@@ -119,7 +180,16 @@ class KernelServices:
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
+        await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
         self.transports.close()
+        self.isolation.close()
         self.files.close()
+
+
+def _declares_encryption(spec: KernelSpec) -> bool:
+    """Whether a kernelspec declares CurveZMQ, as jupyter_client reads it."""
+    declared = spec.metadata.get("supported_encryption") or ()
+    words = [declared] if isinstance(declared, str) else declared
+    return any(str(word).strip().lower() == "curve" for word in words)

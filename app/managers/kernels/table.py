@@ -72,11 +72,23 @@ class KernelTable(MutableMapping[str, Kernel]):
     def __len__(self) -> int:
         return len(self._kernels)
 
+    @property
+    def owners(self) -> frozenset[str]:
+        """The names of the owners who have kernels."""
+        return frozenset(name for kind, name in self._by_key if kind == "owner")
+
     def index(self, kernel: Kernel) -> None:
         """Take note that a kernel's shares have changed."""
-        if self._kernels.get(kernel.id) is kernel:
-            self._unindex(kernel.id)
-            self._index(kernel.id)
+        if self._kernels.get(kernel.id) is not kernel:
+            return
+        before, now = self._keys[kernel.id], _keys_of(kernel)
+        self._keys[kernel.id] = now
+        for key in before - now:
+            self._remove(key, kernel.id)
+        for key in now - before:
+            found = {**self._by_key.get(key, {}), kernel.id: kernel}
+            # The kernel may be older than others that this key brings.
+            self._by_key[key] = {each: found[each] for each in self._sorted(found)}
 
     def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
         """The kernels that one of these keys brings before somebody, in order."""
@@ -84,7 +96,10 @@ class KernelTable(MutableMapping[str, Kernel]):
         if len(groups) < 2:
             return [*groups[0].values()] if groups else []
         merged = {kernel_id: kernel for group in groups for kernel_id, kernel in group.items()}
-        return [merged[kernel_id] for kernel_id in sorted(merged, key=self._numbers.__getitem__)]
+        return [merged[kernel_id] for kernel_id in self._sorted(merged)]
+
+    def _sorted(self, ids: Iterable[str]) -> list[str]:
+        return sorted(ids, key=self._numbers.__getitem__)
 
     def _index(self, kernel_id: str) -> None:
         kernel = self._kernels[kernel_id]
@@ -94,7 +109,10 @@ class KernelTable(MutableMapping[str, Kernel]):
 
     def _unindex(self, kernel_id: str) -> None:
         for key in self._keys.pop(kernel_id):
-            found = self._by_key[key]
-            del found[kernel_id]
-            if not found:
-                del self._by_key[key]
+            self._remove(key, kernel_id)
+
+    def _remove(self, key: Key, kernel_id: str) -> None:
+        found = self._by_key[key]
+        del found[kernel_id]
+        if not found:
+            del self._by_key[key]

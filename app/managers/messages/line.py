@@ -52,6 +52,9 @@ class LineOwner(Protocol):
     def on_heard(self, heard: Heard) -> None:
         """A keeper has begun to hear the kernel: the first one, or another after it."""
 
+    def on_lost(self, why: str) -> None:
+        """The kernel cannot be reached, for this reason, until a keeper is heard of again."""
+
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
         """The keeper has dropped ``count`` messages in all, the last for ``reason``."""
 
@@ -80,7 +83,7 @@ class Hearer(Protocol):
     async def stdin_connected(self, kernel_id: str) -> bool:
         """Whether the stdin socket is connected, so that input requests can arrive."""
 
-    def opened(self, kernel_id: str) -> None:
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """Tell the keeper that the server takes the kernel for ready."""
 
     async def disconnect(self, kernel_id: str) -> None:
@@ -111,12 +114,15 @@ class Line:
         # The furthest place of the log that any bell or client has told. A keeper that finds less
         # of the log on disk leaves a gap up to here: no number is ever given to two messages.
         self.known = (1, 0)
+        self.share: tuple[str, int] | None = None
+        """How many bytes of messages the kernels with one key have together."""
         # Answers to prompts that came while there was no link to a keeper.
         self.unsent: list[tuple[ClientMessage, str]] = []
         self._hearer = hearer
         self._owner = owner
         self._taken = 0  # requests, by the last bell: counted since the keeper began to hear
-        self._on_their_way: deque[int] = deque()  # the sizes of requests not taken yet
+        # The sizes of requests not taken yet; of an answer to a prompt the answer, too.
+        self._on_their_way: deque[tuple[int, ClientMessage | None, str]] = deque()
         self._bytes = 0
 
     async def hear(
@@ -137,7 +143,8 @@ class Line:
         is_full = len(way) >= times * WINDOW
         if way and (is_full or self._bytes + message.size > times * WINDOW_BYTES):
             return False
-        way.append(message.size)
+        answer = message if message.header.msg_type == "input_reply" else None
+        way.append((message.size, answer, owner))
         self._bytes += message.size
         self._hearer.request(self, message, owner)
         return True
@@ -147,8 +154,8 @@ class Line:
         self._hearer.say(self, message, owner, records.TRANSIENT * transient)
 
     def opened(self) -> None:
-        """Tell the keeper that the server takes the kernel for ready."""
-        self._hearer.opened(self.kernel_id)
+        """Tell the keeper that the server takes the kernel for ready, and its log's share."""
+        self._hearer.opened(self.kernel_id, self.share)
 
     async def disconnect(self) -> None:
         """Have the sockets to an ended process closed, its last messages logged. Bounded.
@@ -207,9 +214,14 @@ class Line:
         # the keeper, or went down with another keeper. One sent between the question and the answer
         # is counted no more either, so the window is too wide for a moment. It only bounds memory:
         # order and delivery do not depend on it.
+        way = self._on_their_way
+        for _ in range(min(heard.taken - self._taken, len(way))):
+            way.popleft()
+        # The log has no answers to prompts: which of them were lost with a link, this count tells.
+        self.unsent += [(answer, owner) for _, answer, owner in way if answer is not None]
         self._taken = heard.taken
         self.known = heard.end
-        self._on_their_way.clear()
+        way.clear()
         self._bytes = 0
         self._owner.on_heard(heard)
 
@@ -223,10 +235,14 @@ class Line:
         taken, self._taken = bell.taken - self._taken, bell.taken
         self.known = max(self.known, bell.end)
         for _ in range(min(taken, len(self._on_their_way))):
-            self._bytes -= self._on_their_way.popleft()
+            self._bytes -= self._on_their_way.popleft()[0]
         self._owner.on_bell(bell)
         if taken:
             self._owner.on_writable()
+
+    def on_lost(self, why: str) -> None:
+        """Tell the owner that the kernel's keeper cannot be reached."""
+        self._owner.on_lost(why)
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
         """Tell the owner that the keeper has dropped malformed messages."""

@@ -61,7 +61,8 @@ class LogReading:
             # Requests and messages that left here before are in the log, or are lost with the link:
             # only the log tells. So nothing is sent or said until the log has been read up to its
             # present end, and nothing is done twice.
-            self._read_first, self._is_again = heard.end[0], heard.again
+            self._read_first = max(heard.end[0], heard.ahead)
+            self._is_again = heard.again
             self._voice.hold()
         else:
             self._voice.go_on()

@@ -117,10 +117,18 @@ class RequestEnds:
             said = voice.say(voice.make("iopub", "status", {"execution_state": "idle"}, parent))
         return said
 
-    def refuse(self, message: ClientMessage, session: str, reason: str) -> None:
-        """End a request to a kernel that has no process, and will have none."""
+    def refuse(self, message: ClientMessage, session: str, reason: str, *, ename: str = "") -> None:
+        """End a request that the kernel does not get: as aborted, or with an error of a name.
+
+        An error is shown to people, as one of the kernel's is.
+        """
         execution = self._tracker.on_request(message, session) if is_execution(message) else None
-        self.finish(Request(message, session))
+        answer = _error(ename, reason) if ename else None
+        if answer is not None:
+            shown = {name: value for name, value in answer.items() if name != "status"}
+            shown["traceback"] = [f"\x1b[0;31m{ename}\x1b[0m: {reason}"]
+            self._voice.say(self._voice.make("iopub", "error", shown, bytes(message.parts[0])))
+        self.finish(Request(message, session), answer)
         if execution is not None:
             self._tracker.give_up(execution, reason, never_ran=True)
 

@@ -16,6 +16,7 @@ from ...protocol.messages import (
     decode_header,
 )
 from ...settings import Settings
+from ..errors import KernelkeepError
 from ..executions.tracker import ExecutionTracker
 from ..state import KernelState, Lifecycle
 from .interrupts import Interrupts
@@ -50,6 +51,8 @@ class Submissions:
     ) -> None:
         self.on_end_asked: Callable[[bool], None] = lambda _restart: None
         """Called when a client asks the kernel to end, with whether it is to be restarted."""
+        self.check_share: Callable[[], None] = lambda: None
+        """Raises an error if no further execution may wait at the kernels of this one's owner."""
         self._settings = settings
         self._state = state
         self._own = own
@@ -89,6 +92,8 @@ class Submissions:
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._ends.refuse(message, session, f"The kernel is {self._state.word}")
             return False
+        if is_execution(message) and not self._has_share(message, session):
+            return False
         if self._for_next is not None:
             # The process is being replaced. The request must not reach the old one, which would
             # end with it; `release` submits it again when all requests of the old one have ended.
@@ -121,6 +126,23 @@ class Submissions:
         if not self._outbox.send(message, session) and execution is not None:
             self._tracker.store_request(execution, message)
         return True
+
+    def _has_share(self, message: ClientMessage, session: str) -> bool:
+        """Whether another execution may wait; if not, this one ends with an error that says so."""
+        execution = self._tracker.get(message.header.msg_id)
+        if execution is not None and execution.session == session and not execution.ended:
+            return True  # it was asked for before, and counts already
+        try:
+            self.check_share()
+        except KernelkeepError as error:
+            self._ends.refuse(message, session, error.message, ename=type(error).__name__)
+            return False
+        return True
+
+    @property
+    def executions_held(self) -> int:
+        """How many executions wait for the process after the present one."""
+        return sum(1 for message, _ in self._for_next or () if is_execution(message))
 
     def _close_prompt(self, answer: ClientMessage, session: str) -> bool:
         """Whether this ``input_reply`` answers an open prompt. If so, the prompt is closed.

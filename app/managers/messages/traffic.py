@@ -145,6 +145,12 @@ class Traffic:
         """
         await self._outbox.room()
 
+    def share_log(self, share: tuple[str, int] | None) -> None:
+        """Have the log share so many bytes with those of the same key."""
+        changed, self._line.share = share != self._line.share, share
+        if changed and self._line.connected:  # else the keeper is told when it is to hear
+            self._line.opened()
+
     # The process
 
     async def open_log(self) -> None:
@@ -281,7 +287,12 @@ class Traffic:
 
     def on_heard(self, heard: Heard) -> None:
         """Begin to read the log: a keeper hears the kernel."""
+        self._state.on_reach("")
         self.reading.on_heard(heard)
+
+    def on_lost(self, why: str) -> None:
+        """The kernel cannot be reached: it is shown so, and nothing of it ends."""
+        self._state.on_reach(why)
 
     def on_bell(self, bell: Bell) -> None:
         """Read on: the log has grown."""

@@ -20,10 +20,16 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
+from ...keeper.oom import OOMWatch
 from ...keeper.output import ProcessOutput
 from ...keeper.processes import UNKNOWN_EXIT, Process, child_process, states_of_group
 from ...keeper.sockets import ConnectionInfo
-from ..errors import KeeperUnavailable, KernelStartFailed, KernelUnreachable
+from ..errors import (
+    IsolationUnavailable,
+    KeeperUnavailable,
+    KernelStartFailed,
+    KernelUnreachable,
+)
 from .keeper.provisioner import KeeperProvisioner
 
 __all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
@@ -119,6 +125,7 @@ class KernelProcess:
         self._poller: asyncio.Task[None] | None = None
         self._undoing: asyncio.Task[None] | None = None
         self._pgid: int | None = None
+        self._oom = OOMWatch(None)
         self.pid: int | None = None
         self.exited: asyncio.Future[Exit] = self._loop.create_future()
 
@@ -128,8 +135,8 @@ class KernelProcess:
         """Launch the process, within so many seconds; returns its connection information.
 
         ``arguments`` are added to the kernelspec's command. Raises `KernelStartFailed` if there is
-        no program to execute or the provisioner refuses. A process that was started by then is
-        killed; if that fails, it is still `running`.
+        no program to execute or the provisioner refuses, and `IsolationUnavailable`. A process
+        that was started by then is killed; if that fails, it is still `running`.
         """
         try:
             streams: dict[str, int] = {}
@@ -145,12 +152,12 @@ class KernelProcess:
             # own, which no such cancellation reaches: else a process could stay that nobody knows.
             self._undoing = self._loop.create_task(self._undo(), name="undo launch")
             await asyncio.shield(self._undoing)
-            if not isinstance(error, Exception):
+            if isinstance(error, IsolationUnavailable) or not isinstance(error, Exception):
                 raise
             text = f"The kernel could not be launched: {described(error)}"
             if self.running:
                 text += "; and what was started could not be ended"
-            raise KernelStartFailed(text) from error
+            raise KernelStartFailed(text, cause=error) from error
         return info
 
     async def _launch(
@@ -209,13 +216,16 @@ class KernelProcess:
     def _watch(self) -> None:
         provisioner = self._provisioner
         pid = getattr(provisioner, "pid", None)
+        if isinstance(provisioner, KeeperProvisioner):
+            self.pid = pid  # None on another host
+            name = f"process {pid}"
+            awaiting = self._await(provisioner, provisioner.exited)
+            self._poller = self._loop.create_task(awaiting, name=name)
+            return
         if isinstance(provisioner, LocalProvisioner) and isinstance(pid, int):
             self.pid = pid
-            if isinstance(provisioner, KeeperProvisioner):
-                exited = provisioner.exited
-                self._poller = self._loop.create_task(self._await(exited), name=f"process {pid}")
-                return
             self._pgid = provisioner.pgid
+            self._oom = OOMWatch(pid)
             try:
                 self._process = child_process(pid)
             except OSError as error:
@@ -263,13 +273,36 @@ class KernelProcess:
         if not self.exited.done():
             self.exited.set_result(Exit(code))
 
-    async def _await(self, exited: asyncio.Future[int]) -> None:
+    async def _await(self, provisioner: KeeperProvisioner, exited: asyncio.Future[int]) -> None:
         """Wait until the keeper tells that the process has ended; it has killed the group, too."""
         # The keeper's future is shared, so a cancellation of this task must not reach it. `_undo`
         # may have set the other one before: it does not wait for the keeper.
-        code = await asyncio.shield(exited)
+        code = provisioner.exit_code(await asyncio.shield(exited))
         if not self.exited.done():
             self.exited.set_result(Exit(code))
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the process has ended, and was killed for want of memory as far as is known."""
+        provisioner = self._manager.provisioner
+        if not self.exited.done():
+            return False
+        if isinstance(provisioner, KeeperProvisioner):
+            return provisioner.out_of_memory
+        return self.exited.result().code == -signal.SIGKILL and self._oom.struck
+
+    @property
+    def want_of_memory(self) -> str:
+        """That the process was killed for want of memory, for people; empty if it was not."""
+        if not self.out_of_memory:
+            return ""
+        provisioner = self._manager.provisioner
+        if isinstance(provisioner, KeeperProvisioner):
+            limit = provisioner.process_limits.memory
+            if limit is not None and provisioner.enforced.get("memory") == "cgroup":
+                mebibytes = f"{limit / 2**20:.10g} MiB"
+                return f"; out of memory (oom): its owner's kernels may take {mebibytes} together"
+        return "; out of memory (oom): its control group had none left"
 
     @property
     def running(self) -> bool:

@@ -26,6 +26,7 @@ from ...keeper.notes import Notes
 from ...keeper.processes import open_process
 from ...keeper.protocol import keeper_dir
 from ...settings import Settings
+from .isolation.places import kernels_dir
 
 __all__ = ["KEPT", "RunFiles"]
 
@@ -54,7 +55,7 @@ class RunFiles:
             # Between the creation of our directory and its lock, another server that starts could
             # take the directory for abandoned. Each clears away within this lock, so none does.
             with _locked(runs, fcntl.LOCK_EX):
-                _clear_away(runs)
+                _clear_away(runs, settings.isolation_dir)
                 if not settings.keeps:
                     self.path = self._make_own(runs)
         self.runtime, self.output, self.logs = (
@@ -86,13 +87,15 @@ class RunFiles:
             self._lock = None
 
 
-def _clear_away(parent: Path) -> None:
+def _clear_away(parent: Path, isolation_dir: Path | None) -> None:
     """Remove the directories of runs whose server and keeper were both killed."""
     for directory in parent.iterdir():
         with contextlib.suppress(OSError), _locked(directory / _LOCK):
             with contextlib.suppress(FileNotFoundError):
                 _end_processes(keeper_dir(directory))
             shutil.rmtree(directory, ignore_errors=True)
+            if isolation_dir is not None:
+                shutil.rmtree(kernels_dir(isolation_dir, directory), ignore_errors=True)
             logger.info("removed the files of a run that was killed: %s", directory)
 
 

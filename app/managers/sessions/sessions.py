@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..kernels.callers import CallersKernels
 from ..kernels.kernel import Kernel
+from ..limits.errors import BeyondLimit, LimitReached
 from ..owners.ownership import Ownership, access
 from ..processes.environment import kernel_environment
 from .store import Session, SessionStore
@@ -197,7 +198,7 @@ class SessionManager:
             session = await self._at(path)
             if session is not None:
                 return session
-            env = {**(env or {}), **self._environment(path, name)}
+            env = {**(env or {}), **(await self._environment(path, name))}
             self._check_room(kernel_id)
             if kernel_id is None or kernel_id not in self._kernels:
                 try:
@@ -230,13 +231,13 @@ class SessionManager:
         ``kernel_name``, which gets ``env``; the session's old kernel is shut down. Raises
         `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
         `KernelUnavailable` if a new kernel cannot be started, `TooManyKernels`, `TooManyStarts`,
-        `KernelNotStopped` and `ServerStopping`.
+        `LimitReached`, `BeyondLimit`, `KernelNotStopped` and `ServerStopping`.
         """
         async with self._book.turn(session_id):
             self._kernels.check_running()
             before = await self._changed(session_id)
             after = msgspec.structs.replace(before, **changes)
-            own = self._environment(after.path, after.name)
+            own = await self._environment(after.path, after.name)
             if kernel_id is not None:
                 if kernel_id not in self._kernels:
                     raise NoSuchKernel(kernel_id).hiding(self._kernels.hidden(kernel_id))
@@ -293,13 +294,13 @@ class SessionManager:
             await self._book.forget_gone([session])
         return None
 
-    def _environment(self, path: str, name: str | None) -> dict[str, str]:
+    async def _environment(self, path: str, name: str | None) -> dict[str, str]:
         """The variables that a session adds to its kernel's environment.
 
         Raises `InvalidPath` or another `InvalidRequest` if the kernel could not be given this path
         or name; no session may have such a one.
         """
-        cwd = self._kernels.cwd_for_path(path)
+        cwd = await self._kernels.cwd_for_path(path)
         if name is not None and "\0" in name:
             raise InvalidRequest("name: holds a NUL character")
         value = path if name is None else os.path.join(cwd, name)
@@ -315,7 +316,7 @@ class SessionManager:
     async def _start_another(self, path: str, env: Mapping[str, str], kernel_name: str) -> Kernel:
         try:
             return await self._start(path, env, kernel_name, None)
-        except (ServerStopping, TooManyKernels, TooManyStarts):
+        except (ServerStopping, TooManyKernels, TooManyStarts, LimitReached, BeyondLimit):
             raise
         except KernelkeepError as error:
             raise KernelUnavailable(
@@ -372,7 +373,7 @@ class SessionBook:
         return self._turns.setdefault(key, asyncio.Lock())
 
     async def keep(self, session: Session) -> None:
-        """Keep a session, new or changed."""
+        """Add a session, or put it in the place of the one with its id, and store it."""
         self._put(session)
         await self._write(self._store.save, session)
 

@@ -143,7 +143,7 @@ class AuditLog:
         with self._arrived:
             full = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES
             if full or len(self._waiting) >= MAX_WAITING:
-                self._lose(1, "more waits to be written than is kept")
+                self._lose(1, "more waits to be written than may wait")
                 return
             self._waiting.append((record, content))
             self._waiting_bytes += size

@@ -71,6 +71,7 @@ class Counters:
         self.request_seconds: dict[tuple[str, str, str], Durations] = defaultdict(
             lambda: Durations(REQUEST_SECONDS)
         )
+        self.limit_refusals: Counter[str] = Counter()  # by the limit of an owner
         self.wrong_tokens = Counter({"refused": 0, "slowed": 0})  # by how they were answered
         self.audit_lost = 0  # records that the audit log has lost
         self.lag_seconds = Durations(LAG_SECONDS)

@@ -89,6 +89,11 @@ class Events:
         for subscription in self._subscriptions:
             subscription.close()
 
+    @property
+    def has_subscribers(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._subscriptions)
+
     def emit(self, schema_id: str, data: dict[str, Any], about: Ownership = NOBODYS) -> None:
         """Emit an event of the server. Never raises: no action fails because of its event.
 

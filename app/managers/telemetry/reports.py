@@ -133,10 +133,15 @@ class KernelReports:
         self._counters.start_seconds[self.kind].observe(seconds)
         self._tell("ready", seconds=round(seconds, 6))
 
-    def died(self, exit_code: int) -> None:
-        """A process that was ready has ended by itself; the exit code of a signal is negative."""
-        self._counters.deaths[self.kind, _cause_of_death(exit_code)] += 1
-        self._note("died", exit_code=exit_code)
+    def died(self, exit_code: int, *, of_memory: bool = False) -> None:
+        """A process that was ready has ended by itself; the exit code of a signal is negative.
+
+        ``of_memory`` is whether it was killed for want of it.
+        """
+        cause = "oom" if of_memory else _cause_of_death(exit_code)
+        self._counters.deaths[self.kind, cause] += 1
+        why: dict[str, Any] = {"oom": True} if of_memory else {}
+        self._note("died", exit_code=exit_code, **why)
 
     def restarting(self, reason: str, count: int) -> None:
         """The kernel has died, ``count`` times in a row by now, and gets a new process."""
@@ -147,11 +152,26 @@ class KernelReports:
         self._tell("dead", reason=reason)
         self._note("dead")
 
-    def culled(self, cause: str, idle_seconds: float, connections: int) -> None:
-        """The kernel is stopped as no client uses it; ``cause`` names the rule that applied."""
+    def used(self, cpu_seconds: float | None, memory: int | None) -> None:
+        """What the processes have used of the processors' time, and use of memory, in bytes."""
+        figures = {"cpu_seconds": cpu_seconds, "memory": memory}
+        known = {name: value for name, value in figures.items() if value is not None}
+        self._tell("usage", **known)
+
+    def ends_soon(self, limit: str, seconds: float) -> None:
+        """The kernel will be stopped in ``seconds``, by its owner's ``limit``."""
+        self._tell("ends_soon", limit=limit, seconds=round(seconds, 3))
+
+    def culled(self, cause: str, idle_seconds: float, connections: int, limit: str = "") -> None:
+        """The kernel is stopped as no client uses it; ``cause`` names the rule that applied.
+
+        With a ``limit`` it is stopped as its owner may not have it for longer.
+        """
         self._counters.culls[self.kind, cause] += 1
         self._note("culled", cause=cause, idle_seconds=round(idle_seconds))
-        self._tell("culled", idle_seconds=round(idle_seconds, 3), connections=connections)
+        why = {"limit": limit} if limit else {}
+        idle = round(idle_seconds, 3)
+        self._tell("culled", idle_seconds=idle, connections=connections, **why)
 
     def shut_down_by_client(self) -> None:
         """The kernel has ended by a ``shutdown_request`` that a client has sent it."""

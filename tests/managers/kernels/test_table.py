@@ -99,6 +99,20 @@ def test_it_finds_what_looking_at_every_kernel_would(
         assert len(table) == len([*table])
 
 
+def test_a_share_changes_no_order() -> None:
+    table = KernelTable()
+    kernels = [OwnedKernel(str(number), Ownership("anna")) for number in range(3)]
+    for kernel in kernels:
+        _put(table, kernel)
+    anna, ben = (principal(name, {"kernels:read"}) for name in ("anna", "ben"))
+    for number in (1, 0, 2):
+        kernels[number].ownership.grant(Share("name", "ben", "read"))
+        changed: Any = kernels[number]
+        table.index(changed)
+        assert _seen(table, anna) == ["0", "1", "2"]
+    assert _seen(table, ben) == ["0", "1", "2"]
+
+
 def test_a_list_of_one_s_own_does_not_look_at_others() -> None:
     table = KernelTable()
     others = [

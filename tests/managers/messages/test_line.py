@@ -28,6 +28,7 @@ class Owner:
     def __init__(self) -> None:
         self.bells: list[Bell] = []
         self.heard: list[Heard] = []
+        self.lost: list[str] = []
         self.writable = 0
 
     def on_bell(self, bell: Bell) -> None:
@@ -38,6 +39,9 @@ class Owner:
 
     def on_heard(self, heard: Heard) -> None:
         self.heard.append(heard)
+
+    def on_lost(self, why: str) -> None:
+        self.lost.append(why)
 
     def on_malformed(self, count: int, channel: str, reason: str) -> None:
         raise AssertionError("nothing malformed comes here")

@@ -94,13 +94,17 @@ async def test_every_turn_of_life_is_as_its_schema_says(told: Told) -> None:
     reports.dead("it died again")
     reports.culled("idle", 12.0, 0)
     reports.shut_down_by_client()
+    reports.used(1.5, 4096)
+    reports.used(None, None)
     same = {**KERNEL, "schema_id": KERNEL_LIFECYCLE}
-    assert [await told.event() for _ in range(5)] == [
+    assert [await told.event() for _ in range(7)] == [
         {**same, "event": "ready", "seconds": 0.25},
         {**same, "event": "automatic_restart", "reason": "it died", "count": 2},
         {**same, "event": "dead", "reason": "it died again"},
         {**same, "event": "culled", "idle_seconds": 12.0, "connections": 0},
         {**same, "event": "shut_down_by_client"},
+        {**same, "event": "usage", "cpu_seconds": 1.5, "memory": 4096},
+        {**same, "event": "usage"},
     ]
 
 

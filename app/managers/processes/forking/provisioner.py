@@ -26,6 +26,9 @@ from traitlets import Dict, Integer, List, TraitError, Unicode
 from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
+from ...errors import IsolationUnavailable
+from ..hosts.options import PROVISIONER as SSH_PROVISIONER
+from ..hosts.provisioner import SSHProvisioner
 from ..keeper.keepers import Keepers
 from ..keeper.kept import Kept
 from ..keeper.provisioner import KeeperProvisioner
@@ -178,7 +181,7 @@ class ForkOptions(LocalProvisioner):
         """Set the limits of a process that was just launched. Raises `OSError`."""
         for name, value in self.limits.items():
             number = getattr(resource, f"RLIMIT_{name}")
-            hard = resource.getrlimit(number)[1]
+            hard = resource.prlimit(pid, number)[1]  # its owner's limit, if there is one
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.prlimit(pid, number, (value, value))
 
@@ -215,9 +218,12 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
         """Fork or launch a process that the keeper has.
 
-        Raises what `KeeperProvisioner.launch_process` raises, and `ValueError` for the limits.
+        Raises what `KeeperProvisioner.launch_process` raises, `ValueError` for the limits, and
+        `IsolationUnavailable` if they could not be set.
         """
         self.check()
+        if self.limits and self.confinement is not None and self.confinement.kind == "bubblewrap":
+            raise IsolationUnavailable("its kernelspec has limits, which a sandbox has not")
         try:
             return await self._fork(cmd, env)
         except CannotFork as reason:
@@ -259,9 +265,13 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         started = start_time(pid)
         kept = None
         if started is not None:
-            kept = await self.keepers.adopt(self.kernel_id, pid, started, self.output)
+            kept = await self.keepers.adopt(
+                self.kernel_id, pid, started, self.output, self.process_limits
+            )
         if kept is None:
             raise CannotFork("its process ended at once")
+        if kept.unlimited:
+            raise OSError(kept.unlimited)
         return kept
 
     @property
@@ -274,6 +284,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     def plan(self, cmd: Sequence[str], env: Mapping[str, str]) -> Recipe:
         """The recipe to fork a process from. Raises `CannotFork` if it cannot be forked now."""
         self.brings_up = self.forked_from = None
+        if self.confinement is not None:
+            # All forks of a fork server are of its own user, and see what it sees.
+            raise CannotFork("it is isolated from the kernels of other owners")
         if not self.keepers.is_newest_for(self.kernel_id):
             # Fork servers are the newest keeper's, which would be the parent of the process.
             raise CannotFork("its keeper is of the version before")
@@ -324,12 +337,14 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 def new_provisioner(
     kernel_id: str, spec: KernelSpec, manager: KernelManager, forks: ForksWhat
 ) -> LocalProvisioner | None:
-    """A provisioner for a kernelspec whose kernels are the keeper's children.
+    """A provisioner for a kernelspec whose kernels are a keeper's children, here or elsewhere.
 
     None for any other kernelspec: jupyter_client then makes the provisioner.
     """
     stanza = spec.metadata.get("kernel_provisioner") or {}
     options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
+    if stanza.get("provisioner_name") == SSH_PROVISIONER:
+        return SSHProvisioner(**options)
     default = KernelProvisionerFactory.instance().default_provisioner_name
     is_local = stanza.get("provisioner_name", default) == "local-provisioner"
     if forks == "nothing":

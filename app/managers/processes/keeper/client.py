@@ -26,6 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from ....keeper.hearings import Heard
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import UNKNOWN_EXIT, start_time
 from ....keeper.protocol import Fields
 from ....protocol.messages import ClientMessage, Message
@@ -33,7 +34,7 @@ from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
-from .kept import Kept, Processes, WatchedProcess
+from .kept import Greeted, Kept, Processes, ProcessUsage, WatchedProcess
 from .lines import Lines
 from .link import KeeperLink, KeeperRefuses, LinkLost
 from .places import CLOSE_SECONDS, KeeperGone, NewestPlace, Place
@@ -53,13 +54,6 @@ GRACE_SECONDS: Final = 2.0
 
 TELLS_HEARD: Final = 4
 """The first version of the protocol whose keepers tell, greeted, which kernels they hear."""
-
-
-class _Greeted(msgspec.Struct, frozen=True):
-    """What a keeper tells when it is greeted: its kernels' processes, and which it hears."""
-
-    kept: list[Kept]
-    heard: list[str]
 
 
 class Keeper:
@@ -148,26 +142,33 @@ class Keeper:
         env: Mapping[str, str],
         cwd: str,
         output: Path,
+        limits: ProcessLimits = NO_LIMITS,
+        **further: Any,
     ) -> Kept:
         """Start a kernel's process, the leader of a session; what it writes goes to ``output``.
 
-        A process that had this id and has ended is replaced. Raises `OSError` or `ValueError` when
-        there is nothing to execute. Whatever is raised, no process was started, or it is ended.
+        A process that had this id and has ended is replaced. ``further`` are fields of the request
+        that the keeper must not ignore (`CAN`). Raises `OSError` or `ValueError` when there is
+        nothing to execute, and `IsolationUnavailable` if the keeper does not know such a field.
+        Whatever is raised, no process was started, or it is ended.
         """
         if not command:
             raise ValueError("there is no command to execute")
         fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
+        fields |= further
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
-                return await self._launch(kernel_id, fields)
-        return await self._launch(kernel_id, fields)
+                return await self._launch(kernel_id, fields, limits)
+        return await self._launch(kernel_id, fields, limits)
 
-    async def _launch(self, kernel_id: str, fields: Fields) -> Kept:
+    async def _launch(self, kernel_id: str, fields: Fields, limits: ProcessLimits) -> Kept:
         link = await self._connection.linked()
+        link.check_heeds(fields)
         launch = secrets.token_hex(16)
         try:
             answer, _ = await link.ask(
                 {"ask": "launch", "kernel_id": kernel_id, "launch": launch, **fields}
+                | {"limits": msgspec.to_builtins(limits)}
             )
         except (OSError, ValueError, KeeperRefuses):
             raise
@@ -176,7 +177,7 @@ class Keeper:
             self._errands.end(kernel_id, launch=launch)
             raise
         kept = msgspec.convert(answer, Kept)
-        self._processes.note(kept, anew=True)
+        self._processes.note(kept, anew=True, limits=limits)
         return kept
 
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
@@ -188,13 +189,21 @@ class Keeper:
         answer, _ = await self._connection.ask("run", command=list(command), env=dict(env))
         return answer["pid"], answer["start_time"]
 
-    async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
+    async def adopt(
+        self,
+        kernel_id: str,
+        pid: int,
+        start_time: str,
+        output: Path,
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> Kept | None:
         """Have the keeper watch a process that runs already; None if it is gone.
 
         Does nothing if it does so already. How it ends will not be known if it is not the
         keeper's child.
         """
         fields: Fields = {"pid": pid, "start_time": start_time, "output": str(output)}
+        fields["limits"] = msgspec.to_builtins(limits)
         answer, _ = await self._connection.ask("adopt", kernel_id=kernel_id, **fields)
         if answer is None:
             watched = self._processes.get(kernel_id)
@@ -203,7 +212,7 @@ class Keeper:
             # A keeper that was replaced knew how it ended.
             return Kept(kernel_id, pid, start_time, watched.exited.result(), watched.output)
         kept = msgspec.convert(answer, Kept)
-        self._processes.note(kept)
+        self._processes.note(kept, limits=limits)
         return kept
 
     # What kernels say, and are asked (app.managers.messages.line.Hearer)
@@ -229,21 +238,19 @@ class Keeper:
 
     async def settle(self, kernel_id: str) -> bool:
         """Have what has arrived from a kernel in its log; whether there was anything."""
-        answer, _ = await self._connection.ask("settle", QUICK_SECONDS, kernel_id=kernel_id)
-        return bool(answer)
+        return bool(await self._ask("settle", kernel_id))
 
     async def stdin_connected(self, kernel_id: str) -> bool:
         """Whether a kernel's input requests can arrive."""
-        answer, _ = await self._connection.ask("stdin", QUICK_SECONDS, kernel_id=kernel_id)
-        return bool(answer)
+        return bool(await self._ask("stdin", kernel_id))
 
-    def opened(self, kernel_id: str) -> None:
-        """The kernel is taken for ready."""
-        self._tell({"ask": "open", "kernel_id": kernel_id})
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
+        """The kernel is taken for ready; its log has this share."""
+        self._tell({"ask": "open", "kernel_id": kernel_id, "share": share})
 
     async def disconnect(self, kernel_id: str) -> None:
         """The kernel's process has ended."""
-        await self._connection.ask("disconnect", QUICK_SECONDS, kernel_id=kernel_id)
+        await self._ask("disconnect", kernel_id)
 
     def renew(self, kernel_id: str) -> None:
         """The newest file of a log cannot be read: it is to go on in another."""
@@ -300,13 +307,23 @@ class Keeper:
             except ProcessLookupError:
                 raise
             except (KeeperUnavailable, OSError) as error:
-                logger.warning(
-                    "kernel %s is signalled without its keeper: %s",
-                    kernel_id,
-                    error,
-                    extra={"kernel_id": kernel_id},
-                )
+                text = "kernel %s is signalled without its keeper: %s"
+                logger.warning(text, kernel_id, error, extra={"kernel_id": kernel_id})
         watched.signal(number)
+
+    async def usage(self, kernel_id: str) -> ProcessUsage | None:
+        """What a kernel's processes use now; None where the keeper has no process of it."""
+        answer = await self._ask("usage", kernel_id)
+        return None if answer is None else msgspec.convert(answer, ProcessUsage)
+
+    async def _ask(self, ask: str, kernel_id: str) -> Any:
+        answer, _ = await self._connection.ask(ask, QUICK_SECONDS, kernel_id=kernel_id)
+        return answer
+
+    def was_out_of_memory(self, kernel_id: str) -> bool:
+        """Whether the process, which has ended, was killed for want of memory."""
+        watched = self._processes.get(kernel_id)
+        return watched is not None and watched.oom
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
         """Done with the exit code when the process has ended. Raises `KeyError` for no such one."""
@@ -318,8 +335,7 @@ class Keeper:
     async def tail(self, kernel_id: str) -> str:
         """The last lines that the process wrote, for people."""
         try:
-            answer, _ = await self._connection.ask("tail", QUICK_SECONDS, kernel_id=kernel_id)
-            return str(answer)
+            return str(await self._ask("tail", kernel_id))
         except (KeeperUnavailable, OSError):
             watched = self._processes.get(kernel_id)
             return await asyncio.to_thread(watched.tail) if watched is not None else ""
@@ -419,8 +435,9 @@ class Keeper:
         answer, _ = await link.ask(self._hello(link))
         if link.protocol < TELLS_HEARD:
             answer = {"kept": answer, "heard": []}
-        greeted = msgspec.convert(answer, _Greeted)
+        greeted = msgspec.convert(answer, Greeted)
         self._errands.tell_drops(link)  # before another has its id
+        link.can = frozenset(greeted.can)
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
         gone = await self._errands.ended(link)
@@ -449,17 +466,13 @@ class Keeper:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
+        fields |= {"limits": msgspec.to_builtins(watched.limits)}
         try:
             answer, _ = await link.ask({"ask": "adopt", **who, **fields})
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:
-            logger.error(
-                "kernel %s is not kept: %s",
-                watched.kernel_id,
-                error,
-                extra={"kernel_id": watched.kernel_id},
-            )
+            logger.error("kernel %s is not kept: %s", watched.kernel_id, error, extra=who)
 
     def on_event(self, fields: Fields) -> None:
         """The keeper tells something that was not asked for."""

@@ -58,6 +58,8 @@ class Connection:
     def __init__(self, owner: ConnectionOwner) -> None:
         self.link: KeeperLink | None = None
         """The link that was made last, until its end is seen."""
+        self.on_trouble: Callable[[str], None] = lambda _: None
+        """Called with the reason why there is no link although one is needed; it is tried again."""
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._linking: asyncio.Task[KeeperLink] | None = None
@@ -190,6 +192,7 @@ class Connection:
             except KeeperUnavailable as error:
                 if error.message != self._trouble:
                     logger.error("kernels have no keeper: %s", error.message)
+                    self.on_trouble(error.message)
                 self._trouble = error.message
                 await asyncio.sleep(RETRY_SECONDS)
 

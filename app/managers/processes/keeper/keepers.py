@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ....keeper.hearings import Heard
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.output import OUTPUT_BYTES
 from ....keeper.protocol import aside_dirs, check_private
 from ....machine import network_file_system
@@ -26,8 +27,9 @@ from ....settings import Settings
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .client import Keeper
-from .kept import Kept
+from .kept import Kept, ProcessUsage
 from .places import AsidePlace, KeeperGone, NewestPlace
+from .remote import Host, RemoteKeeper, RemotePlace
 
 __all__ = ["Keepers", "check_state_dir", "new_keepers"]
 
@@ -53,6 +55,7 @@ class Keepers:
         self._newest = self._client(NewestPlace(state_dir, self._add))
         self._older: dict[Keeper, AsidePlace] = {}
         self._homes: dict[str, Keeper] = {}  # the keepers of kernels, as far as they are known
+        self._remote: dict[str, RemoteKeeper] = {}
         self._has_looked = False  # for a keeper that is to be set aside
         self._changes: set[asyncio.Task[None]] = set()  # of which keepers there are
         for directory in aside_dirs(state_dir):
@@ -86,8 +89,9 @@ class Keepers:
 
     def _share(self) -> None:
         """Divide the bytes for logs: the bound is for the logs of all keepers together."""
-        for keeper in (self._newest, *self._older):
-            keeper.bound_logs(self._log_total_bytes // (1 + len(self._older)))
+        keepers = (self._newest, *self._older, *self._remote.values())
+        for keeper in keepers:
+            keeper.bound_logs(self._log_total_bytes // len(keepers))
 
     def _change(self, change: Awaitable[None]) -> None:
         task = asyncio.ensure_future(change)
@@ -138,6 +142,50 @@ class Keepers:
             return False
         await asyncio.to_thread(place.remove)
         return True
+
+    # Keepers on other hosts
+
+    def assign(self, kernel_id: str, key: str, place: Callable[[], RemotePlace]) -> None:
+        """Have a kernel on another host: by the keeper ``key``, whose ``place`` is made if need be.
+
+        Call this before anything else is asked for the kernel.
+        """
+        keeper = self._remote.get(key)
+        if keeper is None:
+            total = self._log_total_bytes
+            keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
+            keeper.on_empty = lambda: self._change(self._retire_remote(key))
+            self._remote[key] = keeper
+            self._share()
+        self._homes[kernel_id] = keeper
+
+    async def _retire_remote(self, key: str) -> None:
+        """Leave a keeper on another host that has no kernels any more, so that it ends."""
+        keeper = self._remote.get(key)
+        if keeper is None or not keeper.is_empty or keeper in self._homes.values():
+            return
+        del self._remote[key]
+        self._share()
+        await keeper.close()
+
+    async def prepare(self, kernel_id: str, info: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """As `RemoteKeeper.prepare`. Raises `ValueError` for a kernel that was not assigned."""
+        return await self._remote_home(kernel_id).prepare(kernel_id, info)
+
+    def key_of(self, kernel_id: str) -> str:
+        """By which ``key`` a kernel was assigned. Raises `ValueError` if it was not."""
+        home = self._remote_home(kernel_id)
+        return next(key for key, keeper in self._remote.items() if keeper is home)
+
+    def host_of(self, kernel_id: str) -> Host:
+        """What is known of the host of a kernel that was assigned, and whose keeper was asked."""
+        return self._remote_home(kernel_id).host
+
+    def _remote_home(self, kernel_id: str) -> RemoteKeeper:
+        keeper = self._home(kernel_id)
+        if not isinstance(keeper, RemoteKeeper):
+            raise ValueError("the kernel has begun on this machine, and stays here")
+        return keeper
 
     def is_newest_for(self, kernel_id: str) -> bool:
         """Whether the newest keeper has this kernel, or would get it."""
@@ -206,11 +254,18 @@ class Keepers:
         """Do `Keeper.run` at the newest keeper."""
         return await self._newest.run(command, env)
 
-    async def adopt(self, kernel_id: str, pid: int, start_time: str, output: Path) -> Kept | None:
+    async def adopt(
+        self,
+        kernel_id: str,
+        pid: int,
+        start_time: str,
+        output: Path,
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> Kept | None:
         """Do `Keeper.adopt` at the keeper that has the process, or else at the newest."""
         await self._find_home(kernel_id)
         return await self._ask(
-            kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output)
+            kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output, limits)
         )
 
     async def kept(self) -> dict[str, Kept]:
@@ -230,6 +285,14 @@ class Keepers:
     async def signal(self, kernel_id: str, number: int) -> None:
         """As `Keeper.signal`."""
         await self._ask(kernel_id, lambda keeper: keeper.signal(kernel_id, number))
+
+    async def usage(self, kernel_id: str) -> ProcessUsage | None:
+        """As `Keeper.usage`."""
+        return await self._ask(kernel_id, lambda keeper: keeper.usage(kernel_id))
+
+    def was_out_of_memory(self, kernel_id: str) -> bool:
+        """As `Keeper.was_out_of_memory`."""
+        return self._home(kernel_id).was_out_of_memory(kernel_id)
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
         """As `Keeper.exited`."""
@@ -282,9 +345,9 @@ class Keepers:
         """As `Keeper.stdin_connected`."""
         return await self._ask(kernel_id, lambda keeper: keeper.stdin_connected(kernel_id))
 
-    def opened(self, kernel_id: str) -> None:
+    def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """As `Keeper.opened`."""
-        self._home(kernel_id).opened(kernel_id)
+        self._home(kernel_id).opened(kernel_id, share)
 
     async def disconnect(self, kernel_id: str) -> None:
         """As `Keeper.disconnect`."""
@@ -303,7 +366,10 @@ class Keepers:
         await self._settled()
         for task in self._changes:
             task.cancel()
-        leaving = [self._leave(keeper, place) for keeper, place in self._older.items()]
+        leaving: list[Awaitable[object]] = [
+            self._leave(keeper, place) for keeper, place in self._older.items()
+        ]
+        leaving += [keeper.close() for keeper in self._remote.values()]
         await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
 
 

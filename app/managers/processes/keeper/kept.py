@@ -13,10 +13,12 @@ from typing import Final
 
 import msgspec
 
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import UNKNOWN_EXIT, Process, open_process
 from ....keeper.protocol import Fields
+from ....keeper.usage import Usage
 
-__all__ = ["Kept", "Processes", "WatchedProcess"]
+__all__ = ["Greeted", "Kept", "ProcessUsage", "Processes", "WatchedProcess"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,9 @@ class Kept(msgspec.Struct, frozen=True):
 
     ``start_time`` is opaque. ``exit_code`` is None while the process runs, minus the number of the
     signal that killed it, or `UNKNOWN_EXIT`. ``output`` is the file of what the process writes.
+    ``enforced`` has for each limit of the process by what it is enforced: ``cgroup``, ``setrlimit``
+    or ``none``. A keeper of before there were limits enforces none, and says nothing. ``unlimited``
+    is why limits do not hold that should. ``oom``: the process has ended for want of memory.
     """
 
     kernel_id: str
@@ -42,23 +47,51 @@ class Kept(msgspec.Struct, frozen=True):
     start_time: str
     exit_code: int | None
     output: str
+    enforced: dict[str, str] = msgspec.field(default_factory=dict)
+    unlimited: str = ""
+    oom: bool = False
+
+
+class Greeted(msgspec.Struct, frozen=True):
+    """What a keeper tells when it is greeted: its kernels' processes, and which it hears."""
+
+    kept: list[Kept]
+    heard: list[str]
+    can: list[str] = []
+
+
+class ProcessUsage(Usage, kw_only=True):
+    """What the processes of a kernel use, at ``at`` by the keeper's monotonic clock.
+
+    ``pid`` is the kernel's process. ``enforced`` is as in `Kept`.
+    """
+
+    pid: int
+    at: float
+    enforced: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class WatchedProcess:
-    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that."""
+    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that.
 
-    def __init__(self, kept: Kept) -> None:
+    One that is not ``here`` but on another host is never looked at: only the keeper tells.
+    """
+
+    def __init__(self, kept: Kept, *, here: bool = True) -> None:
         self.kernel_id = kept.kernel_id
         self.pid = kept.pid
         self.start_time = kept.start_time
         self.output = kept.output
+        self.enforced = kept.enforced
+        self.limits = NO_LIMITS
+        self.oom = kept.oom
         self._process: Process | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         if kept.exit_code is not None:
             self.end(kept.exit_code)
-        else:
+        elif here:
             self._watch()
 
     def end(self, code: int) -> None:
@@ -114,11 +147,12 @@ class WatchedProcess:
 
 
 class Processes:
-    """The processes of one keeper's kernels, by the kernels' ids."""
+    """The processes of one keeper's kernels, by the kernels' ids; ``here``, or on another host."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, here: bool = True) -> None:
+        self._here = here
         self._watched: dict[str, WatchedProcess] = {}
-        self._early: dict[str, tuple[int, int]] = {}  # pids and exit codes
+        self._early: dict[str, tuple[int, int, bool]] = {}  # pids, exit codes, whether by memory
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -136,24 +170,35 @@ class Processes:
         """How many of the processes have not ended."""
         return sum(not watched.exited.done() for watched in self._watched.values())
 
-    def note(self, kept: Kept, *, anew: bool = False) -> None:
-        """Watch a process that the keeper has; ``anew`` if it was just launched."""
+    def note(self, kept: Kept, *, anew: bool = False, limits: ProcessLimits | None = None) -> None:
+        """Watch a process that the keeper has; ``anew`` if it was just launched.
+
+        ``limits`` are those that the keeper was told of it, if that is known.
+        """
         watched = self._watched.get(kept.kernel_id)
         if watched is None or anew or watched.pid != kept.pid:
             if watched is not None:
                 watched.end(UNKNOWN_EXIT)
-            watched = self._watched[kept.kernel_id] = WatchedProcess(kept)
-        pid, code = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code))
+            watched = self._watched[kept.kernel_id] = WatchedProcess(kept, here=self._here)
+        watched.enforced = kept.enforced
+        if limits is not None:
+            watched.limits = limits
+        pid, code, oom = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code, kept.oom))
         if pid == kept.pid and code is not None:
+            watched.oom = oom
             watched.end(code)
 
     def on_exited(self, event: Fields) -> None:
         """The keeper tells how a process has ended."""
         watched = self._watched.get(str(event.get("kernel_id")))
         if watched is not None and watched.pid == event["pid"]:
+            watched.oom = bool(event.get("oom"))
             watched.end(event["code"])
         else:  # whoever launched it has not yet got its turn to read the answer
-            self._early[event["kernel_id"]] = (event["pid"], event["code"])
+            self._early[event["kernel_id"]] = (
+                *(event["pid"], event["code"]),
+                bool(event.get("oom")),
+            )
             if len(self._early) > MAX_EARLY:
                 del self._early[next(iter(self._early))]
 

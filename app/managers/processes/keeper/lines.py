@@ -19,6 +19,7 @@ from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
 from .connection import Connection
 from .link import KeeperLink, KeeperRefuses
+from .mirrors import Mirrors
 
 __all__ = ["Lines"]
 
@@ -35,10 +36,12 @@ class Lines:
     """The lines to one keeper's kernels, by the kernels' ids and by the keeper's handles.
 
     A line may be here that has no handle: the keeper is to hear its kernel, and does not so far.
+    With ``mirrors`` the keeper is on another host.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, mirrors: Mirrors | None = None) -> None:
         self._connection = connection
+        self._mirrors = mirrors
         self._by_id: dict[str, Line] = {}
         self._by_handle: dict[int, Line] = {}
         self._unheard: dict[int, Bell] = {}
@@ -55,17 +58,49 @@ class Lines:
     ) -> Heard:
         """As `Hearer.hear`."""
         plain = None if info is None else {name: _text(value) for name, value in info.items()}
-        asked = _question(line, directory, plain, anew=anew)
         try:
+            asked = self._question(line, directory, plain, anew=anew)
             answer, _ = await self._connection.ask(**asked)
-        except KeeperRefuses as error:
+            line.remember(directory, plain)
+            return self._put(line, msgspec.convert(answer, Heard))
+        except (KeeperRefuses, Garbled, OSError) as error:
             raise KernelUnreachable(str(error)) from error
-        heard = msgspec.convert(answer, Heard)
-        self._put(line, heard)
-        line.remember(directory, plain)
-        return heard
 
-    def _put(self, line: Line, heard: Heard) -> None:
+    async def end_of(self, kernel_id: str) -> int:
+        """The number behind the last message of a kernel's log, as the keeper has it now.
+
+        0 if the kernel is gone. Raises `KeeperUnavailable`.
+        """
+        line = self._by_id.get(kernel_id)
+        if line is None:
+            return 0
+        asked = self._question(line, line.directory, None, anew=False)
+        answer, _ = await self._connection.ask(**asked)
+        return msgspec.convert(answer, Heard).end[0]
+
+    def _question(
+        self, line: Line, directory: Path, info: dict[str, Any] | None, *, anew: bool
+    ) -> dict[str, Any]:
+        known, where = line.known, str(directory)
+        if self._mirrors is not None:  # the keeper has its own directory
+            known = max(known, self._mirrors.known(line.kernel_id, directory))
+            where = f"logs/{line.kernel_id}"
+        return {
+            "ask": "hear",
+            "kernel_id": line.kernel_id,
+            "session": line.session,
+            "epoch": line.epoch,
+            "known": known,
+            "directory": where,
+            "info": info,
+            "anew": anew,
+            "share": line.share,
+        }
+
+    def _put(self, line: Line, heard: Heard) -> Heard:
+        if self._mirrors is not None:
+            heard = self._mirrors.begin(line.directory, heard)
+            self._mirrors.share(line.kernel_id, line.share)
         self._by_id[line.kernel_id] = self._by_handle[heard.handle] = line
         line.on_heard(heard)
         unsent, line.unsent = line.unsent, []
@@ -73,7 +108,12 @@ class Lines:
             self.request(line, message, owner)
         bell = self._unheard.pop(heard.handle, None)
         if bell is not None and bell.end >= heard.end and bell.taken >= heard.taken:
-            line.on_bell(bell)
+            self._ring(line, bell)
+        return heard
+
+    def _ring(self, line: Line, bell: Bell) -> None:
+        mirrors = self._mirrors
+        line.on_bell(bell if mirrors is None else mirrors.on_bell(line.kernel_id, bell))
 
     def request(self, line: Line, message: ClientMessage, owner: str) -> None:
         """Send a request to a kernel; a keeper that is gone meanwhile does not get it.
@@ -128,7 +168,7 @@ class Lines:
         found = []
         for line in [*self._by_id.values()]:
             try:
-                asked = _question(line, line.directory, line.info, anew=False)
+                asked = self._question(line, line.directory, line.info, anew=False)
                 answer, _ = await link.ask(asked)
             except (KeeperRefuses, OSError) as error:
                 self._hear_later(line.kernel_id, error)
@@ -139,12 +179,19 @@ class Lines:
     def begin(self, heard: Sequence[tuple[Line, Heard]]) -> list[Line]:
         """Speak to a keeper that hears these; the lines send what the one before has not sent.
 
-        Returns them without those whose kernels have gone meanwhile.
+        Returns them without those whose kernels have gone meanwhile, or whose logs are of no use.
         """
         present = [(line, its) for line, its in heard if self._by_id.get(line.kernel_id) is line]
+        begun = []
         for line, its in present:
-            self._put(line, its)
-        return [line for line, _ in present]
+            try:
+                self._put(line, its)
+            except (Garbled, OSError) as error:  # of a mirror
+                line.on_lost(str(error))
+                self._hear_later(line.kernel_id, error)
+            else:
+                begun.append(line)
+        return begun
 
     def _hear_later(self, kernel_id: str, why: Exception | str) -> None:
         logger.error("kernel %s is not heard: %s", kernel_id, why, extra={"kernel_id": kernel_id})
@@ -168,6 +215,11 @@ class Lines:
         except (KeeperUnavailable, KernelUnreachable) as error:
             self._hear_later(kernel_id, error.message)
 
+    def on_lost(self, why: str) -> None:
+        """The keeper cannot be reached, and it is not known when it can be again."""
+        for line in [*self._by_id.values()]:
+            line.on_lost(why)
+
     async def close(self) -> None:
         """Try to have nothing heard any more."""
         for task in self._late:
@@ -182,6 +234,11 @@ class Lines:
 
         Where it goes on is agreed upon anew then, by the next connection.
         """
+        if self._mirrors is not None and data[:1] == frames.RECORDS:
+            grown = self._mirrors.on_records(data)
+            if grown is not None and (line := self._by_id.get(grown[0])) is not None:
+                line.on_bell(grown[1])
+            return
         for bell in frames.unpack_bells(data):
             line = self._by_handle.get(bell.handle)
             if line is not None:
@@ -190,7 +247,7 @@ class Lines:
                         f"kernel {line.kernel_id}: its log, which went to number {line.known[0]}, "
                         f"is said to go from {bell.first[0]} to {bell.end[0]}"
                     )
-                line.on_bell(bell)
+                self._ring(line, bell)
                 continue
             self._unheard[bell.handle] = bell  # its answer may have come just before
             if len(self._unheard) > MAX_UNHEARD:
@@ -201,21 +258,6 @@ class Lines:
         line = self._by_id.get(event["kernel_id"])
         if line is not None:
             line.on_malformed(event["count"], event["channel"], event["reason"])
-
-
-def _question(
-    line: Line, directory: Path, info: dict[str, Any] | None, *, anew: bool
-) -> dict[str, Any]:
-    return {
-        "ask": "hear",
-        "kernel_id": line.kernel_id,
-        "session": line.session,
-        "epoch": line.epoch,
-        "known": line.known,
-        "directory": str(directory),
-        "info": info,
-        "anew": anew,
-    }
 
 
 def _text(value: Any) -> Any:

@@ -21,9 +21,17 @@ from ....keeper.protocol import (
     socket_address,
 )
 from ....protocol.messages import Buffer, MalformedMessage
-from ...errors import KeeperUnavailable
+from ...errors import IsolationUnavailable, KeeperUnavailable
 
-__all__ = ["ANSWER_SECONDS", "KeeperLink", "KeeperRefuses", "LinkLost", "LinkOwner"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "KeeperLink",
+    "KeeperRefuses",
+    "LinkLost",
+    "LinkOwner",
+    "Writer",
+    "greeting_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,10 @@ CLOSE_SECONDS: Final = 2.0
 
 MAX_UNSENT: Final = 2**23
 """Bytes that may wait for a keeper which reads nothing; with more waiting, `ask` is refused."""
+
+
+_ALWAYS_HEEDED: Final = frozenset({"command", "env", "cwd", "output"})
+"""The fields of a launch that every keeper heeds."""
 
 
 class LinkLost(KeeperUnavailable):
@@ -49,6 +61,14 @@ class KeeperRefuses(KeeperUnavailable):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The keeper of kernels refuses: {reason}")
+
+
+class Writer(Protocol):
+    """The writing side of a stream that was just connected."""
+
+    @property
+    def transport(self) -> asyncio.WriteTransport:
+        """The transport of the stream, or what behaves like one."""
 
 
 class LinkOwner(Protocol):
@@ -67,14 +87,11 @@ class LinkOwner(Protocol):
 class KeeperLink:
     """One connection to one keeper's process."""
 
-    def __init__(
-        self,
-        writer: asyncio.StreamWriter,
-        greeting: Fields,
-        owner: LinkOwner,
-    ) -> None:
+    def __init__(self, writer: Writer, greeting: Fields, owner: LinkOwner) -> None:
         self.protocol: int = greeting["keeper"]
         self.pid: int = greeting["pid"]
+        self.can: frozenset[str] = frozenset()
+        """Fields of requests that the keeper heeds, as it has told when it was greeted (`CAN`)."""
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
@@ -87,6 +104,13 @@ class KeeperLink:
         self._transport = writer.transport
         frames.connection_made(self._transport)
         self._transport.set_protocol(frames)
+
+    def check_heeds(self, launch: Fields) -> None:
+        """Raise `IsolationUnavailable` if the keeper would ignore a field of a launch."""
+        if not launch.keys() <= _ALWAYS_HEEDED | self.can:
+            raise IsolationUnavailable(
+                f"the keeper, process {self.pid}, is an earlier one; it ends with its kernels"
+            )
 
     @classmethod
     async def open(cls, directory: int, path: Path, owner: LinkOwner) -> KeeperLink | None:
@@ -115,11 +139,7 @@ class KeeperLink:
             raise PermissionError("a process of another user listens on its socket")
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                greeting, _ = await receive(reader)
-            if type(greeting.get("keeper")) is not int or type(greeting.get("pid")) is not int:
-                raise Garbled("no greeting")
-            return cls(writer, greeting, owner)
+            return cls(writer, await greeting_of(reader), owner)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             writer.close()
             if getattr(error, "partial", b""):
@@ -155,7 +175,7 @@ class KeeperLink:
         if self.is_open and self._transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")
         number = next(self._numbers)
-        answer = self._send(number, {**fields, "until": time.monotonic() + seconds})
+        answer = self._send(number, {**fields, "until": self._clock() + seconds})
         try:
             async with asyncio.timeout(seconds):
                 return await answer
@@ -163,6 +183,10 @@ class KeeperLink:
             raise KeeperUnavailable("The keeper of kernels does not answer") from None
         finally:
             self._asked.pop(number, None)
+
+    def _clock(self) -> float:
+        """The time, in seconds, by the clock that the keeper looks at."""
+        return time.monotonic()
 
     def tell(self, fields: Fields) -> asyncio.Future[tuple[Any, bytes]]:
         """Ask for something that the keeper is to do however late it reads this.
@@ -235,6 +259,15 @@ class KeeperLink:
         self._asked.clear()
         self._ended.set()
         self._owner.on_end(self)
+
+
+async def greeting_of(reader: asyncio.StreamReader) -> Fields:
+    """What a keeper says first. Raises `Garbled`, `TimeoutError` and what `receive` does."""
+    async with asyncio.timeout(ANSWER_SECONDS):
+        greeting, _ = await receive(reader)
+    if type(greeting.get("keeper")) is not int or type(greeting.get("pid")) is not int:
+        raise Garbled("no greeting")
+    return greeting
 
 
 _SILENT: Final = "what listens on its socket says nothing; is its process stopped?"

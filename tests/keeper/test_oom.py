@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.processes.oom import OOMWatch, parse_count
+from app.keeper.oom import OOMWatch, parse_count
 
 EVENTS = "low 0\nhigh 0\nmax 41\noom 3\noom_kill {}\noom_group_kill 0\n"
 CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"

@@ -1,0 +1,178 @@
+"""Has limits hold for a kernel's processes, by its control group or by setrlimit(2).
+
+A process has its limits before it runs any code: what is launched gets them between fork and exec,
+and what was forked elsewhere waits until it has been adopted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Collection
+from typing import Final, Literal
+
+from .groups import CONTROLLERS, ControlGroups, Group
+from .limits import ProcessLimits
+
+__all__ = ["By", "Enforcement", "Enforcer"]
+
+logger = logging.getLogger(__name__)
+
+By = Literal["cgroup", "setrlimit", "none"]
+"""What enforces a limit. By ``setrlimit`` it holds for each process by itself."""
+
+_DATA: Final = "memory"
+_FILES: Final = "open_files"
+
+# RLIMIT_DATA counts what a process can write and shares with nobody [setrlimit(2), Linux from 4.7
+# on]. RLIMIT_AS would count address space as well that is only reserved, of which some kernels have
+# a thousand times what they use. There is none for processes: RLIMIT_NPROC counts all of a user's,
+# and the kernels have the service's user.
+RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE} | (
+    {_DATA: resource.RLIMIT_DATA} if sys.platform == "linux" else {}
+)
+
+
+class Enforcement:
+    """How one process is limited: in a ``group``, if there is one, and by setrlimit(2)."""
+
+    def __init__(self, limits: ProcessLimits, group: Group | None, by: dict[str, By]) -> None:
+        self.limits = limits
+        self.group = group
+        self.by = by
+        self._rlimits = {
+            RESOURCES[name]: _within_hard(RESOURCES[name], getattr(limits, name))
+            for name, how in by.items()
+            if how == "setrlimit"
+        }
+        self._entrance = -1
+        self._told = (-1, -1)
+
+    # What is launched
+
+    def preparation(self) -> Callable[[], None] | None:
+        """What the child is to call before it executes its program; None if that is nothing.
+
+        `launched` or `failed` follows. Raises `OSError`.
+        """
+        if self.group is None and not self._rlimits:
+            return None
+        try:
+            if self.group is not None:
+                self._entrance = self.group.open()
+            self._told = os.pipe()
+        except BaseException:
+            self._close()
+            raise
+        return self._prepare
+
+    def _prepare(self) -> None:
+        """In the child: no lock is taken here, and nothing imported."""
+        try:
+            if self._entrance != -1:
+                os.write(self._entrance, b"0")
+            for number, value in self._rlimits.items():
+                resource.setrlimit(number, (value, value))
+        except OSError as error:
+            os.write(self._told[1], b"%d" % (error.errno or errno.EIO))
+            raise
+
+    def launched(self) -> None:
+        """The program is executed."""
+        self._close()
+
+    def failed(self) -> OSError | None:
+        """Nothing was executed: why the child could not be limited, if that is the reason."""
+        number = b""
+        if self._told[1] != -1:
+            os.close(self._told[1])
+            number = os.read(self._told[0], 20)
+            os.close(self._told[0])
+            self._told = (-1, -1)
+        self._close()
+        if not number:
+            return None
+        return OSError(int(number), f"its limits cannot be set: {os.strerror(int(number))}")
+
+    def _close(self) -> None:
+        for descriptor in (self._entrance, *self._told):
+            if descriptor != -1:
+                os.close(descriptor)
+        self._entrance, self._told = -1, (-1, -1)
+
+    # What runs already
+
+    def impose(self, pids: Collection[int]) -> None:
+        """Limit processes that run. Raises `OSError`; those that have ended are no error."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                if self.group is not None:
+                    self.group.enter(pid)
+                for number, value in self._rlimits.items():
+                    # Who may not raise a hard limit keeps the lower one.
+                    with contextlib.suppress(PermissionError):
+                        resource.prlimit(pid, number, (value, value))
+
+
+class Enforcer:
+    """Decides how limits are enforced here. Remembers what it has said in the log."""
+
+    def __init__(self, groups: ControlGroups) -> None:
+        self._groups = groups
+        self._said: set[tuple[tuple[str, str], ...]] = set()
+
+    def new(self, kernel_id: str, limits: ProcessLimits) -> Enforcement:
+        """For the next process of a kernel. Raises `OSError` if its group cannot be made.
+
+        Where groups can be used, a process whose group cannot be made must not run without one.
+        """
+        by = self._choose(limits)
+        group = self._groups.new(kernel_id, limits) if "cgroup" in by.values() else None
+        return Enforcement(limits, group, by)
+
+    def again(self, kernel_id: str, pid: int, limits: ProcessLimits | None) -> Enforcement:
+        """For a process that runs already; `Enforcement.impose` has the limits hold.
+
+        Without ``limits``, as a keeper before this one has left it. Raises `OSError`.
+        """
+        group = self._groups.found(pid)
+        if limits is None:
+            return Enforcement(ProcessLimits(), group, {})
+        by = self._choose(limits, running=True)
+        if "cgroup" not in by.values():
+            if group is not None:
+                self._groups.limit(group.owner, limits)  # there may have been some
+            return Enforcement(limits, group, by)
+        if group is None or group.owner.name != (limits.owner or f"k-{kernel_id}"):
+            return Enforcement(limits, self._groups.new(kernel_id, limits), by)
+        self._groups.limit(group.owner, limits)
+        return Enforcement(limits, group, by)
+
+    def _choose(self, limits: ProcessLimits, *, running: bool = False) -> dict[str, By]:
+        limited = limits.limited
+        controllers = self._groups.controllers if limited - {_FILES} else frozenset()
+        by: dict[str, By] = {}
+        for name in sorted(limited):
+            if CONTROLLERS.get(name) in controllers:
+                by[name] = "cgroup"
+            elif name in RESOURCES and (hasattr(resource, "prlimit") or not running):
+                by[name] = "setrlimit"
+            else:
+                by[name] = "none"
+        said = tuple(by.items())
+        if by and said not in self._said:
+            self._said.add(said)
+            text = ", ".join(f"{name} by {how}" for name, how in said)
+            why = self._groups.why_not
+            logger.info("limits are enforced: %s%s", text, f" ({why})" if why else "")
+        return by
+
+
+def _within_hard(number: int, value: int) -> int:
+    """The limit, or this process's hard one if that is lower: nobody may have more than that."""
+    hard = resource.getrlimit(number)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)

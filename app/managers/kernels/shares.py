@@ -1,0 +1,95 @@
+"""How many kernels there may be, of all owners and of each, and what each owner's kernels hold.
+
+What there is is looked up when it is asked for: kernels that were adopted count, and dead ones do
+not, whatever has happened. Only kernels that are about to be there are reserved here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import TooManyKernels
+from ..limits.errors import ExecutionsLimit
+from ..limits.shares import Shares
+from ..owners.ownership import Ownership
+from .kernel import Kernel
+from .table import KernelTable
+
+__all__ = ["KernelShares"]
+
+
+class KernelShares:
+    """The kernels of ``table`` against the bounds on them: ``max_kernels`` (0 for any), shares."""
+
+    def __init__(self, table: KernelTable, max_kernels: int, shares: Shares) -> None:
+        self._table = table
+        self._max = max_kernels
+        self._shares = shares
+        self._reserved: dict[str, str] = {}
+        """The owners of kernels that are starting, by the kernels' ids."""
+
+    @contextmanager
+    def place(self, kernel_id: str, ownership: Ownership) -> Iterator[None]:
+        """Reserve a place for a kernel, for the time of a ``with`` block in which it starts.
+
+        Two starts cannot both take the last place: there is no await between the check and the
+        reservation. Raises `TooManyKernels`, `KernelsLimit` or `BeyondLimit`.
+        """
+        if kernel_id in self._reserved:  # a second restart of a dead kernel
+            yield
+            return
+        if self._max and self._count() >= self._max:
+            raise TooManyKernels(self._max)
+        self._shares.check_kernels(ownership, lambda: self.kernels_of(ownership.owner))
+        self._reserved[kernel_id] = ownership.owner
+        try:
+            yield
+        finally:
+            self._reserved.pop(kernel_id, None)
+
+    def taken(self, kernel_id: str) -> None:
+        """Give a place back early: its kernel is there, with another id."""
+        self._reserved.pop(kernel_id, None)
+
+    def take_start(self, ownership: Ownership) -> None:
+        """Count a start or a restart. Raises `StartsLimit`."""
+        self._shares.take_start(ownership)
+
+    def check_queue(self, ownership: Ownership) -> None:
+        """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""
+        limit = self._shares.limits(ownership).queued_executions
+        if limit is not None:
+            self._shares.check(ExecutionsLimit, limit, self.waiting_of(ownership.owner))
+
+    # What there is
+
+    def _count(self) -> int:
+        living = {kernel.id for kernel in self._table.values() if kernel.counts}
+        return len(living | self._reserved.keys())
+
+    def of(self, owner: str) -> list[Kernel]:
+        """The kernels that are an owner's, dead ones too."""
+        return self._table.found_by([("owner", owner)])
+
+    def kernels_of(self, owner: str) -> int:
+        """How many kernels count for an owner, those that start included."""
+        living = {kernel.id for kernel in self.of(owner) if kernel.counts}
+        starting = {kernel_id for kernel_id, whose in self._reserved.items() if whose == owner}
+        return len(living | starting)
+
+    def waiting_of(self, owner: str) -> int:
+        """How many executions wait for an owner's kernels, or for their next processes."""
+        return sum(
+            kernel.executions.waiting + kernel.traffic.submissions.executions_held
+            for kernel in self.of(owner)
+        )
+
+    def log_bytes_of(self, owner: str) -> int:
+        """How many bytes of messages of an owner's kernels are kept on disk."""
+        return sum(kernel.traffic.log.bytes for kernel in self.of(owner))
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """The names of the owners who have kernels."""
+        return self._table.owners | frozenset(self._reserved.values())

@@ -1,0 +1,312 @@
+"""What kernels use of the machine: sampled while somebody asks, and remembered for a while.
+
+The keeper takes the samples. Nothing is sampled of a kernel of which nobody has asked for a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from ...keeper.limits import ProcessLimits
+from ...protocol.messages import format_timestamp
+from ..errors import KeeperUnavailable
+from ..messages.traffic import Traffic
+from ..processes.keeper.kept import ProcessUsage
+
+__all__ = ["KernelUsage", "LimitModel", "Measured", "Series", "UsagePoint", "UsageSampler"]
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS: Final = 1.0
+"""A sample that is no older is told again: many may ask."""
+
+PERIOD_SECONDS: Final = 5.0
+"""How often a kernel is sampled that somebody asks about."""
+
+WANTED_SECONDS: Final = 60.0
+"""How long a kernel is sampled after somebody has asked."""
+
+HISTORY_SECONDS: Final = 600.0
+POINTS: Final = int(HISTORY_SECONDS / PERIOD_SECONDS)
+
+RECENT_SECONDS: Final = 30.0
+REFRESH_SECONDS: Final = 2.0
+"""How old the samples of many kernels may be that are asked about at once, and how long it may take
+to bring them up to date."""
+
+RATE_SECONDS: Final = 0.5
+"""The shortest time in which a share of the processors is measured."""
+
+
+class LimitModel(msgspec.Struct):
+    """One limit of a kernel's owner."""
+
+    value: Annotated[
+        float,
+        Meta(description="Bytes of memory, processors, processes with their threads, or files."),
+    ]
+    enforced: Annotated[
+        Literal["cgroup", "setrlimit", "none"],
+        Meta(
+            description="`cgroup`: for all kernels of the owner together. `setrlimit`: for each "
+            "process by itself. `none`: it cannot be enforced on this machine."
+        ),
+    ]
+
+
+class UsagePoint(msgspec.Struct):
+    """One sample of the past."""
+
+    at: Annotated[str, Meta(description="When it was taken, UTC.")]
+    cpu: Annotated[
+        float | None, Meta(description="Processors that were busy since the one before.")
+    ]
+    memory: Annotated[int | None, Meta(description="Bytes.")]
+
+
+class KernelUsage(msgspec.Struct):
+    """What a kernel uses of the machine. A figure that cannot be had is null."""
+
+    kernel_id: Annotated[str, Meta(description="The kernel's id.")]
+    at: Annotated[str, Meta(description="When this was sampled, UTC.")]
+    pid: Annotated[
+        int | None,
+        Meta(description="Its process; null if it has none, or none that is sampled from here."),
+    ]
+    cpu_seconds: Annotated[
+        float | None,
+        Meta(
+            description="Processors' time of its processes. With no control group, those that "
+            "have ended unasked for are not in it."
+        ),
+    ]
+    cpu: Annotated[
+        float | None,
+        Meta(
+            description="Processors that it kept busy since the last sample; 1 is one processor. "
+            "Null for the first one."
+        ),
+    ]
+    memory: Annotated[int | None, Meta(description="Bytes of memory of its processes.")]
+    memory_kind: Annotated[
+        Literal["cgroup", "pss", "rss"] | None,
+        Meta(
+            description="How memory is counted. `cgroup`: what the limit is about, files that "
+            "were read included. `pss`: with a fair part of what is shared. `rss`: what several "
+            "processes share counts several times."
+        ),
+    ]
+    owner_memory: Annotated[
+        int | None,
+        Meta(description="With a control group: of all kernels of its owner together."),
+    ]
+    processes: Annotated[int | None, Meta(description="Its processes.")]
+    threads: Annotated[int | None, Meta(description="Threads of these.")]
+    open_files: Annotated[int | None, Meta(description="Descriptors that these have open.")]
+    bytes_said: Annotated[
+        int, Meta(description="Bytes of all messages that have gone into its log.")
+    ]
+    messages: Annotated[int, Meta(description="How many messages those are.")]
+    executions: Annotated[
+        int, Meta(description="Executions that it has begun since the server was started.")
+    ]
+    limits: Annotated[
+        dict[str, LimitModel],
+        Meta(description="By `memory`, `cpu`, `processes` and `open_files`, as far as there are."),
+    ]
+    history: Annotated[
+        list[UsagePoint] | None,
+        Meta(
+            description="With `?history=true`, up to ten minutes, the oldest first. A sample is "
+            "taken every 5 s from the first time that somebody asks, until nobody has for a minute."
+        ),
+    ] = None
+
+
+class Measured(Protocol):
+    """A kernel, as far as its usage is concerned."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Its messages."""
+
+    @property
+    def limits(self) -> ProcessLimits:
+        """What its processes may take."""
+
+    async def usage(self) -> ProcessUsage | None:
+        """What its processes use now; None where that cannot be had."""
+
+
+class Series:
+    """The samples of one kernel, the newest last. Times are in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        self.latest: ProcessUsage | None = None
+        self.at = float("-inf")
+        self.cpu: float | None = None
+        self._rated: ProcessUsage | None = None  # from which the share is measured
+        self._points: deque[UsagePoint] = deque(maxlen=POINTS)
+
+    def add(self, sample: ProcessUsage | None, now: float) -> None:
+        """Take a new sample, or that there is none."""
+        self.latest, self.at = sample, now
+        if sample is None:
+            self.cpu = self._rated = None
+            return
+        self._rate(sample)
+        self._points.append(UsagePoint(format_timestamp(now), self.cpu, sample.memory))
+
+    def _rate(self, sample: ProcessUsage) -> None:
+        before = self._rated
+        if before is None or before.pid != sample.pid:
+            self.cpu, self._rated = None, sample
+        elif before.cpu_seconds is not None and sample.cpu_seconds is not None:
+            seconds = sample.at - before.at
+            if seconds >= RATE_SECONDS:
+                # Without a control group, a process that ends takes its time with it.
+                spent = max(sample.cpu_seconds - before.cpu_seconds, 0.0)
+                self.cpu, self._rated = round(spent / seconds, 4), sample
+
+    @property
+    def points(self) -> list[UsagePoint]:
+        """The samples of the last `HISTORY_SECONDS`, as far as there are."""
+        oldest = format_timestamp(self.at - HISTORY_SECONDS)
+        return [point for point in self._points if point.at >= oldest]
+
+
+class UsageSampler:
+    """Samples the kernels that somebody asks about. `close` it."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, Series] = {}
+        self._kernels: dict[str, tuple[Measured, float]] = {}  # with when they were asked about
+        self._sampling: dict[str, asyncio.Task[None]] = {}
+        self._periodic: asyncio.Task[None] | None = None
+
+    async def usage(self, kernel: Measured, *, history: bool = False) -> KernelUsage:
+        """What a kernel uses; at most `FRESH_SECONDS` old. Raises `KeeperUnavailable`."""
+        series = await self.latest(kernel, FRESH_SECONDS)
+        self._kernels[kernel.id] = kernel, time.monotonic()
+        if self._periodic is None:
+            self._periodic = asyncio.get_running_loop().create_task(
+                self._sample_on(), name="sample kernels"
+            )
+        model = model_of(kernel, series)
+        if history:
+            model.history = series.points
+        return model
+
+    async def latest(self, kernel: Measured, seconds: float) -> Series:
+        """The samples of a kernel, the last no older than so many seconds."""
+        series = self._series.get(kernel.id)
+        if series is None:
+            series = self._series[kernel.id] = Series()
+        if time.time() - series.at >= seconds:
+            await self._sample(kernel, series)
+        return series
+
+    async def refresh(self, kernels: Iterable[Measured]) -> None:
+        """Have samples of all these that are no older than `RECENT_SECONDS`, or as many as can be
+        had within `REFRESH_SECONDS`.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFRESH_SECONDS):
+                for kernel in kernels:
+                    with contextlib.suppress(KeeperUnavailable):
+                        await self.latest(kernel, RECENT_SECONDS)
+        self._forget_old()
+
+    def last(self, kernel_id: str) -> Series | None:
+        """The samples that there are of a kernel."""
+        return self._series.get(kernel_id)
+
+    async def _sample(self, kernel: Measured, series: Series) -> None:
+        """Take one sample; whoever asks meanwhile waits for the same."""
+        task = self._sampling.get(kernel.id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._take(kernel, series))
+            self._sampling[kernel.id] = task
+            task.add_done_callback(lambda done: self._on_taken(kernel.id, done))
+        await asyncio.shield(task)
+
+    def _on_taken(self, kernel_id: str, task: asyncio.Task[None]) -> None:
+        self._sampling.pop(kernel_id, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may not wait any more
+
+    async def _take(self, kernel: Measured, series: Series) -> None:
+        series.add(await kernel.usage(), time.time())
+
+    async def _sample_on(self) -> None:
+        while self._kernels:
+            await asyncio.sleep(PERIOD_SECONDS)
+            for kernel_id, (kernel, asked) in [*self._kernels.items()]:
+                if time.monotonic() - asked > WANTED_SECONDS:
+                    del self._kernels[kernel_id]
+                    continue
+                try:
+                    await self.latest(kernel, PERIOD_SECONDS * 0.9)
+                except KeeperUnavailable as error:
+                    logger.debug("kernel %s is not sampled: %s", kernel_id, error.message)
+            self._forget_old()
+        self._periodic = None
+
+    def _forget_old(self) -> None:
+        oldest = time.time() - HISTORY_SECONDS
+        self._series = {one: series for one, series in self._series.items() if series.at >= oldest}
+
+    async def close(self) -> None:
+        """Sample no more."""
+        tasks = [*self._sampling.values(), *([self._periodic] if self._periodic else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def model_of(kernel: Measured, series: Series) -> KernelUsage:
+    """What is told of a kernel, by its samples."""
+    used, end = series.latest, kernel.traffic.log.end
+    figures = {} if used is None else _rounded(used)
+    return KernelUsage(
+        kernel_id=kernel.id,
+        at=format_timestamp(series.at),
+        **{name: figures.get(name) for name in _FIGURES},
+        cpu=series.cpu,
+        bytes_said=end.offset,
+        messages=end.cursor - 1,
+        executions=kernel.traffic.tracker.begun,
+        limits=dict(_limits(kernel.limits, {} if used is None else used.enforced)),
+    )
+
+
+_FIGURES: Final = (
+    *("pid", "cpu_seconds", "memory", "memory_kind", "owner_memory"),
+    *("processes", "threads", "open_files"),
+)
+
+
+def _rounded(used: ProcessUsage) -> dict[str, Any]:
+    figures: dict[str, Any] = {name: getattr(used, name) for name in _FIGURES}
+    if used.cpu_seconds is not None:
+        figures["cpu_seconds"] = round(used.cpu_seconds, 3)
+    return figures
+
+
+def _limits(limits: ProcessLimits, enforced: Mapping[str, str]) -> Iterator[tuple[str, LimitModel]]:
+    for name in sorted(limits.limited):
+        how: Any = enforced.get(name, "none")
+        yield name, LimitModel(getattr(limits, name), how)

@@ -1,0 +1,68 @@
+"""Events that tell what kernels use, for whoever subscribes to the server's events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from ..errors import KeeperUnavailable
+from ..state import KernelState
+from ..telemetry.events import Events
+from ..telemetry.reports import KernelReports
+from .usage import Measured, UsageSampler
+
+__all__ = ["Reported", "UsageEvents"]
+
+EVENT_SECONDS: Final = 60.0
+"""How often a kernel is told of that does something."""
+
+
+class Reported(Measured, Protocol):
+    """A kernel, as far as events of its usage are concerned."""
+
+    @property
+    def state(self) -> KernelState:
+        """Its state."""
+
+    @property
+    def reports(self) -> KernelReports:
+        """Its reports."""
+
+
+class UsageEvents:
+    """Tells what ``kernels`` use, once a minute while somebody is subscribed to ``events``.
+
+    A kernel that has run nothing and said nothing since it was told of is passed over: so idle
+    kernels cost nothing. Make it inside a running event loop, and `close` it there.
+    """
+
+    def __init__(self, kernels: Iterable[Reported], sampler: UsageSampler, events: Events) -> None:
+        self._kernels = kernels
+        self._sampler = sampler
+        self._events = events
+        self._told: dict[str, int] = {}  # how far the log of each kernel was when it was told of
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="usage events")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(EVENT_SECONDS)
+            if self._events.has_subscribers:
+                await self._tell()
+
+    async def _tell(self) -> None:
+        before, self._told = self._told, {}
+        for kernel in self._kernels:
+            said = kernel.traffic.log.end.cursor
+            self._told[kernel.id] = said
+            if said == before.get(kernel.id) and not kernel.state.at_work:
+                continue
+            with contextlib.suppress(KeeperUnavailable):
+                series = await self._sampler.latest(kernel, EVENT_SECONDS / 2)
+                if series.latest is not None:
+                    kernel.reports.used(series.latest.cpu_seconds, series.latest.memory)
+
+    def close(self) -> None:
+        """Tell no more."""
+        self._task.cancel()

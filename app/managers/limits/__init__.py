@@ -1,0 +1,1 @@
+"""What each owner may use, and what each uses."""

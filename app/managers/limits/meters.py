@@ -1,0 +1,47 @@
+"""Meters: how much of something was used of late, for limits that are so much in a time."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["Meter"]
+
+ROUNDING: Final = 1e-6
+"""What sums of fractions may lack."""
+
+
+class Meter:
+    """A bucket that runs out: what is used fills it, and in ``seconds`` a full one has run dry.
+
+    So ``capacity`` can be used at once, and as much again in each ``seconds`` after that. Times are
+    in seconds of one monotonic clock.
+    """
+
+    __slots__ = ("_at", "_used")
+
+    def __init__(self) -> None:
+        self._used = 0.0
+        self._at = 0.0
+
+    def used(self, capacity: float, seconds: float, now: float) -> float:
+        """How much counts as used."""
+        if now > self._at:
+            self._used = max(0.0, self._used - (now - self._at) * capacity / seconds)
+            self._at = now
+        return self._used
+
+    def take(self, amount: float, capacity: float, seconds: float, now: float) -> float:
+        """Use an amount, if there is room for it; else returns the seconds until there is.
+
+        An amount above the capacity never has room. Returns 0 if it was used.
+        """
+        above = self.used(capacity, seconds, now) + amount - capacity
+        if above > ROUNDING:
+            return above * seconds / capacity if capacity else seconds
+        self._used += amount
+        return 0.0
+
+    def add(self, amount: float, capacity: float, seconds: float, now: float) -> None:
+        """Use an amount that was known only when it had been used, and may leave no room."""
+        self.used(capacity, seconds, now)
+        self._used += amount

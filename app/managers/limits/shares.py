@@ -1,0 +1,226 @@
+"""What each owner uses now, as far as one server counts it, and the refusal of more.
+
+Kernels, waiting executions and bytes of logs are not counted here: what there is tells how many
+(`app.managers.kernels.shares`), so no count can be wrong. Everything here runs in the event loop's
+thread and awaits nothing: between a check and the use that follows nothing else can come.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from ..errors import KernelkeepError
+from ..owners.ownership import Ownership
+from ..owners.principal import Principal
+from ..telemetry.counters import Counters
+from .errors import (
+    BeyondLimit,
+    ContentsLimit,
+    KernelsLimit,
+    LimitReached,
+    RequestsLimit,
+    StartsLimit,
+    WebSocketsLimit,
+)
+from .limits import LimitPolicy, Limits
+from .meters import Meter
+
+__all__ = ["CallersShare", "Recent", "Shares"]
+
+MAX_OWNERS: Final = 10_000
+"""Of how many owners it is known what they have used of late; the longest unseen is forgotten.
+
+Owners with open WebSockets are not."""
+
+MINUTE: Final = 60.0
+DAY: Final = 86400.0
+
+
+class Recent(msgspec.Struct):
+    """What an owner has used of late, rounded up, and has open; absent where there is no limit."""
+
+    starts_per_minute: int | None = None
+    contents_bytes_per_day: int | None = None
+    requests_per_second: int | None = None
+    websockets: int = 0
+
+
+class _Use:
+    __slots__ = ("contents", "groups", "requests", "starts", "websockets")
+
+    def __init__(self) -> None:
+        self.starts = Meter()
+        self.contents = Meter()
+        self.requests = Meter()
+        self.websockets = 0
+        self.groups: frozenset[str] = frozenset()
+
+
+class Shares:
+    """The shares of all owners; ``clock`` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        policy: LimitPolicy | None = None,
+        counters: Counters | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy = LimitPolicy() if policy is None else policy
+        self._refusals = (Counters() if counters is None else counters).limit_refusals
+        self._clock = clock
+        self._uses: OrderedDict[str, _Use] = OrderedDict()  # the longest unseen first
+
+    def __len__(self) -> int:
+        return len(self._uses)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the owners of whom something is known."""
+        return iter(tuple(self._uses))
+
+    def limits(self, ownership: Ownership) -> Limits:
+        """The limits that hold for who owns a thing."""
+        return self.policy.limits(ownership.owner, ownership.groups)
+
+    def groups_of(self, owner: str) -> frozenset[str]:
+        """The groups of an owner, as its latest request has shown them."""
+        use = self._uses.get(owner)
+        return frozenset() if use is None else use.groups
+
+    def recent(self, owner: str, limits: Limits) -> Recent:
+        """What an owner with these limits has used of late, and has open."""
+        use, now = self._uses.get(owner, _NOTHING), self._clock()
+        return Recent(
+            _used(use.starts, limits.starts_per_minute, MINUTE, now),
+            _used(use.contents, limits.contents_bytes_per_day, DAY, now),
+            _used(use.requests, limits.requests_per_second, 1.0, now),
+            use.websockets,
+        )
+
+    # Requests
+
+    def take_request(self, principal: Principal) -> None:
+        """Count a request. Raises `RequestsLimit`."""
+        named = self.policy.named
+        if not named:
+            return
+        use = self._use(principal.owner)
+        use.groups = principal.groups
+        if "requests_per_second" in named:
+            rate = self.policy.limits(principal.owner, principal.groups).requests_per_second
+            # Less than one a second: one, and then none for longer.
+            capacity, seconds = (rate, 1.0) if rate is None or rate >= 1 else (1.0, 1 / rate)
+            if capacity is not None:
+                self._take(RequestsLimit, use.requests, 1, capacity, seconds, shown=rate)
+
+    def open_websocket(self, principal: Principal) -> None:
+        """Count a WebSocket until `close_websocket`. Raises `WebSocketsLimit`, `BeyondLimit`."""
+        limit = self.policy.limits(principal.owner, principal.groups).websockets
+        use = self._use(principal.owner)
+        self.check(WebSocketsLimit, limit, use.websockets)
+        use.websockets += 1
+
+    def close_websocket(self, principal: Principal) -> None:
+        """Count a WebSocket no more."""
+        self._uses[principal.owner].websockets -= 1
+
+    # What is made
+
+    def take_start(self, ownership: Ownership) -> None:
+        """Count a start of a kernel. Raises `StartsLimit`."""
+        limit = self.limits(ownership).starts_per_minute
+        if limit is not None:
+            self._take(StartsLimit, self._use(ownership.owner).starts, 1, limit, MINUTE)
+
+    def check_kernels(self, ownership: Ownership, used: Callable[[], int]) -> None:
+        """Raise `KernelsLimit` if an owner that has ``used()`` kernels may have no other."""
+        limit = self.limits(ownership).kernels
+        if limit is not None:
+            self.check(KernelsLimit, limit, used())
+
+    def take_contents(self, principal: Principal, size: int) -> None:
+        """Count bytes that are about to be written. Raises `ContentsLimit` or `BeyondLimit`."""
+        limit = self.policy.limits(principal.owner, principal.groups).contents_bytes_per_day
+        if limit is not None:
+            self._take(ContentsLimit, self._use(principal.owner).contents, size, limit, DAY)
+
+    def add_contents(self, principal: Principal, size: int) -> None:
+        """Count bytes of a copy, which are known when it was made: what follows has less room."""
+        limit = self.policy.limits(principal.owner, principal.groups).contents_bytes_per_day
+        if limit is not None:
+            self._use(principal.owner).contents.add(size, limit, DAY, self._clock())
+
+    def check(self, kind: type[LimitReached], limit: int | None, used: int) -> None:
+        """Raise an error of this kind if ``used`` leaves no room for one more, and count it.
+
+        Where there could never be one, that is `BeyondLimit`.
+        """
+        if limit is None or used < limit:
+            return
+        raise self._refused(
+            kind.limit, kind(limit, used) if limit else BeyondLimit(kind.limit, limit, 1)
+        )
+
+    def _take(
+        self,
+        kind: type[LimitReached],
+        meter: Meter,
+        amount: float,
+        capacity: float,
+        seconds: float,
+        *,
+        shown: float | None = None,
+    ) -> None:
+        now, value = self._clock(), capacity if shown is None else shown
+        if amount > capacity:
+            raise self._refused(kind.limit, BeyondLimit(kind.limit, value, amount))
+        wait = meter.take(amount, capacity, seconds, now)
+        if wait:
+            used = math.ceil(meter.used(capacity, seconds, now) - 1e-6)
+            raise self._refused(kind.limit, kind(value, used, wait))
+
+    def _refused(self, limit: str, error: KernelkeepError) -> KernelkeepError:
+        self._refusals[limit] += 1
+        return error
+
+    def _use(self, owner: str) -> _Use:
+        use = self._uses.get(owner)
+        if use is not None:
+            self._uses.move_to_end(owner)
+            return use
+        if len(self._uses) >= MAX_OWNERS:
+            unseen = next((name for name, one in self._uses.items() if not one.websockets), None)
+            if unseen is not None:
+                del self._uses[unseen]
+        use = self._uses[owner] = _Use()
+        return use
+
+
+class CallersShare:
+    """The share of whoever makes a request."""
+
+    __slots__ = ("_principal", "_shares")
+
+    def __init__(self, shares: Shares, principal: Principal) -> None:
+        self._shares = shares
+        self._principal = principal
+
+    def take_contents(self, size: int) -> None:
+        """Count bytes that are about to be written (`Shares.take_contents`)."""
+        self._shares.take_contents(self._principal, size)
+
+    def add_contents(self, size: int) -> None:
+        """Count bytes that were written (`Shares.add_contents`)."""
+        self._shares.add_contents(self._principal, size)
+
+
+_NOTHING: Final = _Use()
+
+
+def _used(meter: Meter, limit: float | None, seconds: float, now: float) -> int | None:
+    return None if limit is None else math.ceil(meter.used(limit, seconds, now) - 1e-6)

@@ -1,0 +1,81 @@
+"""A mirror: this server's copy of the log of a kernel whose keeper is on another host.
+
+It is a log like any other, with the same numbers, and this server is its only writer. What it is
+given are pieces of the keeper's records, as they come over the link.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from ...keeper.log import LogRoom, LogWriter
+from ...protocol import records
+from ...protocol.records import DamagedLog
+
+__all__ = ["MirrorWriter"]
+
+MAX_NUMBER: Final = 2**48
+"""No log comes near."""
+
+MAX_RECORD: Final = 2**31
+"""The bytes of a record: a frame of the link, in which a keeper says something, has no more."""
+
+
+class MirrorWriter(LogWriter):
+    """The writer of one mirror. The arguments are those of `LogWriter`."""
+
+    def __init__(self, directory: Path, kernel_id: str, room: LogRoom, epoch: str) -> None:
+        super().__init__(directory, kernel_id, room, epoch)
+        self._rest = bytearray()  # the begin of a record whose end is still to come
+        self._wanted = 0  # how many bytes that record has, if that much of it is there
+
+    def feed(self, data: memoryview, *, anew: bool) -> None:
+        """Append the records that end in this piece; what is left waits for the next one.
+
+        ``anew``: the piece begins with a record. Raises `DamagedLog` for what no keeper writes.
+        """
+        if anew:
+            self._rest, self._wanted = bytearray(), 0
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return
+            data, self._rest = memoryview(self._rest), bytearray()
+        at = self._wanted = 0
+        while (record := records.next_record(data, at, 0)) is not None:
+            self._check(record)
+            end = at + record.whole
+            if end > len(data):
+                self._wanted = record.whole
+                break
+            records.owner_of(record, bytes(data[at + records.FRAME_AT + record.size : end]))
+            self._copy(record, bytes(data[at:end]))
+            at = end
+        self._rest += data[at:]
+        self.flush()
+
+    def _check(self, record: records.Record) -> None:
+        number, offset = self._number, self._offset
+        if not number <= record.number < MAX_NUMBER:
+            raise DamagedLog(f"number {record.number} comes where {number} is due")
+        if record.offset < offset or (record.number == number and record.offset != offset):
+            raise DamagedLog(f"number {number} is at offset {record.offset}, not at {offset}")
+        if record.whole > MAX_RECORD:
+            raise DamagedLog(f"number {number} has {record.whole} bytes")
+
+    def _copy(self, record: records.Record, whole: bytes) -> None:
+        """Append a record with its own number; what is missing before it is a gap."""
+        if record.number > self._number:
+            self.skip(record.number - self._number, record.offset - self._offset)
+        number, offset = self._number, self._offset
+        fits = self._fits(self._pending_bytes + record.whole) or self._make_room(
+            number, offset, record.whole
+        )
+        self._number, self._offset = number + 1, offset + record.size
+        if not fits:
+            self._lose(1)
+            return
+        self._pending.append(whole)
+        self._pending_bytes += record.whole
+        self._pending_messages += 1

@@ -1,0 +1,1 @@
+"""Keepers on other hosts: how one is brought there, started and reached."""

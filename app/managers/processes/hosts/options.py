@@ -1,0 +1,75 @@
+"""What a kernelspec says about the host that its kernels run on."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import msgspec
+from jupyter_client.kernelspec import KernelSpec
+from msgspec import Meta
+
+from ...errors import KernelStartFailed
+
+__all__ = ["PROVISIONER", "SSHOptions", "options_of"]
+
+PROVISIONER: Final = "kernelkeep-ssh"
+"""The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
+
+_NAME: Final = re.compile(r"[^\s/@\x00-\x1f-][^\s/@\x00-\x1f]{0,254}").fullmatch
+
+_Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of ``kernelkeep-ssh`` (``metadata.kernel_provisioner.config``).
+
+    What is not given here, ssh's own configuration says. ``python`` is the interpreter on the host
+    that runs the keeper, ``path`` the directory there for its files, and ``directory`` the one that
+    kernels work in. Relative paths begin in the user's home, and so do those with ``~/``.
+    """
+
+    host: str
+    user: str | None = None
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    python: _Path = "python3"
+    path: _Path = ".local/state/kernelkeep"
+    directory: _Path = "~"
+    ssh_config: _Path = "~/.ssh/config"
+
+    @property
+    def key(self) -> str:
+        """What tells one keeper from another, as JSON: kernels of equal keys share one."""
+        return msgspec.json.encode(msgspec.structs.replace(self, directory="~")).decode()
+
+    @classmethod
+    def of_key(cls, key: str) -> SSHOptions:
+        """Options with this key."""
+        return msgspec.json.decode(key, type=cls)
+
+    @property
+    def name(self) -> str:
+        """The host, for people."""
+        return self.host if self.user is None else f"{self.user}@{self.host}"
+
+
+def options_of(spec: KernelSpec) -> SSHOptions | None:
+    """The options of a kernelspec whose kernels are reached by SSH; None for any other.
+
+    Raises `KernelStartFailed` for options that cannot be.
+    """
+    stanza = spec.metadata.get("kernel_provisioner") or {}
+    if stanza.get("provisioner_name") != PROVISIONER:
+        return None
+    try:
+        options = msgspec.convert(stanza.get("config", {}), SSHOptions)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    for name in (options.host, options.user):
+        if name is not None and not _NAME(name):
+            raise _invalid("the name of a host or user has a character that none has")
+    return options
+
+
+def _invalid(reason: str) -> KernelStartFailed:
+    return KernelStartFailed(f"The options of {PROVISIONER} in the kernelspec are wrong: {reason}")

@@ -1,0 +1,151 @@
+"""A kernel provisioner whose kernels run on another host, by the keeper that is there.
+
+A kernelspec asks for it (``"metadata": {"kernel_provisioner": {"provisioner_name":
+"kernelkeep-ssh", "config": {...}}}``, see `SSHOptions`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any, Final, cast
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+from ..keeper.keepers import Keepers
+from ..keeper.kept import Kept
+from ..keeper.link import KeeperRefuses
+from ..keeper.provisioner import KeeperProvisioner
+from ..keeper.remote import Host
+from .options import SSHOptions, options_of
+from .place import SSHPlace
+
+__all__ = ["SSHProvisioner", "assign_host"]
+
+_ANY_PYTHON: Final = re.compile(r"python(3(\.[0-9]+)?)?").fullmatch
+
+
+def assign_host(
+    keepers: Keepers,
+    kernel_id: str,
+    spec: KernelSpec,
+    state_dir: Path,
+    left: Mapping[str, object],
+) -> None:
+    """Have a kernel on the host that its kernelspec names, if any.
+
+    ``left`` is the `SSHProvisioner.get_provisioner_info` of a process that was left: it is where it
+    was launched, whatever the kernelspec says by now. Raises `KernelStartFailed` for options that
+    cannot be.
+    """
+    key = left.get("keeper")
+    options = options_of(spec) if key is None else SSHOptions.of_key(str(key))
+    if options is not None:
+        keepers.assign(kernel_id, options.key, lambda: SSHPlace(options, state_dir))
+
+
+class SSHProvisioner(KeeperProvisioner):
+    """Has the keeper on a host launch the kernel, or adopts one that an earlier server has left."""
+
+    is_here = False
+
+    inherited: Mapping[str, str] = {}
+    """The variables that kernels of this machine inherit, which mean nothing on another."""
+
+    @property
+    def options(self) -> SSHOptions:
+        """The options of the kernelspec. Raises `KernelStartFailed`."""
+        options = options_of(self.kernel_spec)
+        assert options is not None, "only such a kernelspec has this provisioner"
+        return options
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Have the connection file written there, and make the command, for `launch_kernel`.
+
+        Raises what `Keepers.prepare` does, and `ValueError`.
+        """
+        manager = self.parent
+        if not isinstance(getattr(manager, "keepers", None), Keepers):
+            raise ValueError("kernels of kernelkeep-ssh take kernelkeep's own server")
+        assert isinstance(manager, AsyncKernelManager)
+        options = self.options
+        if manager.transport_encryption == "required":
+            raise ValueError("transport_encryption=required is not to be had on another host")
+        info = {
+            "transport": manager.transport,
+            "key": manager.session.key.decode(),
+            "signature_scheme": manager.session.signature_scheme,
+            "kernel_name": manager.kernel_name,
+        }
+        file, prepared = await self.keepers.prepare(self.kernel_id, info)
+        self.connection_info = cast(KernelConnectionInfo, prepared)
+        host = self.keepers.host_of(self.kernel_id)
+        extra = kwargs.pop("extra_arguments", [])
+        env = kwargs.pop("env", {})
+        command = [word.replace("{connection_file}", file) for word in self.kernel_spec.argv]
+        if command and _ANY_PYTHON(command[0]):
+            command[0] = host.python
+        return {
+            **kwargs,
+            "cmd": [*command, *extra],
+            "env": environment(host, env, self.inherited, self.kernel_spec.env),
+            "cwd": str(Path(host.home, _below_home(options.directory))),
+        }
+
+    def _take(self, kept: Kept) -> None:
+        self._note_enforced(kept)
+        self.process = kept  # type: ignore[assignment]
+        self.pid = self.pgid = None  # no process of this machine is meant
+        self.start_time = kept.start_time
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """The data that the next server needs to adopt the process."""
+        info = await super().get_provisioner_info()
+        kept = self.process
+        assert isinstance(kept, Kept), "there is a process"
+        keeper = self.keepers.key_of(self.kernel_id)
+        return {**info, "pid": None, "there": kept.pid, "keeper": keeper}
+
+    async def load_provisioner_info(self, provisioner_info: Mapping[str, Any]) -> None:
+        """Adopt the process, as `KeeperProvisioner` does."""
+        await super(KeeperProvisioner, self).load_provisioner_info(dict(provisioner_info))
+        self.output, self.cwd = Path(provisioner_info["output"]), provisioner_info["cwd"]
+        pid, started = provisioner_info["there"], provisioner_info["start_time"]
+        try:
+            kept = await self.keepers.adopt(
+                self.kernel_id, pid, started, self.output, self.process_limits
+            )
+        except KeeperRefuses as error:
+            # It has another process of this kernel that runs, and would not have launched that
+            # beside this one: the server before was killed before it could store that.
+            if "has another process" not in error.message:
+                raise
+            kept = None
+        if kept is None:
+            raise ProcessLookupError(f"process {pid} is gone")
+        self._take(kept)
+
+    def resolve_path(self, path: str) -> str | None:  # noqa: ARG002
+        """Files of the host cannot be seen from here."""
+        return None
+
+
+def environment(
+    host: Host, env: Mapping[str, str], inherited: Mapping[str, str], own: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment of a kernel on a host: what programs there get, and what was asked for.
+
+    ``env`` has what was asked for among the ``inherited`` variables of this machine. Those of the
+    kernelspec, its ``own``, come last; they may refer to the others.
+    """
+    asked = {name: value for name, value in env.items() if inherited.get(name) != value}
+    base = {**host.env, **asked}
+    return {**base, **{name: Template(value).safe_substitute(base) for name, value in own.items()}}
+
+
+def _below_home(path: str) -> str:
+    return path[1:].lstrip("/") if path == "~" or path.startswith("~/") else path

@@ -1,0 +1,1 @@
+"""Kernels of different owners kept apart: as users of the system, or in sandboxes."""

@@ -1,0 +1,33 @@
+"""The environment of a kernel that runs as somebody else than the service does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+__all__ = ["own_environment"]
+
+_PLACES: Final = (
+    *("TMPDIR", "TEMP", "TMP", "SHELL", "XDG_RUNTIME_DIR", "XDG_*_HOME", "PYTHONUSERBASE"),
+    *("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"),
+    *("MPLCONFIGDIR", "R_LIBS_USER", "R_PROFILE_USER", "R_ENVIRON_USER"),
+)
+"""Variables that lead to the files of one user."""
+
+
+def own_environment(
+    env: Mapping[str, str], server: Mapping[str, str], *, home: Path, name: str
+) -> dict[str, str]:
+    """The environment for a kernel of another user: its own home, and no place of the service's.
+
+    A place that a client has set stays, unless it is the service's.
+    """
+    own = {
+        variable: value
+        for variable, value in env.items()
+        if server.get(variable) != value
+        or not any(fnmatchcase(variable, pattern) for pattern in _PLACES)
+    }
+    return {**own, "HOME": str(home), "USER": name, "LOGNAME": name}

@@ -1,0 +1,207 @@
+"""The mirrors of one keeper on another host: copies of its kernels' logs, which this server writes.
+
+Readers find their files where those of a local kernel's log would be. A mirror may be behind the
+keeper's log, while a link is made anew, say. So a place of the keeper's is never told here: where
+its doorbell tells that the log has grown, readers learn how far the mirror goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ....keeper.hearings import Heard
+from ....keeper.log import LogRoom
+from ....keeper.log_room import NO_SHARE
+from ....keeper.protocol import Garbled
+from ....protocol import link as frames
+from ....protocol.link import Bell, Credit, Follow
+from ....protocol.messages import Buffer
+from ....protocol.records import DamagedLog
+from ...errors import KeeperUnavailable
+from ...log.mirror import MirrorWriter
+
+__all__ = ["Mirrors"]
+
+CREDIT_BYTES: Final = 2**20
+"""How many bytes of one kernel's log may be on their way here."""
+
+SILENT_SECONDS: Final = 10.0
+"""How long a mirror that is behind may get nothing before whoever waits for it gives up."""
+
+EXPIRY_SECONDS: Final = 10.0
+
+
+class _Mirror:
+    """One mirror. ``handle`` and ``taken`` are the keeper's; see `Bell`."""
+
+    def __init__(self, writer: MirrorWriter) -> None:
+        self.writer = writer
+        self.handle = 0
+        self.taken = 0
+        self.owed = 0  # bytes that have come, and for which no credit was given yet
+        self.waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def bell(self) -> Bell:
+        """How far the mirror goes."""
+        writer = self.writer
+        return Bell(self.handle, writer.first, writer.end, writer.tip, self.taken)
+
+
+class Mirrors:
+    """The mirrors of one keeper's kernels. Make it in a running event loop, and `close` it there.
+
+    ``send`` sends the pieces of a frame to the keeper. The bounds are those of `LogRoom`.
+    """
+
+    def __init__(
+        self, send: Callable[[Sequence[Buffer]], object], *, each: int, together: int, age: float
+    ) -> None:
+        self.room = LogRoom(each, together, age)
+        self._send = send
+        self._by_id: dict[str, _Mirror] = {}
+        self._by_handle: dict[int, str] = {}
+        self._loop = asyncio.get_running_loop()
+        self._expiry = self._loop.call_later(EXPIRY_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        self.room.expire()
+        pause = min(EXPIRY_SECONDS, self.room.age / 4)
+        self._expiry = self._loop.call_later(pause, self._expire)
+
+    def known(self, kernel_id: str, directory: Path) -> tuple[int, int]:
+        """The place up to which there is a mirror of a kernel's log, in this directory.
+
+        Raises `OSError`.
+        """
+        mirror = self._by_id.get(kernel_id)
+        if mirror is None:
+            mirror = self._by_id[kernel_id] = _Mirror(self._resumed(kernel_id, directory, ""))
+        return mirror.writer.end
+
+    def _resumed(self, kernel_id: str, directory: Path, epoch: str) -> MirrorWriter:
+        writer = MirrorWriter(directory, kernel_id, self.room, epoch)
+        try:
+            writer.resume()
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def begin(self, directory: Path, heard: Heard) -> Heard:
+        """Follow a log that the keeper has opened; returns what holds for the mirror.
+
+        Raises `OSError` if the mirror cannot be written, and `Garbled` if the keeper's log is less
+        than what it has told before.
+        """
+        kernel_id = heard.kernel_id
+        self.known(kernel_id, directory)
+        mirror = self._by_id[kernel_id]
+        writer = mirror.writer
+        if writer.epoch != heard.epoch:
+            if writer.segments:  # a mirror of another log, with other numbers
+                writer.remove()
+            else:
+                writer.close()
+            writer = mirror.writer = self._resumed(kernel_id, directory, heard.epoch)
+        if heard.end < writer.end:
+            raise Garbled(
+                f"kernel {kernel_id}: its log, which went to number {writer.end.cursor}, is said "
+                f"to go to {heard.end[0]}"
+            )
+        if writer.end.cursor < heard.first[0]:
+            writer.skip_to(*heard.first)
+        writer.prepare()
+        self._by_handle.pop(mirror.handle, None)
+        mirror.handle, mirror.taken, mirror.owed = heard.handle, heard.taken, 0
+        self._by_handle[heard.handle] = kernel_id
+        self._send(frames.pack_follow(Follow(heard.handle, writer.end.cursor, CREDIT_BYTES)))
+        return self._now(mirror, heard)
+
+    def _now(self, mirror: _Mirror, heard: Heard) -> Heard:
+        first, end, tip = mirror.writer.first, mirror.writer.end, mirror.writer.tip
+        ahead = max(heard.end[0], heard.ahead)
+        return msgspec.structs.replace(heard, first=first, end=end, tip=tip, ahead=ahead)
+
+    async def whole(self, heard: Heard) -> Heard:
+        """Return what holds when the mirror has come as far as the keeper's log went then.
+
+        Raises what `reach` does.
+        """
+        await self.reach(heard.kernel_id, heard.ahead)
+        mirror = self._by_id.get(heard.kernel_id)
+        return heard if mirror is None else self._now(mirror, heard)
+
+    async def reach(self, kernel_id: str, number: int) -> None:
+        """Return when a mirror has all messages before a number.
+
+        Raises `KeeperUnavailable` when nothing has come for `SILENT_SECONDS`.
+        """
+        mirror = self._by_id.get(kernel_id)
+        while mirror is not None and mirror.writer.end.cursor < number:
+            more: asyncio.Future[None] = self._loop.create_future()
+            mirror.waiting.add(more)
+            try:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    await more
+            except TimeoutError:
+                raise KeeperUnavailable("The kernel's log does not come over the link") from None
+            finally:
+                mirror.waiting.discard(more)
+
+    def on_records(self, data: bytes) -> tuple[str, Bell] | None:
+        """Take a frame with records; which kernel's they are, and its new bell. Raises `Garbled`.
+
+        None if the kernel is gone.
+        """
+        piece = frames.unpack_records(data)
+        kernel_id = self._by_handle.get(piece.handle, "")
+        mirror = self._by_id.get(kernel_id)
+        if mirror is None:
+            return None
+        try:
+            mirror.writer.feed(piece.data, anew=piece.anew)
+        except DamagedLog as error:
+            raise Garbled(f"kernel {kernel_id}: its log makes no sense: {error}") from None
+        mirror.owed += len(piece.data)
+        if mirror.owed >= CREDIT_BYTES // 4:
+            self._send(frames.pack_credit(Credit(mirror.handle, mirror.owed)))
+            mirror.owed = 0
+        for waiting in mirror.waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        return kernel_id, mirror.bell
+
+    def on_bell(self, kernel_id: str, bell: Bell) -> Bell:
+        """What holds for the mirror when the keeper tells this of its log."""
+        mirror = self._by_id[kernel_id]
+        mirror.taken = bell.taken
+        return mirror.bell
+
+    def share(self, kernel_id: str, share: tuple[str, int] | None) -> None:
+        """Have a mirror share so many bytes with others (`LogRoom.share`)."""
+        if (mirror := self._by_id.get(kernel_id)) is not None:
+            mirror.writer.share(*(share or NO_SHARE))
+
+    def renew(self, kernel_id: str) -> None:
+        """Have a mirror go on in another file: the newest one cannot be read."""
+        if (mirror := self._by_id.get(kernel_id)) is not None:
+            mirror.writer.renew()
+
+    def remove(self, kernel_id: str) -> None:
+        """Remove the mirror of a kernel that is gone."""
+        mirror = self._by_id.pop(kernel_id, None)
+        if mirror is not None:
+            self._by_handle.pop(mirror.handle, None)
+            mirror.writer.remove()
+
+    def close(self) -> None:
+        """Close the files, which the next server goes on with."""
+        self._expiry.cancel()
+        for mirror in self._by_id.values():
+            mirror.writer.close()

@@ -1,0 +1,85 @@
+"""The ends of kernels by their owners' limits on time, with real kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.conftest import servers
+from tests.support.events import EventListener, listening
+from tests.support.executions import Executions
+from tests.support.identities import token
+from tests.support.processes import eventually
+from tests.support.rest import RestClient
+from tests.support.server import ServerProcess
+
+IDLE, LIFETIME = 1.0, 2.0
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    limits = {"idle": {"idle_timeout": IDLE}, "mortal": {"lifetime": LIFETIME}}
+    with servers(request.config) as make_server:
+        yield make_server(
+            *("--identity-provider-class", "tests.support.identities:Telling"),
+            *("--limits-by-name", json.dumps(limits)),
+        )
+
+
+@pytest.fixture
+async def events(server: ServerProcess) -> AsyncIterator[EventListener]:
+    async with listening(server) as listener:
+        yield listener
+
+
+async def test_idle_time_is_over_when_nothing_was_run_for_so_long(
+    server: ServerProcess, events: EventListener
+) -> None:
+    async with RestClient(server.url, token("idle")) as rest:
+        kernel = (await rest.start_kernel("fake"))["id"]
+        # One that works is not idle, however long that takes.
+        await Executions(rest, kernel).run(f"sleep {2 * IDLE}")
+        began = time.monotonic()
+        told = await events.turn("ends_soon", kernel_id=kernel)
+        assert told["limit"] == "idle_timeout"
+        assert 0 < told["seconds"] <= IDLE / 10
+        assert told["owner"] == "idle"
+        culled = await events.turn("culled", kernel_id=kernel)
+        assert culled["limit"] == "idle_timeout"
+        assert culled["idle_seconds"] >= IDLE
+        assert time.monotonic() - began > IDLE * 0.8
+        await eventually(lambda: _gone(rest, kernel))
+
+
+async def test_a_lifetime_ends_with_what_runs_and_says_so(
+    server: ServerProcess, events: EventListener
+) -> None:
+    async with (
+        RestClient(server.url, token("mortal")) as rest,
+        RestClient(server.url, token("other")) as other,
+    ):
+        spared = (await other.start_kernel("fake"))["id"]
+        kernel = (await rest.start_kernel("fake"))["id"]
+        executions = Executions(rest, kernel)
+        running = asyncio.create_task(executions.run("sleep 30", stop_on_error=False))
+        waiting = asyncio.create_task(executions.run("print x"))
+        told = await events.turn("ends_soon", kernel_id=kernel)
+        assert told["limit"] == "lifetime"
+        assert 0 < told["seconds"] <= LIFETIME / 10
+        culled = await events.turn("culled", kernel_id=kernel)
+        assert culled["limit"] == "lifetime"
+        assert (await running)["state"] != "ok"  # it is interrupted, so that the kernel can end
+        ended = await waiting
+        assert ended["state"] == "aborted"
+        assert "its owner's limit lifetime" in ended["reason"]
+        await eventually(lambda: _gone(rest, kernel))
+        assert (await other.kernel(spared))["execution_state"] == "idle"
+        await other.delete(spared)
+
+
+async def _gone(rest: RestClient, kernel_id: str) -> bool:
+    return kernel_id not in [model["id"] for model in await rest.kernels()]

@@ -1,0 +1,191 @@
+"""Samples of what kernels use: how often they are taken, and what is made of them."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.keeper.limits import NO_LIMITS, ProcessLimits
+from app.managers.errors import KeeperUnavailable
+from app.managers.kernels import usage as usage_module
+from app.managers.kernels.usage import LimitModel, Series, UsageSampler
+from app.managers.processes.keeper.kept import ProcessUsage
+from tests.support.processes import eventually
+
+
+def used(at: float, cpu: float | None = 0.0, pid: int = 7, **more: Any) -> ProcessUsage:
+    return ProcessUsage(pid=pid, at=at, cpu_seconds=cpu, **more)
+
+
+class Sampled:
+    """A kernel whose samples are given."""
+
+    def __init__(self, limits: ProcessLimits = NO_LIMITS) -> None:
+        self.id = "k"
+        self.limits = limits
+        end = SimpleNamespace(offset=1000, cursor=11)
+        log, tracker = SimpleNamespace(end=end), SimpleNamespace(begun=3)
+        self.traffic = cast(Any, SimpleNamespace(log=log, tracker=tracker))
+        self.taken = 0
+        self.answer: ProcessUsage | Exception | None = used(1.0, 0.5, memory=4096)
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def usage(self) -> ProcessUsage | None:
+        self.taken += 1
+        await self.may_answer.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+# The series
+
+
+def test_the_share_of_the_processors_takes_two_samples() -> None:
+    series = Series()
+    series.add(used(10.0, 1.0), 100.0)
+    assert series.cpu is None
+    series.add(used(12.0, 2.0), 102.0)
+    assert series.cpu == 0.5
+    series.add(used(12.1, 2.05), 102.1)  # too soon to tell anything new
+    assert series.cpu == 0.5
+    series.add(used(14.0, 6.0), 104.0)
+    assert series.cpu == 2.0
+
+
+def test_time_that_has_gone_with_a_process_is_not_counted_backwards() -> None:
+    series = Series()
+    series.add(used(10.0, 5.0), 100.0)
+    series.add(used(12.0, 2.0), 102.0)
+    assert series.cpu == 0.0
+
+
+def test_another_process_begins_anew() -> None:
+    series = Series()
+    series.add(used(10.0, 5.0), 100.0)
+    series.add(used(12.0, 9.0, pid=8), 102.0)
+    assert series.cpu is None
+    series.add(None, 103.0)
+    series.add(used(14.0, 9.0, pid=8), 104.0)
+    assert series.cpu is None
+
+
+def test_what_is_not_known_is_not_made_up() -> None:
+    series = Series()
+    series.add(used(10.0, None), 100.0)
+    series.add(used(12.0, None), 102.0)
+    assert series.cpu is None
+
+
+def test_the_history_is_bounded_in_number_and_time() -> None:
+    series = Series()
+    for number in range(300):
+        series.add(used(number * 1.0, memory=number), float(number))
+    assert [point.memory for point in series.points] == [*range(180, 300)]
+    series.add(used(750.0, memory=1), 800.0)
+    assert series.points[0].memory == 200
+
+
+# The sampler
+
+
+@pytest.fixture
+async def sampler() -> Any:
+    sampler = UsageSampler()
+    yield sampler
+    await sampler.close()
+
+
+async def test_what_is_told(sampler: UsageSampler) -> None:
+    kernel = Sampled(ProcessLimits(memory=2**20, open_files=50, processes=9))
+    by = {"memory": "cgroup", "open_files": "setrlimit"}
+    kernel.answer = used(1.0, 0.1234567, memory=4096, memory_kind="pss", enforced=by)
+    told = await sampler.usage(kernel)
+    assert (told.pid, told.cpu_seconds, told.cpu, told.memory) == (7, 0.123, None, 4096)
+    assert (told.bytes_said, told.messages, told.executions) == (1000, 10, 3)
+    assert told.limits == {
+        "memory": LimitModel(2**20, "cgroup"),
+        "open_files": LimitModel(50, "setrlimit"),
+        "processes": LimitModel(9, "none"),
+    }
+    assert told.history is None
+    told = await sampler.usage(kernel, history=True)
+    assert told.history is not None
+    assert [point.memory for point in told.history] == [4096]
+
+
+async def test_many_who_ask_get_one_sample(sampler: UsageSampler) -> None:
+    kernel = Sampled()
+    kernel.may_answer.clear()
+    asked = [asyncio.ensure_future(sampler.usage(kernel)) for _ in range(50)]
+    await eventually(lambda: kernel.taken == 1)
+    asked[0].cancel()  # the others still get theirs
+    kernel.may_answer.set()
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one).__name__ for one in done[:2]] == ["CancelledError", "KernelUsage"]
+    assert kernel.taken == 1
+    await sampler.usage(kernel)  # a moment later
+    assert kernel.taken == 1
+
+
+async def test_a_kernel_without_a_process_uses_nothing(sampler: UsageSampler) -> None:
+    kernel = Sampled()
+    kernel.answer = None
+    told = await sampler.usage(kernel)
+    assert (told.pid, told.cpu_seconds, told.memory, told.limits) == (None, None, None, {})
+    assert told.bytes_said == 1000
+
+
+async def test_a_keeper_that_does_not_answer_is_an_error(sampler: UsageSampler) -> None:
+    kernel = Sampled()
+    kernel.answer = KeeperUnavailable("gone")
+    with pytest.raises(KeeperUnavailable):
+        await sampler.usage(kernel)
+    kernel.answer = used(1.0)
+    assert (await sampler.usage(kernel)).pid == 7
+
+
+async def test_samples_are_taken_while_somebody_asks(
+    sampler: UsageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_module, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(usage_module, "WANTED_SECONDS", 0.5)
+    kernel = Sampled()
+    await sampler.usage(kernel)
+    await eventually(lambda: kernel.taken >= 3)
+    kernel.answer = KeeperUnavailable("for a moment")
+    taken = kernel.taken
+    await eventually(lambda: kernel.taken >= taken + 3)
+    kernel.answer = used(1.0)
+    await eventually(lambda: sampler._periodic is None)  # nobody has asked for long
+    taken = kernel.taken
+    await asyncio.sleep(0.05)
+    assert kernel.taken == taken
+    await sampler.usage(kernel, history=True)
+    assert sampler._periodic is not None
+
+
+async def test_what_is_old_is_forgotten(
+    sampler: UsageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_module, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(usage_module, "WANTED_SECONDS", 0.05)
+    monkeypatch.setattr(usage_module, "HISTORY_SECONDS", 0.0)
+    await sampler.usage(Sampled())
+    await eventually(lambda: sampler._periodic is None)
+    assert sampler._series == {}
+
+
+async def test_it_can_be_closed_at_any_time() -> None:
+    sampler = UsageSampler()
+    kernel = Sampled()
+    kernel.may_answer.clear()
+    asked = asyncio.ensure_future(sampler.usage(kernel))
+    await eventually(lambda: kernel.taken == 1)
+    await sampler.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asked

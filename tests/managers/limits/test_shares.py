@@ -1,0 +1,207 @@
+"""What owners use and what they are refused, by a clock of the test's own.
+
+These are the tests of `app.managers.limits.errors`, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.managers.errors import KernelkeepError
+from app.managers.limits import shares as module
+from app.managers.limits.errors import (
+    LIMIT_ERRORS,
+    BeyondLimit,
+    ContentsLimit,
+    KernelsLimit,
+    LimitReached,
+    RequestsLimit,
+    StartsLimit,
+    WebSocketsLimit,
+)
+from app.managers.limits.limits import LimitPolicy, Limits
+from app.managers.limits.shares import CallersShare, Shares
+from app.managers.owners.ownership import Ownership
+from app.managers.telemetry.counters import Counters
+from tests.support.identities import principal
+
+ANNA, BEN = principal("anna", groups={"staff"}), principal("ben")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class World:
+    """Shares of owners who all have the same limits."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.clock = Clock()
+        self.counters = Counters()
+        self.shares = Shares(LimitPolicy(limits), self.counters, self.clock)
+
+
+def refused(error: pytest.ExceptionInfo[KernelkeepError]) -> tuple[int, str, dict[str, Any]]:
+    return error.value.status, error.value.code, {**error.value.details}
+
+
+def test_each_error_names_its_limit() -> None:
+    assert {kind.limit for kind in LIMIT_ERRORS} < {*Limits.__struct_fields__}
+    assert len({kind.code for kind in LIMIT_ERRORS}) == len(LIMIT_ERRORS)
+    error = KernelsLimit(10, 10)
+    assert error.message == "The owner's limit kernels is 10, and 10 are used: shut one down first"
+    assert (error.status, error.retry_after) == (429, 10)
+
+
+def test_requests_a_second() -> None:
+    world = World(requests_per_second=2)
+    for _ in range(2):
+        world.shares.take_request(ANNA)
+    with pytest.raises(RequestsLimit) as error:
+        world.shares.take_request(ANNA)
+    assert refused(error) == (
+        *(429, "requests_limit"),
+        {"limit": "requests_per_second", "value": 2, "usage": 2},
+    )
+    assert error.value.retry_after == 1
+    world.shares.take_request(BEN)  # another owner has a share of its own
+    world.clock.now += 0.5
+    world.shares.take_request(ANNA)
+    with pytest.raises(RequestsLimit):
+        world.shares.take_request(ANNA)
+    assert world.counters.limit_refusals == {"requests_per_second": 2}
+
+
+def test_less_than_one_request_a_second() -> None:
+    world = World(requests_per_second=0.1)
+    world.shares.take_request(ANNA)
+    with pytest.raises(RequestsLimit) as error:
+        world.shares.take_request(ANNA)
+    assert error.value.retry_after == 10
+    assert error.value.details["value"] == 0.1
+    world.clock.now += 10
+    world.shares.take_request(ANNA)
+
+
+def test_starts_a_minute() -> None:
+    world = World(starts_per_minute=3)
+    for _ in range(3):
+        world.shares.take_start(Ownership("anna"))
+    with pytest.raises(StartsLimit) as error:
+        world.shares.take_start(Ownership("anna"))
+    assert error.value.retry_after == 20
+    world.shares.take_start(Ownership("ben"))
+    world.clock.now += 20
+    world.shares.take_start(Ownership("anna"))
+
+
+def test_websockets_and_none_at_all() -> None:
+    world = World(websockets=2)
+    for _ in range(2):
+        world.shares.open_websocket(ANNA)
+    with pytest.raises(WebSocketsLimit):
+        world.shares.open_websocket(ANNA)
+    world.shares.open_websocket(BEN)
+    world.shares.close_websocket(ANNA)
+    world.shares.open_websocket(ANNA)
+    assert world.shares.recent("anna", Limits()).websockets == 2
+    with pytest.raises(BeyondLimit) as error:
+        World(websockets=0).shares.open_websocket(ANNA)
+    assert refused(error) == (
+        *(403, "beyond_limit"),
+        {"limit": "websockets", "value": 0, "usage": 1},
+    )
+    assert error.value.retry_after is None
+
+
+def test_bytes_of_contents() -> None:
+    world = World(contents_bytes_per_day=1000)
+    share = CallersShare(world.shares, ANNA)
+    share.take_contents(600)
+    with pytest.raises(ContentsLimit) as error:
+        share.take_contents(500)
+    assert error.value.details == {"limit": "contents_bytes_per_day", "value": 1000, "usage": 600}
+    assert error.value.retry_after == 8640
+    with pytest.raises(BeyondLimit, match="contents_bytes_per_day is 1000, and this takes 1001"):
+        share.take_contents(1001)
+    share.take_contents(400)
+    share.add_contents(500)  # a copy: known when it is made
+    with pytest.raises(ContentsLimit):
+        share.take_contents(0)
+    world.clock.now += 86400
+    share.take_contents(500)
+
+
+def test_kernels_are_counted_by_whoever_has_them() -> None:
+    world, asked = World(kernels=2), []
+
+    def used() -> int:
+        asked.append(1)
+        return 2
+
+    with pytest.raises(KernelsLimit):
+        world.shares.check_kernels(Ownership("anna"), used)
+    world.shares.check_kernels(Ownership("anna"), lambda: 1)
+    unlimited = World()
+    unlimited.shares.check_kernels(Ownership("anna"), used)
+    assert asked == [1]  # nobody counts where there is no limit
+
+
+def test_without_limits_nothing_is_noted_of_requests() -> None:
+    shares = World().shares
+    shares.take_request(ANNA)
+    shares.take_start(Ownership("anna"))
+    CallersShare(shares, ANNA).take_contents(10**12)
+    CallersShare(shares, ANNA).add_contents(10**12)
+    assert len(shares) == 0
+
+
+def test_what_is_used_is_shown_and_the_groups_that_an_owner_has_shown() -> None:
+    world = World(requests_per_second=5, starts_per_minute=3, contents_bytes_per_day=100)
+    limits = world.shares.policy.limits("anna")
+    assert world.shares.groups_of("anna") == frozenset()
+    world.shares.take_request(ANNA)
+    world.shares.take_start(Ownership("anna"))
+    world.clock.now += 0.1
+    recent = world.shares.recent("anna", limits)
+    assert (recent.requests_per_second, recent.starts_per_minute) == (1, 1)
+    assert recent.contents_bytes_per_day == 0
+    assert world.shares.recent("anna", Limits()).starts_per_minute is None
+    assert world.shares.groups_of("anna") == {"staff"}
+    assert [*world.shares] == ["anna"]
+
+
+def test_the_owners_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_OWNERS", 10)
+    shares = World(websockets=3, requests_per_second=1).shares
+    shares.open_websocket(ANNA)
+    for number in range(100):
+        shares.take_request(principal(f"{number}"))
+    assert len(shares) == 10
+    assert shares.recent("anna", Limits()).websockets == 1  # who has one open is not forgotten
+    shares.close_websocket(ANNA)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "close"]), st.sampled_from([ANNA, BEN]))))
+def test_no_websocket_is_lost_or_too_many(steps: list[tuple[str, Any]]) -> None:
+    shares = World(websockets=3).shares
+    opened = {"anna": 0, "ben": 0}
+    for step, who in steps:
+        if step == "open":
+            try:
+                shares.open_websocket(who)
+            except LimitReached:
+                assert opened[who.owner] == 3
+            else:
+                opened[who.owner] += 1
+        elif opened[who.owner]:
+            shares.close_websocket(who)
+            opened[who.owner] -= 1
+        assert shares.recent(who.owner, Limits()).websockets == opened[who.owner] <= 3

@@ -1,0 +1,344 @@
+"""Kernels on a host behind a real sshd: they have what local ones have, and lose nothing when the
+way there is gone for a while.
+
+These are the tests of all modules of `app.managers.processes.hosts` together, with
+`app.managers.processes.hosts.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import re
+import signal
+import sys
+import venv
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.test_curl_commands import run as run_commands
+from tests.support.channels import JupyterChannels
+from tests.support.drill import Servers
+from tests.support.executions import Executions
+from tests.support.home import Home
+from tests.support.kernelspecs import write_kernelspec
+from tests.support.processes import eventually, is_alive, keepers
+from tests.support.rest import RestClient, RestError
+from tests.support.server import REPOSITORY, ServerProcess
+from tests.support.sshd import Sshd
+
+LINES, RATE = 400, 50
+"""How much a kernel prints in these tests, and how much of it in a second."""
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def lab(home: Home) -> Iterator[Sshd]:
+    """A host behind an sshd, which the kernelspec ``far`` names."""
+    lab = Sshd(home.path / "far")
+    write_kernelspec(home.jupyter_path, "far", lab.spec())
+    lab.start()
+    yield lab
+    lab.remove()
+
+
+@pytest.fixture
+async def server(servers: Servers, lab: Sshd) -> AsyncIterator[ServerProcess]:
+    """A server that can reach it; what it has left at the end is ended."""
+    server = await asyncio.to_thread(servers.start)
+    yield server
+    assert servers.present is not None
+    async with RestClient(servers.present.url, servers.present.token) as rest:
+        for model in await rest.kernels():
+            await rest.delete(model["id"])
+    await asyncio.to_thread(servers.present.stop)
+    servers.present = None
+
+
+async def pid_of(rest: RestClient, kernel_id: str) -> int:
+    run = await Executions(rest, kernel_id).run("pid")
+    return int(run["outputs"][0]["text"])
+
+
+async def test_the_document_leads_to_a_first_cell(
+    server: ServerProcess, rest: RestClient, lab: Sshd, home: Home, tmp_path: Path
+) -> None:
+    document = (REPOSITORY / "docs" / "engines.md").read_text()
+    (spec,) = re.findall(r"```json\n(.*?)```", document, re.DOTALL)
+    command = re.findall(r"```sh\n(.*?)```", document, re.DOTALL)[-1]
+    kernel = json.loads(spec)
+    config = kernel["metadata"]["kernel_provisioner"]["config"]
+    config |= {"python": sys.executable, "path": str(lab.far), "ssh_config": str(lab.config)}
+    directory = home.jupyter_path / "kernels" / "lab"
+    directory.mkdir(parents=True)
+    (directory / "kernel.json").write_text(json.dumps(kernel))
+    await run_commands(command, tmp_path, {"URL": server.url, "TOKEN": server.token})
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert answer["outputs"][0]["data"]["text/plain"] == "2"
+
+
+async def test_a_kernel_there_does_what_one_here_does(
+    server: ServerProcess, rest: RestClient, lab: Sshd, home: Home
+) -> None:
+    model = await rest.start_kernel("far")
+    kernel_id = model["id"]
+    runs = Executions(rest, kernel_id)
+    pid = await pid_of(rest, kernel_id)
+    (keeper,) = [one for one in keepers(home.processes()) if str(lab.far) in one.cmdline()[-1]]
+    assert pid in [child.pid for child in keeper.children()]
+    # What it gets of the environment is the host's, not this server's.
+    found = await runs.run("env KERNELKEEP_ON_SHUTDOWN")
+    assert found["state"] == "error"
+    user = pwd.getpwuid(os.geteuid())
+    assert (await runs.run("env HOME"))["outputs"][0]["text"] == f"{user.pw_dir}\n"
+
+    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+    asked = await channels.send_execute("input name?", allow_stdin=True)
+    prompt = await channels.seen(lambda m: m.msg_type == "input_request")
+    await channels.answer(prompt, "Ada")
+    await channels.seen(lambda m: m.msg_type == "stream" and "Ada" in m.content["text"])
+    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked)
+    await channels.close()
+
+    sleeping = await runs.begin("sleep 60")
+    await runs.until(sleeping, "started")
+    await rest.interrupt(kernel_id)
+    assert (await runs.ended(sleeping))["state"] == "error"
+
+    await rest.restart(kernel_id)
+    after = await pid_of(rest, kernel_id)
+    assert after != pid
+    assert not is_alive(pid)
+    os.kill(after, signal.SIGKILL)
+
+    async def anew() -> bool:
+        model = await rest.kernel(kernel_id)
+        return bool(model.get("restarts")) and model["execution_state"] == "idle"
+
+    await eventually(anew, 30)
+    assert "was killed by signal 9" in (await rest.kernel(kernel_id))["restarts"]["reason"]
+    last = await pid_of(rest, kernel_id)
+    await rest.delete(kernel_id)
+    assert not is_alive(last)
+    # With nothing to keep, the keeper there ends, and nothing of the kernel is left.
+    await eventually(lambda: not keeper.is_running(), 30)
+    assert [path for path in lab.far.rglob("*") if kernel_id in path.name] == []
+
+
+async def test_output_goes_on_where_the_host_was_away(
+    server: ServerProcess, rest: RestClient, lab: Sshd, home: Home
+) -> None:
+    kernel_id = (await rest.start_kernel("far"))["id"]
+    pid = await pid_of(rest, kernel_id)
+    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+    asked = await channels.send_execute(f"flood {LINES} 20 {RATE}")
+    await channels.seen(lambda m: m.msg_type == "stream")
+    lab.freeze()
+    stuck = await Executions(rest, kernel_id).begin("append once x")  # in the old connection
+    model = await rest.wait_for_state(kernel_id, "unknown", timeout=20)
+    assert "lab cannot be reached" in model["reason"]
+    with pytest.raises(RestError) as raised:
+        await rest.interrupt(kernel_id)
+    assert raised.value.error["code"] == "kernel_unreachable"
+    with pytest.raises(RestError) as raised:
+        await rest.restart(kernel_id)
+    assert raised.value.error["code"] == "kernel_not_stopped"
+    behind = await Executions(rest, kernel_id).begin("print behind")
+    assert is_alive(pid)
+    lab.thaw()
+    await finished(channels, asked)
+    assert numbers(channels) == [*range(1, LINES + 1)]
+    ended = await Executions(rest, kernel_id).ended(behind)
+    assert ended["state"] == "ok"
+    assert [output["text"] for output in ended["outputs"]] == ["behind\n"]
+    assert (await Executions(rest, kernel_id).ended(stuck))["state"] == "ok"
+    assert (lab.directory / "once").read_text() == "x\n"
+    assert await pid_of(rest, kernel_id) == pid
+    assert "reason" not in await rest.kernel(kernel_id)
+    await channels.close()
+
+
+async def test_what_is_asked_while_connections_break_is_done_once(
+    server: ServerProcess, rest: RestClient, lab: Sshd
+) -> None:
+    kernel_id = (await rest.start_kernel("far"))["id"]
+    runs = Executions(rest, kernel_id)
+    await runs.run("print up")
+    asked = []
+    for number in range(6):
+        asked += [await runs.begin(f"append done {number}.{part}") for part in range(5)]
+        await asyncio.to_thread(lab.cut)
+        asked += [await runs.begin(f"append done {number}.{part}") for part in range(5, 10)]
+    states = [(await runs.ended(one))["state"] for one in asked]
+    assert states == ["ok"] * len(asked)
+    done = (lab.directory / "done").read_text().split()
+    assert done == [f"{number}.{part}" for number in range(6) for part in range(10)]
+
+
+async def test_an_answer_to_a_prompt_is_not_lost_with_a_connection(
+    server: ServerProcess, rest: RestClient, lab: Sshd
+) -> None:
+    kernel_id = (await rest.start_kernel("far"))["id"]
+    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
+    asked = await channels.send_execute("input name?", allow_stdin=True)
+    prompt = await channels.seen(lambda m: m.msg_type == "input_request")
+    lab.freeze()  # what is sent now is on its way until the server gives the connection up
+    await channels.answer(prompt, "Ada")
+    await rest.wait_for_state(kernel_id, "unknown", timeout=20)
+    await asyncio.to_thread(lab.stop)
+    await asyncio.to_thread(lab.start)
+    await finished(channels, asked)
+    assert "Ada\n" in [m.content["text"] for m in channels.log if m.msg_type == "stream"]
+    await channels.close()
+
+
+async def test_the_next_server_goes_on_with_it(
+    server: ServerProcess, servers: Servers, lab: Sshd
+) -> None:
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id, dies = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
+        pid, dead = [await pid_of(rest, each) for each in (kernel_id, dies)]
+        runs = Executions(rest, kernel_id)
+        printing = await runs.begin(f"flood {LINES} 20 {RATE}")
+        await runs.until(printing, "stream")
+    servers.crash()
+    os.kill(dead, signal.SIGKILL)
+    # Where its process is does not change with the kernelspec.
+    write_kernelspec(servers.home.jupyter_path, "far", lab.spec({"port": 1}))
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        runs = Executions(rest, kernel_id)
+        assert (await runs.ended(printing))["state"] == "ok"
+        channels = await JupyterChannels.connect(
+            server.ws_url, kernel_id, server.token, query={"after": "0"}
+        )
+        await channels.seen(lambda m: m.msg_type == "stream" and m.content["text"][:3] == "400")
+        assert numbers(channels)[1:] == [*range(1, LINES + 1)]
+        await channels.close()
+        assert await pid_of(rest, kernel_id) == pid
+        model = await rest.kernel(dies)
+        assert model["execution_state"] == "dead"
+        assert "was killed by signal 9" in model["reason"]
+
+
+async def test_a_host_that_is_away_when_the_server_starts_is_waited_for(
+    server: ServerProcess, servers: Servers, lab: Sshd
+) -> None:
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id, dead = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
+        pid = await pid_of(rest, kernel_id)
+        await Executions(rest, dead).run("print last words")
+    servers.crash()
+    await asyncio.to_thread(lab.stop)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        model = await rest.wait_for_state(kernel_id, "unknown", timeout=30)
+        assert "lab cannot be reached" in model["reason"]
+        assert is_alive(pid)
+        with pytest.raises(RestError) as raised:
+            await rest.start_kernel("far")
+        assert raised.value.status == 500
+        assert raised.value.error["code"] == "kernel_start_failed"
+        assert raised.value.error["cause"] == "host_unreachable"
+        assert len(await rest.kernels()) == 2
+        await asyncio.to_thread(lab.start)
+        await rest.wait_for_state(kernel_id, "idle", timeout=60)
+        assert await pid_of(rest, kernel_id) == pid
+
+
+async def test_a_process_that_ends_while_the_host_is_away_is_dead_when_that_is_told(
+    server: ServerProcess, rest: RestClient, lab: Sshd
+) -> None:
+    kernel_id = (await rest.start_kernel("far"))["id"]
+    runs = Executions(rest, kernel_id)
+    pid = await pid_of(rest, kernel_id)
+    asked = await runs.begin("raw what it wrote last\nuntil go\nprint nearly\ndie 7")
+    await runs.until(asked, "started")
+    await asyncio.to_thread(lab.stop)
+    await rest.wait_for_state(kernel_id, "unknown", timeout=20)
+    (lab.directory / "go").touch()
+    await eventually(lambda: not is_alive(pid), 10)
+    assert not (await runs.get(asked))["ended"]
+    await asyncio.to_thread(lab.start)
+    ended = await runs.ended(asked)
+    assert ended["outputs"][0]["text"] == "nearly\n"
+    await rest.wait_for_state(kernel_id, "idle", timeout=30)
+    reason = (await rest.kernel(kernel_id))["restarts"]["reason"]
+    assert "exited with code 7" in reason
+    assert "what it wrote last" in reason
+
+
+async def test_what_is_wrong_with_a_host_is_told(
+    server: ServerProcess, rest: RestClient, lab: Sshd, home: Home
+) -> None:
+    async def refused(cause: str | None, text: str, **options: Any) -> None:
+        write_kernelspec(home.jupyter_path, "far", lab.spec(options))
+        with pytest.raises(RestError) as raised:
+            await rest.start_kernel("far")
+        error: Json = dict(raised.value.error)
+        assert (error["code"], error.get("cause")) == ("kernel_start_failed", cause), error
+        assert text in error["message"]
+        assert await rest.kernels() == []
+
+    lab.trust("stranger")
+    await refused("host_key_refused", "known_hosts")
+    (lab.directory / "known_hosts").write_text("")
+    await refused("host_key_refused", "known_hosts")
+    (lab.directory / "known_hosts").unlink()
+    await refused("host_unusable", "known_hosts")
+    lab.trust("host")
+    lab.write_config("stranger")
+    await refused("host_login_refused", "does not let the user in")
+    lab.write_config()
+    await refused("host_unreachable", "cannot be reached", port=1)
+    await refused("host_without_python", "/nowhere/python", python="/nowhere/python; echo")
+    await refused("host_without_python", "lacks", python=bare_python(lab))
+    await refused("host_unusable", "Not a directory", path=str(lab.config / "far"))
+    await refused("host_unusable", "too long", path=str(lab.directory / ("x" * 90)))
+    await refused(None, "unknown field", hots="lab")
+    await refused(None, "character", host="-oProxyCommand=touch /tmp/x")
+    await refused(None, "No such file or directory", directory="/nowhere/at all")
+    # None of that holds up who comes next.
+    write_kernelspec(home.jupyter_path, "far", lab.spec())
+    kernel_id = (await rest.start_kernel("far"))["id"]
+    run = await Executions(rest, kernel_id).run("cwd")
+    assert run["outputs"][0]["text"] == f"{lab.directory}\n"
+
+
+def bare_python(lab: Sshd) -> str:
+    """An interpreter that has the standard library only."""
+    venv.create(lab.directory / "bare", with_pip=False)
+    return str(lab.directory / "bare" / "bin" / "python")
+
+
+async def test_one_kernels_flood_does_not_hold_up_another(
+    server: ServerProcess, rest: RestClient, lab: Sshd
+) -> None:
+    floods, other = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
+    flooding = await Executions(rest, floods).begin("flood 3000 50000")
+    await Executions(rest, floods).until(flooding, "stream")
+    runs = Executions(rest, other)
+    sleeping = await runs.begin("sleep 60")
+    await runs.until(sleeping, "started")
+    await rest.interrupt(other)
+    assert (await runs.ended(sleeping))["state"] == "error"
+    assert not (await Executions(rest, floods).get(flooding))["ended"]
+    await rest.interrupt(floods)
+    await Executions(rest, floods).ended(flooding)
+
+
+async def finished(channels: JupyterChannels, asked: str) -> None:
+    """Return when the reply to this request has come."""
+    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked, timeout=60)
+
+
+def numbers(channels: JupyterChannels) -> list[int]:
+    """The numbers that a kernel's flood has printed, in the order in which they came."""
+    texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
+    return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]

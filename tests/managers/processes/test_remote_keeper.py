@@ -1,0 +1,273 @@
+"""A keeper on another host, but for the host: it is this machine, and the way there a relay.
+
+These are the tests of `app.managers.processes.keeper.remote`, and of `app.keeper.servers` for
+servers that follow logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from app.keeper import servers
+from app.managers.errors import KeeperUnavailable
+from app.managers.messages.traffic import Traffic
+from app.managers.processes.hosts import bootstrap
+from app.managers.processes.hosts.bundle import MODULE, bundle
+from app.managers.processes.keeper import connection, far_link
+from app.managers.processes.keeper.far_link import FarLink
+from app.managers.processes.keeper.link import KeeperLink, LinkOwner
+from app.managers.processes.keeper.remote import Host, RemoteKeeper
+from app.managers.state import KernelState
+from app.managers.telemetry.counters import Counters
+from app.settings import Settings
+from tests.keeper.conftest import WAIT, Client
+from tests.support.home import Home
+from tests.support.kernelspecs import FAKE_KERNEL
+from tests.support.processes import eventually
+
+
+class Relay:
+    """The way to a socket. What is on its way while ``passes`` is not set arrives when it is."""
+
+    def __init__(self) -> None:
+        self.passes = asyncio.Event()
+        self.passes.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def connect(self, target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A stream to this socket, held up by the event that is there now."""
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=theirs)
+        there, here = await asyncio.open_unix_connection(target)
+        for source, sink in ((reader, here), (there, writer)):
+            task = asyncio.create_task(self._copy(source, sink, self.passes))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await asyncio.open_unix_connection(sock=ours)
+
+    async def _copy(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, passes: asyncio.Event
+    ) -> None:
+        try:
+            while data := await source.read(2**16):
+                await passes.wait()
+                sink.write(data)
+                await sink.drain()
+        except ConnectionError:
+            pass
+        finally:
+            sink.close()
+            with suppress(ConnectionError):
+                await sink.wait_closed()
+
+    async def close(self) -> None:
+        """Let nothing pass any more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class NearPlace:
+    """The place of a keeper that the bootstrap starts on this machine."""
+
+    name = "lab"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.host: Host | None = None
+        self.relay = Relay()
+        self.is_away = False
+
+    def _bring(self) -> dict[str, Any]:
+        brought = bundle()
+        order = {
+            **{"path": str(self.path), "service": "s", "module": MODULE},
+            **{"digest": brought.digest, "size": len(brought.data)},
+        }
+        answers: list[dict[str, Any]] = []
+        read = io.BytesIO(json.dumps(order).encode() + b"\n" + brought.data)
+        bootstrap.main(read, lambda **answer: answers.append(answer))
+        ready: dict[str, Any] = answers[-1]["ready"]
+        return ready
+
+    async def find(self, owner: LinkOwner, _on_drained: object) -> KeeperLink:
+        if self.is_away:
+            raise KeeperUnavailable("lab is away")
+        link = None
+        while link is None:  # the keeper that was there is about to end
+            ready = await asyncio.to_thread(self._bring)
+            self.host = Host(ready["home"], ready["python"], ready["env"])
+            link = await FarLink.over(*await self.relay.connect(ready["socket"]), owner)
+        return link
+
+    async def close(self, *, is_empty: bool) -> None:
+        await self.relay.close()
+
+
+@pytest.fixture
+def place(home: Home, monkeypatch: pytest.MonkeyPatch) -> NearPlace:
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SOON_SECONDS", 0.1)
+    monkeypatch.setattr(far_link, "BEAT_SECONDS", 0.1)
+    return NearPlace(home.path / "far")
+
+
+Begin = Callable[[str], Awaitable[Client]]
+
+
+@pytest.fixture
+async def keeper(place: NearPlace) -> AsyncIterator[RemoteKeeper]:
+    options: dict[str, Any] = {"log_bytes": 10**8, "log_total_bytes": 10**9, "log_age": 3600.0}
+    keeper = RemoteKeeper(place, orphan_timeout=None, output_bytes=10_000, **options)
+    yield keeper
+    place.relay.passes.set()
+    await keeper.close()  # which ends its kernels
+
+
+@pytest.fixture
+def begin(keeper: RemoteKeeper, home: Home) -> Begin:
+    """``await begin(kernel_id)``: a client of a fake kernel of that keeper, which is ready."""
+
+    async def begin(kernel_id: str) -> Client:
+        asked = {"transport": "ipc", "key": "secret", "signature_scheme": "hmac-sha256"}
+        file, info = await keeper.prepare(kernel_id, asked)
+        await keeper.launch(
+            kernel_id,
+            [sys.executable, str(FAKE_KERNEL), "-f", file],
+            env=home.environment(),
+            cwd=str(home.root_dir),
+            output=home.path / f"kernel-{kernel_id}.log",
+        )
+        settings = Settings(_cli_parse_args=False)
+        directory = home.path / "mirrors" / kernel_id
+        spoken = Traffic(kernel_id, KernelState(), directory, keeper, settings, Counters())
+        await spoken.connect(info)
+
+        async def is_reachable() -> bool:
+            spoken.own.probe()
+            return spoken.own.answered and spoken.own.heard_iopub
+
+        await eventually(is_reachable, WAIT)
+        spoken.ready()
+        client = Client(spoken)
+        await client.ran("print up")
+        client.entries.clear()
+        return client
+
+    return begin
+
+
+def is_lost(client: Client) -> bool:
+    return "lab cannot be reached" in client.traffic._state.unreachable
+
+
+async def test_what_is_stuck_in_an_old_connection_is_not_done_a_second_time(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace, home: Home
+) -> None:
+    client = await begin("k")
+    stuck, place.relay.passes = place.relay.passes, asyncio.Event()
+    place.relay.passes.set()  # for the next connection
+    stuck.clear()
+    link, asked = keeper._connection.link, client.run("append done once")
+    await eventually(lambda: keeper._connection.link not in (link, None), WAIT)
+    await eventually(lambda: client.has_reply(asked), WAIT)
+    stuck.set()
+    await client.ran("append done twice")
+    assert (home.root_dir / "done").read_text() == "once\ntwice\n"
+    assert client.gaps == []
+
+
+async def test_requests_pass_while_another_kernel_floods_what_nobody_reads(
+    begin: Begin, place: NearPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floods, other = await begin("k"), await begin("l")
+    flood = floods.run("flood 400 50000")
+    await eventually(lambda: floods.text("10 ") > 0, WAIT)
+    await asyncio.wait_for(other.ran("print through"), WAIT)
+    assert other.text("through") == 1
+    await eventually(lambda: floods.has_reply(flood), WAIT)
+    assert floods.gaps == []
+
+
+async def test_the_keeper_there_is_replaced_when_it_is_killed(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace
+) -> None:
+    client = await begin("k")
+    pid = keeper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: keeper.pid not in (None, pid), WAIT)
+    await client.ran("print next")
+    assert not keeper.exited("k").done()
+    assert client.text("next") == 1
+
+
+async def test_a_process_is_only_signalled_and_seen_to_end_where_it_is(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace
+) -> None:
+    client = await begin("k")
+    process = keeper._processes.get("k")
+    assert process is not None
+    there = psutil.Process(process.pid)
+    place.is_away = True
+    link = keeper._connection.link
+    assert link is not None
+    link._transport.abort()
+    await eventually(lambda: is_lost(client) and "lab is away" in unreachable(client), WAIT)
+    with pytest.raises(KeeperUnavailable, match="lab cannot be reached"):
+        await keeper.signal("k", signal.SIGKILL)
+    assert there.is_running()
+    there.kill()
+    there.wait(10)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await asyncio.shield(keeper.exited("k"))
+    assert not keeper.exited("k").done()
+    assert await asyncio.wait_for(_tail(keeper), 5) == ""
+    place.is_away = False
+    async with asyncio.timeout(WAIT):
+        assert await asyncio.shield(keeper.exited("k")) == -signal.SIGKILL
+    await eventually(lambda: unreachable(client) == "", WAIT)
+
+
+async def _tail(keeper: RemoteKeeper) -> str:
+    return await keeper.tail("k")
+
+
+def unreachable(client: Client) -> str:
+    return client.traffic._state.unreachable
+
+
+async def test_a_log_that_is_dropped_is_gone_here_and_there(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace, home: Home
+) -> None:
+    await begin("k")
+    await keeper.disconnect("k")
+    await keeper.settle("k")
+    mirror, there = home.path / "mirrors" / "k", place.path / "services" / "s"
+    assert [*mirror.glob("*.log")]
+    assert [*(there / "logs" / "k").glob("*.log")]
+    await keeper.end("k")
+    keeper.drop("k")
+    await eventually(lambda: not keeper._errands, WAIT)
+    assert not mirror.exists()
+    assert [path for path in there.rglob("*k*") if "keeper" not in path.parts] == []
+    keeper.renew("k")
+
+
+def test_the_bounds_leave_room_for_answers() -> None:
+    assert servers.FEED_BYTES < servers.TOLD_BYTES
