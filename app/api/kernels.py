@@ -17,7 +17,6 @@ from ..managers.errors import (
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
-    KeeperUnavailable,
     KernelNotFound,
     KernelNotRunning,
     KernelNotStopped,
@@ -33,6 +32,7 @@ from ..managers.errors import (
 from ..managers.kernels.model import KernelModel
 from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.environment import is_code, needs_execute
+from ..managers.processes.hosts.errors import NO_KEEPER
 from ..settings import Settings
 from .access import requires
 from .authorization import Authorization
@@ -187,7 +187,7 @@ router.add_api_route(
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotStopped, KeeperUnavailable),
+    responses=errors(KernelNotFound, KernelNotStopped, *NO_KEEPER),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -205,7 +205,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         KernelNotRunning,
         RequestTooLarge,
         KernelUnreachable,
-        KeeperUnavailable,
+        *NO_KEEPER,
     ),
     dependencies=[requires("kernels", "write")],
 )
