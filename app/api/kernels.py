@@ -17,7 +17,7 @@ from ..managers.errors import (
     InvalidIdempotencyKey,
     InvalidKernelId,
     InvalidPath,
-    KeeperUnavailable,
+    IsolationUnavailable,
     KernelNotFound,
     KernelNotRunning,
     KernelNotStopped,
@@ -33,6 +33,7 @@ from ..managers.errors import (
 from ..managers.kernels.model import KernelModel
 from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.environment import is_code, needs_execute
+from ..managers.processes.hosts.errors import NO_KEEPER
 from ..settings import Settings
 from .access import requires
 from .authorization import Authorization
@@ -113,6 +114,7 @@ router.add_api_route(
             StartsLimit,
             BeyondLimit,
             KernelStartFailed,
+            IsolationUnavailable,
             KernelSpecInvalid,
             ServerStopping,
         ),
@@ -187,7 +189,7 @@ router.add_api_route(
     "/{kernel_id}",
     operation_id="kernels_shut_down",
     status_code=204,
-    responses=errors(KernelNotFound, KernelNotStopped, KeeperUnavailable),
+    responses=errors(KernelNotFound, KernelNotStopped, *NO_KEEPER),
     dependencies=[requires("kernels", "write")],
 )
 async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
@@ -205,7 +207,7 @@ async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         KernelNotRunning,
         RequestTooLarge,
         KernelUnreachable,
-        KeeperUnavailable,
+        *NO_KEEPER,
     ),
     dependencies=[requires("kernels", "write")],
 )
@@ -229,6 +231,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         StartsLimit,
         BeyondLimit,
         KernelStartFailed,
+        IsolationUnavailable,
         KernelSpecInvalid,
         KernelNotStopped,
         ServerStopping,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from ..managers.errors import (
     InvalidKernelId,
     InvalidPath,
+    IsolationUnavailable,
     KernelNotRunning,
     KernelNotStopped,
     KernelSpecInvalid,
@@ -78,6 +79,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             StartsLimit,
             BeyondLimit,
             KernelStartFailed,
+            IsolationUnavailable,
             KernelSpecInvalid,
             KernelUnavailable,
             ServerStopping,

@@ -10,8 +10,9 @@ import msgspec
 from fastapi import APIRouter, Query, Response
 from msgspec import Meta
 
-from ..managers.errors import KeeperUnavailable, KernelNotFound
+from ..managers.errors import KernelNotFound
 from ..managers.kernels.usage import KernelUsage
+from ..managers.processes.hosts.errors import NO_KEEPER
 from .access import requires
 from .dependencies import KernelIdDep, ManagerDep, PolledRoute
 from .openapi import errors
@@ -45,7 +46,7 @@ router.add_api_route(
     methods=["GET"],
     operation_id="usage_get",
     response_model=schema_of(KernelUsage),
-    responses=errors(KernelNotFound, KeeperUnavailable),
+    responses=errors(KernelNotFound, *NO_KEEPER),
     dependencies=[requires("kernels", "read")],
     route_class_override=PolledRoute,
 )
@@ -101,7 +102,7 @@ router.add_api_route(
     methods=["GET"],
     operation_id="resource_usage_get",
     response_model=schema_of(ResourceUsageReply),
-    responses=errors(KernelNotFound, KeeperUnavailable),
+    responses=errors(KernelNotFound, *NO_KEEPER),
     dependencies=[requires("kernels", "read")],
     route_class_override=PolledRoute,
 )

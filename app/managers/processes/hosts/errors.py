@@ -16,9 +16,12 @@ A start that fails for one of them is answered with `kernel_start_failed`, and t
 
 from __future__ import annotations
 
+from typing import Final
+
 from ...errors import KeeperUnavailable
 
 __all__ = [
+    "NO_KEEPER",
     "EngineNotInstalled",
     "HostFull",
     "HostKeeperIncompatible",
@@ -77,3 +80,10 @@ class EngineNotInstalled(HostUnusable):
     """The server lacks the package that it reaches such hosts with."""
 
     code = "engine_not_installed"
+
+
+NO_KEEPER: Final[tuple[type[KeeperUnavailable], ...]] = (
+    *(KeeperUnavailable, HostUnusable, HostUnreachable, HostKeyRefused, HostLoginRefused),
+    *(HostWithoutPython, HostFull, HostKeeperIncompatible, EngineNotInstalled),
+)
+"""Every reason why the keeper of a kernel cannot be asked, here or on another host."""

@@ -18,6 +18,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from app.managers.errors import IsolationUnavailable
 from app.managers.kernels.services import KernelServices
+from app.managers.processes.hosts.provisioner import SSHProvisioner
 from tests.conftest import servers
 from tests.support.identities import token
 from tests.support.isolated import IDS, OPEN_FILES, USER, IsolatedHome, Owner, UserServer, start_for
@@ -35,6 +36,14 @@ def test_what_another_package_launches_is_refused() -> None:
     KernelServices.check_isolation(services, manager)
     services.isolation.kind = "user"
     with pytest.raises(IsolationUnavailable, match="a provisioner of another package"):
+        KernelServices.check_isolation(services, manager)
+
+
+def test_what_runs_on_another_host_is_refused() -> None:
+    """As the kernels there are those of one user, whoever their owners are."""
+    manager: Any = SimpleNamespace(provisioner=SSHProvisioner())
+    services: Any = SimpleNamespace(isolation=SimpleNamespace(kind="bubblewrap"))
+    with pytest.raises(IsolationUnavailable, match="it runs on another host"):
         KernelServices.check_isolation(services, manager)
 
 
