@@ -48,7 +48,6 @@ router.add_api_route(
     response_model=schema_of(KernelUsage),
     responses=errors(KernelNotFound, *NO_KEEPER),
     dependencies=[requires("kernels", "read")],
-    route_class_override=PolledRoute,
 )
 
 

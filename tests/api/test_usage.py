@@ -38,6 +38,9 @@ async def test_a_kernel_tells_what_it_uses(rest: RestClient, start: KernelStarte
 async def test_its_past_is_told_on_demand(rest: RestClient, start: KernelStarter) -> None:
     kernel = await start("fake")
     path = f"/api/kernels/{kernel.id}/usage"
+    told = (await rest.request("GET", path, params={"history": "false"})).json()
+    assert told.get("history") is None
+    await rest.request("GET", path, 400, params={"history": "some"})
     told = (await rest.request("GET", path, params={"history": "true"})).json()
     (point,) = told["history"]
     assert point == {"at": told["at"], "cpu": None, "memory": told["memory"]}

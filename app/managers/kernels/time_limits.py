@@ -58,7 +58,11 @@ class TimeLimits:
                 try:
                     self.look_at(kernel, time.monotonic())
                 except Exception:  # a bug here must not let all others run for ever
-                    logger.exception("the time of kernel %s could not be looked at", kernel.id)
+                    logger.exception(
+                        "the time of kernel %s could not be looked at",
+                        kernel.id,
+                        extra={"kernel_id": kernel.id},
+                    )
 
     def look_at(self, kernel: Kernel, now: float) -> None:
         """Announce a kernel's end, or begin it, if the time for that has come."""

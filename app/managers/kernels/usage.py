@@ -261,7 +261,11 @@ class UsageSampler:
                 try:
                     await self.latest(kernel, PERIOD_SECONDS * 0.9)
                 except KeeperUnavailable as error:
-                    logger.debug("kernel %s is not sampled: %s", kernel_id, error.message)
+                    logger.debug(
+                        "kernel %s is not sampled: %s",
+                        *(kernel_id, error.message),
+                        extra={"kernel_id": kernel_id},
+                    )
             self._forget_old()
         self._periodic = None
 
