@@ -318,8 +318,7 @@ async def test_bytes_of_the_logs_of_all_kernels(
             await client.wait_for_state(kernel, "idle")
             flooding.append(Executions(client, kernel).run("flood 200 20000"))
     ended = await asyncio.gather(*flooding)
-    # Where so little fits, a reply can be dropped before this server has read it.
-    assert {one["state"] for one in ended} <= {"ok", "lost"}
+    assert {one["state"] for one in ended} == {"ok"}
     # A file of each kernel cannot be dropped, and has a quarter of its part.
     assert 2**18 < (await owner.usage())["log_bytes"] <= 1.25 * 2**20 + 2**18
     assert (await other.usage())["log_bytes"] > 2**21

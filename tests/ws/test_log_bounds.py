@@ -72,3 +72,15 @@ async def test_far_more_than_is_kept_leaves_the_newest_and_the_exact_count_of_th
         assert len(numbers) * SIZE > KEPT_ON_DISK - SEGMENT - 2 * SIZE
         assert resident_memory(server.pid) - before < MARGIN
         await late.close()
+
+
+async def test_an_execution_that_says_far_more_than_is_kept_ends_as_it_did(
+    make_server: MakeServer,
+) -> None:
+    """The kernel is done long before its output is read, and has answered the server meanwhile."""
+    server = make_server("--log-bytes", str(MEGABYTE))
+    async with RestClient(server.url, server.token) as rest:
+        kernel = await rest.start_kernel("fake")
+        for _ in range(2):
+            done = await Executions(rest, kernel["id"]).run("flood 10000 20000")
+            assert (done["state"], done["reason"]) == ("ok", None)

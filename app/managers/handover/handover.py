@@ -416,6 +416,12 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
         lost = ends.in_doubt()
         if not await _is_done(traffic, state):
             return
+        # The kernel has replied to all; but the keeper holds a reply back until it has read the
+        # output that belongs before it, of which there may be much.
+        if traffic.own.tells_control:
+            await traffic.own.catch_up()
+        if state.lifecycle is not Lifecycle.RUNNING:
+            return
         ends.end_lost(lost)
 
 
