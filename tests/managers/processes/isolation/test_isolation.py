@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from app.managers.kernels.services import KernelServices
 from app.managers.processes.hosts.provisioner import SSHProvisioner
 from tests.conftest import servers
 from tests.support.identities import token
-from tests.support.isolated import IDS, OPEN_FILES, USER, IsolatedHome, Owner, UserServer, start_for
+from tests.support.isolated import IDS, OPEN_FILES, USER, IsolatedHome, Owner, UserServer
 from tests.support.kernelspecs import write_kernelspecs
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
@@ -55,24 +55,6 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[UserServer]:
         assert isinstance(server, UserServer)
         yield server
     home.remove()
-
-
-@pytest.fixture(scope="module")
-def kernels(isolated: UserServer) -> dict[str, str]:
-    """The ids of a kernel of Anna's and one of Ben's, by their names."""
-    return start_for(isolated, "anna", "ben")
-
-
-@pytest.fixture
-async def anna(isolated: UserServer, kernels: dict[str, str]) -> AsyncIterator[Owner]:
-    async with Owner(isolated, "anna", kernels["anna"]) as anna:
-        yield anna
-
-
-@pytest.fixture
-async def ben(isolated: UserServer, kernels: dict[str, str]) -> AsyncIterator[Owner]:
-    async with Owner(isolated, "ben", kernels["ben"]) as ben:
-        yield ben
 
 
 async def test_nothing_of_another_owners_kernel_is_within_reach(anna: Owner, ben: Owner) -> None:

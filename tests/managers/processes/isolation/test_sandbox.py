@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from app.managers.processes.isolation.places import KernelPlace
 from app.managers.processes.isolation.sandbox import Sandbox, Sandboxed, make_own_home
 from tests.conftest import MakeServer, servers
 from tests.support.home import Home
-from tests.support.isolated import OPEN_FILES, IsolatedHome, Owner, SandboxServer, start_for
+from tests.support.isolated import OPEN_FILES, IsolatedHome, Owner, SandboxServer
 from tests.support.kernelspecs import Spec, shell_spec, write_kernelspecs
 from tests.support.processes import eventually, is_alive, keepers, read_process
 from tests.support.rest import RestError
@@ -130,24 +130,6 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
         assert isinstance(server, SandboxServer)
         yield server
     home.remove()
-
-
-@pytest.fixture(scope="module")
-def kernels(isolated: SandboxServer) -> dict[str, str]:
-    """The ids of a kernel of Anna's and one of Ben's, by their names."""
-    return start_for(isolated, "anna", "ben")
-
-
-@pytest.fixture
-async def anna(isolated: SandboxServer, kernels: dict[str, str]) -> AsyncIterator[Owner]:
-    async with Owner(isolated, "anna", kernels["anna"]) as anna:
-        yield anna
-
-
-@pytest.fixture
-async def ben(isolated: SandboxServer, kernels: dict[str, str]) -> AsyncIterator[Owner]:
-    async with Owner(isolated, "ben", kernels["ben"]) as ben:
-        yield ben
 
 
 def outer_pid(home: Home, argv: list[str]) -> int:
