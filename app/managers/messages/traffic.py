@@ -252,7 +252,9 @@ class Traffic:
         await self.disconnect()
         was_ready = self._outbox.is_open
         why = reason or self.why_it_stops or _ENDS.get(self._state.lifecycle, "The kernel is gone")
-        if is_last:
+        # A stop may have cancelled an earlier call in here, which has left requests held: all the
+        # same no process follows one that is stopped for good.
+        if is_last or self._state.lifecycle is Lifecycle.STOPPING:
             self.tracker.close_waiting(why)
         self._outbox.close()
         self.ends.clear()
@@ -279,9 +281,11 @@ class Traffic:
 
     def refuse_waiting(self) -> None:
         """End the requests that came while the kernel died: no process will follow."""
+        why = f"The kernel is {self._state.word}"
+        self.tracker.close_waiting(why)
         self._outbox.close()
         self.ends.finish_all()
-        self.tracker.close(f"The kernel is {self._state.word}", was_ready=False)
+        self.tracker.close(why, was_ready=False)
 
     # What the line tells (the methods of app.managers.messages.line.LineOwner)
 

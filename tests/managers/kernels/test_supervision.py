@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pytest
 
 from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFailed
+from app.managers.executions.code import Code
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
 from app.managers.kernels.construction import multi_kernel_manager
@@ -293,3 +294,26 @@ async def test_a_stop_that_is_cut_short_behind_the_end_of_the_process_is_finishe
             await eventually(lambda: kernel.pid not in (None, pid), 30)
             await is_up(kernel)
     assert "supervision failed" not in caplog.text
+
+
+async def test_executions_end_with_a_kernel_that_is_stopped_in_the_middle_of_its_death(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel("fake")
+        await is_up(kernel)
+        running, *waiting = [kernel.executions.run(Code("hang")) for _ in range(3)]
+        await eventually(lambda: running.state == "running")
+        disconnecting = asyncio.Event()
+        disconnect = kernel.traffic.disconnect
+
+        async def never() -> None:
+            monkeypatch.setattr(kernel.traffic, "disconnect", disconnect)
+            disconnecting.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(kernel.traffic, "disconnect", never)
+        os.kill(pid_of(kernel), signal.SIGKILL)
+        await asyncio.wait_for(disconnecting.wait(), 10)
+        await kernel.stop()  # which cancels what the death has begun
+        assert [one.state for one in (running, *waiting)] == ["lost", "aborted", "aborted"]
