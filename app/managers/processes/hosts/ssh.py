@@ -70,6 +70,25 @@ class Ready(msgspec.Struct, frozen=True):
         return Host(self.home, self.python, self.env)
 
 
+class _Answer(msgspec.Struct):
+    """A line of the bootstrap's: one of these three."""
+
+    send: bool = False
+    failed: str = ""
+    text: str = ""
+    ready: Ready | None = None
+
+
+def _answer(line: bytes, options: SSHOptions) -> _Answer:
+    try:
+        answer = msgspec.json.decode(line, type=_Answer)
+    except msgspec.MsgspecError:
+        answer = _Answer()
+    if not (answer.send or answer.failed or answer.ready):
+        raise HostUnusable(f"{options.name}: what {options.python} answers there makes no sense")
+    return answer
+
+
 async def connect(options: SSHOptions) -> SSHClientConnection:
     """A connection to the host, whose key must be known. Raises `HostUnusable`.
 
@@ -153,14 +172,13 @@ async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
         mark, _, text = line.partition(bootstrap.MARK.encode())
         if mark or not text:
             continue
-        answer = json.loads(text)
-        if "send" in answer:
-            process.stdin.write(brought.data)
-        elif "failed" in answer:
-            error = _ERRORS.get(answer["failed"], HostUnusable)
-            raise error(f"{options.name}: {answer['text']}")
-        else:
-            return msgspec.convert(answer["ready"], Ready)
+        answer = _answer(text, options)
+        if answer.ready is not None:
+            return answer.ready
+        if answer.failed:
+            error = _ERRORS.get(answer.failed, HostUnusable)
+            raise error(f"{options.name}: {answer.text}")
+        process.stdin.write(brought.data)
     said = (await process.stderr.read(2000)).decode(errors="replace").strip()
     await process.wait()
     raise HostWithoutPython(

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from app.managers.processes.hosts import bootstrap
 from tests.docs.test_curl_commands import run as run_commands
 from tests.support.channels import JupyterChannels
 from tests.support.drill import Servers
@@ -299,6 +300,8 @@ async def test_what_is_wrong_with_a_host_is_told(
     await refused("host_unreachable", "cannot be reached", port=1)
     await refused("host_without_python", "/nowhere/python", python="/nowhere/python; echo")
     await refused("host_without_python", "lacks", python=bare_python(lab))
+    for answer in ("{", "[]", "{}", '{"ready": {"socket": 1}}'):
+        await refused("host_unusable", "makes no sense", python=answering(lab, answer))
     await refused("host_unusable", "Not a directory", path=str(lab.config / "far"))
     await refused("host_unusable", "too long", path=str(lab.directory / ("x" * 90)))
     await refused(None, "unknown field", hots="lab")
@@ -342,3 +345,11 @@ def numbers(channels: JupyterChannels) -> list[int]:
     """The numbers that a kernel's flood has printed, in the order in which they came."""
     texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
     return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]
+
+
+def answering(lab: Sshd, answer: str) -> str:
+    """A program that gives this answer in the place of the bootstrap."""
+    program = lab.directory / "answering"
+    program.write_text(f"#!/bin/sh\necho '{bootstrap.MARK}{answer}'\n")
+    program.chmod(0o700)
+    return str(program)
