@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource
 __all__ = ["HUB_TOKEN_VARIABLE", "HubEnvironment"]
 
 HUB_TOKEN_VARIABLE: Final = "JUPYTERHUB_API_TOKEN"
-"""The Hub gives a service a token of its own in it: also the secret of the service's OAuth client."""
+"""The Hub gives a service its own token in it, which is the secret of its OAuth client, too."""
 
 _switch: Final = TypeAdapter(bool)
 

@@ -40,7 +40,7 @@ async def status_of(url: str, token: str, path: str = "/api/kernels") -> tuple[i
 
 @pytest.mark.timeout(300)
 async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_path: Path) -> None:
-    options = block("toml", "[oidc]", PAGE)
+    options = block("toml", "[oidc]\noidc_issuer", PAGE)
     config = tmp_path / "kernelkeep.toml"
     config.write_text(options.replace("https://login.example.org/realms/lab", issuer.url))
     server = await asyncio.to_thread(make_server, "--config", str(config))

@@ -145,8 +145,7 @@ class Hub(Program):
         page = browser.get(f"{self.server_url}/login/jupyterhub")
         form = {"username": user, "password": self.password, "_xsrf": browser.cookies["_xsrf"]}
         back = browser.post(str(page.url), data=form)
-        assert back.status_code == 200, back.text
-        assert str(back.url) == f"{self.server_url}/#/logged-in"
+        assert str(back.url) == f"{self.server_url}/#/logged-in", back.text
         taken = browser.post(f"{self.server_url}/api/login")
         assert taken.status_code == 200, taken.text
         assert browser.post(f"{self.server_url}/api/login").json()["code"] == "login_not_begun"

@@ -51,6 +51,7 @@ function provider(issuer, { keys: kids, callback }) {
       resourceIndicators: {
         enabled: true,
         defaultResource: () => "urn:kernelkeep",
+        useGrantedResource: () => true,
         getResourceServerInfo: (ctx, resource, client) => ({
           audience,
           scope: client.scope,
