@@ -6,7 +6,7 @@ import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from .option_types import OptionGroup, Words, spelled
 from .origins import is_loopback
@@ -37,6 +37,18 @@ CLIENT_SECRET_VARIABLES = (
     "KERNELKEEP_JUPYTERHUB_CLIENT_SECRET",
     "KERNELKEEP_OIDC_CLIENT_SECRET",
 )
+
+
+def _one_line(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[ -~]*", value.get_secret_value()):
+        raise ValueError("not one line of printable ASCII characters")
+    return value
+
+
+ClientId = Annotated[
+    str, spelled(r"[!-~]+", "not the name of an OAuth client, which has no spaces")
+]
+ClientSecret = Annotated[SecretStr, AfterValidator(_one_line)]
 
 
 class Identity(OptionGroup):
@@ -79,10 +91,10 @@ class JupyterHub(OptionGroup):
         description="Where browsers find the Hub, to log in for the page: a URL, or a path such as "
         "/hub behind the Hub's proxy.",
     )
-    jupyterhub_client_id: str = Field(
+    jupyterhub_client_id: ClientId = Field(
         "", description="OAuth client of this service at the Hub; empty: service-NAME."
     )
-    jupyterhub_client_secret: SecretStr = Field(
+    jupyterhub_client_secret: ClientSecret = Field(
         SecretStr(""),
         description="Secret of that client: the service's api_token. With none, nobody logs in.",
     )
@@ -152,12 +164,12 @@ class OpenIDConnect(OptionGroup):
         min_length=1,
         description="What a scope of this server begins with in that claim; others are not read.",
     )
-    oidc_client_id: str = Field(
+    oidc_client_id: ClientId = Field(
         "",
         description="Client of this server at the provider, to log in for the page; empty: nobody "
         "logs in.",
     )
-    oidc_client_secret: SecretStr = Field(
+    oidc_client_secret: ClientSecret = Field(
         SecretStr(""), description="Secret of that client; empty: it is a public one."
     )
     oidc_login_scopes: Words = Field(

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 from starlette.responses import RedirectResponse
 
+from ..identity_providers.errors import LoginNotBegun, LoginRefused
 from ..identity_providers.logins import Logins
-from ..managers.errors import IdentityUnavailable, LoginNotBegun, LoginRefused
+from ..managers.errors import IdentityUnavailable
 from .access import PUBLIC
 from .dependencies import SmallRoute
 from .openapi import errors

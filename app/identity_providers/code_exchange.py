@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
-from ..managers.errors import IdentityUnavailable, LoginRefused
+from ..managers.errors import IdentityUnavailable
+from .errors import LoginRefused
 from .fetching import Fetcher, Unavailable
 from .logins import Asked
 

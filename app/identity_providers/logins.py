@@ -22,8 +22,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ..managers.errors import LoginNotBegun, LoginRefused, NotFound
+from ..managers.errors import NotFound
 from ..managers.owners.principal import Principal
+from .errors import LoginNotBegun, LoginRefused
 
 __all__ = ["Asked", "LoginWay", "Logins"]
 

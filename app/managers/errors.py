@@ -431,23 +431,6 @@ class IdentityUnavailable(KernelkeepError):
         self.retry_after = retry_after
 
 
-class LoginRefused(KernelkeepError):
-    """The service that somebody has logged in with, or this server, does not let them in."""
-
-    status = 403
-    code = "login_refused"
-
-
-class LoginNotBegun(KernelkeepError):
-    """No login has begun in this browser, or it has ended meanwhile, or was not this server's."""
-
-    status = 403
-    code = "login_not_begun"
-
-    def __init__(self) -> None:
-        super().__init__("No login has begun in this browser, or it has ended: begin again")
-
-
 class KernelNotStopped(KernelkeepError):
     """The kernel's process could not be ended. The kernel is as before; try again."""
 

@@ -8,9 +8,10 @@ from urllib.parse import parse_qs
 import pytest
 
 from app.identity_providers.code_exchange import exchange
+from app.identity_providers.errors import LoginRefused
 from app.identity_providers.fetching import Fetcher
 from app.identity_providers.logins import Asked
-from app.managers.errors import IdentityUnavailable, LoginRefused
+from app.managers.errors import IdentityUnavailable
 from tests.support.services import Service, answer
 
 ASKED = Asked("/oauth_callback", "state", "verifier")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from app.identity_providers import logins as module
+from app.identity_providers.errors import LoginNotBegun, LoginRefused
 from app.identity_providers.logins import Asked, Logins
-from app.managers.errors import IdentityUnavailable, LoginNotBegun, LoginRefused, NotFound
+from app.managers.errors import IdentityUnavailable, NotFound
 from app.managers.owners.principal import Identity, Principal
 from app.managers.owners.scopes import EVERYTHING
 
