@@ -1,10 +1,8 @@
-import { useEffect, useState } from "preact/hooks";
-
 import { api, type Kernel, messageOf } from "../api/client";
 import { href } from "../app/router";
-import { token } from "../app/token";
 import { lazy } from "../components/lazy";
 import { Ago } from "../components/Time";
+import { usePolled } from "./polled";
 import "./kernel.css";
 
 const TABS = [
@@ -28,7 +26,15 @@ const PERIOD = 3000;
 /** One kernel: `tab` is one of `TABS`, `rest` what follows it in the fragment. */
 export default function KernelView(props: { id: string; tab: string; rest: readonly string[] }) {
   const { id, tab, rest } = props;
-  const [kernel, problem] = useKernel(id);
+  const [kernel, problem] = usePolled(
+    async () => {
+      const { data, error } = await api.GET("/api/kernels/{kernel_id}", { params: { path: { kernel_id: id } } });
+      if (data === undefined) throw new Error(messageOf(error));
+      return data;
+    },
+    PERIOD,
+    [id],
+  );
   return (
     <>
       <nav aria-label="Where this kernel is" class="crumbs">
@@ -94,32 +100,4 @@ function State({ kernel, problem }: { kernel: Kernel | null; problem: string }) 
       {kernel.reason && <p class="notice error reason">{kernel.reason}</p>}
     </div>
   );
-}
-
-/** The kernel's model, asked for again and again while it is looked at; and what is wrong. */
-function useKernel(id: string): [Kernel | null, string] {
-  const [kernel, setKernel] = useState<Kernel | null>(null);
-  const [problem, setProblem] = useState("");
-  const shown = token.value;
-  useEffect(() => {
-    let wanted = true;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const ask = async (): Promise<void> => {
-      try {
-        const asked = document.hidden ? null : await api.GET("/api/kernels/{kernel_id}", { params: { path: { kernel_id: id } } });
-        if (!wanted) return;
-        if (asked?.data !== undefined) setKernel(asked.data);
-        if (asked !== null) setProblem(asked.data === undefined ? messageOf(asked.error) : "");
-      } catch {
-        // The page tells that the server is not reached.
-      }
-      if (wanted) timer = setTimeout(() => void ask(), PERIOD);
-    };
-    void ask();
-    return () => {
-      wanted = false;
-      clearTimeout(timer);
-    };
-  }, [id, shown]);
-  return [kernel, problem];
 }

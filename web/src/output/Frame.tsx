@@ -33,7 +33,7 @@ export function Frame({ language, source }: { language: FrameLanguage; source: s
           title={name}
           sandbox="allow-scripts"
           referrerpolicy="no-referrer"
-          src={`${base}/frame.html`}
+          src={`${base}/page/frame`}
         />
       ) : (
         <p class="notice">

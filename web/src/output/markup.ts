@@ -3,6 +3,8 @@
 import DOMPurify from "dompurify";
 import MarkdownIt from "markdown-it";
 
+type Markdown = ReturnType<typeof MarkdownIt>;
+
 const TAGS = [
   ...["a", "b", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6"],
   ...["hr", "i", "img", "li", "ol", "p", "pre", "s", "span", "strong", "sub", "sup", "table", "tbody"],
@@ -53,7 +55,7 @@ function formula(temml: Temml, source: string, display: boolean): string {
 }
 
 /** Formulas in Markdown, between `$` and `$` or `$$` and `$$`, before anything else is read in them. */
-function withFormulas(markdown: MarkdownIt, temml: Temml): void {
+function withFormulas(markdown: Markdown, temml: Temml): void {
   markdown.inline.ruler.before("escape", "formula", (state, silent) => {
     if (state.src[state.pos] !== "$") return false;
     const display = state.src[state.pos + 1] === "$";
