@@ -29,6 +29,7 @@ from .api import (
 from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
 from .api.metrics import metrics_router
+from .api.page import page_router
 from .managers.errors import NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
@@ -56,9 +57,11 @@ def routers_for(settings: Settings) -> list[APIRouter]:
         owners.router,
         events.router,
         probes.router,
-        docs_router(public=settings.open_docs),
+        docs_router(public=settings.open_docs, home=not settings.serve_page),
         _websockets(settings),
     ]
+    if settings.serve_page:
+        routers.append(page_router())
     if settings.allow_contents:
         routers += [contents.router, files.router]
     if settings.serve_metrics:

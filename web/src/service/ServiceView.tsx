@@ -1,0 +1,3 @@
+export default function ServiceView() {
+  return <h1>Service</h1>;
+}
