@@ -216,6 +216,10 @@ class CallersKernels:
             usage.owner_memory = None
         return usage
 
+    def output_file(self, kernel_id: str) -> Path:
+        """The file with what the processes of a kernel write themselves. Raises `KernelNotFound`."""
+        return self._manager.output_file(self.get(kernel_id).id)
+
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""
         if self._everything:
