@@ -35,6 +35,7 @@ test("what the head of a long line tells is read although it is cut", () => {
   expect(textAtHead('{"text":"a\\nb\\"c","x"', "text")).toBe('a\nb"c');
   expect(textAtHead('{"text":"cut \\u00', "text")).toBe("cut ");
   expect(textAtHead('{"text":"cut \\', "text")).toBe("cut ");
+  expect(textAtHead('{"text" : "spaced"}', "text")).toBe("spaced");
   expect(textAtHead("{}", "text")).toBe("");
   expect(numberAtEnd('"buffers":[],"seq":77}')).toBe(77);
   expect(numberAtEnd('"seq":null}')).toBeNull();
