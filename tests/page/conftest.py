@@ -9,15 +9,17 @@ from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
-from tests.support.browser import PageWatch, watched_page
+from tests.support.browser import WAIT_MS, PageWatch, watched_page
 from tests.support.browser import browser as new_browser
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
 HERE = Path(__file__).parent
+
+expect.set_options(timeout=WAIT_MS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
