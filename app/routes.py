@@ -21,6 +21,7 @@ from .api import (
     overview,
     owners,
     probes,
+    process_output,
     server,
     sessions,
     shares,
@@ -32,6 +33,7 @@ from .api.docs import docs_router
 from .api.login import login_router
 from .api.metrics import metrics_router
 from .api.page import page_router
+from .api.page_frame import frame_router
 from .identity_providers.logins import Logins
 from .managers.errors import NotFound
 from .settings import Settings
@@ -53,6 +55,7 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
         messages.router,
         shares.router,
         usage.router,
+        process_output.router,
         overview.router,
         kernelspecs.router,
         sessions.router,
@@ -65,7 +68,7 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
         _websockets(settings),
     ]
     if settings.serve_page:
-        routers.append(page_router())
+        routers += [page_router(), frame_router()]
     if settings.allow_contents:
         routers += [contents.router, files.router]
     if logins.ways:

@@ -25,6 +25,7 @@ from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
 from ..managers.kernels.overview import GoneEvent, KernelEvent, WholeEvent
 from ..managers.limits.errors import RequestsLimit, WebSocketsLimit
+from ..protocol.subprotocols import TOKEN
 from ..protocol.v1 import SUBPROTOCOL
 from .access import declared_access
 from .log_pages import LogEventModel
@@ -96,7 +97,9 @@ _SECURITY_SCHEMES: Final = {
         "type": "apiKey",
         "in": "query",
         "name": "token",
-        "description": "The same where no header can be set, as on a browser's WebSocket.",
+        "description": "The same where no header can be set. A WebSocket may be opened with the "
+        "subprotocols `v1.token.websocket.jupyter.org` and, behind that and a dot, the token "
+        "(percent-encoded) in place of this.",
     },
 }
 _EITHER: Final[list[dict[str, list[str]]]] = [{name: []} for name in _SECURITY_SCHEMES]
@@ -116,7 +119,7 @@ _REFERENCE: Final = "#/components/schemas/{model}"
 
 _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
     "kernels_channels": {
-        "subprotocols": [SUBPROTOCOL],
+        "subprotocols": [SUBPROTOCOL, TOKEN],
         "messages": {"$ref": _REFERENCE.format(model="ChannelsMessageModel")},
         "closeCodes": {
             "1000": "A newer connection has this session: do not come back.",
@@ -128,6 +131,7 @@ _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
         },
     },
     "events_subscribe": {
+        "subprotocols": [TOKEN],
         "messages": {"$ref": _REFERENCE.format(model="ServerEventModel")},
         "closeCodes": {
             "1012": "The server stops: come back.",

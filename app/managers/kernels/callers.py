@@ -216,6 +216,10 @@ class CallersKernels:
             usage.owner_memory = None
         return usage
 
+    def output_file(self, kernel_id: str) -> Path:
+        """The file with what the processes of a kernel write themselves. Raises `KernelNotFound`."""
+        return self._manager.output_file(self.get(kernel_id).id)
+
     def samples(self, kernel: Kernel) -> Series | None:
         """The samples that there are of what a kernel uses."""
         return self._manager.usage.last(kernel.id)
