@@ -59,6 +59,7 @@ export class Console implements Listener {
   #pending: Pending[];
   /** Whether what the log has of the time before this connection has been read. */
   #caughtUp = false;
+  #hasHistory = false;
   #framed = false;
   #unheard: (() => void) | null = null;
 
@@ -209,7 +210,7 @@ export class Console implements Listener {
     }
     await this.#verifyAll();
     this.#changed();
-    if (this.history.isEmpty) await this.#loadHistory();
+    if (!this.#hasHistory) await this.#loadHistory();
   }
 
   async #verifyAll(): Promise<void> {
@@ -220,7 +221,9 @@ export class Console implements Listener {
   async #loadHistory(): Promise<void> {
     const asked = { output: false, raw: true, hist_access_type: "tail", n: HISTORY_ENTRIES };
     const reply = await this.#ask("history_request", asked, null);
-    if (reply !== null) this.history.load(inputsOf(reply["history"]));
+    if (reply === null) return;
+    this.#hasHistory = true;
+    this.history.load(inputsOf(reply["history"]));
   }
 
   #follow(effect: Effect): void {

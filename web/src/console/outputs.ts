@@ -6,7 +6,7 @@ import type { KernelMessage } from "./messages";
 import type { Output } from "./session";
 
 /** Rows and characters that one cell shows at most. The kernel's output view has all. */
-export const MAX_ROWS = 500;
+export const MAX_ROWS = 200;
 export const MAX_CHARACTERS = 1_000_000;
 
 /** Characters that all cells together keep in memory. */
