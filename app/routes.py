@@ -30,6 +30,7 @@ from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
 from .api.metrics import metrics_router
 from .api.page import page_router
+from .api.page_frame import frame_router
 from .managers.errors import NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
@@ -61,7 +62,7 @@ def routers_for(settings: Settings) -> list[APIRouter]:
         _websockets(settings),
     ]
     if settings.serve_page:
-        routers.append(page_router())
+        routers += [page_router(), frame_router()]
     if settings.allow_contents:
         routers += [contents.router, files.router]
     if settings.serve_metrics:

@@ -71,6 +71,9 @@ class UsagePoint(msgspec.Struct):
         float | None, Meta(description="Processors that were busy since the one before.")
     ]
     memory: Annotated[int | None, Meta(description="Bytes.")]
+    messages: Annotated[
+        int, Meta(description="How many messages had gone into its log by then.")
+    ] = 0
 
 
 class KernelUsage(msgspec.Struct):
@@ -161,14 +164,14 @@ class Series:
         self._rated: ProcessUsage | None = None  # from which the share is measured
         self._points: deque[UsagePoint] = deque(maxlen=POINTS)
 
-    def add(self, sample: ProcessUsage | None, now: float) -> None:
-        """Take a new sample, or that there is none."""
+    def add(self, sample: ProcessUsage | None, now: float, messages: int = 0) -> None:
+        """Take a new sample, or that there is none; ``messages`` were in the kernel's log by then."""
         self.latest, self.at = sample, now
         if sample is None:
             self.cpu = self._rated = None
             return
         self._rate(sample)
-        self._points.append(UsagePoint(format_timestamp(now), self.cpu, sample.memory))
+        self._points.append(UsagePoint(format_timestamp(now), self.cpu, sample.memory, messages))
 
     def _rate(self, sample: ProcessUsage) -> None:
         before = self._rated
@@ -249,7 +252,8 @@ class UsageSampler:
             task.exception()  # whoever asked may not wait any more
 
     async def _take(self, kernel: Measured, series: Series) -> None:
-        series.add(await kernel.usage(), time.time())
+        sample = await kernel.usage()
+        series.add(sample, time.time(), kernel.traffic.log.end.cursor - 1)
 
     async def _sample_on(self) -> None:
         while self._kernels:
