@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from playwright.async_api import Locator, Page, expect
 
 from tests.page.conftest import OpenPage
+from tests.support.browser import PageWatch
+from tests.support.processes import eventually
 
 __all__ = ["ConsolePage", "open_console"]
 
-WAIT_MS = 60_000
+WAIT_MS = 10_000
 
 
 @dataclass
@@ -18,6 +21,7 @@ class ConsolePage:
     """The console of one kernel, open in a page."""
 
     page: Page
+    watch: PageWatch
 
     @property
     def cells(self) -> Locator:
@@ -68,12 +72,26 @@ class ConsolePage:
 
     async def code(self) -> str:
         """What the editor has."""
-        lines = await self.editor.locator(".cm-line").all_text_contents()
-        return "\n".join(lines)
+        text: str = await self.editor.evaluate(
+            """editor => [...editor.querySelectorAll(".cm-line")].map(line =>
+                line.querySelector(".cm-placeholder") ? "" : line.textContent).join("\\n")"""
+        )
+        return text
+
+    async def has_code(self, code: str) -> None:
+        """Wait until the editor has this."""
+        await eventually(lambda: self._is(code), WAIT_MS / 1000)
+
+    async def _is(self, code: str) -> bool:
+        return await self.code() == code
+
+    async def press(self, *keys: str) -> None:
+        for key in keys:
+            await self.page.keyboard.press(key)
 
 
-async def open_console(open_page: OpenPage, kernel_id: str, **options: object) -> ConsolePage:
-    page, _ = await open_page(f"#/kernels/{kernel_id}/console", **options)
-    console = ConsolePage(page)
+async def open_console(open_page: OpenPage, kernel_id: str, **options: Any) -> ConsolePage:
+    page, watch = await open_page(f"#/kernels/{kernel_id}/console", **options)
+    console = ConsolePage(page, watch)
     await console.ready()
     return console

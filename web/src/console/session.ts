@@ -65,7 +65,8 @@ export interface Cell<O extends Output = Output> {
   answered: Answered[];
   /** The number in the log behind which all messages of this cell lie. */
   after: number;
-  replied: boolean;
+  /** Whether the kernel has said what code it runs. A cell that is aborted is busy, too. */
+  begun: boolean;
   failed: boolean;
   /** Counts the changes, for who draws the cell. */
   revision: number;
@@ -248,8 +249,12 @@ export class Session<O extends Output = Output> {
   }
 
   get busy(): boolean {
+    return this.#runs || this.kernel === "busy";
+  }
+
+  get #runs(): boolean {
     for (const cell of this.#unended) if (cell.state === "running") return true;
-    return this.kernel === "busy";
+    return false;
   }
 
   #takeStatus(message: KernelMessage): Effect[] {
@@ -262,8 +267,8 @@ export class Session<O extends Output = Output> {
       this.kernel = state;
       if (cell !== undefined && state === "busy") this.#begin(cell, message);
       if (cell !== undefined && state === "idle") this.#idle(cell, message);
-    } else if (this.kernel !== "busy" || !this.busy) {
-      this.kernel = state;
+    } else if (!this.#runs) {
+      this.kernel = state; // of a completion, say; one on another channel tells nothing of a cell
     }
     this.revision++;
     return [];
@@ -310,11 +315,10 @@ export class Session<O extends Output = Output> {
     if (cell === undefined) return [];
     const { content } = message;
     cell.count = numeric(content, "execution_count") ?? cell.count;
-    cell.replied = true;
     const status = text(content, "status");
     const aborted = status === "aborted" || status === "abort";
     // A cell that has begun was not aborted: the kernel, or the server for it, gave up without a reply.
-    const end = aborted ? (cell.started === null ? "aborted" : "lost") : status;
+    const end = aborted ? (cell.begun ? "lost" : "aborted") : status;
     this.#finish(cell, end === "ok" || aborted ? (end as CellState) : "error", cell.ended);
     const effects: Effect[] = [];
     for (const payload of Array.isArray(content["payload"]) ? content["payload"] : [])
@@ -368,6 +372,7 @@ export class Session<O extends Output = Output> {
       cell.code ??= text(message.content, "code");
       cell.count = numeric(message.content, "execution_count") ?? cell.count;
       if (!ENDS.has(cell.state)) cell.state = "running";
+      cell.begun = true;
       cell.started ??= moment(message.header);
       this.#touch(cell);
       return [];
@@ -431,7 +436,7 @@ export class Session<O extends Output = Output> {
       prompt: null,
       asked: null,
       answered: [],
-      replied: false,
+      begun: false,
       failed: false,
       revision: 0,
     };
