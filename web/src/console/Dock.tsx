@@ -68,6 +68,7 @@ export function CodeInput(props: {
     };
     console.onInsert = (code) => {
       if (editor.current?.code === "") editor.current.replace(code);
+      editor.current?.focus();
     };
     return () => {
       gone = true;

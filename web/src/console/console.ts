@@ -51,7 +51,7 @@ export class Console implements Listener {
   draft: string;
   /** Called, at most once a frame, when something is to be drawn anew. */
   onChange: () => void = () => {};
-  /** Called with code that the kernel proposes as the next input. */
+  /** Called with code that is to be edited next: the kernel's proposal, or what was withdrawn. */
   onInsert: (code: string) => void = () => {};
 
   readonly #asked = new Asked();
@@ -97,8 +97,10 @@ export class Console implements Listener {
     this.#flush();
   }
 
+  /** Do not run a cell that waits: its code goes back to where it was typed. */
   withdraw(cell: Cell<CellOutput>): void {
     this.session.withdraw(cell);
+    this.onInsert(cell.code ?? "");
     this.#changed();
   }
 

@@ -6,7 +6,7 @@
  */
 
 import { moment, numeric, object, text } from "./messages";
-import type { KernelMessage } from "./messages";
+import type { Fields, KernelMessage } from "./messages";
 
 /**
  * waiting: not sent yet. sent: the kernel has not begun with it. unsure: the connection broke before
@@ -110,6 +110,8 @@ export class Session<O extends Output = Output> {
   #unended = new Set<Cell<O>>();
   /** Which cells show a display, by its `display_id`: updates come with any cell. */
   #displays = new Map<string, Set<Cell<O>>>();
+  /** What was cleared last: output that comes late for these is not shown. */
+  #cleared = new Set<string>();
   #changed = new Set<Item<O>>();
   #notes = 0;
 
@@ -165,6 +167,7 @@ export class Session<O extends Output = Output> {
   clear(last: number): number {
     const gone = this.items.filter((item) => item.kind === "note" || ENDS.has(item.state));
     this.#remove(gone);
+    this.#cleared = new Set(gone.map(({ id }) => id));
     this.dropped = 0;
     const rest = [...this.#unended].map((cell) => cell.after);
     return Math.min(last, ...rest);
@@ -322,14 +325,15 @@ export class Session<O extends Output = Output> {
     this.#finish(cell, end === "ok" || aborted ? (end as CellState) : "error", cell.ended);
     const effects: Effect[] = [];
     for (const payload of Array.isArray(content["payload"]) ? content["payload"] : [])
-      this.#takePayload(cell, message, payload as Record<string, unknown>, effects);
+      if (typeof payload === "object" && payload !== null)
+        this.#takePayload(cell, message, payload as Fields, effects);
     return effects;
   }
 
   #takePayload(
     cell: Cell<O>,
     message: KernelMessage,
-    payload: Record<string, unknown>,
+    payload: Fields,
     effects: Effect[],
   ): void {
     const source = text(payload, "source");
@@ -377,7 +381,7 @@ export class Session<O extends Output = Output> {
       this.#touch(cell);
       return [];
     }
-    if (!SHOWN.has(type)) return [];
+    if (!SHOWN.has(type) || this.#cleared.has(parent.msg_id ?? "")) return [];
     if (type === "update_display_data") return this.#takeUpdate(message);
     const cell = this.#cells.get(parent.msg_id ?? "");
     if (cell === undefined && parent.msg_type !== "execute_request")
