@@ -1,7 +1,7 @@
 /** What the cells have put out, within bounds: the newest rows of each, and of all of them. */
 
-import { Transcript } from "../output";
-import type { Row } from "../output";
+import type { Row } from "../output/rows";
+import { Transcript } from "../output/transcript";
 import type { KernelMessage } from "./messages";
 import type { Output } from "./session";
 
