@@ -21,7 +21,7 @@ _DOCUMENT: Final = Path(__file__).parents[1] / "web" / "frame.html"
 FRAME_POLICY: Final = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'unsafe-inline'; img-src data: blob:; media-src data: blob:; font-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'; webrtc 'block'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 """Scripts and styles of the document's own text, pictures that are in it, and nothing else."""
 
@@ -29,8 +29,6 @@ _HEADERS: Final = {
     "Content-Security-Policy": FRAME_POLICY,
     "Cache-Control": "no-cache",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # So that a script which never ends has a process of its own to do that in.
-    "Origin-Agent-Cluster": "?1",
     "Permissions-Policy": (
         "accelerometer=(), autoplay=(), camera=(), clipboard-read=(), clipboard-write=(), "
         "display-capture=(), fullscreen=(), geolocation=(), gyroscope=(), microphone=(), midi=(), "

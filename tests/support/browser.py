@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -101,7 +100,3 @@ async def watched_page(
         watch.check()
     finally:
         await context.close()
-
-
-AXE: Final = Path("node_modules") / "axe-core" / "axe.min.js"
-"""Where axe is among the packages of web/."""

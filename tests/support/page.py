@@ -27,19 +27,24 @@ def build(into: Path, *, types: bool = True) -> None:
 
     Raises `subprocess.CalledProcessError` for a step that has failed, which has said why.
     """
-    modules = SOURCES / "node_modules"
-    packages = install(SOURCES) / "node_modules"
-    if not (modules.is_symlink() and modules.resolve() == packages.resolve()):
-        if modules.is_symlink():
-            modules.unlink()
-        elif modules.exists():
-            shutil.rmtree(modules)
-        modules.symlink_to(packages)
+    packages()
     schema = "src/api/schema.d.ts"
     _run("openapi-typescript/bin/cli.js", "../docs/openapi.json", "--output", schema)
     if types:
         _run("typescript/bin/tsc", "--project", ".")
     _run("vite/bin/vite.js", "build", "--logLevel", "warn", "--outDir", str(into), "--emptyOutDir")
+
+
+def packages() -> None:
+    """Have the packages that the lock of web/ names in web/node_modules."""
+    modules = SOURCES / "node_modules"
+    installed = install(SOURCES) / "node_modules"
+    if not (modules.is_symlink() and modules.resolve() == installed.resolve()):
+        if modules.is_symlink():
+            modules.unlink()
+        elif modules.exists():
+            shutil.rmtree(modules)
+        modules.symlink_to(installed)
 
 
 def _run(program: str, *arguments: str) -> None:

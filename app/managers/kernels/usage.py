@@ -222,16 +222,31 @@ class UsageSampler:
             await self._sample(kernel, series)
         return series
 
-    async def refresh(self, kernels: Iterable[Measured]) -> None:
-        """Have samples of all these that are no older than `RECENT_SECONDS`, or as many as can be
+    async def refresh(self, kernels: Iterable[Measured], seconds: float = RECENT_SECONDS) -> None:
+        """Have samples of all these that are no older than so many seconds, or as many as can be
         had within `REFRESH_SECONDS`.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REFRESH_SECONDS):
                 for kernel in kernels:
                     with contextlib.suppress(KeeperUnavailable):
-                        await self.latest(kernel, RECENT_SECONDS)
+                        await self.latest(kernel, seconds)
         self._forget_old()
+
+    async def refresh_oldest(self, kernels: Iterable[Measured], most: int) -> None:
+        """Have new samples of the ``most`` kernels whose samples are the oldest (`refresh`).
+
+        A sample that is younger than a period will do. If this is called again and again, many
+        kernels are sampled in turn.
+        """
+        newest = time.time() - 0.9 * PERIOD_SECONDS
+        aged = [(self._age_key(kernel), kernel) for kernel in kernels]
+        stale = sorted((at, number) for number, (at, _) in enumerate(aged) if at <= newest)
+        await self.refresh([aged[number][1] for _, number in stale[:most]], 0.9 * PERIOD_SECONDS)
+
+    def _age_key(self, kernel: Measured) -> float:
+        series = self._series.get(kernel.id)
+        return float("-inf") if series is None else series.at
 
     def last(self, kernel_id: str) -> Series | None:
         """The samples that there are of a kernel."""

@@ -15,6 +15,7 @@ interface Props {
 
 const HEIGHT = 150;
 const AXIS = 74;
+const MINUTES = 10;
 
 /** One line over time. What it tells is said in a sentence as well, and in the table below. */
 export function Chart({ title, points, value, format, limit }: Props) {
@@ -52,14 +53,15 @@ export function Chart({ title, points, value, format, limit }: Props) {
 function optionsOf(element: HTMLElement, format: Props["format"]): uPlot.Options {
   const style = getComputedStyle(element);
   const colour = (name: string): string => style.getPropertyValue(name).trim();
+  const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 } };
   return {
     width: element.clientWidth || 300,
     height: HEIGHT,
     legend: { show: false },
     cursor: { drag: { x: false, y: false } },
-    scales: { y: { range: (_, least, most) => [0, most > least || most > 0 ? most * 1.1 : 1] } },
-    axes: [axis, { ...axis, size: AXIS, values: (_, splits) => splits.map((split) => format(split)) }],
+    scales: { x: { range: (_, __, last) => [last - MINUTES * 60, last] }, y: { range: (_, __, most) => (most > 0 ? [-0.03 * most, 1.1 * most] : [-0.03, 1]) } },
+    axes: [{ ...axis, space: 70, incrs: [60, 120, 300], values: (_, splits) => splits.map((split) => clock.format(split * 1000)) }, { ...axis, size: AXIS, values: (_, splits) => splits.map((split) => format(split)) }],
     series: [{}, { stroke: colour("--accent"), width: 2, spanGaps: false, points: { show: false } }],
   };
 }

@@ -22,6 +22,8 @@ export const MOST_LINES = 1_000_000;
 
 /** So many rows around what is seen keep their content; if that is too much, only so many. */
 const NEAR = [30, 4];
+/** So many rows around what is seen are read again with it. */
+const AROUND = 20;
 /** So many messages are read again at once. */
 const AGAIN = 500;
 /** Where "from the end" begins: so many messages before it. */
@@ -33,6 +35,13 @@ export type From = "beginning" | "end" | number;
 
 export interface Network {
   fetch(path: string, init?: RequestInit): Promise<Response>;
+}
+
+/** The numbers of the first and the last message that a row's content is made of. */
+function spanOf(row: Row): readonly [number, number] {
+  if (row.kind === "stream") return [row.origin.seq, row.to];
+  const number = row.kind === "display" ? row.content : row.from;
+  return [number, number];
 }
 
 export class KernelLog {
@@ -195,6 +204,7 @@ export class KernelLog {
       for (let row = this.wanted(); row !== undefined && !this.stopped; row = this.wanted()) {
         const messages = await this.messagesOf(row);
         this.transcript.restore(row, messages);
+        this.restoreBy(messages);
         this.release();
         this.changed();
       }
@@ -207,17 +217,30 @@ export class KernelLog {
   }
 
   private wanted(): Row | undefined {
+    return this.seen(0).find((row) => row.dropped);
+  }
+
+  /** The rows that are seen, and so many more before and behind them. */
+  private seen(around: number): readonly Row[] {
     const [first, last] = this.shown;
-    return this.transcript.rows.slice(Math.max(0, first), last + 1).find((row) => row.dropped);
+    return this.transcript.rows.slice(Math.max(0, first - around), last + 1 + around);
+  }
+
+  /** Restore all rows that are seen, or will be soon, for which these messages are enough. */
+  private restoreBy(messages: readonly Said[]): void {
+    const from = messages[0]?.seq ?? 0;
+    const to = messages.at(-1)?.seq ?? 0;
+    for (const row of this.seen(AROUND)) {
+      const [first, last] = spanOf(row);
+      if (row.dropped && first >= from && last <= to) this.transcript.restore(row, messages);
+    }
   }
 
   private async messagesOf(row: Row): Promise<readonly Said[]> {
-    const number = row.kind === "display" ? row.content : row.from;
-    const origin = row.kind === "stream" ? Math.max(row.origin.seq, row.to - AGAIN) : number;
-    const last = row.kind === "stream" ? row.to : number;
+    const [first, last] = spanOf(row);
     const messages: Said[] = [];
-    for (let after = origin - 1; after < last; ) {
-      const page = await this.page(after, Math.min(AGAIN, last - after));
+    for (let after = Math.max(first, last - AGAIN) - 1; after < last; ) {
+      const page = await this.page(after, AGAIN);
       if ("status" in page) return messages;
       for (const { seq, ...rest } of page.messages) messages.push({ ...rest, seq: seq ?? null });
       if (page.next <= after) break;

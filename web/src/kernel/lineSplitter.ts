@@ -68,9 +68,9 @@ export function numberAtEnd(tail: string): number | null {
 
 /** A text field by the beginning of its line: what is known of a message that is not read as a whole. */
 export function textAtHead(head: string, field: string): string {
-  const at = head.indexOf(`"${field}":"`);
-  if (at < 0) return "";
-  const from = at + field.length + 4;
+  const start = new RegExp(`"${field}"\\s{0,2}:\\s{0,2}"`).exec(head);
+  if (start === null) return "";
+  const from = start.index + start[0].length;
   const found = /^(?:[^"\\]|\\.)*/s.exec(head.slice(from, from + HEAD));
   let raw = found?.[0] ?? "";
   // An escape that the end has cut is left out.

@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { base } from "../api/client";
 import type { FrameLanguage } from "./presentation";
@@ -18,7 +18,8 @@ const NAMES = { html: "HTML", svg: "SVG", javascript: "JavaScript" } as const;
 export function Frame({ language, source }: { language: FrameLanguage; source: string }) {
   const [ended, setEnded] = useState<string | null>(null);
   const element = useRef<HTMLIFrameElement>(null);
-  useEffect(() => {
+  // Before the frame has loaded anything: what it says first must be heard.
+  useLayoutEffect(() => {
     const frame = element.current;
     if (frame === null) return;
     return listen(frame, { language, source, dark: isDark() }, setEnded);

@@ -73,7 +73,7 @@ function contentOf(row: Row, onFetch: Props["onFetch"]): ComponentChildren {
       return (
         <>
           <span class="count">In[{row.count ?? " "}]</span>
-          <pre class="code">{row.code.length > 20_000 ? `${row.code.slice(0, 20_000)}\n…` : row.code}</pre>
+          <pre class="code" tabIndex={isHigh(row.code) ? 0 : undefined}>{row.code.length > 20_000 ? `${row.code.slice(0, 20_000)}\n…` : row.code}</pre>
         </>
       );
     case "input":
@@ -106,6 +106,11 @@ function contentOf(row: Row, onFetch: Props["onFetch"]): ComponentChildren {
         </>
       );
   }
+}
+
+/** Whether a code is scrolled: it must be reached by the keyboard then. */
+function isHigh(code: string): boolean {
+  return code.length > 800 || code.split("\n").length > 8;
 }
 
 /** A row that ends in a line feed ends with the line before it: the next row is a new line anyway. */

@@ -51,10 +51,10 @@ export function Transcribed(props: Props) {
     const element = scroller.current;
     if (element === null) return;
     const atEnd = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR;
-    const up = element.scrollTop < top.current - 2;
+    const moved = element.scrollTop - top.current;
     top.current = element.scrollTop;
-    if (atEnd && !following && !up) onFollowing(true);
-    else if (!atEnd && following && up) onFollowing(false);
+    if (atEnd && !following && moved > 2) onFollowing(true);
+    else if (!atEnd && following && moved < -2) onFollowing(false);
   };
   return (
     <div
