@@ -13,7 +13,7 @@ from tests.support.processes import eventually
 
 __all__ = ["ConsolePage", "open_console"]
 
-WAIT_MS = 10_000
+WAIT_MS = 60_000
 
 
 @dataclass

@@ -317,7 +317,8 @@ function completionsOf(reply: Fields, code: string, index: number): Completions 
   const typeOf = new Map<string, string>();
   for (const entry of Array.isArray(types) ? (types as unknown[]) : []) {
     if (typeof entry !== "object" || entry === null) continue;
-    typeOf.set(text(entry as Fields, "text"), text(entry as Fields, "type"));
+    const type = text(entry as Fields, "type");
+    if (type !== "<unknown>") typeOf.set(text(entry as Fields, "text"), type);
   }
   const start = reply["cursor_start"];
   const end = reply["cursor_end"];

@@ -149,6 +149,7 @@ function extensions(language: Compartment, label: string, actions: EditorActions
     EditorView.contentAttributes.of({ "aria-label": label, "aria-multiline": "true" }),
     EditorView.updateListener.of((update) => {
       if (update.docChanged) actions.changed(update.state.doc.toString());
+      if (completionStatus(update.state) === "active") letListBeReached(update.view);
     }),
     keymap.of([...closeBracketsKeymap, ...completionKeymap, ...historyKeymap, ...defaultKeymap]),
   ];
@@ -177,6 +178,17 @@ function keys(actions: EditorActions) {
     { key: "ArrowUp", run: (view: EditorView) => atEdge(view, "first") && walk(view, actions.older) },
     { key: "ArrowDown", run: (view: EditorView) => atEdge(view, "last") && walk(view, actions.newer) },
   ];
+}
+
+/** The list of completions scrolls, so it can have the focus, as whatever scrolls here. */
+function letListBeReached(view: EditorView): void {
+  view.requestMeasure({
+    key: letListBeReached,
+    read: () => view.dom.querySelector<HTMLElement>(".cm-tooltip-autocomplete > ul"),
+    write: (list) => {
+      if (list !== null) list.tabIndex = 0;
+    },
+  });
 }
 
 /** Enter runs what is complete; within several lines it makes a new one. */
