@@ -51,7 +51,7 @@ export class Console implements Listener {
   draft: string;
   /** Called, at most once a frame, when something is to be drawn anew. */
   onChange: () => void = () => {};
-  /** Called with code that the kernel proposes as the next input. */
+  /** Called with code that is to be edited next: the kernel's proposal, or what was withdrawn. */
   onInsert: (code: string) => void = () => {};
 
   readonly #asked = new Asked();
@@ -59,6 +59,7 @@ export class Console implements Listener {
   #pending: Pending[];
   /** Whether what the log has of the time before this connection has been read. */
   #caughtUp = false;
+  #hasHistory = false;
   #framed = false;
   #unheard: (() => void) | null = null;
 
@@ -96,8 +97,10 @@ export class Console implements Listener {
     this.#flush();
   }
 
+  /** Do not run a cell that waits: its code goes back to where it was typed. */
   withdraw(cell: Cell<CellOutput>): void {
     this.session.withdraw(cell);
+    this.onInsert(cell.code ?? "");
     this.#changed();
   }
 
@@ -209,7 +212,7 @@ export class Console implements Listener {
     }
     await this.#verifyAll();
     this.#changed();
-    if (this.history.isEmpty) await this.#loadHistory();
+    if (!this.#hasHistory) await this.#loadHistory();
   }
 
   async #verifyAll(): Promise<void> {
@@ -220,7 +223,9 @@ export class Console implements Listener {
   async #loadHistory(): Promise<void> {
     const asked = { output: false, raw: true, hist_access_type: "tail", n: HISTORY_ENTRIES };
     const reply = await this.#ask("history_request", asked, null);
-    if (reply !== null) this.history.load(inputsOf(reply["history"]));
+    if (reply === null) return;
+    this.#hasHistory = true;
+    this.history.load(inputsOf(reply["history"]));
   }
 
   #follow(effect: Effect): void {
@@ -312,7 +317,8 @@ function completionsOf(reply: Fields, code: string, index: number): Completions 
   const typeOf = new Map<string, string>();
   for (const entry of Array.isArray(types) ? (types as unknown[]) : []) {
     if (typeof entry !== "object" || entry === null) continue;
-    typeOf.set(text(entry as Fields, "text"), text(entry as Fields, "type"));
+    const type = text(entry as Fields, "type");
+    if (type !== "<unknown>") typeOf.set(text(entry as Fields, "text"), type);
   }
   const start = reply["cursor_start"];
   const end = reply["cursor_end"];
