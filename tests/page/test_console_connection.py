@@ -65,7 +65,7 @@ async def test_a_server_that_is_killed_while_code_prints(
     # What is entered meanwhile waits, and is run when the server is back.
     await console.type("print('entered', 'meanwhile')")
     await console.press("Shift+Enter")
-    await expect(console.last).to_contain_text("waits for the connection")
+    await expect(console.last).to_contain_text("waits to be sent")
     await asyncio.to_thread(lasting.start)
     await console.ends(cell)
     text = await cell.locator(".console-output").inner_text()

@@ -32,7 +32,10 @@ export interface Completions {
   options: { label: string; type: string }[];
 }
 
-const ASK_MILLISECONDS = 5000;
+/** A kernel may load its completion at the first question. */
+const ASK_MILLISECONDS = 20_000;
+
+/** Enter waits so long for the kernel to say whether code is complete. */
 const COMPLETE_MILLISECONDS = 700;
 const HISTORY_ENTRIES = 500;
 
