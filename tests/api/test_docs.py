@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.rest import RestClient
+from tests.support.server import ServerProcess
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 

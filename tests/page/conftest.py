@@ -9,15 +9,18 @@ from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
-from tests.support.browser import PageWatch, watched_page
+from tests.conftest import MakeServer
+from tests.support.browser import WAIT_MS, PageWatch, watched_page
 from tests.support.browser import browser as new_browser
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
 HERE = Path(__file__).parent
+
+expect.set_options(timeout=WAIT_MS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,11 +45,14 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(chromium: Browser, server: ServerProcess) -> AsyncIterator[OpenPage]:
+async def open_page(
+    chromium: Browser, server: ServerProcess, make_server: MakeServer
+) -> AsyncIterator[OpenPage]:
     """``page, watch = await open_page("#/service", viewport=PHONE, scheme="dark")``.
 
     An error of the page, an offence against its policy, or a request to elsewhere fails the test at
-    its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out.
+    its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out. Pages
+    are closed before the servers of ``make_server`` are stopped.
     """
     async with AsyncExitStack() as stack:
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
-__all__ = ["DESKTOP", "PHONE", "PageWatch", "browser", "chromium", "watched_page"]
+__all__ = ["DESKTOP", "PHONE", "WAIT_MS", "PageWatch", "browser", "chromium", "watched_page"]
 
 DESKTOP: Final = {"width": 1440, "height": 900}
 PHONE: Final = {"width": 390, "height": 844}

@@ -3,7 +3,7 @@
 
 import createClient from "openapi-fetch";
 
-import { token, tokenWanted } from "../app/token";
+import { noteAccepted, noteRefused, token, tokenWanted } from "../app/token";
 import type { components, paths } from "./schema";
 import { markReached, markUnreachable } from "./reach";
 
@@ -18,6 +18,7 @@ export const base: string = new URL(".", document.baseURI).href.replace(/\/$/, "
 export async function request(input: Request | string, init?: RequestInit): Promise<Response> {
   const made = new Request(typeof input === "string" ? base + input : input, init);
   const shown = token.peek();
+  if (tokenWanted.peek() !== "") throw new TokenWanted();
   if (shown !== "") made.headers.set("Authorization", `token ${headerValue(shown)}`);
   let response: Response;
   try {
@@ -28,7 +29,15 @@ export async function request(input: Request | string, init?: RequestInit): Prom
   }
   markReached(response);
   if (response.status === 401 || response.status === 403) await noteRefusal(response, shown);
+  else if (response.ok) noteAccepted(shown);
   return response;
+}
+
+/** A request was not made, since the server would refuse it, and count it as a guess. */
+export class TokenWanted extends Error {
+  constructor() {
+    super("The server wants another token.");
+  }
 }
 
 /** Headers hold Latin-1 alone; the server reads the bytes of a token as UTF-8. */
@@ -39,7 +48,7 @@ function headerValue(text: string): string {
 async function noteRefusal(response: Response, shown: string): Promise<void> {
   const code = await codeOf(response);
   if (response.status === 403 && code !== "unauthorized") return; // a permission is missing
-  if (token.peek() === shown) tokenWanted.value = shown === "" ? "first" : "refused";
+  noteRefused(shown);
 }
 
 async function codeOf(response: Response): Promise<string> {

@@ -16,9 +16,13 @@ export class StreamRefused extends Error {
 
 /**
  * The objects of one stream, several at a time as they arrive, until the stream ends or the signal is
- * aborted. Raises `StreamRefused`, or a `TypeError` when the connection breaks off.
+ * aborted. `onBytes` is called for whatever arrives, blank lines that keep the stream alive included. Raises `StreamRefused`, or a `TypeError` when the connection breaks off.
  */
-export async function* streamLines<T>(path: string, signal: AbortSignal): AsyncGenerator<T[]> {
+export async function* streamLines<T>(
+  path: string,
+  signal: AbortSignal,
+  onBytes: () => void = () => undefined,
+): AsyncGenerator<T[]> {
   const headers = { Accept: "application/x-ndjson" };
   const response = await request(path, { headers, signal, cache: "no-store" });
   if (!response.ok || response.body === null) {
@@ -31,6 +35,7 @@ export async function* streamLines<T>(path: string, signal: AbortSignal): AsyncG
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
+      onBytes();
       const lines = value.split("\n");
       const last = lines.pop() ?? "";
       if (lines.length > 0) {

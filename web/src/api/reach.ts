@@ -13,6 +13,42 @@ export function markUnreachable(): void {
   reached.value = false;
 }
 
+/** How long a stream of the server may say nothing at all: it says something each 15 s, as a rule. */
+const SILENT_MS = 60_000;
+
+/**
+ * A signal for one attempt at a stream, which is aborted with `outer`, when the network is lost, and when
+ * nothing arrives for too long; call `heard` for whatever arrives, and `end` at the end.
+ */
+export function watchedAttempt(outer: AbortSignal): {
+  signal: AbortSignal;
+  heard: () => void;
+  end: () => void;
+} {
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  const lost = () => {
+    markUnreachable();
+    stop();
+  };
+  let timer = setTimeout(lost, SILENT_MS);
+  outer.addEventListener("abort", stop);
+  window.addEventListener("offline", lost);
+  if (outer.aborted) stop();
+  return {
+    signal: controller.signal,
+    heard: () => {
+      clearTimeout(timer);
+      timer = setTimeout(lost, SILENT_MS);
+    },
+    end: () => {
+      clearTimeout(timer);
+      outer.removeEventListener("abort", stop);
+      window.removeEventListener("offline", lost);
+    },
+  };
+}
+
 /** Milliseconds to wait before the attempt with this number, from 0: up to 10 s, with some chance. */
 export function retryDelay(attempt: number): number {
   const most = Math.min(10_000, 500 * 2 ** Math.min(attempt, 6));

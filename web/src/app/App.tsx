@@ -3,14 +3,17 @@ import { useEffect, useRef } from "preact/hooks";
 import { reached } from "../api/reach";
 import { lazy } from "../components/lazy";
 import { Toasts } from "../components/toasts";
+import { followKernels } from "../kernels/store";
 import { href, route } from "./router";
 import { ThemeSwitch } from "./ThemeSwitch";
-import { tokenWanted } from "./token";
+import { promptClosed, tokenWanted } from "./token";
 import { TokenPrompt } from "./TokenPrompt";
 
 const KernelsView = lazy(() => import("../kernels/KernelsView"));
 const KernelView = lazy(() => import("../kernel/KernelView"));
 const ServiceView = lazy(() => import("../service/ServiceView"));
+
+followKernels();
 
 export function App() {
   const [section = "kernels"] = route.value.path;
@@ -31,13 +34,21 @@ export function App() {
           <ThemeSwitch />
         </div>
       </header>
-      {!reached.value && (
+      {!reached.value && tokenWanted.value === "" && (
         <div class="banner" role="status">
           The server is not reached just now. The page goes on by itself.
         </div>
       )}
+      {tokenWanted.value !== "" && promptClosed.value && (
+        <div class="banner">
+          The server wants a token.{" "}
+          <button type="button" onClick={() => (promptClosed.value = false)}>
+            Give one
+          </button>
+        </div>
+      )}
       <Main />
-      {tokenWanted.value !== "" && <TokenPrompt />}
+      {tokenWanted.value !== "" && !promptClosed.value && <TokenPrompt />}
       <Toasts />
     </>
   );

@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 
 import { base } from "../api/client";
 import { Dialog } from "../components/Dialog";
-import { tokenWanted, useToken } from "./token";
+import { promptClosed, tokenWanted, useToken } from "./token";
 
 interface LoginProvider {
   readonly name: string;
@@ -19,14 +19,13 @@ const WHY = {
 export function TokenPrompt() {
   const [typed, setTyped] = useState("");
   const [providers, setProviders] = useState<readonly LoginProvider[]>([]);
-  const [closed, setClosed] = useState(false);
   useEffect(() => {
     askProviders().then(setProviders, () => undefined);
   }, []);
   const why = tokenWanted.value;
-  if (why === "" || closed) return null;
+  if (why === "") return null;
   return (
-    <Dialog title="Who are you?" onClose={() => setClosed(true)}>
+    <Dialog title="Who are you?" onClose={() => (promptClosed.value = true)}>
       <p>{WHY[why]}</p>
       {providers.map(({ name, url }) => (
         <p key={url}>

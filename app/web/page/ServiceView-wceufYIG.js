@@ -1,1 +1,0 @@
-import{t as e}from"./jsxRuntime-DTQ_AgNd.js";function t(){return e(`h1`,{children:`Service`})}export{t as default};
