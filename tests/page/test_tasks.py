@@ -1,7 +1,7 @@
 """What somebody who has never seen the page wants of it, and how many clicks that takes.
 
-Each task begins at the printed address. The page alone has to show the way: what is clicked is found
-by the words that are on it.
+Each task begins at the printed address. The page alone has to show the way: what is clicked is
+found by the words that are on it.
 """
 
 from __future__ import annotations
