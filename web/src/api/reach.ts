@@ -18,11 +18,13 @@ const SILENT_MS = 60_000;
 
 /**
  * A signal for one attempt at a stream, which is aborted with `outer`, when the network is lost, and when
- * nothing arrives for too long; call `heard` for whatever arrives, and `end` at the end.
+ * nothing arrives for too long; call `heard` for whatever arrives, `rest` when nothing is read for a
+ * while, and `end` at the end.
  */
 export function watchedAttempt(outer: AbortSignal): {
   signal: AbortSignal;
   heard: () => void;
+  rest: () => void;
   end: () => void;
 } {
   const controller = new AbortController();
@@ -41,6 +43,7 @@ export function watchedAttempt(outer: AbortSignal): {
       clearTimeout(timer);
       timer = setTimeout(lost, SILENT_MS);
     },
+    rest: () => clearTimeout(timer),
     end: () => {
       clearTimeout(timer);
       outer.removeEventListener("abort", stop);

@@ -42,7 +42,7 @@ function Details({ id, result, code }: { id: string; result: Result; code: strin
   const { gap, cut } = result;
   return (
     <>
-      <h2 class="mono">{result.id}</h2>
+      <h2 class="mono kernel-id">{result.id}</h2>
       <div class="actions bar">
         <State execution={result} />
         {!ended(result) && <Cancel id={id} execution={result} />}

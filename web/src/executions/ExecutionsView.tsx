@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 
 import { api, messageOf, type Schemas } from "../api/client";
+import { allows } from "../api/me";
 import { href } from "../app/router";
 import { duration, fullMoment, moment, number } from "../components/format";
 import { now } from "../components/now";
@@ -145,6 +146,7 @@ export function Cancel({ id, execution }: { id: string; execution: Execution }) 
       toast(`It could not be cancelled: ${messageOf(error)}`, { kind: "error" });
     }
   };
+  if (!allows("kernels", "execute")) return null;
   return (
     <button type="button" class="danger" disabled={asked} onClick={() => void cancel()}>
       {asked ? "Cancelling …" : "Cancel"}

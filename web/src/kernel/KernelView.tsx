@@ -1,7 +1,9 @@
 import { api, type Kernel, messageOf } from "../api/client";
+import { allows } from "../api/me";
 import { href } from "../app/router";
 import { lazy } from "../components/lazy";
 import { Ago } from "../components/Time";
+import { act, pending, undo } from "../kernels/actions";
 import { usePolled } from "./polled";
 import "./kernel.css";
 
@@ -45,6 +47,7 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
           {kernel?.name ?? "Kernel"} <span class="mono muted kernel-id">{id}</span>
         </h1>
         <State kernel={kernel} problem={problem} />
+        {kernel !== null && <Actions id={id} name={kernel.name} />}
       </header>
       <nav aria-label="Of this kernel" class="tabs">
         {TABS.map(([name, label]) => (
@@ -55,6 +58,34 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
       </nav>
       <Tab id={id} tab={tab} rest={rest} />
     </>
+  );
+}
+
+/** What can be done with the kernel; a restart and a stop can be undone for some seconds. */
+function Actions({ id, name }: { id: string; name: string }) {
+  const waits = pending.value.get(id)?.action;
+  if (waits !== undefined) {
+    return (
+      <div class="actions bar">
+        <button type="button" onClick={() => undo([id])}>
+          Do not {waits}
+        </button>
+      </div>
+    );
+  }
+  if (!allows("kernels", "write")) return null;
+  return (
+    <div class="actions bar">
+      <button type="button" onClick={() => act("interrupt", [id], name)}>
+        Interrupt
+      </button>
+      <button type="button" onClick={() => act("restart", [id], name)}>
+        Restart
+      </button>
+      <button type="button" class="danger" onClick={() => act("stop", [id], name)}>
+        Stop
+      </button>
+    </div>
   );
 }
 

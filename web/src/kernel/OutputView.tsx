@@ -2,7 +2,6 @@ import { useCallback, useEffect, useReducer, useState } from "preact/hooks";
 
 import { request } from "../api/client";
 import { route } from "../app/router";
-import { token } from "../app/token";
 import { toast } from "../components/toasts";
 import { number } from "../components/format";
 import type { Row } from "../output/rows";
@@ -110,7 +109,6 @@ function fromOf(text: string | null): From {
 function useLog(id: string, from: From, following: boolean): [KernelLog | null, number] {
   const [log, setLog] = useState<KernelLog | null>(null);
   const [revision, draw] = useReducer<number, undefined>((count) => count + 1, 0);
-  const shown = token.value;
   useEffect(() => {
     const ticker = new Ticker(() => {
       next.tick();
@@ -123,7 +121,7 @@ function useLog(id: string, from: From, following: boolean): [KernelLog | null, 
       next.stop();
       ticker.stop();
     };
-  }, [id, from, shown]);
+  }, [id, from]);
   if (log !== null) log.atEnd = following;
   return [log, revision];
 }

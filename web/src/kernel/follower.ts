@@ -5,7 +5,7 @@
  * draws. While the queue is full nothing is read, so that the server waits, too.
  */
 
-import { pause, retryDelay } from "../api/reach";
+import { pause, retryDelay, watchedAttempt } from "../api/reach";
 import { itemOf, type LogItem, placeOf } from "./log";
 import { LineSplitter } from "./lineSplitter";
 
@@ -23,8 +23,7 @@ export interface Source {
 /** So many characters of the stream may wait for the page. */
 export const MOST_WAITING = 4 * 2 ** 20;
 
-/** A stream says something every `stream_keepalive` seconds; one that is silent for so long is dead. */
-const SILENCE = 60_000;
+type Attempt = ReturnType<typeof watchedAttempt>;
 
 export class Follower {
   following: Following = { state: "connecting" };
@@ -89,7 +88,7 @@ export class Follower {
 
   /** Read one stream to its end. Tells whether there is nothing more to be read, ever. */
   private async once(): Promise<boolean> {
-    const silence = new Silence(this.aborter.signal);
+    const silence = watchedAttempt(this.aborter.signal);
     try {
       const query = `after=${this.after}&epoch=${encodeURIComponent(this.epoch)}`;
       const response = await this.source.fetch(`${this.path}?${query}`, {
@@ -108,6 +107,7 @@ export class Follower {
   private async refused(response: Response): Promise<boolean> {
     if (response.status >= 500 || response.status === 429 || response.status === 401) return false;
     const said = (await response.json().catch(() => ({}))) as { code?: string; message?: string };
+    if (said.code === "unauthorized") return false; // the page asks for another token
     // The end of a kernel that is gone was told in the stream before.
     const gone = response.status === 404 && this.lastReason !== "";
     const reason = gone ? this.lastReason : (said.message ?? response.statusText);
@@ -115,7 +115,7 @@ export class Follower {
     return true;
   }
 
-  private async read(body: ReadableStream<Uint8Array>, silence: Silence): Promise<boolean> {
+  private async read(body: ReadableStream<Uint8Array>, silence: Attempt): Promise<boolean> {
     const splitter = new LineSplitter();
     const decoder = new TextDecoder();
     const reader = body.getReader();
@@ -133,7 +133,7 @@ export class Follower {
         }
         if (this.characters > 0) this.source.changed();
         if (this.characters > MOST_WAITING) {
-          silence.end();
+          silence.rest();
           await new Promise<void>((resolve) => {
             this.room = resolve;
           });
@@ -151,26 +151,5 @@ export class Follower {
     if (place !== null) this.after = Math.max(place, this.after);
     this.waiting.push(item);
     this.characters += characters;
-  }
-}
-
-/** Aborts what is under way when nothing was heard for a while. */
-class Silence {
-  private readonly aborter = new AbortController();
-  private timer: ReturnType<typeof setTimeout> | undefined;
-  readonly signal: AbortSignal;
-
-  constructor(outer: AbortSignal) {
-    this.signal = AbortSignal.any([outer, this.aborter.signal]);
-    this.heard();
-  }
-
-  heard(): void {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.aborter.abort(), SILENCE);
-  }
-
-  end(): void {
-    clearTimeout(this.timer);
   }
 }

@@ -257,7 +257,8 @@ export class KernelLog {
     if (response.status >= 500 || response.status === 401 || response.status === 429) {
       throw new Error(response.statusText);
     }
-    const { message } = (await response.json().catch(() => ({}))) as { message?: string };
-    return { status: response.status, message: message ?? response.statusText };
+    const said = (await response.json().catch(() => ({}))) as { code?: string; message?: string };
+    if (said.code === "unauthorized") throw new Error("The server wants another token.");
+    return { status: response.status, message: said.message ?? response.statusText };
   }
 }

@@ -1,7 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 
 import { messageOf } from "../api/client";
-import { token } from "../app/token";
 
 /**
  * What is asked for again and again while it is looked at, and what was wrong with the last attempt. It gets
@@ -14,7 +13,6 @@ export function usePolled<T>(
 ): [T | null, string] {
   const [told, setTold] = useState<T | null>(null);
   const [problem, setProblem] = useState("");
-  const shown = token.value;
   useEffect(() => {
     let wanted = true;
     let timer: ReturnType<typeof setTimeout> | undefined;
@@ -39,6 +37,6 @@ export function usePolled<T>(
       wanted = false;
       clearTimeout(timer);
     };
-  }, [shown, period, ...inputs]);
+  }, [period, ...inputs]);
   return [told, problem];
 }

@@ -24,8 +24,12 @@ function once(listener: Listener, signal: AbortSignal): Promise<boolean> {
     const address = `${base.replace(/^http/, "ws")}/api/events/subscribe`;
     const socket = new WebSocket(address, protocols());
     let opened = false;
-    signal.addEventListener("abort", () => socket.close());
+    signal.addEventListener("abort", () => {
+      // Browsers complain of a socket that is closed before it is open.
+      if (socket.readyState !== WebSocket.CONNECTING) socket.close();
+    });
     socket.onopen = () => {
+      if (signal.aborted) return socket.close();
       opened = true;
       listener.problem("");
     };

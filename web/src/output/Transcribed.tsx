@@ -1,9 +1,9 @@
 import { useCallback, useEffect, useLayoutEffect, useRef } from "preact/hooks";
 
+import { useVirtual } from "../components/virtual";
 import type { Row } from "./rows";
 import { RowView } from "./RowView";
 import type { Transcript } from "./transcript";
-import { useVirtual } from "./virtual";
 import "./output.css";
 
 const LINE = 19;
@@ -29,11 +29,10 @@ export function Transcribed(props: Props) {
   const { transcript, revision, following, onFollowing, onShown, onFetch } = props;
   const { rows } = transcript;
   const scroller = useRef<HTMLDivElement>(null);
-  const list = useVirtual({
+  const list = useVirtual(scroller, {
     count: rows.length,
-    estimateSize: (index) => estimated(rows[index]),
-    getItemKey: (index) => rows[index]?.key ?? index,
-    getScrollElement: () => scroller.current,
+    size: (index) => estimated(rows[index]),
+    key: (index) => rows[index]?.key ?? index,
     overscan: AROUND,
   });
   const items = list.getVirtualItems();
