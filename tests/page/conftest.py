@@ -51,8 +51,8 @@ async def open_page(
     """``page, watch = await open_page("#/service", viewport=PHONE, scheme="dark")``.
 
     An error of the page, an offence against its policy, or a request to elsewhere fails the test at
-    its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out. Pages
-    are closed before the servers of ``make_server`` are stopped.
+    its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out.
+    Pages are closed before the servers of ``make_server`` are stopped.
     """
     async with AsyncExitStack() as stack:
 

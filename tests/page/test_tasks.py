@@ -1,106 +1,98 @@
-"""What somebody who has never seen the page wants of it, and how many clicks that takes.
-
-Each task begins at the printed address. The page alone has to show the way: what is clicked is
-found by the words that are on it.
-"""
+"""What somebody does who sees the page for the first time, and in how many clicks: docs/page.md."""
 
 from __future__ import annotations
 
+import pytest_asyncio
 from playwright.async_api import Locator, Page, expect
 
 from tests.page.conftest import OpenPage
-from tests.page.consoles import WAIT_MS
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 
-MEGABYTE = 2**20
 
+class Hand:
+    """Clicks, and counts the clicks."""
 
-class Visitor:
-    """Somebody at the page, whose clicks are counted."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self) -> None:
         self.clicks = 0
 
-    async def click(self, what: Locator) -> None:
-        await what.click()
+    async def click(self, page: Page | Locator, role: str, name: str) -> None:
+        await page.get_by_role(role, name=name).first.click()  # type: ignore[arg-type]
         self.clicks += 1
 
-    def row(self, kernel_id: str) -> Locator:
-        return self.page.locator(f"[data-kernel='{kernel_id}']")
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def kernels(rest: RestClient) -> dict[str, str]:
+    """The ids of some kernels by their names: one large, one that died, one that prints, one that
+    runs away."""
+    ids = {}
+    for name in ("large", "died", "prints", "runs-away"):
+        spec = {"died": "fake-exit", "large": "python3"}.get(name, "fake")
+        session = {"path": name, "name": name, "type": "notebook", "kernel": {"name": spec}}
+        made = (await rest.request("POST", "/api/sessions", 201, json=session)).json()
+        ids[name] = made["kernel"]["id"]
+    await Executions(rest, ids["large"]).run("kept = bytearray(150_000_000)")
+    await Executions(rest, ids["prints"]).run("print the answer is 42")
+    await Executions(rest, ids["runs-away"]).begin("sleep 3600")
+    return ids
 
 
-async def visit(open_page: OpenPage) -> Visitor:
+async def test_with_nothing_but_the_page(
+    open_page: OpenPage, rest: RestClient, kernels: dict[str, str]
+) -> None:
     page, _ = await open_page()
-    return Visitor(page)
+    row = {name: page.locator(f"[data-kernel='{id_}']") for name, id_ in kernels.items()}
+
+    hand = Hand()  # why did one die?
+    await expect(row["died"]).to_contain_text("dead")
+    await expect(row["died"]).to_contain_text("7")  # its exit code
+    assert hand.clicks == 0
+
+    hand = Hand()  # which kernel takes the memory?
+    await expect(row["large"]).to_contain_text("MB")
+    await hand.click(page, "button", "Memory")
+    await expect(page.locator("[data-kernel]").first).to_contain_text("large")
+    assert hand.clicks == 1
+
+    hand = Hand()  # stop what runs away
+    await expect(row["runs-away"]).to_contain_text("sleep 3600")
+    await hand.click(page, "button", "Interrupt runs-away")
+    await expect(row["runs-away"]).to_contain_text("idle")
+    assert hand.clicks == 1
+
+    hand = Hand()  # what has it printed?
+    await hand.click(page, "link", "prints")
+    await expect(page.get_by_text("the answer is 42").first).to_be_visible()
+    assert hand.clicks == 1
 
 
-async def test_which_kernel_eats_the_memory(open_page: OpenPage, start: KernelStarter) -> None:
-    """Two clicks, on the head of a column: the largest come first."""
-    kernels = [await start("python3") for _ in range(3)]
-    eats = kernels[1].id
-    await Executions(kernels[1].rest, eats).run(f"eaten = b'x' * {300 * MEGABYTE}")
-    visitor = await visit(open_page)
-    await expect(visitor.row(eats)).to_contain_text("MB", timeout=WAIT_MS)
-    head = visitor.page.get_by_role("columnheader", name="Memory")
-    await visitor.click(head.get_by_role("button"))
-    if await head.get_attribute("aria-sort") == "ascending":
-        await visitor.click(head.get_by_role("button"))
-    first = visitor.page.locator("[data-kernel]").first
-    await expect(first).to_have_attribute("data-kernel", eats, timeout=WAIT_MS)
-    assert visitor.clicks <= 2
-
-
-async def test_why_a_kernel_died(open_page: OpenPage, rest: RestClient) -> None:
-    """No click: the reason is in the table."""
-    kernel_id = (await rest.start_kernel("fake-exit"))["id"]
-    await rest.wait_for_state(kernel_id, "dead")
-    reason = (await rest.kernel(kernel_id))["reason"]
-    visitor = await visit(open_page)
-    await expect(visitor.row(kernel_id)).to_contain_text("dead")
-    await expect(visitor.row(kernel_id)).to_contain_text(reason.splitlines()[0])
-    assert visitor.clicks == 0
-
-
-async def test_what_a_kernel_printed_an_hour_ago(open_page: OpenPage, start: KernelStarter) -> None:
-    """Two clicks: the kernel, and the beginning of what it has said."""
+async def test_what_was_printed_long_ago(open_page: OpenPage, start: KernelStarter) -> None:
+    """Two clicks: the kernel, and the beginning of its output."""
     kernel = await start("python3")
     executions = Executions(kernel.rest, kernel.id)
     await executions.run("print('what', 'it', 'was')")
     await executions.run("for i in range(3000): print('much', 'later', i)")
-    visitor = await visit(open_page)
-    await visitor.click(visitor.row(kernel.id).get_by_role("link").first)
-    page = visitor.page
-    await expect(page.get_by_text("much later 2999")).to_be_visible(timeout=WAIT_MS)
-    await visitor.click(page.get_by_role("button", name="beginning"))
-    await expect(page.get_by_text("what it was", exact=True)).to_be_visible(timeout=WAIT_MS)
-    assert visitor.clicks == 2
-
-
-async def test_a_runaway_cell_is_stopped(open_page: OpenPage, start: KernelStarter) -> None:
-    """One click, in the row that says what runs."""
-    kernel = await start("python3")
-    running = await Executions(kernel.rest, kernel.id).begin("while True: pass  # runs away")
-    visitor = await visit(open_page)
-    row = visitor.row(kernel.id)
-    await expect(row).to_contain_text("while True: pass  # runs away")
-    await visitor.click(row.get_by_role("button", name="Interrupt"))
-    await expect(row).to_contain_text("idle", timeout=WAIT_MS)
-    assert visitor.clicks == 1
-    assert (await Executions(kernel.rest, kernel.id).ended(running))["state"] == "error"
+    page, _ = await open_page()
+    hand = Hand()
+    row = page.locator(f"[data-kernel='{kernel.id}']")
+    await hand.click(row, "link", "Python 3")
+    await expect(page.get_by_text("much later 2999")).to_be_visible()
+    await hand.click(page, "button", "beginning")
+    await expect(page.get_by_text("what it was", exact=True)).to_be_visible()
+    assert hand.clicks == 2
 
 
 async def test_a_line_is_run_in_a_kernel(open_page: OpenPage, start: KernelStarter) -> None:
-    """Two clicks: the kernel, and its console; then it is typed."""
+    """Two clicks: the kernel, and its console; then the line is typed."""
     kernel = await start("python3")
-    visitor = await visit(open_page)
-    await visitor.click(visitor.row(kernel.id).get_by_role("link").first)
-    await visitor.click(visitor.page.get_by_role("link", name="Console"))
-    editor = visitor.page.get_by_role("textbox", name="Code to run")
-    await expect(editor).to_be_focused(timeout=WAIT_MS)
-    await visitor.page.keyboard.type("6 * 7")
-    await visitor.page.keyboard.press("Enter")
-    await expect(visitor.page.locator(".console-output")).to_contain_text("42", timeout=WAIT_MS)
-    assert visitor.clicks == 2
+    page, _ = await open_page()
+    hand = Hand()
+    row = page.locator(f"[data-kernel='{kernel.id}']")
+    await hand.click(row, "link", "Python 3")
+    await hand.click(page, "link", "Console")
+    await expect(page.get_by_role("textbox", name="Code to run")).to_be_focused()
+    await page.keyboard.type("6 * 7")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".console-output")).to_contain_text("42")
+    assert hand.clicks == 2
