@@ -32,7 +32,7 @@ async def test_code_is_run_and_its_output_is_shown(
     await expect(cell).to_contain_text("Out[1]")
     await expect(cell).to_contain_text("42")
     assert await console.code() == ""
-    # The field keeps the focus: the next line can be typed at once, and Enter runs what is complete.
+    # The field keeps the focus: the next line is typed at once, and Enter runs what is complete.
     await console.page.keyboard.type("'b' * 3")
     await console.press("Enter")
     await expect(console.last).to_contain_text("bbb")

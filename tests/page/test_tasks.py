@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest_asyncio
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 
 from tests.page.conftest import OpenPage
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
+from tests.support.running import KernelStarter
 
 
 class Hand:
@@ -16,7 +17,7 @@ class Hand:
     def __init__(self) -> None:
         self.clicks = 0
 
-    async def click(self, page: Page, role: str, name: str) -> None:
+    async def click(self, page: Page | Locator, role: str, name: str) -> None:
         await page.get_by_role(role, name=name).first.click()  # type: ignore[arg-type]
         self.clicks += 1
 
@@ -64,3 +65,34 @@ async def test_with_nothing_but_the_page(
     await hand.click(page, "link", "prints")
     await expect(page.get_by_text("the answer is 42").first).to_be_visible()
     assert hand.clicks == 1
+
+
+async def test_what_was_printed_long_ago(open_page: OpenPage, start: KernelStarter) -> None:
+    """Two clicks: the kernel, and the beginning of its output."""
+    kernel = await start("python3")
+    executions = Executions(kernel.rest, kernel.id)
+    await executions.run("print('what', 'it', 'was')")
+    await executions.run("for i in range(3000): print('much', 'later', i)")
+    page, _ = await open_page()
+    hand = Hand()
+    row = page.locator(f"[data-kernel='{kernel.id}']")
+    await hand.click(row, "link", "Python 3")
+    await expect(page.get_by_text("much later 2999")).to_be_visible()
+    await hand.click(page, "button", "beginning")
+    await expect(page.get_by_text("what it was", exact=True)).to_be_visible()
+    assert hand.clicks == 2
+
+
+async def test_a_line_is_run_in_a_kernel(open_page: OpenPage, start: KernelStarter) -> None:
+    """Two clicks: the kernel, and its console; then the line is typed."""
+    kernel = await start("python3")
+    page, _ = await open_page()
+    hand = Hand()
+    row = page.locator(f"[data-kernel='{kernel.id}']")
+    await hand.click(row, "link", "Python 3")
+    await hand.click(page, "link", "Console")
+    await expect(page.get_by_role("textbox", name="Code to run")).to_be_focused()
+    await page.keyboard.type("6 * 7")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".console-output")).to_contain_text("42")
+    assert hand.clicks == 2

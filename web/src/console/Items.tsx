@@ -12,9 +12,9 @@ import type { Cell, CellState, Item } from "./session";
 const MAX_CODE = 20_000;
 
 const STATES: Record<CellState, string> = {
-  waiting: "waits for the connection",
+  waiting: "waits to be sent",
   sent: "queued",
-  unsure: "waits for the connection",
+  unsure: "was sent; whether it has arrived is looked up when the server is back",
   running: "running",
   ok: "",
   error: "failed",

@@ -1,93 +1,16 @@
 import { beforeEach, expect, test } from "vitest";
 
 import { Connection } from "./connection";
-import type { Link, Look, Place, Socket, Surroundings } from "./connection";
-import { encode } from "./frames";
+import type { Link, Listener, Look, Surroundings } from "./connection";
+import { FakeSurroundings, settled } from "./fakes";
 import type { KernelMessage } from "./messages";
 import { request } from "./requests";
 
-class FakeSocket implements Socket {
-  binaryType = "";
-  readyState = 1;
-  onopen: (() => void) | null = null;
-  onmessage: ((event: { data: unknown }) => void) | null = null;
-  onclose: ((event: { code: number }) => void) | null = null;
-  sent: ArrayBuffer[] = [];
-  closed = false;
-
-  constructor(
-    readonly url: string,
-    readonly protocols: string[],
-  ) {}
-
-  send(data: ArrayBuffer): void {
-    this.sent.push(data);
-  }
-
-  close(): void {
-    this.closed = true;
-  }
-
-  /** A message with a number in the log; 0 for none. */
-  say(seq: number): void {
-    const made = request("kernel", `m${seq}`, "stream", {}, { channel: "iopub" });
-    const frame = encode(made);
-    const text = new TextDecoder().decode(frame);
-    expect(text).toContain("{}{}{}"); // parent, metadata and content
-    this.onmessage?.({ data: withMetadata(made, seq) });
-  }
-}
-
-function withMetadata(made: ReturnType<typeof request>, seq: number): ArrayBuffer {
-  const parts = [
-    made.channel,
-    ...[made.header, {}, { kernelkeep_seq: seq }, {}].map((part) => JSON.stringify(part)),
-  ].map((part) => new TextEncoder().encode(part));
-  const count = parts.length + 1;
-  const frame = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 8 * (count + 1)));
-  const view = new DataView(frame.buffer);
-  view.setBigUint64(0, BigInt(count), true);
-  let offset = 8 * (count + 1);
-  parts.forEach((part, index) => {
-    view.setBigUint64(8 * (index + 1), BigInt(offset), true);
-    frame.set(part, offset);
-    offset += part.length;
-  });
-  view.setBigUint64(8 * count, BigInt(offset), true);
-  return frame.buffer;
-}
-
-class World implements Surroundings {
-  sockets: FakeSocket[] = [];
-  looks: (Place | null)[] = [];
-  answers: Look[] = [];
-  may: boolean | null = true;
-  timers: { run: () => void; milliseconds: number; cancelled: boolean }[] = [];
+class World extends FakeSurroundings implements Surroundings, Listener {
   links: Link[] = [];
   taken: number[] = [];
   opened = 0;
   newLogs = 0;
-
-  openSocket(url: string, protocols: string[]): Socket {
-    const socket = new FakeSocket(url, protocols);
-    this.sockets.push(socket);
-    return socket;
-  }
-  token = (): string => "sesame";
-  look = (place: Place | null): Promise<Look> => {
-    this.looks.push(place);
-    return Promise.resolve(this.answers.shift() ?? { is: "there", epoch: "e", last: 5 });
-  };
-  mayExecute = (): Promise<boolean | null> => Promise.resolve(this.may);
-  schedule(run: () => void, milliseconds: number): () => void {
-    const timer = { run, milliseconds, cancelled: false };
-    this.timers.push(timer);
-    return () => {
-      timer.cancelled = true;
-    };
-  }
-  now = (): number => 1000;
-  random = (): number => 1;
 
   onLink(link: Link): void {
     this.links.push(link);
@@ -102,9 +25,6 @@ class World implements Surroundings {
     this.newLogs++;
   }
 
-  get socket(): FakeSocket {
-    return this.sockets[this.sockets.length - 1] as FakeSocket;
-  }
   /** Run the timer that was set last. */
   async tick(): Promise<void> {
     const timer = this.timers[this.timers.length - 1];
@@ -112,10 +32,6 @@ class World implements Surroundings {
     timer?.run();
     await settled();
   }
-}
-
-async function settled(): Promise<void> {
-  for (let turn = 0; turn < 10; turn++) await Promise.resolve();
 }
 
 let world: World;

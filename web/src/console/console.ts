@@ -32,9 +32,15 @@ export interface Completions {
   options: { label: string; type: string }[];
 }
 
-const ASK_MILLISECONDS = 5000;
+/** A kernel may load its completion at the first question. */
+const ASK_MILLISECONDS = 20_000;
+
+/** Enter waits so long for the kernel to say whether code is complete. */
 const COMPLETE_MILLISECONDS = 700;
 const HISTORY_ENTRIES = 500;
+
+/** When the server is asked again what became of code, if it could not tell. */
+const VERIFY_AGAIN_MILLISECONDS = 3000;
 
 /** How long a request may stay unheard of before it is asked whether it has arrived. */
 export const UNHEARD_MILLISECONDS = 10_000;
@@ -84,6 +90,7 @@ export class Console implements Listener {
     this.save();
     this.#unheard?.();
     this.#unheard = null;
+    this.#caughtUp = false;
     this.connection.close();
     this.#asked.giveUp();
   }
@@ -218,6 +225,10 @@ export class Console implements Listener {
   async #verifyAll(): Promise<void> {
     for (const { id } of this.session.open) await this.#verify(id, true);
     this.#flush();
+    if (!this.#caughtUp || this.session.unsure.length === 0) return;
+    this.world.schedule(() => {
+      if (this.#caughtUp) void this.#verifyAll();
+    }, VERIFY_AGAIN_MILLISECONDS);
   }
 
   async #loadHistory(): Promise<void> {

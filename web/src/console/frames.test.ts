@@ -1,24 +1,8 @@
 import { expect, test } from "vitest";
 
+import { frameOf } from "./fakes";
 import { decode, encode, FrameError, SUBPROTOCOL, subprotocols } from "./frames";
 import { request } from "./requests";
-
-function frameOf(channel: string, ...parts: string[]): ArrayBuffer {
-  const encoded = [channel, ...parts].map((part) => new TextEncoder().encode(part));
-  const count = encoded.length + 1;
-  const size = encoded.reduce((sum, part) => sum + part.length, 8 * (count + 1));
-  const frame = new Uint8Array(size);
-  const view = new DataView(frame.buffer);
-  view.setBigUint64(0, BigInt(count), true);
-  let offset = 8 * (count + 1);
-  encoded.forEach((part, index) => {
-    view.setBigUint64(8 * (index + 1), BigInt(offset), true);
-    frame.set(part, offset);
-    offset += part.length;
-  });
-  view.setBigUint64(8 * count, BigInt(offset), true);
-  return frame.buffer;
-}
 
 const HEADER = '{"msg_id": "a", "msg_type": "status", "session": "s"}';
 

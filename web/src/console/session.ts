@@ -103,8 +103,6 @@ export class Session<O extends Output = Output> {
   kernel = "";
   /** How many old items were dropped to stay within `MAX_ITEMS`. */
   dropped = 0;
-  /** Counts the changes of the list, not those of its items. */
-  revision = 0;
   #cells = new Map<string, Cell<O>>();
   /** The cells that have not ended, in their order: few, however many cells there are. */
   #unended = new Set<Cell<O>>();
@@ -273,7 +271,6 @@ export class Session<O extends Output = Output> {
     } else if (!this.#runs) {
       this.kernel = state; // of a completion, say; one on another channel tells nothing of a cell
     }
-    this.revision++;
     return [];
   }
 
@@ -461,7 +458,6 @@ export class Session<O extends Output = Output> {
 
   #add(item: Item<O>): void {
     this.items.push(item);
-    this.revision++;
     this.#touch(item);
     if (this.items.length <= MAX_ITEMS) return;
     const oldest = this.items.find((one) => one.kind === "note" || ENDS.has(one.state));
@@ -479,7 +475,6 @@ export class Session<O extends Output = Output> {
       this.#unended.delete(item);
       for (const shown of this.#displays.values()) shown.delete(item);
     }
-    this.revision++;
   }
 
   #touch(item: Item<O>): void {
