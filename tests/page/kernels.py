@@ -13,7 +13,8 @@ __all__ = ["ran", "shown"]
 async def ran(start: KernelStarter, code: str, name: str = "python3") -> str:
     """The id of a kernel that has run this, however that ended."""
     kernel = await start(name)
-    await Executions(kernel.rest, kernel.id).run(code)
+    executions = Executions(kernel.rest, kernel.id)
+    await executions.ended(await executions.begin(code))
     return kernel.id
 
 
