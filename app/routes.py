@@ -30,9 +30,11 @@ from .api import (
 )
 from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
+from .api.login import login_router
 from .api.metrics import metrics_router
 from .api.page import page_router
 from .api.page_frame import frame_router
+from .identity_providers.logins import Logins
 from .managers.errors import NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
@@ -41,7 +43,7 @@ from .ws.events import subscribe
 __all__ = ["own_words", "public_routes", "routers_for"]
 
 
-def routers_for(settings: Settings) -> list[APIRouter]:
+def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
     """The routers of an application with these settings.
 
     Routes are tried in this order for each request, so those that are used most come first.
@@ -69,6 +71,8 @@ def routers_for(settings: Settings) -> list[APIRouter]:
         routers += [page_router(), frame_router()]
     if settings.allow_contents:
         routers += [contents.router, files.router]
+    if logins.ways:
+        routers.append(login_router(logins))
     if settings.serve_metrics:
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     return routers

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
+from tests.conftest import MakeServer
 from tests.support.browser import WAIT_MS, PageWatch, watched_page
 from tests.support.browser import browser as new_browser
 from tests.support.rest import RestClient
@@ -44,11 +45,14 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(chromium: Browser, server: ServerProcess) -> AsyncIterator[OpenPage]:
+async def open_page(
+    chromium: Browser, server: ServerProcess, make_server: MakeServer
+) -> AsyncIterator[OpenPage]:
     """``page, watch = await open_page("#/service", viewport=PHONE, scheme="dark")``.
 
     An error of the page, an offence against its policy, or a request to elsewhere fails the test at
     its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out.
+    Pages are closed before the servers of ``make_server`` are stopped.
     """
     async with AsyncExitStack() as stack:
 

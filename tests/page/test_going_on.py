@@ -55,7 +55,7 @@ async def test_the_server_is_restarted_under_it(
     watch.allow(*NETWORK)
     row = page.locator(f"[data-kernel='{kernel}']")
     await expect(row).to_contain_text("idle")
-    await asyncio.to_thread(first.kill)
+    await asyncio.to_thread(first.crash)
     await expect(page.get_by_text(LOST)).to_be_visible()
     await expect(row).to_contain_text("idle")  # what was known stays in sight
 

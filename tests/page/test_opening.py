@@ -6,7 +6,7 @@ import re
 
 import httpx
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.conftest import MakeServer
 from tests.page.conftest import OpenPage
@@ -66,6 +66,33 @@ async def test_ways_to_log_in_are_offered(open_page: OpenPage, server: ServerPro
     await page.reload()
     await expect(page.get_by_role("link", name="Log in with Hub")).to_be_visible()
     assert await page.get_by_role("link", name=re.compile("evil")).count() == 0
+
+
+async def test_who_comes_back_from_a_login_goes_on(
+    open_page: OpenPage, start: KernelStarter, server: ServerProcess
+) -> None:
+    await start("fake")
+    page, watch = await open_page("#/kernels?q=fake", token="")
+    watch.allow(REFUSED, "404 (Not Found)")
+    ways = {"providers": [{"name": "Hub", "url": "#/logged-in"}]}
+    taken = [{"json": {"message": "No.", "code": "login_refused"}, "status": 403}]
+    taken += [{"json": {"token": server.token}}]
+
+    async def login(route: Route) -> None:
+        await route.fulfill(**(taken.pop(0) if route.request.method == "POST" else {"json": ways}))
+
+    await page.route("**/api/login", login)
+    for says in ("No.", ""):
+        await page.reload()
+        link = page.get_by_role("link", name="Log in with Hub")
+        await expect(link).to_be_visible()
+        # The browser comes back at this address, which loads the page anew.
+        await link.click()
+        await page.reload()
+        if says:
+            await expect(page.get_by_role("alert")).to_have_text(says)
+    await expect(page.get_by_role("link", name="Fake (fake)")).to_be_visible()
+    assert page.url.endswith("#/kernels?q=fake")
 
 
 async def test_the_files_are_kept_and_the_policy_is_strict(server: ServerProcess) -> None:

@@ -68,11 +68,3 @@ export function messageOf(error: unknown): string {
   }
   return String(error);
 }
-
-/** The address of a WebSocket of the API. Browsers can send no header with it: the token is in its query. */
-export function socketAddress(path: string, query: Record<string, string> = {}): string {
-  const address = new URL(base.replace(/^http/, "ws") + path);
-  for (const [name, value] of Object.entries(query)) address.searchParams.set(name, value);
-  if (token.peek() !== "") address.searchParams.set("token", token.peek());
-  return address.href;
-}

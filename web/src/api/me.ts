@@ -37,7 +37,10 @@ async function ask(shown: string): Promise<void> {
   }
 }
 
-effect(() => {
-  void tokenTurn.value;
-  void ask(token.value);
-});
+/** Ask who the token belongs to, now and whenever there is another one. */
+export function followMe(): void {
+  effect(() => {
+    void tokenTurn.value;
+    void ask(token.value);
+  });
+}

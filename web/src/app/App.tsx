@@ -3,7 +3,6 @@ import { useEffect, useRef } from "preact/hooks";
 import { reached } from "../api/reach";
 import { lazy } from "../components/lazy";
 import { Toasts } from "../components/toasts";
-import { followKernels } from "../kernels/store";
 import { href, route } from "./router";
 import { ThemeSwitch } from "./ThemeSwitch";
 import { promptClosed, tokenWanted } from "./token";
@@ -12,8 +11,6 @@ import { TokenPrompt } from "./TokenPrompt";
 const KernelsView = lazy(() => import("../kernels/KernelsView"));
 const KernelView = lazy(() => import("../kernel/KernelView"));
 const ServiceView = lazy(() => import("../service/ServiceView"));
-
-followKernels();
 
 export function App() {
   const [section = "kernels"] = route.value.path;

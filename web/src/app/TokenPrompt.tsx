@@ -1,13 +1,8 @@
 import { useEffect, useState } from "preact/hooks";
 
-import { base } from "../api/client";
 import { Dialog } from "../components/Dialog";
+import { loginError, loginWays, type LoginWay, rememberPlace } from "./login";
 import { promptClosed, tokenWanted, useToken } from "./token";
-
-interface LoginProvider {
-  readonly name: string;
-  readonly url: string;
-}
 
 const WHY = {
   first: "The server prints a token when it is started; who runs the server may have given you one.",
@@ -18,18 +13,24 @@ const WHY = {
 /** Asks for a token; the views behind it stay as they are, and go on with the new one. */
 export function TokenPrompt() {
   const [typed, setTyped] = useState("");
-  const [providers, setProviders] = useState<readonly LoginProvider[]>([]);
+  const [providers, setProviders] = useState<readonly LoginWay[]>([]);
   useEffect(() => {
-    askProviders().then(setProviders, () => undefined);
+    loginWays().then(setProviders, () => undefined);
   }, []);
   const why = tokenWanted.value;
   if (why === "") return null;
   return (
     <Dialog title="Who are you?" onClose={() => (promptClosed.value = true)}>
-      <p>{WHY[why]}</p>
+      {loginError.value === "" ? (
+        <p>{WHY[why]}</p>
+      ) : (
+        <p role="alert" class="error-text">
+          {loginError.value}
+        </p>
+      )}
       {providers.map(({ name, url }) => (
         <p key={url}>
-          <a class="button" href={url}>
+          <a class="button" href={url} onClick={rememberPlace}>
             Log in with {name}
           </a>
         </p>
@@ -37,6 +38,7 @@ export function TokenPrompt() {
       <form
         onSubmit={(event) => {
           event.preventDefault();
+          loginError.value = "";
           if (typed.trim() !== "") useToken(typed.trim());
         }}
       >
@@ -58,12 +60,4 @@ export function TokenPrompt() {
       </form>
     </Dialog>
   );
-}
-
-async function askProviders(): Promise<readonly LoginProvider[]> {
-  const response = await fetch(`${base}/api/login`);
-  if (!response.ok) return [];
-  const { providers } = (await response.json()) as { providers: LoginProvider[] };
-  // An address of another kind, such as one with a script in it, is no way to log in.
-  return providers.filter(({ url }) => /^https?:$/.test(new URL(url, base).protocol));
 }

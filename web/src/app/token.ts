@@ -7,7 +7,7 @@ import { readStored, store } from "./storage";
 
 const KEY = "kernelkeep.token";
 
-function tabStorage(): Storage | null {
+export function tabStorage(): Storage | null {
   try {
     return sessionStorage;
   } catch {

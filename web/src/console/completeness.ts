@@ -7,33 +7,39 @@ const CLOSING: Record<string, string> = { ")": "(", "]": "[", "}": "{" };
  * close what they open; Shift-Enter runs code that this takes for incomplete.
  */
 export function looksComplete(code: string): boolean {
-  const lines = code.trimEnd().split("\n");
-  const last = lines[lines.length - 1] ?? "";
-  if (!isBalanced(code) || /[:\\]\s*(#.*)?$/.test(last)) return false;
-  if (/^@/.test(last)) return false; // a decorator without its function
+  const trimmed = code.trimEnd();
+  const start = lastStatement(trimmed);
+  if (start === null) return false;
+  const last = trimmed.slice(start);
+  if (/[:\\]\s*(#.*)?$/.test(last) || last.startsWith("@")) return false;
   // A block ends with an empty line, as at Python's own prompt.
-  return lines.length === 1 || !/^\s/.test(last) || /\n[ \t]*$/.test(code);
+  return !/^[ \t]/.test(last) || start === 0 || /\n[ \t]*$/.test(code);
 }
 
-function isBalanced(code: string): boolean {
+/**
+ * Where the last statement begins, which may be several lines long; null if a bracket or a string
+ * with three quotes is still open.
+ */
+function lastStatement(code: string): number | null {
   const open: string[] = [];
+  let start = 0;
   for (let at = 0; at < code.length; at++) {
     const letter = code[at] ?? "";
-    if (letter === "#") {
-      at = endOfLine(code, at);
+    if (letter === "\n" && open.length === 0) {
+      start = at + 1;
+    } else if (letter === "#") {
+      at = endOfLine(code, at) - 1;
     } else if (letter === '"' || letter === "'") {
-      const triple = letter.repeat(3);
-      const isTriple = code.startsWith(triple, at);
-      const end = isTriple ? endOfTriple(code, at + 3, triple) : endOfQuoted(code, at + 1, letter);
-      if (end === null) return false;
+      const end = endOfString(code, at);
+      if (end === null) return null;
       at = end - 1;
     } else if ("([{".includes(letter)) {
       open.push(letter);
     } else if (letter in CLOSING && open.pop() !== CLOSING[letter]) {
-      return true; // wrong in any case, and the kernel says why
+      return 0; // this is wrong in any case, and the kernel says why
     }
   }
-  return open.length === 0;
+  return open.length === 0 ? start : null;
 }
 
 function endOfLine(code: string, at: number): number {
@@ -41,20 +47,19 @@ function endOfLine(code: string, at: number): number {
   return end < 0 ? code.length : end;
 }
 
-function endOfTriple(code: string, at: number, quotes: string): number | null {
-  for (let index = at; index < code.length; index++) {
-    if (code[index] === "\\") index++;
-    else if (code.startsWith(quotes, index)) return index + 3;
+/**
+ * The index behind the string that begins here, or null if more lines belong to that. A string with
+ * single quotes ends with its line: then it is wrong, and not incomplete.
+ */
+function endOfString(code: string, start: number): number | null {
+  const quote = code[start] ?? "";
+  const triple = quote.repeat(3);
+  const isTriple = code.startsWith(triple, start);
+  const end = isTriple ? triple : quote;
+  for (let at = start + end.length; at < code.length; at++) {
+    if (code[at] === "\\") at++;
+    else if (code.startsWith(end, at)) return at + end.length;
+    else if (code[at] === "\n" && !isTriple) return at;
   }
-  return null;
-}
-
-/** A string with single quotes ends with its line: then it is wrong, and not incomplete. */
-function endOfQuoted(code: string, at: number, quote: string): number {
-  for (let index = at; index < code.length; index++) {
-    if (code[index] === "\\") index++;
-    else if (code[index] === quote) return index + 1;
-    else if (code[index] === "\n") return index;
-  }
-  return code.length;
+  return isTriple ? null : code.length;
 }

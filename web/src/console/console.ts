@@ -32,9 +32,15 @@ export interface Completions {
   options: { label: string; type: string }[];
 }
 
-const ASK_MILLISECONDS = 5000;
+/** A kernel may load its completion at the first question. */
+const ASK_MILLISECONDS = 20_000;
+
+/** Enter waits so long for the kernel to say whether code is complete. */
 const COMPLETE_MILLISECONDS = 700;
 const HISTORY_ENTRIES = 500;
+
+/** When the server is asked again what became of code, if it could not tell. */
+const VERIFY_AGAIN_MILLISECONDS = 3000;
 
 /** How long a request may stay unheard of before it is asked whether it has arrived. */
 export const UNHEARD_MILLISECONDS = 10_000;
@@ -51,7 +57,7 @@ export class Console implements Listener {
   draft: string;
   /** Called, at most once a frame, when something is to be drawn anew. */
   onChange: () => void = () => {};
-  /** Called with code that the kernel proposes as the next input. */
+  /** Called with code that is to be edited next: the kernel's proposal, or what was withdrawn. */
   onInsert: (code: string) => void = () => {};
 
   readonly #asked = new Asked();
@@ -59,6 +65,7 @@ export class Console implements Listener {
   #pending: Pending[];
   /** Whether what the log has of the time before this connection has been read. */
   #caughtUp = false;
+  #hasHistory = false;
   #framed = false;
   #unheard: (() => void) | null = null;
 
@@ -83,6 +90,7 @@ export class Console implements Listener {
     this.save();
     this.#unheard?.();
     this.#unheard = null;
+    this.#caughtUp = false;
     this.connection.close();
     this.#asked.giveUp();
   }
@@ -96,8 +104,10 @@ export class Console implements Listener {
     this.#flush();
   }
 
+  /** Do not run a cell that waits: its code goes back to where it was typed. */
   withdraw(cell: Cell<CellOutput>): void {
     this.session.withdraw(cell);
+    this.onInsert(cell.code ?? "");
     this.#changed();
   }
 
@@ -209,18 +219,24 @@ export class Console implements Listener {
     }
     await this.#verifyAll();
     this.#changed();
-    if (this.history.isEmpty) await this.#loadHistory();
+    if (!this.#hasHistory) await this.#loadHistory();
   }
 
   async #verifyAll(): Promise<void> {
     for (const { id } of this.session.open) await this.#verify(id, true);
     this.#flush();
+    if (!this.#caughtUp || this.session.unsure.length === 0) return;
+    this.world.schedule(() => {
+      if (this.#caughtUp) void this.#verifyAll();
+    }, VERIFY_AGAIN_MILLISECONDS);
   }
 
   async #loadHistory(): Promise<void> {
     const asked = { output: false, raw: true, hist_access_type: "tail", n: HISTORY_ENTRIES };
     const reply = await this.#ask("history_request", asked, null);
-    if (reply !== null) this.history.load(inputsOf(reply["history"]));
+    if (reply === null) return;
+    this.#hasHistory = true;
+    this.history.load(inputsOf(reply["history"]));
   }
 
   #follow(effect: Effect): void {
@@ -312,7 +328,8 @@ function completionsOf(reply: Fields, code: string, index: number): Completions 
   const typeOf = new Map<string, string>();
   for (const entry of Array.isArray(types) ? (types as unknown[]) : []) {
     if (typeof entry !== "object" || entry === null) continue;
-    typeOf.set(text(entry as Fields, "text"), text(entry as Fields, "type"));
+    const type = text(entry as Fields, "type");
+    if (type !== "<unknown>") typeOf.set(text(entry as Fields, "text"), type);
   }
   const start = reply["cursor_start"];
   const end = reply["cursor_end"];

@@ -8,10 +8,6 @@ export class History {
   #at = 0;
   #draft = "";
 
-  get isEmpty(): boolean {
-    return this.#entries.length === 0;
-  }
-
   /** Put what the kernel remembers before what was entered here. */
   load(entries: readonly string[]): void {
     this.#entries = [...entries, ...this.#entries].filter(isNew).slice(-MAX_ENTRIES);

@@ -1,12 +1,12 @@
 /** What the cells have put out, within bounds: the newest rows of each, and of all of them. */
 
-import { Transcript } from "../output";
-import type { Row } from "../output";
+import type { Row } from "../output/rows";
+import { Transcript } from "../output/transcript";
 import type { KernelMessage } from "./messages";
 import type { Output } from "./session";
 
 /** Rows and characters that one cell shows at most. The kernel's output view has all. */
-export const MAX_ROWS = 500;
+export const MAX_ROWS = 200;
 export const MAX_CHARACTERS = 1_000_000;
 
 /** Characters that all cells together keep in memory. */

@@ -6,7 +6,7 @@
  */
 
 import { moment, numeric, object, text } from "./messages";
-import type { KernelMessage } from "./messages";
+import type { Fields, KernelMessage } from "./messages";
 
 /**
  * waiting: not sent yet. sent: the kernel has not begun with it. unsure: the connection broke before
@@ -65,7 +65,8 @@ export interface Cell<O extends Output = Output> {
   answered: Answered[];
   /** The number in the log behind which all messages of this cell lie. */
   after: number;
-  replied: boolean;
+  /** Whether the kernel has said what code it runs. A cell that is aborted is busy, too. */
+  begun: boolean;
   failed: boolean;
   /** Counts the changes, for who draws the cell. */
   revision: number;
@@ -102,13 +103,13 @@ export class Session<O extends Output = Output> {
   kernel = "";
   /** How many old items were dropped to stay within `MAX_ITEMS`. */
   dropped = 0;
-  /** Counts the changes of the list, not those of its items. */
-  revision = 0;
   #cells = new Map<string, Cell<O>>();
   /** The cells that have not ended, in their order: few, however many cells there are. */
   #unended = new Set<Cell<O>>();
   /** Which cells show a display, by its `display_id`: updates come with any cell. */
   #displays = new Map<string, Set<Cell<O>>>();
+  /** What was cleared last: output that comes late for these is not shown. */
+  #cleared = new Set<string>();
   #changed = new Set<Item<O>>();
   #notes = 0;
 
@@ -164,6 +165,7 @@ export class Session<O extends Output = Output> {
   clear(last: number): number {
     const gone = this.items.filter((item) => item.kind === "note" || ENDS.has(item.state));
     this.#remove(gone);
+    this.#cleared = new Set(gone.map(({ id }) => id));
     this.dropped = 0;
     const rest = [...this.#unended].map((cell) => cell.after);
     return Math.min(last, ...rest);
@@ -248,8 +250,12 @@ export class Session<O extends Output = Output> {
   }
 
   get busy(): boolean {
+    return this.#runs || this.kernel === "busy";
+  }
+
+  get #runs(): boolean {
     for (const cell of this.#unended) if (cell.state === "running") return true;
-    return this.kernel === "busy";
+    return false;
   }
 
   #takeStatus(message: KernelMessage): Effect[] {
@@ -262,10 +268,9 @@ export class Session<O extends Output = Output> {
       this.kernel = state;
       if (cell !== undefined && state === "busy") this.#begin(cell, message);
       if (cell !== undefined && state === "idle") this.#idle(cell, message);
-    } else if (this.kernel !== "busy" || !this.busy) {
-      this.kernel = state;
+    } else if (!this.#runs) {
+      this.kernel = state; // of a completion, say; one on another channel tells nothing of a cell
     }
-    this.revision++;
     return [];
   }
 
@@ -310,22 +315,22 @@ export class Session<O extends Output = Output> {
     if (cell === undefined) return [];
     const { content } = message;
     cell.count = numeric(content, "execution_count") ?? cell.count;
-    cell.replied = true;
     const status = text(content, "status");
     const aborted = status === "aborted" || status === "abort";
     // A cell that has begun was not aborted: the kernel, or the server for it, gave up without a reply.
-    const end = aborted ? (cell.started === null ? "aborted" : "lost") : status;
+    const end = aborted ? (cell.begun ? "lost" : "aborted") : status;
     this.#finish(cell, end === "ok" || aborted ? (end as CellState) : "error", cell.ended);
     const effects: Effect[] = [];
     for (const payload of Array.isArray(content["payload"]) ? content["payload"] : [])
-      this.#takePayload(cell, message, payload as Record<string, unknown>, effects);
+      if (typeof payload === "object" && payload !== null)
+        this.#takePayload(cell, message, payload as Fields, effects);
     return effects;
   }
 
   #takePayload(
     cell: Cell<O>,
     message: KernelMessage,
-    payload: Record<string, unknown>,
+    payload: Fields,
     effects: Effect[],
   ): void {
     const source = text(payload, "source");
@@ -368,11 +373,12 @@ export class Session<O extends Output = Output> {
       cell.code ??= text(message.content, "code");
       cell.count = numeric(message.content, "execution_count") ?? cell.count;
       if (!ENDS.has(cell.state)) cell.state = "running";
+      cell.begun = true;
       cell.started ??= moment(message.header);
       this.#touch(cell);
       return [];
     }
-    if (!SHOWN.has(type)) return [];
+    if (!SHOWN.has(type) || this.#cleared.has(parent.msg_id ?? "")) return [];
     if (type === "update_display_data") return this.#takeUpdate(message);
     const cell = this.#cells.get(parent.msg_id ?? "");
     if (cell === undefined && parent.msg_type !== "execute_request")
@@ -431,7 +437,7 @@ export class Session<O extends Output = Output> {
       prompt: null,
       asked: null,
       answered: [],
-      replied: false,
+      begun: false,
       failed: false,
       revision: 0,
     };
@@ -452,7 +458,6 @@ export class Session<O extends Output = Output> {
 
   #add(item: Item<O>): void {
     this.items.push(item);
-    this.revision++;
     this.#touch(item);
     if (this.items.length <= MAX_ITEMS) return;
     const oldest = this.items.find((one) => one.kind === "note" || ENDS.has(one.state));
@@ -470,7 +475,6 @@ export class Session<O extends Output = Output> {
       this.#unended.delete(item);
       for (const shown of this.#displays.values()) shown.delete(item);
     }
-    this.revision++;
   }
 
   #touch(item: Item<O>): void {

@@ -4,6 +4,7 @@
 import { effect, signal } from "@preact/signals";
 
 import { api, TokenWanted } from "../api/client";
+import { allows, me } from "../api/me";
 import { StreamRefused, streamLines } from "../api/lines";
 import { markUnreachable, pause, retryDelay, watchedAttempt } from "../api/reach";
 import { token, tokenTurn, tokenWanted } from "../app/token";
@@ -95,12 +96,12 @@ let namesAsked = 0;
 
 async function askNames(): Promise<void> {
   const now = Date.now();
-  if (now - namesAsked < 1000) return;
+  if (me.peek() === null || now - namesAsked < 1000) return;
   namesAsked = now;
   const query = { no_track_activity: "1" } as never;
   const [specs, sessions] = await Promise.allSettled([
-    api.GET("/api/kernelspecs", { params: { query } }),
-    api.GET("/api/sessions", { params: { query } }),
+    allows("kernelspecs", "read") ? api.GET("/api/kernelspecs", { params: { query } }) : { data: undefined },
+    allows("sessions", "read") ? api.GET("/api/sessions", { params: { query } }) : { data: undefined },
   ]);
   const had = names.peek();
   names.value = {
@@ -132,6 +133,10 @@ export function followKernels(): void {
     before = new AbortController();
     if (standing.peek() === "refused") standing.value = "waiting";
     void follow(before.signal);
+  });
+  effect(() => {
+    if (me.value === null) return;
+    namesAsked = 0;
     void askNames();
   });
   setInterval(() => {
