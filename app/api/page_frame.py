@@ -1,8 +1,8 @@
 """The document in which the page runs what kernels have put out: HTML, SVG and JavaScript.
 
-A browser gives the document an origin of its own, whatever asks for it, as its policy has `sandbox`.
-It has no network, and the page hands it what is to be shown. The page's own policy would forbid its
-script, and it would forbid the page's.
+A browser gives the document an origin of its own wherever it is shown, as its policy has `sandbox`.
+The document has no network: the page hands it what is to be shown. The page's own policy would
+forbid the script of this document.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Nothing that a kernel says runs with the page's origin, leaves its frame, or is taken for the page.
+"""Nothing that a kernel says runs with the page's origin, leaves its frame, or passes for the page.
 
-Each output tries what a kernel that is not trusted may try. An attempt that gets through to the page
-sets ``window.taken`` there, moves the page, or asks another server, which the page's watch tells.
+Each output tries what a kernel that is not trusted may try. An attempt that gets through to the
+page sets ``window.taken`` there, moves the page, or asks another server.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def test_a_script_has_neither_the_page_nor_its_origin_nor_the_network(
     [
         "<img src=x onerror='parent.taken = 1; document.body.append(\"ran\")'>",
         "<svg onload='parent.taken = 1'></svg><details open ontoggle='parent.taken = 1'></details>",
-        "<iframe srcdoc='<script>parent.parent.taken = 1; top.location = \"/docs\"</script>'></iframe>",
+        "<iframe srcdoc='<script>top.taken = 1; top.location = \"/docs\"</script>'></iframe>",
         "<object data='data:text/html,<script>top.taken = 1</script>'></object><embed src='/docs'>",
         "<base href='http://203.0.113.7/'><link rel='stylesheet' href='x.css'><img src='y.png'>",
         "<form action='http://203.0.113.7/' id='f'></form><script>f.submit()</script>",

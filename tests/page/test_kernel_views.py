@@ -1,4 +1,4 @@
-"""The views of one kernel beside its output: executions, usage, events, connections of other tools."""
+"""The views of one kernel beside its output: executions, usage, events and connections."""
 
 from __future__ import annotations
 

@@ -106,11 +106,12 @@ async label => {
     const list = document.querySelector(".transcript");
     const seen = new Set();
     let nodes = 0;
-    const drawn = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const frame = () => new Promise(requestAnimationFrame);
     for (let top = 0; ; top = Math.min(top + 4000, list.scrollHeight)) {
         list.scrollTop = top;
         for (let turn = 0; turn < 200; turn += 1) {
-            await drawn();
+            await frame();
+            await frame();
             if (list.querySelector(".row p.muted") === null) break;
         }
         const numbers = list.innerText.matchAll(/^(\\d+) x/gm);
@@ -121,7 +122,7 @@ async label => {
     return [seen.size, Math.max(...seen), nodes];
 }
 """
-"""Scrolls from the beginning to the end; how many numbered lines were seen, and the most elements."""
+"""Scrolls to the end; how many numbered lines were seen, the last one, and the most elements."""
 
 
 async def test_a_hundred_thousand_messages_are_all_reached_by_scrolling(
@@ -145,9 +146,9 @@ async def all_is_listed(page: Page, count: int) -> None:
 async def test_what_was_dropped_from_memory_is_read_again_from_the_log(
     open_page: OpenPage, start: KernelStarter
 ) -> None:
-    kernel = await ran(start, "flood 45000 1000", "fake")  # 45 MB, where 24 MB are held
+    kernel = await ran(start, "flood 30000 1000", "fake")  # 30 MB, where 12 MB are held
     page, _ = await open_page(f"#/kernels/{kernel}/output?from=beginning")
-    await all_is_listed(page, 45_000)
+    await all_is_listed(page, 30_000)
     async with page.expect_request(re.compile("messages.after=.*limit=")):
         await transcript(page).press("Home")
     await expect(transcript(page)).to_contain_text("1 xxx")
@@ -204,7 +205,8 @@ async def test_ten_thousand_images_leave_the_page_small(
     )
     kernel = await ran(start, code)
     page, _ = await open_page(f"#/kernels/{kernel}/output?from=beginning")
-    await all_is_listed(page, 1)
+    await expect(page.get_by_text("Live")).to_be_visible()
+    await transcript(page).press("End")
     assert await page.locator(".row").count() < 200
     await transcript(page).press("Home")
     await expect(page.get_by_alt_text("Image (PNG)").first).to_be_attached()

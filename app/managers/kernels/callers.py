@@ -217,7 +217,7 @@ class CallersKernels:
         return usage
 
     def output_file(self, kernel_id: str) -> Path:
-        """The file with what the processes of a kernel write themselves. Raises `KernelNotFound`."""
+        """The file with what a kernel's processes write themselves. Raises `KernelNotFound`."""
         return self._manager.output_file(self.get(kernel_id).id)
 
     def samples(self, kernel: Kernel) -> Series | None:

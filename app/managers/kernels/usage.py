@@ -165,7 +165,7 @@ class Series:
         self._points: deque[UsagePoint] = deque(maxlen=POINTS)
 
     def add(self, sample: ProcessUsage | None, now: float, messages: int = 0) -> None:
-        """Take a new sample, or that there is none; ``messages`` were in the kernel's log by then."""
+        """Take a new sample, or that there is none; ``messages`` were in the log by then."""
         self.latest, self.at = sample, now
         if sample is None:
             self.cpu = self._rated = None

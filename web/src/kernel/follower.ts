@@ -21,7 +21,7 @@ export interface Source {
 }
 
 /** So many characters of the stream may wait for the page. */
-export const MOST_WAITING = 4 * 2 ** 20;
+export const MOST_WAITING = 2 * 2 ** 20;
 
 type Attempt = ReturnType<typeof watchedAttempt>;
 
@@ -118,12 +118,17 @@ export class Follower {
   private async read(body: ReadableStream<Uint8Array>, silence: Attempt): Promise<boolean> {
     const splitter = new LineSplitter();
     const decoder = new TextDecoder();
-    const reader = body.getReader();
+    const reader = new Pieces(body);
+    let heard = performance.now();
     try {
       for (;;) {
         const { done, value } = await reader.read();
         if (done) return false;
-        silence.heard();
+        // A timer for each piece of a flood would cost more than the piece.
+        if (performance.now() - heard > 1000) {
+          heard = performance.now();
+          silence.heard();
+        }
         const text = decoder.decode(value, { stream: true });
         for (const line of splitter.push(text)) {
           const item = itemOf(line);
@@ -141,7 +146,7 @@ export class Follower {
         }
       }
     } finally {
-      reader.cancel().catch(() => undefined);
+      reader.cancel();
     }
   }
 
@@ -151,5 +156,39 @@ export class Follower {
     if (place !== null) this.after = Math.max(place, this.after);
     this.waiting.push(item);
     this.characters += characters;
+  }
+}
+
+/** The bytes of a stream. Where the browser can, they come in one buffer, used over and over: a flood
+ * would otherwise leave hundreds of megabytes to be collected. */
+class Pieces {
+  private readonly reused: ReadableStreamBYOBReader | null;
+  private readonly plain: ReadableStreamDefaultReader<Uint8Array> | null;
+  private buffer: ArrayBufferLike = new ArrayBuffer(65_536);
+
+  constructor(body: ReadableStream<Uint8Array>) {
+    this.reused = byob(body);
+    this.plain = this.reused === null ? body.getReader() : null;
+  }
+
+  /** The next bytes, which are valid until the next call. */
+  async read(): Promise<{ done: boolean; value?: Uint8Array | undefined }> {
+    if (this.plain !== null) return this.plain.read();
+    if (this.reused === null) return { done: true };
+    const piece = await this.reused.read(new Uint8Array(this.buffer as ArrayBuffer));
+    if (piece.value !== undefined) this.buffer = piece.value.buffer;
+    return piece;
+  }
+
+  cancel(): void {
+    (this.reused ?? this.plain)?.cancel().catch(() => undefined);
+  }
+}
+
+function byob(body: ReadableStream<Uint8Array>): ReadableStreamBYOBReader | null {
+  try {
+    return body.getReader({ mode: "byob" });
+  } catch {
+    return null;
   }
 }

@@ -15,10 +15,12 @@ import type { LogItem } from "./log";
 type Page = components["schemas"]["MessagesModel"];
 
 /** How many characters of content the rows may hold together. */
-export const MOST_CHARACTERS = 24 * 2 ** 20;
+export const MOST_CHARACTERS = 12 * 2 ** 20;
 /** How many rows the list may have, and lines, which is about how high it may be. */
 export const MOST_ROWS = 120_000;
 export const MOST_LINES = 1_000_000;
+/** Of who follows the end: each row that comes costs time in proportion to those that there are. */
+export const MOST_FOLLOWED = 8000;
 
 /** So many rows around what is seen keep their content; if that is too much, only so many. */
 const NEAR = [30, 4];
@@ -154,7 +156,8 @@ export class KernelLog {
   /** Whether there is room for more rows. */
   private makeRoom(): boolean {
     const { rows } = this.transcript;
-    if (rows.length <= MOST_ROWS && this.lines() <= MOST_LINES) {
+    const most = this.atEnd ? MOST_FOLLOWED : MOST_ROWS;
+    if (rows.length <= most && this.lines() <= MOST_LINES) {
       this.full = false;
       return true;
     }
@@ -162,8 +165,8 @@ export class KernelLog {
       this.full = true;
       return false;
     }
-    const count = Math.ceil(rows.length / 4);
-    this.begin = Math.max(this.begin, ...rows.slice(0, count).slice(-1).map((row) => row.to));
+    const count = Math.max(rows.length - Math.ceil((3 * most) / 4), Math.ceil(rows.length / 4));
+    this.begin = Math.max(this.begin, rows[count - 1]?.to ?? 0);
     this.transcript.forget(count);
     return true;
   }

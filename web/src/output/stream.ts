@@ -97,7 +97,10 @@ export class StreamText {
   }
 
   private piece(text: string, to: number): Piece {
-    return { text, lines: this.lines, style: this.style, origin: this.origin, to };
+    // Looking into a text that was put together makes one string of it: the browser would otherwise
+    // keep each part, and whatever that was cut out of.
+    const flat = text.indexOf("\n", text.length - 1) === -1 ? text : text.concat();
+    return { text: flat, lines: this.lines, style: this.style, origin: this.origin, to };
   }
 }
 
