@@ -18,7 +18,7 @@ from ...protocol.messages import format_timestamp
 from ..errors import KernelStartFailed, ServerStopping
 from ..executions.contents import content_of, text_of
 from ..executions.execution import Execution
-from ..log.entries import Gap
+from ..log.entries import Gap, Position
 from ..log.message_log import MessageLog
 from ..processes.hosts.options import options_of
 from .kernel import Kernel
@@ -154,15 +154,21 @@ class Codes:
 
 
 def _code(log: MessageLog, execution: Execution) -> str | None:
-    found = log.read(execution.place, _HEAD_MESSAGES, _HEAD_BYTES)
-    if isinstance(found, Gap):
+    place, left = execution.place, _HEAD_MESSAGES
+    if log.gap_before(place) is not None:
         return None
-    for entry in found:
-        message = entry.message
-        if message.msg_type != "execute_input":
-            continue
-        if message.parent.msg_id == execution.id:
-            return first_line(text_of(content_of(message).get("code")))
+    while left > 0:
+        # There may be more behind what is read at once: the log shares what readers have read.
+        found = log.read(place, left, _HEAD_BYTES)
+        if isinstance(found, Gap) or not found:
+            return None
+        for entry in found:
+            message = entry.message
+            if message.msg_type == "execute_input" and message.parent.msg_id == execution.id:
+                return first_line(text_of(content_of(message).get("code")))
+        last = found[-1]
+        place = Position(last.seq + 1, last.offset + last.size)
+        left -= len(found)
     return None
 
 

@@ -10,7 +10,7 @@ import { selected } from "./selection";
 import { rows } from "./store";
 import { TableRow } from "./TableRow";
 
-const NARROW = matchMedia("(max-width: 900px)");
+const NARROW = matchMedia("(max-width: 1080px)");
 const WIDE_ROW = 46;
 const NARROW_ROW = 200;
 

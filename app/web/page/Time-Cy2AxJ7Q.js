@@ -1,1 +1,0 @@
-import{n as e,r as t}from"./format-C9KbV-3-.js";import{t as n}from"./now-DuxtvzQU.js";import{t as r}from"./jsxRuntime-0EkneGT8.js";function i({since:i}){let a=new Date(i),o=Math.max(0,Math.floor((n.value-a.getTime())/1e3));return r(`time`,{dateTime:a.toISOString(),title:t(a),children:e(o)})}export{i as t};

@@ -1,1 +1,0 @@
-import{C as e}from"./jsxRuntime-0EkneGT8.js";var t=e(Date.now());setInterval(()=>{document.hidden||(t.value=Date.now())},1e3),document.addEventListener(`visibilitychange`,()=>{t.value=Date.now()});export{t};
