@@ -1,4 +1,4 @@
-"""The page is opened by the printed address, and keeps to itself."""
+"""The page is opened by the printed address (`app.api.page`), and keeps to itself."""
 
 from __future__ import annotations
 
