@@ -95,7 +95,7 @@ class Keeper:
             who = {"pid": pid, "start_time": start_time(pid)}
             self._options["server"] = {**who, "own": [str(directory) for directory in own]}
         self._place = place or NewestPlace(state_dir)
-        self._connection = Connection(self)
+        self._connection = Connection(self, self._place.patience)
         self._errands = Errands(self._connection, self._look_whether_empty)
         self._processes = Processes()
         self._lines = Lines(self._connection)

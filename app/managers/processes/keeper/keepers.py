@@ -166,7 +166,11 @@ class Keepers:
             return
         del self._remote[key]
         self._share()
-        await keeper.close()
+        await keeper.retire()
+
+    def declare_ended(self, kernel_id: str, reason: str) -> None:
+        """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel that is not assigned."""
+        self._remote_home(kernel_id).declare_ended(kernel_id, reason)
 
     async def prepare(self, kernel_id: str, info: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """As `RemoteKeeper.prepare`. Raises `ValueError` for a kernel that was not assigned."""

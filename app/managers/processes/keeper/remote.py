@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from ....keeper.hearings import Heard
+from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
@@ -52,6 +53,9 @@ class RemotePlace(Place, Protocol):
     def host(self) -> Host | None:
         """What is known of the host; None before the first connection."""
 
+    async def retire(self) -> None:
+        """No kernel is there any more, nor will be: the keeper is not needed. Raises nothing."""
+
 
 class RemoteKeeper(Keeper):
     """The server's connection to its keeper on another host.
@@ -86,6 +90,7 @@ class RemoteKeeper(Keeper):
             self._connection.write, each=log_bytes, together=log_total_bytes, age=log_age
         )
         self._processes = Processes(here=False)
+        self._declared: dict[str, str] = {}  # why kernels count as ended whose keeper does not tell
         self._lines = Lines(self._connection, self._mirrors)
         self._connection.on_trouble = self._on_trouble
 
@@ -116,6 +121,7 @@ class RemoteKeeper(Keeper):
         self, kernel_id: str, command: Sequence[str], *, output: Path, **options: Any
     ) -> Kept:
         """As `Keeper.launch`."""
+        self._declared.pop(kernel_id, None)
         return await super().launch(kernel_id, command, output=_output(output), **options)
 
     async def adopt(
@@ -132,8 +138,20 @@ class RemoteKeeper(Keeper):
         fields: Fields = {"kernel_id": kernel_id, "number": int(number)}
         await link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
 
+    def declare_ended(self, kernel_id: str, reason: str) -> None:
+        """Take a kernel's process for ended: its engine, or a person, says so, and why.
+
+        Its keeper cannot tell. `tail` has the reason then, in place of what the process wrote.
+        """
+        watched = self._processes.get(kernel_id)
+        if watched is not None and not watched.exited.done():
+            self._declared[kernel_id] = reason
+            watched.end(UNKNOWN_EXIT)
+
     async def tail(self, kernel_id: str) -> str:
         """As `Keeper.tail`."""
+        if (reason := self._declared.get(kernel_id)) is not None:
+            return reason
         with contextlib.suppress(KeeperUnavailable, OSError):
             answer, _ = await self._connection.ask("tail", QUICK_SECONDS, kernel_id=kernel_id)
             return str(answer)
@@ -174,6 +192,7 @@ class RemoteKeeper(Keeper):
 
     def drop(self, kernel_id: str) -> None:
         """As `Keeper.drop`, with all that the keeper has made for the kernel, and the mirror."""
+        self._declared.pop(kernel_id, None)
         self._mirrors.remove(kernel_id)
         self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
@@ -194,6 +213,11 @@ class RemoteKeeper(Keeper):
         """As `Keeper.close`."""
         await super().close()
         self._mirrors.close()
+
+    async def retire(self) -> None:
+        """Do `close` for good: no kernel is there any more, nor will be."""
+        await self.close()
+        await self._where.retire()
 
 
 def _output(output: Path) -> Path:
