@@ -85,6 +85,7 @@ class NearPlace:
     """The place of a keeper that the bootstrap starts on this machine."""
 
     name = "lab"
+    patience = 30.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,6 +117,8 @@ class NearPlace:
 
     async def close(self, *, is_empty: bool) -> None:
         await self.relay.close()
+
+    async def retire(self) -> None: ...
 
 
 @pytest.fixture

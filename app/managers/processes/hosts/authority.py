@@ -193,7 +193,7 @@ def _builder(
 ) -> x509.CertificateBuilder:
     from cryptography import x509
 
-    now = datetime.datetime.now(datetime.UTC)
+    now = _now()
     return x509.CertificateBuilder(
         subject_name=subject,
         issuer_name=issuer,
@@ -202,6 +202,10 @@ def _builder(
         not_valid_before=now - PAST,
         not_valid_after=now + life,
     )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _name(text: str) -> x509.Name:

@@ -52,7 +52,7 @@ class JoinedPlace:
             if self._submit is not None and not self._joining.has_come(self._keeper_id):
                 await self._submit()
             guest = await self._joining.arrived(self._keeper_id, self.name, self.patience)
-            link = await FarLink.over(guest.reader, guest.writer, owner)
+            link = await FarLink.over(guest.reader, guest, owner)
             if link is None:
                 continue  # it has hung up, and dials in again
             try:

@@ -174,10 +174,10 @@ class Joining:
             return None
         timer.cancel()
         if guest.is_gone:
-            guest.writer.transport.abort()
+            guest.transport.abort()
             return None
         guest.answer(self.renewed(guest))
-        self._open[keeper_id] = guest.writer.transport
+        self._open[keeper_id] = guest.transport
         return guest
 
     def renewed(self, guest: Guest) -> str:
@@ -215,10 +215,12 @@ class Joining:
             transport.abort()
 
     async def close(self) -> None:
-        """Take in no more keepers. The links that there are are closed by whoever has them."""
+        """Take in no more keepers, and let none wait. Links should be closed before."""
         if self._listener is not None:
             await self._listener.close()
         for guest, timer in self._held.values():
             timer.cancel()
             guest.refuse(LATER)
         self._held.clear()
+        for transport in self._open.values():
+            transport.abort()

@@ -14,7 +14,6 @@ long each may take, and how much it may say.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
@@ -59,27 +58,30 @@ class _Hello(msgspec.Struct):
 
 
 class Guest:
-    """A keeper that has dialled in and shown who it is, and waits to be answered."""
+    """A keeper that has dialled in and shown who it is, and waits to be answered.
+
+    It is the `Writer` of its connection, too.
+    """
 
     def __init__(
-        self, credential: Credential, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, credential: Credential, reader: asyncio.StreamReader, transport: asyncio.Transport
     ) -> None:
         self.credential = credential
         self.reader = reader
-        self.writer = writer
+        self.transport = transport
 
     @property
     def is_gone(self) -> bool:
         """Whether it has hung up."""
-        return self.writer.transport.is_closing() or self.reader.at_eof()
+        return self.transport.is_closing() or self.reader.at_eof()
 
     def answer(self, credential: str) -> None:
         """Take the keeper in; what follows is the link."""
-        self.writer.write(pack({"joined": JOIN, "credential": credential}))
+        self.transport.write(pack({"joined": JOIN, "credential": credential}))
 
     def refuse(self, refused: Refused) -> None:
         """Send the keeper away."""
-        _refuse(self.writer, refused)
+        _refuse(self.transport, refused)
 
 
 class Listener:
@@ -133,7 +135,7 @@ class Listener:
         """Find out who has dialled in."""
         reader = asyncio.StreamReader(HELLO_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
-        writer: asyncio.StreamWriter | None = None
+        transport: asyncio.Transport | None = None
         guest: Guest | None = None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -141,11 +143,10 @@ class Listener:
                 transport, _ = await self._loop.connect_accepted_socket(
                     lambda: protocol, connection, ssl=self._context
                 )
-                writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-                guest = Guest(await self._who(reader, writer), reader, writer)
+                guest = Guest(await self._who(reader, transport), reader, transport)
         except Refused as refused:
-            assert writer is not None
-            _refuse(writer, refused)
+            assert transport is not None
+            _refuse(transport, refused)
             self._log(address, f"{refused} ({refused.code})")
         except TimeoutError:
             self._log(address, f"it has not shown who it is within {STRANGER_SECONDS:g} s")
@@ -155,20 +156,20 @@ class Listener:
             self._log(address, str(error))
         finally:
             if guest is None:
-                if writer is None:
+                if transport is None:
                     connection.close()
-                elif not writer.is_closing():
-                    writer.transport.abort()
+                elif not transport.is_closing():
+                    transport.abort()
         if guest is not None:
             await self._on_guest(guest)
 
-    async def _who(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Credential:
+    async def _who(self, reader: asyncio.StreamReader, transport: asyncio.Transport) -> Credential:
         """Who it is that says this. Raises `Refused`, and what reading does."""
         hello = msgspec.convert((await receive(reader, HELLO_BYTES))[0], _Hello)
         if hello.join != JOIN:
             text = f"it joins by version {hello.join}, and this server by {JOIN}"
             raise Refused("host_keeper_incompatible", text)
-        credential = credential_of(writer.get_extra_info("peercert"))
+        credential = credential_of(transport.get_extra_info("peercert"))
         if credential is None:
             return await asyncio.to_thread(
                 self._invitations.join, hello.keeper, hello.secret, hello.nonce
@@ -188,7 +189,6 @@ class Listener:
         logger.warning("whoever dialled in from %s was refused: %s%s", host, why, more)
 
 
-def _refuse(writer: asyncio.StreamWriter, refused: Refused) -> None:
-    with contextlib.suppress(OSError):
-        writer.write(pack({"refused": refused.code, "text": str(refused), "ends": refused.ends}))
-        writer.close()
+def _refuse(transport: asyncio.Transport, refused: Refused) -> None:
+    transport.write(pack({"refused": refused.code, "text": str(refused), "ends": refused.ends}))
+    transport.close()

@@ -116,6 +116,12 @@ class Connection:
         self.recover_soon()
         return False
 
+    def cut_off(self, why: str) -> None:
+        """End the link: the keeper tells what cannot be."""
+        if (link := self.open_link) is not None:
+            logger.error("the keeper makes no sense; the connection to it is ended: %s", why)
+            link.abort()
+
     def retry(self, what: Callable[..., None], *arguments: Any) -> None:
         """Call something after `RETRY_SECONDS`, unless this is closed by then."""
 

@@ -155,6 +155,7 @@ class Keepers:
             total = self._log_total_bytes
             keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
             keeper.on_empty = lambda: self._change(self._retire_remote(key))
+            keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
             self._remote[key] = keeper
             self._share()
         self._homes[kernel_id] = keeper
@@ -169,7 +170,7 @@ class Keepers:
         await keeper.retire()
 
     def declare_ended(self, kernel_id: str, reason: str) -> None:
-        """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel that is not assigned."""
+        """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
         self._remote_home(kernel_id).declare_ended(kernel_id, reason)
 
     async def prepare(self, kernel_id: str, info: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -228,6 +228,10 @@ class KeeperLink:
             await self.close()
         return list(answer)
 
+    def abort(self) -> None:
+        """End the connection at once, whatever is under way."""
+        self._transport.abort()
+
     async def close(self) -> None:
         """Close the connection, within `CLOSE_SECONDS` even if the keeper reads nothing more."""
         self._open = False

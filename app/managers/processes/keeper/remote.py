@@ -8,7 +8,7 @@ reached, the kernel is *unreachable*, and neither dead nor replaced.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,11 +16,12 @@ import msgspec
 
 from ....keeper.hearings import Heard
 from ....keeper.processes import UNKNOWN_EXIT
-from ....keeper.protocol import Fields
+from ....keeper.protocol import Fields, Garbled
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
+from .claims import check_exit
 from .client import QUICK_SECONDS, Keeper
-from .kept import Kept, Processes
+from .kept import Kept, Processes, ProcessUsage
 from .lines import Lines
 from .link import KeeperLink
 from .mirrors import Mirrors
@@ -32,6 +33,9 @@ ORPHAN_SECONDS: Final = 600.0
 """How long kernels that end with the server go on when it is killed: nobody sees that there."""
 
 
+TAIL_CHARACTERS: Final = 8192
+
+
 class Host(msgspec.Struct, frozen=True):
     """What is known of a host: the user's ``home``, and the interpreter that runs the keeper.
 
@@ -41,6 +45,11 @@ class Host(msgspec.Struct, frozen=True):
     home: str
     python: str
     env: dict[str, str]
+
+
+class _Prepared(msgspec.Struct):
+    file: str
+    info: dict[str, Any]
 
 
 class RemotePlace(Place, Protocol):
@@ -89,6 +98,8 @@ class RemoteKeeper(Keeper):
         self._mirrors = Mirrors(
             self._connection.write, each=log_bytes, together=log_total_bytes, age=log_age
         )
+        self.may_have: Callable[[str], bool] = lambda _: True
+        """Whether a kernel may be one of this keeper's."""
         self._processes = Processes(here=False)
         self._declared: dict[str, str] = {}  # why kernels count as ended whose keeper does not tell
         self._lines = Lines(self._connection, self._mirrors)
@@ -115,20 +126,38 @@ class RemoteKeeper(Keeper):
         ``info`` is the connection information without addresses. Raises `KeeperUnavailable`.
         """
         answer, _ = await self._connection.ask("prepare", kernel_id=kernel_id, info=dict(info))
-        return str(answer["file"]), dict(answer["info"])
+        with self._cutting_off():
+            prepared = msgspec.convert(answer, _Prepared)
+        return prepared.file, prepared.info
 
     async def launch(
         self, kernel_id: str, command: Sequence[str], *, output: Path, **options: Any
     ) -> Kept:
         """As `Keeper.launch`."""
         self._declared.pop(kernel_id, None)
-        return await super().launch(kernel_id, command, output=_output(output), **options)
+        with self._cutting_off():
+            return await super().launch(kernel_id, command, output=_output(output), **options)
 
     async def adopt(
         self, kernel_id: str, pid: int, start_time: str, output: Path, *more: Any
     ) -> Kept | None:
         """As `Keeper.adopt`."""
-        return await super().adopt(kernel_id, pid, start_time, _output(output), *more)
+        with self._cutting_off():
+            return await super().adopt(kernel_id, pid, start_time, _output(output), *more)
+
+    async def usage(self, kernel_id: str) -> ProcessUsage | None:
+        """As `Keeper.usage`."""
+        with self._cutting_off():
+            return await super().usage(kernel_id)
+
+    @contextlib.contextmanager
+    def _cutting_off(self) -> Iterator[None]:
+        """Within, an answer that makes no sense ends the connection. Raises `KeeperUnavailable`."""
+        try:
+            yield
+        except (Garbled, msgspec.ValidationError) as error:
+            self._connection.cut_off(str(error))
+            raise KeeperUnavailable(f"{self._where.name} makes no sense: {error}") from error
 
     async def signal(self, kernel_id: str, number: int) -> None:
         """As `Keeper.signal`; nobody else can do that. Raises `KeeperUnavailable`, too."""
@@ -154,7 +183,7 @@ class RemoteKeeper(Keeper):
             return reason
         with contextlib.suppress(KeeperUnavailable, OSError):
             answer, _ = await self._connection.ask("tail", QUICK_SECONDS, kernel_id=kernel_id)
-            return str(answer)
+            return str(answer)[-TAIL_CHARACTERS:]
         return ""
 
     # Logs
@@ -199,6 +228,26 @@ class RemoteKeeper(Keeper):
         self._errands.drop(kernel_id, directory=f"logs/{kernel_id}", prepared="all")
 
     # The connection
+
+    async def greet(self, link: KeeperLink) -> Callable[[], None]:
+        """As `Keeper.greet`. Raises `Garbled` for a keeper that claims a kernel of another's."""
+        begin = await super().greet(link)
+        self._check(*self._heard, *(watched.kernel_id for watched in self._processes))
+        return begin
+
+    def _check(self, *kernel_ids: str) -> None:
+        """Raise `Garbled` if one of these kernels is another keeper's, or of this machine."""
+        for kernel_id in kernel_ids:
+            if not self.may_have(kernel_id):
+                self._processes.forget(kernel_id, None)
+                raise Garbled(f"it claims kernel {kernel_id}, which is not one of its own")
+
+    def on_event(self, fields: Fields) -> None:
+        """As `LinkOwner.on_event`. Raises `Garbled` for what cannot be."""
+        self._check(str(fields.get("kernel_id")))
+        if fields["event"] == "exited":
+            check_exit(fields)
+        super().on_event(fields)
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended: the kernels are out of reach until there is another."""
