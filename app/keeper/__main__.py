@@ -7,7 +7,7 @@ import sys
 
 def start() -> None:
     """Run the keeper without what it does not need."""
-    if "--join" in sys.argv[1:2]:
+    if any(word.startswith("-") for word in sys.argv[1:2]):
         from .joined import main as join
 
         sys.exit(join())

@@ -89,7 +89,7 @@ class Dialler:
             if error.ends or (error.code != "later" and not self._trust.has_joined):
                 raise
             self._say(f"{address[0]}:{address[1]} has no place for this keeper: {error}")
-        except TimeoutError:
+        except asyncio.TimeoutError:
             self._say(f"{address[0]}:{address[1]} does not answer in time")
         except (OSError, EOFError, Garbled, ValueError) as error:
             self._say(f"{address[0]}:{address[1]} cannot be reached: {error}")

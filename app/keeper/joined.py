@@ -22,7 +22,7 @@ from typing import Final
 
 from .dialling import Dialler, SentAway
 from .joining import Document, NotInvited, Trust, read_document
-from .main import listen, new_event_loop, take_lock
+from .main import listen, run, take_lock
 from .processes import adopt_orphans
 from .protocol import Fields, TooOpen, keeper_dir, open_dir
 from .service import Answer, Service
@@ -108,8 +108,7 @@ def main() -> int:
         logger.error("%s", error)
         return REFUSED
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(_keep(listener, directory, document, state))
+        return run(_keep(listener, directory, document, state))
     finally:
         if made:
             shutil.rmtree(made, ignore_errors=True)

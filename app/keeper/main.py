@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .processes import adopt_orphans
 from .protocol import TooOpen, keeper_dir, open_dir, socket_address
@@ -25,7 +27,10 @@ try:
 except ImportError:  # it is not everywhere
     from asyncio import new_event_loop  # type: ignore[assignment]
 
-__all__ = ["listen", "main", "new_event_loop", "take_lock"]
+__all__ = ["listen", "main", "run", "take_lock"]
+
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -43,8 +48,18 @@ def main() -> None:
     except (OSError, TooOpen) as error:
         _say(str(error))
     else:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_keep(listener, directory))
+        run(_keep(listener, directory))
+
+
+def run(what: Coroutine[Any, Any, T]) -> T:
+    """What this returns in the end, in a loop of its own."""
+    loop = new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(what)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 def take_lock(directory: int) -> None:

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Union
 
 import msgspec
 
@@ -55,7 +55,7 @@ UNREAD_BYTES: Final = 2**16
 
 BELL_SECONDS: Final = 0.05
 
-Answer = Fields | tuple[Fields, bytes]
+Answer = Union[Fields, tuple[Fields, bytes]]
 
 
 class Service:

@@ -90,12 +90,11 @@ def start_keeper(
     *arguments: str,
     env: Mapping[str, str],
     stderr: int | None = None,
-    before: Sequence[str] = (),
-    module: str = "app.keeper",
+    command: Sequence[str] = (sys.executable, "-m", "app.keeper"),
 ) -> subprocess.Popen[bytes]:
     """A keeper that joins by a document, which it gets on its stdin."""
     process = subprocess.Popen(
-        [*before, sys.executable, "-m", module, "--join", "-", *arguments],
+        [*command, "--join", "-", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
