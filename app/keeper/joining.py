@@ -25,6 +25,9 @@ __all__ = ["Document", "NotInvited", "Trust", "read_document"]
 DOCUMENT_BYTES: Final = 2**16
 MAX_ADDRESSES: Final = 16
 
+PARTIAL_CHAIN: Final = ssl.VerifyFlags(0x80000)
+"""`ssl.VERIFY_X509_PARTIAL_CHAIN`, which Python 3.9 does not name."""
+
 
 class NotInvited(Exception):
     """The join document is of no use; the text says why."""
@@ -95,7 +98,7 @@ class Trust:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(cadata=self._document.authority)
         # What the document names is trusted, whoever vouches for that.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.verify_flags |= PARTIAL_CHAIN
         if self.has_joined:
             context.load_cert_chain(self._file)
         return context

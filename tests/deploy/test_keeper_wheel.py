@@ -42,7 +42,8 @@ def oldest_python() -> Path | str:
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     names = [f"python3.{minor}" for minor in range(9, 15)]
     found = []
-    for python in (*names, *versions.glob("3.*/bin/python"), sys.executable):
+    pythons: list[Path | str] = [*names, *versions.glob("3.*/bin/python"), sys.executable]
+    for python in pythons:
         try:
             done = subprocess.run([python, "-c", WHICH], capture_output=True, text=True)
         except OSError:

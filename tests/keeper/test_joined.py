@@ -20,8 +20,10 @@ import psutil
 import pytest
 
 from app.keeper.joining import Document, NotInvited
+from app.keeper.processes import UNKNOWN_EXIT
 from app.managers.errors import KeeperUnavailable
 from app.managers.messages.traffic import Traffic
+from app.managers.processes.hosts.errors import HostUnusable
 from app.managers.processes.keeper.remote import RemoteKeeper
 from tests.keeper.conftest import WAIT, Client, ended
 from tests.support.home import Home
@@ -311,4 +313,28 @@ async def test_nobody_can_be_asked_while_it_is_away(
         await keeper.signal("k", signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     await eventually(lambda: keeper.is_connected, WAIT)
+    await keeper.end("k")
+
+
+async def test_a_kernel_whose_job_has_ended_is_dead_without_waiting_for_its_keeper(
+    service: JoinedService, start: Start, home: Home
+) -> None:
+    keeper, _, process = await joined(service, start, home)
+    process.kill()
+    await eventually(lambda: not keeper.is_connected, WAIT)
+    service.joining.fail("k", HostUnusable("job 17 has ended: OUT_OF_MEMORY"))
+    keeper.declare_ended("k", "job 17 has ended: OUT_OF_MEMORY")
+    keeper.declare_ended("k", "a later reason, of an end that is known")
+    assert await ended(keeper) == UNKNOWN_EXIT
+    async with asyncio.timeout(WAIT / 3):  # a wait for the keeper would take longer
+        assert not await keeper.settle("k")
+        await keeper.disconnect("k")
+        assert await keeper.tail("k") == "job 17 has ended: OUT_OF_MEMORY"
+    # The next generation has the same log, and goes on with its numbers.
+    await keeper.forget("k")
+    invitation = await service.joining.invite("k")
+    start(invitation.document)
+    traffic = await speak(keeper, home, "k")
+    await Client(traffic).ran("print x")
+    assert not keeper.exited("k").done()
     await keeper.end("k")

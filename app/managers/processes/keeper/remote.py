@@ -196,14 +196,22 @@ class RemoteKeeper(Keeper):
 
     async def settle(self, kernel_id: str) -> bool:
         """As `Keeper.settle`; returns when the mirror has come as far as the log."""
+        if self._is_lost(kernel_id):
+            return False
         found = await super().settle(kernel_id)
         await self._catch_up(kernel_id)
         return found
 
     async def disconnect(self, kernel_id: str) -> None:
         """As `Keeper.disconnect`; returns when the mirror has come as far as the log."""
+        if self._is_lost(kernel_id):
+            return
         await super().disconnect(kernel_id)
         await self._catch_up(kernel_id)
+
+    def _is_lost(self, kernel_id: str) -> bool:
+        """Whether a kernel counts as ended, and its keeper, which need not be there, is away."""
+        return kernel_id in self._declared and not self.is_connected
 
     async def _catch_up(self, kernel_id: str) -> None:
         """Return when all messages are here that the keeper has logged."""
