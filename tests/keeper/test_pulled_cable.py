@@ -1,4 +1,4 @@
-"""A keeper in a network of its own, and the cable to it: pulled in mid-output, and plugged in again.
+"""A keeper in a network of its own, and the cable to it: pulled in mid-output, and plugged in.
 
 Nobody is told of that by a packet: what was sent is lost or arrives late, as with any network.
 """
@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,6 +35,7 @@ def network() -> Iterator[Network]:
 
 
 async def test_nothing_is_missing_and_nothing_comes_twice(network: Network, home: Home) -> None:
+    done = home.root_dir / "done"
     async with JoinedService(home.path / "service", address=network.here) as service:
         invitation = await service.joining.invite("k")
         enter = ("nsenter", f"--net={network.path}")
@@ -69,7 +69,7 @@ async def test_nothing_is_missing_and_nothing_comes_twice(network: Network, home
             ]
             assert said == [str(number) for number in range(1, MESSAGES + 1)]
             assert client.gaps == []
-            assert Path(home.root_dir, "done").read_text() == "once\n"
+            assert done.read_text() == "once\n"
             await keeper.end("k")
         finally:
             process.terminate()
