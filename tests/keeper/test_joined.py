@@ -24,10 +24,12 @@ from app.keeper.processes import UNKNOWN_EXIT
 from app.managers.errors import KeeperUnavailable
 from app.managers.messages.traffic import Traffic
 from app.managers.processes.hosts.errors import HostUnusable
+from app.managers.processes.hosts.joined_place import JoinedPlace
+from app.managers.processes.keeper.keepers import Keepers
 from app.managers.processes.keeper.remote import RemoteKeeper
 from tests.keeper.conftest import WAIT, Client, ended
 from tests.support.home import Home
-from tests.support.joined import JoinedService, connect, speak, start_keeper
+from tests.support.joined import LOGS, JoinedService, connect, speak, start_keeper
 from tests.support.processes import eventually
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -338,3 +340,40 @@ async def test_a_kernel_whose_job_has_ended_is_dead_without_waiting_for_its_keep
     await Client(traffic).ran("print x")
     assert not keeper.exited("k").done()
     await keeper.end("k")
+
+
+async def test_the_keeper_of_a_kernel_that_was_given_up_is_told_to_end_by_any_later_server(
+    service: JoinedService, start: Start, home: Home
+) -> None:
+    options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
+    keepers = Keepers(home.state_dir, **options)
+    keepers.assign("k", "where", lambda: JoinedPlace(service.joining, "k", "lab k"))
+    process = start((await service.joining.invite("k")).document)
+    keeper = keepers._remote["where"]
+    traffic = await speak(keeper, home, "k")
+    kernel = psutil.Process((await keeper.kept())["k"].pid)
+    assert not keepers.give_up("k", "it can be asked")
+    process.send_signal(signal.SIGSTOP)
+    await eventually(lambda: not keeper.is_connected, WAIT)
+    assert keepers.give_up("k", "nobody waits for it")
+    assert await ended(keeper) == UNKNOWN_EXIT
+    await traffic.close("")
+    await keeper.forget("k")
+    keepers.drop("k")
+    await eventually(lambda: not keepers._remote, WAIT)
+    await keepers.close()
+    await service.close()
+    async with await next_service(service):
+        process.send_signal(signal.SIGCONT)
+        assert "keeper_forgotten" in await log_of(process)
+        assert process.returncode == 3
+        assert not kernel.is_running()
+
+
+async def test_a_kernel_of_this_machine_is_not_given_up(home: Home) -> None:
+    options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
+    keepers = Keepers(home.state_dir, **options)
+    assert not keepers.give_up("k", "it is here")
+    with pytest.raises(ValueError, match="stays here"):
+        keepers.declare_ended("k", "it is here")
+    await keepers.close()

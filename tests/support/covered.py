@@ -102,6 +102,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.managers.handover.store": ("managers/handover/test_registry",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
+    "app.managers.kernels.giving_up": ("managers/processes/hosts/test_ssh",),
     "app.managers.kernels.kernel": (
         *("managers/kernels/test_supervision", "managers/kernels/test_restarting"),
     ),

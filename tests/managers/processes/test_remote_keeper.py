@@ -86,6 +86,7 @@ class NearPlace:
 
     name = "lab"
     patience = 30.0
+    ends_forgotten = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

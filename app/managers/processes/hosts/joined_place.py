@@ -35,6 +35,9 @@ class JoinedPlace:
     patience: float = START_SECONDS
     """As `Place.patience`: an engine with a queue has more."""
 
+    ends_forgotten: bool = True
+    """As `RemotePlace.ends_forgotten`."""
+
     def __init__(
         self, joining: Joining, keeper_id: str, name: str, submit: Submit | None = None
     ) -> None:

@@ -33,6 +33,9 @@ class SSHPlace:
     patience: float = START_SECONDS
     """As `Place.patience`."""
 
+    ends_forgotten: bool = False
+    """As `RemotePlace.ends_forgotten`: it is told by this server, when the host is back."""
+
     def __init__(self, options: SSHOptions, state_dir: Path) -> None:
         self.name = options.name
         self.host: Host | None = None

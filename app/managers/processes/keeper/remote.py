@@ -17,7 +17,7 @@ import msgspec
 from ....keeper.hearings import Heard
 from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields, Garbled
-from ...errors import KeeperUnavailable
+from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
 from .claims import check_exit
 from .client import QUICK_SECONDS, Keeper
@@ -62,6 +62,9 @@ class RemotePlace(Place, Protocol):
     def host(self) -> Host | None:
         """What is known of the host; None before the first connection."""
 
+    ends_forgotten: bool
+    """Whether a keeper that is not needed is told to end when it comes back after `retire`."""
+
     async def retire(self) -> None:
         """No kernel is there any more, nor will be: the keeper is not needed. Raises nothing."""
 
@@ -101,6 +104,8 @@ class RemoteKeeper(Keeper):
         self.may_have: Callable[[str], bool] = lambda _: True
         """Whether a kernel may be one of this keeper's."""
         self._processes = Processes(here=False)
+        self.has_given_up = False
+        """Whether a kernel was given up."""
         self._declared: dict[str, str] = {}  # why kernels count as ended whose keeper does not tell
         self._lines = Lines(self._connection, self._mirrors)
         self._connection.on_trouble = self._on_trouble
@@ -142,6 +147,9 @@ class RemoteKeeper(Keeper):
         self, kernel_id: str, pid: int, start_time: str, output: Path, *more: Any
     ) -> Kept | None:
         """As `Keeper.adopt`."""
+        if self._is_lost(kernel_id):  # nobody has reached it since it was left, and it is given up
+            self._errands.end(kernel_id, pid=pid)
+            return None
         with self._cutting_off():
             return await super().adopt(kernel_id, pid, start_time, _output(output), *more)
 
@@ -177,6 +185,19 @@ class RemoteKeeper(Keeper):
             self._declared[kernel_id] = reason
             watched.end(UNKNOWN_EXIT)
 
+    def give_up(self, kernel_id: str, reason: str) -> bool:
+        """Take a kernel's process for ended, as the host is not to be waited for any more.
+
+        The process is ended when the host is back. Returns whether that was done: the keeper of a
+        host that is not away can be asked.
+        """
+        if self.is_connected:
+            return False
+        self.has_given_up = True
+        self.declare_ended(kernel_id, reason)
+        self._declared.setdefault(kernel_id, reason)
+        return True
+
     async def tail(self, kernel_id: str) -> str:
         """As `Keeper.tail`."""
         if (reason := self._declared.get(kernel_id)) is not None:
@@ -192,6 +213,8 @@ class RemoteKeeper(Keeper):
         self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
     ) -> Heard:
         """As `Keeper.hear`; returns when the mirror has come as far as the log."""
+        if self._is_lost(line.kernel_id):
+            raise KernelUnreachable(self._declared[line.kernel_id])
         return await self._mirrors.whole(await super().hear(line, directory, info, anew=anew))
 
     async def settle(self, kernel_id: str) -> bool:
@@ -208,6 +231,11 @@ class RemoteKeeper(Keeper):
             return
         await super().disconnect(kernel_id)
         await self._catch_up(kernel_id)
+
+    async def end(self, kernel_id: str) -> None:
+        """As `Keeper.end`."""
+        if not self._is_lost(kernel_id):
+            await super().end(kernel_id)
 
     def _is_lost(self, kernel_id: str) -> bool:
         """Whether a kernel counts as ended, and its keeper, which need not be there, is away."""
@@ -270,6 +298,11 @@ class RemoteKeeper(Keeper):
         """As `Keeper.close`."""
         await super().close()
         self._mirrors.close()
+
+    @property
+    def ends_forgotten(self) -> bool:
+        """As `RemotePlace.ends_forgotten`."""
+        return self._where.ends_forgotten
 
     async def retire(self) -> None:
         """Do `close` for good: no kernel is there any more, nor will be."""
