@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import Field, field_validator
@@ -55,6 +57,13 @@ class Agents(OptionGroup):
     def _port(cls, value: str) -> str:
         if value:
             host_and_port(value, 0)
+        return value
+
+    @field_validator("agent_certificate")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value is not None and not os.path.isfile(value):
+            raise ValueError(f"there is no file {value}")
         return value
 
     @field_validator("agent_addresses")

@@ -207,8 +207,7 @@ async def _links(count: int) -> None:
         alive = sum(keeper.is_connected for keeper in keepers)
         print(f"{alive} of {count} links idle: {more / 2**20:.0f} MiB more (300 MB are meant), ")
         print(f"{100 * used / IDLE_SECONDS:.1f} % of a processor (5 are meant)")
-        speaker.terminate()
-    await asyncio.to_thread(speaker.wait, 30)
+    await asyncio.to_thread(speaker.communicate)
     home.remove()
 
 
@@ -217,15 +216,18 @@ def _start_speaker(documents: list[Any]) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "benchmarks.links", "--speak-for-all"], stdin=subprocess.PIPE
     )
     assert speaker.stdin is not None
-    with speaker.stdin:
-        speaker.stdin.write(json.dumps(documents).encode())
+    speaker.stdin.write(json.dumps(documents).encode() + b"\n")
+    speaker.stdin.flush()
     return speaker
 
 
 async def _speak_for_all() -> None:
     """Be the keepers of the documents on stdin, without kernels."""
-    documents = json.loads(sys.stdin.buffer.read())
-    await asyncio.gather(*(_speak_for(document) for document in documents))
+    documents = json.loads(sys.stdin.buffer.readline())
+    speaking = [asyncio.ensure_future(_speak_for(document)) for document in documents]
+    await asyncio.to_thread(sys.stdin.buffer.read)  # until whoever has started it is gone
+    for one in speaking:
+        one.cancel()
 
 
 async def _speak_for(document: dict[str, Any]) -> None:
