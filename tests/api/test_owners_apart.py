@@ -78,6 +78,7 @@ PLANS: dict[str, list[Plan]] = {
     "usage_get": [Plan(), Plan(params={"history": "true"})],
     "resource_usage_get": [Plan()],
     "overview_list": [Plan()],
+    "process_output_get": [Plan()],
     "shares_list": [Plan()],
     "shares_create": [Plan(body={"name": "ben", "access": "execute"}), Plan(body={})],
     "shares_delete": [Plan(params={"name": "carl"}), Plan(params={"name": "nobody"}), Plan()],

@@ -229,3 +229,24 @@ def test_a_reason_is_over_when_the_kernel_is_ready_again_and_then_counted_as_pas
     state.on_ready()
     assert state.restarts is not None
     assert state.restarts.count == 2
+
+
+def test_it_knows_since_when_it_is_in_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.managers.state.time.time", lambda: now)
+    state = KernelState()
+    assert state.since == 100.0
+    now = 101.0
+    state.on_ready()
+    assert state.since == 101.0
+    now = 102.0
+    state.on_status("idle", EXECUTE)  # it was idle before
+    assert state.since == 101.0
+    state.on_status("busy", EXECUTE)
+    assert state.since == 102.0
+    now = 103.0
+    state.on_reach("the host does not answer")
+    assert (state.word, state.since) == ("unknown", 103.0)
+    now = 104.0
+    state.begin(Lifecycle.DEAD, "it was killed")
+    assert (state.word, state.since) == ("dead", 104.0)

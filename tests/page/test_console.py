@@ -69,7 +69,9 @@ async def test_enter_makes_a_new_line_until_the_code_is_complete(
 
 async def test_completion_counts_code_points(open_page: OpenPage, start: KernelStarter) -> None:
     console, _ = await opened(open_page, start)
-    await console.run_through("zebra_one = zebra_two = 1; crossing = 2")
+    # The kernel loads its completion when it is first asked, which may take it long.
+    loading = "get_ipython().kernel.do_complete('cross', 5)['status']"
+    await console.run_through(f"zebra_one = zebra_two = 1; crossing = 2; {loading}")
     await console.type("'😀😀', cross")
     await console.press("Tab")
     await console.has_code("'😀😀', crossing")
@@ -202,7 +204,8 @@ async def test_what_runs_away_is_interrupted(open_page: OpenPage, start: KernelS
     console, _ = await opened(open_page, start)
     cell = await console.run("while True: pass")
     await console.ends(cell, "running")
-    button = console.page.get_by_role("button", name="Interrupt")
+    region = console.page.get_by_role("region", name="Console")
+    button = region.get_by_role("button", name="Interrupt")
     await expect(button).to_be_enabled()
     await button.click()
     await console.ends(cell, "error")

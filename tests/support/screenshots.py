@@ -28,6 +28,12 @@ pyplot.plot(x, numpy.sin(x) * numpy.exp(-x / 6))
 pyplot.title("a damped oscillation")
 pyplot.show()
 """
+_TYPED: Final = (
+    "squares = {n: n ** 2 for n in range(6)}",
+    "squares",
+    "for n, square in squares.items():\n    print(f'{n} * {n} = {square}')",
+    "squares[7]",
+)
 _TRAIN: Final = """
 import time
 for epoch in range(1, 9):
@@ -62,7 +68,10 @@ async def _take(page: Page, name: str, scheme: str) -> None:
         sys.exit(f"scripts/screenshots: {file.name} has {file.stat().st_size} bytes")
 
 
-async def _pictures(browser: Browser, server: ServerProcess, kernel: str, scheme: str) -> None:
+async def _pictures(
+    browser: Browser, server: ServerProcess, ids: dict[str, str], scheme: str
+) -> None:
+    kernel, scratch = ids["training.ipynb"], ids["scratch.ipynb"]
     address = f"{server.url}/?token={server.token}"
     async with watched_page(browser, server.url, viewport=SIZE, scheme=scheme) as (page, _):
         await page.goto(address)
@@ -79,8 +88,13 @@ async def _pictures(browser: Browser, server: ServerProcess, kernel: str, scheme
         await page.goto(f"{server.url}/#/kernels/{kernel}/usage")
         await expect(page.locator("canvas").first).to_be_visible(timeout=SHOWN_MS)
         await _take(page, "usage", scheme)
-        await page.goto(f"{server.url}/#/kernels/{kernel}/console")
-        await expect(page.locator(".cm-content, textarea").first).to_be_visible(timeout=SHOWN_MS)
+        await page.goto(f"{server.url}/#/kernels/{scratch}/console")
+        await expect(page.get_by_text("The kernel is idle")).to_be_visible(timeout=SHOWN_MS)
+        for code in _TYPED:
+            await page.locator(".cm-content").first.click()
+            await page.keyboard.insert_text(code)
+            await page.get_by_role("button", name="Run", exact=True).click()
+        await expect(page.get_by_text("KeyError").first).to_be_visible(timeout=SHOWN_MS)
         await _take(page, "console", scheme)
         await page.goto(f"{server.url}/#/service")
         await expect(page.get_by_text("automatic restart")).to_be_visible(timeout=SHOWN_MS)
@@ -94,7 +108,7 @@ async def _main() -> None:
         async with RestClient(server.url, server.token) as rest, browser() as launched:
             ids = await _work(rest)
             for scheme in ("light", "dark"):
-                await _pictures(launched, server, ids["training.ipynb"], scheme)
+                await _pictures(launched, server, ids, scheme)
     finally:
         server.stop()
 

@@ -69,6 +69,11 @@ function Main() {
   const { path } = route.value;
   const place = path.slice(0, 2).join("/");
   const first = useRef(true);
+  const [section = "kernels", id = "", tab = "output"] = path;
+  useEffect(() => {
+    const shown = section === "service" ? "Service" : id === "" ? "Kernels" : `${tab} of ${id.slice(0, 8)}`;
+    document.title = `${shown} · kernelkeep`;
+  }, [section, id, tab]);
   useEffect(() => {
     // A new view is announced to who cannot see it; the first one is by the page's load.
     if (!first.current) main.current?.focus();

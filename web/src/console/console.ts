@@ -33,7 +33,7 @@ export interface Completions {
 }
 
 /** A kernel may load its completion at the first question. */
-const ASK_MILLISECONDS = 20_000;
+const ASK_MILLISECONDS = 60_000;
 
 /** Enter waits so long for the kernel to say whether code is complete. */
 const COMPLETE_MILLISECONDS = 700;
