@@ -12,12 +12,12 @@ SECONDS = 300
 
 
 async def test_the_modules_of_the_page() -> None:
-    done = await asyncio.to_thread(tested)
+    done = await asyncio.to_thread(outcome)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(SOURCES.rglob("src/**/*.test.ts")), "there are tests"
 
 
-def tested() -> subprocess.CompletedProcess[str]:
+def outcome() -> subprocess.CompletedProcess[str]:
     """Runs all of them."""
     packages()
     return subprocess.run(
