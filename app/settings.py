@@ -29,6 +29,7 @@ from .options import (
     FORK_AUTOMATICALLY,
     FORK_NONE,
     Access,
+    Agents,
     Clients,
     Culling,
     Execution,
@@ -58,6 +59,7 @@ _ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null
 # pydantic takes the fields of the last base first.
 class Settings(
     Log,
+    Agents,
     Keeper,
     Execution,
     WebSocket,

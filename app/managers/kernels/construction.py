@@ -14,6 +14,7 @@ from ..limits.shares import Shares
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.hosts.new_joining import new_joining
 from ..processes.isolation.isolation import new_isolation
 from ..processes.keeper.keepers import new_keepers
 from ..processes.run_files import RunFiles
@@ -55,6 +56,7 @@ def multi_kernel_manager(
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own)
+    joining = new_joining(settings, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     shares = Shares() if shares is None else shares
     handover = Handover()
@@ -72,6 +74,7 @@ def multi_kernel_manager(
         ),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
+        joining=joining,
         isolation=isolation,
         audit=audit,
         handover=handover,

@@ -21,6 +21,7 @@ from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.joining import Joining
 from ..processes.hosts.provisioner import SSHProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
@@ -53,6 +54,7 @@ class KernelServices:
     forking: Forking
     starts: Starts
     keepers: Keepers
+    joining: Joining
     isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
@@ -183,6 +185,7 @@ class KernelServices:
         await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
+        await self.joining.close()
         self.transports.close()
         self.isolation.close()
         self.files.close()

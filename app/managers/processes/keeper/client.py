@@ -32,6 +32,7 @@ from ....keeper.protocol import Fields
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
+from .claims import kept_of
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
 from .kept import Greeted, Kept, Processes, ProcessUsage, WatchedProcess
@@ -95,7 +96,7 @@ class Keeper:
             who = {"pid": pid, "start_time": start_time(pid)}
             self._options["server"] = {**who, "own": [str(directory) for directory in own]}
         self._place = place or NewestPlace(state_dir)
-        self._connection = Connection(self)
+        self._connection = Connection(self, self._place.patience)
         self._errands = Errands(self._connection, self._look_whether_empty)
         self._processes = Processes()
         self._lines = Lines(self._connection)
@@ -176,7 +177,7 @@ class Keeper:
             # It may have been launched, or will be. Whoever asks again, does so behind this.
             self._errands.end(kernel_id, launch=launch)
             raise
-        kept = msgspec.convert(answer, Kept)
+        kept = kept_of(answer, kernel_id)
         self._processes.note(kept, anew=True, limits=limits)
         return kept
 
@@ -211,7 +212,7 @@ class Keeper:
                 return None
             # A keeper that was replaced knew how it ended.
             return Kept(kernel_id, pid, start_time, watched.exited.result(), watched.output)
-        kept = msgspec.convert(answer, Kept)
+        kept = kept_of(answer, kernel_id)
         self._processes.note(kept, limits=limits)
         return kept
 
