@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Error, Page, expect
 
 from tests.conftest import MakeServer
 from tests.support.browser import WAIT_MS, PageWatch, watched_page
@@ -19,6 +19,8 @@ from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
 HERE = Path(__file__).parent
+
+LOADS = 10
 
 expect.set_options(timeout=WAIT_MS)
 
@@ -64,10 +66,25 @@ async def open_page(
             # A kernel that is gone before its row is asked about is no fault of the page.
             watch.allow("/usage?history=true")
             shown = server.token if token is None else token
-            await page.goto(f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
+            await _load(page, watch, f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
             return page, watch
 
         yield open_one
+
+
+async def _load(page: Page, watch: PageWatch, address: str) -> None:
+    """Open an address, and again if Chromium has broken it off (`PageWatch`)."""
+    for _ in range(LOADS):
+        before = watch.broken_off
+        try:
+            await page.goto(address)
+            if watch.broken_off == before:
+                return
+        except Error as error:
+            if "ERR_NETWORK_CHANGED" not in error.message:
+                raise
+        await page.goto("about:blank")
+    raise AssertionError(f"the network has changed {LOADS} times while the page was loaded")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

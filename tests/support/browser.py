@@ -45,11 +45,15 @@ class PageWatch:
     """Notes what a page must not do: errors, offences against its policy, requests to elsewhere.
 
     ``allowed`` has parts of lines that a test provokes, such as a refusal by the server.
+
+    Chromium breaks off all requests when a network interface of the machine comes or goes, as those
+    of other tests do. ``broken_off`` counts them; a page has to go on by itself.
     """
 
     def __init__(self, page: Page, origin: str) -> None:
         self.faults: list[str] = []
         self.allowed: list[str] = []
+        self.broken_off = 0
         self._origin = urlsplit(origin).netloc
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
@@ -58,7 +62,9 @@ class PageWatch:
 
     def _console(self, message: ConsoleMessage) -> None:
         # Chromium tells offences against the policy, and failed requests, as errors, too.
-        if message.type in ("error", "warning"):
+        if "ERR_NETWORK_CHANGED" in message.text:
+            self.broken_off += 1
+        elif message.type in ("error", "warning"):
             self.faults.append(f"console: {message.text} ({message.location.get('url', '')})")
 
     def _request(self, address: str) -> None:

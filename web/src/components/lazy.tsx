@@ -13,7 +13,7 @@ export function lazy<P extends object>(
   const start = () => {
     loading = true;
     failed.value = false;
-    load().then(
+    patiently(load).then(
       (module) => {
         loaded.value = module.default;
       },
@@ -47,4 +47,18 @@ export function lazy<P extends object>(
       </p>
     );
   };
+}
+
+const PAUSES_MS = [300, 1000, 3000];
+
+/** Load something, and try again where the network has just changed. */
+async function patiently<T>(load: () => Promise<T>): Promise<T> {
+  for (const pause of PAUSES_MS) {
+    try {
+      return await load();
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+  }
+  return load();
 }
