@@ -145,7 +145,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
-    "app.agent_options": ("test_options",),
+    "app.agent_options": ("managers/processes/hosts/test_new_joining",),
     "app.keeper.joining": ("keeper/test_joined",),
     "app.keeper.dialling": ("keeper/test_joined",),
     "app.managers.processes.hosts.listener": ("managers/processes/hosts/test_joining",),

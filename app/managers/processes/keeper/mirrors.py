@@ -97,8 +97,8 @@ class Mirrors:
     def begin(self, directory: Path, heard: Heard) -> Heard:
         """Follow a log that the keeper has opened; returns what holds for the mirror.
 
-        Raises `OSError` if the mirror cannot be written, and `Garbled` if the keeper's log is less
-        than what it has told before.
+        What was read behind the answer may be in the mirror already. Raises `OSError` if the mirror
+        cannot be written.
         """
         kernel_id = heard.kernel_id
         self.known(kernel_id, directory)
@@ -110,11 +110,6 @@ class Mirrors:
             else:
                 writer.close()
             writer = mirror.writer = self._resumed(kernel_id, directory, heard.epoch)
-        if heard.end < writer.end:
-            raise Garbled(
-                f"kernel {kernel_id}: its log, which went to number {writer.end.cursor}, is said "
-                f"to go to {heard.end[0]}"
-            )
         if writer.end.cursor < heard.first[0]:
             writer.skip_to(*heard.first)
         writer.prepare()
