@@ -145,6 +145,11 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
+    **{
+        f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
+        for name in ("engines", "kinds", "place", "provisioner")
+    },
+    "app.managers.processes.engines.order": ("managers/processes/engines/test_job",),
     "app.agent_options": ("managers/processes/hosts/test_new_joining",),
     "app.keeper.joining": ("keeper/test_joined",),
     "app.keeper.dialling": ("keeper/test_joined",),

@@ -9,6 +9,8 @@ KeeperUnavailable
     ├── HostFull
     ├── HostKeeperIncompatible
     ├── KeepersNotHeard
+    ├── ImageUnusable
+    ├── JobOutOfMemory
     └── EngineNotInstalled
 
 A start that fails for one of them is answered with `kernel_start_failed`, and the code is its
@@ -31,6 +33,8 @@ __all__ = [
     "HostUnreachable",
     "HostUnusable",
     "HostWithoutPython",
+    "ImageUnusable",
+    "JobOutOfMemory",
     "KeepersNotHeard",
 ]
 
@@ -84,6 +88,18 @@ class KeepersNotHeard(HostUnusable):
     code = "keepers_not_heard"
 
 
+class ImageUnusable(HostUnusable):
+    """The image of the container is not there, and cannot be had."""
+
+    code = "image_unusable"
+
+
+class JobOutOfMemory(HostUnusable):
+    """The job has ended for want of memory."""
+
+    code = "out_of_memory"
+
+
 class EngineNotInstalled(HostUnusable):
     """The server lacks the package that it reaches such hosts with."""
 
@@ -93,5 +109,6 @@ class EngineNotInstalled(HostUnusable):
 NO_KEEPER: Final[tuple[type[KeeperUnavailable], ...]] = (
     *(KeeperUnavailable, HostUnusable, HostUnreachable, HostKeyRefused, HostLoginRefused),
     *(HostWithoutPython, HostFull, HostKeeperIncompatible, KeepersNotHeard, EngineNotInstalled),
+    *(ImageUnusable, JobOutOfMemory),
 )
 """Every reason why the keeper of a kernel cannot be asked, here or on another host."""

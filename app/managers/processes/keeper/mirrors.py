@@ -20,7 +20,7 @@ from ....keeper.log_room import NO_SHARE
 from ....keeper.protocol import Garbled
 from ....protocol import link as frames
 from ....protocol.link import Bell, Credit, Follow
-from ....protocol.messages import Buffer
+from ....protocol.messages import Buffer, Message
 from ....protocol.records import DamagedLog
 from ...errors import KeeperUnavailable
 from ...log.mirror import MirrorWriter
@@ -177,6 +177,17 @@ class Mirrors:
             if not waiting.done():
                 waiting.set_result(None)
         return kernel_id, mirror.bell
+
+    def append(
+        self, kernel_id: str, message: Message, owner: str | None, flags: int
+    ) -> Bell | None:
+        """Append a message to a mirror whose keeper has ended; None if the kernel is gone."""
+        mirror = self._by_id.get(kernel_id)
+        if mirror is None:
+            return None
+        mirror.writer.append(message.frame, message.channel, owner, flags)
+        mirror.writer.flush()
+        return mirror.bell
 
     def on_bell(self, kernel_id: str, bell: Bell) -> Bell:
         """What holds for the mirror when the keeper tells this of its log."""
