@@ -218,8 +218,8 @@ class Kernel:
 
     def _assign(self, left: Mapping[str, Any], spec: KernelSpec | None = None) -> None:
         """Have the kernel on the host of its kernelspec (`KernelServices.assign`)."""
-        owner, on_words = self.ownership.owner, self.state.on_words
-        self._services.assign(self.id, spec or self.spec, left, owner=owner, on_words=on_words)
+        spec, on_words = spec or self.spec, self.state.on_words
+        self._services.assign(self.id, spec, left, ownership=self.ownership, on_words=on_words)
 
     async def adopt(self, record: KernelRecord) -> None:
         """Own the kernel that an earlier process of the server has left; in place of `start`.

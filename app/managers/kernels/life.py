@@ -357,6 +357,9 @@ class Life:
         self._losses.cancel()
         await self._traffic.settle()
         reason = await launches.describe(process, f"The kernel's process {exited}")
+        words = await self._services.engines.words(self._kernel.id)
+        if words and words not in reason:
+            reason = f"{words}. {reason}"
         is_death = self._course.asked is Asked.NOTHING
         if is_death:
             self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)

@@ -127,7 +127,7 @@ class KernelServices:
         spec: KernelSpec,
         left: Mapping[str, Any] | None = None,
         *,
-        owner: str,
+        ownership: Ownership,
         on_words: Callable[[str], None],
     ) -> None:
         """Have a kernel on the host, or in a job of the engine, that its kernelspec names, if any.
@@ -137,7 +137,11 @@ class KernelServices:
         Raises `KernelStartFailed` if the options are wrong.
         """
         left = left or {}
-        if not self.engines.assign(kernel_id, spec, left, owner=owner, on_words=on_words):
+        owner, limits = ownership.owner, self.process_limits(ownership)
+        has_engine = self.engines.assign(
+            kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
+        )
+        if not has_engine:
             assign_host(self.keepers, kernel_id, spec, self.files.path, left)
 
     def new_address(self, manager: KernelManager) -> str:

@@ -70,6 +70,9 @@ class DockerEngine:
     ``on_words`` is told, with a kernel's id, what goes on before its container runs.
     """
 
+    absent_is_ended = True
+    """As `Engine.absent_is_ended`."""
+
     def __init__(self, url: str, service: str, on_words: Callable[[str, str], None]) -> None:
         self.name = f"the engine at {url}"
         self._url = url
@@ -200,6 +203,9 @@ class DockerEngine:
                 return HostUnusable("The container was removed")
             return HostUnusable(f"The container has ended, and is not told of: {error.message}")
         return why_ended(found, "".join(lines).strip())
+
+    async def joined(self, keeper_id: str, generation: int) -> None:
+        """As `Engine.joined`: nothing is left of what its stdin was."""
 
     async def close(self) -> None:
         """As `Engine.close`."""

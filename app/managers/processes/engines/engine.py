@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
+from ....keeper.limits import ProcessLimits
 from ...errors import KeeperUnavailable
 
 __all__ = ["Engine", "EngineOptions", "Job", "JobState", "Order", "Strangers"]
@@ -50,6 +51,8 @@ class Order(NamedTuple):
     """The engine's, as `EngineOptions` has them."""
     stdin: bytes
     """What the job's process reads from its stdin, as nobody else may see it."""
+    limits: ProcessLimits
+    """What all kernels of the owner may take together: one job has no use for more."""
 
 
 class EngineOptions(Protocol):
@@ -82,6 +85,9 @@ class Engine(Protocol):
     name: str
     """The engine, for people."""
 
+    absent_is_ended: bool
+    """Whether nothing of a job runs any more that the engine does not know, and has known."""
+
     async def submit(self, order: Order) -> None:
         """Have a job run. Raises `HostUnusable` for one that cannot be, and leaves nothing then."""
 
@@ -101,6 +107,9 @@ class Engine(Protocol):
 
     async def explain(self, job: Job) -> KeeperUnavailable:
         """Why a job has ended, in the engine's words, as the error of a start that fails by it."""
+
+    async def joined(self, keeper_id: str, generation: int) -> None:
+        """The keeper in this job has joined: what served that alone can go. Raises nothing."""
 
     async def close(self) -> None:
         """Close what is open."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
 
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 5.0
 """When an engine that has gone away is looked for again."""
 
+WORDS_SECONDS: Final = 3.0
+"""How long an engine may take to say what is with a job whose kernel has ended."""
+
 LEAVE_SECONDS: Final = 10.0
 """How long the keeper of a kernel that is gone may take to end by itself."""
 
@@ -49,6 +53,7 @@ class Engines:
         self._engines: dict[tuple[str, str], Engine] = {}
         self._strangers: dict[tuple[str, str], Strangers] = {}
         self._parting: set[Work] = set()
+        self._ending: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Kernels
@@ -61,6 +66,7 @@ class Engines:
         *,
         owner: str,
         on_words: Callable[[str], None],
+        limits: ProcessLimits = NO_LIMITS,
     ) -> bool:
         """Have a kernel in a job of the engine that its kernelspec names; False if it names none.
 
@@ -70,7 +76,7 @@ class Engines:
         found = chosen(spec, left)
         if found is None:
             return False
-        work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words)
+        work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words, limits)
         place = EnginePlace(self._joining, work, self._submit, self._part_with)
         self._keepers.assign(kernel_id, f"job {work.keeper_id}", lambda: place)
         return True
@@ -105,8 +111,37 @@ class Engines:
                     raise
                 await self._keepers.connect(kernel_id)
             work.tell("")
+            await self._on_joined(work)
         finally:
             work.is_wanted = False
+
+    async def _on_joined(self, work: Work) -> None:
+        """The keeper in a kernel's job is connected."""
+        if not work.has_joined:
+            work.has_joined = True
+            engine = await self._engine(work.chosen)
+            joined = engine.joined(work.keeper_id, work.generation)
+            self._begin(joined, f"joined {work.keeper_id}")
+
+    async def words(self, kernel_id: str) -> str:
+        """What the engine says of the job of a process that has ended; empty for nothing.
+
+        A job that is about to be ended, as its node is needed, ends its kernel in good order.
+        """
+        work = self._works.get(kernel_id)
+        if work is None:
+            return ""
+        if work.over is not None:
+            return work.over.message
+        with contextlib.suppress(KeeperUnavailable, TimeoutError):
+            async with asyncio.timeout(WORDS_SECONDS):
+                engine = await self._engine(work.chosen)
+                jobs = await engine.find(work.keeper_id)
+                if jobs and jobs[-1].generation == work.generation:
+                    job = jobs[-1]
+                    words = job.words if job.is_alive else (await engine.explain(job)).message
+                    work.tell(words)
+        return work.words
 
     def why_ended(self, kernel_id: str) -> str:
         """Why the job of a kernel has ended, if it has."""
@@ -150,13 +185,27 @@ class Engines:
         if alive and alive[-1].generation >= work.generation:
             work.on_job(alive[-1])
             return True
-        if not jobs and self._keepers.is_connected(work.kernel_id):
-            return True  # it has a keeper: what the engine does not know may be all the same
+        if work.is_out and self._may_live(work, engine, jobs):
+            return True
         if work.is_out:
             await self._ended(work, engine, jobs[-1] if jobs else None)
         for job in jobs:
             await engine.cancel(job)
         return False
+
+    def _may_live(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> bool:
+        """Whether the process of a kernel may live that has no job any more, as its engine says.
+
+        A keeper that is connected knows better. If none is, and the engine has not said how the
+        job ended, only somebody who asks for its end decides. A launch is wanted when the process
+        before it has ended: a keeper that lives on elsewhere has nothing then.
+        """
+        if work.is_wanted or not work.has_joined:
+            return False
+        if jobs or engine.absent_is_ended:
+            return self._keepers.is_connected(work.kernel_id)
+        work.tell(f"{engine.name} has lost the job, and does not say that its process has ended")
+        return True
 
     async def _submit_anew(self, work: Work, engine: Engine) -> None:
         options, work.was_tried = work.chosen.options, True
@@ -165,12 +214,14 @@ class Engines:
             work.keeper_id, seconds=options.patience, addresses=addresses
         )
         work.generation, work.over = invitation.generation, None
+        work.has_joined = False
         try:
             stdin = await asyncio.to_thread(stdin_of, invitation.document)
             order = Order(
                 *(work.kernel_id, work.keeper_id, work.owner, invitation.generation),
                 options=options,
                 stdin=stdin,
+                limits=work.limits,
             )
             await work.submit(engine.submit(order))
         except OSError as error:
@@ -246,10 +297,22 @@ class Engines:
             await self._see_one(work, engine, [j for j in jobs if j.keeper_id == work.keeper_id])
         known = {each.keeper_id: each.generation for each in works}
         for job in self._strangers[key].see(jobs, known, now):
+            if job.where in self._ending:
+                continue
             if job.is_alive:
                 text = "job %s of %s is of no kernel of this server (%s), and is ended"
                 logger.warning(text, job.where, engine.name, job.keeper_id)
+            # This may take as long as a process to end: what happens to others is seen meanwhile.
+            self._ending.add(job.where)
+            self._begin(self._end_stranger(engine, job), f"end {job.where}")
+
+    async def _end_stranger(self, engine: Engine, job: Job) -> None:
+        try:
             await engine.cancel(job)
+        except KeeperUnavailable as error:  # the next look at all jobs finds it
+            logger.error("job %s stays: %s", job.where, error.message)
+        finally:
+            self._ending.discard(job.where)
 
     async def _see_one(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
         if work.lock.locked():  # a job is being submitted, or looked at

@@ -8,10 +8,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
-from . import docker_options
+from . import docker_options, kubernetes_options
 from .docker import DockerEngine
 from .docker_options import DockerOptions
 from .engine import Engine, EngineOptions
+from .kubernetes import KubernetesEngine
+from .kubernetes_options import KubernetesOptions
 
 __all__ = ["KINDS", "Chosen", "chosen"]
 
@@ -30,6 +32,9 @@ class Kind(NamedTuple):
 
 KINDS: Final[Mapping[str, Kind]] = {
     docker_options.PROVISIONER: Kind(DockerOptions, docker_options.docker_options, DockerEngine),
+    kubernetes_options.PROVISIONER: Kind(
+        KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnusable
 from .engine import Job
@@ -29,9 +30,11 @@ class Work:
         chosen: Chosen,
         left: Mapping[str, Any],
         on_words: Callable[[str], None],
+        limits: ProcessLimits = NO_LIMITS,
     ) -> None:
         self.kernel_id = kernel_id
         self.owner = owner
+        self.limits = limits
         self.chosen = chosen
         # Not the kernel's id alone: another kernel may have the same id, once this one is gone.
         self.keeper_id = str(left.get("keeper_id") or f"{kernel_id}.{secrets.token_hex(4)}")
@@ -39,6 +42,8 @@ class Work:
         """Of the newest job; 0 before the first."""
         self.is_out = bool(left)
         """Whether a job was submitted, or may have been, whose end was not seen yet."""
+        self.has_joined = bool(left)
+        """Whether the keeper in the newest job has dialled in, and may have launched a process."""
         self.is_wanted = False
         """Whether a launch waits for a keeper, so that a job may be submitted."""
         self.was_tried = False
@@ -49,7 +54,8 @@ class Work:
         """While a job is being submitted, which may take long."""
         self.lock = asyncio.Lock()
         self._on_words = on_words
-        self._words = ""
+        self.words = ""
+        """What the engine says of it now."""
 
     @property
     def name(self) -> str:
@@ -94,6 +100,6 @@ class Work:
 
     def tell(self, words: str) -> None:
         """Tell what the engine says, if that has changed."""
-        if words != self._words:
-            self._words = words
+        if words != self.words:
+            self.words = words
             self._on_words(words)

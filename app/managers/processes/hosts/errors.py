@@ -11,6 +11,9 @@ KeeperUnavailable
     ├── KeepersNotHeard
     ├── ImageUnusable
     ├── JobOutOfMemory
+    ├── JobEvicted
+    ├── JobNotStarted
+    ├── QuotaMet
     └── EngineNotInstalled
 
 A start that fails for one of them is answered with `kernel_start_failed`, and the code is its
@@ -34,8 +37,11 @@ __all__ = [
     "HostUnusable",
     "HostWithoutPython",
     "ImageUnusable",
+    "JobEvicted",
+    "JobNotStarted",
     "JobOutOfMemory",
     "KeepersNotHeard",
+    "QuotaMet",
 ]
 
 
@@ -100,6 +106,24 @@ class JobOutOfMemory(HostUnusable):
     code = "out_of_memory"
 
 
+class JobEvicted(HostUnusable):
+    """The engine has ended the job, as it needed the room or the node."""
+
+    code = "job_evicted"
+
+
+class JobNotStarted(HostUnusable):
+    """The job has waited for too long."""
+
+    code = "job_not_started"
+
+
+class QuotaMet(HostUnusable):
+    """The engine lets this service have no further job."""
+
+    code = "quota_met"
+
+
 class EngineNotInstalled(HostUnusable):
     """The server lacks the package that it reaches such hosts with."""
 
@@ -109,6 +133,6 @@ class EngineNotInstalled(HostUnusable):
 NO_KEEPER: Final[tuple[type[KeeperUnavailable], ...]] = (
     *(KeeperUnavailable, HostUnusable, HostUnreachable, HostKeyRefused, HostLoginRefused),
     *(HostWithoutPython, HostFull, HostKeeperIncompatible, KeepersNotHeard, EngineNotInstalled),
-    *(ImageUnusable, JobOutOfMemory),
+    *(ImageUnusable, JobOutOfMemory, JobEvicted, JobNotStarted, QuotaMet),
 )
 """Every reason why the keeper of a kernel cannot be asked, here or on another host."""
