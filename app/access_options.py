@@ -22,6 +22,9 @@ class Access(OptionGroup):
     token: SecretStr = Field(
         SecretStr(""), description="The token clients send; generated and printed when empty."
     )
+    serve_page: bool = Field(
+        True, description="Serve the page for people at /; else / leads to the API's documentation."
+    )
     open_docs: bool = Field(
         False, description="Serve /docs, /openapi.json and /api/spec.yaml without the token."
     )

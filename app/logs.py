@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from .callers import caller
 from .log_formats import SUBJECTS, JSONFormatter, TextFormatter
 from .managers.owners.credentials import MARK
+from .protocol.subprotocols import TOKEN
 
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 
@@ -23,6 +24,7 @@ _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
 # Of a token of the list, what is shown of it everywhere stays readable.
 _LISTED: Final = re.compile(rf"({MARK}[0-9a-f]{{8}})[0-9a-f]{{8,}}")
+_OFFERED: Final = re.compile(rf"({re.escape(TOKEN)}\.)[^\s,\"']+")
 _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", __package__, None)
 
 
@@ -33,7 +35,7 @@ MAX_ARGUMENT: Final = 1000
 
 
 class TokenFilter(logging.Filter):
-    """Hides ``secret``, ``token=…`` and ``Authorization`` headers in a log record.
+    """Hides ``secret``, ``token=…``, ``Authorization`` headers and `TOKEN` in a log record.
 
     It also adds to the record what that is about (`SUBJECTS`).
     """
@@ -90,6 +92,8 @@ class TokenFilter(logging.Filter):
             text = self._pattern.sub("[hidden]", text)
         if MARK in text:
             text = _LISTED.sub(r"\1[hidden]", text)
+        if TOKEN in text:
+            text = _OFFERED.sub(r"\1[hidden]", text)
         if "=" not in text or "token=" not in text.lower():
             return text
         return _TOKEN.sub(r"\1\2[hidden]", text)

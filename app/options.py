@@ -98,7 +98,7 @@ class Listening(OptionGroup):
     @field_validator("root_path")
     @classmethod
     def _prefix(cls, value: str) -> str:
-        if value.split("/", 2)[1:2] in (["api"], ["docs"], ["kernelspecs"], ["metrics"]):
+        if value.split("/", 2)[1:2] in (["api"], ["docs"], ["kernelspecs"], ["metrics"], ["page"]):
             raise ValueError("cannot be told from a path of the service itself")
         return value
 

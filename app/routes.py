@@ -18,8 +18,10 @@ from .api import (
     kernelspecs,
     me,
     messages,
+    overview,
     owners,
     probes,
+    process_output,
     server,
     sessions,
     shares,
@@ -30,6 +32,8 @@ from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
 from .api.login import login_router
 from .api.metrics import metrics_router
+from .api.page import page_router
+from .api.page_frame import frame_router
 from .identity_providers.logins import Logins
 from .managers.errors import NotFound
 from .settings import Settings
@@ -51,6 +55,8 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
         messages.router,
         shares.router,
         usage.router,
+        process_output.router,
+        overview.router,
         kernelspecs.router,
         sessions.router,
         me.router,
@@ -58,9 +64,11 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
         owners.router,
         events.router,
         probes.router,
-        docs_router(public=settings.open_docs),
+        docs_router(public=settings.open_docs, home=not settings.serve_page),
         _websockets(settings),
     ]
+    if settings.serve_page:
+        routers += [page_router(), frame_router()]
     if settings.allow_contents:
         routers += [contents.router, files.router]
     if logins.ways:

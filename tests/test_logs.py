@@ -14,6 +14,7 @@ from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import AccessFormatter
 
 from app.logs import hide_tokens, logging_config
+from app.protocol.subprotocols import TOKEN
 
 SECRET = "5ec2e7-Token"
 LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "app")
@@ -109,6 +110,18 @@ def test_the_headers_that_websockets_logs(written: io.StringIO, scheme: str, tok
     logger.debug("< %s: %s", "user-agent", "a browser")
 
     check(written.getvalue(), "< authorization: ", "< user-agent: a browser")
+
+
+@pytest.mark.parametrize("token", [SECRET, "another", "an%20other"])
+def test_the_subprotocols_that_websockets_logs(written: io.StringIO, token: str) -> None:
+    logger = logging.getLogger("uvicorn.error")
+    offered = [TOKEN, f"{TOKEN}.{token}", "third.example"]
+    logger.debug("< %s: %s", "sec-websocket-protocol", ", ".join(offered))
+    logger.debug("scope=%s", {"subprotocols": offered})
+
+    assert token not in written.getvalue()
+    shown = f"{TOKEN}, {TOKEN}.[hidden], third.example"
+    check(written.getvalue(), f"< sec-websocket-protocol: {shown}", "third.example']")
 
 
 def test_a_whole_scope(written: io.StringIO) -> None:

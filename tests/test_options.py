@@ -37,6 +37,7 @@ WRONG: dict[str, str] = {
     "auth": "password",
     "token": "two\nlines",
     "open_docs": "perhaps",
+    "serve_page": "perhaps",
     "serve_metrics": "perhaps",
     "metrics_by_owner": "perhaps",
     "authenticate_prometheus": "perhaps",

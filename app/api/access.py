@@ -30,6 +30,7 @@ from ..managers.limits.shares import Shares
 from ..managers.owners.principal import Principal
 from ..managers.telemetry.audit import AuditLog
 from ..origins import is_loopback, origin_of, parse_authority, parse_origin
+from ..protocol.subprotocols import token_in
 from ..settings import Settings
 from .authorization import authorization_of, require_scope
 from .endings import serve_while_valid
@@ -392,7 +393,7 @@ def _note_refusal(scope: Scope, answer: Response, shown: Principal | None) -> No
 
 
 def _token(scope: Scope, headers: Headers) -> str:
-    """The token of a request: the one in its query if there is one, else that of its header."""
+    """The token of a request: of its query, its header or, for a WebSocket, its subprotocols."""
     query = scope["query_string"].decode("latin-1")
     if "token=" in query:
         token: str = parse_qs(query).get("token", [""])[0]
@@ -403,7 +404,7 @@ def _token(scope: Scope, headers: Headers) -> str:
     credentials = headers.get("authorization", "").encode("latin-1")
     scheme, value, *_ = *credentials.split(None, 1), b"", b""
     if scheme.lower() not in (b"token", b"bearer"):
-        return ""
+        return token_in(scope.get("subprotocols", ()))
     value = value.strip()
     try:  # curl, tornado and aiohttp send letters beyond ASCII as UTF-8
         return value.decode()

@@ -63,19 +63,23 @@ _POLICY: Final = (
 )
 
 
-def docs_router(*, public: bool) -> APIRouter:
-    """The routes of the OpenAPI document and its page; if ``public``, they need no token."""
+def docs_router(*, public: bool, home: bool) -> APIRouter:
+    """The routes of the OpenAPI document and its page; if ``public``, they need no token.
+
+    With ``home``, the address that the server prints leads to them, as there is nothing else there.
+    """
     access = PUBLIC if public else requires("api", "read", activity=False)
     router = APIRouter(include_in_schema=False, dependencies=[access])
     written: bytes | None = None
 
-    @router.get("/", name="home")
-    async def home(request: Request) -> Response:
-        """The address that the server prints: it leads to the documentation."""
+    async def to_docs(request: Request) -> Response:
         # A relative address: an absolute one would come from the Host header, so it could lead to
         # another server, with the token in its query.
         query = request.scope["query_string"].decode("latin-1")
         return RedirectResponse(f"docs?{query}" if query else "docs", 302)
+
+    if home:
+        router.add_api_route("/", to_docs, name="home")
 
     @router.get("/openapi.json", name="openapi")
     async def openapi(request: Request) -> Response:

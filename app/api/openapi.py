@@ -23,12 +23,14 @@ from ..managers.errors import (
 )
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
+from ..managers.kernels.overview import GoneEvent, KernelEvent, WholeEvent
 from ..managers.limits.errors import RequestsLimit, WebSocketsLimit
+from ..protocol.subprotocols import TOKEN
 from ..protocol.v1 import SUBPROTOCOL
 from .access import declared_access
 from .log_pages import LogEventModel
 from .responses import ErrorModel
-from .schemas import schema_of
+from .schemas import schema_of, union_of
 from .websocket_models import ChannelsMessageModel, ServerEventModel
 
 __all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "links", "stream_of"]
@@ -95,18 +97,29 @@ _SECURITY_SCHEMES: Final = {
         "type": "apiKey",
         "in": "query",
         "name": "token",
-        "description": "The same where no header can be set, as on a browser's WebSocket.",
+        "description": "The same where no header can be set. A WebSocket may be opened with the "
+        "subprotocols `v1.token.websocket.jupyter.org` and, behind that and a dot, the token "
+        "(percent-encoded) in place of this.",
     },
 }
 _EITHER: Final[list[dict[str, list[str]]]] = [{name: []} for name in _SECURITY_SCHEMES]
 
 # Models that no route returns as its whole body: FastAPI does not put them into the document.
-_MODELS: Final = (LogEventModel, ChannelsMessageModel, ServerEventModel, schema_of(ContentsModel))
+_OVERVIEW_EVENT: Final = union_of(
+    KernelEvent | GoneEvent | WholeEvent,
+    "OverviewEventModel",
+    "Something that a stream of the overview consists of.",
+)
+
+_MODELS: Final = (
+    *(LogEventModel, ChannelsMessageModel, ServerEventModel),
+    *(_OVERVIEW_EVENT, schema_of(ContentsModel)),
+)
 _REFERENCE: Final = "#/components/schemas/{model}"
 
 _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
     "kernels_channels": {
-        "subprotocols": [SUBPROTOCOL],
+        "subprotocols": [SUBPROTOCOL, TOKEN],
         "messages": {"$ref": _REFERENCE.format(model="ChannelsMessageModel")},
         "closeCodes": {
             "1000": "A newer connection has this session: do not come back.",
@@ -118,6 +131,7 @@ _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
         },
     },
     "events_subscribe": {
+        "subprotocols": [TOKEN],
         "messages": {"$ref": _REFERENCE.format(model="ServerEventModel")},
         "closeCodes": {
             "1012": "The server stops: come back.",

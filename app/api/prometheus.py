@@ -155,6 +155,12 @@ class _Collector(Collector):
             counters.starts.items(),
         )
         yield _counter(
+            "kernelkeep_kernel_forks",
+            "Kernels' processes that were forked instead of started.",
+            [],
+            [((), counters.forks)],
+        )
+        yield _counter(
             "kernelkeep_warm_claims",
             "Starts of kernelspecs with warm kernels: whether one could be given.",
             ["type", "result"],

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
 from ..managers.kernels.model import KernelModel
+from ..managers.kernels.overview import KernelEvent
 from ..managers.limits.limits import Limits
 from ..managers.sessions.sessions import SessionModel
 from ..managers.state import Restarts
@@ -124,6 +125,7 @@ NAMES: Final[dict[type[Struct], str]] = {
 CONTENTS: Final[dict[tuple[type[Struct], str], Any]] = {
     (ExecutionResultModel, "outputs"): list[Output],
     (SessionModel, "kernel"): KernelModel,
+    (KernelEvent, "kernel"): KernelModel,
 }
 """The types of fields that the Structs themselves do not tell."""
 

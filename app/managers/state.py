@@ -59,6 +59,9 @@ class KernelState:
         # Counts the changes of the kernel's REST model, here and in its traffic: the model is
         # serialised anew when this has moved.
         self.changes = 0
+        # When the word that REST tells has last become another one, in seconds since the epoch.
+        self.since = time.time()
+        self._word = self.word
         # Up to which change the registry knows the kernel's state and last activity.
         self.noted = -1
         self._untracked = untracked
@@ -146,21 +149,21 @@ class KernelState:
             return
         if reported and reported != "starting":
             self.execution_state = reported
-            self.changes += 1
+            self._changed()
 
     def on_ready(self) -> None:
         """Note that the kernel answers: it is running, and idle unless it has reported a state."""
         self.lifecycle = Lifecycle.RUNNING
         self.reason = ""
-        self.changes += 1
         if self.execution_state == "starting":
             self.execution_state = "idle"
+        self._changed()
 
     def on_reach(self, why: str) -> None:
         """The kernel's host cannot be reached, for the reason ``why``; with none, it can be."""
         if self._unreachable != why:
             self._unreachable = why
-            self.changes += 1
+            self._changed()
 
     def on_words(self, words: str) -> None:
         """What the engine says that has the kernel's process: why it waits, or when it will end.
@@ -175,7 +178,7 @@ class KernelState:
     def on_launch(self) -> None:
         """Forget the state that the process before has reported: a new one was launched."""
         self.execution_state = "starting"
-        self.changes += 1
+        self._changed()
         self._busy_subshells.clear()
 
     def on_restart(self, reason: str) -> None:
@@ -187,6 +190,11 @@ class KernelState:
     def begin(self, lifecycle: Lifecycle, reason: str | None = None) -> None:
         """Enter another part of the process's life, with a new ``reason`` if one is given."""
         self.lifecycle = lifecycle
-        self.changes += 1
+        self._changed()
         if reason is not None:
             self.reason = reason
+
+    def _changed(self) -> None:
+        self.changes += 1
+        if self.word != self._word:
+            self._word, self.since = self.word, time.time()

@@ -20,6 +20,7 @@ from ..protocol import legacy, v1
 from ..protocol.compose import make_message
 from ..protocol.frames import FrameError
 from ..protocol.messages import ClientMessage, MalformedMessage, Message
+from ..protocol.subprotocols import accepted
 from ..settings import Settings
 from .holding import held
 from .limiting import OutputLimit
@@ -108,7 +109,7 @@ def channels_endpoint(settings: Settings) -> Callable[..., Coroutine[Any, Any, N
 def _speaks_v1(offered: Sequence[str], wanted: str | None) -> bool:
     """Whether to use the v1 framing: if the client offers it, and the option does not exclude it.
 
-    A client that offers only other subprotocols gets none of them, and the legacy framing.
+    A client that offers only other subprotocols gets the legacy framing.
     """
     return v1.SUBPROTOCOL in offered and wanted in (None, v1.SUBPROTOCOL)
 
@@ -144,7 +145,8 @@ class ChannelsConnection:
         """Accept the connection and greet the client, then move frames until one side ends."""
         websocket, traffic = self._websocket, self._kernel.traffic
         try:
-            await websocket.accept(v1.SUBPROTOCOL if self._is_v1 else None)
+            offered = websocket.scope["subprotocols"]
+            await websocket.accept(accepted(offered, v1.SUBPROTOCOL if self._is_v1 else None))
         except WebSocketDisconnect:
             return
         # The greeting tells the kernel's state at the reader's first position. A message of the

@@ -11,6 +11,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from ..managers.telemetry.events import Subscription
+from ..protocol.subprotocols import accepted
 from .sending import SERVICE_RESTART
 
 __all__ = ["subscribe"]
@@ -36,7 +37,7 @@ async def subscribe(websocket: WebSocket) -> None:
     """
     events: Subscribable = websocket.state.events
     async with events.subscription() as subscription:
-        await websocket.accept()
+        await websocket.accept(accepted(websocket.scope["subprotocols"]))
         pump = asyncio.get_running_loop().create_task(
             _pump(websocket, subscription), name="pump of events"
         )

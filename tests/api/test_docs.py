@@ -8,17 +8,20 @@ import re
 
 import pytest
 
+from tests.conftest import MakeServer
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 
 
-async def test_the_printed_address_leads_to_the_page(
-    server: ServerProcess, rest: RestClient
+async def test_without_the_page_for_people_the_printed_address_leads_here(
+    make_server: MakeServer,
 ) -> None:
-    response = await rest.request("GET", f"/?token={server.token}", 302)
-    assert response.headers["Location"] == f"docs?token={server.token}"
+    server = make_server("--no-serve-page")
+    async with RestClient(server.url, server.token) as rest:
+        response = await rest.request("GET", f"/?token={server.token}", 302)
+        assert response.headers["Location"] == f"docs?token={server.token}"
 
 
 async def test_the_page_asks_for_nothing_from_elsewhere(rest: RestClient) -> None:

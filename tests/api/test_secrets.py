@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,7 +13,9 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
+from app.protocol.subprotocols import TOKEN
 from tests.conftest import MakeServer
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
@@ -62,10 +65,25 @@ async def _open_websockets(
     for path in (f"/api/kernels/{kernel.id}/channels", f"/api/kernels/{UNKNOWN}/channels", "/x"):
         for query, headers in ((queries[0], {}), (queries[1], {}), ("session_id=a", header)):
             address = f"{server.ws_url}{path}?{query}"
-            with contextlib.suppress(InvalidStatus):
-                async with connect(address, additional_headers=headers, proxy=None) as websocket:
-                    assert kernel.id in address
-                    await websocket.recv()
+            await _open(address, kernel, headers)
+        encoded = queries[1].removeprefix("token=")
+        for token in (server.token, encoded):
+            await _open(f"{server.ws_url}{path}", kernel, {}, [TOKEN, f"{TOKEN}.{token}"])
+
+
+async def _open(
+    address: str, kernel: RunningKernel, headers: dict[str, str], offers: Sequence[str] = ()
+) -> None:
+    subprotocols = [Subprotocol(offer) for offer in offers] or None
+    with contextlib.suppress(InvalidStatus):
+        async with connect(
+            address, additional_headers=headers, subprotocols=subprotocols, proxy=None
+        ) as websocket:
+            assert kernel.id in address
+            assert websocket.response is not None
+            shown = [value for _, value in websocket.response.headers.raw_items()]
+            assert not [value for value in shown if offers and offers[-1] in value]
+            await websocket.recv()
 
 
 async def test_the_command_shows_the_token_in_its_first_lines_only(make_server: MakeServer) -> None:

@@ -17,9 +17,12 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from app.api import kernels
 from app.main import create_app
+from app.protocol.subprotocols import TOKEN
+from app.protocol.v1 import SUBPROTOCOL
 from app.settings import Settings
 from tests.api.errors import error_of
 from tests.conftest import servers
@@ -222,6 +225,46 @@ async def test_a_websocket_takes_the_token_of_the_query(
     kernel = await start("fake")
     channels = await kernel.connect(token=None, query={"token": server.token})
     assert (await channels.execute("print a")).text == "a\n"
+
+
+@pytest.mark.parametrize("offers", [[SUBPROTOCOL], [TOKEN]])
+async def test_a_websocket_takes_the_token_of_a_subprotocol(
+    server: ServerProcess, start: KernelStarter, offers: list[str]
+) -> None:
+    kernel = await start("fake")
+    encoded = "".join(f"%{ord(letter):02x}" for letter in server.token)
+    channels = await kernel.connect(token=None, offers=[*offers, f"{TOKEN}.{encoded}"])
+    assert channels.websocket.subprotocol == offers[0]
+    assert (await channels.execute("print a")).text == "a\n"
+
+
+async def test_the_events_take_the_token_of_a_subprotocol(server: ServerProcess) -> None:
+    offers = [Subprotocol(TOKEN), Subprotocol(f"{TOKEN}.{server.token}")]
+    url = f"{server.ws_url}/api/events/subscribe"
+    async with connect(url, subprotocols=offers, proxy=None) as websocket:
+        assert websocket.subprotocol == TOKEN
+
+
+@pytest.mark.parametrize("offers", [[TOKEN], [TOKEN, f"{TOKEN}.wrong"], [TOKEN, f"{TOKEN}."]])
+async def test_a_websocket_refuses_a_wrong_token_of_a_subprotocol(
+    server: ServerProcess, shared_kernel: str, offers: list[str]
+) -> None:
+    subprotocols = [Subprotocol(offer) for offer in offers]
+    for path in (f"/api/kernels/{shared_kernel}/channels", "/api/events/subscribe"):
+        with pytest.raises(InvalidStatus, match="403"):
+            await connect(
+                f"{server.ws_url}{path}",
+                subprotocols=subprotocols,
+                additional_headers=elsewhere(),
+                proxy=None,
+            )
+
+
+async def test_a_request_takes_no_token_of_a_subprotocol(server: ServerProcess) -> None:
+    offers = {"Sec-WebSocket-Protocol": f"{TOKEN}, {TOKEN}.{server.token}"}
+    async with httpx.AsyncClient(trust_env=False) as http:
+        response = await http.get(f"{server.url}/api/kernels", headers=offers)
+    assert error_of(response, 403, "unauthorized") == "Forbidden"
 
 
 def _undeclared() -> APIRouter:

@@ -43,7 +43,13 @@ async def test_its_past_is_told_on_demand(rest: RestClient, start: KernelStarter
     await rest.request("GET", path, 400, params={"history": "some"})
     told = (await rest.request("GET", path, params={"history": "true"})).json()
     (point,) = told["history"]
-    assert point == {"at": told["at"], "cpu": None, "memory": told["memory"]}
+    assert point["messages"] > 0
+    assert point == {
+        "at": told["at"],
+        "cpu": None,
+        "memory": told["memory"],
+        "messages": point["messages"],
+    }
 
 
 async def test_jupyterlabs_extension_is_told_in_its_form(

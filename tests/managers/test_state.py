@@ -245,3 +245,24 @@ def test_what_an_engine_says_is_the_reason_unless_there_is_another() -> None:
     changes = state.changes
     state.on_words("it waits again")
     assert (state.reason, state.changes) == ("it waits again", changes + 1)
+
+
+def test_it_knows_since_when_it_is_in_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.managers.state.time.time", lambda: now)
+    state = KernelState()
+    assert state.since == 100.0
+    now = 101.0
+    state.on_ready()
+    assert state.since == 101.0
+    now = 102.0
+    state.on_status("idle", EXECUTE)  # it was idle before
+    assert state.since == 101.0
+    state.on_status("busy", EXECUTE)
+    assert state.since == 102.0
+    now = 103.0
+    state.on_reach("the host does not answer")
+    assert (state.word, state.since) == ("unknown", 103.0)
+    now = 104.0
+    state.begin(Lifecycle.DEAD, "it was killed")
+    assert (state.word, state.since) == ("dead", 104.0)

@@ -53,6 +53,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.errors": ("api/test_http", "api/test_bad_input"),
     "app.api.identity": ("api/test_me",),
     "app.api.log_pages": ("api/test_messages",),
+    "app.api.page": ("page/test_opening",),
     "app.api.readiness": ("api/test_probes",),
     "app.api.requests": ("api/test_bad_input",),
     "app.api.responses": ("api/test_openapi",),

@@ -41,7 +41,7 @@ from ..processes.specs import Specs
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, checked_id, connections, last_activity
 from .table import keys_for
-from .usage import KernelUsage
+from .usage import KernelUsage, Series
 
 __all__ = ["CallersKernels", "Permission", "no_longer_shared"]
 
@@ -215,6 +215,21 @@ class CallersKernels:
         if not (self._everything or may_share(self.principal, "read", kernel.ownership)):
             usage.owner_memory = None
         return usage
+
+    def output_file(self, kernel_id: str) -> Path:
+        """The file with what a kernel's processes write themselves. Raises `KernelNotFound`."""
+        return self._manager.output_file(self.get(kernel_id).id)
+
+    def samples(self, kernel: Kernel) -> Series | None:
+        """The samples that there are of what a kernel uses."""
+        return self._manager.usage.last(kernel.id)
+
+    async def sample(self, most: int) -> None:
+        """Have new samples of those kernels whose samples are the oldest, ``most`` at a time."""
+        reached = [
+            kernel for kernel in self if kernel.state.running and not kernel.state.unreachable
+        ]
+        await self._manager.usage.refresh_oldest(reached, most)
 
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""

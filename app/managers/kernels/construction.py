@@ -71,7 +71,9 @@ def multi_kernel_manager(
         files=files,
         events=events,
         counters=counters,
-        forking=Forking(ForkServers(keepers), settings.fork_kernels, env),
+        forking=Forking(
+            ForkServers(keepers, on_forked=counters.on_forked), settings.fork_kernels, env
+        ),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
         joining=joining,

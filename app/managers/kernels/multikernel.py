@@ -62,6 +62,7 @@ class MultiKernelManager:
         self.warm = warm
         self.keepers = services.keepers
         self.starts = services.starts
+        self.output_file = services.output_file
         self._last_request = self.started
         self._services = services
         self._settings = settings = services.settings

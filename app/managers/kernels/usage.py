@@ -71,6 +71,9 @@ class UsagePoint(msgspec.Struct):
         float | None, Meta(description="Processors that were busy since the one before.")
     ]
     memory: Annotated[int | None, Meta(description="Bytes.")]
+    messages: Annotated[
+        int, Meta(description="How many messages had gone into its log by then.")
+    ] = 0
 
 
 class KernelUsage(msgspec.Struct):
@@ -161,14 +164,14 @@ class Series:
         self._rated: ProcessUsage | None = None  # from which the share is measured
         self._points: deque[UsagePoint] = deque(maxlen=POINTS)
 
-    def add(self, sample: ProcessUsage | None, now: float) -> None:
-        """Take a new sample, or that there is none."""
+    def add(self, sample: ProcessUsage | None, now: float, messages: int = 0) -> None:
+        """Take a new sample, or that there is none; ``messages`` were in the log by then."""
         self.latest, self.at = sample, now
         if sample is None:
             self.cpu = self._rated = None
             return
         self._rate(sample)
-        self._points.append(UsagePoint(format_timestamp(now), self.cpu, sample.memory))
+        self._points.append(UsagePoint(format_timestamp(now), self.cpu, sample.memory, messages))
 
     def _rate(self, sample: ProcessUsage) -> None:
         before = self._rated
@@ -219,16 +222,31 @@ class UsageSampler:
             await self._sample(kernel, series)
         return series
 
-    async def refresh(self, kernels: Iterable[Measured]) -> None:
-        """Have samples of all these that are no older than `RECENT_SECONDS`, or as many as can be
+    async def refresh(self, kernels: Iterable[Measured], seconds: float = RECENT_SECONDS) -> None:
+        """Have samples of all these that are no older than so many seconds, or as many as can be
         had within `REFRESH_SECONDS`.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REFRESH_SECONDS):
                 for kernel in kernels:
                     with contextlib.suppress(KeeperUnavailable):
-                        await self.latest(kernel, RECENT_SECONDS)
+                        await self.latest(kernel, seconds)
         self._forget_old()
+
+    async def refresh_oldest(self, kernels: Iterable[Measured], most: int) -> None:
+        """Have new samples of the ``most`` kernels whose samples are the oldest (`refresh`).
+
+        A sample that is younger than a period will do. If this is called again and again, many
+        kernels are sampled in turn.
+        """
+        newest = time.time() - 0.9 * PERIOD_SECONDS
+        aged = [(self._age_key(kernel), kernel) for kernel in kernels]
+        stale = sorted((at, number) for number, (at, _) in enumerate(aged) if at <= newest)
+        await self.refresh([aged[number][1] for _, number in stale[:most]], 0.9 * PERIOD_SECONDS)
+
+    def _age_key(self, kernel: Measured) -> float:
+        series = self._series.get(kernel.id)
+        return float("-inf") if series is None else series.at
 
     def last(self, kernel_id: str) -> Series | None:
         """The samples that there are of a kernel."""
@@ -249,7 +267,8 @@ class UsageSampler:
             task.exception()  # whoever asked may not wait any more
 
     async def _take(self, kernel: Measured, series: Series) -> None:
-        series.add(await kernel.usage(), time.time())
+        sample = await kernel.usage()
+        series.add(sample, time.time(), kernel.traffic.log.end.cursor - 1)
 
     async def _sample_on(self) -> None:
         while self._kernels:

@@ -63,6 +63,7 @@ class Counters:
         self.starts: Counter[tuple[str, str]] = Counter()
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.culls: Counter[tuple[str, str]] = Counter()
+        self.forks = 0  # kernels' processes that were forked instead of started
         self.warm_claims: Counter[tuple[str, str]] = Counter()  # by type and "hit" or "miss"
         # By type.
         self.start_seconds: dict[str, Durations] = defaultdict(lambda: Durations(START_SECONDS))
@@ -75,3 +76,7 @@ class Counters:
         self.wrong_tokens = Counter({"refused": 0, "slowed": 0})  # by how they were answered
         self.audit_lost = 0  # records that the audit log has lost
         self.lag_seconds = Durations(LAG_SECONDS)
+
+    def on_forked(self) -> None:
+        """Count a kernel's process that was forked."""
+        self.forks += 1

@@ -189,3 +189,17 @@ async def test_it_can_be_closed_at_any_time() -> None:
     await sampler.close()
     with pytest.raises(asyncio.CancelledError):
         await asked
+
+
+async def test_many_are_sampled_in_turn(sampler: UsageSampler) -> None:
+    kernels = [Sampled() for _ in range(5)]
+    for number, kernel in enumerate(kernels):
+        kernel.id = f"k{number}"
+    await sampler.refresh_oldest(kernels, 2)
+    assert [kernel.taken for kernel in kernels] == [1, 1, 0, 0, 0]
+    kernels[2].answer = KeeperUnavailable("the keeper is away")
+    await sampler.refresh_oldest(kernels, 3)
+    assert [kernel.taken for kernel in kernels] == [1, 1, 1, 1, 1]
+    # Those that have a new sample have to wait; the one that has none is tried again.
+    await sampler.refresh_oldest(kernels, 3)
+    assert [kernel.taken for kernel in kernels] == [1, 1, 2, 1, 1]

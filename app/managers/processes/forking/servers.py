@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from .link import (
@@ -82,9 +83,16 @@ class ForkServers:
     ``idle_seconds``.
     """
 
-    def __init__(self, keeper: Runner, *, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        keeper: Runner,
+        *,
+        idle_seconds: float = IDLE_SECONDS,
+        on_forked: Callable[[], None] = lambda: None,
+    ) -> None:
         self._keeper = keeper
         self._idle_seconds = idle_seconds
+        self._on_forked = on_forked
         self._families: dict[Recipe, _Family] = {}
         self._links: set[ForkLink] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,10 +110,12 @@ class ForkServers:
         self._start_another(family)
         family.used_at = asyncio.get_running_loop().time()
         try:
-            return await server.fork(order)
+            pid = await server.fork(order)
         except Outdated as why:
             self._replace(family, server, str(why))
             raise
+        self._on_forked()
+        return pid
 
     def check(self, recipe: Recipe, *, asked: bool = True) -> None:
         """Raise what `fork` would at once, where nobody has ``asked`` for it."""

@@ -1,0 +1,283 @@
+"""All kernels of one caller at a glance: what each does and takes, once or as it changes.
+
+Nothing is stored here. A stream looks at the kernels once a second and tells of those that are
+different from what it told last, so that what it costs depends on neither output nor executions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Annotated, Any, Final, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from ...protocol.messages import format_timestamp
+from ..errors import KernelStartFailed, ServerStopping
+from ..executions.contents import content_of, text_of
+from ..executions.execution import Execution
+from ..log.entries import Gap, Position
+from ..log.message_log import MessageLog
+from ..processes.hosts.options import options_of
+from .kernel import Kernel
+from .usage import Series
+
+__all__ = ["Codes", "GoneEvent", "KernelEvent", "Overview", "RunningModel", "Watched", "WholeEvent"]
+
+LOOK_SECONDS: Final = 1.0
+"""How often a stream looks at the kernels."""
+
+SAMPLED_AT_ONCE: Final = 30
+"""How many kernels a stream has sampled at each look: a sample costs the keeper about as much as a
+message, and there may be thousands of kernels."""
+
+MAX_CODE: Final = 200
+"""Characters of code that are told."""
+
+CODES_READ: Final = 50
+"""How many kernels' code is read from their logs at each look."""
+
+_HEAD_MESSAGES: Final = 32
+_HEAD_BYTES: Final = 2**20
+"""How far an execution's code is looked for in the log: the kernel publishes the code first."""
+
+
+class Watched(Protocol):
+    """The kernels that a caller may read; `CallersKernels` is one."""
+
+    def __iter__(self) -> Iterator[Kernel]:
+        """The kernels that there are now."""
+
+    def samples(self, kernel: Kernel) -> Series | None:
+        """The samples that there are of what a kernel uses."""
+
+    async def sample(self, most: int) -> None:
+        """Have new samples of those kernels whose samples are the oldest."""
+
+    async def refresh(self) -> None:
+        """Look for kernels that others have started."""
+
+    def check_running(self) -> None:
+        """Raise `ServerStopping` if the server is shutting down."""
+
+
+class RunningModel(msgspec.Struct):
+    """The execution that a kernel runs."""
+
+    execution_id: str
+    since: Annotated[str, Meta(description="When the kernel began with the execution, UTC.")]
+    code: Annotated[
+        str | None,
+        Meta(
+            description="The code's first line that says something, at most 200 characters; null "
+            "for silent code, and as long as the kernel has not published the code."
+        ),
+    ]
+
+
+class OverviewEvent(msgspec.Struct, tag_field="type"):
+    """What a stream of the overview consists of."""
+
+    @property
+    def seq(self) -> int | None:
+        """There are no numbers: a stream that is begun again tells everything again."""
+        return None
+
+    @property
+    def resumable(self) -> bool:
+        """No client can go on behind an event."""
+        return False
+
+
+class KernelEvent(OverviewEvent, tag="kernel"):
+    """A kernel, what it does and what it takes."""
+
+    kernel: msgspec.Raw
+    state_since: Annotated[str, Meta(description="Since when it is in its state, UTC.")]
+    running: RunningModel | None
+    waiting: Annotated[int, Meta(description="Executions that wait.")]
+    log_bytes: Annotated[int, Meta(description="Bytes of messages kept on disk.")]
+    sampled: Annotated[
+        str | None,
+        Meta(
+            description="When `cpu` and `memory` were measured, UTC; null if they never were. A "
+            "stream has each of up to 150 kernels measured every 5 s, and more of them less often."
+        ),
+    ]
+    cpu: Annotated[float | None, Meta(description="Processors that it kept busy.")]
+    memory: Annotated[int | None, Meta(description="Bytes of memory of its processes.")]
+    host: Annotated[
+        str | None, Meta(description="The other machine that it runs on; null for this one.")
+    ]
+
+
+class GoneEvent(OverviewEvent, tag="gone"):
+    """A kernel is there no more, or not for the caller."""
+
+    kernel_id: str
+
+
+class WholeEvent(OverviewEvent, tag="whole"):
+    """Every kernel that there is has been told of once: what a client had of others is gone."""
+
+    kernels: Annotated[int, Meta(description="How many those are.")]
+
+
+class Codes:
+    """The first lines of the code that kernels run, each read from the log once."""
+
+    def __init__(self) -> None:
+        self._by_kernel: dict[str, tuple[str, str | None]] = {}
+        self._left = CODES_READ
+
+    def refill(self) -> None:
+        """Allow `CODES_READ` more to be read."""
+        self._left = CODES_READ
+
+    def line(self, kernel_id: str, log: MessageLog, execution: Execution) -> str | None:
+        """The first line of an execution's code, or None as long as that is not known."""
+        known = self._by_kernel.get(kernel_id)
+        if known is not None and known[0] == execution.id and known[1] is not None:
+            return known[1]
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        found = _code(log, execution)
+        self._by_kernel[kernel_id] = execution.id, found
+        return found
+
+    def forget(self, kernel_id: str) -> None:
+        """Forget a kernel that is gone."""
+        self._by_kernel.pop(kernel_id, None)
+
+
+def _code(log: MessageLog, execution: Execution) -> str | None:
+    place, left = execution.place, _HEAD_MESSAGES
+    if log.gap_before(place) is not None:
+        return None
+    while left > 0:
+        # There may be more behind what is read at once: the log shares what readers have read.
+        found = log.read(place, left, _HEAD_BYTES)
+        if isinstance(found, Gap) or not found:
+            return None
+        for entry in found:
+            message = entry.message
+            if message.msg_type == "execute_input" and message.parent.msg_id == execution.id:
+                return first_line(text_of(content_of(message).get("code")))
+        last = found[-1]
+        place = Position(last.seq + 1, last.offset + last.size)
+        left -= len(found)
+    return None
+
+
+def first_line(code: str) -> str:
+    """The first line of code that is neither empty nor a comment; else, the first one."""
+    lines = [line.strip() for line in code[:10_000].split("\n")]
+    telling = next((line for line in lines if line and not line.startswith("#")), None)
+    return (telling if telling is not None else next(filter(None, lines), ""))[:MAX_CODE]
+
+
+class Overview:
+    """The kernels of one caller, as events."""
+
+    def __init__(self, kernels: Watched) -> None:
+        self._kernels = kernels
+        self._codes = Codes()
+
+    def rows(self) -> Iterator[tuple[str, KernelEvent]]:
+        """Every kernel as it is now, with its id."""
+        self._codes.refill()
+        for kernel in self._kernels:
+            yield kernel.id, self._row(kernel)
+
+    def _row(self, kernel: Kernel) -> KernelEvent:
+        traffic, series = kernel.traffic, self._kernels.samples(kernel)
+        running = traffic.tracker.at_main_shell if kernel.state.busy else None
+        if running is not None and not running.running:
+            running = None
+        sampled = None if series is None or series.latest is None else series.latest
+        return KernelEvent(
+            kernel=msgspec.Raw(kernel.model),
+            state_since=format_timestamp(kernel.state.since),
+            running=None if running is None else self._running(kernel, running),
+            waiting=kernel.executions.waiting,
+            log_bytes=traffic.log.bytes,
+            sampled=format_timestamp(series.at) if series is not None and sampled else None,
+            cpu=series.cpu if series is not None and sampled else None,
+            memory=sampled.memory if sampled is not None else None,
+            host=_host_of(kernel),
+        )
+
+    def _running(self, kernel: Kernel, execution: Execution) -> RunningModel:
+        since = execution.started_at or execution.queued_at
+        line = self._codes.line(kernel.id, kernel.traffic.log, execution)
+        return RunningModel(execution.id, format_timestamp(since), line)
+
+    async def follow(self, keepalive: float) -> AsyncIterator[OverviewEvent | None]:
+        """Tell of all kernels, and then of what changes, until the server stops.
+
+        After a silence of ``keepalive`` seconds there is a None.
+        """
+        told: dict[str, bytes] = {}
+        sampling: asyncio.Task[None] | None = None
+        whole, last = False, time.monotonic()
+        try:
+            while self._is_running():
+                if sampling is None or sampling.done():
+                    sampling = _retrieved(self._kernels.sample(SAMPLED_AT_ONCE))
+                await self._kernels.refresh()
+                for event in self._changes(told):
+                    yield event
+                    last = time.monotonic()
+                if not whole:
+                    yield WholeEvent(len(told))
+                    whole = True
+                if time.monotonic() - last >= keepalive:
+                    yield None
+                    last = time.monotonic()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            if sampling is not None:
+                sampling.cancel()
+
+    def _is_running(self) -> bool:
+        try:
+            self._kernels.check_running()
+        except ServerStopping:
+            return False
+        return True
+
+    def _changes(self, told: dict[str, bytes]) -> Iterator[OverviewEvent]:
+        """What is different from ``told``, which is brought up to date."""
+        gone = set(told)
+        # A list: kernels come and go while the client takes what is told.
+        for kernel_id, row in [*self.rows()]:
+            gone.discard(kernel_id)
+            encoded = _encode(row)
+            if told.get(kernel_id) != encoded:
+                told[kernel_id] = encoded
+                yield row
+        for kernel_id in gone:
+            del told[kernel_id]
+            self._codes.forget(kernel_id)
+            yield GoneEvent(kernel_id)
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def _host_of(kernel: Kernel) -> str | None:
+    try:
+        options = options_of(kernel.spec)
+    except KernelStartFailed:
+        return None
+    return None if options is None else options.host
+
+
+def _retrieved(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task whose error nobody has to look at, for the next task does the same work again."""
+    task = asyncio.get_running_loop().create_task(work, name="sample for an overview")
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

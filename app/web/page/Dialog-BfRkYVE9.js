@@ -1,0 +1,1 @@
+import{D as e,E as t,t as n,w as r}from"./jsxRuntime-BLgVagqU.js";function i(i){let a=e(null),o=t();return r(()=>{let e=a.current;return e?.showModal(),()=>e?.close()},[]),n(`dialog`,{ref:a,"aria-labelledby":o,onCancel:e=>{e.preventDefault(),i.onClose()},children:[n(`h2`,{id:o,children:i.title}),i.children]})}export{i as t};

@@ -1,0 +1,1 @@
+import{n as e,r as t}from"./format-C9KbV-3-.js";import{t as n}from"./now-B4vmb4q8.js";import{t as r}from"./jsxRuntime-BLgVagqU.js";function i({since:i}){let a=new Date(i),o=Math.max(0,Math.floor((n.value-a.getTime())/1e3));return r(`time`,{dateTime:a.toISOString(),title:t(a),children:e(o)})}export{i as t};

@@ -1,0 +1,1 @@
+import{C as e}from"./jsxRuntime-BLgVagqU.js";var t=e(Date.now());setInterval(()=>{document.hidden||(t.value=Date.now())},1e3),document.addEventListener(`visibilitychange`,()=>{t.value=Date.now()});export{t};

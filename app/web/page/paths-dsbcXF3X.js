@@ -1,0 +1,1 @@
+function e(e,t){return`/api/kernels/${encodeURIComponent(e)}/${t}`}function t(e,t){let n=document.createElement(`a`);n.href=URL.createObjectURL(e),n.download=t,n.click(),setTimeout(()=>URL.revokeObjectURL(n.href),6e4)}export{t as n,e as t};

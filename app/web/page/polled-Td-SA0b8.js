@@ -1,0 +1,1 @@
+import{A as e,a as t,w as n}from"./jsxRuntime-BLgVagqU.js";function r(r,i,a){let[o,s]=e(null),[c,l]=e(``);return n(()=>{let e=!0,n,a=null;s(null);let o=async()=>{try{if(!document.hidden||a===null){let t=await r(a);if(!e)return;a=t,s(()=>t),l(``)}}catch(n){e&&l(t(n))}e&&(n=setTimeout(()=>void o(),i))};return o(),()=>{e=!1,clearTimeout(n)}},[i,...a]),[o,c]}export{r as t};

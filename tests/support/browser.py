@@ -1,0 +1,108 @@
+"""The system's Chromium, driven by Playwright, and pages in it that have to keep to themselves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
+
+__all__ = ["DESKTOP", "PHONE", "WAIT_MS", "PageWatch", "browser", "chromium", "watched_page"]
+
+DESKTOP: Final = {"width": 1440, "height": 900}
+PHONE: Final = {"width": 390, "height": 844}
+
+WAIT_MS: Final = 30_000  # an element that is not there by then is not coming
+
+
+def chromium() -> str:
+    """The program; it is a package of the system, as Playwright's own cannot be had everywhere."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert found, "Chromium is missing: apt install chromium"
+    return found
+
+
+@asynccontextmanager
+async def browser() -> AsyncIterator[Browser]:
+    """A browser without a window. Its sandbox needs a user other than root."""
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(
+            executable_path=chromium(),
+            chromium_sandbox=os.geteuid() != 0,
+            args=["--disable-dev-shm-usage", "--disable-gpu"],
+        )
+        try:
+            yield launched
+        finally:
+            await launched.close()
+
+
+class PageWatch:
+    """Notes what a page must not do: errors, offences against its policy, requests to elsewhere.
+
+    ``allowed`` has parts of lines that a test provokes, such as a refusal by the server.
+
+    Chromium breaks off all requests when a network interface of the machine comes or goes, as those
+    of other tests do. ``broken_off`` counts them; a page has to go on by itself.
+    """
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.faults: list[str] = []
+        self.allowed: list[str] = []
+        self.broken_off = 0
+        self._origin = urlsplit(origin).netloc
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        page.on("request", lambda request: self._request(request.url))
+        page.on("websocket", lambda websocket: self._request(websocket.url))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        # Chromium tells offences against the policy, and failed requests, as errors, too.
+        if "ERR_NETWORK_CHANGED" in message.text:
+            self.broken_off += 1
+        elif message.type in ("error", "warning"):
+            self.faults.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    def _request(self, address: str) -> None:
+        found = urlsplit(address)
+        if found.scheme in ("data", "blob", "about"):
+            return
+        if found.netloc != self._origin:
+            self.faults.append(f"request to elsewhere: {address}")
+
+    def allow(self, *parts: str) -> None:
+        self.allowed.extend(parts)
+
+    def check(self) -> None:
+        left = [fault for fault in self.faults if not any(part in fault for part in self.allowed)]
+        assert not left, "the page has faults:\n" + "\n".join(left)
+
+
+@asynccontextmanager
+async def watched_page(
+    browser: Browser,
+    address: str,
+    *,
+    viewport: dict[str, int] = DESKTOP,
+    scheme: str = "light",
+) -> AsyncIterator[tuple[Page, PageWatch]]:
+    """A page in a context of its own, not yet loaded; raises at the end if it has had faults."""
+    context: BrowserContext = await browser.new_context(
+        viewport=viewport,  # type: ignore[arg-type]
+        color_scheme=scheme,  # type: ignore[arg-type]
+        ignore_https_errors=True,
+        locale="en-GB",
+        timezone_id="UTC",
+    )
+    context.set_default_timeout(WAIT_MS)
+    try:
+        page = await context.new_page()
+        watch = PageWatch(page, address)
+        yield page, watch
+        watch.check()
+    finally:
+        await context.close()

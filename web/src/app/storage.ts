@@ -1,0 +1,18 @@
+// What the browser keeps for the page. It may refuse to keep anything; the page works without.
+
+export function readStored(storage: Storage | null, key: string): string | null {
+  try {
+    return storage?.getItem(key) ?? null;
+  } catch {
+    return null;
+  }
+}
+
+export function store(storage: Storage | null, key: string, value: string | null): void {
+  try {
+    if (value === null) storage?.removeItem(key);
+    else storage?.setItem(key, value);
+  } catch {
+    // There is no room, or the browser keeps nothing: this visit has the value all the same.
+  }
+}

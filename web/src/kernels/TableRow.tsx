@@ -1,0 +1,203 @@
+import { useEffect } from "preact/hooks";
+
+import { allows } from "../api/me";
+import { href } from "../app/router";
+import { bytes, duration, number } from "../components/format";
+import { now } from "../components/now";
+import { Sparkline } from "../components/Sparkline";
+import { Ago } from "../components/Time";
+import { pending, undo } from "./actions";
+import { nameOf, reasonOf, type Row, specOf } from "./row";
+import { doWith, selected } from "./selection";
+import { KEPT_MS, pointsOf, seriesVersion, wantPast } from "./series";
+import { names } from "./store";
+
+interface Props {
+  readonly row: Row;
+  readonly index: number;
+  readonly top: number;
+  readonly owners: boolean;
+  readonly hosts: boolean;
+}
+
+export function TableRow({ row, index, top, owners, hosts }: Props) {
+  const { id, told, gone } = row;
+  const { kernel } = told;
+  useEffect(() => {
+    // A row that is scrolled past is not asked about.
+    const timer = setTimeout(() => gone === null && wantPast(id), 200);
+    return () => clearTimeout(timer);
+  }, [id, gone]);
+  const name = nameOf(row, names.value);
+  const spec = specOf(row, names.value);
+  return (
+    <div
+      role="row"
+      class={`kernels-row kernel-row${gone === null ? "" : " is-gone"}`}
+      aria-rowindex={index + 2}
+      data-kernel={id}
+      style={{ transform: `translateY(${top}px)` }}
+    >
+      <span role="cell" class="c-select">
+        {gone === null && allows("kernels", "write") && <Choice id={id} name={name} />}
+      </span>
+      <span role="cell" class="c-name">
+        <a href={href("kernels", id)} title={`${name} · ${id}`}>
+          {name}
+        </a>
+        <small class="muted" title={id}>
+          {name === spec ? "" : `${spec} · `}
+          <span class="mono">{id.slice(0, 8)}</span>
+        </small>
+      </span>
+      {owners && <span role="cell" class="c-owner">{kernel.owner ?? "–"}</span>}
+      {hosts && <span role="cell" class="c-host">{told.host ?? "here"}</span>}
+      <State row={row} />
+      <Running row={row} />
+      <span role="cell" class="c-activity">
+        <Ago since={kernel.last_activity} />
+      </span>
+      <span role="cell" class="c-connections">
+        {number(kernel.connections)}
+        <span class="narrow-only"> {kernel.connections === 1 ? "client" : "clients"}</span>
+      </span>
+      <Usage row={row} />
+      <span role="cell" class="c-log">{bytes(told.log_bytes)}</span>
+      <Actions row={row} name={name} />
+    </div>
+  );
+}
+
+function Choice({ id, name }: { id: string; name: string }) {
+  return (
+    <input
+      type="checkbox"
+      aria-label={`Select ${name}`}
+      checked={selected.value.has(id)}
+      onChange={() => {
+        const next = new Set(selected.value);
+        if (!next.delete(id)) next.add(id);
+        selected.value = next;
+      }}
+    />
+  );
+}
+
+const LOOKS: Readonly<Record<string, string>> = {
+  idle: "good", busy: "busy", starting: "busy", restarting: "busy", terminating: "busy",
+  dead: "bad", unknown: "bad",
+};
+
+function State({ row }: { row: Row }) {
+  const { told, state, gone } = row;
+  const since = gone === null ? told.state_since : new Date(gone);
+  return (
+    <span role="cell" class="c-state">
+      <span class={`state state-${gone === null ? (LOOKS[state] ?? "other") : "other"}`}>
+        {gone === null ? state : "gone"}
+      </span>{" "}
+      <small class="muted">
+        <Ago since={since} />
+      </small>
+    </span>
+  );
+}
+
+function Running({ row }: { row: Row }) {
+  const { told, gone } = row;
+  const reason = reasonOf(row);
+  const { running } = told;
+  if (gone !== null) {
+    return (
+      <span role="cell" class="c-running muted">
+        {reason || "Stopped, culled or ended elsewhere"}
+      </span>
+    );
+  }
+  if (running === null) {
+    return (
+      <span role="cell" class={`c-running${row.state === "dead" ? " error-text" : " muted"}`} title={reason}>
+        {reason}
+      </span>
+    );
+  }
+  const waiting = told.waiting > 0 ? ` · ${number(told.waiting)} waiting` : "";
+  return (
+    <span role="cell" class="c-running" title={running.code ?? ""}>
+      <a class="mono code" href={href("kernels", row.id, "executions", running.execution_id)}>
+        {running.code ?? "(silent code)"}
+      </a>
+      <small class="muted">
+        for <Ago since={running.since} />
+        {waiting}
+      </small>
+    </span>
+  );
+}
+
+function Usage({ row }: { row: Row }) {
+  void seriesVersion.value;
+  const { told, id } = row;
+  const points = pointsOf(id);
+  const until = now.value;
+  const most = points.reduce((top, { memory }) => Math.max(top, memory ?? 0), told.memory ?? 0);
+  const cpu = told.cpu === null ? "–" : `${Math.round(told.cpu * 100)} %`;
+  const drawn = points.length > 1;
+  return (
+    <>
+      <span role="cell" class="c-memory">
+        {drawn && (
+          <Sparkline
+            points={points.map(({ at, memory }) => [at, memory] as const)}
+            until={until}
+            milliseconds={KEPT_MS}
+            label={`Memory of the last ten minutes, at most ${bytes(most)}`}
+          />
+        )}
+        <span>{bytes(told.memory)}</span>
+      </span>
+      <span role="cell" class="c-cpu">
+        {drawn && (
+          <Sparkline
+            points={points.map((point) => [point.at, point.cpu] as const)}
+            until={until}
+            milliseconds={KEPT_MS}
+            label={`Processors of the last ${duration(KEPT_MS / 1000)}`}
+            least={0.2}
+          />
+        )}
+        <span>{cpu}</span>
+      </span>
+    </>
+  );
+}
+
+function Actions({ row, name }: { row: Row; name: string }) {
+  const { id, gone, state } = row;
+  const waits = pending.value.get(id);
+  if (gone !== null || !allows("kernels", "write")) return <span role="cell" class="c-actions" />;
+  if (waits !== undefined) {
+    return (
+      <span role="cell" class="c-actions">
+        <span class="muted">{waits.action === "stop" ? "stops …" : "restarts …"}</span>
+        <button type="button" onClick={() => undo([id])} aria-label={`Undo for ${name}`}>
+          Undo
+        </button>
+      </span>
+    );
+  }
+  return (
+    <span role="cell" class="c-actions">
+      <button type="button" disabled={state !== "busy"} aria-label={`Interrupt ${name}`}
+        onClick={() => doWith("interrupt", [id])}>
+        Interrupt
+      </button>
+      <button type="button" aria-label={`Restart ${name}`} onClick={() => doWith("restart", [id])}>
+        Restart
+      </button>
+      <button type="button" class="danger" aria-label={`Stop ${name}`} onClick={() => doWith("stop", [id])}>
+        Stop
+      </button>
+    </span>
+  );
+}

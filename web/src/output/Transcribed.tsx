@@ -1,0 +1,90 @@
+import { useCallback, useEffect, useLayoutEffect, useRef } from "preact/hooks";
+
+import { useVirtual } from "../components/virtual";
+import type { Row } from "./rows";
+import { RowView } from "./RowView";
+import type { Transcript } from "./transcript";
+import "./output.css";
+
+const LINE = 19;
+const AROUND = 3;
+/** Whoever is so near to the end of the list wants to see what comes. */
+const NEAR = 30;
+
+interface Props {
+  readonly transcript: Transcript;
+  /** The transcript's: it is the same object when it has changed. */
+  readonly revision: number;
+  readonly label: string;
+  /** Whether the list stays at its end as rows come. */
+  readonly following: boolean;
+  readonly onFollowing: (following: boolean) => void;
+  /** Called with the rows that are shown, of which some may have been dropped from memory. */
+  readonly onShown: (first: number, last: number) => void;
+  readonly onFetch?: (row: Row) => void;
+}
+
+/** All rows of a transcript, of which those are in the page that can be seen. */
+export function Transcribed(props: Props) {
+  const { transcript, revision, following, onFollowing, onShown, onFetch } = props;
+  const { rows } = transcript;
+  const scroller = useRef<HTMLDivElement>(null);
+  const list = useVirtual(scroller, {
+    count: rows.length,
+    size: (index) => estimated(rows[index]),
+    key: (index) => rows[index]?.key ?? index,
+    overscan: AROUND,
+  });
+  const items = list.getVirtualItems();
+  const first = items[0]?.index ?? 0;
+  const last = items.at(-1)?.index ?? -1;
+  const measure = useCallback((element: HTMLElement | null) => list.measureElement(element), [list]);
+
+  useEffect(() => onShown(first, last), [first, last, revision, onShown]);
+  useLayoutEffect(() => {
+    const element = scroller.current;
+    if (following && element !== null) element.scrollTop = element.scrollHeight;
+  });
+  const top = useRef(0);
+  const onScroll = (): void => {
+    const element = scroller.current;
+    if (element === null) return;
+    const atEnd = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR;
+    const moved = element.scrollTop - top.current;
+    top.current = element.scrollTop;
+    if (atEnd && !following && moved > 2) onFollowing(true);
+    else if (!atEnd && following && moved < -2) onFollowing(false);
+  };
+  return (
+    <div
+      ref={scroller}
+      class="transcript"
+      role="region"
+      aria-label={props.label}
+      tabIndex={0}
+      onScroll={onScroll}
+    >
+      <div class="transcript-whole" style={{ height: `${list.getTotalSize()}px` }}>
+        <div class="transcript-part" style={{ transform: `translateY(${items[0]?.start ?? 0}px)` }}>
+          {items.map(({ index, key }) => {
+            const row = rows[index];
+            if (row === undefined) return null;
+            return (
+              <div key={key} data-index={index} ref={measure}>
+                <RowView row={row} revision={row.revision} onFetch={onFetch} />
+              </div>
+            );
+          })}
+        </div>
+      </div>
+    </div>
+  );
+}
+
+/** How high a row will be, until it has been in the page. */
+function estimated(row: Row | undefined): number {
+  if (row === undefined) return LINE;
+  if (row.kind === "stream") return LINE * Math.max(1, row.lines);
+  if (row.kind === "code") return LINE * 2;
+  return row.kind === "display" || row.kind === "error" ? LINE * 5 : LINE * 2;
+}
