@@ -122,7 +122,9 @@ async def test_a_reload_keeps_what_was_run_and_what_was_typed(
 ) -> None:
     console, _ = await opened(open_page, start)
     await console.run_through("print('before')")
-    running = await console.run("import time\nfor i in range(600): print('step', i); time.sleep(0.1)")
+    running = await console.run(
+        "import time\nfor i in range(600): print('step', i); time.sleep(0.1)"
+    )
     await expect(running).to_contain_text("step 3")
     await console.page.keyboard.type("half a li")
     await console.page.reload()
@@ -148,7 +150,9 @@ async def test_a_line_and_a_password_are_asked_for(
     console, _ = await opened(open_page, start)
     page = console.page
     cell = await console.run("name = input('Who? ')\nprint('hello', name)")
-    await expect(page.locator(".console-question")).to_contain_text("The code of In[1] asks for a line")
+    await expect(page.locator(".console-question")).to_contain_text(
+        "The code of In[1] asks for a line"
+    )
     field = page.get_by_label("Answer", exact=True)
     await expect(field).to_be_focused()
     await page.keyboard.type("Ada")

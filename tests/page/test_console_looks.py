@@ -77,9 +77,7 @@ async def test_a_large_message_and_a_flood_leave_the_page_responsive(
     await expect(cell).to_contain_text("behind it")
     text = await cell.inner_text()
     assert len(text) < 2_000_000
-    cell = await console.run_through(
-        "for i in range(100_000): print('line', i, flush=i % 50 == 0)"
-    )
+    cell = await console.run_through("for i in range(100_000): print('line', i, flush=i % 50 == 0)")
     await expect(cell).to_contain_text("line 99999")
     await expect(cell).to_contain_text("Output before this is not shown here")
     assert await cell.locator(".row").count() <= 200

@@ -12,9 +12,9 @@ from tests.conftest import MakeServer
 from tests.page.conftest import OpenPage
 from tests.page.kernels import ran, shown
 from tests.support.executions import Executions
-from tests.support.rest import RestClient
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec, write_kernelspec
+from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
@@ -212,7 +212,7 @@ async def test_ten_thousand_images_leave_the_page_small(
 
 async def test_what_is_large_is_shown_on_demand(open_page: OpenPage, start: KernelStarter) -> None:
     nested = "<div>" * 400 + "x" * 1_000_000 + "<p>the end</p>" + "</div>" * 400
-    code = f"display({{'text/html': '<div>' * 400 + 'x' * 10**6 + '<p>the end</p>'}}, raw=True)"
+    code = "display({'text/html': '<div>' * 400 + 'x' * 10**6 + '<p>the end</p>'}, raw=True)"
     assert len(nested) > 1_000_000
     page, _ = await open_page(f"#/kernels/{await ran(start, code)}/output?from=beginning")
     await expect(page.get_by_text("HTML output of 1.00 MB")).to_be_visible()
@@ -263,9 +263,7 @@ async def test_the_page_goes_on_by_itself_after_the_server_was_killed(
 ) -> None:
     server = make_server("--on-shutdown", "keep", home=home)
     kernel = await begun(server)
-    page, watch = await open_page(
-        f"#/kernels/{kernel}/output", url=server.url, token=server.token
-    )
+    page, watch = await open_page(f"#/kernels/{kernel}/output", url=server.url, token=server.token)
     watch.allow("ERR_", "Failed to load resource", "ERR_CONNECTION_REFUSED")
     said = transcript(page).locator("pre.stdout")
     await expect(said.first).to_contain_text("background 1")

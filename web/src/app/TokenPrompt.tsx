@@ -1,13 +1,14 @@
 import { useEffect, useState } from "preact/hooks";
 
-import { base } from "../api/client";
 import { Dialog } from "../components/Dialog";
+import {
+  askProviders,
+  comingBack,
+  leaveForLogin,
+  loginProblem,
+  type LoginProvider,
+} from "./login";
 import { promptClosed, tokenWanted, useToken } from "./token";
-
-interface LoginProvider {
-  readonly name: string;
-  readonly url: string;
-}
 
 const WHY = {
   first: "The server prints a token when it is started; who runs the server may have given you one.",
@@ -23,13 +24,14 @@ export function TokenPrompt() {
     askProviders().then(setProviders, () => undefined);
   }, []);
   const why = tokenWanted.value;
-  if (why === "") return null;
+  if (why === "" || comingBack.value) return null;
   return (
     <Dialog title="Who are you?" onClose={() => (promptClosed.value = true)}>
+      {loginProblem.value !== "" && <p role="alert">{loginProblem.value}</p>}
       <p>{WHY[why]}</p>
       {providers.map(({ name, url }) => (
         <p key={url}>
-          <a class="button" href={url}>
+          <a class="button" href={url} onClick={leaveForLogin}>
             Log in with {name}
           </a>
         </p>
@@ -58,12 +60,4 @@ export function TokenPrompt() {
       </form>
     </Dialog>
   );
-}
-
-async function askProviders(): Promise<readonly LoginProvider[]> {
-  const response = await fetch(`${base}/api/login`);
-  if (!response.ok) return [];
-  const { providers } = (await response.json()) as { providers: LoginProvider[] };
-  // An address of another kind, such as one with a script in it, is no way to log in.
-  return providers.filter(({ url }) => /^https?:$/.test(new URL(url, base).protocol));
 }

@@ -1,5 +1,14 @@
 // What the browser keeps for the page. It may refuse to keep anything; the page works without.
 
+/** What is kept for this tab alone; null if the browser keeps nothing. */
+export function tabStorage(): Storage | null {
+  try {
+    return sessionStorage;
+  } catch {
+    return null;
+  }
+}
+
 export function readStored(storage: Storage | null, key: string): string | null {
   try {
     return storage?.getItem(key) ?? null;

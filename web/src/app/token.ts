@@ -3,17 +3,9 @@
 
 import { batch, signal } from "@preact/signals";
 
-import { readStored, store } from "./storage";
+import { readStored, store, tabStorage } from "./storage";
 
 const KEY = "kernelkeep.token";
-
-function tabStorage(): Storage | null {
-  try {
-    return sessionStorage;
-  } catch {
-    return null;
-  }
-}
 
 function take(): string {
   const address = new URL(location.href);

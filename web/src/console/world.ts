@@ -1,7 +1,7 @@
 /** What a console needs of the page: its API, its storage, WebSockets and time. */
 
 import { api, base, request } from "../api/client";
-import { readStored, store } from "../app/storage";
+import { readStored, store, tabStorage } from "../app/storage";
 import { token } from "../app/token";
 import type { Look, Place, Socket } from "./connection";
 import type { World } from "./console";
@@ -44,14 +44,6 @@ export function worldOf(kernel: string): World {
 
 function hexadecimal(text: string, byte: number): string {
   return text + byte.toString(16).padStart(2, "0");
-}
-
-function tabStorage(): Storage | null {
-  try {
-    return sessionStorage;
-  } catch {
-    return null;
-  }
 }
 
 function limit(): { signal: AbortSignal } {
