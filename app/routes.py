@@ -68,11 +68,9 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
         _websockets(settings),
     ]
     if settings.serve_page:
-        routers += [page_router(), frame_router()]
+        routers += [page_router(), frame_router(), login_router(logins)]
     if settings.allow_contents:
         routers += [contents.router, files.router]
-    if logins.ways:
-        routers.append(login_router(logins))
     if settings.serve_metrics:
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     return routers

@@ -53,12 +53,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 def login_router(logins: Logins) -> APIRouter:
-    """The routes of a server with ways to log in. None of them needs a token."""
+    """The routes of a server with a page. None of them needs a token."""
     router = APIRouter(tags=["login"], dependencies=[PUBLIC], route_class=SmallRoute)
 
-    @router.get("/api/login", operation_id="login_ways", response_model=schema_of(LoginWays))
+    @router.get(
+        "/api/login",
+        operation_id="login_ways",
+        response_model=schema_of(LoginWays),
+        responses=errors(),
+    )
     async def ways() -> Response:
-        """The ways to log in with a browser."""
+        """The ways to log in with a browser; there may be none."""
         found = [LoginWayModel(way.name, f"login/{word}") for word, way in logins.ways.items()]
         return Response(_encode(LoginWays(found)), media_type="application/json")
 

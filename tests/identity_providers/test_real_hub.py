@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.async_api import expect
 
 from app.api.endings import CREDENTIAL_ENDED
+from tests.support.browser import browser
 from tests.support.channels import JupyterChannels
 from tests.support.hub import Hub
 from tests.support.node_packages import install
@@ -91,6 +93,28 @@ async def test_a_logout(hub: Hub) -> None:
             assert await status_of(carlas) == 200
             await asyncio.to_thread(hub.log_out, browser)
             await eventually(lambda: _is(carlas, 403), CACHE_SECONDS + 5)
+
+
+@pytest.mark.timeout(300)
+async def test_somebody_logs_in_on_the_page(hub: Hub) -> None:
+    async with browser() as chromium:
+        page = await chromium.new_page()
+        await page.goto(f"{hub.server_url}/#/service")
+        await page.get_by_role("link", name="Log in with JupyterHub").click()
+        await page.locator("[name=username]").fill("dora")
+        await page.locator("[name=password]").fill(hub.password)
+        await page.locator("[name=password]").press("Enter")
+        # The page goes on where it was, as the one who has logged in, with a token of its own.
+        await expect(page.get_by_role("heading", name="Service", exact=True)).to_be_visible()
+        assert page.url == f"{hub.server_url}/#/service"
+        token = await page.evaluate("sessionStorage.getItem('kernelkeep.token')")
+        async with RestClient(hub.server_url, token) as doras:
+            me = (await doras.request("GET", "/api/me")).json()
+            assert me["identity"]["username"] == "dora"
+        # A login that has not begun here comes to nothing, and the prompt says so.
+        await page.evaluate("sessionStorage.clear()")
+        await page.goto(f"{hub.server_url}/oauth_callback?state=x&code=y")
+        await expect(page.get_by_role("alert")).to_contain_text("begin again")
 
 
 async def _is(rest: RestClient, status: int) -> bool:

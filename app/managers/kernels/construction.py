@@ -11,6 +11,7 @@ from ..handover.handover import Handover, RegisteredHandover
 from ..handover.registry import Registry
 from ..limits.processes import process_limits
 from ..limits.shares import Shares
+from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
@@ -57,6 +58,7 @@ def multi_kernel_manager(
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own)
     joining = new_joining(settings, files.path)
+    engines = Engines(joining, keepers, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     shares = Shares() if shares is None else shares
     handover = Handover()
@@ -75,6 +77,7 @@ def multi_kernel_manager(
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
         joining=joining,
+        engines=engines,
         isolation=isolation,
         audit=audit,
         handover=handover,

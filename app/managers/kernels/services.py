@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
@@ -19,10 +20,12 @@ from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
+from ..processes.engines.engines import Engines
+from ..processes.engines.provisioner import EngineProvisioner
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.hosts.joining import Joining
-from ..processes.hosts.provisioner import SSHProvisioner, assign_host
+from ..processes.hosts.provisioner import RemoteProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
@@ -55,6 +58,7 @@ class KernelServices:
     starts: Starts
     keepers: Keepers
     joining: Joining
+    engines: Engines
     isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
@@ -108,22 +112,37 @@ class KernelServices:
         if isinstance(provisioner, KeeperProvisioner):
             provisioner.output = self.output_file(kernel_id)
             provisioner.confinement = confinement
-        if isinstance(provisioner, SSHProvisioner):
+        if isinstance(provisioner, RemoteProvisioner):
             allowed = self.settings.kernel_env_allow
             provisioner.inherited = kernel_environment(os.environ, allowed, {})
+        if isinstance(provisioner, EngineProvisioner):
+            provisioner.engines = self.engines
         if provisioner is not None:
             manager.provisioner = provisioner
         return manager
 
     def assign(
-        self, kernel_id: str, spec: KernelSpec, left: Mapping[str, object] | None = None
+        self,
+        kernel_id: str,
+        spec: KernelSpec,
+        left: Mapping[str, Any] | None = None,
+        *,
+        ownership: Ownership,
+        on_words: Callable[[str], None],
     ) -> None:
-        """Have a kernel on the host that its kernelspec names, if it names one.
+        """Have a kernel on the host, or in a job of the engine, that its kernelspec names, if any.
 
         ``left`` is what the provisioner has told of a process that an earlier server has left. Call
-        this before the kernel's log is opened. Raises `KernelStartFailed` if the options are wrong.
+        this before the kernel's log is opened. ``on_words`` is told what an engine says of the job.
+        Raises `KernelStartFailed` if the options are wrong.
         """
-        assign_host(self.keepers, kernel_id, spec, self.files.path, left or {})
+        left = left or {}
+        owner, limits = ownership.owner, self.process_limits(ownership)
+        has_engine = self.engines.assign(
+            kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
+        )
+        if not has_engine:
+            assign_host(self.keepers, kernel_id, spec, self.files.path, left)
 
     def new_address(self, manager: KernelManager) -> str:
         """What the names of the ipc sockets begin with of a kernel that is to be launched."""
@@ -185,6 +204,7 @@ class KernelServices:
         await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
+        await self.engines.close()
         await self.joining.close()
         self.transports.close()
         self.isolation.close()
