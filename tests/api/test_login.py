@@ -126,9 +126,7 @@ async def test_a_hub_that_is_down(service: Service, tmp_path: Any) -> None:
 async def test_no_way_to_log_in(service: Service, tmp_path: Any) -> None:
     async with browser(service, tmp_path, jupyterhub_client_secret="") as client:
         assert (await client.get("/api/login")).json() == {"providers": []}
-        assert (
-            await client.get("/login/jupyterhub")
-        ).status_code == 403  # as any other
+        assert (await client.get("/login/jupyterhub")).status_code == 403  # as any other
         back = await client.get("/oauth_callback", params={"state": "s", "code": "c"})
         assert back.headers["location"] == "./#/login-failed"
         assert (await client.post("/api/login")).json()["code"] == "login_not_begun"

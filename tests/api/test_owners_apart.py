@@ -133,6 +133,8 @@ PLANS: dict[str, list[Plan]] = {
     "tokens_revoke": [Plan()],
     "owners_list": [Plan()],
     "owners_get": [Plan(path={"name": "anna"}), Plan(path={"name": "."})],
+    "login_ways": [Plan()],
+    "login_take": [Plan()],
     "user_get": [Plan()],
     "user_update": [Plan(body={"display_name": "Ben"})],
     "server_version": [Plan()],
@@ -150,7 +152,7 @@ SHARED = re.compile(r"^(contents|files)_")
 
 HIDDEN = {
     *("/", "/api/spec.yaml", "/openapi.json", "/docs", "/docs/swagger-ui.css"),
-    *("/docs/swagger-ui-bundle.js", "/livez", "/readyz"),
+    *("/docs/swagger-ui-bundle.js", "/livez", "/readyz", "/oauth_callback"),
     *("/kernelspecs/{name}/{path:path}", "/files/{path:path}"),
 }
 """Paths that the document does not have: they tell the same to everybody."""
