@@ -32,7 +32,6 @@ from tests.support.running import KernelStarter
 from tests.support.server import ServerProcess
 
 UNDOCUMENTED = [
-    ("GET", "/"),
     ("GET", "/docs"),
     ("GET", "/docs/"),
     ("GET", "/docs/swagger-ui-bundle.js"),
