@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
+from tests.support.still_network import still_network
+
 __all__ = ["DESKTOP", "PHONE", "WAIT_MS", "PageWatch", "browser", "chromium", "watched_page"]
 
 DESKTOP: Final = {"width": 1440, "height": 900}
@@ -100,9 +102,10 @@ async def watched_page(
     )
     context.set_default_timeout(WAIT_MS)
     try:
-        page = await context.new_page()
-        watch = PageWatch(page, address)
-        yield page, watch
-        watch.check()
+        with still_network():
+            page = await context.new_page()
+            watch = PageWatch(page, address)
+            yield page, watch
+            watch.check()
     finally:
         await context.close()

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from tests.support.still_network import changing_network
+
 
 class Network:
     """A network namespace, ``there``, and the way to it from here.
@@ -26,29 +28,36 @@ class Network:
         """What nsenter enters the namespace by."""
         return Path("/run/netns") / self.namespace
 
+    @changing_network()
     def make(self) -> None:
         device, name = self._here_device, self.namespace
         _ip("netns", "add", name)
         _ip("link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", name)
+        # Without addresses that the system makes itself, and tells of a second later.
+        _ip("link", "set", device, "addrgenmode", "none")
         _ip("addr", "add", f"{self.here}/24", "dev", device)
         _ip("-n", name, "addr", "add", f"{self.there}/24", "dev", "eth0")
         for words in (("set", device), ("-n", name, "set", "eth0"), ("-n", name, "set", "lo")):
             options, (verb, link) = words[:-2], words[-2:]
             _ip(*options, "link", verb, link, "up")
 
+    @changing_network()
     def pull_cable(self) -> None:
         """Nothing goes from here to there, or back, and nobody is told."""
         _ip("link", "set", self._here_device, "down")
 
+    @changing_network()
     def plug_cable(self) -> None:
         """It does again."""
         _ip("link", "set", self._here_device, "up")
 
+    @changing_network()
     def remove(self) -> None:
-        subprocess.run(["ip", "netns", "del", self.namespace], check=False)
+        # The device first: with its namespace it would go a moment later.
         subprocess.run(
             ["ip", "link", "del", self._here_device], check=False, stderr=subprocess.DEVNULL
         )
+        subprocess.run(["ip", "netns", "del", self.namespace], check=False)
 
 
 def _ip(*words: str) -> None:
