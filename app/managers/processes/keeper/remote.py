@@ -19,6 +19,7 @@ from ....keeper.protocol import Fields
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .client import QUICK_SECONDS, Keeper
+from .greeting import ReplicaTerms
 from .kept import Kept, Processes
 from .lines import Lines
 from .link import KeeperLink
@@ -70,6 +71,7 @@ class RemoteKeeper(Keeper):
         orphan_timeout: float | None,
         output_bytes: int,
         own: Sequence[Path] = (),  # noqa: ARG002 - directories of this host
+        terms: ReplicaTerms | None = None,
     ) -> None:
         super().__init__(
             Path(),
@@ -78,6 +80,7 @@ class RemoteKeeper(Keeper):
             log_age=log_age,
             orphan_timeout=ORPHAN_SECONDS if orphan_timeout is None else orphan_timeout,
             output_bytes=output_bytes,
+            terms=terms,
             place=place,
         )
         self._lasts = orphan_timeout is not None
