@@ -98,9 +98,8 @@ async def _build(
     )
     stack.push_async_callback(audit.close)
     await tokens.open(partial(note_token, audit))
-    registry = None
-    if settings.keeps:
-        registry = Registry(settings.state_dir)
+    registry = await _registry(settings)
+    if registry is not None:
         stack.push_async_callback(registry.close)
     manager = multi_kernel_manager(settings, events, counters, audit, registry, shares)
     stack.push_async_callback(manager.close)
@@ -125,3 +124,13 @@ async def _build(
         "authorizer": authorizer,
         "contents": contents,
     }
+
+
+async def _registry(settings: Settings) -> Registry | None:
+    """The registry of the kernels that outlive this server, if they do."""
+    if settings.replicated:
+        # What PostgreSQL takes is installed, and loaded, only where an option asks for it.
+        from .managers.replicas.registry import SharedRegistry
+
+        return await SharedRegistry.open(settings)
+    return Registry(settings.state_dir) if settings.keeps else None

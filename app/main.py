@@ -33,6 +33,7 @@ from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
+from .plugins import CannotLoad
 from .routes import own_words, public_routes, routers_for
 from .settings import Settings, explain, refuse
 from .tokens import TOKEN_VARIABLE, make_token, wipe_variable
@@ -87,12 +88,24 @@ def create_app(
 def _check_files(settings: Settings) -> None:
     """Refuse files and directories now that the lifespan could not use later."""
     check_database(settings.database_filepath)
-    if settings.keeps:
+    if settings.replicated:
+        _check_shared_registry(settings)
+    elif settings.keeps:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     check_isolation(settings)
     check_tokens(settings.state_dir)
+
+
+def _check_shared_registry(settings: Settings) -> None:
+    try:
+        from .managers.replicas.registry import check_shared_registry
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
+    check_shared_registry(settings)
 
 
 def _announce(settings: Settings, token: str, generated: bool) -> None:

@@ -31,6 +31,7 @@ from .option_types import (
 )
 from .protocol.messages import UNTRACKED_MESSAGE_TYPES
 from .protocol.v1 import SUBPROTOCOL
+from .replica_options import Replicas
 
 __all__ = [
     "FORK_AUTOMATICALLY",
@@ -45,6 +46,7 @@ __all__ = [
     "OpenIDConnect",
     "OptionGroup",
     "OwnerLimits",
+    "Replicas",
 ]
 
 WARM_KERNEL_BYTES = 48 * 2**20
@@ -432,6 +434,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     WebSocket,
     Execution,
     Keeper,
+    Replicas,
     Log,
 )
 """All groups, in the order in which the documentation has them."""

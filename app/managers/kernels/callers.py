@@ -39,8 +39,8 @@ from ..owners.principal import Principal
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from .kernel import Kernel
-from .multikernel import MultiKernelManager, checked_id, connections, last_activity
-from .table import keys_for
+from .multikernel import MultiKernelManager, connections, last_activity
+from .table import checked_id, keys_for
 from .usage import KernelUsage
 
 __all__ = ["CallersKernels", "Permission", "no_longer_shared"]

@@ -14,8 +14,8 @@ from ..limits.shares import Shares
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
-from ..processes.isolation.isolation import new_isolation
-from ..processes.keeper.keepers import new_keepers
+from ..processes.isolation.isolation import Isolation, new_isolation
+from ..processes.keeper.keepers import Keepers, new_keepers
 from ..processes.run_files import RunFiles
 from ..processes.specs import Specs, kernel_spec_manager
 from ..processes.starts import Starts
@@ -54,12 +54,11 @@ def multi_kernel_manager(
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
-    keepers = new_keepers(settings, files.path, own)
+    terms = None if registry is None else registry.replica_terms
+    keepers = new_keepers(settings, files.path, own, terms)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     shares = Shares() if shares is None else shares
-    handover = Handover()
-    if registry is not None:
-        handover = RegisteredHandover(registry, keepers, settings.state_dir, isolation)
+    handover = _handover(settings, registry, keepers, isolation)
     services = KernelServices(
         settings=settings,
         specs=spec_manager,
@@ -75,11 +74,33 @@ def multi_kernel_manager(
         handover=handover,
         shares=shares,
         process_limits=partial(process_limits, shares),
+        begin_term=_no_term if registry is None else registry.begin_term,
     )
     for name in settings.forked_by_name:
         services.prepare_forks(name)
     warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
-    return MultiKernelManager(services, specs, warm)
+    manager = MultiKernelManager(services, specs, warm)
+    handover.let_go = manager.let_go
+    return manager
+
+
+def _handover(
+    settings: Settings, registry: Registry | None, keepers: Keepers, isolation: Isolation
+) -> Handover:
+    if registry is None:
+        return Handover()
+    if not settings.replicated:
+        return RegisteredHandover(registry, keepers, settings.state_dir, isolation)
+    # What PostgreSQL takes is installed, and loaded, only where an option asks for it.
+    from ..replicas.handover import SharedHandover
+    from ..replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return SharedHandover(registry, keepers, settings.state_dir, isolation)
+
+
+def _no_term(_kernel_id: str) -> None:
+    """A server that is the only one has its kernels in no term."""
 
 
 def _parking(services: KernelServices) -> KernelServices:

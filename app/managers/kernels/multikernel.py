@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from ...settings import Settings
 from ..errors import (
-    InvalidKernelId,
     KernelNotFound,
     KernelNotRunning,
     KernelStartFailed,
@@ -32,14 +31,14 @@ from .external import ExternalKernels
 from .kernel import Kernel
 from .services import KernelServices
 from .shares import KernelShares
-from .stopping import leave_all, stop_all, stop_quietly
-from .table import KernelTable, Key
+from .stopping import leave_all, leave_now, stop_all, stop_quietly
+from .table import KernelTable, Key, checked_id
 from .time_limits import TimeLimits
 from .usage import UsageSampler
 from .usage_events import UsageEvents
 from .warm import WarmKernels
 
-__all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
+__all__ = ["MultiKernelManager", "connections", "last_activity"]
 
 logger = logging.getLogger(__name__)
 
@@ -409,6 +408,13 @@ class MultiKernelManager:
         kernel.traffic.why_it_stops = kernel.state.reason if limit else "The kernel was culled"
         await kernel.stop()
 
+    async def let_go(self, kernel_id: str) -> None:
+        """Leave a kernel to another replica, which has it already."""
+        kernel = self._kernels.pop(kernel_id, None)
+        if kernel is not None:
+            await leave_now(kernel)
+        self.keepers.let_go(kernel_id)
+
     def begin_stop(self) -> None:
         """Begin to stop the server: refuse new starts, end streams, begin to stop the kernels."""
         if self._stop_task is None:
@@ -485,14 +491,3 @@ def connections(kernels: Iterable[Kernel]) -> int:
 def _place(root: Path, path: str) -> Path:
     """The directory that an API path means for a kernel; it need not exist."""
     return root / path.strip("/")
-
-
-def checked_id(kernel_id: str) -> str:
-    """A kernel id in its one written form. It must be a UUID, because it names files."""
-    try:
-        identity = str(UUID(kernel_id))
-    except ValueError:
-        raise InvalidKernelId("kernel_id: must be a UUID") from None
-    if identity != kernel_id.lower():
-        raise InvalidKernelId("kernel_id: must be a UUID written with hyphens")
-    return identity

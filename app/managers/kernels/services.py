@@ -59,6 +59,8 @@ class KernelServices:
     process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
     """What the processes of a kernel may take of the machine, by whose the kernel is."""
     shares: Shares = field(default_factory=Shares)
+    begin_term: Callable[[str], None] = lambda _: None
+    """Called with the id of a kernel that is about to be started, by one of several replicas."""
     check_queue: Callable[[Ownership], None] = lambda _: None
     """Raises an error if no further execution may wait for the kernels of whose this one is."""
     usage: UsageSampler = field(default_factory=UsageSampler)
@@ -121,6 +123,8 @@ class KernelServices:
         ``left`` is what the provisioner has told of a process that an earlier server has left. Call
         this before the kernel's log is opened. Raises `KernelStartFailed` if the options are wrong.
         """
+        if left is None:
+            self.begin_term(kernel_id)
         assign_host(self.keepers, kernel_id, spec, self.files.path, left or {})
 
     def new_address(self, manager: KernelManager) -> str:
