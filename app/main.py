@@ -16,6 +16,7 @@ from .api.access import AccessMiddleware
 from .api.authorization import Authorizer, load_authorizer
 from .api.errors import add_error_handlers
 from .api.etags import ETagMiddleware
+from .api.forwarding import ForwardingMiddleware
 from .api.identities import IdentityProvider, IdentityProviders, ServerToken, load_provider
 from .api.openapi import complete
 from .api.prefix import PathMiddleware
@@ -145,6 +146,8 @@ def _add_middleware(
     app.add_middleware(RequestIdMiddleware)
     words = own_words(settings.root_path, app.routes)
     app.add_middleware(PathMiddleware, prefix=settings.root_path, words=words)
+    if settings.replicated:
+        app.add_middleware(ForwardingMiddleware)
 
 
 def __getattr__(name: str) -> Any:

@@ -55,8 +55,8 @@ class Replicas(OptionGroup):
     )
     lease_seconds: float = Field(
         10.0,
-        ge=1.0,
-        le=300.0,
+        ge=1,
+        le=300,
         description="Seconds after which the kernels of a replica that is not heard of are taken "
         "over by the others; it is heard of five times as often.",
     )

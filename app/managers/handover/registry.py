@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from ...keeper.processes import start_time
 from ..processes.keeper.greeting import ReplicaTerms
+from .elsewhere import Known, Nowhere
 from .store import (
     ExecutionRecord,
     KernelRecord,
@@ -183,10 +184,18 @@ class Registry:
             return False
         return True
 
+    @property
+    def elsewhere(self) -> Known:
+        """What other replicas have."""
+        return Nowhere()
+
     # Kernels
 
     def begin_term(self, kernel_id: str) -> None:
         """A kernel is about to be started here."""
+
+    def check_start(self) -> None:
+        """Raise an error if no kernel can be started just now."""
 
     async def load(self) -> list[KernelRecord]:
         """The record of every kernel that an earlier server has left."""

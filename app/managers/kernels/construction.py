@@ -75,12 +75,15 @@ def multi_kernel_manager(
         shares=shares,
         process_limits=partial(process_limits, shares),
         begin_term=_no_term if registry is None else registry.begin_term,
+        check_start=_any_start if registry is None else registry.check_start,
     )
     for name in settings.forked_by_name:
         services.prepare_forks(name)
     warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
+    if registry is not None:
+        manager.elsewhere = registry.elsewhere
     return manager
 
 
@@ -101,6 +104,10 @@ def _handover(
 
 def _no_term(_kernel_id: str) -> None:
     """A server that is the only one has its kernels in no term."""
+
+
+def _any_start() -> None:
+    """A server whose kernels end with it needs no registry."""
 
 
 def _parking(services: KernelServices) -> KernelServices:

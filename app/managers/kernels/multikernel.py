@@ -20,6 +20,7 @@ from ..errors import (
     ServerStopping,
 )
 from ..handover.adoption import find_spec
+from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
 from ..owners.ownership import Ownership
 from ..processes.environment import QUIET, kernel_environment
@@ -69,6 +70,8 @@ class MultiKernelManager:
         self._starting: dict[str, asyncio.Future[None]] = {}
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
         services.check_queue = self.shares.check_queue
+        self.elsewhere: Known = Nowhere()
+        """What other replicas have, and what they say this one has."""
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
@@ -251,6 +254,7 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
+        self._services.check_start()
         owned = Ownership() if ownership is None else ownership
         with self.shares.place(identity, owned):
             self.shares.take_start(owned)

@@ -61,6 +61,8 @@ class KernelServices:
     shares: Shares = field(default_factory=Shares)
     begin_term: Callable[[str], None] = lambda _: None
     """Called with the id of a kernel that is about to be started, by one of several replicas."""
+    check_start: Callable[[], None] = lambda: None
+    """Raises an error if no kernel can be started just now."""
     check_queue: Callable[[Ownership], None] = lambda _: None
     """Raises an error if no further execution may wait for the kernels of whose this one is."""
     usage: UsageSampler = field(default_factory=UsageSampler)

@@ -141,8 +141,11 @@ class Database:
         self.close_connection()
 
     def plain(self, error: psycopg.Error) -> str:
-        """What an error says, in one line, without the password."""
-        text = " ".join(str(error).split()) or type(error).__name__
+        """What an error says, in one line, without the password.
+
+        The details of an error would repeat a row, in which there are keys of kernels.
+        """
+        text = " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
         return text.replace(self._password, "***") if self._password else text
 
 

@@ -18,11 +18,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import psycopg
 
+from ..handover.elsewhere import KernelElsewhere, SharedSession
 from ..handover.store import StoreAway
 from ..owners.ownership import Ownership, Share
 from .database import CHANNEL, Connection, Database
 
-__all__ = ["Directory", "KernelElsewhere", "SharedSession"]
+__all__ = ["Directory"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,32 +48,6 @@ class _Whose(msgspec.Struct):
 
 
 _whose: Final = msgspec.json.Decoder(_Whose).decode
-
-
-class KernelElsewhere(NamedTuple):
-    """A kernel of any replica, as the registry has it; ``replica`` is None while nobody has it."""
-
-    id: str
-    replica: str | None
-    term: int
-    created: float
-    model: bytes
-    """As the API shows it; empty until its replica has told."""
-    counts: bool
-    """Whether the kernel counts towards ``max_kernels``."""
-    ownership: Ownership
-
-
-class SharedSession(NamedTuple):
-    """A session, as the registry has it."""
-
-    id: str
-    number: int
-    path: str
-    name: str | None
-    type: str
-    kernel_id: str
-    owner: str
 
 
 _KERNELS: Final = (

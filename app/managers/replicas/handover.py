@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover
+from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
 from ..processes.run_files import KEPT
@@ -32,6 +33,9 @@ LEFTOVER_SECONDS: Final = 3600.0
 """How old the log of a kernel that nobody knows has to be to be removed.
 
 A younger one may be of a kernel that another replica is about to store."""
+
+GONE_SECONDS: Final = 600.0
+"""How long this replica remembers in which term it had a kernel that is gone."""
 
 _JOURNAL: Final = re.compile(r"(?P<kernel_id>[0-9a-f-]{36})\.(?P<term>[0-9]+)\.journal").fullmatch
 
@@ -66,7 +70,14 @@ class SharedHandover(RegisteredHandover):
         assert self._one is not None
         logger.info("%d kernels are taken over", len(taken))
         for each in taken:
-            self._do(self._adopt(self._one, each.record))
+            self._shared.adopting.add(each.record.id)
+            self._do(self._adopt_taken(self._one, each.record))
+
+    async def _adopt_taken(self, one: Adopt, record: KernelRecord) -> None:
+        try:
+            await self._adopt(one, record)
+        finally:
+            self._shared.adopting.discard(record.id)
 
     def _on_fenced(self, kernel_id: str) -> None:
         self._do(self._let_go(kernel_id))
@@ -91,6 +102,10 @@ class SharedHandover(RegisteredHandover):
         """As `Handover.forget`, with the journals of earlier terms."""
         await super().forget(kernel)
         self._shared.directory.forget(kernel.id)
+        # The keeper has still to remove the log, and the registry perhaps to delete the kernel.
+        terms = self._shared.terms
+        loop = asyncio.get_running_loop()
+        loop.call_later(GONE_SECONDS, terms.drop, kernel.id, terms.of(kernel.id))
         for path in self._journals.glob(f"{kernel.id}.*.journal"):
             path.unlink(missing_ok=True)
 

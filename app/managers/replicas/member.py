@@ -69,6 +69,11 @@ class Member:
         """What is known of the lease now."""
         return self.lease.standing(self._loop.time())
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the registry is away, or was when it was asked last."""
+        return bool(self._trouble) or self.standing is not Standing.GOOD
+
     def wake(self) -> None:
         """There may be kernels that nobody has."""
         self._wake.set()

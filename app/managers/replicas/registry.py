@@ -27,6 +27,7 @@ from ..handover.store import KernelRecord, UnusableRegistry
 from ..processes.keeper.greeting import ReplicaTerms
 from .database import Database, migrate
 from .directory import Directory
+from .errors import RegistryUnavailable
 from .lease import Lease
 from .member import Member, bounded
 from .membership import Replica
@@ -71,22 +72,25 @@ class SharedRegistry(Registry):
         url = settings.registry_url.get_secret_value()
         self._lock = Lock(settings.state_dir, shared=True)
         self._name_lock = _NameLock(settings)
-        self.path = settings.state_dir / DIRECTORY
         self.state_dir = settings.state_dir
+        self.host = self._name_lock.host
+        """The identity of the state directory, and so of the keeper's host."""
         identity = secrets.token_hex(8)
         self.terms = Terms()
         self.lease = Lease(settings.lease_seconds)
         self.renew_seconds = self.lease.every
+        self.adopting: set[str] = set()
+        """The kernels that are just being adopted: their clients wait until that is done."""
         self.on_fenced: Callable[[str], None] = lambda _: None
         replica = Replica(
             identity,
             self._name_lock.name,
-            f"unix:{self._name_lock.host}:{identity}",
+            f"unix:{self.host}:{identity}",
             __version__,
             _digest(settings),
         )
         self.replica_terms = ReplicaTerms(identity, self.terms.of)
-        self._here = f"dir:{self._name_lock.host}"
+        self._here = f"dir:{self.host}"
         self.member = Member(url, replica, self.lease, self.terms, [self._here])
         self.directory = Directory(url, self.member.wake)
         self._loop = asyncio.get_running_loop()
@@ -108,9 +112,19 @@ class SharedRegistry(Registry):
         logger.info("this is replica %s", registry.member.replica.name)
         return registry
 
+    @property
+    def elsewhere(self) -> Directory:
+        """As `Registry.elsewhere`."""
+        return self.directory
+
     def begin_term(self, kernel_id: str) -> None:
         """As `Registry.begin_term`."""
         self.terms.begin(kernel_id)
+
+    def check_start(self) -> None:
+        """Raise `RegistryUnavailable` if a kernel that is started now could not be stored."""
+        if self.member.is_away:
+            raise RegistryUnavailable
 
     def _keeper_of(self, record: KernelRecord) -> str:
         """How the keeper of a kernel is reached: who reaches it can take the kernel over."""
@@ -128,12 +142,6 @@ class SharedRegistry(Registry):
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
         self.on_fenced(kernel_id)
-
-    async def delete(self, kernel_id: str) -> None:
-        """As `Registry.delete`."""
-        await super().delete(kernel_id)
-        if kernel_id not in self._missed and kernel_id not in self._newest:
-            self.terms.drop(kernel_id)
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await bounded(self._thread, self._database, lambda: work(*arguments))

@@ -13,7 +13,9 @@ from typing import Final
 
 import msgspec
 
+from ...protocol.messages import format_timestamp
 from ..handover.store import ExecutionRecord, KernelRecord, Lease
+from ..owners.principal import ANONYMOUS
 from .database import CHANNEL, Connection, Database
 from .terms import Terms
 
@@ -67,8 +69,9 @@ class SharedStore:
                 and term
                 and connection.execute(
                     "INSERT INTO kernelkeep.kernel AS kernel (id, replica, term, keeper, owner, "
-                    "created, record, last_activity, execution_state) "
-                    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET "
+                    "created, record, last_activity, execution_state, model) "
+                    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+                    "ON CONFLICT (id) DO UPDATE SET "
                     "owner = excluded.owner, record = excluded.record, "
                     "last_activity = excluded.last_activity, "
                     "execution_state = excluded.execution_state "
@@ -77,7 +80,7 @@ class SharedStore:
                     (
                         *(record.id, self._replica, term, self._keeper_of(record), record.owner),
                         *(record.created, _encode(record).decode(), record.last_activity),
-                        record.execution_state,
+                        *(record.execution_state, _first_model(record)),
                     ),
                 ).fetchone()
             )
@@ -191,6 +194,21 @@ class SharedStore:
     def close(self) -> None:
         """Close the connection."""
         self._database.close()
+
+
+def _first_model(record: KernelRecord) -> str:
+    """How the API shows a kernel that was just stored, until its replica tells (`touch`)."""
+    model = {
+        "id": record.id,
+        "name": record.name,
+        "last_activity": format_timestamp(record.last_activity),
+        "execution_state": record.execution_state,
+        "connections": 0,
+        "generation": record.generation,
+    }
+    if record.owner != ANONYMOUS:
+        model["owner"] = record.owner
+    return _encode(model).decode()
 
 
 def tell(connection: Connection, what: str, ids: Sequence[str] = ()) -> None:

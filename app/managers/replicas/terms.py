@@ -27,12 +27,12 @@ class Terms:
         return iter([*self._terms])
 
     def begin(self, kernel_id: str) -> None:
-        """The kernel is to be started here, unless this replica has it already.
+        """The kernel is to be started here.
 
         A first term is the time in seconds since the epoch. So a kernel that is started with the id
         of one that is gone has a later term, and is none of its owner's.
         """
-        self._terms.setdefault(kernel_id, int(time.time()))
+        self._terms[kernel_id] = max(self.of(kernel_id), int(time.time()))
 
     def of(self, kernel_id: str) -> int:
         """The term of a kernel; 0, in which nothing is granted, if this replica has it not."""
@@ -42,6 +42,7 @@ class Terms:
         """This replica has the kernel from another, in this term."""
         self._terms[kernel_id] = term
 
-    def drop(self, kernel_id: str) -> None:
-        """The kernel is gone, or another's."""
-        self._terms.pop(kernel_id, None)
+    def drop(self, kernel_id: str, term: int | None = None) -> None:
+        """The kernel is gone, or another's; with ``term`` only if that is still its term."""
+        if term in (None, self.of(kernel_id)):
+            self._terms.pop(kernel_id, None)

@@ -56,6 +56,18 @@ def test_no_error_tells_the_password(url: str, before: str, after: str) -> None:
     assert "\n" not in str(away.value)
 
 
+def test_no_error_tells_what_is_in_a_row(database: Database) -> None:
+    def insert(connection: Connection) -> None:
+        connection.execute(
+            "INSERT INTO kernelkeep.session (id, path, type, kernel_id, owner) "
+            "VALUES ('1', 'a secret', NULL, '', '')"
+        )
+
+    with pytest.raises(StoreAway, match="null value in column") as away:
+        database.run(insert)
+    assert "a secret" not in str(away.value)
+
+
 def test_work_on_a_database_that_hangs_can_be_ended() -> None:
     with PostgreSQL() as server:
         database = Database(server.url())

@@ -19,7 +19,7 @@ CREATE TABLE kernelkeep.kernel (
     owner text NOT NULL,
     created double precision NOT NULL,
     record text NOT NULL,               -- JSON: what it takes to adopt the kernel
-    model text NOT NULL DEFAULT '',     -- JSON: as the API shows it
+    model text NOT NULL,                -- JSON: as the API shows it
     last_activity double precision NOT NULL,
     execution_state text NOT NULL
 );
