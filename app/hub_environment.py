@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource
 __all__ = ["HUB_TOKEN_VARIABLE", "HubEnvironment"]
 
 HUB_TOKEN_VARIABLE: Final = "JUPYTERHUB_API_TOKEN"
-"""The Hub gives a service a token of its own in it. This server asks the Hub nothing with that."""
+"""The Hub gives a service its own token in it, which is the secret of its OAuth client, too."""
 
 _switch: Final = TypeAdapter(bool)
 
@@ -46,6 +46,13 @@ def _options(environment: Any) -> dict[str, Any]:
         "jupyterhub_service": environment.get("JUPYTERHUB_SERVICE_NAME", ""),
         "root_path": environment.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/"),
     }
+    base = environment.get("JUPYTERHUB_BASE_URL", "")
+    if base:
+        names |= {
+            "jupyterhub_url": f"{environment.get('JUPYTERHUB_HOST', '')}{base.rstrip('/')}/hub",
+            "jupyterhub_client_id": environment.get("JUPYTERHUB_CLIENT_ID", ""),
+            "jupyterhub_client_secret": environment.get(HUB_TOKEN_VARIABLE, ""),
+        }
     options |= {name: value for name, value in names.items() if value}
     try:
         where = urlsplit(environment.get("JUPYTERHUB_SERVICE_URL", ""))

@@ -6,12 +6,19 @@ import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from .option_types import OptionGroup, Words, spelled
 from .origins import is_loopback
 
-__all__ = ["DEFAULT_SCOPES", "OIDC_ALGORITHMS", "Identity", "JupyterHub", "OpenIDConnect"]
+__all__ = [
+    "CLIENT_SECRET_VARIABLES",
+    "DEFAULT_SCOPES",
+    "OIDC_ALGORITHMS",
+    "Identity",
+    "JupyterHub",
+    "OpenIDConnect",
+]
 
 DEFAULT_SCOPES = [
     # What it takes to work with one's own kernels. The files below root_dir are nobody's own.
@@ -24,6 +31,24 @@ OIDC_ALGORITHMS = [
     "Ed25519",
 ]
 """Algorithms of signatures that are made with a private key and verified with a public one."""
+
+
+CLIENT_SECRET_VARIABLES = (
+    "KERNELKEEP_JUPYTERHUB_CLIENT_SECRET",
+    "KERNELKEEP_OIDC_CLIENT_SECRET",
+)
+
+
+def _one_line(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[ -~]*", value.get_secret_value()):
+        raise ValueError("not one line of printable ASCII characters")
+    return value
+
+
+ClientId = Annotated[
+    str, spelled(r"[!-~]+", "not the name of an OAuth client, which has no spaces")
+]
+ClientSecret = Annotated[SecretStr, AfterValidator(_one_line)]
 
 
 class Identity(OptionGroup):
@@ -61,6 +86,18 @@ class JupyterHub(OptionGroup):
         description="Name of this service at the Hub: a token needs the Hub's scope "
         "access:services!service=NAME, or access:services.",
     )
+    jupyterhub_url: str = Field(
+        "",
+        description="Where browsers find the Hub, to log in for the page: a URL, or a path such as "
+        "/hub behind the Hub's proxy.",
+    )
+    jupyterhub_client_id: ClientId = Field(
+        "", description="OAuth client of this service at the Hub; empty: service-NAME."
+    )
+    jupyterhub_client_secret: ClientSecret = Field(
+        SecretStr(""),
+        description="Secret of that client: the service's api_token. With none, nobody logs in.",
+    )
     jupyterhub_cache_seconds: float = Field(
         30.0,
         gt=0,
@@ -78,6 +115,13 @@ class JupyterHub(OptionGroup):
     @field_validator("jupyterhub_api_url")
     @classmethod
     def _api(cls, value: str) -> str:
+        return _http_url(value) if value else value
+
+    @field_validator("jupyterhub_url")
+    @classmethod
+    def _public(cls, value: str) -> str:
+        if re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value):
+            return value
         return _http_url(value) if value else value
 
 
@@ -119,6 +163,17 @@ class OpenIDConnect(OptionGroup):
         "kernelkeep:",
         min_length=1,
         description="What a scope of this server begins with in that claim; others are not read.",
+    )
+    oidc_client_id: ClientId = Field(
+        "",
+        description="Client of this server at the provider, to log in for the page; empty: nobody "
+        "logs in.",
+    )
+    oidc_client_secret: ClientSecret = Field(
+        SecretStr(""), description="Secret of that client; empty: it is a public one."
+    )
+    oidc_login_scopes: Words = Field(
+        [], description="Scopes that a login asks the provider for, beside openid."
     )
     oidc_clock_skew: int = Field(
         30,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from .api.authorization import Authorizer
 from .api.forwarding import named_kernel, named_session
 from .api.idempotency import IdempotencyKeys
-from .api.identities import IdentityProviders
 from .api.identity import Users
 from .api.prometheus import Metrics
 from .api.readiness import Readiness
@@ -65,21 +64,23 @@ def lifespan_of(
     settings: Settings,
     authorizer: Authorizer,
     event_schemas: Sequence[Schema],
-    identities: IdentityProviders,
+    at_end: Sequence[Callable[[], Awaitable[None]]],
     tokens: TokenList,
     policy: LimitPolicy,
     announce: Callable[[], None],
 ) -> Lifespan:
     """The lifespan of an application with these settings, and `read_schemas` of its own.
 
-    ``announce`` is called when the application starts, before anything is built.
+    ``announce`` is called when the application starts, before anything is built, and what is in
+    ``at_end`` when all of that is down.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         announce()
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(identities.close)
+            for close in at_end:
+                stack.push_async_callback(close)
             events = Events(event_schemas)
             state = await _build(settings, authorizer, events, tokens, policy, stack)
             if (group := state["group"]) is not None:

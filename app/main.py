@@ -23,7 +23,9 @@ from .api.prefix import PathMiddleware
 from .api.request_ids import RequestIdMiddleware
 from .api.timing import TimingMiddleware
 from .hub_environment import HUB_TOKEN_VARIABLE
-from .identity_providers.configured import configured_providers
+from .identity_options import CLIENT_SECRET_VARIABLES
+from .identity_providers.configured import configured_logins, configured_providers
+from .identity_providers.logins import Logins
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
@@ -65,8 +67,8 @@ def create_app(
     tokens = TokenList(settings.state_dir)
     token = settings.token.get_secret_value()
     # Code in kernels can read this process's /proc/PID/environ.
-    wipe_variable(TOKEN_VARIABLE)
-    wipe_variable(HUB_TOKEN_VARIABLE)
+    for name in (TOKEN_VARIABLE, HUB_TOKEN_VARIABLE, *CLIENT_SECRET_VARIABLES):
+        wipe_variable(name)
     generated = settings.wants_token
     if generated:
         token = make_token(settings)
@@ -77,8 +79,10 @@ def create_app(
     schemas = read_schemas(settings.extra_event_schema_paths)
     announce = partial(_announce, settings, token, generated)
     policy = LimitPolicy.of(settings)
-    lifespan = lifespan_of(settings, authorizer, schemas, identities, tokens, policy, announce)
-    routers = routers_for(settings)
+    logins = Logins(configured_logins(settings), identities.identify)
+    at_end = [identities.close, logins.close]
+    lifespan = lifespan_of(settings, authorizer, schemas, at_end, tokens, policy, announce)
+    routers = routers_for(settings, logins)
     app = _fastapi(routers, lifespan)
     complete(app, routers, settings.root_path)
     add_error_handlers(app, routers)

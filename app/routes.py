@@ -28,7 +28,9 @@ from .api import (
 )
 from .api.access import Access, declared_access, requires
 from .api.docs import docs_router
+from .api.login import login_router
 from .api.metrics import metrics_router
+from .identity_providers.logins import Logins
 from .managers.errors import NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
@@ -37,7 +39,7 @@ from .ws.events import subscribe
 __all__ = ["own_words", "public_routes", "routers_for"]
 
 
-def routers_for(settings: Settings) -> list[APIRouter]:
+def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
     """The routers of an application with these settings.
 
     Routes are tried in this order for each request, so those that are used most come first.
@@ -61,6 +63,8 @@ def routers_for(settings: Settings) -> list[APIRouter]:
     ]
     if settings.allow_contents:
         routers += [contents.router, files.router]
+    if logins.ways:
+        routers.append(login_router(logins))
     if settings.serve_metrics:
         routers.append(metrics_router(public=not settings.authenticate_prometheus))
     return routers

@@ -154,6 +154,8 @@ class Settings(
                 "jupyterhub_api_url: it takes one with jupyterhub_tokens, for there is no "
                 "JUPYTERHUB_API_URL"
             )
+        if self.jupyterhub_client_secret.get_secret_value() and not self.jupyterhub_url:
+            raise ValueError("jupyterhub_url: it takes one with jupyterhub_client_secret")
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError(
                 "oidc_audience: it takes one with oidc_issuer, or tokens for others would do"

@@ -34,6 +34,25 @@ def managed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("managed")
+@pytest.mark.parametrize("host", ["", "https://hub.example.org"])
+def test_logins_with_the_hub(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Settings(jupyterhub_tokens=True).jupyterhub_url
+    monkeypatch.setenv("JUPYTERHUB_BASE_URL", "/jupyter/")
+    monkeypatch.setenv("JUPYTERHUB_HOST", host)
+    monkeypatch.setenv("JUPYTERHUB_CLIENT_ID", "service-other")
+    settings = Settings(jupyterhub_tokens=True)
+    assert settings.jupyterhub_url == f"{host}/jupyter/hub"
+    assert settings.jupyterhub_client_id == "service-other"
+    assert settings.jupyterhub_client_secret.get_secret_value() == MANAGED["JUPYTERHUB_API_TOKEN"]
+
+
+def test_a_secret_of_a_client_without_the_place_of_the_hub() -> None:
+    options = {"jupyterhub_api_url": "http://127.0.0.1:1/hub/api"}
+    with pytest.raises(ValidationError, match="jupyterhub_url: it takes one"):
+        Settings(jupyterhub_tokens=True, jupyterhub_client_secret="s", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("managed")
 @pytest.mark.parametrize("how", ["flag", "variable", "file"])
 def test_what_the_hub_says(how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if how == "variable":

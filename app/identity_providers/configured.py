@@ -1,4 +1,4 @@
-"""The identity providers that the options name, in the order in which they are asked."""
+"""What the options name: identity providers, in the order in which they are asked, and logins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..settings import Settings
 
 if TYPE_CHECKING:
     from .jupyterhub import JupyterHub
+    from .logins import LoginWay
     from .oidc import OpenIDConnect
 
-__all__ = ["configured_providers"]
+__all__ = ["configured_logins", "configured_providers"]
 
 
 def configured_providers(settings: Settings) -> list[JupyterHub | OpenIDConnect]:
@@ -35,3 +36,17 @@ def configured_providers(settings: Settings) -> list[JupyterHub | OpenIDConnect]
             raise CannotLoad("--oidc-issuer: it takes pip install 'kernelkeep[oidc]'") from None
         providers.append(OpenIDConnect(settings))
     return providers
+
+
+def configured_logins(settings: Settings) -> dict[str, LoginWay]:
+    """The ways to log in with a browser, by the word that stands for each in addresses."""
+    ways: dict[str, LoginWay] = {}
+    if settings.jupyterhub_tokens and settings.jupyterhub_client_secret.get_secret_value():
+        from .hub_login import HubLogin
+
+        ways["jupyterhub"] = HubLogin(settings)
+    if settings.oidc_issuer and settings.oidc_client_id:
+        from .oidc_login import OpenIDLogin
+
+        ways["oidc"] = OpenIDLogin(settings)
+    return ways

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import msgspec
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
@@ -30,7 +31,7 @@ class Unavailable(Exception):
 
 
 class Fetcher:
-    """Gets JSON documents; ``seconds`` is how long one may take, the wait for a turn included.
+    """Asks for JSON; ``seconds`` is how long an answer may take, the wait for a turn included.
 
     Redirects are not followed: they could lead a token to somebody else. Compressed answers are not
     asked for, so that `MAX_BYTES` is a bound of what is parsed. There is no cache, and no proxy.
@@ -43,6 +44,18 @@ class Fetcher:
 
     async def get(self, url: str, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """The status of the answer, and its JSON if the status is 200. Raises `Unavailable`."""
+        return await self._ask("GET", url, headers or {}, None)
+
+    async def post(
+        self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Post a form, and return what `get` returns. Raises `Unavailable`."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
+        return await self._ask("POST", url, headers, urlencode(form))
+
+    async def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: str | None
+    ) -> tuple[int, Any]:
         if self._client is None:  # made in the loop that it works in
             self._client = AsyncHTTPClient(
                 force_instance=True,
@@ -54,7 +67,9 @@ class Fetcher:
             )
         request = HTTPRequest(
             url,
-            headers={"Accept": "application/json", **(headers or {})},
+            method,
+            headers={"Accept": "application/json", **headers},
+            body=body,
             user_agent="kernelkeep",
             connect_timeout=self._seconds,
             request_timeout=self._seconds,

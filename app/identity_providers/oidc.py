@@ -13,12 +13,12 @@ import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from ..managers.errors import IdentityUnavailable
 from ..managers.owners.principal import Principal
 from ..managers.owners.scopes import Scopes
 from ..settings import Settings
+from .discovery import discover, endpoint
 from .fetching import Fetcher, Unavailable
 from .naming import Refused
 from .oidc_keys import Key, KeyRing, UnusableKeys, parse_keys
@@ -29,8 +29,6 @@ from .sweeping import Sweeper
 __all__ = ["OpenIDConnect"]
 
 logger = logging.getLogger(__name__)
-
-_DISCOVERY: Final = "/.well-known/openid-configuration"
 
 _NO_SUCH_KEY: Final = "the token names a key that the issuer does not have"
 
@@ -168,30 +166,12 @@ class OpenIDConnect:
 
     async def _jwks(self) -> Any:
         """The issuer's JWKS, from where its discovery document says. Raises `Unavailable`."""
-        document = await self._document(self._rules.issuer.rstrip("/") + _DISCOVERY)
-        if not isinstance(document, dict) or document.get("issuer") != self._rules.issuer:
-            raise Unavailable("the discovery document is of another issuer")
-        url = document.get("jwks_uri")
-        if not isinstance(url, str) or not self._may_be_fetched(url):
-            raise Unavailable("the discovery document has no usable jwks_uri")
-        return await self._document(url)
-
-    async def _document(self, url: str) -> Any:
-        status, document = await self._fetcher.get(url)
-        if document is None:
+        document = await discover(self._fetcher, self._rules.issuer)
+        url = endpoint(document, "jwks_uri", self._rules.issuer)
+        status, keys = await self._fetcher.get(url)
+        if keys is None:
             raise Unavailable(f"an answer with status {status}")
-        return document
-
-    def _may_be_fetched(self, url: str) -> bool:
-        """Whether keys from there are as trustworthy as what the issuer says itself."""
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            return False
-        plain = urlsplit(self._rules.issuer).scheme == "http"
-        return bool(parts.netloc) and (
-            parts.scheme == "https" or (plain and parts.scheme == "http")
-        )
+        return keys
 
     def _sweep(self) -> None:
         """End who has expired, and learn in time which keys have been withdrawn."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.api.endings import CREDENTIAL_ENDED
@@ -39,7 +40,7 @@ async def status_of(url: str, token: str, path: str = "/api/kernels") -> tuple[i
 
 @pytest.mark.timeout(300)
 async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_path: Path) -> None:
-    options = block("toml", "[oidc]", PAGE)
+    options = block("toml", "[oidc]\noidc_issuer", PAGE)
     config = tmp_path / "kernelkeep.toml"
     config.write_text(options.replace("https://login.example.org/realms/lab", issuer.url))
     server = await asyncio.to_thread(make_server, "--config", str(config))
@@ -76,6 +77,29 @@ async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_p
     for secret in (anna, ben, carla, fresh):
         assert secret not in server.output()
         assert secret.split(".")[1] not in server.output()
+
+
+@pytest.mark.timeout(300)
+async def test_somebody_logs_in_with_a_browser(make_server: MakeServer) -> None:
+    with Issuer(install(Path(__file__).parent / "node"), USERS) as issuer:
+        who = ("--oidc-issuer", issuer.url, "--oidc-audience", "kernelkeep")
+        client = ("--oidc-client-id", "page", "--oidc-login-scopes", " ".join(KERNELS[:1]))
+        server = await asyncio.to_thread(make_server, *who, *client)
+        issuer.admit(f"{server.url}/oauth_callback")
+        async with httpx.AsyncClient(trust_env=False, follow_redirects=True) as browser:
+            page = await browser.get(f"{server.url}/login/oidc")
+            person = {"prompt": "login", "login": "anna", "password": "any"}
+            page = await browser.post(f"{page.url}", data=person)
+            page = await browser.post(f"{page.url}", data={"prompt": "consent"})
+            assert str(page.url) == f"{server.url}/#/logged-in"
+            token = (await browser.post(f"{server.url}/api/login")).json()["token"]
+    async with RestClient(server.url, token) as rest:
+        me = (await rest.request("GET", "/api/me")).json()
+        assert me["identity"]["username"] == "anna"
+        assert me["groups"] == ["of-anna"]
+        assert me["scopes"] == ["kernels:write"]
+        await rest.start_kernel("fake")
+    assert token not in server.output()
 
 
 async def _gets(url: str, token: str, status: int) -> bool:

@@ -74,6 +74,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.keeper.servers": ("keeper/test_lost_link", "managers/processes/test_remote_keeper"),
     "app.keeper.service": ("keeper/test_keeper", "keeper/test_trouble"),
     "app.managers.errors": ("api/test_openapi",),
+    "app.identity_providers.errors": ("identity_providers/test_logins", "api/test_login"),
     "app.managers.executions.code": ("managers/executions/test_queues",),
     "app.managers.executions.events": ("api/test_execution_events",),
     "app.managers.executions.execution": (

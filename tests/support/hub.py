@@ -7,7 +7,6 @@ import secrets
 import sys
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -141,21 +140,16 @@ class Hub(Program):
         return httpx.get(f"{self.url}/hub/api{path}", headers=headers, trust_env=False).status_code
 
     def log_in(self, browser: httpx.Client, user: str) -> str:
-        """Log a user in with a browser, and let the server have a token of the session (OAuth)."""
-        page = browser.get(f"{self.url}/hub/login")
+        """Log a user in with a browser, as the page does; returns the token that the page gets."""
+        browser.follow_redirects = True
+        page = browser.get(f"{self.server_url}/login/jupyterhub")
         form = {"username": user, "password": self.password, "_xsrf": browser.cookies["_xsrf"]}
-        done = browser.post(str(page.url), data=form)
-        assert done.status_code == 302, done.text
-        callback = f"/services/{NAME}/oauth_callback"
-        client = {"client_id": f"service-{NAME}", "redirect_uri": callback}
-        asked = {**client, "response_type": "code", "state": "x"}
-        back = browser.get(f"{self.url}/hub/api/oauth2/authorize", params=asked)
-        assert back.status_code == 302, back.text
-        code = parse_qs(urlsplit(back.headers["Location"]).query)["code"][0]
-        given = {**client, "client_secret": self._secret, "grant_type": "authorization_code"}
-        answer = browser.post(f"{self.url}/hub/api/oauth2/token", data={**given, "code": code})
-        assert answer.status_code == 200, answer.text
-        token: str = answer.json()["access_token"]
+        back = browser.post(str(page.url), data=form)
+        assert str(back.url) == f"{self.server_url}/#/logged-in", back.text
+        taken = browser.post(f"{self.server_url}/api/login")
+        assert taken.status_code == 200, taken.text
+        assert browser.post(f"{self.server_url}/api/login").json()["code"] == "login_not_begun"
+        token: str = taken.json()["token"]
         return token
 
     def log_out(self, browser: httpx.Client) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from queue import Queue
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -73,9 +73,16 @@ class Issuer:
 
     def show(self, *keys: str) -> None:
         """From now on it shows the keys of these names, and signs with the first."""
+        self._tell({"keys": keys})
+
+    def admit(self, callback: str) -> None:
+        """From now on people can log in by its client ``page``, which sends them back there."""
+        self._tell({"keys": ["first"], "callback": callback})
+
+    def _tell(self, configuration: Mapping[str, Any]) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(keys) + "\n")
+        self._process.stdin.write(json.dumps(configuration) + "\n")
         self._process.stdin.flush()
         line = self._lines.get(timeout=START_TIMEOUT)
         assert line, f"the issuer ended with {self._process.wait(5)}"

@@ -15,6 +15,7 @@ class Asked(NamedTuple):
 
     path: str
     headers: Mapping[str, str]
+    body: str = ""
 
 
 def answer(
@@ -76,7 +77,8 @@ class Service:
             headers = {
                 name.lower(): value for name, value in (line.split(": ", 1) for line in lines)
             }
-            asked = Asked(first.split(" ")[1], headers)
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            asked = Asked(first.split(" ")[1], headers, body.decode())
             self.asked.append(asked)
             found = self.answers.get(asked.path, answer(status=404))
             content = found if isinstance(found, bytes) else found(asked)

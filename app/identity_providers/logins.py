@@ -1,0 +1,171 @@
+"""People who log in with a browser: OAuth 2's authorization code flow (RFC 6749, section 4.1).
+
+The browser is sent to the service that knows the person, and comes back with a code, for which this
+server gets a token of the person there. The web page takes that token once, and shows it from then
+on, as any client shows its own. The server has no sessions.
+
+Whoever is not known yet costs nothing to remember: the browser has a secret in a cookie, and from
+that and a key of this process come the state, which has to come back with the code, and the
+verifier of PKCE (RFC 7636). So a login must end at the process and in the browser in which it has
+begun, and nobody can have somebody else logged in as themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from ..managers.errors import NotFound
+from ..managers.owners.principal import Principal
+from .errors import LoginNotBegun, LoginRefused
+
+__all__ = ["Asked", "LoginWay", "Logins"]
+
+TAKE_SECONDS: Final = 60.0
+"""How long a token waits for the page that takes it."""
+
+MAX_WAITING: Final = 1000
+"""How many tokens wait at a time; the oldest are forgotten first."""
+
+_SECRET_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What goes to the service with the browser, and what comes back from it."""
+
+    redirect_uri: str
+    state: str
+    verifier: str
+
+    @property
+    def challenge(self) -> str:
+        """What the service gets of the verifier at first (RFC 7636, S256)."""
+        return _text(hashlib.sha256(self.verifier.encode()).digest())
+
+
+class LoginWay(Protocol):
+    """A service that people can log in with."""
+
+    name: str
+    """The name that people know the service by."""
+
+    def redirect_uri(self, url: str) -> str:
+        """The address to come back to, as the service knows it; ``url`` is the whole of it."""
+
+    async def address(self, asked: Asked) -> str:
+        """Where the browser is sent. Raises `IdentityUnavailable`."""
+
+    async def tokens(self, code: str, asked: Asked) -> Sequence[str]:
+        """The tokens that the service gives for a code, the better one first.
+
+        Raises `IdentityUnavailable`, or `LoginRefused` if the service does not take the code.
+        """
+
+    async def close(self) -> None:
+        """Ask nothing more."""
+
+
+class Logins:
+    """The ways to log in to one server, by the word that stands for each in addresses.
+
+    ``identify`` tells who shows a token, as the identity providers say.
+    """
+
+    def __init__(
+        self,
+        ways: Mapping[str, LoginWay],
+        identify: Callable[[str], Awaitable[Principal | None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ways = dict(ways)
+        self._identify = identify
+        self._clock = clock
+        self._key = secrets.token_bytes(_SECRET_BYTES)
+        # By the digest of the browser's secret: until when the outcome waits, and the outcome.
+        self._waiting: OrderedDict[bytes, tuple[float, str | Exception]] = OrderedDict()
+
+    async def begin(self, word: str, url: str) -> tuple[str, str]:
+        """Begin to log somebody in; ``url`` is the address to come back to.
+
+        Returns the value of the browser's cookie, and the address that the browser is to go to.
+        Raises `NotFound` if there is no such way, and `IdentityUnavailable`.
+        """
+        way = self.ways.get(word)
+        if way is None:
+            raise NotFound("There is no such way to log in")
+        cookie = f"{word}.{secrets.token_urlsafe(_SECRET_BYTES)}"
+        return cookie, await way.address(self._asked(way, cookie, url))
+
+    async def come_back(self, cookie: str, state: str, code: str, url: str) -> None:
+        """Somebody comes back from the service: get a token, which waits to be taken.
+
+        What goes wrong waits in its place, for the page has somebody to tell. Raises
+        `LoginNotBegun` for a browser that has not begun a login here.
+        """
+        way = self.ways.get(cookie.partition(".")[0])
+        if way is None:
+            raise LoginNotBegun
+        asked = self._asked(way, cookie, url)
+        if not hmac.compare_digest(state.encode("utf-8", "replace"), asked.state.encode()):
+            raise LoginNotBegun
+        outcome: str | Exception
+        try:
+            outcome = await self._token(way, code, asked)
+        except Exception as error:  # whatever it is, who takes the token is told
+            outcome = error
+        self._waiting[_digest(cookie)] = self._clock() + TAKE_SECONDS, outcome
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.popitem(last=False)
+
+    def take(self, cookie: str) -> str:
+        """The token of the browser with this cookie, which nobody gets a second time.
+
+        Raises `LoginNotBegun` if there is none, or what went wrong.
+        """
+        until, outcome = self._waiting.pop(_digest(cookie), (0.0, ""))
+        if not outcome or self._clock() > until:
+            raise LoginNotBegun
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def close(self) -> None:
+        """Ask nothing more, and forget what waits."""
+        self._waiting.clear()
+        for way in self.ways.values():
+            await way.close()
+
+    async def _token(self, way: LoginWay, code: str, asked: Asked) -> str:
+        if not code:
+            raise LoginRefused(f"{way.name} has let nobody in")
+        for token in await way.tokens(code, asked):
+            principal = await self._identify(token)
+            if principal is not None and not principal.over:
+                return token
+        raise LoginRefused(f"Who has logged in with {way.name} may not come in here")
+
+    def _asked(self, way: LoginWay, cookie: str, url: str) -> Asked:
+        return Asked(
+            way.redirect_uri(url), self._derived("state", cookie), self._derived("PKCE", cookie)
+        )
+
+    def _derived(self, purpose: str, cookie: str) -> str:
+        message = f"{purpose}.{cookie}".encode("utf-8", "replace")
+        return _text(hmac.digest(self._key, message, "sha256"))
+
+
+def _text(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _digest(cookie: str) -> bytes:
+    """What a cookie is found by: the time that it takes to look tells nothing of another's."""
+    return hashlib.sha256(cookie.encode("utf-8", "replace")).digest()
