@@ -130,7 +130,7 @@ async def _build(
         "shares": shares,
         "audit": audit,
         "metrics": metrics,
-        "readiness": Readiness(manager),
+        "readiness": Readiness(manager) if group is None else Readiness(manager, group.problem),
         "users": Users(),
         "authorizer": authorizer,
         "contents": contents,

@@ -89,6 +89,7 @@ class Service:
             "hello": self._on_hello,
             "stop": self._on_stop,
             "kept": self._on_kept,
+            "strays": self._on_strays,
             "launch": self._on_launch,
             "run": run,
             "adopt": self._on_adopt,
@@ -361,6 +362,18 @@ class Service:
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels]}
+
+    def _on_strays(self, fields: Fields) -> Answer:
+        """End the kernels of replicas that are dead, but for those that the registry knows."""
+        known, ended = set(fields["known"]), 0
+        for kernel in self._kernels:
+            of_the_dead = self._terms.of_any(kernel.kernel_id, fields["dead"])
+            if of_the_dead and kernel.kernel_id not in known:
+                logger.info("kernel %s was nobody's, and is killed", kernel.kernel_id)
+                self._hearings.disconnect(kernel.kernel_id)
+                self._kernels.forget(kernel)
+                ended += 1
+        return {"answer": ended}
 
     def _on_launch(self, fields: Fields) -> Answer:
         kernel = self._kernels.launch(

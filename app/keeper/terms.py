@@ -8,6 +8,7 @@ stopped, and believes that a kernel is still its own, is refused from then on.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 __all__ = ["MAX_GONE", "Terms"]
@@ -59,6 +60,11 @@ class Terms:
         """Whether a replica has come for a kernel, and no other since; ``""`` has what none has."""
         tenure = self._tenures.get(kernel_id)
         return (tenure.replica if tenure is not None else "") == replica
+
+    def of_any(self, kernel_id: str, replicas: Collection[str]) -> bool:
+        """Whether one of these replicas has come for a kernel, and no other since."""
+        tenure = self._tenures.get(kernel_id)
+        return tenure is not None and tenure.replica in replicas
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone.

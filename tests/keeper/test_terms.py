@@ -46,6 +46,9 @@ def test_which_kernels_are_whose() -> None:
     terms.come("k", 1, "a")
     assert terms.has("a", "k")
     assert not terms.has("", "k")
+    assert terms.of_any("k", ["b", "a"])
+    assert not terms.of_any("k", ["b"])
+    assert not terms.of_any("other", ["a"])
     assert terms.has("", "other")
     assert not terms.has("a", "other")
 

@@ -22,6 +22,18 @@ TAKEOVER_SECONDS = 60.0
 """How long a test waits for a takeover, on a machine that has much to do."""
 
 
+class _Replica(ServerProcess):
+    """A server on a port that is known before."""
+
+    wanted_port = 0
+
+    @property
+    def command(self) -> list[str]:
+        command = super().command
+        command[command.index("--port") + 1] = str(self.wanted_port)
+        return command
+
+
 class Replicas:
     """A context manager; all methods block. Replicas are known by their names."""
 
@@ -33,15 +45,18 @@ class Replicas:
         self._arguments = arguments
         write_kernelspecs(self.home.jupyter_path, FAKE_SPECS)
 
-    def start(self, name: str, *arguments: str, url: str | None = None) -> ServerProcess:
+    def start(
+        self, name: str, *arguments: str, url: str | None = None, port: int = 0
+    ) -> ServerProcess:
         """Start a replica."""
-        server = ServerProcess(
+        server = _Replica(
             *("--on-shutdown", "keep", "--replica-name", name),
             *("--registry-url", url or self.url, "--lease-seconds", str(LEASE_SECONDS)),
             *(*self._arguments, *arguments),
             home=self.home,
             token=self.token,
         )
+        server.wanted_port = port
         self.servers[name] = server.start()
         return server
 

@@ -83,7 +83,7 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
     if registry is not None:
-        manager.elsewhere = registry.elsewhere
+        manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     return manager
 
 

@@ -14,13 +14,14 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import IsolationUnavailable, KernelSpecInvalid
+from ..errors import IsolationUnavailable, KernelSpecInvalid, KernelStartFailed
 from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.options import options_of
 from ..processes.hosts.provisioner import SSHProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
@@ -127,6 +128,9 @@ class KernelServices:
         """
         if left is None:
             self.begin_term(kernel_id)
+        if self.settings.replicated and options_of(spec) is not None:
+            # Two replicas would write the same copies of its log.
+            raise KernelStartFailed("Kernels on other hosts are not to be had with registry_url")
         assign_host(self.keepers, kernel_id, spec, self.files.path, left or {})
 
     def new_address(self, manager: KernelManager) -> str:

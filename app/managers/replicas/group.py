@@ -44,6 +44,16 @@ class Group:
         is_here = kind == "unix" and host == self._registry.host
         return self._registry.state_dir / DIRECTORY / f"{name}.sock" if is_here else None
 
+    def problem(self) -> str | None:
+        """What keeps this replica from being ready; None if nothing does.
+
+        That the registry is away is none: all replicas have that problem together, and go on with
+        what they have, and a balancer would send requests to none of them.
+        """
+        if self._registry.member.standing is Standing.NONE:
+            return "the other replicas have declared this one dead"
+        return None
+
     def is_here(self, kernel_id: str) -> bool:
         """Whether this replica has a kernel, and is done with adopting it."""
         return kernel_id in self._kernels and kernel_id not in self._registry.adopting

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from ..errors import KeeperUnavailable
 from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover
 from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
@@ -55,6 +56,7 @@ class SharedHandover(RegisteredHandover):
         keepers.on_fenced = registry.fence
         registry.member.on_taken = self._on_taken
         registry.member.on_lost = self._on_lost
+        registry.member.on_dead = self._on_dead
 
     async def adopt(self, one: Adopt) -> None:
         """Adopt this replica's share of the kernels that nobody has, and go on with that later."""
@@ -85,6 +87,15 @@ class SharedHandover(RegisteredHandover):
     def _on_lost(self) -> None:
         for kernel_id in self._shared.terms:
             self._shared.fence(kernel_id)
+
+    def _on_dead(self, dead: Sequence[str], known: Sequence[str]) -> None:
+        self._do(self._end_strays(dead, known))
+
+    async def _end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+        try:
+            await self._keepers.end_strays(dead, known)
+        except KeeperUnavailable as error:
+            logger.error("kernels that nobody knows may be left: %s", error.message)
 
     async def _let_go(self, kernel_id: str) -> None:
         try:

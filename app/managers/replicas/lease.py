@@ -70,12 +70,11 @@ class Lease:
             return Standing.NONE
         return Standing.GOOD if self.is_good(now) else Standing.OVER
 
-    def grace(self, now: float) -> float:
-        """How much longer than their leases this replica waits before it declares others dead.
+    def may_bury(self, now: float) -> bool:
+        """Whether this replica may declare others dead whose leases have ended.
 
         After the registry was away, the leases of all are over, and the first replica that comes
         back would take the kernels of those that come back a moment later. So one whose own lease
-        has not been good for the length of a lease gives the others as much again.
+        has not been good for the length of a lease waits.
         """
-        is_steady = self.is_good(now) and now >= self._steady_since + self.seconds
-        return 0.0 if is_steady else self.seconds
+        return self.is_good(now) and now >= self._steady_since + self.seconds

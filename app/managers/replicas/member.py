@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from ..handover.store import StoreAway
 from .database import Connection, Database
 from .lease import Lease, Standing
-from .membership import Replica, Taken, beat, declare_dead, join, leave, mine, take
+from .membership import Replica, Taken, beat, declare_dead, everybodys, join, leave, mine, take
 from .terms import Terms
 
 __all__ = ["Member", "bounded"]
@@ -45,7 +45,8 @@ class Member:
     """A replica among the others. Make it inside a running event loop, and `close` it there.
 
     ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
-    others have declared it dead: it has no kernel any more.
+    others have declared it dead: it has no kernel any more. ``on_dead`` is called with the ids of
+    replicas that are gone, and those of all kernels that the registry knows.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Member:
         self.lease = lease
         self.on_taken: Callable[[Sequence[Taken]], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_dead: Callable[[Sequence[str], Sequence[str]], None] = lambda _dead, _known: None
+        self._replaced: list[str] = []  # whose kernels are not looked after yet
         self._keepers = keepers
         self._terms = terms
         self._database = Database(url)
@@ -82,7 +85,8 @@ class Member:
         """Join the others. Raises `UnusableRegistry` and `StoreAway`."""
         sent = self._loop.time()
         seconds = self.lease.seconds
-        await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
+        replaced = await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
+        self._replaced += replaced
         self.lease.renewed(sent, self._loop.time())
 
     async def begin(self) -> None:
@@ -131,9 +135,16 @@ class Member:
         await self.join(replaces=[self.replica.name])
 
     async def _look_for_the_dead(self) -> None:
-        grace = self.lease.grace(self._loop.time())
-        for name in await self._ask(lambda one: declare_dead(one, self.replica.id, grace)):
-            logger.warning("replica %s is not heard of: its kernels are taken over", name)
+        if self.lease.may_bury(self._loop.time()):
+            dead = await self._ask(lambda one: declare_dead(one, self.replica.id))
+            for name in dead.values():
+                logger.warning("replica %s is not heard of: its kernels are taken over", name)
+            self._replaced += dead
+        if self._replaced:
+            # Read behind the end of those replicas: they store no further kernel.
+            known = await self._ask(everybodys)
+            dead_ids, self._replaced = self._replaced, []
+            self.on_dead(dead_ids, known)
 
     async def _take(self) -> None:
         """Take this replica's share of the kernels that nobody has, until there are none."""

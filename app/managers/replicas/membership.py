@@ -13,7 +13,17 @@ from ..handover.store import KernelRecord, UnusableRegistry
 from .database import Connection
 from .store import decode_record, tell
 
-__all__ = ["Replica", "Taken", "beat", "declare_dead", "join", "leave", "mine", "take"]
+__all__ = [
+    "Replica",
+    "Taken",
+    "beat",
+    "declare_dead",
+    "everybodys",
+    "join",
+    "leave",
+    "mine",
+    "take",
+]
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -38,25 +48,30 @@ class Taken(msgspec.Struct, frozen=True):
 
 def join(
     connection: Connection, replica: Replica, seconds: float, *, replaces: Sequence[str]
-) -> None:
-    """Join the others with a lease of so many ``seconds``.
+) -> list[str]:
+    """Join the others with a lease of so many ``seconds``; the ids of those that it replaces.
 
     A process before this one with a name among ``replaces`` is known to have ended: its kernels
     need not wait for its lease to end. Raises `UnusableRegistry` if the name is another's, or the
-    others have another token.
+    others have another token or state directory.
     """
     execute = connection.execute
     execute("LOCK TABLE kernelkeep.replica IN SHARE ROW EXCLUSIVE MODE")
-    execute("DELETE FROM kernelkeep.replica WHERE name = ANY(%s)", ([*replaces],))
+    replaced = execute(
+        "DELETE FROM kernelkeep.replica WHERE name = ANY(%s) AND id <> %s RETURNING id",
+        ([*replaces], replica.id),
+    ).fetchall()
     rows = execute(
-        "SELECT name, secret FROM kernelkeep.replica "
+        "SELECT name, secret, address FROM kernelkeep.replica "
         "WHERE id <> %s AND expires > clock_timestamp()",
         (replica.id,),
     ).fetchall()
-    if any(name == replica.name for name, _ in rows):
+    if any(name == replica.name for name, _, _ in rows):
         raise UnusableRegistry(f"another replica of the registry has the name {replica.name}")
-    if any(secret != replica.secret for _, secret in rows):
+    if any(secret != replica.secret for _, secret, _ in rows):
         raise UnusableRegistry("the other replicas of the registry have another token")
+    if any(_host(address) != _host(replica.address) for _, _, address in rows):
+        raise UnusableRegistry("the other replicas of the registry have another state directory")
     execute(
         "DELETE FROM kernelkeep.replica WHERE name = %s AND id <> %s", (replica.name, replica.id)
     )
@@ -77,6 +92,12 @@ def join(
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
     )
     tell(connection, "replicas")
+    return [one for (one,) in replaced]
+
+
+def _host(address: str) -> str:
+    """Where a replica is: those of one host share a state directory."""
+    return address.rpartition(":")[0]
 
 
 def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
@@ -89,20 +110,19 @@ def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
     return renewed is not None
 
 
-def declare_dead(connection: Connection, replica_id: str, grace: float) -> list[str]:
-    """Free the kernels of all others whose leases have ended ``grace`` seconds ago; their names.
+def declare_dead(connection: Connection, replica_id: str) -> dict[str, str]:
+    """Free the kernels of all others whose leases have ended; their names, by their ids.
 
     A renewal and this wait for each other at the replica's row: whichever comes first, counts.
     """
     rows = connection.execute(
         "DELETE FROM kernelkeep.replica WHERE id IN (SELECT id FROM kernelkeep.replica "
-        "WHERE id <> %s AND expires < clock_timestamp() - make_interval(secs => %s) "
-        "FOR UPDATE SKIP LOCKED) RETURNING name",
-        (replica_id, grace),
+        "WHERE id <> %s AND expires < clock_timestamp() FOR UPDATE SKIP LOCKED) RETURNING id, name",
+        (replica_id,),
     ).fetchall()
     if rows:
         tell(connection, "replicas")
-    return [name for (name,) in rows]
+    return dict(rows)
 
 
 def take(
@@ -155,6 +175,12 @@ def mine(connection: Connection, replica_id: str, known: Collection[str]) -> lis
         decoded.last_activity, decoded.execution_state = last_activity, execution_state
         found.append(Taken(term, decoded))
     return found
+
+
+def everybodys(connection: Connection) -> list[str]:
+    """The ids of all kernels that the registry knows."""
+    rows = connection.execute("SELECT id FROM kernelkeep.kernel").fetchall()
+    return [kernel_id for (kernel_id,) in rows]
 
 
 def leave(connection: Connection, replica_id: str) -> None:

@@ -126,10 +126,9 @@ class SharedRegistry(Registry):
         if self.member.is_away:
             raise RegistryUnavailable
 
-    def _keeper_of(self, record: KernelRecord) -> str:
+    def _keeper_of(self, _record: KernelRecord) -> str:
         """How the keeper of a kernel is reached: who reaches it can take the kernel over."""
-        host = record.provisioner.get("host")
-        return f"host:{host}" if host else self._here
+        return self._here
 
     def _fence_later(self, kernel_id: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -80,6 +80,22 @@ async def test_a_server_that_is_no_replica_gets_no_kernel_of_replicas(home: Home
         await keeper.close()
 
 
+async def test_only_unknown_kernels_of_dead_replicas_are_strays(home: Home) -> None:
+    first, second = Server("first", home), Server("second", home)
+    for server, kernel_id in ((first, "stray"), (first, "stored"), (second, "living")):
+        server.terms.begin(kernel_id)
+        output = Path(home.state_dir, f"{kernel_id}.log")
+        await server.keeper.launch(kernel_id, SLEEP, env={}, cwd="/", output=output)
+    stray = first.keeper.exited("stray")
+    await second.keeper.end_strays(["first", "another"], ["stored"])
+    await asyncio.wait({stray}, timeout=30)
+    assert {*await second.keeper.kept()} == {"stored", "living"}
+    await first.keeper.forget("stored")
+    await second.keeper.forget("living")
+    for server in (first, second):
+        await server.keeper.close()
+
+
 async def test_a_keeper_that_was_killed_is_told_the_terms_anew(home: Home) -> None:
     first, second = Server("first", home), Server("second", home)
     output = Path(home.state_dir, "k.log")

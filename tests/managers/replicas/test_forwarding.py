@@ -113,6 +113,20 @@ async def test_sessions_are_everybodys(
     assert await first.kernels() == []
 
 
+async def test_kernels_of_all_replicas_count(replicas: Replicas, first: RestClient) -> None:
+    kernel = await first.start_kernel("fake")
+    limited = await asyncio.to_thread(replicas.start, "limited", "--max-kernels", "1")
+    async with RestClient(limited.url, replicas.token) as rest:
+        with pytest.raises(RestError) as refused:
+            await rest.start_kernel("fake")
+        assert refused.value.error["code"] == "too_many_kernels"
+        with pytest.raises(RestError) as taken:
+            await rest.start_kernel("fake", kernel_id=kernel["id"])
+        assert taken.value.error["code"] == "kernel_elsewhere"
+        await rest.delete(kernel["id"])
+    await asyncio.to_thread(replicas.end, "limited", signal.SIGTERM)
+
+
 async def test_a_request_for_a_kernel_of_a_replica_that_dies_waits_for_the_next(
     replicas: Replicas, second: RestClient
 ) -> None:

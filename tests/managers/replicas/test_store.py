@@ -29,7 +29,7 @@ class Member:
         self.database = database
         self.terms = Terms()
         self.fenced: list[str] = []
-        self.replica = Replica(f"id-{name}", name, f"unix:{name}", "0", "digest")
+        self.replica = Replica(f"id-{name}", name, f"unix:host:{name}", "0", "digest")
         self.store = SharedStore(
             database, self.replica.id, self.terms, lambda _: "here", self.fenced.append
         )
@@ -125,11 +125,12 @@ def test_a_replica_whose_lease_has_ended_loses_its_kernels_unless_it_renews_firs
 ) -> None:
     first.save(record("a"))
     first.database.run(lambda one: beat(one, first.replica.id, -1.0))
-    assert second.database.run(lambda one: declare_dead(one, second.replica.id, 60.0)) == []
     assert first.database.run(lambda one: beat(one, first.replica.id, 60.0))
-    assert second.database.run(lambda one: declare_dead(one, second.replica.id, 0.0)) == []
+    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == {}
     first.database.run(lambda one: beat(one, first.replica.id, -1.0))
-    assert second.database.run(lambda one: declare_dead(one, second.replica.id, 0.0)) == ["first"]
+    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == {
+        "id-first": "first"
+    }
     assert not first.database.run(lambda one: beat(one, first.replica.id, 60.0))
     assert [one.id for one in second.take()] == ["a"]
 
@@ -151,12 +152,15 @@ def test_only_kernels_whose_keepers_are_reached_are_taken(first: Member, second:
 
 
 def test_a_name_and_a_token_are_checked(database: Database, first: Member) -> None:
-    same_name = Replica("other", "first", "", "0", "digest")
+    same_name = Replica("other", "first", "unix:host:x", "0", "digest")
     with pytest.raises(UnusableRegistry, match="has the name first"):
         database.run(lambda one: join(one, same_name, 60.0, replaces=[]))
-    other_token = Replica("other", "second", "", "0", "another")
+    other_token = Replica("other", "second", "unix:host:x", "0", "another")
     with pytest.raises(UnusableRegistry, match="another token"):
         database.run(lambda one: join(one, other_token, 60.0, replaces=[]))
+    elsewhere = Replica("other", "second", "unix:elsewhere:x", "0", "digest")
+    with pytest.raises(UnusableRegistry, match="another state directory"):
+        database.run(lambda one: join(one, elsewhere, 60.0, replaces=[]))
     first.save(record("a"))
     # The process before is known to have ended: its kernels are free at once.
     database.run(lambda one: join(one, same_name, 60.0, replaces=["first"]))

@@ -273,8 +273,11 @@ class Keeper:
     async def kept(self) -> dict[str, Kept]:
         """All kernels that the keeper has, those that have ended among them, by their ids."""
         answer, _ = await self._connection.ask("kept")
-        records = msgspec.convert(answer, list[Kept])
-        return {record.kernel_id: record for record in records}
+        return {record.kernel_id: record for record in msgspec.convert(answer, list[Kept])}
+
+    async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+        """As `Keepers.end_strays`. Raises `KeeperUnavailable`."""
+        await self._connection.ask("strays", dead=[*dead], known=[*known])
 
     async def has(self, kernel_id: str) -> bool:
         """Whether this keeper has a kernel's process, or hears it. Raises `KeeperUnavailable`."""
@@ -440,12 +443,9 @@ class Keeper:
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
         gone = await self._errands.ended(link)
-        records = [
-            record
-            for record in greeted.kept
-            if record.kernel_id not in gone
-            and not self._errands.is_unwanted(record.kernel_id, record.pid)  # forgotten meanwhile
-        ]
+        unwanted = self._errands.is_unwanted  # forgotten meanwhile
+        records = [one for one in greeted.kept if one.kernel_id not in gone]
+        records = [one for one in records if not unwanted(one.kernel_id, one.pid)]
         for record in records:
             self._processes.note(record)
         known = {record.kernel_id for record in records}
@@ -465,7 +465,7 @@ class Keeper:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
-        fields |= {"limits": msgspec.to_builtins(watched.limits)}
+        fields["limits"] = msgspec.to_builtins(watched.limits)
         try:
             answer, _ = await link.ask({"ask": "adopt", **who, **fields})
             if answer is None:

@@ -374,6 +374,13 @@ class Keepers:
         """As `Keeper.let_go`."""
         self._homes.pop(kernel_id, self._newest).let_go(kernel_id)
 
+    async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+        """Have the newest keeper end the kernels of dead replicas that the registry does not know.
+
+        Such a replica had launched them, and not stored them yet.
+        """
+        await self._newest.end_strays(dead, known)
+
     async def close(self) -> None:
         """Do `Keeper.close` with every keeper."""
         await self._settled()
