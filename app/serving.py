@@ -86,7 +86,8 @@ def serve(
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
     except UnusableRegistry as error:
-        raise CannotStart(f"--state-dir: {error}") from None
+        option = "--registry-url" if settings.replicated else "--state-dir"
+        raise CannotStart(f"{option}: {error}") from None
     except (TooOpen, UnusableTokens) as error:
         raise CannotStart(f"--state-dir: {error}") from None
     bound = Connections(settings.max_connections or _most_connections())

@@ -135,6 +135,9 @@ class Handover:
         """
         raise NotImplementedError("a server without a registry adopts no kernels")
 
+    async def hand_over(self) -> None:
+        """All kernels have been left: who is there to adopt them may do so now."""
+
     async def close(self) -> None:
         """Note nothing more."""
 

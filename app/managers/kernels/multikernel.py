@@ -452,6 +452,7 @@ class MultiKernelManager:
         own = (kernel.shutdown_seconds for kernel in kernels)
         patience = max((self._settings.shutdown_wait_time, *own))
         await stop_all(kernels, [*self._starting.values(), warm], patience)
+        await self._handover.hand_over()
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
         """Leave kernels for the next server; returns those that cannot be left."""

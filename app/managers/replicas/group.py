@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Container
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..errors import KeeperUnavailable
 from ..handover.elsewhere import KernelElsewhere
@@ -21,10 +20,21 @@ CHANGE_SECONDS: Final = 0.25
 """How long a request waits for a change before it looks again."""
 
 
+class Here(Protocol):
+    """The kernels of this replica."""
+
+    def __contains__(self, kernel_id: object) -> bool:
+        """Whether there is a kernel of this id."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the replica is about to hand all of them over."""
+
+
 class Group:
     """``kernels`` are those that this replica has."""
 
-    def __init__(self, registry: SharedRegistry, keepers: Keepers, kernels: Container[str]) -> None:
+    def __init__(self, registry: SharedRegistry, keepers: Keepers, kernels: Here) -> None:
         self._registry = registry
         self._keepers = keepers
         self._kernels = kernels
@@ -55,8 +65,12 @@ class Group:
         return None
 
     def is_here(self, kernel_id: str) -> bool:
-        """Whether this replica has a kernel, and is done with adopting it."""
-        return kernel_id in self._kernels and kernel_id not in self._registry.adopting
+        """Whether this replica has a kernel, has adopted it, and is not about to leave it.
+
+        A request for a kernel that is handed over waits until another replica has the kernel.
+        """
+        is_settled = kernel_id not in self._registry.adopting and not self._kernels.stopping
+        return is_settled and kernel_id in self._kernels
 
     async def is_own(self, kernel_id: str) -> bool:
         """Whether a kernel that this replica has is still its own.
@@ -69,8 +83,8 @@ class Group:
             await self._keepers.settle(kernel_id)
         except KeeperRefuses:
             return False
-        except KeeperUnavailable:  # then nobody else has reached it either
-            return self.is_here(kernel_id)
+        except KeeperUnavailable:
+            pass  # then nobody else has reached the keeper either
         return self.is_here(kernel_id)
 
     async def find(self, kernel_id: str) -> KernelElsewhere | None:

@@ -109,6 +109,10 @@ class SharedHandover(RegisteredHandover):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def hand_over(self) -> None:
+        """Leave the group: the other replicas take the kernels, and this one answers for none."""
+        await self._shared.leave()
+
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`, with the journals of earlier terms."""
         await super().forget(kernel)

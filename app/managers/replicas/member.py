@@ -65,6 +65,7 @@ class Member:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._trouble = ""
+        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -169,7 +170,10 @@ class Member:
         return await bounded(self._thread, self._database, partial(self._database.run, work))
 
     async def close(self) -> None:
-        """Leave the others, which take the kernels that are still this replica's."""
+        """Leave the others, which take the kernels that are still this replica's; only once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})

@@ -57,21 +57,11 @@ def join(
     """
     execute = connection.execute
     execute("LOCK TABLE kernelkeep.replica IN SHARE ROW EXCLUSIVE MODE")
+    check(connection, replica, replaces=replaces)
     replaced = execute(
         "DELETE FROM kernelkeep.replica WHERE name = ANY(%s) AND id <> %s RETURNING id",
         ([*replaces], replica.id),
     ).fetchall()
-    rows = execute(
-        "SELECT name, secret, address FROM kernelkeep.replica "
-        "WHERE id <> %s AND expires > clock_timestamp()",
-        (replica.id,),
-    ).fetchall()
-    if any(name == replica.name for name, _, _ in rows):
-        raise UnusableRegistry(f"another replica of the registry has the name {replica.name}")
-    if any(secret != replica.secret for _, secret, _ in rows):
-        raise UnusableRegistry("the other replicas of the registry have another token")
-    if any(_host(address) != _host(replica.address) for _, _, address in rows):
-        raise UnusableRegistry("the other replicas of the registry have another state directory")
     execute(
         "DELETE FROM kernelkeep.replica WHERE name = %s AND id <> %s", (replica.name, replica.id)
     )
@@ -93,6 +83,21 @@ def join(
     )
     tell(connection, "replicas")
     return [one for (one,) in replaced]
+
+
+def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) -> None:
+    """Raise `UnusableRegistry` if a replica may not `join` the others."""
+    rows = connection.execute(
+        "SELECT name, secret, address FROM kernelkeep.replica "
+        "WHERE id <> %s AND NOT name = ANY(%s) AND expires > clock_timestamp()",
+        (replica.id, [*replaces]),
+    ).fetchall()
+    if any(name == replica.name for name, _, _ in rows):
+        raise UnusableRegistry(f"another replica of the registry has the name {replica.name}")
+    if any(secret != replica.secret for _, secret, _ in rows):
+        raise UnusableRegistry("the other replicas of the registry have another token")
+    if any(_host(address) != _host(replica.address) for _, _, address in rows):
+        raise UnusableRegistry("the other replicas of the registry have another state directory")
 
 
 def _host(address: str) -> str:

@@ -23,14 +23,14 @@ from ... import __version__
 from ...machine import network_file_system
 from ...settings import Settings
 from ..handover.registry import Lock, Registry
-from ..handover.store import KernelRecord, UnusableRegistry
+from ..handover.store import KernelRecord, StoreAway, UnusableRegistry
 from ..processes.keeper.greeting import ReplicaTerms
 from .database import Database, migrate
 from .directory import Directory
 from .errors import RegistryUnavailable
 from .lease import Lease
 from .member import Member, bounded
-from .membership import Replica
+from .membership import Replica, check
 from .store import SharedStore
 from .terms import Terms
 
@@ -45,7 +45,10 @@ _IDENTITY: Final = "identity"
 
 
 def check_shared_registry(settings: Settings) -> None:
-    """Bring the shared registry to this version. Raises `UnusableRegistry` if it cannot be used."""
+    """Bring the shared registry to this version, and see whether this replica may join the others.
+
+    Raises `UnusableRegistry` if not, or if the registry cannot be used.
+    """
     network = network_file_system(settings.state_dir)
     if network is not None:
         raise UnusableRegistry(
@@ -53,9 +56,15 @@ def check_shared_registry(settings: Settings) -> None:
             "whose locks cannot be relied on"
         )
     database = Database(settings.registry_url.get_secret_value())
+    lock = _NameLock(settings)
     try:
         migrate(database)
+        replica = _replica(settings, lock, "")
+        database.run(lambda connection: check(connection, replica, replaces=[lock.name]))
+    except StoreAway as error:
+        raise UnusableRegistry(f"the registry cannot be used: {error}") from None
     finally:
+        lock.close()
         database.close()
 
 
@@ -82,13 +91,7 @@ class SharedRegistry(Registry):
         self.adopting: set[str] = set()
         """The kernels that are just being adopted: their clients wait until that is done."""
         self.on_fenced: Callable[[str], None] = lambda _: None
-        replica = Replica(
-            identity,
-            self._name_lock.name,
-            f"unix:{self.host}:{identity}",
-            __version__,
-            _digest(settings),
-        )
+        replica = _replica(settings, self._name_lock, identity)
         self.replica_terms = ReplicaTerms(identity, self.terms.of)
         self._here = f"dir:{self.host}"
         self.member = Member(url, replica, self.lease, self.terms, [self._here])
@@ -148,12 +151,29 @@ class SharedRegistry(Registry):
     async def _renew_once(self) -> None:
         await self._call(self._database.run, lambda connection: connection.execute("SELECT 1"))
 
-    async def close(self) -> None:
+    async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""
-        await super().close()
-        await self.directory.close()
+        with contextlib.suppress(StoreAway):
+            await self._make_up()
+            await self._flush_all()
         await self.member.close()
+        for kernel_id in self.terms:
+            self.terms.drop(kernel_id)
+
+    async def close(self) -> None:
+        """Leave the kernels to the others, if that was not done before, and stop."""
+        await self.leave()
+        try:
+            await super().close()
+        except StoreAway as error:
+            logger.error("the registry could not be left in order: %s", error)
+        await self.directory.close()
         self._name_lock.close()
+
+
+def _replica(settings: Settings, lock: _NameLock, identity: str) -> Replica:
+    address = f"unix:{lock.host}:{identity}"
+    return Replica(identity, lock.name, address, __version__, _digest(settings))
 
 
 class _NameLock:
