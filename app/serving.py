@@ -86,8 +86,7 @@ def serve(
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
     except UnusableRegistry as error:
-        option = "--registry-url" if settings.replicated else "--state-dir"
-        raise CannotStart(f"{option}: {error}") from None
+        raise CannotStart(f"--{settings.registry_option}: {error}") from None
     except (TooOpen, UnusableTokens) as error:
         raise CannotStart(f"--state-dir: {error}") from None
     bound = Connections(settings.max_connections or _most_connections())

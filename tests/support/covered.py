@@ -204,6 +204,7 @@ PURE: Final = frozenset(
         *("managers.files.notebooks", "managers.files.tree", "managers.files.writing"),
         *("managers.kernels.phases", "managers.kernels.restarts"),
         *("managers.processes.launchable",),
+        *("keeper.terms", "managers.replicas.lease", "managers.replicas.terms"),
     )
 )
 """Modules of which their own tests run every branch; so do those of `PROTOCOL`."""
