@@ -31,6 +31,7 @@ from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
 from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList, check_tokens
+from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import check_isolation
 from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
@@ -100,6 +101,7 @@ def _check_files(settings: Settings) -> None:
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     check_isolation(settings)
+    check_joining(settings)
     check_tokens(settings.state_dir)
 
 

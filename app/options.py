@@ -15,6 +15,7 @@ import platformdirs
 from pydantic import Field, field_validator
 
 from .access_options import Access
+from .agent_options import Agents
 from .identity_options import Identity, JupyterHub, OpenIDConnect
 from .isolation_options import Isolation
 from .limit_options import OwnerLimits
@@ -40,6 +41,7 @@ __all__ = [
     "KERNEL_ENVIRONMENT",
     "MAX_EXECUTION_SECONDS",
     "Access",
+    "Agents",
     "Identity",
     "Isolation",
     "JupyterHub",
@@ -435,6 +437,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     Execution,
     Keeper,
     Replicas,
+    Agents,
     Log,
 )
 """All groups, in the order in which the documentation has them."""

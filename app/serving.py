@@ -27,6 +27,7 @@ from .main import create_app
 from .managers.handover.store import UnusableRegistry
 from .managers.kernels.multikernel import MultiKernelManager
 from .managers.owners.tokens import UnusableTokens
+from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.isolation.checks import CannotIsolate
 from .managers.processes.specs import every_spec, kernel_spec_manager
 from .managers.sessions.store import UnusableDatabase
@@ -83,6 +84,8 @@ def serve(
         app = create_app(settings)
     except (CannotIsolate, CannotLoad) as error:
         raise CannotStart(str(error)) from None
+    except HostUnusable as error:
+        raise CannotStart(f"--agent-listen: {error.message}") from None
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
     except UnusableRegistry as error:

@@ -29,6 +29,7 @@ from .options import (
     FORK_AUTOMATICALLY,
     FORK_NONE,
     Access,
+    Agents,
     Clients,
     Culling,
     Execution,
@@ -60,6 +61,7 @@ _ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null
 class Settings(
     Log,
     Replicas,
+    Agents,
     Keeper,
     Execution,
     WebSocket,
@@ -210,6 +212,7 @@ class Settings(
             ("warm_kernels", self.warm_kernels),
             ("database_filepath", self.database_filepath != ":memory:"),
             ("isolation", self.isolation != "none"),
+            ("agent_listen", self.agent_listen),
         ):
             if is_on:
                 raise ValueError(f"{option}: not with registry_url")

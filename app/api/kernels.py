@@ -192,9 +192,15 @@ router.add_api_route(
     responses=errors(KernelNotFound, KernelNotStopped, *NO_KEEPER),
     dependencies=[requires("kernels", "write")],
 )
-async def shut_down_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
+async def shut_down_kernel(
+    manager: ManagerDep,
+    kernel_id: KernelIdDep,
+    give_up: Annotated[
+        bool, Query(description="Forget a kernel whose host is away, and end it when that is back.")
+    ] = False,
+) -> Response:
     """Shut a kernel down. The answer comes when its process is gone, or could not be ended."""
-    await manager.shutdown_kernel(kernel_id)
+    await manager.shutdown_kernel(kernel_id, give_up=give_up)
     return Response(status_code=204)
 
 

@@ -1,4 +1,4 @@
-"""``python -m app.keeper STATE_DIR``; see `app.keeper.main`."""
+"""``python -m app.keeper STATE_DIR``, or with ``--join``; see `app.keeper.main`, `.joined`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import sys
 
 def start() -> None:
     """Run the keeper without what it does not need."""
+    if any(word.startswith("-") for word in sys.argv[1:2]):
+        from .joined import main as join
+
+        sys.exit(join())
     try:
         import uvloop  # noqa: F401  (which cannot be imported without ssl)
     except ImportError:

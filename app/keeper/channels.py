@@ -303,7 +303,7 @@ class Channels:
                 pass
             messages.append(message)
         on_message = self.listener.on_message
-        for frames, message in zip(arrived, messages, strict=True):
+        for frames, message in zip(arrived, messages):
             if message is not None:
                 on_message(message)
             else:

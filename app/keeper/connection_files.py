@@ -46,7 +46,7 @@ def prepare(fields: Fields) -> Fields:
         if len(os.fsencode(f"{prefix}-{len(PORTS)}")) > MAX_SOCKET_NAME:
             raise ValueError(f"the path {prefix} is too long for a socket")
     else:
-        info |= {"ip": "127.0.0.1", **dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))}
+        info |= {"ip": "127.0.0.1", **dict(zip(PORTS, _free_ports(len(PORTS))))}
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:

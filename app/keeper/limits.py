@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Optional
 
 import msgspec
 
@@ -28,10 +28,10 @@ class ProcessLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     owner: str = ""
-    memory: int | None = None
-    cpu: float | None = None
-    processes: int | None = None
-    open_files: int | None = None
+    memory: Optional[int] = None
+    cpu: Optional[float] = None
+    processes: Optional[int] = None
+    open_files: Optional[int] = None
 
     @property
     def limited(self) -> frozenset[str]:

@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .processes import adopt_orphans
 from .protocol import TooOpen, keeper_dir, open_dir, socket_address
@@ -25,7 +27,10 @@ try:
 except ImportError:  # it is not everywhere
     from asyncio import new_event_loop  # type: ignore[assignment]
 
-__all__ = ["main"]
+__all__ = ["listen", "main", "run", "take_lock"]
+
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -35,18 +40,33 @@ def main() -> None:
     )
     try:
         directory = open_dir(Path(sys.argv[1]))
-        # Held until this process ends, and by no other: a kernel does not inherit it.
-        lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(directory)
         adopt_orphans()
-        listener = _listen(directory, keeper_dir(Path(sys.argv[1])))
+        listener = listen(directory, keeper_dir(Path(sys.argv[1])))
     except BlockingIOError:
         _say("taken")
     except (OSError, TooOpen) as error:
         _say(str(error))
     else:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_keep(listener, directory))
+        run(_keep(listener, directory))
+
+
+def run(what: Coroutine[Any, Any, T]) -> T:
+    """What this returns in the end, in a loop of its own."""
+    loop = new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(what)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def take_lock(directory: int) -> None:
+    """Be the only keeper in this directory. Raises `BlockingIOError` if there is another."""
+    # Held until this process ends, and by no other: a kernel does not inherit it.
+    lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 async def _keep(listener: socket.socket, directory: int) -> None:
@@ -74,8 +94,8 @@ async def _keep(listener: socket.socket, directory: int) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _listen(directory: int, path: Path) -> socket.socket:
-    """The socket (0600). One that is there was left by a keeper that was killed."""
+def listen(directory: int, path: Path) -> socket.socket:
+    """The keeper's socket (0600). One that is there was left by a keeper that was killed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink("socket", dir_fd=directory)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -50,6 +50,7 @@ from .processes import HAS_PROC
 
 __all__ = [
     "CAN",
+    "MAX_FRAME",
     "PROTOCOL",
     "SPOKEN",
     "Fields",
@@ -118,19 +119,19 @@ def pack(fields: Fields, data: bytes = b"") -> bytes:
     return _LENGTHS.pack(4 + len(head) + len(data), len(head)) + head + data
 
 
-async def receive(reader: asyncio.StreamReader) -> tuple[Fields, bytes]:
-    """The next frame: its object, and the bytes behind it.
+async def receive(reader: asyncio.StreamReader, most: int = MAX_FRAME) -> tuple[Fields, bytes]:
+    """The next frame, of ``most`` bytes: its object, and the bytes behind it.
 
     Raises `Garbled`, and `asyncio.IncompleteReadError` or `ConnectionError` at the end.
     """
-    whole, head = _check(_LENGTHS.unpack(await reader.readexactly(_LENGTHS.size)))
+    whole, head = _check(_LENGTHS.unpack(await reader.readexactly(_LENGTHS.size)), most)
     body = await reader.readexactly(whole - 4)
     return _fields(body[:head]), body[head:]
 
 
-def _check(lengths: tuple[int, int]) -> tuple[int, int]:
+def _check(lengths: tuple[int, int], most: int) -> tuple[int, int]:
     whole, head = lengths
-    if not 4 + head <= whole <= MAX_FRAME or head > MAX_HEAD:
+    if not 4 + head <= whole <= most or head > MAX_HEAD:
         raise Garbled("impossible lengths")
     return whole, head
 
@@ -151,14 +152,16 @@ class Frames(asyncio.Protocol):
     """Takes a stream of frames apart, as it comes: ``on_frame`` is called for each, at once.
 
     ``on_end`` is called when the connection is lost, once, with `Garbled` where what came was no
-    frame; the connection is closed then. ``on_frame`` may raise that, too.
+    frame of ``most`` bytes; the connection is closed then. ``on_frame`` may raise that, too.
     """
 
     def __init__(
         self,
         on_frame: Callable[[Fields, bytes], None],
         on_end: Callable[[Exception | None], None],
+        most: int = MAX_FRAME,
     ) -> None:
+        self._most = most
         self._on_frame = on_frame
         self._on_end = on_end
         self._rest = bytearray()  # what has come and was not handed on
@@ -202,7 +205,7 @@ class Frames(asyncio.Protocol):
         start, size = 0, len(data)
         try:
             while size - start >= _LENGTHS.size and self._error is None and not self._held:
-                whole, head = _check(_LENGTHS.unpack_from(data, start))
+                whole, head = _check(_LENGTHS.unpack_from(data, start), self._most)
                 begin = start + _LENGTHS.size
                 end = begin + whole - 4
                 if end > size:

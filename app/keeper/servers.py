@@ -46,6 +46,8 @@ class ServerLink(Frames):
         self._feeds: Feeds | None = None
         self._is_cut_off = False  # whether nothing more is to be taken of it
         self._writes: asyncio.Transport | None = None
+        self.is_heard = True
+        """Whether anything has come since this was last set to false."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,6 +55,11 @@ class ServerLink(Frames):
         super().connection_made(transport)
         self._writes = cast(asyncio.Transport, transport)
         self.write(self._greeting)
+
+    def data_received(self, data: bytes) -> None:
+        """The server has said something."""
+        self.is_heard = True
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """All that the server has sent is taken."""
@@ -127,12 +134,13 @@ class ServerLink(Frames):
     def take(self, data: bytes, hearings: Hearings) -> bool:
         """Do what a frame of such a server says; False for any other. Raises `Garbled`."""
         kind = data[:1]
-        if self._feeds is None or kind not in (link.FOLLOW, link.CREDIT, link.HEARTBEAT):
+        if data == link.HEARTBEAT:
+            self.write(pack({}, data))
+            return True
+        if self._feeds is None or kind not in (link.FOLLOW, link.CREDIT):
             return False
         try:
-            if kind == link.HEARTBEAT:
-                self.write(pack({}, data))
-            elif kind == link.CREDIT:
+            if kind == link.CREDIT:
                 self._feeds.grant(*link.unpack_credit(data))
             else:
                 handle, after, credit = link.unpack_follow(data)

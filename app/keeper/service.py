@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Union
 
 import msgspec
 
@@ -51,7 +51,7 @@ ACCEPT_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 0.2
 """How long a server's successor waits for what that has asked for, at its end, to be read."""
 
-Answer = Fields | tuple[Fields, bytes]
+Answer = Union[Fields, tuple[Fields, bytes]]
 
 
 class Service:
@@ -146,7 +146,7 @@ class Service:
             connection.close()
             return
         connection.setblocking(False)
-        self._do_later(self._loop.connect_accepted_socket(self._new_link, connection))
+        self._do_later(self._loop.connect_accepted_socket(self.new_link, connection))
 
     def _do_later(self, what: Coroutine[Any, Any, object]) -> None:
         task = self._loop.create_task(what)
@@ -157,7 +157,8 @@ class Service:
         if self._listener.fileno() != -1:
             self._loop.add_reader(self._listener, self._accept)
 
-    def _new_link(self) -> ServerLink:
+    def new_link(self) -> ServerLink:
+        """The keeper's end of a connection to a server."""
         greeting = pack({"keeper": PROTOCOL, "pid": os.getpid(), "now": time.monotonic()})
         server = ServerLink(greeting, self._on_frame, self._on_lost)
         self._connections.add(server)
@@ -242,8 +243,7 @@ class Service:
     # Kernels that nobody wants any more
 
     def _on_stop(self, _fields: Fields) -> Answer:
-        """The server ends, and so does everything that is its own."""
-        self._on_server_end()
+        self.stop()
         return {"answer": None}
 
     def _watch(self, server: Fields) -> None:
@@ -255,17 +255,17 @@ class Service:
         self._own = server["own"]
         self._server = open_process(server["pid"], server["start_time"])
         if self._server is None:
-            self._on_server_end()
+            self.stop()
         else:
-            self._server.watch(self._on_server_end)
+            self._server.watch(self.stop)
 
     def _end_watch(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
 
-    def _on_server_end(self) -> None:
-        """The server with which the kernels end is gone."""
+    def stop(self) -> None:
+        """End with all kernels, within some seconds: their server is gone, for one."""
         self._end_watch()
         if not self._stopping:
             self._stop_orphans()

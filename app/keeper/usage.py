@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Iterator
-from typing import Final, Literal, NamedTuple
+from itertools import islice
+from typing import Final, Literal, NamedTuple, Optional
 
 import msgspec
 
@@ -38,13 +39,13 @@ process's own and its part of what it shares; or each process's own and all that
 class Usage(msgspec.Struct, omit_defaults=True):
     """What a kernel's processes use. Memory is in bytes, processors' time in seconds."""
 
-    cpu_seconds: float | None = None
-    memory: int | None = None
-    memory_kind: MemoryKind | None = None
-    owner_memory: int | None = None
-    processes: int | None = None
-    threads: int | None = None
-    open_files: int | None = None
+    cpu_seconds: Optional[float] = None
+    memory: Optional[int] = None
+    memory_kind: Optional[MemoryKind] = None
+    owner_memory: Optional[int] = None
+    processes: Optional[int] = None
+    threads: Optional[int] = None
+    open_files: Optional[int] = None
 
 
 class Figures(NamedTuple):
@@ -185,7 +186,7 @@ def open_files(pid: int) -> int | None:
         if count := os.stat(directory).st_size:  # Linux tells it from 6.2 on
             return count
         with os.scandir(directory) as entries:
-            return sum(1 for _, _ in zip(entries, range(MAX_DESCRIPTORS), strict=False))
+            return sum(1 for _ in islice(entries, MAX_DESCRIPTORS))
     except FileNotFoundError:
         return 0
     except OSError:

@@ -9,9 +9,8 @@ frame, the envelope, the buffers; the last part ends with the frame [jupyter_ser
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from struct import pack, unpack_from
-from typing import Final
+from typing import Final, Optional
 
 import msgspec
 
@@ -34,7 +33,7 @@ class _Envelope(msgspec.Struct):
     parent_header: msgspec.Raw = msgspec.Raw(b"{}")
     metadata: msgspec.Raw = msgspec.Raw(b"{}")
     content: msgspec.Raw = msgspec.Raw(b"{}")
-    channel: str | None = None
+    channel: Optional[str] = None
     buffers: msgspec.Raw = msgspec.Raw(b"[]")
 
 
@@ -119,7 +118,7 @@ def decode_binary(frame: bytes, session: str) -> ClientMessage:
         previous = offset
     view = memoryview(frame)
     bounds = (*offsets, len(frame))
-    parts = [view[start:end] for start, end in pairwise(bounds)]
+    parts = [view[start:end] for start, end in zip(bounds, bounds[1:])]
     return _message(_decode_envelope(parts[0]), parts[1:], session)
 
 

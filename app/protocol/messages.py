@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import lru_cache
 from struct import Struct, unpack_from
-from typing import Any, Final
+from typing import Any, Final, Optional, Union
 from uuid import uuid4
 
 import msgspec
@@ -45,7 +45,7 @@ CLIENT_CHANNELS: Final = frozenset({"shell", "control", "stdin"})
 PROTOCOL_VERSION: Final = "5.4"
 """The ``version`` in headers that the server makes. Informative: nothing is gated on it."""
 
-Buffer = bytes | memoryview
+Buffer = Union[bytes, memoryview]
 
 
 UNTRACKED_MESSAGE_TYPES: Final = frozenset(
@@ -102,12 +102,12 @@ class Header(msgspec.Struct, gc=False):
 
     msg_id: str = ""
     msg_type: str = ""
-    session: str | None = None
-    subshell_id: str | None = None
+    session: Optional[str] = None
+    subshell_id: Optional[str] = None
 
 
 _NO_PARENT: Final = Header()
-_header_decoder: Final = msgspec.json.Decoder(Header | None)
+_header_decoder: Final = msgspec.json.Decoder(Optional[Header])
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -281,7 +281,7 @@ def format_timestamp(seconds: float) -> str:
 
     jupyter_server's gateway client parses with a mandatory fraction and a literal ``Z``.
     """
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 # Header fields that kernels in other languages insist on, and some clients leave out or empty.

@@ -9,7 +9,6 @@ where the next begins, and the last offset is the frame's length [jupyter_server
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from struct import Struct, pack, unpack_from
 from typing import Final
 
@@ -97,7 +96,7 @@ def decode(frame: bytes, session: str) -> ClientMessage:
         channel = str(view[offsets[0] : offsets[1]], "utf-8")
     except UnicodeDecodeError:
         raise FrameError("the channel's name is not UTF-8") from None
-    parts: list[Buffer] = [view[start:end] for start, end in pairwise(offsets[1:])]
+    parts: list[Buffer] = [view[start:end] for start, end in zip(offsets[1:], offsets[2:])]
     parts[0], header = complete_header(parts[0], session)
     return ClientMessage(channel, header, parts)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -80,7 +79,7 @@ def split(channel: str, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
     # Some kernels send no topic, so there may be fewer frames before the first delimiter.
     before = min(delimiters[0], LEADING_FRAMES[channel] - 5)
     edges = [0, *(index - before for index in delimiters[1:]), len(frames)]
-    return [frames[start:end] for start, end in pairwise(edges)]
+    return [frames[start:end] for start, end in zip(edges, edges[1:])]
 
 
 def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:

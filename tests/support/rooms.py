@@ -54,6 +54,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
     for name in (
         *(
             "access_options",
+            "agent_options",
             "callers",
             "config_file",
             "durations",

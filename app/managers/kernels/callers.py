@@ -332,10 +332,12 @@ class CallersKernels:
         self.require("write", kernel_id)
         return await self._manager.restart_kernel(kernel_id, now=now, newports=newports)
 
-    async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
+    async def shutdown_kernel(
+        self, kernel_id: str, *, now: bool = False, give_up: bool = False
+    ) -> None:
         """Stop a kernel and forget it (`MultiKernelManager.shutdown_kernel`)."""
         self.require("write", kernel_id)
-        await self._manager.shutdown_kernel(kernel_id, now=now)
+        await self._manager.shutdown_kernel(kernel_id, now=now, give_up=give_up)
 
     async def relocate_kernel(
         self, kernel_id: str, path: str | None, env: Mapping[str, str]

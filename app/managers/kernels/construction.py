@@ -14,6 +14,7 @@ from ..limits.shares import Shares
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.hosts.new_joining import new_joining
 from ..processes.isolation.isolation import Isolation, new_isolation
 from ..processes.keeper.keepers import Keepers, new_keepers
 from ..processes.run_files import RunFiles
@@ -56,6 +57,7 @@ def multi_kernel_manager(
     own = [*files.own, *transports.own, *isolation.own]
     terms = None if registry is None else registry.replica_terms
     keepers = new_keepers(settings, files.path, own, terms)
+    joining = new_joining(settings, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     shares = Shares() if shares is None else shares
     handover = _handover(settings, registry, keepers, isolation)
@@ -69,6 +71,7 @@ def multi_kernel_manager(
         forking=Forking(ForkServers(keepers), settings.fork_kernels, env),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
+        joining=joining,
         isolation=isolation,
         audit=audit,
         handover=handover,

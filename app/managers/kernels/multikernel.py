@@ -29,6 +29,7 @@ from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .external import ExternalKernels
+from .giving_up import stop_or_give_up
 from .kernel import Kernel
 from .services import KernelServices
 from .shares import KernelShares
@@ -392,12 +393,12 @@ class MultiKernelManager:
             await kernel.restart(now=now, newports=newports)
         return kernel
 
-    async def shutdown_kernel(self, kernel_id: str, *, now: bool = False) -> None:
-        """Stop a kernel and forget it; returns when its process is gone.
-
-        Raises `KernelNotFound`, and `KernelNotStopped` when the process could not be ended.
-        """
-        await self.get(kernel_id).stop(now=now)
+    async def shutdown_kernel(
+        self, kernel_id: str, *, now: bool = False, give_up: bool = False
+    ) -> None:
+        """As `stop_or_give_up`. Raises `KernelNotFound`, too."""
+        keepers = self._services.keepers
+        await stop_or_give_up(self.get(kernel_id), keepers, now=now, give_up=give_up)
 
     async def cull_kernel(self, kernel_id: str, idle_seconds: float, limit: str = "") -> None:
         """Stop a kernel that nobody has used for ``idle_seconds``, or for its owner's ``limit``.

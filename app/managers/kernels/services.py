@@ -21,6 +21,7 @@ from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.joining import Joining
 from ..processes.hosts.options import options_of
 from ..processes.hosts.provisioner import SSHProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
@@ -54,6 +55,7 @@ class KernelServices:
     forking: Forking
     starts: Starts
     keepers: Keepers
+    joining: Joining
     isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
@@ -193,6 +195,7 @@ class KernelServices:
         await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
+        await self.joining.close()
         self.transports.close()
         self.isolation.close()
         self.files.close()

@@ -60,12 +60,14 @@ class Far:
         self.asked: list[bytes] = []
         self._server: asyncio.Server | None = None
         self._port = 0
+        self._writer: asyncio.StreamWriter | None = None
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
         writer.write(pack(self.greeting) if self.says is None else self.says)
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while self.says != b"":
@@ -75,6 +77,11 @@ class Far:
                 if self.answers:
                     writer.write(struct.pack("!I", size) + frame)
         writer.close()
+
+    async def say(self, data: bytes) -> None:
+        assert self._writer is not None
+        self._writer.write(data)
+        await self._writer.drain()
 
     async def connect(self, owner: Owner) -> FarLink | None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -141,6 +148,39 @@ async def test_one_that_hangs_up_is_about_to_end_and_one_that_is_silent_is_told(
     monkeypatch.setattr("app.managers.processes.keeper.link.ANSWER_SECONDS", 0.1)
     with pytest.raises(Garbled, match="says nothing"):
         await far.connect(Owner())
+
+
+@pytest.mark.parametrize("now", [float("nan"), float("inf"), 1e13, 10**400])
+async def test_a_clock_that_cannot_be_is_refused(far: Far, now: float) -> None:
+    far.greeting["now"] = now
+    with pytest.raises(Garbled, match="clock makes no sense"):
+        await far.connect(Owner())
+
+
+async def test_a_keeper_that_floods_is_cut_off(
+    far: Far, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(far_link, "BEAT_SECONDS", 30.0)
+    monkeypatch.setattr(far_link, "FRAMES", 100)
+    owner = Owner()
+    link = await far.connect(owner)
+    assert link is not None
+    await far.say(pack({}, b"H") * 90)
+    await eventually(lambda: link._frames > 80)
+    assert link.is_open
+    await far.say(pack({}, b"H") * 20)
+    async with asyncio.timeout(30):
+        await owner.ended.wait()
+    assert "floods" in caplog.text
+
+
+async def test_a_frame_that_is_too_long_is_not_waited_for(far: Far) -> None:
+    owner = Owner()
+    link = await far.connect(owner)
+    assert link is not None
+    await far.say(struct.pack("!II", far_link.FAR_FRAME_BYTES + 1, 2) + b"{}")
+    async with asyncio.timeout(30):
+        await owner.ended.wait()
 
 
 # Mirrors
@@ -212,6 +252,15 @@ async def test_credit_is_given_back_as_it_is_used(
     credits = [unpack_credit(frame) for frame in sent.frames[1:]]
     assert sum(size for _, size in credits) > CREDIT_BYTES // 2
     assert len(credits) == 2
+
+
+async def test_more_than_the_credit_is_refused(kept: Mirrors, tmp_path: Path) -> None:
+    kept.begin(tmp_path, HEARD)
+    with pytest.raises(Garbled, match="more of its log comes than was asked for"):
+        kept.on_records(piece(1, 0, bytes(CREDIT_BYTES)))
+    kept.begin(tmp_path, HEARD)
+    with pytest.raises(Garbled, match="more of its log comes"):
+        kept.on_records(pack_records(7, True, b""))
 
 
 async def test_a_keeper_that_lies_is_not_believed(kept: Mirrors, tmp_path: Path) -> None:

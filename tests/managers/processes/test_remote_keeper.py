@@ -85,6 +85,8 @@ class NearPlace:
     """The place of a keeper that the bootstrap starts on this machine."""
 
     name = "lab"
+    patience = 30.0
+    ends_forgotten = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,6 +118,8 @@ class NearPlace:
 
     async def close(self, *, is_empty: bool) -> None:
         await self.relay.close()
+
+    async def retire(self) -> None: ...
 
 
 @pytest.fixture

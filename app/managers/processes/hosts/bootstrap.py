@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Callable  # noqa: UP035 - for old ones, to say
 
 MARK = "kernelkeep: "
 
-OLDEST = (3, 11)
+OLDEST = (3, 9)
 
 PATIENCE = 10.0
 """Seconds that a keeper may take to listen."""
@@ -82,7 +82,7 @@ def check_python() -> None:
     if sys.version_info < OLDEST:
         version = ".".join(map(str, sys.version_info[:3]))
         raise Failed(
-            "host_without_python", f"{sys.executable} is Python {version}; it takes 3.11 or newer"
+            "host_without_python", f"{sys.executable} is Python {version}; it takes 3.9 or newer"
         )
     missing = []
     for module, package in (("zmq", "pyzmq"), ("msgspec", "msgspec")):

@@ -8,6 +8,7 @@ KeeperUnavailable
     ├── HostWithoutPython
     ├── HostFull
     ├── HostKeeperIncompatible
+    ├── KeepersNotHeard
     └── EngineNotInstalled
 
 A start that fails for one of them is answered with `kernel_start_failed`, and the code is its
@@ -30,6 +31,7 @@ __all__ = [
     "HostUnreachable",
     "HostUnusable",
     "HostWithoutPython",
+    "KeepersNotHeard",
 ]
 
 
@@ -76,6 +78,12 @@ class HostKeeperIncompatible(HostUnusable):
     code = "host_keeper_incompatible"
 
 
+class KeepersNotHeard(HostUnusable):
+    """The server does not listen for keepers on other hosts."""
+
+    code = "keepers_not_heard"
+
+
 class EngineNotInstalled(HostUnusable):
     """The server lacks the package that it reaches such hosts with."""
 
@@ -84,6 +92,6 @@ class EngineNotInstalled(HostUnusable):
 
 NO_KEEPER: Final[tuple[type[KeeperUnavailable], ...]] = (
     *(KeeperUnavailable, HostUnusable, HostUnreachable, HostKeyRefused, HostLoginRefused),
-    *(HostWithoutPython, HostFull, HostKeeperIncompatible, EngineNotInstalled),
+    *(HostWithoutPython, HostFull, HostKeeperIncompatible, KeepersNotHeard, EngineNotInstalled),
 )
 """Every reason why the keeper of a kernel cannot be asked, here or on another host."""

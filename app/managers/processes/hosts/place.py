@@ -13,7 +13,7 @@ from ....keeper.protocol import SPOKEN
 from ...errors import KeeperUnavailable
 from ..keeper.far_link import FarLink
 from ..keeper.link import KeeperLink, LinkOwner
-from ..keeper.places import Drained
+from ..keeper.places import START_SECONDS, Drained
 from ..keeper.remote import Host
 from .errors import HostKeeperIncompatible
 from .options import SSHOptions
@@ -29,6 +29,12 @@ class SSHPlace:
 
     ``state_dir`` is this server's own: it has the name that the keeper's directory there gets.
     """
+
+    patience: float = START_SECONDS
+    """As `Place.patience`."""
+
+    ends_forgotten: bool = False
+    """As `RemotePlace.ends_forgotten`: it is told by this server, when the host is back."""
 
     def __init__(self, options: SSHOptions, state_dir: Path) -> None:
         self.name = options.name
@@ -74,6 +80,9 @@ class SSHPlace:
 
     async def close(self, *, is_empty: bool) -> None:
         """As `Place.close`: with nothing to keep, the keeper ends by itself."""
+
+    async def retire(self) -> None:
+        """As `RemotePlace.retire`."""
 
 
 def service_id(state_dir: Path) -> str:

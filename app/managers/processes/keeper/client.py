@@ -31,6 +31,7 @@ from ....keeper.protocol import Fields
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
+from .claims import kept_of
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
 from .greeting import TELLS_HEARD, ReplicaTerms, greeted_by, hello_fields
@@ -90,7 +91,7 @@ class Keeper:
         self._terms = terms
         self._lasts = orphan_timeout is not None
         self._place = place or NewestPlace(state_dir)
-        self._connection = Connection(self)
+        self._connection = Connection(self, self._place.patience)
         self._errands = Errands(self._connection, self._look_whether_empty)
         self._processes = Processes()
         self._lines = Lines(self._connection)
@@ -171,7 +172,7 @@ class Keeper:
             # It may have been launched, or will be. Whoever asks again, does so behind this.
             self._errands.end(kernel_id, launch=launch)
             raise
-        kept = msgspec.convert(answer, Kept)
+        kept = kept_of(answer, kernel_id)
         self._processes.note(kept, anew=True, limits=limits)
         return kept
 
@@ -206,7 +207,7 @@ class Keeper:
                 return None
             # A keeper that was replaced knew how it ended.
             return Kept(kernel_id, pid, start_time, watched.exited.result(), watched.output)
-        kept = msgspec.convert(answer, Kept)
+        kept = kept_of(answer, kernel_id)
         self._processes.note(kept, limits=limits)
         return kept
 

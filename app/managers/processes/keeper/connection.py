@@ -20,9 +20,6 @@ __all__ = ["ATTEMPTS", "Connection"]
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS: Final = 30.0
-"""How long a keeper may take to start, and one that ends to be gone."""
-
 ATTEMPTS: Final = 2
 """How often something is asked for if the connection ends before the answer."""
 
@@ -52,15 +49,17 @@ class ConnectionOwner(Protocol):
 class Connection:
     """Keeps a link to one keeper. Make it inside a running event loop, and `close` it there.
 
-    Whatever asks raises `KeeperUnavailable` if there is no keeper.
+    ``patience`` is how long a keeper may take to be there, in seconds. Whatever asks raises
+    `KeeperUnavailable` if there is no keeper.
     """
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: ConnectionOwner, patience: float) -> None:
         self.link: KeeperLink | None = None
         """The link that was made last, until its end is seen."""
         self.on_trouble: Callable[[str], None] = lambda _: None
         """Called with the reason why there is no link although one is needed; it is tried again."""
         self._owner = owner
+        self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._linking: asyncio.Task[KeeperLink] | None = None
         self._linked_at = -SOON_SECONDS
@@ -117,6 +116,12 @@ class Connection:
         self.recover_soon()
         return False
 
+    def cut_off(self, why: str) -> None:
+        """End the link: the keeper tells what cannot be."""
+        if (link := self.open_link) is not None:
+            logger.error("the keeper makes no sense; the connection to it is ended: %s", why)
+            link.abort()
+
     def retry(self, what: Callable[..., None], *arguments: Any) -> None:
         """Call something after `RETRY_SECONDS`, unless this is closed by then."""
 
@@ -133,9 +138,9 @@ class Connection:
             linking.exception()  # whoever waited for it may have been cancelled
 
     async def _connect(self) -> KeeperLink:
-        pause = PAUSE_SECONDS
+        pause, patience = PAUSE_SECONDS, self._patience
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(patience):
                 while True:
                     link = await self._owner.find()
                     if await self._greet(link):
@@ -143,7 +148,7 @@ class Connection:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, SOON_SECONDS)
         except TimeoutError:
-            text = f"The keeper of kernels was not ready within {START_SECONDS:g} s"
+            text = f"The keeper of kernels was not ready within {patience:g} s"
             raise KeeperUnavailable(text) from None
         except (OSError, TooOpen, Garbled, msgspec.MsgspecError) as error:
             raise KeeperUnavailable(f"The keeper of kernels cannot be used: {error}") from error

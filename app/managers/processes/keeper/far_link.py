@@ -7,29 +7,48 @@ Such a stream may break without anybody being told. So the keeper is asked for a
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Final
 
-from ....keeper.protocol import Fields, Garbled
+from ....keeper.protocol import Fields, Garbled, pack
 from ....protocol.link import HEARTBEAT
 from .link import KeeperLink, LinkOwner, Writer, greeting_of
 
 __all__ = ["BEAT_SECONDS", "MISSED", "FarLink"]
 
+logger = logging.getLogger(__name__)
+
 BEAT_SECONDS: Final = 1.0
 MISSED: Final = 3
+
+FRAMES: Final = 50_000
+"""How many frames may come in such a time. A keeper that says more floods this server."""
+
+FAR_FRAME_BYTES: Final = 2**24
+"""The bytes of a frame: none that is meant comes near."""
+
+_BEAT: Final = pack({}, HEARTBEAT)
+
+FAR_FUTURE: Final = 1e12
+"""No clock shows so many seconds."""
 
 
 class FarLink(KeeperLink):
     """One connection to a keeper on another host."""
+
+    most = FAR_FRAME_BYTES
 
     def __init__(self, writer: Writer, greeting: Fields, owner: LinkOwner) -> None:
         # Clocks differ. That of the keeper was ahead by at least this much: the greeting took its
         # time to come, so a request is refused as too late a little early, and never late.
         self._ahead = float(greeting["now"]) - time.monotonic()
         self._is_heard = True
+        self._missed = 0
+        self._frames = 0
         super().__init__(writer, greeting, owner)
-        self._beats = asyncio.get_running_loop().create_task(self._beat(), name="heartbeat")
+        self._loop = asyncio.get_running_loop()
+        self._next_beat = self._loop.call_soon(self._beat)
 
     @classmethod
     async def over(
@@ -43,6 +62,8 @@ class FarLink(KeeperLink):
             greeting = await greeting_of(reader)
             if type(greeting.get("now")) not in (int, float):
                 raise Garbled("it has no clock: a keeper from before there were remote ones")
+            if not abs(greeting["now"]) < FAR_FUTURE:
+                raise Garbled("its clock makes no sense")
         except (ConnectionError, asyncio.IncompleteReadError):
             writer.transport.abort()
             return None
@@ -57,29 +78,35 @@ class FarLink(KeeperLink):
     def _clock(self) -> float:
         return time.monotonic() + self._ahead
 
-    async def _beat(self) -> None:
+    def _beat(self) -> None:
         """Ask for a sign of life again and again, and end the link when none comes.
 
         It counts questions, not seconds: while this process itself does not run, nothing is missed.
         """
-        missed = 0
-        while missed < MISSED and self.is_open:
-            self.write([HEARTBEAT])
-            await asyncio.sleep(BEAT_SECONDS)
-            missed = 0 if self._is_heard else missed + 1
-            self._is_heard = False
-        self._transport.abort()
+        self._missed = 0 if self._is_heard else self._missed + 1
+        if not self.is_open:
+            return
+        if self._missed >= MISSED:
+            self.abort()
+            return
+        self._is_heard, self._frames = False, 0
+        self._transport.write(_BEAT)
+        self._next_beat = self._loop.call_later(BEAT_SECONDS, self._beat)
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         self._is_heard = True
+        self._frames += 1
+        if self._frames > FRAMES:
+            logger.error("the keeper, process %d, floods; the connection is ended", self.pid)
+            raise Garbled("it says too much")
         if fields or data != HEARTBEAT:
             super()._on_frame(fields, data)
 
     def _on_lost(self, error: Exception | None) -> None:
-        self._beats.cancel()
+        self._next_beat.cancel()
         super()._on_lost(error)
 
     async def close(self) -> None:
         """As `KeeperLink.close`."""
-        self._beats.cancel()
+        self._next_beat.cancel()
         await super().close()

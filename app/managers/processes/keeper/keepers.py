@@ -164,6 +164,7 @@ class Keepers:
             keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
             keeper.on_empty = lambda: self._change(self._retire_remote(key))
             keeper.on_fenced = self._on_fenced
+            keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
             self._remote[key] = keeper
             self._share()
         self._homes[kernel_id] = keeper
@@ -171,11 +172,23 @@ class Keepers:
     async def _retire_remote(self, key: str) -> None:
         """Leave a keeper on another host that has no kernels any more, so that it ends."""
         keeper = self._remote.get(key)
-        if keeper is None or not keeper.is_empty or keeper in self._homes.values():
+        if keeper is None or keeper in self._homes.values():
+            return
+        is_given_up = keeper.has_given_up and keeper.ends_forgotten and not keeper.is_connected
+        if not (keeper.is_empty or is_given_up):
             return
         del self._remote[key]
         self._share()
-        await keeper.close()
+        await keeper.retire()
+
+    def declare_ended(self, kernel_id: str, reason: str) -> None:
+        """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
+        self._remote_home(kernel_id).declare_ended(kernel_id, reason)
+
+    def give_up(self, kernel_id: str, reason: str) -> bool:
+        """As `RemoteKeeper.give_up`; False for a kernel of this machine."""
+        home = self._home(kernel_id)
+        return isinstance(home, RemoteKeeper) and home.give_up(kernel_id, reason)
 
     async def prepare(self, kernel_id: str, info: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """As `RemoteKeeper.prepare`. Raises `ValueError` for a kernel that was not assigned."""
@@ -368,7 +381,10 @@ class Keepers:
 
     def drop(self, kernel_id: str) -> None:
         """As `Keeper.drop`."""
-        self._homes.pop(kernel_id, self._newest).drop(kernel_id)
+        keeper = self._homes.pop(kernel_id, self._newest)
+        keeper.drop(kernel_id)
+        if isinstance(keeper, RemoteKeeper) and keeper.has_given_up:
+            keeper.on_empty()  # there will be no answer after which it is called
 
     def let_go(self, kernel_id: str) -> None:
         """As `Keeper.let_go`."""

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from ....keeper.hearings import Heard
 from ....keeper.protocol import Fields, Garbled
 from ....protocol import link as frames
@@ -17,6 +15,7 @@ from ....protocol.link import Bell, Said
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
+from .claims import check_bell, heard_of
 from .connection import Connection
 from .link import KeeperLink, KeeperRefuses
 from .mirrors import Mirrors
@@ -27,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 MAX_UNHEARD: Final = 256
 """Bells that are remembered for kernels whose handles are not known yet; the oldest go first."""
-
-MAX_NUMBER: Final = 2**48
-"""No log comes near."""
 
 
 class Lines:
@@ -62,8 +58,11 @@ class Lines:
             asked = self._question(line, directory, plain, anew=anew)
             answer, _ = await self._connection.ask(**asked)
             line.remember(directory, plain)
-            return self._put(line, msgspec.convert(answer, Heard))
-        except (KeeperRefuses, Garbled, OSError) as error:
+            return self._put(line, heard_of(answer, line.kernel_id))
+        except Garbled as error:
+            self._connection.cut_off(str(error))
+            raise KernelUnreachable(str(error)) from error
+        except (KeeperRefuses, OSError) as error:
             raise KernelUnreachable(str(error)) from error
 
     async def end_of(self, kernel_id: str) -> int:
@@ -76,7 +75,7 @@ class Lines:
             return 0
         asked = self._question(line, line.directory, None, anew=False)
         answer, _ = await self._connection.ask(**asked)
-        return msgspec.convert(answer, Heard).end[0]
+        return heard_of(answer, kernel_id).end[0]
 
     def _question(
         self, line: Line, directory: Path, info: dict[str, Any] | None, *, anew: bool
@@ -173,7 +172,7 @@ class Lines:
             except (KeeperRefuses, OSError) as error:
                 self._hear_later(line.kernel_id, error)
                 continue
-            found.append((line, msgspec.convert(answer, Heard)))
+            found.append((line, heard_of(answer, line.kernel_id)))
         return found
 
     def begin(self, heard: Sequence[tuple[Line, Heard]]) -> list[Line]:
@@ -239,14 +238,12 @@ class Lines:
             if grown is not None and (line := self._by_id.get(grown[0])) is not None:
                 line.on_bell(grown[1])
             return
+        if data[:1] != frames.BELLS:
+            raise Garbled(f"no frame {data[:1]!r}")
         for bell in frames.unpack_bells(data):
             line = self._by_handle.get(bell.handle)
             if line is not None:
-                if not line.known[0] <= bell.end[0] < MAX_NUMBER or bell.first > bell.end:
-                    raise Garbled(
-                        f"kernel {line.kernel_id}: its log, which went to number {line.known[0]}, "
-                        f"is said to go from {bell.first[0]} to {bell.end[0]}"
-                    )
+                check_bell(bell, line.kernel_id, line.known)
                 self._ring(line, bell)
                 continue
             self._unheard[bell.handle] = bell  # its answer may have come just before

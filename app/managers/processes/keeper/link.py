@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ....keeper.protocol import (
+    MAX_FRAME,
     Fields,
     Frames,
     Garbled,
@@ -40,6 +41,9 @@ ANSWER_SECONDS: Final = 10.0
 
 CLOSE_SECONDS: Final = 2.0
 """How long a connection that is being closed may take to send what is left."""
+
+GREETING_BYTES: Final = 2**16
+"""The bytes of what a keeper says first."""
 
 MAX_UNSENT: Final = 2**23
 """Bytes that may wait for a keeper which reads nothing; with more waiting, `ask` is refused."""
@@ -87,6 +91,9 @@ class LinkOwner(Protocol):
 class KeeperLink:
     """One connection to one keeper's process."""
 
+    most: int = MAX_FRAME
+    """How many bytes a frame of the keeper's may have."""
+
     def __init__(self, writer: Writer, greeting: Fields, owner: LinkOwner) -> None:
         self.protocol: int = greeting["keeper"]
         self.pid: int = greeting["pid"]
@@ -102,7 +109,7 @@ class KeeperLink:
         self._ended = asyncio.Event()
         # The transport changes its protocol here, from the stream that read the greeting. No frame
         # can be left in that stream: behind the greeting the keeper sends nothing unasked.
-        frames = Frames(self._on_frame, self._on_lost)
+        frames = Frames(self._on_frame, self._on_lost, self.most)
         self._writer = writer  # a writer that is collected would close the connection
         self._transport = writer.transport
         frames.connection_made(self._transport)
@@ -226,6 +233,10 @@ class KeeperLink:
             await self.close()
         return list(answer)
 
+    def abort(self) -> None:
+        """End the connection at once, whatever is under way."""
+        self._transport.abort()
+
     async def close(self) -> None:
         """Close the connection, within `CLOSE_SECONDS` even if the keeper reads nothing more."""
         self._open = False
@@ -269,7 +280,7 @@ class KeeperLink:
 async def greeting_of(reader: asyncio.StreamReader) -> Fields:
     """What a keeper says first. Raises `Garbled`, `TimeoutError` and what `receive` does."""
     async with asyncio.timeout(ANSWER_SECONDS):
-        greeting, _ = await receive(reader)
+        greeting, _ = await receive(reader, GREETING_BYTES)
     if type(greeting.get("keeper")) is not int or type(greeting.get("pid")) is not int:
         raise Garbled("no greeting")
     return greeting

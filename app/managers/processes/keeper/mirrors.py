@@ -43,6 +43,7 @@ class _Mirror:
         self.writer = writer
         self.handle = 0
         self.taken = 0
+        self.credit = 0  # bytes that may come
         self.owed = 0  # bytes that have come, and for which no credit was given yet
         self.waiting: set[asyncio.Future[None]] = set()
 
@@ -119,6 +120,7 @@ class Mirrors:
         writer.prepare()
         self._by_handle.pop(mirror.handle, None)
         mirror.handle, mirror.taken, mirror.owed = heard.handle, heard.taken, 0
+        mirror.credit = CREDIT_BYTES
         self._by_handle[heard.handle] = kernel_id
         self._send(frames.pack_follow(Follow(heard.handle, writer.end.cursor, CREDIT_BYTES)))
         return self._now(mirror, heard)
@@ -164,6 +166,9 @@ class Mirrors:
         mirror = self._by_id.get(kernel_id)
         if mirror is None:
             return None
+        mirror.credit -= len(piece.data)
+        if mirror.credit < 0 or not piece.data:
+            raise Garbled(f"kernel {kernel_id}: more of its log comes than was asked for")
         try:
             mirror.writer.feed(piece.data, anew=piece.anew)
         except DamagedLog as error:
@@ -171,6 +176,7 @@ class Mirrors:
         mirror.owed += len(piece.data)
         if mirror.owed >= CREDIT_BYTES // 4:
             self._send(frames.pack_credit(Credit(mirror.handle, mirror.owed)))
+            mirror.credit += mirror.owed
             mirror.owed = 0
         for waiting in mirror.waiting:
             if not waiting.done():

@@ -28,9 +28,12 @@ from ...errors import KeeperUnavailable
 from .link import KeeperLink, LinkOwner
 from .starting import execute_keeper
 
-__all__ = ["AsidePlace", "KeeperGone", "NewestPlace", "Place"]
+__all__ = ["START_SECONDS", "AsidePlace", "KeeperGone", "NewestPlace", "Place"]
 
 logger = logging.getLogger(__name__)
+
+START_SECONDS: Final = 30.0
+"""How long a keeper may take to start, and one that ends to be gone."""
 
 CLOSE_SECONDS: Final = 2.0
 """How long a keeper that is left with nothing to keep may take to end."""
@@ -55,6 +58,9 @@ class KeeperGone(KeeperUnavailable):
 class Place(Protocol):
     """Where one keeper is."""
 
+    patience: float
+    """How long a keeper may take to be there, in seconds."""
+
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:
         """A connection to the keeper that is there, of a version that is spoken.
 
@@ -72,6 +78,9 @@ class NewestPlace:
     ``on_older`` is called when a keeper of the version before is there, which is then set aside,
     with its new directory. Without that, it is drained like one of any other version.
     """
+
+    patience: float = START_SECONDS
+    """As `Place.patience`."""
 
     def __init__(self, state_dir: Path, on_older: Callable[[Path], None] | None = None) -> None:
         self._state_dir = state_dir
@@ -148,6 +157,9 @@ class NewestPlace:
 
 class AsidePlace:
     """The place of a keeper that was set aside, as one of the version before."""
+
+    patience: float = START_SECONDS
+    """As `Place.patience`."""
 
     def __init__(self, state_dir: Path, directory: Path) -> None:
         self._state_dir = state_dir

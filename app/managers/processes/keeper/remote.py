@@ -8,19 +8,21 @@ reached, the kernel is *unreachable*, and neither dead nor replaced.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from ....keeper.hearings import Heard
-from ....keeper.protocol import Fields
-from ...errors import KeeperUnavailable
+from ....keeper.processes import UNKNOWN_EXIT
+from ....keeper.protocol import Fields, Garbled
+from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
+from .claims import check_exit
 from .client import QUICK_SECONDS, Keeper
 from .greeting import ReplicaTerms
-from .kept import Kept, Processes
+from .kept import Kept, Processes, ProcessUsage
 from .lines import Lines
 from .link import KeeperLink
 from .mirrors import Mirrors
@@ -30,6 +32,9 @@ __all__ = ["Host", "RemoteKeeper", "RemotePlace"]
 
 ORPHAN_SECONDS: Final = 600.0
 """How long kernels that end with the server go on when it is killed: nobody sees that there."""
+
+
+TAIL_CHARACTERS: Final = 8192
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -43,6 +48,11 @@ class Host(msgspec.Struct, frozen=True):
     env: dict[str, str]
 
 
+class _Prepared(msgspec.Struct):
+    file: str
+    info: dict[str, Any]
+
+
 class RemotePlace(Place, Protocol):
     """Where a keeper on another host is."""
 
@@ -52,6 +62,12 @@ class RemotePlace(Place, Protocol):
     @property
     def host(self) -> Host | None:
         """What is known of the host; None before the first connection."""
+
+    ends_forgotten: bool
+    """Whether a keeper that is not needed is told to end when it comes back after `retire`."""
+
+    async def retire(self) -> None:
+        """No kernel is there any more, nor will be: the keeper is not needed. Raises nothing."""
 
 
 class RemoteKeeper(Keeper):
@@ -88,7 +104,12 @@ class RemoteKeeper(Keeper):
         self._mirrors = Mirrors(
             self._connection.write, each=log_bytes, together=log_total_bytes, age=log_age
         )
+        self.may_have: Callable[[str], bool] = lambda _: True
+        """Whether a kernel may be one of this keeper's."""
         self._processes = Processes(here=False)
+        self.has_given_up = False
+        """Whether a kernel was given up."""
+        self._declared: dict[str, str] = {}  # why kernels count as ended whose keeper does not tell
         self._lines = Lines(self._connection, self._mirrors)
         self._connection.on_trouble = self._on_trouble
 
@@ -113,19 +134,41 @@ class RemoteKeeper(Keeper):
         ``info`` is the connection information without addresses. Raises `KeeperUnavailable`.
         """
         answer, _ = await self._connection.ask("prepare", kernel_id=kernel_id, info=dict(info))
-        return str(answer["file"]), dict(answer["info"])
+        with self._cutting_off():
+            prepared = msgspec.convert(answer, _Prepared)
+        return prepared.file, prepared.info
 
     async def launch(
         self, kernel_id: str, command: Sequence[str], *, output: Path, **options: Any
     ) -> Kept:
         """As `Keeper.launch`."""
-        return await super().launch(kernel_id, command, output=_output(output), **options)
+        self._declared.pop(kernel_id, None)
+        with self._cutting_off():
+            return await super().launch(kernel_id, command, output=_output(output), **options)
 
     async def adopt(
         self, kernel_id: str, pid: int, start_time: str, output: Path, *more: Any
     ) -> Kept | None:
         """As `Keeper.adopt`."""
-        return await super().adopt(kernel_id, pid, start_time, _output(output), *more)
+        if self._is_lost(kernel_id):  # nobody has reached it since it was left, and it is given up
+            self._errands.end(kernel_id, pid=pid)
+            return None
+        with self._cutting_off():
+            return await super().adopt(kernel_id, pid, start_time, _output(output), *more)
+
+    async def usage(self, kernel_id: str) -> ProcessUsage | None:
+        """As `Keeper.usage`."""
+        with self._cutting_off():
+            return await super().usage(kernel_id)
+
+    @contextlib.contextmanager
+    def _cutting_off(self) -> Iterator[None]:
+        """Within, an answer that makes no sense ends the connection. Raises `KeeperUnavailable`."""
+        try:
+            yield
+        except (Garbled, msgspec.ValidationError) as error:
+            self._connection.cut_off(str(error))
+            raise KeeperUnavailable(f"{self._where.name} makes no sense: {error}") from error
 
     async def signal(self, kernel_id: str, number: int) -> None:
         """As `Keeper.signal`; nobody else can do that. Raises `KeeperUnavailable`, too."""
@@ -135,11 +178,36 @@ class RemoteKeeper(Keeper):
         fields: Fields = {"kernel_id": kernel_id, "number": int(number)}
         await link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
 
+    def declare_ended(self, kernel_id: str, reason: str) -> None:
+        """Take a kernel's process for ended: its engine, or a person, says so, and why.
+
+        Its keeper cannot tell. `tail` has the reason then, in place of what the process wrote.
+        """
+        watched = self._processes.get(kernel_id)
+        if watched is not None and not watched.exited.done():
+            self._declared[kernel_id] = reason
+            watched.end(UNKNOWN_EXIT)
+
+    def give_up(self, kernel_id: str, reason: str) -> bool:
+        """Take a kernel's process for ended, as the host is not to be waited for any more.
+
+        The process is ended when the host is back. Returns whether that was done: the keeper of a
+        host that is not away can be asked.
+        """
+        if self.is_connected:
+            return False
+        self.has_given_up = True
+        self.declare_ended(kernel_id, reason)
+        self._declared.setdefault(kernel_id, reason)
+        return True
+
     async def tail(self, kernel_id: str) -> str:
         """As `Keeper.tail`."""
+        if (reason := self._declared.get(kernel_id)) is not None:
+            return reason
         with contextlib.suppress(KeeperUnavailable, OSError):
             answer, _ = await self._connection.ask("tail", QUICK_SECONDS, kernel_id=kernel_id)
-            return str(answer)
+            return str(answer)[-TAIL_CHARACTERS:]
         return ""
 
     # Logs
@@ -148,18 +216,33 @@ class RemoteKeeper(Keeper):
         self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
     ) -> Heard:
         """As `Keeper.hear`; returns when the mirror has come as far as the log."""
+        if self._is_lost(line.kernel_id):
+            raise KernelUnreachable(self._declared[line.kernel_id])
         return await self._mirrors.whole(await super().hear(line, directory, info, anew=anew))
 
     async def settle(self, kernel_id: str) -> bool:
         """As `Keeper.settle`; returns when the mirror has come as far as the log."""
+        if self._is_lost(kernel_id):
+            return False
         found = await super().settle(kernel_id)
         await self._catch_up(kernel_id)
         return found
 
     async def disconnect(self, kernel_id: str) -> None:
         """As `Keeper.disconnect`; returns when the mirror has come as far as the log."""
+        if self._is_lost(kernel_id):
+            return
         await super().disconnect(kernel_id)
         await self._catch_up(kernel_id)
+
+    async def end(self, kernel_id: str) -> None:
+        """As `Keeper.end`."""
+        if not self._is_lost(kernel_id):
+            await super().end(kernel_id)
+
+    def _is_lost(self, kernel_id: str) -> bool:
+        """Whether a kernel counts as ended, and its keeper, which need not be there, is away."""
+        return kernel_id in self._declared and not self.is_connected
 
     async def _catch_up(self, kernel_id: str) -> None:
         """Return when all messages are here that the keeper has logged."""
@@ -177,12 +260,33 @@ class RemoteKeeper(Keeper):
 
     def drop(self, kernel_id: str) -> None:
         """As `Keeper.drop`, with all that the keeper has made for the kernel, and the mirror."""
+        self._declared.pop(kernel_id, None)
         self._mirrors.remove(kernel_id)
         self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
         self._errands.drop(kernel_id, directory=f"logs/{kernel_id}", prepared="all")
 
     # The connection
+
+    async def greet(self, link: KeeperLink) -> Callable[[], None]:
+        """As `Keeper.greet`. Raises `Garbled` for a keeper that claims a kernel of another's."""
+        begin = await super().greet(link)
+        self._check(*self._heard, *(watched.kernel_id for watched in self._processes))
+        return begin
+
+    def _check(self, *kernel_ids: str) -> None:
+        """Raise `Garbled` if one of these kernels is another keeper's, or of this machine."""
+        for kernel_id in kernel_ids:
+            if not self.may_have(kernel_id):
+                self._processes.forget(kernel_id, None)
+                raise Garbled(f"it claims kernel {kernel_id}, which is not one of its own")
+
+    def on_event(self, fields: Fields) -> None:
+        """As `LinkOwner.on_event`. Raises `Garbled` for what cannot be."""
+        self._check(str(fields.get("kernel_id")))
+        if fields["event"] == "exited":
+            check_exit(fields)
+        super().on_event(fields)
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended: the kernels are out of reach until there is another."""
@@ -197,6 +301,16 @@ class RemoteKeeper(Keeper):
         """As `Keeper.close`."""
         await super().close()
         self._mirrors.close()
+
+    @property
+    def ends_forgotten(self) -> bool:
+        """As `RemotePlace.ends_forgotten`."""
+        return self._where.ends_forgotten
+
+    async def retire(self) -> None:
+        """Do `close` for good: no kernel is there any more, nor will be."""
+        await self.close()
+        await self._where.retire()
 
 
 def _output(output: Path) -> Path:

@@ -70,7 +70,7 @@ async def pid_of(rest: RestClient, kernel_id: str) -> int:
 async def test_the_document_leads_to_a_first_cell(
     server: ServerProcess, rest: RestClient, lab: Sshd, home: Home, tmp_path: Path
 ) -> None:
-    document = (REPOSITORY / "docs" / "engines.md").read_text()
+    document = (REPOSITORY / "docs" / "engines.md").read_text().partition("## The options")[0]
     (spec,) = re.findall(r"```json\n(.*?)```", document, re.DOTALL)
     command = re.findall(r"```sh\n(.*?)```", document, re.DOTALL)[-1]
     kernel = json.loads(spec)
@@ -273,6 +273,47 @@ async def test_a_process_that_ends_while_the_host_is_away_is_dead_when_that_is_t
     reason = (await rest.kernel(kernel_id))["restarts"]["reason"]
     assert "exited with code 7" in reason
     assert "what it wrote last" in reason
+
+
+async def test_a_kernel_is_given_up_and_ended_when_its_host_is_back(
+    server: ServerProcess, rest: RestClient, lab: Sshd
+) -> None:
+    kernel_id, other = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
+    pid, others = await pid_of(rest, kernel_id), await pid_of(rest, other)
+    await asyncio.to_thread(lab.stop)
+    await rest.wait_for_state(kernel_id, "unknown", timeout=30)
+    with pytest.raises(RestError) as raised:
+        await rest.delete(kernel_id)
+    assert raised.value.error["code"] == "kernel_not_stopped"
+    async with asyncio.timeout(20):
+        await rest.request("DELETE", f"/api/kernels/{kernel_id}?give_up=true", 204)
+    assert [model["id"] for model in await rest.kernels()] == [other]
+    assert is_alive(pid)
+    await asyncio.to_thread(lab.start)
+    await eventually(lambda: not is_alive(pid), 60)
+    assert is_alive(others)
+    await rest.wait_for_state(other, "idle", timeout=30)
+    # One whose host is there is shut down as ever.
+    await rest.request("DELETE", f"/api/kernels/{other}?give_up=true", 204)
+    await eventually(lambda: not is_alive(others), 10)
+
+
+async def test_a_kernel_that_the_server_has_never_reached_is_given_up(
+    server: ServerProcess, servers: Servers, lab: Sshd
+) -> None:
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id = (await rest.start_kernel("far"))["id"]
+        pid = await pid_of(rest, kernel_id)
+    servers.crash()
+    await asyncio.to_thread(lab.stop)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        await rest.wait_for_state(kernel_id, "unknown", timeout=30)
+        async with asyncio.timeout(60):
+            await rest.request("DELETE", f"/api/kernels/{kernel_id}?give_up=true", 204)
+        assert await rest.kernels() == []
+        await asyncio.to_thread(lab.start)
+        await eventually(lambda: not is_alive(pid), 60)
 
 
 async def test_what_is_wrong_with_a_host_is_told(

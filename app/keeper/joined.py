@@ -1,0 +1,156 @@
+"""``python -m app.keeper --join FILE|- [--directory DIR]``: a keeper that dials its service.
+
+It is the process of a job: a container's, or a batch job's. It stays in the foreground, logs on its
+stderr, and ends when there is nothing to keep any more. SIGTERM ends its kernels first. Its exit
+status is 0 then, 3 if the service does not want it, and 4 if none could be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from .dialling import Dialler, SentAway
+from .joining import Document, NotInvited, Trust, read_document
+from .main import listen, run, take_lock
+from .processes import adopt_orphans
+from .protocol import Fields, TooOpen, keeper_dir, open_dir
+from .service import Answer, Service
+
+__all__ = ["JoinedService", "main"]
+
+logger = logging.getLogger(__name__)
+
+ALONE_SECONDS: Final = 3600.0
+"""How long a keeper that was just started looks for its service."""
+
+UNUSED_SECONDS: Final = 10.0
+"""How long a keeper with nothing to keep dials a service that it has lost."""
+
+DIRECTORIES: Final = ("runtime", "output", "logs")
+
+REFUSED: Final = 3
+ALONE: Final = 4
+
+
+class JoinedService(Service):
+    """A keeper that dials its service. Arguments are those of `Service`, and who it trusts."""
+
+    def __init__(self, listener: socket.socket, directory: int, trust: Trust) -> None:
+        super().__init__(listener, directory)
+        self._trust = trust
+        assert self._timer is not None
+        self._timer.cancel()
+        self._timer = self._loop.call_later(ALONE_SECONDS, self.end)
+        self._requests["host"] = _on_host
+        self._requests["credential"] = self._on_credential
+
+    def _on_credential(self, fields: Fields) -> Answer:
+        self._trust.keep(str(fields["pem"]))
+        return {"answer": None}
+
+    def _end_if_unused(self) -> None:
+        """As `Service`'s, but a connection that breaks is made anew before there is a kernel."""
+        if self._servers or self._stopping:
+            super()._end_if_unused()
+        else:
+            self._loop.call_later(UNUSED_SECONDS, super()._end_if_unused)
+
+
+def _on_host(_fields: Fields) -> Answer:
+    """What is here: kernels get the environment of this job, and may use its interpreter."""
+    env = dict(os.environ)
+    home = env.get("HOME") or os.path.expanduser("~")
+    return {"answer": {"home": home, "python": sys.executable, "env": env}}
+
+
+def main() -> int:
+    """Keep kernels until there is none any more; returns the exit status."""
+    logging.basicConfig(
+        format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO
+    )
+    parser = argparse.ArgumentParser("kernelkeep-keeper", description="Keep kernels of a service")
+    parser.add_argument(
+        "--join", required=True, metavar="FILE", help="the join document; - is stdin"
+    )
+    parser.add_argument("--directory", help="for the keeper's files; a new one, if it is not given")
+    options = parser.parse_args()
+    made = ""
+    try:
+        document = read_document(options.join)
+        if not options.directory:
+            made = tempfile.mkdtemp(prefix="keeper-")  # 0700, and its name is short
+        state = Path(options.directory or made).absolute()
+        for path in (state, *(state / name for name in DIRECTORIES)):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chdir(state)  # paths in what the keeper is asked are relative to this
+        directory = open_dir(state)
+        take_lock(directory)
+        adopt_orphans()
+        listener = listen(directory, keeper_dir(state))
+    except NotInvited as error:
+        logger.error("the join document cannot be used: %s", error)
+        return REFUSED
+    except BlockingIOError:
+        logger.error("another keeper has this directory")
+        return REFUSED
+    except (OSError, TooOpen) as error:
+        logger.error("%s", error)
+        return REFUSED
+    try:
+        return run(_keep(listener, directory, document, state))
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+async def _keep(listener: socket.socket, directory: int, document: Document, state: Path) -> int:
+    loop = asyncio.get_running_loop()
+    trust = Trust(document, keeper_dir(state))
+    service = JoinedService(listener, directory, trust)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    # uvloop wants this signal for itself, although it starts no processes here.
+    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
+    signal.siginterrupt(signal.SIGCHLD, False)
+    dialling = loop.create_task(
+        Dialler(document.addresses, trust, service.new_link).run(), name="dialling"
+    )
+    status = 0
+    try:
+        await asyncio.wait({dialling, service.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if dialling.done():
+            status = _sent_away(dialling)
+            service.stop()
+            await service.ended
+        elif not trust.has_joined:
+            logger.error("no service could be reached within %g s", ALONE_SECONDS)
+            status = ALONE
+    finally:
+        dialling.cancel()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("socket", dir_fd=directory)
+        service.close()
+        await asyncio.wait({dialling})
+    return status
+
+
+def _sent_away(dialling: asyncio.Task[None]) -> int:
+    try:
+        dialling.result()
+    except SentAway as error:
+        logger.error("the service does not want this keeper: %s", error)
+    except Exception:
+        logger.exception("this keeper cannot dial its service")
+    return REFUSED

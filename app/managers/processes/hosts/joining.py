@@ -1,0 +1,226 @@
+"""Keepers on other hosts that dial in: who is expected, who has come, and who waits for them.
+
+An engine starts a keeper somewhere and hands it a *join document*: where this server is, how to
+know it, and a secret that works once. The keeper dials in, again and again for as long as it has
+kernels, whichever server of this state directory is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ...errors import KeeperUnavailable
+from .authority import Authority
+from .errors import HostUnreachable, HostUnusable, KeepersNotHeard
+from .invitations import Invitations, Refused
+from .listener import Guest, Listener
+
+__all__ = ["RENEW_SECONDS", "Invitation", "Joining"]
+
+logger = logging.getLogger(__name__)
+
+RENEW_SECONDS: Final = 3600.0
+"""How often a keeper gets a new certificate while the link to it is there."""
+
+HOLD_SECONDS: Final = 8.0
+"""How long a keeper waits to be taken in before it is told to come again.
+
+It is longer than the pause after which whoever could not reach a keeper tries again."""
+
+MAX_HELD: Final = 4096
+"""How many keepers may wait to be taken in."""
+
+ENDED: Final = Refused("keeper_replaced", "another keeper is in its place", ends=True)
+LATER: Final = Refused("later", "nobody waits for this keeper now")
+
+
+class Invitation(NamedTuple):
+    """What an engine hands to a keeper that it starts, in a secret way: the ``document``."""
+
+    keeper_id: str
+    generation: int
+    document: bytes
+
+
+class Joining:
+    """The keepers that dial in to one server. Make it in a running event loop; `close` it there.
+
+    ``authority`` is None where this server does not listen for keepers. ``life`` is for how many
+    seconds a keeper lives without a server.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        authority: Authority | None = None,
+        server: socket.socket | None = None,
+        addresses: Sequence[str] = (),
+        *,
+        life: float = 86400.0,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._authority = authority
+        self._addresses = [*addresses]
+        self._life = life + 2 * RENEW_SECONDS
+        self._held: dict[str, tuple[Guest, asyncio.TimerHandle]] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._open: dict[str, asyncio.WriteTransport] = {}
+        self._failures: dict[str, KeeperUnavailable] = {}
+        self._listener: Listener | None = None
+        self.port = 0
+        """The port that keepers dial."""
+        if authority is not None and server is not None:
+            self._invitations = Invitations(directory)
+            self.port = server.getsockname()[1]
+            self._listener = Listener(server, authority.context, self._invitations, self._on_guest)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether keepers can dial in."""
+        return self._listener is not None
+
+    async def invite(
+        self, keeper_id: str, *, seconds: float = 3600.0, addresses: Sequence[str] = ()
+    ) -> Invitation:
+        """Expect a new keeper with this id; every earlier one is to end, and is cut off.
+
+        Its secret works for so many ``seconds``. ``addresses`` (``host:port``) are tried before the
+        configured ones. Raises `HostUnusable`.
+        """
+        if self._listener is None or self._authority is None:
+            raise KeepersNotHeard("Keepers on other hosts cannot dial in: set agent_listen")
+        try:
+            credential, secret = await asyncio.to_thread(
+                self._invitations.invite, keeper_id, seconds
+            )
+        except OSError as error:
+            raise HostUnusable(f"The invitation of a keeper cannot be stored: {error}") from error
+        self._failures.pop(keeper_id, None)
+        self._send_away(keeper_id, ENDED)
+        document = {
+            "join": 1,
+            "keeper": keeper_id,
+            "addresses": [*dict.fromkeys([*addresses, *self._addresses])],
+            "server_name": self._authority.server_name,
+            "authority": self._authority.trusted,
+            "secret": secret,
+        }
+        return Invitation(keeper_id, credential.generation, json.dumps(document).encode())
+
+    async def forget(self, keeper_id: str) -> None:
+        """Expect a keeper no more: one that dials in later is told to end.
+
+        Raises `HostUnusable` if that cannot be stored.
+        """
+        if self._listener is None:
+            return
+        try:
+            await asyncio.to_thread(self._invitations.forget, keeper_id)
+        except OSError as error:
+            raise HostUnusable(f"A keeper cannot be forgotten: {error}") from error
+        self._failures.pop(keeper_id, None)
+        self._send_away(keeper_id, ENDED)
+
+    def fail(self, keeper_id: str, error: KeeperUnavailable) -> None:
+        """No keeper with this id will come, for this reason, until the next `invite`."""
+        self._failures[keeper_id] = error
+        self._wake(keeper_id)
+
+    def has_come(self, keeper_id: str) -> bool:
+        """Whether this keeper waits to be taken in."""
+        return keeper_id in self._held and not self._held[keeper_id][0].is_gone
+
+    async def arrived(self, keeper_id: str, name: str, seconds: float) -> Guest:
+        """The next connection of a keeper, which has been answered: it is for a link.
+
+        Raises what `fail` was told, and `HostUnreachable` if it has not come in time.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    if (failure := self._failures.get(keeper_id)) is not None:
+                        raise failure
+                    if (guest := self._take(keeper_id)) is not None:
+                        return guest
+                    await self._change(keeper_id)
+        except TimeoutError:
+            raise HostUnreachable(f"The keeper of {name} has not dialled in") from None
+
+    async def _change(self, keeper_id: str) -> None:
+        change: asyncio.Future[None] = self._loop.create_future()
+        waiting = self._waiting.setdefault(keeper_id, set())
+        waiting.add(change)
+        try:
+            await change
+        finally:
+            waiting.discard(change)
+            if not waiting and self._waiting.get(keeper_id) is waiting:
+                del self._waiting[keeper_id]
+
+    def _wake(self, keeper_id: str) -> None:
+        for change in self._waiting.get(keeper_id, ()):
+            if not change.done():
+                change.set_result(None)
+
+    def _take(self, keeper_id: str) -> Guest | None:
+        guest, timer = self._held.pop(keeper_id, (None, None))
+        if guest is None or timer is None:
+            return None
+        timer.cancel()
+        if guest.is_gone:
+            guest.transport.abort()
+            return None
+        guest.answer(self.renewed(guest))
+        self._open[keeper_id] = guest.transport
+        return guest
+
+    def renewed(self, guest: Guest) -> str:
+        """A new key and certificate for a keeper that was taken in.
+
+        It outlives the longest time that the keeper goes on without a server: one that dials in
+        after that time has a valid certificate still.
+        """
+        assert self._authority is not None
+        return self._authority.issue(guest.credential, self._life)
+
+    async def _on_guest(self, guest: Guest) -> None:
+        """A keeper has dialled in. Its earlier connection is of no use to it any more."""
+        keeper_id = guest.credential.keeper_id
+        self._send_away(keeper_id, LATER)
+        if len(self._held) >= MAX_HELD:
+            guest.refuse(LATER)
+            return
+        timer = self._loop.call_later(HOLD_SECONDS, self._give_up, guest)
+        self._held[keeper_id] = (guest, timer)
+        self._wake(keeper_id)
+
+    def _give_up(self, guest: Guest) -> None:
+        self._held.pop(guest.credential.keeper_id, None)
+        guest.refuse(LATER)
+
+    def _send_away(self, keeper_id: str, refused: Refused) -> None:
+        """End all connections of a keeper."""
+        guest, timer = self._held.pop(keeper_id, (None, None))
+        if guest is not None and timer is not None:
+            timer.cancel()
+            guest.refuse(refused)
+        transport = self._open.pop(keeper_id, None)
+        if transport is not None:
+            transport.abort()
+
+    async def close(self) -> None:
+        """Take in no more keepers, and let none wait. Links should be closed before."""
+        if self._listener is not None:
+            await self._listener.close()
+        for guest, timer in self._held.values():
+            timer.cancel()
+            guest.refuse(LATER)
+        self._held.clear()
+        for transport in self._open.values():
+            transport.abort()

@@ -1,0 +1,194 @@
+"""Where keepers on other hosts dial in: the socket, TLS, and what is said before there is a link.
+
+A keeper says who it is, by its certificate, or by its join secret when it comes for the first time:
+
+    keeper  -> {"join": 1, "keeper": ID, "secret": S, "nonce": N}    or, with a certificate,
+    keeper  -> {"join": 1}
+    service -> {"joined": 1, "credential": PEM}      a new key and certificate, and the link follows
+    service -> {"refused": CODE, "text": TEXT, "ends": BOOL}
+
+Nobody has shown anything before that, so all of it is bounded: how many there are at a time, how
+long each may take, and how much it may say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from ....keeper.protocol import Garbled, pack, receive
+from .authority import Credential, credential_of
+from .invitations import Invitations, Refused
+
+__all__ = ["Guest", "Listener"]
+
+logger = logging.getLogger(__name__)
+
+JOIN: Final = 1
+"""The version of what is said before there is a link."""
+
+STRANGERS: Final = 256
+"""How many connections there may be of those who have not shown yet who they are."""
+
+STRANGER_SECONDS: Final = 10.0
+"""How long such a connection may take."""
+
+HELLO_BYTES: Final = 4096
+
+ACCEPT_SECONDS: Final = 1.0
+"""When connections are taken again after one could not be, for want of descriptors perhaps."""
+
+LOGGED_SECONDS: Final = 1.0
+"""How often a line about a stranger is logged at most; the others are counted."""
+
+
+class _Hello(msgspec.Struct):
+    """What a keeper says first."""
+
+    join: int
+    keeper: str = ""
+    secret: str = ""
+    nonce: str = ""
+
+
+class Guest:
+    """A keeper that has dialled in and shown who it is, and waits to be answered.
+
+    It is the `Writer` of its connection, too.
+    """
+
+    def __init__(
+        self, credential: Credential, reader: asyncio.StreamReader, transport: asyncio.Transport
+    ) -> None:
+        self.credential = credential
+        self.reader = reader
+        self.transport = transport
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has hung up."""
+        return self.transport.is_closing() or self.reader.at_eof()
+
+    def answer(self, credential: str) -> None:
+        """Take the keeper in; what follows is the link."""
+        self.transport.write(pack({"joined": JOIN, "credential": credential}))
+
+    def refuse(self, refused: Refused) -> None:
+        """Send the keeper away."""
+        _refuse(self.transport, refused)
+
+
+class Listener:
+    """Takes connections on ``server``, a socket that listens, and awaits ``on_guest`` with keepers.
+
+    Make it in a running event loop, and `close` it there.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        context: ssl.SSLContext,
+        invitations: Invitations,
+        on_guest: Callable[[Guest], Awaitable[None]],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self._context = context
+        self._invitations = invitations
+        self._on_guest = on_guest
+        self._strangers: set[asyncio.Task[None]] = set()
+        self._logged_at = -LOGGED_SECONDS
+        self._unlogged = 0
+        self._accepting = self._loop.create_task(self._accept(), name="keepers that dial in")
+
+    async def close(self) -> None:
+        """Listen no more; whoever has not shown who it is, is cut off."""
+        tasks = {self._accepting, *self._strangers}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._server.close()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = await self._loop.sock_accept(self._server)
+            except OSError as error:
+                logger.warning("a keeper's connection failed: %s", error)
+                await asyncio.sleep(ACCEPT_SECONDS)
+                continue
+            if len(self._strangers) >= STRANGERS:
+                connection.close()
+                self._log(address, "too many others are being looked at")
+                continue
+            task = self._loop.create_task(self._receive(connection, address))
+            self._strangers.add(task)
+            task.add_done_callback(self._strangers.discard)
+
+    async def _receive(self, connection: socket.socket, address: Any) -> None:
+        """Find out who has dialled in."""
+        reader = asyncio.StreamReader(HELLO_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport: asyncio.Transport | None = None
+        guest: Guest | None = None
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(STRANGER_SECONDS):
+                transport, _ = await self._loop.connect_accepted_socket(
+                    lambda: protocol, connection, ssl=self._context
+                )
+                guest = Guest(await self._who(reader, transport), reader, transport)
+        except Refused as refused:
+            assert transport is not None
+            _refuse(transport, refused)
+            self._log(address, f"{refused} ({refused.code})")
+        except TimeoutError:
+            self._log(address, f"it has not shown who it is within {STRANGER_SECONDS:g} s")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self._log(address, "it has hung up before it has shown who it is")
+        except (OSError, Garbled, msgspec.MsgspecError) as error:  # ssl.SSLError is an OSError
+            self._log(address, str(error))
+        finally:
+            if guest is None:
+                if transport is None:
+                    connection.close()
+                elif not transport.is_closing():
+                    transport.abort()
+        if guest is not None:
+            await self._on_guest(guest)
+
+    async def _who(self, reader: asyncio.StreamReader, transport: asyncio.Transport) -> Credential:
+        """Who it is that says this. Raises `Refused`, and what reading does."""
+        hello = msgspec.convert((await receive(reader, HELLO_BYTES))[0], _Hello)
+        if hello.join != JOIN:
+            text = f"it joins by version {hello.join}, and this server by {JOIN}"
+            raise Refused("host_keeper_incompatible", text)
+        credential = credential_of(transport.get_extra_info("peercert"))
+        if credential is None:
+            return await asyncio.to_thread(
+                self._invitations.join, hello.keeper, hello.secret, hello.nonce
+            )
+        await asyncio.to_thread(self._invitations.check, credential)
+        return credential
+
+    def _log(self, address: Any, why: str) -> None:
+        """Log why somebody was sent away; a flood of them leaves one line a second."""
+        now = self._loop.time()
+        if now - self._logged_at < LOGGED_SECONDS:
+            self._unlogged += 1
+            return
+        more = f" (and {self._unlogged} others)" if self._unlogged else ""
+        self._logged_at, self._unlogged = now, 0
+        host = address[0] if isinstance(address, tuple) else address
+        logger.warning("whoever dialled in from %s was refused: %s%s", host, why, more)
+
+
+def _refuse(transport: asyncio.Transport, refused: Refused) -> None:
+    transport.write(pack({"refused": refused.code, "text": str(refused), "ends": refused.ends}))
+    transport.close()

@@ -1,0 +1,76 @@
+"""Building what keepers dial in to, as the options want it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Final
+
+from ....agent_options import host_and_port
+from ....settings import Settings
+from .authority import Authority
+from .errors import HostUnusable
+from .joining import Joining
+
+__all__ = ["check_joining", "new_joining"]
+
+BACKLOG: Final = 1024
+"""Keepers that may wait to be looked at: all of them may dial at the same moment."""
+
+
+def check_joining(settings: Settings) -> None:
+    """Raise `HostUnusable` if keepers could not dial in as the options want it."""
+    if settings.agent_listen:
+        _authority(settings)
+        _listen(settings).close()
+
+
+def new_joining(settings: Settings, directory: Path) -> Joining:
+    """What keepers dial in to; ``directory`` is this run's. Raises `HostUnusable`."""
+    if not settings.agent_listen:
+        return Joining(directory)
+    authority = _authority(settings)
+    server = _listen(settings)
+    port = server.getsockname()[1]
+    addresses = [_written(*host_and_port(each, port)) for each in _addresses(settings)]
+    return Joining(
+        directory / "invitations", authority, server, addresses, life=settings.orphan_timeout
+    )
+
+
+def _authority(settings: Settings) -> Authority:
+    names = [host_and_port(each, 0)[0] for each in _addresses(settings)]
+    return Authority(settings.state_dir / "authority", names, settings.agent_certificate)
+
+
+def _addresses(settings: Settings) -> list[str]:
+    """Where keepers dial, with a port or without."""
+    if settings.agent_addresses:
+        return settings.agent_addresses
+    host, _ = host_and_port(settings.agent_listen, 0)
+    if host in ("0.0.0.0", "::"):
+        return [socket.gethostname()]
+    return [f"[{host}]" if ":" in host else host]
+
+
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host, port = host_and_port(settings.agent_listen, 0)
+    server: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        server = socket.socket(family, kind, protocol)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        server.listen(BACKLOG)
+    except OSError as error:
+        if server is not None:
+            server.close()
+        raise HostUnusable(f"nobody can listen on {settings.agent_listen}: {error}") from error
+    server.setblocking(False)
+    return server
