@@ -29,6 +29,7 @@ from .identity_providers.logins import Logins
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
+from .managers.handover.store import UnusableRegistry
 from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.hosts.new_joining import check_joining
@@ -112,7 +113,10 @@ def _check_shared_registry(settings: Settings) -> None:
         if error.name != "psycopg":
             raise
         raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
-    check_shared_registry(settings)
+    try:
+        check_shared_registry(settings)
+    except UnusableRegistry as error:
+        raise CannotLoad(f"--registry-url: {error}") from None
 
 
 def _announce(settings: Settings, token: str, generated: bool) -> None:

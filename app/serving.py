@@ -88,9 +88,7 @@ def serve(
         raise CannotStart(f"--agent-listen: {error.message}") from None
     except UnusableDatabase as error:
         raise CannotStart(f"--database-filepath: {error}") from None
-    except UnusableRegistry as error:
-        raise CannotStart(f"--{settings.registry_option}: {error}") from None
-    except (TooOpen, UnusableTokens) as error:
+    except (TooOpen, UnusableRegistry, UnusableTokens) as error:
         raise CannotStart(f"--state-dir: {error}") from None
     bound = Connections(settings.max_connections or _most_connections())
     config = uvicorn.Config(

@@ -224,11 +224,6 @@ class Settings(
         return bool(self.registry_url.get_secret_value())
 
     @property
-    def registry_option(self) -> str:
-        """The flag that tells where the registry is."""
-        return "registry-url" if self.replicated else "state-dir"
-
-    @property
     def wants_token(self) -> bool:
         """Whether a token is to be made, for nobody could come in without.
 

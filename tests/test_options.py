@@ -3,7 +3,7 @@
 Both go by the fields of the settings (`app.access_options` has some), so that an option which is
 new and not in the table of wrong values fails here.
 
-These are the tests of `app.identity_options`, too.
+These are the tests of `app.identity_options` and `app.replica_options`, too.
 """
 
 from __future__ import annotations

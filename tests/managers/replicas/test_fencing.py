@@ -1,4 +1,7 @@
-"""A keeper with two servers: each kernel obeys the one that has come with the highest term."""
+"""A keeper with two servers: each kernel obeys the one that has come with the highest term.
+
+`app.keeper.audience` tells each server of its own kernels alone.
+"""
 
 from __future__ import annotations
 

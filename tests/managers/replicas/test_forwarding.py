@@ -1,4 +1,9 @@
-"""Any replica takes any request: for kernels of another it is answered by that one."""
+"""Any replica takes any request: for kernels of another it is answered by that one.
+
+`app.api.relay` sends it on, by what `app.managers.replicas.group` and
+`app.managers.replicas.directory` know (`app.managers.handover.elsewhere`); errors are those of
+`app.managers.replicas.errors`, sessions those of `app.managers.sessions.shared`.
+"""
 
 from __future__ import annotations
 

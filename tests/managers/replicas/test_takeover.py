@@ -1,4 +1,8 @@
-"""Kernels of a replica that dies, or is stopped, go on with another, executions and all."""
+"""Kernels of a replica that dies, or is stopped, go on with another, executions and all.
+
+`app.managers.replicas.member` takes them, `app.managers.replicas.handover` adopts them, by
+`app.managers.replicas.registry`.
+"""
 
 from __future__ import annotations
 
