@@ -53,6 +53,7 @@ class KernelState:
         self.reason = ""
         self.restarts: Restarts | None = None
         self._unreachable = ""
+        self._words = ""
         # Which of the kernel's processes this is, counted from 1; 0 before the first launch.
         self.generation = 0
         # Counts the changes of the kernel's REST model, here and in its traffic: the model is
@@ -160,6 +161,16 @@ class KernelState:
         if self._unreachable != why:
             self._unreachable = why
             self.changes += 1
+
+    def on_words(self, words: str) -> None:
+        """What the engine says that has the kernel's process: why it waits, or when it will end.
+
+        This is the reason, unless there is another one.
+        """
+        if self.reason == self._words:
+            self.reason = words
+            self.changes += 1
+        self._words = words
 
     def on_launch(self) -> None:
         """Forget the state that the process before has reported: a new one was launched."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from compose_spec import PyCompose
+from jupyter_client.kernelspec import KernelSpec
 
+from app.managers.processes.engines.kubernetes_options import kubernetes_options
+from app.managers.processes.engines.kubernetes_pods import Named, Share, pod_of
 from app.settings import Settings
 from tests.support.proxies import DEPLOY, PREFIX
 from tests.support.server import REPOSITORY
 
 KUBERNETES = "1.34"
-MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+MANIFESTS = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
+PODS = DEPLOY / "kubernetes" / "pods"
 
 
 def interpolated(path: Path) -> str:
@@ -76,7 +81,7 @@ def test_compose_yaml_is_valid_and_sets_options_that_there_are(
             assert source in ("data", "./certificates") or (DEPLOY / source).exists()
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_kubernetes_manifests_are_valid(path: Path) -> None:
     for each in objects(path):
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
@@ -95,3 +100,46 @@ def test_the_pod_sets_options_that_there_are(monkeypatch: pytest.MonkeyPatch) ->
     assert pod["enableServiceLinks"] is False
     assert stateful_set["spec"]["replicas"] == 1
     assert pod["terminationGracePeriodSeconds"] > 2 * settings.shutdown_wait_time
+
+
+def test_the_service_of_pods_sets_options_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, deployment, service = objects(PODS / "kernelkeep.yaml")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for item in container["env"]:
+        name = item["name"]
+        if name.startswith("KERNELKEEP_"):
+            assert name.removeprefix("KERNELKEEP_").lower() in Settings.model_fields
+        monkeypatch.setenv(name, item.get("value", "secret"))
+    monkeypatch.setenv("KERNELKEEP_HOST", "0.0.0.0")
+    settings = Settings()
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"http": settings.port, "keepers": int(settings.agent_listen.split(":")[1])}
+    where = service["metadata"]
+    address = f"{where['name']}.{where['namespace']}.svc:{ports['keepers']}"
+    assert settings.agent_addresses == [address]
+    # Kernels outlive the server, and the next one has its files.
+    assert settings.on_shutdown == "keep"
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert pod["enableServiceLinks"] is False
+
+
+def test_the_example_of_a_kernelspec_makes_a_pod_that_the_policies_know() -> None:
+    (config,) = objects(PODS / "kernelspec.yaml")
+    spec = KernelSpec(**json.loads(config["data"]["kernel.json"]))
+    options = kubernetes_options(spec)
+    assert options is not None
+    mounted = objects(PODS / "kernelkeep.yaml")[1]["spec"]["template"]["spec"]["containers"][0]
+    (path,) = [
+        each["mountPath"] for each in mounted["volumeMounts"] if each["name"] == "kernelspec"
+    ]
+    assert options.template == f"{path}/pod.yaml"
+    template = yaml.safe_load(config["data"]["pod.yaml"])
+    pod = pod_of(template, options, Named("s", "k", "k", "ada", 1), Share())
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    volumes = pod["spec"]["volumes"]
+    assert volumes[0] == {"name": "home", "persistentVolumeClaim": {"claimName": "home-ada"}}
+    for policy in objects(PODS / "networkpolicies.yaml")[:1]:
+        (wanted,) = policy["spec"]["podSelector"]["matchExpressions"]
+        assert wanted["key"] in pod["metadata"]["labels"]
+        assert options.namespace == policy["metadata"]["namespace"]

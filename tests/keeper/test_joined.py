@@ -1,6 +1,6 @@
 """Real keepers that dial in, with fake kernels: what becomes of them, and of what is under way.
 
-These are the tests of `app.keeper.joined`, `.joining` and `.dialling`.
+These are the tests of `app.keeper.joined`, `app.keeper.joining` and `app.keeper.dialling`.
 """
 
 from __future__ import annotations

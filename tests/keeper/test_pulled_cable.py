@@ -54,7 +54,7 @@ async def test_nothing_is_missing_and_nothing_comes_twice(network: Network, home
             link = keeper._connection.link
             network.pull_cable()
             await eventually(lambda: not keeper.is_connected, WAIT)
-            assert "lab k cannot be reached" in traffic._state.unreachable
+            await eventually(lambda: "lab k cannot be" in traffic._state.unreachable, WAIT)
             asked = client.run("append done once")  # while nobody can be reached
             await asyncio.sleep(AWAY_SECONDS)
             assert not client.has_reply(asked)

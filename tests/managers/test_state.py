@@ -229,3 +229,19 @@ def test_a_reason_is_over_when_the_kernel_is_ready_again_and_then_counted_as_pas
     state.on_ready()
     assert state.restarts is not None
     assert state.restarts.count == 2
+
+
+def test_what_an_engine_says_is_the_reason_unless_there_is_another() -> None:
+    state = KernelState()
+    state.on_words("the image is pulled")
+    assert state.reason == "the image is pulled"
+    state.on_words("half of it is there")
+    assert state.reason == "half of it is there"
+    state.begin(Lifecycle.RESTARTING, "it has died")
+    state.on_words("it waits")
+    assert state.reason == "it has died"
+    state.begin(Lifecycle.STARTING, "")
+    state.on_words("")
+    changes = state.changes
+    state.on_words("it waits again")
+    assert (state.reason, state.changes) == ("it waits again", changes + 1)

@@ -159,7 +159,15 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
-    "app.agent_options": ("test_options",),
+    **{
+        f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
+        for name in ("engines", "kinds", "place", "provisioner")
+    },
+    "app.managers.processes.engines.order": ("managers/processes/engines/test_job",),
+    "app.managers.processes.engines.kubernetes_watch": (
+        "managers/processes/engines/test_kubernetes_api",
+    ),
+    "app.agent_options": ("managers/processes/hosts/test_new_joining",),
     "app.keeper.joining": ("keeper/test_joined",),
     "app.keeper.dialling": ("keeper/test_joined",),
     "app.managers.processes.hosts.listener": ("managers/processes/hosts/test_joining",),
@@ -211,6 +219,13 @@ PURE: Final = frozenset(
         *("managers.kernels.phases", "managers.kernels.restarts"),
         *("managers.processes.launchable",),
         *("keeper.terms", "managers.replicas.lease", "managers.replicas.terms"),
+        *(
+            f"managers.processes.engines.{name}"
+            for name in (
+                *("kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
+                *("kubernetes_words", "quantities"),
+            )
+        ),
     )
 )
 """Modules of which their own tests run every branch; so do those of `PROTOCOL`."""

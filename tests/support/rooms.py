@@ -35,6 +35,7 @@ ROOMS: Final = (
     "app.managers.processes.isolation",
     "app.managers.processes.keeper",
     "app.managers.processes.hosts",
+    "app.managers.processes.engines",
     "app.managers.processes.forking",
     "app.managers.processes",
     "app.managers.handover",

@@ -125,9 +125,13 @@ class Sshd:
         """The host refuses connections from now on; those that there are break."""
         if self._process is not None:
             self.thaw()
-            kill_all(self.processes()[1:])
+            # First the listener takes nothing more: a server that has lost its connection makes
+            # another at once.
+            self._process.send_signal(signal.SIGSTOP)
+            connections = self.processes()[1:]
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(WAIT)
+            kill_all(connections, timeout=1)
             self._process = None
 
     def remove(self) -> None:

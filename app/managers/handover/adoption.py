@@ -17,6 +17,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from ...keeper.processes import start_time
 from ...keeper.sockets import ConnectionInfo
 from ..errors import KernelUnreachable
+from ..processes.engines.provisioner import JobEnded
 from ..processes.forking.provisioner import KernelManager
 from ..processes.jupyter_internals import mark_connection_file
 from ..processes.keeper.provisioner import KeeperProvisioner
@@ -130,6 +131,8 @@ async def adopt_process(
         else:
             async with asyncio.timeout(LOAD_SECONDS):
                 await _find_again(provisioner, record, loading)
+    except JobEnded as error:
+        raise Gone(f"The kernel's process ended while no server was there: {error}") from None
     except ProcessLookupError:
         raise Gone("The kernel's process ended while no server was there") from None
     except Exception as error:

@@ -11,6 +11,7 @@ from ..handover.handover import Handover, RegisteredHandover
 from ..handover.registry import Registry
 from ..limits.processes import process_limits
 from ..limits.shares import Shares
+from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
@@ -58,6 +59,7 @@ def multi_kernel_manager(
     terms = None if registry is None else registry.replica_terms
     keepers = new_keepers(settings, files.path, own, terms)
     joining = new_joining(settings, files.path)
+    engines = Engines(joining, keepers, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     shares = Shares() if shares is None else shares
     handover = _handover(settings, registry, keepers, isolation)
@@ -72,6 +74,7 @@ def multi_kernel_manager(
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
         joining=joining,
+        engines=engines,
         isolation=isolation,
         audit=audit,
         handover=handover,

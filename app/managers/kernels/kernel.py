@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
 
@@ -193,7 +194,7 @@ class Kernel:
             await self._registration.save_again(self._left.record)
 
     async def start(self) -> None:
-        """Launch the process; returns before it is ready.
+        """Launch the process; returns before it is ready. One that an engine has wait, waits on.
 
         Raises `KernelStartFailed` when no process could be launched. Nothing of the kernel stays
         then, unless a process was launched that could not be ended: it stays this kernel's. Raises
@@ -204,9 +205,8 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
             try:
-                self._services.assign(self.id, self.spec)
-                await self._life.open_log()
-                await self._life.launch("start")
+                self._assign({})
+                await self._life.start()
             except KernelStartFailed as error:
                 await self.traffic.close(error.message)
                 if self.has_process:
@@ -215,7 +215,11 @@ class Kernel:
                 else:
                     await self._life.retire()
                 raise
-            self._life.begin()
+
+    def _assign(self, left: Mapping[str, Any], spec: KernelSpec | None = None) -> None:
+        """Have the kernel on the host of its kernelspec (`KernelServices.assign`)."""
+        spec, on_words = spec or self.spec, self.state.on_words
+        self._services.assign(self.id, spec, left, ownership=self.ownership, on_words=on_words)
 
     async def adopt(self, record: KernelRecord) -> None:
         """Own the kernel that an earlier process of the server has left; in place of `start`.
@@ -225,7 +229,7 @@ class Kernel:
         async with self._lock:
             self._registration.created = record.created
             self.state.generation = record.generation
-            self._services.assign(self.id, KernelSpec(**record.spec), record.provisioner)
+            self._assign(record.provisioner, KernelSpec(**record.spec))
             if record.dead:
                 await self._stay_dead(record)
                 return
@@ -284,7 +288,7 @@ class Kernel:
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
         if self.state.unreachable:
-            raise not_stopped(self.state.unreachable)
+            await self._life.end_job(self.state.unreachable)
         if not self.is_left:
             return
         await self._life.end()
@@ -452,11 +456,10 @@ class Kernel:
                 await self._launches.release(restart=False)
             self._life.count_anew()
             try:
-                await self._life.launch("restart")
+                await self._life.restart()
             except KernelStartFailed as error:
                 await self._life.give_up(error.message)
                 raise
-            self._life.begin()
 
     async def stop(self, *, now: bool = False) -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.

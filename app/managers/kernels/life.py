@@ -32,7 +32,11 @@ from .services import KernelServices
 
 __all__ = ["Life"]
 
+
 logger = logging.getLogger(__name__)
+
+QUEUE_SECONDS: Final = 15.0
+"""How long whoever asks for a start waits for an engine that takes long; the kernel waits on."""
 
 CANCEL_SECONDS: Final = 10.0
 """After which a life that goes on although it was cancelled is cancelled again."""
@@ -108,6 +112,20 @@ class Life:
             life.cancel()  # once more if a provisioner has swallowed it
             await asyncio.wait({life}, timeout=CANCEL_SECONDS)
 
+    async def end_job(self, why: str) -> None:
+        """Have the engine end the job of a process that is out of reach, and so the process.
+
+        The task has ended then. Raises `KernelNotStopped`, with this reason, if no engine can.
+        """
+        await self.end()
+        try:
+            if await self._services.engines.end(self._kernel.id):
+                return
+        except KeeperUnavailable as error:
+            why = f"{why}; {error.message}"
+        self.begin()
+        raise not_stopped(why)
+
     async def _live(self) -> None:
         try:
             if self._course.phase is Phase.STRANDED:
@@ -181,6 +199,60 @@ class Life:
 
     # Launches and restarts
 
+    async def start(self) -> None:
+        """Launch the first process, and begin the task. Raises `KernelStartFailed`.
+
+        Returns before the launch if an engine takes long for that: the task sees it through then.
+        """
+
+        async def start() -> None:
+            await self._have_keeper()
+            await self.open_log()
+            await self.launch("start")
+
+        await self._bring_up(start())
+
+    async def restart(self) -> None:
+        """As `start`, for the next process."""
+        await self._bring_up(self.launch("restart"))
+
+    async def _bring_up(self, launch: Coroutine[Any, Any, None]) -> None:
+        if not self._services.engines.has(self._kernel.id):
+            await launch
+            self.begin()
+            return
+        launching = asyncio.get_running_loop().create_task(launch, name="launch")
+        try:
+            await asyncio.wait({launching}, timeout=QUEUE_SECONDS)
+        except asyncio.CancelledError:
+            launching.cancel()
+            await asyncio.wait({launching})
+            raise
+        if launching.done():
+            launching.result()
+            self.begin()
+        else:
+            self.begin(self._live_late(launching))
+
+    async def _live_late(self, launching: asyncio.Task[None]) -> None:
+        """See a launch through that takes long, and then what it has launched."""
+        try:
+            await launching
+        except KernelStartFailed as error:
+            await self.give_up(error.message)
+        except ServerStopping:
+            pass
+        else:
+            await self._live()
+
+    async def _have_keeper(self) -> None:
+        """Wait until the engine has a keeper for the kernel. Raises `KernelStartFailed`."""
+        try:
+            await self._services.engines.prepare(self._kernel.id)
+        except KeeperUnavailable as error:
+            text = f"The kernel could not be launched: {error.message}"
+            raise KernelStartFailed(text, cause=error) from error
+
     async def open_log(self) -> None:
         """Open the kernel's log. Raises `KernelStartFailed` if that fails."""
         try:
@@ -194,6 +266,7 @@ class Life:
         self._kernel.reports.launching(cause)
         self._course.on(Event.LAUNCHING)
         try:
+            await self._have_keeper()
             await self._launches.launch(is_fallback=cause == "fallback")
         except KernelStartFailed:
             self._kernel.reports.start_failed()
@@ -284,6 +357,9 @@ class Life:
         self._losses.cancel()
         await self._traffic.settle()
         reason = await launches.describe(process, f"The kernel's process {exited}")
+        words = await self._services.engines.words(self._kernel.id)
+        if words and words not in reason:
+            reason = f"{words}. {reason}"
         is_death = self._course.asked is Asked.NOTHING
         if is_death:
             self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
@@ -19,11 +20,12 @@ from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
+from ..processes.engines.engines import Engines
+from ..processes.engines.provisioner import EngineProvisioner
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.hosts.joining import Joining
-from ..processes.hosts.options import options_of
-from ..processes.hosts.provisioner import SSHProvisioner, assign_host
+from ..processes.hosts.provisioner import RemoteProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
@@ -56,6 +58,7 @@ class KernelServices:
     starts: Starts
     keepers: Keepers
     joining: Joining
+    engines: Engines
     isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
@@ -113,27 +116,42 @@ class KernelServices:
         if isinstance(provisioner, KeeperProvisioner):
             provisioner.output = self.output_file(kernel_id)
             provisioner.confinement = confinement
-        if isinstance(provisioner, SSHProvisioner):
+        if isinstance(provisioner, RemoteProvisioner):
             allowed = self.settings.kernel_env_allow
             provisioner.inherited = kernel_environment(os.environ, allowed, {})
+        if isinstance(provisioner, EngineProvisioner):
+            provisioner.engines = self.engines
         if provisioner is not None:
             manager.provisioner = provisioner
         return manager
 
     def assign(
-        self, kernel_id: str, spec: KernelSpec, left: Mapping[str, object] | None = None
+        self,
+        kernel_id: str,
+        spec: KernelSpec,
+        left: Mapping[str, Any] | None = None,
+        *,
+        ownership: Ownership,
+        on_words: Callable[[str], None],
     ) -> None:
-        """Have a kernel on the host that its kernelspec names, if it names one.
+        """Have a kernel on the host, or in a job of the engine, that its kernelspec names, if any.
 
         ``left`` is what the provisioner has told of a process that an earlier server has left. Call
-        this before the kernel's log is opened. Raises `KernelStartFailed` if the options are wrong.
+        this before the kernel's log is opened. ``on_words`` is told what an engine says of the job.
+        Raises `KernelStartFailed` if the options are wrong.
         """
         if left is None:
             self.begin_term(kernel_id)
-        if self.settings.replicated and options_of(spec) is not None:
+        if self.settings.replicated and _is_elsewhere(spec):
             # Two replicas would write the same copies of its log.
             raise KernelStartFailed("Kernels on other hosts are not to be had with registry_url")
-        assign_host(self.keepers, kernel_id, spec, self.files.path, left or {})
+        left = left or {}
+        owner, limits = ownership.owner, self.process_limits(ownership)
+        has_engine = self.engines.assign(
+            kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
+        )
+        if not has_engine:
+            assign_host(self.keepers, kernel_id, spec, self.files.path, left)
 
     def new_address(self, manager: KernelManager) -> str:
         """What the names of the ipc sockets begin with of a kernel that is to be launched."""
@@ -195,10 +213,18 @@ class KernelServices:
         await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
+        await self.engines.close()
         await self.joining.close()
         self.transports.close()
         self.isolation.close()
         self.files.close()
+
+
+def _is_elsewhere(spec: KernelSpec) -> bool:
+    """Whether a kernelspec names one of this package's provisioners for other hosts."""
+    stanza = spec.metadata.get("kernel_provisioner")
+    name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
+    return name.startswith("kernelkeep-") and name != "kernelkeep-fork"
 
 
 def _declares_encryption(spec: KernelSpec) -> bool:

@@ -1,4 +1,7 @@
-"""What a keeper tells that lies, or has gone mad: nothing of it is believed."""
+"""What a keeper tells that lies, or has gone mad: nothing of it is believed.
+
+These are the tests of `app.managers.processes.keeper.claims`.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,12 @@ def test_what_is_no_answer_is_told(answer: Any) -> None:
 def test_a_process_that_cannot_be_is_not(change: dict[str, Any]) -> None:
     with pytest.raises(Garbled):
         kept_of({**KEPT, **change}, "k")
+
+
+def test_a_log_that_is_less_than_was_known_is_refused() -> None:
+    assert heard_of(HEARD, "k", (3, 20)).end == (3, 20)
+    with pytest.raises(Garbled, match="which went to number 4, is said to go from 1 to 3"):
+        heard_of(HEARD, "k", (4, 30))
 
 
 def test_a_bell_that_goes_back_is_refused() -> None:

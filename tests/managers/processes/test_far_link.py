@@ -268,8 +268,8 @@ async def test_a_keeper_that_lies_is_not_believed(kept: Mirrors, tmp_path: Path)
     kept.on_records(piece(1, 0))
     with pytest.raises(Garbled, match="makes no sense"):
         kept.on_records(piece(1, 0))
-    with pytest.raises(Garbled, match="is said to go to 1"):
-        kept.begin(tmp_path, HEARD)
+    # An answer that was overtaken by the record behind it is no lie.
+    assert kept.begin(tmp_path, HEARD).end == (2, 5)
     with pytest.raises(ValueError, match="no frame"):
         kept.on_records(b"L")
 

@@ -86,6 +86,7 @@ class NearPlace:
 
     name = "lab"
     patience = 30.0
+    is_kernels_own = False
     ends_forgotten = False
 
     def __init__(self, path: Path) -> None:

@@ -27,6 +27,8 @@ from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
 from ...errors import IsolationUnavailable
+from ..engines.kinds import KINDS
+from ..engines.provisioner import EngineProvisioner
 from ..hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..hosts.provisioner import SSHProvisioner
 from ..keeper.keepers import Keepers
@@ -345,6 +347,8 @@ def new_provisioner(
     options = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
     if stanza.get("provisioner_name") == SSH_PROVISIONER:
         return SSHProvisioner(**options)
+    if stanza.get("provisioner_name") in KINDS:
+        return EngineProvisioner(**options)
     default = KernelProvisionerFactory.instance().default_provisioner_name
     is_local = stanza.get("provisioner_name", default) == "local-provisioner"
     if forks == "nothing":

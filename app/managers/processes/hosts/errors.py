@@ -9,6 +9,11 @@ KeeperUnavailable
     ├── HostFull
     ├── HostKeeperIncompatible
     ├── KeepersNotHeard
+    ├── ImageUnusable
+    ├── JobOutOfMemory
+    ├── JobEvicted
+    ├── JobNotStarted
+    ├── QuotaMet
     └── EngineNotInstalled
 
 A start that fails for one of them is answered with `kernel_start_failed`, and the code is its
@@ -31,7 +36,12 @@ __all__ = [
     "HostUnreachable",
     "HostUnusable",
     "HostWithoutPython",
+    "ImageUnusable",
+    "JobEvicted",
+    "JobNotStarted",
+    "JobOutOfMemory",
     "KeepersNotHeard",
+    "QuotaMet",
 ]
 
 
@@ -84,6 +94,36 @@ class KeepersNotHeard(HostUnusable):
     code = "keepers_not_heard"
 
 
+class ImageUnusable(HostUnusable):
+    """The image of the container is not there, and cannot be had."""
+
+    code = "image_unusable"
+
+
+class JobOutOfMemory(HostUnusable):
+    """The job has ended for want of memory."""
+
+    code = "out_of_memory"
+
+
+class JobEvicted(HostUnusable):
+    """The engine has ended the job, as it needed the room or the node."""
+
+    code = "job_evicted"
+
+
+class JobNotStarted(HostUnusable):
+    """The job has waited for too long."""
+
+    code = "job_not_started"
+
+
+class QuotaMet(HostUnusable):
+    """The engine lets this service have no further job."""
+
+    code = "quota_met"
+
+
 class EngineNotInstalled(HostUnusable):
     """The server lacks the package that it reaches such hosts with."""
 
@@ -93,5 +133,6 @@ class EngineNotInstalled(HostUnusable):
 NO_KEEPER: Final[tuple[type[KeeperUnavailable], ...]] = (
     *(KeeperUnavailable, HostUnusable, HostUnreachable, HostKeyRefused, HostLoginRefused),
     *(HostWithoutPython, HostFull, HostKeeperIncompatible, KeepersNotHeard, EngineNotInstalled),
+    *(ImageUnusable, JobOutOfMemory, JobEvicted, JobNotStarted, QuotaMet),
 )
 """Every reason why the keeper of a kernel cannot be asked, here or on another host."""

@@ -34,6 +34,8 @@ class JoinedPlace:
 
     patience: float = START_SECONDS
     """As `Place.patience`: an engine with a queue has more."""
+    is_kernels_own = False
+    """As `RemotePlace.is_kernels_own`."""
 
     ends_forgotten: bool = True
     """As `RemotePlace.ends_forgotten`."""

@@ -32,6 +32,8 @@ class SSHPlace:
 
     patience: float = START_SECONDS
     """As `Place.patience`."""
+    is_kernels_own = False
+    """As `RemotePlace.is_kernels_own`."""
 
     ends_forgotten: bool = False
     """As `RemotePlace.ends_forgotten`: it is told by this server, when the host is back."""

@@ -1,6 +1,6 @@
-"""A kernel provisioner whose kernels run on another host, by the keeper that is there.
+"""Kernel provisioners whose kernels run on another host, by the keeper that is there.
 
-A kernelspec asks for it (``"metadata": {"kernel_provisioner": {"provisioner_name":
+A kernelspec asks for the one of SSH (``"metadata": {"kernel_provisioner": {"provisioner_name":
 "kernelkeep-ssh", "config": {...}}}``, see `SSHOptions`).
 """
 
@@ -24,7 +24,7 @@ from ..keeper.remote import Host
 from .options import SSHOptions, options_of
 from .place import SSHPlace
 
-__all__ = ["SSHProvisioner", "assign_host"]
+__all__ = ["RemoteProvisioner", "SSHProvisioner", "assign_host"]
 
 _ANY_PYTHON: Final = re.compile(r"python(3(\.[0-9]+)?)?").fullmatch
 
@@ -48,8 +48,11 @@ def assign_host(
         keepers.assign(kernel_id, options.key, lambda: SSHPlace(options, state_dir))
 
 
-class SSHProvisioner(KeeperProvisioner):
-    """Has the keeper on a host launch the kernel, or adopts one that an earlier server has left."""
+class RemoteProvisioner(KeeperProvisioner):
+    """Has the keeper on a host launch the kernel, or adopts one that an earlier server has left.
+
+    ``directory`` is where the kernel works.
+    """
 
     is_here = False
 
@@ -57,11 +60,9 @@ class SSHProvisioner(KeeperProvisioner):
     """The variables that kernels of this machine inherit, which mean nothing on another."""
 
     @property
-    def options(self) -> SSHOptions:
-        """The options of the kernelspec. Raises `KernelStartFailed`."""
-        options = options_of(self.kernel_spec)
-        assert options is not None, "only such a kernelspec has this provisioner"
-        return options
+    def directory(self) -> str:
+        """Where kernels work there. Raises `KernelStartFailed`."""
+        raise NotImplementedError
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Have the connection file written there, and make the command, for `launch_kernel`.
@@ -70,9 +71,9 @@ class SSHProvisioner(KeeperProvisioner):
         """
         manager = self.parent
         if not isinstance(getattr(manager, "keepers", None), Keepers):
-            raise ValueError("kernels of kernelkeep-ssh take kernelkeep's own server")
+            raise ValueError("kernels on other hosts take kernelkeep's own server")
         assert isinstance(manager, AsyncKernelManager)
-        options = self.options
+        directory = self.directory
         if manager.transport_encryption == "required":
             raise ValueError("transport_encryption=required is not to be had on another host")
         info = {
@@ -93,7 +94,7 @@ class SSHProvisioner(KeeperProvisioner):
             **kwargs,
             "cmd": [*command, *extra],
             "env": environment(host, env, self.inherited, self.kernel_spec.env),
-            "cwd": str(Path(host.home, _below_home(options.directory))),
+            "cwd": str(Path(host.home, _below_home(directory))),
         }
 
     def _take(self, kept: Kept) -> None:
@@ -132,6 +133,17 @@ class SSHProvisioner(KeeperProvisioner):
     def resolve_path(self, path: str) -> str | None:  # noqa: ARG002
         """Files of the host cannot be seen from here."""
         return None
+
+
+class SSHProvisioner(RemoteProvisioner):
+    """Has the keeper on a host behind SSH launch the kernel."""
+
+    @property
+    def directory(self) -> str:
+        """Where kernels work there. Raises `KernelStartFailed`."""
+        options = options_of(self.kernel_spec)
+        assert options is not None, "only such a kernelspec has this provisioner"
+        return options.directory
 
 
 def environment(

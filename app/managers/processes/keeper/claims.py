@@ -33,8 +33,11 @@ class _Exit(msgspec.Struct):
     oom: bool = False
 
 
-def heard_of(answer: Any, kernel_id: str) -> Heard:
-    """What a keeper tells of this kernel that it hears. Raises `Garbled`."""
+def heard_of(answer: Any, kernel_id: str, known: tuple[int, int] = (1, 0)) -> Heard:
+    """What a keeper tells of this kernel that it hears; its log was ``known`` when it was asked.
+
+    Raises `Garbled`.
+    """
     try:
         heard = msgspec.convert(answer, Heard)
     except msgspec.ValidationError as error:
@@ -45,7 +48,7 @@ def heard_of(answer: Any, kernel_id: str) -> Heard:
         raise Garbled(f"asked for kernel {kernel_id}, it tells of another")
     if max(len(heard.session), len(heard.epoch)) > MAX_TEXT or not 0 <= heard.handle <= MAX_HANDLE:
         raise Garbled(f"kernel {kernel_id}: what is told of its log makes no sense")
-    check_bell(heard.bell, kernel_id, (1, 0))
+    check_bell(heard.bell, kernel_id, known)
     return heard
 
 

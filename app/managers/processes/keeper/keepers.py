@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PART_SECONDS: Final = 5.0
+"""How long the keeper of a kernel that is gone may take to be told of that."""
+
 SETTLE_SECONDS: Final = 5.0
 """How long a kernel is looked for only when it is known which keepers have ended."""
 
@@ -184,6 +187,14 @@ class Keepers:
     def declare_ended(self, kernel_id: str, reason: str) -> None:
         """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
         self._remote_home(kernel_id).declare_ended(kernel_id, reason)
+
+    def is_connected(self, kernel_id: str) -> bool:
+        """Whether the keeper of a kernel can be asked now."""
+        return self._home(kernel_id).is_connected
+
+    async def connect(self, kernel_id: str) -> None:
+        """Connect to the keeper of a kernel that was assigned. Raises `KeeperUnavailable`."""
+        await self._remote_home(kernel_id).connect()
 
     def give_up(self, kernel_id: str, reason: str) -> bool:
         """As `RemoteKeeper.give_up`; False for a kernel of this machine."""
@@ -380,11 +391,24 @@ class Keepers:
         self._home(kernel_id).renew(kernel_id)
 
     def drop(self, kernel_id: str) -> None:
-        """As `Keeper.drop`."""
-        keeper = self._homes.pop(kernel_id, self._newest)
-        keeper.drop(kernel_id)
-        if isinstance(keeper, RemoteKeeper) and keeper.has_given_up:
-            keeper.on_empty()  # there will be no answer after which it is called
+        """As `Keeper.drop`. A keeper of this kernel alone is not needed any more."""
+        home = self._homes.pop(kernel_id, self._newest)
+        home.drop(kernel_id)
+        if not isinstance(home, RemoteKeeper):
+            return
+        if home.has_given_up:
+            home.on_empty()  # there will be no answer after which it is called
+        if home.is_kernels_own:
+            seconds = PART_SECONDS if home.is_connected else 0.0
+            asyncio.get_running_loop().call_later(seconds, self._part_with, home)
+
+    def _part_with(self, keeper: RemoteKeeper) -> None:
+        """Leave a keeper for good that has not been told to end: what it has goes with its job."""
+        key = next((key for key, each in self._remote.items() if each is keeper), None)
+        if key is not None and keeper not in self._homes.values():
+            del self._remote[key]
+            self._share()
+            self._change(keeper.retire())
 
     def let_go(self, kernel_id: str) -> None:
         """As `Keeper.let_go`."""
@@ -406,6 +430,7 @@ class Keepers:
             self._leave(keeper, place) for keeper, place in self._older.items()
         ]
         leaving += [keeper.close() for keeper in self._remote.values()]
+        self._remote = {}
         await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
 
 

@@ -58,11 +58,8 @@ class Lines:
             asked = self._question(line, directory, plain, anew=anew)
             answer, _ = await self._connection.ask(**asked)
             line.remember(directory, plain)
-            return self._put(line, heard_of(answer, line.kernel_id))
-        except Garbled as error:
-            self._connection.cut_off(str(error))
-            raise KernelUnreachable(str(error)) from error
-        except (KeeperRefuses, OSError) as error:
+            return self._put(line, self._heard(line, asked, answer))
+        except (KeeperRefuses, Garbled, OSError) as error:
             raise KernelUnreachable(str(error)) from error
 
     async def end_of(self, kernel_id: str) -> int:
@@ -95,6 +92,14 @@ class Lines:
             "anew": anew,
             "share": line.share,
         }
+
+    def _heard(self, line: Line, asked: dict[str, Any], answer: Any) -> Heard:
+        """What is told. A mirror was ``known`` to be so far: by now it may be further.
+
+        Raises `Garbled`.
+        """
+        known = (1, 0) if self._mirrors is None else asked["known"]
+        return heard_of(answer, line.kernel_id, known)
 
     def _put(self, line: Line, heard: Heard) -> Heard:
         if self._mirrors is not None:
@@ -169,10 +174,11 @@ class Lines:
             try:
                 asked = self._question(line, line.directory, line.info, anew=False)
                 answer, _ = await link.ask(asked)
-            except (KeeperRefuses, OSError) as error:
+                found.append((line, self._heard(line, asked, answer)))
+            except (KeeperRefuses, Garbled, OSError) as error:
+                if isinstance(error, Garbled):
+                    line.on_lost(str(error))
                 self._hear_later(line.kernel_id, error)
-                continue
-            found.append((line, heard_of(answer, line.kernel_id)))
         return found
 
     def begin(self, heard: Sequence[tuple[Line, Heard]]) -> list[Line]:

@@ -20,7 +20,7 @@ from ....keeper.log_room import NO_SHARE
 from ....keeper.protocol import Garbled
 from ....protocol import link as frames
 from ....protocol.link import Bell, Credit, Follow
-from ....protocol.messages import Buffer
+from ....protocol.messages import Buffer, Message
 from ....protocol.records import DamagedLog
 from ...errors import KeeperUnavailable
 from ...log.mirror import MirrorWriter
@@ -97,8 +97,8 @@ class Mirrors:
     def begin(self, directory: Path, heard: Heard) -> Heard:
         """Follow a log that the keeper has opened; returns what holds for the mirror.
 
-        Raises `OSError` if the mirror cannot be written, and `Garbled` if the keeper's log is less
-        than what it has told before.
+        What was read behind the answer may be in the mirror already. Raises `OSError` if the mirror
+        cannot be written.
         """
         kernel_id = heard.kernel_id
         self.known(kernel_id, directory)
@@ -110,11 +110,6 @@ class Mirrors:
             else:
                 writer.close()
             writer = mirror.writer = self._resumed(kernel_id, directory, heard.epoch)
-        if heard.end < writer.end:
-            raise Garbled(
-                f"kernel {kernel_id}: its log, which went to number {writer.end.cursor}, is said "
-                f"to go to {heard.end[0]}"
-            )
         if writer.end.cursor < heard.first[0]:
             writer.skip_to(*heard.first)
         writer.prepare()
@@ -182,6 +177,17 @@ class Mirrors:
             if not waiting.done():
                 waiting.set_result(None)
         return kernel_id, mirror.bell
+
+    def append(
+        self, kernel_id: str, message: Message, owner: str | None, flags: int
+    ) -> Bell | None:
+        """Append a message to a mirror whose keeper has ended; None if the kernel is gone."""
+        mirror = self._by_id.get(kernel_id)
+        if mirror is None:
+            return None
+        mirror.writer.append(message.frame, message.channel, owner, flags)
+        mirror.writer.flush()
+        return mirror.bell
 
     def on_bell(self, kernel_id: str, bell: Bell) -> Bell:
         """What holds for the mirror when the keeper tells this of its log."""

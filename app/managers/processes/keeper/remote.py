@@ -7,6 +7,7 @@ reached, the kernel is *unreachable*, and neither dead nor replaced.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 from ....keeper.hearings import Heard
 from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields, Garbled
+from ....protocol.messages import Message
 from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
 from .claims import check_exit
@@ -62,6 +64,10 @@ class RemotePlace(Place, Protocol):
     @property
     def host(self) -> Host | None:
         """What is known of the host; None before the first connection."""
+
+    @property
+    def is_kernels_own(self) -> bool:
+        """Whether the keeper is there for one kernel, and goes with it, whatever it has."""
 
     ends_forgotten: bool
     """Whether a keeper that is not needed is told to end when it comes back after `retire`."""
@@ -118,6 +124,11 @@ class RemoteKeeper(Keeper):
         """What is known of the host. Something was asked of the keeper before."""
         assert self._where.host is not None, "a connection comes first"
         return self._where.host
+
+    @property
+    def is_kernels_own(self) -> bool:
+        """As `RemotePlace.is_kernels_own`."""
+        return self._where.is_kernels_own
 
     def bound_logs(self, total: int) -> None:
         """Have the mirrors of all kernels of this keeper take so many bytes at most."""
@@ -186,6 +197,8 @@ class RemoteKeeper(Keeper):
         watched = self._processes.get(kernel_id)
         if watched is not None and not watched.exited.done():
             self._declared[kernel_id] = reason
+            if self.is_kernels_own and (link := self._connection.link) is not None:
+                link.abort()  # which may not have noticed that nobody is there
             watched.end(UNKNOWN_EXIT)
 
     def give_up(self, kernel_id: str, reason: str) -> bool:
@@ -265,6 +278,20 @@ class RemoteKeeper(Keeper):
         self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
         self._errands.drop(kernel_id, directory=f"logs/{kernel_id}", prepared="all")
+
+    def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
+        """As `Keeper.say`.
+
+        Of a keeper that has ended with its job nothing comes any more. What is said then goes into
+        the mirror, which the next keeper's log goes on from: readers learn how the kernel ended.
+        """
+        is_over = self.is_kernels_own and line.kernel_id in self._declared
+        if not is_over or self._connection.open_link is not None:
+            super().say(line, message, owner, flags)
+            return
+        bell = self._mirrors.append(line.kernel_id, message, owner, flags)
+        if bell is not None:  # whoever says something waits for it only after that
+            asyncio.get_running_loop().call_soon(line.on_bell, bell)
 
     # The connection
 

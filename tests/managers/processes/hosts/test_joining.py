@@ -1,6 +1,7 @@
 """Keepers that dial in, and others who do: who is let in, who is sent away, and what that costs.
 
-These are the tests of `app.managers.processes.hosts.listener` and of `.joining`.
+These are the tests of `app.managers.processes.hosts.listener`, too, and of
+`app.managers.processes.hosts.joined_place`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Keepers in jobs of engines that people already run: containers of Docker and podman."""

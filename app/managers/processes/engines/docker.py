@@ -1,0 +1,265 @@
+"""The engine Docker, and podman by the same API: a job is a container."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ...errors import KeeperUnavailable
+from ..hosts.errors import EngineNotInstalled, HostUnreachable, HostUnusable, ImageUnusable
+from .docker_options import DockerOptions, container_of
+from .docker_words import (
+    GENERATION,
+    IMAGE_ABSENT,
+    KEEPER,
+    KERNEL,
+    OWNER,
+    SERVICE,
+    Pull,
+    job_of,
+    refused,
+    why_ended,
+)
+from .engine import Job, JobState, Order
+
+if TYPE_CHECKING:
+    from aiodocker import Docker
+
+__all__ = ["DockerEngine"]
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS: Final = 15.0
+"""How long the engine may take for an answer."""
+
+START_SECONDS: Final = 60.0
+"""How long it may take to make and start a container, on a busy disk."""
+
+TAIL_LINES: Final = 12
+
+NOT_CONNECTED: Final = 900
+"""The status of aiodocker's own for an engine that cannot be reached."""
+
+LISTED: Final = ("Id", "State", "Labels")
+"""What the list of containers is asked for."""
+
+GONE: Final = (404, 409)
+"""What is answered for a container that is gone, or that is being removed."""
+
+_CHANGES: Final = frozenset(("start", "die", "died", "destroy", "remove", "pause", "unpause"))
+"""The events behind which the list of containers is another."""
+
+LIST_SECONDS: Final = 30.0
+"""How long the list is believed without an event, as one may be missed."""
+
+AGAIN_SECONDS: Final = (1.0, 3.0)
+"""The pauses before the list is looked at again after an event: with much to do, Docker lists a
+container as running for a while after it has told of its end."""
+
+TOGETHER_SECONDS: Final = 0.1
+
+
+class DockerEngine:
+    """One Docker, or podman, as this service sees it: ``service`` is the label of its containers.
+
+    ``on_words`` is told, with a kernel's id, what goes on before its container runs.
+    """
+
+    absent_is_ended = True
+    """As `Engine.absent_is_ended`."""
+
+    def __init__(self, url: str, service: str, on_words: Callable[[str, str], None]) -> None:
+        self.name = f"the engine at {url}"
+        self._url = url
+        self._service = service
+        self._on_words = on_words
+        self._opened: Docker | None = None
+
+    @property
+    def _docker(self) -> Docker:
+        if self._opened is None:
+            try:
+                import aiodocker
+            except ImportError:
+                text = "Kernels in containers take aiodocker: pip install 'kernelkeep[docker]'"
+                raise EngineNotInstalled(text) from None
+            try:
+                self._opened = aiodocker.Docker(url=self._url)
+            except (ValueError, OSError) as error:
+                raise HostUnusable(f"{self.name} cannot be used: {error}") from error
+        return self._opened
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, seconds: float = CALL_SECONDS) -> AsyncIterator[Docker]:
+        """The engine; that it does not answer becomes `HostUnreachable`. Raises `DockerError`."""
+        docker = self._docker
+        import aiohttp
+        from aiodocker.exceptions import DockerError
+
+        try:
+            async with asyncio.timeout(seconds):
+                yield docker
+        except TimeoutError:
+            raise HostUnreachable(f"{self.name} does not answer within {seconds:g} s") from None
+        except DockerError as error:
+            if error.status == NOT_CONNECTED:
+                raise HostUnreachable(f"{self.name} cannot be reached: {error.message}") from error
+            raise
+        except (OSError, aiohttp.ClientError) as error:
+            raise HostUnreachable(f"{self.name} cannot be reached: {error}") from error
+
+    # The verbs
+
+    async def submit(self, order: Order) -> None:
+        """As `Engine.submit`: the image is pulled first, if need be."""
+        from aiodocker.exceptions import DockerError
+
+        options: DockerOptions = order.options
+        await self._have_image(order.kernel_id, options)
+        labels = {
+            SERVICE: self._service,
+            KEEPER: order.keeper_id,
+            KERNEL: order.kernel_id,
+            OWNER: order.owner,
+            GENERATION: str(order.generation),
+        }
+        name = f"kernelkeep-{order.keeper_id}-{order.generation}"
+        container: Any = None
+        try:
+            async with self._asked(START_SECONDS) as docker:
+                asked = container_of(options, labels)
+                container = await docker.containers.create(asked, name=name)
+                # Attached first: what it is to read must not be anywhere but in this connection.
+                async with container.attach(stdin=True) as stream:
+                    await container.start()
+                    await stream.write_in(order.stdin)
+        except DockerError as error:
+            await self._remove_quietly(container)
+            raise refused(error.message, options.image, options.python) from error
+        except BaseException:
+            await self._remove_quietly(container)
+            raise
+
+    async def find(self, keeper_id: str) -> list[Job]:
+        """As `Engine.find`."""
+        return await self._list(f"{KEEPER}={keeper_id}")
+
+    async def watch(self) -> AsyncGenerator[Sequence[Job], None]:
+        """As `Engine.watch`: one stream of events, and a list when one has come."""
+        filters = {"type": ["container"], "label": [f"{SERVICE}={self._service}"]}
+        events: Any = self._docker.events
+        subscriber = events.subscribe(filters=msgspec.json.encode(filters).decode())
+        try:
+            pauses: list[float] = []
+            while True:
+                yield await self._list()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pauses.pop(0) if pauses else LIST_SECONDS):
+                        await self._next(subscriber)
+                        pauses = [*AGAIN_SECONDS]
+        finally:
+            # The object keeps a stream that has ended: without this there would be no other.
+            with contextlib.suppress(Exception):
+                await events.stop()
+            events.task = None
+
+    async def _next(self, subscriber: Any) -> None:
+        """Return when something has happened to a container."""
+        while True:
+            event = await subscriber.get()
+            if event is None:
+                raise HostUnreachable(f"{self.name} has ended its stream of events")
+            if str(event.get("Action") or event.get("status") or "") in _CHANGES:
+                break
+        await asyncio.sleep(TOGETHER_SECONDS)  # what happens at once is looked at once
+
+    async def cancel(self, job: Job) -> None:
+        """As `Engine.cancel`: its keeper is killed with all its processes."""
+        from aiodocker.exceptions import DockerError
+
+        try:
+            async with self._asked(START_SECONDS) as docker:
+                await docker.containers.container(job.where).delete(force=True, v=True)
+        except DockerError as error:
+            if error.status not in GONE:
+                raise HostUnusable(f"A container could not be removed: {error.message}") from error
+
+    async def explain(self, job: Job) -> KeeperUnavailable:
+        """As `Engine.explain`."""
+        from aiodocker.exceptions import DockerError
+
+        try:
+            async with self._asked() as docker:
+                container = docker.containers.container(job.where)
+                found = await container.show()
+                lines = await container.log(stdout=True, stderr=True, tail=TAIL_LINES)
+        except DockerError as error:
+            if error.status in GONE:
+                return HostUnusable("The container was removed")
+            return HostUnusable(f"The container has ended, and is not told of: {error.message}")
+        return why_ended(found, "".join(lines).strip())
+
+    async def joined(self, keeper_id: str, generation: int) -> None:
+        """As `Engine.joined`: nothing is left of what its stdin was."""
+
+    async def close(self) -> None:
+        """As `Engine.close`."""
+        if self._opened is not None:
+            await self._opened.close()
+
+    # What they take
+
+    async def _list(self, *labels: str) -> list[Job]:
+        from aiodocker.exceptions import DockerError
+
+        wanted = [f"{SERVICE}={self._service}", *labels]
+        filters = msgspec.json.encode({"label": wanted}).decode()
+        try:
+            async with self._asked() as docker:
+                found = await docker.containers.list(all=True, filters=filters)
+        except DockerError as error:
+            text = f"{self.name} does not tell its containers: {error.message}"
+            raise HostUnusable(text) from error
+        told = [{name: each[name] for name in LISTED if name in each} for each in found]
+        jobs = [job_of(each) for each in told]
+        return sorted((job for job in jobs if job is not None), key=lambda job: job.generation)
+
+    async def _have_image(self, kernel_id: str, options: DockerOptions) -> None:
+        """Have the image where the engine is. Raises `HostUnusable`."""
+        from aiodocker.exceptions import DockerError
+
+        if options.pull != "always" and await self._has_image(options.image):
+            return
+        if options.pull == "never":
+            raise ImageUnusable(f"The image {options.image} is not there, and is not to be pulled")
+        pull = Pull(options.image)
+        self._on_words(kernel_id, pull.on_progress({}))
+        try:
+            async with self._asked(options.pull_timeout) as docker:
+                async for told in docker.images.pull(options.image, stream=True):
+                    self._on_words(kernel_id, pull.on_progress(told))
+        except DockerError as error:
+            text = f"The image {options.image} cannot be pulled: {error.message}"
+            raise ImageUnusable(text) from error
+
+    async def _has_image(self, image: str) -> bool:
+        from aiodocker.exceptions import DockerError
+
+        try:
+            async with self._asked() as docker:
+                await docker.images.inspect(image)
+        except DockerError as error:
+            if error.status == IMAGE_ABSENT:
+                return False
+            raise ImageUnusable(f"The image {image} cannot be used: {error.message}") from error
+        return True
+
+    async def _remove_quietly(self, container: Any) -> None:
+        if container is not None:
+            with contextlib.suppress(KeeperUnavailable):
+                await self.cancel(Job(container.id, "", 0, JobState.ENDED))

@@ -1,0 +1,166 @@
+"""What a kernelspec says about the container of its kernels, and the container made of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from jupyter_client.kernelspec import KernelSpec
+from msgspec import Meta
+
+from ....limit_options import LIMITS
+from ...errors import KernelStartFailed
+from .order import PROGRAM
+
+__all__ = ["PROVISIONER", "DockerOptions", "container_of", "docker_options"]
+
+PROVISIONER: Final = "kernelkeep-docker"
+"""The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
+
+Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+_Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}$")]
+_Socket = Annotated[str, Meta(pattern=r"^(unix:///|https?://)[^\x00\s]+$")]
+# As Docker has them (its "reference" package); above all, none begins with a hyphen.
+_Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*$")]
+_User = Annotated[str, Meta(pattern=r"^([\w][\w.-]*(:[\w][\w.-]*)?)?$")]
+_Size = str | int
+
+MEMORY_LEAST: Final = 64 * 2**20
+
+
+class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory of the engine's host, or a volume of the engine's, in the container."""
+
+    source: Text
+    target: Annotated[str, Meta(pattern=r"^/[^\x00]*$")]
+    type: Literal["bind", "volume"] = "bind"
+    read_only: bool = True
+
+
+class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of ``kernelkeep-docker`` (``metadata.kernel_provisioner.config``).
+
+    ``docker`` is where the engine's API is, and ``address`` where containers reach this server.
+    What is empty, the engine or the image says.
+    """
+
+    image: _Image
+    docker: _Socket = "unix:///var/run/docker.sock"
+    address: _Address = ""
+    python: Text = "python3"
+    directory: Text = "~"
+    pull: Literal["missing", "always", "never"] = "missing"
+    pull_timeout: Annotated[float, Meta(gt=0, le=86400)] = 900.0
+    user: _User = ""
+    network: Text | None = None
+    memory: _Size | None = None
+    cpus: Annotated[float, Meta(gt=0, le=65536)] | None = None
+    pids: Annotated[int, Meta(ge=16)] = 1024
+    gpus: Annotated[int, Meta(ge=1)] | Literal["all"] | None = None
+    shm_size: _Size | None = None
+    mounts: list[Mount] = []
+    tmpfs: dict[Annotated[str, Meta(pattern=r"^/[^\x00]*$")], str] = msgspec.field(
+        default_factory=lambda: {"/tmp": "exec,mode=1777"}
+    )
+    read_only: bool = True
+    capabilities: list[Annotated[str, Meta(pattern=r"^[A-Z_]+$")]] = []
+    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*$")], Text] = {}
+
+    @property
+    def engine(self) -> str:
+        """As `EngineOptions.engine`."""
+        return self.docker
+
+    @property
+    def patience(self) -> float:
+        """As `EngineOptions.patience`: an image may have to be pulled first."""
+        return self.pull_timeout + 60.0
+
+
+def docker_options(spec: KernelSpec) -> DockerOptions | None:
+    """The options of a kernelspec whose kernels are in containers; None for any other.
+
+    Raises `KernelStartFailed` for options that cannot be.
+    """
+    stanza = spec.metadata.get("kernel_provisioner") or {}
+    if stanza.get("provisioner_name") != PROVISIONER:
+        return None
+    try:
+        options = msgspec.convert(stanza.get("config", {}), DockerOptions)
+        for name in ("memory", "shm_size"):
+            if getattr(options, name) is not None:
+                _bytes(name, getattr(options, name))
+    except (msgspec.ValidationError, ValueError) as error:
+        text = f"The options of {PROVISIONER} in the kernelspec are wrong: {error}"
+        raise KernelStartFailed(text) from None
+    return options
+
+
+def _bytes(name: str, written: _Size) -> int:
+    """A size as the limits of owners write it. Raises `ValueError`."""
+    try:
+        return int(LIMITS["memory"](written))
+    except ValueError as error:
+        raise ValueError(f"{error} - at `$.{name}`") from None
+
+
+def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The container that the engine's API is asked for.
+
+    Its process has no capabilities but those of the options, gains none, and reads on stdin what it
+    is to be.
+    """
+    host: dict[str, Any] = {
+        "CapDrop": ["ALL"],
+        "CapAdd": [*options.capabilities],
+        "SecurityOpt": ["no-new-privileges"],
+        "ReadonlyRootfs": options.read_only,
+        "Tmpfs": dict(options.tmpfs),
+        "PidsLimit": options.pids,
+        "Mounts": [_mount(each) for each in options.mounts],
+        "RestartPolicy": {"Name": "no"},  # what follows its end, this service says
+    }
+    if options.network is not None:
+        host["NetworkMode"] = options.network
+    if options.memory is not None:
+        memory = _bytes("memory", options.memory)
+        host |= {"Memory": memory, "MemorySwap": memory}
+    if options.cpus is not None:
+        host["NanoCpus"] = round(options.cpus * 1e9)
+    if options.shm_size is not None:
+        host["ShmSize"] = _bytes("shm_size", options.shm_size)
+    if options.gpus is not None:
+        count = -1 if options.gpus == "all" else options.gpus
+        host["DeviceRequests"] = [{"Driver": "", "Count": count, "Capabilities": [["gpu"]]}]
+    return {
+        "Image": options.image,
+        "Entrypoint": [options.python],
+        "Cmd": ["-c", PROGRAM],
+        "Env": [f"{name}={value}" for name, value in _environment(options).items()],
+        "User": options.user,
+        "Labels": dict(labels),
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "Tty": False,
+        "StopTimeout": 30,
+        "HostConfig": host,
+    }
+
+
+def _environment(options: DockerOptions) -> dict[str, str]:
+    # A home that cannot be written breaks what kernels keep there.
+    home = next(iter(options.tmpfs), None) if options.read_only else None
+    return {**({} if home is None else {"HOME": home}), **options.env}
+
+
+def _mount(mount: Mount) -> dict[str, Any]:
+    return {
+        "Type": mount.type,
+        "Source": mount.source,
+        "Target": mount.target,
+        "ReadOnly": mount.read_only,
+    }

@@ -1,0 +1,150 @@
+"""What an engine is: it runs jobs, and in each job the keeper of one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, Protocol
+
+from ....keeper.limits import ProcessLimits
+from ...errors import KeeperUnavailable
+
+__all__ = ["Engine", "EngineOptions", "Job", "JobState", "Order", "Strangers"]
+
+
+class JobState(StrEnum):
+    """What a job does."""
+
+    WAITING = "waiting"
+    """It has not begun to run."""
+    RUNNING = "running"
+    """It runs, as far as the engine knows."""
+    ENDED = "ended"
+    """It has ended, and never runs again."""
+
+
+class Job(NamedTuple):
+    """A job, as its engine has it. Its labels say of which keeper it is the how manieth."""
+
+    where: str
+    """The engine's own name for it."""
+    keeper_id: str
+    generation: int
+    state: JobState
+    words: str = ""
+    """What the engine says of it: why it waits, or when it will be ended."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a process of this job may run, now or later."""
+        return self.state is not JobState.ENDED
+
+
+class Order(NamedTuple):
+    """What is to be submitted: the keeper of this kernel, for the how manieth time."""
+
+    kernel_id: str
+    keeper_id: str
+    owner: str
+    generation: int
+    options: Any
+    """The engine's, as `EngineOptions` has them."""
+    stdin: bytes
+    """What the job's process reads from its stdin, as nobody else may see it."""
+    limits: ProcessLimits
+    """What all kernels of the owner may take together: one job has no use for more."""
+
+
+class EngineOptions(Protocol):
+    """The options of an engine in a kernelspec, as they were checked."""
+
+    @property
+    def directory(self) -> str:
+        """Where kernels work, as the job sees it."""
+
+    @property
+    def address(self) -> str:
+        """Where jobs reach this server, as ``host:port``; empty for what the server says."""
+
+    @property
+    def engine(self) -> str:
+        """Which engine it is: options of equal ones share a connection to it."""
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds a keeper may be waited for, from the start of its job."""
+
+
+class Engine(Protocol):
+    """One engine that runs jobs of this service.
+
+    Whatever asks raises `HostUnreachable` if the engine does not answer, and has a bound. That an
+    engine does not answer says nothing about its jobs.
+    """
+
+    name: str
+    """The engine, for people."""
+
+    absent_is_ended: bool
+    """Whether nothing of a job runs any more that the engine does not know, and has known."""
+
+    async def submit(self, order: Order) -> None:
+        """Have a job run. Raises `HostUnusable` for one that cannot be, and leaves nothing then."""
+
+    async def find(self, keeper_id: str) -> list[Job]:
+        """The jobs of one keeper, by their labels; the newest comes last."""
+
+    def watch(self) -> AsyncGenerator[Sequence[Job], None]:
+        """All jobs of this service: at first, whenever one has changed, and once in a while.
+
+        One stream for all kernels. It raises when the engine goes away.
+        """
+
+    async def cancel(self, job: Job) -> None:
+        """End a job, and remove what is left of it; returns when it is gone. One that is gone
+        already is no error.
+        """
+
+    async def explain(self, job: Job) -> KeeperUnavailable:
+        """Why a job has ended, in the engine's words, as the error of a start that fails by it."""
+
+    async def joined(self, keeper_id: str, generation: int) -> None:
+        """The keeper in this job has joined: what served that alone can go. Raises nothing."""
+
+    async def close(self) -> None:
+        """Close what is open."""
+
+
+UNKNOWN_SECONDS: Final = 1800.0
+"""How long a job of a kernel that this server does not know is left alone: it may be adopting
+kernels for as long."""
+
+
+class Strangers:
+    """Which jobs are of no kernel that is known, and since when that was seen.
+
+    A kernel may be about to be adopted, or its keeper about to end by itself.
+    """
+
+    def __init__(self, seconds: float = UNKNOWN_SECONDS) -> None:
+        self._seconds = seconds
+        self._since: dict[str, float] = {}
+
+    def see(self, jobs: Sequence[Job], known: dict[str, int], now: float) -> list[Job]:
+        """The jobs that are to be ended now, of all that there are.
+
+        ``known`` has the newest generation of each keeper's jobs. Jobs of earlier ones are
+        strangers, too. A stranger that has ended goes at once.
+        """
+        strangers = {
+            job.where: job
+            for job in jobs
+            if job.keeper_id not in known or job.generation < known[job.keeper_id]
+        }
+        since = self._since
+        self._since = {where: since.get(where, now) for where in strangers}
+        return [
+            job
+            for where, job in strangers.items()
+            if not job.is_alive or now - self._since[where] >= self._seconds
+        ]

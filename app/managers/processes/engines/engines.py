@@ -1,0 +1,364 @@
+"""The jobs of this service's kernels, by the engines that have them.
+
+A kernel with an engine has one job at a time, and in it a keeper of its own. The job is found again
+by its labels, under this server and the next. Another one, a new *generation*, is submitted only
+when a launch needs a keeper and the engine says that no earlier job is there or can come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from jupyter_client.kernelspec import KernelSpec
+
+from ....keeper.limits import NO_LIMITS, ProcessLimits
+from ...errors import KeeperUnavailable
+from ..hosts.errors import HostUnreachable, HostUnusable
+from ..hosts.joining import Joining
+from ..hosts.place import service_id
+from ..keeper.keepers import Keepers
+from .engine import Engine, Job, Order, Strangers
+from .kinds import KINDS, Chosen, chosen
+from .order import stdin_of
+from .place import EnginePlace
+from .work import Work
+
+__all__ = ["Engines"]
+
+logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 5.0
+"""When an engine that has gone away is looked for again."""
+
+WORDS_SECONDS: Final = 3.0
+"""How long an engine may take to say what is with a job whose kernel has ended."""
+
+LEAVE_SECONDS: Final = 10.0
+"""How long the keeper of a kernel that is gone may take to end by itself."""
+
+
+class Engines:
+    """The engines of one server. Make it in a running event loop, and `close` it there."""
+
+    def __init__(self, joining: Joining, keepers: Keepers, state_dir: Path) -> None:
+        self._joining = joining
+        self._keepers = keepers
+        self._state_dir = state_dir
+        self._works: dict[str, Work] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
+        self._strangers: dict[tuple[str, str], Strangers] = {}
+        self._parting: set[Work] = set()
+        self._ending: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Kernels
+
+    def assign(
+        self,
+        kernel_id: str,
+        spec: KernelSpec,
+        left: Mapping[str, Any],
+        *,
+        owner: str,
+        on_words: Callable[[str], None],
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> bool:
+        """Have a kernel in a job of the engine that its kernelspec names; False if it names none.
+
+        ``left`` is as in `chosen`. ``on_words`` is told what the engine says while there is no
+        keeper yet, or of the end that is to come. Raises `KernelStartFailed`.
+        """
+        found = chosen(spec, left)
+        if found is None:
+            return False
+        work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words, limits)
+        place = EnginePlace(self._joining, work, self._submit, self._part_with)
+        self._keepers.assign(kernel_id, f"job {work.keeper_id}", lambda: place)
+        return True
+
+    def noted(self, kernel_id: str) -> dict[str, Any]:
+        """What the next server needs to know of a kernel's job."""
+        return self._works[kernel_id].noted
+
+    def directory(self, kernel_id: str) -> str:
+        """Where a kernel works, as its job sees it."""
+        return self._works[kernel_id].chosen.options.directory
+
+    def has(self, kernel_id: str) -> bool:
+        """Whether a kernel has an engine."""
+        return kernel_id in self._works
+
+    async def prepare(self, kernel_id: str) -> None:
+        """Return when there is a keeper for a launch: at once, if its job runs already.
+
+        It may take long, as the engine does. Raises `KeeperUnavailable`.
+        """
+        work = self._works.get(kernel_id)
+        if work is None:
+            return
+        work.is_wanted, work.was_tried = True, False
+        try:
+            try:
+                await self._keepers.connect(kernel_id)
+            except KeeperUnavailable:
+                # The connection was being made for nobody, who may have no job submitted.
+                if work.was_tried:
+                    raise
+                await self._keepers.connect(kernel_id)
+            work.tell("")
+            await self._on_joined(work)
+        finally:
+            work.is_wanted = False
+
+    async def _on_joined(self, work: Work) -> None:
+        """The keeper in a kernel's job is connected."""
+        if not work.has_joined:
+            work.has_joined = True
+            engine = await self._engine(work.chosen)
+            joined = engine.joined(work.keeper_id, work.generation)
+            self._begin(joined, f"joined {work.keeper_id}")
+
+    async def words(self, kernel_id: str) -> str:
+        """What the engine says of the job of a process that has ended; empty for nothing.
+
+        A job that is about to be ended, as its node is needed, ends its kernel in good order.
+        """
+        work = self._works.get(kernel_id)
+        if work is None:
+            return ""
+        if work.over is not None:
+            return work.over.message
+        with contextlib.suppress(KeeperUnavailable, TimeoutError):
+            async with asyncio.timeout(WORDS_SECONDS):
+                engine = await self._engine(work.chosen)
+                jobs = await engine.find(work.keeper_id)
+                if jobs and jobs[-1].generation == work.generation:
+                    job = jobs[-1]
+                    words = job.words if job.is_alive else (await engine.explain(job)).message
+                    work.tell(words)
+        return work.words
+
+    def why_ended(self, kernel_id: str) -> str:
+        """Why the job of a kernel has ended, if it has."""
+        work = self._works.get(kernel_id)
+        return work.over.message if work is not None and work.over is not None else ""
+
+    async def end(self, kernel_id: str) -> bool:
+        """End the job of a kernel whose keeper is out of reach; whether it had one.
+
+        When this returns, the engine has said that nothing of it runs any more. Raises
+        `KeeperUnavailable`.
+        """
+        work = self._works.get(kernel_id)
+        if work is None:
+            return False
+        work.give_up()
+        async with work.lock:
+            engine = await self._engine(work.chosen)
+            for job in await engine.find(work.keeper_id):
+                await engine.cancel(job)
+            self._over(work, HostUnusable("The job was ended while its keeper was out of reach"))
+        return True
+
+    # Jobs
+
+    async def _submit(self, work: Work) -> None:
+        """See to it that a job of this kernel is there, or is not to be. Raises `HostUnusable`."""
+        async with work.lock:
+            engine = await self._engine(work.chosen)
+            may_be = work.over is None or work.is_wanted
+            if may_be and await self._is_there(work, engine):
+                return
+            if not work.is_wanted:
+                raise work.over or HostUnreachable(f"{work.name} has no job")
+            await self._submit_anew(work, engine)
+
+    async def _is_there(self, work: Work, engine: Engine) -> bool:
+        """Whether a job of a kernel is alive; what is left of others is removed."""
+        jobs = await engine.find(work.keeper_id)
+        alive = [job for job in jobs if job.is_alive]
+        if alive and alive[-1].generation >= work.generation:
+            work.on_job(alive[-1])
+            return True
+        if work.is_out and self._may_live(work, engine, jobs):
+            return True
+        if work.is_out:
+            await self._ended(work, engine, jobs[-1] if jobs else None)
+        for job in jobs:
+            await engine.cancel(job)
+        return False
+
+    def _may_live(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> bool:
+        """Whether the process of a kernel may live that has no job any more, as its engine says.
+
+        A keeper that is connected knows better. If none is, and the engine has not said how the
+        job ended, only somebody who asks for its end decides. A launch is wanted when the process
+        before it has ended: a keeper that lives on elsewhere has nothing then.
+        """
+        if work.is_wanted or not work.has_joined:
+            return False
+        if jobs or engine.absent_is_ended:
+            return self._keepers.is_connected(work.kernel_id)
+        work.tell(f"{engine.name} has lost the job, and does not say that its process has ended")
+        return True
+
+    async def _submit_anew(self, work: Work, engine: Engine) -> None:
+        options, work.was_tried = work.chosen.options, True
+        addresses = [options.address] if options.address else []
+        invitation = await self._joining.invite(
+            work.keeper_id, seconds=options.patience, addresses=addresses
+        )
+        work.generation, work.over = invitation.generation, None
+        work.has_joined = False
+        try:
+            stdin = await asyncio.to_thread(stdin_of, invitation.document)
+            order = Order(
+                *(work.kernel_id, work.keeper_id, work.owner, invitation.generation),
+                options=options,
+                stdin=stdin,
+                limits=work.limits,
+            )
+            await work.submit(engine.submit(order))
+        except OSError as error:
+            raise HostUnusable(f"The keeper cannot be read: {error}") from error
+        except KeeperUnavailable as error:
+            self._joining.fail(work.keeper_id, error)
+            raise
+        work.is_out, work.is_wanted = True, False
+        logger.info("kernel %s: job %d of %s", work.kernel_id, work.generation, engine.name)
+
+    async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
+        """The job of a kernel has ended: the engine says why, and what it has left is removed."""
+        if job is None:
+            self._over(work, HostUnusable(f"The job is gone: {engine.name} does not know it"))
+            return
+        why = await engine.explain(job)
+        self._over(work, why)
+        with contextlib.suppress(KeeperUnavailable):
+            await engine.cancel(job)
+
+    def _over(self, work: Work, why: KeeperUnavailable) -> None:
+        # In this order: whoever waits for the keeper fails before the kernel is launched anew.
+        logger.warning("kernel %s: %s", work.kernel_id, why.message, extra=work.who)
+        work.is_out, work.over = False, why
+        self._joining.fail(work.keeper_id, why)
+        self._keepers.declare_ended(work.kernel_id, why.message)
+
+    # Engines
+
+    async def _engine(self, found: Chosen) -> Engine:
+        """An engine, which is watched from now on."""
+        key = found.key
+        if key not in self._engines:
+            service = await asyncio.to_thread(service_id, self._state_dir)
+            if key not in self._engines:  # another may have been faster
+                kind = KINDS[found.kind]
+                self._engines[key] = kind.engine(found.options.engine, service, self._on_words)
+                self._strangers[key] = Strangers()
+                self._begin(self._watch(key), f"watch {found.kind}")
+        return self._engines[key]
+
+    def _begin(self, work: Any, name: str) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _on_words(self, kernel_id: str, words: str) -> None:
+        if (work := self._works.get(kernel_id)) is not None:
+            work.tell(words)
+
+    async def _watch(self, key: tuple[str, str]) -> None:
+        """See what happens to the jobs of an engine, as long as this server runs."""
+        engine, trouble = self._engines[key], ""
+        while True:
+            try:
+                async with contextlib.aclosing(engine.watch()) as watch:
+                    async for jobs in watch:
+                        trouble = ""
+                        await self._see(key, engine, jobs)
+            except KeeperUnavailable as error:
+                if error.message != trouble:
+                    logger.error("jobs are not seen: %s", error.message)
+                trouble = error.message
+            except Exception:
+                logger.exception("jobs of %s are not seen", engine.name)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _see(self, key: tuple[str, str], engine: Engine, jobs: Sequence[Job]) -> None:
+        now = asyncio.get_running_loop().time()
+        works = [each for each in self._works.values() if each.chosen.key == key]
+        for work in works:
+            await self._see_one(work, engine, [j for j in jobs if j.keeper_id == work.keeper_id])
+        known = {each.keeper_id: each.generation for each in works}
+        for job in self._strangers[key].see(jobs, known, now):
+            if job.where in self._ending:
+                continue
+            if job.is_alive:
+                text = "job %s of %s is of no kernel of this server (%s), and is ended"
+                logger.warning(text, job.where, engine.name, job.keeper_id)
+            # This may take as long as a process to end: what happens to others is seen meanwhile.
+            self._ending.add(job.where)
+            self._begin(self._end_stranger(engine, job), f"end {job.where}")
+
+    async def _end_stranger(self, engine: Engine, job: Job) -> None:
+        try:
+            await engine.cancel(job)
+        except KeeperUnavailable as error:  # the next look at all jobs finds it
+            logger.error("job %s stays: %s", job.where, error.message)
+        finally:
+            self._ending.discard(job.where)
+
+    async def _see_one(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
+        if work.lock.locked():  # a job is being submitted, or looked at
+            return
+        own = [job for job in jobs if job.generation >= work.generation]
+        if own and own[-1].is_alive:
+            work.on_job(own[-1])
+            return
+        if not work.is_out:
+            return
+        async with work.lock:
+            # The list is older than this moment: a job may have been submitted since.
+            if self._works.get(work.kernel_id) is work:
+                await self._is_there(work, engine)
+
+    # Kernels that are gone
+
+    def _part_with(self, work: Work) -> None:
+        """A kernel is gone: its keeper ends by itself, or its job is ended a little later."""
+        if self._works.get(work.kernel_id) is work:
+            del self._works[work.kernel_id]
+        if work.is_out:
+            self._parting.add(work)
+            self._begin(self._end_late(work), f"end {work.name}")
+
+    async def _end_late(self, work: Work) -> None:
+        await asyncio.sleep(LEAVE_SECONDS)
+        await self._end_quietly(work)
+
+    async def _end_quietly(self, work: Work) -> None:
+        try:
+            engine = await self._engine(work.chosen)
+            for job in await engine.find(work.keeper_id):
+                await engine.cancel(job)
+        except KeeperUnavailable as error:  # the next look at all jobs finds it
+            logger.error("kernel %s: its job stays: %s", work.kernel_id, error.message)
+        self._parting.discard(work)
+
+    async def close(self) -> None:
+        """See nothing any more. The jobs go on; those of kernels that are gone are ended."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await asyncio.gather(*map(self._end_quietly, [*self._parting]))
+        for engine in self._engines.values():
+            await engine.close()

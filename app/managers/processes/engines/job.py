@@ -1,0 +1,99 @@
+"""Runs in a job, by its own Python: becomes the keeper that came on stdin.
+
+The text of this file comes on the interpreter's stdin, so it imports nothing but the standard
+library. One line of JSON follows, the order, and then the bytes of the keeper's zip. What is wrong
+is told on stderr, in a line that begins with `MARK`.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from typing import BinaryIO
+
+MARK = "kernelkeep: "
+
+OLDEST = (3, 9)
+
+PIPE_BYTES = 2**14
+"""What is written to a pipe that nobody reads yet: any pipe has room for it."""
+
+RUN = (
+    "import runpy, sys; "
+    "sys.path.insert(0, sys.argv.pop(1)); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+class Failed(Exception):
+    """The keeper cannot run here: a code for the server, and a text for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def main(read: BinaryIO) -> None:
+    """Become the keeper that comes behind the order. Returns only if that fails."""
+    try:
+        check_python()
+        line = read.readline()
+        if not line:
+            raise Failed("host_unreachable", "the connection ended before the order was there")
+        order = json.loads(line)
+        become(order["module"], bring(read, order["size"]), order["document"].encode())
+    except Failed as error:
+        tell(error.code, str(error))
+    except OSError as error:
+        tell("host_unusable", str(error))
+
+
+def check_python() -> None:
+    """Raise `Failed` if this interpreter cannot run a keeper."""
+    if sys.version_info < OLDEST:
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise Failed(
+            "host_without_python", f"{sys.executable} is Python {version}; it takes 3.9 or newer"
+        )
+    missing = []
+    for module, package in (("zmq", "pyzmq"), ("msgspec", "msgspec")):
+        try:
+            __import__(module)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        names = " ".join(missing)
+        raise Failed("host_without_python", f"{sys.executable} lacks {names}: pip install {names}")
+
+
+def bring(read: BinaryIO, size: int) -> str:
+    """The path of the zip, which was read: in a directory of its own, where others cannot write."""
+    data = read.read(size)
+    if len(data) != size:
+        raise Failed("host_unreachable", "the connection ended before the keeper was there")
+    path = os.path.join(tempfile.mkdtemp(prefix="kernelkeep-"), "keeper.zip")
+    with open(path, "wb") as file:
+        file.write(data)
+    return path
+
+
+def become(module: str, bundle: str, document: bytes) -> None:
+    """Execute the keeper in place of this program. The join document is on its stdin."""
+    if len(document) > PIPE_BYTES:
+        raise Failed("host_unusable", "the join document is too long")
+    reading, writing = os.pipe()
+    os.write(writing, document)
+    os.close(writing)
+    os.dup2(reading, 0)
+    os.close(reading)
+    os.execv(sys.executable, [sys.executable, "-c", RUN, bundle, module, "--join", "-"])
+
+
+def tell(code: str, text: str) -> None:
+    """Say what is wrong, and end."""
+    sys.stderr.write(MARK + json.dumps({"failed": code, "text": text}) + "\n")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.stdin.buffer)

@@ -1,0 +1,122 @@
+"""What a kernelspec says about the pods of its kernels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from jupyter_client.kernelspec import KernelSpec
+from msgspec import Meta
+
+from ...errors import KernelStartFailed
+from .quantities import InvalidQuantity, quantity
+
+__all__ = ["PROVISIONER", "Claim", "Cluster", "KubernetesOptions", "kubernetes_options"]
+
+PROVISIONER: Final = "kernelkeep-kubernetes"
+"""The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
+
+_Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+_Path = Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")]
+_Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}$")]
+_Label = Annotated[str, Meta(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+_Name = Annotated[str, Meta(max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+_Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*$")]
+_Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*$")]
+_Resource = Annotated[str, Meta(max_length=317, pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*$")]
+_Quantities = dict[_Resource, str | int | float]
+_Id = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """One namespace of a cluster, and who this service is there."""
+
+    kubeconfig: str
+    context: str
+    namespace: str
+
+    @property
+    def name(self) -> str:
+        """The cluster, for people."""
+        where = f"{self.context}, " if self.context else ""
+        return f"Kubernetes ({where}namespace {self.namespace})"
+
+
+class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A PersistentVolumeClaim of the namespace, in the kernel's container.
+
+    The ``claim`` may have placeholders, as a template has.
+    """
+
+    claim: _Text
+    target: Annotated[str, Meta(pattern=r"^/[^\x00:]*$")]
+    read_only: bool = False
+
+
+class KubernetesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of ``kernelkeep-kubernetes`` (``metadata.kernel_provisioner.config``).
+
+    ``template`` is a file on the server's machine, with a pod's manifest in YAML or JSON. What the
+    other options say comes before what that says. Without a ``kubeconfig`` the credentials are
+    those that kubectl would find, or else of the pod's service account.
+    """
+
+    image: _Image
+    namespace: _Label
+    kubeconfig: _Path = ""
+    context: Annotated[str, Meta(max_length=512)] = ""
+    address: _Address = ""
+    python: _Text = "python3"
+    directory: _Text = "~"
+    template: _Path = ""
+    container: Annotated[str, Meta(max_length=63)] = ""
+    pending_timeout: Annotated[float, Meta(gt=0, le=7 * 86400)] = 600.0
+    grace: Annotated[int, Meta(ge=1, le=3600)] = 30
+    pull: Literal["missing", "always", "never"] | None = None
+    pull_secrets: list[_Name] = []
+    requests: _Quantities = {}
+    limits: _Quantities = {}
+    gpus: Annotated[int, Meta(ge=1)] | None = None
+    gpu_resource: _Resource = "nvidia.com/gpu"
+    volumes: list[Claim] = []
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, Any]] = []
+    priority_class: _Name | None = None
+    service_account: _Name | None = None
+    user: _Id | None = None
+    group: _Id | None = None
+    env: dict[_Variable, Annotated[str, Meta(pattern=r"^[^\x00]*$")]] = {}
+
+    @property
+    def cluster(self) -> Cluster:
+        """Where the pods are."""
+        return Cluster(self.kubeconfig, self.context, self.namespace)
+
+    @property
+    def engine(self) -> str:
+        """As `EngineOptions.engine`."""
+        return msgspec.json.encode(self.cluster).decode()
+
+    @property
+    def patience(self) -> float:
+        """As `EngineOptions.patience`: the engine gives up first, as it can say why."""
+        return self.pending_timeout + 60.0
+
+
+def kubernetes_options(spec: KernelSpec) -> KubernetesOptions | None:
+    """The options of a kernelspec whose kernels are in pods; None for any other.
+
+    Raises `KernelStartFailed` for options that cannot be.
+    """
+    stanza = spec.metadata.get("kernel_provisioner") or {}
+    if stanza.get("provisioner_name") != PROVISIONER:
+        return None
+    try:
+        options = msgspec.convert(stanza.get("config", {}), KubernetesOptions)
+        for table in (options.requests, options.limits):
+            for written in table.values():
+                quantity(written)
+    except (msgspec.ValidationError, InvalidQuantity) as error:
+        text = f"The options of {PROVISIONER} in the kernelspec are wrong: {error}"
+        raise KernelStartFailed(text) from None
+    return options

@@ -1,0 +1,165 @@
+"""The pods of one service, as the API server tells them: a list, and a stream of what changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from ..hosts.errors import HostLoginRefused, HostUnreachable
+from .kubernetes_api import KubernetesApi
+from .kubernetes_words import Answer, text_of
+
+__all__ = ["PodWatch", "listed"]
+
+STREAM_SECONDS: Final = 240
+"""How long one stream lasts, as the API server is asked."""
+
+LATE_SECONDS: Final = 30.0
+"""How much later a stream is given up that has not ended then: its connection is dead."""
+
+TOO_OLD: Final = 410
+
+
+class _TooOld(Exception):
+    """The API server does not know any more what has changed since then."""
+
+
+class PodWatch:
+    """The pods with a label, by their names. ``on_gone`` is given what was known last of one."""
+
+    def __init__(
+        self, api: KubernetesApi, label: str, on_gone: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._api = api
+        self._label = label
+        self._on_gone = on_gone
+        self._version = ""
+        self._changed = asyncio.Event()
+        self._went = asyncio.Event()
+        self.pods: dict[str, Mapping[str, Any]] = {}
+
+    async def changes(self, seconds: float) -> AsyncGenerator[None, None]:
+        """Say when `pods` have changed, and after so many seconds without that.
+
+        Raises `HostUnreachable` when the API server is away.
+        """
+        while True:
+            await self._list()
+            following = asyncio.get_running_loop().create_task(self._follow(), name="watch pods")
+            try:
+                while not following.done():
+                    self._changed.clear()
+                    yield
+                    changed = asyncio.ensure_future(self._changed.wait())
+                    await asyncio.wait(
+                        {following, changed}, timeout=seconds, return_when="FIRST_COMPLETED"
+                    )
+                    changed.cancel()
+                with contextlib.suppress(_TooOld):
+                    await following
+            finally:
+                following.cancel()
+                await asyncio.wait({following})
+
+    async def until_told(self, names: Collection[str], seconds: float) -> None:
+        """Return when this has told of the end of these pods, or not within so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self.pods.keys().isdisjoint(names):
+                    await self._went.wait()
+
+    async def _list(self) -> None:
+        """Have all pods of now."""
+        answer = await self._api.ask("GET", "pods", params={"labelSelector": self._label})
+        pods, self._version = listed(answer, self._api.name)
+        before, self.pods = self.pods, pods
+        for name, pod in before.items():
+            if name not in self.pods:
+                self._on_gone(pod)
+
+    async def _follow(self) -> None:
+        """Take in what changes, in one stream after another. Raises `_TooOld`, `HostUnreachable`.
+
+        A stream that breaks is resumed where it was, unless two have told nothing.
+        """
+        broken = 0
+        while True:
+            before = self._version
+            try:
+                async with asyncio.timeout(STREAM_SECONDS + LATE_SECONDS):
+                    await self._stream()
+                broken = 0
+            except TimeoutError:
+                continue
+            except HostUnreachable:
+                broken = broken + 1 if self._version == before else 0
+                if broken > 1:
+                    raise
+
+    async def _stream(self) -> None:
+        params = {
+            "labelSelector": self._label,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(STREAM_SECONDS),
+        }
+        async with contextlib.aclosing(self._api.lines("pods", params)) as lines:
+            async for line in lines:
+                if line:
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = msgspec.json.decode(line)
+            kind, found = event.get("type"), event.get("object", event)
+            if kind in (None, "ERROR"):
+                self._on_error(found)
+            metadata = found["metadata"]
+            self._version = str(metadata["resourceVersion"])
+        except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
+            name = self._api.name
+            raise HostUnreachable(f"{name} streams what is no change of a pod") from None
+        if kind == "BOOKMARK" or (pod := name_in(found)) is None:
+            return
+        if kind == "DELETED":
+            self.pods.pop(pod, None)
+            self._on_gone(found)
+            self._went.set()
+            self._went = asyncio.Event()
+        else:
+            self.pods[pod] = found
+        self._changed.set()
+
+    def _on_error(self, status: Mapping[str, Any]) -> None:
+        """The API server refuses the stream, or ends it. Raises."""
+        if status.get("code") == TOO_OLD:
+            raise _TooOld
+        message = text_of(status.get("message"))
+        raise HostUnreachable(f"{self._api.name} does not tell what changes: {message}")
+
+
+def listed(answer: Answer, name: str) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """The pods of a list by their names, and its version. Raises `HostUnusable`.
+
+    That a pod is not in a list means much: what is no list must not be taken for an empty one.
+    """
+    if answer.status >= 400:
+        raise HostLoginRefused(f"{name} does not tell its pods: {answer.message}")
+    items, metadata = answer.body.get("items"), answer.body.get("metadata")
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    if not isinstance(version, str) or not isinstance(items, list):
+        raise HostUnreachable(f"{name} answers what is no list of pods")
+    found = {name_in(pod): pod for pod in items}
+    return {key: pod for key, pod in found.items() if key is not None}, version
+
+
+def name_in(pod: object) -> str | None:
+    """The name of a pod; None for what is no pod."""
+    metadata = pod.get("metadata") if isinstance(pod, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else None

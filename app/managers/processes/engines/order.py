@@ -1,0 +1,31 @@
+"""What a job's process is given on its stdin: its program, the keeper, and the join document.
+
+Nothing of it is ever in a command, a variable, a label or a file of the engine's. The command of
+each job is an interpreter with a constant program, which reads the rest from its stdin.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from ..hosts.bundle import MODULE, bundle
+from . import job
+
+__all__ = ["PROGRAM", "stdin_of"]
+
+PROGRAM: Final = (
+    "import sys; read = sys.stdin.buffer; "
+    "exec(compile(read.read(int(read.readline() or 0)), 'kernelkeep', 'exec'), "
+    "{'__name__': '__main__'})"
+)
+
+
+def stdin_of(document: bytes) -> bytes:
+    """All that a job reads, with this join document. Raises `OSError`."""
+    program = Path(job.__file__).read_bytes()
+    brought = bundle()
+    order = {"module": MODULE, "size": len(brought.data), "document": document.decode()}
+    head = b"%d\n%s%s\n" % (len(program), program, json.dumps(order).encode())
+    return head + brought.data

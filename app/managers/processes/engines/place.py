@@ -1,0 +1,34 @@
+"""Where the keeper of a kernel with an engine is: in the kernel's job."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from ..hosts.joined_place import JoinedPlace
+from ..hosts.joining import Joining
+from .work import Work
+
+__all__ = ["EnginePlace"]
+
+
+class EnginePlace(JoinedPlace):
+    """The place of one kernel's keeper. ``submit`` has its job run, and ``end`` sees to its end."""
+
+    is_kernels_own = True
+
+    def __init__(
+        self,
+        joining: Joining,
+        work: Work,
+        submit: Callable[[Work], Awaitable[None]],
+        end: Callable[[Work], None],
+    ) -> None:
+        super().__init__(joining, work.keeper_id, work.name, partial(submit, work))
+        self.patience = work.chosen.options.patience
+        self._end = partial(end, work)
+
+    async def retire(self) -> None:
+        """As `RemotePlace.retire`: the kernel is gone, and its job is to end."""
+        await super().retire()
+        self._end()

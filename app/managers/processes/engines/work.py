@@ -1,0 +1,105 @@
+"""What a server knows of the job of one kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from ....keeper.limits import NO_LIMITS, ProcessLimits
+from ...errors import KeeperUnavailable
+from ..hosts.errors import HostUnusable
+from .engine import Job
+from .kinds import Chosen
+
+__all__ = ["Work"]
+
+
+class Work:
+    """The job of one kernel, in all its generations.
+
+    ``left`` is what an earlier server has noted of it (`noted`), if one has. ``on_words`` is told
+    what the engine says.
+    """
+
+    def __init__(
+        self,
+        kernel_id: str,
+        owner: str,
+        chosen: Chosen,
+        left: Mapping[str, Any],
+        on_words: Callable[[str], None],
+        limits: ProcessLimits = NO_LIMITS,
+    ) -> None:
+        self.kernel_id = kernel_id
+        self.owner = owner
+        self.limits = limits
+        self.chosen = chosen
+        # Not the kernel's id alone: another kernel may have the same id, once this one is gone.
+        self.keeper_id = str(left.get("keeper_id") or f"{kernel_id}.{secrets.token_hex(4)}")
+        self.generation = int(left.get("job", 0))
+        """Of the newest job; 0 before the first."""
+        self.is_out = bool(left)
+        """Whether a job was submitted, or may have been, whose end was not seen yet."""
+        self.has_joined = bool(left)
+        """Whether the keeper in the newest job has dialled in, and may have launched a process."""
+        self.is_wanted = False
+        """Whether a launch waits for a keeper, so that a job may be submitted."""
+        self.was_tried = False
+        """Whether a job was submitted, or could not be, since one is wanted."""
+        self.over: KeeperUnavailable | None = None
+        """Why the newest job has ended, if it has."""
+        self.submission: asyncio.Task[None] | None = None
+        """While a job is being submitted, which may take long."""
+        self.lock = asyncio.Lock()
+        self._on_words = on_words
+        self.words = ""
+        """What the engine says of it now."""
+
+    @property
+    def name(self) -> str:
+        """The job, for people."""
+        return f"the job of kernel {self.kernel_id}"
+
+    @property
+    def who(self) -> dict[str, str]:
+        """What a line of the server's log says of whom it is about."""
+        return {"kernel_id": self.kernel_id}
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """The same for the next server."""
+        return {**self.chosen.as_json, "job": self.generation, "keeper_id": self.keeper_id}
+
+    async def submit(self, submission: Coroutine[Any, Any, None]) -> None:
+        """Submit a job. Raises what the engine does, and `HostUnusable` after a `give_up`."""
+        task = self.submission = asyncio.get_running_loop().create_task(submission, name="submit")
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        finally:
+            self.submission = None
+        if task.cancelled():
+            raise HostUnusable("The job was given up before it was there")
+        task.result()
+
+    def give_up(self) -> None:
+        """Submit no job, if one is being submitted."""
+        if self.submission is not None:
+            self.submission.cancel()
+
+    def on_job(self, job: Job) -> None:
+        """The engine has a job of this kernel that is alive."""
+        self.generation = max(self.generation, job.generation)
+        self.is_out = True
+        self.tell(job.words)
+
+    def tell(self, words: str) -> None:
+        """Tell what the engine says, if that has changed."""
+        if words != self.words:
+            self.words = words
+            self._on_words(words)

@@ -1,0 +1,40 @@
+"""Jobs that nobody knows: which are ended, and when."""
+
+from __future__ import annotations
+
+from app.managers.processes.engines.engine import Job, JobState, Strangers
+
+
+def job(keeper: str, generation: int = 1, *, alive: bool = True) -> Job:
+    state = JobState.RUNNING if alive else JobState.ENDED
+    return Job(f"{keeper}{generation}", keeper, generation, state)
+
+
+def test_a_stranger_is_left_alone_for_a_while() -> None:
+    strangers = Strangers(10)
+    jobs = [job("a"), job("b")]
+    assert strangers.see(jobs, {"a": 1}, 0) == []
+    assert strangers.see(jobs, {"a": 1}, 9) == []
+    assert strangers.see(jobs, {"a": 1}, 10) == [job("b")]
+
+
+def test_one_that_is_known_meanwhile_is_none() -> None:
+    strangers = Strangers(10)
+    strangers.see([job("a")], {}, 0)
+    strangers.see([job("a")], {"a": 1}, 5)
+    assert strangers.see([job("a")], {}, 12) == []
+    assert strangers.see([job("a")], {}, 22) == [job("a")]
+
+
+def test_what_has_ended_goes_at_once() -> None:
+    ended = job("a", alive=False)
+    assert Strangers(10).see([ended], {}, 0) == [ended]
+    # That of a known kernel says how it ended.
+    assert Strangers(10).see([ended], {"a": 1}, 0) == []
+
+
+def test_an_earlier_job_of_a_kernel_is_a_stranger() -> None:
+    strangers = Strangers(10)
+    jobs = [job("a", 1), job("a", 2), job("a", 3)]
+    assert strangers.see(jobs, {"a": 2}, 0) == []
+    assert strangers.see(jobs, {"a": 2}, 10) == [job("a", 1)]
