@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from .audit_cli import audit_command
 
         audit_command(arguments[1:])
+    if arguments[:1] == ["migrate"]:
+        from .migrate_cli import migrate_command
+
+        migrate_command(arguments[1:])
     if twice := _given_twice(arguments):
         refuse(f"{twice}: given twice")
     try:

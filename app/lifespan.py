@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from fastapi import FastAPI
 
 from .api.authorization import Authorizer
+from .api.forwarding import named_kernel, named_session
 from .api.idempotency import IdempotencyKeys
 from .api.identity import Users
 from .api.prometheus import Metrics
 from .api.readiness import Readiness
+from .api.relay import RelayServer
 from .api.tokens import note_token
 from .api.views import Views
 from .managers.files.service import ContentsService
@@ -23,13 +25,16 @@ from .managers.kernels.multikernel import MultiKernelManager
 from .managers.limits.limits import LimitPolicy
 from .managers.limits.shares import Shares
 from .managers.owners.token_list import TokenList
-from .managers.sessions.sessions import SessionBook
+from .managers.sessions.sessions import Everywhere, SessionBook
 from .managers.sessions.store import SessionStore
 from .managers.telemetry.audit import AuditLog
 from .managers.telemetry.counters import Counters
 from .managers.telemetry.events import Events, Schema
 from .settings import Settings
 from .signals import at_stop_signals
+
+if TYPE_CHECKING:
+    from .managers.replicas.group import Group
 
 __all__ = ["Lifespan", "State", "lifespan_of"]
 
@@ -49,6 +54,7 @@ class State(TypedDict):
     users: Users
     authorizer: Authorizer
     contents: ContentsService
+    group: Group | None
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -70,13 +76,16 @@ def lifespan_of(
     """
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         announce()
         async with AsyncExitStack() as stack:
             for close in at_end:
                 stack.push_async_callback(close)
             events = Events(event_schemas)
-            yield await _build(settings, authorizer, events, tokens, policy, stack)
+            state = await _build(settings, authorizer, events, tokens, policy, stack)
+            if (group := state["group"]) is not None:
+                await _open_relay(app, state, group, stack)
+            yield state
 
     return lifespan
 
@@ -99,9 +108,8 @@ async def _build(
     )
     stack.push_async_callback(audit.close)
     await tokens.open(partial(note_token, audit))
-    registry = None
-    if settings.keeps:
-        registry = Registry(settings.state_dir)
+    registry = await _registry(settings)
+    if registry is not None:
         stack.push_async_callback(registry.close)
     manager = multi_kernel_manager(settings, events, counters, audit, registry, shares)
     stack.push_async_callback(manager.close)
@@ -109,7 +117,8 @@ async def _build(
     # left. (Kernels whose adoption takes too long come later.)
     await manager.adopt_kernels()
     stack.enter_context(at_stop_signals(manager.begin_stop))
-    sessions = SessionBook(manager, SessionStore(settings.sessions_filepath))
+    group = None if registry is None else _group(settings, registry, manager)
+    sessions = _sessions(settings, registry, manager)
     stack.push_async_callback(sessions.close)
     contents = ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
     stack.push_async_callback(contents.close)
@@ -121,8 +130,61 @@ async def _build(
         "shares": shares,
         "audit": audit,
         "metrics": metrics,
-        "readiness": Readiness(manager),
+        "readiness": Readiness(manager) if group is None else Readiness(manager, group.problem),
         "users": Users(),
         "authorizer": authorizer,
         "contents": contents,
+        "group": group,
     }
+
+
+def _sessions(
+    settings: Settings, registry: Registry | None, manager: MultiKernelManager
+) -> SessionBook:
+    """The sessions, in a file or in the registry that is shared."""
+    if not settings.replicated:
+        return SessionBook(manager, SessionStore(settings.sessions_filepath))
+    from .managers.replicas.registry import SharedRegistry
+    from .managers.sessions.shared import SharedSessions
+
+    assert isinstance(registry, SharedRegistry)
+    url = settings.registry_url.get_secret_value()
+    known = registry.directory
+    book = SessionBook(Everywhere(manager, known), SharedSessions(url, known.sessions))
+    registry.directory.on_sessions = book.read_again
+    return book
+
+
+def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) -> Group | None:
+    if not settings.replicated:
+        return None
+    from .managers.replicas.group import Group
+    from .managers.replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return Group(registry, manager.keepers, manager)
+
+
+async def _open_relay(app: FastAPI, state: State, group: Group, stack: AsyncExitStack) -> None:
+    """Take requests of other replicas from now on."""
+
+    def is_here(scope: Mapping[str, Any]) -> bool:
+        kernel_id = named_kernel(scope["path"])
+        session_id = named_session(scope.get("method", ""), scope["path"])
+        if session_id is not None:
+            kernel_id = group.kernel_of_session(session_id)
+        return kernel_id is not None and group.is_here(kernel_id)
+
+    relay = RelayServer(app, dict(state), group.socket, is_here)
+    await relay.open()
+    stack.push_async_callback(relay.close)
+
+
+async def _registry(settings: Settings) -> Registry | None:
+    """The registry of the kernels that outlive this server, if they do."""
+    if settings.replicated:
+        # What PostgreSQL takes is installed, and loaded, only where an option asks for it.
+        from .managers.replicas.registry import SharedRegistry
+
+        return await SharedRegistry.open(settings)
+    return Registry(settings.state_dir) if settings.keeps else None

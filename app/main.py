@@ -16,6 +16,7 @@ from .api.access import AccessMiddleware
 from .api.authorization import Authorizer, load_authorizer
 from .api.errors import add_error_handlers
 from .api.etags import ETagMiddleware
+from .api.forwarding import ForwardingMiddleware
 from .api.identities import IdentityProvider, IdentityProviders, ServerToken, load_provider
 from .api.openapi import complete
 from .api.prefix import PathMiddleware
@@ -28,6 +29,7 @@ from .identity_providers.logins import Logins
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
+from .managers.handover.store import UnusableRegistry
 from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList, check_tokens
 from .managers.processes.hosts.new_joining import check_joining
@@ -36,6 +38,7 @@ from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
+from .plugins import CannotLoad
 from .routes import own_words, public_routes, routers_for
 from .settings import Settings, explain, refuse
 from .tokens import TOKEN_VARIABLE, make_token, wipe_variable
@@ -92,13 +95,28 @@ def create_app(
 def _check_files(settings: Settings) -> None:
     """Refuse files and directories now that the lifespan could not use later."""
     check_database(settings.database_filepath)
-    if settings.keeps:
+    if settings.replicated:
+        _check_shared_registry(settings)
+    elif settings.keeps:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
     check_state_dir(settings)
     check_isolation(settings)
     check_joining(settings)
     check_tokens(settings.state_dir)
+
+
+def _check_shared_registry(settings: Settings) -> None:
+    try:
+        from .managers.replicas.registry import check_shared_registry
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
+    try:
+        check_shared_registry(settings)
+    except UnusableRegistry as error:
+        raise CannotLoad(f"--registry-url: {error}") from None
 
 
 def _announce(settings: Settings, token: str, generated: bool) -> None:
@@ -138,6 +156,8 @@ def _add_middleware(
     app.add_middleware(RequestIdMiddleware)
     words = own_words(settings.root_path, app.routes)
     app.add_middleware(PathMiddleware, prefix=settings.root_path, words=words)
+    if settings.replicated:
+        app.add_middleware(ForwardingMiddleware)
 
 
 def __getattr__(name: str) -> Any:

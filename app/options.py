@@ -32,6 +32,7 @@ from .option_types import (
 )
 from .protocol.messages import UNTRACKED_MESSAGE_TYPES
 from .protocol.v1 import SUBPROTOCOL
+from .replica_options import Replicas
 
 __all__ = [
     "FORK_AUTOMATICALLY",
@@ -47,6 +48,7 @@ __all__ = [
     "OpenIDConnect",
     "OptionGroup",
     "OwnerLimits",
+    "Replicas",
 ]
 
 WARM_KERNEL_BYTES = 48 * 2**20
@@ -434,6 +436,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     WebSocket,
     Execution,
     Keeper,
+    Replicas,
     Agents,
     Log,
 )

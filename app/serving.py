@@ -116,7 +116,7 @@ def serve(
         announcement = _banner(settings, base, specs)
     else:
         announcement = _ready_line(settings, base, with_token=generated_token)
-    operated = settings.state_dir if settings.keeps else None
+    operated = settings.state_dir if settings.keeps and not settings.replicated else None
     server = _Server(config, announcement, bound, operated)
     # When it is done, uvicorn raises the signal that has stopped it once more. That is a clean end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -43,6 +43,7 @@ from .options import (
     Log,
     OpenIDConnect,
     OwnerLimits,
+    Replicas,
     WebSocket,
 )
 
@@ -59,6 +60,7 @@ _ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null
 # pydantic takes the fields of the last base first.
 class Settings(
     Log,
+    Replicas,
     Agents,
     Keeper,
     Execution,
@@ -195,6 +197,31 @@ class Settings(
         if self.isolation == "user" and not (self.isolation_uids or self.isolation_accounts):
             raise ValueError("isolation_uids: isolation=user takes them, or isolation_accounts")
         return self
+
+    @model_validator(mode="after")
+    def _replicated(self) -> Settings:
+        if not self.replicated:
+            return self
+        if not self.keeps:
+            why = f": {self.why_not_kept}" if self.why_not_kept else ""
+            raise ValueError(f"registry_url: other replicas take kernels over that are kept{why}")
+        if self.wants_token:
+            raise ValueError("token: replicas need one that all of them have")
+        for option, is_on in (
+            ("allow_external_kernels", self.allow_external_kernels),
+            ("warm_kernels", self.warm_kernels),
+            ("database_filepath", self.database_filepath != ":memory:"),
+            ("isolation", self.isolation != "none"),
+            ("agent_listen", self.agent_listen),
+        ):
+            if is_on:
+                raise ValueError(f"{option}: not with registry_url")
+        return self
+
+    @property
+    def replicated(self) -> bool:
+        """Whether this server shares its registry with other replicas."""
+        return bool(self.registry_url.get_secret_value())
 
     @property
     def wants_token(self) -> bool:

@@ -3,7 +3,7 @@
 Both go by the fields of the settings (`app.access_options` has some), so that an option which is
 new and not in the table of wrong values fails here.
 
-These are the tests of `app.identity_options`, too.
+These are the tests of `app.identity_options` and `app.replica_options`, too.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ WRONG: dict[str, str] = {
     "jupyterhub_cache_seconds": "0",
     "jupyterhub_outage_seconds": "-1",
     "oidc_issuer": "http://login.example.org",
+    "registry_url": "postgresql://kernelkeep:pass@word@127.0.0.1/kernelkeep",
+    "replica_name": "a b",
+    "lease_seconds": "0.5",
     "oidc_audience": "[1]",
     "oidc_algorithms": "RS256,HS256",
     "oidc_name_claim": "",

@@ -15,16 +15,24 @@ from ..managers.errors import (
     AuthorizerFailed,
     IdentityUnavailable,
     InvalidJSON,
+    InvalidKernelId,
     InvalidRequest,
     KernelkeepError,
+    KernelNotFound,
     NotAuthorized,
     RequestTooLarge,
+    SessionNotFound,
     Unauthorized,
 )
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
 from ..managers.kernels.overview import GoneEvent, KernelEvent, WholeEvent
 from ..managers.limits.errors import RequestsLimit, WebSocketsLimit
+from ..managers.replicas.errors import (
+    KernelElsewhereError,
+    RegistryUnavailable,
+    ReplicaUnreachable,
+)
 from ..protocol.subprotocols import TOKEN
 from ..protocol.v1 import SUBPROTOCOL
 from .access import declared_access
@@ -145,6 +153,10 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
     """The error responses of an operation whose route may raise these errors."""
     said: dict[int, list[str]] = {status: [] for status in _AROUND}
     every: tuple[type[KernelkeepError], ...] = (*_EVERYWHERE, *kinds)
+    if not {KernelNotFound, SessionNotFound}.isdisjoint(kinds):
+        every += (ReplicaUnreachable,)
+    if InvalidKernelId in kinds:  # a kernel is started
+        every += (RegistryUnavailable, KernelElsewhereError)
     for kind in every:
         said.setdefault(kind.status, []).append(_said_of(kind))
     for status, sentence in _AROUND.items():

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -37,10 +38,16 @@ _OPEN_DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
 class Readiness:
-    """Answers whether one server is ready, and logs changes."""
+    """Answers whether one server is ready, and logs changes.
 
-    def __init__(self, kernels: MultiKernelManager) -> None:
+    ``more`` tells what else keeps the server from being ready, or None.
+    """
+
+    def __init__(
+        self, kernels: MultiKernelManager, more: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._kernels = kernels
+        self._more = more
         self._problem: str | None = None
         self._looked = float("-inf")
         self._looking = asyncio.Lock()
@@ -75,7 +82,7 @@ class Readiness:
             return f"the state directory cannot take {MIN_FREE_BYTES} bytes more"
         if _free_descriptors() < MIN_FREE_DESCRIPTORS:
             return f"fewer than {MIN_FREE_DESCRIPTORS} file descriptors are free"
-        return None
+        return self._more()
 
 
 def _free_bytes(directory: Path) -> float:

@@ -154,6 +154,11 @@ class Hearings:
         """The kernel with this handle, if it is heard."""
         return self._by_handle.get(handle)
 
+    def id_of(self, handle: int) -> str:
+        """The id of the kernel with this handle; empty if it is not heard."""
+        hearing = self._by_handle.get(handle)
+        return "" if hearing is None else hearing.kernel_id
+
     def settle(self, kernel_id: str) -> bool:
         """Log the messages of a kernel that have arrived, and ring; whether there were any."""
         hearing = self._hearings.get(kernel_id)

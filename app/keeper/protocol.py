@@ -76,8 +76,12 @@ PROTOCOL: Final = 4
 SPOKEN: Final = (PROTOCOL, PROTOCOL - 1)
 """The versions that a server speaks."""
 
-CAN: Final = ("as_user", "arguments")
-"""Fields that this keeper does not ignore: it launches a process ``as_user``, or not at all."""
+CAN: Final = ("as_user", "arguments", "term")
+"""Fields that this keeper does not ignore: it launches a process ``as_user``, or not at all.
+
+Of a kernel it obeys the replica with the highest ``term`` (`app.keeper.terms`). A replica names
+itself in its ``hello``, each request that names a kernel has the term, and whoever has the kernel
+no longer is told the event ``fenced``."""
 
 MAX_FRAME: Final = 2**31
 MAX_HEAD: Final = 2**26

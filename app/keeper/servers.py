@@ -36,6 +36,9 @@ class ServerLink(Frames):
     ) -> None:
         super().__init__(self._on_frame_in_time, lambda error: on_end(self, error))
         self._take_frame = on_frame
+        self.replica = ""
+        """Which of several servers this is, as it has said in its greeting; empty for the only one.
+        """
         self._greeting = greeting
         self._holds = 0
         self._is_full = False

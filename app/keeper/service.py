@@ -17,9 +17,9 @@ import msgspec
 
 from ..protocol import link
 from ..protocol.compose import make_parts
-from ..protocol.link import Bell
 from ..protocol.messages import ClientMessage
 from .apart import run
+from .audience import Audience
 from .connection_files import prepare, remove_prepared
 from .group_files import find_base
 from .groups import ControlGroups, state_key
@@ -33,6 +33,7 @@ from .log_room import share_from
 from .processes import Process, open_process
 from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
+from .terms import Terms
 
 __all__ = ["Service"]
 
@@ -49,11 +50,6 @@ ACCEPT_SECONDS: Final = 1.0
 
 SETTLE_SECONDS: Final = 0.2
 """How long a server's successor waits for what that has asked for, at its end, to be read."""
-
-UNREAD_BYTES: Final = 2**16
-"""When so much waits for a server that does not read, it is told the rest later, all at once."""
-
-BELL_SECONDS: Final = 0.05
 
 Answer = Union[Fields, tuple[Fields, bytes]]
 
@@ -73,11 +69,13 @@ class Service:
         )
         self._kernels = KeptKernels(directory, self._on_exit, self._end_if_unused, groups)
         self._connections: set[ServerLink] = set()
-        self._servers: set[ServerLink] = set()  # those that have said what they are
+        self._terms = Terms()
+        self._servers = Audience(self._terms, lambda: self._hearings.ring_all())
         self._tasks: set[asyncio.Task[object]] = set()
-        self._hearings = Hearings(self._ring, self._on_malformed)
-        self._late_bells: asyncio.TimerHandle | None = None
-        self._malformed: dict[str, int] = {}
+        self._hearings = Hearings(
+            lambda bells: self._servers.ring(bells, self._hearings.id_of),
+            self._servers.on_malformed,
+        )
         self._orphan_timeout = 0.0
         self._server: Process | None = None  # that with which the kernels end
         self._own: list[str] = []
@@ -91,6 +89,7 @@ class Service:
             "hello": self._on_hello,
             "stop": self._on_stop,
             "kept": self._on_kept,
+            "strays": self._on_strays,
             "launch": self._on_launch,
             "run": run,
             "adopt": self._on_adopt,
@@ -123,8 +122,7 @@ class Service:
             server.close()
         self._kernels.close()
         self._end_watch()
-        if self._late_bells is not None:
-            self._late_bells.cancel()
+        self._servers.close()
         self._hearings.close()
 
     def _deafen(self) -> None:  # the next keeper takes the servers that come
@@ -171,19 +169,19 @@ class Service:
             server.close()
         elif not fields:
             if not server.take(data, self._hearings):
-                self._take(data)
+                self._take(data, server)
         elif fields.get("ask") == "drain":
             self._drain(server)
         elif fields.get("ask") == "hello" and fields.get("mirrors"):
             # It dials in again where the one before may still be open, and what that has sent may
             # be on its way. It sends all that again which the log does not have.
-            for other in self._servers - {server}:
+            for other in self._servers.predecessors(server, fields):
                 other.cut_off()
             server.mirror()
             server.write(self._answer(fields, server))
         elif fields.get("ask") == "usage":
             self._do_later(self._sample(server, fields))
-        elif fields.get("ask") == "hello" and self._servers - {server}:
+        elif fields.get("ask") == "hello" and self._servers.predecessors(server, fields):
             server.hold()
             self._do_later(self._greet_late(server, fields))
         else:
@@ -207,7 +205,7 @@ class Service:
 
         What they have asked for comes before what the next one does.
         """
-        others = {other.ended for other in self._servers if other is not server}
+        others = {other.ended for other in self._servers.predecessors(server, hello)}
         if others:
             await asyncio.wait(others, timeout=SETTLE_SECONDS)
         if not server.ended.done():
@@ -306,9 +304,8 @@ class Service:
             self.end()
 
     def _on_exit(self, kernel: KeptKernel) -> None:
-        event = {"event": "exited", "kernel_id": kernel.kernel_id, "code": kernel.exit_code}
-        for server in self._servers:
-            server.write(pack(event | {"pid": kernel.pid, "oom": kernel.out_of_memory}))
+        event = {"event": "exited", "code": kernel.exit_code, "pid": kernel.pid}
+        self._servers.tell(kernel.kernel_id, event | {"oom": kernel.out_of_memory})
         if self._stopping:
             self._end_if_alone()
 
@@ -318,8 +315,13 @@ class Service:
         """The frame of the answer. Whatever a request leads to is told to who made it, alone."""
         number = {"id": fields["id"]} if "id" in fields else {}
         try:
+            if fields["ask"] == "hello":
+                server.replica = str(fields.get("replica", ""))
+            elif "kernel_id" in fields:
+                self._servers.come(server, str(fields["kernel_id"]), fields.get("term"))
             answer = self._do(fields)
             if fields["ask"] == "hello":
+                answer = self._servers.only_own(server, answer)
                 self._greet(server)
             head, data = answer if isinstance(answer, tuple) else (answer, b"")
             return pack({**number, **head}, data)
@@ -360,6 +362,18 @@ class Service:
 
     def _on_kept(self, _fields: Fields) -> Answer:
         return {"answer": [kernel.record for kernel in self._kernels]}
+
+    def _on_strays(self, fields: Fields) -> Answer:
+        """End the kernels of replicas that are dead, but for those that the registry knows."""
+        known, ended = set(fields["known"]), 0
+        for kernel in self._kernels:
+            of_the_dead = self._terms.of_any(kernel.kernel_id, fields["dead"])
+            if of_the_dead and kernel.kernel_id not in known:
+                logger.info("kernel %s was nobody's, and is killed", kernel.kernel_id)
+                self._hearings.disconnect(kernel.kernel_id)
+                self._kernels.forget(kernel)
+                ended += 1
+        return {"answer": ended}
 
     def _on_launch(self, fields: Fields) -> Answer:
         kernel = self._kernels.launch(
@@ -422,48 +436,31 @@ class Service:
         if fields.get("prepared"):
             remove_prepared(str(fields["kernel_id"]))
         self._hearings.forget(fields["kernel_id"], fields.get("directory"))
-        self._malformed.pop(fields["kernel_id"], None)
+        self._servers.forget(fields["kernel_id"])
         self._end_if_unused()
         return {"answer": None}
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, server: ServerLink) -> None:
         """A request for a kernel, or a message for its log. Raises `Garbled`."""
         try:
             if data[:1] == link.REQUEST:
                 handle, message, owner = link.unpack_request(data)
-                hearing = self._hearings.by_handle(handle)
-                if hearing is not None:  # a kernel that is gone needs nothing
+                hearing = self._obeying(handle, server)
+                if hearing is not None:
                     hearing.request(message, owner)
                 return
             said = link.unpack_said(data)
         except ValueError as error:
             raise Garbled(str(error)) from None
-        hearing = self._hearings.by_handle(said.handle)
+        hearing = self._obeying(said.handle, server)
         if hearing is not None:
             hearing.say(said.channel, said.frame, said.owner, said.flags)
 
-    def _ring(self, bells: list[Bell]) -> None:
-        """Tell every server how far logs go; who does not read is told of all later."""
-        frame = pack({}, link.pack_bells(bells))
-        for server in self._servers:
-            server.grown(bell.handle for bell in bells)
-            if server.unread <= UNREAD_BYTES:
-                server.write(frame)
-            elif self._late_bells is None:
-                self._late_bells = self._loop.call_later(BELL_SECONDS, self._ring_late)
-
-    def _ring_late(self) -> None:
-        self._late_bells = None
-        self._hearings.ring_all()
-
-    def _on_malformed(self, kernel_id: str, channel: str, reason: str) -> None:
-        """Tell of what was dropped: of the first, and then more and more rarely."""
-        count = self._malformed[kernel_id] = self._malformed.get(kernel_id, 0) + 1
-        if count & (count - 1):
-            return
-        event = {"event": "malformed", "kernel_id": kernel_id, "count": count}
-        for server in self._servers:
-            server.write(pack({**event, "channel": channel, "reason": reason}))
+    def _obeying(self, handle: int, server: ServerLink) -> Hearing | None:
+        """The kernel, if it obeys the server; one that is gone needs nothing."""
+        hearing = self._hearings.by_handle(handle)
+        obeys = hearing is not None and self._servers.is_obeyed(server, hearing.kernel_id)
+        return hearing if obeys else None
 
     def _on_signal(self, fields: Fields) -> Answer:
         self._kernels[fields["kernel_id"]].signal(int(fields["number"]))

@@ -114,7 +114,7 @@ async def test_somebody_logs_in_on_the_page(hub: Hub) -> None:
         # A login that has not begun here comes to nothing, and the prompt says so.
         await page.evaluate("sessionStorage.clear()")
         await page.goto(f"{hub.server_url}/oauth_callback?state=x&code=y")
-        await expect(page.get_by_role("alert")).to_contain_text("begin again")
+        await expect(page.get_by_role("alert")).to_contain_text("Begin again")
 
 
 async def _is(rest: RestClient, status: int) -> bool:

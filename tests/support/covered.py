@@ -102,6 +102,20 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
         *("managers/handover/test_adoption", "managers/handover/test_unreachable"),
     ),
     "app.managers.handover.store": ("managers/handover/test_registry",),
+    "app.managers.processes.keeper.greeting": ("managers/replicas/test_fencing",),
+    "app.api.relay": ("managers/replicas/test_forwarding",),
+    "app.managers.handover.elsewhere": ("managers/replicas/test_forwarding",),
+    "app.managers.replicas.errors": ("managers/replicas/test_forwarding",),
+    "app.managers.replicas.group": ("managers/replicas/test_forwarding",),
+    "app.managers.sessions.shared": ("managers/replicas/test_forwarding",),
+    "app.migrate_cli": ("test_migrate_command",),
+    "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
+    "app.managers.replicas.handover": ("managers/replicas/test_takeover",),
+    "app.managers.replicas.member": ("managers/replicas/test_takeover",),
+    "app.managers.replicas.membership": ("managers/replicas/test_store",),
+    "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
+    "app.keeper.audience": ("managers/replicas/test_fencing",),
+    "app.replica_options": ("test_options",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
     "app.managers.kernels.giving_up": ("managers/processes/hosts/test_ssh",),
     "app.managers.kernels.kernel": (
@@ -205,6 +219,7 @@ PURE: Final = frozenset(
         *("managers.files.notebooks", "managers.files.tree", "managers.files.writing"),
         *("managers.kernels.phases", "managers.kernels.restarts"),
         *("managers.processes.launchable",),
+        *("keeper.terms", "managers.replicas.lease", "managers.replicas.terms"),
         *(
             f"managers.processes.engines.{name}"
             for name in (

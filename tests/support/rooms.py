@@ -39,6 +39,7 @@ ROOMS: Final = (
     "app.managers.processes.forking",
     "app.managers.processes",
     "app.managers.handover",
+    "app.managers.replicas",
     "app.managers.kernels",
     "app.managers.sessions",
     "app.managers.files",
@@ -67,7 +68,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
             "option_types",
             "options",
         ),
-        *("origins", "plugins", "settings", "uvicorn_internals"),
+        *("origins", "plugins", "replica_options", "settings", "uvicorn_internals"),
     )
 )
 """The package itself, and modules of the top level that import nothing of the rooms above."""

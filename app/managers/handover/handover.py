@@ -30,7 +30,7 @@ from .executions import RegisteredExecutions, restored
 from .registry import Registry
 from .store import KernelRecord
 
-__all__ = ["Handover", "RegisteredHandover", "settle_loss"]
+__all__ = ["Adopt", "HandedOver", "Handover", "LetGo", "RegisteredHandover", "settle_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ LOSS_SECONDS: Final = 0.2
 
 Adopt = Callable[[KernelRecord], Awaitable[None]]
 Describe = Callable[[], Awaitable[KernelRecord | None]]
+LetGo = Callable[[str], Awaitable[None]]
 
 
 class HandedOver(Protocol):
@@ -57,6 +58,10 @@ class HandedOver(Protocol):
     @property
     def id(self) -> str:
         """The kernel's id."""
+
+    @property
+    def model(self) -> bytes:
+        """The kernel model as JSON."""
 
     @property
     def traffic(self) -> Traffic:
@@ -80,6 +85,9 @@ class Handover:
 
     hands_over = False
     """Whether kernels go on for another server."""
+
+    let_go: LetGo
+    """Called with the id of a kernel that another replica has."""
 
     async def adopt(self, one: Adopt) -> None:
         """Have ``one`` adopt each kernel that an earlier server has left.
@@ -126,6 +134,9 @@ class Handover:
         has returned; without it `Traffic.meet` is called here, and what that raises is raised.
         """
         raise NotImplementedError("a server without a registry adopts no kernels")
+
+    async def hand_over(self) -> None:
+        """All kernels have been left: who is there to adopt them may do so now."""
 
     async def close(self) -> None:
         """Note nothing more."""
@@ -336,7 +347,8 @@ class RegisteredHandover(Handover):
                 if state.changes != state.noted:
                     state.noted = state.changes
                     activity = kernel.traffic.activity.last
-                    self._registry.touch(kernel.id, activity, state.last_word)
+                    model = kernel.model if self._registry.has_models else b""
+                    self._registry.touch(kernel.id, activity, state.last_word, model)
 
     def begin(self, kernel: HandedOver) -> None:
         """As `Handover.begin`."""

@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
+from ..processes.keeper.greeting import ReplicaTerms
+from .elsewhere import Known, Nowhere
 from .store import (
     ExecutionRecord,
     KernelRecord,
     Lease,
     RegistryStore,
+    StoreAway,
     UnusableRegistry,
     check_store,
     open_registry,
@@ -53,6 +56,9 @@ STORED_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 5.0
 """Seconds between two renewals of the lease; failed writes are tried again then, too."""
 
+_ERRORS: Final = (sqlite3.Error, StoreAway)
+"""What a store raises that cannot be read or written just now."""
+
 
 def check_registry(state_dir: Path) -> None:
     """Raise `UnusableRegistry` if another server has this state directory, or it takes no writes.
@@ -68,10 +74,11 @@ def check_registry(state_dir: Path) -> None:
 class Lock:
     """The right to a state directory, until it is closed or this process ends.
 
-    Raises `UnusableRegistry` when another process has it.
+    A ``shared`` right is one that other replicas have, too. Raises `UnusableRegistry` when another
+    process has it.
     """
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, shared: bool = False) -> None:
         path = state_dir / LOCK
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -80,14 +87,15 @@ class Lock:
         if fcntl is None:
             return
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(self._descriptor, how | fcntl.LOCK_NB)
         except OSError:
             holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
             os.close(self._descriptor)
             raise UnusableRegistry(
                 f"{state_dir} is in use by another server (process {holder or 'unknown'}), which "
                 "keeps its kernels there: stop that one, give this one a state directory of its "
-                "own, or start it with on_shutdown=stop"
+                "own, start it with on_shutdown=stop, or both with one registry_url"
             ) from None
 
     def sign(self) -> None:
@@ -105,17 +113,27 @@ class Registry:
     Make it inside a running event loop, and `close` it there. Raises `UnusableRegistry`.
     """
 
+    renew_seconds = RENEW_SECONDS
+    has_models = False
+    """Whether it stores the models of kernels, for servers that have not got the kernels."""
+    replica_terms: ReplicaTerms | None = None
+    """Which of several replicas this server is, and the terms of its kernels."""
+
     def __init__(self, state_dir: Path) -> None:
         self._lock = Lock(state_dir)
         try:
-            self._store, self.put_aside = self._open(state_dir)
+            store, put_aside = self._open(state_dir)
         except BaseException:
             self._lock.close()
             raise
-        if self.put_aside:
-            logger.error("%s", self.put_aside)
+        if put_aside:
+            logger.error("%s", put_aside)
+        self._begin(store, put_aside)
+
+    def _begin(self, store: RegistryStore, put_aside: str = "") -> None:
+        self._store, self.put_aside = store, put_aside
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
-        self._activity: dict[str, tuple[float, str]] = {}
+        self._activity: dict[str, tuple[float, str, bytes]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
         self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
@@ -155,7 +173,7 @@ class Registry:
         """Run a write; False if it failed. The first failure in a row is logged."""
         try:
             await self._call(work, *arguments)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             if not self._told:
                 logger.error(
                     "the registry cannot be written: %s; it is tried again, and what it misses "
@@ -166,7 +184,18 @@ class Registry:
             return False
         return True
 
+    @property
+    def elsewhere(self) -> Known:
+        """What other replicas have."""
+        return Nowhere()
+
     # Kernels
+
+    def begin_term(self, kernel_id: str) -> None:
+        """A kernel is about to be started here."""
+
+    def check_start(self) -> None:
+        """Raise an error if no kernel can be started just now."""
 
     async def load(self) -> list[KernelRecord]:
         """The record of every kernel that an earlier server has left."""
@@ -195,9 +224,11 @@ class Registry:
         if not deleted and kernel_id not in self._newest:
             self._missed[kernel_id] = None
 
-    def touch(self, kernel_id: str, last_activity: float, execution_state: str) -> None:
-        """Store soon a kernel's last activity (seconds since the epoch) and execution state."""
-        self._activity[kernel_id] = last_activity, execution_state
+    def touch(
+        self, kernel_id: str, last_activity: float, execution_state: str, model: bytes = b""
+    ) -> None:
+        """Store soon a kernel's last activity (seconds since the epoch), its state and model."""
+        self._activity[kernel_id] = last_activity, execution_state, model
         self._write_soon()
 
     # Executions
@@ -206,7 +237,7 @@ class Registry:
         """A kernel's executions in the order in which they were asked for; none if unreadable."""
         try:
             found: list[ExecutionRecord] = await self._call(self._store.load_executions, kernel_id)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             logger.error(
                 "the executions of kernel %s cannot be read: %s",
                 kernel_id,
@@ -269,7 +300,7 @@ class Registry:
         activity, self._activity = self._activity, {}
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
-        touched = [(key, when, state) for key, (when, state) in activity.items()]
+        touched = [(key, *what) for key, what in activity.items()]
         records = [record() for record in changed.values()]
         if not (touched or records or forgotten):
             return
@@ -285,7 +316,7 @@ class Registry:
 
     def _write_all(
         self,
-        touched: list[tuple[str, float, str]],
+        touched: list[tuple[str, float, str, bytes]],
         records: list[ExecutionRecord],
         forgotten: set[tuple[str, str]],
     ) -> None:
@@ -296,16 +327,19 @@ class Registry:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
-            self._lease.renewed = time.time()
+            await asyncio.sleep(self.renew_seconds)
             # A failure needs no log line here: `_write` has one, and the lock is what counts.
-            with contextlib.suppress(sqlite3.Error):
-                await self._call(self._store.take_lease, self._lease)
+            with contextlib.suppress(*_ERRORS):
+                await self._renew_once()
                 self._failing = False
             await self._make_up()
             if self._told and not self._failing:
                 logger.info("the registry can be written again")
                 self._told = False
+
+    async def _renew_once(self) -> None:
+        self._lease.renewed = time.time()
+        await self._call(self._store.take_lease, self._lease)
 
     async def _make_up(self) -> None:
         """Write what could not be written before."""

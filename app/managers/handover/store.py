@@ -27,6 +27,7 @@ __all__ = [
     "OtherSchema",
     "RegistryStore",
     "SQLiteRegistry",
+    "StoreAway",
     "UnusableRegistry",
     "check_store",
     "open_registry",
@@ -103,6 +104,10 @@ class UnusableRegistry(Exception):
     """The registry cannot be used; the text says why, in one line. No kernel was touched."""
 
 
+class StoreAway(Exception):
+    """A registry on another machine cannot be asked just now; the text says why, in one line."""
+
+
 class RegistryStore(Protocol):
     """Where the registry is stored. Each call is one transaction, and may block."""
 
@@ -112,8 +117,12 @@ class RegistryStore(Protocol):
     def save(self, record: KernelRecord) -> None:
         """Store the record of a kernel, new or changed."""
 
-    def touch(self, seen: Iterable[tuple[str, float, str]]) -> None:
-        """Store (kernel id, last activity, execution state) for kernels that have a record."""
+    def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
+        """Store what is new of kernels that have a record.
+
+        Of each its id, last activity and execution state, and its model as JSON, which only a
+        registry that is shared stores.
+        """
 
     def delete(self, kernel_id: str) -> None:
         """Delete a kernel's record and its executions."""
@@ -244,8 +253,8 @@ class SQLiteRegistry:
             f"INSERT OR REPLACE INTO kernel ({', '.join(_COLUMNS)}) VALUES ({marks})", values
         )
 
-    def touch(self, seen: Iterable[tuple[str, float, str]]) -> None:
-        rows = [(activity, state, kernel_id) for kernel_id, activity, state in seen]
+    def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
+        rows = [(activity, state, kernel_id) for kernel_id, activity, state, _ in seen]
         with self._transaction():
             self._connection.executemany(
                 "UPDATE kernel SET last_activity = ?, execution_state = ? WHERE id = ?", rows

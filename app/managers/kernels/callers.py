@@ -26,6 +26,7 @@ from ..errors import (
     ShareNotFound,
     TooManyShares,
 )
+from ..handover.elsewhere import KernelElsewhere
 from ..owners.names import InvalidName, owner_name
 from ..owners.ownership import (
     MAX_SHARES,
@@ -38,9 +39,10 @@ from ..owners.ownership import (
 from ..owners.principal import Principal
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
+from ..replicas.errors import KernelElsewhereError
 from .kernel import Kernel
-from .multikernel import MultiKernelManager, checked_id, connections, last_activity
-from .table import keys_for
+from .multikernel import MultiKernelManager, connections, last_activity
+from .table import checked_id, keys_for
 from .usage import KernelUsage, Series
 
 __all__ = ["CallersKernels", "Permission", "no_longer_shared"]
@@ -65,7 +67,7 @@ class CallersKernels:
         self._all = principal.scopes.of_all("read", "kernels")
         self._keys = keys_for(principal)
         self._last_request = manager.started
-        self._models: tuple[list[tuple[Kernel, int]], bytes] = ([], b"[]")
+        self._models: tuple[list[tuple[Kernel, int]], int, bytes] = ([], 0, b"[]")
 
     # Looking
 
@@ -81,9 +83,12 @@ class CallersKernels:
         return len(self._manager) if self._all else sum(1 for _ in self)
 
     def __contains__(self, kernel_id: object) -> bool:
-        if self._everything:
-            return kernel_id in self._manager
-        return isinstance(kernel_id, str) and self._find(kernel_id) is not None
+        """Whether there is the kernel for the caller, with this server or another replica."""
+        if self._everything and kernel_id in self._manager:
+            return True
+        if not isinstance(kernel_id, str):
+            return False
+        return self._find(kernel_id) is not None or self._elsewhere(kernel_id) is not None
 
     def get(self, kernel_id: str) -> Kernel:
         """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too."""
@@ -93,6 +98,25 @@ class CallersKernels:
         if kernel is None:
             raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
         return kernel
+
+    def _elsewhere(self, kernel_id: str) -> KernelElsewhere | None:
+        """A kernel of another replica, if the caller may read it."""
+        if kernel_id in self._manager:
+            return None
+        found = self._manager.elsewhere.kernels.get(kernel_id)
+        if found is None or not (self._everything or self._reads(found)):
+            return None
+        return found
+
+    def model_of(self, kernel_id: str) -> bytes:
+        """The model of a kernel, of whichever replica, as JSON. Raises `KernelNotFound`."""
+        found = self._elsewhere(kernel_id)
+        return self.get(kernel_id).model if found is None else found.model
+
+    def ownership_of(self, kernel_id: str) -> Ownership:
+        """Whose a kernel is, of whichever replica. Raises `KernelNotFound`."""
+        found = self._elsewhere(kernel_id)
+        return self.get(kernel_id).ownership if found is None else found.ownership
 
     def hidden(self, kernel_id: str) -> dict[str, str]:
         """A kernel that is there but not for the caller, in the fields of the audit log.
@@ -120,21 +144,38 @@ class CallersKernels:
         kernel = self._manager.get(kernel_id)
         return kernel if self._reads(kernel) else None
 
-    def _reads(self, kernel: Kernel) -> bool:
+    def _reads(self, kernel: Kernel | KernelElsewhere) -> bool:
         return access(self.principal, "read", "kernels", kernel.ownership)
 
     @property
     def models(self) -> bytes:
         """The models of the kernels, as a JSON list, put together once per change."""
         seen = [(kernel, kernel.state.changes) for kernel in self]
-        if self._models[0] != seen:
-            self._models = (seen, b"[" + b",".join([kernel.model for kernel, _ in seen]) + b"]")
-        return self._models[1]
+        changes = self._manager.elsewhere.changes
+        if self._models[:2] != (seen, changes):
+            self._models = seen, changes, self._listed([kernel for kernel, _ in seen])
+        return self._models[2]
 
     def models_of(self, owner: str) -> bytes:
         """The models of those kernels that are an owner's, as a JSON list."""
         found = self._manager.found_by([("owner", owner)])
-        return b"[" + b",".join([one.model for one in found if self._reads(one)]) + b"]"
+        return self._listed([one for one in found if self._reads(one)], owner)
+
+    def _listed(self, here: list[Kernel], owner: str | None = None) -> bytes:
+        """The models of kernels of this server, and of those that other replicas have."""
+        known = self._manager.elsewhere.kernels
+        if not known:
+            return b"[" + b",".join([kernel.model for kernel in here]) + b"]"
+        others = [
+            one
+            for one in known.values()
+            if one.id not in self._manager
+            and owner in (None, one.ownership.owner)
+            and (self._all or self._reads(one))
+        ]
+        everybody: list[Kernel | KernelElsewhere] = [*here, *others]
+        everybody.sort(key=lambda one: one.created)
+        return b"[" + b",".join([one.model for one in everybody]) + b"]"
 
     @property
     def last_activity(self) -> float:
@@ -265,9 +306,11 @@ class CallersKernels:
         """
         if kernel_id is not None and not self._everything:
             chosen = checked_id(kernel_id)
-            if chosen in self:
+            if self._find(chosen) is not None:
                 return self.get(chosen)
             kernel_id = str(uuid5(_IDS, f"{self.principal.owner}\0{chosen}"))
+        if kernel_id is not None and self._elsewhere(checked_id(kernel_id)) is not None:
+            raise KernelElsewhereError(kernel_id)
         return await self._manager.start_kernel(
             name, path=path, env=env, kernel_id=kernel_id, ownership=self._ownership(env or {})
         )

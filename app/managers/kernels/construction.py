@@ -16,8 +16,8 @@ from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
 from ..processes.hosts.new_joining import new_joining
-from ..processes.isolation.isolation import new_isolation
-from ..processes.keeper.keepers import new_keepers
+from ..processes.isolation.isolation import Isolation, new_isolation
+from ..processes.keeper.keepers import Keepers, new_keepers
 from ..processes.run_files import RunFiles
 from ..processes.specs import Specs, kernel_spec_manager
 from ..processes.starts import Starts
@@ -56,14 +56,13 @@ def multi_kernel_manager(
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
-    keepers = new_keepers(settings, files.path, own)
+    terms = None if registry is None else registry.replica_terms
+    keepers = new_keepers(settings, files.path, own, terms)
     joining = new_joining(settings, files.path)
     engines = Engines(joining, keepers, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     shares = Shares() if shares is None else shares
-    handover = Handover()
-    if registry is not None:
-        handover = RegisteredHandover(registry, keepers, settings.state_dir, isolation)
+    handover = _handover(settings, registry, keepers, isolation)
     services = KernelServices(
         settings=settings,
         specs=spec_manager,
@@ -83,11 +82,40 @@ def multi_kernel_manager(
         handover=handover,
         shares=shares,
         process_limits=partial(process_limits, shares),
+        begin_term=_no_term if registry is None else registry.begin_term,
+        check_start=_any_start if registry is None else registry.check_start,
     )
     for name in settings.forked_by_name:
         services.prepare_forks(name)
     warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
-    return MultiKernelManager(services, specs, warm)
+    manager = MultiKernelManager(services, specs, warm)
+    handover.let_go = manager.let_go
+    if registry is not None:
+        manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+    return manager
+
+
+def _handover(
+    settings: Settings, registry: Registry | None, keepers: Keepers, isolation: Isolation
+) -> Handover:
+    if registry is None:
+        return Handover()
+    if not settings.replicated:
+        return RegisteredHandover(registry, keepers, settings.state_dir, isolation)
+    # What PostgreSQL takes is installed, and loaded, only where an option asks for it.
+    from ..replicas.handover import SharedHandover
+    from ..replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return SharedHandover(registry, keepers, settings.state_dir, isolation)
+
+
+def _no_term(_kernel_id: str) -> None:
+    """A server that is the only one has its kernels in no term."""
+
+
+def _any_start() -> None:
+    """A server whose kernels end with it needs no registry."""
 
 
 def _parking(services: KernelServices) -> KernelServices:

@@ -205,7 +205,7 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
             try:
-                self._assign({})
+                self._assign(None)
                 await self._life.start()
             except KernelStartFailed as error:
                 await self.traffic.close(error.message)
@@ -216,7 +216,7 @@ class Kernel:
                     await self._life.retire()
                 raise
 
-    def _assign(self, left: Mapping[str, Any], spec: KernelSpec | None = None) -> None:
+    def _assign(self, left: Mapping[str, Any] | None, spec: KernelSpec | None = None) -> None:
         """Have the kernel on the host of its kernelspec (`KernelServices.assign`)."""
         spec, on_words = spec or self.spec, self.state.on_words
         self._services.assign(self.id, spec, left, ownership=self.ownership, on_words=on_words)

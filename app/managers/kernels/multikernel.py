@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from ...settings import Settings
 from ..errors import (
-    InvalidKernelId,
     KernelNotFound,
     KernelNotRunning,
     KernelStartFailed,
     ServerStopping,
 )
 from ..handover.adoption import find_spec
+from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
 from ..owners.ownership import Ownership
 from ..processes.environment import QUIET, kernel_environment
@@ -33,14 +33,14 @@ from .giving_up import stop_or_give_up
 from .kernel import Kernel
 from .services import KernelServices
 from .shares import KernelShares
-from .stopping import leave_all, stop_all, stop_quietly
-from .table import KernelTable, Key
+from .stopping import leave_all, leave_now, stop_all, stop_quietly
+from .table import KernelTable, Key, checked_id
 from .time_limits import TimeLimits
 from .usage import UsageSampler
 from .usage_events import UsageEvents
 from .warm import WarmKernels
 
-__all__ = ["MultiKernelManager", "checked_id", "connections", "last_activity"]
+__all__ = ["MultiKernelManager", "connections", "last_activity"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class MultiKernelManager:
         self._starting: dict[str, asyncio.Future[None]] = {}
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
         services.check_queue = self.shares.check_queue
+        self.elsewhere: Known = Nowhere()
+        """What other replicas have, and what they say this one has."""
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
@@ -254,6 +256,7 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
+        self._services.check_start()
         owned = Ownership() if ownership is None else ownership
         with self.shares.place(identity, owned):
             self.shares.take_start(owned)
@@ -411,6 +414,13 @@ class MultiKernelManager:
         kernel.traffic.why_it_stops = kernel.state.reason if limit else "The kernel was culled"
         await kernel.stop()
 
+    async def let_go(self, kernel_id: str) -> None:
+        """Leave a kernel to another replica, which has it already."""
+        kernel = self._kernels.pop(kernel_id, None)
+        if kernel is not None:
+            await leave_now(kernel)
+        self.keepers.let_go(kernel_id)
+
     def begin_stop(self) -> None:
         """Begin to stop the server: refuse new starts, end streams, begin to stop the kernels."""
         if self._stop_task is None:
@@ -444,6 +454,7 @@ class MultiKernelManager:
         own = (kernel.shutdown_seconds for kernel in kernels)
         patience = max((self._settings.shutdown_wait_time, *own))
         await stop_all(kernels, [*self._starting.values(), warm], patience)
+        await self._handover.hand_over()
 
     async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
         """Leave kernels for the next server; returns those that cannot be left."""
@@ -487,14 +498,3 @@ def connections(kernels: Iterable[Kernel]) -> int:
 def _place(root: Path, path: str) -> Path:
     """The directory that an API path means for a kernel; it need not exist."""
     return root / path.strip("/")
-
-
-def checked_id(kernel_id: str) -> str:
-    """A kernel id in its one written form. It must be a UUID, because it names files."""
-    try:
-        identity = str(UUID(kernel_id))
-    except ValueError:
-        raise InvalidKernelId("kernel_id: must be a UUID") from None
-    if identity != kernel_id.lower():
-        raise InvalidKernelId("kernel_id: must be a UUID written with hyphens")
-    return identity

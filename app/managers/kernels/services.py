@@ -15,7 +15,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import IsolationUnavailable, KernelSpecInvalid
+from ..errors import IsolationUnavailable, KernelSpecInvalid, KernelStartFailed
 from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
@@ -65,6 +65,10 @@ class KernelServices:
     process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
     """What the processes of a kernel may take of the machine, by whose the kernel is."""
     shares: Shares = field(default_factory=Shares)
+    begin_term: Callable[[str], None] = lambda _: None
+    """Called with the id of a kernel that is about to be started, by one of several replicas."""
+    check_start: Callable[[], None] = lambda: None
+    """Raises an error if no kernel can be started just now."""
     check_queue: Callable[[Ownership], None] = lambda _: None
     """Raises an error if no further execution may wait for the kernels of whose this one is."""
     usage: UsageSampler = field(default_factory=UsageSampler)
@@ -136,6 +140,11 @@ class KernelServices:
         this before the kernel's log is opened. ``on_words`` is told what an engine says of the job.
         Raises `KernelStartFailed` if the options are wrong.
         """
+        if left is None:
+            self.begin_term(kernel_id)
+        if self.settings.replicated and _is_elsewhere(spec):
+            # Two replicas would write the same copies of its log.
+            raise KernelStartFailed("Kernels on other hosts are not to be had with registry_url")
         left = left or {}
         owner, limits = ownership.owner, self.process_limits(ownership)
         has_engine = self.engines.assign(
@@ -209,6 +218,13 @@ class KernelServices:
         self.transports.close()
         self.isolation.close()
         self.files.close()
+
+
+def _is_elsewhere(spec: KernelSpec) -> bool:
+    """Whether a kernelspec names one of this package's provisioners for other hosts."""
+    stanza = spec.metadata.get("kernel_provisioner")
+    name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
+    return name.startswith("kernelkeep-") and name != "kernelkeep-fork"
 
 
 def _declares_encryption(spec: KernelSpec) -> bool:

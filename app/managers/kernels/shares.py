@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import TooManyKernels
+from ..handover.elsewhere import KernelElsewhere, Known, Nowhere
 from ..limits.errors import ExecutionsLimit
 from ..limits.shares import Shares
 from ..owners.ownership import Ownership
@@ -28,6 +29,8 @@ class KernelShares:
         self._shares = shares
         self._reserved: dict[str, str] = {}
         """The owners of kernels that are starting, by the kernels' ids."""
+        self.elsewhere: Known = Nowhere()
+        """What other replicas have; it counts, too, as far as it is known."""
 
     @contextmanager
     def place(self, kernel_id: str, ownership: Ownership) -> Iterator[None]:
@@ -66,7 +69,11 @@ class KernelShares:
 
     def _count(self) -> int:
         living = {kernel.id for kernel in self._table.values() if kernel.counts}
+        living |= {one.id for one in self.elsewhere.kernels.values() if self._counts(one)}
         return len(living | self._reserved.keys())
+
+    def _counts(self, one: KernelElsewhere) -> bool:
+        return one.counts and one.id not in self._table
 
     def of(self, owner: str) -> list[Kernel]:
         """The kernels that are an owner's, dead ones too."""
@@ -75,6 +82,11 @@ class KernelShares:
     def kernels_of(self, owner: str) -> int:
         """How many kernels count for an owner, those that start included."""
         living = {kernel.id for kernel in self.of(owner) if kernel.counts}
+        living |= {
+            one.id
+            for one in self.elsewhere.kernels.values()
+            if one.ownership.owner == owner and self._counts(one)
+        }
         starting = {kernel_id for kernel_id, whose in self._reserved.items() if whose == owner}
         return len(living | starting)
 

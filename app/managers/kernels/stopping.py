@@ -11,12 +11,15 @@ from typing import Any, Final
 from ..errors import KernelNotStopped
 from .kernel import Kernel
 
-__all__ = ["leave_all", "stop_all", "stop_quietly"]
+__all__ = ["leave_all", "leave_now", "stop_all", "stop_quietly"]
 
 logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS: Final = 0.1
 """The pause between the end of streams and WebSockets, and the stop of the kernels."""
+
+LEAVE_SECONDS: Final = 10.0
+"""How long what is done with a kernel just now may take to end, when the kernel is another's."""
 
 SLACK_SECONDS: Final = 15.0
 """How much longer than one kernel's shutdown the stop of all kernels may take."""
@@ -64,6 +67,22 @@ async def _leave_quietly(kernel: Kernel) -> bool:
             extra={"kernel_id": kernel.id},
         )
         return True
+
+
+async def leave_now(kernel: Kernel) -> None:
+    """Let a kernel go on without this server: another replica has it. Bounded by `LEAVE_SECONDS`.
+
+    Its streams and WebSockets end, so that their clients come back, and find that replica.
+    """
+    kernel.executions.close_streams()
+    try:
+        async with asyncio.timeout(LEAVE_SECONDS):
+            await _leave_quietly(kernel)
+    except TimeoutError:  # a start or a stop holds the kernel's lock; its keeper refuses it
+        extra = {"kernel_id": kernel.id}
+        logger.error(
+            "kernel %s is another replica's; it is still used here", kernel.id, extra=extra
+        )
 
 
 async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:

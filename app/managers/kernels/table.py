@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, MutableMapping
 from itertools import count
 from typing import Literal
+from uuid import UUID
 
+from ..errors import InvalidKernelId
 from ..owners.principal import Principal
 from .kernel import Kernel
 
-__all__ = ["KernelTable", "Key", "keys_for"]
+__all__ = ["KernelTable", "Key", "checked_id", "keys_for"]
 
 Key = tuple[Literal["owner", "owners group", "name", "group"], str]
 """What brings a kernel before somebody: its owner, a group of the owner's, or a share."""
@@ -116,3 +118,14 @@ class KernelTable(MutableMapping[str, Kernel]):
         del found[kernel_id]
         if not found:
             del self._by_key[key]
+
+
+def checked_id(kernel_id: str) -> str:
+    """A kernel id in its one written form. It must be a UUID, because it names files."""
+    try:
+        identity = str(UUID(kernel_id))
+    except ValueError:
+        raise InvalidKernelId("kernel_id: must be a UUID") from None
+    if identity != kernel_id.lower():
+        raise InvalidKernelId("kernel_id: must be a UUID written with hyphens")
+    return identity

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Final, TypeVar
@@ -32,18 +33,23 @@ from ..errors import (
     TooManySessions,
     TooManyStarts,
 )
+from ..handover.elsewhere import Known
+from ..handover.store import StoreAway
 from ..kernels.callers import CallersKernels
 from ..kernels.kernel import Kernel
 from ..limits.errors import BeyondLimit, LimitReached
 from ..owners.ownership import Ownership, access
 from ..processes.environment import kernel_environment
-from .store import Session, SessionStore
+from .store import Session, SessionKeeping
 
-__all__ = ["SessionBook", "SessionManager", "SessionModel"]
+__all__ = ["Everywhere", "SessionBook", "SessionManager", "SessionModel"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+WRITE_SECONDS: Final = 10.0
+"""How long a change may take to be stored before it is given up."""
 
 MAX_SESSIONS: Final = 64
 """Sessions that one kernel may have. A client makes one for each document; a listing has all."""
@@ -116,9 +122,8 @@ class SessionManager:
             return True
         if session.kernel_id not in self._kernels:
             return False
-        kernel = self._kernels.get(session.kernel_id)
-        same = kernel.ownership.owner == session.owner
-        owned = Ownership(session.owner, kernel.ownership.groups if same else ())
+        its = self._kernels.ownership_of(session.kernel_id)
+        owned = Ownership(session.owner, its.groups if its.owner == session.owner else ())
         return access(self._principal, action, "sessions", owned)
 
     async def get(self, session_id: str) -> Session:
@@ -165,7 +170,7 @@ class SessionManager:
             session.path,
             name,
             session.type,
-            msgspec.Raw(self._kernels.get(session.kernel_id).model),
+            msgspec.Raw(self._kernels.model_of(session.kernel_id)),
         )
         if session.type == "notebook":
             model.notebook = SessionNotebook(session.path, name)
@@ -337,9 +342,11 @@ class SessionBook:
     loop, and the database sees the changes in their order. An answer waits until its change is
     stored. A change that cannot be stored (the disk is full) is logged and still holds: a notebook
     must not lose a running kernel by that.
+
+    Where the database is shared, others change it, too (`read_again`).
     """
 
-    def __init__(self, kernels: Container[str], store: SessionStore) -> None:
+    def __init__(self, kernels: Container[str], store: SessionKeeping) -> None:
         self._kernels = kernels
         self._store = store
         self._sessions: dict[str, Session] = {}
@@ -348,6 +355,7 @@ class SessionBook:
             self._put(session)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writing: Counter[str] = Counter()
 
     def get(self, session_id: str) -> Session | None:
         """The session with this id."""
@@ -375,17 +383,23 @@ class SessionBook:
     async def keep(self, session: Session) -> None:
         """Add a session, or put it in the place of the one with its id, and store it."""
         self._put(session)
-        await self._write(self._store.save, session)
+        await self._write(self._store.save, session, [session.id])
 
     async def forget(self, *sessions: Session) -> None:
         """Forget sessions."""
         for session in sessions:
-            if self._sessions.pop(session.id, None) is not None:
-                own = self._by_owner[session.owner]
-                del own[session.id]
-                if not own:
-                    del self._by_owner[session.owner]
-        await self._write(self._store.delete, [session.id for session in sessions])
+            self._remove(session.id)
+        ids = [session.id for session in sessions]
+        await self._write(self._store.delete, ids, ids)
+
+    def read_again(self) -> None:
+        """Others have changed the database. A change of this server's that is under way holds."""
+        found = {session.id: session for session in self._store.load()}
+        for session_id in self._sessions.keys() - found.keys() - self._writing.keys():
+            self._remove(session_id)
+        for session in found.values():
+            if session.id not in self._writing:
+                self._put(session)
 
     async def forget_gone(self, sessions: Iterable[Session]) -> None:
         """Forget those of the sessions whose kernel is gone."""
@@ -404,11 +418,37 @@ class SessionBook:
         self._sessions[session.id] = session
         self._by_owner.setdefault(session.owner, {})[session.id] = session
 
-    async def _write(self, write: Callable[[T], None], what: T) -> None:
+    def _remove(self, session_id: str) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            own = self._by_owner[session.owner]
+            del own[session.id]
+            if not own:
+                del self._by_owner[session.owner]
+
+    async def _write(self, write: Callable[[T], None], what: T, ids: list[str]) -> None:
+        self._writing.update(ids)
+        written = asyncio.get_running_loop().run_in_executor(self._thread, write, what)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, write, what)
-        except sqlite3.Error as error:
+            done, _ = await asyncio.wait({written}, timeout=WRITE_SECONDS)
+            if not done:
+                self._store.abort()
+            await written
+        except (sqlite3.Error, StoreAway) as error:
             logger.error("a change of the sessions could not be stored: %s", error)
+        finally:
+            self._writing -= Counter(ids)
+
+
+class Everywhere:
+    """The ids of the kernels of this server, and of those that other replicas have."""
+
+    def __init__(self, here: Container[str], known: Known) -> None:
+        self._here = here
+        self._known = known
+
+    def __contains__(self, kernel_id: object) -> bool:
+        return kernel_id in self._here or kernel_id in self._known.kernels
 
 
 def _farewell(session: Session) -> str:

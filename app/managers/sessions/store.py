@@ -15,13 +15,13 @@ import sqlite3
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from ..owners.principal import ANONYMOUS
 
-__all__ = ["Session", "SessionStore", "UnusableDatabase", "check_database"]
+__all__ = ["Session", "SessionKeeping", "SessionStore", "UnusableDatabase", "check_database"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,25 @@ class Session(msgspec.Struct, frozen=True):
     type: str
     kernel_id: str
     owner: str = ANONYMOUS
+
+
+class SessionKeeping(Protocol):
+    """Where sessions are stored, as `SessionStore` does it."""
+
+    def load(self) -> list[Session]:
+        """Every session, in the order in which they were made."""
+
+    def save(self, session: Session) -> None:
+        """Store a session, new or changed."""
+
+    def delete(self, session_ids: Iterable[str]) -> None:
+        """Remove sessions."""
+
+    def abort(self) -> None:
+        """Have a write fail that takes too long; any thread may call this."""
+
+    def close(self) -> None:
+        """Nothing can be stored any more."""
 
 
 class UnusableDatabase(Exception):
@@ -169,6 +188,9 @@ class SessionStore:
         rows = [(session_id,) for session_id in session_ids]
         self._connection.executemany("DELETE FROM session WHERE session_id = ?", rows)
         self._connection.executemany("DELETE FROM session_owner WHERE session_id = ?", rows)
+
+    def abort(self) -> None:
+        """Give up a write that takes too long: a disk needs no such help."""
 
     def close(self) -> None:
         """Close the database; nothing can be stored any more."""

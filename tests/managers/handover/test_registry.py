@@ -55,7 +55,7 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     later, first = record("b", created=9.0, pid=None, restarts=restarts), record("a")
     store.save(later)
     store.save(first)
-    store.touch([("a", 7.5, "busy"), ("gone", 1.0, "idle")])
+    store.touch([("a", 7.5, "busy", b""), ("gone", 1.0, "idle", b"")])
     store.save_executions([ExecutionRecord("a", e, n, b"x") for n, e in enumerate("pqr")], [])
     store.save_executions([ExecutionRecord("a", "p", 9, b"y")], [("a", "q")])
     store.close()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ import msgspec
 
 from ....keeper.hearings import Heard
 from ....keeper.limits import NO_LIMITS, ProcessLimits
-from ....keeper.processes import UNKNOWN_EXIT, start_time
+from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable
@@ -35,7 +34,8 @@ from ...messages.line import Line
 from .claims import kept_of
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
-from .kept import Greeted, Kept, Processes, ProcessUsage, WatchedProcess
+from .greeting import TELLS_HEARD, ReplicaTerms, greeted_by, hello_fields
+from .kept import Kept, Processes, ProcessUsage, WatchedProcess
 from .lines import Lines
 from .link import KeeperLink, KeeperRefuses, LinkLost
 from .places import CLOSE_SECONDS, KeeperGone, NewestPlace, Place
@@ -50,12 +50,6 @@ QUICK_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 5.0
 """How long a process that was killed may take to be gone."""
 
-GRACE_SECONDS: Final = 2.0
-"""How long the keeper waits for a server that it has lost and whose process it cannot see."""
-
-TELLS_HEARD: Final = 4
-"""The first version of the protocol whose keepers tell, greeted, which kernels they hear."""
-
 
 class Keeper:
     """The server's connection to one keeper of its state directory, made when first needed.
@@ -65,7 +59,7 @@ class Keeper:
     keeper has gone. ``on_empty`` is called when a kernel is gone and no other is left, and
     ``on_gone`` when there is no keeper at ``place`` any more, nor will be. Kernels outlive this
     process by ``orphan_timeout`` seconds; if that is None, they end with it, and the directories
-    ``own`` go then.
+    ``own`` go then. ``on_fenced`` is called with the id of a kernel that another replica has.
     """
 
     def __init__(
@@ -78,23 +72,24 @@ class Keeper:
         orphan_timeout: float | None,
         output_bytes: int = 2**20,
         own: Sequence[Path] = (),
+        terms: ReplicaTerms | None = None,
         place: Place | None = None,
     ) -> None:
         self.on_lost: list[Callable[[], None]] = []
         self.on_empty: Callable[[], None] = lambda: None
         self.on_gone: Callable[[], None] = lambda: None
-        self._options: Fields = {
-            "log_bytes": log_bytes,
-            "log_total_bytes": log_total_bytes,
-            "log_age": log_age,
-            "orphan_timeout": GRACE_SECONDS if orphan_timeout is None else orphan_timeout,
-            "output_bytes": output_bytes,
-        }
+        self.on_fenced: Callable[[str], None] = lambda _: None
+        self._options = hello_fields(
+            log_bytes=log_bytes,
+            log_total_bytes=log_total_bytes,
+            log_age=log_age,
+            orphan_timeout=orphan_timeout,
+            output_bytes=output_bytes,
+            own=own,
+            terms=terms,
+        )
+        self._terms = terms
         self._lasts = orphan_timeout is not None
-        if not self._lasts:
-            pid = os.getpid()
-            who = {"pid": pid, "start_time": start_time(pid)}
-            self._options["server"] = {**who, "own": [str(directory) for directory in own]}
         self._place = place or NewestPlace(state_dir)
         self._connection = Connection(self, self._place.patience)
         self._errands = Errands(self._connection, self._look_whether_empty)
@@ -264,6 +259,12 @@ class Keeper:
         which = {} if line is None else {"directory": str(line.directory)}
         self._errands.drop(kernel_id, **which)
 
+    def let_go(self, kernel_id: str) -> None:
+        """Leave a kernel, its log and its process to another replica."""
+        self._lines.pop(kernel_id)
+        self._heard.discard(kernel_id)
+        self._processes.let_go(kernel_id)
+
     def _tell(self, fields: Fields) -> None:
         if (link := self._connection.open_link) is not None:
             link.tell(fields)
@@ -273,8 +274,11 @@ class Keeper:
     async def kept(self) -> dict[str, Kept]:
         """All kernels that the keeper has, those that have ended among them, by their ids."""
         answer, _ = await self._connection.ask("kept")
-        records = msgspec.convert(answer, list[Kept])
-        return {record.kernel_id: record for record in records}
+        return {record.kernel_id: record for record in msgspec.convert(answer, list[Kept])}
+
+    async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+        """As `Keepers.end_strays`. Raises `KeeperUnavailable`."""
+        await self._connection.ask("strays", dead=[*dead], known=[*known])
 
     async def has(self, kernel_id: str) -> bool:
         """Whether this keeper has a kernel's process, or hears it. Raises `KeeperUnavailable`."""
@@ -433,21 +437,16 @@ class Keeper:
 
     async def greet(self, link: KeeperLink) -> Callable[[], None]:
         """Greet a keeper, and tell it what another was to do, and which kernels that had."""
+        link.term_of = None if self._terms is None else self._terms.term_of
         answer, _ = await link.ask(self._hello(link))
-        if link.protocol < TELLS_HEARD:
-            answer = {"kept": answer, "heard": []}
-        greeted = msgspec.convert(answer, Greeted)
+        greeted = greeted_by(link, answer, self._terms)
         self._errands.tell_drops(link)  # before another has its id
-        link.can = frozenset(greeted.can)
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
         gone = await self._errands.ended(link)
-        records = [
-            record
-            for record in greeted.kept
-            if record.kernel_id not in gone
-            and not self._errands.is_unwanted(record.kernel_id, record.pid)  # forgotten meanwhile
-        ]
+        unwanted = self._errands.is_unwanted  # forgotten meanwhile
+        records = [one for one in greeted.kept if one.kernel_id not in gone]
+        records = [one for one in records if not unwanted(one.kernel_id, one.pid)]
         for record in records:
             self._processes.note(record)
         known = {record.kernel_id for record in records}
@@ -467,7 +466,7 @@ class Keeper:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
         who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
-        fields |= {"limits": msgspec.to_builtins(watched.limits)}
+        fields["limits"] = msgspec.to_builtins(watched.limits)
         try:
             answer, _ = await link.ask({"ask": "adopt", **who, **fields})
             if answer is None:
@@ -481,6 +480,8 @@ class Keeper:
             self._lines.on_malformed(fields)
         if fields["event"] == "exited":
             self._processes.on_exited(fields)
+        if fields["event"] == "fenced":
+            self.on_fenced(str(fields["kernel_id"]))
 
     def on_bells(self, data: bytes) -> None:
         """The keeper tells how far logs go."""

@@ -27,6 +27,7 @@ from ....settings import Settings
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .client import Keeper
+from .greeting import ReplicaTerms
 from .kept import Kept, ProcessUsage
 from .places import AsidePlace, KeeperGone, NewestPlace
 from .remote import Host, RemoteKeeper, RemotePlace
@@ -55,6 +56,8 @@ class Keepers:
         self._state_dir = state_dir
         self._log_total_bytes = log_total_bytes
         self._options = options
+        self.on_fenced: Callable[[str], None] = lambda _: None
+        """Called with the id of a kernel that another replica has."""
         self._newest = self._client(NewestPlace(state_dir, self._add))
         self._older: dict[Keeper, AsidePlace] = {}
         self._homes: dict[str, Keeper] = {}  # the keepers of kernels, as far as they are known
@@ -66,7 +69,12 @@ class Keepers:
 
     def _client(self, place: NewestPlace | AsidePlace) -> Keeper:
         total = self._log_total_bytes
-        return Keeper(self._state_dir, place=place, log_total_bytes=total, **self._options)
+        keeper = Keeper(self._state_dir, place=place, log_total_bytes=total, **self._options)
+        keeper.on_fenced = self._on_fenced
+        return keeper
+
+    def _on_fenced(self, kernel_id: str) -> None:
+        self.on_fenced(kernel_id)
 
     @property
     def on_lost(self) -> list[Callable[[], None]]:
@@ -158,6 +166,7 @@ class Keepers:
             total = self._log_total_bytes
             keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
             keeper.on_empty = lambda: self._change(self._retire_remote(key))
+            keeper.on_fenced = self._on_fenced
             keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
             self._remote[key] = keeper
             self._share()
@@ -401,6 +410,17 @@ class Keepers:
             self._share()
             self._change(keeper.retire())
 
+    def let_go(self, kernel_id: str) -> None:
+        """As `Keeper.let_go`."""
+        self._homes.pop(kernel_id, self._newest).let_go(kernel_id)
+
+    async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+        """Have the newest keeper end the kernels of dead replicas that the registry does not know.
+
+        Such a replica had launched them, and not stored them yet.
+        """
+        await self._newest.end_strays(dead, known)
+
     async def close(self) -> None:
         """Do `Keeper.close` with every keeper."""
         await self._settled()
@@ -419,8 +439,13 @@ def check_state_dir(settings: Settings) -> None:
     check_private(settings.state_dir)
 
 
-def new_keepers(settings: Settings, directory: Path, own: Sequence[Path]) -> Keepers:
-    """The keepers as the options want them, in this directory; ``own`` goes with the server."""
+def new_keepers(
+    settings: Settings, directory: Path, own: Sequence[Path], terms: ReplicaTerms | None = None
+) -> Keepers:
+    """The keepers as the options want them, in this directory; ``own`` goes with the server.
+
+    ``terms`` are those of a server that is one of several replicas.
+    """
     network = network_file_system(settings.state_dir)
     if not settings.keeps and settings.on_shutdown == "keep":
         logger.warning(
@@ -441,4 +466,5 @@ def new_keepers(settings: Settings, directory: Path, own: Sequence[Path]) -> Kee
         orphan_timeout=settings.orphan_timeout if settings.keeps else None,
         output_bytes=OUTPUT_BYTES,
         own=own,
+        terms=terms,
     )

@@ -218,6 +218,14 @@ class Processes:
             watched.exited.cancel()
         return pid
 
+    def let_go(self, kernel_id: str) -> None:
+        """Watch a kernel's process no more, which is another server's from now on."""
+        self._early.pop(kernel_id, None)
+        watched = self._watched.pop(kernel_id, None)
+        if watched is not None:
+            watched.stop_watching()
+            watched.exited.cancel()
+
     def take_from(self, other: Processes) -> list[WatchedProcess]:
         """Have all processes of another keeper, which is gone; whoever waits for them still does.
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -99,6 +99,9 @@ class KeeperLink:
         self.pid: int = greeting["pid"]
         self.can: frozenset[str] = frozenset()
         """Fields of requests that the keeper heeds, as it has told when it was greeted (`CAN`)."""
+        self.term_of: Callable[[str], int] | None = None
+        """In which term this server, as one of several replicas, has a kernel (`app.keeper.terms`).
+        """
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
@@ -206,6 +209,8 @@ class KeeperLink:
         answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
         if not self.is_open:
             raise LinkLost
+        if self.term_of is not None and "kernel_id" in fields:
+            fields = {**fields, "term": self.term_of(fields["kernel_id"])}
         self._transport.write(pack({**fields, "id": number}))
         self._asked[number] = answer
         return answer

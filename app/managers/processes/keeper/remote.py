@@ -23,6 +23,7 @@ from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
 from .claims import check_exit
 from .client import QUICK_SECONDS, Keeper
+from .greeting import ReplicaTerms
 from .kept import Kept, Processes, ProcessUsage
 from .lines import Lines
 from .link import KeeperLink
@@ -92,6 +93,7 @@ class RemoteKeeper(Keeper):
         orphan_timeout: float | None,
         output_bytes: int,
         own: Sequence[Path] = (),  # noqa: ARG002 - directories of this host
+        terms: ReplicaTerms | None = None,
     ) -> None:
         super().__init__(
             Path(),
@@ -100,6 +102,7 @@ class RemoteKeeper(Keeper):
             log_age=log_age,
             orphan_timeout=ORPHAN_SECONDS if orphan_timeout is None else orphan_timeout,
             output_bytes=output_bytes,
+            terms=terms,
             place=place,
         )
         self._lasts = orphan_timeout is not None

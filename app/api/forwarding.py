@@ -1,0 +1,101 @@
+"""Has a request for a kernel of another replica answered by that replica.
+
+This comes before everything else that looks at a request. So what the other replica gets is the
+request as the client has sent it, and that replica checks the caller's credentials, origin and
+rights as if the client had come to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..managers.errors import KernelkeepError
+from ..managers.handover.store import StoreAway
+from .errors import response_to
+from .relay import RELAYED, Broken, connect
+
+if TYPE_CHECKING:
+    from ..managers.replicas.group import Group
+
+__all__ = ["ForwardingMiddleware", "named_kernel", "named_session"]
+
+_UUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_KERNEL: Final = re.compile(rf".*/api/kernels/({_UUID})(?:/.*)?", re.DOTALL).fullmatch
+_SESSION: Final = re.compile(rf".*/api/sessions/({_UUID})", re.DOTALL).fullmatch
+
+
+def named_kernel(path: str) -> str | None:
+    """The id of the kernel that a path is about."""
+    found = _KERNEL(path)
+    return None if found is None else found[1].lower()
+
+
+def named_session(method: str, path: str) -> str | None:
+    """The id of the session that a request changes, and with the session its kernel."""
+    found = _SESSION(path) if method in ("PATCH", "DELETE") else None
+    return None if found is None else found[1].lower()
+
+
+class ForwardingMiddleware:
+    """Sends requests on, where the state of the application has a ``group`` of replicas."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        group: Group | None = scope.get("state", {}).get("group")
+        if group is None or scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        kernel_id = named_kernel(scope["path"])
+        session_id = named_session(scope.get("method", ""), scope["path"])
+        if session_id is not None:
+            kernel_id = group.kernel_of_session(session_id)
+        if kernel_id is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            is_done = await self._forward(group, kernel_id, scope, receive, send)
+        except KernelkeepError as error:
+            await response_to(error)(scope, receive, send)
+            return
+        if not is_done:
+            await self._app(scope, receive, send)
+
+    async def _forward(
+        self, group: Group, kernel_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> bool:
+        """Have the replica answer that has the kernel; False if this one is to answer.
+
+        A kernel whose replica is gone, or that is just changing its replica, is waited for. Raises
+        `ReplicaUnreachable` if that takes too long.
+        """
+        from ..managers.replicas.errors import ReplicaUnreachable
+
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + group.patience
+        while True:
+            if group.is_here(kernel_id) and await group.is_own(kernel_id):
+                return False
+            try:
+                found = await group.find(kernel_id)
+            except StoreAway:
+                raise ReplicaUnreachable from None
+            if found is None:
+                return False  # it is nowhere, as the answer will tell
+            path = None if found.replica is None else group.socket_of(found.replica)
+            # A request that another replica has sent is not sent on: no request goes in circles.
+            if found.replica != group.id and path is not None and RELAYED not in scope:
+                try:
+                    if await (await connect(path)).run(scope, receive, send):
+                        return True
+                except Broken as broken:
+                    if broken.begun:
+                        raise ReplicaUnreachable from None
+            if loop.time() >= deadline:
+                raise ReplicaUnreachable
+            await group.change()

@@ -1,0 +1,1 @@
+"""Several replicas of the service that share one registry in PostgreSQL."""

@@ -1,0 +1,204 @@
+"""One connection to the PostgreSQL database of the shared registry, made again when it is lost.
+
+Everything here blocks, and is called in a thread. Nothing that is raised here has the password of
+the database in its text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from importlib import resources
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import psycopg
+
+from ..handover.store import StoreAway, UnusableRegistry
+
+__all__ = ["CHANNEL", "Connection", "Database", "migrate", "newest_version"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+CHANNEL: Final = "kernelkeep"
+"""The channel on which replicas tell each other what has changed (LISTEN, NOTIFY)."""
+
+CONNECT_SECONDS: Final = 3
+STATEMENT_SECONDS: Final = 5
+"""How long a statement, or the wait for a lock in it, may take."""
+
+_MIGRATING: Final = 0x6B65726E656C6B65
+"""The key of the advisory lock under which one process at a time migrates."""
+
+_AWAY: Final = (psycopg.OperationalError, psycopg.InterfaceError)
+
+
+class Database:
+    """A connection that is made when it is first needed. One thread at a time may `run` work."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._password = unquote(urlsplit(url).password or "")
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """What ``work`` returns, which may run twice if the connection turns out to be lost.
+
+        ``work`` must do no harm the second time, whether the first has come into effect or not.
+        Raises `StoreAway`.
+        """
+        is_fresh = self._connection is None
+        try:
+            return self._run(work)
+        except _AWAY as error:
+            self.close_connection()
+            if is_fresh or self._is_closed:
+                raise StoreAway(self.plain(error)) from None
+        except psycopg.Error as error:
+            raise StoreAway(self.plain(error)) from None
+        try:
+            return self._run(work)
+        except psycopg.Error as error:
+            self.close_connection()
+            raise StoreAway(self.plain(error)) from None
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connect()
+        with connection.transaction():
+            return work(connection)
+
+    def _connect(self) -> Connection:
+        connection = psycopg.connect(
+            self.url,
+            autocommit=True,
+            connect_timeout=CONNECT_SECONDS,
+            application_name="kernelkeep",
+            # A pooler between here and the database would mix prepared statements up.
+            prepare_threshold=None,
+            keepalives_idle=CONNECT_SECONDS,
+            keepalives_interval=1,
+            keepalives_count=3,
+            tcp_user_timeout=1000 * STATEMENT_SECONDS,
+        )
+        milliseconds = 1000 * STATEMENT_SECONDS
+        connection.execute(f"SET statement_timeout = {milliseconds}")
+        connection.execute(f"SET lock_timeout = {milliseconds}")
+        connection.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
+        with self._lock:
+            if self._is_closed:
+                connection.close()
+                raise psycopg.OperationalError("the registry is being closed")
+            self._connection = connection
+        return connection
+
+    def open(self) -> Connection:
+        """A connection of one's own use, for `LISTEN`. Raises `StoreAway`."""
+        try:
+            return self._connection or self._connect()
+        except psycopg.Error as error:
+            raise StoreAway(self.plain(error)) from None
+
+    def abort(self) -> None:
+        """Have the work that runs fail, whatever it waits for; any thread may call this.
+
+        A database whose process is stopped answers nothing, and its machine keeps the connection
+        alive: no bound of the client's library ends that wait.
+        """
+        with self._lock:
+            connection = self._connection
+            if connection is not None and not connection.closed:
+                # Through a descriptor of its own: the thread that waits closes the other one.
+                with (
+                    contextlib.suppress(OSError, psycopg.Error),
+                    socket.socket(fileno=os.dup(connection.fileno())) as end,
+                ):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close_connection(self) -> None:
+        """Close the connection; the next work makes another."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.close()
+
+    def close(self) -> None:
+        """Close the connection for good."""
+        with self._lock:
+            self._is_closed = True
+        self.close_connection()
+
+    def plain(self, error: psycopg.Error) -> str:
+        """What an error says, in one line, without the password.
+
+        The details of an error would repeat a row, in which there are keys of kernels.
+        """
+        text = " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
+        return text.replace(self._password, "***") if self._password else text
+
+
+def _migrations() -> list[tuple[int, str]]:
+    """The migrations in order: the version that each leads to, and its statements."""
+    directory = resources.files(__package__) / "migrations"
+    files = sorted(
+        (file for file in directory.iterdir() if file.name.endswith(".sql")),
+        key=lambda file: file.name,
+    )
+    return [(int(file.name.partition("_")[0]), file.read_text()) for file in files]
+
+
+def newest_version() -> int:
+    """The version of the registry that this kernelkeep knows."""
+    return _migrations()[-1][0]
+
+
+def migrate(database: Database) -> tuple[int, int]:
+    """Bring the registry to the newest version; returns the version before and the one now.
+
+    Whoever comes second waits for the first, and finds the work done. There is no way back. Raises
+    `UnusableRegistry` for a registry of a newer version, and if the database cannot be had.
+    """
+    try:
+        before = database.run(_migrate)
+    except StoreAway as error:
+        raise UnusableRegistry(f"the registry cannot be used: {error}") from None
+    newest = newest_version()
+    if before > newest:
+        raise UnusableRegistry(
+            f"the registry was written by a newer kernelkeep (its version is {before}, this one "
+            f"knows {newest}): upgrade this one"
+        )
+    return before, newest
+
+
+def _migrate(connection: Connection) -> int:
+    execute = connection.execute
+    execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
+    # Without a look first, this would take a right that a registry which is there does not need.
+    (there,) = execute("SELECT to_regclass('kernelkeep.migration') IS NOT NULL").fetchone() or (0,)
+    if not there:
+        execute("CREATE SCHEMA IF NOT EXISTS kernelkeep")
+        execute(
+            "CREATE TABLE kernelkeep.migration (version integer PRIMARY KEY, "
+            "applied timestamptz NOT NULL DEFAULT clock_timestamp())"
+        )
+    row = execute("SELECT coalesce(max(version), 0) FROM kernelkeep.migration").fetchone()
+    before = int(row[0]) if row else 0
+    for version, statements in _migrations():
+        if version > before:
+            execute(statements.encode())
+            execute("INSERT INTO kernelkeep.migration (version) VALUES (%s)", (version,))
+            logger.info("the registry was brought to version %d", version)
+    return before

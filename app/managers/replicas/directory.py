@@ -1,0 +1,280 @@
+"""What the other replicas have, as the registry tells: kernels, sessions, and where replicas are.
+
+A thread listens to the database (LISTEN, NOTIFY), and reads again what has changed. After its
+connection was lost it reads everything anew. So the directory is as old as a notification takes,
+or, while the database is away, as old as `is_fresh` says it may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import psycopg
+
+from ..handover.elsewhere import KernelElsewhere, SharedSession
+from ..handover.store import StoreAway
+from ..owners.ownership import Ownership, Share
+from .database import CHANNEL, Connection, Database
+
+__all__ = ["Directory"]
+
+logger = logging.getLogger(__name__)
+
+WAIT_SECONDS: Final = 1.0
+"""How often the thread looks whether it is to end."""
+
+PING_SECONDS: Final = 5.0
+"""How often the connection is tried when nothing is told."""
+
+STALE_SECONDS: Final = 15.0
+"""After so many seconds in which the database has not answered, its connection is given up."""
+
+RETRY_SECONDS: Final = 0.5
+
+
+class _Whose(msgspec.Struct):
+    """Whose a kernel is: that part of its record."""
+
+    owner: str
+    owner_groups: list[str] = []
+    shares: list[Share] = []
+
+
+_whose: Final = msgspec.json.Decoder(_Whose).decode
+
+
+_KERNELS: Final = (
+    "SELECT id, replica, term, created, model, record, execution_state FROM kernelkeep.kernel"
+)
+_SESSIONS: Final = "SELECT id, number, path, name, type, kernel_id, owner FROM kernelkeep.session"
+
+
+class _Found(NamedTuple):
+    """What was read again; None is everything, a set the rows with these ids."""
+
+    kernels: list[KernelElsewhere]
+    kernel_ids: set[str] | None
+    sessions: list[SharedSession]
+    session_ids: set[str] | None
+    addresses: dict[str, str]
+
+
+class Directory:
+    """The registry's content, in memory. Make it inside a running event loop, and `close` it.
+
+    ``on_replicas`` is called when replicas have come or gone.
+    """
+
+    def __init__(self, url: str, on_replicas: Callable[[], None]) -> None:
+        self.kernels: dict[str, KernelElsewhere] = {}
+        self.sessions: dict[str, SharedSession] = {}
+        self.addresses: dict[str, str] = {}
+        self.changes = 0
+        """Counted up when kernels change."""
+        self.on_sessions: Callable[[], None] = lambda: None
+        self._on_replicas = on_replicas
+        self._database = Database(url)
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._changed = asyncio.Event()
+        self._heard = time.monotonic()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="directory", daemon=True)
+        self._watch: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Begin to listen; returns when everything has been read once. Raises `StoreAway`."""
+        self._thread.start()
+        self._watch = self._loop.create_task(self._watch_it(), name="directory's watch")
+        done, _ = await asyncio.wait({self._ready}, timeout=STALE_SECONDS)
+        if not done:
+            raise StoreAway("the database does not answer")
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the database has been heard of lately."""
+        return time.monotonic() - self._heard < PING_SECONDS + WAIT_SECONDS
+
+    async def changed(self) -> None:
+        """Return when something has changed."""
+        event = self._changed
+        await event.wait()
+
+    def forget(self, kernel_id: str) -> None:
+        """The kernel is gone, as this replica knows before the database tells."""
+        if self.kernels.pop(kernel_id, None) is not None:
+            self.changes += 1
+
+    async def look(self, kernel_id: str) -> KernelElsewhere | None:
+        """Ask the database for one kernel that is not known here. Raises `StoreAway`."""
+        database = Database(self._database.url)
+        try:
+            async with asyncio.timeout(2 * WAIT_SECONDS):
+                found = await asyncio.to_thread(
+                    database.run, lambda one: _kernels(one, {kernel_id})
+                )
+        except TimeoutError:
+            raise StoreAway("the database does not answer") from None
+        finally:
+            await asyncio.to_thread(database.close)
+        return found[0] if found else None
+
+    # The thread
+
+    def _listen(self) -> None:
+        while not self._ends.is_set():
+            try:
+                self._listen_once(self._database.open())
+            except (StoreAway, psycopg.Error) as error:
+                logger.debug("the registry's changes are not heard: %s", error)
+            except Exception:
+                logger.exception("the registry's changes are not understood")
+            self._database.close_connection()
+            self._ends.wait(RETRY_SECONDS)
+
+    def _listen_once(self, connection: Connection) -> None:
+        connection.execute(f"LISTEN {CHANNEL}".encode())
+        self._tell(_everything(connection))
+        pinged = time.monotonic()
+        while not self._ends.is_set():
+            told = [note.payload for note in _notes(connection)]
+            if told:
+                self._tell(_again(connection, told))
+            elif time.monotonic() >= pinged + PING_SECONDS:
+                connection.execute("SELECT 1")
+                pinged = time.monotonic()
+            self._heard = time.monotonic()
+
+    def _tell(self, found: _Found) -> None:
+        self._heard = time.monotonic()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._apply, found)
+
+    # The event loop
+
+    def _apply(self, found: _Found) -> None:
+        _replace(self.kernels, found.kernels, found.kernel_ids)
+        if found.kernels or found.kernel_ids is None or found.kernel_ids:
+            self.changes += 1
+        if found.sessions or found.session_ids is None or found.session_ids:
+            _replace(self.sessions, found.sessions, found.session_ids)
+            self.on_sessions()
+        if found.addresses != self.addresses:
+            self.addresses = found.addresses
+            self._on_replicas()
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    async def _watch_it(self) -> None:
+        """Have the thread leave a connection on which nothing comes, not even answers."""
+        while True:
+            await asyncio.sleep(WAIT_SECONDS)
+            if time.monotonic() - self._heard > STALE_SECONDS:
+                self._heard = time.monotonic()
+                await asyncio.to_thread(self._database.abort)
+
+    async def close(self) -> None:
+        """Listen no longer."""
+        self._ends.set()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.to_thread(self._database.abort)
+            await asyncio.to_thread(self._thread.join, STALE_SECONDS)
+        self._database.close()
+
+
+def _notes(connection: Connection) -> Iterator[psycopg.Notify]:
+    """What was told, as soon as there is something; nothing after `WAIT_SECONDS`."""
+    yield from connection.notifies(timeout=WAIT_SECONDS, stop_after=1)
+    yield from connection.notifies(timeout=0)
+
+
+def _everything(connection: Connection) -> _Found:
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        kernels, sessions = _kernels(connection, None), _sessions(connection, None)
+        return _Found(kernels, None, sessions, None, _addresses(connection))
+
+
+def _again(connection: Connection, told: Collection[str]) -> _Found:
+    """Read again what the notifications name."""
+    kernel_ids: set[str] = set()
+    session_ids: set[str] = set()
+    whole = False
+    for payload in told:
+        what, *ids = payload.split()
+        if what == "kernels":
+            kernel_ids.update(ids)
+        elif what == "sessions":
+            session_ids.update(ids)
+        elif what == "replicas":
+            whole = True  # the kernels of those that have gone are nobody's
+    if whole:
+        return _everything(connection)
+    return _Found(
+        _kernels(connection, kernel_ids),
+        kernel_ids,
+        _sessions(connection, session_ids),
+        session_ids,
+        _addresses(connection),
+    )
+
+
+def _kernels(connection: Connection, ids: set[str] | None) -> list[KernelElsewhere]:
+    if ids is not None and not ids:
+        return []
+    if ids is None:
+        rows = connection.execute(f"{_KERNELS} ORDER BY created".encode())
+    else:
+        rows = connection.execute(f"{_KERNELS} WHERE id = ANY(%s)".encode(), ([*ids],))
+    return [_elsewhere(*row) for row in rows.fetchall()]
+
+
+def _elsewhere(
+    kernel_id: str,
+    replica: str | None,
+    term: int,
+    created: float,
+    model: str,
+    record: str,
+    execution_state: str,
+) -> KernelElsewhere:
+    whose = _whose(record)
+    owned = Ownership(whose.owner, whose.owner_groups, whose.shares)
+    counts = execution_state != "dead"
+    return KernelElsewhere(kernel_id, replica, term, created, model.encode(), counts, owned)
+
+
+def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSession]:
+    if ids is not None and not ids:
+        return []
+    if ids is None:
+        rows = connection.execute(f"{_SESSIONS} ORDER BY number".encode())
+    else:
+        rows = connection.execute(f"{_SESSIONS} WHERE id = ANY(%s)".encode(), ([*ids],))
+    return [SharedSession(*row) for row in rows.fetchall()]
+
+
+def _addresses(connection: Connection) -> dict[str, str]:
+    rows = connection.execute("SELECT id, address FROM kernelkeep.replica ORDER BY joined")
+    return dict(rows.fetchall())
+
+
+def _replace(known: dict[str, Any], found: Collection[Any], ids: set[str] | None) -> None:
+    """Put the rows that were found in the place of those with these ids, or of all."""
+    if ids is None:
+        known.clear()
+    else:
+        for gone in ids - {row.id for row in found}:
+            known.pop(gone, None)
+    for row in found:
+        known[row.id] = row

@@ -1,0 +1,43 @@
+"""Errors of a server that is one of several replicas."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..errors import KernelkeepError
+
+__all__ = ["KernelElsewhereError", "RegistryUnavailable", "ReplicaUnreachable"]
+
+RETRY_SECONDS: Final = 1
+
+
+class ReplicaUnreachable(KernelkeepError):
+    """The replica that has the kernel cannot be reached; soon another has it."""
+
+    status = 503
+    code = "replica_unreachable"
+
+    def __init__(self) -> None:
+        super().__init__("The replica that has the kernel cannot be reached")
+        self.retry_after = RETRY_SECONDS
+
+
+class RegistryUnavailable(KernelkeepError):
+    """The registry that the replicas share is away: no kernel can be started just now."""
+
+    status = 503
+    code = "registry_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The registry of the replicas cannot be reached")
+        self.retry_after = RETRY_SECONDS
+
+
+class KernelElsewhereError(KernelkeepError):
+    """There is a kernel of this id already, with another replica."""
+
+    status = 409
+    code = "kernel_elsewhere"
+
+    def __init__(self, kernel_id: str) -> None:
+        super().__init__(f"Kernel {kernel_id} is there already, with another replica")

@@ -1,0 +1,109 @@
+"""The group of replicas as one of them sees it: which kernel is here, and who has the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Final, Protocol
+
+from ..errors import KeeperUnavailable
+from ..handover.elsewhere import KernelElsewhere
+from ..processes.keeper.keepers import Keepers
+from ..processes.keeper.link import KeeperRefuses
+from .lease import Standing
+from .registry import DIRECTORY, SharedRegistry
+
+__all__ = ["Group"]
+
+CHANGE_SECONDS: Final = 0.25
+"""How long a request waits for a change before it looks again."""
+
+
+class Here(Protocol):
+    """The kernels of this replica."""
+
+    def __contains__(self, kernel_id: object) -> bool:
+        """Whether there is a kernel of this id."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the replica is about to hand all of them over."""
+
+
+class Group:
+    """``kernels`` are those that this replica has."""
+
+    def __init__(self, registry: SharedRegistry, keepers: Keepers, kernels: Here) -> None:
+        self._registry = registry
+        self._keepers = keepers
+        self._kernels = kernels
+        self.id = registry.member.replica.id
+        self.patience = registry.lease.seconds + 5.0
+        """How long, in seconds, a takeover may take in which a request waits."""
+
+    @property
+    def socket(self) -> Path:
+        """Where this replica listens for the others."""
+        return self._socket_of(self._registry.member.replica.address) or Path()
+
+    def _socket_of(self, address: str) -> Path | None:
+        """The socket of an address; None if it is on another host."""
+        kind, _, where = address.partition(":")
+        host, _, name = where.partition(":")
+        is_here = kind == "unix" and host == self._registry.host
+        return self._registry.state_dir / DIRECTORY / f"{name}.sock" if is_here else None
+
+    def problem(self) -> str | None:
+        """What keeps this replica from being ready; None if nothing does.
+
+        That the registry is away is none: all replicas have that problem together, and go on with
+        what they have, and a balancer would send requests to none of them.
+        """
+        if self._registry.member.standing is Standing.NONE:
+            return "the other replicas have declared this one dead"
+        return None
+
+    def is_here(self, kernel_id: str) -> bool:
+        """Whether this replica has a kernel, has adopted it, and is not about to leave it.
+
+        A request for a kernel that is handed over waits until another replica has the kernel.
+        """
+        is_settled = kernel_id not in self._registry.adopting and not self._kernels.stopping
+        return is_settled and kernel_id in self._kernels
+
+    async def is_own(self, kernel_id: str) -> bool:
+        """Whether a kernel that this replica has is still its own.
+
+        While the lease is good no other can have the kernel. Behind that the keeper tells.
+        """
+        if self._registry.member.standing is Standing.GOOD:
+            return True
+        try:
+            await self._keepers.settle(kernel_id)
+        except KeeperRefuses:
+            return False
+        except KeeperUnavailable:
+            pass  # then nobody else has reached the keeper either
+        return self.is_here(kernel_id)
+
+    async def find(self, kernel_id: str) -> KernelElsewhere | None:
+        """A kernel of whichever replica, as the registry has it. Raises `StoreAway`."""
+        found = self._registry.directory.kernels.get(kernel_id)
+        return found or await self._registry.directory.look(kernel_id)
+
+    def kernel_of_session(self, session_id: str) -> str | None:
+        """The id of a session's kernel, if there is the session."""
+        session = self._registry.directory.sessions.get(session_id)
+        return None if session is None else session.kernel_id
+
+    def socket_of(self, replica: str) -> Path | None:
+        """Where a replica listens; None if that is not known, or on another host."""
+        address = self._registry.directory.addresses.get(replica)
+        return None if address is None else self._socket_of(address)
+
+    async def change(self) -> None:
+        """Return when something has changed, or soon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHANGE_SECONDS):
+                await self._registry.directory.changed()

@@ -1,0 +1,80 @@
+"""The lease of one replica: until when no other replica can have taken its kernels.
+
+The registry has the other end of the lease, by the clock of the database: a replica that has not
+renewed its lease for ``seconds`` may be declared dead, and then its kernels are taken. This end
+counts from *before* the renewal was sent, by a clock of this machine that nobody sets (monotonic),
+and ends a margin earlier. So it ends before the registry's end does, however long the answer took,
+whatever time of day either machine believes in, as long as their clocks run at nearly the same
+rate.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final
+
+__all__ = ["Lease", "Standing"]
+
+MARGIN: Final = 0.05
+"""Which part of a lease is given up against clocks that run at different rates."""
+
+
+class Standing(Enum):
+    """What a replica knows of its own lease."""
+
+    NONE = auto()
+    """It has not joined the others, or was declared dead by them and has not joined again."""
+    GOOD = auto()
+    """No other replica can have taken its kernels."""
+    OVER = auto()
+    """Others may have taken its kernels, or may not: only the kernels' keepers can tell."""
+
+
+class Lease:
+    """The lease of one replica. Times are in seconds by the one monotonic clock."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.every = seconds / 5
+        """How often the lease is renewed."""
+        self._is_member = False
+        self._good_until = float("-inf")
+        self._steady_since = float("inf")
+
+    def renewed(self, sent: float, now: float) -> None:
+        """The registry has confirmed, by ``now``, a renewal that was ``sent`` then.
+
+        An answer that comes late confirms less, and never takes back what a later one confirmed.
+        """
+        was_good = self.is_good(now)
+        self._is_member = True
+        self._good_until = max(self._good_until, sent + self.seconds * (1 - MARGIN))
+        if not self.is_good(now):  # the answer came too late to be of use
+            self._steady_since = float("inf")
+        elif not was_good:
+            self._steady_since = now
+
+    def lost(self) -> None:
+        """The registry knows this replica no more: the others have declared it dead, or it left."""
+        self._is_member = False
+        self._good_until = float("-inf")
+        self._steady_since = float("inf")
+
+    def is_good(self, now: float) -> bool:
+        """Whether no other replica can have taken a kernel of this one."""
+        return now < self._good_until
+
+    def standing(self, now: float) -> Standing:
+        """What is known of the lease."""
+        if not self._is_member:
+            return Standing.NONE
+        return Standing.GOOD if self.is_good(now) else Standing.OVER
+
+    def may_bury(self, now: float) -> bool:
+        """Whether this replica may declare others dead whose leases have ended.
+
+        After the registry was away, the leases of all are over, and the first replica that comes
+        back would take the kernels of those that come back a moment later. So one whose own lease
+        has not been good for the length of a lease waits.
+        """
+        return self.is_good(now) and now >= self._steady_since + self.seconds

@@ -1,0 +1,200 @@
+"""This process as a member of its group of replicas: its lease, and the kernels that it takes.
+
+The statements run in a thread of their own, so that a lease is renewed however much there is to
+write. Each has a bound: a database that hangs is left (`Database.abort`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, TypeVar
+
+from ..handover.store import StoreAway
+from .database import Connection, Database
+from .lease import Lease, Standing
+from .membership import Replica, Taken, beat, declare_dead, everybodys, join, leave, mine, take
+from .terms import Terms
+
+__all__ = ["Member", "bounded"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ASK_SECONDS: Final = 4.0
+"""How long the database may take for one question."""
+
+ABORT_SECONDS: Final = 5.0
+"""How long a question may take to end that was given up."""
+
+AT_ONCE: Final = 64
+"""Kernels that are taken in one transaction."""
+
+SPREAD_SECONDS: Final = 0.05
+"""The pause before more kernels are taken, in which the other replicas take theirs."""
+
+ROUNDS: Final = 200
+"""How often more kernels are taken in a row, before the lease is renewed again."""
+
+
+class Member:
+    """A replica among the others. Make it inside a running event loop, and `close` it there.
+
+    ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
+    others have declared it dead: it has no kernel any more. ``on_dead`` is called with the ids of
+    replicas that are gone, and those of all kernels that the registry knows.
+    """
+
+    def __init__(
+        self, url: str, replica: Replica, lease: Lease, terms: Terms, keepers: Collection[str]
+    ) -> None:
+        self.replica = replica
+        self.lease = lease
+        self.on_taken: Callable[[Sequence[Taken]], None] = lambda _: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_dead: Callable[[Sequence[str], Sequence[str]], None] = lambda _dead, _known: None
+        self._replaced: list[str] = []  # whose kernels are not looked after yet
+        self._keepers = keepers
+        self._terms = terms
+        self._database = Database(url)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._trouble = ""
+        self._is_closed = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def standing(self) -> Standing:
+        """What is known of the lease now."""
+        return self.lease.standing(self._loop.time())
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the registry is away, or was when it was asked last."""
+        return bool(self._trouble) or self.standing is not Standing.GOOD
+
+    def wake(self) -> None:
+        """There may be kernels that nobody has."""
+        self._wake.set()
+
+    async def join(self, *, replaces: Sequence[str] = ()) -> None:
+        """Join the others. Raises `UnusableRegistry` and `StoreAway`."""
+        sent = self._loop.time()
+        seconds = self.lease.seconds
+        replaced = await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
+        self._replaced += replaced
+        self.lease.renewed(sent, self._loop.time())
+
+    async def begin(self) -> None:
+        """Take what is to be taken now, and from now on; renew the lease."""
+        try:
+            await self._take()
+        except StoreAway as error:
+            self._tell(error)
+        self._task = self._loop.create_task(self._live(), name="lease")
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self.lease.every):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._beat()
+                await self._look_for_the_dead()
+                await self._take()
+            except StoreAway as error:
+                self._tell(error)
+            except Exception:
+                logger.exception("the lease of this replica could not be renewed")
+
+    def _tell(self, error: StoreAway) -> None:
+        if not self._trouble:
+            logger.error("the registry is away, kernels go on: %s", error)
+        self._trouble = str(error)
+
+    async def _beat(self) -> None:
+        sent = self._loop.time()
+        seconds = self.lease.seconds
+        alive = await self._ask(lambda one: beat(one, self.replica.id, seconds))
+        if self._trouble:
+            logger.info("the registry is back")
+            self._trouble = ""
+        if alive:
+            self.lease.renewed(sent, self._loop.time())
+            return
+        logger.error("the other replicas have declared this one dead, and have its kernels")
+        self.lease.lost()
+        self.on_lost()
+        await self.join(replaces=[self.replica.name])
+
+    async def _look_for_the_dead(self) -> None:
+        if self.lease.may_bury(self._loop.time()):
+            dead = await self._ask(lambda one: declare_dead(one, self.replica.id))
+            for name in dead.values():
+                logger.warning("replica %s is not heard of: its kernels are taken over", name)
+            self._replaced += dead
+        if self._replaced:
+            # Read behind the end of those replicas: they store no further kernel.
+            known = await self._ask(everybodys)
+            dead_ids, self._replaced = self._replaced, []
+            self.on_dead(dead_ids, known)
+
+    async def _take(self) -> None:
+        """Take this replica's share of the kernels that nobody has, until there are none."""
+        for _ in range(ROUNDS):
+            if self.standing is not Standing.GOOD:
+                return
+            work = partial(take, replica_id=self.replica.id, keepers=self._keepers, at_most=AT_ONCE)
+            _, left = await self._ask(work)
+            # Also those that an answer told of which was lost with its connection.
+            known = [*self._terms]
+            found = await self._ask(lambda one: mine(one, self.replica.id, known))  # noqa: B023
+            new = [one for one in found if one.record.id not in self._terms]
+            for one in new:
+                self._terms.take(one.record.id, one.term)
+            if new:
+                self.on_taken(new)
+            if not left:
+                return
+            await asyncio.sleep(SPREAD_SECONDS)
+
+    async def _ask(self, work: Callable[[Connection], T]) -> T:
+        return await bounded(self._thread, self._database, partial(self._database.run, work))
+
+    async def close(self) -> None:
+        """Leave the others, which take the kernels that are still this replica's; only once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        try:
+            await self._ask(lambda one: leave(one, self.replica.id))
+        except StoreAway as error:
+            logger.error("the other replicas take over only when the lease ends: %s", error)
+        self.lease.lost()
+        self._database.close()
+        self._thread.shutdown(wait=False)
+
+
+async def bounded(thread: ThreadPoolExecutor, database: Database, work: Callable[[], T]) -> T:
+    """Run work of a database in its thread, for `ASK_SECONDS` at most. Raises `StoreAway`."""
+    asked = asyncio.get_running_loop().run_in_executor(thread, work)
+    done, _ = await asyncio.wait({asked}, timeout=ASK_SECONDS)
+    if not done:
+        database.abort()
+        # It goes on to its end, which nobody waits for longer than this.
+        done, _ = await asyncio.wait({asked}, timeout=ABORT_SECONDS)
+    if not done:
+        asked.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise StoreAway("the database does not answer")
+    return asked.result()

@@ -1,0 +1,194 @@
+"""The statements by which one replica joins the others, lives among them, and takes kernels.
+
+Each function here is the work of one transaction (`Database.run`), and does no harm twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from ..handover.store import KernelRecord, UnusableRegistry
+from .database import Connection
+from .store import decode_record, tell
+
+__all__ = [
+    "Replica",
+    "Taken",
+    "beat",
+    "declare_dead",
+    "everybodys",
+    "join",
+    "leave",
+    "mine",
+    "take",
+]
+
+
+class Replica(msgspec.Struct, frozen=True):
+    """One process among those that share a registry.
+
+    ``address`` is where the others reach it. ``secret`` is a digest of the server's token.
+    """
+
+    id: str
+    name: str
+    address: str
+    version: str
+    secret: str
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A kernel that this replica has, and in which term."""
+
+    term: int
+    record: KernelRecord
+
+
+def join(
+    connection: Connection, replica: Replica, seconds: float, *, replaces: Sequence[str]
+) -> list[str]:
+    """Join the others with a lease of so many ``seconds``; the ids of those that it replaces.
+
+    A process before this one with a name among ``replaces`` is known to have ended: its kernels
+    need not wait for its lease to end. Raises `UnusableRegistry` if the name is another's, or the
+    others have another token or state directory.
+    """
+    execute = connection.execute
+    execute("LOCK TABLE kernelkeep.replica IN SHARE ROW EXCLUSIVE MODE")
+    check(connection, replica, replaces=replaces)
+    replaced = execute(
+        "DELETE FROM kernelkeep.replica WHERE name = ANY(%s) AND id <> %s RETURNING id",
+        ([*replaces], replica.id),
+    ).fetchall()
+    execute(
+        "DELETE FROM kernelkeep.replica WHERE name = %s AND id <> %s", (replica.name, replica.id)
+    )
+    execute(
+        "INSERT INTO kernelkeep.replica (id, name, address, version, secret, expires) "
+        "VALUES (%s, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) "
+        "ON CONFLICT (id) DO UPDATE SET expires = excluded.expires",
+        (*msgspec.structs.astuple(replica), seconds),
+    )
+    execute(
+        "DELETE FROM kernelkeep.execution AS old "
+        "WHERE noted < clock_timestamp() - interval '1 day' "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
+    )
+    execute(
+        "DELETE FROM kernelkeep.tenure AS old "
+        "WHERE began < clock_timestamp() - interval '1 day' "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
+    )
+    tell(connection, "replicas")
+    return [one for (one,) in replaced]
+
+
+def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) -> None:
+    """Raise `UnusableRegistry` if a replica may not `join` the others."""
+    rows = connection.execute(
+        "SELECT name, secret, address FROM kernelkeep.replica "
+        "WHERE id <> %s AND NOT name = ANY(%s) AND expires > clock_timestamp()",
+        (replica.id, [*replaces]),
+    ).fetchall()
+    if any(name == replica.name for name, _, _ in rows):
+        raise UnusableRegistry(f"another replica of the registry has the name {replica.name}")
+    if any(secret != replica.secret for _, secret, _ in rows):
+        raise UnusableRegistry("the other replicas of the registry have another token")
+    if any(_host(address) != _host(replica.address) for _, _, address in rows):
+        raise UnusableRegistry("the other replicas of the registry have another state directory")
+
+
+def _host(address: str) -> str:
+    """Where a replica is: those of one host share a state directory."""
+    return address.rpartition(":")[0]
+
+
+def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
+    """Renew a lease; False if the replica was declared dead, or never joined."""
+    renewed = connection.execute(
+        "UPDATE kernelkeep.replica SET expires = clock_timestamp() + make_interval(secs => %s) "
+        "WHERE id = %s RETURNING id",
+        (seconds, replica_id),
+    ).fetchone()
+    return renewed is not None
+
+
+def declare_dead(connection: Connection, replica_id: str) -> dict[str, str]:
+    """Free the kernels of all others whose leases have ended; their names, by their ids.
+
+    A renewal and this wait for each other at the replica's row: whichever comes first, counts.
+    """
+    rows = connection.execute(
+        "DELETE FROM kernelkeep.replica WHERE id IN (SELECT id FROM kernelkeep.replica "
+        "WHERE id <> %s AND expires < clock_timestamp() FOR UPDATE SKIP LOCKED) RETURNING id, name",
+        (replica_id,),
+    ).fetchall()
+    if rows:
+        tell(connection, "replicas")
+    return dict(rows)
+
+
+def take(
+    connection: Connection, replica_id: str, keepers: Collection[str], at_most: int
+) -> tuple[int, int]:
+    """Take a share of the kernels that nobody has; returns how many were taken, and are left.
+
+    Only kernels whose keepers this replica reaches are taken. The share is that of one among the
+    replicas that live, so that those which look at the same time spread the kernels among them.
+    """
+    (living,) = connection.execute(
+        "SELECT count(*) FROM kernelkeep.replica WHERE expires > clock_timestamp()"
+    ).fetchone() or (1,)
+    (free,) = connection.execute(
+        "SELECT count(*) FROM kernelkeep.kernel WHERE replica IS NULL AND keeper = ANY(%s)",
+        ([*keepers],),
+    ).fetchone() or (0,)
+    if not free:
+        return 0, 0
+    share = min(at_most, -(-free // max(living, 1)))
+    rows = connection.execute(
+        # A replica that was declared dead meanwhile takes nothing: the row that it had is gone.
+        "WITH free AS (SELECT id FROM kernelkeep.kernel WHERE replica IS NULL "
+        "AND keeper = ANY(%s) AND EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = %s) "
+        "ORDER BY created LIMIT %s FOR UPDATE SKIP LOCKED) "
+        "UPDATE kernelkeep.kernel AS kernel SET replica = %s, term = term + 1 FROM free "
+        "WHERE kernel.id = free.id RETURNING kernel.id, kernel.term",
+        ([*keepers], replica_id, share, replica_id),
+    ).fetchall()
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO kernelkeep.tenure (kernel_id, term, replica) VALUES (%s, %s, %s)",
+            [(kernel_id, term, replica_id) for kernel_id, term in rows],
+        )
+    if rows:
+        tell(connection, "kernels", [kernel_id for kernel_id, _ in rows])
+    return len(rows), free - len(rows)
+
+
+def mine(connection: Connection, replica_id: str, known: Collection[str]) -> list[Taken]:
+    """The kernels that a replica has in the registry, without those that it knows to have."""
+    rows = connection.execute(
+        "SELECT term, record, last_activity, execution_state FROM kernelkeep.kernel "
+        "WHERE replica = %s AND NOT id = ANY(%s) ORDER BY created",
+        (replica_id, [*known]),
+    )
+    found = []
+    for term, record, last_activity, execution_state in rows.fetchall():
+        decoded = decode_record(record)
+        decoded.last_activity, decoded.execution_state = last_activity, execution_state
+        found.append(Taken(term, decoded))
+    return found
+
+
+def everybodys(connection: Connection) -> list[str]:
+    """The ids of all kernels that the registry knows."""
+    rows = connection.execute("SELECT id FROM kernelkeep.kernel").fetchall()
+    return [kernel_id for (kernel_id,) in rows]
+
+
+def leave(connection: Connection, replica_id: str) -> None:
+    """Leave the others: the kernels are theirs from now on."""
+    connection.execute("DELETE FROM kernelkeep.replica WHERE id = %s", (replica_id,))
+    tell(connection, "replicas")

@@ -1,0 +1,237 @@
+"""The registry that this server shares with other replicas, as their member.
+
+Kernels, executions and sessions are in PostgreSQL. What is on the disk of the kernels' host stays
+there, in the state directory that the replicas of a host share: the keeper with its sockets, logs,
+connection files, and the places of clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from ... import __version__
+from ...machine import network_file_system
+from ...settings import Settings
+from ..handover.registry import Lock, Registry
+from ..handover.store import KernelRecord, StoreAway, UnusableRegistry
+from ..processes.keeper.greeting import ReplicaTerms
+from .database import Database, migrate
+from .directory import Directory
+from .errors import RegistryUnavailable
+from .lease import Lease
+from .member import Member, bounded
+from .membership import Replica, check
+from .store import SharedStore
+from .terms import Terms
+
+__all__ = ["SharedRegistry", "check_shared_registry"]
+
+logger = logging.getLogger(__name__)
+
+DIRECTORY: Final = "replicas"
+"""The directory in the state directory with the replicas' locks and sockets."""
+
+_IDENTITY: Final = "identity"
+
+
+def check_shared_registry(settings: Settings) -> None:
+    """Bring the shared registry to this version, and see whether this replica may join the others.
+
+    Raises `UnusableRegistry` if not, or if the registry cannot be used.
+    """
+    network = network_file_system(settings.state_dir)
+    if network is not None:
+        raise UnusableRegistry(
+            f"the state directory {settings.state_dir} is on a network file system ({network}), "
+            "whose locks cannot be relied on"
+        )
+    database = Database(settings.registry_url.get_secret_value())
+    lock = _NameLock(settings)
+    try:
+        migrate(database)
+        replica = _replica(settings, lock, "")
+        database.run(lambda connection: check(connection, replica, replaces=[lock.name]))
+    except StoreAway as error:
+        raise UnusableRegistry(f"the registry cannot be used: {error}") from None
+    finally:
+        lock.close()
+        database.close()
+
+
+class SharedRegistry(Registry):
+    """This replica's hold on the shared registry.
+
+    Make it by `open` inside a running event loop, and `close` it there. ``on_fenced`` is called
+    with the id of a kernel that is found to be another replica's.
+    """
+
+    has_models = True
+
+    def __init__(self, settings: Settings) -> None:
+        url = settings.registry_url.get_secret_value()
+        self._lock = Lock(settings.state_dir, shared=True)
+        self._name_lock = _NameLock(settings)
+        self.state_dir = settings.state_dir
+        self.host = self._name_lock.host
+        """The identity of the state directory, and so of the keeper's host."""
+        identity = secrets.token_hex(8)
+        self.terms = Terms()
+        self.lease = Lease(settings.lease_seconds)
+        self.renew_seconds = self.lease.every
+        self.adopting: set[str] = set()
+        """The kernels that are just being adopted: their clients wait until that is done."""
+        self.on_fenced: Callable[[str], None] = lambda _: None
+        replica = _replica(settings, self._name_lock, identity)
+        self.replica_terms = ReplicaTerms(identity, self.terms.of)
+        self._here = f"dir:{self.host}"
+        self.member = Member(url, replica, self.lease, self.terms, [self._here])
+        self.directory = Directory(url, self.member.wake)
+        self._loop = asyncio.get_running_loop()
+        self._database = Database(url)
+        self._begin(
+            SharedStore(self._database, identity, self.terms, self._keeper_of, self._fence_later)
+        )
+
+    @classmethod
+    async def open(cls, settings: Settings) -> SharedRegistry:
+        """A registry of which this process is a member. Raises `UnusableRegistry`, `StoreAway`."""
+        registry = cls(settings)
+        try:
+            await registry.member.join(replaces=[registry.member.replica.name])
+            await registry.directory.begin()
+        except BaseException:
+            await registry.close()
+            raise
+        logger.info("this is replica %s", registry.member.replica.name)
+        return registry
+
+    @property
+    def elsewhere(self) -> Directory:
+        """As `Registry.elsewhere`."""
+        return self.directory
+
+    def begin_term(self, kernel_id: str) -> None:
+        """As `Registry.begin_term`."""
+        self.terms.begin(kernel_id)
+
+    def check_start(self) -> None:
+        """Raise `RegistryUnavailable` if a kernel that is started now could not be stored."""
+        if self.member.is_away:
+            raise RegistryUnavailable
+
+    def _keeper_of(self, _record: KernelRecord) -> str:
+        """How the keeper of a kernel is reached: who reaches it can take the kernel over."""
+        return self._here
+
+    def _fence_later(self, kernel_id: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.fence, kernel_id)
+
+    def fence(self, kernel_id: str) -> None:
+        """Another replica has this kernel."""
+        # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
+        self.terms.drop(kernel_id)
+        self._newest.pop(kernel_id, None)
+        self._missed.pop(kernel_id, None)
+        self.on_fenced(kernel_id)
+
+    async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await bounded(self._thread, self._database, lambda: work(*arguments))
+
+    async def _renew_once(self) -> None:
+        await self._call(self._database.run, lambda connection: connection.execute("SELECT 1"))
+
+    async def leave(self) -> None:
+        """Write what waits, then leave the kernels to the others."""
+        with contextlib.suppress(StoreAway):
+            await self._make_up()
+            await self._flush_all()
+        await self.member.close()
+        for kernel_id in self.terms:
+            self.terms.drop(kernel_id)
+
+    async def close(self) -> None:
+        """Leave the kernels to the others, if that was not done before, and stop."""
+        await self.leave()
+        try:
+            await super().close()
+        except StoreAway as error:
+            logger.error("the registry could not be left in order: %s", error)
+        await self.directory.close()
+        self._name_lock.close()
+
+
+def _replica(settings: Settings, lock: _NameLock, identity: str) -> Replica:
+    address = f"unix:{lock.host}:{identity}"
+    return Replica(identity, lock.name, address, __version__, _digest(settings))
+
+
+class _NameLock:
+    """The right to a name among the replicas of this host, until it is closed or the process ends.
+
+    Whoever has it knows that no process before has the name any more. ``host`` is the identity of
+    the state directory, which is that of the keeper's host as well. Raises `UnusableRegistry`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        directory = settings.state_dir / DIRECTORY
+        self.name = settings.replica_name or f"{socket.gethostname()}-{_port(settings)}"
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self.host = _identity(directory)
+            path = directory / f"{self.name}.lock"
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UnusableRegistry(f"{directory} cannot be used: {error.strerror}") from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._descriptor)
+            raise UnusableRegistry(
+                f"another replica of this host has the name {self.name}: give each its own "
+                "(replica_name)"
+            ) from None
+
+    def close(self) -> None:
+        """Let another process have the name."""
+        os.close(self._descriptor)
+
+
+def _port(settings: Settings) -> str:
+    return str(settings.port) if settings.port else secrets.token_hex(4)
+
+
+def _identity(directory: Path) -> str:
+    """What tells this state directory from that of any other host."""
+    path = directory / _IDENTITY
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        pass
+    else:
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_hex(16))
+    found = path.read_text().strip()
+    if not found:  # another replica is about to write it, or was killed before it could
+        raise UnusableRegistry(f"{path} is empty: try again, or remove it")
+    return found
+
+
+def _digest(settings: Settings) -> str:
+    """A digest that replicas with the same token, and only those, have in common.
+
+    Tokens are long and random. A short one could be guessed by whoever reads the registry, so the
+    digest is as slow as that of a password.
+    """
+    token = settings.token.get_secret_value().encode()
+    return hashlib.scrypt(token, salt=b"kernelkeep replicas", n=2**12, r=8, p=1).hex()

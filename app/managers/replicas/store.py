@@ -1,0 +1,218 @@
+"""The shared registry as one replica writes it: every write says owner and term.
+
+A write for a kernel that another replica has taken meanwhile changes nothing, and is reported: the
+replica then lets go of the kernel. A take (`membership.py`) and such a write wait for each other at
+the kernel's row. So either the write is there when the other replica reads what it has taken, or
+the write is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from ...protocol.messages import format_timestamp
+from ..handover.store import ExecutionRecord, KernelRecord, Lease
+from ..owners.principal import ANONYMOUS
+from .database import CHANNEL, Connection, Database
+from .terms import Terms
+
+__all__ = ["SharedStore", "decode_record", "tell"]
+
+TOLD_AT_ONCE: Final = 150
+"""Ids in one notification, which has 8000 bytes at the most."""
+
+_encode = msgspec.json.encode
+decode_record: Final = msgspec.json.Decoder(KernelRecord).decode
+
+
+class SharedStore:
+    """A `RegistryStore` in PostgreSQL, for the replica with the id ``replica``.
+
+    ``keeper_of`` tells how the keeper of a recorded kernel is reached. ``on_fenced`` is called, in
+    the thread of the write, with the id of a kernel that another replica has. Every method may
+    raise `StoreAway`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        replica: str,
+        terms: Terms,
+        keeper_of: Callable[[KernelRecord], str],
+        on_fenced: Callable[[str], None],
+    ) -> None:
+        self._database = database
+        self._replica = replica
+        self._terms = terms
+        self._keeper_of = keeper_of
+        self._on_fenced = on_fenced
+
+    def load(self) -> list[KernelRecord]:
+        """None: a replica takes kernels, and does not find itself their owner."""
+        return []
+
+    def save(self, record: KernelRecord) -> None:
+        """As `RegistryStore.save`."""
+        term = self._terms.of(record.id)
+
+        def work(connection: Connection) -> bool:
+            # A replica that was declared dead has no row, so that it cannot bring back a kernel
+            # that its next owner has removed.
+            alive = connection.execute(
+                "SELECT 1 FROM kernelkeep.replica WHERE id = %s FOR SHARE", (self._replica,)
+            ).fetchone()
+            saved = (
+                alive
+                and term
+                and connection.execute(
+                    "INSERT INTO kernelkeep.kernel AS kernel (id, replica, term, keeper, owner, "
+                    "created, record, last_activity, execution_state, model) "
+                    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+                    "ON CONFLICT (id) DO UPDATE SET "
+                    "owner = excluded.owner, record = excluded.record, "
+                    "last_activity = excluded.last_activity, "
+                    "execution_state = excluded.execution_state "
+                    "WHERE kernel.replica = excluded.replica AND kernel.term = excluded.term "
+                    "RETURNING id",
+                    (
+                        *(record.id, self._replica, term, self._keeper_of(record), record.owner),
+                        *(record.created, _encode(record).decode(), record.last_activity),
+                        *(record.execution_state, _first_model(record)),
+                    ),
+                ).fetchone()
+            )
+            if saved:
+                connection.execute(
+                    "INSERT INTO kernelkeep.tenure (kernel_id, term, replica) VALUES (%s, %s, %s) "
+                    "ON CONFLICT DO NOTHING",
+                    (record.id, term, self._replica),
+                )
+                tell(connection, "kernels", [record.id])
+            return bool(saved)
+
+        if not self._database.run(work):
+            self._on_fenced(record.id)
+
+    def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
+        """As `RegistryStore.touch`."""
+        rows = [
+            (kernel_id, self._terms.of(kernel_id), when, word, model.decode())
+            for kernel_id, when, word, model in seen
+        ]
+        ids, terms, times, words, models = map(list, zip(*rows, strict=True))
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE kernelkeep.kernel AS kernel SET last_activity = seen.at, "
+                "execution_state = seen.word, model = seen.model "
+                "FROM unnest(%s::text[], %s::bigint[], %s::float8[], %s::text[], %s::text[]) "
+                "AS seen (id, term, at, word, model) WHERE kernel.id = seen.id "
+                "AND kernel.replica = %s AND kernel.term = seen.term",
+                (ids, terms, times, words, models, self._replica),
+            )
+            tell(connection, "kernels", ids)
+
+        self._database.run(work)
+
+    def delete(self, kernel_id: str) -> None:
+        """As `RegistryStore.delete`; the executions go with the kernel."""
+        term = self._terms.of(kernel_id)
+
+        def work(connection: Connection) -> None:
+            found = connection.execute(
+                "SELECT replica, term FROM kernelkeep.kernel WHERE id = %s FOR UPDATE", (kernel_id,)
+            ).fetchone()
+            if found not in (None, (self._replica, term)):
+                return
+            connection.execute("DELETE FROM kernelkeep.kernel WHERE id = %s", (kernel_id,))
+            connection.execute(
+                "DELETE FROM kernelkeep.execution WHERE kernel_id = %s", (kernel_id,)
+            )
+            tell(connection, "kernels", [kernel_id])
+
+        self._database.run(work)
+
+    def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
+        """As `RegistryStore.load_executions`."""
+
+        def work(connection: Connection) -> list[ExecutionRecord]:
+            rows = connection.execute(
+                "SELECT kernel_id, id, number, data FROM kernelkeep.execution "
+                "WHERE kernel_id = %s ORDER BY number",
+                (kernel_id,),
+            )
+            return [ExecutionRecord(*row) for row in rows.fetchall()]
+
+        return self._database.run(work)
+
+    def save_executions(
+        self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
+    ) -> None:
+        """As `RegistryStore.save_executions`."""
+        records, gone = [*changed], [*forgotten]
+        ids = {record.kernel_id for record in records} | {key[0] for key in gone}
+        terms = {kernel_id: self._terms.of(kernel_id) for kernel_id in ids}
+
+        def work(connection: Connection) -> set[str]:
+            rows = connection.execute(
+                "SELECT id, replica, term FROM kernelkeep.kernel WHERE id = ANY(%s) "
+                "ORDER BY id FOR SHARE",
+                ([*terms],),
+            )
+            others = {
+                kernel_id
+                for kernel_id, replica, term in rows.fetchall()
+                if (replica, term) != (self._replica, terms[kernel_id])
+            }
+            own = [one for one in records if one.kernel_id not in others]
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    "INSERT INTO kernelkeep.execution (kernel_id, id, number, data) "
+                    "VALUES (%s, %s, %s, %s) ON CONFLICT (kernel_id, id) DO UPDATE SET "
+                    "number = excluded.number, data = excluded.data",
+                    [msgspec.structs.astuple(one) for one in own],
+                )
+                cursor.executemany(
+                    "DELETE FROM kernelkeep.execution WHERE kernel_id = %s AND id = %s",
+                    [key for key in gone if key[0] not in others],
+                )
+            return others
+
+        for kernel_id in self._database.run(work):
+            self._on_fenced(kernel_id)
+
+    def lease(self) -> Lease | None:
+        """None: the lease of a replica is `membership.py`'s."""
+        return None
+
+    def take_lease(self, lease: Lease) -> None:
+        """Nothing: see `lease`."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._database.close()
+
+
+def _first_model(record: KernelRecord) -> str:
+    """How the API shows a kernel that was just stored, until its replica tells (`touch`)."""
+    model = {
+        "id": record.id,
+        "name": record.name,
+        "last_activity": format_timestamp(record.last_activity),
+        "execution_state": record.execution_state,
+        "connections": 0,
+        "generation": record.generation,
+    }
+    if record.owner != ANONYMOUS:
+        model["owner"] = record.owner
+    return _encode(model).decode()
+
+
+def tell(connection: Connection, what: str, ids: Sequence[str] = ()) -> None:
+    """Tell all replicas, when the transaction is committed, that something has changed."""
+    for start in range(0, max(len(ids), 1), TOLD_AT_ONCE):
+        some = ids[start : start + TOLD_AT_ONCE]
+        connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, " ".join((what, *some))))

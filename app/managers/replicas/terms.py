@@ -1,0 +1,48 @@
+"""The terms of a replica's kernels: how often each has changed its owner among the replicas.
+
+The registry counts a kernel's term up whenever another replica takes the kernel. Whatever a replica
+writes of a kernel into the registry, and asks of the kernel's keeper, goes with the term in which
+it has the kernel, and is refused if there has been a later one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+__all__ = ["Terms"]
+
+
+class Terms:
+    """The terms in which this replica has its kernels, by their ids. Threads may look, too."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, int] = {}
+
+    def __contains__(self, kernel_id: object) -> bool:
+        return kernel_id in self._terms
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids of the kernels."""
+        return iter([*self._terms])
+
+    def begin(self, kernel_id: str) -> None:
+        """The kernel is to be started here.
+
+        A first term is the time in seconds since the epoch. So a kernel that is started with the id
+        of one that is gone has a later term, and is none of its owner's.
+        """
+        self._terms[kernel_id] = max(self.of(kernel_id), int(time.time()))
+
+    def of(self, kernel_id: str) -> int:
+        """The term of a kernel; 0, in which nothing is granted, if this replica has it not."""
+        return self._terms.get(kernel_id, 0)
+
+    def take(self, kernel_id: str, term: int) -> None:
+        """This replica has the kernel from another, in this term."""
+        self._terms[kernel_id] = term
+
+    def drop(self, kernel_id: str, term: int | None = None) -> None:
+        """The kernel is gone, or another's; with ``term`` only if that is still its term."""
+        if term in (None, self.of(kernel_id)):
+            self._terms.pop(kernel_id, None)

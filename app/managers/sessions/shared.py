@@ -1,0 +1,63 @@
+"""Sessions in the registry that replicas share: a replica knows of a change when all are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ..handover.elsewhere import SharedSession
+from ..replicas.database import Connection, Database
+from ..replicas.store import tell
+from .store import Session
+
+__all__ = ["SharedSessions"]
+
+
+class SharedSessions:
+    """A `SessionKeeping` in PostgreSQL. ``known`` are the sessions as the directory has them."""
+
+    def __init__(self, url: str, known: Mapping[str, SharedSession]) -> None:
+        self._database = Database(url)
+        self._known = known
+
+    def load(self) -> list[Session]:
+        """As `SessionStore.load`."""
+        found = sorted(self._known.values(), key=lambda session: session.number)
+        return [
+            Session(one.id, one.path, one.name, one.type, one.kernel_id, one.owner) for one in found
+        ]
+
+    def save(self, session: Session) -> None:
+        """As `SessionStore.save`. Raises `StoreAway`."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                "INSERT INTO kernelkeep.session (id, path, name, type, kernel_id, owner) "
+                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET "
+                "path = excluded.path, name = excluded.name, type = excluded.type, "
+                "kernel_id = excluded.kernel_id",
+                (
+                    *(session.id, session.path, session.name, session.type),
+                    *(session.kernel_id, session.owner),
+                ),
+            )
+            tell(connection, "sessions", [session.id])
+
+        self._database.run(work)
+
+    def delete(self, session_ids: Iterable[str]) -> None:
+        """As `SessionStore.delete`. Raises `StoreAway`."""
+        ids = [*session_ids]
+
+        def work(connection: Connection) -> None:
+            connection.execute("DELETE FROM kernelkeep.session WHERE id = ANY(%s)", (ids,))
+            tell(connection, "sessions", ids)
+
+        self._database.run(work)
+
+    def abort(self) -> None:
+        """As `SessionStore.abort`."""
+        self._database.abort()
+
+    def close(self) -> None:
+        """As `SessionStore.close`."""
+        self._database.close()

@@ -1,0 +1,62 @@
+"""Options for several replicas that share one registry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from .option_types import OptionGroup, spelled
+
+__all__ = ["Replicas"]
+
+_SCHEMES: Final = ("postgresql", "postgres")
+
+
+def _postgresql(value: SecretStr) -> SecretStr:
+    """Refuse what is no URL of a PostgreSQL database; no refusal repeats any of the URL.
+
+    A password with an unescaped ``@`` or ``/`` would end within what libpq takes for the host or
+    the port, and so in libpq's own errors.
+    """
+    url = value.get_secret_value()
+    if not url:
+        return value
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("not a URL like postgresql://user:password@host:5432/name") from None
+    if parts.scheme not in _SCHEMES or not parts.path.strip("/") or parts.netloc.count("@") > 1:
+        raise ValueError(
+            "not a URL like postgresql://user:password@host:5432/name "
+            "(in a password, write @ as %40, : as %3A and / as %2F)"
+        )
+    if "password=" in parts.query:
+        raise ValueError("the password goes before the @, and not into the query")
+    return value
+
+
+class Replicas(OptionGroup):
+    """Several replicas behind one address."""
+
+    table = "replicas"
+
+    registry_url: Annotated[SecretStr, AfterValidator(_postgresql)] = Field(
+        SecretStr(""),
+        description="URL of the PostgreSQL database in which replicas share their registry; empty "
+        "for a registry of this server's own. See docs/replicas.md.",
+    )
+    replica_name: Annotated[
+        str, spelled(r"[A-Za-z0-9._-]{1,64}", "not up to 64 of A-Z a-z 0-9 . _ -")
+    ] = Field(
+        "", description="Name of this replica, of its own; by default its host's name and port."
+    )
+    lease_seconds: float = Field(
+        10.0,
+        ge=1,
+        le=300,
+        description="Seconds after which the kernels of a replica that is not heard of are taken "
+        "over by the others; it is heard of five times as often.",
+    )

@@ -1,0 +1,107 @@
+"""The registry is away, or refuses: kernels go on, starts wait for it, and it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.executions import Executions
+from tests.support.postgresql import PASSWORD, PostgreSQL
+from tests.support.processes import eventually
+from tests.support.replicas import TAKEOVER_SECONDS, Replicas
+from tests.support.rest import RestClient, RestError
+from tests.support.server import run_server
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def replicas(stopped: PostgreSQL) -> Iterator[Replicas]:
+    with Replicas(stopped.new_database()) as replicas:
+        yield replicas
+
+
+async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
+    stopped: PostgreSQL, replicas: Replicas
+) -> None:
+    server = await asyncio.to_thread(replicas.start, "one")
+    async with RestClient(server.url, replicas.token) as rest:
+        kernel = await rest.start_kernel("python3")
+        executions = Executions(rest, kernel["id"])
+        await executions.run("x = 1")
+        await asyncio.to_thread(stopped.stop, "immediate")
+
+        refusals: list[RestError] = []
+
+        async def is_refused() -> bool:
+            try:
+                started = await rest.start_kernel("fake")
+            except RestError as error:
+                refusals.append(error)
+                return True
+            await rest.delete(started["id"])
+            return False
+
+        await eventually(is_refused, TAKEOVER_SECONDS)
+        assert refusals[0].error["code"] == "registry_unavailable"
+        assert refusals[0].response.headers["Retry-After"] == "1"
+        # Behind the end of its lease, too: its keeper knows that no other has the kernel.
+        done = await executions.run("import time; time.sleep(4); print(x)")
+        assert done["state"] == "ok"
+        await asyncio.to_thread(stopped.start)
+
+        async def starts() -> bool:
+            return not await is_refused()
+
+        await eventually(starts, TAKEOVER_SECONDS)
+        assert await asyncio.to_thread(replicas.owner_of, kernel["id"]) == "one"
+        assert (await executions.run("print(x)"))["state"] == "ok"
+        await rest.delete(kernel["id"])
+    assert PASSWORD not in server.output()
+
+
+def refused(replicas: Replicas, name: str, token: str) -> str:
+    """The one line with which another server is refused."""
+    home = replicas.home
+    ended = run_server(
+        *("--port", "0", "--root-dir", str(home.root_dir), "--state-dir", str(home.state_dir)),
+        *("--on-shutdown", "keep", "--replica-name", name, "--token", token),
+        home=home,
+        env={"KERNELKEEP_REGISTRY_URL": replicas.url},
+    )
+    assert ended.returncode == 2, ended
+    (line,) = ended.stderr.splitlines()
+    assert PASSWORD not in line
+    return line
+
+
+def test_a_name_that_is_taken_another_token_and_no_registry_are_refused_in_one_line(
+    stopped: PostgreSQL, replicas: Replicas
+) -> None:
+    replicas.start("one")
+    taken = refused(replicas, "one", replicas.token)
+    assert "--registry-url: another replica of this host has the name one" in taken
+    other = refused(replicas, "two", "another token of some length")
+    assert other.endswith("--registry-url: the other replicas of the registry have another token")
+    stopped.stop("immediate")
+    assert "the registry cannot be used" in refused(replicas, "three", replicas.token)
+    stopped.start()
+
+
+def test_a_server_that_is_no_replica_gets_no_state_directory_of_replicas(
+    replicas: Replicas,
+) -> None:
+    replicas.start("one")
+    home = replicas.home
+    ended = run_server(
+        *("--port", "0", "--state-dir", str(home.state_dir), "--on-shutdown", "keep"),
+        home=home,
+    )
+    assert ended.returncode == 2
+    assert "is in use by another server" in ended.stderr

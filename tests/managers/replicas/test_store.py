@@ -1,0 +1,173 @@
+"""The shared registry: what is stored comes back; a write of an earlier term changes nothing."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from app.managers.handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
+from app.managers.replicas.database import Database
+from app.managers.replicas.membership import (
+    Replica,
+    beat,
+    declare_dead,
+    join,
+    leave,
+    mine,
+    take,
+)
+from app.managers.replicas.store import SharedStore
+from app.managers.replicas.terms import Terms
+from app.managers.state import Restarts
+from tests.managers.handover.test_registry import record
+
+
+class Member:
+    """One replica of a registry."""
+
+    def __init__(self, database: Database, name: str, seconds: float = 60.0) -> None:
+        self.database = database
+        self.terms = Terms()
+        self.fenced: list[str] = []
+        self.replica = Replica(f"id-{name}", name, f"unix:host:{name}", "0", "digest")
+        self.store = SharedStore(
+            database, self.replica.id, self.terms, lambda _: "here", self.fenced.append
+        )
+        self.join(seconds)
+
+    def join(self, seconds: float = 60.0) -> None:
+        self.database.run(lambda one: join(one, self.replica, seconds, replaces=[]))
+
+    def save(self, kernel: KernelRecord) -> None:
+        self.terms.begin(kernel.id)
+        self.store.save(kernel)
+
+    def take(self, at_most: int = 100, keepers: tuple[str, ...] = ("here",)) -> list[KernelRecord]:
+        self.database.run(lambda one: take(one, self.replica.id, keepers, at_most))
+        found = self.database.run(lambda one: mine(one, self.replica.id, [*self.terms]))
+        for taken in found:
+            self.terms.take(taken.record.id, taken.term)
+        return [taken.record for taken in found]
+
+
+@pytest.fixture
+def first(database: Database) -> Member:
+    return Member(database, "first")
+
+
+@pytest.fixture
+def second(database: Database, first: Member) -> Member:
+    return Member(database, "second")
+
+
+def test_what_is_stored_comes_back_to_whoever_takes_it(first: Member, second: Member) -> None:
+    restarts = Restarts(3, "2026-11-22T14:49:48.797413Z", "exited with code 3")
+    first.save(record("b", created=9.0, pid=None, restarts=restarts))
+    first.save(record("a", env={"NUL": "\0"}))
+    first.store.touch([("a", 7.5, "busy", b"{}"), ("gone", 1.0, "idle", b"{}")])
+    first.store.save_executions([ExecutionRecord("a", e, n, b"x") for n, e in enumerate("pqr")], [])
+    first.store.save_executions([ExecutionRecord("a", "p", 9, b"y")], [("a", "q")])
+    assert second.take() == []
+    first.database.run(lambda one: leave(one, first.replica.id))
+    expected = record("a", env={"NUL": "\0"}, last_activity=7.5, execution_state="busy")
+    assert second.take() == [expected, record("b", created=9.0, pid=None, restarts=restarts)]
+    executions = second.store.load_executions("a")
+    assert [msgspec.structs.astuple(one) for one in executions] == [
+        ("a", "r", 2, b"x"),
+        ("a", "p", 9, b"y"),
+    ]
+
+
+def test_a_write_of_an_earlier_term_changes_nothing_and_is_reported(
+    first: Member, second: Member
+) -> None:
+    first.save(record("a"))
+    first.database.run(lambda one: leave(one, first.replica.id))
+    second.take()
+    first.join()  # it may be there again, and still believe that the kernel is its own
+    first.save(record("a", reason="mine"))
+    first.store.save_executions([ExecutionRecord("a", "e", 1, b"x")], [])
+    first.store.touch([("a", 99.0, "busy", b"{}")])
+    first.store.delete("a")
+    assert first.fenced == ["a", "a"]
+    assert second.store.load_executions("a") == []
+    second.store.save(record("a", reason="no, mine"))
+    second.store.save_executions([ExecutionRecord("a", "e", 1, b"y")], [])
+    assert second.fenced == []
+    assert [one.data for one in second.store.load_executions("a")] == [b"y"]
+
+
+def test_a_replica_that_was_declared_dead_brings_no_kernel_back(
+    first: Member, second: Member
+) -> None:
+    first.save(record("a"))
+    first.database.run(lambda one: leave(one, first.replica.id))
+    second.take()
+    second.store.delete("a")
+    first.save(record("a"))
+    assert first.fenced == ["a"]
+    assert second.take() == []
+    first.join()
+    first.terms.drop("a")
+    first.store.save(record("a"))
+    assert first.fenced == ["a", "a"]
+
+
+def test_executions_may_be_stored_before_their_kernel(first: Member) -> None:
+    first.store.save_executions([ExecutionRecord("a", "e", 1, b"x")], [])
+    first.save(record("a"))
+    assert [one.id for one in first.store.load_executions("a")] == ["e"]
+    assert first.fenced == []
+
+
+def test_a_replica_whose_lease_has_ended_loses_its_kernels_unless_it_renews_first(
+    first: Member, second: Member
+) -> None:
+    first.save(record("a"))
+    first.database.run(lambda one: beat(one, first.replica.id, -1.0))
+    assert first.database.run(lambda one: beat(one, first.replica.id, 60.0))
+    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == {}
+    first.database.run(lambda one: beat(one, first.replica.id, -1.0))
+    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == {
+        "id-first": "first"
+    }
+    assert not first.database.run(lambda one: beat(one, first.replica.id, 60.0))
+    assert [one.id for one in second.take()] == ["a"]
+
+
+def test_kernels_are_spread_among_the_replicas_that_live(database: Database) -> None:
+    dead, *living = [Member(database, name) for name in "abc"]
+    for number in range(10):
+        dead.save(record(f"k{number}"))
+    database.run(lambda one: leave(one, dead.replica.id))
+    taken = [len(member.take()) for member in (*living, *living, *living)]
+    assert taken == [5, 3, 1, 1, 0, 0]
+
+
+def test_only_kernels_whose_keepers_are_reached_are_taken(first: Member, second: Member) -> None:
+    first.save(record("a"))
+    first.database.run(lambda one: leave(one, first.replica.id))
+    assert second.take(keepers=("elsewhere",)) == []
+    assert [one.id for one in second.take()] == ["a"]
+
+
+def test_a_name_and_a_token_are_checked(database: Database, first: Member) -> None:
+    same_name = Replica("other", "first", "unix:host:x", "0", "digest")
+    with pytest.raises(UnusableRegistry, match="has the name first"):
+        database.run(lambda one: join(one, same_name, 60.0, replaces=[]))
+    other_token = Replica("other", "second", "unix:host:x", "0", "another")
+    with pytest.raises(UnusableRegistry, match="another token"):
+        database.run(lambda one: join(one, other_token, 60.0, replaces=[]))
+    elsewhere = Replica("other", "second", "unix:elsewhere:x", "0", "digest")
+    with pytest.raises(UnusableRegistry, match="another state directory"):
+        database.run(lambda one: join(one, elsewhere, 60.0, replaces=[]))
+    first.save(record("a"))
+    # The process before is known to have ended: its kernels are free at once.
+    database.run(lambda one: join(one, same_name, 60.0, replaces=["first"]))
+    assert database.run(lambda one: take(one, "other", ["here"], 9)) == (1, 0)
+
+
+def test_a_replica_that_is_not_there_takes_nothing(first: Member, database: Database) -> None:
+    first.save(record("a"))
+    database.run(lambda one: leave(one, first.replica.id))
+    assert first.take() == []

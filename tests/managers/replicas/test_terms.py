@@ -1,0 +1,23 @@
+"""The terms in which a replica has its kernels."""
+
+from __future__ import annotations
+
+from app.managers.replicas.terms import Terms
+
+
+def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
+    terms = Terms()
+    assert terms.of("k") == 0
+    assert "k" not in terms
+    terms.begin("k")
+    first = terms.of("k")
+    assert first > 0
+    terms.take("k", first + 100)
+    terms.begin("k")  # anew with the same id, and none of the earlier one's owner
+    assert terms.of("k") == first + 100
+    assert [*terms] == ["k"]
+    terms.drop("k", first)
+    assert "k" in terms
+    terms.drop("k", first + 100)
+    terms.drop("k")
+    assert terms.of("k") == 0
