@@ -61,6 +61,7 @@ def multi_kernel_manager(
     joining = new_joining(settings, files.path)
     engines = Engines(joining, keepers, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
+    forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
     handover = _handover(settings, registry, keepers, isolation)
     services = KernelServices(
@@ -70,9 +71,7 @@ def multi_kernel_manager(
         files=files,
         events=events,
         counters=counters,
-        forking=Forking(
-            ForkServers(keepers, on_forked=counters.on_forked), settings.fork_kernels, env
-        ),
+        forking=Forking(forks, settings.fork_kernels, env),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
         joining=joining,
