@@ -47,14 +47,29 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
+async def rest(server: ServerProcess) -> AsyncIterator[RestClient]:
+    """A client of :func:`server`, in the loop of the tests here."""
+    async with RestClient(server.url, server.token) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start(server: ServerProcess) -> AsyncIterator[KernelStarter]:
+    """``await start("fake")``: a kernel of :func:`server` and a client, gone after the test."""
+    async with kernels_of(server) as starter:
+        yield starter
+
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def open_page(
-    chromium: Browser, server: ServerProcess, make_server: MakeServer
+    chromium: Browser, server: ServerProcess, make_server: MakeServer, start: KernelStarter
 ) -> AsyncIterator[OpenPage]:
     """``page, watch = await open_page("#/service", viewport=PHONE, scheme="dark")``.
 
     An error of the page, an offence against its policy, or a request to elsewhere fails the test at
     its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out.
-    Pages are closed before the servers of ``make_server`` are stopped.
+    Pages are closed before the servers of ``make_server`` are stopped, and before the kernels of
+    ``start`` are gone: a page that asks about one then would have a fault.
     """
     async with AsyncExitStack() as stack:
 
@@ -85,17 +100,3 @@ async def _load(page: Page, watch: PageWatch, address: str) -> None:
                 raise
         await page.goto("about:blank")
     raise AssertionError(f"the network has changed {LOADS} times while the page was loaded")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def rest(server: ServerProcess) -> AsyncIterator[RestClient]:
-    """A client of :func:`server`, in the loop of the tests here."""
-    async with RestClient(server.url, server.token) as client:
-        yield client
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def start(server: ServerProcess) -> AsyncIterator[KernelStarter]:
-    """``await start("fake")``: a kernel of :func:`server` and a client, gone after the test."""
-    async with kernels_of(server) as starter:
-        yield starter
