@@ -93,7 +93,7 @@ def test_every_option_is_in_one_group() -> None:
     assert set(names) == set(Settings.model_fields)
     assert {group.table for group in GROUPS} == {
         *("", "identity", "jupyterhub", "oidc", "limits", "isolation"),
-        *("culling", "websocket", "execution", "keeper", "agents", "log"),
+        *("culling", "websocket", "execution", "keeper", "agents", "replicas", "log"),
     }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .joining import Trust
-from .protocol import Garbled, pack, receive
+from .protocol import Garbled, cut_off, pack, receive
 from .servers import ServerLink
 
 __all__ = ["Dialler", "SentAway"]
@@ -123,7 +123,7 @@ class Dialler:
             server.connection_made(transport)
             await self._watch(server)
         finally:
-            transport.abort()
+            cut_off(transport)
 
     async def _watch(self, server: ServerLink) -> None:
         """Return when the connection has ended, or is dead.

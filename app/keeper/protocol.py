@@ -60,6 +60,7 @@ __all__ = [
     "are_own",
     "aside_dirs",
     "check_private",
+    "cut_off",
     "is_own_peer",
     "is_own_xucred",
     "keeper_dir",
@@ -301,6 +302,15 @@ def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(link)
             os.rmdir(private)
+
+
+def cut_off(transport: asyncio.WriteTransport) -> None:
+    """End a connection at once, whatever is under way; it may be gone already.
+
+    Before Python 3.11.4 a TLS transport whose connection is gone has nobody to hand that on to.
+    """
+    with contextlib.suppress(AttributeError):
+        transport.abort()
 
 
 def is_own_peer(connection: socket.socket) -> bool:

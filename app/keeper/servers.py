@@ -9,7 +9,7 @@ from typing import Final, cast
 from ..protocol import link
 from .feeds import Feeds
 from .hearings import Hearings
-from .protocol import Fields, Frames, Garbled, pack
+from .protocol import Fields, Frames, Garbled, cut_off, pack
 
 __all__ = ["ServerLink"]
 
@@ -87,7 +87,7 @@ class ServerLink(Frames):
         """Take nothing more, not even what has come already, and end the connection."""
         self._is_cut_off = True
         if self._writes is not None:
-            self._writes.abort()
+            cut_off(self._writes)
 
     def close(self) -> None:
         """Close the connection when all is sent that was written."""

@@ -38,6 +38,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     with servers(request.config) as make_server:
         server = make_server(
             *("--root-path", "/lab"),
+            "--no-serve-page",  # then / redirects
             *("--trusted-proxies", "127.0.0.1/32,10.0.0.0/8"),
             *("--allowed-hosts", "lab.example.org,*.apps.example.org,kernelkeep"),
         )

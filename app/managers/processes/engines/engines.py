@@ -230,7 +230,8 @@ class Engines:
             self._joining.fail(work.keeper_id, error)
             raise
         work.is_out, work.is_wanted = True, False
-        logger.info("kernel %s: job %d of %s", work.kernel_id, work.generation, engine.name)
+        told = (work.kernel_id, work.generation, engine.name)
+        logger.info("kernel %s: job %d of %s", *told, extra=work.who)
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
@@ -348,7 +349,8 @@ class Engines:
             for job in await engine.find(work.keeper_id):
                 await engine.cancel(job)
         except KeeperUnavailable as error:  # the next look at all jobs finds it
-            logger.error("kernel %s: its job stays: %s", work.kernel_id, error.message)
+            text = "kernel %s: its job stays: %s"
+            logger.error(text, work.kernel_id, error.message, extra=work.who)
         self._parting.discard(work)
 
     async def close(self) -> None:

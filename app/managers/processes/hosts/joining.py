@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ....keeper.protocol import cut_off
 from ...errors import KeeperUnavailable
 from .authority import Authority
 from .errors import HostUnreachable, HostUnusable, KeepersNotHeard
@@ -174,7 +175,7 @@ class Joining:
             return None
         timer.cancel()
         if guest.is_gone:
-            guest.transport.abort()
+            cut_off(guest.transport)
             return None
         guest.answer(self.renewed(guest))
         self._open[keeper_id] = guest.transport
@@ -212,7 +213,7 @@ class Joining:
             guest.refuse(refused)
         transport = self._open.pop(keeper_id, None)
         if transport is not None:
-            transport.abort()
+            cut_off(transport)
 
     async def close(self) -> None:
         """Take in no more keepers, and let none wait. Links should be closed before."""
@@ -223,4 +224,4 @@ class Joining:
             guest.refuse(LATER)
         self._held.clear()
         for transport in self._open.values():
-            transport.abort()
+            cut_off(transport)

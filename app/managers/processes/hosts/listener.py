@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ....keeper.protocol import Garbled, pack, receive
+from ....keeper.protocol import Garbled, cut_off, pack, receive
 from .authority import Credential, credential_of
 from .invitations import Invitations, Refused
 
@@ -159,7 +159,7 @@ class Listener:
                 if transport is None:
                     connection.close()
                 elif not transport.is_closing():
-                    transport.abort()
+                    cut_off(transport)
         if guest is not None:
             await self._on_guest(guest)
 

@@ -11,7 +11,7 @@ import logging
 import time
 from typing import Final
 
-from ....keeper.protocol import Fields, Garbled, pack
+from ....keeper.protocol import Fields, Garbled, cut_off, pack
 from ....protocol.link import HEARTBEAT
 from .link import KeeperLink, LinkOwner, Writer, greeting_of
 
@@ -65,13 +65,13 @@ class FarLink(KeeperLink):
             if not abs(greeting["now"]) < FAR_FUTURE:
                 raise Garbled("its clock makes no sense")
         except (ConnectionError, asyncio.IncompleteReadError):
-            writer.transport.abort()
+            cut_off(writer.transport)
             return None
         except TimeoutError:
-            writer.transport.abort()
+            cut_off(writer.transport)
             raise Garbled("it says nothing; is its process stopped?") from None
         except BaseException:
-            writer.transport.abort()
+            cut_off(writer.transport)
             raise
         return cls(writer, greeting, owner)
 

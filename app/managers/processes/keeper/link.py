@@ -16,6 +16,7 @@ from ....keeper.protocol import (
     Fields,
     Frames,
     Garbled,
+    cut_off,
     is_own_peer,
     pack,
     receive,
@@ -235,7 +236,7 @@ class KeeperLink:
 
     def abort(self) -> None:
         """End the connection at once, whatever is under way."""
-        self._transport.abort()
+        cut_off(self._transport)
 
     async def close(self) -> None:
         """Close the connection, within `CLOSE_SECONDS` even if the keeper reads nothing more."""
@@ -245,7 +246,7 @@ class KeeperLink:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._ended.wait()
         except TimeoutError:  # the transport's close waits until all is sent, which may be never
-            self._transport.abort()
+            cut_off(self._transport)
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         try:
