@@ -365,7 +365,7 @@ async def test_one_kernels_flood_does_not_hold_up_another(
     server: ServerProcess, rest: RestClient, lab: Sshd
 ) -> None:
     floods, other = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
-    flooding = await Executions(rest, floods).begin("flood 3000 50000")
+    flooding = await Executions(rest, floods).begin("flood 40000 50000")
     await Executions(rest, floods).until(flooding, "stream")
     runs = Executions(rest, other)
     sleeping = await runs.begin("sleep 60")
