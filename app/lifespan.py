@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from fastapi import FastAPI
 
 from .api.authorization import Authorizer
-from .api.forwarding import named_kernel, named_session
+from .api.forwarding import kernel_of
 from .api.idempotency import IdempotencyKeys
 from .api.identity import Users
 from .api.prometheus import Metrics
@@ -84,7 +84,7 @@ def lifespan_of(
             events = Events(event_schemas)
             state = await _build(settings, authorizer, events, tokens, policy, stack)
             if (group := state["group"]) is not None:
-                await _open_relay(app, state, group, stack)
+                await _open_relay(app, state, group, settings.root_path, stack)
             yield state
 
     return lifespan
@@ -165,14 +165,13 @@ def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) 
     return Group(registry, manager.keepers, manager)
 
 
-async def _open_relay(app: FastAPI, state: State, group: Group, stack: AsyncExitStack) -> None:
+async def _open_relay(
+    app: FastAPI, state: State, group: Group, prefix: str, stack: AsyncExitStack
+) -> None:
     """Take requests of other replicas from now on."""
 
     def is_here(scope: Mapping[str, Any]) -> bool:
-        kernel_id = named_kernel(scope["path"])
-        session_id = named_session(scope.get("method", ""), scope["path"])
-        if session_id is not None:
-            kernel_id = group.kernel_of_session(session_id)
+        kernel_id = kernel_of(scope, prefix, group)
         return kernel_id is not None and group.is_here(kernel_id)
 
     relay = RelayServer(app, dict(state), group.socket, is_here)

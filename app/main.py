@@ -157,7 +157,7 @@ def _add_middleware(
     words = own_words(settings.root_path, app.routes)
     app.add_middleware(PathMiddleware, prefix=settings.root_path, words=words)
     if settings.replicated:
-        app.add_middleware(ForwardingMiddleware)
+        app.add_middleware(ForwardingMiddleware, prefix=settings.root_path)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,11 +12,10 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from .keeper.protocol import is_own_peer, socket_address
+from .keeper.protocol import address_of, is_own_peer
 from .managers.errors import KernelkeepError
 from .managers.kernels.multikernel import MultiKernelManager
 
@@ -47,7 +46,7 @@ class OperatorSocket:
         """
         self._path.unlink(missing_ok=True)
         self._path.with_name(OLD_FILE).unlink(missing_ok=True)
-        with _short(self._path) as name:
+        with address_of(self._path) as name:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(name)
             os.chmod(name, 0o600)
@@ -90,7 +89,7 @@ def open_socket(state_dir: Path) -> socket.socket:
     """A connection to the server that has this state directory. Raises `OSError`."""
     connection = socket.socket(socket.AF_UNIX)
     try:
-        with _short(state_dir / SOCKET) as name:
+        with address_of(state_dir / SOCKET) as name:
             connection.connect(name)
         if not is_own_peer(connection):
             raise PermissionError("the server is another user's")
@@ -98,17 +97,3 @@ def open_socket(state_dir: Path) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-@contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """An address of a socket, short enough and valid within the block (`socket_address`).
-
-    The path of a state directory may be longer than that of a socket may be.
-    """
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket_address(directory, path.parent, path.name) as address:
-            yield address
-    finally:
-        os.close(directory)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,15 +22,15 @@ from .relay import RELAYED, Broken, connect
 if TYPE_CHECKING:
     from ..managers.replicas.group import Group
 
-__all__ = ["ForwardingMiddleware", "named_kernel", "named_session"]
+__all__ = ["ForwardingMiddleware", "kernel_of", "named_kernel", "named_session"]
 
 _UUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_KERNEL: Final = re.compile(rf".*/api/kernels/({_UUID})(?:/.*)?", re.DOTALL).fullmatch
-_SESSION: Final = re.compile(rf".*/api/sessions/({_UUID})", re.DOTALL).fullmatch
+_KERNEL: Final = re.compile(rf"/api/kernels/({_UUID})(?:/.*)?", re.DOTALL).fullmatch
+_SESSION: Final = re.compile(rf"/api/sessions/({_UUID})").fullmatch
 
 
 def named_kernel(path: str) -> str | None:
-    """The id of the kernel that a path is about."""
+    """The id of the kernel that a path is about, without the proxy's prefix."""
     found = _KERNEL(path)
     return None if found is None else found[1].lower()
 
@@ -40,21 +41,31 @@ def named_session(method: str, path: str) -> str | None:
     return None if found is None else found[1].lower()
 
 
+def kernel_of(scope: Mapping[str, Any], prefix: str, group: Group) -> str | None:
+    """The id of the kernel that a request is for; None if the request is for any replica.
+
+    The path may begin with the proxy's ``prefix``, or not: this comes before `PathMiddleware`.
+    """
+    path: str = scope["path"]
+    if prefix and path.startswith(f"{prefix}/"):
+        path = path.removeprefix(prefix)
+    session_id = named_session(scope.get("method", ""), path)
+    return named_kernel(path) if session_id is None else group.kernel_of_session(session_id)
+
+
 class ForwardingMiddleware:
     """Sends requests on, where the state of the application has a ``group`` of replicas."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         group: Group | None = scope.get("state", {}).get("group")
         if group is None or scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        kernel_id = named_kernel(scope["path"])
-        session_id = named_session(scope.get("method", ""), scope["path"])
-        if session_id is not None:
-            kernel_id = group.kernel_of_session(session_id)
+        kernel_id = kernel_of(scope, self._prefix, group)
         if kernel_id is None:
             await self._app(scope, receive, send)
             return

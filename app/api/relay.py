@@ -26,7 +26,7 @@ from typing import Any, Final
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..keeper.protocol import is_own_peer, socket_address
+from ..keeper.protocol import address_of, is_own_peer
 from ..managers.log.entries import Position
 from ..ws.sending import EXTENSION, FrameWriter
 from ..ws.uvicorn_protocol import KernelkeepWebSocketProtocol
@@ -100,7 +100,7 @@ async def connect(path: Path) -> Remote:
     """A connection to the replica that listens there. Raises `Broken`."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            with _address(path) as name:
+            with address_of(path) as name:
                 reader, writer = await asyncio.open_unix_connection(name)
     except (OSError, TimeoutError):
         raise Broken(begun=False) from None
@@ -227,12 +227,9 @@ class RelayServer:
         """Listen. Raises `OSError`."""
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
-        with _address(self._path) as name:
-            umask = os.umask(0o177)
-            try:
-                listener.bind(name)
-            finally:
-                os.umask(umask)
+        with address_of(self._path) as name:
+            listener.bind(name)
+            os.chmod(name, 0o600)
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, backlog=1024)
 
     async def close(self) -> None:
@@ -380,14 +377,3 @@ def _plain(message: Message) -> dict[str, Any]:
     if isinstance(fields.get("body"), memoryview):
         fields["body"] = bytes(fields["body"])
     return fields
-
-
-@contextlib.contextmanager
-def _address(path: Path) -> Any:
-    """An address of a socket's path, which may be longer than an address can be."""
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket_address(directory, path.parent, path.name) as name:
-            yield name
-    finally:
-        os.close(directory)

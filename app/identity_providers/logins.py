@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ..managers.errors import NotFound
+from ..managers.errors import KernelkeepError, NotFound
 from ..managers.owners.principal import Principal
 from .errors import LoginNotBegun, LoginRefused
 
@@ -90,7 +90,7 @@ class Logins:
         self._clock = clock
         self._key = secrets.token_bytes(_SECRET_BYTES)
         # By the digest of the browser's secret: until when the outcome waits, and the outcome.
-        self._waiting: OrderedDict[bytes, tuple[float, str | Exception]] = OrderedDict()
+        self._waiting: OrderedDict[bytes, tuple[float, str | KernelkeepError]] = OrderedDict()
 
     async def begin(self, word: str, url: str) -> tuple[str, str]:
         """Begin to log somebody in; ``url`` is the address to come back to.
@@ -116,10 +116,10 @@ class Logins:
         asked = self._asked(way, cookie, url)
         if not hmac.compare_digest(state.encode("utf-8", "replace"), asked.state.encode()):
             raise LoginNotBegun
-        outcome: str | Exception
+        outcome: str | KernelkeepError
         try:
             outcome = await self._token(way, code, asked)
-        except Exception as error:  # whatever it is, who takes the token is told
+        except KernelkeepError as error:
             outcome = error
         self._waiting[_digest(cookie)] = self._clock() + TAKE_SECONDS, outcome
         if len(self._waiting) > MAX_WAITING:
@@ -133,7 +133,7 @@ class Logins:
         until, outcome = self._waiting.pop(_digest(cookie), (0.0, ""))
         if not outcome or self._clock() > until:
             raise LoginNotBegun
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, KernelkeepError):
             raise outcome
         return outcome
 

@@ -57,6 +57,7 @@ __all__ = [
     "Frames",
     "Garbled",
     "TooOpen",
+    "address_of",
     "are_own",
     "aside_dirs",
     "check_private",
@@ -302,6 +303,17 @@ def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(link)
             os.rmdir(private)
+
+
+@contextlib.contextmanager
+def address_of(path: Path) -> Iterator[str]:
+    """Within, an address of the unix socket at this path (`socket_address`). Raises `OSError`."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket_address(directory, path.parent, path.name) as address:
+            yield address
+    finally:
+        os.close(directory)
 
 
 def cut_off(transport: asyncio.WriteTransport) -> None:

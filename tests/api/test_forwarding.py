@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
-from app.api.forwarding import named_kernel, named_session
+from app.api.forwarding import kernel_of, named_kernel, named_session
 
 ID = "3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11"
+KERNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 
 
 @pytest.mark.parametrize(
@@ -14,7 +17,8 @@ ID = "3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11"
     [
         (f"/api/kernels/{ID}", ID),
         (f"/api/kernels/{ID.upper()}/restart", ID),
-        (f"/prefix/api/kernels/{ID}/executions/x/events", ID),
+        (f"/api/kernels/{ID}/executions/x/events", ID),
+        (f"/files/api/kernels/{ID}", None),  # a file, which any replica has
         (f"/api/kernels/{ID}\n/x", None),
         (f"/api/kernels/{ID}/a\nb", ID),
         (f"/api/kernels/{ID}x", None),
@@ -28,8 +32,31 @@ def test_the_kernel_of_a_path(path: str, kernel_id: str | None) -> None:
 
 
 def test_the_session_that_a_request_changes() -> None:
-    path = f"/prefix/api/sessions/{ID}"
+    path = f"/api/sessions/{ID}"
     assert named_session("DELETE", path) == ID
     assert named_session("PATCH", path) == ID
     assert named_session("GET", path) is None
     assert named_session("DELETE", f"{path}/more") is None
+
+
+class Group:
+    """The one session that a group of replicas knows is of another kernel."""
+
+    def kernel_of_session(self, session_id: str) -> str | None:
+        return KERNEL if session_id == ID else None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "kernel_id"),
+    [
+        ("", f"/api/kernels/{ID}", ID),
+        ("/lab", f"/api/kernels/{ID}", ID),
+        ("/lab", f"/lab/api/kernels/{ID}", ID),
+        ("/lab", f"/labs/api/kernels/{ID}", None),
+        ("/lab", f"/lab/api/sessions/{ID}", KERNEL),
+        ("/lab", f"/lab/files/api/kernels/{ID}", None),
+    ],
+)
+def test_the_kernel_of_a_request(prefix: str, path: str, kernel_id: str | None) -> None:
+    scope = {"path": path, "method": "DELETE"}
+    assert kernel_of(scope, prefix, cast("Any", Group())) == kernel_id

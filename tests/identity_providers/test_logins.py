@@ -125,7 +125,7 @@ async def test_nobody_who_may_come_in(logins: Logins, code: str) -> None:
         logins.take(cookie)
 
 
-@pytest.mark.parametrize("failure", [IdentityUnavailable(), LoginRefused("no"), RuntimeError("?")])
+@pytest.mark.parametrize("failure", [IdentityUnavailable(), LoginRefused("no")])
 async def test_what_goes_wrong_is_told_to_who_takes_the_token(
     logins: Logins, way: Way, failure: Exception
 ) -> None:
@@ -133,6 +133,15 @@ async def test_what_goes_wrong_is_told_to_who_takes_the_token(
     cookie, state = await begin(logins)
     await logins.come_back(cookie, state, "t", URL)
     with pytest.raises(type(failure)):
+        logins.take(cookie)
+
+
+async def test_a_fault_of_this_server_is_not_kept_for_the_page(logins: Logins, way: Way) -> None:
+    way.failure = RuntimeError("?")
+    cookie, state = await begin(logins)
+    with pytest.raises(RuntimeError):  # it is logged as any other request's
+        await logins.come_back(cookie, state, "t", URL)
+    with pytest.raises(LoginNotBegun):
         logins.take(cookie)
 
 

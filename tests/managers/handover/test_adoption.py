@@ -24,6 +24,7 @@ from tests.support.kernelspecs import (
     write_broken_kernelspec,
     write_kernelspec,
 )
+from tests.support.lively import pid_of
 from tests.support.metrics import scrape
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.registry import open_registry, row_of
@@ -40,11 +41,6 @@ def command(home: Home, *arguments: str) -> str:
     done = run_server("kernels", *arguments, "--state-dir", str(home.state_dir), home=home)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-async def pid_of(rest: RestClient, kernel_id: str) -> int:
-    run = await Executions(rest, kernel_id).run("pid")
-    return int(run["outputs"][0]["text"])
 
 
 async def test_one_that_says_nothing_is_as_it_was_and_an_unused_one_is_culled(

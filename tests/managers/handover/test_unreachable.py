@@ -15,6 +15,7 @@ from tests.support.executions import Executions
 from tests.support.far import SPEC, expect, fail, install_far
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec, write_broken_kernelspec, write_kernelspec
+from tests.support.lively import pid_of
 from tests.support.processes import eventually, is_alive
 from tests.support.rest import RestClient, RestError
 
@@ -44,11 +45,6 @@ async def rest(servers: Servers, far: Path) -> AsyncIterator[RestClient]:
         for model in await client.kernels():
             await client.delete(model["id"])
     await asyncio.to_thread(server.stop)
-
-
-async def pid_of(rest: RestClient, kernel_id: str) -> int:
-    run = await Executions(rest, kernel_id).run("pid")
-    return int(run["outputs"][0]["text"])
 
 
 async def refused(rest: RestClient, action: str, kernel_id: str) -> None:

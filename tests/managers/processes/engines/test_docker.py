@@ -25,6 +25,7 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.image_registry import Registry
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
 from tests.support.podman import Podman, layer
 from tests.support.processes import eventually, read_process
 from tests.support.rest import RestClient, RestError
@@ -61,16 +62,6 @@ async def server(servers: Servers, podman: Podman, home: Home) -> AsyncIterator[
     servers.present = None
 
 
-async def pid_of(rest: RestClient, kernel_id: str) -> int:
-    run = await Executions(rest, kernel_id).run("pid")
-    return int(run["outputs"][0]["text"])
-
-
-async def is_idle_anew(rest: RestClient, kernel_id: str) -> bool:
-    model = await rest.kernel(kernel_id)
-    return bool(model.get("restarts")) and model["execution_state"] == "idle"
-
-
 async def test_a_kernel_there_does_what_one_here_does(
     server: ServerProcess, rest: RestClient, podman: Podman
 ) -> None:
@@ -83,18 +74,8 @@ async def test_a_kernel_there_does_what_one_here_does(
     assert found["state"] == "error"
     assert (await runs.run("cwd"))["outputs"][0]["text"] == f"{podman.work}\n"
 
-    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
-    asked = await channels.send_execute("input name?", allow_stdin=True)
-    prompt = await channels.seen(lambda m: m.msg_type == "input_request")
-    await channels.answer(prompt, "Ada")
-    await channels.seen(lambda m: m.msg_type == "stream" and "Ada" in m.content["text"])
-    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked)
-    await channels.close()
-
-    sleeping = await runs.begin("sleep 60")
-    await runs.until(sleeping, "started")
-    await rest.interrupt(kernel_id)
-    assert (await runs.ended(sleeping))["state"] == "error"
+    await takes_input(server, kernel_id)
+    await is_interrupted(rest, kernel_id)
     usage = (await rest.request("GET", f"/api/kernels/{kernel_id}/usage")).json()
     assert usage
 

@@ -22,6 +22,7 @@ from tests.support.drill import KEEP, Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec, write_kernelspec
+from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
 from tests.support.processes import eventually, is_alive
 from tests.support.rest import RestClient, RestError
 from tests.support.server import ServerProcess
@@ -77,34 +78,18 @@ async def server(servers: Servers, cluster: Cluster, home: Home) -> AsyncIterato
         servers.present = None
 
 
-async def pid_of(rest: RestClient, kernel_id: str) -> int:
-    run = await Executions(rest, kernel_id).run("pid")
-    return int(run["outputs"][0]["text"])
-
-
 async def test_a_kernel_there_does_what_one_here_does(
     server: ServerProcess, rest: RestClient, cluster: Cluster
 ) -> None:
     kernel_id = (await rest.start_kernel("pod"))["id"]
-    runs = Executions(rest, kernel_id)
     pid = await pid_of(rest, kernel_id)
     pod = cluster.pod_of(kernel_id)
     (process,) = cluster.kubelet.processes.values()
     assert process.pid != pid
     await eventually(lambda: not cluster.secrets, 30)
 
-    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
-    asked = await channels.send_execute("input name?", allow_stdin=True)
-    prompt = await channels.seen(lambda m: m.msg_type == "input_request")
-    await channels.answer(prompt, "Ada")
-    await channels.seen(lambda m: m.msg_type == "stream" and "Ada" in m.content["text"])
-    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked)
-    await channels.close()
-
-    sleeping = await runs.begin("sleep 60")
-    await runs.until(sleeping, "started")
-    await rest.interrupt(kernel_id)
-    assert (await runs.ended(sleeping))["state"] == "error"
+    await takes_input(server, kernel_id)
+    await is_interrupted(rest, kernel_id)
 
     await rest.restart(kernel_id)
     assert await pid_of(rest, kernel_id) != pid
@@ -116,11 +101,6 @@ async def test_a_kernel_there_does_what_one_here_does(
 
     await rest.delete(kernel_id)
     await eventually(lambda: not cluster.pods, 30)
-
-
-async def is_idle_anew(rest: RestClient, kernel_id: str) -> bool:
-    model = await rest.kernel(kernel_id)
-    return bool(model.get("restarts")) and model["execution_state"] == "idle"
 
 
 async def name_of(cluster: Cluster, kernel_id: str) -> str:

@@ -28,6 +28,7 @@ from tests.support.drill import Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.lively import is_interrupted, pid_of, takes_input
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
@@ -62,11 +63,6 @@ async def server(servers: Servers, lab: Sshd) -> AsyncIterator[ServerProcess]:
     servers.present = None
 
 
-async def pid_of(rest: RestClient, kernel_id: str) -> int:
-    run = await Executions(rest, kernel_id).run("pid")
-    return int(run["outputs"][0]["text"])
-
-
 async def test_the_document_leads_to_a_first_cell(
     server: ServerProcess, rest: RestClient, lab: Sshd, home: Home, tmp_path: Path
 ) -> None:
@@ -99,18 +95,8 @@ async def test_a_kernel_there_does_what_one_here_does(
     user = pwd.getpwuid(os.geteuid())
     assert (await runs.run("env HOME"))["outputs"][0]["text"] == f"{user.pw_dir}\n"
 
-    channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
-    asked = await channels.send_execute("input name?", allow_stdin=True)
-    prompt = await channels.seen(lambda m: m.msg_type == "input_request")
-    await channels.answer(prompt, "Ada")
-    await channels.seen(lambda m: m.msg_type == "stream" and "Ada" in m.content["text"])
-    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked)
-    await channels.close()
-
-    sleeping = await runs.begin("sleep 60")
-    await runs.until(sleeping, "started")
-    await rest.interrupt(kernel_id)
-    assert (await runs.ended(sleeping))["state"] == "error"
+    await takes_input(server, kernel_id)
+    await is_interrupted(rest, kernel_id)
 
     await rest.restart(kernel_id)
     after = await pid_of(rest, kernel_id)
