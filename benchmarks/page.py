@@ -49,6 +49,10 @@ document.addEventListener("click", event => {
 ANSWER_SECONDS: Final = 60
 
 
+class Refused(Exception):
+    """The browser has refused a command: a page that is just being loaded cannot be asked."""
+
+
 @dataclass
 class Taken:
     """What the page's process has taken, a sample a second."""
@@ -98,12 +102,14 @@ class Chromium:
             time.sleep(0.1)
 
     def ask(self, method: str, **parameters: Any) -> Any:
-        """The result of a command of the protocol."""
+        """The result of a command of the protocol. Raises `Refused`."""
         self._last += 1
         self._socket.send(json.dumps({"id": self._last, "method": method, "params": parameters}))
         while True:
             answer = json.loads(self._socket.recv(timeout=ANSWER_SECONDS))
             if answer.get("id") == self._last:
+                if "error" in answer:
+                    raise Refused(answer["error"]["message"])
                 return answer["result"]
 
     def evaluate(self, script: str) -> Any:
@@ -149,7 +155,7 @@ def flooded(server: Server, options: argparse.Namespace) -> Taken:
     view = f"#/kernels/{kernel}/output"
     browser = Chromium(f"http://127.0.0.1:{server.port}/?token={server.token}{view}")
     try:
-        while browser.evaluate("document.querySelector('.live-live') !== null") is not True:
+        while not is_live(browser):
             time.sleep(0.1)
         browser.evaluate(CLICKS)
         count = int(options.rate * options.seconds)
@@ -158,6 +164,13 @@ def flooded(server: Server, options: argparse.Namespace) -> Taken:
         return sampled(server, kernel, browser, options.seconds)
     finally:
         browser.close()
+
+
+def is_live(browser: Chromium) -> bool:
+    """Whether the page shows output as it comes."""
+    with contextlib.suppress(Refused):
+        return browser.evaluate("document.querySelector('.live-live') !== null") is True
+    return False
 
 
 def sampled(server: Server, kernel: str, browser: Chromium, seconds: float) -> Taken:
