@@ -51,8 +51,15 @@ _whose: Final = msgspec.json.Decoder(_Whose).decode
 
 
 _KERNELS: Final = (
-    "SELECT id, replica, term, created, model, record, execution_state FROM kernelkeep.kernel"
+    "SELECT id, replica, term, created, model, record, execution_state, "
+    # Only a replica of the same host can take such a kernel.
+    "replica IS NOT NULL OR left(keeper, 4) <> 'dir:' OR EXISTS "
+    "(SELECT 1 FROM kernelkeep.replica AS one WHERE one.host = substr(keeper, 5)) "
+    "FROM kernelkeep.kernel"
 )
+NO_REPLICA: Final = "no replica of its host is there"
+"""Why a kernel cannot be reached, as the API shows it."""
+
 _SESSIONS: Final = "SELECT id, number, path, name, type, kernel_id, owner FROM kernelkeep.session"
 
 
@@ -63,7 +70,7 @@ class _Found(NamedTuple):
     kernel_ids: set[str] | None
     sessions: list[SharedSession]
     session_ids: set[str] | None
-    addresses: dict[str, str]
+    members: list[tuple[str, str, str, str]]
 
 
 class Directory:
@@ -76,6 +83,10 @@ class Directory:
         self.kernels: dict[str, KernelElsewhere] = {}
         self.sessions: dict[str, SharedSession] = {}
         self.addresses: dict[str, str] = {}
+        """Where replicas of one host reach each other, by their ids."""
+        self.dials: dict[str, str] = {}
+        """Where replicas of other hosts dial them, ``host:port``; empty for nowhere."""
+        self.names: dict[str, str] = {}
         self.changes = 0
         """Counted up when kernels change."""
         self.on_sessions: Callable[[], None] = lambda: None
@@ -166,8 +177,11 @@ class Directory:
         if found.sessions or found.session_ids is None or found.session_ids:
             _replace(self.sessions, found.sessions, found.session_ids)
             self.on_sessions()
-        if found.addresses != self.addresses:
-            self.addresses = found.addresses
+        addresses = {replica: address for replica, _, address, _ in found.members}
+        self.names = {replica: name for replica, name, _, _ in found.members}
+        self.dials = {replica: dial for replica, _, _, dial in found.members}
+        if addresses != self.addresses:
+            self.addresses = addresses
             self._on_replicas()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -202,7 +216,7 @@ def _everything(connection: Connection) -> _Found:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         kernels, sessions = _kernels(connection, None), _sessions(connection, None)
-        return _Found(kernels, None, sessions, None, _addresses(connection))
+        return _Found(kernels, None, sessions, None, _members(connection))
 
 
 def _again(connection: Connection, told: Collection[str]) -> _Found:
@@ -225,7 +239,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
         kernel_ids,
         _sessions(connection, session_ids),
         session_ids,
-        _addresses(connection),
+        _members(connection),
     )
 
 
@@ -247,11 +261,23 @@ def _elsewhere(
     model: str,
     record: str,
     execution_state: str,
+    is_reachable: bool,
 ) -> KernelElsewhere:
     whose = _whose(record)
+    shown = model.encode() if is_reachable else _unreachable(model)
     owned = Ownership(whose.owner, whose.owner_groups, whose.shares)
     counts = execution_state != "dead"
-    return KernelElsewhere(kernel_id, replica, term, created, model.encode(), counts, owned)
+    return KernelElsewhere(
+        kernel_id, replica, term, created, shown, counts, owned, is_reachable=is_reachable
+    )
+
+
+def _unreachable(model: str) -> bytes:
+    """A model as the API shows it while nobody can tell what the kernel does."""
+    fields = msgspec.json.decode(model)
+    if fields.get("execution_state") != "dead":
+        fields |= {"execution_state": "unknown", "reason": NO_REPLICA}
+    return msgspec.json.encode(fields)
 
 
 def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSession]:
@@ -264,9 +290,11 @@ def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSessio
     return [SharedSession(*row) for row in rows.fetchall()]
 
 
-def _addresses(connection: Connection) -> dict[str, str]:
-    rows = connection.execute("SELECT id, address FROM kernelkeep.replica ORDER BY joined")
-    return dict(rows.fetchall())
+def _members(connection: Connection) -> list[tuple[str, str, str, str]]:
+    rows = connection.execute(
+        "SELECT id, name, address, dial FROM kernelkeep.replica ORDER BY joined"
+    )
+    return [(replica, name, address, dial) for replica, name, address, dial in rows.fetchall()]
 
 
 def _replace(known: dict[str, Any], found: Collection[Any], ids: set[str] | None) -> None:
