@@ -1,7 +1,7 @@
 """What replicas cost: a request and a WebSocket by another replica, long lists, and many to take.
 
-``python -m benchmarks.replicas`` prints a table. It starts PostgreSQL (Debian's) and three servers. One
-of them is of another host: it has a state directory of its own, and is reached by TLS.
+``python -m benchmarks.replicas`` prints a table. It starts PostgreSQL (Debian's) and three servers.
+One of them is of another host: it has a state directory of its own, and is reached by TLS.
 """
 
 from __future__ import annotations
