@@ -63,11 +63,17 @@ Json = dict[str, Any]
 
 
 class Balancer(Program):
-    """nginx around deploy/replicas/nginx.conf.template, without TLS."""
+    """nginx around deploy/replicas/nginx.conf.template, without TLS, before two or three replicas.
 
-    def __init__(self, directory: Path, ports: Sequence[int]) -> None:
+    It gives up a replica that says nothing for ``silence`` seconds.
+    """
+
+    def __init__(
+        self, directory: Path, ports: Sequence[int], *, silence: int = PROXY_SECONDS
+    ) -> None:
         super().__init__(directory, directory / "output")
         self._ports = ports
+        self._silence = silence
         self.port = free_port()
         self._certificate = Certificate(directory)
 
@@ -81,9 +87,10 @@ class Balancer(Program):
 
     def command(self) -> Sequence[str]:
         template = (DEPLOY / "replicas/nginx.conf.template").read_text()
-        one, two, three = (f"127.0.0.1:{port}" for port in self._ports)
+        places = [f"127.0.0.1:{port}" for port in self._ports]
+        one, two, three = [*places, *places][:3]
         values = {
-            **{"LISTEN": f"127.0.0.1:{self.port}", "TIMEOUT": f"{PROXY_SECONDS}s"},
+            **{"LISTEN": f"127.0.0.1:{self.port}", "TIMEOUT": f"{self._silence}s"},
             **{
                 "ONE": one,
                 "TWO": two,
