@@ -169,7 +169,10 @@ class Listener:
         if hello.join != JOIN:
             text = f"it joins by version {hello.join}, and this server by {JOIN}"
             raise Refused("host_keeper_incompatible", text)
-        credential = credential_of(transport.get_extra_info("peercert"))
+        certificate = transport.get_extra_info("peercert")
+        credential = credential_of(certificate)
+        if certificate and credential is None:
+            raise Refused("not_a_keeper", "this certificate is not a keeper's")
         if credential is None:
             return await asyncio.to_thread(
                 self._invitations.join, hello.keeper, hello.secret, hello.nonce
