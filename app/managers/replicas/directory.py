@@ -64,6 +64,7 @@ class _Found(NamedTuple):
     sessions: list[SharedSession]
     session_ids: set[str] | None
     addresses: dict[str, str]
+    agents: dict[str, list[str]]
 
 
 class Directory:
@@ -76,9 +77,13 @@ class Directory:
         self.kernels: dict[str, KernelElsewhere] = {}
         self.sessions: dict[str, SharedSession] = {}
         self.addresses: dict[str, str] = {}
+        self.agents: dict[str, list[str]] = {}
+        """Where keepers dial each replica that listens for them."""
         self.changes = 0
         """Counted up when kernels change."""
         self.on_sessions: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when replicas or kernels may have changed."""
         self._on_replicas = on_replicas
         self._database = Database(url)
         self._loop = asyncio.get_running_loop()
@@ -166,6 +171,8 @@ class Directory:
         if found.sessions or found.session_ids is None or found.session_ids:
             _replace(self.sessions, found.sessions, found.session_ids)
             self.on_sessions()
+        self.agents = found.agents
+        self.on_change()
         if found.addresses != self.addresses:
             self.addresses = found.addresses
             self._on_replicas()
@@ -202,7 +209,7 @@ def _everything(connection: Connection) -> _Found:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         kernels, sessions = _kernels(connection, None), _sessions(connection, None)
-        return _Found(kernels, None, sessions, None, _addresses(connection))
+        return _Found(kernels, None, sessions, None, _addresses(connection), _agents(connection))
 
 
 def _again(connection: Connection, told: Collection[str]) -> _Found:
@@ -226,6 +233,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
         _sessions(connection, session_ids),
         session_ids,
         _addresses(connection),
+        _agents(connection),
     )
 
 
@@ -266,6 +274,13 @@ def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSessio
 
 def _addresses(connection: Connection) -> dict[str, str]:
     rows = connection.execute("SELECT id, address FROM kernelkeep.replica ORDER BY joined")
+    return dict(rows.fetchall())
+
+
+def _agents(connection: Connection) -> dict[str, list[str]]:
+    rows = connection.execute(
+        "SELECT id, agents FROM kernelkeep.replica WHERE agents <> '{}' ORDER BY joined"
+    )
     return dict(rows.fetchall())
 
 

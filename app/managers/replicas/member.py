@@ -16,7 +16,18 @@ from typing import Final, TypeVar
 from ..handover.store import StoreAway
 from .database import Connection, Database
 from .lease import Lease, Standing
-from .membership import Replica, Taken, beat, declare_dead, everybodys, join, leave, mine, take
+from .membership import (
+    Replica,
+    Taken,
+    announce,
+    beat,
+    declare_dead,
+    everybodys,
+    join,
+    leave,
+    mine,
+    take,
+)
 from .terms import Terms
 
 __all__ = ["Member", "bounded"]
@@ -46,7 +57,8 @@ class Member:
 
     ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
     others have declared it dead: it has no kernel any more. ``on_dead`` is called with the ids of
-    replicas that are gone, and those of all kernels that the registry knows.
+    replicas that are gone, and those of all kernels that the registry knows. ``agents`` are where
+    keepers dial this replica, if it listens.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class Member:
         self.on_taken: Callable[[Sequence[Taken]], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
         self.on_dead: Callable[[Sequence[str], Sequence[str]], None] = lambda _dead, _known: None
+        self.agents: Sequence[str] = ()
         self._replaced: list[str] = []  # whose kernels are not looked after yet
         self._keepers = keepers
         self._terms = terms
@@ -89,10 +102,16 @@ class Member:
         replaced = await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
         self._replaced += replaced
         self.lease.renewed(sent, self._loop.time())
+        await self._announce()
+
+    async def _announce(self) -> None:
+        if self.agents:
+            await self._ask(lambda one: announce(one, self.replica.id, self.agents))
 
     async def begin(self) -> None:
         """Take what is to be taken now, and from now on; renew the lease."""
         try:
+            await self._announce()
             await self._take()
         except StoreAway as error:
             self._tell(error)

@@ -16,6 +16,7 @@ from .store import decode_record, tell
 __all__ = [
     "Replica",
     "Taken",
+    "announce",
     "beat",
     "declare_dead",
     "everybodys",
@@ -81,8 +82,18 @@ def join(
         "WHERE began < clock_timestamp() - interval '1 day' "
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
     )
+    _forget_uninvited(connection)
     tell(connection, "replicas")
     return [one for (one,) in replaced]
+
+
+def _forget_uninvited(connection: Connection) -> None:
+    """Forget the keepers of kernels that a replica was about to start, and never stored."""
+    connection.execute(
+        "DELETE FROM kernelkeep.invitation AS old WHERE "
+        "NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id) "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = old.replica)"
+    )
 
 
 def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) -> None:
@@ -103,6 +114,14 @@ def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) 
 def _host(address: str) -> str:
     """Where a replica is: those of one host share a state directory."""
     return address.rpartition(":")[0]
+
+
+def announce(connection: Connection, replica_id: str, agents: Sequence[str]) -> None:
+    """Tell the others where keepers dial a replica."""
+    connection.execute(
+        "UPDATE kernelkeep.replica SET agents = %s WHERE id = %s", ([*agents], replica_id)
+    )
+    tell(connection, "replicas")
 
 
 def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
@@ -183,7 +202,8 @@ def mine(connection: Connection, replica_id: str, known: Collection[str]) -> lis
 
 
 def everybodys(connection: Connection) -> list[str]:
-    """The ids of all kernels that the registry knows."""
+    """The ids of all kernels that the registry knows; keepers of no kernel are forgotten."""
+    _forget_uninvited(connection)
     rows = connection.execute("SELECT id FROM kernelkeep.kernel").fetchall()
     return [kernel_id for (kernel_id,) in rows]
 
