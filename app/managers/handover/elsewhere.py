@@ -22,6 +22,8 @@ class KernelElsewhere(NamedTuple):
     counts: bool
     """Whether the kernel counts towards ``max_kernels``."""
     ownership: Ownership
+    is_reachable: bool = True
+    """Whether a replica has the kernel, or there is one that could take it over."""
 
 
 class SharedSession(NamedTuple):

@@ -51,8 +51,15 @@ _whose: Final = msgspec.json.Decoder(_Whose).decode
 
 
 _KERNELS: Final = (
-    "SELECT id, replica, term, created, model, record, execution_state FROM kernelkeep.kernel"
+    "SELECT id, replica, term, created, model, record, execution_state, "
+    # Only a replica of the same host can take such a kernel.
+    "replica IS NOT NULL OR left(keeper, 4) <> 'dir:' OR EXISTS "
+    "(SELECT 1 FROM kernelkeep.replica AS one WHERE one.host = substr(keeper, 5)) "
+    "FROM kernelkeep.kernel"
 )
+NO_REPLICA: Final = "no replica of its host is there"
+"""Why a kernel cannot be reached, as the API shows it."""
+
 _SESSIONS: Final = "SELECT id, number, path, name, type, kernel_id, owner FROM kernelkeep.session"
 
 
@@ -63,8 +70,7 @@ class _Found(NamedTuple):
     kernel_ids: set[str] | None
     sessions: list[SharedSession]
     session_ids: set[str] | None
-    addresses: dict[str, str]
-    agents: dict[str, list[str]]
+    members: list[tuple[str, str, str, str, list[str]]]
 
 
 class Directory:
@@ -77,6 +83,10 @@ class Directory:
         self.kernels: dict[str, KernelElsewhere] = {}
         self.sessions: dict[str, SharedSession] = {}
         self.addresses: dict[str, str] = {}
+        """Where replicas of one host reach each other, by their ids."""
+        self.dials: dict[str, str] = {}
+        """Where replicas of other hosts dial them, ``host:port``; empty for nowhere."""
+        self.names: dict[str, str] = {}
         self.agents: dict[str, list[str]] = {}
         """Where keepers dial each replica that listens for them."""
         self.changes = 0
@@ -171,10 +181,13 @@ class Directory:
         if found.sessions or found.session_ids is None or found.session_ids:
             _replace(self.sessions, found.sessions, found.session_ids)
             self.on_sessions()
-        self.agents = found.agents
+        addresses = {replica: address for replica, _, address, _, _ in found.members}
+        self.names = {replica: name for replica, name, _, _, _ in found.members}
+        self.dials = {replica: dial for replica, _, _, dial, _ in found.members}
+        self.agents = {replica: agents for replica, _, _, _, agents in found.members if agents}
         self.on_change()
-        if found.addresses != self.addresses:
-            self.addresses = found.addresses
+        if addresses != self.addresses:
+            self.addresses = addresses
             self._on_replicas()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -209,7 +222,7 @@ def _everything(connection: Connection) -> _Found:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         kernels, sessions = _kernels(connection, None), _sessions(connection, None)
-        return _Found(kernels, None, sessions, None, _addresses(connection), _agents(connection))
+        return _Found(kernels, None, sessions, None, _members(connection))
 
 
 def _again(connection: Connection, told: Collection[str]) -> _Found:
@@ -232,8 +245,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
         kernel_ids,
         _sessions(connection, session_ids),
         session_ids,
-        _addresses(connection),
-        _agents(connection),
+        _members(connection),
     )
 
 
@@ -255,11 +267,23 @@ def _elsewhere(
     model: str,
     record: str,
     execution_state: str,
+    is_reachable: bool,
 ) -> KernelElsewhere:
     whose = _whose(record)
+    shown = model.encode() if is_reachable else _unreachable(model)
     owned = Ownership(whose.owner, whose.owner_groups, whose.shares)
     counts = execution_state != "dead"
-    return KernelElsewhere(kernel_id, replica, term, created, model.encode(), counts, owned)
+    return KernelElsewhere(
+        kernel_id, replica, term, created, shown, counts, owned, is_reachable=is_reachable
+    )
+
+
+def _unreachable(model: str) -> bytes:
+    """A model as the API shows it while nobody can tell what the kernel does."""
+    fields = msgspec.json.decode(model)
+    if fields.get("execution_state") != "dead":
+        fields |= {"execution_state": "unknown", "reason": NO_REPLICA}
+    return msgspec.json.encode(fields)
 
 
 def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSession]:
@@ -272,16 +296,11 @@ def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSessio
     return [SharedSession(*row) for row in rows.fetchall()]
 
 
-def _addresses(connection: Connection) -> dict[str, str]:
-    rows = connection.execute("SELECT id, address FROM kernelkeep.replica ORDER BY joined")
-    return dict(rows.fetchall())
-
-
-def _agents(connection: Connection) -> dict[str, list[str]]:
+def _members(connection: Connection) -> list[tuple[str, str, str, str, list[str]]]:
     rows = connection.execute(
-        "SELECT id, agents FROM kernelkeep.replica WHERE agents <> '{}' ORDER BY joined"
+        "SELECT id, name, address, dial, agents FROM kernelkeep.replica ORDER BY joined"
     )
-    return dict(rows.fetchall())
+    return [(replica, *rest) for replica, *rest in rows.fetchall()]
 
 
 def _replace(known: dict[str, Any], found: Collection[Any], ids: set[str] | None) -> None:

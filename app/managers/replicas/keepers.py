@@ -173,15 +173,18 @@ class SharedKeepers:
         return self._name
 
     async def check_own(self, kernel_id: str) -> None:
-        """As `Service.check_own`. Behind the end of its lease this replica asks the registry."""
+        """As `Service.check_own`. Behind the end of its lease this replica asks the registry.
+
+        A kernel that is in no row any more is nobody's, and what is left of it anybody's.
+        """
         term = self._terms.of(kernel_id)
-        if term and self._member.standing is not Standing.GOOD:
-            try:
-                is_own = await self._run(lambda one: _may_have(one, kernel_id, self._id, term))
-            except OSError as error:
-                raise KeeperUnavailable(f"Whose kernel {kernel_id} is: {error}") from None
-            term = term if is_own else 0
-        if not term:
+        if term and self._member.standing is Standing.GOOD:
+            return
+        try:
+            is_own = await self._run(lambda one: _may_have(one, kernel_id, self._id, term))
+        except OSError as error:
+            raise KeeperUnavailable(f"Whose kernel {kernel_id} is: {error}") from None
+        if not is_own:
             raise KeeperUnavailable(f"Kernel {kernel_id}: {_ANOTHERS}")
 
     async def generations(self, keeper_ids: Collection[str]) -> Mapping[str, int]:

@@ -2,7 +2,8 @@
 
 Kernels, executions and sessions are in PostgreSQL. What is on the disk of the kernels' host stays
 there, in the state directory that the replicas of a host share: the keeper with its sockets, logs,
-connection files, and the places of clients.
+connection files, and the places of clients. So a host's replicas take over each other's kernels,
+and those of other hosts send requests for them on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .member import Member, bounded
 from .membership import Replica, check
 from .store import SharedStore
 from .terms import Terms
+from .wire import NO_CRYPTOGRAPHY, Wire
 
 __all__ = ["SharedRegistry", "check_shared_registry"]
 
@@ -66,15 +68,33 @@ def check_shared_registry(settings: Settings) -> None:
         )
     database = Database(settings.registry_url.get_secret_value())
     lock = _NameLock(settings)
+    wire: Wire | None = None
     try:
         migrate(database)
-        replica = _replica(settings, lock, "")
+        wire = _wire(settings, lock.name, database)
+        replica = _replica(settings, lock, "", wire)
         database.run(lambda connection: check(connection, replica, replaces=[lock.name]))
     except StoreAway as error:
         raise UnusableRegistry(f"the registry cannot be used: {error}") from None
     finally:
+        if wire is not None:
+            wire.close()
         lock.close()
         database.close()
+
+
+def _wire(settings: Settings, name: str, database: Database) -> Wire | None:
+    """Where replicas of other hosts dial this one, if they do.
+
+    Raises `UnusableRegistry` and `StoreAway`, and blocks.
+    """
+    if not settings.replica_listen:
+        return None
+    try:
+        authority = b"" if settings.replica_certificate else shared_authority(database)
+    except ImportError:
+        raise UnusableRegistry(NO_CRYPTOGRAPHY) from None
+    return Wire(settings, name, settings.state_dir / DIRECTORY, authority)
 
 
 class SharedRegistry(Registry):
@@ -86,12 +106,13 @@ class SharedRegistry(Registry):
 
     has_models = True
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name_lock: _NameLock, wire: Wire | None) -> None:
         url = settings.registry_url.get_secret_value()
         self._lock = Lock(settings.state_dir, shared=True)
-        self._name_lock = _NameLock(settings)
+        self._name_lock = name_lock
+        self.wire = wire
         self.state_dir = settings.state_dir
-        self.host = self._name_lock.host
+        self.host = name_lock.host
         """The identity of the state directory, and so of the keeper's host."""
         identity = secrets.token_hex(8)
         self.terms = Terms()
@@ -100,7 +121,7 @@ class SharedRegistry(Registry):
         self.adopting: set[str] = set()
         """The kernels that are just being adopted: their clients wait until that is done."""
         self.on_fenced: Callable[[str], None] = lambda _: None
-        replica = _replica(settings, self._name_lock, identity)
+        replica = _replica(settings, name_lock, identity, wire)
         self.replica_terms = ReplicaTerms(identity, self.terms.of)
         self._here = f"dir:{self.host}"
         self._reached = [self._here, SSH]
@@ -116,7 +137,16 @@ class SharedRegistry(Registry):
     @classmethod
     async def open(cls, settings: Settings) -> SharedRegistry:
         """A registry of which this process is a member. Raises `UnusableRegistry`, `StoreAway`."""
-        registry = cls(settings)
+        name_lock = _NameLock(settings)
+        database = Database(settings.registry_url.get_secret_value())
+        try:
+            wire = await asyncio.to_thread(_wire, settings, name_lock.name, database)
+        except BaseException:
+            name_lock.close()
+            raise
+        finally:
+            await asyncio.to_thread(database.close)
+        registry = cls(settings, name_lock, wire)
         try:
             await registry.member.join(replaces=[registry.member.replica.name])
             await registry.directory.begin()
@@ -191,12 +221,15 @@ class SharedRegistry(Registry):
             logger.error("the registry could not be left in order: %s", error)
         await self.directory.close()
         await self.shared_keepers.close()
+        if self.wire is not None:
+            self.wire.close()
         self._name_lock.close()
 
 
-def _replica(settings: Settings, lock: _NameLock, identity: str) -> Replica:
+def _replica(settings: Settings, lock: _NameLock, identity: str, wire: Wire | None) -> Replica:
     address = f"unix:{lock.host}:{identity}"
-    return Replica(identity, lock.name, address, __version__, _digest(settings))
+    dial = "" if wire is None else wire.dial
+    return Replica(identity, lock.name, address, __version__, _digest(settings), dial)
 
 
 class _NameLock:
