@@ -220,7 +220,6 @@ class Settings(
             ("warm_kernels", self.warm_kernels),
             ("database_filepath", self.database_filepath != ":memory:"),
             ("isolation", self.isolation != "none"),
-            ("agent_listen", self.agent_listen),
         ):
             if is_on:
                 raise ValueError(f"{option}: not with registry_url")

@@ -63,7 +63,7 @@ Json = dict[str, Any]
 
 
 class Balancer(Program):
-    """nginx around deploy/replicas/nginx.conf.template, without TLS, before two or three replicas.
+    """nginx around deploy/replicas/nginx.conf.template, without TLS.
 
     It gives up a replica that says nothing for ``silence`` seconds.
     """
@@ -87,8 +87,7 @@ class Balancer(Program):
 
     def command(self) -> Sequence[str]:
         template = (DEPLOY / "replicas/nginx.conf.template").read_text()
-        places = [f"127.0.0.1:{port}" for port in self._ports]
-        one, two, three = [*places, *places][:3]
+        one, two, three = (f"127.0.0.1:{port}" for port in self._ports)
         values = {
             **{"LISTEN": f"127.0.0.1:{self.port}", "TIMEOUT": f"{self._silence}s"},
             **{

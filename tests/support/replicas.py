@@ -49,6 +49,7 @@ class Replicas:
         self.url = url
         self.homes = {"": Home()}
         self.token = os.urandom(16).hex()
+        self.lease_seconds = LEASE_SECONDS
         self.servers: dict[str, ServerProcess] = {}
         self._arguments = arguments
         write_kernelspecs(self.home.jupyter_path, FAKE_SPECS)
@@ -78,7 +79,7 @@ class Replicas:
         kind = _Fast if is_fast else _Replica
         server = kind(
             *("--on-shutdown", "keep", "--replica-name", name),
-            *("--registry-url", url or self.url, "--lease-seconds", str(LEASE_SECONDS)),
+            *("--registry-url", url or self.url, "--lease-seconds", str(self.lease_seconds)),
             *(*self._arguments, *arguments),
             home=self.home_of(host),
             token=self.token,

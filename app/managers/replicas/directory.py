@@ -73,7 +73,7 @@ class _Found(NamedTuple):
     kernel_ids: set[str] | None
     sessions: list[SharedSession]
     session_ids: set[str] | None
-    members: list[tuple[str, str, str, str]]
+    members: list[tuple[str, str, str, str, list[str]]]
 
 
 class Directory:
@@ -90,9 +90,13 @@ class Directory:
         self.dials: dict[str, str] = {}
         """Where replicas of other hosts dial them, ``host:port``; empty for nowhere."""
         self.names: dict[str, str] = {}
+        self.agents: dict[str, list[str]] = {}
+        """Where keepers dial each replica that listens for them."""
         self.changes = 0
         """Counted up when kernels change."""
         self.on_sessions: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when replicas or kernels may have changed."""
         self._on_replicas = on_replicas
         self._database = Database(url)
         self._loop = asyncio.get_running_loop()
@@ -194,9 +198,11 @@ class Directory:
         if found.sessions or found.session_ids is None or found.session_ids:
             _replace(self.sessions, found.sessions, found.session_ids)
             self.on_sessions()
-        addresses = {replica: address for replica, _, address, _ in found.members}
-        self.names = {replica: name for replica, name, _, _ in found.members}
-        self.dials = {replica: dial for replica, _, _, dial in found.members}
+        addresses = {replica: address for replica, _, address, _, _ in found.members}
+        self.names = {replica: name for replica, name, _, _, _ in found.members}
+        self.dials = {replica: dial for replica, _, _, dial, _ in found.members}
+        self.agents = {replica: agents for replica, _, _, _, agents in found.members if agents}
+        self.on_change()
         if addresses != self.addresses:
             self.addresses = addresses
             self._on_replicas()
@@ -322,11 +328,11 @@ def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSessio
     return [SharedSession(*row) for row in rows.fetchall()]
 
 
-def _members(connection: Connection) -> list[tuple[str, str, str, str]]:
+def _members(connection: Connection) -> list[tuple[str, str, str, str, list[str]]]:
     rows = connection.execute(
-        "SELECT id, name, address, dial FROM kernelkeep.replica ORDER BY joined"
+        "SELECT id, name, address, dial, agents FROM kernelkeep.replica ORDER BY joined"
     )
-    return [(replica, name, address, dial) for replica, name, address, dial in rows.fetchall()]
+    return [(replica, *rest) for replica, *rest in rows.fetchall()]
 
 
 def _replace(known: dict[str, Any], found: Collection[Any], ids: set[str] | None) -> None:

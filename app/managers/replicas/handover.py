@@ -22,7 +22,7 @@ from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredH
 from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
-from ..processes.run_files import KEPT
+from ..processes.run_files import KEPT, clear_mirrors
 from .membership import Taken
 from .registry import SharedRegistry
 
@@ -92,6 +92,8 @@ class SharedHandover(RegisteredHandover):
         self._do(self._end_strays(gone, known))
 
     async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(clear_mirrors, self._state_dir)
         is_done = True
         try:
             await self._keepers.end_strays(gone, known)

@@ -19,6 +19,7 @@ from .lease import Lease, Standing
 from .membership import (
     Replica,
     Taken,
+    announce,
     beat,
     declare_dead,
     everybodys,
@@ -62,7 +63,8 @@ class Member:
     ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
     others have declared it dead: it has no kernel any more. ``on_gone`` is called with the ids of
     replicas of this host that are gone, and those of all kernels that the registry knows; `buried`
-    is to be called with the former when that is done, or could not be.
+    is to be called with the former when that is done, or could not be. ``agents`` are where keepers
+    dial this replica, if it listens.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Member:
         self.on_taken: Callable[[Sequence[Taken]], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
         self.on_gone: Callable[[Sequence[str], Sequence[str]], None] = lambda _gone, _known: None
+        self.agents: Sequence[str] = ()
         self._burying: set[str] = set()
         self._keepers = keepers
         self._terms = terms
@@ -104,10 +107,16 @@ class Member:
         seconds = self.lease.seconds
         await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
         self.lease.renewed(sent, self._loop.time())
+        await self._announce()
+
+    async def _announce(self) -> None:
+        if self.agents:
+            await self._ask(lambda one: announce(one, self.replica.id, self.agents))
 
     async def begin(self) -> None:
         """Take what is to be taken now, and from now on; renew the lease."""
         try:
+            await self._announce()
             await self._take()
         except StoreAway as error:
             self._tell(error)

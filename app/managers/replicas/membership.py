@@ -16,6 +16,7 @@ from .store import decode_record, tell
 __all__ = [
     "Replica",
     "Taken",
+    "announce",
     "beat",
     "declare_dead",
     "everybodys",
@@ -108,6 +109,16 @@ def _remove_old(connection: Connection) -> None:
     connection.execute(
         "DELETE FROM kernelkeep.gone WHERE since < clock_timestamp() - interval '90 days'"
     )
+    _forget_uninvited(connection)
+
+
+def _forget_uninvited(connection: Connection) -> None:
+    """Forget the keepers of kernels that a replica was about to start, and never stored."""
+    connection.execute(
+        "DELETE FROM kernelkeep.invitation AS old WHERE "
+        "NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id) "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = old.replica)"
+    )
 
 
 def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) -> None:
@@ -138,6 +149,14 @@ def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) 
             )
 
 
+def announce(connection: Connection, replica_id: str, agents: Sequence[str]) -> None:
+    """Tell the others where keepers dial a replica."""
+    connection.execute(
+        "UPDATE kernelkeep.replica SET agents = %s WHERE id = %s", ([*agents], replica_id)
+    )
+    tell(connection, "replicas")
+
+
 def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
     """Renew a lease; False if the replica was declared dead, or never joined."""
     renewed = connection.execute(
@@ -161,6 +180,7 @@ def declare_dead(connection: Connection, replica_id: str) -> list[str]:
         (replica_id,),
     ).fetchall()
     if rows:
+        _forget_uninvited(connection)
         tell(connection, "replicas")
     return [name for (name,) in rows]
 

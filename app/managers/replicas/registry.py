@@ -16,7 +16,8 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +26,14 @@ from ...machine import network_file_system
 from ...settings import Settings
 from ..handover.registry import Lock, Registry
 from ..handover.store import KernelRecord, StoreAway, UnusableRegistry
+from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
+from ..processes.hosts.provisioner import elsewhere
 from ..processes.keeper.greeting import ReplicaTerms
 from .authority import shared_authority
 from .database import Database, migrate
 from .directory import Directory
 from .errors import RegistryUnavailable
+from .keepers import SharedKeepers
 from .lease import Lease
 from .member import Member, bounded
 from .membership import Replica, check
@@ -45,6 +49,10 @@ DIRECTORY: Final = "replicas"
 """The directory in the state directory with the replicas' locks and sockets."""
 
 _IDENTITY: Final = "identity"
+
+DIAL: Final = "dial"
+SSH: Final = "ssh"
+"""How keepers are reached that are on other hosts: they dial in, or are dialled there."""
 
 
 def check_shared_registry(settings: Settings) -> None:
@@ -116,8 +124,12 @@ class SharedRegistry(Registry):
         replica = _replica(settings, name_lock, identity, wire)
         self.replica_terms = ReplicaTerms(identity, self.terms.of)
         self._here = f"dir:{self.host}"
-        self.member = Member(url, replica, self.lease, self.terms, [self._here])
+        self._reached = [self._here, SSH]
+        self.member = Member(url, replica, self.lease, self.terms, self._reached)
         self.directory = Directory(url, self.member.wake)
+        self.shared_keepers: SharedKeepers = SharedKeepers(
+            url, self.member, self.terms, self.directory
+        )
         self._loop = asyncio.get_running_loop()
         self._database = Database(url)
         self._begin(
@@ -140,6 +152,9 @@ class SharedRegistry(Registry):
         try:
             await registry.member.join(replaces=[registry.member.replica.name])
             await registry.directory.begin()
+            if settings.agent_listen:
+                read = partial(shared_authority, registry._database)
+                registry.shared_keepers.authority = await registry._call(read)
         except BaseException:
             await registry.close()
             raise
@@ -160,9 +175,17 @@ class SharedRegistry(Registry):
         if self.member.is_away:
             raise RegistryUnavailable
 
-    def _keeper_of(self, _record: KernelRecord) -> str:
+    def listens(self, addresses: Sequence[str]) -> None:
+        """As `Registry.listens`: this replica can take kernels whose keepers dial in."""
+        self.member.agents = addresses
+        self._reached.append(DIAL)
+
+    def _keeper_of(self, record: KernelRecord) -> str:
         """How the keeper of a kernel is reached: who reaches it can take the kernel over."""
-        return self._here
+        name = elsewhere(record.spec.get("metadata", {}))
+        if not name:
+            return self._here
+        return SSH if name == SSH_PROVISIONER else DIAL
 
     def _fence_later(self, kernel_id: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -199,6 +222,7 @@ class SharedRegistry(Registry):
         except StoreAway as error:
             logger.error("the registry could not be left in order: %s", error)
         await self.directory.close()
+        await self.shared_keepers.close()
         if self.wire is not None:
             self.wire.close()
         self._name_lock.close()

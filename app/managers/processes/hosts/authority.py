@@ -40,6 +40,7 @@ __all__ = [
     "Credential",
     "Signer",
     "certificates",
+    "check_installed",
     "credential_of",
     "new_authority",
     "replica_in",
@@ -103,6 +104,15 @@ def replica_in(pem: str) -> str | None:
         return None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     return replica_of({"subjectAltName": [("URI", uri) for uri in uris]})
+
+
+def check_installed() -> None:
+    """Raise `EngineNotInstalled` without the package that makes certificates."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        text = "Keepers that dial in take the package cryptography: pip install "
+        raise EngineNotInstalled(text + "'kernelkeep[agents]'") from None
 
 
 def certificates(pem: str) -> list[str]:
@@ -202,17 +212,15 @@ class Authority(Signer):
         server_file: Path | None = None,
         pem: bytes | None = None,
     ) -> None:
-        try:
-            import cryptography  # noqa: F401
-        except ImportError:
-            text = "Keepers that dial in take the package cryptography: pip install "
-            raise EngineNotInstalled(text + "'kernelkeep[agents]'") from None
+        check_installed()
         self._server_file = server_file
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             super().__init__(_authority(directory) if pem is None else pem)
             own = self.own
-            server = directory / "server.pem" if server_file is None else server_file
+            # Each replica of a directory has a certificate of its own, and reads it at once.
+            name = "server.pem" if pem is None else f"server.{secrets.token_hex(4)}.pem"
+            server = directory / name if server_file is None else server_file
             if server_file is None:
                 found = [SERVER_NAME, *dict.fromkeys(names)]
                 write_private(server, self.issue_server(found).encode())
@@ -223,6 +231,8 @@ class Authority(Signer):
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.context.minimum_version = ssl.TLSVersion.TLSv1_3
             self.context.load_cert_chain(server)
+            if pem is not None and server_file is None:
+                server.unlink()
             self.context.load_verify_locations(cadata=own)
             # A keeper that joins has none yet; one that has another authority's is refused.
             self.context.verify_mode = ssl.CERT_OPTIONAL

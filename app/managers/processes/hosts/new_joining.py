@@ -8,9 +8,9 @@ from typing import Final
 
 from ....agent_options import host_and_port
 from ....settings import Settings
-from .authority import Authority
+from .authority import Authority, check_installed, new_authority
 from .errors import HostUnusable
-from .joining import Joining
+from .joining import Joining, Replicas
 
 __all__ = ["check_joining", "listen_on", "new_joining", "seen_address", "written"]
 
@@ -21,26 +21,33 @@ BACKLOG: Final = 1024
 def check_joining(settings: Settings) -> None:
     """Raise `HostUnusable` if keepers could not dial in as the options want it."""
     if settings.agent_listen:
-        _authority(settings)
+        check_installed()
+        # What replicas share is in their registry.
+        _authority(settings, new_authority() if settings.replicated else None)
         listen_on(settings.agent_listen).close()
 
 
-def new_joining(settings: Settings, directory: Path) -> Joining:
-    """What keepers dial in to; ``directory`` is this run's. Raises `HostUnusable`."""
+def new_joining(settings: Settings, directory: Path, replicas: Replicas | None = None) -> Joining:
+    """What keepers dial in to; ``directory`` is this run's. Raises `HostUnusable`.
+
+    ``replicas`` are those of which this server is one.
+    """
     if not settings.agent_listen:
         return Joining(directory)
-    authority = _authority(settings)
+    authority = _authority(settings, None if replicas is None else replicas.authority)
     server = listen_on(settings.agent_listen)
     port = server.getsockname()[1]
     addresses = [written(*host_and_port(each, port)) for each in _addresses(settings)]
     return Joining(
-        directory / "invitations", authority, server, addresses, life=settings.orphan_timeout
+        *(directory / "invitations", authority, server, addresses),
+        life=settings.orphan_timeout,
+        replicas=replicas,
     )
 
 
-def _authority(settings: Settings) -> Authority:
+def _authority(settings: Settings, pem: bytes | None) -> Authority:
     names = [host_and_port(each, 0)[0] for each in _addresses(settings)]
-    return Authority(settings.state_dir / "authority", names, settings.agent_certificate)
+    return Authority(settings.state_dir / "authority", names, settings.agent_certificate, pem)
 
 
 def _addresses(settings: Settings) -> list[str]:

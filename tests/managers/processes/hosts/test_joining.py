@@ -152,7 +152,7 @@ async def test_a_certificate_of_another_authority_is_not_looked_at(
     service: JoinedService, dialler: Dialler, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     invitation = await service.joining.invite("k")
-    credential = service.joining._invitations.invite("x", 60)[0]
+    credential, _ = await service.joining._book.invite("x", 60)
     other = Authority(tmp_path / "other")
     dialler.show(other.issue(credential, 60), tmp_path)
     with pytest.raises((OSError, EOFError)):
