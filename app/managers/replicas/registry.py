@@ -127,7 +127,9 @@ class SharedRegistry(Registry):
         self._reached = [self._here, SSH]
         self.member = Member(url, replica, self.lease, self.terms, self._reached)
         self.directory = Directory(url, self.member.wake)
-        self.shared_keepers: SharedKeepers = SharedKeepers(url, self.member, self.terms, self.directory)
+        self.shared_keepers: SharedKeepers = SharedKeepers(
+            url, self.member, self.terms, self.directory
+        )
         self._loop = asyncio.get_running_loop()
         self._database = Database(url)
         self._begin(
