@@ -111,6 +111,10 @@ class ForwardingMiddleware:
                     if broken.begun or links.is_lost(way.replica, group.patience):
                         raise ReplicaUnreachable from None
             elif not found.is_reachable:
+                # Any replica can give such a kernel up, if that is what is asked for.
+                path: str = scope["path"]
+                if scope.get("method") == "DELETE" and path.lower().endswith(kernel_id):
+                    return False
                 raise ReplicaUnreachable
             if loop.time() >= deadline:
                 raise ReplicaUnreachable

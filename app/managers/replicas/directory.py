@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import psycopg
@@ -22,10 +22,13 @@ from ..handover.elsewhere import KernelElsewhere, SharedSession
 from ..handover.store import StoreAway
 from ..owners.ownership import Ownership, Share
 from .database import CHANNEL, Connection, Database
+from .store import tell
 
 __all__ = ["Directory"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WAIT_SECONDS: Final = 1.0
 """How often the thread looks whether it is to end."""
@@ -129,17 +132,31 @@ class Directory:
 
     async def look(self, kernel_id: str) -> KernelElsewhere | None:
         """Ask the database for one kernel that is not known here. Raises `StoreAway`."""
+        found = await self._once(lambda one: _kernels(one, {kernel_id}))
+        return found[0] if found else None
+
+    async def give_up(self, kernel_id: str) -> bool:
+        """As `Known.give_up`. Its process is ended when a replica of its host is back."""
+        is_gone = await self._once(lambda one: _give_up(one, kernel_id))
+        if is_gone:
+            logger.warning(
+                "kernel %s was given up: no replica of its host is there",
+                kernel_id,
+                extra={"kernel_id": kernel_id},
+            )
+            self.forget(kernel_id)
+        return is_gone
+
+    async def _once(self, work: Callable[[Connection], T]) -> T:
+        """Do this by a connection of its own. Raises `StoreAway`."""
         database = Database(self._database.url)
         try:
             async with asyncio.timeout(2 * WAIT_SECONDS):
-                found = await asyncio.to_thread(
-                    database.run, lambda one: _kernels(one, {kernel_id})
-                )
+                return await asyncio.to_thread(database.run, work)
         except TimeoutError:
             raise StoreAway("the database does not answer") from None
         finally:
             await asyncio.to_thread(database.close)
-        return found[0] if found else None
 
     # The thread
 
@@ -257,6 +274,21 @@ def _kernels(connection: Connection, ids: set[str] | None) -> list[KernelElsewhe
     else:
         rows = connection.execute(f"{_KERNELS} WHERE id = ANY(%s)".encode(), ([*ids],))
     return [_elsewhere(*row) for row in rows.fetchall()]
+
+
+def _give_up(connection: Connection, kernel_id: str) -> bool:
+    gone = connection.execute(
+        "DELETE FROM kernelkeep.kernel WHERE id = %s AND replica IS NULL RETURNING id", (kernel_id,)
+    ).fetchone()
+    if gone is None:
+        return False
+    connection.execute("DELETE FROM kernelkeep.execution WHERE kernel_id = %s", (kernel_id,))
+    sessions = connection.execute(
+        "DELETE FROM kernelkeep.session WHERE kernel_id = %s RETURNING id", (kernel_id,)
+    ).fetchall()
+    tell(connection, "kernels", [kernel_id])
+    tell(connection, "sessions", [session_id for (session_id,) in sessions])
+    return True
 
 
 def _elsewhere(

@@ -91,6 +91,7 @@ async def test_kernels_of_a_host_go_to_its_other_replica_and_wait_for_one_if_the
     other = await asyncio.to_thread(replicas.start, "other", host=FAR)
     async with RestClient(other.url, replicas.token) as rest:
         kernel = await rest.start_kernel("python3")
+        given_up = (await rest.start_kernel("fake"))["id"]
     executions = Executions(near, kernel["id"])
     running = await executions.begin("x = 1\nimport time; time.sleep(4); print('done')")
     await asyncio.to_thread(replicas.end, "other")
@@ -108,14 +109,24 @@ async def test_kernels_of_a_host_go_to_its_other_replica_and_wait_for_one_if_the
     refused: httpx.Response = await near.http.get(path)
     assert (refused.status_code, refused.json()["code"]) == (503, "replica_unreachable")
     assert refused.headers["Retry-After"] == "1"
-    assert replicas.query("SELECT replica FROM kernelkeep.kernel") == [(None,)]
+    assert replicas.query("SELECT replica FROM kernelkeep.kernel") == 2 * [(None,)]
+    (lost,) = [
+        process
+        for process in replicas.homes[FAR].processes()
+        if any(given_up in word for word in process.cmdline())
+    ]
+    await near.request("DELETE", f"/api/kernels/{given_up}", 503)
+    await near.request("DELETE", f"/api/kernels/{given_up}?give_up=true", 204)
+    await near.request("GET", f"/api/kernels/{given_up}", 404)
+    assert lost.is_running()
 
     await asyncio.to_thread(replicas.start, "far", host=FAR, is_fast=True)
     await eventually(is_taken_over, TAKEOVER_SECONDS)
     assert (await executions.run("print(x)"))["state"] == "ok"
     await eventually(is_listed(near, kernel["id"], execution_state="idle"), TAKEOVER_SECONDS)
     await near.delete(kernel["id"])
-    # The two that were killed have left nothing that nobody knows, and are forgotten.
+    # What the two that were killed have left, and nobody knows, is ended, and they are forgotten.
+    await eventually(lambda: not lost.is_running(), TAKEOVER_SECONDS)
     count = "SELECT count(*) FROM kernelkeep.gone"
     await eventually(lambda: replicas.query(count) == [(0,)], TAKEOVER_SECONDS)
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def home() -> AsyncIterator[Home]:
+def home() -> Iterator[Home]:
     home = Home()
     yield home
     for left in home.processes():
