@@ -51,11 +51,8 @@ def multi_kernel_manager(
     """
     terms = None if registry is None else registry.replica_terms
     files = RunFiles(settings, "" if terms is None else terms.replica)
-    transports = Transports(
-        "ipc" if settings.only_ipc else settings.transport,
-        *(settings.state_dir, files.path),
-        lasting=settings.keeps,
-    )
+    kind = "ipc" if settings.only_ipc else settings.transport
+    transports = Transports(kind, settings.state_dir, files.path, lasting=settings.keeps)
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)

@@ -92,7 +92,10 @@ class SharedKeepers:
         whose = self._inviters.get(keeper_id) if kernel is None else kernel.replica
         if whose is None or whose == self._id:
             return ()
-        return self._directory.agents.get(whose, ())
+        agents = self._directory.agents
+        # One that others have in common, as that of a balancer, leads anywhere.
+        common = {each for replica in agents.keys() - {whose} for each in agents[replica]}
+        return [each for each in agents.get(whose, ()) if each not in common]
 
     # Invitations
 

@@ -251,6 +251,27 @@ async def test_a_keeper_that_dials_another_replica_is_sent_to_its_own(
     await eventually(lambda: keeper._connection.open_link not in (None, link), WAIT)
 
 
+async def test_a_keeper_is_sent_to_no_address_that_replicas_have_in_common(
+    first: JoinedReplica, second: JoinedReplica, kernel_id: str
+) -> None:
+    await first.start(kernel_id)
+    keeper_id = f"{kernel_id}.1"
+    credential, _ = await first.keepers.invite(keeper_id, 60)
+    await second.keepers.check(credential)
+    assert second.keepers.having(keeper_id) == [first.address]
+    both = "balancer.invalid:8890"
+    second.directory.agents = {
+        "first": [first.address, both],
+        "second": [second.address, both],
+    }
+    assert second.keepers.having(keeper_id) == [first.address]
+    assert both in second.keepers.addresses
+    assert first.keepers.having(keeper_id) == ()
+    second.directory.agents = {}
+    assert [*second.keepers.having(keeper_id)] == []
+    assert second.keepers.having("nobodys.1") == ()
+
+
 async def test_a_keeper_is_told_the_addresses_of_replicas_that_come_later(
     first: JoinedReplica, kernel_id: str, start: Start, home: Home
 ) -> None:
