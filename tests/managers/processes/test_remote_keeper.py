@@ -120,6 +120,8 @@ class NearPlace:
     async def close(self, *, is_empty: bool) -> None:
         await self.relay.close()
 
+    def let_go(self) -> None: ...
+
     async def retire(self) -> None: ...
 
 
