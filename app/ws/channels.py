@@ -192,6 +192,7 @@ class ChannelsConnection:
             limit = (
                 OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
             )
+            await self._kernel.traffic.clients.known(reader)
             await sender.send(first, reader.position)
             while not reader.finished and self.is_permitted():
                 gap, entries = reader.take()

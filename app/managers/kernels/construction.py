@@ -90,8 +90,14 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
     if registry is not None:
-        manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+        _share(manager, registry)
     return manager
+
+
+def _share(manager: MultiKernelManager, registry: Registry) -> None:
+    """Have the manager know of other replicas, and share the places for kernels with them."""
+    manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+    manager.shares.reservations = registry.reservations
 
 
 def _handover(

@@ -64,6 +64,7 @@ class _Found(NamedTuple):
     sessions: list[SharedSession]
     session_ids: set[str] | None
     addresses: dict[str, str]
+    marks: Collection[str] = ()
 
 
 class Directory:
@@ -84,6 +85,7 @@ class Directory:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()
+        self._marks: dict[str, asyncio.Future[None]] = {}
         self._heard = time.monotonic()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="directory", daemon=True)
@@ -106,6 +108,16 @@ class Directory:
         """Return when something has changed."""
         event = self._changed
         await event.wait()
+
+    def expect(self, mark: str) -> asyncio.Future[None]:
+        """Done when all is known that the registry had when this ``mark`` was told there.
+
+        Call this before the mark is told (`tell`). It is not done if the notification is lost with
+        its connection; cancel it if you do not wait for it any more.
+        """
+        expected = self._marks[mark] = self._loop.create_future()
+        expected.add_done_callback(lambda _: self._marks.pop(mark, None))
+        return expected
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone, as this replica knows before the database tells."""
@@ -169,6 +181,9 @@ class Directory:
         if found.addresses != self.addresses:
             self.addresses = found.addresses
             self._on_replicas()
+        for mark in found.marks:
+            if (expected := self._marks.get(mark)) is not None and not expected.done():
+                expected.set_result(None)
         self._changed.set()
         self._changed = asyncio.Event()
         if not self._ready.done():
@@ -209,6 +224,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
     """Read again what the notifications name."""
     kernel_ids: set[str] = set()
     session_ids: set[str] = set()
+    marks: set[str] = set()
     whole = False
     for payload in told:
         what, *ids = payload.split()
@@ -216,16 +232,19 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
             kernel_ids.update(ids)
         elif what == "sessions":
             session_ids.update(ids)
+        elif what == "mark":
+            marks.update(ids)
         elif what == "replicas":
             whole = True  # the kernels of those that have gone are nobody's
     if whole:
-        return _everything(connection)
+        return _everything(connection)._replace(marks=marks)
     return _Found(
         _kernels(connection, kernel_ids),
         kernel_ids,
         _sessions(connection, session_ids),
         session_ids,
         _addresses(connection),
+        marks,
     )
 
 

@@ -77,6 +77,11 @@ def join(
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
     )
     execute(
+        "DELETE FROM kernelkeep.places AS old "
+        "WHERE noted < clock_timestamp() - interval '1 day' "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
+    )
+    execute(
         "DELETE FROM kernelkeep.tenure AS old "
         "WHERE began < clock_timestamp() - interval '1 day' "
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"

@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Final, TypeVar
 from uuid import uuid4
@@ -198,7 +198,7 @@ class SessionManager:
         # Two requests may come at once for one path, as when a page opens a notebook twice. The
         # second waits here while the first starts a kernel, and then finds the first one's session.
         owner = self._principal.owner
-        async with self._book.turn(f"{owner}\0{path}"):
+        async with self._book.turn_of_path(owner, path):
             self._kernels.check_running()
             session = await self._at(path)
             if session is not None:
@@ -374,11 +374,17 @@ class SessionBook:
         return session.kernel_id in self._kernels
 
     def turn(self, key: str) -> asyncio.Lock:
-        """The lock of an owner's path, or of a session's id.
+        """The lock of an owner's path, or of a session's id, in this server.
 
         The dict's references are weak, so a lock exists as long as a request holds or awaits it.
         """
         return self._turns.setdefault(key, asyncio.Lock())
+
+    @contextlib.asynccontextmanager
+    async def turn_of_path(self, owner: str, path: str) -> AsyncIterator[None]:
+        """The turn to make an owner's session of a path; sessions made before are known then."""
+        async with self.turn(f"{owner}\0{path}"), self._store.turn(owner, path):
+            yield
 
     async def keep(self, session: Session) -> None:
         """Add a session, or put it in the place of the one with its id, and store it."""
