@@ -110,6 +110,7 @@ class SharedHandover(RegisteredHandover):
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""
         await super().forget(kernel)
+        await self._shared.reservations.release(kernel.id)
         self._shared.directory.forget(kernel.id)
         # The keeper has still to remove the log, and the registry perhaps to delete the kernel.
         terms = self._shared.terms

@@ -119,7 +119,11 @@ class SharedStore:
         self._database.run(work)
 
     def delete(self, kernel_id: str) -> None:
-        """As `RegistryStore.delete`; executions and places go with the kernel."""
+        """As `RegistryStore.delete`; executions and places of clients go with the kernel.
+
+        A kernel is deleted before its process is ended. Until that is done the kernel still has its
+        place among those that there may be (`reservations.py`).
+        """
         term = self._terms.of(kernel_id)
 
         def work(connection: Connection) -> None:
@@ -128,7 +132,14 @@ class SharedStore:
             ).fetchone()
             if found not in (None, (self._replica, term)):
                 return
-            connection.execute("DELETE FROM kernelkeep.kernel WHERE id = %s", (kernel_id,))
+            connection.execute(
+                "WITH gone AS (DELETE FROM kernelkeep.kernel WHERE id = %s "
+                "RETURNING id, owner, replica, execution_state) "
+                "INSERT INTO kernelkeep.reservation (kernel_id, owner, replica) "
+                "SELECT id, owner, replica FROM gone WHERE execution_state <> 'dead' "
+                "ON CONFLICT (kernel_id) DO NOTHING",
+                (kernel_id,),
+            )
             connection.execute(
                 "DELETE FROM kernelkeep.execution WHERE kernel_id = %s", (kernel_id,)
             )

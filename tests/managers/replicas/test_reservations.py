@@ -161,3 +161,18 @@ async def test_a_kernel_that_is_still_to_be_stored_has_its_place(replicas: list[
     first.due.clear()
     await first.reservations.clear()
     assert await second.reserve("b", most=1) == Used(1, 0)
+
+
+async def test_a_kernel_has_its_place_until_its_process_is_gone(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    first.save(record("a"))
+    first.save(record("dead", execution_state="dead"))
+    first.store.delete("dead")
+    first.store.delete("a")
+    assert await second.reserve("b", most=1) == Used(1, 0)
+    first.save(record("a"))  # it could not be ended
+    assert await second.reserve("b", most=2) is None
+    first.store.delete("a")
+    assert await second.reserve("c", most=2) == Used(2, 1)
+    await first.reservations.release("a")
+    assert await second.reserve("c", most=2) is None
