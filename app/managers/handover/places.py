@@ -14,6 +14,10 @@ from .registry import Registry
 __all__ = ["RegisteredPlaces", "from_journal", "journal_of"]
 
 
+KNOWN_SECONDS: Final = 5.0
+"""How long a new session waits until it is stored."""
+
+
 class RegisteredPlaces:
     """A `PlaceStore` for the clients of one kernel: in the registry, in batches."""
 
@@ -32,7 +36,7 @@ class RegisteredPlaces:
     async def stored(self) -> None:
         """Return when the places are stored, or cannot be stored just now. Bounded."""
         if not self._registry.fails:
-            await self._registry.stored()
+            await self._registry.stored(KNOWN_SECONDS)
 
     def _places(self) -> Places:
         return Places.of(self._kernel_id, self._log.epoch, self._clients.places())

@@ -53,7 +53,7 @@ BEHIND_SECONDS: Final = 0.02
 """Seconds between two batches."""
 
 STORED_SECONDS: Final = 2.0
-"""How long `Registry.stored` waits for the disk."""
+"""How long an execution waits for the disk (`Registry.stored`)."""
 
 RENEW_SECONDS: Final = 5.0
 """Seconds between two renewals of the lease; failed writes are tried again then, too."""
@@ -316,13 +316,13 @@ class Registry:
         finally:
             self._writer = None
 
-    async def stored(self) -> None:
-        """Return when every change until now is stored, or after `STORED_SECONDS`."""
+    async def stored(self, seconds: float = STORED_SECONDS) -> None:
+        """Return when every change until now is stored, or after so many ``seconds``."""
         # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
-        await asyncio.wait({flush}, timeout=STORED_SECONDS)
+        await asyncio.wait({flush}, timeout=seconds)
 
     async def _flush_all(self) -> None:
         await self.flush()

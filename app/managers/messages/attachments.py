@@ -77,11 +77,11 @@ class Attachments:
             left_at = older.arrived
             older.replaced = True
             self._log.wake()
-        start = start or left_at
+        is_new, start = left_at is None, start or left_at
         self._state.changes += 1
         reader = self.attached[session] = Reader(self._log, session, start)
         if self.store is not None and self._buffers:
-            if start is None:
+            if is_new:
                 self._new.add(session)
             self._noted[session] = reader.position
             self.store.moved()

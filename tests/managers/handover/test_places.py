@@ -100,7 +100,7 @@ async def test_nothing_is_written_for_clients_that_stay_where_they_are(registry:
     assert [*registry._places] == ["k"]
 
 
-async def test_a_new_session_is_known_to_the_next_server_before_it_is_greeted(
+async def test_a_new_session_is_known_to_the_next_server_before_it_is_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:
     clients = Clients()
