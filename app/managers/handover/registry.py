@@ -18,13 +18,14 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
 from ..log.places import Places
+from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
 from .elsewhere import Alone, Known, Nowhere, Reservations
 from .store import (
@@ -120,6 +121,8 @@ class Registry:
     """Whether it stores the models of kernels, for servers that have not got the kernels."""
     replica_terms: ReplicaTerms | None = None
     """Which of several replicas this server is, and the terms of its kernels."""
+    shared_keepers: Replicas | None = None
+    """What those replicas have in common of keepers that dial in."""
 
     def __init__(self, state_dir: Path) -> None:
         self._lock = Lock(state_dir)
@@ -201,6 +204,9 @@ class Registry:
     def reservations(self) -> Reservations:
         """The places for kernels that this server shares with others."""
         return Alone()
+
+    def listens(self, addresses: Sequence[str]) -> None:
+        """Keepers dial this server at these addresses."""
 
     # Kernels
 
