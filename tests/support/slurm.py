@@ -195,6 +195,10 @@ class Slurm:
         """What is in the shared directory."""
         return [*self.shared.glob(f"*.{end}")]
 
+    def has_directory(self, path: str) -> bool:
+        """Whether nodes have a directory."""
+        return Path(path).is_dir()
+
     def away(self) -> list[str]:
         """The nodes that do not answer."""
         return self.run("sinfo", "-h", "-N", "--dead", "-o", "%N").stdout.split()

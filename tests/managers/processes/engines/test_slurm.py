@@ -137,10 +137,10 @@ async def test_a_kernel_there_does_what_one_here_does(
     # All of this was in one job, which goes with the kernel, and with all that it has written.
     assert slurm.job_of(kernel_id)["id"] == job["id"]
     directory = (await runs.run("env TMPDIR"))["outputs"][0]["text"].strip()
-    assert Path(directory).is_dir()
+    assert slurm.has_directory(directory)
     await rest.delete(kernel_id)
     await eventually(lambda: slurm.jobs() == [] and slurm.files("out") == [], 60)
-    assert not Path(directory).exists()
+    assert not slurm.has_directory(directory)
 
 
 async def test_the_document_leads_to_a_first_cell(
