@@ -50,11 +50,11 @@ class Answers:
         self.shared = directory / "shared"
         self.engine = SlurmEngine(str(self.shared), "service", lambda *_: None)
 
-    def set(self, name: str, how: str, text: str = "") -> None:
+    def have(self, name: str, how: str, text: str = "") -> None:
         """Have a command say something, fail with it, or hang."""
         (self.directory / f"{name}.{how}").write_text(text)
 
-    def unset(self, name: str, how: str) -> None:
+    def have_not(self, name: str, how: str) -> None:
         (self.directory / f"{name}.{how}").unlink()
 
     def asked(self, name: str) -> list[str]:
@@ -79,7 +79,7 @@ class Answers:
     def queue(self, *states: tuple[str, str], node: str = "n1") -> None:
         """Have jobs in the queue: their names, and states."""
         lines = [f"{7 + i}|{s}|N/A|N/A|{node}|1G|{n}|None\n" for i, (n, s) in enumerate(states)]
-        self.set("squeue", "says", "".join(lines))
+        self.have("squeue", "says", "".join(lines))
 
     def files(self) -> set[str]:
         return {each.suffix for each in self.shared.iterdir()}
@@ -105,7 +105,7 @@ async def test_nothing_of_a_callers_is_unquoted(answers: Answers) -> None:
 
 
 async def test_a_job_that_nobody_knows_any_more_has_ended(answers: Answers) -> None:
-    answers.set("sacct", "fails", DISABLED)
+    answers.have("sacct", "fails", DISABLED)
     name = await answers.submit()
     (job,) = await answers.engine.find("k")
     assert (job.where, job.state) == (name, JobState.ENDED)
@@ -119,27 +119,27 @@ async def test_a_job_that_nobody_knows_any_more_has_ended(answers: Answers) -> N
 
 
 async def test_it_may_live_while_a_node_is_away(answers: Answers) -> None:
-    answers.set("sacct", "fails", DISABLED)
-    answers.set("sinfo", "says", "n9\n")
+    answers.have("sacct", "fails", DISABLED)
+    answers.have("sinfo", "says", "n9\n")
     await answers.submit()
     (job,) = await answers.engine.find("k")
     assert job.state is JobState.RUNNING
     assert "does not reach n9" in job.words
     with pytest.raises(HostUnreachable, match="does not reach n9"):
         await answers.engine.cancel(job)
-    answers.set("sinfo", "fails", "slurm_load_node error: Unable to contact slurm controller")
+    answers.have("sinfo", "fails", "slurm_load_node error: Unable to contact slurm controller")
     with pytest.raises(HostUnreachable, match="does not tell its nodes"):
         await answers.engine.find("k")
-    answers.unset("sinfo", "fails")
-    answers.set("sinfo", "says", "")
+    answers.have_not("sinfo", "fails")
+    answers.have("sinfo", "says", "")
     (job,) = await answers.engine.find("k")
     assert job.state is JobState.ENDED
 
 
 async def test_the_accounting_knows_how_it_ended(answers: Answers) -> None:
     name = await answers.submit()
-    answers.set("sacct", "says", f"12|CANCELLED by 0|0:15|n1|{name}\n")
-    answers.set("sinfo", "says", "n9\n")  # another node
+    answers.have("sacct", "says", f"12|CANCELLED by 0|0:15|n1|{name}\n")
+    answers.have("sinfo", "says", "n9\n")  # another node
     (job,) = await answers.engine.find("k")
     assert (job.where, job.state) == ("12", JobState.ENDED)
     why = await answers.engine.explain(job)
@@ -147,7 +147,7 @@ async def test_the_accounting_knows_how_it_ended(answers: Answers) -> None:
     assert "job 12 was cancelled by root (user 0)" in why.message
     # What it knows to be running is not in the queue: it is late.
     other = await answers.submit(2)
-    answers.set("sacct", "says", f"13|RUNNING|0:0|n1|{other}\n12|FAILED|1:0|n1|{name}\n")
+    answers.have("sacct", "says", f"13|RUNNING|0:0|n1|{other}\n12|FAILED|1:0|n1|{name}\n")
     jobs = await answers.engine.find("k")
     assert [job.state for job in jobs] == [JobState.ENDED, JobState.RUNNING]
 
@@ -155,7 +155,7 @@ async def test_the_accounting_knows_how_it_ended(answers: Answers) -> None:
 async def test_who_has_cancelled_a_job_is_asked_of_the_accounting(answers: Answers) -> None:
     name = await answers.submit()
     answers.queue((name, "CANCELLED"))
-    answers.set("sacct", "says", f"7|CANCELLED by 0|0:15|n1|{name}\n")
+    answers.have("sacct", "says", f"7|CANCELLED by 0|0:15|n1|{name}\n")
     (job,) = await answers.engine.find("k")
     assert "cancelled by root" in (await answers.engine.explain(job)).message
 
@@ -164,14 +164,14 @@ async def test_a_queue_that_is_not_told_is_no_empty_one(
     answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await answers.submit()
-    answers.set("squeue", "fails", "slurm_load_jobs error: Unable to contact slurm controller")
+    answers.have("squeue", "fails", "slurm_load_jobs error: Unable to contact slurm controller")
     with pytest.raises(HostUnreachable, match="Unable to contact"):
         await answers.engine.find("k")
     with pytest.raises(HostUnreachable):
         await anext(answers.engine.watch())
-    answers.unset("squeue", "fails")
+    answers.have_not("squeue", "fails")
     monkeypatch.setattr(engine_module, "CALL_SECONDS", 1.0)
-    answers.set("squeue", "hangs")
+    answers.have("squeue", "hangs")
     with pytest.raises(HostUnreachable, match="does not answer within 1 s"):
         await answers.engine.find("k")
 
@@ -187,14 +187,14 @@ async def test_whoever_asks_at_once_gets_one_answer(answers: Answers) -> None:
 async def test_a_job_that_was_not_submitted_leaves_nothing(
     answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers.set("sbatch", "fails", "sbatch: error: Job violates accounting/QOS policy")
+    answers.have("sbatch", "fails", "sbatch: error: Job violates accounting/QOS policy")
     with pytest.raises(QuotaMet, match="QOS policy"):
         await answers.submit()
     assert answers.files() == set()
     assert answers.asked("scancel") == []
-    answers.unset("sbatch", "fails")
+    answers.have_not("sbatch", "fails")
     # It may have been taken all the same when nobody says so.
-    answers.set("sbatch", "hangs")
+    answers.have("sbatch", "hangs")
     monkeypatch.setattr(engine_module, "SUBMIT_SECONDS", 1.0)
     with pytest.raises(HostUnreachable):
         await answers.submit(2)
@@ -216,10 +216,10 @@ async def test_a_job_is_gone_when_its_cancellation_returns(
     name = await answers.submit()
     answers.queue((name, "RUNNING"))
     (job,) = await answers.engine.find("k")
-    answers.set("scancel", "fails", "scancel: error: Kill job error: Unable to contact slurm")
+    answers.have("scancel", "fails", "scancel: error: Kill job error: Unable to contact slurm")
     with pytest.raises(HostUnreachable, match="could not be cancelled"):
         await answers.engine.cancel(job)
-    answers.unset("scancel", "fails")
+    answers.have_not("scancel", "fails")
     cancelling = asyncio.create_task(answers.engine.cancel(job))
     await eventually(lambda: len(answers.asked("scancel")) == 2, 30)
     answers.queue((name, "COMPLETING"))

@@ -46,7 +46,12 @@ def test_what_is_not_given_slurm_says() -> None:
 
 
 def test_what_is_given_is_asked_for_in_words_of_their_own() -> None:
-    given = {"partition": "a,b", "account": "lab", "qos": "high", "time": "2-12:30:00"}
+    given: dict[str, Any] = {
+        "partition": "a,b",
+        "account": "lab",
+        "qos": "high",
+        "time": "2-12:30:00",
+    }
     words = asked(**given, memory="2GiB", cpus=4, gpus="a100:2", constraint="a&(b|c)")
     assert words == [
         *("--partition=a,b", "--account=lab", "--qos=high", "--time=2-12:30:00"),

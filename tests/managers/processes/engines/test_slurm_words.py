@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ NAME = f"{PREFIX}a-b.c-3"
 NOW = 1796023714.0
 
 
-def seen(state: str, **more: object) -> Seen:
+def seen(state: str, **more: Any) -> Seen:
     return Seen("7", NAME, state, node="n1")._replace(**more)
 
 
