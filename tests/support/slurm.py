@@ -46,7 +46,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 ReturnToService=2
-SlurmdTimeout=60
+SlurmdTimeout=300
 MessageTimeout=5
 KillWait=2
 MinJobAge=300
@@ -198,6 +198,11 @@ class Slurm:
     def has_directory(self, path: str) -> bool:
         """Whether nodes have a directory."""
         return Path(path).is_dir()
+
+    def give_up(self, name: str) -> None:
+        """Have the controller miss a node, and give up its jobs, as it would some minutes later."""
+        for state in ("NoResp", "DOWN"):
+            self.run("scontrol", "update", f"NodeName={name}", f"State={state}", "Reason=test")
 
     def away(self) -> list[str]:
         """The nodes that do not answer."""
