@@ -68,7 +68,7 @@ class Commands:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    stdin=asyncio.subprocess.PIPE,
+                    stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.PIPE,
                     env={**self._env, **(env or {})},
@@ -91,14 +91,16 @@ class Commands:
 async def _conversation(
     process: asyncio.subprocess.Process, name: str, given: bytes, seconds: float
 ) -> Answer:
-    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     said = bytearray()
     try:
         async with asyncio.timeout(seconds):
-            process.stdin.write(given)
-            process.stdin.close()
+            if process.stdin is not None:
+                # One that has ended already reads nothing, which uvloop takes for a fault.
+                with contextlib.suppress(OSError, RuntimeError):
+                    process.stdin.write(given)
+                    process.stdin.close()
             output, _ = await asyncio.gather(
                 _all_of(process.stdout, name), _tail_of(process.stderr, said)
             )

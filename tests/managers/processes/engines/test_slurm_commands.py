@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from app.managers.processes.engines import slurm_commands
 from app.managers.processes.engines.slurm_commands import Answer, Commands
@@ -57,6 +61,33 @@ async def test_one_that_does_not_end_is_ended(
         await commands.run("slurm", seconds=2)
     assert time.monotonic() - began < 60
     assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    "loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
+)
+@pytest.mark.parametrize("given", [b"", b"x"])
+def test_one_that_ends_at_once_is_heard(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    given: bytes,
+) -> None:
+    execute = asyncio.create_subprocess_exec
+
+    async def late(*words: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await execute(*words, **options)
+        await process.wait()
+        return process
+
+    async def run() -> Answer:
+        commands = Commands({"PATH": f"{tmp_path}:/usr/bin:/bin"})
+        return await commands.run("slurm", seconds=30, given=given)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", late)
+    write(tmp_path, "echo said; exit 2")
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(run()) == Answer(2, "said\n", "")
 
 
 async def test_one_that_says_too_much_is_ended(
