@@ -83,7 +83,7 @@ class Slurm:
         self.work = self.directory / "work"
         """Where kernels work."""
         self.work.mkdir()
-        self.nodes = {f"kkn{which}": Network(f"kks{which}", which) for which in (1, 2)}
+        self.nodes = {f"kkn{which}": Network(f"kkl{which}", which) for which in (1, 2)}
         self.here = self.nodes["kkn1"].here
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
