@@ -144,7 +144,11 @@ def test_what_never_comes() -> None:
         ("Unable to contact slurm controller (connect failure)", HostUnreachable),
         ("Could not establish a configuration source", HostUnreachable),
         ("Batch job submission failed: Socket timed out on send/recv operation", HostUnreachable),
-        ("Batch job submission failed: Job violates accounting/QOS policy (job submit", QuotaMet),
+        (
+            "AssocMaxSubmitJobLimit; Batch job submission failed: Job violates accounting/QOS "
+            "policy (job submit limit, user's size and/or time limits)",
+            QuotaMet,
+        ),
         ("Slurm temporarily unable to accept job, sleeping and retrying", QuotaMet),
         ("Batch job submission failed: Invalid partition name specified", HostUnusable),
         ("", HostUnusable),
