@@ -224,6 +224,7 @@ PURE: Final = frozenset(
             for name in (
                 *("kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
                 *("kubernetes_words", "quantities"),
+                *("slurm_options", "slurm_waits", "slurm_words"),
             )
         ),
     )

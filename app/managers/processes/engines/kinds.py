@@ -8,12 +8,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
-from . import docker_options, kubernetes_options
+from . import docker_options, kubernetes_options, slurm_options
 from .docker import DockerEngine
 from .docker_options import DockerOptions
 from .engine import Engine, EngineOptions
 from .kubernetes import KubernetesEngine
 from .kubernetes_options import KubernetesOptions
+from .slurm import SlurmEngine
+from .slurm_options import SlurmOptions
 
 __all__ = ["KINDS", "Chosen", "chosen"]
 
@@ -35,6 +37,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     kubernetes_options.PROVISIONER: Kind(
         KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine
     ),
+    slurm_options.PROVISIONER: Kind(SlurmOptions, slurm_options.slurm_options, SlurmEngine),
 }
 
 
