@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from tests.support.commands import Commands, Forked
+from tests.support.commands import MODULES, Commands, Forked
 from tests.support.home import Home
 from tests.support.processes import eventually_sync, kill_all
 
@@ -141,12 +141,14 @@ class ServerProcess:
         command, environment, ours = self.command, self.environment, self.home.environment()
         if (
             self.commands is None
-            or command[:3] != [sys.executable, "-m", "app"]
+            or command[:2] != [sys.executable, "-m"]
+            or command[2] not in MODULES
             or self.directory != REPOSITORY
             or any(environment[name] != ours.get(name) for name in environment if name in INHERITED)
         ):
             return None
         return self.commands.start(
+            command[2],
             command[3:],
             environment=environment,
             directory=self.home.path,  # by which the home knows it
@@ -284,6 +286,12 @@ class UvicornServer(ServerProcess):
     @property
     def announcement(self) -> str:
         return r"Uvicorn running on http://127\.0\.0\.1:(\d+)"
+
+
+class UvicornCommandServer(UvicornServer):
+    """Always ``python -m uvicorn``, never a fork."""
+
+    commands = None
 
 
 def run_server(
