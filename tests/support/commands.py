@@ -267,6 +267,8 @@ def _become(asked: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
         os.environ.clear()
         os.environ.update(asked["environment"])
         time.tzset()
+        path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[1:1] = [directory for directory in path if directory not in ("", *sys.path)]
         if asked["module"] == "uvicorn":
             from uvicorn.main import main as uvicorn
 

@@ -26,7 +26,10 @@ SETTLE_TIMEOUT = 3
 GRACEFUL = (0, -signal.SIGTERM)
 
 INHERITED: Final = ("HOME", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "LD_LIBRARY_PATH")
-"""Variables that count when Python starts or the service is imported: no fork for other ones."""
+"""Variables that count when Python starts or the service is imported: no fork for other ones.
+
+But for a ``PYTHONPATH`` that has modules alone, and nothing that runs when Python starts.
+"""
 
 
 class ServerProcess:
@@ -144,7 +147,7 @@ class ServerProcess:
             or command[:2] != [sys.executable, "-m"]
             or command[2] not in MODULES
             or self.directory != REPOSITORY
-            or any(environment[name] != ours.get(name) for name in environment if name in INHERITED)
+            or not _can_be_had_later(environment, ours)
         ):
             return None
         return self.commands.start(
@@ -243,6 +246,17 @@ class ServerProcess:
     def output(self, since: int = 0) -> str:
         """All that the server wrote on stdout and stderr since a mark."""
         return "".join(self._lines[since:])
+
+
+def _can_be_had_later(environment: Mapping[str, str], ours: Mapping[str, str]) -> bool:
+    """Whether a process that was forked can have this environment; ``ours`` is the first one's."""
+    different = {
+        name for name in INHERITED if name in environment and environment[name] != ours.get(name)
+    }
+    if different != {"PYTHONPATH"}:
+        return not different
+    directories = environment["PYTHONPATH"].split(os.pathsep)
+    return not any(Path(path, "sitecustomize.py").exists() for path in directories)
 
 
 class CommandServer(ServerProcess):
