@@ -316,13 +316,19 @@ def run_server(
 ) -> subprocess.CompletedProcess[str]:
     """``python -m app`` with just these arguments, for what ends by itself (bad options, --help).
 
+    It is forked where it can be: what ``--help`` prints has the name of the command in it.
+
     Raises:
         subprocess.TimeoutExpired: it did not end within ``timeout`` seconds (it is killed).
     """
+    commands, environment = ServerProcess.commands, home.environment(env)
+    can_fork = "--help" not in arguments and _can_be_had_later(environment, home.environment())
+    if commands is not None and can_fork:
+        return commands.run(*arguments, home=home, env=env)
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=REPOSITORY,
-        env=home.environment(env),
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
