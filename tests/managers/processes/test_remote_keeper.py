@@ -49,9 +49,10 @@ class Relay:
 
     async def connect(self, target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream to this socket, held up by the event that is there now."""
+        # This first, as it may be refused: a keeper that was just killed may have seemed to listen.
+        there, here = await asyncio.open_unix_connection(target)
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=theirs)
-        there, here = await asyncio.open_unix_connection(target)
         for source, sink in ((reader, here), (there, writer)):
             task = asyncio.create_task(self._copy(source, sink, self.passes))
             self._tasks.add(task)
