@@ -162,7 +162,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
-        for name in ("engines", "kinds", "place", "provisioner")
+        for name in ("kinds", "place", "provisioner")
     },
     "app.managers.processes.engines.order": ("managers/processes/engines/test_job",),
     "app.managers.processes.engines.kubernetes_watch": (
@@ -224,7 +224,7 @@ PURE: Final = frozenset(
             f"managers.processes.engines.{name}"
             for name in (
                 *("kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
-                *("kubernetes_words", "quantities"),
+                *("kubernetes_words", "quantities", "troubles"),
             )
         ),
     )
