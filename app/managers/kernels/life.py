@@ -446,7 +446,9 @@ class Life:
         self._rest_later()
 
     def _rest_later(self) -> None:
-        if self._services.engines.has(self._kernel.id):
+        # Another replica that takes the kernel has no copy of the log: the job has it.
+        has_log_here = not self._services.settings.replicated
+        if has_log_here and self._services.engines.has(self._kernel.id):
             self.begin(self._rest())
 
     async def _rest(self) -> None:

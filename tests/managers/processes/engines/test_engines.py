@@ -26,6 +26,7 @@ from app.managers.processes.engines.engine import Job, JobState, Order, Stranger
 from app.managers.processes.engines.engines import Engines
 from app.managers.processes.engines.order import PROGRAM
 from app.managers.processes.hosts.errors import HostUnreachable, HostUnusable
+from app.managers.processes.hosts.service import OwnService
 from app.managers.processes.keeper.keepers import Keepers
 from app.managers.state import KernelState
 from app.managers.telemetry.counters import Counters
@@ -119,7 +120,7 @@ class Server:
         self.service = JoinedService(home.state_dir)
         options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
         self.keepers = Keepers(home.state_dir, **options)
-        self.engines = Engines(self.service.joining, self.keepers, home.state_dir)
+        self.engines = Engines(self.service.joining, self.keepers, OwnService(home.state_dir))
         self.words: list[str] = []
         told = {"owner": "ada", "on_words": self.words.append}
         assert self.engines.assign("k", SPEC, left, **told)  # type: ignore[arg-type]
