@@ -136,6 +136,15 @@ class Server:
         """The watch tells this list."""
         await self.engines._see(self.key, self.engine, jobs)
 
+    async def see_the_end(self) -> None:
+        """The watch tells lists until the end of the job is seen, by it or by who looks anyway."""
+
+        async def is_seen() -> bool:
+            await self.see(self.engine.jobs)
+            return bool(self.engines.why_ended("k"))
+
+        await eventually(is_seen, WAIT)
+
     async def launch(self) -> None:
         """Launch a process as a kernel's life does, and have it answer."""
         await self.engines.prepare("k")
@@ -205,7 +214,7 @@ async def test_a_job_that_is_listed_after_its_end_was_seen_is_no_use_for_the_nex
     await server.engines.prepare("k")
     (job,) = engine.jobs
     await engine.kill(job)
-    await server.see(engine.jobs)
+    await server.see_the_end()
     assert server.engines.why_ended("k") == "it was killed"
     # The engine is about to remove it, and says so.
     engine.lagging = [[job]] * 2
@@ -220,7 +229,7 @@ async def test_a_list_from_before_a_jobs_end_does_not_bring_it_back(
     await server.engines.prepare("k")
     (job,) = engine.jobs
     await engine.kill(job)
-    await server.see(engine.jobs)
+    await server.see_the_end()
     await server.see([job])
     assert not server.engines.is_out("k")
     await server.engines.prepare("k")
@@ -235,12 +244,12 @@ async def test_how_an_earlier_job_has_ended_is_not_told_of_the_present_one(
     await server.engines.prepare("k")
     (first,) = engine.jobs
     await engine.kill(first)
-    await server.see(engine.jobs)
+    await server.see_the_end()
     await server.engines.prepare("k")
     (second,) = engine.jobs
-    await engine.kill(second)
     engine.jobs = [first._replace(state=JobState.ENDED)]  # and of the second it knows nothing
-    await server.see(engine.jobs)
+    await engine.kill(second)
+    await server.see_the_end()
     assert "does not know it" in server.engines.why_ended("k")
 
 
