@@ -126,7 +126,7 @@ class Server:
         assert self.engines.assign("k", SPEC, left, **told)  # type: ignore[arg-type]
         self.work = self.engines._works["k"]
         self.key = self.work.chosen.key
-        self.engines._engines[self.key] = engine  # type: ignore[assignment]
+        self.engines._engines[self.key] = engine
         self.engines._strangers[self.key] = Strangers()
         settings = Settings(_cli_parse_args=False)
         directory = home.path / "mirrors" / "k"
