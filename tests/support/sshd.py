@@ -44,7 +44,7 @@ class Sshd:
 
     def __init__(self, far: Path, network: Network | None = None) -> None:
         self.address = "127.0.0.1" if network is None else network.there
-        self._network = network
+        self.network = network
         self.directory = directory = Path(tempfile.mkdtemp(prefix="kk-sshd-")).resolve()
         self.far = far
         self.port: int = free_ports()["shell_port"]
@@ -93,7 +93,7 @@ class Sshd:
             "PermitRootLogin yes\nMaxStartups 100:30:200\nMaxSessions 100\nPrintMotd no\n"
             + "".join(f"{line}\n" for line in options)
         )
-        enter = [] if self._network is None else ["nsenter", f"--net={self._network.path}"]
+        enter = [] if self.network is None else ["nsenter", f"--net={self.network.path}"]
         self._process = subprocess.Popen(
             [*enter, sshd_path(), "-D", "-f", str(file), "-E", str(self.directory / "sshd.log")],
             stdin=subprocess.DEVNULL,

@@ -44,13 +44,20 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def lab(home: Home) -> Iterator[Sshd]:
-    """A host behind an sshd, which the kernelspec ``far`` names."""
-    lab = Sshd(home.path / "far")
+def lab(home: Home, request: pytest.FixtureRequest) -> Iterator[Sshd]:
+    """A host behind an sshd, which the kernelspec ``far`` names. A test may want a `Network`."""
+    network: Network | None = getattr(request, "param", None)
+    lab = Sshd(home.path / "far", network)
     write_kernelspec(home.jupyter_path, "far", lab.spec())
-    lab.start()
-    yield lab
-    lab.remove()
+    try:
+        if network is not None:
+            network.make()
+        lab.start()
+        yield lab
+    finally:
+        lab.remove()
+        if network is not None:
+            network.remove()
 
 
 @pytest.fixture
@@ -121,27 +128,14 @@ async def test_a_kernel_there_does_what_one_here_does(
     assert [path for path in lab.far.rglob("*") if kernel_id in path.name] == []
 
 
-@pytest.fixture
-def cabled(home: Home) -> Iterator[tuple[Sshd, Network]]:
-    """A host at the end of a cable, which the kernelspec ``cabled`` names."""
-    network = Network("kks")
-    lab = Sshd(home.path / "cabled", network)
-    write_kernelspec(home.jupyter_path, "cabled", lab.spec())
-    try:
-        network.make()
-        lab.start()
-        yield lab, network
-    finally:
-        lab.remove()
-        network.remove()
-
-
+@pytest.mark.parametrize("lab", [Network("kks")], indirect=True, ids=["cable"])
 async def test_output_goes_on_where_the_cable_was_pulled_for_half_a_minute(
-    cabled: tuple[Sshd, Network], server: ServerProcess, rest: RestClient
+    server: ServerProcess, rest: RestClient, lab: Sshd
 ) -> None:
-    lab, network = cabled
+    network = lab.network
+    assert network is not None
     lines = RATE * (CABLE_SECONDS + 10)
-    kernel_id = (await rest.start_kernel("cabled"))["id"]
+    kernel_id = (await rest.start_kernel("far"))["id"]
     pid = await pid_of(rest, kernel_id)
     channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
     asked = await channels.send_execute(f"flood {lines} 20 {RATE}")
