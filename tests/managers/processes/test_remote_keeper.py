@@ -126,8 +126,6 @@ class NearPlace:
 
     async def retire(self) -> None: ...
 
-    def let_go(self) -> None: ...
-
 
 @pytest.fixture
 def place(home: Home, monkeypatch: pytest.MonkeyPatch) -> NearPlace:
