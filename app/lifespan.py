@@ -34,6 +34,7 @@ from .settings import Settings
 from .signals import at_stop_signals
 
 if TYPE_CHECKING:
+    from .managers.replicas.directory import Directory
     from .managers.replicas.group import Group
 
 __all__ = ["Lifespan", "State", "lifespan_of"]
@@ -55,6 +56,7 @@ class State(TypedDict):
     authorizer: Authorizer
     contents: ContentsService
     group: Group | None
+    directory: Directory | None
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -135,6 +137,7 @@ async def _build(
         "authorizer": authorizer,
         "contents": contents,
         "group": group,
+        "directory": None if registry is None else _directory(settings, registry),
     }
 
 
@@ -163,6 +166,16 @@ def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) 
 
     assert isinstance(registry, SharedRegistry)
     return Group(registry, manager.keepers, manager)
+
+
+def _directory(settings: Settings, registry: Registry) -> Directory | None:
+    """What the other replicas have, if there can be others."""
+    if not settings.replicated:
+        return None
+    from .managers.replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return registry.directory
 
 
 async def _open_relay(
