@@ -17,7 +17,7 @@ from tests.support.browser import browser as new_browser
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
-from tests.support.shared import lasting_kernel
+from tests.support.shared import SharedServer, lasting_kernel
 from tests.support.still_network import still_network
 
 HERE = Path(__file__).parent
@@ -49,18 +49,19 @@ class OpenPage(Protocol):
 
 
 class KeptPage:
-    """A page of the worker's server that one test after the other has.
+    """A page that one test after the other has.
 
     To make a page in a context of its own, and to load it there, takes the browser ten times as
-    long as to go from one view to another. A view of one kernel begins with nothing of what
-    was before it; for the other views the page is loaded anew, without what it has stored.
+    long as to go from one view to another. A view of one kernel begins with nothing of what was
+    before it; for the other views, and for other servers than the worker's (``lasts``), the page
+    is loaded anew, without what it has stored.
     """
 
     def __init__(self, browser: Browser) -> None:
         self.is_taken = False
         self._browser = browser
         self._pair: tuple[Page, PageWatch] | None = None
-        self._server = ""
+        self._shown = ""  # the address of the worker's server, with the token
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -73,31 +74,36 @@ class KeptPage:
             self.is_taken = False
 
     async def shows(
-        self, server: ServerProcess, fragment: str, viewport: dict[str, int], scheme: str
+        self,
+        url: str,
+        token: str,
+        fragment: str,
+        viewport: dict[str, int],
+        scheme: str,
+        *,
+        lasts: bool,
     ) -> tuple[Page, PageWatch]:
-        """The page, with a view of the server."""
+        """The page, with a view of a server, which ``lasts`` if it is the worker's."""
         if self._pair is None:
-            self._pair = await new_page(self._browser, server.url)
+            self._pair = await new_page(self._browser, url)
         page, watch = self._pair
         await page.set_viewport_size(viewport)  # type: ignore[arg-type]
         await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        if not await self._goes(page, watch, server, fragment):
-            self._server = f"{server.url} {server.token}"
-            if page.url.startswith(server.url):
-                await page.evaluate("localStorage.clear(); sessionStorage.clear()")
-            watch.forget()
-            await load(page, watch, f"{server.url}/?token={server.token}{fragment}")
+        address = f"{url}/{f'?token={token}' if token else ''}"
+        clean = lasts and not watch.broken_off and self._shown == address
+        watch.begin(url)
+        if clean and fragment.startswith("#/kernels/") and await page.evaluate(GOES, fragment):
+            return page, watch
+        if page.url != "about:blank":
+            await self._empty(page)
+        self._shown = address if lasts else ""
+        watch.begin(url)
+        await load(page, watch, address + fragment)
         return page, watch
 
-    async def _goes(
-        self, page: Page, watch: PageWatch, server: ServerProcess, fragment: str
-    ) -> bool:
-        """Go on to a view of a kernel, if nothing is left that it would show."""
-        clean = not watch.broken_off and self._server == f"{server.url} {server.token}"
-        if not clean or not fragment.startswith("#/kernels/"):
-            return False
-        watch.forget()
-        return bool(await page.evaluate(GOES, fragment))
+    async def _empty(self, page: Page) -> None:
+        await page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        await page.goto("about:blank")
 
     async def leave(self) -> None:
         """Leave the view that a test has had; raises `AssertionError` for the page's faults."""
@@ -111,6 +117,8 @@ class KeptPage:
             await expect(page.get_by_text("There is no such view.")).to_be_attached()
             await watch.settled()
             watch.check()
+            if not self._shown:
+                await self._empty(page)
         except BaseException:
             self._pair = None
             await page.context.close()
@@ -189,7 +197,7 @@ async def open_page(
     its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out.
     Pages are left before the servers of ``make_server`` are stopped, and before the kernels of
     ``start`` are gone: a page that asks about one then would have a fault. The page is `KeptPage`,
-    but for a second page, for other servers and tokens, and with ``fresh=True``.
+    but for a second page, and with ``fresh=True``.
     """
     async with AsyncExitStack() as stack:
 
@@ -203,14 +211,17 @@ async def open_page(
             scheme: str = "light",
         ) -> tuple[Page, PageWatch]:
             url = url or server.url
-            if not fresh and not kept_page.is_taken and url == server.url and token is None:
+            shown = server.token if token is None else token
+            if not fresh and not kept_page.is_taken:
                 stack.enter_context(kept_page.taken())
                 stack.push_async_callback(kept_page.leave)
-                page, watch = await kept_page.shows(server, fragment, viewport, scheme)
+                lasts = url == server.url and isinstance(server, SharedServer)
+                page, watch = await kept_page.shows(
+                    url, shown, fragment, viewport, scheme, lasts=lasts and token is None
+                )
             else:
                 opened = watched_page(chromium, url, viewport=viewport, scheme=scheme)
                 page, watch = await stack.enter_async_context(opened)
-                shown = server.token if token is None else token
                 await load(page, watch, f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
             # A kernel that is gone before its row is asked about is no fault of the page.
             watch.allow("/usage?history=true")

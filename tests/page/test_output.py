@@ -11,9 +11,11 @@ from playwright.async_api import Page, expect
 from tests.conftest import MakeServer
 from tests.page.conftest import OpenPage
 from tests.page.kernels import printed, published, ran, shown
+from tests.support.browser import WAIT_MS
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec, write_kernelspec
+from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
@@ -23,6 +25,10 @@ PIXEL = (
 )
 MOST_NODES = 6000
 """So many elements the page may have, however much was said."""
+
+
+LIST = "document.querySelector('.transcript')"
+HEIGHT = f"{LIST}.scrollHeight"
 
 
 def transcript(page: Page) -> Any:
@@ -149,9 +155,9 @@ async def all_is_listed(page: Page, count: int) -> None:
 async def test_what_was_dropped_from_memory_is_read_again_from_the_log(
     open_page: OpenPage, start: KernelStarter
 ) -> None:
-    kernel = await ran(start, "flood 30000 1000")  # 30 MB, where 12 MB are held
+    kernel = await ran(start, "flood 16000 1000")  # 16 MB, where 12 MB are held
     page, _ = await open_page(f"#/kernels/{kernel}/output?from=beginning")
-    await all_is_listed(page, 30_000)
+    await all_is_listed(page, 16_000)
     async with page.expect_request(re.compile("messages.after=.*limit=")):
         await transcript(page).press("Home")
     await expect(transcript(page)).to_contain_text("1 xxx")
@@ -205,14 +211,29 @@ async def test_from_the_end_there_is_a_way_to_what_was_said_before(
 async def test_following_ends_by_scrolling_up_and_begins_at_the_end(
     open_page: OpenPage, start: KernelStarter
 ) -> None:
-    kernel = await ran(start, "flood 3000 30")
-    page, _ = await open_page(f"#/kernels/{kernel}/output?from=beginning")
-    await all_is_listed(page, 3000)
-    await page.get_by_label("Follow").check()
+    kernel = await start("fake")
+    executions = Executions(kernel.rest, kernel.id)
+    await executions.run("flood 3000 30")
+    await executions.begin("flood 100000 30 100")  # it goes on to speak
+    page, _ = await open_page(f"#/kernels/{kernel.id}/output")
+    await is_higher_than(page, 10_000)
     await transcript(page).press("PageUp")
     await expect(page.get_by_label("Follow")).not_to_be_checked()
+    # More of it does not bring the end back.
+    await is_higher_than(page, await page.evaluate(HEIGHT))
+    await expect(page.get_by_label("Follow")).not_to_be_checked()
+    assert await page.evaluate(f"{HEIGHT} - {LIST}.scrollTop - {LIST}.clientHeight") > 30
     await transcript(page).press("End")
     await expect(page.get_by_label("Follow")).to_be_checked()
+
+
+async def is_higher_than(page: Page, height: int) -> None:
+    """Returns when the list has more lines than go into so many pixels."""
+
+    async def is_higher() -> bool:
+        return bool(await page.evaluate(HEIGHT) > height)
+
+    await eventually(is_higher, WAIT_MS / 1000)
 
 
 async def test_a_message_of_fifty_megabytes_is_offered_as_a_file(

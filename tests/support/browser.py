@@ -113,8 +113,9 @@ class PageWatch:
 
         await eventually(is_settled, WAIT_MS / 1000)
 
-    def forget(self) -> None:
-        """Begin anew, for another test with the page."""
+    def begin(self, origin: str) -> None:
+        """Begin anew, for another test with the page, which may be of another server."""
+        self._origin = urlsplit(origin).netloc
         self.faults.clear()
         self.allowed.clear()
         self.broken_off = 0
