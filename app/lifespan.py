@@ -16,6 +16,7 @@ from .api.identity import Users
 from .api.prometheus import Metrics
 from .api.readiness import Readiness
 from .api.relay import RelayServer
+from .api.relay_links import Door, Links
 from .api.tokens import note_token
 from .api.views import Views
 from .managers.files.service import ContentsService
@@ -57,6 +58,7 @@ class State(TypedDict):
     contents: ContentsService
     group: Group | None
     directory: Directory | None
+    links: Links | None
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -128,7 +130,7 @@ async def _build(
     stack.callback(metrics.close)
     return {
         "kernels": manager,
-        "views": Views(manager, sessions, events, IdempotencyKeys(), tokens, shares),
+        "views": Views(manager, sessions, events, _keys(settings, registry), tokens, shares),
         "shares": shares,
         "audit": audit,
         "metrics": metrics,
@@ -138,6 +140,7 @@ async def _build(
         "contents": contents,
         "group": group,
         "directory": None if registry is None else _directory(settings, registry),
+        "links": None,
     }
 
 
@@ -153,9 +156,19 @@ def _sessions(
     assert isinstance(registry, SharedRegistry)
     url = settings.registry_url.get_secret_value()
     known = registry.directory
-    book = SessionBook(Everywhere(manager, known), SharedSessions(url, known.sessions))
+    store = SharedSessions(url, known.sessions, registry.claims)
+    book = SessionBook(Everywhere(manager, known), store)
     registry.directory.on_sessions = book.read_again
     return book
+
+
+def _keys(settings: Settings, registry: Registry | None) -> IdempotencyKeys:
+    if not settings.replicated:
+        return IdempotencyKeys()
+    from .managers.replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return IdempotencyKeys(registry.claims)
 
 
 def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) -> Group | None:
@@ -187,9 +200,14 @@ async def _open_relay(
         kernel_id = kernel_of(scope, prefix, group)
         return kernel_id is not None and group.is_here(kernel_id)
 
+    wire = group.wire
+    state["links"] = links = Links(None if wire is None else wire.client)
+    stack.callback(links.close)
     relay = RelayServer(app, dict(state), group.socket, is_here)
     await relay.open()
     stack.push_async_callback(relay.close)
+    if wire is not None:
+        stack.push_async_callback(Door(wire.listening, wire.server, relay.serve).close)
 
 
 async def _registry(settings: Settings) -> Registry | None:

@@ -1,7 +1,8 @@
 """Runs an image as strangers do, has a cell executed over HTTP, stops it and looks for leftovers.
 
 Read-only, as a user that /etc/passwd does not know, without capabilities, on a port given by the
-environment. `scripts/image` builds the image and calls this; by hand, for an image that is there:
+environment. Then the keeper alone, as deploy/replicas has it in a container of its own.
+`scripts/image` builds the image and calls this; by hand, for an image that is there:
 
     python3 scripts/image_drill.py [IMAGE]     (ENGINE=docker for another engine than podman)
 """
@@ -93,19 +94,22 @@ def main() -> None:
     image = sys.argv[1] if len(sys.argv) > 1 else "kernelkeep"
     name = f"kernelkeep-drill-{os.getpid()}"
     times: dict[str, float] = {}
+    keeper = f"{name}-keeper"
     try:
         drill(image, name, times)
+        drill_keeper(image, keeper)
     except Exception as error:
-        sys.exit(f"image: {type(error).__name__}: {error}\n{logs(name)}")
+        sys.exit(f"image: {type(error).__name__}: {error}\n{logs(name)}\n{logs(keeper)}")
     finally:
-        engine("rm", "--force", "--volumes", name, check=False)
+        for each in (name, keeper):
+            engine("rm", "--force", "--volumes", each, check=False)
     times["size"] = int(engine("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
     print("image: read-only, as any user, without capabilities it runs a cell and stops")
     for what, figure in times.items():
         print(f"  {what}: {figure:.0f} MB" if what == "size" else f"  {what}: {figure:.2f} s")
 
 
-def run_container(image: str, name: str) -> int:
+def run_container(image: str, name: str, *, entrypoint: str = "") -> int:
     """Start the image in the background; return its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -116,8 +120,27 @@ def run_container(image: str, name: str) -> int:
         # As strict as Docker: no writable /tmp, no line in /etc/passwd, no timer of systemd's.
         options += ["--read-only-tmpfs=false", "--passwd=false", "--no-healthcheck"]
     environment = ["--env", f"KERNELKEEP_PORT={port}", "--env", f"KERNELKEEP_TOKEN={TOKEN}"]
-    engine("run", "--detach", "--name", name, *options, *environment, image)
+    command = ["-s", "--", entrypoint] if entrypoint else []
+    if entrypoint:
+        options += ["--entrypoint", "tini"]
+    engine("run", "--detach", "--name", name, *options, *environment, image, *command)
     return port
+
+
+def drill_keeper(image: str, name: str) -> None:
+    """Start a keeper without a server: read-only and as any user, too.
+
+    A server in a container beside it would share its process ids, for which podman wants control
+    groups, and those are off here: tests/deploy/test_replicas.py has both as processes.
+    """
+    run_container(image, name, entrypoint="keeper")
+    wait_for(lambda: is_there(name, f"{DATA}/state/keeper/socket"), "the keeper's socket")
+
+
+def is_there(name: str, socket_: str) -> bool:
+    """Whether a container has a socket."""
+    done = subprocess.run([ENGINE, "exec", name, "test", "-S", socket_], capture_output=True)
+    return done.returncode == 0
 
 
 def drill(image: str, name: str, times: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import IsolationUnavailable, KernelSpecInvalid, KernelStartFailed
+from ..errors import IsolationUnavailable, KernelSpecInvalid
 from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
@@ -25,7 +25,8 @@ from ..processes.engines.provisioner import EngineProvisioner
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.hosts.joining import Joining
-from ..processes.hosts.provisioner import RemoteProvisioner, assign_host
+from ..processes.hosts.provisioner import RemoteProvisioner, assign_host, elsewhere
+from ..processes.hosts.service import Service
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
@@ -58,6 +59,7 @@ class KernelServices:
     starts: Starts
     keepers: Keepers
     joining: Joining
+    service: Service
     engines: Engines
     isolation: Isolation
     audit: AuditLog | None = None
@@ -142,16 +144,18 @@ class KernelServices:
         """
         if left is None:
             self.begin_term(kernel_id)
-        if self.settings.replicated and _is_elsewhere(spec):
-            # Two replicas would write the same copies of its log.
-            raise KernelStartFailed("Kernels on other hosts are not to be had with registry_url")
         left = left or {}
         owner, limits = ownership.owner, self.process_limits(ownership)
         has_engine = self.engines.assign(
             kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
         )
         if not has_engine:
-            assign_host(self.keepers, kernel_id, spec, self.files.path, left)
+            assign_host(self.keepers, kernel_id, spec, self.service, left)
+
+    def log_of(self, kernel_id: str, spec: KernelSpec) -> Path:
+        """The directory of a kernel's log, or of its mirror if the kernel is on another host."""
+        files = self.files
+        return (files.mirrors if elsewhere(spec.metadata) else files.logs) / kernel_id
 
     def new_address(self, manager: KernelManager) -> str:
         """What the names of the ipc sockets begin with of a kernel that is to be launched."""
@@ -218,13 +222,6 @@ class KernelServices:
         self.transports.close()
         self.isolation.close()
         self.files.close()
-
-
-def _is_elsewhere(spec: KernelSpec) -> bool:
-    """Whether a kernelspec names one of this package's provisioners for other hosts."""
-    stanza = spec.metadata.get("kernel_provisioner")
-    name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
-    return name.startswith("kernelkeep-") and name != "kernelkeep-fork"
 
 
 def _declares_encryption(spec: KernelSpec) -> bool:

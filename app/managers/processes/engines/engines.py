@@ -3,6 +3,9 @@
 A kernel with an engine has one job at a time, and in it a keeper of its own. The job is found again
 by its labels, under this server and the next. Another one, a new *generation*, is submitted only
 when a launch needs a keeper and the engine says that no earlier job is there or can come.
+
+Other replicas of the service may have jobs in the same engines. Each looks after those of its own
+kernels, and leaves alone those that another may have.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
@@ -20,20 +22,18 @@ from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
-from ..hosts.place import service_id
+from ..hosts.service import Service
 from ..keeper.keepers import Keepers
 from .engine import Engine, Job, Order, Strangers
 from .kinds import KINDS, Chosen, chosen
 from .order import stdin_of
 from .place import EnginePlace
+from .troubles import Troubles
 from .work import Work
 
 __all__ = ["Engines"]
 
 logger = logging.getLogger(__name__)
-
-AGAIN_SECONDS: Final = 5.0
-"""When an engine that has gone away is looked for again."""
 
 WORDS_SECONDS: Final = 3.0
 """How long an engine may take to say what is with a job whose kernel has ended."""
@@ -45,10 +45,10 @@ LEAVE_SECONDS: Final = 10.0
 class Engines:
     """The engines of one server. Make it in a running event loop, and `close` it there."""
 
-    def __init__(self, joining: Joining, keepers: Keepers, state_dir: Path) -> None:
+    def __init__(self, joining: Joining, keepers: Keepers, service: Service) -> None:
         self._joining = joining
         self._keepers = keepers
-        self._state_dir = state_dir
+        self._service = service
         self._works: dict[str, Work] = {}
         self._engines: dict[tuple[str, str], Engine] = {}
         self._strangers: dict[tuple[str, str], Strangers] = {}
@@ -77,13 +77,18 @@ class Engines:
         if found is None:
             return False
         work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words, limits)
-        place = EnginePlace(self._joining, work, self._submit, self._part_with)
+        place = EnginePlace(self._joining, work, self._submit, self._part_with, self._let_go)
         self._keepers.assign(kernel_id, f"job {work.keeper_id}", lambda: place)
         return True
 
     def noted(self, kernel_id: str) -> dict[str, Any]:
         """What the next server needs to know of a kernel's job."""
         return self._works[kernel_id].noted
+
+    def noted_if_out(self, kernel_id: str) -> dict[str, Any]:
+        """The same of a kernel that is dead: nothing, unless it has a job that may run."""
+        work = self._works.get(kernel_id)
+        return work.noted if work is not None and work.is_out else {}
 
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
@@ -159,11 +164,37 @@ class Engines:
             return False
         work.give_up()
         async with work.lock:
-            engine = await self._engine(work.chosen)
-            for job in await engine.find(work.keeper_id):
-                await engine.cancel(job)
+            await self._cancel_all(work, await self._engine(work.chosen))
             self._over(work, HostUnusable("The job was ended while its keeper was out of reach"))
         return True
+
+    def is_out(self, kernel_id: str) -> bool:
+        """Whether a kernel has a job that may run, as far as that is known."""
+        work = self._works.get(kernel_id)
+        return work is not None and work.is_out
+
+    async def rest(self, kernel_id: str) -> None:
+        """End the job of a kernel that is dead, once all of its log is here.
+
+        A launch gets another job. Raises `KeeperUnavailable` if the log is not whole, or the engine
+        does not answer: the job may run then, and this is to be called again.
+        """
+        work = self._works[kernel_id]
+        if work.is_out:
+            await self._keepers.rest(kernel_id)
+            async with work.lock:
+                # First: a launch that comes while the job is being ended has no use for it.
+                work.over = work.over or HostUnusable("The job was ended: its kernel is dead")
+                await self._cancel_all(work, await self._engine(work.chosen))
+                work.is_out = False
+        await self._keepers.rest(kernel_id)
+
+    async def _cancel_all(self, work: Work, engine: Engine) -> None:
+        """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
+        jobs = await engine.find(work.keeper_id)
+        await self._service.check_own(work.kernel_id)
+        for job in jobs:
+            await engine.cancel(job)
 
     # Jobs
 
@@ -171,26 +202,32 @@ class Engines:
         """See to it that a job of this kernel is there, or is not to be. Raises `HostUnusable`."""
         async with work.lock:
             engine = await self._engine(work.chosen)
-            may_be = work.over is None or work.is_wanted
+            may_be = work.is_out or work.is_wanted
             if may_be and await self._is_there(work, engine):
                 return
             if not work.is_wanted:
-                raise work.over or HostUnreachable(f"{work.name} has no job")
+                why = work.over or HostUnreachable(f"{work.name} is not there")
+                self._declare_ended(work, why)
+                raise why
             await self._submit_anew(work, engine)
 
     async def _is_there(self, work: Work, engine: Engine) -> bool:
         """Whether a job of a kernel is alive; what is left of others is removed."""
         jobs = await engine.find(work.keeper_id)
-        alive = [job for job in jobs if job.is_alive]
-        if alive and alive[-1].generation >= work.generation:
-            work.on_job(alive[-1])
+        if (job := work.alive(jobs)) is not None:
+            work.on_job(job)
             return True
-        if work.is_out and self._may_live(work, engine, jobs):
+        # One of an earlier generation says nothing of how this one has ended.
+        own = [job for job in jobs if job.generation >= work.generation]
+        if work.is_out and self._may_live(work, engine, own):
             return True
-        if work.is_out:
-            await self._ended(work, engine, jobs[-1] if jobs else None)
+        if work.is_out and work.over is None:
+            await self._ended(work, engine, own[-1] if own else None)
+        if jobs:
+            await self._service.check_own(work.kernel_id)
         for job in jobs:
             await engine.cancel(job)
+        work.is_out = False
         return False
 
     def _may_live(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> bool:
@@ -202,7 +239,9 @@ class Engines:
         """
         if work.is_wanted or not work.has_joined:
             return False
-        if jobs or engine.absent_is_ended:
+        # What another replica has submitted may be in the same engine of another machine.
+        is_known = work.was_seen or self._service.is_alone
+        if jobs or (engine.absent_is_ended and is_known):
             return self._keepers.is_connected(work.kernel_id)
         work.tell(f"{engine.name} has lost the job, and does not say that its process has ended")
         return True
@@ -229,7 +268,7 @@ class Engines:
         except KeeperUnavailable as error:
             self._joining.fail(work.keeper_id, error)
             raise
-        work.is_out, work.is_wanted = True, False
+        work.is_out, work.is_wanted, work.was_seen = True, False, True
         told = (work.kernel_id, work.generation, engine.name)
         logger.info("kernel %s: job %d of %s", *told, extra=work.who)
 
@@ -241,6 +280,7 @@ class Engines:
         why = await engine.explain(job)
         self._over(work, why)
         with contextlib.suppress(KeeperUnavailable):
+            await self._service.check_own(work.kernel_id)
             await engine.cancel(job)
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
@@ -248,7 +288,11 @@ class Engines:
         logger.warning("kernel %s: %s", work.kernel_id, why.message, extra=work.who)
         work.is_out, work.over = False, why
         self._joining.fail(work.keeper_id, why)
-        self._keepers.declare_ended(work.kernel_id, why.message)
+        self._declare_ended(work, why)
+
+    def _declare_ended(self, work: Work, why: KeeperUnavailable) -> None:
+        with contextlib.suppress(ValueError):  # the kernel is gone, and its job not yet left
+            self._keepers.declare_ended(work.kernel_id, why.message)
 
     # Engines
 
@@ -256,7 +300,7 @@ class Engines:
         """An engine, which is watched from now on."""
         key = found.key
         if key not in self._engines:
-            service = await asyncio.to_thread(service_id, self._state_dir)
+            service = await self._service.name()
             if key not in self._engines:  # another may have been faster
                 kind = KINDS[found.kind]
                 self._engines[key] = kind.engine(found.options.engine, service, self._on_words)
@@ -276,20 +320,18 @@ class Engines:
 
     async def _watch(self, key: tuple[str, str]) -> None:
         """See what happens to the jobs of an engine, as long as this server runs."""
-        engine, trouble = self._engines[key], ""
+        engine, loop = self._engines[key], asyncio.get_running_loop()
+        troubles = Troubles(engine.name)
         while True:
+            error: Exception | None = None
             try:
                 async with contextlib.aclosing(engine.watch()) as watch:
                     async for jobs in watch:
-                        trouble = ""
                         await self._see(key, engine, jobs)
-            except KeeperUnavailable as error:
-                if error.message != trouble:
-                    logger.error("jobs are not seen: %s", error.message)
-                trouble = error.message
-            except Exception:
-                logger.exception("jobs of %s are not seen", engine.name)
-            await asyncio.sleep(AGAIN_SECONDS)
+                        troubles.on_seen(loop.time())
+            except Exception as raised:
+                error = raised
+            await asyncio.sleep(troubles.on_end(error))
 
     async def _see(self, key: tuple[str, str], engine: Engine, jobs: Sequence[Job]) -> None:
         now = asyncio.get_running_loop().time()
@@ -297,6 +339,8 @@ class Engines:
         for work in works:
             await self._see_one(work, engine, [j for j in jobs if j.keeper_id == work.keeper_id])
         known = {each.keeper_id: each.generation for each in works}
+        others = {job.keeper_id for job in jobs} - known.keys()
+        known |= await self._service.generations(others) if others else {}
         for job in self._strangers[key].see(jobs, known, now):
             if job.where in self._ending:
                 continue
@@ -318,9 +362,8 @@ class Engines:
     async def _see_one(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
         if work.lock.locked():  # a job is being submitted, or looked at
             return
-        own = [job for job in jobs if job.generation >= work.generation]
-        if own and own[-1].is_alive:
-            work.on_job(own[-1])
+        if (job := work.alive(jobs)) is not None:
+            work.on_job(job)
             return
         if not work.is_out:
             return
@@ -330,6 +373,12 @@ class Engines:
                 await self._is_there(work, engine)
 
     # Kernels that are gone
+
+    def _let_go(self, work: Work) -> None:
+        """Another replica has a kernel, and its job."""
+        if self._works.get(work.kernel_id) is work:
+            del self._works[work.kernel_id]
+        work.give_up()
 
     def _part_with(self, work: Work) -> None:
         """A kernel is gone: its keeper ends by itself, or its job is ended a little later."""
@@ -345,9 +394,7 @@ class Engines:
 
     async def _end_quietly(self, work: Work) -> None:
         try:
-            engine = await self._engine(work.chosen)
-            for job in await engine.find(work.keeper_id):
-                await engine.cancel(job)
+            await self._cancel_all(work, await self._engine(work.chosen))
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
             logger.error(text, work.kernel_id, error.message, extra=work.who)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
@@ -13,7 +13,12 @@ from ..hosts.errors import HostUnusable
 from .engine import Job
 from .kinds import Chosen
 
-__all__ = ["Work"]
+__all__ = ["Work", "kernel_of"]
+
+
+def kernel_of(keeper_id: str) -> str:
+    """The kernel whose job has this keeper."""
+    return keeper_id.partition(".")[0]
 
 
 class Work:
@@ -44,6 +49,8 @@ class Work:
         """Whether a job was submitted, or may have been, whose end was not seen yet."""
         self.has_joined = bool(left)
         """Whether the keeper in the newest job has dialled in, and may have launched a process."""
+        self.was_seen = False
+        """Whether this server has seen a job of this kernel in its engine."""
         self.is_wanted = False
         """Whether a launch waits for a keeper, so that a job may be submitted."""
         self.was_tried = False
@@ -92,10 +99,23 @@ class Work:
         if self.submission is not None:
             self.submission.cancel()
 
+    def alive(self, jobs: Sequence[Job]) -> Job | None:
+        """The job of this kernel that may run, of those that the engine tells.
+
+        One whose end was seen is not: an engine may list it as running or being removed for a while
+        yet, and a list may have been made before that end.
+        """
+        for job in reversed(jobs):
+            is_over = job.generation == self.generation and self.over is not None
+            if job.is_alive and job.generation >= self.generation and not is_over:
+                return job
+        return None
+
     def on_job(self, job: Job) -> None:
         """The engine has a job of this kernel that is alive."""
-        self.generation = max(self.generation, job.generation)
-        self.is_out = True
+        if job.generation > self.generation:
+            self.generation, self.over = job.generation, None
+        self.is_out = self.was_seen = True
         self.tell(job.words)
 
     def tell(self, words: str) -> None:

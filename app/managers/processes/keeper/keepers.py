@@ -188,6 +188,10 @@ class Keepers:
         """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
         self._remote_home(kernel_id).declare_ended(kernel_id, reason)
 
+    async def rest(self, kernel_id: str) -> None:
+        """As `RemoteKeeper.rest`. Raises `ValueError` for a kernel of this machine."""
+        await self._remote_home(kernel_id).rest(kernel_id)
+
     def is_connected(self, kernel_id: str) -> bool:
         """Whether the keeper of a kernel can be asked now."""
         return self._home(kernel_id).is_connected
@@ -411,8 +415,13 @@ class Keepers:
             self._change(keeper.retire())
 
     def let_go(self, kernel_id: str) -> None:
-        """As `Keeper.let_go`."""
-        self._homes.pop(kernel_id, self._newest).let_go(kernel_id)
+        """As `Keeper.let_go`. A keeper of this kernel alone is the other replica's."""
+        home = self._homes.pop(kernel_id, self._newest)
+        home.let_go(kernel_id)
+        if isinstance(home, RemoteKeeper) and home.is_kernels_own:
+            self._remote = {key: each for key, each in self._remote.items() if each is not home}
+            self._share()
+            self._change(home.close())
 
     async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
         """Have the newest keeper end the kernels of dead replicas that the registry does not know.

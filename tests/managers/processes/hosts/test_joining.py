@@ -26,8 +26,10 @@ from app.managers.processes.hosts.errors import (
     HostUnusable,
     KeepersNotHeard,
 )
+from app.managers.processes.hosts.joined_place import JoinedPlace
 from app.managers.processes.hosts.joining import Joining
-from tests.support.joined import JoinedService
+from app.managers.processes.keeper.remote import RemoteKeeper
+from tests.support.joined import LOGS, JoinedService
 from tests.support.processes import eventually
 
 WAIT = 30.0
@@ -152,12 +154,21 @@ async def test_a_certificate_of_another_authority_is_not_looked_at(
     service: JoinedService, dialler: Dialler, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     invitation = await service.joining.invite("k")
-    credential = service.joining._invitations.invite("x", 60)[0]
+    credential, _ = await service.joining._book.invite("x", 60)
     other = Authority(tmp_path / "other")
     dialler.show(other.issue(credential, 60), tmp_path)
     with pytest.raises((OSError, EOFError)):
         await dialler.say(hello_of(invitation.document))
     await eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text, WAIT)
+
+
+async def test_a_replicas_certificate_is_not_a_keepers(
+    service: JoinedService, dialler: Dialler, tmp_path: Path
+) -> None:
+    invitation = await service.joining.invite("k")
+    dialler.show(service.authority.issue_replica("one"), tmp_path)
+    answer = await dialler.say(hello_of(invitation.document))
+    assert (answer["refused"], answer["ends"]) == ("not_a_keeper", False)
 
 
 async def test_a_keeper_of_an_earlier_generation_is_told_to_end(
@@ -566,3 +577,26 @@ async def test_the_submission_of_an_engine_is_asked_for_when_nobody_is_there(
     await eventually(lambda: not keeper.is_connected, WAIT)
     with pytest.raises(HostUnusable, match="the quota is met"):
         await keeper.connect()
+
+
+@pytest.mark.parametrize("can", [["addresses"], []])
+async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
+    service: JoinedService, can: list[str]
+) -> None:
+    invitation = await service.joining.invite("k")
+    pretender = Pretender(service, invitation.document)
+    pretender.answers["host"]["can"] = can
+    run = asyncio.ensure_future(pretender.run())
+    # Those that the kernelspec names come first, as in the join document.
+    place = JoinedPlace(service.joining, "k", "lab k", addresses=["192.0.2.1:8890"])
+    keeper = RemoteKeeper(place, orphan_timeout=3600.0, output_bytes=10_000, **LOGS)
+    pretender.answers["kept"] = []
+    await keeper.connect()
+    assert await keeper.kept() == {}  # all that was said before has been read
+    own = f"127.0.0.1:{service.port}"
+    told = [each["addresses"] for each in pretender.asked if each["ask"] == "addresses"]
+    assert told == ([["192.0.2.1:8890", own]] if can else [])
+    await keeper.close()
+    assert not service.joining._told
+    run.cancel()
+    pretender.close()
