@@ -216,6 +216,7 @@ async def test_following_ends_by_scrolling_up_and_begins_at_the_end(
     await executions.run("flood 3000 30")
     await executions.begin("flood 100000 30 100")  # it goes on to speak
     page, _ = await open_page(f"#/kernels/{kernel.id}/output")
+    await expect(transcript(page)).to_contain_text(" x")
     await is_higher_than(page, 10_000)
     await transcript(page).press("PageUp")
     await expect(page.get_by_label("Follow")).not_to_be_checked()
