@@ -163,7 +163,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
-        for name in ("engines", "kinds", "place", "provisioner")
+        for name in ("kinds", "place", "provisioner")
     },
     "app.managers.processes.engines.order": ("managers/processes/engines/test_job",),
     "app.managers.processes.engines.kubernetes_watch": (
@@ -171,7 +171,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.agent_options": ("managers/processes/hosts/test_new_joining",),
     "app.keeper.joining": ("keeper/test_joined",),
-    "app.keeper.dialling": ("keeper/test_joined",),
     "app.managers.processes.hosts.listener": ("managers/processes/hosts/test_joining",),
     "app.managers.processes.hosts.joined_place": ("managers/processes/hosts/test_joining",),
     "app.managers.processes.keeper.claims": ("managers/processes/test_claims",),
@@ -225,7 +224,8 @@ PURE: Final = frozenset(
             f"managers.processes.engines.{name}"
             for name in (
                 *("kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
-                *("kubernetes_words", "quantities"),
+                *("kubernetes_words", "quantities", "troubles"),
+                *("slurm_options", "slurm_waits", "slurm_words"),
             )
         ),
     )
