@@ -91,7 +91,7 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
     if registry is not None:
-        manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+        _share(manager, registry)
     return manager
 
 
@@ -104,6 +104,12 @@ def _joining(
     if registry is not None and joining.is_on:
         registry.listens(joining.own_addresses)
     return joining, replicas or OwnService(directory)
+
+
+def _share(manager: MultiKernelManager, registry: Registry) -> None:
+    """Have the manager know of other replicas, and share the places for kernels with them."""
+    manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+    manager.shares.reservations = registry.reservations
 
 
 def _handover(
