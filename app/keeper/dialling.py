@@ -72,7 +72,7 @@ class Dialler:
     def __init__(
         self, addresses: Sequence[Address], trust: Trust, new_link: Callable[[], ServerLink]
     ) -> None:
-        self._addresses = addresses
+        self._first = self._addresses = addresses
         self._trust = trust
         self._new_link = new_link
         self._away: dict[Address, int] = {}  # those that did not answer, and in which round
@@ -81,8 +81,8 @@ class Dialler:
         self._said = ""
 
     def know(self, addresses: Sequence[Address]) -> None:
-        """The service has other addresses now."""
-        self._addresses = addresses
+        """The service has other addresses now; those of the join document are tried behind them."""
+        self._addresses = [*dict.fromkeys([*addresses, *self._first])]
 
     async def run(self) -> None:
         """Have a connection to the service as often as can be, until it is cancelled.
