@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ...settings import Settings
 from ..handover.handover import Handover, RegisteredHandover
@@ -15,6 +16,7 @@ from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.hosts.joining import Joining
 from ..processes.hosts.new_joining import new_joining
 from ..processes.hosts.service import OwnService, Service
 from ..processes.isolation.isolation import Isolation, new_isolation
@@ -59,11 +61,7 @@ def multi_kernel_manager(
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own, terms)
-    replicas = None if registry is None else registry.shared_keepers
-    joining = new_joining(settings, files.path, replicas)
-    if registry is not None and joining.is_on:
-        registry.listens(joining.own_addresses)
-    service: Service = replicas or OwnService(files.path)
+    joining, service = _joining(settings, files.path, registry)
     engines = Engines(joining, keepers, service)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
@@ -95,13 +93,25 @@ def multi_kernel_manager(
     warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
-    if registry is not None:
-        _share(manager, registry)
+    _share(manager, registry)
     return manager
 
 
-def _share(manager: MultiKernelManager, registry: Registry) -> None:
+def _joining(
+    settings: Settings, state_dir: Path, registry: Registry | None
+) -> tuple[Joining, Service]:
+    """What lets keepers in that dial this server, and the service that they belong to."""
+    replicas = None if registry is None else registry.shared_keepers
+    joining = new_joining(settings, state_dir, replicas)
+    if registry is not None and joining.is_on:
+        registry.listens(joining.own_addresses)
+    return joining, replicas or OwnService(state_dir)
+
+
+def _share(manager: MultiKernelManager, registry: Registry | None) -> None:
     """Have the manager know of other replicas, and share the places for kernels with them."""
+    if registry is None:
+        return
     manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     manager.shares.reservations = registry.reservations
 
