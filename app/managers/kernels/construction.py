@@ -51,17 +51,14 @@ def multi_kernel_manager(
     """
     terms = None if registry is None else registry.replica_terms
     files = RunFiles(settings, "" if terms is None else terms.replica)
-    transports = Transports(
-        "ipc" if settings.only_ipc else settings.transport,
-        *(settings.state_dir, files.path),
-        lasting=settings.keeps,
-    )
+    kind = "ipc" if settings.only_ipc else settings.transport
+    transports = Transports(kind, settings.state_dir, files.path, lasting=settings.keeps)
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own, terms)
-    joining, service = _joining(settings, files.path, registry)
+    joining, service = _joining(settings, registry, files.path)
     engines = Engines(joining, keepers, service)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
@@ -98,14 +95,14 @@ def multi_kernel_manager(
 
 
 def _joining(
-    settings: Settings, state_dir: Path, registry: Registry | None
+    settings: Settings, registry: Registry | None, directory: Path
 ) -> tuple[Joining, Service]:
-    """What lets keepers in that dial this server, and the service that they belong to."""
+    """What keepers dial in to, and as what hosts and engines know this server."""
     replicas = None if registry is None else registry.shared_keepers
-    joining = new_joining(settings, state_dir, replicas)
+    joining = new_joining(settings, directory, replicas)
     if registry is not None and joining.is_on:
         registry.listens(joining.own_addresses)
-    return joining, replicas or OwnService(state_dir)
+    return joining, replicas or OwnService(directory)
 
 
 def _share(manager: MultiKernelManager, registry: Registry | None) -> None:
