@@ -35,7 +35,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """The version of the database's schema, which SQLite stores as its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -75,6 +75,8 @@ class KernelRecord(msgspec.Struct):
     owner: str = ANONYMOUS
     owner_groups: list[str] = []
     shares: list[Share] = []
+    given: dict[str, bool | int | float | str] = {}
+    """Options of its engine that were given for this kernel."""
 
     @property
     def dead(self) -> bool:
@@ -149,7 +151,7 @@ _COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRec
 _JSON: Final = frozenset(
     {
         *("spec", "connection", "provisioner", "argv", "env", "restarts"),
-        *("owner_groups", "shares"),
+        *("owner_groups", "shares", "given"),
     }
 )
 _FLAGS: Final = ("exclusive", "external")
@@ -180,6 +182,7 @@ _MIGRATIONS: Final = (
         "ALTER TABLE kernel ADD COLUMN owner_groups DEFAULT '[]'",
         "ALTER TABLE kernel ADD COLUMN shares DEFAULT '[]'",
     ),
+    ("ALTER TABLE kernel ADD COLUMN given DEFAULT '{}'",),
 )
 """The statements that bring a database from each version to the next; released, they never change.
 """

@@ -125,4 +125,5 @@ def _parking(services: KernelServices) -> KernelServices:
         events=Events(),
         audit=None,
         handover=Handover(),
+        parks=True,
     )

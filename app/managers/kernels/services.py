@@ -20,8 +20,10 @@ from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
+from ..processes.engines.caller_options import settled
 from ..processes.engines.engines import Engines
 from ..processes.engines.provisioner import EngineProvisioner
+from ..processes.engines.quantities import Value
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
 from ..processes.hosts.joining import Joining
@@ -39,7 +41,7 @@ from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
 from .usage import UsageSampler
 
-__all__ = ["KernelServices"]
+__all__ = ["KernelServices", "is_elsewhere"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class KernelServices:
     shares: Shares = field(default_factory=Shares)
     begin_term: Callable[[str], None] = lambda _: None
     """Called with the id of a kernel that is about to be started, by one of several replicas."""
+    parks: bool = False
+    """Whether kernels are started for nobody, and kept for whoever asks for one."""
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
     check_queue: Callable[[Ownership], None] = lambda _: None
@@ -83,13 +87,15 @@ class KernelServices:
         transport: Transport = "tcp",
         spec: KernelSpec | None = None,
         *,
+        given: Mapping[str, Value] | None = None,
         owner: str = ANONYMOUS,
         may_fork: bool = True,
     ) -> KernelManager:
         """jupyter_client's manager for one kernel of this owner, not started.
 
-        ``spec`` is used in place of the kernelspec that is installed now. Unless the kernel
-        ``may_fork``, its processes are forked only if the kernelspec or an option asks for that.
+        ``spec`` is used in place of the kernelspec that is installed now, with what was ``given``
+        for this kernel of its engine's options. Unless the kernel ``may_fork``, its processes are
+        forked only if the kernelspec or an option asks for that.
         """
         confinement = self.isolation.confine(owner, kernel_id)
         file = self.files.runtime / f"kernel-{kernel_id}.json"
@@ -105,7 +111,7 @@ class KernelServices:
         )
         manager.forking = self.forking
         if spec is not None:
-            use_spec(manager, spec)
+            use_spec(manager, settled(spec, given or {}))
         spec = manager.kernel_spec
         assert spec is not None
         manager.keepers = self.keepers
@@ -131,22 +137,26 @@ class KernelServices:
         spec: KernelSpec,
         left: Mapping[str, Any] | None = None,
         *,
+        given: Mapping[str, Value],
         ownership: Ownership,
         on_words: Callable[[str], None],
     ) -> None:
         """Have a kernel on the host, or in a job of the engine, that its kernelspec names, if any.
 
         ``left`` is what the provisioner has told of a process that an earlier server has left. Call
-        this before the kernel's log is opened. ``on_words`` is told what an engine says of the job.
-        Raises `KernelStartFailed` if the options are wrong.
+        this before the kernel's log is opened. ``given`` is what was said for this kernel of the
+        options there, and ``on_words`` is told what the engine says of the job. Raises
+        `KernelStartFailed` if the options are wrong.
         """
+        spec = settled(spec, given)
         if left is None:
             self.begin_term(kernel_id)
-        if self.settings.replicated and _is_elsewhere(spec):
+        if self.settings.replicated and is_elsewhere(spec):
             # Two replicas would write the same copies of its log.
             raise KernelStartFailed("Kernels on other hosts are not to be had with registry_url")
         left = left or {}
-        owner, limits = ownership.owner, self.process_limits(ownership)
+        owner = "" if self.parks else ownership.owner
+        limits = self.process_limits(ownership)
         has_engine = self.engines.assign(
             kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
         )
@@ -220,7 +230,7 @@ class KernelServices:
         self.files.close()
 
 
-def _is_elsewhere(spec: KernelSpec) -> bool:
+def is_elsewhere(spec: KernelSpec) -> bool:
     """Whether a kernelspec names one of this package's provisioners for other hosts."""
     stanza = spec.metadata.get("kernel_provisioner")
     name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""

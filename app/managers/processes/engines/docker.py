@@ -125,7 +125,7 @@ class DockerEngine:
             SERVICE: self._service,
             KEEPER: order.keeper_id,
             KERNEL: order.kernel_id,
-            OWNER: order.owner,
+            **({OWNER: order.owner} if order.owner else {}),
             GENERATION: str(order.generation),
         }
         name = f"kernelkeep-{order.keeper_id}-{order.generation}"
@@ -206,6 +206,9 @@ class DockerEngine:
 
     async def joined(self, keeper_id: str, generation: int) -> None:
         """As `Engine.joined`: nothing is left of what its stdin was."""
+
+    async def own(self, keeper_id: str, generation: int, owner: str) -> None:
+        """As `ParkingEngine.own`: labels of a container cannot be changed, so nothing is noted."""
 
     async def close(self) -> None:
         """As `Engine.close`."""

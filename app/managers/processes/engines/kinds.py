@@ -14,6 +14,7 @@ from .docker_options import DockerOptions
 from .engine import Engine, EngineOptions
 from .kubernetes import KubernetesEngine
 from .kubernetes_options import KubernetesOptions
+from .quantities import Measure, number
 
 __all__ = ["KINDS", "Chosen", "chosen"]
 
@@ -28,12 +29,17 @@ class Kind(NamedTuple):
     """Raises `KernelStartFailed`."""
     engine: Callable[[str, str, OnWords], Engine]
     """Makes an engine: of `EngineOptions.engine`, the service's name, and who is told words."""
+    measure: Measure = number
+    """How much the values of its options are."""
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    docker_options.PROVISIONER: Kind(DockerOptions, docker_options.docker_options, DockerEngine),
+    docker_options.PROVISIONER: Kind(
+        *(DockerOptions, docker_options.docker_options, DockerEngine), docker_options.measure
+    ),
     kubernetes_options.PROVISIONER: Kind(
-        KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine
+        *(KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine),
+        kubernetes_options.measure,
     ),
 }
 
