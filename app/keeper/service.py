@@ -34,6 +34,7 @@ from .processes import Process, open_process
 from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 from .terms import Terms
+from .usage import load
 
 __all__ = ["Service"]
 
@@ -103,6 +104,7 @@ class Service:
             "signal": self._on_signal,
             "tail": self._on_tail,
             "usage": lambda fields: {"answer": fields["used"]},
+            "load": lambda _: {"answer": load()},
             "end": self._on_end,
             "prepare": prepare,
         }

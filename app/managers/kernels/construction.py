@@ -15,6 +15,7 @@ from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.hosts.host_choice import HostChoice
 from ..processes.hosts.new_joining import new_joining
 from ..processes.isolation.isolation import Isolation, new_isolation
 from ..processes.keeper.keepers import Keepers, new_keepers
@@ -76,6 +77,7 @@ def multi_kernel_manager(
         keepers=keepers,
         joining=joining,
         engines=engines,
+        hosts=HostChoice(keepers, files.path),
         isolation=isolation,
         audit=audit,
         handover=handover,

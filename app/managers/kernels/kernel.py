@@ -166,6 +166,11 @@ class Kernel:
         """What its processes may take of the machine."""
         return self._launches.limits
 
+    @property
+    def given(self) -> Mapping[str, Value]:
+        """What was said for it of the options of its engine, and the host that it was given."""
+        return self._launches.given
+
     async def usage(self) -> ProcessUsage | None:
         """What the kernel's processes use of the machine (`Launches.usage`)."""
         return await self._launches.usage()
@@ -206,6 +211,8 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
             try:
+                given = await self._services.choose_host(self.spec, self._launches.given)
+                self._launches.given = given
                 self._assign(None)
                 await self._life.start()
             except KernelStartFailed as error:

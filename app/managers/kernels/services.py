@@ -15,7 +15,12 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import IsolationUnavailable, KernelSpecInvalid, KernelStartFailed
+from ..errors import (
+    IsolationUnavailable,
+    KeeperUnavailable,
+    KernelSpecInvalid,
+    KernelStartFailed,
+)
 from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
@@ -26,7 +31,9 @@ from ..processes.engines.provisioner import EngineProvisioner
 from ..processes.engines.quantities import Value
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.host_choice import HostChoice
 from ..processes.hosts.joining import Joining
+from ..processes.hosts.options import options_of
 from ..processes.hosts.provisioner import RemoteProvisioner, assign_host
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
@@ -61,6 +68,7 @@ class KernelServices:
     keepers: Keepers
     joining: Joining
     engines: Engines
+    hosts: HostChoice
     isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
@@ -162,6 +170,22 @@ class KernelServices:
         )
         if not has_engine:
             assign_host(self.keepers, kernel_id, spec, self.files.path, left)
+
+    async def choose_host(
+        self, spec: KernelSpec, given: Mapping[str, Value]
+    ) -> Mapping[str, Value]:
+        """What is given for a kernel that is to be started, its host included if it has a choice.
+
+        Call `assign` with it before anything else is awaited. Raises `KernelStartFailed`.
+        """
+        options = options_of(settled(spec, given))
+        if options is None or isinstance(options.host, str):
+            return given
+        try:
+            return {**given, "host": await self.hosts.choose(options)}
+        except KeeperUnavailable as error:
+            text = f"The kernel could not be launched: {error.message}"
+            raise KernelStartFailed(text, cause=error) from error
 
     def new_address(self, manager: KernelManager) -> str:
         """What the names of the ipc sockets begin with of a kernel that is to be launched."""

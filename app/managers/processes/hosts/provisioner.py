@@ -36,7 +36,7 @@ def assign_host(
     state_dir: Path,
     left: Mapping[str, object],
 ) -> None:
-    """Have a kernel on the host that its kernelspec names, if any.
+    """Have a kernel on the host that its kernelspec names, if any: of several, on the first.
 
     ``left`` is the `SSHProvisioner.get_provisioner_info` of a process that was left: it is where it
     was launched, whatever the kernelspec says by now. Raises `KernelStartFailed` for options that
@@ -45,7 +45,8 @@ def assign_host(
     key = left.get("keeper")
     options = options_of(spec) if key is None else SSHOptions.of_key(str(key))
     if options is not None:
-        keepers.assign(kernel_id, options.key, lambda: SSHPlace(options, state_dir))
+        one = options.at(options.hosts[0])
+        keepers.assign(kernel_id, one.key, lambda: SSHPlace(one, state_dir))
 
 
 class RemoteProvisioner(KeeperProvisioner):

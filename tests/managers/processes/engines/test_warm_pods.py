@@ -19,7 +19,7 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.identities import token
 from tests.support.kernelspecs import Spec, write_kernelspec
-from tests.support.lively import pid_of
+from tests.support.lively import is_idle_anew, pid_of
 from tests.support.metrics import scrape
 from tests.support.owners import MANY, USER
 from tests.support.processes import eventually
@@ -121,8 +121,8 @@ async def test_a_warm_pod_is_claimed_without_another_and_the_pool_fills_again(
         assert owner_of(third) == (None, None)
         # A pod that ends after its claim is followed by one that is its owner's from the start.
         cluster.kubelet.kill(name)
-        await eventually(lambda: name not in cluster.pods, 30)
-        assert await pid_of(rest, kernel_id)
+        await eventually(lambda: is_idle_anew(rest, kernel_id), 30)
+        assert await pid_of(rest, kernel_id) != pid
         assert owner_of(cluster.pod_of(kernel_id)) == (label, annotation)
 
 
@@ -161,7 +161,7 @@ async def test_what_a_warm_pod_is_not_is_started(server: ServerProcess, cluster:
         # The first keeps its own in another pod.
         kept.pop()
         cluster.kubelet.kill(pod["metadata"]["name"])
-        await eventually(lambda: pod["metadata"]["name"] not in cluster.pods, 30)
+        await eventually(lambda: is_idle_anew(rest, kept[-1]), 30)
         await pid_of(rest, kept[-1])
         again = cluster.pod_of(kept[-1])
         assert again["spec"]["containers"][0]["image"] == "kernel:2"
