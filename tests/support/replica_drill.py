@@ -63,11 +63,17 @@ Json = dict[str, Any]
 
 
 class Balancer(Program):
-    """nginx in front of replicas, by their ports; it knows nothing of kernels."""
+    """nginx in front of replicas, by their ports; it knows nothing of kernels.
 
-    def __init__(self, directory: Path, ports: Sequence[int]) -> None:
+    It gives up a replica that says nothing for ``silence`` seconds.
+    """
+
+    def __init__(
+        self, directory: Path, ports: Sequence[int], *, silence: int = PROXY_SECONDS
+    ) -> None:
         super().__init__(directory, directory / "output")
         self._ports = ports
+        self._silence = silence
         self.port = free_port()
 
     @property
@@ -103,7 +109,7 @@ http {{
       proxy_set_header Connection $http_connection;
       proxy_buffering off;
       proxy_connect_timeout 1s;
-      proxy_read_timeout {PROXY_SECONDS}s;
+      proxy_read_timeout {self._silence}s;
       proxy_next_upstream error timeout;
     }}
   }}

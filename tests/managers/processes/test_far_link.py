@@ -118,6 +118,18 @@ async def test_a_link_lives_while_there_are_signs_of_life_and_ends_without(far: 
     await link.close()
 
 
+async def test_links_are_asked_at_moments_that_they_share(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far_link, "BEAT_SECONDS", 1.0)
+    link = await far.connect(Owner())
+    assert link is not None
+    await eventually(lambda: far.asked)
+    moment = link._next_beat.when()  # type: ignore[attr-defined]  # a TimerHandle by now
+    assert moment * far_link.SLOTS == pytest.approx(round(moment * far_link.SLOTS))
+    await link.close()
+
+
 async def test_bounds_are_told_by_the_clock_of_the_keeper(far: Far) -> None:
     link = await far.connect(Owner())
     assert link is not None

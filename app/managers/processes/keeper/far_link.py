@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 1.0
 MISSED: Final = 3
 
+SLOTS: Final = 8
+"""In how many moments of such a time links are asked: the process wakes once for many of them, which
+are not so many that others would wait for long."""
+
 FRAMES: Final = 50_000
 """How many frames may come in such a time. A keeper that says more floods this server."""
 
@@ -91,7 +95,9 @@ class FarLink(KeeperLink):
             return
         self._is_heard, self._frames = False, 0
         self._transport.write(_BEAT)
-        self._next_beat = self._loop.call_later(BEAT_SECONDS, self._beat)
+        slot = BEAT_SECONDS / SLOTS
+        due = round((self._loop.time() + BEAT_SECONDS) / slot) * slot
+        self._next_beat = self._loop.call_at(due, self._beat)
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         self._is_heard = True
