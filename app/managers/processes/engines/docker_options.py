@@ -54,6 +54,7 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: Text = "python3"
     directory: Text = "~"
     pull: Literal["missing", "always", "never"] = "missing"
+    credentials: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] = ""
     pull_timeout: Annotated[float, Meta(gt=0, le=86400)] = 900.0
     user: _User = ""
     network: Text | None = None

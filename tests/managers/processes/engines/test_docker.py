@@ -9,6 +9,7 @@ These are the tests of all modules of `app.managers.processes.engines` together:
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -394,3 +395,35 @@ async def test_a_warm_container_is_given_to_who_asks_for_just_that(
     await asyncio.to_thread(server.stop)
     servers.present = None
     await eventually(lambda: podman.containers() == [], 30)
+
+
+async def test_an_image_is_pulled_with_the_credentials_of_a_file(
+    server: ServerProcess, rest: RestClient, podman: Podman, home: Home
+) -> None:
+    host, _, port = podman.registry.partition(":")
+    registry = Registry(host, int(port), layer("private"), login="ada:a-password")
+    registry.gate.set()
+    file = home.path / "config.json"
+    options = {"pull": "always", "image": registry.image, "credentials": str(file)}
+    write_kernelspec(home.jupyter_path, "box", podman.spec(options))
+
+    async def refused(login: str, mode: int, why: str) -> None:
+        auth = base64.b64encode(login.encode()).decode()
+        file.write_text(json.dumps({"auths": {podman.registry: {"auth": auth}}}))
+        file.chmod(mode)
+        with pytest.raises(RestError) as raised:
+            await rest.start_kernel("box")
+        assert raised.value.error["cause"] == "image_unusable"
+        assert why in raised.value.error["message"]
+
+    try:
+        await refused("ada:a-wrong-one", 0o600, "cannot be pulled")
+        await refused("ada:a-password", 0o644, "Others may use the credentials")
+        file.chmod(0o600)
+        kernel_id = (await rest.start_kernel("box"))["id"]
+        assert await pid_of(rest, kernel_id)
+        told = f"{server.output()}{podman.container_of(kernel_id)}"
+        for secret in ("a-password", base64.b64encode(b"ada:a-password").decode()):
+            assert secret not in told
+    finally:
+        await asyncio.to_thread(registry.close)
