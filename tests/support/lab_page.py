@@ -23,13 +23,11 @@ LOAD_MS = 90_000
 
 def write_notebook(path: Path, code: str, kernelspec: str) -> None:
     """A notebook of one cell."""
-    cell = {"cell_type": "code", "id": "one", "metadata": {}, "execution_count": None}
-    metadata = {"kernelspec": {"name": kernelspec, "display_name": kernelspec, "language": ""}}
+    cell = {"cell_type": "code", "id": "one", "metadata": {}, "source": code}
     content = {
-        "cells": [cell | {"source": code, "outputs": []}],
-        "metadata": metadata,
-        "nbformat": 4,
-        "nbformat_minor": 5,
+        "cells": [cell | {"execution_count": None, "outputs": []}],
+        "metadata": {"kernelspec": {"name": kernelspec, "display_name": kernelspec}},
+        **{"nbformat": 4, "nbformat_minor": 5},
     }
     path.write_text(json.dumps(content))
 
