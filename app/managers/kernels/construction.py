@@ -60,7 +60,6 @@ def multi_kernel_manager(
     terms = None if registry is None else registry.replica_terms
     keepers = new_keepers(settings, files.path, own, terms)
     joining = new_joining(settings, files.path)
-    engines = Engines(joining, keepers, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
@@ -76,7 +75,7 @@ def multi_kernel_manager(
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
         joining=joining,
-        engines=engines,
+        engines=Engines(joining, keepers, files.path),
         hosts=HostChoice(keepers, files.path),
         isolation=isolation,
         audit=audit,
