@@ -128,7 +128,7 @@ def test_the_service_of_pods_sets_options_that_there_are(monkeypatch: pytest.Mon
 def test_the_example_of_a_kernelspec_makes_a_pod_that_the_policies_know() -> None:
     (config,) = objects(PODS / "kernelspec.yaml")
     spec = KernelSpec(**json.loads(config["data"]["kernel.json"]))
-    given = {"limits.memory": "8Gi", "limits.cpu": 0.5}
+    given: dict[str, Any] = {"limits.memory": "8Gi", "limits.cpu": 0.5}
     check_given(spec, given)
     options = kubernetes_options(settled(spec, given))
     assert options is not None

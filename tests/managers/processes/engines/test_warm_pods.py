@@ -127,6 +127,29 @@ async def test_a_warm_pod_is_claimed_without_another_and_the_pool_fills_again(
         assert owner_of(cluster.pod_of(kernel_id)) == (label, annotation)
 
 
+async def test_a_python_kernel_in_a_pod_is_given_its_variables_when_it_is_claimed(
+    servers: Servers, cluster: Cluster, home: Home
+) -> None:
+    spec = cluster.spec()
+    argv = ("python", "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    write_kernelspec(home.jupyter_path, "pod", Spec(argv=argv, metadata=spec.metadata))
+    listening = ("--agent-listen", f"127.0.0.1:{free_ports()['shell_port']}")
+    servers.arguments = (*KEEP, *MANY, *listening, "--warm-kernels", "pod=1")
+    server = await asyncio.to_thread(servers.start)
+    pod = await parked(server, cluster)
+    async with client(server, "bob") as rest:
+        asked = {"path": "of/a.ipynb", "type": "notebook", "kernel": {"name": "pod"}}
+        made = (await rest.request("POST", "/api/sessions", 201, json=asked)).json()
+        kernel_id = made["kernel"]["id"]
+        assert cluster.pod_of(kernel_id)["metadata"]["uid"] == pod["metadata"]["uid"]
+        run = await Executions(rest, kernel_id).run("import os; os.environ['JPY_SESSION_NAME']")
+        assert run["outputs"][0]["data"]["text/plain"] == "'of/a.ipynb'"
+        await rest.request("DELETE", f"/api/sessions/{made['id']}", 204)
+    await asyncio.to_thread(server.stop)
+    servers.present = None
+    await eventually(lambda: not cluster.pods, 30)
+
+
 async def test_what_a_warm_pod_is_not_is_started(server: ServerProcess, cluster: Cluster) -> None:
     kept: list[str] = []
 
