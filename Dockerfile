@@ -37,7 +37,7 @@ RUN apt-get update -qq \
 COPY --from=build /opt/kernels /opt/kernels
 COPY --from=build /kernelspecs /usr/local
 COPY --from=build /opt/kernelkeep /opt/kernelkeep
-COPY deploy/image/kernelkeep deploy/image/healthcheck /usr/local/bin/
+COPY deploy/image/kernelkeep deploy/image/healthcheck deploy/image/keeper /usr/local/bin/
 
 # Kernels find the programs of the Python kernel's environment, pip among them; the server's are not
 # on the PATH. Kernelspecs that are added on top go to /usr/local/share/jupyter.

@@ -16,6 +16,7 @@ from .api.identity import Users
 from .api.prometheus import Metrics
 from .api.readiness import Readiness
 from .api.relay import RelayServer
+from .api.relay_links import Door, Links
 from .api.tokens import note_token
 from .api.views import Views
 from .managers.files.service import ContentsService
@@ -55,6 +56,7 @@ class State(TypedDict):
     authorizer: Authorizer
     contents: ContentsService
     group: Group | None
+    links: Links | None
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -135,6 +137,7 @@ async def _build(
         "authorizer": authorizer,
         "contents": contents,
         "group": group,
+        "links": None,
     }
 
 
@@ -174,9 +177,14 @@ async def _open_relay(
         kernel_id = kernel_of(scope, prefix, group)
         return kernel_id is not None and group.is_here(kernel_id)
 
+    wire = group.wire
+    state["links"] = links = Links(None if wire is None else wire.client)
+    stack.callback(links.close)
     relay = RelayServer(app, dict(state), group.socket, is_here)
     await relay.open()
     stack.push_async_callback(relay.close)
+    if wire is not None:
+        stack.push_async_callback(Door(wire.listening, wire.server, relay.serve).close)
 
 
 async def _registry(settings: Settings) -> Registry | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
-from .option_types import OptionGroup, spelled
+from .agent_options import host_and_port
+from .option_types import AbsolutePathOrNone, OptionGroup, spelled
 
 __all__ = ["Replicas"]
 
@@ -60,3 +63,34 @@ class Replicas(OptionGroup):
         description="Seconds after which the kernels of a replica that is not heard of are taken "
         "over by the others; it is heard of five times as often.",
     )
+    replica_listen: Annotated[
+        str, spelled(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}", "not host:port")
+    ] = Field(
+        "",
+        description="Address and TCP port, like 0.0.0.0:8889, where replicas of other hosts dial "
+        "this one, by TLS; empty where all replicas share a state directory.",
+    )
+    replica_address: str = Field(
+        "",
+        description="Where they dial, as seen from their hosts: host or host:port; by default the "
+        "address of replica_listen, or the name of this machine.",
+    )
+    replica_certificate: AbsolutePathOrNone = Field(
+        None,
+        description="PEM file (0600) with a private key, the certificate that other replicas see, "
+        "and those that vouch for theirs; by default one of an authority in the registry.",
+    )
+
+    @field_validator("replica_listen", "replica_address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value:
+            host_and_port(value, 0)
+        return value
+
+    @field_validator("replica_certificate")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value is not None and not os.path.isfile(value):
+            raise ValueError(f"there is no file {value}")
+        return value

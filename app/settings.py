@@ -200,6 +200,14 @@ class Settings(
 
     @model_validator(mode="after")
     def _replicated(self) -> Settings:
+        if not self.replicated and self.replica_listen:
+            raise ValueError("replica_listen: not without registry_url")
+        for option, value in (
+            ("replica_address", self.replica_address),
+            ("replica_certificate", self.replica_certificate),
+        ):
+            if value and not self.replica_listen:
+                raise ValueError(f"{option}: not without replica_listen")
         if not self.replicated:
             return self
         if not self.keeps:
@@ -212,7 +220,6 @@ class Settings(
             ("warm_kernels", self.warm_kernels),
             ("database_filepath", self.database_filepath != ":memory:"),
             ("isolation", self.isolation != "none"),
-            ("agent_listen", self.agent_listen),
         ):
             if is_on:
                 raise ValueError(f"{option}: not with registry_url")

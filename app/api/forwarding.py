@@ -17,10 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..managers.errors import KernelkeepError
 from ..managers.handover.store import StoreAway
 from .errors import response_to
-from .relay import RELAYED, Broken, connect
+from .relay import RELAYED, Broken
 
 if TYPE_CHECKING:
     from ..managers.replicas.group import Group
+    from .relay_links import Links
 
 __all__ = ["ForwardingMiddleware", "kernel_of", "named_kernel", "named_session"]
 
@@ -83,10 +84,12 @@ class ForwardingMiddleware:
         """Have the replica answer that has the kernel; False if this one is to answer.
 
         A kernel whose replica is gone, or that is just changing its replica, is waited for. Raises
-        `ReplicaUnreachable` if that takes too long.
+        `ReplicaUnreachable` if that takes too long, or if there is nobody to wait for: no replica
+        of the kernel's host is there, or this one could not reach it for as long.
         """
         from ..managers.replicas.errors import ReplicaUnreachable
 
+        links: Links = scope["state"]["links"]
         loop = asyncio.get_running_loop()
         deadline = loop.time() + group.patience
         while True:
@@ -98,15 +101,21 @@ class ForwardingMiddleware:
                 raise ReplicaUnreachable from None
             if found is None:
                 return False  # it is nowhere, as the answer will tell
-            path = None if found.replica is None else group.socket_of(found.replica)
+            way = None if found.replica is None else group.way_to(found.replica)
             # A request that another replica has sent is not sent on: no request goes in circles.
-            if found.replica != group.id and path is not None and RELAYED not in scope:
+            if found.replica != group.id and way is not None and RELAYED not in scope:
                 try:
-                    if await (await connect(path)).run(scope, receive, send):
+                    if await links.run(way, scope, receive, send):
                         return True
                 except Broken as broken:
-                    if broken.begun:
+                    if broken.begun or links.is_lost(way.replica, group.patience):
                         raise ReplicaUnreachable from None
+            elif not found.is_reachable:
+                # Any replica can give such a kernel up, if that is what is asked for.
+                path: str = scope["path"]
+                if scope.get("method") == "DELETE" and path.lower().endswith(kernel_id):
+                    return False
+                raise ReplicaUnreachable
             if loop.time() >= deadline:
                 raise ReplicaUnreachable
             await group.change()

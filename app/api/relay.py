@@ -1,14 +1,18 @@
-"""Requests and WebSockets that one replica takes for another, over a unix socket between them.
+"""Requests and WebSockets that one replica takes for another, over a connection between them.
 
-What goes over the socket are the events of ASGI as they are, in frames: the replica that has the
-kernel runs its own application with them. Nothing is translated, so streams, refusals and close
+What goes over the connection are the events of ASGI as they are, in frames: the replica that has
+the kernel runs its own application with them. Nothing is translated, so streams, refusals and close
 codes are those of that replica, and so is the check who asks: the caller's own credentials go with
-the request, and the socket gives nobody a right. It is in a directory of the user's own, and takes
-processes of the same user alone.
+the request, and the connection gives nobody a right. Between replicas of a host it is a unix
+socket, in a directory of the user's own, which takes processes of the same user alone; between
+hosts it is TLS (`relay_links.py`).
 
-A connection carries one request. Its first frame has the version of this format and the request's
-scope. A WebSocket's frames to the client go as bytes that the other end writes as they stand, where
-both ends have the extension (`FrameWriter`); what the client has acknowledged comes back.
+A connection carries one request at a time. The first frame of each has the version of this format
+and the request's scope. A WebSocket's frames to the client go as bytes that the other end writes as
+they stand, where both ends have the extension (`FrameWriter`); what the client has acknowledged
+comes back. The end of the answer is said, and then, by the replica that has asked, the end of the
+request (``over``): the next one may follow. A replica of an earlier release closes the connection
+instead, at whichever end it is.
 """
 
 from __future__ import annotations
@@ -26,24 +30,32 @@ from typing import Any, Final
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..keeper.protocol import address_of, is_own_peer
+from ..keeper.protocol import address_of, cut_off, is_own_peer
 from ..managers.log.entries import Position
 from ..ws.sending import EXTENSION, FrameWriter
 from ..ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
-__all__ = ["RELAYED", "Broken", "RelayServer", "Remote", "connect"]
+__all__ = ["RELAYED", "Broken", "RelayServer", "Remote"]
 
 logger = logging.getLogger(__name__)
 
 VERSION: Final = 1
 
+SPOKEN: Final = (VERSION,)
+"""The versions that a replica takes requests in."""
+
 RELAYED: Final = "kernelkeep.relayed"
 """The key of a scope that another replica has sent. Such a request is not sent on."""
 
 MAX_FRAME: Final = 2**30
-CONNECT_SECONDS: Final = 2.0
 FIRST_SECONDS: Final = 10.0
 """How long the first frame of a connection may take."""
+
+KEPT_SECONDS: Final = 90.0
+"""How long a connection is kept for the next request: longer than its other end keeps it."""
+
+OVER_SECONDS: Final = 10.0
+"""How long the end of a request may take to come when its answer has ended."""
 
 WAITING_EVENTS: Final = 16
 """Events of a client that may wait for the application."""
@@ -62,11 +74,15 @@ _decode: Final = msgspec.msgpack.Decoder().decode
 
 
 class Broken(Exception):
-    """The other replica is gone. ``begun``: it may have done something of the request already."""
+    """The other replica is gone. ``begun``: it may have done something of the request already.
 
-    def __init__(self, *, begun: bool) -> None:
-        super().__init__("the other replica is gone")
+    ``silent``: it has not hung up, and says nothing.
+    """
+
+    def __init__(self, why: str = "it is gone", *, begun: bool, silent: bool = False) -> None:
+        super().__init__(why)
         self.begun = begun
+        self.silent = silent
 
 
 def _pack(kind: str, value: object) -> bytes:
@@ -96,63 +112,80 @@ def _event(value: Any) -> Message:
 # The replica that has the request
 
 
-async def connect(path: Path) -> Remote:
-    """A connection to the replica that listens there. Raises `Broken`."""
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            with address_of(path) as name:
-                reader, writer = await asyncio.open_unix_connection(name)
-    except (OSError, TimeoutError):
-        raise Broken(begun=False) from None
-    return Remote(reader, writer)
-
-
 class Remote:
-    """Another replica's end of one request, to which `run` sends the request."""
+    """Another replica's end of a connection, to which `run` sends one request after another."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._frames: FrameWriter | None = None
+        self.is_kept = False
+        """Whether the last request has ended as it should, so that another may follow."""
+        self.is_heard = False
+        """Whether the replica has said anything of the present request."""
+        self._reset(None)
+
+    def _reset(self, frames: FrameWriter | None) -> None:
+        self.is_kept = self.is_heard = False
+        self._frames = frames
         self._told: Position | None = None
         self._begun = False  # whether the client has had something of the answer
         self._asked = False  # whether the application has got something of the client
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the other replica has hung up."""
+        return self._writer.transport.is_closing() or self._reader.at_eof()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._writer.close()
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Send a request, and its client what is answered; False if the kernel is not there.
 
         Raises `Broken` if the replica ends before the answer has begun. A client that has had a
-        part of the answer is cut off then, and a WebSocket closed.
+        part of the answer is cut off then, and a WebSocket closed. The connection is closed, unless
+        it `is_kept`.
         """
-        self._frames = scope.get("extensions", {}).get(EXTENSION)
+        self._reset(scope.get("extensions", {}).get(EXTENSION))
         fields = {name: scope[name] for name in _SCOPE if scope.get(name) is not None}
         fields["frames"] = self._frames is not None
         tasks: list[asyncio.Task[Any]] = []
         loop = asyncio.get_running_loop()
         try:
             self._writer.write(_pack("scope", (VERSION, fields)))
-            kind, _ = await self._first()
+            kind, value = await self._first()
+            self.is_heard = True
+            if kind == "version":
+                raise Broken(f"it speaks version {value}, and this replica {VERSION}", begun=False)
             if kind != "ready":
+                self.is_kept = kind == "elsewhere"
                 return False
             tasks = [loop.create_task(self._upstream(receive))]
             if self._frames is not None:
                 tasks.append(loop.create_task(self._acknowledge(self._frames)))
-            await self._downstream(send, scope["type"])
+            self.is_kept = await self._downstream(send, scope["type"])
             return True
         finally:
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-            self._writer.close()
+                self._writer.write(_pack("over", None))
+            if not self.is_kept:
+                self.close()
 
     async def _first(self) -> tuple[str, Any]:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
                 await self._writer.drain()
                 return await _unpack(self._reader)
-        except (*_ENDS, TimeoutError):
-            raise Broken(begun=False) from None
+        except TimeoutError:
+            raise Broken("it does not answer", begun=False, silent=True) from None
+        except EOFError:
+            raise Broken("it has hung up", begun=False) from None
+        except _ENDS as error:
+            raise Broken(str(error), begun=False) from None
 
     async def _upstream(self, receive: Receive) -> None:
         with contextlib.suppress(*_ENDS):  # `_downstream` sees it, too
@@ -164,15 +197,16 @@ class Remote:
                 if event["type"].endswith(".disconnect"):
                     return
 
-    async def _downstream(self, send: Send, kind_of: str) -> None:
+    async def _downstream(self, send: Send, kind_of: str) -> bool:
+        """Send the client what is answered; whether the answer has come to its end."""
         while True:
             try:
                 kind, value = await _unpack(self._reader)
             except _ENDS:
                 await self._on_end(send, kind_of)
-                return
+                return False
             if kind == "end":
-                return
+                return True
             self._begun = True
             if kind == "event":
                 await send(_event(value))
@@ -230,7 +264,7 @@ class RelayServer:
         with address_of(self._path) as name:
             listener.bind(name)
             os.chmod(name, 0o600)
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, backlog=1024)
+        self._server = await asyncio.start_unix_server(self._serve_own, sock=listener, backlog=1024)
 
     async def close(self) -> None:
         """Listen no longer, and end what is under way."""
@@ -242,15 +276,22 @@ class RelayServer:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_own(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if is_own_peer(writer.get_extra_info("socket")):
+            await self.serve(reader, writer)
+        else:
+            logger.warning("a process of another user was refused at the replicas' socket")
+            cut_off(writer.transport)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take the requests of another replica, which has shown that it is one."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        seconds = FIRST_SECONDS
         try:
-            if is_own_peer(writer.get_extra_info("socket")):
-                await self._serve_one(reader, writer)
-            else:
-                logger.warning("a process of another user was refused at the replicas' socket")
+            while await self._serve_one(reader, writer, seconds):
+                seconds = KEPT_SECONDS
         except (*_ENDS, TimeoutError) as error:
             logger.debug("a request of another replica was broken off: %s", error)
         except asyncio.CancelledError:
@@ -261,16 +302,21 @@ class RelayServer:
             self._tasks.discard(task)
             writer.close()
 
-    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with asyncio.timeout(FIRST_SECONDS):
+    async def _serve_one(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
+    ) -> bool:
+        """Take a request, which has so many seconds to come; whether another may follow."""
+        async with asyncio.timeout(seconds):
             kind, (version, fields) = await _unpack(reader)
-        if kind != "scope" or version != VERSION:
-            return
+        if kind != "scope" or version not in SPOKEN:
+            writer.write(_pack("version", SPOKEN))
+            await writer.drain()
+            return False
         scope = self._scope(fields)
         if not self._is_here(scope):
             writer.write(_pack("elsewhere", None))
             await writer.drain()
-            return
+            return True
         writer.write(_pack("ready", None))
         served = _Served(reader, writer, scope)
         if fields.get("frames"):
@@ -279,6 +325,7 @@ class RelayServer:
             await self._app(scope, served.receive, served.send)
             writer.write(_pack("end", None))
             await writer.drain()
+            return await served.over()
         finally:
             await served.close()
 
@@ -313,19 +360,26 @@ class _Served:
             self._gone = {"type": "websocket.disconnect", "code": 1006, "reason": None}
         self._events: asyncio.Queue[Message] = asyncio.Queue(WAITING_EVENTS)
         self._lost = asyncio.Event()
+        self._is_over = False  # whether the application has ended
         self._reading = asyncio.get_running_loop().create_task(self._read())
 
-    async def _read(self) -> None:
+    async def _read(self) -> bool:
+        """Take what the other replica says; whether it has said that the request is over."""
+        is_told = False
         try:
-            while True:
+            while not is_told:
                 kind, value = await _unpack(self._reader)
-                if kind == "event":
+                is_told = kind == "over"
+                if kind == "event" and not self._is_over:
                     await self._events.put(_event(value))
                 elif kind == "acknowledged":
                     self.acknowledged = Position(*value)
         except _ENDS:
-            self._lost.set()
+            pass
+        self._lost.set()
+        if not self._is_over:
             await self._events.put(self._gone)
+        return is_told
 
     async def receive(self) -> Message:
         """The next event of the client; the last one again and again."""
@@ -363,8 +417,16 @@ class _Served:
         """As `FrameWriter.abort`."""
         self._writer.write(_pack("abort", None))
 
+    async def over(self) -> bool:
+        """The application has ended; whether the request has, too, so that another may follow."""
+        self._is_over = True
+        while not self._events.empty():  # an event may be waiting for its place
+            self._events.get_nowait()
+        done, _ = await asyncio.wait({self._reading}, timeout=OVER_SECONDS)
+        return bool(done) and self._reading.result()
+
     async def close(self) -> None:
-        """The application has ended."""
+        """Take nothing more of the request."""
         self._reading.cancel()
         await asyncio.wait({self._reading})
 

@@ -3,6 +3,10 @@
 The service asks for a sign of life every second. When nothing has come for three of these, the
 connection is taken for dead, and another is made, at the next address that answers. Whatever was
 under way in the old one the service asks for again, or has had (see `Service`).
+
+A service may be several replicas, of which one has this keeper. Any of them tells where that one
+is. The keeper says which addresses did not answer: the replica that is asked lets it wait then
+until another has taken the place of the one that is gone.
 """
 
 from __future__ import annotations
@@ -10,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from .joining import Trust
-from .protocol import Garbled, cut_off, pack, receive
+from .joining import Address, NotInvited, Trust, addresses_of
+from .protocol import Fields, Garbled, cut_off, pack, receive
 from .servers import ServerLink
 
 __all__ = ["Dialler", "SentAway"]
@@ -27,6 +31,12 @@ MISSED: Final = 3
 CONNECT_SECONDS: Final = 10.0
 """How long a connection may take, TLS included."""
 
+AWAY_SECONDS: Final = 2.0
+"""The same at an address that has not answered lately, if there are others."""
+
+HOPS: Final = 3
+"""How often in a row a replica is believed that sends this keeper to another."""
+
 ANSWER_SECONDS: Final = 20.0
 """How long the service may take to take this keeper in."""
 
@@ -36,63 +46,101 @@ SHORTEST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two rounds through all addresses, of which each takes a half of that or more."""
 
+LATER: Final = ("later", "elsewhere")
+"""The codes of refusals after which a keeper dials on, even if it has never been taken in."""
+
 LASTING_SECONDS: Final = 10.0
 """A connection that lasted so long was none that is refused each time."""
 
 
 class SentAway(Exception):
-    """The service does not want this keeper; whether it ``ends`` what it has."""
+    """The service does not want this keeper; whether it ``ends`` what it has.
 
-    def __init__(self, code: str, text: str, *, ends: bool) -> None:
+    ``to`` are the addresses of the replica that wants it, if another does.
+    """
+
+    def __init__(self, code: str, text: str, *, ends: bool, to: Sequence[Address] = ()) -> None:
         super().__init__(f"{text} ({code})")
         self.code = code
         self.ends = ends
+        self.to = to
 
 
 class Dialler:
     """Dials the ``addresses`` in turn. ``new_link`` makes the keeper's end of a connection."""
 
     def __init__(
-        self,
-        addresses: list[tuple[str, int]],
-        trust: Trust,
-        new_link: Callable[[], ServerLink],
+        self, addresses: Sequence[Address], trust: Trust, new_link: Callable[[], ServerLink]
     ) -> None:
         self._addresses = addresses
         self._trust = trust
         self._new_link = new_link
+        self._away: dict[Address, int] = {}  # those that did not answer, and in which round
+        self._rounds = 0
         self._said = ""
+
+    def know(self, addresses: Sequence[Address]) -> None:
+        """The service has other addresses now."""
+        self._addresses = addresses
 
     async def run(self) -> None:
         """Have a connection to the service as often as can be, until it is cancelled.
 
         Raises `SentAway` when the service wants this keeper no more, or never did.
         """
-        loop = asyncio.get_running_loop()
         pause = SHORTEST_PAUSE
         while True:
-            for address in [*self._addresses]:
-                began = loop.time()
-                await self._try(address)
-                if loop.time() - began > LASTING_SECONDS:
-                    pause = SHORTEST_PAUSE
+            if await self._round():
+                pause = SHORTEST_PAUSE
             # Keepers that have lost their service at the same moment come back one by one.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _try(self, address: tuple[str, int]) -> None:
-        """Have a connection to one address until it ends."""
+    async def _round(self) -> bool:
+        """Dial all addresses in turn, or those that one of them tells; whether that was of use."""
+        self._rounds += 1
+        # What another has told, and is none of the addresses, is believed again a round later.
+        self._away = {
+            each: when
+            for each, when in self._away.items()
+            if each in self._addresses or when == self._rounds - 1
+        }
+        # Those that have not answered come last: it may take long until they do not again.
+        rest = sorted(self._addresses, key=self._away.__contains__)
+        hops = 0
+        while rest:
+            address = rest.pop(0)
+            lasted, told = await self._try(address)
+            if lasted:
+                return True
+            if told and hops < HOPS:
+                hops += 1
+                rest = [*told, *(each for each in rest if each not in told)]
+        return False
+
+    async def _try(self, address: Address) -> tuple[bool, Sequence[Address]]:
+        """Have a connection to one address until it ends.
+
+        Returns whether it has lasted, and where else this keeper is wanted.
+        """
+        where = f"{address[0]}:{address[1]}"
+        lasted = False
+        told: Sequence[Address] = ()
         try:
-            await self._dial(*address)
-            self._say(f"the connection to {address[0]}:{address[1]} has ended")
+            lasted = await self._dial(address)
+            self._say(f"the connection to {where} has ended")
         except SentAway as error:
-            if error.ends or (error.code != "later" and not self._trust.has_joined):
+            if error.ends or (error.code not in LATER and not self._trust.has_joined):
                 raise
-            self._say(f"{address[0]}:{address[1]} has no place for this keeper: {error}")
+            told = error.to
+            self._say(f"{where} has no place for this keeper: {error}")
         except asyncio.TimeoutError:
-            self._say(f"{address[0]}:{address[1]} does not answer in time")
-        except (OSError, EOFError, Garbled, ValueError) as error:
-            self._say(f"{address[0]}:{address[1]} cannot be reached: {error}")
+            self._away[address] = self._rounds
+            self._say(f"{where} does not answer in time")
+        except (OSError, EOFError, Garbled, NotInvited, ValueError) as error:
+            self._away[address] = self._rounds
+            self._say(f"{where} cannot be reached: {error}")
+        return lasted, told
 
     def _say(self, what: str) -> None:
         """Log something, but not again and again."""
@@ -100,7 +148,9 @@ class Dialler:
             logger.info("%s", what)
         self._said = what
 
-    async def _dial(self, host: str, port: int) -> None:
+    async def _dial(self, address: Address) -> bool:
+        """Have a connection until it ends; whether it has lasted."""
+        host, port = address
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(ANSWER_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -108,25 +158,29 @@ class Dialler:
         connecting = loop.create_connection(
             lambda: protocol, host, port, ssl=self._trust.context(), server_hostname=name
         )
-        transport, _ = await asyncio.wait_for(connecting, CONNECT_SECONDS)
+        is_late = address in self._away and not self._away.keys() >= {*self._addresses}
+        seconds = AWAY_SECONDS if is_late else CONNECT_SECONDS
+        transport, _ = await asyncio.wait_for(connecting, seconds)
         try:
-            transport.write(pack(self._trust.hello))
+            transport.write(pack(self._trust.hello(each for each in self._away if each != address)))
             answer, _ = await asyncio.wait_for(receive(reader, ANSWER_BYTES), ANSWER_SECONDS)
+            self._away.pop(address, None)
             if "refused" in answer:
-                text = str(answer.get("text"))[:1000]
-                raise SentAway(str(answer["refused"]), text, ends=answer.get("ends") is True)
+                raise _sent_away(answer)
             self._trust.keep(str(answer.get("credential")))
             logger.info("%s:%d has taken this keeper in", host, port)
-            self._said = ""
+            self._said, began = "", loop.time()
             server = self._new_link()
             transport.set_protocol(server)
             server.connection_made(transport)
-            await self._watch(server)
+            if not await self._watch(server):
+                self._away[address] = self._rounds
+            return loop.time() - began > LASTING_SECONDS
         finally:
             cut_off(transport)
 
-    async def _watch(self, server: ServerLink) -> None:
-        """Return when the connection has ended, or is dead.
+    async def _watch(self, server: ServerLink) -> bool:
+        """Return when the connection has ended, or is dead; whether it has ended.
 
         It counts looks, not seconds: while this process itself does not run, nothing is missed.
         """
@@ -135,3 +189,11 @@ class Dialler:
             await asyncio.wait({server.ended}, timeout=BEAT_SECONDS)
             missed = 0 if server.is_heard else missed + 1
             server.is_heard = False
+        return server.ended.done()
+
+
+def _sent_away(answer: Fields) -> SentAway:
+    """What a service says that does not take this keeper in. Raises `NotInvited`."""
+    text = str(answer.get("text"))[:1000]
+    to = addresses_of(answer["addresses"]) if answer.get("addresses") else ()
+    return SentAway(str(answer["refused"]), text, ends=answer.get("ends") is True, to=to)

@@ -17,11 +17,12 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from .dialling import Dialler, SentAway
-from .joining import Document, NotInvited, Trust, read_document
+from .joining import Address, Document, NotInvited, Trust, addresses_of, read_document
 from .main import listen, run, take_lock
 from .processes import adopt_orphans
 from .protocol import Fields, TooOpen, keeper_dir, open_dir
@@ -54,9 +55,19 @@ class JoinedService(Service):
         self._timer = self._loop.call_later(ALONE_SECONDS, self.end)
         self._requests["host"] = _on_host
         self._requests["credential"] = self._on_credential
+        self._requests["addresses"] = self._on_addresses
+        self.on_addresses: Callable[[Sequence[Address]], None] = lambda _: None
+        """Called with the addresses of the service, when they are others than before."""
 
     def _on_credential(self, fields: Fields) -> Answer:
         self._trust.keep(str(fields["pem"]))
+        return {"answer": None}
+
+    def _on_addresses(self, fields: Fields) -> Answer:
+        try:
+            self.on_addresses(addresses_of(fields["addresses"]))
+        except NotInvited as error:
+            raise ValueError(str(error)) from None
         return {"answer": None}
 
     def _end_if_unused(self) -> None:
@@ -68,10 +79,14 @@ class JoinedService(Service):
 
 
 def _on_host(_fields: Fields) -> Answer:
-    """What is here: kernels get the environment of this job, and may use its interpreter."""
+    """What is here: kernels get the environment of this job, and may use its interpreter.
+
+    ``can`` has the requests that an earlier keeper would not know.
+    """
     env = dict(os.environ)
     home = env.get("HOME") or os.path.expanduser("~")
-    return {"answer": {"home": home, "python": sys.executable, "env": env}}
+    answer = {"home": home, "python": sys.executable, "env": env, "can": ["addresses"]}
+    return {"answer": answer}
 
 
 def main() -> int:
@@ -124,9 +139,9 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
     # uvloop wants this signal for itself, although it starts no processes here.
     signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
     signal.siginterrupt(signal.SIGCHLD, False)
-    dialling = loop.create_task(
-        Dialler(document.addresses, trust, service.new_link).run(), name="dialling"
-    )
+    dialler = Dialler(document.addresses, trust, service.new_link)
+    service.on_addresses = dialler.know
+    dialling = loop.create_task(dialler.run(), name="dialling")
     status = 0
     try:
         await asyncio.wait({dialling, service.ended}, return_when=asyncio.FIRST_COMPLETED)

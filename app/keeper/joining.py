@@ -1,10 +1,10 @@
 """How a keeper joins a service that cannot dial it: by a join document, and then again and again.
 
 An engine hands the document to the keeper that it starts. It is JSON: the ``addresses`` of the
-service (``host:port``), the ``authority`` that vouches for it (certificates, PEM), the
-``server_name`` that its certificate is for (null: the address's), the id of this ``keeper``, and a
-``secret`` that works once. For the secret the keeper gets a key and a certificate for it, which it
-shows from then on, and which the service replaces from time to time.
+service and of all its replicas (``host:port``), the ``authority`` that vouches for it
+(certificates, PEM), the ``server_name`` that its certificate is for (null: the address's), the id
+of this ``keeper``, and a ``secret`` that works once. For the secret the keeper gets a key and a
+certificate for it, which it shows from then on, and which the service replaces from time to time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ import os
 import secrets
 import ssl
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from .protocol import Fields
 
-__all__ = ["Document", "NotInvited", "Trust", "read_document"]
+__all__ = ["Address", "Document", "NotInvited", "Trust", "addresses_of", "read_document"]
 
 DOCUMENT_BYTES: Final = 2**16
-MAX_ADDRESSES: Final = 16
+MAX_ADDRESSES: Final = 64
+
+AWAY_CHARACTERS: Final = 2000
+"""How much of a hello names addresses that cannot be reached."""
+
+Address = tuple[str, int]
+"""Host and port."""
 
 PARTIAL_CHAIN: Final = ssl.VerifyFlags(0x80000)
 """`ssl.VERIFY_X509_PARTIAL_CHAIN`, which Python 3.9 does not name."""
@@ -46,10 +53,7 @@ class Document:
             self.authority = _text(fields, "authority")
             name = fields.get("server_name")
             self.server_name = None if name is None else _text(fields, "server_name")
-            found = fields["addresses"]
-            if not isinstance(found, list) or not 0 < len(found) <= MAX_ADDRESSES:
-                raise NotInvited("it has no addresses")
-            self.addresses = [_address(each) for each in found]
+            self.addresses = addresses_of(fields["addresses"])
         except (ValueError, KeyError, RecursionError) as error:
             raise NotInvited(f"it makes no sense: {type(error).__name__}") from None
 
@@ -61,13 +65,26 @@ def _text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def _address(text: object) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[address]:port``. Raises `ValueError`."""
+def addresses_of(found: object) -> list[Address]:
+    """The addresses that a service has told. Raises `NotInvited` for what is none."""
+    if not isinstance(found, list) or not 0 < len(found) <= MAX_ADDRESSES:
+        raise NotInvited("it has no addresses, or too many")
+    return [_address(each) for each in found]
+
+
+def _address(text: object) -> Address:
+    """Host and port of ``host:port`` or ``[address]:port``. Raises `NotInvited`."""
     host, _, port = str(text).rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise NotInvited("an address of it is not host:port")
     return host, int(port)
+
+
+def _written(address: Address) -> str:
+    """An address as a service writes it."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_document(where: str) -> Document:
@@ -107,13 +124,20 @@ class Trust:
         """The name that the service's certificate must be for."""
         return self._document.server_name or host
 
-    @property
-    def hello(self) -> Fields:
-        """What is said first over a connection."""
+    def hello(self, away: Iterable[Address] = ()) -> Fields:
+        """What is said first over a connection. These addresses are ``away``: none answers."""
+        said: Fields = {"join": 1}
+        named, room = [], AWAY_CHARACTERS
+        for text in map(_written, away):
+            room -= len(text)
+            if room >= 0:
+                named.append(text)
+        if named:
+            said["away"] = named
         if self.has_joined:
-            return {"join": 1}
+            return said
         who = {"keeper": self._document.keeper, "secret": self._document.secret}
-        return {"join": 1, **who, "nonce": self._nonce}
+        return {**said, **who, "nonce": self._nonce}
 
     def keep(self, pem: str) -> None:
         """Show this key and certificate from now on. Raises `OSError`."""

@@ -1,4 +1,7 @@
-"""The keeper of the state directory that is its one argument. Servers start it.
+"""The keeper of the state directory that is its first argument. Servers start it.
+
+With ``--stay`` behind that, somebody else has started it: it goes on when there is neither a kernel
+nor a server, so that no server starts another one, which would end with that server's container.
 
 It says on its stdout what becomes of its start: ``ready``, ``taken`` when there is a keeper
 already, or one line why it cannot be. Its stderr is its log.
@@ -34,7 +37,7 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    """Keep kernels until there is neither a kernel nor a server."""
+    """Keep kernels until there is neither a kernel nor a server, or for ever."""
     logging.basicConfig(
         format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO
     )
@@ -48,7 +51,7 @@ def main() -> None:
     except (OSError, TooOpen) as error:
         _say(str(error))
     else:
-        run(_keep(listener, directory))
+        run(_keep(listener, directory, stays=sys.argv[2:] == ["--stay"]))
 
 
 def run(what: Coroutine[Any, Any, T]) -> T:
@@ -69,9 +72,9 @@ def take_lock(directory: int) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-async def _keep(listener: socket.socket, directory: int) -> None:
+async def _keep(listener: socket.socket, directory: int, *, stays: bool) -> None:
     loop = asyncio.get_running_loop()
-    service = Service(listener, directory)
+    service = Service(listener, directory, stays=stays)
     # Handlers, not SIG_IGN: what is ignored would be in kernels, too.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.end)

@@ -58,10 +58,11 @@ Answer = Union[Fields, tuple[Fields, bytes]]
 class Service:
     """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit.
 
-    ``directory`` is its own, where it notes which processes it has for a keeper after it.
+    ``directory`` is its own, where it notes which processes it has for a keeper after it. One that
+    ``stays`` waits for servers for ever.
     """
 
-    def __init__(self, listener: socket.socket, directory: int) -> None:
+    def __init__(self, listener: socket.socket, directory: int, *, stays: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._lasts = False  # whether kernels are to outlive the service
@@ -83,16 +84,18 @@ class Service:
         self.leftovers: list[str] = []
         """Directories that nobody needs when this has ended."""
         self._stopping = False
+        self._stays = stays
         self._used = False  # some server has come
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(ALONE_SECONDS, self.end)
+        self._timer: asyncio.TimerHandle | None = None
+        if not stays:
+            self._timer = self._loop.call_later(ALONE_SECONDS, self.end)
         self._requests: dict[str, Callable[[Fields], Answer]] = {
             "hello": self._on_hello,
             "stop": self._on_stop,
             "kept": self._on_kept,
             "strays": self._on_strays,
             "launch": self._on_launch,
-            "run": run,
             "adopt": self._on_adopt,
             "hear": self._on_hear,
             "open": self._on_open,
@@ -104,9 +107,8 @@ class Service:
             "signal": self._on_signal,
             "tail": self._on_tail,
             "usage": lambda fields: {"answer": fields["used"]},
-            "load": lambda _: {"answer": load()},
             "end": self._on_end,
-            "prepare": prepare,
+            **{"run": run, "prepare": prepare, "load": lambda _: {"answer": load()}},
         }
         self._loop.add_reader(listener, self._accept)
 
@@ -231,7 +233,7 @@ class Service:
     def _end_if_unused(self) -> None:
         """End when nobody will ask for anything any more, not even for how a kernel ended."""
         needed = self._servers or self._kernels or self._hearings.any_connected
-        if self._used and not needed:
+        if self._used and not needed and not self._stays:
             self.end()
 
     def _drain(self, server: ServerLink) -> None:

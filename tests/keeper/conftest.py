@@ -13,6 +13,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from app.keeper.hearings import Heard
+from app.managers.log.entries import Position
 from app.managers.log.message_log import Entry, Gap, Reader
 from app.managers.messages.line import Line
 from app.managers.messages.traffic import Traffic
@@ -120,11 +121,11 @@ CLIENT = "client"
 
 
 class Client:
-    """A client of one kernel, and what it has got."""
+    """A client of one kernel, and what it has got; from a ``start``, or from now on."""
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: Traffic, start: Position | None = None) -> None:
         self.traffic = traffic
-        self.reader: Reader = traffic.clients.attach(CLIENT)
+        self.reader: Reader = traffic.clients.attach(CLIENT, start)
         self.entries: list[Entry] = []
         self.gaps: list[Gap] = []
 

@@ -281,7 +281,7 @@ async def test_a_keeper_that_is_silent_for_three_beats_dials_anew(
         ({"server_name": ""}, "server_name"),
         ({"addresses": []}, "no addresses"),
         ({"addresses": "a:1"}, "no addresses"),
-        ({"addresses": ["a:1"] * 17}, "no addresses"),
+        ({"addresses": ["a:1"] * 65}, "no addresses"),
         ({"addresses": ["a"]}, "host:port"),
         ({"addresses": ["a:0"]}, "host:port"),
         ({"addresses": ["a:65536"]}, "host:port"),

@@ -15,11 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from app.managers.log.entries import Position
 from app.managers.messages.traffic import Traffic
 from app.managers.processes.hosts.authority import Authority
 from app.managers.processes.hosts.joined_place import JoinedPlace
-from app.managers.processes.hosts.joining import Joining
+from app.managers.processes.hosts.joining import Joining, Replicas
 from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.keeper.greeting import ReplicaTerms
 from app.managers.processes.keeper.remote import RemoteKeeper
 from app.managers.state import KernelState
 from app.managers.telemetry.counters import Counters
@@ -34,11 +36,23 @@ LOGS: dict[str, Any] = {"log_bytes": 10**9, "log_total_bytes": 4 * 10**9, "log_a
 
 
 class JoinedService:
-    """Where keepers dial in, until it is closed; ``address`` is an IP address of this machine."""
+    """Where keepers dial in, until it is closed; ``address`` is an IP address of this machine.
 
-    def __init__(self, directory: Path, port: int = 0, address: str = "127.0.0.1") -> None:
+    It may be one of several ``replicas``, in the ``terms`` that it has of them.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        port: int = 0,
+        address: str = "127.0.0.1",
+        replicas: Replicas | None = None,
+        terms: ReplicaTerms | None = None,
+    ) -> None:
         self.directory = directory
-        self.authority = Authority(directory / "authority", [address])
+        pem = None if replicas is None else replicas.authority
+        self.authority = Authority(directory / "authority", [address], None, pem)
+        self._terms = terms
         server = socket.socket()
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
@@ -46,7 +60,9 @@ class JoinedService:
         server.setblocking(False)
         self.port = server.getsockname()[1]
         where = [f"{address}:{self.port}"]
-        self.joining = Joining(directory / "invitations", self.authority, server, where)
+        self.joining = Joining(
+            *(directory / "invitations", self.authority, server, where), replicas=replicas
+        )
         self._keepers: list[RemoteKeeper] = []
 
     async def __aenter__(self) -> Self:
@@ -64,9 +80,8 @@ class JoinedService:
         """The service's client of a keeper."""
         place = JoinedPlace(self.joining, keeper_id, f"lab {keeper_id}")
         orphan_timeout = 3600.0 if lasts else None
-        keeper = RemoteKeeper(
-            place, orphan_timeout=orphan_timeout, output_bytes=10_000, **{**LOGS, **options}
-        )
+        options = {**LOGS, "output_bytes": 10_000, "terms": self._terms, **options}
+        keeper = RemoteKeeper(place, orphan_timeout=orphan_timeout, **options)
         self._keepers.append(keeper)
         return keeper
 
@@ -125,11 +140,24 @@ async def speak(
     return await connect(keeper, home, kernel_id, info)
 
 
+def _traffic(keeper: Keeper, directory: Path, kernel_id: str) -> Traffic:
+    settings = Settings(_cli_parse_args=False)
+    return Traffic(kernel_id, KernelState(), directory, keeper, settings, Counters())
+
+
+async def resume(
+    keeper: Keeper, directory: Path, kernel_id: str, info: Mapping[str, Any]
+) -> Traffic:
+    """The traffic of a kernel that another server has left; its mirror is in a directory."""
+    resumed = _traffic(keeper, directory / kernel_id, kernel_id)
+    await resumed.resume(await resumed.meet(dict(info), Position(1, 0)))
+    resumed.ready()
+    return resumed
+
+
 async def connect(keeper: Keeper, home: Home, kernel_id: str, info: Mapping[str, Any]) -> Traffic:
     """The traffic of a kernel that a keeper has launched, once the kernel answers."""
-    settings = Settings(_cli_parse_args=False)
-    directory = home.path / "mirrors" / kernel_id
-    spoken = Traffic(kernel_id, KernelState(), directory, keeper, settings, Counters())
+    spoken = _traffic(keeper, home.path / "mirrors" / kernel_id, kernel_id)
     await spoken.connect(dict(info))
 
     async def is_reachable() -> bool:

@@ -79,21 +79,29 @@ class Nginx(Proxy):
 
     def command(self) -> Sequence[str]:
         template = (DEPLOY / "nginx/kernelkeep.conf.template").read_text()
-        # As the image of nginx does it: only what is set is replaced.
-        filled = string.Template(template).safe_substitute(
-            {name: value for name, value in self.variables().items() if f"${{{name}}}" in template}
-        )
-        temporary = "\n".join(
-            f"{what}_temp_path {self.folder / what};"
-            for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        user = "user root;" if os.geteuid() == 0 else ""
-        config = self.folder / "nginx.conf"
-        config.write_text(
-            f"daemon off; pid {self.folder / 'pid'}; error_log stderr; worker_processes 1; {user}\n"
-            f"events {{ worker_connections 256; }}\nhttp {{\n{temporary}\n{filled}\n}}\n"
-        )
-        return [program("nginx", "nginx-light"), "-p", str(self.folder), "-c", str(config)]
+        return [
+            program("nginx", "nginx-light"),
+            *nginx_arguments(self.folder, template, self.variables()),
+        ]
+
+
+def nginx_arguments(folder: Path, template: str, variables: Mapping[str, str]) -> list[str]:
+    """The arguments of an nginx that has its files in a folder, around a template of deploy/."""
+    # As the image of nginx does it: only what is set is replaced.
+    filled = string.Template(template).safe_substitute(
+        {name: value for name, value in variables.items() if f"${{{name}}}" in template}
+    )
+    temporary = "\n".join(
+        f"{what}_temp_path {folder / what};"
+        for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;" if os.geteuid() == 0 else ""
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; pid {folder / 'pid'}; error_log stderr; worker_processes 1; {user}\n"
+        f"events {{ worker_connections 512; }}\nhttp {{\n{temporary}\n{filled}\n}}\n"
+    )
+    return ["-p", str(folder), "-c", str(config)]
 
 
 class HAProxy(Proxy):

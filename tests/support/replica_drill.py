@@ -29,7 +29,7 @@ from tests.support.channels import JupyterChannels
 from tests.support.executions import stream
 from tests.support.postgresql import PostgreSQL
 from tests.support.programs import Program
-from tests.support.proxies import program
+from tests.support.proxies import DEPLOY, Certificate, nginx_arguments, program
 from tests.support.replicas import LEASE_SECONDS, Replicas
 from tests.support.rest import RestClient
 
@@ -63,7 +63,7 @@ Json = dict[str, Any]
 
 
 class Balancer(Program):
-    """nginx in front of replicas, by their ports; it knows nothing of kernels.
+    """nginx around deploy/replicas/nginx.conf.template, without TLS.
 
     It gives up a replica that says nothing for ``silence`` seconds.
     """
@@ -75,6 +75,7 @@ class Balancer(Program):
         self._ports = ports
         self._silence = silence
         self.port = free_port()
+        self._certificate = Certificate(directory)
 
     @property
     def url(self) -> str:
@@ -85,37 +86,23 @@ class Balancer(Program):
         return f"ws://127.0.0.1:{self.port}"
 
     def command(self) -> Sequence[str]:
-        servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in self._ports)
-        places = "\n".join(
-            f"{what}_temp_path {self._directory / what};"
-            for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        user = "user root;" if os.geteuid() == 0 else ""
-        config = self._directory / "nginx.conf"
-        config.write_text(f"""
-daemon off; pid {self._directory / "pid"}; error_log stderr; worker_processes 1; {user}
-events {{ worker_connections 512; }}
-http {{
-  {places}
-  access_log off;
-  upstream replicas {{ {servers} }}
-  server {{
-    listen 127.0.0.1:{self.port};
-    location / {{
-      proxy_pass http://replicas;
-      proxy_http_version 1.1;
-      proxy_set_header Host $http_host;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection $http_connection;
-      proxy_buffering off;
-      proxy_connect_timeout 1s;
-      proxy_read_timeout {self._silence}s;
-      proxy_next_upstream error timeout;
-    }}
-  }}
-}}
-""")
-        return [program("nginx", "nginx-light"), "-p", str(self._directory), "-c", str(config)]
+        template = (DEPLOY / "replicas/nginx.conf.template").read_text()
+        one, two, three = (f"127.0.0.1:{port}" for port in self._ports)
+        values = {
+            **{"LISTEN": f"127.0.0.1:{self.port}", "TIMEOUT": f"{self._silence}s"},
+            **{
+                "ONE": one,
+                "TWO": two,
+                "THREE": three,
+                "ACCESS_LOG": str(self._directory / "access"),
+            },
+            "CERTIFICATE": str(self._certificate.certificate),
+            "CERTIFICATE_KEY": str(self._certificate.key),
+        }
+        return [
+            program("nginx", "nginx-light"),
+            *nginx_arguments(self._directory, template, values),
+        ]
 
     def environment(self) -> Mapping[str, str]:
         return {"PATH": os.environ["PATH"], "HOME": str(self._directory)}

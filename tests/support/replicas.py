@@ -1,4 +1,4 @@
-"""Several replicas of the service: one home, one PostgreSQL database, one token."""
+"""Several replicas of the service: one PostgreSQL database, one token, and a home for each host."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import kill_all
 from tests.support.server import ServerProcess
+from tests.support.wall_clock import AHEAD, JumpingServer
 
 __all__ = ["LEASE_SECONDS", "Replicas"]
 
@@ -34,27 +35,55 @@ class _Replica(ServerProcess):
         return command
 
 
+class _Fast(_Replica, JumpingServer):
+    """Its clock is an hour ahead."""
+
+
 class Replicas:
-    """A context manager; all methods block. Replicas are known by their names."""
+    """A context manager; all methods block. Replicas are known by their names.
+
+    They share ``home``, as those of a host do, unless they are started on another ``host``.
+    """
 
     def __init__(self, url: str, *arguments: str) -> None:
         self.url = url
-        self.home = Home()
+        self.homes = {"": Home()}
         self.token = os.urandom(16).hex()
+        self.lease_seconds = LEASE_SECONDS
         self.servers: dict[str, ServerProcess] = {}
         self._arguments = arguments
         write_kernelspecs(self.home.jupyter_path, FAKE_SPECS)
 
+    @property
+    def home(self) -> Home:
+        """Of those that were started on no other host."""
+        return self.homes[""]
+
+    def home_of(self, host: str) -> Home:
+        """The home of all replicas of a host."""
+        if host not in self.homes:
+            self.homes[host] = Home()
+            write_kernelspecs(self.homes[host].jupyter_path, FAKE_SPECS)
+        return self.homes[host]
+
     def start(
-        self, name: str, *arguments: str, url: str | None = None, port: int = 0
+        self,
+        name: str,
+        *arguments: str,
+        url: str | None = None,
+        port: int = 0,
+        host: str = "",
+        is_fast: bool = False,
     ) -> ServerProcess:
-        """Start a replica."""
-        server = _Replica(
+        """Start a replica; the clock of one that ``is_fast`` is an hour ahead."""
+        kind = _Fast if is_fast else _Replica
+        server = kind(
             *("--on-shutdown", "keep", "--replica-name", name),
-            *("--registry-url", url or self.url, "--lease-seconds", str(LEASE_SECONDS)),
+            *("--registry-url", url or self.url, "--lease-seconds", str(self.lease_seconds)),
             *(*self._arguments, *arguments),
-            home=self.home,
+            home=self.home_of(host),
             token=self.token,
+            env={AHEAD: "3600"} if is_fast else None,
         )
         server.wanted_port = port
         self.servers[name] = server.start()
@@ -96,11 +125,13 @@ class Replicas:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:  # pytest shows it with the test that has failed
             sys.stdout.write(self.output())
-            log = self.home.state_dir / "keeper" / "log"
-            if log.exists():
-                sys.stdout.write(f"\n== keeper\n{log.read_text()[-3000:]}\n")
+            for host, home in self.homes.items():
+                log = home.state_dir / "keeper" / "log"
+                if log.exists():
+                    sys.stdout.write(f"\n== keeper {host}\n{log.read_text()[-3000:]}\n")
         for name in [*self.servers]:
             self.send(name, signal.SIGCONT)
             self.end(name)
-        kill_all(self.home.processes())
-        self.home.remove()
+        for home in self.homes.values():
+            kill_all(home.processes())
+            home.remove()

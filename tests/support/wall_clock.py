@@ -1,11 +1,13 @@
 """A server whose wall clock jumps while its monotonic clock goes on.
 
 That is what a suspended machine looks like to its processes when it wakes up (on Linux and macOS
-the monotonic clock stands still meanwhile), and what somebody does who sets the clock.
+the monotonic clock stands still meanwhile), and what somebody does who sets the clock. With the
+variable `AHEAD` the clock is so many seconds ahead from the beginning.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -14,6 +16,8 @@ from types import FrameType
 from tests.support.server import ServerProcess
 
 JUMP = 86_400  # seconds
+
+AHEAD = "WALL_CLOCK_AHEAD"
 
 
 class JumpingServer(ServerProcess):
@@ -32,7 +36,7 @@ class JumpingServer(ServerProcess):
 
 
 def main() -> None:
-    shift = 0
+    shift = int(os.environ.get(AHEAD, "0"))
     system_time, system_time_ns = time.time, time.time_ns
 
     def jump(number: int, _frame: FrameType | None) -> None:

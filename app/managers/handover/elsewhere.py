@@ -22,6 +22,8 @@ class KernelElsewhere(NamedTuple):
     counts: bool
     """Whether the kernel counts towards ``max_kernels``."""
     ownership: Ownership
+    is_reachable: bool = True
+    """Whether a replica has the kernel, or there is one that could take it over."""
 
 
 class SharedSession(NamedTuple):
@@ -46,6 +48,9 @@ class Known(Protocol):
     on_sessions: Callable[[], None]
     """Called when sessions have changed."""
 
+    async def give_up(self, kernel_id: str, /) -> bool:
+        """Forget a kernel that no replica has; whether it was so. Raises `StoreAway`."""
+
 
 class Nowhere:
     """What a server knows of others that is the only one: nothing."""
@@ -55,3 +60,7 @@ class Nowhere:
         self.sessions: dict[str, SharedSession] = {}
         self.changes = 0
         self.on_sessions: Callable[[], None] = lambda: None
+
+    async def give_up(self, _kernel_id: str, /) -> bool:
+        """There is none."""
+        return False

@@ -17,12 +17,13 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
+from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
 from .elsewhere import Known, Nowhere
 from .store import (
@@ -118,6 +119,8 @@ class Registry:
     """Whether it stores the models of kernels, for servers that have not got the kernels."""
     replica_terms: ReplicaTerms | None = None
     """Which of several replicas this server is, and the terms of its kernels."""
+    shared_keepers: Replicas | None = None
+    """What those replicas have in common of keepers that dial in."""
 
     def __init__(self, state_dir: Path) -> None:
         self._lock = Lock(state_dir)
@@ -188,6 +191,9 @@ class Registry:
     def elsewhere(self) -> Known:
         """What other replicas have."""
         return Nowhere()
+
+    def listens(self, addresses: Sequence[str]) -> None:
+        """Keepers dial this server at these addresses."""
 
     # Kernels
 

@@ -27,6 +27,7 @@ from ..errors import (
     TooManyShares,
 )
 from ..handover.elsewhere import KernelElsewhere
+from ..handover.store import StoreAway
 from ..owners.names import InvalidName, owner_name
 from ..owners.ownership import (
     MAX_SHARES,
@@ -40,7 +41,7 @@ from ..owners.principal import Principal
 from ..processes.engines.quantities import Value
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
-from ..replicas.errors import KernelElsewhereError
+from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, connections, last_activity
 from .table import checked_id, keys_for
@@ -353,9 +354,29 @@ class CallersKernels:
     async def shutdown_kernel(
         self, kernel_id: str, *, now: bool = False, give_up: bool = False
     ) -> None:
-        """Stop a kernel and forget it (`MultiKernelManager.shutdown_kernel`)."""
+        """Stop a kernel and forget it (`MultiKernelManager.shutdown_kernel`).
+
+        One that is elsewhere, where no replica reaches it, can be given up. Raises
+        `ReplicaUnreachable` and `RegistryUnavailable`, too.
+        """
+        lost = self._elsewhere(kernel_id)
+        if lost is not None:
+            await self._give_up(lost, give_up=give_up)
+            return
         self.require("write", kernel_id)
         await self._manager.shutdown_kernel(kernel_id, now=now, give_up=give_up)
+
+    async def _give_up(self, lost: KernelElsewhere, *, give_up: bool) -> None:
+        if not (self._everything or access(self.principal, "write", "kernels", lost.ownership)):
+            raise NotAuthorized("write", "kernels")
+        if lost.is_reachable or not give_up:
+            raise ReplicaUnreachable
+        try:
+            is_gone = await self._manager.elsewhere.give_up(lost.id)
+        except StoreAway:
+            raise RegistryUnavailable from None
+        if not is_gone:  # a replica has taken it meanwhile
+            raise ReplicaUnreachable
 
     async def relocate_kernel(
         self, kernel_id: str, path: str | None, env: Mapping[str, str]

@@ -17,6 +17,7 @@ from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
 from ..processes.hosts.host_choice import HostChoice
 from ..processes.hosts.new_joining import new_joining
+from ..processes.hosts.service import OwnService, Service
 from ..processes.isolation.isolation import Isolation, new_isolation
 from ..processes.keeper.keepers import Keepers, new_keepers
 from ..processes.run_files import RunFiles
@@ -47,7 +48,8 @@ def multi_kernel_manager(
     Directories are made, and tasks begin: call this inside a running event loop, and
     `MultiKernelManager.close` there, which takes all of it down.
     """
-    files = RunFiles(settings)
+    terms = None if registry is None else registry.replica_terms
+    files = RunFiles(settings, "" if terms is None else terms.replica)
     transports = Transports(
         "ipc" if settings.only_ipc else settings.transport,
         *(settings.state_dir, files.path),
@@ -57,9 +59,12 @@ def multi_kernel_manager(
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
-    terms = None if registry is None else registry.replica_terms
     keepers = new_keepers(settings, files.path, own, terms)
-    joining = new_joining(settings, files.path)
+    replicas = None if registry is None else registry.shared_keepers
+    joining = new_joining(settings, files.path, replicas)
+    if registry is not None and joining.is_on:
+        registry.listens(joining.own_addresses)
+    service: Service = replicas or OwnService(files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
@@ -75,8 +80,9 @@ def multi_kernel_manager(
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
         joining=joining,
-        engines=Engines(joining, keepers, files.path),
-        hosts=HostChoice(keepers, files.path),
+        service=service,
+        engines=Engines(joining, keepers, service),
+        hosts=HostChoice(keepers, service),
         isolation=isolation,
         audit=audit,
         handover=handover,

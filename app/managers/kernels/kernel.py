@@ -68,7 +68,7 @@ class Kernel:
         self.spec = spec
         self.ownership = ownership = Ownership() if ownership is None else ownership
         self.state = KernelState(frozenset(settings.untracked_message_types))
-        directory = services.files.logs / kernel_id
+        directory = services.log_of(kernel_id, spec)
         self.traffic = Traffic(
             kernel_id,
             self.state,

@@ -34,7 +34,8 @@ from ..processes.forking.provisioner import Forking, KernelManager, new_provisio
 from ..processes.hosts.host_choice import HostChoice
 from ..processes.hosts.joining import Joining
 from ..processes.hosts.options import options_of
-from ..processes.hosts.provisioner import RemoteProvisioner, assign_host
+from ..processes.hosts.provisioner import RemoteProvisioner, assign_host, elsewhere
+from ..processes.hosts.service import Service
 from ..processes.isolation.isolation import Isolation
 from ..processes.jupyter_internals import use_spec
 from ..processes.keeper.keepers import Keepers
@@ -48,7 +49,7 @@ from ..telemetry.events import Events
 from ..telemetry.reports import KernelReports
 from .usage import UsageSampler
 
-__all__ = ["KernelServices", "is_elsewhere"]
+__all__ = ["KernelServices"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class KernelServices:
     starts: Starts
     keepers: Keepers
     joining: Joining
+    service: Service
     engines: Engines
     hosts: HostChoice
     isolation: Isolation
@@ -159,9 +161,6 @@ class KernelServices:
         spec = settled(spec, given)
         if left is None:
             self.begin_term(kernel_id)
-        if self.settings.replicated and is_elsewhere(spec):
-            # Two replicas would write the same copies of its log.
-            raise KernelStartFailed("Kernels on other hosts are not to be had with registry_url")
         left = left or {}
         owner = "" if self.parks else ownership.owner
         limits = self.process_limits(ownership)
@@ -169,7 +168,12 @@ class KernelServices:
             kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
         )
         if not has_engine:
-            assign_host(self.keepers, kernel_id, spec, self.files.path, left)
+            assign_host(self.keepers, kernel_id, spec, self.service, left)
+
+    def log_of(self, kernel_id: str, spec: KernelSpec) -> Path:
+        """The directory of a kernel's log, or of its mirror if the kernel is on another host."""
+        files = self.files
+        return (files.mirrors if elsewhere(spec.metadata) else files.logs) / kernel_id
 
     async def choose_host(
         self, spec: KernelSpec, given: Mapping[str, Value]
@@ -252,13 +256,6 @@ class KernelServices:
         self.transports.close()
         self.isolation.close()
         self.files.close()
-
-
-def is_elsewhere(spec: KernelSpec) -> bool:
-    """Whether a kernelspec names one of this package's provisioners for other hosts."""
-    stanza = spec.metadata.get("kernel_provisioner")
-    name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
-    return name.startswith("kernelkeep-") and name != "kernelkeep-fork"
 
 
 def _declares_encryption(spec: KernelSpec) -> bool:

@@ -30,12 +30,13 @@ from ..errors import (
 )
 from ..owners.ownership import Ownership
 from ..processes.engines.caller_options import settled
+from ..processes.hosts.provisioner import elsewhere
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
 from .kernel import Kernel
 from .moving import MOVABLE, Asked, Move, moved, plan
-from .services import KernelServices, is_elsewhere
+from .services import KernelServices
 from .stopping import stop_quietly
 
 __all__ = ["WarmKernels", "retry_seconds"]
@@ -129,7 +130,7 @@ class WarmKernels:
             spec = await self._specs.find(pool.name)
         except (KernelSpecNotFound, KernelSpecInvalid):  # the start that follows raises this again
             return None
-        there = is_elsewhere(spec)
+        there = elsewhere(spec.metadata)
         if there and not self._has_nobodys_limits(asked.ownership):
             return None
         # A directory of this machine means nothing on another.
@@ -201,7 +202,7 @@ class WarmKernels:
         """Start a kernel, and return it when it is ready. Raises `KernelkeepError` if it fails."""
         cwd, env = self._as_started
         spec = await self._specs.find(pool.name)
-        there = is_elsewhere(spec)
+        there = elsewhere(spec.metadata)
         if there and not await self._services.engines.may_park(settled(spec, {})):
             raise KernelStartFailed("on its host, none can be kept that is nobody's")
         kernel = Kernel(

@@ -7,6 +7,9 @@ does; if both are killed, the next server does.
 
 A server holds the lock in its run's directory as long as it lives, and a keeper the one in its own.
 A directory in which both locks are free is one that nobody uses any more.
+
+Of a kernel on another host, a server has a copy of its log, a mirror, which it alone may write.
+Replicas share a state directory: so each has a directory of its own for mirrors, and a lock in it.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ from ...keeper.protocol import keeper_dir
 from ...settings import Settings
 from .isolation.places import kernels_dir
 
-__all__ = ["KEPT", "RunFiles"]
+__all__ = ["KEPT", "RunFiles", "clear_mirrors"]
 
 logger = logging.getLogger(__name__)
 
 KEPT: Final = "kept"
 """The directory of the logs of kernels that outlive the server."""
+
+MIRRORS: Final = "mirrors"
+"""The directory of the mirrors of replicas, beside `KEPT`."""
 
 _LOCK: Final = "lock"
 
@@ -42,10 +48,12 @@ class RunFiles:
     """The directories of one run.
 
     Make it before the keeper and any kernel is started, and `close` it when all of them have ended.
+    ``replica`` is the id of this process, if it is one of several replicas.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, replica: str = "") -> None:
         self._lock: int | None = None
+        self._mirrors_lock: int | None = None
         self.path = settings.state_dir
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         runs = settings.state_dir / "run"
@@ -65,12 +73,17 @@ class RunFiles:
             self.logs /= KEPT
         for directory in (self.runtime, self.output, self.logs.parent, self.logs):
             directory.mkdir(mode=0o700, exist_ok=True)
+        self.mirrors = self.logs
+        """The directory of the mirrors of logs on other hosts."""
+        if replica:
+            mirrors = self.logs.parent / MIRRORS
+            mirrors.mkdir(mode=0o700, exist_ok=True)
+            with _locked(mirrors, fcntl.LOCK_EX):
+                _clear_mirrors(mirrors)
+                self.mirrors, self._mirrors_lock = _make_locked(mirrors / replica)
 
     def _make_own(self, parent: Path) -> Path:
-        own = parent / secrets.token_hex(4)
-        own.mkdir(mode=0o700)
-        self._lock = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        own, self._lock = _make_locked(parent / secrets.token_hex(4))
         return own
 
     @property
@@ -85,6 +98,31 @@ class RunFiles:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._mirrors_lock is not None:
+            shutil.rmtree(self.mirrors, ignore_errors=True)
+            os.close(self._mirrors_lock)
+            self._mirrors_lock = None
+
+
+def _make_locked(path: Path) -> tuple[Path, int]:
+    """A new directory that this process uses, and its lock, which is to be closed."""
+    path.mkdir(mode=0o700)
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return path, lock
+
+
+def clear_mirrors(state_dir: Path) -> None:
+    """Remove the mirrors of replicas that have ended. Raises `OSError`."""
+    mirrors = state_dir / "logs" / MIRRORS
+    with _locked(mirrors, fcntl.LOCK_EX):
+        _clear_mirrors(mirrors)
+
+
+def _clear_mirrors(mirrors: Path) -> None:
+    for directory in mirrors.iterdir():
+        with contextlib.suppress(OSError), _locked(directory / _LOCK):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _clear_away(parent: Path, isolation_dir: Path | None) -> None:

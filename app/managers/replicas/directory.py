@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import psycopg
@@ -22,10 +22,13 @@ from ..handover.elsewhere import KernelElsewhere, SharedSession
 from ..handover.store import StoreAway
 from ..owners.ownership import Ownership, Share
 from .database import CHANNEL, Connection, Database
+from .store import tell
 
 __all__ = ["Directory"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WAIT_SECONDS: Final = 1.0
 """How often the thread looks whether it is to end."""
@@ -51,8 +54,15 @@ _whose: Final = msgspec.json.Decoder(_Whose).decode
 
 
 _KERNELS: Final = (
-    "SELECT id, replica, term, created, model, record, execution_state FROM kernelkeep.kernel"
+    "SELECT id, replica, term, created, model, record, execution_state, "
+    # Only a replica of the same host can take such a kernel.
+    "replica IS NOT NULL OR left(keeper, 4) <> 'dir:' OR EXISTS "
+    "(SELECT 1 FROM kernelkeep.replica AS one WHERE one.host = substr(keeper, 5)) "
+    "FROM kernelkeep.kernel"
 )
+NO_REPLICA: Final = "no replica of its host is there"
+"""Why a kernel cannot be reached, as the API shows it."""
+
 _SESSIONS: Final = "SELECT id, number, path, name, type, kernel_id, owner FROM kernelkeep.session"
 
 
@@ -63,7 +73,7 @@ class _Found(NamedTuple):
     kernel_ids: set[str] | None
     sessions: list[SharedSession]
     session_ids: set[str] | None
-    addresses: dict[str, str]
+    members: list[tuple[str, str, str, str, list[str]]]
 
 
 class Directory:
@@ -76,9 +86,17 @@ class Directory:
         self.kernels: dict[str, KernelElsewhere] = {}
         self.sessions: dict[str, SharedSession] = {}
         self.addresses: dict[str, str] = {}
+        """Where replicas of one host reach each other, by their ids."""
+        self.dials: dict[str, str] = {}
+        """Where replicas of other hosts dial them, ``host:port``; empty for nowhere."""
+        self.names: dict[str, str] = {}
+        self.agents: dict[str, list[str]] = {}
+        """Where keepers dial each replica that listens for them."""
         self.changes = 0
         """Counted up when kernels change."""
         self.on_sessions: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when replicas or kernels may have changed."""
         self._on_replicas = on_replicas
         self._database = Database(url)
         self._loop = asyncio.get_running_loop()
@@ -114,17 +132,31 @@ class Directory:
 
     async def look(self, kernel_id: str) -> KernelElsewhere | None:
         """Ask the database for one kernel that is not known here. Raises `StoreAway`."""
+        found = await self._once(lambda one: _kernels(one, {kernel_id}))
+        return found[0] if found else None
+
+    async def give_up(self, kernel_id: str) -> bool:
+        """As `Known.give_up`. Its process is ended when a replica of its host is back."""
+        is_gone = await self._once(lambda one: _give_up(one, kernel_id))
+        if is_gone:
+            logger.warning(
+                "kernel %s was given up: no replica of its host is there",
+                kernel_id,
+                extra={"kernel_id": kernel_id},
+            )
+            self.forget(kernel_id)
+        return is_gone
+
+    async def _once(self, work: Callable[[Connection], T]) -> T:
+        """Do this by a connection of its own. Raises `StoreAway`."""
         database = Database(self._database.url)
         try:
             async with asyncio.timeout(2 * WAIT_SECONDS):
-                found = await asyncio.to_thread(
-                    database.run, lambda one: _kernels(one, {kernel_id})
-                )
+                return await asyncio.to_thread(database.run, work)
         except TimeoutError:
             raise StoreAway("the database does not answer") from None
         finally:
             await asyncio.to_thread(database.close)
-        return found[0] if found else None
 
     # The thread
 
@@ -166,8 +198,13 @@ class Directory:
         if found.sessions or found.session_ids is None or found.session_ids:
             _replace(self.sessions, found.sessions, found.session_ids)
             self.on_sessions()
-        if found.addresses != self.addresses:
-            self.addresses = found.addresses
+        addresses = {replica: address for replica, _, address, _, _ in found.members}
+        self.names = {replica: name for replica, name, _, _, _ in found.members}
+        self.dials = {replica: dial for replica, _, _, dial, _ in found.members}
+        self.agents = {replica: agents for replica, _, _, _, agents in found.members if agents}
+        self.on_change()
+        if addresses != self.addresses:
+            self.addresses = addresses
             self._on_replicas()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -202,7 +239,7 @@ def _everything(connection: Connection) -> _Found:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         kernels, sessions = _kernels(connection, None), _sessions(connection, None)
-        return _Found(kernels, None, sessions, None, _addresses(connection))
+        return _Found(kernels, None, sessions, None, _members(connection))
 
 
 def _again(connection: Connection, told: Collection[str]) -> _Found:
@@ -225,7 +262,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
         kernel_ids,
         _sessions(connection, session_ids),
         session_ids,
-        _addresses(connection),
+        _members(connection),
     )
 
 
@@ -239,6 +276,21 @@ def _kernels(connection: Connection, ids: set[str] | None) -> list[KernelElsewhe
     return [_elsewhere(*row) for row in rows.fetchall()]
 
 
+def _give_up(connection: Connection, kernel_id: str) -> bool:
+    gone = connection.execute(
+        "DELETE FROM kernelkeep.kernel WHERE id = %s AND replica IS NULL RETURNING id", (kernel_id,)
+    ).fetchone()
+    if gone is None:
+        return False
+    connection.execute("DELETE FROM kernelkeep.execution WHERE kernel_id = %s", (kernel_id,))
+    sessions = connection.execute(
+        "DELETE FROM kernelkeep.session WHERE kernel_id = %s RETURNING id", (kernel_id,)
+    ).fetchall()
+    tell(connection, "kernels", [kernel_id])
+    tell(connection, "sessions", [session_id for (session_id,) in sessions])
+    return True
+
+
 def _elsewhere(
     kernel_id: str,
     replica: str | None,
@@ -247,11 +299,23 @@ def _elsewhere(
     model: str,
     record: str,
     execution_state: str,
+    is_reachable: bool,
 ) -> KernelElsewhere:
     whose = _whose(record)
+    shown = model.encode() if is_reachable else _unreachable(model)
     owned = Ownership(whose.owner, whose.owner_groups, whose.shares)
     counts = execution_state != "dead"
-    return KernelElsewhere(kernel_id, replica, term, created, model.encode(), counts, owned)
+    return KernelElsewhere(
+        kernel_id, replica, term, created, shown, counts, owned, is_reachable=is_reachable
+    )
+
+
+def _unreachable(model: str) -> bytes:
+    """A model as the API shows it while nobody can tell what the kernel does."""
+    fields = msgspec.json.decode(model)
+    if fields.get("execution_state") != "dead":
+        fields |= {"execution_state": "unknown", "reason": NO_REPLICA}
+    return msgspec.json.encode(fields)
 
 
 def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSession]:
@@ -264,9 +328,11 @@ def _sessions(connection: Connection, ids: set[str] | None) -> list[SharedSessio
     return [SharedSession(*row) for row in rows.fetchall()]
 
 
-def _addresses(connection: Connection) -> dict[str, str]:
-    rows = connection.execute("SELECT id, address FROM kernelkeep.replica ORDER BY joined")
-    return dict(rows.fetchall())
+def _members(connection: Connection) -> list[tuple[str, str, str, str, list[str]]]:
+    rows = connection.execute(
+        "SELECT id, name, address, dial, agents FROM kernelkeep.replica ORDER BY joined"
+    )
+    return [(replica, *rest) for replica, *rest in rows.fetchall()]
 
 
 def _replace(known: dict[str, Any], found: Collection[Any], ids: set[str] | None) -> None:

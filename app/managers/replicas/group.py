@@ -5,19 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from ...agent_options import host_and_port
 from ..errors import KeeperUnavailable
 from ..handover.elsewhere import KernelElsewhere
 from ..processes.keeper.keepers import Keepers
 from ..processes.keeper.link import KeeperRefuses
 from .lease import Standing
 from .registry import DIRECTORY, SharedRegistry
+from .wire import Wire
 
-__all__ = ["Group"]
+__all__ = ["Group", "Way"]
 
 CHANGE_SECONDS: Final = 0.25
 """How long a request waits for a change before it looks again."""
+
+
+class Way(NamedTuple):
+    """How this replica reaches another: by its ``socket``, or by TLS at ``dial``."""
+
+    replica: str
+    name: str
+    """What its certificate has to say."""
+    socket: Path | None
+    dial: tuple[str, int] | None
 
 
 class Here(Protocol):
@@ -41,6 +53,11 @@ class Group:
         self.id = registry.member.replica.id
         self.patience = registry.lease.seconds + 5.0
         """How long, in seconds, a takeover may take in which a request waits."""
+
+    @property
+    def wire(self) -> Wire | None:
+        """Where replicas of other hosts dial this one, if they do."""
+        return self._registry.wire
 
     @property
     def socket(self) -> Path:
@@ -97,10 +114,16 @@ class Group:
         session = self._registry.directory.sessions.get(session_id)
         return None if session is None else session.kernel_id
 
-    def socket_of(self, replica: str) -> Path | None:
-        """Where a replica listens; None if that is not known, or on another host."""
-        address = self._registry.directory.addresses.get(replica)
-        return None if address is None else self._socket_of(address)
+    def way_to(self, replica: str) -> Way | None:
+        """How to reach a replica; None if none of this id is known, or it cannot be dialled."""
+        known = self._registry.directory
+        address = known.addresses.get(replica)
+        if address is None:
+            return None
+        socket, dial = self._socket_of(address), known.dials[replica]
+        if socket is None and not (dial and self.wire):
+            return None
+        return Way(replica, known.names[replica], socket, host_and_port(dial, 0) if dial else None)
 
     async def change(self) -> None:
         """Return when something has changed, or soon."""

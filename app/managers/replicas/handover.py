@@ -22,7 +22,7 @@ from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredH
 from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
-from ..processes.run_files import KEPT
+from ..processes.run_files import KEPT, clear_mirrors
 from .membership import Taken
 from .registry import SharedRegistry
 
@@ -56,7 +56,7 @@ class SharedHandover(RegisteredHandover):
         keepers.on_fenced = registry.fence
         registry.member.on_taken = self._on_taken
         registry.member.on_lost = self._on_lost
-        registry.member.on_dead = self._on_dead
+        registry.member.on_gone = self._on_gone
 
     async def adopt(self, one: Adopt) -> None:
         """Adopt this replica's share of the kernels that nobody has, and go on with that later."""
@@ -88,14 +88,19 @@ class SharedHandover(RegisteredHandover):
         for kernel_id in self._shared.terms:
             self._shared.fence(kernel_id)
 
-    def _on_dead(self, dead: Sequence[str], known: Sequence[str]) -> None:
-        self._do(self._end_strays(dead, known))
+    def _on_gone(self, gone: Sequence[str], known: Sequence[str]) -> None:
+        self._do(self._end_strays(gone, known))
 
-    async def _end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+    async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(clear_mirrors, self._state_dir)
+        is_done = True
         try:
-            await self._keepers.end_strays(dead, known)
+            await self._keepers.end_strays(gone, known)
         except KeeperUnavailable as error:
             logger.error("kernels that nobody knows may be left: %s", error.message)
+            is_done = False
+        await self._shared.member.buried(gone, is_done=is_done)
 
     async def _let_go(self, kernel_id: str) -> None:
         try:

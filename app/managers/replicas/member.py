@@ -13,10 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
-from ..handover.store import StoreAway
+from ..handover.store import StoreAway, UnusableRegistry
 from .database import Connection, Database
 from .lease import Lease, Standing
-from .membership import Replica, Taken, beat, declare_dead, everybodys, join, leave, mine, take
+from .membership import (
+    Replica,
+    Taken,
+    announce,
+    beat,
+    declare_dead,
+    everybodys,
+    forget_gone,
+    gone,
+    join,
+    leave,
+    mine,
+    take,
+)
 from .terms import Terms
 
 __all__ = ["Member", "bounded"]
@@ -37,6 +50,9 @@ AT_ONCE: Final = 64
 SPREAD_SECONDS: Final = 0.05
 """The pause before more kernels are taken, in which the other replicas take theirs."""
 
+BURY_SECONDS: Final = 30.0
+"""When what replicas have left is looked after again, if it could not be."""
+
 ROUNDS: Final = 200
 """How often more kernels are taken in a row, before the lease is renewed again."""
 
@@ -45,8 +61,10 @@ class Member:
     """A replica among the others. Make it inside a running event loop, and `close` it there.
 
     ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
-    others have declared it dead: it has no kernel any more. ``on_dead`` is called with the ids of
-    replicas that are gone, and those of all kernels that the registry knows.
+    others have declared it dead: it has no kernel any more. ``on_gone`` is called with the ids of
+    replicas of this host that are gone, and those of all kernels that the registry knows; `buried`
+    is to be called with the former when that is done, or could not be. ``agents`` are where keepers
+    dial this replica, if it listens.
     """
 
     def __init__(
@@ -56,8 +74,9 @@ class Member:
         self.lease = lease
         self.on_taken: Callable[[Sequence[Taken]], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
-        self.on_dead: Callable[[Sequence[str], Sequence[str]], None] = lambda _dead, _known: None
-        self._replaced: list[str] = []  # whose kernels are not looked after yet
+        self.on_gone: Callable[[Sequence[str], Sequence[str]], None] = lambda _gone, _known: None
+        self.agents: Sequence[str] = ()
+        self._burying: set[str] = set()
         self._keepers = keepers
         self._terms = terms
         self._database = Database(url)
@@ -86,13 +105,18 @@ class Member:
         """Join the others. Raises `UnusableRegistry` and `StoreAway`."""
         sent = self._loop.time()
         seconds = self.lease.seconds
-        replaced = await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
-        self._replaced += replaced
+        await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
         self.lease.renewed(sent, self._loop.time())
+        await self._announce()
+
+    async def _announce(self) -> None:
+        if self.agents:
+            await self._ask(lambda one: announce(one, self.replica.id, self.agents))
 
     async def begin(self) -> None:
         """Take what is to be taken now, and from now on; renew the lease."""
         try:
+            await self._announce()
             await self._take()
         except StoreAway as error:
             self._tell(error)
@@ -112,6 +136,8 @@ class Member:
                 await self._take()
             except StoreAway as error:
                 self._tell(error)
+            except UnusableRegistry as error:
+                self._refused(error)
             except Exception:
                 logger.exception("the lease of this replica could not be renewed")
 
@@ -120,32 +146,54 @@ class Member:
             logger.error("the registry is away, kernels go on: %s", error)
         self._trouble = str(error)
 
+    def _refused(self, error: UnusableRegistry) -> None:
+        """The others, which have declared this replica dead, do not let it join them again."""
+        if self._trouble != str(error):
+            logger.error("this replica may not join the others again: %s", error)
+        self._trouble = str(error)
+
     async def _beat(self) -> None:
         sent = self._loop.time()
         seconds = self.lease.seconds
         alive = await self._ask(lambda one: beat(one, self.replica.id, seconds))
+        if alive:
+            self._back()
+            self.lease.renewed(sent, self._loop.time())
+            return
+        if self.standing is not Standing.NONE:
+            logger.error("the other replicas have declared this one dead, and have its kernels")
+            self.lease.lost()
+            self.on_lost()
+        await self.join(replaces=[self.replica.name])
+        self._back()
+
+    def _back(self) -> None:
         if self._trouble:
             logger.info("the registry is back")
             self._trouble = ""
-        if alive:
-            self.lease.renewed(sent, self._loop.time())
-            return
-        logger.error("the other replicas have declared this one dead, and have its kernels")
-        self.lease.lost()
-        self.on_lost()
-        await self.join(replaces=[self.replica.name])
 
     async def _look_for_the_dead(self) -> None:
         if self.lease.may_bury(self._loop.time()):
-            dead = await self._ask(lambda one: declare_dead(one, self.replica.id))
-            for name in dead.values():
+            for name in await self._ask(lambda one: declare_dead(one, self.replica.id)):
                 logger.warning("replica %s is not heard of: its kernels are taken over", name)
-            self._replaced += dead
-        if self._replaced:
+        found = await self._ask(lambda one: gone(one, self.replica.host))
+        new = [replica_id for replica_id in found if replica_id not in self._burying]
+        if new:
             # Read behind the end of those replicas: they store no further kernel.
             known = await self._ask(everybodys)
-            dead_ids, self._replaced = self._replaced, []
-            self.on_dead(dead_ids, known)
+            self._burying.update(new)
+            self.on_gone(new, known)
+
+    async def buried(self, ids: Sequence[str], *, is_done: bool) -> None:
+        """What replicas had started and not stored is ended; if not, that is tried again later."""
+        if not is_done:
+            self._loop.call_later(BURY_SECONDS, self._burying.difference_update, ids)
+            return
+        try:
+            await self._ask(lambda one: forget_gone(one, ids))
+        except StoreAway as error:
+            logger.debug("replicas that are gone are looked after once more: %s", error)
+        self._burying.difference_update(ids)
 
     async def _take(self) -> None:
         """Take this replica's share of the kernels that nobody has, until there are none."""

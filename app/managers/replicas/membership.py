@@ -16,9 +16,12 @@ from .store import decode_record, tell
 __all__ = [
     "Replica",
     "Taken",
+    "announce",
     "beat",
     "declare_dead",
     "everybodys",
+    "forget_gone",
+    "gone",
     "join",
     "leave",
     "mine",
@@ -29,7 +32,8 @@ __all__ = [
 class Replica(msgspec.Struct, frozen=True):
     """One process among those that share a registry.
 
-    ``address`` is where the others reach it. ``secret`` is a digest of the server's token.
+    ``address`` is where the others of its host reach it, ``dial`` where those of other hosts do. A
+    host is a state directory. ``secret`` is a digest of the server's token.
     """
 
     id: str
@@ -37,6 +41,12 @@ class Replica(msgspec.Struct, frozen=True):
     address: str
     version: str
     secret: str
+    dial: str = ""
+
+    @property
+    def host(self) -> str:
+        """The identity of its state directory, as the registry has it from the address."""
+        return self.address.split(":")[1]
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -48,61 +58,103 @@ class Taken(msgspec.Struct, frozen=True):
 
 def join(
     connection: Connection, replica: Replica, seconds: float, *, replaces: Sequence[str]
-) -> list[str]:
-    """Join the others with a lease of so many ``seconds``; the ids of those that it replaces.
+) -> None:
+    """Join the others with a lease of so many ``seconds``.
 
-    A process before this one with a name among ``replaces`` is known to have ended: its kernels
-    need not wait for its lease to end. Raises `UnusableRegistry` if the name is another's, or the
-    others have another token or state directory.
+    A process of this host before this one, with a name among ``replaces``, is known to have ended:
+    its kernels need not wait for its lease to end. Raises `UnusableRegistry` as `check` does.
     """
     execute = connection.execute
     execute("LOCK TABLE kernelkeep.replica IN SHARE ROW EXCLUSIVE MODE")
     check(connection, replica, replaces=replaces)
-    replaced = execute(
-        "DELETE FROM kernelkeep.replica WHERE name = ANY(%s) AND id <> %s RETURNING id",
-        ([*replaces], replica.id),
-    ).fetchall()
     execute(
-        "DELETE FROM kernelkeep.replica WHERE name = %s AND id <> %s", (replica.name, replica.id)
+        _noting("(name = %s OR name = ANY(%s) AND host = %s) AND id <> %s"),
+        (replica.name, [*replaces], replica.host, replica.id),
     )
     execute(
-        "INSERT INTO kernelkeep.replica (id, name, address, version, secret, expires) "
-        "VALUES (%s, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) "
+        "INSERT INTO kernelkeep.replica (id, name, address, version, secret, dial, expires) "
+        "VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) "
         "ON CONFLICT (id) DO UPDATE SET expires = excluded.expires",
         (*msgspec.structs.astuple(replica), seconds),
     )
-    execute(
+    execute("DELETE FROM kernelkeep.gone WHERE id = %s", (replica.id,))
+    _remove_old(connection)
+    tell(connection, "replicas")
+
+
+def _noting(which: str) -> bytes:
+    """A statement that removes such replicas, and notes that they are gone; it tells their names.
+
+    With a replica's row its kernels become free (ON DELETE SET NULL).
+    """
+    return (
+        f"WITH left_ AS (DELETE FROM kernelkeep.replica WHERE {which} RETURNING id, name, host), "
+        "noted AS (INSERT INTO kernelkeep.gone (id, host) SELECT id, host FROM left_ "
+        "ON CONFLICT (id) DO NOTHING) SELECT name FROM left_"
+    ).encode()
+
+
+def _remove_old(connection: Connection) -> None:
+    """Remove what nobody asks for any more."""
+    connection.execute(
         "DELETE FROM kernelkeep.execution AS old "
         "WHERE noted < clock_timestamp() - interval '1 day' "
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
     )
-    execute(
+    connection.execute(
         "DELETE FROM kernelkeep.tenure AS old "
         "WHERE began < clock_timestamp() - interval '1 day' "
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
     )
-    tell(connection, "replicas")
-    return [one for (one,) in replaced]
+    connection.execute(
+        "DELETE FROM kernelkeep.gone WHERE since < clock_timestamp() - interval '90 days'"
+    )
+    _forget_uninvited(connection)
+
+
+def _forget_uninvited(connection: Connection) -> None:
+    """Forget the keepers of kernels that a replica was about to start, and never stored."""
+    connection.execute(
+        "DELETE FROM kernelkeep.invitation AS old WHERE "
+        "NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id) "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = old.replica)"
+    )
 
 
 def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) -> None:
-    """Raise `UnusableRegistry` if a replica may not `join` the others."""
+    """Raise `UnusableRegistry` if a replica may not `join` the others.
+
+    It may not if its name is another's, if the others have another token, or if there are replicas
+    of other hosts and either side does not listen for the other.
+    """
     rows = connection.execute(
-        "SELECT name, secret, address FROM kernelkeep.replica "
-        "WHERE id <> %s AND NOT name = ANY(%s) AND expires > clock_timestamp()",
-        (replica.id, [*replaces]),
+        "SELECT name, secret, host, dial FROM kernelkeep.replica "
+        "WHERE id <> %s AND NOT (name = ANY(%s) AND host = %s) AND expires > clock_timestamp()",
+        (replica.id, [*replaces], replica.host),
     ).fetchall()
-    if any(name == replica.name for name, _, _ in rows):
+    if any(name == replica.name for name, *_ in rows):
         raise UnusableRegistry(f"another replica of the registry has the name {replica.name}")
-    if any(secret != replica.secret for _, secret, _ in rows):
+    if any(secret != replica.secret for _, secret, *_ in rows):
         raise UnusableRegistry("the other replicas of the registry have another token")
-    if any(_host(address) != _host(replica.address) for _, _, address in rows):
-        raise UnusableRegistry("the other replicas of the registry have another state directory")
+    for name, _, host, dial in rows:
+        if host != replica.host and not replica.dial:
+            raise UnusableRegistry(
+                f"replica {name} of the registry has another state directory, and so is of another "
+                "host: it takes replica_listen, where that one dials this"
+            )
+        if host != replica.host and not dial:
+            raise UnusableRegistry(
+                f"replica {name} of the registry has another state directory, and so is of another "
+                "host: it was started without replica_listen"
+            )
 
 
-def _host(address: str) -> str:
-    """Where a replica is: those of one host share a state directory."""
-    return address.rpartition(":")[0]
+def announce(connection: Connection, replica_id: str, agents: Sequence[str]) -> None:
+    """Tell the others where keepers dial a replica."""
+    connection.execute(
+        "UPDATE kernelkeep.replica SET agents = %s WHERE id = %s", ([*agents], replica_id)
+    )
+    tell(connection, "replicas")
 
 
 def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
@@ -115,19 +167,33 @@ def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
     return renewed is not None
 
 
-def declare_dead(connection: Connection, replica_id: str) -> dict[str, str]:
-    """Free the kernels of all others whose leases have ended; their names, by their ids.
+def declare_dead(connection: Connection, replica_id: str) -> list[str]:
+    """Free the kernels of all others whose leases have ended; returns their names.
 
     A renewal and this wait for each other at the replica's row: whichever comes first, counts.
     """
     rows = connection.execute(
-        "DELETE FROM kernelkeep.replica WHERE id IN (SELECT id FROM kernelkeep.replica "
-        "WHERE id <> %s AND expires < clock_timestamp() FOR UPDATE SKIP LOCKED) RETURNING id, name",
+        _noting(
+            "id IN (SELECT id FROM kernelkeep.replica "
+            "WHERE id <> %s AND expires < clock_timestamp() FOR UPDATE SKIP LOCKED)"
+        ),
         (replica_id,),
     ).fetchall()
     if rows:
+        _forget_uninvited(connection)
         tell(connection, "replicas")
-    return dict(rows)
+    return [name for (name,) in rows]
+
+
+def gone(connection: Connection, host: str) -> list[str]:
+    """The ids of replicas of a host that are gone, and which nobody has looked after yet."""
+    rows = connection.execute("SELECT id FROM kernelkeep.gone WHERE host = %s", (host,)).fetchall()
+    return [replica_id for (replica_id,) in rows]
+
+
+def forget_gone(connection: Connection, ids: Collection[str]) -> None:
+    """What these replicas had started and not stored is ended."""
+    connection.execute("DELETE FROM kernelkeep.gone WHERE id = ANY(%s)", ([*ids],))
 
 
 def take(
@@ -190,5 +256,5 @@ def everybodys(connection: Connection) -> list[str]:
 
 def leave(connection: Connection, replica_id: str) -> None:
     """Leave the others: the kernels are theirs from now on."""
-    connection.execute("DELETE FROM kernelkeep.replica WHERE id = %s", (replica_id,))
+    connection.execute(_noting("id = %s"), (replica_id,))
     tell(connection, "replicas")

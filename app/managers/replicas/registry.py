@@ -2,7 +2,8 @@
 
 Kernels, executions and sessions are in PostgreSQL. What is on the disk of the kernels' host stays
 there, in the state directory that the replicas of a host share: the keeper with its sockets, logs,
-connection files, and the places of clients.
+connection files, and the places of clients. So a host's replicas take over each other's kernels,
+and those of other hosts send requests for them on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,15 +26,20 @@ from ...machine import network_file_system
 from ...settings import Settings
 from ..handover.registry import Lock, Registry
 from ..handover.store import KernelRecord, StoreAway, UnusableRegistry
+from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
+from ..processes.hosts.provisioner import elsewhere
 from ..processes.keeper.greeting import ReplicaTerms
+from .authority import shared_authority
 from .database import Database, migrate
 from .directory import Directory
 from .errors import RegistryUnavailable
+from .keepers import SharedKeepers
 from .lease import Lease
 from .member import Member, bounded
 from .membership import Replica, check
 from .store import SharedStore
 from .terms import Terms
+from .wire import NO_CRYPTOGRAPHY, Wire
 
 __all__ = ["SharedRegistry", "check_shared_registry"]
 
@@ -42,6 +49,10 @@ DIRECTORY: Final = "replicas"
 """The directory in the state directory with the replicas' locks and sockets."""
 
 _IDENTITY: Final = "identity"
+
+DIAL: Final = "dial"
+SSH: Final = "ssh"
+"""How keepers are reached that are on other hosts: they dial in, or are dialled there."""
 
 
 def check_shared_registry(settings: Settings) -> None:
@@ -57,15 +68,33 @@ def check_shared_registry(settings: Settings) -> None:
         )
     database = Database(settings.registry_url.get_secret_value())
     lock = _NameLock(settings)
+    wire: Wire | None = None
     try:
         migrate(database)
-        replica = _replica(settings, lock, "")
+        wire = _wire(settings, lock.name, database)
+        replica = _replica(settings, lock, "", wire)
         database.run(lambda connection: check(connection, replica, replaces=[lock.name]))
     except StoreAway as error:
         raise UnusableRegistry(f"the registry cannot be used: {error}") from None
     finally:
+        if wire is not None:
+            wire.close()
         lock.close()
         database.close()
+
+
+def _wire(settings: Settings, name: str, database: Database) -> Wire | None:
+    """Where replicas of other hosts dial this one, if they do.
+
+    Raises `UnusableRegistry` and `StoreAway`, and blocks.
+    """
+    if not settings.replica_listen:
+        return None
+    try:
+        authority = b"" if settings.replica_certificate else shared_authority(database)
+    except ImportError:
+        raise UnusableRegistry(NO_CRYPTOGRAPHY) from None
+    return Wire(settings, name, settings.state_dir / DIRECTORY, authority)
 
 
 class SharedRegistry(Registry):
@@ -77,12 +106,13 @@ class SharedRegistry(Registry):
 
     has_models = True
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name_lock: _NameLock, wire: Wire | None) -> None:
         url = settings.registry_url.get_secret_value()
         self._lock = Lock(settings.state_dir, shared=True)
-        self._name_lock = _NameLock(settings)
+        self._name_lock = name_lock
+        self.wire = wire
         self.state_dir = settings.state_dir
-        self.host = self._name_lock.host
+        self.host = name_lock.host
         """The identity of the state directory, and so of the keeper's host."""
         identity = secrets.token_hex(8)
         self.terms = Terms()
@@ -91,11 +121,15 @@ class SharedRegistry(Registry):
         self.adopting: set[str] = set()
         """The kernels that are just being adopted: their clients wait until that is done."""
         self.on_fenced: Callable[[str], None] = lambda _: None
-        replica = _replica(settings, self._name_lock, identity)
+        replica = _replica(settings, name_lock, identity, wire)
         self.replica_terms = ReplicaTerms(identity, self.terms.of)
         self._here = f"dir:{self.host}"
-        self.member = Member(url, replica, self.lease, self.terms, [self._here])
+        self._reached = [self._here, SSH]
+        self.member = Member(url, replica, self.lease, self.terms, self._reached)
         self.directory = Directory(url, self.member.wake)
+        self.shared_keepers: SharedKeepers = SharedKeepers(
+            url, self.member, self.terms, self.directory
+        )
         self._loop = asyncio.get_running_loop()
         self._database = Database(url)
         self._begin(
@@ -105,10 +139,22 @@ class SharedRegistry(Registry):
     @classmethod
     async def open(cls, settings: Settings) -> SharedRegistry:
         """A registry of which this process is a member. Raises `UnusableRegistry`, `StoreAway`."""
-        registry = cls(settings)
+        name_lock = _NameLock(settings)
+        database = Database(settings.registry_url.get_secret_value())
+        try:
+            wire = await asyncio.to_thread(_wire, settings, name_lock.name, database)
+        except BaseException:
+            name_lock.close()
+            raise
+        finally:
+            await asyncio.to_thread(database.close)
+        registry = cls(settings, name_lock, wire)
         try:
             await registry.member.join(replaces=[registry.member.replica.name])
             await registry.directory.begin()
+            if settings.agent_listen:
+                read = partial(shared_authority, registry._database)
+                registry.shared_keepers.authority = await registry._call(read)
         except BaseException:
             await registry.close()
             raise
@@ -129,9 +175,17 @@ class SharedRegistry(Registry):
         if self.member.is_away:
             raise RegistryUnavailable
 
-    def _keeper_of(self, _record: KernelRecord) -> str:
+    def listens(self, addresses: Sequence[str]) -> None:
+        """As `Registry.listens`: this replica can take kernels whose keepers dial in."""
+        self.member.agents = addresses
+        self._reached.append(DIAL)
+
+    def _keeper_of(self, record: KernelRecord) -> str:
         """How the keeper of a kernel is reached: who reaches it can take the kernel over."""
-        return self._here
+        name = elsewhere(record.spec.get("metadata", {}))
+        if not name:
+            return self._here
+        return SSH if name == SSH_PROVISIONER else DIAL
 
     def _fence_later(self, kernel_id: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -168,12 +222,16 @@ class SharedRegistry(Registry):
         except StoreAway as error:
             logger.error("the registry could not be left in order: %s", error)
         await self.directory.close()
+        await self.shared_keepers.close()
+        if self.wire is not None:
+            self.wire.close()
         self._name_lock.close()
 
 
-def _replica(settings: Settings, lock: _NameLock, identity: str) -> Replica:
+def _replica(settings: Settings, lock: _NameLock, identity: str, wire: Wire | None) -> Replica:
     address = f"unix:{lock.host}:{identity}"
-    return Replica(identity, lock.name, address, __version__, _digest(settings))
+    dial = "" if wire is None else wire.dial
+    return Replica(identity, lock.name, address, __version__, _digest(settings), dial)
 
 
 class _NameLock:

@@ -27,7 +27,7 @@ for number in range({COUNT}):
 async def test_a_cell_in_a_notebook_outlives_the_replica_of_its_kernel(
     url: str, tmp_path: Path
 ) -> None:
-    ports = {name: free_port() for name in ("one", "two")}
+    ports = {name: free_port() for name in ("one", "two", "three")}
     with Replicas(url) as replicas:
         for name, port in ports.items():
             replicas.start(name, port=port)

@@ -11,6 +11,8 @@ from app.managers.replicas.membership import (
     Replica,
     beat,
     declare_dead,
+    forget_gone,
+    gone,
     join,
     leave,
     mine,
@@ -126,11 +128,9 @@ def test_a_replica_whose_lease_has_ended_loses_its_kernels_unless_it_renews_firs
     first.save(record("a"))
     first.database.run(lambda one: beat(one, first.replica.id, -1.0))
     assert first.database.run(lambda one: beat(one, first.replica.id, 60.0))
-    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == {}
+    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == []
     first.database.run(lambda one: beat(one, first.replica.id, -1.0))
-    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == {
-        "id-first": "first"
-    }
+    assert second.database.run(lambda one: declare_dead(one, second.replica.id)) == ["first"]
     assert not first.database.run(lambda one: beat(one, first.replica.id, 60.0))
     assert [one.id for one in second.take()] == ["a"]
 
@@ -151,20 +151,57 @@ def test_only_kernels_whose_keepers_are_reached_are_taken(first: Member, second:
     assert [one.id for one in second.take()] == ["a"]
 
 
+def other(name: str, host: str = "host", dial: str = "", secret: str = "digest") -> Replica:
+    return Replica("other", name, f"unix:{host}:x", "0", secret, dial)
+
+
 def test_a_name_and_a_token_are_checked(database: Database, first: Member) -> None:
-    same_name = Replica("other", "first", "unix:host:x", "0", "digest")
+    same_name = other("first")
     with pytest.raises(UnusableRegistry, match="has the name first"):
         database.run(lambda one: join(one, same_name, 60.0, replaces=[]))
-    other_token = Replica("other", "second", "unix:host:x", "0", "another")
     with pytest.raises(UnusableRegistry, match="another token"):
-        database.run(lambda one: join(one, other_token, 60.0, replaces=[]))
-    elsewhere = Replica("other", "second", "unix:elsewhere:x", "0", "digest")
-    with pytest.raises(UnusableRegistry, match="another state directory"):
-        database.run(lambda one: join(one, elsewhere, 60.0, replaces=[]))
+        database.run(lambda one: join(one, other("second", secret="x"), 60.0, replaces=[]))
     first.save(record("a"))
     # The process before is known to have ended: its kernels are free at once.
     database.run(lambda one: join(one, same_name, 60.0, replaces=["first"]))
     assert database.run(lambda one: take(one, "other", ["here"], 9)) == (1, 0)
+
+
+def test_replicas_of_several_hosts_have_to_listen_for_each_other(database: Database) -> None:
+    """Also that of one name on another host: nobody knows that it has ended."""
+
+    def refusal(*replica: str) -> str:
+        with pytest.raises(UnusableRegistry) as refused:
+            database.run(lambda one: join(one, other(*replica), 60.0, replaces=[replica[0]]))
+        return str(refused.value)
+
+    deaf = Member(database, "first")
+    assert "started without replica_listen" in refusal("second", "elsewhere", "192.0.2.1:8889")
+    assert "it takes replica_listen" in refusal("second", "elsewhere")
+    database.run(lambda one: leave(one, deaf.replica.id))
+    dialled = other("first", "elsewhere", "192.0.2.1:8889")
+    database.run(lambda one: join(one, dialled, 60.0, replaces=["first"]))
+    listening = Replica("id-2", "first", "unix:host:y", "0", "digest", "192.0.2.2:8889")
+    with pytest.raises(UnusableRegistry, match="has the name first"):
+        database.run(lambda one: join(one, listening, 60.0, replaces=["first"]))
+    database.run(lambda one: beat(one, "other", -1.0))
+    database.run(lambda one: join(one, listening, 60.0, replaces=["first"]))
+    assert database.run(lambda one: gone(one, "elsewhere")) == ["other"]
+
+
+def test_those_of_its_host_that_are_gone_are_known_to_a_replica_until_it_has_seen_to_them(
+    first: Member, second: Member
+) -> None:
+    database = first.database
+    first.database.run(lambda one: leave(one, first.replica.id))
+    database.run(lambda one: beat(one, second.replica.id, -1.0))
+    database.run(lambda one: declare_dead(one, "another"))
+    assert {*database.run(lambda one: gone(one, "host"))} == {"id-first", "id-second"}
+    assert database.run(lambda one: gone(one, "elsewhere")) == []
+    second.join()  # it was only stopped: what it starts is its own
+    assert database.run(lambda one: gone(one, "host")) == ["id-first"]
+    database.run(lambda one: forget_gone(one, ["id-first"]))
+    assert database.run(lambda one: gone(one, "host")) == []
 
 
 def test_a_replica_that_is_not_there_takes_nothing(first: Member, database: Database) -> None:

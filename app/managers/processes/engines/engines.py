@@ -3,6 +3,9 @@
 A kernel with an engine has one job at a time, and in it a keeper of its own. The job is found again
 by its labels, under this server and the next. Another one, a new *generation*, is submitted only
 when a launch needs a keeper and the engine says that no earlier job is there or can come.
+
+Other replicas of the service may have jobs in the same engines. Each looks after those of its own
+kernels, and leaves alone those that another may have.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
@@ -20,7 +22,7 @@ from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
-from ..hosts.place import service_id
+from ..hosts.service import Service
 from ..keeper.keepers import Keepers
 from .engine import Engine, Job, Order, ParkingEngine, Strangers
 from .kinds import KINDS, Chosen, chosen
@@ -45,10 +47,10 @@ LEAVE_SECONDS: Final = 10.0
 class Engines:
     """The engines of one server. Make it in a running event loop, and `close` it there."""
 
-    def __init__(self, joining: Joining, keepers: Keepers, state_dir: Path) -> None:
+    def __init__(self, joining: Joining, keepers: Keepers, service: Service) -> None:
         self._joining = joining
         self._keepers = keepers
-        self._state_dir = state_dir
+        self._service = service
         self._works: dict[str, Work] = {}
         self._engines: dict[tuple[str, str], Engine] = {}
         self._strangers: dict[tuple[str, str], Strangers] = {}
@@ -77,7 +79,7 @@ class Engines:
         if found is None:
             return False
         work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words, limits)
-        place = EnginePlace(self._joining, work, self._submit, self._part_with)
+        place = EnginePlace(self._joining, work, self._submit, self._part_with, self._let_go)
         self._keepers.assign(kernel_id, f"job {work.keeper_id}", lambda: place)
         return True
 
@@ -180,11 +182,16 @@ class Engines:
             return False
         work.give_up()
         async with work.lock:
-            engine = await self._engine(work.chosen)
-            for job in await engine.find(work.keeper_id):
-                await engine.cancel(job)
+            await self._cancel_all(work, await self._engine(work.chosen))
             self._over(work, HostUnusable("The job was ended while its keeper was out of reach"))
         return True
+
+    async def _cancel_all(self, work: Work, engine: Engine) -> None:
+        """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
+        jobs = await engine.find(work.keeper_id)
+        await self._service.check_own(work.kernel_id)
+        for job in jobs:
+            await engine.cancel(job)
 
     # Jobs
 
@@ -210,6 +217,8 @@ class Engines:
             return True
         if work.is_out:
             await self._ended(work, engine, jobs[-1] if jobs else None)
+        if jobs:
+            await self._service.check_own(work.kernel_id)
         for job in jobs:
             await engine.cancel(job)
         return False
@@ -223,7 +232,9 @@ class Engines:
         """
         if work.is_wanted or not work.has_joined:
             return False
-        if jobs or engine.absent_is_ended:
+        # What another replica has submitted may be in the same engine of another machine.
+        is_known = work.was_seen or self._service.is_alone
+        if jobs or (engine.absent_is_ended and is_known):
             return self._keepers.is_connected(work.kernel_id)
         work.tell(f"{engine.name} has lost the job, and does not say that its process has ended")
         return True
@@ -250,7 +261,7 @@ class Engines:
         except KeeperUnavailable as error:
             self._joining.fail(work.keeper_id, error)
             raise
-        work.is_out, work.is_wanted = True, False
+        work.is_out, work.is_wanted, work.was_seen = True, False, True
         told = (work.kernel_id, work.generation, engine.name)
         logger.info("kernel %s: job %d of %s", *told, extra=work.who)
 
@@ -262,6 +273,7 @@ class Engines:
         why = await engine.explain(job)
         self._over(work, why)
         with contextlib.suppress(KeeperUnavailable):
+            await self._service.check_own(work.kernel_id)
             await engine.cancel(job)
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
@@ -277,7 +289,7 @@ class Engines:
         """An engine, which is watched from now on."""
         key = found.key
         if key not in self._engines:
-            service = await asyncio.to_thread(service_id, self._state_dir)
+            service = await self._service.name()
             if key not in self._engines:  # another may have been faster
                 kind = KINDS[found.kind]
                 self._engines[key] = kind.engine(found.options.engine, service, self._on_words)
@@ -318,6 +330,8 @@ class Engines:
         for work in works:
             await self._see_one(work, engine, [j for j in jobs if j.keeper_id == work.keeper_id])
         known = {each.keeper_id: each.generation for each in works}
+        others = {job.keeper_id for job in jobs} - known.keys()
+        known |= await self._service.generations(others) if others else {}
         for job in self._strangers[key].see(jobs, known, now):
             if job.where in self._ending:
                 continue
@@ -352,6 +366,12 @@ class Engines:
 
     # Kernels that are gone
 
+    def _let_go(self, work: Work) -> None:
+        """Another replica has a kernel, and its job."""
+        if self._works.get(work.kernel_id) is work:
+            del self._works[work.kernel_id]
+        work.give_up()
+
     def _part_with(self, work: Work) -> None:
         """A kernel is gone: its keeper ends by itself, or its job is ended a little later."""
         if self._works.get(work.kernel_id) is work:
@@ -366,9 +386,7 @@ class Engines:
 
     async def _end_quietly(self, work: Work) -> None:
         try:
-            engine = await self._engine(work.chosen)
-            for job in await engine.find(work.keeper_id):
-                await engine.cancel(job)
+            await self._cancel_all(work, await self._engine(work.chosen))
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
             logger.error(text, work.kernel_id, error.message, extra=work.who)

@@ -13,7 +13,10 @@ __all__ = ["EnginePlace"]
 
 
 class EnginePlace(JoinedPlace):
-    """The place of one kernel's keeper. ``submit`` has its job run, and ``end`` sees to its end."""
+    """The place of one kernel's keeper.
+
+    ``submit`` has its job run, ``end`` sees to its end, and ``leave`` leaves it to another replica.
+    """
 
     is_kernels_own = True
 
@@ -23,10 +26,16 @@ class EnginePlace(JoinedPlace):
         work: Work,
         submit: Callable[[Work], Awaitable[None]],
         end: Callable[[Work], None],
+        leave: Callable[[Work], None],
     ) -> None:
         super().__init__(joining, work.keeper_id, work.name, partial(submit, work))
         self.patience = work.chosen.options.patience
         self._end = partial(end, work)
+        self._leave = partial(leave, work)
+
+    def let_go(self) -> None:
+        """As `RemotePlace.let_go`."""
+        self._leave()
 
     async def retire(self) -> None:
         """As `RemotePlace.retire`: the kernel is gone, and its job is to end."""

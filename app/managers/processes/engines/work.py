@@ -13,7 +13,12 @@ from ..hosts.errors import HostUnusable
 from .engine import Job
 from .kinds import Chosen
 
-__all__ = ["Work"]
+__all__ = ["Work", "kernel_of"]
+
+
+def kernel_of(keeper_id: str) -> str:
+    """The kernel whose job has this keeper."""
+    return keeper_id.partition(".")[0]
 
 
 class Work:
@@ -44,6 +49,8 @@ class Work:
         """Whether a job was submitted, or may have been, whose end was not seen yet."""
         self.has_joined = bool(left)
         """Whether the keeper in the newest job has dialled in, and may have launched a process."""
+        self.was_seen = False
+        """Whether this server has seen a job of this kernel in its engine."""
         self.is_wanted = False
         """Whether a launch waits for a keeper, so that a job may be submitted."""
         self.was_tried = False
@@ -95,7 +102,7 @@ class Work:
     def on_job(self, job: Job) -> None:
         """The engine has a job of this kernel that is alive."""
         self.generation = max(self.generation, job.generation)
-        self.is_out = True
+        self.is_out = self.was_seen = True
         self.tell(job.words)
 
     def tell(self, words: str) -> None:

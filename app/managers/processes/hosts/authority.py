@@ -1,7 +1,10 @@
-"""Who vouches for whom on the connections that keepers on other hosts make: the certificates.
+"""Who vouches for whom on connections between hosts: the certificates of keepers and of replicas.
 
-The authority is this service's own, in its state directory, and signs nothing for anybody else. A
-keeper trusts what the join document names. It needs no more than Python's own ``ssl`` for that,
+The authority is this service's own, in its state directory or in the registry that its replicas
+share, and signs nothing for anybody else. A certificate says in which role it may be shown: as a
+keeper's, or as a replica's; each end looks at the role, so that neither passes for the other.
+
+A keeper trusts what the join document names. It needs no more than Python's own ``ssl`` for that,
 which makes no keys: so this server makes a keeper's key along with its certificate. Whoever has the
 authority's key could impersonate any keeper anyhow, so that the server has seen a key gives nobody
 anything. It is sent over TLS alone, kept by the keeper in a file of its own, and of no use after
@@ -31,7 +34,19 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-__all__ = ["SERVER_NAME", "Authority", "Credential", "credential_of"]
+__all__ = [
+    "SERVER_NAME",
+    "Authority",
+    "Credential",
+    "Signer",
+    "certificates",
+    "check_installed",
+    "credential_of",
+    "new_authority",
+    "replica_in",
+    "replica_of",
+    "write_private",
+]
 
 SERVER_NAME: Final = "service.kernelkeep.internal"
 """The name that this service's own certificate is for, whatever the address that is dialled."""
@@ -44,6 +59,7 @@ LONG: Final = datetime.timedelta(days=3650)
 _CREDENTIAL: Final = re.compile(
     r"kernelkeep:keeper:([0-9A-Za-z._-]{1,100}):([0-9]{1,12})"
 ).fullmatch
+_REPLICA: Final = re.compile(r"kernelkeep:replica:([0-9A-Za-z._-]{1,100})").fullmatch
 _CERTIFICATE: Final = re.compile(
     r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL
 )
@@ -69,36 +85,154 @@ def credential_of(certificate: dict[str, Any] | None) -> Credential | None:
     return None
 
 
-class Authority:
-    """The authority of a state directory, in ``directory``, which is made with its key if need be.
+def replica_of(certificate: dict[str, Any] | None) -> str | None:
+    """The name of the replica that a verified certificate is of, if it is a replica's."""
+    for kind, name in (certificate or {}).get("subjectAltName", ()):
+        if kind == "URI" and (found := _REPLICA(name)):
+            return found[1]
+    return None
 
-    ``server_file`` is the operator's: a private key, this server's certificate, and behind it those
-    that vouch for it. Without it the server's certificate is the authority's. Raises
-    `EngineNotInstalled`, and `HostUnusable` for files that cannot be used.
+
+def replica_in(pem: str) -> str | None:
+    """As `replica_of`, of a certificate in a file. Raises `ValueError` for what is none."""
+    from cryptography import x509
+
+    extensions = x509.load_pem_x509_certificate(pem.encode()).extensions
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return replica_of({"subjectAltName": [("URI", uri) for uri in uris]})
+
+
+def check_installed() -> None:
+    """Raise `EngineNotInstalled` without the package that makes certificates."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        text = "Keepers that dial in take the package cryptography: pip install "
+        raise EngineNotInstalled(text + "'kernelkeep[agents]'") from None
+
+
+def certificates(pem: str) -> list[str]:
+    """The certificates in a PEM text, in their order."""
+    return _CERTIFICATE.findall(pem)
+
+
+class Signer:
+    """The key of an authority and its certificate, as PEM (`new_authority`).
+
+    Raises `ValueError` for what is none, and `ImportError` without the package cryptography.
+    """
+
+    def __init__(self, pem: bytes) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        key = load_pem_private_key(pem, None)
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise ValueError("the authority's key is not what a server has written")
+        self._key = key
+        self._certificate = x509.load_pem_x509_certificate(pem)
+
+    @property
+    def own(self) -> str:
+        """The authority's certificate, by which those that it has signed are known."""
+        return _pem(self._certificate)
+
+    def issue(self, credential: Credential, seconds: float) -> str:
+        """A new key and a certificate for a keeper, as PEM, valid for so many seconds from now."""
+        life = datetime.timedelta(seconds=min(seconds, LONG.total_seconds()))
+        return self._issue(credential.uri, life, client=True)
+
+    def issue_replica(self, name: str) -> str:
+        """A new key and a certificate for the replica of this name, as PEM, for both ends."""
+        return self._issue(f"kernelkeep:replica:{name}", LONG, client=True, server=True)
+
+    def issue_server(self, names: Sequence[str]) -> str:
+        """A new key and a certificate for a server that keepers dial, by these names, as PEM."""
+        key = _new_key()
+        found = [_general_name(name) for name in names]
+        return _key_pem(key) + _pem(self._sign(key, LONG, found, server=True))
+
+    def _issue(
+        self, uri: str, life: datetime.timedelta, *, client: bool = False, server: bool = False
+    ) -> str:
+        from cryptography import x509
+
+        key = _new_key()
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+        return _key_pem(key) + _pem(self._sign(key, life, names, client=client, server=server))
+
+    def _sign(
+        self,
+        key: EllipticCurvePrivateKey,
+        life: datetime.timedelta,
+        names: Sequence[x509.GeneralName],
+        *,
+        client: bool = False,
+        server: bool = False,
+    ) -> x509.Certificate:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        roles = (
+            (server, ExtendedKeyUsageOID.SERVER_AUTH),
+            (client, ExtendedKeyUsageOID.CLIENT_AUTH),
+        )
+        usage = [role for is_meant, role in roles if is_meant]
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return (
+            _builder(_name("kernelkeep"), self._certificate.subject, life, key)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(signer, critical=False)
+            .sign(self._key, SHA256())
+        )
+
+
+class Authority(Signer):
+    """The authority of a service that keepers dial: it signs, and tells who has dialled.
+
+    Its key is in ``directory``, which is made with it if need be; or ``pem`` is the key and its
+    certificate, as the replicas of a registry share them. ``server_file`` is the operator's: a
+    private key, this server's certificate, and behind it those that vouch for it. Without it the
+    server's certificate is the authority's. Raises `EngineNotInstalled`, and `HostUnusable` for
+    files that cannot be used.
     """
 
     def __init__(
-        self, directory: Path, names: Sequence[str] = (), server_file: Path | None = None
+        self,
+        directory: Path,
+        names: Sequence[str] = (),
+        server_file: Path | None = None,
+        pem: bytes | None = None,
     ) -> None:
-        try:
-            import cryptography  # noqa: F401
-        except ImportError:
-            text = "Keepers that dial in take the package cryptography: pip install "
-            raise EngineNotInstalled(text + "'kernelkeep[agents]'") from None
+        check_installed()
         self._server_file = server_file
         try:
-            self._key, self._certificate = _authority(directory)
-            own = _pem(self._certificate)
-            server = directory / "server.pem" if server_file is None else server_file
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            super().__init__(_authority(directory) if pem is None else pem)
+            own = self.own
+            # Each replica of a directory has a certificate of its own, and reads it at once.
+            name = "server.pem" if pem is None else f"server.{secrets.token_hex(4)}.pem"
+            server = directory / name if server_file is None else server_file
             if server_file is None:
-                _write(server, self._server(names))
+                found = [SERVER_NAME, *dict.fromkeys(names)]
+                write_private(server, self.issue_server(found).encode())
                 self.trusted = own
             else:
-                chain = _CERTIFICATE.findall(server.read_text())
+                chain = certificates(server.read_text())
                 self.trusted = "".join(chain[1:] or chain)
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.context.minimum_version = ssl.TLSVersion.TLSv1_3
             self.context.load_cert_chain(server)
+            if pem is not None and server_file is None:
+                server.unlink()
             self.context.load_verify_locations(cadata=own)
             # A keeper that joins has none yet; one that has another authority's is refused.
             self.context.verify_mode = ssl.CERT_OPTIONAL
@@ -111,66 +245,18 @@ class Authority:
         """The name that keepers are to find in the server's certificate; None: the address."""
         return SERVER_NAME if self._server_file is None else None
 
-    def _server(self, names: Sequence[str]) -> bytes:
-        from cryptography import x509
 
-        found = [SERVER_NAME, *dict.fromkeys(names)]
-        key = _new_key()
-        alternatives = x509.SubjectAlternativeName([_general_name(name) for name in found])
-        return _key_pem(key) + _pem(self._sign(key, LONG, alternatives, server=True)).encode()
-
-    def issue(self, credential: Credential, seconds: float) -> str:
-        """A new key and a certificate for a keeper, as PEM, valid for so many seconds from now."""
-        from cryptography import x509
-
-        key = _new_key()
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(credential.uri)])
-        life = datetime.timedelta(seconds=min(seconds, LONG.total_seconds()))
-        return _key_pem(key).decode() + _pem(self._sign(key, life, names, server=False))
-
-    def _sign(
-        self,
-        key: EllipticCurvePrivateKey,
-        life: datetime.timedelta,
-        names: x509.SubjectAlternativeName,
-        *,
-        server: bool,
-    ) -> x509.Certificate:
-        from cryptography import x509
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        return (
-            _builder(_name("kernelkeep"), self._certificate.subject, life, key)
-            .add_extension(names, critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(signer, critical=False)
-            .sign(self._key, SHA256())
-        )
-
-
-def _authority(directory: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
-    """The key and certificate in a directory. Raises `OSError` and `ValueError`."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _authority(directory: Path) -> bytes:
+    """The key and certificate in a directory, which are made if need be. Raises `OSError`."""
     path = directory / "authority.pem"
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # another server of this directory was faster
-            _write(path, _new_authority(), anew=True)
-    text = path.read_bytes()
-    key = load_pem_private_key(text, None)
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ValueError(f"{path} is not what a server has written")
-    return key, x509.load_pem_x509_certificate(text)
+            write_private(path, new_authority(), anew=True)
+    return path.read_bytes()
 
 
-def _new_authority() -> bytes:
+def new_authority() -> bytes:
+    """The key of a new authority and its certificate, as PEM."""
     from cryptography import x509
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -185,7 +271,7 @@ def _new_authority() -> bytes:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, SHA256())
     )
-    return _key_pem(key) + _pem(certificate).encode()
+    return (_key_pem(key) + _pem(certificate)).encode()
 
 
 def _builder(
@@ -230,14 +316,14 @@ def _new_key() -> EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
+def _key_pem(key: EllipticCurvePrivateKey) -> str:
     from cryptography.hazmat.primitives import serialization
 
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
-    )
+    ).decode()
 
 
 def _pem(certificate: x509.Certificate) -> str:
@@ -246,7 +332,7 @@ def _pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(Encoding.PEM).decode()
 
 
-def _write(path: Path, data: bytes, *, anew: bool = False) -> None:
+def write_private(path: Path, data: bytes, *, anew: bool = False) -> None:
     """Write a file (0600), never there without its content; ``anew``: not in another's place."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

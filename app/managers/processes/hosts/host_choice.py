@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Final
 
 from ...errors import KeeperUnavailable
@@ -15,6 +14,7 @@ from ..keeper.keepers import Keepers
 from .errors import HostUnusable
 from .options import SSHOptions
 from .place import SSHPlace
+from .service import Service
 
 __all__ = ["HostChoice", "in_turn", "no_host"]
 
@@ -28,11 +28,11 @@ AWAY_SECONDS: Final = 30.0
 
 
 class HostChoice:
-    """Chooses hosts for the kernels of one server; ``state_dir`` is the server's."""
+    """Chooses hosts for the kernels of one server, whose keepers there are this ``service``'s."""
 
-    def __init__(self, keepers: Keepers, state_dir: Path) -> None:
+    def __init__(self, keepers: Keepers, service: Service) -> None:
         self._keepers = keepers
-        self._state_dir = state_dir
+        self._service = service
         self._looks: Counter[str] = Counter()  # by the keepers' keys
         self._failed: dict[str, float] = {}  # when, by the loop's clock
 
@@ -101,7 +101,7 @@ class HostChoice:
         return loads
 
     async def _load(self, key: str, options: SSHOptions, *, alone: bool) -> float:
-        place = SSHPlace(options, self._state_dir)
+        place = SSHPlace(options, self._service)
         return await self._keepers.look_at(key, lambda: place, with_load=not alone)
 
     def _on_failure(self, key: str, name: str, error: KeeperUnavailable) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -68,6 +69,8 @@ class JoinedPlace:
                 await link.close()
                 raise
             self._renew_later(link, guest)
+            self._tell(link, self._joining.addresses)
+            self._joining.follow(self._keeper_id, partial(self._tell, link))
             return link
 
     async def _meet(self, link: KeeperLink) -> None:
@@ -98,10 +101,19 @@ class JoinedPlace:
             self._renewal.cancel()
         self._renewal = asyncio.get_running_loop().call_later(RENEW_SECONDS, renew)
 
+    def _tell(self, link: KeeperLink, addresses: Sequence[str]) -> None:
+        """Tell the keeper where it may dial; an earlier one keeps what its join document says."""
+        if link.is_open and self.host is not None and "addresses" in self.host.can:
+            link.tell({"ask": "addresses", "addresses": [*addresses]})
+
     async def close(self, *, is_empty: bool) -> None:  # noqa: ARG002
         """As `Place.close`: the keeper dials in at the next server, if it has kernels."""
+        self._joining.follow(self._keeper_id, None)
         if self._renewal is not None:
             self._renewal.cancel()
+
+    def let_go(self) -> None:
+        """As `RemotePlace.let_go`."""
 
     async def retire(self) -> None:
         """As `RemotePlace.retire`: the keeper is not expected any more, and is to end."""

@@ -3,6 +3,9 @@
 An engine starts a keeper somewhere and hands it a *join document*: where this server is, how to
 know it, and a secret that works once. The keeper dials in, again and again for as long as it has
 kernels, whichever server of this state directory is there.
+
+Several servers may be one service, as replicas of each other. A keeper may dial any of them, and is
+sent to the one that has its kernels (`Replicas`).
 """
 
 from __future__ import annotations
@@ -11,18 +14,20 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
+from ....keeper.joining import MAX_ADDRESSES
 from ....keeper.protocol import cut_off
 from ...errors import KeeperUnavailable
 from .authority import Authority
 from .errors import HostUnreachable, HostUnusable, KeepersNotHeard
-from .invitations import Invitations, Refused
+from .invitations import Book, Invitations, OwnBook, Refused
 from .listener import Guest, Listener
+from .service import Service
 
-__all__ = ["RENEW_SECONDS", "Invitation", "Joining"]
+__all__ = ["RENEW_SECONDS", "Invitation", "Joining", "Replicas"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +54,29 @@ class Invitation(NamedTuple):
     document: bytes
 
 
+class Replicas(Book, Service, Protocol):
+    """Several servers that are one service: the invitations that they share, and each other.
+
+    ``on_change`` is called when a replica or a kernel may have changed. ``authority`` is the key
+    that all have, with its certificate, as PEM; None for a replica that does not listen.
+    """
+
+    on_change: Callable[[], None]
+    authority: bytes | None
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where keepers dial any of them."""
+
+    def having(self, keeper_id: str) -> Sequence[str]:
+        """Where the replica listens that has a keeper; nothing if it is this one, or unknown."""
+
+
 class Joining:
     """The keepers that dial in to one server. Make it in a running event loop; `close` it there.
 
     ``authority`` is None where this server does not listen for keepers. ``life`` is for how many
-    seconds a keeper lives without a server.
+    seconds a keeper lives without a server. The server may be one of several ``replicas``.
     """
 
     def __init__(
@@ -64,27 +87,46 @@ class Joining:
         addresses: Sequence[str] = (),
         *,
         life: float = 86400.0,
+        replicas: Replicas | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._authority = authority
-        self._addresses = [*addresses]
+        self.own_addresses = [*addresses]
         self._life = life + 2 * RENEW_SECONDS
         self._held: dict[str, tuple[Guest, asyncio.TimerHandle]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._open: dict[str, asyncio.WriteTransport] = {}
         self._failures: dict[str, KeeperUnavailable] = {}
         self._listener: Listener | None = None
+        self._replicas = replicas
+        self._told: dict[str, Callable[[Sequence[str]], None]] = {}
         self.port = 0
         """The port that keepers dial."""
         if authority is not None and server is not None:
-            self._invitations = Invitations(directory)
+            self._book = replicas or OwnBook(Invitations(directory))
             self.port = server.getsockname()[1]
-            self._listener = Listener(server, authority.context, self._invitations, self._on_guest)
+            self._listener = Listener(server, authority.context, self._book, self._on_guest)
+            if replicas is not None:
+                replicas.on_change = self._on_change
+        self._known = self.addresses
 
     @property
     def is_on(self) -> bool:
         """Whether keepers can dial in."""
         return self._listener is not None
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where keepers dial: this server first, then its other replicas."""
+        others = () if self._replicas is None else self._replicas.addresses
+        return [*dict.fromkeys([*self.own_addresses, *others])][:MAX_ADDRESSES]
+
+    def follow(self, keeper_id: str, tell: Callable[[Sequence[str]], None] | None) -> None:
+        """Call ``tell`` from now on with the addresses that keepers dial, when they change."""
+        if tell is None:
+            self._told.pop(keeper_id, None)
+        else:
+            self._told[keeper_id] = tell
 
     async def invite(
         self, keeper_id: str, *, seconds: float = 3600.0, addresses: Sequence[str] = ()
@@ -97,9 +139,7 @@ class Joining:
         if self._listener is None or self._authority is None:
             raise KeepersNotHeard("Keepers on other hosts cannot dial in: set agent_listen")
         try:
-            credential, secret = await asyncio.to_thread(
-                self._invitations.invite, keeper_id, seconds
-            )
+            credential, secret = await self._book.invite(keeper_id, seconds)
         except OSError as error:
             raise HostUnusable(f"The invitation of a keeper cannot be stored: {error}") from error
         self._failures.pop(keeper_id, None)
@@ -107,7 +147,7 @@ class Joining:
         document = {
             "join": 1,
             "keeper": keeper_id,
-            "addresses": [*dict.fromkeys([*addresses, *self._addresses])],
+            "addresses": [*dict.fromkeys([*addresses, *self.addresses])][:MAX_ADDRESSES],
             "server_name": self._authority.server_name,
             "authority": self._authority.trusted,
             "secret": secret,
@@ -122,7 +162,7 @@ class Joining:
         if self._listener is None:
             return
         try:
-            await asyncio.to_thread(self._invitations.forget, keeper_id)
+            await self._book.forget(keeper_id)
         except OSError as error:
             raise HostUnusable(f"A keeper cannot be forgotten: {error}") from error
         self._failures.pop(keeper_id, None)
@@ -194,12 +234,33 @@ class Joining:
         """A keeper has dialled in. Its earlier connection is of no use to it any more."""
         keeper_id = guest.credential.keeper_id
         self._send_away(keeper_id, LATER)
-        if len(self._held) >= MAX_HELD:
-            guest.refuse(LATER)
+        elsewhere = self._elsewhere(guest)
+        if elsewhere is not None or len(self._held) >= MAX_HELD:
+            guest.refuse(elsewhere or LATER)
             return
         timer = self._loop.call_later(HOLD_SECONDS, self._give_up, guest)
         self._held[keeper_id] = (guest, timer)
         self._wake(keeper_id)
+
+    def _elsewhere(self, guest: Guest) -> Refused | None:
+        """Where a keeper is wanted; None if it is here, or where it has found nobody."""
+        if self._replicas is None:
+            return None
+        having = self._replicas.having(guest.credential.keeper_id)
+        to = [each for each in having if each not in guest.away]
+        if not to:
+            return None
+        return Refused("elsewhere", "another replica has this keeper", addresses=to)
+
+    def _on_change(self) -> None:
+        """Replicas, or who has which kernel, may have changed."""
+        for guest, _ in [*self._held.values()]:
+            if (elsewhere := self._elsewhere(guest)) is not None:
+                self._send_away(guest.credential.keeper_id, elsewhere)
+        if self._known != (addresses := self.addresses):
+            self._known = addresses
+            for tell in [*self._told.values()]:
+                tell(addresses)
 
     def _give_up(self, guest: Guest) -> None:
         self._held.pop(guest.credential.keeper_id, None)

@@ -7,6 +7,9 @@ A keeper says who it is, by its certificate, or by its join secret when it comes
     service -> {"joined": 1, "credential": PEM}      a new key and certificate, and the link follows
     service -> {"refused": CODE, "text": TEXT, "ends": BOOL}
 
+With the code ``elsewhere`` come the ``addresses`` of the replica of this service that has the
+keeper. A keeper adds to what it says first which addresses are ``away``, where it found nobody.
+
 Nobody has shown anything before that, so all of it is bounded: how many there are at a time, how
 long each may take, and how much it may say.
 """
@@ -17,14 +20,14 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from ....keeper.protocol import Garbled, cut_off, pack, receive
 from .authority import Credential, credential_of
-from .invitations import Invitations, Refused
+from .invitations import Book, Refused
 
 __all__ = ["Guest", "Listener"]
 
@@ -55,6 +58,7 @@ class _Hello(msgspec.Struct):
     keeper: str = ""
     secret: str = ""
     nonce: str = ""
+    away: list[str] = []
 
 
 class Guest:
@@ -64,9 +68,15 @@ class Guest:
     """
 
     def __init__(
-        self, credential: Credential, reader: asyncio.StreamReader, transport: asyncio.Transport
+        self,
+        credential: Credential,
+        reader: asyncio.StreamReader,
+        transport: asyncio.Transport,
+        away: Sequence[str] = (),
     ) -> None:
         self.credential = credential
+        self.away = away
+        """The addresses at which the keeper has found nobody."""
         self.reader = reader
         self.transport = transport
 
@@ -94,7 +104,7 @@ class Listener:
         self,
         server: socket.socket,
         context: ssl.SSLContext,
-        invitations: Invitations,
+        invitations: Book,
         on_guest: Callable[[Guest], Awaitable[None]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -143,7 +153,8 @@ class Listener:
                 transport, _ = await self._loop.connect_accepted_socket(
                     lambda: protocol, connection, ssl=self._context
                 )
-                guest = Guest(await self._who(reader, transport), reader, transport)
+                credential, away = await self._who(reader, transport)
+                guest = Guest(credential, reader, transport, away)
         except Refused as refused:
             assert transport is not None
             _refuse(transport, refused)
@@ -163,19 +174,23 @@ class Listener:
         if guest is not None:
             await self._on_guest(guest)
 
-    async def _who(self, reader: asyncio.StreamReader, transport: asyncio.Transport) -> Credential:
-        """Who it is that says this. Raises `Refused`, and what reading does."""
+    async def _who(
+        self, reader: asyncio.StreamReader, transport: asyncio.Transport
+    ) -> tuple[Credential, list[str]]:
+        """Who it is that says this, and what is away. Raises `Refused`, and what reading does."""
         hello = msgspec.convert((await receive(reader, HELLO_BYTES))[0], _Hello)
         if hello.join != JOIN:
             text = f"it joins by version {hello.join}, and this server by {JOIN}"
             raise Refused("host_keeper_incompatible", text)
-        credential = credential_of(transport.get_extra_info("peercert"))
+        certificate = transport.get_extra_info("peercert")
+        credential = credential_of(certificate)
+        if certificate and credential is None:
+            raise Refused("not_a_keeper", "this certificate is not a keeper's")
         if credential is None:
-            return await asyncio.to_thread(
-                self._invitations.join, hello.keeper, hello.secret, hello.nonce
-            )
-        await asyncio.to_thread(self._invitations.check, credential)
-        return credential
+            credential = await self._invitations.join(hello.keeper, hello.secret, hello.nonce)
+        else:
+            await self._invitations.check(credential)
+        return credential, hello.away
 
     def _log(self, address: Any, why: str) -> None:
         """Log why somebody was sent away; a flood of them leaves one line a second."""
@@ -190,5 +205,8 @@ class Listener:
 
 
 def _refuse(transport: asyncio.Transport, refused: Refused) -> None:
-    transport.write(pack({"refused": refused.code, "text": str(refused), "ends": refused.ends}))
+    told = {"refused": refused.code, "text": str(refused), "ends": refused.ends}
+    if refused.addresses:
+        told["addresses"] = [*refused.addresses]
+    transport.write(pack(told))
     transport.close()

@@ -8,11 +8,11 @@ from typing import Final
 
 from ....agent_options import host_and_port
 from ....settings import Settings
-from .authority import Authority
+from .authority import Authority, check_installed, new_authority
 from .errors import HostUnusable
-from .joining import Joining
+from .joining import Joining, Replicas
 
-__all__ = ["check_joining", "new_joining"]
+__all__ = ["check_joining", "listen_on", "new_joining", "seen_address", "written"]
 
 BACKLOG: Final = 1024
 """Keepers that may wait to be looked at: all of them may dial at the same moment."""
@@ -21,56 +21,70 @@ BACKLOG: Final = 1024
 def check_joining(settings: Settings) -> None:
     """Raise `HostUnusable` if keepers could not dial in as the options want it."""
     if settings.agent_listen:
-        _authority(settings)
-        _listen(settings).close()
+        check_installed()
+        # What replicas share is in their registry.
+        _authority(settings, new_authority() if settings.replicated else None)
+        listen_on(settings.agent_listen).close()
 
 
-def new_joining(settings: Settings, directory: Path) -> Joining:
-    """What keepers dial in to; ``directory`` is this run's. Raises `HostUnusable`."""
+def new_joining(settings: Settings, directory: Path, replicas: Replicas | None = None) -> Joining:
+    """What keepers dial in to; ``directory`` is this run's. Raises `HostUnusable`.
+
+    ``replicas`` are those of which this server is one.
+    """
     if not settings.agent_listen:
         return Joining(directory)
-    authority = _authority(settings)
-    server = _listen(settings)
+    authority = _authority(settings, None if replicas is None else replicas.authority)
+    server = listen_on(settings.agent_listen)
     port = server.getsockname()[1]
-    addresses = [_written(*host_and_port(each, port)) for each in _addresses(settings)]
+    addresses = [written(*host_and_port(each, port)) for each in _addresses(settings)]
     return Joining(
-        directory / "invitations", authority, server, addresses, life=settings.orphan_timeout
+        *(directory / "invitations", authority, server, addresses),
+        life=settings.orphan_timeout,
+        replicas=replicas,
     )
 
 
-def _authority(settings: Settings) -> Authority:
+def _authority(settings: Settings, pem: bytes | None) -> Authority:
     names = [host_and_port(each, 0)[0] for each in _addresses(settings)]
-    return Authority(settings.state_dir / "authority", names, settings.agent_certificate)
+    return Authority(settings.state_dir / "authority", names, settings.agent_certificate, pem)
 
 
 def _addresses(settings: Settings) -> list[str]:
     """Where keepers dial, with a port or without."""
     if settings.agent_addresses:
         return settings.agent_addresses
-    host, _ = host_and_port(settings.agent_listen, 0)
+    return [seen_address(settings.agent_listen)]
+
+
+def seen_address(listens: str) -> str:
+    """Where others reach whoever listens at this address, unless somebody says otherwise."""
+    host, _ = host_and_port(listens, 0)
     if host in ("0.0.0.0", "::"):
-        return [socket.gethostname()]
-    return [f"[{host}]" if ":" in host else host]
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
-def _written(host: str, port: int) -> str:
+def written(host: str, port: int) -> str:
+    """The address and port in one."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _listen(settings: Settings) -> socket.socket:
-    host, port = host_and_port(settings.agent_listen, 0)
+def listen_on(address: str) -> socket.socket:
+    """A socket that listens on ``host:port``. Raises `HostUnusable`."""
+    host, port = host_and_port(address, 0)
     server: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         server = socket.socket(family, kind, protocol)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(address)
+        server.bind(found)
         server.listen(BACKLOG)
     except OSError as error:
         if server is not None:
             server.close()
-        raise HostUnusable(f"nobody can listen on {settings.agent_listen}: {error}") from error
+        raise HostUnusable(f"nobody can listen on {address}: {error}") from error
     server.setblocking(False)
     return server

@@ -23,20 +23,30 @@ from ..keeper.provisioner import KeeperProvisioner
 from ..keeper.remote import Host
 from .options import SSHOptions, options_of
 from .place import SSHPlace
+from .service import Service
 
-__all__ = ["RemoteProvisioner", "SSHProvisioner", "assign_host"]
+__all__ = ["RemoteProvisioner", "SSHProvisioner", "assign_host", "elsewhere"]
 
 _ANY_PYTHON: Final = re.compile(r"python(3(\.[0-9]+)?)?").fullmatch
+
+
+def elsewhere(metadata: Mapping[str, Any]) -> str:
+    """Which of this package's provisioners for other hosts a kernelspec names; empty for none."""
+    stanza = metadata.get("kernel_provisioner")
+    name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
+    return name if name.startswith("kernelkeep-") and name != "kernelkeep-fork" else ""
 
 
 def assign_host(
     keepers: Keepers,
     kernel_id: str,
     spec: KernelSpec,
-    state_dir: Path,
+    service: Service,
     left: Mapping[str, object],
 ) -> None:
-    """Have a kernel on the host that its kernelspec names, if any: of several, on the first.
+    """Have a kernel on the host that its kernelspec names, if any, by the ``service``'s keeper.
+
+    Of several hosts it is the first.
 
     ``left`` is the `SSHProvisioner.get_provisioner_info` of a process that was left: it is where it
     was launched, whatever the kernelspec says by now. Raises `KernelStartFailed` for options that
@@ -46,7 +56,7 @@ def assign_host(
     options = options_of(spec) if key is None else SSHOptions.of_key(str(key))
     if options is not None:
         one = options.at(options.hosts[0])
-        keepers.assign(kernel_id, one.key, lambda: SSHPlace(one, state_dir))
+        keepers.assign(kernel_id, one.key, lambda: SSHPlace(one, service))
 
 
 class RemoteProvisioner(KeeperProvisioner):

@@ -23,8 +23,8 @@ BEAT_SECONDS: Final = 1.0
 MISSED: Final = 3
 
 SLOTS: Final = 8
-"""In how many moments of such a time links are asked: the process wakes once for many of them,
-which are not so many that others would wait for long."""
+"""In how many moments of such a time links are asked: the process wakes once for many of them, and
+these are not so many that others would wait for long."""
 
 FRAMES: Final = 50_000
 """How many frames may come in such a time. A keeper that says more floods this server."""

@@ -436,8 +436,13 @@ class Keepers:
             self._change(keeper.retire())
 
     def let_go(self, kernel_id: str) -> None:
-        """As `Keeper.let_go`."""
-        self._homes.pop(kernel_id, self._newest).let_go(kernel_id)
+        """As `Keeper.let_go`. A keeper of this kernel alone is the other replica's."""
+        home = self._homes.pop(kernel_id, self._newest)
+        home.let_go(kernel_id)
+        if isinstance(home, RemoteKeeper) and home.is_kernels_own:
+            self._remote = {key: each for key, each in self._remote.items() if each is not home}
+            self._share()
+            self._change(home.close())
 
     async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
         """Have the newest keeper end the kernels of dead replicas that the registry does not know.

@@ -42,12 +42,14 @@ TAIL_CHARACTERS: Final = 8192
 class Host(msgspec.Struct, frozen=True):
     """What is known of a host: the user's ``home``, and the interpreter that runs the keeper.
 
-    ``env`` has the variables that the user's programs get there.
+    ``env`` has the variables that the user's programs get there. ``can`` has the requests that the
+    keeper knows, and earlier ones do not.
     """
 
     home: str
     python: str
     env: dict[str, str]
+    can: tuple[str, ...] = ()
 
 
 _Load = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -74,6 +76,9 @@ class RemotePlace(Place, Protocol):
 
     ends_forgotten: bool
     """Whether a keeper that is not needed is told to end when it comes back after `retire`."""
+
+    def let_go(self) -> None:
+        """Another replica has the one kernel of this keeper, if it is the kernel's own."""
 
     async def retire(self) -> None:
         """No kernel is there any more, nor will be: the keeper is not needed. Raises nothing."""
@@ -299,6 +304,14 @@ class RemoteKeeper(Keeper):
         self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
         self._errands.drop(kernel_id, directory=f"logs/{kernel_id}", prepared="all")
+
+    def let_go(self, kernel_id: str) -> None:
+        """As `Keeper.let_go`: the next replica makes a mirror of its own."""
+        self._declared.pop(kernel_id, None)
+        super().let_go(kernel_id)
+        self._mirrors.remove(kernel_id)
+        if self.is_kernels_own:
+            self._where.let_go()
 
     def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
         """As `Keeper.say`.

@@ -17,7 +17,10 @@ from app.managers.processes.hosts.authority import (
     SERVER_NAME,
     Authority,
     Credential,
+    Signer,
     credential_of,
+    new_authority,
+    replica_of,
 )
 from app.managers.processes.hosts.errors import EngineNotInstalled, HostUnusable
 
@@ -96,6 +99,31 @@ def test_the_services_certificate_names_no_keeper(tmp_path: Path) -> None:
     client = client_of(authority, tmp_path, (tmp_path / "a" / "server.pem").read_text())
     with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
         handshake(authority.context, client, SERVER_NAME)
+
+
+def test_a_replica_is_no_keeper_and_not_what_keepers_dial(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "a")
+    replica = client_of(authority, tmp_path, authority.issue_replica("one"))
+    shown = handshake(authority.context, replica, SERVER_NAME)
+    assert (replica_of(shown), credential_of(shown)) == ("one", None)
+    keeper = handshake(
+        authority.context, client_of(authority, tmp_path, authority.issue(KEEPER, 60)), SERVER_NAME
+    )
+    assert (replica_of(keeper), replica_of(None)) == (None, None)
+    pretender = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (tmp_path / "replica.pem").write_text(authority.issue_replica("one"))
+    pretender.load_cert_chain(tmp_path / "replica.pem")
+    with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
+        handshake(pretender, client_of(authority, tmp_path), SERVER_NAME)
+
+
+def test_servers_that_share_an_authority_know_each_others_keepers(tmp_path: Path) -> None:
+    pem = new_authority()
+    first, second = Authority(tmp_path / "a", pem=pem), Authority(tmp_path / "b", pem=pem)
+    assert first.trusted == second.trusted == Signer(pem).own
+    assert not (tmp_path / "a" / "authority.pem").exists()
+    client = client_of(second, tmp_path, first.issue(KEEPER, 60))
+    assert credential_of(handshake(second.context, client, SERVER_NAME)) == KEEPER
 
 
 def test_older_tls_is_refused(tmp_path: Path) -> None:
@@ -178,14 +206,14 @@ def test_two_servers_that_begin_at_once_have_one_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    make = module._new_authority
+    make = module.new_authority
 
     def made_by_both() -> bytes:
-        monkeypatch.setattr(module, "_new_authority", make)
+        monkeypatch.setattr(module, "new_authority", make)
         found.append(Authority(tmp_path).trusted)
         return make()
 
-    monkeypatch.setattr(module, "_new_authority", made_by_both)
+    monkeypatch.setattr(module, "new_authority", made_by_both)
     assert Authority(tmp_path).trusted == found[0]
 
 

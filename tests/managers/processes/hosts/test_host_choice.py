@@ -15,6 +15,7 @@ from app.managers.processes.hosts import host_choice
 from app.managers.processes.hosts.errors import HostKeyRefused, HostUnreachable, HostUnusable
 from app.managers.processes.hosts.host_choice import HostChoice, in_turn, no_host
 from app.managers.processes.hosts.options import SSHOptions
+from app.managers.processes.hosts.service import OwnService
 from app.managers.processes.keeper.keepers import Keepers
 from app.managers.processes.keeper.remote import RemotePlace
 
@@ -30,7 +31,7 @@ class Hosts:
         self.looked: list[str] = []
         self.left: list[str] = []
         self.options = SSHOptions(host=[*loads])
-        self.choice = HostChoice(cast(Keepers, self), Path("/nowhere"))
+        self.choice = HostChoice(cast(Keepers, self), OwnService(Path("/nowhere")))
 
     async def choose(self) -> str:
         return await asyncio.wait_for(self.choice.choose(self.options), 10)

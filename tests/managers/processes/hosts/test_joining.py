@@ -152,12 +152,21 @@ async def test_a_certificate_of_another_authority_is_not_looked_at(
     service: JoinedService, dialler: Dialler, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     invitation = await service.joining.invite("k")
-    credential = service.joining._invitations.invite("x", 60)[0]
+    credential, _ = await service.joining._book.invite("x", 60)
     other = Authority(tmp_path / "other")
     dialler.show(other.issue(credential, 60), tmp_path)
     with pytest.raises((OSError, EOFError)):
         await dialler.say(hello_of(invitation.document))
     await eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text, WAIT)
+
+
+async def test_a_replicas_certificate_is_not_a_keepers(
+    service: JoinedService, dialler: Dialler, tmp_path: Path
+) -> None:
+    invitation = await service.joining.invite("k")
+    dialler.show(service.authority.issue_replica("one"), tmp_path)
+    answer = await dialler.say(hello_of(invitation.document))
+    assert (answer["refused"], answer["ends"]) == ("not_a_keeper", False)
 
 
 async def test_a_keeper_of_an_earlier_generation_is_told_to_end(

@@ -1,20 +1,19 @@
-"""Where a host's keeper is: which service it is of, and which versions are spoken."""
+"""Where a host's keeper is, and which versions are spoken."""
 
 from __future__ import annotations
 
 import asyncio
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.managers.errors import KeeperUnavailable
 from app.managers.processes.hosts import place
 from app.managers.processes.hosts.errors import EngineNotInstalled, HostKeeperIncompatible
 from app.managers.processes.hosts.options import SSHOptions
-from app.managers.processes.hosts.place import SSHPlace, service_id
+from app.managers.processes.hosts.place import SSHPlace
+from app.managers.processes.hosts.service import OwnService
 from app.managers.processes.hosts.ssh import SocketRefused
 from app.managers.processes.keeper.link import KeeperLink
 from tests.support.sshd import Sshd
@@ -46,9 +45,9 @@ async def test_a_keeper_of_another_version_is_told_and_left_alone(
     options = SSHOptions(**{**config, "path": str(lab.directory / "k")})
     monkeypatch.setattr(place, "SPOKEN", (998, 999))
     with pytest.raises(HostKeeperIncompatible, match="this server 998 and 999"):
-        await SSHPlace(options, tmp_path).find(Nobody(), lambda _: None)
+        await SSHPlace(options, OwnService(tmp_path)).find(Nobody(), lambda _: None)
     monkeypatch.undo()
-    found = SSHPlace(options, tmp_path)
+    found = SSHPlace(options, OwnService(tmp_path))
     link = await found.find(Nobody(), lambda _: None)
     assert isinstance(link, KeeperLink)
     assert found.host is not None
@@ -62,9 +61,9 @@ async def test_an_sshd_that_leads_to_no_socket_is_told(lab: Sshd, tmp_path: Path
     lab.restart("AllowStreamLocalForwarding no")
     options = SSHOptions(**{**config, "path": str(lab.directory / "k")})
     with pytest.raises(SocketRefused, match="AllowStreamLocalForwarding"):
-        await SSHPlace(options, tmp_path).find(Nobody(), lambda _: None)
+        await SSHPlace(options, OwnService(tmp_path)).find(Nobody(), lambda _: None)
     lab.restart()
-    link = await SSHPlace(options, tmp_path).find(Nobody(), lambda _: None)
+    link = await SSHPlace(options, OwnService(tmp_path)).find(Nobody(), lambda _: None)
     await link.ask({"ask": "stop"})
     await asyncio.wait_for(link._ended.wait(), 10)
     await link.close()
@@ -75,25 +74,4 @@ async def test_a_server_without_the_package_tells_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "asyncssh", None)
     with pytest.raises(EngineNotInstalled, match=r"kernelkeep\[ssh\]"):
-        await SSHPlace(SSHOptions("lab"), tmp_path).find(Nobody(), lambda _: None)
-
-
-def test_a_service_keeps_its_name(tmp_path: Path) -> None:
-    name = service_id(tmp_path)
-    assert service_id(tmp_path) == name
-    assert stat.S_IMODE((tmp_path / "service-id").stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == ["service-id"]
-    (tmp_path / "other").mkdir()
-    assert service_id(tmp_path / "other") != name
-
-
-@pytest.mark.parametrize("content", ["", "../../../etc/x", "0123456789abcdeg"])
-def test_a_name_that_was_tampered_with_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "service-id").write_text(content)
-    with pytest.raises(KeeperUnavailable, match="remove it"):
-        service_id(tmp_path)
-
-
-def test_a_directory_that_is_gone_is_told(tmp_path: Path) -> None:
-    with pytest.raises(KeeperUnavailable, match="cannot be stored"):
-        service_id(tmp_path / "gone")
+        await SSHPlace(SSHOptions("lab"), OwnService(tmp_path)).find(Nobody(), lambda _: None)

@@ -1,0 +1,261 @@
+"""The connections between replicas: over unix sockets within a host, by TLS between hosts.
+
+Those that are idle are kept for a while, so that a request costs no handshake. Both ends of TLS
+show a certificate of the authority that all replicas share. The end that dials looks for the name
+of the replica that it wants; the other one takes every replica. Neither takes a keeper, whose
+certificate is of the same authority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.types import Receive, Scope, Send
+
+from ..keeper.protocol import address_of, cut_off
+from ..managers.processes.hosts.authority import replica_of
+from .relay import Broken, Remote
+
+if TYPE_CHECKING:
+    from ..managers.replicas.group import Way
+
+__all__ = ["Door", "Links"]
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS: Final = 2.0
+HANDSHAKE_SECONDS: Final = 5.0
+"""How long a connection may take, and one with TLS."""
+
+IDLE: Final = 8
+"""Connections to one replica that are kept while they are idle."""
+
+IDLE_SECONDS: Final = 60.0
+
+MOST_TROUBLES: Final = 256
+"""Replicas that could not be reached and are remembered; the first one is forgotten."""
+
+STRANGERS: Final = 64
+"""How many connections there may be of those who have not shown yet that they are replicas."""
+
+ACCEPT_SECONDS: Final = 1.0
+"""When connections are taken again after one could not be, for want of descriptors perhaps."""
+
+LOGGED_SECONDS: Final = 1.0
+"""How often a line about a stranger is logged at most; the others are counted."""
+
+
+# The replica that has the request
+
+
+async def dial(way: Way, context: ssl.SSLContext | None) -> Remote:
+    """A new connection to a replica. Raises `Broken`."""
+    try:
+        if way.socket is not None:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                with address_of(way.socket) as name:
+                    return Remote(*await asyncio.open_unix_connection(name))
+        if way.dial is None or context is None:
+            raise Broken("it listens for no other host", begun=False)
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            reader, writer = await asyncio.open_connection(*way.dial, ssl=context)
+    except TimeoutError:
+        raise Broken("it does not answer", begun=False, silent=True) from None
+    except OSError as error:  # ssl.SSLError is one
+        raise Broken(str(error), begun=False) from None
+    found = replica_of(writer.get_extra_info("peercert"))
+    if found != way.name:
+        cut_off(writer.transport)
+        who = "is no replica" if found is None else f"is the replica {found}"
+        raise Broken(f"who answers there {who}", begun=False)
+    return Remote(reader, writer)
+
+
+class Links:
+    """Connections to all other replicas. Make it in a running event loop, and `close` it there.
+
+    ``context`` is this end of TLS, for replicas of other hosts.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[str, list[tuple[Remote, asyncio.TimerHandle]]] = {}
+        self._lost: dict[str, float] = {}  # since when
+
+    async def run(self, way: Way, scope: Scope, receive: Receive, send: Send) -> bool:
+        """As `Remote.run`, by a connection that is there or a new one. Raises `Broken`."""
+        try:
+            done = await self._run(way, scope, receive, send)
+        except Broken as broken:
+            if not broken.begun:
+                self._note_lost(way, broken)
+            raise
+        if self._lost.pop(way.replica, None) is not None:
+            logger.info("replica %s is reached again", way.name)
+        return done
+
+    def is_lost(self, replica: str, seconds: float) -> bool:
+        """Whether a replica could not be reached for so many seconds."""
+        return self._loop.time() - self._lost.get(replica, self._loop.time()) >= seconds
+
+    def close(self) -> None:
+        """Hang up where nothing is under way."""
+        for replica in [*self._idle]:
+            self._drop(replica)
+
+    async def _run(self, way: Way, scope: Scope, receive: Receive, send: Send) -> bool:
+        remote = self._take(way.replica)
+        if remote is not None:
+            try:
+                return await self._use(remote, way.replica, scope, receive, send)
+            except Broken as broken:
+                # A connection that was idle may have been lost unnoticed: those beside it, too.
+                self._drop(way.replica)
+                if remote.is_heard or broken.silent:
+                    raise
+        remote = await dial(way, self._context)
+        return await self._use(remote, way.replica, scope, receive, send)
+
+    async def _use(
+        self, remote: Remote, replica: str, scope: Scope, receive: Receive, send: Send
+    ) -> bool:
+        done = await remote.run(scope, receive, send)
+        if remote.is_kept:
+            idle = self._idle.setdefault(replica, [])
+            if len(idle) < IDLE:
+                timer = self._loop.call_later(IDLE_SECONDS, self._expire, replica, remote)
+                idle.append((remote, timer))
+            else:
+                remote.close()
+        return done
+
+    def _take(self, replica: str) -> Remote | None:
+        """A connection that is idle, the one that was used last."""
+        found = None
+        while found is None and (idle := self._idle.get(replica)):
+            remote, timer = idle.pop()
+            timer.cancel()
+            if remote.is_gone:
+                remote.close()
+            else:
+                found = remote
+        if not self._idle.get(replica, True):
+            del self._idle[replica]
+        return found
+
+    def _expire(self, replica: str, remote: Remote) -> None:
+        kept = [one for one in self._idle.pop(replica, []) if one[0] is not remote]
+        if kept:
+            self._idle[replica] = kept
+        remote.close()
+
+    def _drop(self, replica: str) -> None:
+        for remote, timer in self._idle.pop(replica, []):
+            timer.cancel()
+            remote.close()
+
+    def _note_lost(self, way: Way, why: Broken) -> None:
+        if way.replica in self._lost:
+            return
+        if len(self._lost) >= MOST_TROUBLES:
+            del self._lost[next(iter(self._lost))]
+        self._lost[way.replica] = self._loop.time()
+        place = "its socket" if way.dial is None or way.socket else "{}:{}".format(*way.dial)
+        logger.warning("replica %s cannot be reached at %s: %s", way.name, place, why)
+
+
+# The replica that has the kernel
+
+
+class Door:
+    """Takes TLS connections on ``server``, which listens, and awaits ``serve`` with replicas.
+
+    Make it in a running event loop, and `close` it there, which closes ``server``, too.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        context: ssl.SSLContext,
+        serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self._context = context
+        self._serve = serve
+        self._strangers: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._logged_at = -LOGGED_SECONDS
+        self._unlogged = 0
+        self._accepting = self._loop.create_task(self._accept(), name="replicas that dial in")
+
+    async def close(self) -> None:
+        """Listen no more; every connection is cut off."""
+        tasks = {self._accepting, *self._strangers, *self._serving}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._server.close()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = await self._loop.sock_accept(self._server)
+            except OSError as error:
+                logger.warning("a replica's connection failed: %s", error)
+                await asyncio.sleep(ACCEPT_SECONDS)
+                continue
+            if len(self._strangers) >= STRANGERS:
+                connection.close()
+                self._log(address, "too many others are being looked at")
+                continue
+            task = self._loop.create_task(self._receive(connection, address))
+            self._strangers.add(task)
+            task.add_done_callback(self._strangers.discard)
+
+    async def _receive(self, connection: socket.socket, address: Any) -> None:
+        """See whether a replica has dialled in, which is served then."""
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                transport, _ = await self._loop.connect_accepted_socket(
+                    lambda: protocol, connection, ssl=self._context
+                )
+        except TimeoutError:
+            connection.close()
+            self._log(address, f"it has not shown who it is within {HANDSHAKE_SECONDS:g} s")
+            return
+        except OSError as error:  # ssl.SSLError is one
+            connection.close()
+            self._log(address, str(error) or type(error).__name__)
+            return
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+        if replica_of(transport.get_extra_info("peercert")) is None:
+            cut_off(transport)
+            self._log(address, "its certificate is not a replica's")
+            return
+        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    def _log(self, address: Any, why: str) -> None:
+        """Log why somebody was sent away; a flood of them leaves one line a second."""
+        now = self._loop.time()
+        if now - self._logged_at < LOGGED_SECONDS:
+            self._unlogged += 1
+            return
+        more = f" (and {self._unlogged} others)" if self._unlogged else ""
+        self._logged_at, self._unlogged = now, 0
+        host = address[0] if isinstance(address, tuple) else address
+        logger.warning("whoever dialled in from %s was refused: %s%s", host, why, more)

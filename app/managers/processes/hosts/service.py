@@ -1,0 +1,83 @@
+"""The service as hosts and engines know it: by a name, which the next server has as well.
+
+Several servers may be one service, as replicas of each other. Then each kernel is one replica's at
+a time, and that one alone has jobs of the kernel submitted or ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from ...errors import KeeperUnavailable
+
+__all__ = ["OwnService", "Service", "service_id"]
+
+
+class Service(Protocol):
+    """The service that this server is, or is one of. Whatever asks raises `KeeperUnavailable`."""
+
+    is_alone: bool
+    """Whether no other server is the same service."""
+
+    async def name(self) -> str:
+        """The name of the service, of 16 hexadecimal digits."""
+
+    async def check_own(self, kernel_id: str) -> None:
+        """Raise `KeeperUnavailable` if this server has not, or may not have, a kernel."""
+
+    async def generations(self, keeper_ids: Collection[str]) -> Mapping[str, int]:
+        """Those of these keepers that another server of the service may have, and their newest
+        generations.
+        """
+
+
+class OwnService:
+    """A service that is one server at a time: the one that has the state directory."""
+
+    is_alone = True
+    """As `Service.is_alone`."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+
+    async def name(self) -> str:
+        """As `Service.name`."""
+        return await asyncio.to_thread(service_id, self._state_dir)
+
+    async def check_own(self, kernel_id: str) -> None:
+        """As `Service.check_own`."""
+
+    async def generations(self, keeper_ids: Collection[str]) -> Mapping[str, int]:  # noqa: ARG002
+        """As `Service.generations`."""
+        return {}
+
+
+def service_id(state_dir: Path) -> str:
+    """The name of this state directory among all services: the same for each server of it.
+
+    Raises `KeeperUnavailable` if it can be neither read nor stored.
+    """
+    path = state_dir / "service-id"
+    try:
+        with contextlib.suppress(FileExistsError):
+            temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.write(descriptor, secrets.token_hex(8).encode())
+                os.fsync(descriptor)
+                os.link(temporary, path)  # never there without its content
+            finally:
+                os.close(descriptor)
+                temporary.unlink()
+        name = path.read_text()
+    except OSError as error:
+        raise KeeperUnavailable(f"The name of this service cannot be stored: {error}") from error
+    if len(name) != 16 or not set(name) <= set("0123456789abcdef"):
+        raise KeeperUnavailable(f"{path} is not what a server has written: remove it")
+    return name
