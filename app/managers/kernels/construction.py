@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from ...settings import Settings
 from ..handover.handover import Handover, RegisteredHandover
@@ -60,11 +62,6 @@ def multi_kernel_manager(
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own, terms)
-    replicas = None if registry is None else registry.shared_keepers
-    joining = new_joining(settings, files.path, replicas)
-    if registry is not None and joining.is_on:
-        registry.listens(joining.own_addresses)
-    service: Service = replicas or OwnService(files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
@@ -79,10 +76,7 @@ def multi_kernel_manager(
         forking=Forking(forks, settings.fork_kernels, env),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
-        joining=joining,
-        service=service,
-        engines=Engines(joining, keepers, service),
-        hosts=HostChoice(keepers, service),
+        **_elsewhere(settings, files.path, registry, keepers),
         isolation=isolation,
         audit=audit,
         handover=handover,
@@ -99,6 +93,19 @@ def multi_kernel_manager(
     if registry is not None:
         manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     return manager
+
+
+def _elsewhere(
+    settings: Settings, directory: Path, registry: Registry | None, keepers: Keepers
+) -> dict[str, Any]:
+    """What kernels on other hosts take, by its names in `KernelServices`."""
+    replicas = None if registry is None else registry.shared_keepers
+    joining = new_joining(settings, directory, replicas)
+    if registry is not None and joining.is_on:
+        registry.listens(joining.own_addresses)
+    service: Service = replicas or OwnService(directory)
+    engines, hosts = Engines(joining, keepers, service), HostChoice(keepers, service)
+    return {"joining": joining, "service": service, "engines": engines, "hosts": hosts}
 
 
 def _handover(
