@@ -73,6 +73,15 @@ class KernelState:
         return "" if self.lifecycle is Lifecycle.DEAD else self._unreachable
 
     @property
+    def told_reason(self) -> str:
+        """The ``reason`` of the REST model: with a host that is away, what its engine says, too."""
+        if not self.unreachable:
+            return self.reason
+        if self._words and self.reason == self._words:
+            return f"{self.unreachable}. {self._words}"
+        return self.unreachable
+
+    @property
     def word(self) -> str:
         """The ``execution_state`` of the REST model, in Jupyter's vocabulary."""
         if self.unreachable and self.lifecycle in (Lifecycle.STARTING, Lifecycle.RUNNING):

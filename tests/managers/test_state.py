@@ -247,6 +247,19 @@ def test_what_an_engine_says_is_the_reason_unless_there_is_another() -> None:
     assert (state.reason, state.changes) == ("it waits again", changes + 1)
 
 
+def test_an_engine_is_heard_while_the_host_is_away() -> None:
+    state = KernelState()
+    state.on_ready()
+    state.on_reach("the host is away")
+    assert state.told_reason == "the host is away"
+    state.on_words("the node is lost")
+    assert state.told_reason == "the host is away. the node is lost"
+    state.begin(Lifecycle.RESTARTING, "it has died")
+    assert state.told_reason == "the host is away"
+    state.on_reach("")
+    assert state.told_reason == "it has died"
+
+
 def test_it_knows_since_when_it_is_in_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("app.managers.state.time.time", lambda: now)

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from ..log.places import Places
 from ..owners.ownership import Share
 from ..owners.principal import ANONYMOUS
 from ..state import Restarts
@@ -35,7 +36,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """The version of the database's schema, which SQLite stores as its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -77,6 +78,8 @@ class KernelRecord(msgspec.Struct):
     shares: list[Share] = []
     given: dict[str, bool | int | float | str] = {}
     """Options of its engine that were given for this kernel."""
+    replaced: bool = False
+    """Whether the process was about to be ended for the next one, and may have been asked to."""
 
     @property
     def dead(self) -> bool:
@@ -127,7 +130,7 @@ class RegistryStore(Protocol):
         """
 
     def delete(self, kernel_id: str) -> None:
-        """Delete a kernel's record and its executions."""
+        """Delete a kernel's record, its executions, and the places of its clients."""
 
     def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
         """The executions of a kernel in the order in which they were asked for."""
@@ -136,6 +139,12 @@ class RegistryStore(Protocol):
         self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
     ) -> None:
         """Store executions, new or changed, and delete others, by kernel id and execution id."""
+
+    def load_places(self, kernel_id: str) -> Places | None:
+        """The places of a kernel's clients, if there are any."""
+
+    def save_places(self, changed: Iterable[Places]) -> None:
+        """Store the places of kernels' clients, for each kernel in place of the last."""
 
     def lease(self) -> Lease | None:
         """The last lease that was stored, if there is one."""
@@ -154,7 +163,7 @@ _JSON: Final = frozenset(
         *("owner_groups", "shares", "given"),
     }
 )
-_FLAGS: Final = ("exclusive", "external")
+_FLAGS: Final = ("exclusive", "external", "replaced")
 
 _MIGRATIONS: Final = (
     (
@@ -181,6 +190,10 @@ _MIGRATIONS: Final = (
         "ALTER TABLE kernel ADD COLUMN owner DEFAULT 'anonymous'",
         "ALTER TABLE kernel ADD COLUMN owner_groups DEFAULT '[]'",
         "ALTER TABLE kernel ADD COLUMN shares DEFAULT '[]'",
+    ),
+    (
+        "ALTER TABLE kernel ADD COLUMN replaced DEFAULT 0",
+        "CREATE TABLE places (kernel_id TEXT PRIMARY KEY, epoch, data BLOB) WITHOUT ROWID",
     ),
     ("ALTER TABLE kernel ADD COLUMN given DEFAULT '{}'",),
 )
@@ -222,6 +235,8 @@ class SQLiteRegistry:
             for migration in _MIGRATIONS[version:]:
                 for statement in migration:
                     execute(statement)
+            if migrate:  # a server that was killed may have stored those of kernels that were gone
+                execute("DELETE FROM places WHERE kernel_id NOT IN (SELECT id FROM kernel)")
             # Written even if it does not change, so that a full disk is noticed now.
             execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -267,6 +282,7 @@ class SQLiteRegistry:
         with self._transaction():
             self._connection.execute("DELETE FROM kernel WHERE id = ?", (kernel_id,))
             self._connection.execute("DELETE FROM execution WHERE kernel_id = ?", (kernel_id,))
+            self._connection.execute("DELETE FROM places WHERE kernel_id = ?", (kernel_id,))
 
     def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
         rows = self._connection.execute(
@@ -286,6 +302,19 @@ class SQLiteRegistry:
             )
             self._connection.executemany(
                 "DELETE FROM execution WHERE kernel_id = ? AND id = ?", list(forgotten)
+            )
+
+    def load_places(self, kernel_id: str) -> Places | None:
+        row = self._connection.execute(
+            "SELECT kernel_id, epoch, data FROM places WHERE kernel_id = ?", (kernel_id,)
+        ).fetchone()
+        return None if row is None else Places(*row)
+
+    def save_places(self, changed: Iterable[Places]) -> None:
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO places (kernel_id, epoch, data) VALUES (?, ?, ?)",
+                [msgspec.structs.astuple(places) for places in changed],
             )
 
     def lease(self) -> Lease | None:

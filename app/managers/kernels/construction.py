@@ -6,7 +6,6 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ...settings import Settings
 from ..handover.handover import Handover, RegisteredHandover
@@ -18,6 +17,7 @@ from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
 from ..processes.hosts.host_choice import HostChoice
+from ..processes.hosts.joining import Joining
 from ..processes.hosts.new_joining import new_joining
 from ..processes.hosts.service import OwnService, Service
 from ..processes.isolation.isolation import Isolation, new_isolation
@@ -52,16 +52,14 @@ def multi_kernel_manager(
     """
     terms = None if registry is None else registry.replica_terms
     files = RunFiles(settings, "" if terms is None else terms.replica)
-    transports = Transports(
-        "ipc" if settings.only_ipc else settings.transport,
-        *(settings.state_dir, files.path),
-        lasting=settings.keeps,
-    )
+    kind = "ipc" if settings.only_ipc else settings.transport
+    transports = Transports(kind, settings.state_dir, files.path, lasting=settings.keeps)
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own, terms)
+    joining, service = _joining(settings, registry, files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
@@ -76,7 +74,10 @@ def multi_kernel_manager(
         forking=Forking(forks, settings.fork_kernels, env),
         starts=Starts(settings.max_concurrent_starts, settings.start_queue_limit),
         keepers=keepers,
-        **_elsewhere(settings, files.path, registry, keepers),
+        joining=joining,
+        service=service,
+        engines=Engines(joining, keepers, service),
+        hosts=HostChoice(keepers, service),
         isolation=isolation,
         audit=audit,
         handover=handover,
@@ -91,21 +92,25 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
     if registry is not None:
-        manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+        _share(manager, registry)
     return manager
 
 
-def _elsewhere(
-    settings: Settings, directory: Path, registry: Registry | None, keepers: Keepers
-) -> dict[str, Any]:
-    """What kernels on other hosts take, by its names in `KernelServices`."""
+def _joining(
+    settings: Settings, registry: Registry | None, directory: Path
+) -> tuple[Joining, Service]:
+    """What keepers dial in to, and as what hosts and engines know this server."""
     replicas = None if registry is None else registry.shared_keepers
     joining = new_joining(settings, directory, replicas)
     if registry is not None and joining.is_on:
         registry.listens(joining.own_addresses)
-    service: Service = replicas or OwnService(directory)
-    engines, hosts = Engines(joining, keepers, service), HostChoice(keepers, service)
-    return {"joining": joining, "service": service, "engines": engines, "hosts": hosts}
+    return joining, replicas or OwnService(directory)
+
+
+def _share(manager: MultiKernelManager, registry: Registry) -> None:
+    """Have the manager know of other replicas, and share the places for kernels with them."""
+    manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+    manager.shares.reservations = registry.reservations
 
 
 def _handover(

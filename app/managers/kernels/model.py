@@ -101,7 +101,7 @@ class ModelCache:
                 state.word,
                 len(traffic.clients),
                 state.generation,
-                state.unreachable or state.reason or None,
+                state.told_reason or None,
                 state.restarts,
                 None if self._owner == ANONYMOUS else self._owner,
             )

@@ -21,6 +21,7 @@ from ..executions.execution import Execution
 from ..log.entries import Gap, Position
 from ..log.message_log import MessageLog
 from ..processes.engines.caller_options import settled
+from ..processes.engines.kinds import engine_of
 from ..processes.hosts.options import options_of
 from .kernel import Kernel
 from .usage import Series
@@ -110,7 +111,11 @@ class KernelEvent(OverviewEvent, tag="kernel"):
     cpu: Annotated[float | None, Meta(description="Processors that it kept busy.")]
     memory: Annotated[int | None, Meta(description="Bytes of memory of its processes.")]
     host: Annotated[
-        str | None, Meta(description="The other machine that it runs on; null for this one.")
+        str | None,
+        Meta(
+            description="Where it runs: the other machine, or the engine (`docker`, `kubernetes`) "
+            "that has its job; null for this machine."
+        ),
     ]
 
 
@@ -274,7 +279,9 @@ def _host_of(kernel: Kernel) -> str | None:
         options = options_of(settled(kernel.spec, kernel.given))
     except KernelStartFailed:
         return None
-    return options.host if options is not None and isinstance(options.host, str) else None
+    if options is None:
+        return engine_of(kernel.spec)
+    return options.host if isinstance(options.host, str) else None
 
 
 def _retrieved(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

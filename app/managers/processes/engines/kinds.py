@@ -8,15 +8,17 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
-from . import docker_options, kubernetes_options
+from . import docker_options, kubernetes_options, slurm_options
 from .docker import DockerEngine
 from .docker_options import DockerOptions
 from .engine import Engine, EngineOptions
 from .kubernetes import KubernetesEngine
 from .kubernetes_options import KubernetesOptions
 from .quantities import Measure, number
+from .slurm import SlurmEngine
+from .slurm_options import SlurmOptions
 
-__all__ = ["KINDS", "Chosen", "chosen"]
+__all__ = ["KINDS", "Chosen", "chosen", "engine_of"]
 
 OnWords = Callable[[str, str], None]
 
@@ -41,6 +43,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         *(KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine),
         kubernetes_options.measure,
     ),
+    slurm_options.PROVISIONER: Kind(
+        *(SlurmOptions, slurm_options.slurm_options, SlurmEngine), slurm_options.measure
+    ),
 }
 
 
@@ -59,6 +64,13 @@ class Chosen(NamedTuple):
     def key(self) -> tuple[str, str]:
         """Which engine it is, among those of all kinds."""
         return self.kind, self.options.engine
+
+
+def engine_of(spec: KernelSpec) -> str | None:
+    """The engine that a kernelspec names, for people: ``docker``, say; None for no engine."""
+    stanza = spec.metadata.get("kernel_provisioner")
+    name = str(stanza.get("provisioner_name")) if isinstance(stanza, dict) else ""
+    return name.removeprefix("kernelkeep-") if name in KINDS else None
 
 
 def chosen(spec: KernelSpec, left: Mapping[str, Any]) -> Chosen | None:

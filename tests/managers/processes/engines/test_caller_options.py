@@ -146,6 +146,37 @@ def test_quantities_of_a_table_have_bounds_of_their_own(given: dict[str, Any], w
     assert options.limits == {**PODS["limits"], **named}  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"time": "90"}, ""),
+        ({"time": "1-12"}, ""),
+        ({"time": "36:00:00", "memory": "8GiB", "cpus": 8}, ""),
+        ({"time": "1-11:59:59"}, ""),
+        ({"time": "90:59"}, ""),
+        ({"time": "2161"}, "more than 1-12"),
+        ({"time": "36:00:01"}, "more than 1-12"),
+        ({"time": "1-12:00:01"}, "more than 1-12"),
+        ({"time": "0"}, "not above 0"),
+        ({"time": "0:0"}, "not above 0"),
+        ({"time": "UNLIMITED"}, "not a time"),
+        ({"time": True}, "not a time"),
+        ({"time": 60}, "not what the option takes"),
+        ({"memory": "9GiB"}, "more than 8GiB"),
+        ({"cpus": 9}, "more than 8"),
+        ({"partition": "gpu --wrap=id"}, "not one of"),
+    ],
+)
+def test_jobs_of_slurm_have_times(given: dict[str, Any], why: str) -> None:
+    may_set = {"time": {"max": "1-12"}, "memory": {"max": "8GiB"}, "cpus": {"max": 8}}
+    config = {"caller_may_set": {**may_set, "partition": ["short", "long"]}}
+    if why:
+        with pytest.raises(EngineOptionRefused, match=why):
+            check_given(spec(config, "kernelkeep-slurm"), given)
+    else:
+        check_given(spec(config, "kernelkeep-slurm"), given)
+
+
 def test_many_values_are_told_in_part() -> None:
     config = {"image": "a", "caller_may_set": {"image": [f"i{number}" for number in range(99)]}}
     with pytest.raises(EngineOptionRefused, match=r"i19, …$"):

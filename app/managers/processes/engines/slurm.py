@@ -1,0 +1,334 @@
+"""The engine Slurm: a job is a batch job of one node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from ...errors import KeeperUnavailable
+from ..hosts.errors import HostUnreachable, HostUnusable
+from .engine import Job, JobState, Order
+from .slurm_commands import Commands
+from .slurm_files import JobFiles
+from .slurm_options import SlurmOptions, arguments, script
+from .slurm_waits import SlurmWaits
+from .slurm_words import (
+    FORGOTTEN,
+    QUEUE_FIELDS,
+    RECORD_FIELDS,
+    Seen,
+    exit_of,
+    labels_of,
+    queued,
+    recorded,
+    refused,
+    sight,
+    why_ended,
+)
+
+__all__ = ["SlurmEngine"]
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS: Final = 20.0
+"""How long a command may take: those of Slurm's give up by themselves earlier, as it is set up."""
+
+SUBMIT_SECONDS: Final = 60.0
+"""How long sbatch may take, which tries again if Slurm has much to do."""
+
+LOOK_SECONDS: Final = 3.0
+"""How often the queue is looked at, for all kernels."""
+
+RECORDS_SECONDS: Final = 30.0
+"""How long is believed what is told of jobs that are not in the queue any more."""
+
+RECORDS_AT_ONCE: Final = 500
+RECORDS_DAYS: Final = 30
+
+END_SECONDS: Final = 90.0
+"""How long a job may take to end: ``KillWait`` of Slurm's configuration, and then some."""
+
+ENDING_SECONDS: Final = 2.0
+"""For how long a job is looked at again that is just ending: what it ends by is told then."""
+
+NO_ACCOUNTING: Final = "accounting storage is disabled"
+
+
+_Result = TypeVar("_Result")
+
+
+class _View(NamedTuple):
+    """The jobs of this service, as they were at a moment."""
+
+    seen: Mapping[str, Seen]
+    jobs: Sequence[Job]
+
+
+class SlurmEngine:
+    """The jobs of this service that share the directory ``shared``.
+
+    A job is known by its name, which has the service's, the directory's, the keeper's and the
+    generation. Those that were submitted, and whose end nobody has seen to, have a file in the
+    directory, too: how these have ended is asked of the accounting, when the controller has
+    forgotten them, as it does after some minutes.
+    """
+
+    absent_is_ended = False
+    """As `Engine.absent_is_ended`: a job is told as ended when its node says so, or answers."""
+
+    def __init__(self, shared: str, service: str, on_words: Callable[[str, str], None]) -> None:  # noqa: ARG002
+        self.name = "Slurm"
+        digest = hashlib.sha256(shared.encode()).hexdigest()[:8]
+        self._prefix = f"kernelkeep-{service}-{digest}-"
+        self._files = JobFiles(shared, self._prefix)
+        self._commands = Commands()
+        self._waits = SlurmWaits()
+        self._view = _View({}, ())
+        self._looks = self._done = 0
+        self._looking = asyncio.Lock()
+        self._submitting: set[str] = set()
+        self._dismissed: set[str] = set()
+        self._has_accounting = True
+        self._records: tuple[frozenset[str], float, dict[str, Seen]] = (frozenset(), 0.0, {})
+
+    # The verbs
+
+    async def submit(self, order: Order) -> None:
+        """As `Engine.submit`: it may wait in the queue for long."""
+        options: SlurmOptions = order.options
+        name = self._name(order.keeper_id, order.generation)
+        words = [
+            "sbatch",
+            "--parsable",
+            f"--job-name={name}",
+            f"--comment=kernel={quote(order.kernel_id)} owner={quote(order.owner)[:300]}",
+            # Of what this server has in its environment, a job gets nothing, but that of a login.
+            "--export=NONE",
+            "--no-requeue",
+            "--nodes=1",
+            "--ntasks=1",
+            "--chdir=/",
+            f"--input={self._files.path(name, 'in')}",
+            f"--output={self._files.path(name, 'out')}",
+            f"--error={self._files.path(name, 'out')}",
+            "--open-mode=append",
+            *arguments(options, order.limits),
+        ]
+        self._submitting.add(name)
+        try:
+            await self._on_disk(self._files.write, name, order.stdin)
+            self._waits.begin(name, options.pending_timeout, _now())
+            answer = await self._commands.run(
+                *words, seconds=SUBMIT_SECONDS, given=script(options.python)
+            )
+            if answer.status != 0:
+                raise refused(answer)
+        except BaseException as error:
+            await self._withdraw(name, error)
+            raise
+        finally:
+            self._submitting.discard(name)
+
+    async def find(self, keeper_id: str) -> list[Job]:
+        """As `Engine.find`."""
+        until = _now() + ENDING_SECONDS
+        while True:
+            view = await self._look()
+            jobs = [job for job in view.jobs if job.keeper_id == keeper_id]
+            jobs.sort(key=lambda job: job.generation)
+            newest = self._seen(view, jobs[-1]) if jobs else None
+            if newest is None or newest.state != "COMPLETING" or _now() >= until:
+                return jobs
+            await asyncio.sleep(0.3)
+
+    async def watch(self) -> AsyncGenerator[Sequence[Job], None]:
+        """As `Engine.watch`: the queue, again and again, in one process for all jobs."""
+        while True:
+            yield (await self._look()).jobs
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def cancel(self, job: Job) -> None:
+        """As `Engine.cancel`. Raises `HostUnreachable` if its node does not tell of its end."""
+        name = self._name(job.keeper_id, job.generation)
+        view = await self._look()
+        seen = view.seen.get(name)
+        if seen is not None and not seen.is_over:
+            await self._end(name, seen.job_id)
+        elif seen is not None and (lost := self._lost(view, name)):
+            raise HostUnreachable(lost)
+        await self._on_disk(self._files.remove, name)
+        self._dismissed.add(name)
+
+    async def explain(self, job: Job) -> KeeperUnavailable:
+        """As `Engine.explain`."""
+        name = self._name(job.keeper_id, job.generation)
+        if (why := self._waits.why(name)) is not None:
+            return why
+        said = await self._on_disk(self._files.tail, name)
+        seen = self._view.seen.get(name) or Seen("", name, FORGOTTEN)
+        if seen.job_id and seen.exit is None:
+            asked = ("scontrol", "--oneliner", "show", "job", seen.job_id)
+            answer = await self._commands.run(*asked, seconds=CALL_SECONDS)
+            seen = seen._replace(exit=exit_of(answer.output))
+        if seen.state == "CANCELLED" and seen.by is None:
+            records = await self._ask_records([name])
+            seen = seen._replace(by=records[name].by if name in records else None)
+        return why_ended(seen, said)
+
+    async def joined(self, keeper_id: str, generation: int) -> None:
+        """As `Engine.joined`: its stdin was read."""
+        try:
+            name = self._name(keeper_id, generation)
+            await self._on_disk(self._files.remove, name, "in")
+        except KeeperUnavailable as error:
+            logger.warning("the secret of %s stays, and works no more: %s", keeper_id, error)
+
+    async def close(self) -> None:
+        """As `Engine.close`: nothing is open."""
+
+    # What they take
+
+    def _name(self, keeper_id: str, generation: int) -> str:
+        return f"{self._prefix}{keeper_id}-{generation}"
+
+    def _seen(self, view: _View, job: Job) -> Seen | None:
+        return view.seen.get(self._name(job.keeper_id, job.generation))
+
+    def _lost(self, view: _View, name: str) -> str:
+        """Why a job that is over may live all the same; empty if it does not."""
+        alive = (job for job in view.jobs if job.is_alive)
+        words = (job.words for job in alive if self._name(job.keeper_id, job.generation) == name)
+        return next(words, "")
+
+    async def _look(self) -> _View:
+        """The jobs as they are now. Whoever asks while others wait gets the same answer."""
+        wanted = self._looks + 1
+        async with self._looking:
+            if self._done < wanted:
+                number = self._looks = self._looks + 1
+                self._view = await self._look_now()
+                self._done = number
+            return self._view
+
+    async def _look_now(self) -> _View:
+        # In this order: a job that is in the queue has its file already.
+        files = await self._on_disk(self._files.names)
+        seen = {each.name: each for each in await self._queue()}
+        absent = [name for name in files if name not in seen and name not in self._submitting]
+        records = await self._recorded(absent)
+        for name in absent:
+            record = records.get(name)
+            is_over = record is not None and record.is_over
+            seen[name] = record if record and is_over else Seen("", name, FORGOTTEN)
+        is_unsure = any(each.is_over and not each.is_sure for each in seen.values())
+        away = await self._away() if is_unsure else frozenset()
+        self._dismissed &= seen.keys()
+        self._waits.keep({*seen, *self._submitting})
+        shown = [each for each in seen.values() if each.name not in self._dismissed]
+        return _View(seen, [job for each in shown if (job := self._job(each, away)) is not None])
+
+    def _job(self, seen: Seen, away: frozenset[str]) -> Job | None:
+        labels = labels_of(seen.name, self._prefix)
+        if labels is None:
+            return None
+        self._waits.see(seen, _now())
+        state, words = sight(seen, away, time.time())
+        if self._waits.why(seen.name) is not None:
+            state, words = JobState.ENDED, ""
+        return Job(seen.job_id or seen.name, *labels, state, words)
+
+    async def _queue(self) -> list[Seen]:
+        """The jobs that the controller knows, which are those of some minutes. Raises."""
+        answer = await self._commands.run(
+            *("squeue", "--noheader", "--states=all", f"--user={os.geteuid()}"),
+            f"--format={QUEUE_FIELDS}",
+            seconds=CALL_SECONDS,
+            env={"SLURM_TIME_FORMAT": "%s"},
+        )
+        if answer.status != 0:
+            raise HostUnreachable(f"Slurm does not tell its jobs: {answer.complaint}")
+        return queued(answer.output, self._prefix)
+
+    async def _away(self) -> frozenset[str]:
+        """The nodes that do not answer the controller."""
+        asked = ("sinfo", "--noheader", "--Node", "--dead", "--format=%N")
+        answer = await self._commands.run(*asked, seconds=CALL_SECONDS)
+        if answer.status != 0:
+            raise HostUnreachable(f"Slurm does not tell its nodes: {answer.complaint}")
+        return frozenset(answer.output.split())
+
+    async def _recorded(self, names: Sequence[str]) -> dict[str, Seen]:
+        """What the accounting knows of these jobs, now or a little before."""
+        asked, when, records = self._records
+        if asked != frozenset(names) or _now() - when >= RECORDS_SECONDS:
+            records = await self._ask_records(names)
+            self._records = frozenset(names), _now(), records
+        return records
+
+    async def _ask_records(self, names: Sequence[str]) -> dict[str, Seen]:
+        """What the accounting knows of these jobs; nothing where there is none, or none answers."""
+        records: dict[str, Seen] = {}
+        for begin in range(0, len(names) if self._has_accounting else 0, RECORDS_AT_ONCE):
+            answer = await self._commands.run(
+                *("sacct", "--noheader", "--parsable2", "--allocations"),
+                f"--user={os.geteuid()}",
+                f"--starttime=now-{RECORDS_DAYS}days",
+                f"--format={RECORD_FIELDS}",
+                f"--name={','.join(names[begin : begin + RECORDS_AT_ONCE])}",
+                seconds=CALL_SECONDS,
+            )
+            if NO_ACCOUNTING in answer.complaint:
+                self._has_accounting = False
+                return {}
+            records |= recorded(answer.output, self._prefix)
+        return records
+
+    async def _end(self, name: str, job_id: str) -> None:
+        """End a job, and return when its node has said that it has ended."""
+        answer = await self._commands.run("scancel", job_id, seconds=CALL_SECONDS)
+        if answer.status != 0:
+            kind = HostUnreachable if answer.is_of_nobody else HostUnusable
+            raise kind(f"The job {job_id} could not be cancelled: {answer.complaint}")
+        pause = 0.1
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                while True:
+                    seen = (await self._look()).seen.get(name)
+                    if seen is None or seen.is_over:
+                        return
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LOOK_SECONDS)
+        except TimeoutError:
+            text = "is being ended, and its node does not say that it has ended"
+            raise HostUnreachable(f"The job {job_id} {text}") from None
+
+    async def _withdraw(self, name: str, error: BaseException) -> None:
+        """Have nothing left of a job that was not submitted, or maybe was.
+
+        One that begins all the same finds no stdin, and ends.
+        """
+        with contextlib.suppress(KeeperUnavailable):
+            await self._on_disk(self._files.remove, name)
+            if isinstance(error, HostUnreachable) or not isinstance(error, KeeperUnavailable):
+                words = ("scancel", f"--user={os.geteuid()}", f"--name={name}")
+                await self._commands.run(*words, seconds=CALL_SECONDS)
+
+    async def _on_disk(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Do what may block. Raises `HostUnreachable` if it does not end, too."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await asyncio.to_thread(work, *arguments)
+        except TimeoutError:
+            text = f"The directory {self._files.directory} does not answer"
+            raise HostUnreachable(f"{text} within {CALL_SECONDS:g} s") from None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,133 @@
+"""Slurm's commands, each a process with bounds, without a shell or this server's environment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from ..hosts.errors import EngineNotInstalled, HostUnreachable, HostUnusable
+
+__all__ = ["Answer", "Commands"]
+
+OUTPUT_BYTES: Final = 2**25
+"""What a command may say: more is no list of this service's jobs."""
+
+ERROR_BYTES: Final = 2**14
+
+AT_ONCE: Final = 4
+"""How many commands run at a time: the controller has others to serve."""
+
+_PASSED: Final = ("PATH", "SLURM_CONF")
+"""What the commands get of this server's environment."""
+
+_AWAY: Final = re.compile(
+    r"unable to contact|connect failure|connection (refused|timed out|reset)|timed out"
+    r"|configuration source|zero bytes were transmitted|standby|munge|authentication",
+    re.IGNORECASE,
+)
+
+
+class Answer(NamedTuple):
+    """What a command has said: its exit status, its output, its complaints in one line."""
+
+    status: int
+    output: str
+    complaint: str
+
+    @property
+    def is_of_nobody(self) -> bool:
+        """Whether it complains that the controller is away, and not of what it was asked."""
+        return self.status != 0 and _AWAY.search(self.complaint) is not None
+
+
+class Commands:
+    """Runs the commands of one Slurm: that of this server's ``SLURM_CONF``, or the system's."""
+
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+        found = os.environ if env is None else env
+        self._env = {name: found[name] for name in _PASSED if name in found} | {"LC_ALL": "C"}
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def run(
+        self,
+        *command: str,
+        seconds: float,
+        given: bytes = b"",
+        env: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Run a command, which may take so many seconds and is ``given`` its stdin.
+
+        Raises `HostUnreachable` for one that does not end or says too much, and
+        `EngineNotInstalled` and `HostUnusable` for one that cannot be run.
+        """
+        async with self._turns:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    env={**self._env, **(env or {})},
+                    start_new_session=True,
+                )
+            except FileNotFoundError:
+                text = f"Kernels on Slurm take its commands, and there is no {command[0]}"
+                raise EngineNotInstalled(text) from None
+            except OSError as error:
+                raise HostUnusable(f"{command[0]} cannot be run: {error}") from error
+            try:
+                return await _conversation(process, command[0], given, seconds)
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                    await process.wait()
+
+
+async def _conversation(
+    process: asyncio.subprocess.Process, name: str, given: bytes, seconds: float
+) -> Answer:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            if process.stdin is not None:
+                # One that has ended already reads nothing, which uvloop takes for a fault.
+                with contextlib.suppress(OSError, RuntimeError):
+                    process.stdin.write(given)
+                    process.stdin.close()
+            output, _ = await asyncio.gather(
+                _all_of(process.stdout, name), _tail_of(process.stderr, said)
+            )
+            status = await process.wait()
+    except TimeoutError:
+        text = f"Slurm does not answer within {seconds:g} s ({name})"
+        raise HostUnreachable(f"{text}: {_line(said)}" if said else text) from None
+    return Answer(status, output.decode(errors="replace"), _line(said))
+
+
+async def _all_of(stream: asyncio.StreamReader, name: str) -> bytes:
+    output = bytearray()
+    while data := await stream.read(2**16):
+        output += data
+        if len(output) > OUTPUT_BYTES:
+            raise HostUnreachable(f"{name} says more than {OUTPUT_BYTES} bytes")
+    return bytes(output)
+
+
+async def _tail_of(stream: asyncio.StreamReader, said: bytearray) -> None:
+    while data := await stream.read(2**12):
+        said += data
+        del said[:-ERROR_BYTES]
+
+
+def _line(said: bytearray) -> str:
+    """Complaints without the names of the commands that complain."""
+    lines = said.decode(errors="replace").splitlines()
+    texts = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in lines]
+    return "; ".join(dict.fromkeys(text for text in texts if text))
