@@ -58,6 +58,9 @@ class ErrorModel(BaseModel):
         None,
         description="The message in a few words; only with status 501 and `kernelspec_invalid`.",
     )
+    option: str | None = Field(
+        None, description="The option of `engine_options` that is refused, if one is."
+    )
     limit: str | None = Field(
         None, description="The limit of the owner that stands in the way, if one does."
     )

@@ -39,6 +39,7 @@ from ..owners.ownership import (
     may_share,
 )
 from ..owners.principal import Principal
+from ..processes.engines.quantities import Value
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
@@ -309,6 +310,7 @@ class CallersKernels:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
 
@@ -323,8 +325,9 @@ class CallersKernels:
             kernel_id = str(uuid5(_IDS, f"{self.principal.owner}\0{chosen}"))
         if kernel_id is not None and self._elsewhere(checked_id(kernel_id)) is not None:
             raise KernelElsewhereError(kernel_id)
+        ownership = self._ownership(env or {})
         return await self._manager.start_kernel(
-            name, path=path, env=env, kernel_id=kernel_id, ownership=self._ownership(env or {})
+            name, path=path, env=env, kernel_id=kernel_id, ownership=ownership, given=given
         )
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:
