@@ -128,7 +128,7 @@ async def _build(
     stack.callback(metrics.close)
     return {
         "kernels": manager,
-        "views": Views(manager, sessions, events, IdempotencyKeys(), tokens, shares),
+        "views": Views(manager, sessions, events, _keys(settings, registry), tokens, shares),
         "shares": shares,
         "audit": audit,
         "metrics": metrics,
@@ -153,9 +153,19 @@ def _sessions(
     assert isinstance(registry, SharedRegistry)
     url = settings.registry_url.get_secret_value()
     known = registry.directory
-    book = SessionBook(Everywhere(manager, known), SharedSessions(url, known.sessions))
+    store = SharedSessions(url, known.sessions, registry.claims)
+    book = SessionBook(Everywhere(manager, known), store)
     registry.directory.on_sessions = book.read_again
     return book
+
+
+def _keys(settings: Settings, registry: Registry | None) -> IdempotencyKeys:
+    if not settings.replicated:
+        return IdempotencyKeys()
+    from .managers.replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return IdempotencyKeys(registry.claims)
 
 
 def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) -> Group | None:

@@ -83,14 +83,14 @@ class Replicas(OptionGroup):
 
     @field_validator("replica_listen", "replica_address")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _replica_places(cls, value: str) -> str:
         if value:
             host_and_port(value, 0)
         return value
 
     @field_validator("replica_certificate")
     @classmethod
-    def _file(cls, value: Path | None) -> Path | None:
+    def _replica_file(cls, value: Path | None) -> Path | None:
         if value is not None and not os.path.isfile(value):
             raise ValueError(f"there is no file {value}")
         return value

@@ -1,6 +1,7 @@
 """What replicas cost: a request and a WebSocket by another replica, long lists, and many to take.
 
-``python -m benchmarks.replicas`` prints a table. It starts PostgreSQL (Debian's) and two servers.
+``python -m benchmarks.replicas`` prints a table. It starts PostgreSQL (Debian's) and three servers.
+One of them is of another host: it has a state directory of its own, and is reached by TLS.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ TAKEN = 2000
 
 def main() -> None:
     """The command."""
-    with PostgreSQL() as postgresql, Replicas(postgresql.new_database(), "--no-limit-rate") as all_:
+    options = ("--no-limit-rate", "--replica-listen", "127.0.0.1:0")
+    with PostgreSQL() as postgresql, Replicas(postgresql.new_database(), *options) as all_:
         all_.start("one")
         all_.start("two")
+        all_.start("three", host="far")
         asyncio.run(_forwarding(all_))
         asyncio.run(_long_list(all_))
     with PostgreSQL() as postgresql:
@@ -39,17 +42,19 @@ def main() -> None:
 
 
 async def _forwarding(replicas: Replicas) -> None:
-    one, two = (replicas.servers[name] for name in ("one", "two"))
+    names = {"its own replica": "one", "another": "two", "one of another host": "three"}
+    servers = {what: replicas.servers[name] for what, name in names.items()}
+    one = replicas.servers["one"]
     async with RestClient(one.url, replicas.token) as rest:
         kernel_id = (await rest.start_kernel("python3"))["id"]
         await rest.wait_for_state(kernel_id, "idle")
     path = f"/api/kernels/{kernel_id}"
-    for what, server in (("its own replica", one), ("another", two)):
+    for what, server in servers.items():
         print(f"a request by {what}: {await _latency(server.url, replicas.token, path):.3f} ms")
     async with RestClient(one.url, replicas.token) as rest:
         code = f"import sys\nfor i in range({LINES}):\n    print(i); sys.stdout.flush()"
         await Executions(rest, kernel_id).run(code)
-    for what, server in (("its own replica", one), ("another", two)):
+    for what, server in servers.items():
         rate = await _rate(server.ws_url, replicas.token, kernel_id)
         print(f"a WebSocket by {what}: {rate:,.0f} messages a second")
     async with RestClient(one.url, replicas.token) as rest:

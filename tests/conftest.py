@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -47,6 +48,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNNING_SERVERS] = []
     config.addinivalue_line("markers", "leaks: repeats something often and counts what is left")
     ServerProcess.commands = Commands()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Every module and test that is collected stays, so nobody need look for garbage there."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

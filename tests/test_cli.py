@@ -23,9 +23,14 @@ from tests.support.home import Home
 from tests.support.processes import eventually_sync
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
-from tests.support.server import CommandServer, OpenServer, ServerProcess, UvicornServer, run_server
-
-EVERY_KIND = pytest.mark.parametrize("kind", [CommandServer, UvicornServer])
+from tests.support.server import (
+    CommandServer,
+    OpenServer,
+    ServerProcess,
+    UvicornCommandServer,
+    UvicornServer,
+    run_server,
+)
 
 
 def _refusal(ended: subprocess.CompletedProcess[str]) -> str:
@@ -138,31 +143,31 @@ def test_a_token_that_can_be_guessed_is_warned_of(
 # When it refuses
 
 
-def test_a_port_in_use(home: Home) -> None:
+def test_a_port_in_use(commands: Commands, home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        sentence = _refusal(run_server("--port", str(port), home=home))
+        sentence = _refusal(commands.run("--port", str(port), home=home))
     assert sentence == f"cannot listen on 127.0.0.1 port {port}: Address already in use"
 
 
-def test_an_address_that_is_not_ours(home: Home) -> None:
-    sentence = _refusal(run_server("--host", "192.0.2.1", "--port", "0", home=home))
+def test_an_address_that_is_not_ours(commands: Commands, home: Home) -> None:
+    sentence = _refusal(commands.run("--host", "192.0.2.1", "--port", "0", home=home))
     assert sentence.startswith("cannot listen on 192.0.2.1 port 0: ")
 
 
 @pytest.mark.parametrize("name", ["none-such", "file"])
-def test_a_root_directory_that_is_none(home: Home, name: str) -> None:
+def test_a_root_directory_that_is_none(commands: Commands, home: Home, name: str) -> None:
     (home.path / "file").touch()
     path = home.path / name
-    sentence = _refusal(run_server("--root-dir", str(path), "--port", "0", home=home))
+    sentence = _refusal(commands.run("--root-dir", str(path), "--port", "0", home=home))
     assert sentence == f"--root-dir: there is no directory {path}"
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_state_directory_that_cannot_be_used(home: Home, name: str) -> None:
+def test_a_state_directory_that_cannot_be_used(commands: Commands, home: Home, name: str) -> None:
     (home.path / "file").touch()
     path = home.path / name
-    sentence = _refusal(run_server("--state-dir", str(path), "--port", "0", home=home))
+    sentence = _refusal(commands.run("--state-dir", str(path), "--port", "0", home=home))
     assert sentence.startswith(f"--state-dir: {path} cannot be used: ")
 
 
@@ -239,9 +244,11 @@ def test_a_wrong_value_is_not_repeated(commands: Commands, home: Home) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o750, 0o755, 0o701])
-def test_a_state_directory_that_others_can_use_is_refused(home: Home, mode: int) -> None:
+def test_a_state_directory_that_others_can_use_is_refused(
+    commands: Commands, home: Home, mode: int
+) -> None:
     home.state_dir.chmod(mode)
-    ended = run_server("--state-dir", str(home.state_dir), "--port", "0", home=home)
+    ended = commands.run("--state-dir", str(home.state_dir), "--port", "0", home=home)
     text = f"{home.state_dir} is open to others (mode {mode:04o}): chmod 0700 {home.state_dir}"
     assert text in _refusal(ended)
 
@@ -249,7 +256,7 @@ def test_a_state_directory_that_others_can_use_is_refused(home: Home, mode: int)
 # How it ends
 
 
-@EVERY_KIND
+@pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_ends_cleanly(
     make_server: MakeServer, kind: type[ServerProcess], number: signal.Signals
@@ -263,7 +270,7 @@ async def test_it_ends_cleanly(
     server.send_signal(number)
     code = server.wait()
     # uvicorn itself ends with the signal that stopped it.
-    assert code == 0 if kind is CommandServer else code in (0, -number)
+    assert code == 0 if kind is ServerProcess else code in (0, -number)
     server.stop()  # looks for what is left
     assert "Traceback" not in server.output(mark)
     assert "ERROR" not in server.output(mark)
@@ -276,7 +283,7 @@ def test_it_can_be_stopped_twice(make_server: MakeServer) -> None:
     assert server.wait() in (0, -signal.SIGTERM)
 
 
-@EVERY_KIND
+@pytest.mark.parametrize("kind", [CommandServer, UvicornCommandServer])
 async def test_the_same_service_runs_either_way(
     make_server: MakeServer, kind: type[ServerProcess]
 ) -> None:

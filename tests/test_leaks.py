@@ -47,6 +47,9 @@ AT_ONCE = 10  # kernels or connections
 POOL_THREADS = 8
 """By how much the pools of threads may have grown; less than one for each kernel."""
 
+TIMES = POOL_THREADS + 2
+"""Enough for one thing each to be noticed; ``--full`` looks for what is left now and then."""
+
 Action = Callable[[KernelStarter], Awaitable[None]]
 
 
@@ -140,20 +143,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize(
-    ("action", "times"),
+    "action",
     [
-        (start_and_stop, 50),
-        (kill_and_stop, 20),
-        # Enough for one thing each to be noticed.
-        (restart_and_stop, POOL_THREADS + 2),
-        (start_what_cannot_start, POOL_THREADS + 2),
-        (delete_while_starting, POOL_THREADS + 2),
+        start_and_stop,
+        kill_and_stop,
+        restart_and_stop,
+        start_what_cannot_start,
+        delete_while_starting,
     ],
 )
-async def test_kernels_leave_nothing(
-    server: ServerProcess, action: Action, times: int, full: bool
-) -> None:
-    times *= 4 if full else 1
+async def test_kernels_leave_nothing(server: ServerProcess, action: Action, full: bool) -> None:
+    times = TIMES * (10 if full else 1)
     async with kernels_of(server) as start:
         await repeat(action, start, AT_ONCE)
     async with nothing_is_left(server), kernels_of(server) as start:

@@ -465,3 +465,16 @@ def test_a_token_is_taken_as_it_is_written(read: Read, token: str) -> None:
 def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
     with pytest.raises(ValidationError, match="no client can send a token with such a character"):
         Settings(token=SecretStr(token), _cli_parse_args=False)
+
+
+def test_what_others_dial_takes_a_registry_and_a_place_to_listen() -> None:
+    for arguments, refusal in (
+        (["--replica-listen", "127.0.0.1:0"], "replica_listen: not without registry_url"),
+        (["--replica-address", "host"], "replica_address: not without replica_listen"),
+        (["--replica-certificate", __file__], "replica_certificate: not without replica_listen"),
+    ):
+        with pytest.raises(ValidationError, match=refusal):
+            flags(*arguments)
+    registry = ["--registry-url", "postgresql://user@host/name", "--on-shutdown", "keep"]
+    listening = ["--token", "a token", "--replica-listen", "[::1]:8889", "--replica-address", "a"]
+    assert flags(*registry, *listening).replica_address == "a"

@@ -6,11 +6,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..managers.errors import IdempotencyConflict, InvalidIdempotencyKey
 
-__all__ = ["KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys", "OwnersKeys"]
+if TYPE_CHECKING:
+    from ..managers.replicas.claims import SharedClaims
+
+__all__ = ["KERNELS", "KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys", "OwnersKeys"]
+
+KERNELS: Final = "kernels"
+"""The scope of starts of kernels, which any of several replicas may be asked for.
+
+What is of one kernel is asked of the replica that has the kernel. So its memory will do while the
+registry is away, and other replicas need to know only if they take the kernel over.
+"""
 
 KEY_SECONDS: Final = 24 * 3600.0
 """How long a key is remembered."""
@@ -38,9 +48,13 @@ Uses = dict[tuple[str, str], _Use]
 
 
 class IdempotencyKeys:
-    """Remembers the id of the object that each key has made. Each owner has keys of its own."""
+    """Remembers the id of the object that each key has made. Each owner has keys of its own.
 
-    def __init__(self) -> None:
+    Several replicas remember it together, by ``claims``.
+    """
+
+    def __init__(self, claims: SharedClaims | None = None) -> None:
+        self.claims = claims
         self._by_owner: dict[str, Uses] = {}
         self._count = 0
 
@@ -116,8 +130,14 @@ class OwnersKeys:
         name = scope, key
         use = _Use(digest)
         self._keys.note(self._owner, name, use)
+        claims = self._keys.claims
         try:
-            use.made = await make()
+            if claims is None:
+                use.made = await make()
+            else:
+                is_vital = scope == KERNELS
+                asked = (self._owner, scope, key, digest, make)
+                use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:
             if use.made is None and self._keys.uses(self._owner).get(name) is use:

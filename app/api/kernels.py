@@ -47,6 +47,7 @@ from .dependencies import (
     PolledRoute,
     fingerprint,
 )
+from .idempotency import KERNELS
 from .openapi import BODY, ERRORS, errors, links
 from .requests import StartKernel
 from .schemas import schema_of
@@ -146,12 +147,12 @@ async def start_kernel(
         )
         return started.id
 
-    kernel_id = await idempotency.once("kernels", idempotency_key, fingerprint(asked), make)
-    kernel = manager.get(kernel_id)
+    kernel_id = await idempotency.once(KERNELS, idempotency_key, fingerprint(asked), make)
+    model = manager.model_of(kernel_id)  # another replica may have made it, for the same key
     if (made_for := caller()) is not None:
-        made_for.kernel_id = kernel.id
-    location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel.id)}"
-    return _json(kernel.model, 201, {"Location": location})
+        made_for.kernel_id = kernel_id
+    location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel_id)}"
+    return _json(model, 201, {"Location": location})
 
 
 async def _check_env(

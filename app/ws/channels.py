@@ -143,40 +143,51 @@ class ChannelsConnection:
 
     async def run(self) -> None:
         """Accept the connection and greet the client, then move frames until one side ends."""
-        websocket, traffic = self._websocket, self._kernel.traffic
-        try:
-            offered = websocket.scope["subprotocols"]
-            await websocket.accept(accepted(offered, v1.SUBPROTOCOL if self._is_v1 else None))
-        except WebSocketDisconnect:
-            return
+        traffic = self._kernel.traffic
         # The greeting tells the kernel's state at the reader's first position. A message of the
         # kernel that came between the two would be in neither or in both, but none can: the log is
-        # advanced by the event loop, and nothing here awaits until the pump has its reader.
+        # advanced by the event loop, and nothing here awaits.
         greeting, reader = (
             traffic.voice.greeting(),
             traffic.clients.attach(self._session, self._start),
         )
         first = [greeting, *traffic.clients.open_prompts(reader)]
+        live_from = traffic.log.next_seq
+        closed = False
+        try:
+            # Before the client knows of its connection: it may come back to the next server.
+            await traffic.clients.known(reader)
+            await self._accept()
+            closed = await self._move(reader, first, live_from)
+        except WebSocketDisconnect:
+            pass  # the client has gone before it was accepted
+        finally:
+            traffic.clients.detach(reader, closed=closed)
+
+    async def _accept(self) -> None:
+        offered = self._websocket.scope["subprotocols"]
+        chosen = accepted(offered, v1.SUBPROTOCOL if self._is_v1 else None)
+        await self._websocket.accept(chosen)
+
+    async def _move(self, reader: Reader, first: list[Message], live_from: int) -> bool:
+        """Move frames until one side ends; returns whether the client has closed the connection."""
         numbered = self._start is not None
         sender = sender_for(
-            websocket, traffic.log, reader.position, is_v1=self._is_v1, numbered=numbered
+            *(self._websocket, self._kernel.traffic.log, reader.position),
+            is_v1=self._is_v1,
+            numbered=numbered,
         )
         reader.confirm_with(sender.arrived)
-        live_from = traffic.log.next_seq
         pump = asyncio.get_running_loop().create_task(
             self._pump(sender, reader, first, live_from), name=f"pump to {self._session}"
         )
-        closed = False
         try:
-            closed = await self._listen(sender)
+            return await self._listen(sender)
         finally:
             pump.cancel()
-            try:
-                # `wait`, for `await pump` would raise CancelledError also when only the pump was
-                # cancelled. The reader is detached when the pump has ended and sends no more.
-                await asyncio.wait({pump})
-            finally:
-                traffic.clients.detach(reader, closed=closed)
+            # `wait`, for `await pump` would raise CancelledError also when only the pump was
+            # cancelled. The reader is detached when the pump has ended and sends no more.
+            await asyncio.wait({pump})
 
     # To the client
 

@@ -20,7 +20,7 @@ from tests.conftest import MakeServer
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import RunningKernel, kernels_of
-from tests.support.server import ServerProcess, UvicornServer
+from tests.support.server import ServerProcess, UvicornCommandServer, UvicornServer
 
 UNKNOWN = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -136,7 +136,7 @@ async def test_a_kernel_does_not_know_the_token(
 
 async def test_what_proc_shows_of_the_server_has_not_the_token(make_server: MakeServer) -> None:
     """Where it was given by a variable."""
-    server = make_server(kind=UvicornServer)
+    server = make_server(kind=UvicornCommandServer)
     shown = await asyncio.to_thread(Path(f"/proc/{server.pid}/environ").read_bytes)
     assert b"KERNELKEEP_TOKEN=***" in shown
     assert server.token.encode() not in shown

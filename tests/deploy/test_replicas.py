@@ -148,13 +148,6 @@ def rendered(values: Object | None = None, name: str = "kernelkeep") -> list[Obj
     return [one for text in texts for one in yaml.safe_load_all(text) if one is not None]
 
 
-def replica_of(deployment: Object, monkeypatch: pytest.MonkeyPatch) -> tuple[Settings, Settings]:
-    """The options of a replica, and those about keepers."""
-    environment = environment_of(deployment)
-    agents = {name: environment.pop(name) for name in [*environment] if "_AGENT_" in name}
-    return checked(environment, monkeypatch), checked(agents, monkeypatch)
-
-
 def environment_of(deployment: Object) -> dict[str, str]:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     found = {item["name"]: item.get("value", "secret") for item in container["env"]}
@@ -172,12 +165,12 @@ def test_the_manifests_set_options_that_there_are(monkeypatch: pytest.MonkeyPatc
     deployment, budget, service = objects(MANIFESTS / "kernelkeep.yaml")
     (policy,) = objects(MANIFESTS / "networkpolicy.yaml")
     pod = deployment["spec"]["template"]["spec"]
-    settings, agents = replica_of(deployment, monkeypatch)
+    settings = checked(environment_of(deployment), monkeypatch)
     ports = {each["name"]: each["containerPort"] for each in pod["containers"][0]["ports"]}
-    listens = [int(one.split(":")[1]) for one in (settings.replica_listen, agents.agent_listen)]
+    listens = [int(one.split(":")[1]) for one in (settings.replica_listen, settings.agent_listen)]
     assert [*ports.values()] == [settings.port, *listens]
     assert settings.replica_address == "192.0.2.7:8889"
-    assert agents.agent_addresses == ["192.0.2.7:8890", "kernelkeep.kernelkeep.svc:8890"]
+    assert settings.agent_addresses == ["192.0.2.7:8890", "kernelkeep.kernelkeep.svc:8890"]
     assert {port["targetPort"] for port in service["spec"]["ports"]} == {"http", "keepers"}
     assert settings.on_shutdown == "keep"
     # Never fewer than the replicas that there are to be, and one at a time.
@@ -246,9 +239,9 @@ def test_the_charts_values_go_where_they_belong(monkeypatch: pytest.MonkeyPatch)
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert pod["containers"][0]["image"] == "registry.example.org/kernelkeep:latest"
     assert pod["containers"][0]["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "other"
-    settings, agents = replica_of(deployment, monkeypatch)
+    settings = checked(environment_of(deployment), monkeypatch)
     assert settings.replica_address == "[192.0.2.7]:8889"
-    assert agents.agent_addresses == ["[192.0.2.7]:8890", "lab.kernelkeep.svc:8890"]
+    assert settings.agent_addresses == ["[192.0.2.7]:8890", "lab.kernelkeep.svc:8890"]
     assert settings.replica_listen == "[::]:8889"
     assert (settings.root_path, settings.max_kernels) == ("/lab", 50)
     assert "kernels.example.org" in settings.allowed_hosts

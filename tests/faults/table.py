@@ -47,6 +47,8 @@ class Operation:
 
     kernelspec = "{}"
     """Its name; the braces stand for that of the collaborator's kernels."""
+    as_elsewhere: frozenset[str] = frozenset()
+    """Calls of another operation, too, where they fail in every way."""
 
     def __init__(self, bench: Bench, kernel_id: str) -> None:
         self.bench = bench
@@ -173,6 +175,14 @@ class KillAfter(Timeout):
     """An execution that is cancelled heeds no interrupt, and its kernel is killed."""
 
     kernelspec = "{}-deaf"
+    # The end of one process and the launch of the next, as in a restart; who has to cope with a
+    # failure is another, so some fail here, too.
+    as_elsewhere = frozenset(
+        (
+            *("settle", "disconnect", "launch", "hear", "wait", "cleanup"),
+            *("pre_launch", "launch_kernel", "post_launch", "get_provisioner_info"),
+        )
+    )
 
     async def prepare(self) -> None:
         await super().prepare()
@@ -232,6 +242,15 @@ class Table:
             if self.is_deadly(row):
                 await self.try_one(row)
 
+    def without_repeats(self, rows: Iterable[Row]) -> list[Row]:
+        """Of calls that fail in every way elsewhere, an error, silence and a death."""
+        return [
+            row
+            for row in rows
+            if row.call.name not in self.kind.as_elsewhere
+            or row.way in (Way.RAISE, Way.LOSE, Way.DIE)
+        ]
+
     def is_deadly(self, row: Row) -> bool:
         """Whether other kernels have to do with what dies."""
         return row.way.deadly and self.bench.faulty.shared
@@ -267,7 +286,7 @@ class Table:
         with contextlib.suppress(
             AssertionError
         ):  # while what it needs hangs or is dead it may wait
-            await eventually(lambda: bench.is_settled(row.key), SETTLE_SECONDS, 0.2)
+            await eventually(lambda: bench.is_settled(row.key), SETTLE_SECONDS, 0.5)
         await eventually(lambda: bench.is_honest(row.key), BOUND, 0.2)
         await faulty.heal(row.key)
         await eventually(lambda: bench.is_true(row.key), BOUND, 0.2)

@@ -1,6 +1,6 @@
 """Collaborators fail at random, with all kernels side by side.
 
-That takes 15 seconds, or with ``--full`` a minute.
+That takes 10 seconds, or with ``--full`` a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.rest import RestError
 pytestmark = pytest.mark.timeout(400)
 
 SEED = 20160
-SECONDS, FULL_SECONDS = 15, 60
+SECONDS, FULL_SECONDS = 10, 60
 WORKERS = 6
 
 ASKS = (

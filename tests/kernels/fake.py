@@ -96,7 +96,8 @@ behind for ever.
 
 from __future__ import annotations
 
-import argparse
+# Hundreds of these are started by each run of the tests, and most of what a start costs is imports:
+# nothing is imported that takes long, as argparse, dataclasses, pathlib, socket and uuid do.
 import functools
 import hashlib
 import hmac
@@ -105,17 +106,13 @@ import math
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from select import select
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import zmq
@@ -140,15 +137,17 @@ class ScriptError(Exception):
     """Ends the execution with an error; the arguments are its name and its value."""
 
 
-@dataclass
 class Request:
     """A message from a client; ``aborted`` is set when an earlier execution failed."""
 
-    identities: list[bytes]
-    header: Json
-    content: Json
-    buffers: list[bytes]
-    aborted: bool = False
+    def __init__(
+        self, identities: list[bytes], header: Json, content: Json, buffers: list[bytes]
+    ) -> None:
+        self.identities = identities
+        self.header = header
+        self.content = content
+        self.buffers = buffers
+        self.aborted = False
 
     @property
     def msg_type(self) -> str:
@@ -162,7 +161,7 @@ class Wire:
         digest = getattr(hashlib, scheme.removeprefix("hmac-"))
         self._auth = hmac.new(key.encode(), digestmod=digest) if key else None
         self._signer = hmac.new(b"wrong", digestmod=digest) if wrong_key else self._auth
-        self._session = uuid.uuid4().hex
+        self._session = os.urandom(16).hex()
         self._count = 0
 
     def header(self, msg_type: str) -> Json:
@@ -171,7 +170,7 @@ class Wire:
             "msg_id": f"{self._session}_{os.getpid()}_{self._count}",
             "session": self._session,
             "username": "fake",
-            "date": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "date": _date(time.time()),
             "msg_type": msg_type,
             "version": PROTOCOL_VERSION,
         }
@@ -204,6 +203,11 @@ class Wire:
         return Request(frames[:start], header, content, frames[start + 6 :])
 
 
+def _date(seconds: float) -> str:
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{whole}.{int(seconds % 1 * 1_000_000):06d}Z"
+
+
 def _dumps(value: Json) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
@@ -221,18 +225,18 @@ def _numbered(number: int, size: str) -> str:
     return f"{number} ".ljust(int(size) - 1, "x") + "\n"
 
 
-@dataclass
 class Task:
     """A script and the monotonic time at which it goes on."""
 
-    script: Script
-    due: float = field(default_factory=time.monotonic)
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.due = time.monotonic()
 
 
 class FakeKernel:
     """One poll loop over sockets and scripts; nothing in it blocks unless a command wants so."""
 
-    def __init__(self, options: argparse.Namespace, connection: Json) -> None:
+    def __init__(self, options: SimpleNamespace, connection: Json) -> None:
         self.options = options
         key, scheme = connection["key"], connection["signature_scheme"]
         self.wire = Wire(key, scheme, wrong_key=options.wrong_key)
@@ -269,13 +273,13 @@ class FakeKernel:
 
     # -- the loop
 
-    def run(self, wakeup: socket.socket) -> None:
+    def run(self, wakeup: int) -> None:
         """Serves until a shutdown request; each signal puts its number, a byte, into ``wakeup``."""
         self.publish("status", {"execution_state": "starting"}, {})
         if self.options.chatter:
             self._on_subscription(self.iopub.recv_multipart())
             self._chatter()
-        while self.options.serve_at and not self.options.serve_at.exists():
+        while self.options.serve_at and not os.path.exists(self.options.serve_at):
             time.sleep(0.05)
             self._chatter()
         handlers: dict[zmq.Socket[bytes], Callable[[list[bytes]], object]] = {
@@ -292,7 +296,7 @@ class FakeKernel:
             ready = dict(poller.poll(self._until_due()))
             # Before the requests, whatever the poll said: a signal that came before a request must
             # not interrupt that request.
-            if select([wakeup], [], [], 0)[0] and signal.SIGINT in wakeup.recv(4096):
+            if select([wakeup], [], [], 0)[0] and signal.SIGINT in os.read(wakeup, 4096):
                 self.interrupt()
             for zmq_socket, handle in handlers.items():
                 if zmq_socket in ready:
@@ -605,11 +609,11 @@ class Execution:
         yield float(seconds)
 
     def do_until(self, file: str) -> Script:
-        while not Path(file).exists():
+        while not os.path.exists(file):
             yield 0.02
 
     def do_append(self, file: str, *text: str) -> None:
-        with Path(file).open("a") as opened:
+        with open(file, "a") as opened:
             opened.write(" ".join(text) + "\n")
 
     def do_hang(self, seconds: str = "inf") -> None:
@@ -642,7 +646,7 @@ class Execution:
         self.stream("x" * int(size))
 
     def do_comm(self, target: str) -> None:
-        comm_id = uuid.uuid4().hex
+        comm_id = os.urandom(16).hex()
         self.kernel.comms[comm_id] = target
         content = {"comm_id": comm_id, "target_name": target, "data": {"n": 1}}
         self.kernel.publish("comm_open", content, self.request.header, buffers=[b"comm", b""])
@@ -663,7 +667,7 @@ class Execution:
         self.stream((os.environ[name] if name else json.dumps(dict(os.environ))) + "\n")
 
     def do_cwd(self) -> None:
-        self.stream(f"{Path.cwd()}\n")
+        self.stream(f"{os.getcwd()}\n")
 
     def do_pid(self) -> None:
         self.stream(f"{os.getpid()}\n")
@@ -742,22 +746,42 @@ class Execution:
 COMMANDS = {name[3:].replace("_", "-"): name for name in vars(Execution) if name[:3] == "do_"}
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A Jupyter kernel that misbehaves on demand.")
-    parser.add_argument("-f", dest="connection_file", type=Path, required=True)
-    parser.add_argument("--exit", type=int, metavar="CODE")
-    parser.add_argument("--stderr", metavar="TEXT")
-    parser.add_argument("--chatter", metavar="TEXT")
-    parser.add_argument("--serve-at", type=Path, metavar="FILE")
-    parser.add_argument("--slow-start", type=float, default=0, metavar="SECONDS")
-    parser.add_argument("--record", type=Path, metavar="FILE")
-    parser.add_argument("--no-ipc", choices=("exit", "hang"))
-    parser.add_argument("--children", type=int, default=0, metavar="N")
-    for flag in ("never-bind", "never-answer", "no-welcome", "no-control-kernel-info", "wrong-key"):
-        parser.add_argument(f"--{flag}", action="store_true")
-    for what in ("sigterm", "sigint", "shutdown"):
-        parser.add_argument(f"--ignore-{what}", action="store_true")
-    return parser.parse_args(arguments)
+# The flags of the command line; one with a value has what makes it of its text.
+FLAGS: Mapping[str, Callable[[str], Any] | None] = {
+    "-f": str,
+    "--exit": int,
+    "--stderr": str,
+    "--chatter": str,
+    "--serve-at": str,
+    "--slow-start": float,
+    "--record": str,
+    "--no-ipc": str,
+    "--children": int,
+    **dict.fromkeys(("--never-bind", "--never-answer", "--no-welcome"), None),
+    **dict.fromkeys(("--no-control-kernel-info", "--wrong-key"), None),
+    **dict.fromkeys(("--ignore-sigterm", "--ignore-sigint", "--ignore-shutdown"), None),
+}
+
+
+def _parse(arguments: Iterable[str]) -> SimpleNamespace:
+    options = SimpleNamespace(**{_attribute(flag): None for flag in FLAGS})
+    given = iter(arguments)
+    for flag in given:
+        if flag not in FLAGS:
+            sys.exit(f"fake kernel: there is no flag {flag}")
+        make = FLAGS[flag]
+        setattr(options, _attribute(flag), True if make is None else make(next(given)))
+    return options
+
+
+def _attribute(flag: str) -> str:
+    return "connection_file" if flag == "-f" else flag.removeprefix("--").replace("-", "_")
+
+
+def _read_json(path: str) -> Json:
+    with open(path) as file:
+        content: Json = json.load(file)
+        return content
 
 
 def _live_deaf() -> NoReturn:
@@ -772,11 +796,11 @@ def _spawn_child() -> None:
         _live_deaf()
 
 
-def _catch_signals(options: argparse.Namespace) -> socket.socket:
-    """A socket that becomes readable at each SIGINT, which then does nothing by itself."""
-    wakeup, signalled = socket.socketpair()
-    signalled.setblocking(False)
-    signal.set_wakeup_fd(signalled.detach())
+def _catch_signals(options: SimpleNamespace) -> int:
+    """A descriptor that becomes readable at each SIGINT, which then does nothing by itself."""
+    wakeup, signalled = os.pipe()
+    os.set_blocking(signalled, False)
+    signal.set_wakeup_fd(signalled)
     signal.signal(signal.SIGINT, signal.SIG_IGN if options.ignore_sigint else lambda *_: None)
     if options.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -784,18 +808,18 @@ def _catch_signals(options: argparse.Namespace) -> socket.socket:
     return wakeup
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parse(arguments)
+def main() -> None:
+    options = _parse(sys.argv[1:])
     if options.stderr is not None:
         sys.stderr.write(f"{options.stderr}\n")
     if options.exit is not None:
         sys.exit(options.exit)
     wakeup = _catch_signals(options)
     # Before the ZMQ context exists: its threads do not survive a fork.
-    for _ in range(options.children):
+    for _ in range(options.children or 0):
         _spawn_child()
-    time.sleep(options.slow_start)
-    connection = json.loads(options.connection_file.read_text())
+    time.sleep(options.slow_start or 0)
+    connection = _read_json(options.connection_file)
     no_ipc = options.no_ipc if connection["transport"] == "ipc" else None
     if no_ipc == "exit":
         sys.exit("fake kernel: the transport ipc is not supported")

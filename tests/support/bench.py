@@ -37,6 +37,8 @@ Json = dict[str, Any]
 BOUND = 60
 """Seconds within which every request has its answer, and every state is the true one."""
 
+LOOK_SECONDS = 0.25  # that who asks what is parked waits for others who do
+
 SETTLED = ("idle", "busy", "dead", "unknown")
 """What a kernel is when nobody is about to do something with it. One whose process is of no use,
 and could not be ended, is `unknown` until somebody asks for its end, or for another process."""
@@ -75,6 +77,7 @@ class Bench:
         self._rest: RestClient | None = None
         self._documented: Json = {}
         self._counter: _Counting | None = None
+        self._look: asyncio.Task[dict[str, float]] | None = None
         write_kernelspec(self.home.jupyter_path, "fake", Spec())
         write_kernelspec(self.home.jupyter_path, "census", CENSUS)
         self.add_spec(self.faulty.spec)
@@ -175,7 +178,17 @@ class Bench:
         await self.rest.wait_for_state(kernel_id, "idle", timeout=BOUND)
 
     async def parked(self) -> dict[str, float]:
-        """How many kernels are parked, by the names of their kernelspecs."""
+        """How many kernels are parked, by the names of their kernelspecs.
+
+        All who ask within `LOOK_SECONDS` share a look, which comes after they have asked.
+        """
+        if self._look is None:
+            self._look = asyncio.create_task(self._look_at_parked())
+        return await asyncio.shield(self._look)
+
+    async def _look_at_parked(self) -> dict[str, float]:
+        await asyncio.sleep(LOOK_SECONDS)
+        self._look = None
         metrics, name = await scrape(self.rest), "kernelkeep_warm_kernels"
         return {
             kind: metrics(name, **labels)

@@ -1,4 +1,4 @@
-"""The command, started again and again by a process that has imported it, and forks each time.
+"""Commands, started again and again by a process that has imported them, and forks each time.
 
 To import the service costs most of a second of work, ten times what the start of a server takes
 besides. Tests of the start itself use the real command (`CommandServer`).
@@ -8,6 +8,7 @@ The same process ends what is left when the tests are killed: it sees the end of
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -31,13 +32,16 @@ from tests.support.processes import kill_all, mentions
 from tests.support.rooms import REPOSITORY
 
 TIMEOUT: Final = 60  # seconds
+MODULES: Final = ("app", "uvicorn")  # that are started
 ASKED_BYTES: Final = 200_000  # arguments and environment of one process: most that a socket takes
 TOLD_BYTES: Final = 20  # a process id, or an exit code
 SEARCHES: Final = 5  # for processes that are left; one that is killed may have started others
 
 
 class Commands:
-    """Starts processes that are like those of ``python -m app``; close it when they have ended.
+    """Starts processes like those of ``python -m app`` and ``python -m uvicorn``.
+
+    Close it when they have ended.
 
     What is read when the service is imported (the home directory) is the same for all of them, and
     so is their command line, as the operating system has it.
@@ -81,6 +85,7 @@ class Commands:
 
     def start(
         self,
+        module: str,
         arguments: Sequence[str],
         *,
         environment: Mapping[str, str],
@@ -88,10 +93,14 @@ class Commands:
         stdout: int,
         stderr: int,
     ) -> Forked:
-        """``python -m app ARGUMENTS`` in a process of its own, which works in ``directory``."""
+        """``python -m MODULE ARGUMENTS`` in a process of its own, which works in ``directory``.
+
+        The module is one of `MODULES`.
+        """
         if self._home is None:
             self._open()
         asked = {
+            "module": module,
             "arguments": [*arguments],
             "environment": dict(environment),
             "directory": str(directory),
@@ -113,6 +122,7 @@ class Commands:
         environment = {"KERNELKEEP_STATE_DIR": str(home.state_dir), **home.environment(env)}
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
             process = self.start(
+                "app",
                 arguments,
                 environment=environment,
                 directory=home.path,
@@ -189,8 +199,14 @@ def main() -> None:
             if "home" in asked:
                 homes.add(asked["home"])
                 continue
-            import app.serving  # noqa: F401 - what takes a second, the first time
+            # What takes a second, the first time; IPython is what looks for kernelspecs.
+            import IPython.paths  # noqa: F401
 
+            import app.serving  # noqa: F401
+
+            # A collection in a process that was forked would look at all of it, and copy it.
+            gc.collect()
+            gc.freeze()
             if os.fork() == 0:
                 requests.close()
                 _attend(asked, *descriptors)
@@ -240,9 +256,7 @@ def _attend(asked: dict[str, Any], telling: int, stdout: int, stderr: int) -> No
 
 
 def _become(asked: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
-    """In the child: be ``python -m app`` with these arguments and this environment."""
-    from app.cli import main as command
-
+    """In the child: be the command with these arguments and this environment."""
     code: Any = 1
     try:
         os.dup2(stdout, 1)
@@ -253,6 +267,14 @@ def _become(asked: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
         os.environ.clear()
         os.environ.update(asked["environment"])
         time.tzset()
+        path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[1:1] = [directory for directory in path if directory not in ("", *sys.path)]
+        if asked["module"] == "uvicorn":
+            from uvicorn.main import main as uvicorn
+
+            uvicorn(asked["arguments"])
+        from app.cli import main as command
+
         command(asked["arguments"])
     except SystemExit as end:
         code = end.code or 0

@@ -1,7 +1,8 @@
 """Which tests cover which module of `app/`, and whether they run every branch of it.
 
 ``python -m tests.support.covered`` (``scripts/coverage``) prints the table, and fails when a module
-of `PURE` has a branch that its own tests do not run.
+of `PURE` has a branch that its own tests do not run. With ``--ran`` it runs nothing, and prints the
+options by which pytest leaves out the tests that it would run.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
-        for name in ("engines", "kinds", "place", "provisioner")
+        for name in ("kinds", "place", "provisioner")
     },
     "app.managers.processes.engines.order": ("managers/processes/engines/test_job",),
     "app.managers.processes.engines.kubernetes_watch": (
@@ -170,7 +171,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.agent_options": ("managers/processes/hosts/test_new_joining",),
     "app.keeper.joining": ("keeper/test_joined",),
-    "app.keeper.dialling": ("keeper/test_joined",),
     "app.managers.processes.hosts.listener": ("managers/processes/hosts/test_joining",),
     "app.managers.processes.hosts.joined_place": ("managers/processes/hosts/test_joining",),
     "app.managers.processes.keeper.claims": ("managers/processes/test_claims",),
@@ -224,7 +224,7 @@ PURE: Final = frozenset(
             f"managers.processes.engines.{name}"
             for name in (
                 *("kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
-                *("kubernetes_words", "quantities"),
+                *("kubernetes_words", "quantities", "troubles"),
                 *("slurm_options", "slurm_waits", "slurm_words"),
             )
         ),
@@ -262,17 +262,30 @@ def _contexts(module: str) -> str:
     return "|".join(["^$", *(f"^{re.escape(name)}" for name in names)])
 
 
+def _measured() -> list[str]:
+    """The modules of which every branch is to be run."""
+    return sorted(PURE | {name for name in modules() if name.startswith(PROTOCOL)})
+
+
+def _files() -> list[str]:
+    """The files and directories of tests that are to do so, below the repository."""
+    found = {path for module in _measured() for path in _running(module)}
+    return sorted(path.relative_to(REPOSITORY).as_posix() for path in found)
+
+
 def main() -> None:
     """Print the table, run the tests of `PURE` modules, and fail for a branch that is not run."""
+    if sys.argv[1:] == ["--ran"]:
+        print(*(f"--ignore={file}" for file in _files()))
+        return
     known = modules()
     for name in sorted(known):
         if known[name].path.name != "__init__.py":
             print(name, *(file.relative_to(REPOSITORY) for file in files_of(name)))
-    measured = sorted(PURE | {name for name in known if name.startswith(PROTOCOL)})
-    files = sorted({str(path) for module in measured for path in _running(module)})
+    measured = _measured()
     run = [sys.executable, "-m", "coverage"]
-    tests = ["pytest", "-q", "-p", "tests.plugins.contexts", *files, *sys.argv[1:]]
-    subprocess.run([*run, "run", "-m", *tests], check=True)
+    tests = ["pytest", "-q", "-p", "tests.plugins.contexts", *_files(), *sys.argv[1:]]
+    subprocess.run([*run, "run", "-m", *tests], cwd=REPOSITORY, check=True)
     missed = []
     for module in measured:
         path = known[module].path.relative_to(REPOSITORY)

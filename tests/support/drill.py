@@ -313,7 +313,9 @@ def servers_for(home: Home, end: str) -> Servers:
 
 
 class ReloadingServer(UvicornServer):
-    """``uvicorn --reload``, with the options of `KEEP`."""
+    """``uvicorn --reload``, with the options of `KEEP`. It starts itself again: no fork can."""
+
+    commands = None
 
     @property
     def environment(self) -> dict[str, str]:

@@ -14,6 +14,8 @@ import psutil
 
 T = TypeVar("T")
 
+SELDOM_SECONDS = 0.25  # between two looks at what takes long
+
 HAS_PROC = os.path.exists("/proc/self/environ")  # psutil needs ten times as long for the same
 
 
@@ -135,9 +137,10 @@ async def eventually(
     """The first true value of ``predicate``, which may be a coroutine function.
 
     An AssertionError that it raises means "not yet". After ``timeout`` seconds the last
-    one, or one that tells the last value, is raised.
+    one, or one that tells the last value, is raised. ``interval`` is the first between two looks.
     """
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
+    deadline = began + timeout
     while True:
         try:
             value = predicate()
@@ -149,7 +152,7 @@ async def eventually(
             failure = error
         if time.monotonic() > deadline:
             raise failure
-        await asyncio.sleep(interval)
+        await asyncio.sleep(_next_look(interval, began))
 
 
 def eventually_sync(
@@ -158,7 +161,16 @@ def eventually_sync(
     interval: float = 0.05,
 ) -> T:
     """The first true value of ``predicate``, or its last value after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := predicate()) and time.monotonic() < deadline:
-        time.sleep(interval)
+    began = time.monotonic()
+    while not (value := predicate()) and time.monotonic() < began + timeout:
+        time.sleep(_next_look(interval, began))
     return value
+
+
+def _next_look(interval: float, began: float) -> float:
+    """Seconds until the next look: a tenth of the time that was waited so far, within bounds.
+
+    A look costs milliseconds of work, and many workers wait at the same time.
+    """
+    waited = time.monotonic() - began
+    return max(interval, min(waited / 10, SELDOM_SECONDS))

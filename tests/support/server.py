@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from tests.support.commands import Commands, Forked
+from tests.support.commands import MODULES, Commands, Forked
 from tests.support.home import Home
 from tests.support.processes import eventually_sync, kill_all
 
@@ -26,7 +26,10 @@ SETTLE_TIMEOUT = 3
 GRACEFUL = (0, -signal.SIGTERM)
 
 INHERITED: Final = ("HOME", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "LD_LIBRARY_PATH")
-"""Variables that count when Python starts or the service is imported: no fork for other ones."""
+"""Variables that count when Python starts or the service is imported: no fork for other ones.
+
+But for a ``PYTHONPATH`` that has modules alone, and nothing that runs when Python starts.
+"""
 
 
 class ServerProcess:
@@ -141,12 +144,14 @@ class ServerProcess:
         command, environment, ours = self.command, self.environment, self.home.environment()
         if (
             self.commands is None
-            or command[:3] != [sys.executable, "-m", "app"]
+            or command[:2] != [sys.executable, "-m"]
+            or command[2] not in MODULES
             or self.directory != REPOSITORY
-            or any(environment[name] != ours.get(name) for name in environment if name in INHERITED)
+            or not _can_be_had_later(environment, ours)
         ):
             return None
         return self.commands.start(
+            command[2],
             command[3:],
             environment=environment,
             directory=self.home.path,  # by which the home knows it
@@ -243,6 +248,17 @@ class ServerProcess:
         return "".join(self._lines[since:])
 
 
+def _can_be_had_later(environment: Mapping[str, str], ours: Mapping[str, str]) -> bool:
+    """Whether a process that was forked can have this environment; ``ours`` is the first one's."""
+    different = {
+        name for name in INHERITED if name in environment and environment[name] != ours.get(name)
+    }
+    if different != {"PYTHONPATH"}:
+        return not different
+    directories = environment["PYTHONPATH"].split(os.pathsep)
+    return not any(Path(path, "sitecustomize.py").exists() for path in directories)
+
+
 class CommandServer(ServerProcess):
     """Always ``python -m app``, never a fork: for tests of the start itself."""
 
@@ -286,6 +302,12 @@ class UvicornServer(ServerProcess):
         return r"Uvicorn running on http://127\.0\.0\.1:(\d+)"
 
 
+class UvicornCommandServer(UvicornServer):
+    """Always ``python -m uvicorn``, never a fork."""
+
+    commands = None
+
+
 def run_server(
     *arguments: str,
     home: Home,
@@ -294,13 +316,19 @@ def run_server(
 ) -> subprocess.CompletedProcess[str]:
     """``python -m app`` with just these arguments, for what ends by itself (bad options, --help).
 
+    It is forked where it can be: what ``--help`` prints has the name of the command in it.
+
     Raises:
         subprocess.TimeoutExpired: it did not end within ``timeout`` seconds (it is killed).
     """
+    commands, environment = ServerProcess.commands, home.environment(env)
+    can_fork = "--help" not in arguments and _can_be_had_later(environment, home.environment())
+    if commands is not None and can_fork:
+        return commands.run(*arguments, home=home, env=env)
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=REPOSITORY,
-        env=home.environment(env),
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""A real sshd on loopback, as the user who runs the tests, and ssh's configuration for it."""
+"""A real sshd, as the user who runs the tests, and ssh's configuration for it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import psutil
 
 from tests.kernels.driver import free_ports
 from tests.support.kernelspecs import Spec
+from tests.support.networks import Network
 from tests.support.processes import eventually_sync, kill_all
 
 WAIT = 20  # seconds
@@ -38,9 +39,12 @@ class Sshd:
     """An sshd with keys and kernels' files in a directory of its own.
 
     The keepers' files are in ``far``: below a home, these are among its processes, and sshd is not.
+    It listens on loopback, or is there in the ``network``, whose cable can be pulled.
     """
 
-    def __init__(self, far: Path) -> None:
+    def __init__(self, far: Path, network: Network | None = None) -> None:
+        self.address = "127.0.0.1" if network is None else network.there
+        self.network = network
         self.directory = directory = Path(tempfile.mkdtemp(prefix="kk-sshd-")).resolve()
         self.far = far
         self.port: int = free_ports()["shell_port"]
@@ -56,12 +60,12 @@ class Sshd:
     def trust(self, key: str) -> None:
         """Have this key, and no other, known as the host's."""
         public = (self.directory / f"{key}.pub").read_text()
-        (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}")
+        (self.directory / "known_hosts").write_text(f"[{self.address}]:{self.port} {public}")
 
     def write_config(self, key: str = "user", **more: str) -> None:
         """The configuration of ``lab``, by which kernelspecs name the host."""
         lines = {
-            "HostName": "127.0.0.1",
+            "HostName": self.address,
             "Port": str(self.port),
             "User": getpass.getuser(),
             "IdentityFile": str(self.directory / key),
@@ -83,20 +87,21 @@ class Sshd:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         file = self.directory / "sshd_config"
         file.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host\n"
+            f"Port {self.port}\nListenAddress {self.address}\nHostKey {self.directory}/host\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\n"
             f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
             "PermitRootLogin yes\nMaxStartups 100:30:200\nMaxSessions 100\nPrintMotd no\n"
             + "".join(f"{line}\n" for line in options)
         )
+        enter = [] if self.network is None else ["nsenter", f"--net={self.network.path}"]
         self._process = subprocess.Popen(
-            [sshd_path(), "-D", "-f", str(file), "-E", str(self.directory / "sshd.log")],
+            [*enter, sshd_path(), "-D", "-f", str(file), "-E", str(self.directory / "sshd.log")],
             stdin=subprocess.DEVNULL,
         )
 
         def listens() -> bool:
             with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+                return probe.connect_ex((self.address, self.port)) == 0
 
         eventually_sync(listens, WAIT)
 

@@ -1,4 +1,7 @@
-"""One client stops reading while the kernel says far more than is kept: nobody else is hurt."""
+"""One client stops reading while the kernel says far more than is kept: nobody else is hurt.
+
+Each test has one of the framings: what is kept, and who is behind, has nothing to do with it.
+"""
 
 from __future__ import annotations
 
@@ -142,14 +145,14 @@ async def goes_on(channels: JupyterChannels) -> None:
 
 
 async def test_others_get_all_of_it_and_the_one_that_returns_is_told_what_is_gone(
-    make_server: MakeServer, framing: FramingName
+    make_server: MakeServer,
 ) -> None:
     server = make_server("--no-limit-rate", "--log-bytes", str(LOG_BYTES))
     async with kernels_of(server) as start:
         kernel = await start()
-        reading = await kernel.connect(framing=framing, log_length=100)
+        reading = await kernel.connect(framing="legacy", log_length=100)
         await goes_on(reading)
-        stalled = await stalling(kernel, framing)
+        stalled = await stalling(kernel, "legacy")
         await kernel.channels.close()
         async with watched_memory(server) as grown:
             messages = await flood(reading)
@@ -167,14 +170,14 @@ async def test_others_get_all_of_it_and_the_one_that_returns_is_told_what_is_gon
 
 
 async def test_with_room_on_disk_the_one_that_returns_misses_nothing(
-    make_server: MakeServer, framing: FramingName
+    make_server: MakeServer,
 ) -> None:
     server = make_server("--no-limit-rate")
     async with kernels_of(server) as start:
         kernel = await start()
-        reading = await kernel.connect(framing=framing, log_length=100)
+        reading = await kernel.connect(framing="v1", log_length=100)
         await goes_on(reading)
-        stalled = await stalling(kernel, framing)
+        stalled = await stalling(kernel, "v1")
         await kernel.channels.close()
         async with watched_memory(server) as grown:
             messages = await flood(reading)

@@ -7,7 +7,16 @@ from typing import NamedTuple, Protocol
 
 from ..owners.ownership import Ownership
 
-__all__ = ["KernelElsewhere", "Known", "Nowhere", "SharedSession"]
+__all__ = [
+    "Alone",
+    "Asked",
+    "KernelElsewhere",
+    "Known",
+    "Nowhere",
+    "Reservations",
+    "SharedSession",
+    "Used",
+]
 
 
 class KernelElsewhere(NamedTuple):
@@ -64,3 +73,43 @@ class Nowhere:
     async def give_up(self, _kernel_id: str, /) -> bool:
         """There is none."""
         return False
+
+
+class Asked(NamedTuple):
+    """A kernel that is to be started, and how many there may be then."""
+
+    kernel_id: str
+    owner: str
+    most: int
+    """Of all owners; 0 for any."""
+    most_of_owner: int | None
+    dead: list[str]
+    """Kernels of this server that do not count, as the registry may not know yet."""
+
+
+class Used(NamedTuple):
+    """How many kernels there are, with those that start."""
+
+    kernels: int
+    of_owner: int
+
+
+class Reservations(Protocol):
+    """Places for kernels that are about to be started by one of several servers."""
+
+    async def reserve(self, asked: Asked) -> Used | None:
+        """Reserve a place, if there is one; else what there is. Raises `KernelkeepError`."""
+
+    async def release(self, kernel_id: str) -> None:
+        """The kernel is there, and counts by itself, or its start has failed."""
+
+
+class Alone:
+    """The reservations of the only server: its own count is all there is."""
+
+    async def reserve(self, asked: Asked) -> Used | None:  # noqa: ARG002
+        """As `Reservations.reserve`."""
+        return None
+
+    async def release(self, kernel_id: str) -> None:
+        """As `Reservations.release`."""

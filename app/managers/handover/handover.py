@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import shutil
@@ -19,7 +18,7 @@ from ...keeper.sockets import ConnectionInfo
 from ..errors import KeeperUnavailable
 from ..executions.queue import Executions
 from ..log.entries import Position
-from ..log.journal import Journal, UnusableJournal
+from ..log.places import Places
 from ..messages.traffic import Traffic
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
@@ -27,6 +26,7 @@ from ..processes.run_files import KEPT
 from ..processes.transports import socket_files
 from ..state import KernelState, Lifecycle
 from .executions import RegisteredExecutions, restored
+from .places import RegisteredPlaces, from_journal, journal_of
 from .registry import Registry
 from .store import KernelRecord
 
@@ -35,8 +35,8 @@ __all__ = ["Adopt", "HandedOver", "Handover", "LetGo", "RegisteredHandover", "se
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS: Final = 0.25
-"""Seconds between two notes of the places of clients and of the states of kernels. After a crash a
-client may receive again what it received since the last note."""
+"""Seconds between two looks at how far clients have come, and at the states of kernels. After a
+crash a client may receive again what it received since the look before, until that was stored."""
 
 ADOPTION_SECONDS: Final = 30.0
 """How long a starting server waits until its kernels are adopted; the rest are adopted later."""
@@ -108,14 +108,7 @@ class Handover:
         """Remove the kernel's record, so that the next server does not know the kernel."""
 
     async def forget(self, kernel: HandedOver) -> None:
-        """Remove the record, executions and journal of a kernel that is gone; note nothing more."""
-
-    async def was_being_replaced(self, kernel_id: str) -> bool:  # noqa: ARG002
-        """Whether the server before was replacing the kernel's process by another when it ended.
-
-        If so, that process may have been asked to end already.
-        """
-        return False
+        """Remove what is stored of a kernel that is gone; note nothing more."""
 
     async def furthest(self, kernel_id: str) -> Position:  # noqa: ARG002
         """The furthest place in the kernel's log that one of its clients is known to have read."""
@@ -143,7 +136,7 @@ class Handover:
 
 
 class RegisteredHandover(Handover):
-    """The handover by the registry and the journals in the state directory.
+    """The handover by the registry.
 
     Make it inside a running event loop, and `close` it there.
     """
@@ -159,6 +152,7 @@ class RegisteredHandover(Handover):
         self._isolation = isolation
         self._room = asyncio.Semaphore(AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left: dict[str, Places] = {}  # read by `furthest`, until `recover` needs them
 
     # From the server before
 
@@ -263,9 +257,7 @@ class RegisteredHandover(Handover):
         # queue is put back before the log is read: no such end is missed.
         kernel.executions.hold_again()
         await traffic.resume(heard)
-        traffic.clients.journal = await asyncio.to_thread(
-            self._read_journal, kernel.id, traffic.log.epoch
-        )
+        self._put_places_back(kernel)
         # Set only now: what the replay has concluded is not stored, for another server would
         # conclude the same from the log.
         traffic.tracker.store = store
@@ -281,49 +273,51 @@ class RegisteredHandover(Handover):
 
     async def furthest(self, kernel_id: str) -> Position:
         """As `Handover.furthest`."""
-        return await asyncio.to_thread(self._furthest, kernel_id)
-
-    def _furthest(self, kernel_id: str) -> Position:
+        left = await self._registry.places(kernel_id)
+        if left is None:
+            left = await self._from_journal(kernel_id)
         try:
-            journal = Journal.open(self._journal_path(kernel_id))
-        except UnusableJournal:  # `_read_journal` logs it
-            return Position(1, 0)
-        with contextlib.closing(journal):
-            return journal.furthest
-
-    async def was_being_replaced(self, kernel_id: str) -> bool:
-        """As `Handover.was_being_replaced`."""
-        return await asyncio.to_thread(self._was_being_replaced, kernel_id)
-
-    def _was_being_replaced(self, kernel_id: str) -> bool:
-        try:
-            journal = Journal.open(self._journal_path(kernel_id))
-        except UnusableJournal:
-            return False
-        with contextlib.closing(journal):
-            return journal.replaced
-
-    def _read_journal(self, kernel_id: str, epoch: str) -> Journal | None:
-        try:
-            journal = Journal.open(self._journal_path(kernel_id))
-        except UnusableJournal as error:
+            furthest = Position(1, 0) if left is None else left.furthest
+        except msgspec.MsgspecError as error:
             logger.error(
                 "kernel %s: how far its clients are is not known: %s",
                 kernel_id,
                 error,
                 extra={"kernel_id": kernel_id},
             )
-            return None
-        if journal.epoch == epoch:
-            journal.close()  # until there is a client
-            return journal
+            return Position(1, 0)
+        if left is not None:
+            self._left[kernel_id] = left
+        return furthest
+
+    async def _from_journal(self, kernel_id: str) -> Places | None:
+        path = journal_of(self._state_dir, kernel_id)
+        found = await asyncio.to_thread(from_journal, path, kernel_id)
+        if found is not None:
+            self._registry.note_places(kernel_id, lambda: found)
+        return found
+
+    def _put_places_back(self, kernel: HandedOver) -> None:
+        """Have clients that come back go on where they were under the server before."""
+        self._begin_places(kernel)
+        left, clients = self._left.pop(kernel.id, None), kernel.traffic.clients
+        if left is None:
+            return
+        if left.epoch == kernel.traffic.log.epoch:
+            clients.put_back(left.read())
+            return
         logger.error(
             "kernel %s: its log is gone, and numbers begin anew",
-            kernel_id,
-            extra={"kernel_id": kernel_id},
+            kernel.id,
+            extra={"kernel_id": kernel.id},
         )
-        journal.remove()
-        return None
+        clients.note_again()
+
+    def _begin_places(self, kernel: HandedOver) -> None:
+        traffic = kernel.traffic
+        traffic.clients.store = RegisteredPlaces(
+            self._registry, kernel.id, traffic.log, traffic.clients
+        )
 
     # For the server after
 
@@ -353,21 +347,8 @@ class RegisteredHandover(Handover):
     def begin(self, kernel: HandedOver) -> None:
         """As `Handover.begin`."""
         traffic = kernel.traffic
-        if traffic.clients.journal is not None:
-            traffic.clients.note_replaced(False)
-            return
-        path = self._journal_path(kernel.id)
-        try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            traffic.clients.journal = journal = Journal.create(path, traffic.log.epoch)
-            journal.close()  # until there is a client
-        except (OSError, UnusableJournal) as error:
-            logger.error(
-                "kernel %s: a crash loses how far clients are: %s",
-                kernel.id,
-                error,
-                extra={"kernel_id": kernel.id},
-            )
+        if traffic.clients.store is None:
+            self._begin_places(kernel)
         if traffic.tracker.store is None:
             store = RegisteredExecutions(self._registry, kernel.id)
             traffic.tracker.store = store
@@ -393,13 +374,12 @@ class RegisteredHandover(Handover):
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""
-        # Before the first await: an execution that ends while the record is being deleted would be
-        # stored again, under a kernel that is not there.
+        # Before the first await: an execution that ends while the record is being deleted, or a
+        # client that leaves, would be stored again, under a kernel that is not there.
         kernel.traffic.tracker.store = None
+        kernel.traffic.clients.store = None
         await self._registry.delete(kernel.id)
-        journal, kernel.traffic.clients.journal = kernel.traffic.clients.journal, None
-        if journal is not None:
-            journal.remove()
+        journal_of(self._state_dir, kernel.id).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """As `Handover.close`."""
@@ -407,9 +387,6 @@ class RegisteredHandover(Handover):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-    def _journal_path(self, kernel_id: str) -> Path:
-        return self._state_dir / "journals" / f"{kernel_id}.journal"
 
 
 async def settle_loss(traffic: Traffic, state: KernelState) -> None:
@@ -465,12 +442,10 @@ def _read(connection_file: Path) -> dict[str, Any]:
 
 
 def _remove_leftovers(state_dir: Path, known: Collection[str]) -> None:
-    """Remove the logs and journals of kernels that no record has: they ended with a server."""
-    for directory in (state_dir / "logs" / KEPT, state_dir / "journals"):
-        for path in directory.glob("*"):
-            if path.stem in known:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """Remove the logs of kernels that no record has: they ended with a server."""
+    for path in (state_dir / "logs" / KEPT).glob("*"):
+        if path.name not in known:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in journal_of(state_dir, "").parent.glob("*"):
+        if path.stem not in known:
+            path.unlink(missing_ok=True)

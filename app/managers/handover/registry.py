@@ -2,7 +2,8 @@
 
 One server process at a time has a state directory. Its right is a lock, which the operating system
 releases when the process ends, however it ends. The lease in the registry only tells others which
-process that is. Kernels are stored at once, executions and activity a little later, in batches.
+process that is. Kernels are stored at once; executions, activity and the places of clients a little
+later, in batches.
 
 All statements run in one thread, in the order in which the event loop asks for them. So a kernel's
 deletion comes behind every write that was asked for before.
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
+from ..log.places import Places
 from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
-from .elsewhere import Known, Nowhere
+from .elsewhere import Alone, Known, Nowhere, Reservations
 from .store import (
     ExecutionRecord,
     KernelRecord,
@@ -52,7 +54,7 @@ BEHIND_SECONDS: Final = 0.02
 """Seconds between two batches."""
 
 STORED_SECONDS: Final = 2.0
-"""How long `Registry.stored` waits for the disk."""
+"""How long an execution waits for the disk (`Registry.stored`)."""
 
 RENEW_SECONDS: Final = 5.0
 """Seconds between two renewals of the lease; failed writes are tried again then, too."""
@@ -139,6 +141,7 @@ class Registry:
         self._activity: dict[str, tuple[float, str, bytes]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
+        self._places: dict[str, Callable[[], Places]] = {}
         self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
         self._newest: dict[str, KernelRecord] = {}  # what was asked to be saved last
         self._failing = False
@@ -188,9 +191,19 @@ class Registry:
         return True
 
     @property
+    def fails(self) -> bool:
+        """Whether it could not be written when that was tried last."""
+        return self._failing
+
+    @property
     def elsewhere(self) -> Known:
         """What other replicas have."""
         return Nowhere()
+
+    @property
+    def reservations(self) -> Reservations:
+        """The places for kernels that this server shares with others."""
+        return Alone()
 
     def listens(self, addresses: Sequence[str]) -> None:
         """Keepers dial this server at these addresses."""
@@ -218,10 +231,11 @@ class Registry:
             self._missed[record.id] = record
 
     async def delete(self, kernel_id: str) -> None:
-        """Delete a kernel's record and executions at once; after a failure, at the next renewal."""
+        """Delete a kernel and what it has at once; after a failure, at the next renewal."""
         # What a flush has already taken from here is ahead in the thread's queue, and deleted with
         # the rest. An activity that comes behind updates no row, for none is left.
         self._activity.pop(kernel_id, None)
+        self._places.pop(kernel_id, None)
         for key in [key for key in self._changed if key[0] == kernel_id]:
             del self._changed[key]
         self._missed.pop(kernel_id, None)
@@ -235,6 +249,27 @@ class Registry:
     ) -> None:
         """Store soon a kernel's last activity (seconds since the epoch), its state and model."""
         self._activity[kernel_id] = last_activity, execution_state, model
+        self._write_soon()
+
+    # Places of clients
+
+    async def places(self, kernel_id: str) -> Places | None:
+        """The places of a kernel's clients, if there are any; None if they cannot be read."""
+        try:
+            found: Places | None = await self._call(self._store.load_places, kernel_id)
+        except _ERRORS as error:
+            logger.error(
+                "the places of the clients of kernel %s cannot be read: %s",
+                kernel_id,
+                error,
+                extra={"kernel_id": kernel_id},
+            )
+            return None
+        return found
+
+    def note_places(self, kernel_id: str, places: Callable[[], Places]) -> None:
+        """Store the places of a kernel's clients soon, as ``places`` then returns them."""
+        self._places[kernel_id] = places
         self._write_soon()
 
     # Executions
@@ -279,7 +314,7 @@ class Registry:
 
     async def _write_behind(self) -> None:
         try:
-            while self._activity or self._changed or self._forgotten:
+            while self._activity or self._changed or self._forgotten or self._places:
                 await self.flush()  # the first change at once, those that come meanwhile together
                 await asyncio.sleep(BEHIND_SECONDS)
                 if self._failing:  # the next change or renewal begins another writer
@@ -287,13 +322,13 @@ class Registry:
         finally:
             self._writer = None
 
-    async def stored(self) -> None:
-        """Return when every change until now is stored, or after `STORED_SECONDS`."""
+    async def stored(self, seconds: float = STORED_SECONDS) -> None:
+        """Return when every change until now is stored, or after so many ``seconds``."""
         # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
-        await asyncio.wait({flush}, timeout=STORED_SECONDS)
+        await asyncio.wait({flush}, timeout=seconds)
 
     async def _flush_all(self) -> None:
         await self.flush()
@@ -306,28 +341,35 @@ class Registry:
         activity, self._activity = self._activity, {}
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
+        moved, self._places = self._places, {}
         touched = [(key, *what) for key, what in activity.items()]
         records = [record() for record in changed.values()]
-        if not (touched or records or forgotten):
+        places = [each() for each in moved.values()]
+        if not (touched or records or forgotten or places):
             return
         # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
         # order in which it is asked to.
-        if not await self._write(self._write_all, touched, records, forgotten):
+        if not await self._write(self._write_all, touched, records, forgotten, places):
             for key, record in changed.items():
                 if key not in self._forgotten:
                     self._changed.setdefault(key, record)
             self._forgotten |= forgotten - self._changed.keys()
             for kernel_id, what in activity.items():
                 self._activity.setdefault(kernel_id, what)
+            for kernel_id, each in moved.items():
+                self._places.setdefault(kernel_id, each)
 
     def _write_all(
         self,
         touched: list[tuple[str, float, str, bytes]],
         records: list[ExecutionRecord],
         forgotten: set[tuple[str, str]],
+        places: list[Places],
     ) -> None:
         if records or forgotten:
             self._store.save_executions(records, forgotten)
+        if places:
+            self._store.save_places(places)
         if touched:
             self._store.touch(touched)
 
@@ -358,5 +400,5 @@ class Registry:
                 await self.delete(kernel_id)
             else:
                 await self.save(record)
-        if self._changed:
+        if self._changed or self._places:
             self._write_soon()

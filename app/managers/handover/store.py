@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from ..log.places import Places
 from ..owners.ownership import Share
 from ..owners.principal import ANONYMOUS
 from ..state import Restarts
@@ -35,7 +36,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """The version of the database's schema, which SQLite stores as its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -75,6 +76,8 @@ class KernelRecord(msgspec.Struct):
     owner: str = ANONYMOUS
     owner_groups: list[str] = []
     shares: list[Share] = []
+    replaced: bool = False
+    """Whether the process was about to be ended for the next one, and may have been asked to."""
 
     @property
     def dead(self) -> bool:
@@ -125,7 +128,7 @@ class RegistryStore(Protocol):
         """
 
     def delete(self, kernel_id: str) -> None:
-        """Delete a kernel's record and its executions."""
+        """Delete a kernel's record, its executions, and the places of its clients."""
 
     def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
         """The executions of a kernel in the order in which they were asked for."""
@@ -134,6 +137,12 @@ class RegistryStore(Protocol):
         self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
     ) -> None:
         """Store executions, new or changed, and delete others, by kernel id and execution id."""
+
+    def load_places(self, kernel_id: str) -> Places | None:
+        """The places of a kernel's clients, if there are any."""
+
+    def save_places(self, changed: Iterable[Places]) -> None:
+        """Store the places of kernels' clients, for each kernel in place of the last."""
 
     def lease(self) -> Lease | None:
         """The last lease that was stored, if there is one."""
@@ -152,7 +161,7 @@ _JSON: Final = frozenset(
         *("owner_groups", "shares"),
     }
 )
-_FLAGS: Final = ("exclusive", "external")
+_FLAGS: Final = ("exclusive", "external", "replaced")
 
 _MIGRATIONS: Final = (
     (
@@ -179,6 +188,10 @@ _MIGRATIONS: Final = (
         "ALTER TABLE kernel ADD COLUMN owner DEFAULT 'anonymous'",
         "ALTER TABLE kernel ADD COLUMN owner_groups DEFAULT '[]'",
         "ALTER TABLE kernel ADD COLUMN shares DEFAULT '[]'",
+    ),
+    (
+        "ALTER TABLE kernel ADD COLUMN replaced DEFAULT 0",
+        "CREATE TABLE places (kernel_id TEXT PRIMARY KEY, epoch, data BLOB) WITHOUT ROWID",
     ),
 )
 """The statements that bring a database from each version to the next; released, they never change.
@@ -219,6 +232,8 @@ class SQLiteRegistry:
             for migration in _MIGRATIONS[version:]:
                 for statement in migration:
                     execute(statement)
+            if migrate:  # a server that was killed may have stored those of kernels that were gone
+                execute("DELETE FROM places WHERE kernel_id NOT IN (SELECT id FROM kernel)")
             # Written even if it does not change, so that a full disk is noticed now.
             execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -264,6 +279,7 @@ class SQLiteRegistry:
         with self._transaction():
             self._connection.execute("DELETE FROM kernel WHERE id = ?", (kernel_id,))
             self._connection.execute("DELETE FROM execution WHERE kernel_id = ?", (kernel_id,))
+            self._connection.execute("DELETE FROM places WHERE kernel_id = ?", (kernel_id,))
 
     def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
         rows = self._connection.execute(
@@ -283,6 +299,19 @@ class SQLiteRegistry:
             )
             self._connection.executemany(
                 "DELETE FROM execution WHERE kernel_id = ? AND id = ?", list(forgotten)
+            )
+
+    def load_places(self, kernel_id: str) -> Places | None:
+        row = self._connection.execute(
+            "SELECT kernel_id, epoch, data FROM places WHERE kernel_id = ?", (kernel_id,)
+        ).fetchone()
+        return None if row is None else Places(*row)
+
+    def save_places(self, changed: Iterable[Places]) -> None:
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO places (kernel_id, epoch, data) VALUES (?, ?, ?)",
+                [msgspec.structs.astuple(places) for places in changed],
             )
 
     def lease(self) -> Lease | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ...settings import Settings
 from ..handover.handover import Handover, RegisteredHandover
@@ -15,6 +16,7 @@ from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.hosts.joining import Joining
 from ..processes.hosts.new_joining import new_joining
 from ..processes.hosts.service import OwnService, Service
 from ..processes.isolation.isolation import Isolation, new_isolation
@@ -49,21 +51,14 @@ def multi_kernel_manager(
     """
     terms = None if registry is None else registry.replica_terms
     files = RunFiles(settings, "" if terms is None else terms.replica)
-    transports = Transports(
-        "ipc" if settings.only_ipc else settings.transport,
-        *(settings.state_dir, files.path),
-        lasting=settings.keeps,
-    )
+    kind = "ipc" if settings.only_ipc else settings.transport
+    transports = Transports(kind, settings.state_dir, files.path, lasting=settings.keeps)
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own, terms)
-    replicas = None if registry is None else registry.shared_keepers
-    joining = new_joining(settings, files.path, replicas)
-    if registry is not None and joining.is_on:
-        registry.listens(joining.own_addresses)
-    service: Service = replicas or OwnService(files.path)
+    joining, service = _joining(settings, registry, files.path)
     engines = Engines(joining, keepers, service)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
@@ -96,8 +91,25 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
     if registry is not None:
-        manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+        _share(manager, registry)
     return manager
+
+
+def _joining(
+    settings: Settings, registry: Registry | None, directory: Path
+) -> tuple[Joining, Service]:
+    """What keepers dial in to, and as what hosts and engines know this server."""
+    replicas = None if registry is None else registry.shared_keepers
+    joining = new_joining(settings, directory, replicas)
+    if registry is not None and joining.is_on:
+        registry.listens(joining.own_addresses)
+    return joining, replicas or OwnService(directory)
+
+
+def _share(manager: MultiKernelManager, registry: Registry) -> None:
+    """Have the manager know of other replicas, and share the places for kernels with them."""
+    manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
+    manager.shares.reservations = registry.reservations
 
 
 def _handover(

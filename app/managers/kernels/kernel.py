@@ -313,11 +313,7 @@ class Kernel:
     async def _stay_dead(self, record: KernelRecord) -> None:
         """The kernel died under an earlier server: it stays dead, and its log can be read."""
         await self._left.recover(record, {})
-        self._course.on(Event.BURIED)
-        self._life.settle_start(False)
-        await self.traffic.close(record.reason)
-        self.state.begin(Lifecycle.DEAD)
-        self.traffic.refuse_waiting()
+        await self._life.stay_dead(record.reason)
 
     async def leave(self) -> bool:
         """Let the process go on without this server, for the next one; False if it cannot.
@@ -351,8 +347,10 @@ class Kernel:
         await self._registration.register()
 
     async def _note_process(self, record: KernelRecord) -> None:
-        """Add to a record what the next server needs to find the process again."""
+        """Add to a record what the next server needs to find the process, or the job, again."""
         await self._launches.note(record)
+        if record.dead:
+            record.provisioner = self._services.engines.noted_if_out(self.id)
 
     def hand_over(
         self,

@@ -289,7 +289,7 @@ class Launches:
             if exited is not None:
                 text = f"The kernel's process {exited} while no server was there"
                 raise Gone(text + process.want_of_memory, exited.code)
-            if record.execution_state == Lifecycle.RESTARTING:
+            if record.replaced and record.execution_state == Lifecycle.RESTARTING:
                 await self._end_replaced(process)
             heard = await self._meet(process, info)
         except Gone:
@@ -316,8 +316,6 @@ class Launches:
         The process may have been asked to end already, and requests that are sent to it now would
         be lost with it. Raises `Gone` when it is ended, and `KernelUnreachable` if that fails.
         """
-        if not await self._services.handover.was_being_replaced(self._id):
-            return
         if why := await process.kill():
             raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
         raise Gone("The kernel was being restarted")

@@ -38,6 +38,11 @@ logger = logging.getLogger(__name__)
 QUEUE_SECONDS: Final = 15.0
 """How long whoever asks for a start waits for an engine that takes long; the kernel waits on."""
 
+REST_SECONDS: Final = 30.0
+LONGEST_REST_SECONDS: Final = 600.0
+"""How long a kernel that has died keeps its engine's job, for a restart that comes soon; and the
+longest pause before it is tried again to end the job."""
+
 CANCEL_SECONDS: Final = 10.0
 """After which a life that goes on although it was cancelled is cancelled again."""
 
@@ -428,6 +433,43 @@ class Life:
         self._traffic.refuse_waiting()
         self.settle_start(False)  # after the reason: who waits for this reads that next
         self._traffic.voice.announce("dead")
+        await self._registration.save()
+        self._rest_later()
+
+    async def stay_dead(self, reason: str) -> None:
+        """The kernel died under an earlier server, for this reason: its log can be read."""
+        self._course.on(Event.BURIED)
+        self.settle_start(False)
+        await self._traffic.close(reason)
+        self._state.begin(Lifecycle.DEAD)
+        self._traffic.refuse_waiting()
+        self._rest_later()
+
+    def _rest_later(self) -> None:
+        # Another replica that takes the kernel has no copy of the log: the job has it.
+        has_log_here = not self._services.settings.replicated
+        if has_log_here and self._services.engines.has(self._kernel.id):
+            self.begin(self._rest())
+
+    async def _rest(self) -> None:
+        """Have the engine end the job of a dead kernel that nobody has restarted meanwhile."""
+        engines, kernel_id, trouble = self._services.engines, self._kernel.id, ""
+        pause = REST_SECONDS
+        while True:
+            if engines.is_out(kernel_id):
+                await asyncio.sleep(pause)
+            try:
+                await engines.rest(kernel_id)
+                break
+            except (KeeperUnavailable, KernelUnreachable) as error:
+                if error.message != trouble:
+                    self._logger.warning("kernel %s: its job stays: %s", kernel_id, error.message)
+                trouble, pause = error.message, min(2 * pause, LONGEST_REST_SECONDS)
+                if not engines.is_out(kernel_id):
+                    break  # its log is as whole as it ever will be
+            except Exception:  # an engine may raise anything
+                self._logger.exception("kernel %s: its job stays until it is deleted", kernel_id)
+                return
         await self._registration.save()
 
     async def retire(self) -> None:

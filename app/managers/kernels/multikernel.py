@@ -258,14 +258,14 @@ class MultiKernelManager:
             return self._kernels[identity]
         self._services.check_start()
         owned = Ownership() if ownership is None else ownership
-        with self.shares.place(identity, owned):
-            self.shares.take_start(owned)
-            self._starting[identity] = asyncio.get_running_loop().create_future()
-            try:
-                any_id = kernel_id is None
+        any_id = kernel_id is None
+        self._starting[identity] = asyncio.get_running_loop().create_future()
+        try:
+            async with self.shares.place(identity, owned, is_chosen=not any_id):
+                self.shares.take_start(owned)
                 return await self._start(identity, name, path, env or {}, owned, any_id=any_id)
-            finally:
-                self._starting.pop(identity).set_result(None)
+        finally:
+            self._starting.pop(identity).set_result(None)
 
     async def _start(
         self,
@@ -389,7 +389,7 @@ class MultiKernelManager:
         self.check_running()
         kernel = self.get(kernel_id)
         is_dead = kernel.state.lifecycle is Lifecycle.DEAD
-        with self.shares.place(kernel_id, kernel.ownership) if is_dead else nullcontext():
+        async with self.shares.place(kernel_id, kernel.ownership) if is_dead else nullcontext():
             self.shares.take_start(kernel.ownership)
             await kernel.restart(now=now, newports=newports)
         return kernel

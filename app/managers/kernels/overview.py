@@ -20,6 +20,7 @@ from ..executions.contents import content_of, text_of
 from ..executions.execution import Execution
 from ..log.entries import Gap, Position
 from ..log.message_log import MessageLog
+from ..processes.engines.kinds import engine_of
 from ..processes.hosts.options import options_of
 from .kernel import Kernel
 from .usage import Series
@@ -109,7 +110,11 @@ class KernelEvent(OverviewEvent, tag="kernel"):
     cpu: Annotated[float | None, Meta(description="Processors that it kept busy.")]
     memory: Annotated[int | None, Meta(description="Bytes of memory of its processes.")]
     host: Annotated[
-        str | None, Meta(description="The other machine that it runs on; null for this one.")
+        str | None,
+        Meta(
+            description="Where it runs: the other machine, or the engine (`docker`, `kubernetes`) "
+            "that has its job; null for this machine."
+        ),
     ]
 
 
@@ -273,7 +278,7 @@ def _host_of(kernel: Kernel) -> str | None:
         options = options_of(kernel.spec)
     except KernelStartFailed:
         return None
-    return None if options is None else options.host
+    return engine_of(kernel.spec) if options is None else options.host
 
 
 def _retrieved(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

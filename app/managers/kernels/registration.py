@@ -102,6 +102,7 @@ class Registration:
             exclusive=True,
             external=False,
             restarts=state.restarts,
+            replaced=self._kernel.traffic.is_replaced,
         )
         await self._note(record)
         # A provisioner was asked, which takes time. `Kernel.relocate` or a share may have come

@@ -6,11 +6,11 @@ not, whatever has happened. Only kernels that are about to be there are reserved
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from ..errors import TooManyKernels
-from ..handover.elsewhere import KernelElsewhere, Known, Nowhere
+from ..handover.elsewhere import Alone, Asked, Known, Nowhere, Reservations
 from ..limits.errors import ExecutionsLimit
 from ..limits.shares import Shares
 from ..owners.ownership import Ownership
@@ -30,26 +30,49 @@ class KernelShares:
         self._reserved: dict[str, str] = {}
         """The owners of kernels that are starting, by the kernels' ids."""
         self.elsewhere: Known = Nowhere()
-        """What other replicas have; it counts, too, as far as it is known."""
+        """What other replicas have, as far as that is known."""
+        self.reservations: Reservations = Alone()
+        """The places that all replicas share."""
 
-    @contextmanager
-    def place(self, kernel_id: str, ownership: Ownership) -> Iterator[None]:
+    @asynccontextmanager
+    async def place(
+        self, kernel_id: str, ownership: Ownership, *, is_chosen: bool = False
+    ) -> AsyncIterator[None]:
         """Reserve a place for a kernel, for the time of a ``with`` block in which it starts.
 
-        Two starts cannot both take the last place: there is no await between the check and the
-        reservation. Raises `TooManyKernels`, `KernelsLimit` or `BeyondLimit`.
+        Two starts cannot both take the last place: here there is no await between the check and the
+        reservation, and the registry that replicas share has one at a time. ``is_chosen``: the id
+        is a client's, and another replica may have it. Raises `TooManyKernels`, `KernelsLimit` or
+        `BeyondLimit`, and with replicas `KernelElsewhereError` or `RegistryUnavailable`.
         """
         if kernel_id in self._reserved:  # a second restart of a dead kernel
             yield
             return
         if self._max and self._count() >= self._max:
             raise TooManyKernels(self._max)
-        self._shares.check_kernels(ownership, lambda: self.kernels_of(ownership.owner))
+        self._shares.check_kernels(ownership, lambda: len(self._here_of(ownership.owner)))
         self._reserved[kernel_id] = ownership.owner
         try:
-            yield
+            of_owner = self._shares.limits(ownership).kernels
+            if not (self._max or of_owner is not None or is_chosen):
+                yield
+                return
+            dead = [kernel.id for kernel in self._table.values() if not kernel.counts]
+            asked = Asked(kernel_id, ownership.owner, self._max, of_owner, dead)
+            await self._reserve(asked, ownership)
+            try:
+                yield
+            finally:
+                await self.reservations.release(kernel_id)
         finally:
             self._reserved.pop(kernel_id, None)
+
+    async def _reserve(self, asked: Asked, ownership: Ownership) -> None:
+        used = await self.reservations.reserve(asked)
+        if used is None:
+            return
+        self._shares.check_kernels(ownership, lambda: used.of_owner)
+        raise TooManyKernels(self._max)
 
     def taken(self, kernel_id: str) -> None:
         """Give a place back early: its kernel is there, with another id."""
@@ -69,11 +92,7 @@ class KernelShares:
 
     def _count(self) -> int:
         living = {kernel.id for kernel in self._table.values() if kernel.counts}
-        living |= {one.id for one in self.elsewhere.kernels.values() if self._counts(one)}
         return len(living | self._reserved.keys())
-
-    def _counts(self, one: KernelElsewhere) -> bool:
-        return one.counts and one.id not in self._table
 
     def of(self, owner: str) -> list[Kernel]:
         """The kernels that are an owner's, dead ones too."""
@@ -81,14 +100,17 @@ class KernelShares:
 
     def kernels_of(self, owner: str) -> int:
         """How many kernels count for an owner, those that start included."""
-        living = {kernel.id for kernel in self.of(owner) if kernel.counts}
-        living |= {
+        others = {
             one.id
             for one in self.elsewhere.kernels.values()
-            if one.ownership.owner == owner and self._counts(one)
+            if one.counts and one.ownership.owner == owner and one.id not in self._table
         }
+        return len(self._here_of(owner) | others)
+
+    def _here_of(self, owner: str) -> set[str]:
+        living = {kernel.id for kernel in self.of(owner) if kernel.counts}
         starting = {kernel_id for kernel_id, whose in self._reserved.items() if whose == owner}
-        return len(living | starting)
+        return living | starting
 
     def waiting_of(self, owner: str) -> int:
         """How many executions wait for an owner's kernels, or for their next processes."""

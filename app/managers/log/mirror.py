@@ -19,7 +19,10 @@ MAX_NUMBER: Final = 2**48
 """No log comes near."""
 
 MAX_RECORD: Final = 2**31
-"""The bytes of a record: a frame of the link, in which a keeper says something, has no more."""
+"""The bytes of a record that a keeper may tell of: none has more."""
+
+KEPT_RECORD: Final = 2**26
+"""A record of so many bytes is kept whatever the bound of the log is."""
 
 
 class MirrorWriter(LogWriter):
@@ -29,14 +32,20 @@ class MirrorWriter(LogWriter):
         super().__init__(directory, kernel_id, room, epoch)
         self._rest = bytearray()  # the begin of a record whose end is still to come
         self._wanted = 0  # how many bytes that record has, if that much of it is there
+        self._left_out = 0  # bytes still to come of a record that is left out
 
     def feed(self, data: memoryview, *, anew: bool) -> None:
         """Append the records that end in this piece; what is left waits for the next one.
 
+        A record that is larger than the log may be is a gap, of which nothing is kept in memory.
         ``anew``: the piece begins with a record. Raises `DamagedLog` for what no keeper writes.
         """
         if anew:
-            self._rest, self._wanted = bytearray(), 0
+            self._rest, self._wanted, self._left_out = bytearray(), 0, 0
+        if self._left_out:
+            passed = min(self._left_out, len(data))
+            self._left_out -= passed
+            data = data[passed:]
         if self._rest:
             self._rest += data
             if len(self._rest) < self._wanted:
@@ -46,6 +55,11 @@ class MirrorWriter(LogWriter):
         while (record := records.next_record(data, at, 0)) is not None:
             self._check(record)
             end = at + record.whole
+            if record.whole > max(self._room.each, KEPT_RECORD):
+                size = record.offset + record.size - self._offset
+                self.skip(record.number + 1 - self._number, size)
+                self._left_out, at = max(0, end - len(data)), min(end, len(data))
+                continue
             if end > len(data):
                 self._wanted = record.whole
                 break

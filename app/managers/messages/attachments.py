@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import time
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, Protocol
 
 from ...protocol.messages import Message
 from ...settings import Settings
 from ..executions.prompts import Prompts
 from ..log.entries import Position
-from ..log.journal import Journal
 from ..log.message_log import MessageLog, Reader
+from ..log.places import MAX_PLACES, Place, session_key
 from ..state import KernelState
 
-__all__ = ["Attachments"]
-
-MAX_DEPARTED: Final = 256
-"""How many sessions without a connection have a place, per kernel; the oldest goes first."""
+__all__ = ["Attachments", "PlaceStore"]
 
 SESSION_SECONDS: Final = 86400.0
 """How long the place of a departed session is remembered, at the least: ``log_age`` if longer."""
 
-PLACE_SECONDS: Final = 60.0
-"""How often the journal gets the place of a client that has not moved, with the present time.
 
-The time shows how long that client was attached.
-"""
+class PlaceStore(Protocol):
+    """Where the places of one kernel's clients are stored for the next server."""
+
+    def moved(self) -> None:
+        """Store the places soon (`Attachments.places`)."""
+
+    async def stored(self) -> None:
+        """Return when the places are stored, or cannot be stored just now. Bounded."""
 
 
 class Attachments:
     """The clients of one kernel: which sessions are attached, and where departed ones left off.
 
-    ``journal`` holds the same places on disk, for a kernel that is to outlive the server.
+    ``store`` has the same places, for a kernel that is to outlive the server.
     """
 
     def __init__(
         self, log: MessageLog, prompts: Prompts, state: KernelState, settings: Settings
     ) -> None:
-        self.journal: Journal | None = None
+        self.store: PlaceStore | None = None
         self._log = log
         self._prompts = prompts
         self._state = state
@@ -45,9 +47,10 @@ class Attachments:
         self._session_seconds = max(SESSION_SECONDS, settings.log_age)
         self.attached: dict[str, Reader] = {}
         """The readers of the sessions that have a connection. Only this class changes it."""
-        self._departed: dict[str, tuple[Position, float]] = {}  # and since when
-        # The place that the journal has of each attached session, and since when (monotonic).
-        self._noted: dict[str, tuple[Position, float]] = {}
+        # By `session_key`, those that have left first at the beginning; and since when (monotonic).
+        self._departed: dict[bytes, tuple[Position, float]] = {}
+        self._noted: dict[str, Position] = {}  # the places of attached sessions that are stored
+        self._new: set[str] = set()  # attached sessions of which nothing was known before
 
     def __len__(self) -> int:
         """The number of open connections."""
@@ -66,11 +69,7 @@ class Attachments:
         at the older connection's client.
         """
         self._forget_departed()
-        left_at, _ = self._departed.pop(session, (None, 0.0))
-        journal = self.journal
-        # The place in memory is newer than the journal's, if there is one.
-        if left_at is None and journal is not None and self._buffers:
-            left_at = journal.place_of(session, self._session_seconds)
+        left_at, _ = self._departed.pop(session_key(session), (None, 0.0))
         # A client can come back before its broken connection is noticed: both are there for a
         # moment. The older one's `detach` comes later, and must not remove the newer (see there).
         older = self.attached.pop(session, None)
@@ -78,12 +77,25 @@ class Attachments:
             left_at = older.arrived
             older.replaced = True
             self._log.wake()
-        start = start or left_at
+        is_new, start = left_at is None, start or left_at
         self._state.changes += 1
         reader = self.attached[session] = Reader(self._log, session, start)
-        if journal is not None:
-            journal.put_place(session, reader.position)
+        if self.store is not None and self._buffers:
+            if is_new:
+                self._new.add(session)
+            self._noted[session] = reader.position
+            self.store.moved()
         return reader
+
+    async def known(self, reader: Reader) -> None:
+        """Return when the next server would know the session of this reader. Bounded.
+
+        The place of a session that comes back is known, and one that is stored late has it get
+        something twice. Without any place it would miss what is said while no server is there.
+        """
+        if self.store is not None and reader.session in self._new:
+            await self.store.stored()
+            self._new.discard(reader.session)
 
     def open_prompts(self, reader: Reader) -> list[Message]:
         """The open prompts to show to a new connection, although its reader has passed them.
@@ -122,42 +134,53 @@ class Attachments:
                 prompt.is_shown = False
         del self.attached[reader.session]
         self._noted.pop(reader.session, None)
+        self._new.discard(reader.session)
         self._state.changes += 1
         if self._log.closed:
             self.let_go_of_log()
         if self._buffers:
-            self._departed[reader.session] = (reader.arrived, time.monotonic())
-            if self.journal is not None:
-                self.journal.put_place(reader.session, reader.arrived)
+            self._departed[session_key(reader.session)] = (reader.arrived, time.monotonic())
             self._forget_departed()
-        if self.journal is not None and not self.attached:
-            self.journal.close()
+            if self.store is not None:
+                self.store.moved()
 
     def note_places(self) -> None:
-        """Write to the journal, for the next server, how far each client has come."""
-        journal = self.journal
-        if journal is None:
+        """Have it stored how far each client has come, if one has come further."""
+        if self.store is None or not self._buffers:
             return
-        now = time.monotonic()
-        old = now - PLACE_SECONDS
         # A message that arrives after this, and before the server is killed, is sent to the client
         # once more by the next server. None is lost: the place is never further than what arrived.
-        for session, reader in self.attached.items():
-            place, noted = reader.arrived, self._noted.get(session)
-            if noted is None or noted[0] != place or noted[1] < old:
-                self._noted[session] = place, now
-                journal.put_place(session, place)
+        places = {session: reader.arrived for session, reader in self.attached.items()}
+        if places != self._noted:
+            self._noted = places
+            self.store.moved()
 
-    def note_replaced(self, replaced: bool) -> None:
-        """Write to the journal whether the kernel's process is about to be replaced.
+    def note_again(self) -> None:
+        """Have the places stored again: they were removed for a stop that has failed."""
+        if self.store is not None:
+            self.store.moved()
 
-        A server that is killed between stopping a process and launching the next leaves this note,
-        and the next server finishes the restart.
+    def places(self) -> list[Place]:
+        """The place of each session, to be stored: those that have left first, then the others."""
+        began = time.time() - time.monotonic()
+        departed = [
+            Place(key, *place, began + since) for key, (place, since) in self._departed.items()
+        ]
+        attached = [
+            Place(session_key(session), *reader.arrived, 0.0)
+            for session, reader in self.attached.items()
+        ]
+        return departed + attached
+
+    def put_back(self, places: Iterable[Place]) -> None:
+        """Take over the places that the server before this one has stored, in order.
+
+        Sessions that had a connection have left just now.
         """
-        if self.journal is not None:
-            self.journal.replaced = replaced
-            if not self.attached:
-                self.journal.close()
+        now, began = time.monotonic(), time.time() - time.monotonic()
+        for place in places:
+            since = min(now, place.left - began) if place.left else now
+            self._departed[place.session] = Position(place.cursor, place.offset), since
 
     def let_go_of_log(self) -> None:
         """Close the files of a removed log, unless a client still reads them.
@@ -170,7 +193,7 @@ class Attachments:
     def _forget_departed(self) -> None:
         """Drop the places of sessions that left too long ago, and the oldest of too many."""
         too_old = time.monotonic() - self._session_seconds
-        for session, (_, since) in tuple(self._departed.items()):
-            if since >= too_old and len(self._departed) <= MAX_DEPARTED:
+        for key, (_, since) in tuple(self._departed.items()):
+            if since >= too_old and len(self._departed) <= MAX_PLACES:
                 return
-            del self._departed[session]
+            del self._departed[key]

@@ -196,7 +196,6 @@ class Traffic:
         one process.
         """
         self.submissions.hold()
-        self.clients.note_replaced(True)
         self.tracker.close_waiting(_ENDS[Lifecycle.RESTARTING])
 
     @property
@@ -220,7 +219,7 @@ class Traffic:
 
     def retain_process(self) -> None:
         """Send the requests held for the next process to this one: it could not be stopped."""
-        self.clients.note_replaced(False)
+        self.clients.note_again()
         self.submissions.give_back()
         self.tracker.on_ready()
 

@@ -74,6 +74,7 @@ class _Found(NamedTuple):
     sessions: list[SharedSession]
     session_ids: set[str] | None
     members: list[tuple[str, str, str, str, list[str]]]
+    marks: Collection[str] = ()
 
 
 class Directory:
@@ -102,6 +103,7 @@ class Directory:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()
+        self._marks: dict[str, asyncio.Future[None]] = {}
         self._heard = time.monotonic()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="directory", daemon=True)
@@ -124,6 +126,16 @@ class Directory:
         """Return when something has changed."""
         event = self._changed
         await event.wait()
+
+    def expect(self, mark: str) -> asyncio.Future[None]:
+        """Done when all is known that the registry had when this ``mark`` was told there.
+
+        Call this before the mark is told (`tell`). It is not done if the notification is lost with
+        its connection; cancel it if you do not wait for it any more.
+        """
+        expected = self._marks[mark] = self._loop.create_future()
+        expected.add_done_callback(lambda _: self._marks.pop(mark, None))
+        return expected
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone, as this replica knows before the database tells."""
@@ -206,6 +218,9 @@ class Directory:
         if addresses != self.addresses:
             self.addresses = addresses
             self._on_replicas()
+        for mark in found.marks:
+            if (expected := self._marks.get(mark)) is not None and not expected.done():
+                expected.set_result(None)
         self._changed.set()
         self._changed = asyncio.Event()
         if not self._ready.done():
@@ -246,6 +261,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
     """Read again what the notifications name."""
     kernel_ids: set[str] = set()
     session_ids: set[str] = set()
+    marks: set[str] = set()
     whole = False
     for payload in told:
         what, *ids = payload.split()
@@ -253,16 +269,19 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
             kernel_ids.update(ids)
         elif what == "sessions":
             session_ids.update(ids)
+        elif what == "mark":
+            marks.update(ids)
         elif what == "replicas":
             whole = True  # the kernels of those that have gone are nobody's
     if whole:
-        return _everything(connection)
+        return _everything(connection)._replace(marks=marks)
     return _Found(
         _kernels(connection, kernel_ids),
         kernel_ids,
         _sessions(connection, session_ids),
         session_ids,
         _members(connection),
+        marks,
     )
 
 

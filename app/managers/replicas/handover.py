@@ -1,8 +1,6 @@
 """The handover between replicas: kernels of those that are gone are adopted while this one serves.
 
-The replicas of a host share the state directory. A kernel's journal has the kernel's term in its
-name: a replica that was stopped, and wakes up when another has the kernel, notes the places of its
-clients in a file that nobody reads any more.
+The replicas of a host share the state directory, in which the logs are.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import shutil
 import time
 from collections.abc import Awaitable, Collection, Sequence
@@ -38,8 +35,6 @@ A younger one may be of a kernel that another replica is about to store."""
 GONE_SECONDS: Final = 600.0
 """How long this replica remembers in which term it had a kernel that is gone."""
 
-_JOURNAL: Final = re.compile(r"(?P<kernel_id>[0-9a-f-]{36})\.(?P<term>[0-9]+)\.journal").fullmatch
-
 
 class SharedHandover(RegisteredHandover):
     """The handover of a replica. Make it inside a running event loop, and `close` it there."""
@@ -49,7 +44,6 @@ class SharedHandover(RegisteredHandover):
     ) -> None:
         super().__init__(registry, keepers, state_dir, isolation)
         self._shared = registry
-        self._journals = state_dir / "journals"
         self._logs = state_dir / "logs" / KEPT
         self._one: Adopt | None = None
         registry.on_fenced = self._on_fenced
@@ -119,45 +113,20 @@ class SharedHandover(RegisteredHandover):
         await self._shared.leave()
 
     async def forget(self, kernel: HandedOver) -> None:
-        """As `Handover.forget`, with the journals of earlier terms."""
+        """As `Handover.forget`."""
         await super().forget(kernel)
+        await self._shared.reservations.release(kernel.id)
         self._shared.directory.forget(kernel.id)
         # The keeper has still to remove the log, and the registry perhaps to delete the kernel.
         terms = self._shared.terms
         loop = asyncio.get_running_loop()
         loop.call_later(GONE_SECONDS, terms.drop, kernel.id, terms.of(kernel.id))
-        for path in self._journals.glob(f"{kernel.id}.*.journal"):
-            path.unlink(missing_ok=True)
-
-    def _journal_path(self, kernel_id: str) -> Path:
-        """The journal of this term, with what that of an earlier term has."""
-        path = self._journals / f"{kernel_id}.{self._shared.terms.of(kernel_id)}.journal"
-        if not path.exists():
-            earlier = sorted(
-                self._journals.glob(f"{kernel_id}.*.journal"),
-                key=lambda each: int(each.name.split(".")[1]),
-            )
-            if earlier:
-                # Whole or not at all: this replica may be killed here, and the next one copies on.
-                copy = path.with_suffix(".new")
-                shutil.copyfile(earlier[-1], copy)
-                copy.chmod(0o600)
-                copy.rename(path)
-                for old in earlier[:-1]:
-                    old.unlink(missing_ok=True)
-        return path
 
     def _remove_leftovers(self) -> None:
-        """Remove the logs and journals of kernels that nobody knows any more."""
+        """Remove the logs of kernels that nobody knows any more."""
         known: Collection[str] = self._shared.directory.kernels.keys()
         oldest = time.time() - LEFTOVER_SECONDS
-        for path in (*self._logs.glob("*"), *self._journals.glob("*.journal")):
-            found = _JOURNAL(path.name)
-            kernel_id = found["kernel_id"] if found else path.name
+        for path in self._logs.glob("*"):
             with contextlib.suppress(OSError):
-                if kernel_id in known or path.stat().st_mtime > oldest:
-                    continue
-                if path.is_dir():
+                if path.name not in known and path.stat().st_mtime <= oldest:
                     shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)

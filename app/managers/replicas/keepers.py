@@ -92,19 +92,22 @@ class SharedKeepers:
         whose = self._inviters.get(keeper_id) if kernel is None else kernel.replica
         if whose is None or whose == self._id:
             return ()
-        return self._directory.agents.get(whose, ())
+        agents = self._directory.agents
+        # One that others have in common, as that of a balancer, leads anywhere.
+        common = {each for replica in agents.keys() - {whose} for each in agents[replica]}
+        return [each for each in agents.get(whose, ()) if each not in common]
 
     # Invitations
 
     async def invite(self, keeper_id: str, seconds: float) -> tuple[Credential, str]:
-        """As `Book.invite`. Raises `OSError`, too, if the keeper's kernel is another replica's."""
+        """As `Book.invite`. Raises `OSError`, too, if the kernel is not this replica's any more."""
         check_keeper_id(keeper_id)
         secret = new_secret()
         who = keeper_id, kernel_of(keeper_id), self._id
         term = self._terms.of(kernel_of(keeper_id))
         generation = await self._run(lambda one: _invite(one, *who, term, digest(secret), seconds))
         if generation is None:
-            raise OSError(_ANOTHERS)
+            raise OSError("the kernel is not this replica's any more")
         self._know(keeper_id, self._id)
         self._late.discard(keeper_id)
         return Credential(keeper_id, generation), secret
@@ -223,7 +226,7 @@ def _invite(
     secret: str,
     seconds: float,
 ) -> int | None:
-    """Write an invitation; the generation, or None if the kernel is another replica's."""
+    """Write an invitation; the generation, or None if the kernel is not this replica's."""
     # One that was declared dead has no row: it cannot bring back what another has forgotten.
     alive = connection.execute(
         "SELECT 1 FROM kernelkeep.replica WHERE id = %s FOR SHARE", (replica,)
@@ -316,8 +319,12 @@ def _name(connection: Connection) -> str:
 
 
 def _generations(connection: Connection, keeper_ids: list[str]) -> dict[str, int]:
+    """Those keepers whose kernels are known, or may be about to be stored by a replica."""
     rows = connection.execute(
-        "SELECT keeper_id, generation FROM kernelkeep.invitation WHERE keeper_id = ANY(%s)",
+        "SELECT keeper_id, generation FROM kernelkeep.invitation AS one "
+        "WHERE keeper_id = ANY(%s) "
+        "AND (EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = one.kernel_id) "
+        "OR EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = one.replica))",
         (keeper_ids,),
     )
     return dict(rows.fetchall())

@@ -102,6 +102,11 @@ def _remove_old(connection: Connection) -> None:
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
     )
     connection.execute(
+        "DELETE FROM kernelkeep.places AS old "
+        "WHERE noted < clock_timestamp() - interval '1 day' "
+        "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"
+    )
+    connection.execute(
         "DELETE FROM kernelkeep.tenure AS old "
         "WHERE began < clock_timestamp() - interval '1 day' "
         "AND NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id)"

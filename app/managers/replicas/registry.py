@@ -1,8 +1,8 @@
 """The registry that this server shares with other replicas, as their member.
 
-Kernels, executions and sessions are in PostgreSQL. What is on the disk of the kernels' host stays
-there, in the state directory that the replicas of a host share: the keeper with its sockets, logs,
-connection files, and the places of clients. So a host's replicas take over each other's kernels,
+Kernels, executions, the places of clients, and sessions are in PostgreSQL. What is on the disk of
+the kernels' host stays there, in the state directory that the replicas of a host share: the keeper
+with its sockets, logs and connection files. So a host's replicas take over each other's kernels,
 and those of other hosts send requests for them on.
 """
 
@@ -30,13 +30,15 @@ from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere
 from ..processes.keeper.greeting import ReplicaTerms
 from .authority import shared_authority
-from .database import Database, migrate
+from .claims import SharedClaims
+from .database import Connection, Database, migrate
 from .directory import Directory
 from .errors import RegistryUnavailable
 from .keepers import SharedKeepers
 from .lease import Lease
 from .member import Member, bounded
 from .membership import Replica, check
+from .reservations import SharedReservations
 from .store import SharedStore
 from .terms import Terms
 from .wire import NO_CRYPTOGRAPHY, Wire
@@ -132,6 +134,9 @@ class SharedRegistry(Registry):
         )
         self._loop = asyncio.get_running_loop()
         self._database = Database(url)
+        self._reservations = SharedReservations(identity, self._ask, self._is_due)
+        self.claims = SharedClaims(identity, self._ask, self.directory)
+        """What replicas do one at a time."""
         self._begin(
             SharedStore(self._database, identity, self.terms, self._keeper_of, self._fence_later)
         )
@@ -165,6 +170,11 @@ class SharedRegistry(Registry):
     def elsewhere(self) -> Directory:
         """As `Registry.elsewhere`."""
         return self.directory
+
+    @property
+    def reservations(self) -> SharedReservations:
+        """As `Registry.reservations`."""
+        return self._reservations
 
     def begin_term(self, kernel_id: str) -> None:
         """As `Registry.begin_term`."""
@@ -202,8 +212,20 @@ class SharedRegistry(Registry):
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await bounded(self._thread, self._database, lambda: work(*arguments))
 
+    async def _ask(self, work: Callable[[Connection], Any], /) -> Any:
+        return await self._call(self._database.run, work)
+
+    def _is_due(self, kernel_id: str) -> bool:
+        """Whether the record of a kernel could not be stored yet."""
+        return self._missed.get(kernel_id) is not None
+
     async def _renew_once(self) -> None:
         await self._call(self._database.run, lambda connection: connection.execute("SELECT 1"))
+
+    async def _make_up(self) -> None:
+        await super()._make_up()
+        await self._reservations.clear()
+        await self.claims.clear()
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""

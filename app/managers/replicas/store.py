@@ -8,13 +8,14 @@ the write is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from ...protocol.messages import format_timestamp
 from ..handover.store import ExecutionRecord, KernelRecord, Lease
+from ..log.places import Places
 from ..owners.principal import ANONYMOUS
 from .database import CHANNEL, Connection, Database
 from .terms import Terms
@@ -118,7 +119,11 @@ class SharedStore:
         self._database.run(work)
 
     def delete(self, kernel_id: str) -> None:
-        """As `RegistryStore.delete`; the executions go with the kernel."""
+        """As `RegistryStore.delete`; executions and places of clients go with the kernel.
+
+        A kernel is deleted before its process is ended. Until that is done the kernel still has its
+        place among those that there may be (`reservations.py`).
+        """
         term = self._terms.of(kernel_id)
 
         def work(connection: Connection) -> None:
@@ -127,10 +132,18 @@ class SharedStore:
             ).fetchone()
             if found not in (None, (self._replica, term)):
                 return
-            connection.execute("DELETE FROM kernelkeep.kernel WHERE id = %s", (kernel_id,))
+            connection.execute(
+                "WITH gone AS (DELETE FROM kernelkeep.kernel WHERE id = %s "
+                "RETURNING id, owner, replica, execution_state) "
+                "INSERT INTO kernelkeep.reservation (kernel_id, owner, replica) "
+                "SELECT id, owner, replica FROM gone WHERE execution_state <> 'dead' "
+                "ON CONFLICT (kernel_id) DO NOTHING",
+                (kernel_id,),
+            )
             connection.execute(
                 "DELETE FROM kernelkeep.execution WHERE kernel_id = %s", (kernel_id,)
             )
+            connection.execute("DELETE FROM kernelkeep.places WHERE kernel_id = %s", (kernel_id,))
             tell(connection, "kernels", [kernel_id])
 
         self._database.run(work)
@@ -157,16 +170,7 @@ class SharedStore:
         terms = {kernel_id: self._terms.of(kernel_id) for kernel_id in ids}
 
         def work(connection: Connection) -> set[str]:
-            rows = connection.execute(
-                "SELECT id, replica, term FROM kernelkeep.kernel WHERE id = ANY(%s) "
-                "ORDER BY id FOR SHARE",
-                ([*terms],),
-            )
-            others = {
-                kernel_id
-                for kernel_id, replica, term in rows.fetchall()
-                if (replica, term) != (self._replica, terms[kernel_id])
-            }
+            others = self._others(connection, terms)
             own = [one for one in records if one.kernel_id not in others]
             with connection.cursor() as cursor:
                 cursor.executemany(
@@ -183,6 +187,57 @@ class SharedStore:
 
         for kernel_id in self._database.run(work):
             self._on_fenced(kernel_id)
+
+    def load_places(self, kernel_id: str) -> Places | None:
+        """As `RegistryStore.load_places`."""
+
+        def work(connection: Connection) -> Places | None:
+            row = connection.execute(
+                "SELECT kernel_id, epoch, data FROM kernelkeep.places WHERE kernel_id = %s",
+                (kernel_id,),
+            ).fetchone()
+            return None if row is None else Places(*row)
+
+        return self._database.run(work)
+
+    def save_places(self, changed: Iterable[Places]) -> None:
+        """As `RegistryStore.save_places`."""
+        # What this replica has in no term is another's, or gone.
+        places = {one.kernel_id: one for one in changed if one.kernel_id in self._terms}
+        terms = {kernel_id: self._terms.of(kernel_id) for kernel_id in places}
+
+        def work(connection: Connection) -> set[str]:
+            others = self._others(connection, terms)
+            # In one order, in which no two replicas wait for each other.
+            own = [places[kernel_id] for kernel_id in sorted(places) if kernel_id not in others]
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    "INSERT INTO kernelkeep.places (kernel_id, epoch, data) VALUES (%s, %s, %s) "
+                    "ON CONFLICT (kernel_id) DO UPDATE SET epoch = excluded.epoch, "
+                    "data = excluded.data, noted = clock_timestamp()",
+                    [msgspec.structs.astuple(one) for one in own],
+                )
+            return others
+
+        for kernel_id in self._database.run(work):
+            self._on_fenced(kernel_id)
+
+    def _others(self, connection: Connection, terms: Mapping[str, int]) -> set[str]:
+        """Those of the kernels with these terms that another replica has.
+
+        The rows are locked, so that none is taken before the end of the transaction. A kernel that
+        has no row is none of them: what belongs to it may be stored first.
+        """
+        rows = connection.execute(
+            "SELECT id, replica, term FROM kernelkeep.kernel WHERE id = ANY(%s) "
+            "ORDER BY id FOR SHARE",
+            ([*terms],),
+        )
+        return {
+            kernel_id
+            for kernel_id, replica, term in rows.fetchall()
+            if (replica, term) != (self._replica, terms[kernel_id])
+        }
 
     def lease(self) -> Lease | None:
         """None: the lease of a replica is `membership.py`'s."""

@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Final, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -203,23 +204,18 @@ class SessionManager:
             session = await self._at(path)
             if session is not None:
                 return session
-            env = {**(env or {}), **(await self._environment(path, name))}
-            self._check_room(kernel_id)
-            if kernel_id is None or kernel_id not in self._kernels:
-                try:
-                    kernel_id = (await self._start(path, env, kernel_name, kernel_id)).id
-                except KernelSpecNotFound:
-                    shown = kernel_name or self._kernels.specs.default_name
-                    raise KernelUnavailable(
-                        f"The '{shown}' kernel is not available. Please pick another suitable "
-                        "kernel instead, or install that kernel.",
-                        f"{shown} not found",
-                    ) from None
-                except InvalidKernelId:
-                    raise InvalidKernelId("kernel.id: must be a UUID") from None
-            session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
-            await self._book.keep(session)
-            return session
+            # Another replica may be about to make it, and has stored it when this one's turn comes.
+            async with self._book.turn_of_all(owner, path):
+                session = await self._at(path)
+                if session is not None:
+                    return session
+                env = {**(env or {}), **(await self._environment(path, name))}
+                self._check_room(kernel_id)
+                if kernel_id is None or kernel_id not in self._kernels:
+                    kernel_id = await self._start_for(path, env, kernel_name, kernel_id)
+                session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
+                await self._book.keep(session)
+                return session
 
     async def update(
         self,
@@ -318,6 +314,22 @@ class SessionManager:
             kernel_name, path=path, env=env, kernel_id=kernel_id
         )
 
+    async def _start_for(
+        self, path: str, env: Mapping[str, str], kernel_name: str | None, kernel_id: str | None
+    ) -> str:
+        """The id of a kernel that is started for a new session."""
+        try:
+            return (await self._start(path, env, kernel_name, kernel_id)).id
+        except KernelSpecNotFound:
+            shown = kernel_name or self._kernels.specs.default_name
+            raise KernelUnavailable(
+                f"The '{shown}' kernel is not available. Please pick another suitable "
+                "kernel instead, or install that kernel.",
+                f"{shown} not found",
+            ) from None
+        except InvalidKernelId:
+            raise InvalidKernelId("kernel.id: must be a UUID") from None
+
     async def _start_another(self, path: str, env: Mapping[str, str], kernel_name: str) -> Kernel:
         try:
             return await self._start(path, env, kernel_name, None)
@@ -374,11 +386,18 @@ class SessionBook:
         return session.kernel_id in self._kernels
 
     def turn(self, key: str) -> asyncio.Lock:
-        """The lock of an owner's path, or of a session's id.
+        """The lock of an owner's path, or of a session's id, in this server.
 
         The dict's references are weak, so a lock exists as long as a request holds or awaits it.
         """
         return self._turns.setdefault(key, asyncio.Lock())
+
+    def turn_of_all(self, owner: str, path: str) -> AbstractAsyncContextManager[None]:
+        """The turn to make an owner's session of a path, among all who have the database.
+
+        Sessions that were made before are known then. Raises `RegistryUnavailable`.
+        """
+        return self._store.turn(owner, path)
 
     async def keep(self, session: Session) -> None:
         """Add a session, or put it in the place of the one with its id, and store it."""

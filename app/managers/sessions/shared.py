@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 
 from ..handover.elsewhere import SharedSession
+from ..replicas.claims import SharedClaims
 from ..replicas.database import Connection, Database
 from ..replicas.store import tell
 from .store import Session
@@ -15,9 +17,14 @@ __all__ = ["SharedSessions"]
 class SharedSessions:
     """A `SessionKeeping` in PostgreSQL. ``known`` are the sessions as the directory has them."""
 
-    def __init__(self, url: str, known: Mapping[str, SharedSession]) -> None:
+    def __init__(self, url: str, known: Mapping[str, SharedSession], claims: SharedClaims) -> None:
         self._database = Database(url)
         self._known = known
+        self._claims = claims
+
+    def turn(self, owner: str, path: str) -> AbstractAsyncContextManager[None]:
+        """As `SessionStore.turn`, among all replicas. Raises `RegistryUnavailable`."""
+        return self._claims.turn(owner, "session", path)
 
     def load(self) -> list[Session]:
         """As `SessionStore.load`."""

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -53,6 +54,9 @@ class Session(msgspec.Struct, frozen=True):
 
 class SessionKeeping(Protocol):
     """Where sessions are stored, as `SessionStore` does it."""
+
+    def turn(self, owner: str, path: str) -> AbstractAsyncContextManager[None]:
+        """The turn to make an owner's session of a path, among all servers that have the store."""
 
     def load(self) -> list[Session]:
         """Every session, in the order in which they were made."""
@@ -150,6 +154,10 @@ class SessionStore:
         except sqlite3.Error as error:
             self._connection.close()
             raise UnusableDatabase(f"{filepath} cannot be written: {error}") from None
+
+    def turn(self, owner: str, path: str) -> AbstractAsyncContextManager[None]:  # noqa: ARG002
+        """No turn: no other server has this file."""
+        return contextlib.nullcontext()
 
     def load(self) -> list[Session]:
         """Every session, in the order in which they were made; senseless rows are left out."""

@@ -233,27 +233,32 @@ async def test_a_restart_or_a_deletion_that_a_crash_has_cut_short_is_finished(
 ) -> None:
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        names = ("fake-no-shutdown",) * 2
-        restarted, deleted = [(await rest.start_kernel(name))["id"] for name in names]
-        pid, unwanted = [await pid_of(rest, kernel_id) for kernel_id in (restarted, deleted)]
+        names = ("fake-no-shutdown",) * 3
+        ids = [(await rest.start_kernel(name))["id"] for name in names]
+        restarted, asked, deleted = ids
+        pid, heedless, unwanted = [await pid_of(rest, kernel_id) for kernel_id in ids]
         requests = [
             asyncio.create_task(rest.restart(restarted)),
+            asyncio.create_task(rest.restart(asked)),
             asyncio.create_task(rest.delete(deleted)),
         ]
         await rest.wait_for_state(restarted, "restarting")
+        await rest.wait_for_state(asked, "restarting")
         await rest.wait_for_state(deleted, "terminating")
-        await eventually(lambda: states(home) == {restarted: "restarting"})
+        await eventually(lambda: states(home) == {restarted: "restarting", asked: "restarting"})
         servers.crash()
         assert all(await asyncio.gather(*requests, return_exceptions=True))
     os.kill(pid, signal.SIGKILL)
     await eventually(lambda: not is_alive(pid))
     server = await asyncio.to_thread(servers.start)
     async with RestClient(server.url, server.token) as rest:
-        assert [model["id"] for model in await rest.kernels()] == [restarted]
+        assert [model["id"] for model in await rest.kernels()] == [restarted, asked]
         assert not is_alive(unwanted)
+        assert not is_alive(heedless)  # it may have been asked to end already
+        assert await pid_of(rest, asked) != heedless
         assert await pid_of(rest, restarted) != pid
         assert "reason" not in await rest.kernel(restarted)
-        await rest.delete(restarted)
+        await asyncio.gather(rest.delete(restarted), rest.delete(asked))
     await asyncio.to_thread(server.stop)
 
 

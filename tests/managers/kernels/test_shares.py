@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -42,20 +43,35 @@ class World:
         self.table = KernelTable()
         self.shares = KernelShares(self.table, max_kernels, Shares(LimitPolicy(limits)))
 
+    @contextmanager
+    def place(self, kernel_id: str, ownership: Ownership) -> Iterator[None]:
+        """A place of a server that is the only one: nothing of it waits."""
+        place = self.shares.place(kernel_id, ownership)
+        _at_once(place.__aenter__())
+        try:
+            yield
+        finally:
+            _at_once(place.__aexit__(None, None, None))
+
     def add(self, kernel_id: str, owner: str = "anna", **more: Any) -> Known:
         kernel = Known(kernel_id, Ownership(owner), **more)
         self.table[kernel_id] = cast(Kernel, kernel)
         return kernel
 
 
+def _at_once(work: Coroutine[Any, Any, Any]) -> None:
+    with pytest.raises(StopIteration):
+        work.send(None)
+
+
 def test_the_last_place_is_taken_once() -> None:
     world = World(kernels=2)
     world.add("1")
-    with world.shares.place("2", Ownership("anna")):
+    with world.place("2", Ownership("anna")):
         assert world.shares.kernels_of("anna") == 2
-        with pytest.raises(KernelsLimit), world.shares.place("3", Ownership("anna")):
+        with pytest.raises(KernelsLimit), world.place("3", Ownership("anna")):
             pass
-        with world.shares.place("4", Ownership("ben")):
+        with world.place("4", Ownership("ben")):
             assert world.shares.kernels_of("ben") == 1
         world.add("2")  # it is there now, and counts once
         assert world.shares.kernels_of("anna") == 2
@@ -66,32 +82,32 @@ def test_the_last_place_is_taken_once() -> None:
 def test_dead_kernels_do_not_count_and_come_back_into_a_place() -> None:
     world = World(kernels=1)
     world.add("1", counts=False)
-    with world.shares.place("1", Ownership("anna")):
-        with world.shares.place("1", Ownership("anna")):  # a second restart meanwhile
+    with world.place("1", Ownership("anna")):
+        with world.place("1", Ownership("anna")):  # a second restart meanwhile
             pass
-        with pytest.raises(KernelsLimit), world.shares.place("2", Ownership("anna")):
+        with pytest.raises(KernelsLimit), world.place("2", Ownership("anna")):
             pass
     world.add("2")
-    with pytest.raises(KernelsLimit), world.shares.place("1", Ownership("anna")):
+    with pytest.raises(KernelsLimit), world.place("1", Ownership("anna")):
         pass
 
 
 def test_one_that_was_ready_has_an_id_of_its_own_and_counts_once() -> None:
     world = World(max_kernels=2, kernels=2)
-    with world.shares.place("asked", Ownership("anna")):
+    with world.place("asked", Ownership("anna")):
         world.add("warm")
         world.shares.taken("asked")
         assert world.shares.kernels_of("anna") == 1
-        with world.shares.place("other", Ownership("anna")):
+        with world.place("other", Ownership("anna")):
             pass
 
 
 def test_the_server_s_bound_comes_first_and_no_kernel_at_all_is_403() -> None:
     world = World(max_kernels=1, kernels=1)
     world.add("1")
-    with pytest.raises(TooManyKernels), world.shares.place("2", Ownership("anna")):
+    with pytest.raises(TooManyKernels), world.place("2", Ownership("anna")):
         pass
-    with pytest.raises(BeyondLimit), World(kernels=0).shares.place("1", Ownership("anna")):
+    with pytest.raises(BeyondLimit), World(kernels=0).place("1", Ownership("anna")):
         pass
 
 
@@ -125,7 +141,7 @@ class Lives(RuleBasedStateMachine):
         stack = ExitStack()
         used = self.world.shares.kernels_of(owner)
         try:
-            stack.enter_context(self.world.shares.place(kernel_id, Ownership(owner)))
+            stack.enter_context(self.world.place(kernel_id, Ownership(owner)))
         except LimitReached:
             assert used == self.LIMIT
             return False

@@ -112,3 +112,25 @@ def test_a_record_of_any_size_is_not_waited_for(
     with pytest.raises(DamagedLog, match="has 155 bytes"):
         copy.feed(memoryview(record(1, 0, bytes(105))[:45]), anew=True)
     copy.close()
+
+
+@pytest.mark.parametrize("most", [60, 100, 10_000])
+def test_a_record_that_is_larger_than_the_log_is_a_gap_and_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(mirror, "KEPT_RECORD", 200)
+    copy = MirrorWriter(tmp_path / "mirror", "k", LogRoom(150, 2**40, 3600.0), EPOCH)
+    copy.prepare()
+    large = record(2, 5, bytes(1000))
+    data = memoryview(record(1, 0) + large + record(3, 1005, b"x" * 100) + record(4, 1105))
+    for start in range(0, len(data), most):
+        copy.feed(data[start : start + most], anew=not start)
+        assert len(copy._rest) <= 200
+    assert [number for number, _ in told(copy)] == [1, 3, 4]
+    assert (copy.end, copy.lost_messages) == ((5, 1110), 1)
+    # The link may end in the middle of it: what comes next is the record behind.
+    copy.feed(memoryview(record(5, 1110, bytes(1000))[:200]), anew=True)
+    assert copy.end == (6, 2110)
+    copy.feed(memoryview(record(6, 2110)), anew=True)
+    assert told(copy)[-1] == (6, b"frame")
+    copy.close()

@@ -129,12 +129,11 @@ async def test_what_cannot_be_forked_is_started_and_the_log_says_why_once(
         ]
 
 
-@pytest.mark.parametrize("mode", MODES)
 async def test_what_was_installed_meanwhile_is_there_in_the_next_kernel(
-    make_server: MakeServer, tmp_path: Path, mode: str
+    make_server: MakeServer, tmp_path: Path
 ) -> None:
     packages, spec = environment(tmp_path / "env")
-    server = make_server("--on-shutdown", mode, specs={"env": spec})
+    server = make_server(specs={"env": spec})
     async with kernels_of(server) as start:
         await start("env")
         await fork_server_comes(server)
@@ -178,14 +177,13 @@ os.register_at_fork(after_in_child=in_child)
 """
 
 
-@pytest.mark.parametrize("mode", MODES)
 async def test_what_works_only_when_it_is_started_is_started(
-    make_server: MakeServer, tmp_path: Path, mode: str
+    make_server: MakeServer, tmp_path: Path
 ) -> None:
     packages, spec = environment(tmp_path / "env")
     (packages / "fatal.py").write_text(FATAL)
     (packages / "fatal.pth").write_text("import fatal\n")
-    server = make_server("--on-shutdown", mode, specs={"env": spec})
+    server = make_server("--on-shutdown", "keep", specs={"env": spec})
     async with kernels_of(server) as start:
         await start("env")
         await fork_server_comes(server)

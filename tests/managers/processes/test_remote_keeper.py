@@ -23,6 +23,7 @@ import pytest
 
 from app.keeper import servers
 from app.managers.errors import KeeperUnavailable
+from app.managers.log.entries import Position
 from app.managers.messages.traffic import Traffic
 from app.managers.processes.hosts import bootstrap
 from app.managers.processes.hosts.bundle import MODULE, bundle
@@ -49,9 +50,10 @@ class Relay:
 
     async def connect(self, target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream to this socket, held up by the event that is there now."""
+        # This first, as it may be refused: a keeper that was just killed may have seemed to listen.
+        there, here = await asyncio.open_unix_connection(target)
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=theirs)
-        there, here = await asyncio.open_unix_connection(target)
         for source, sink in ((reader, here), (there, writer)):
             task = asyncio.create_task(self._copy(source, sink, self.passes))
             self._tasks.add(task)
@@ -119,6 +121,8 @@ class NearPlace:
 
     async def close(self, *, is_empty: bool) -> None:
         await self.relay.close()
+
+    def let_go(self) -> None: ...
 
     async def retire(self) -> None: ...
 
@@ -272,6 +276,43 @@ async def test_a_log_that_is_dropped_is_gone_here_and_there(
     assert not mirror.exists()
     assert [path for path in there.rglob("*k*") if "keeper" not in path.parts] == []
     keeper.renew("k")
+
+
+async def test_the_log_of_a_dead_kernel_can_be_read_while_its_host_is_away(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace, home: Home
+) -> None:
+    client = await begin("k")
+    await client.ran("print before")
+    await keeper.signal("k", signal.SIGKILL)
+    async with asyncio.timeout(WAIT):
+        await asyncio.shield(keeper.exited("k"))
+    await client.traffic.settle()
+    await client.traffic.close("it died")
+    place.is_away = True
+    link = keeper._connection.link
+    assert link is not None
+    link._transport.abort()
+    await eventually(lambda: is_lost(client), WAIT)
+    # As the next server does, which has not reached the host yet.
+    settings = Settings(_cli_parse_args=False)
+    directory = home.path / "mirrors" / "k"
+    spoken = Traffic("k", KernelState(), directory, keeper, settings, Counters())
+    await spoken.resume(await spoken.meet(None, Position(1, 0)))
+    following = Client(spoken)
+    following.reader = spoken.clients.attach("another", Position(1, 0))
+    assert following.text("before") == 1
+    # The host may have more of the log: nothing gets a number here.
+    end = spoken.log.end
+    spoken.voice.announce("dead")
+    await asyncio.sleep(0)
+    assert spoken.log.end == end
+    with pytest.raises(KeeperUnavailable, match="lab is away"):
+        await keeper.prepare("k", {})
+    place.is_away = False
+    again = await begin("k")
+    again.reader = again.traffic.clients.attach("another", Position(1, 0))
+    assert (again.text("before"), again.text("up")) == (1, 2)
+    assert again.gaps == []
 
 
 def test_the_bounds_leave_room_for_answers() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from app.keeper.notes import Notes
 from app.keeper.processes import start_time
-from app.managers.processes.run_files import RunFiles
+from app.managers.processes.run_files import RunFiles, clear_mirrors
 from app.settings import Settings
 
 WAIT = 30  # seconds
@@ -117,3 +117,34 @@ def test_a_keeper_that_is_still_there_clears_away_itself(
     assert runs(tmp_path) == {killed.path, files.path}
     assert sleeping.poll() is None
     os.close(lock)
+
+
+def replica_files(state_dir: Path, replica: str) -> RunFiles:
+    settings = Settings(_cli_parse_args=False, state_dir=state_dir, on_shutdown="keep")
+    return RunFiles(settings, replica)
+
+
+def test_each_replica_has_mirrors_of_its_own_while_it_lives(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    alone = run_files(state_dir, "keep")
+    assert alone.mirrors == alone.logs
+    first, killed = replica_files(state_dir, "a1"), replica_files(state_dir, "b2")
+    assert first.mirrors != killed.mirrors
+    for files in (first, killed):
+        assert files.logs == alone.logs
+        (files.mirrors / "k").mkdir()
+    clear_mirrors(state_dir)
+    assert (killed.mirrors / "k").exists()
+    assert killed._mirrors_lock is not None
+    os.close(killed._mirrors_lock)  # as where it is killed
+    killed._mirrors_lock = None
+    clear_mirrors(state_dir)
+    assert not killed.mirrors.exists()
+    # The one that is started next finds it gone, or removes it.
+    (state_dir / "logs" / "mirrors" / "c3").mkdir()
+    (state_dir / "logs" / "mirrors" / "c3" / "lock").touch()
+    third = replica_files(state_dir, "d4")
+    assert {path.name for path in third.mirrors.parent.iterdir()} == {"a1", "d4"}
+    for files in (first, third):
+        files.close()
+        assert not files.mirrors.exists()

@@ -11,7 +11,7 @@ import asyncio
 import json
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def home() -> AsyncIterator[Home]:
+def home() -> Iterator[Home]:
     home = Home()
     yield home
     for left in home.processes():
@@ -141,7 +141,7 @@ async def test_only_the_owner_of_a_kernel_invites_and_forgets_its_keepers(
     second.terms.take(kernel_id, first.terms.of(kernel_id))  # as it wrongly believes
     for term in (first.terms.of(kernel_id), 0):
         second.terms.take(kernel_id, term)
-        with pytest.raises(OSError, match="another replica has the kernel"):
+        with pytest.raises(OSError, match="not this replica's any more"):
             await second.keepers.invite(keeper_id, 60)
         await second.keepers.forget(keeper_id)
     await second.keepers.check(credential)
@@ -249,6 +249,27 @@ async def test_a_keeper_that_dials_another_replica_is_sent_to_its_own(
     link.abort()
     keeper.connect_soon()
     await eventually(lambda: keeper._connection.open_link not in (None, link), WAIT)
+
+
+async def test_a_keeper_is_sent_to_no_address_that_replicas_have_in_common(
+    first: JoinedReplica, second: JoinedReplica, kernel_id: str
+) -> None:
+    await first.start(kernel_id)
+    keeper_id = f"{kernel_id}.1"
+    credential, _ = await first.keepers.invite(keeper_id, 60)
+    await second.keepers.check(credential)
+    assert second.keepers.having(keeper_id) == [first.address]
+    both = "balancer.invalid:8890"
+    second.directory.agents = {
+        "first": [first.address, both],
+        "second": [second.address, both],
+    }
+    assert second.keepers.having(keeper_id) == [first.address]
+    assert both in second.keepers.addresses
+    assert first.keepers.having(keeper_id) == ()
+    second.directory.agents = {}
+    assert [*second.keepers.having(keeper_id)] == []
+    assert second.keepers.having("nobodys.1") == ()
 
 
 async def test_a_keeper_is_told_the_addresses_of_replicas_that_come_later(

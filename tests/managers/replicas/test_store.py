@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from app.managers.handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
+from app.managers.log.places import Places
 from app.managers.replicas.database import Database
 from app.managers.replicas.membership import (
     Replica,
@@ -120,6 +121,31 @@ def test_executions_may_be_stored_before_their_kernel(first: Member) -> None:
     first.save(record("a"))
     assert [one.id for one in first.store.load_executions("a")] == ["e"]
     assert first.fenced == []
+
+
+def test_places_of_clients_are_read_by_whoever_takes_the_kernel(
+    first: Member, second: Member, database: Database
+) -> None:
+    first.terms.begin("a")
+    before, later = Places("a", "epoch", b"1"), Places("a", "epoch", b"2")
+    first.store.save_places([before])  # it may be stored before the kernel is
+    first.save(record("a"))
+    first.store.save_places([later, Places("b", "epoch", b"not this replica's")])
+    assert first.store.load_places("a") == later
+    assert first.store.load_places("b") is None
+    first.database.run(lambda one: leave(one, first.replica.id))
+    second.take()
+    first.store.save_places([before])  # it wakes up
+    assert first.fenced == ["a"]
+    assert second.store.load_places("a") == later
+    second.store.delete("a")
+    assert second.store.load_places("a") is None
+    # Places of no kernel are removed when they are a day old and a replica comes.
+    second.store.save_places([later])
+    aged = "UPDATE kernelkeep.places SET noted = noted - interval '2 days'"
+    database.run(lambda one: one.execute(aged))
+    first.join()
+    assert second.store.load_places("a") is None
 
 
 def test_a_replica_whose_lease_has_ended_loses_its_kernels_unless_it_renews_first(

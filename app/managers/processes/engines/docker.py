@@ -48,7 +48,9 @@ NOT_CONNECTED: Final = 900
 LISTED: Final = ("Id", "State", "Labels")
 """What the list of containers is asked for."""
 
-GONE: Final = (404, 409)
+ABSENT: Final = 404
+BEING_REMOVED: Final = 409
+GONE: Final = (ABSENT, BEING_REMOVED)
 """What is answered for a container that is gone, or that is being removed."""
 
 _CHANGES: Final = frozenset(("start", "die", "died", "destroy", "remove", "pause", "unpause"))
@@ -184,9 +186,15 @@ class DockerEngine:
 
         try:
             async with self._asked(START_SECONDS) as docker:
-                await docker.containers.container(job.where).delete(force=True, v=True)
+                container = docker.containers.container(job.where)
+                try:
+                    await container.delete(force=True, v=True)
+                except DockerError as error:
+                    if error.status != BEING_REMOVED:
+                        raise
+                    await container.wait(condition="removed")
         except DockerError as error:
-            if error.status not in GONE:
+            if error.status != ABSENT:
                 raise HostUnusable(f"A container could not be removed: {error.message}") from error
 
     async def explain(self, job: Job) -> KeeperUnavailable:

@@ -28,14 +28,12 @@ from .engine import Engine, Job, Order, Strangers
 from .kinds import KINDS, Chosen, chosen
 from .order import stdin_of
 from .place import EnginePlace
+from .troubles import Troubles
 from .work import Work
 
 __all__ = ["Engines"]
 
 logger = logging.getLogger(__name__)
-
-AGAIN_SECONDS: Final = 5.0
-"""When an engine that has gone away is looked for again."""
 
 WORDS_SECONDS: Final = 3.0
 """How long an engine may take to say what is with a job whose kernel has ended."""
@@ -86,6 +84,11 @@ class Engines:
     def noted(self, kernel_id: str) -> dict[str, Any]:
         """What the next server needs to know of a kernel's job."""
         return self._works[kernel_id].noted
+
+    def noted_if_out(self, kernel_id: str) -> dict[str, Any]:
+        """The same of a kernel that is dead: nothing, unless it has a job that may run."""
+        work = self._works.get(kernel_id)
+        return work.noted if work is not None and work.is_out else {}
 
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
@@ -165,6 +168,27 @@ class Engines:
             self._over(work, HostUnusable("The job was ended while its keeper was out of reach"))
         return True
 
+    def is_out(self, kernel_id: str) -> bool:
+        """Whether a kernel has a job that may run, as far as that is known."""
+        work = self._works.get(kernel_id)
+        return work is not None and work.is_out
+
+    async def rest(self, kernel_id: str) -> None:
+        """End the job of a kernel that is dead, once all of its log is here.
+
+        A launch gets another job. Raises `KeeperUnavailable` if the log is not whole, or the engine
+        does not answer: the job may run then, and this is to be called again.
+        """
+        work = self._works[kernel_id]
+        if work.is_out:
+            await self._keepers.rest(kernel_id)
+            async with work.lock:
+                # First: a launch that comes while the job is being ended has no use for it.
+                work.over = work.over or HostUnusable("The job was ended: its kernel is dead")
+                await self._cancel_all(work, await self._engine(work.chosen))
+                work.is_out = False
+        await self._keepers.rest(kernel_id)
+
     async def _cancel_all(self, work: Work, engine: Engine) -> None:
         """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
         jobs = await engine.find(work.keeper_id)
@@ -178,28 +202,32 @@ class Engines:
         """See to it that a job of this kernel is there, or is not to be. Raises `HostUnusable`."""
         async with work.lock:
             engine = await self._engine(work.chosen)
-            may_be = work.over is None or work.is_wanted
+            may_be = work.is_out or work.is_wanted
             if may_be and await self._is_there(work, engine):
                 return
             if not work.is_wanted:
-                raise work.over or HostUnreachable(f"{work.name} has no job")
+                why = work.over or HostUnreachable(f"{work.name} is not there")
+                self._declare_ended(work, why)
+                raise why
             await self._submit_anew(work, engine)
 
     async def _is_there(self, work: Work, engine: Engine) -> bool:
         """Whether a job of a kernel is alive; what is left of others is removed."""
         jobs = await engine.find(work.keeper_id)
-        alive = [job for job in jobs if job.is_alive]
-        if alive and alive[-1].generation >= work.generation:
-            work.on_job(alive[-1])
+        if (job := work.alive(jobs)) is not None:
+            work.on_job(job)
             return True
-        if work.is_out and self._may_live(work, engine, jobs):
+        # One of an earlier generation says nothing of how this one has ended.
+        own = [job for job in jobs if job.generation >= work.generation]
+        if work.is_out and self._may_live(work, engine, own):
             return True
-        if work.is_out:
-            await self._ended(work, engine, jobs[-1] if jobs else None)
+        if work.is_out and work.over is None:
+            await self._ended(work, engine, own[-1] if own else None)
         if jobs:
             await self._service.check_own(work.kernel_id)
         for job in jobs:
             await engine.cancel(job)
+        work.is_out = False
         return False
 
     def _may_live(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> bool:
@@ -260,7 +288,11 @@ class Engines:
         logger.warning("kernel %s: %s", work.kernel_id, why.message, extra=work.who)
         work.is_out, work.over = False, why
         self._joining.fail(work.keeper_id, why)
-        self._keepers.declare_ended(work.kernel_id, why.message)
+        self._declare_ended(work, why)
+
+    def _declare_ended(self, work: Work, why: KeeperUnavailable) -> None:
+        with contextlib.suppress(ValueError):  # the kernel is gone, and its job not yet left
+            self._keepers.declare_ended(work.kernel_id, why.message)
 
     # Engines
 
@@ -288,20 +320,18 @@ class Engines:
 
     async def _watch(self, key: tuple[str, str]) -> None:
         """See what happens to the jobs of an engine, as long as this server runs."""
-        engine, trouble = self._engines[key], ""
+        engine, loop = self._engines[key], asyncio.get_running_loop()
+        troubles = Troubles(engine.name)
         while True:
+            error: Exception | None = None
             try:
                 async with contextlib.aclosing(engine.watch()) as watch:
                     async for jobs in watch:
-                        trouble = ""
                         await self._see(key, engine, jobs)
-            except KeeperUnavailable as error:
-                if error.message != trouble:
-                    logger.error("jobs are not seen: %s", error.message)
-                trouble = error.message
-            except Exception:
-                logger.exception("jobs of %s are not seen", engine.name)
-            await asyncio.sleep(AGAIN_SECONDS)
+                        troubles.on_seen(loop.time())
+            except Exception as raised:
+                error = raised
+            await asyncio.sleep(troubles.on_end(error))
 
     async def _see(self, key: tuple[str, str], engine: Engine, jobs: Sequence[Job]) -> None:
         now = asyncio.get_running_loop().time()
@@ -332,9 +362,8 @@ class Engines:
     async def _see_one(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
         if work.lock.locked():  # a job is being submitted, or looked at
             return
-        own = [job for job in jobs if job.generation >= work.generation]
-        if own and own[-1].is_alive:
-            work.on_job(own[-1])
+        if (job := work.alive(jobs)) is not None:
+            work.on_job(job)
             return
         if not work.is_out:
             return

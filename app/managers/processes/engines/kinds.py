@@ -17,7 +17,7 @@ from .kubernetes_options import KubernetesOptions
 from .slurm import SlurmEngine
 from .slurm_options import SlurmOptions
 
-__all__ = ["KINDS", "Chosen", "chosen"]
+__all__ = ["KINDS", "Chosen", "chosen", "engine_of"]
 
 OnWords = Callable[[str, str], None]
 
@@ -56,6 +56,13 @@ class Chosen(NamedTuple):
     def key(self) -> tuple[str, str]:
         """Which engine it is, among those of all kinds."""
         return self.kind, self.options.engine
+
+
+def engine_of(spec: KernelSpec) -> str | None:
+    """The engine that a kernelspec names, for people: ``docker``, say; None for no engine."""
+    stanza = spec.metadata.get("kernel_provisioner")
+    name = str(stanza.get("provisioner_name")) if isinstance(stanza, dict) else ""
+    return name.removeprefix("kernelkeep-") if name in KINDS else None
 
 
 def chosen(spec: KernelSpec, left: Mapping[str, Any]) -> Chosen | None:

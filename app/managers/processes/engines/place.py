@@ -28,8 +28,10 @@ class EnginePlace(JoinedPlace):
         end: Callable[[Work], None],
         leave: Callable[[Work], None],
     ) -> None:
-        super().__init__(joining, work.keeper_id, work.name, partial(submit, work))
-        self.patience = work.chosen.options.patience
+        options = work.chosen.options
+        addresses = [options.address] if options.address else []
+        super().__init__(joining, work.keeper_id, work.name, partial(submit, work), addresses)
+        self.patience = options.patience
         self._end = partial(end, work)
         self._leave = partial(leave, work)
 

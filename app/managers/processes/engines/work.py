@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
@@ -99,9 +99,22 @@ class Work:
         if self.submission is not None:
             self.submission.cancel()
 
+    def alive(self, jobs: Sequence[Job]) -> Job | None:
+        """The job of this kernel that may run, of those that the engine tells.
+
+        One whose end was seen is not: an engine may list it as running or being removed for a while
+        yet, and a list may have been made before that end.
+        """
+        for job in reversed(jobs):
+            is_over = job.generation == self.generation and self.over is not None
+            if job.is_alive and job.generation >= self.generation and not is_over:
+                return job
+        return None
+
     def on_job(self, job: Job) -> None:
         """The engine has a job of this kernel that is alive."""
-        self.generation = max(self.generation, job.generation)
+        if job.generation > self.generation:
+            self.generation, self.over = job.generation, None
         self.is_out = self.was_seen = True
         self.tell(job.words)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 
 import msgspec
 
+from ....keeper.joining import MAX_ADDRESSES
 from ....keeper.protocol import SPOKEN, Garbled
 from ...errors import KeeperUnavailable
 from ..keeper.far_link import FarLink
@@ -31,7 +31,10 @@ It is called each time that the keeper has to be waited for, and returns soon. I
 
 
 class JoinedPlace:
-    """The place of the keeper with this id, which ``submit`` starts; ``name`` is for people."""
+    """The place of the keeper with this id, which ``submit`` starts; ``name`` is for people.
+
+    The keeper dials these ``addresses`` before those of the service.
+    """
 
     patience: float = START_SECONDS
     """As `Place.patience`: an engine with a queue has more."""
@@ -42,7 +45,12 @@ class JoinedPlace:
     """As `RemotePlace.ends_forgotten`."""
 
     def __init__(
-        self, joining: Joining, keeper_id: str, name: str, submit: Submit | None = None
+        self,
+        joining: Joining,
+        keeper_id: str,
+        name: str,
+        submit: Submit | None = None,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.host: Host | None = None
@@ -50,6 +58,8 @@ class JoinedPlace:
         self._joining = joining
         self._keeper_id = keeper_id
         self._submit = submit
+        self._addresses = addresses
+        self._link: KeeperLink | None = None
         self._renewal: asyncio.TimerHandle | None = None
 
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:  # noqa: ARG002
@@ -69,8 +79,8 @@ class JoinedPlace:
                 await link.close()
                 raise
             self._renew_later(link, guest)
-            self._tell(link, self._joining.addresses)
-            self._joining.follow(self._keeper_id, partial(self._tell, link))
+            self._link = link
+            self._joining.follow(self._keeper_id, self._tell)
             return link
 
     async def _meet(self, link: KeeperLink) -> None:
@@ -101,14 +111,16 @@ class JoinedPlace:
             self._renewal.cancel()
         self._renewal = asyncio.get_running_loop().call_later(RENEW_SECONDS, renew)
 
-    def _tell(self, link: KeeperLink, addresses: Sequence[str]) -> None:
+    def _tell(self, addresses: Sequence[str]) -> None:
         """Tell the keeper where it may dial; an earlier one keeps what its join document says."""
-        if link.is_open and self.host is not None and "addresses" in self.host.can:
-            link.tell({"ask": "addresses", "addresses": [*addresses]})
+        link, host = self._link, self.host
+        if link is not None and link.is_open and host is not None and "addresses" in host.can:
+            told = [*dict.fromkeys([*self._addresses, *addresses])][:MAX_ADDRESSES]
+            link.tell({"ask": "addresses", "addresses": told})
 
     async def close(self, *, is_empty: bool) -> None:  # noqa: ARG002
         """As `Place.close`: the keeper dials in at the next server, if it has kernels."""
-        self._joining.follow(self._keeper_id, None)
+        self._joining.unfollow(self._keeper_id, self._tell)
         if self._renewal is not None:
             self._renewal.cancel()
 

@@ -121,12 +121,15 @@ class Joining:
         others = () if self._replicas is None else self._replicas.addresses
         return [*dict.fromkeys([*self.own_addresses, *others])][:MAX_ADDRESSES]
 
-    def follow(self, keeper_id: str, tell: Callable[[Sequence[str]], None] | None) -> None:
-        """Call ``tell`` from now on with the addresses that keepers dial, when they change."""
-        if tell is None:
-            self._told.pop(keeper_id, None)
-        else:
-            self._told[keeper_id] = tell
+    def follow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
+        """Call ``tell`` with the addresses that keepers dial: now, and when they change."""
+        self._told[keeper_id] = tell
+        tell(self.addresses)
+
+    def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
+        """Do not call this any more."""
+        if self._told.get(keeper_id) == tell:
+            del self._told[keeper_id]
 
     async def invite(
         self, keeper_id: str, *, seconds: float = 3600.0, addresses: Sequence[str] = ()

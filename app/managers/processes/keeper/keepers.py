@@ -188,6 +188,10 @@ class Keepers:
         """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
         self._remote_home(kernel_id).declare_ended(kernel_id, reason)
 
+    async def rest(self, kernel_id: str) -> None:
+        """As `RemoteKeeper.rest`. Raises `ValueError` for a kernel of this machine."""
+        await self._remote_home(kernel_id).rest(kernel_id)
+
     def is_connected(self, kernel_id: str) -> bool:
         """Whether the keeper of a kernel can be asked now."""
         return self._home(kernel_id).is_connected

@@ -94,6 +94,25 @@ class Mirrors:
             raise
         return writer
 
+    def alone(self, kernel_id: str, directory: Path, session: str) -> Heard | None:
+        """What holds for a mirror that follows no log, in this directory; None if there is none.
+
+        Raises `OSError`.
+        """
+        self.known(kernel_id, directory)
+        mirror = self._by_id[kernel_id]
+        self._by_handle.pop(mirror.handle, None)
+        mirror.handle = mirror.taken = 0
+        writer = mirror.writer
+        if not writer.segments:
+            return None
+        end, tip = writer.end, writer.tip
+        return Heard(
+            *(kernel_id, 0, session, writer.epoch, writer.first, end, tip, 0),
+            connected=False,
+            opened=False,
+        )
+
     def begin(self, directory: Path, heard: Heard) -> Heard:
         """Follow a log that the keeper has opened; returns what holds for the mirror.
 

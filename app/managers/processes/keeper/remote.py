@@ -122,6 +122,7 @@ class RemoteKeeper(Keeper):
         """Whether a kernel was given up."""
         self._declared: dict[str, str] = {}  # why kernels count as ended whose keeper does not tell
         self._lines = Lines(self._connection, self._mirrors)
+        self._resting: dict[str, Line] = {}  # of kernels whose logs are their mirrors
         self._connection.on_trouble = self._on_trouble
 
     @property
@@ -200,10 +201,12 @@ class RemoteKeeper(Keeper):
         Its keeper cannot tell. `tail` has the reason then, in place of what the process wrote.
         """
         watched = self._processes.get(kernel_id)
-        if watched is not None and not watched.exited.done():
+        runs = watched is not None and not watched.exited.done()
+        if self.is_kernels_own or runs:
             self._declared[kernel_id] = reason
-            if self.is_kernels_own and (link := self._connection.link) is not None:
-                link.abort()  # which may not have noticed that nobody is there
+        if self.is_kernels_own and (link := self._connection.link) is not None:
+            link.abort()  # which may not have noticed that nobody is there
+        if watched is not None:
             watched.end(UNKNOWN_EXIT)
 
     def give_up(self, kernel_id: str, reason: str) -> bool:
@@ -219,6 +222,13 @@ class RemoteKeeper(Keeper):
         self._declared.setdefault(kernel_id, reason)
         return True
 
+    async def forget(self, kernel_id: str, pid: int | None = None) -> None:
+        """As `Keeper.forget`. A keeper of this kernel alone has ended with all that it had."""
+        if self.is_kernels_own and self._is_lost(kernel_id):
+            self._processes.forget(kernel_id, pid)
+        else:
+            await super().forget(kernel_id, pid)
+
     async def tail(self, kernel_id: str) -> str:
         """As `Keeper.tail`."""
         if (reason := self._declared.get(kernel_id)) is not None:
@@ -233,10 +243,54 @@ class RemoteKeeper(Keeper):
     async def hear(
         self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
     ) -> Heard:
-        """As `Keeper.hear`; returns when the mirror has come as far as the log."""
-        if self._is_lost(line.kernel_id):
-            raise KernelUnreachable(self._declared[line.kernel_id])
-        return await self._mirrors.whole(await super().hear(line, directory, info, anew=anew))
+        """As `Keeper.hear`; returns when the mirror has come as far as the log.
+
+        Where there is no process, and no keeper to be reached, the mirror is all there is.
+        """
+        kernel_id = line.kernel_id
+        try:
+            if self._is_lost(kernel_id):
+                raise KernelUnreachable(self._declared[kernel_id])
+            self._resting.pop(kernel_id, None)
+            return await self._mirrors.whole(await super().hear(line, directory, info, anew=anew))
+        except (KeeperUnavailable, KernelUnreachable):
+            found = None if info is not None else self._rest(line, directory)
+            if found is None:
+                raise
+            return found
+
+    def _rest(self, line: Line, directory: Path) -> Heard | None:
+        """Have the log of a kernel without a process be its mirror; None if it has none."""
+        kernel_id = line.kernel_id
+        try:
+            found = self._mirrors.alone(kernel_id, directory, line.session)
+        except OSError as error:
+            raise KernelUnreachable(f"The copy of its log cannot be read: {error}") from error
+        if found is not None:
+            self._lines.pop(kernel_id)
+            self._heard.discard(kernel_id)
+            self._resting[kernel_id] = line
+            line.remember(directory, None)
+            line.on_heard(found)
+        return found
+
+    async def rest(self, kernel_id: str) -> None:
+        """Need no keeper any more for the log of a kernel without a process: it is the mirror.
+
+        The keeper, which is that kernel's own, can be ended then. Raises `KeeperUnavailable` and
+        `KernelUnreachable` if the mirror is not whole.
+        """
+        if not self._is_lost(kernel_id):
+            if (line := self._resting.get(kernel_id)) is not None:  # its keeper was away
+                await self.hear(line, line.directory, None, anew=False)
+                if kernel_id in self._resting:
+                    raise KeeperUnavailable(f"{self._where.name} cannot be reached")
+            await self._catch_up(kernel_id)
+            await self._errands.answered(QUICK_SECONDS)
+            self.declare_ended(kernel_id, "The kernel is dead, and its keeper was ended")
+        line = self._lines.pop(kernel_id)
+        if line is not None:
+            self._rest(line, line.directory)
 
     async def settle(self, kernel_id: str) -> bool:
         """As `Keeper.settle`; returns when the mirror has come as far as the log."""
@@ -280,6 +334,7 @@ class RemoteKeeper(Keeper):
         """As `Keeper.drop`, with all that the keeper has made for the kernel, and the mirror."""
         self._declared.pop(kernel_id, None)
         self._mirrors.remove(kernel_id)
+        self._resting.pop(kernel_id, None)
         self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
         self._errands.drop(kernel_id, directory=f"logs/{kernel_id}", prepared="all")
@@ -287,6 +342,7 @@ class RemoteKeeper(Keeper):
     def let_go(self, kernel_id: str) -> None:
         """As `Keeper.let_go`: the next replica makes a mirror of its own."""
         self._declared.pop(kernel_id, None)
+        self._resting.pop(kernel_id, None)
         super().let_go(kernel_id)
         self._mirrors.remove(kernel_id)
         if self.is_kernels_own:

@@ -1,9 +1,9 @@
 """Kernels in containers of a real podman, by Docker's API: they have what local ones have.
 
 These are the tests of all modules of `app.managers.processes.engines` together: of
-`app.managers.processes.engines.engines`, `app.managers.processes.engines.kinds`,
-`app.managers.processes.engines.place`, `app.managers.processes.engines.provisioner` and
-`app.managers.processes.engines.work`, and of each engine's own.
+`app.managers.processes.engines.kinds`, `app.managers.processes.engines.place`,
+`app.managers.processes.engines.provisioner` and `app.managers.processes.engines.work`, and of
+each engine's own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from tests.support.server import REPOSITORY, ServerProcess
 
 LINES, RATE = 400, 50
 """How much a kernel prints in these tests, and how much of it in a second."""
+
+CABLE_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,8 @@ async def test_a_kernel_there_does_what_one_here_does(
     await is_interrupted(rest, kernel_id)
     usage = (await rest.request("GET", f"/api/kernels/{kernel_id}/usage")).json()
     assert usage
+    overview = (await rest.request("GET", "/api/overview")).json()
+    assert [row["host"] for row in overview] == ["docker"]
 
     await rest.restart(kernel_id)
     after = await pid_of(rest, kernel_id)
@@ -133,27 +137,31 @@ async def test_a_container_has_no_more_than_it_is_given(
     assert "Uid:\t1234\t1234\t1234\t1234\n" in status
 
 
-async def test_output_goes_on_where_the_link_was_down(
+async def test_output_goes_on_where_the_cable_was_pulled_for_half_a_minute(
     server: ServerProcess, rest: RestClient, podman: Podman
 ) -> None:
+    lines = RATE * (CABLE_SECONDS + 10)
     kernel_id = (await rest.start_kernel("box"))["id"]
     pid = await pid_of(rest, kernel_id)
     channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
-    asked = await channels.send_execute(f"flood {LINES} 20 {RATE}")
+    asked = await channels.send_execute(f"flood {lines} 20 {RATE}")
     await channels.seen(lambda m: m.msg_type == "stream")
     podman.network.pull_cable()
     try:
+        pulled = asyncio.create_task(asyncio.sleep(CABLE_SECONDS))
         stuck = await Executions(rest, kernel_id).begin("append once x")
         model = await rest.wait_for_state(kernel_id, "unknown", timeout=30)
         assert "cannot be reached" in model["reason"]
         with pytest.raises(RestError) as raised:
             await rest.interrupt(kernel_id)
         assert raised.value.error["code"] == "kernel_unreachable"
+        await pulled
+        assert (await rest.kernel(kernel_id))["execution_state"] == "unknown"
     finally:
         podman.network.plug_cable()
     behind = await Executions(rest, kernel_id).begin("print behind")
     await finished(channels, asked)
-    assert numbers(channels) == [*range(1, LINES + 1)]
+    assert numbers(channels) == [*range(1, lines + 1)]
     for each in (stuck, behind):
         assert (await Executions(rest, kernel_id).ended(each))["state"] == "ok"
     assert (podman.work / "once").read_text() == "x\n"
@@ -322,6 +330,52 @@ async def test_a_kernel_whose_container_has_ended_is_dead_if_none_is_to_follow(
     await asyncio.to_thread(server.stop)
     servers.present = None
     assert podman.containers() == []
+
+
+async def test_a_dead_kernels_container_ends_by_itself_and_its_log_can_be_read(
+    servers: Servers, podman: Podman, home: Home
+) -> None:
+    write_kernelspec(home.jupyter_path, "box", podman.spec())
+    where = f"{podman.network.here}:{free_ports()['shell_port']}"
+    servers.arguments = (*KEEP, "--no-autorestart", "--agent-listen", where)
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        held, gone = [(await rest.start_kernel("box"))["id"] for _ in range(2)]
+        for each in (held, gone):
+            await Executions(rest, each).run("print before")
+        await Executions(rest, held).begin("kill SIGKILL")
+        await rest.wait_for_state(held, "dead", timeout=30)
+        assert podman.container_of(held)["State"]["Running"]
+        await asyncio.to_thread(podman.kill, gone)
+        await eventually(lambda: podman.containers() == [], 90)
+        await was_said(server, held, "before\n")
+    for end in (servers.crash, servers.terminate):
+        await asyncio.to_thread(end)
+        server = await asyncio.to_thread(servers.start)
+        for each in (held, gone):
+            await was_said(server, each, "before\n")
+    async with RestClient(server.url, server.token) as rest:
+        for each in (held, gone):
+            model = await rest.kernel(each)
+            assert model["execution_state"] == "dead"
+            assert "was killed by signal 9" in model["reason"]
+        await rest.restart(held)
+        run = await Executions(rest, held).run("print after")
+        assert run["outputs"][0]["text"] == "after\n"
+        for each in (held, gone):
+            await rest.delete(each)
+        await eventually(lambda: podman.containers() == [], 30)
+    await asyncio.to_thread(server.stop)
+    servers.present = None
+
+
+async def was_said(server: ServerProcess, kernel_id: str, text: str) -> None:
+    """Read a kernel's log from its begin, up to this output."""
+    channels = await JupyterChannels.connect(
+        server.ws_url, kernel_id, server.token, query={"after": "0"}
+    )
+    await channels.seen(lambda m: m.content.get("text") == text)
+    await channels.close()
 
 
 async def test_what_is_wrong_with_a_container_is_told(

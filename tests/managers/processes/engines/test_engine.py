@@ -1,8 +1,14 @@
-"""Jobs that nobody knows: which are ended, and when."""
+"""Jobs that nobody knows: which are ended, and when; and which engine a kernelspec names."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+
 from app.managers.processes.engines.engine import Job, JobState, Strangers
+from app.managers.processes.engines.kinds import engine_of
 
 
 def job(keeper: str, generation: int = 1, *, alive: bool = True) -> Job:
@@ -38,3 +44,20 @@ def test_an_earlier_job_of_a_kernel_is_a_stranger() -> None:
     jobs = [job("a", 1), job("a", 2), job("a", 3)]
     assert strangers.see(jobs, {"a": 2}, 0) == []
     assert strangers.see(jobs, {"a": 2}, 10) == [job("a", 1)]
+
+
+@pytest.mark.parametrize(
+    ("stanza", "name"),
+    [
+        ({"provisioner_name": "kernelkeep-docker", "config": {}}, "docker"),
+        ({"provisioner_name": "kernelkeep-kubernetes"}, "kubernetes"),
+        ({"provisioner_name": "kernelkeep-ssh"}, None),
+        ({"provisioner_name": 1}, None),
+        ({}, None),
+        (None, None),
+        ("docker", None),
+    ],
+)
+def test_the_engine_of_a_kernelspec_has_a_name_for_people(stanza: Any, name: str | None) -> None:
+    assert engine_of(KernelSpec(metadata={"kernel_provisioner": stanza})) == name
+    assert engine_of(KernelSpec()) is None

@@ -26,8 +26,10 @@ from app.managers.processes.hosts.errors import (
     HostUnusable,
     KeepersNotHeard,
 )
+from app.managers.processes.hosts.joined_place import JoinedPlace
 from app.managers.processes.hosts.joining import Joining
-from tests.support.joined import JoinedService
+from app.managers.processes.keeper.remote import RemoteKeeper
+from tests.support.joined import LOGS, JoinedService
 from tests.support.processes import eventually
 
 WAIT = 30.0
@@ -575,3 +577,26 @@ async def test_the_submission_of_an_engine_is_asked_for_when_nobody_is_there(
     await eventually(lambda: not keeper.is_connected, WAIT)
     with pytest.raises(HostUnusable, match="the quota is met"):
         await keeper.connect()
+
+
+@pytest.mark.parametrize("can", [["addresses"], []])
+async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
+    service: JoinedService, can: list[str]
+) -> None:
+    invitation = await service.joining.invite("k")
+    pretender = Pretender(service, invitation.document)
+    pretender.answers["host"]["can"] = can
+    run = asyncio.ensure_future(pretender.run())
+    # Those that the kernelspec names come first, as in the join document.
+    place = JoinedPlace(service.joining, "k", "lab k", addresses=["192.0.2.1:8890"])
+    keeper = RemoteKeeper(place, orphan_timeout=3600.0, output_bytes=10_000, **LOGS)
+    pretender.answers["kept"] = []
+    await keeper.connect()
+    assert await keeper.kept() == {}  # all that was said before has been read
+    own = f"127.0.0.1:{service.port}"
+    told = [each["addresses"] for each in pretender.asked if each["ask"] == "addresses"]
+    assert told == ([["192.0.2.1:8890", own]] if can else [])
+    await keeper.close()
+    assert not service.joining._told
+    run.cancel()
+    pretender.close()

@@ -29,6 +29,7 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.lively import is_interrupted, pid_of, takes_input
+from tests.support.networks import Network
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
@@ -37,17 +38,26 @@ from tests.support.sshd import Sshd
 LINES, RATE = 400, 50
 """How much a kernel prints in these tests, and how much of it in a second."""
 
+CABLE_SECONDS = 30
+
 Json = dict[str, Any]
 
 
 @pytest.fixture
-def lab(home: Home) -> Iterator[Sshd]:
-    """A host behind an sshd, which the kernelspec ``far`` names."""
-    lab = Sshd(home.path / "far")
+def lab(home: Home, request: pytest.FixtureRequest) -> Iterator[Sshd]:
+    """A host behind an sshd, which the kernelspec ``far`` names. A test may want a `Network`."""
+    network: Network | None = getattr(request, "param", None)
+    lab = Sshd(home.path / "far", network)
     write_kernelspec(home.jupyter_path, "far", lab.spec())
-    lab.start()
-    yield lab
-    lab.remove()
+    try:
+        if network is not None:
+            network.make()
+        lab.start()
+        yield lab
+    finally:
+        lab.remove()
+        if network is not None:
+            network.remove()
 
 
 @pytest.fixture
@@ -118,29 +128,38 @@ async def test_a_kernel_there_does_what_one_here_does(
     assert [path for path in lab.far.rglob("*") if kernel_id in path.name] == []
 
 
-async def test_output_goes_on_where_the_host_was_away(
-    server: ServerProcess, rest: RestClient, lab: Sshd, home: Home
+@pytest.mark.parametrize("lab", [Network("kks")], indirect=True, ids=["cable"])
+async def test_output_goes_on_where_the_cable_was_pulled_for_half_a_minute(
+    server: ServerProcess, rest: RestClient, lab: Sshd
 ) -> None:
+    network = lab.network
+    assert network is not None
+    lines = RATE * (CABLE_SECONDS + 10)
     kernel_id = (await rest.start_kernel("far"))["id"]
     pid = await pid_of(rest, kernel_id)
     channels = await JupyterChannels.connect(server.ws_url, kernel_id, server.token)
-    asked = await channels.send_execute(f"flood {LINES} 20 {RATE}")
+    asked = await channels.send_execute(f"flood {lines} 20 {RATE}")
     await channels.seen(lambda m: m.msg_type == "stream")
-    lab.freeze()
-    stuck = await Executions(rest, kernel_id).begin("append once x")  # in the old connection
-    model = await rest.wait_for_state(kernel_id, "unknown", timeout=20)
-    assert "lab cannot be reached" in model["reason"]
-    with pytest.raises(RestError) as raised:
-        await rest.interrupt(kernel_id)
-    assert raised.value.error["code"] == "kernel_unreachable"
-    with pytest.raises(RestError) as raised:
-        await rest.restart(kernel_id)
-    assert raised.value.error["code"] == "kernel_not_stopped"
-    behind = await Executions(rest, kernel_id).begin("print behind")
-    assert is_alive(pid)
-    lab.thaw()
+    network.pull_cable()
+    try:
+        pulled = asyncio.create_task(asyncio.sleep(CABLE_SECONDS))
+        stuck = await Executions(rest, kernel_id).begin("append once x")  # in the old connection
+        model = await rest.wait_for_state(kernel_id, "unknown", timeout=20)
+        assert "lab cannot be reached" in model["reason"]
+        with pytest.raises(RestError) as raised:
+            await rest.interrupt(kernel_id)
+        assert raised.value.error["code"] == "kernel_unreachable"
+        with pytest.raises(RestError) as raised:
+            await rest.restart(kernel_id)
+        assert raised.value.error["code"] == "kernel_not_stopped"
+        behind = await Executions(rest, kernel_id).begin("print behind")
+        assert is_alive(pid)
+        await pulled
+        assert (await rest.kernel(kernel_id))["execution_state"] == "unknown"
+    finally:
+        network.plug_cable()
     await finished(channels, asked)
-    assert numbers(channels) == [*range(1, LINES + 1)]
+    assert numbers(channels) == [*range(1, lines + 1)]
     ended = await Executions(rest, kernel_id).ended(behind)
     assert ended["state"] == "ok"
     assert [output["text"] for output in ended["outputs"]] == ["behind\n"]

@@ -1,0 +1,134 @@
+"""Places for kernels that replicas are about to start: as many as there may be, and no more.
+
+What there is in the registry counts, and what is reserved there. A reservation is made under a lock
+that one replica has at a time, before the start, and ends when the kernel is stored, when its start
+has failed, or with its replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Protocol
+
+from ..handover.elsewhere import Asked, Used
+from ..handover.store import StoreAway
+from .database import Connection
+from .errors import KernelElsewhereError, RegistryUnavailable
+
+__all__ = ["SharedReservations", "release", "reserve"]
+
+logger = logging.getLogger(__name__)
+
+_RESERVING: Final = 0x6B65726E656C6B66
+"""The key of the advisory lock under which one replica at a time reserves."""
+
+
+class Elsewhere(Exception):
+    """Another replica has the kernel, or is about to start it."""
+
+
+class NotJoined(Exception):
+    """The replica was declared dead."""
+
+
+def reserve(connection: Connection, replica_id: str, asked: Asked) -> Used | None:
+    """Reserve a place, if there is one; else what there is. Raises `Elsewhere`, `NotJoined`."""
+    execute = connection.execute
+    execute("SELECT pg_advisory_xact_lock(%s)", (_RESERVING,))
+    if not execute("SELECT 1 FROM kernelkeep.replica WHERE id = %s", (replica_id,)).fetchone():
+        raise NotJoined
+    others = execute(
+        "SELECT 1 FROM kernelkeep.kernel WHERE id = %s AND replica IS DISTINCT FROM %s "
+        "UNION ALL SELECT 1 FROM kernelkeep.reservation WHERE kernel_id = %s AND replica <> %s",
+        2 * (asked.kernel_id, replica_id),
+    ).fetchone()
+    if others is not None:
+        raise Elsewhere
+    used = Used(
+        *execute(
+            "SELECT count(*), count(*) FILTER (WHERE owner = %s) FROM ("
+            "SELECT id, owner FROM kernelkeep.kernel "
+            "WHERE execution_state <> 'dead' AND NOT id = ANY(%s) "
+            "UNION SELECT kernel_id, owner FROM kernelkeep.reservation"
+            ") AS living WHERE id <> %s",
+            (asked.owner, asked.dead, asked.kernel_id),
+        ).fetchone()
+        or (0, 0)
+    )
+    if asked.most and used.kernels >= asked.most:
+        return used
+    if asked.most_of_owner is not None and used.of_owner >= asked.most_of_owner:
+        return used
+    execute(
+        "INSERT INTO kernelkeep.reservation (kernel_id, owner, replica) VALUES (%s, %s, %s) "
+        "ON CONFLICT (kernel_id) DO NOTHING",
+        (asked.kernel_id, asked.owner, replica_id),
+    )
+    return None
+
+
+def release(connection: Connection, replica_id: str, kernel_ids: set[str]) -> None:
+    """End reservations of a replica."""
+    connection.execute(
+        "DELETE FROM kernelkeep.reservation WHERE replica = %s AND kernel_id = ANY(%s)",
+        (replica_id, [*kernel_ids]),
+    )
+
+
+class Asks(Protocol):
+    """How the database is asked."""
+
+    async def __call__(self, work: Callable[[Connection], Any], /) -> Any:
+        """What ``work`` returns. Raises `StoreAway`."""
+
+
+class SharedReservations:
+    """The reservations of one replica. ``is_due`` tells whether a kernel is still to be stored."""
+
+    def __init__(self, replica_id: str, ask: Asks, is_due: Callable[[str], bool]) -> None:
+        self._replica = replica_id
+        self._ask = ask
+        self._is_due = is_due
+        self._ended: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def reserve(self, asked: Asked) -> Used | None:
+        """As `Reservations.reserve`. Raises `KernelElsewhereError`, `RegistryUnavailable`."""
+        self._ended.discard(asked.kernel_id)
+        try:
+            used: Used | None = await self._ask(
+                partial(reserve, replica_id=self._replica, asked=asked)
+            )
+        except Elsewhere:
+            raise KernelElsewhereError(asked.kernel_id) from None
+        except (NotJoined, StoreAway):
+            self._ended.add(asked.kernel_id)  # the answer may be lost, and the place reserved
+            raise RegistryUnavailable from None
+        except asyncio.CancelledError:
+            self._ended.add(asked.kernel_id)
+            raise
+        return used
+
+    async def release(self, kernel_id: str) -> None:
+        """As `Reservations.release`; what fails is tried again by `clear`."""
+        self._ended.add(kernel_id)
+        # A task of its own: a client that goes away must not leave its place taken.
+        task = asyncio.get_running_loop().create_task(self.clear(), name="end reservations")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.wait({task})
+
+    async def clear(self) -> None:
+        """End the reservations that are over, except of kernels that are still to be stored."""
+        ended = {kernel_id for kernel_id in self._ended if not self._is_due(kernel_id)}
+        self._ended -= ended
+        if not ended:
+            return
+        try:
+            await self._ask(partial(release, replica_id=self._replica, kernel_ids=ended))
+        except StoreAway as error:
+            logger.debug("places of kernels that were started stay reserved: %s", error)
+            self._ended |= ended

@@ -1,0 +1,229 @@
+"""What one replica at a time does: done once, whichever replica is asked, and whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.managers.errors import IdempotencyConflict
+from app.managers.replicas import claims as module
+from app.managers.replicas.claims import Claim, SharedClaims
+from app.managers.replicas.database import Database
+from app.managers.replicas.errors import RegistryUnavailable
+from app.managers.replicas.membership import leave
+from tests.managers.replicas.test_reservations import Replica as _Replica
+
+
+class Known:
+    """What a replica knows of the others: everything, or nothing more."""
+
+    def __init__(self) -> None:
+        self.is_deaf = False
+        self.expected: list[str] = []
+
+    def expect(self, mark: str) -> asyncio.Future[None]:
+        self.expected.append(mark)
+        future = asyncio.get_running_loop().create_future()
+        if not self.is_deaf:
+            future.set_result(None)
+        return future
+
+
+class Replica(_Replica):
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(url, name)
+        self.known = Known()
+        self.claims = SharedClaims(self.replica.id, self.ask, self.known)
+        self.made = 0
+        self.go_on = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def make(self) -> str:
+        self.made += 1
+        self.begun.set()
+        await self.go_on.wait()
+        return f"made by {self.replica.name}"
+
+    async def once(self, key: str = "key", request: bytes = b"r", *, is_vital: bool = True) -> str:
+        return await self.claims.once("anna", "kernels", key, request, self.make, is_vital=is_vital)
+
+    def die(self) -> None:
+        self.database.run(lambda one: leave(one, self.replica.id))
+
+
+@pytest.fixture
+def replicas(url: str, database: Database) -> Iterator[list[Replica]]:
+    made = [Replica(url, name) for name in ("first", "second", "third")]
+    yield made
+    for one in made:
+        one.close()
+
+
+async def test_one_replica_makes_it_and_the_others_wait_for_that(replicas: list[Replica]) -> None:
+    first, second, third = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    waiting = [asyncio.create_task(one.once()) for one in (second, third)]
+    with pytest.raises(IdempotencyConflict):
+        await third.once(request=b"another")
+    first.go_on.set()
+    assert await asyncio.gather(making, *waiting) == 3 * ["made by first"]
+    assert [one.made for one in replicas] == [1, 0, 0]
+    assert await second.once() == "made by first"
+    with pytest.raises(IdempotencyConflict):
+        await second.once(request=b"another")
+    second.go_on.set()
+    assert await second.once("another key") == "made by second"
+
+
+async def test_what_has_failed_is_made_again(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    waiting = asyncio.create_task(second.once(request=b"r"))
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    second.go_on.set()
+    assert await waiting == "made by second"
+
+
+async def test_what_a_replica_was_at_that_died_is_made_by_another(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    waiting = asyncio.create_task(second.once())
+    first.die()
+    second.go_on.set()
+    assert await waiting == "made by second"
+    first.go_on.set()  # it was only stopped; what it says now is too late
+    assert await making == "made by first"
+    third = replicas[2]
+    assert await third.once() == "made by second"
+    with pytest.raises(RegistryUnavailable):
+        await first.once("another")
+
+
+async def test_what_is_made_stays_known_when_its_replica_dies(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    await first.once()
+    first.die()
+    assert await second.once() == "made by first"
+
+
+async def test_while_the_registry_is_away_only_what_needs_it_is_refused(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.is_away = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    assert first.made == 0
+    assert await first.once(is_vital=False) == "made by first"
+    first.is_away = False
+    first.loses_answers = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    first.loses_answers = False
+    await first.claims.clear()
+    second.go_on.set()
+    assert await second.once() == "made by second"
+
+
+async def test_a_claim_that_could_not_be_settled_is_settled_later(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    first.is_away = True
+    first.go_on.set()
+    assert await making == "made by first"
+    waiting = asyncio.create_task(second.once())
+    first.is_away = False
+    await first.claims.clear()
+    assert await waiting == "made by first"
+
+
+async def test_nothing_is_begun_before_what_others_have_stored_is_known(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CATCH_UP_SECONDS", 0.01)
+    first, second, _ = replicas
+    first.known.is_deaf = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    assert first.made == 0
+    await first.claims.clear()
+    second.go_on.set()
+    assert await second.once() == "made by second"
+
+
+async def test_one_replica_at_a_time_has_the_turn(replicas: list[Replica]) -> None:
+    inside = 0
+    most = 0
+
+    async def work(replica: Replica) -> None:
+        nonlocal inside, most
+        async with replica.claims.turn("anna", "session", "a\0path"):
+            inside += 1
+            most = max(most, inside)
+            await replica.claims.clear()  # it awaits, and settles nothing
+            inside -= 1
+
+    await asyncio.gather(*(work(replica) for replica in 3 * replicas))
+    assert (inside, most) == (0, 1)
+    rows = replicas[0].database.run(
+        lambda one: one.execute("SELECT count(*) FROM kernelkeep.idempotency").fetchone()
+    )
+    assert rows == (0,)
+
+
+def test_the_names_of_claims_do_not_run_together() -> None:
+    names = {
+        Claim.of(*words).name
+        for words in (("a", "b", "c"), ("ab", "", "c"), ("a", "bc", ""), ("a", "b", "\udcff"))
+    }
+    assert len(names) == 4
+
+
+def test_claims_are_bounded_and_forgotten(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replicas[0]
+
+    def run(work: Any) -> Any:
+        return first.database.run(work)
+
+    def make(owner: str, key: str) -> None:
+        one = Claim.of(owner, "kernels", key)
+        assert run(lambda connection: module.claim(connection, first.replica.id, one)) is None
+        run(lambda connection: module.settle(connection, {one: "made"}))
+
+    def known() -> dict[str, int]:
+        rows = run(
+            lambda connection: connection.execute(
+                "SELECT owner, count(*) FROM kernelkeep.idempotency GROUP BY owner"
+            ).fetchall()
+        )
+        return dict(rows)
+
+    monkeypatch.setattr(module, "MAX_CLAIMS", 4)
+    make("ben", "1")
+    for number in range(6):
+        make("anna", f"{number}")
+    assert known() == {"anna": 3, "ben": 1}
+    run(
+        lambda one: one.execute(
+            "UPDATE kernelkeep.idempotency SET noted = noted - interval '25 hours'"
+        )
+    )
+    make("ben", "1")  # the key is anybody's again
+    assert known() == {"ben": 1}

@@ -1,0 +1,109 @@
+"""What is counted, or done once, is exact among replicas, whichever of them is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import eventually
+from tests.support.replicas import Replicas
+from tests.support.rest import RestClient
+
+NAMES = ("first", "second", "third")
+
+MOST = 5
+
+
+@pytest.fixture(scope="module")
+def replicas(postgresql: PostgreSQL) -> Iterator[Replicas]:
+    with Replicas(postgresql.new_database(), "--max-kernels", str(MOST)) as replicas:
+        for name in NAMES:
+            replicas.start(name)
+        yield replicas
+
+
+@pytest.fixture
+async def rests(replicas: Replicas) -> AsyncIterator[list[RestClient]]:
+    async with AsyncExitStack() as stack:
+        found = [
+            await stack.enter_async_context(RestClient(server.url, replicas.token))
+            for server in replicas.servers.values()
+        ]
+        yield found
+        for kernel in await found[0].kernels():
+            await found[0].delete(kernel["id"])
+
+
+async def start(rest: RestClient, key: str | None = None, **body: str) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await rest.http.post("/api/kernels", json={"name": "fake", **body}, headers=headers)
+
+
+async def test_no_start_is_one_too_many_and_no_place_is_left_empty(
+    replicas: Replicas, rests: list[RestClient]
+) -> None:
+    answers = await asyncio.gather(*(start(rests[number % 3]) for number in range(100)))
+    codes = Counter(answer.json()["code"] if answer.is_error else "started" for answer in answers)
+    assert codes == {"started": MOST, "too_many_kernels": 100 - MOST}
+    ids = [answer.json()["id"] for answer in answers if not answer.is_error]
+    # A place is free for every replica as soon as its kernel is gone.
+    for number, kernel_id in enumerate(ids):
+        rest = rests[number % 3]
+        await rest.delete(kernel_id)
+        assert (await start(rests[(number + 1) % 3])).status_code == 201
+        assert (await start(rest)).status_code == 429
+    query = "SELECT count(*) FROM kernelkeep.reservation"
+    assert await asyncio.to_thread(replicas.query, query) == [(0,)]
+
+
+async def test_a_key_starts_one_kernel_whichever_replica_has_it(rests: list[RestClient]) -> None:
+    answers = await asyncio.gather(*(start(rests[number % 3], "one") for number in range(9)))
+    assert {answer.status_code for answer in answers} == {201}
+    (kernel_id,) = {answer.json()["id"] for answer in answers}
+    assert [kernel["id"] for kernel in await rests[0].kernels()] == [kernel_id]
+    for rest in rests:
+        other = await start(rest, "one", path="elsewhere")
+        assert other.json()["code"] == "idempotency_conflict"
+    await rests[0].delete(kernel_id)
+    for rest in rests:
+        answer = await start(rest, "one")
+        assert (answer.status_code, answer.json()["code"]) == (404, "kernel_not_found")
+
+
+async def test_a_start_with_a_key_that_fails_is_tried_again_by_another(
+    rests: list[RestClient],
+) -> None:
+    failed = await start(rests[0], "failing", name="fake-missing")
+    assert failed.json()["code"] == "kernel_start_failed"
+    assert (await start(rests[1], "failing")).status_code == 201
+
+
+async def test_a_path_has_one_session_whichever_replica_makes_it(rests: list[RestClient]) -> None:
+    body = {"path": "a.ipynb", "type": "notebook", "name": "a", "kernel": {"name": "fake"}}
+    answers = await asyncio.gather(
+        *(rests[number % 3].http.post("/api/sessions", json=body) for number in range(9))
+    )
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({(one.json()["id"], one.json()["kernel"]["id"]) for one in answers}) == 1
+    assert len(await rests[1].kernels()) == 1
+    for rest in rests:
+        assert len((await rest.http.get("/api/sessions")).json()) == 1
+    await rests[2].http.delete(f"/api/sessions/{answers[0].json()['id']}")
+
+    async def is_gone() -> bool:
+        return not (await rests[0].http.get("/api/sessions")).json()
+
+    await eventually(is_gone)
+
+
+async def test_one_id_is_one_kernel_of_one_replica(rests: list[RestClient]) -> None:
+    kernel_id = "7a4b2b0e-7d4c-4a57-8a0e-6a7d1e0f4a11"
+    answers = await asyncio.gather(*(start(rest, kernel_id=kernel_id) for rest in rests))
+    codes = Counter(answer.json()["code"] if answer.is_error else "started" for answer in answers)
+    assert codes == {"started": 1, "kernel_elsewhere": 2}

@@ -1,0 +1,178 @@
+"""Places for kernels that replicas start at the same time: as many as there may be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from app.managers.handover.elsewhere import Asked, Used
+from app.managers.handover.store import StoreAway
+from app.managers.replicas.database import Connection, Database
+from app.managers.replicas.errors import KernelElsewhereError, RegistryUnavailable
+from app.managers.replicas.membership import beat, declare_dead, leave
+from app.managers.replicas.reservations import SharedReservations
+from tests.managers.handover.test_registry import record
+from tests.managers.replicas.test_store import Member
+
+
+class Replica(Member):
+    """A replica with reservations; ``due`` are kernels that could not be stored yet."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(Database(url), name)
+        self.is_away = False
+        self.loses_answers = False
+        self.due: set[str] = set()
+        self.thread = ThreadPoolExecutor(1)  # one thread at a time has a database
+        self.reservations = SharedReservations(
+            self.replica.id, self.ask, lambda kernel_id: kernel_id in self.due
+        )
+
+    async def ask(self, work: Callable[[Connection], Any], /) -> Any:
+        if self.is_away:
+            raise StoreAway("away")
+        found = await asyncio.get_running_loop().run_in_executor(
+            self.thread, self.database.run, work
+        )
+        if self.loses_answers:
+            raise StoreAway("lost")
+        return found
+
+    def close(self) -> None:
+        self.thread.shutdown()
+        self.database.close()
+
+    async def reserve(
+        self,
+        kernel_id: str,
+        owner: str = "anna",
+        most: int = 0,
+        most_of_owner: int | None = None,
+        dead: tuple[str, ...] = (),
+    ) -> Used | None:
+        return await self.reservations.reserve(
+            Asked(kernel_id, owner, most, most_of_owner, [*dead])
+        )
+
+
+@pytest.fixture
+def replicas(url: str, database: Database) -> Iterator[list[Replica]]:
+    made = [Replica(url, name) for name in ("first", "second", "third")]
+    yield made
+    for one in made:
+        one.close()
+
+
+async def test_the_last_places_are_taken_once_however_many_ask(replicas: list[Replica]) -> None:
+    asked = [
+        replicas[number % 3].reserve(f"k{number}", owner, 17, 10)
+        for number, owner in enumerate(50 * ["anna", "ben"])
+    ]
+    found = await asyncio.gather(*asked)
+    assert found.count(None) == 17
+    rows = replicas[0].database.run(
+        lambda one: one.execute(
+            "SELECT owner, count(*) FROM kernelkeep.reservation GROUP BY owner ORDER BY owner"
+        ).fetchall()
+    )
+    assert sum(count for _, count in rows) == 17
+    assert all(count <= 10 for _, count in rows)
+
+
+async def test_what_there_is_counts_once_and_what_is_dead_not(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    assert await first.reserve("a", most=2) is None
+    first.save(record("a", owner="anna"))
+    await first.reservations.release("a")
+    first.save(record("b", owner="ben", execution_state="dead"))
+    assert await second.reserve("c", most=2) is None
+    assert await second.reserve("c", most=2) is None  # the answer was lost: it asks again
+    assert await first.reserve("d", most=2) == Used(2, 2)
+    assert await first.reserve("d", "ben", most_of_owner=1) is None
+    # It has died, as its own replica knows before the registry does.
+    assert await first.reserve("e", most=3, dead=("a",)) is None
+    assert await first.reserve("f", most=3, dead=("a",)) == Used(3, 2)
+
+
+async def test_a_start_that_fails_gives_its_place_back(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    assert await first.reserve("a", most=1) is None
+    await second.reservations.release("a")  # it is not this one's
+    assert await second.reserve("b", most=1) == Used(1, 1)
+    await first.reservations.release("a")
+    assert await second.reserve("b", most=1) is None
+
+
+async def test_the_places_of_a_replica_that_dies_are_free(replicas: list[Replica]) -> None:
+    first, second, third = replicas
+    assert await first.reserve("a", most=2) is None
+    assert await second.reserve("b", most=2) is None
+    first.database.run(lambda one: beat(one, first.replica.id, -1.0))
+    assert await third.reserve("c", most=2) == Used(2, 2)  # nobody has declared it dead yet
+    third.database.run(lambda one: declare_dead(one, third.replica.id))
+    assert await third.reserve("c", most=2) is None
+    second.database.run(lambda one: leave(one, second.replica.id))
+    assert await third.reserve("d", most=2) is None
+    with pytest.raises(RegistryUnavailable):
+        await first.reserve("e", most=9)
+
+
+async def test_one_id_is_started_by_one_replica(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    assert await first.reserve("a") is None
+    with pytest.raises(KernelElsewhereError):
+        await second.reserve("a")
+    first.save(record("a"))
+    await first.reservations.release("a")
+    with pytest.raises(KernelElsewhereError):
+        await second.reserve("a")
+    assert await first.reserve("a") is None  # a dead one that is restarted
+
+
+async def test_what_could_not_be_told_is_told_later(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    first.loses_answers = True
+    with pytest.raises(RegistryUnavailable):
+        await first.reserve("a", most=1)
+    assert await second.reserve("b", most=1) == Used(1, 1)
+    first.loses_answers = False
+    await first.reservations.clear()
+    assert await first.reserve("a", most=1) is None
+    first.is_away = True
+    await first.reservations.release("a")
+    with pytest.raises(RegistryUnavailable):
+        await first.reserve("c", most=1)
+    first.is_away = False
+    await first.reservations.clear()
+    assert await second.reserve("b", most=1) is None
+
+
+async def test_a_kernel_that_is_still_to_be_stored_has_its_place(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    assert await first.reserve("a", most=1) is None
+    first.due.add("a")
+    await first.reservations.release("a")
+    assert await second.reserve("b", most=1) == Used(1, 1)
+    first.save(record("a"))
+    first.due.clear()
+    await first.reservations.clear()
+    assert await second.reserve("b", most=1) == Used(1, 0)
+
+
+async def test_a_kernel_has_its_place_until_its_process_is_gone(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    first.save(record("a"))
+    first.save(record("dead", execution_state="dead"))
+    first.store.delete("dead")
+    first.store.delete("a")
+    assert await second.reserve("b", most=1) == Used(1, 0)
+    first.save(record("a"))  # it could not be ended
+    assert await second.reserve("b", most=2) is None
+    first.store.delete("a")
+    assert await second.reserve("c", most=2) == Used(2, 1)
+    await first.reservations.release("a")
+    assert await second.reserve("c", most=2) is None
