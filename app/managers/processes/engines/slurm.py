@@ -46,6 +46,10 @@ SUBMIT_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 3.0
 """How often the queue is looked at, for all kernels."""
 
+FAILED_SECONDS: Final = 1.0
+"""For how long a controller that has not answered is not asked again: whoever waits for an answer
+while others do gets none either, and soon."""
+
 RECORDS_SECONDS: Final = 30.0
 """How long is believed what is told of jobs that are not in the queue any more."""
 
@@ -93,6 +97,8 @@ class SlurmEngine:
         self._view = _View({}, ())
         self._looks = self._done = 0
         self._looking = asyncio.Lock()
+        self._failure: KeeperUnavailable | None = None
+        self._failed = 0.0
         self._submitting: set[str] = set()
         self._dismissed: set[str] = set()
         self._has_accounting = True
@@ -211,10 +217,16 @@ class SlurmEngine:
         """The jobs as they are now. Whoever asks while others wait gets the same answer."""
         wanted = self._looks + 1
         async with self._looking:
+            if self._failure is not None and _now() - self._failed < FAILED_SECONDS:
+                raise type(self._failure)(self._failure.message)
             if self._done < wanted:
                 number = self._looks = self._looks + 1
-                self._view = await self._look_now()
-                self._done = number
+                try:
+                    self._view = await self._look_now()
+                except KeeperUnavailable as error:
+                    self._failure, self._failed = error, _now()
+                    raise
+                self._done, self._failure = number, None
             return self._view
 
     async def _look_now(self) -> _View:

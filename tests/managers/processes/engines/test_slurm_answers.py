@@ -118,7 +118,10 @@ async def test_a_job_that_nobody_knows_any_more_has_ended(answers: Answers) -> N
     assert await answers.engine.find("k") == []
 
 
-async def test_it_may_live_while_a_node_is_away(answers: Answers) -> None:
+async def test_it_may_live_while_a_node_is_away(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FAILED_SECONDS", 0.0)
     answers.have("sacct", "fails", DISABLED)
     answers.have("sinfo", "says", "n9\n")
     await answers.submit()
@@ -163,6 +166,7 @@ async def test_who_has_cancelled_a_job_is_asked_of_the_accounting(answers: Answe
 async def test_a_queue_that_is_not_told_is_no_empty_one(
     answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine_module, "FAILED_SECONDS", 0.0)
     await answers.submit()
     answers.have("squeue", "fails", "slurm_load_jobs error: Unable to contact slurm controller")
     with pytest.raises(HostUnreachable, match="Unable to contact"):
@@ -174,6 +178,22 @@ async def test_a_queue_that_is_not_told_is_no_empty_one(
     answers.have("squeue", "hangs")
     with pytest.raises(HostUnreachable, match="does not answer within 1 s"):
         await answers.engine.find("k")
+
+
+async def test_whoever_asks_at_once_is_told_at_once_that_nobody_answers(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FAILED_SECONDS", 600.0)
+    await answers.submit()
+    answers.have("squeue", "fails", "slurm_load_jobs error: Unable to contact slurm controller")
+    asked = [answers.engine.find("k") for _ in range(20)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(each) for each in found} == {HostUnreachable}
+    assert len(answers.asked("squeue")) == 1
+    # A little later it is asked again.
+    monkeypatch.setattr(engine_module, "FAILED_SECONDS", 0.0)
+    answers.have_not("squeue", "fails")
+    assert len(await answers.engine.find("k")) == 1
 
 
 async def test_whoever_asks_at_once_gets_one_answer(answers: Answers) -> None:
