@@ -46,10 +46,6 @@ SUBMIT_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 3.0
 """How often the queue is looked at, for all kernels."""
 
-FAILED_SECONDS: Final = 1.0
-"""For how long a controller that has not answered is not asked again: whoever waits for an answer
-while others do gets none either, and soon."""
-
 RECORDS_SECONDS: Final = 30.0
 """How long is believed what is told of jobs that are not in the queue any more."""
 
@@ -214,10 +210,12 @@ class SlurmEngine:
         return next(words, "")
 
     async def _look(self) -> _View:
-        """The jobs as they are now. Whoever asks while others wait gets the same answer."""
-        wanted = self._looks + 1
+        """The jobs as they are now. Whoever asks while others wait gets the same
+        answer as they do, and is told as they are that there is none.
+        """
+        wanted, asked = self._looks + 1, _now()
         async with self._looking:
-            if self._failure is not None and _now() - self._failed < FAILED_SECONDS:
+            if self._failure is not None and self._failed >= asked:
                 raise type(self._failure)(self._failure.message)
             if self._done < wanted:
                 number = self._looks = self._looks + 1
