@@ -220,6 +220,7 @@ async def again(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
 
 async def read_websocket(ground: Ground, kernel_id: str, reader: Reader, count: int) -> None:
     session = os.urandom(8).hex()
+    is_known = False  # a session that was never accepted has no place to come back to
     while len({*reader.numbers}) < count:
         try:
             async with await JupyterChannels.connect(
@@ -227,9 +228,10 @@ async def read_websocket(ground: Ground, kernel_id: str, reader: Reader, count: 
                 kernel_id,
                 ground.replicas.token,
                 session_id=session,
-                query={} if reader.returns else {"after": "0"},
+                query={} if is_known else {"after": "0"},
                 log_length=1,
             ) as channels:
+                is_known = True
                 while len({*reader.numbers}) < count:
                     message = await channels.recv(PROXY_SECONDS)
                     if message.msg_type == "stream":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
@@ -178,6 +179,16 @@ class CallersKernels:
         everybody: list[Kernel | KernelElsewhere] = [*here, *others]
         everybody.sort(key=lambda one: one.created)
         return b"[" + b",".join([one.model for one in everybody]) + b"]"
+
+    @property
+    def by_replica(self) -> Counter[str]:
+        """How many of the caller's kernels each replica has, as the registry tells."""
+        known = self._manager.elsewhere.kernels.values()
+        return Counter(
+            one.replica
+            for one in known
+            if one.replica is not None and (self._all or self._reads(one))
+        )
 
     @property
     def last_activity(self) -> float:

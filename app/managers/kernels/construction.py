@@ -91,8 +91,7 @@ def multi_kernel_manager(
     warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
     manager = MultiKernelManager(services, specs, warm)
     handover.let_go = manager.let_go
-    if registry is not None:
-        _share(manager, registry)
+    _share(manager, registry)
     return manager
 
 
@@ -107,8 +106,10 @@ def _joining(
     return joining, replicas or OwnService(directory)
 
 
-def _share(manager: MultiKernelManager, registry: Registry) -> None:
+def _share(manager: MultiKernelManager, registry: Registry | None) -> None:
     """Have the manager know of other replicas, and share the places for kernels with them."""
+    if registry is None:
+        return
     manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     manager.shares.reservations = registry.reservations
 

@@ -113,8 +113,8 @@ class KernelEvent(OverviewEvent, tag="kernel"):
     host: Annotated[
         str | None,
         Meta(
-            description="Where it runs: the other machine, or the engine (`docker`, `kubernetes`) "
-            "that has its job; null for this machine."
+            description="Where it runs: the other machine, or the engine (`docker`, `slurm`, "
+            "`kubernetes`) that has its job; null for this machine."
         ),
     ]
 

@@ -127,6 +127,11 @@ class SharedStore:
         term = self._terms.of(kernel_id)
 
         def work(connection: Connection) -> None:
+            # First the replica, then its kernel, as everywhere: whoever declares a replica dead
+            # has its row and waits for those of its kernels.
+            connection.execute(
+                "SELECT 1 FROM kernelkeep.replica WHERE id = %s FOR KEY SHARE", (self._replica,)
+            )
             found = connection.execute(
                 "SELECT replica, term FROM kernelkeep.kernel WHERE id = %s FOR UPDATE", (kernel_id,)
             ).fetchone()
