@@ -235,9 +235,8 @@ class SessionManager:
         The other kernel is the one with ``kernel_id``, or else a new one of the kernelspec
         ``kernel_name``, which gets ``env`` and ``given``; the session's old kernel is shut down.
         Raises `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
-        `KernelUnavailable` if a new kernel cannot be started, `EngineOptionRefused`,
-        `TooManyKernels`, `TooManyStarts`, `LimitReached`, `BeyondLimit`, `KernelNotStopped` and
-        `ServerStopping`.
+        `KernelUnavailable` if none can be started, `EngineOptionRefused`, `TooManyKernels`,
+        `TooManyStarts`, `LimitReached`, `BeyondLimit`, `KernelNotStopped` and `ServerStopping`.
         """
         async with self._book.turn(session_id):
             self._kernels.check_running()

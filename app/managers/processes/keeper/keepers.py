@@ -183,18 +183,14 @@ class Keepers:
     async def look_at(
         self, key: str, place: Callable[[], RemotePlace], *, with_load: bool
     ) -> float:
-        """The load of a host (`RemoteKeeper.load`), whose keeper need have no kernel; or 0.
-
-        `leave_unused` is to follow. Raises `KeeperUnavailable`.
-        """
+        """The load of a host, or 0; `leave_unused` is to follow. Raises `KeeperUnavailable`."""
         keeper = self._elsewhere(key, place)
         await keeper.connect()
         return await keeper.load() if with_load else 0.0
 
     def leave_unused(self, key: str) -> None:
         """Leave a keeper on another host, unless there is something that it is needed for."""
-        keeper = self._remote.get(key)
-        if keeper is not None and keeper.has_nothing:
+        if (keeper := self._remote.get(key)) is not None and keeper.has_nothing:
             self._part_with(keeper)
 
     async def _retire_remote(self, key: str) -> None:
