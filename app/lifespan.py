@@ -35,6 +35,7 @@ from .settings import Settings
 from .signals import at_stop_signals
 
 if TYPE_CHECKING:
+    from .managers.replicas.directory import Directory
     from .managers.replicas.group import Group
 
 __all__ = ["Lifespan", "State", "lifespan_of"]
@@ -56,6 +57,7 @@ class State(TypedDict):
     authorizer: Authorizer
     contents: ContentsService
     group: Group | None
+    directory: Directory | None
     links: Links | None
 
 
@@ -137,6 +139,7 @@ async def _build(
         "authorizer": authorizer,
         "contents": contents,
         "group": group,
+        "directory": None if registry is None else _directory(settings, registry),
         "links": None,
     }
 
@@ -176,6 +179,16 @@ def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) 
 
     assert isinstance(registry, SharedRegistry)
     return Group(registry, manager.keepers, manager)
+
+
+def _directory(settings: Settings, registry: Registry) -> Directory | None:
+    """What the other replicas have, if there can be others."""
+    if not settings.replicated:
+        return None
+    from .managers.replicas.registry import SharedRegistry
+
+    assert isinstance(registry, SharedRegistry)
+    return registry.directory
 
 
 async def _open_relay(

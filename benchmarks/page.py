@@ -4,6 +4,11 @@ A kernel says so many messages a second, and the system's Chromium shows its out
 Told are the processors and the memory of the page's process, how long a click takes until the page
 is drawn again, and how far the page is behind the kernel. ``--seconds`` and ``--rate`` make the
 flood.
+
+``--kernels 1000`` has so many kernels (a crowd, `benchmarks.crowd`) in the page's table instead:
+told are how long the table takes to have them all, to filter and to order them, how many rows are
+in the page, and what the page's process takes while one kernel after the other is busy.
+
 Chromium is a program that must be there; it runs without a window.
 """
 
@@ -19,7 +24,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +35,7 @@ from websockets.sync.client import connect
 
 from benchmarks.figures import percentile
 from benchmarks.servers import Server, kernelkeep
+from benchmarks.thousands import crowds, until_idle
 
 AT_MOST_CPU: Final = 0.6
 AT_MOST_MEMORY: Final = 300 * 10**6
@@ -46,6 +54,17 @@ document.addEventListener("click", event => {
 }, true);
 """
 
+FILTER: Final = """value => {
+    const field = document.querySelector("input[type=search]");
+    field.value = value;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+}"""
+ORDER: Final = """() => {
+    const buttons = [...document.querySelectorAll("button")];
+    buttons.find(each => each.innerText.includes("Memory")).click();
+}"""
+
+START_SECONDS: Final = 240
 ANSWER_SECONDS: Final = 60
 
 
@@ -140,13 +159,75 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rate", type=int, default=20_000, help="messages a second")
     parser.add_argument("--size", type=int, default=100, help="bytes of text in each")
+    parser.add_argument("--kernels", type=int, default=0, help="a table of so many instead")
     options = parser.parse_args()
+    if options.kernels:
+        with crowds(options.kernels) as specs, kernelkeep().fresh(specs) as server:
+            return listed(server, [*specs], options.kernels, options.seconds)
     server = kernelkeep().start()
     try:
         taken = flooded(server, options)
     finally:
         server.stop()
     return told(taken)
+
+
+def listed(server: Server, specs: list[str], count: int, seconds: float) -> int:
+    """Have the page list kernels of a crowd, and print what that takes; 1 if that is too much."""
+    ids = [server.start_kernel(specs[number % len(specs)]) for number in range(count)]
+    until_idle(server, ids, time.perf_counter() + START_SECONDS)
+    began = time.monotonic()
+    browser = Chromium(f"http://127.0.0.1:{server.port}/?token={server.token}")
+    try:
+        whole = f"document.body?.innerText.includes('{count:,} kernels')"
+        until(browser, whole)
+        shown = time.monotonic() - began
+        browser.evaluate(CLICKS)
+        filtered = timed(
+            browser, FILTER, "document.querySelectorAll('[data-kernel]').length === 1", ids[-1]
+        )
+        until(browser, "document.querySelectorAll('[data-kernel]').length > 1", FILTER, "")
+        ordered = timed(browser, ORDER, "location.hash.includes('sort=')")
+        rows = browser.evaluate("document.querySelectorAll('[data-kernel]').length")
+        taken = busied(server, browser, ids, seconds)
+    finally:
+        browser.close()
+    sys.stdout.write(f"{count:,} kernels, {rows} of them as rows in the page\n")
+    for name, value in (("all are there", shown), ("a filter", filtered), ("an order", ordered)):
+        sys.stdout.write(f"{f'{name}, s':22} {value:8.3f}\n")
+    return told(taken)
+
+
+def busied(server: Server, browser: Chromium, ids: list[str], seconds: float) -> Taken:
+    """What the page takes while a kernel a second runs something."""
+    run = iter(ids)
+
+    def one() -> int:
+        with contextlib.closing(server.connect(next(run))) as socket:
+            socket.execute(json.dumps({"count": 10, "size": 10, "rate": 10}))
+        return 0
+
+    return sampled(browser, seconds, one)
+
+
+def timed(browser: Chromium, script: str, condition: str, value: str = "") -> float:
+    """Seconds from a script until a condition holds."""
+    began = time.monotonic()
+    until(browser, condition, script, value)
+    return time.monotonic() - began
+
+
+def until(browser: Chromium, condition: str, script: str = "", value: str = "") -> None:
+    """Run a script, and return when a condition holds. Raises `TimeoutError`."""
+    if script:
+        browser.evaluate(f"({script})({json.dumps(value)})")
+    end = time.monotonic() + ANSWER_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(Refused):
+            if browser.evaluate(condition) is True:
+                return
+        time.sleep(0.01)
+    raise TimeoutError(condition)
 
 
 def flooded(server: Server, options: argparse.Namespace) -> Taken:
@@ -161,7 +242,8 @@ def flooded(server: Server, options: argparse.Namespace) -> Taken:
         count = int(options.rate * options.seconds)
         socket.execute(json.dumps({"count": count, "size": options.size, "rate": options.rate}))
         socket.close()
-        return sampled(server, kernel, browser, options.seconds)
+        look = partial(behind, server, kernel, browser)
+        return sampled(browser, options.seconds, look)
     finally:
         browser.close()
 
@@ -173,7 +255,15 @@ def is_live(browser: Chromium) -> bool:
     return False
 
 
-def sampled(server: Server, kernel: str, browser: Chromium, seconds: float) -> Taken:
+def behind(server: Server, kernel: str, browser: Chromium) -> int:
+    """How many messages of the kernel the page has not shown."""
+    said: dict[str, Any] = server.rest.request("GET", f"/api/kernels/{kernel}/usage")
+    shown = browser.evaluate("[...document.querySelectorAll('.row')].at(-1)?.dataset.seq")
+    return max(0, int(said["messages"]) - int(shown or 0))
+
+
+def sampled(browser: Chromium, seconds: float, look: Callable[[], int]) -> Taken:
+    """Click and ``look`` once a second, and take the samples."""
     taken, processes = Taken(), browser.renderers()
     memory: dict[psutil.Process, list[int]] = {one: [] for one in processes}
     began, cpu = time.monotonic(), {one: cpu_of(one) for one in processes}
@@ -181,9 +271,7 @@ def sampled(server: Server, kernel: str, browser: Chromium, seconds: float) -> T
         browser.click()
         for one in processes:
             memory[one].append(one.memory_full_info().pss)
-        said: dict[str, Any] = server.rest.request("GET", f"/api/kernels/{kernel}/usage")
-        shown = browser.evaluate("[...document.querySelectorAll('.row')].at(-1)?.dataset.seq")
-        taken.behind.append(max(0, said["messages"] - int(shown or 0)))
+        taken.behind.append(look())
         time.sleep(max(0.0, 1 - (time.monotonic() - began - passed)))
     taken.seconds = time.monotonic() - began
     # The browser has processes in stock: the page's own is the one that has done something.
@@ -210,7 +298,8 @@ def told(taken: Taken) -> int:
     ]
     for name, value, most in rows:
         sys.stdout.write(f"{name:22} {value:8.3f}   at most {most:g}\n")
-    sys.stdout.write(f"{'messages behind':22} {max(taken.behind):8d}\n")
+    if any(taken.behind):
+        sys.stdout.write(f"{'messages behind':22} {max(taken.behind):8d}\n")
     return int(any(value > most for _, value, most in rows))
 
 

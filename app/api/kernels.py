@@ -32,6 +32,7 @@ from ..managers.errors import (
 )
 from ..managers.kernels.model import KernelModel
 from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
+from ..managers.processes.engines.caller_options import EngineOptionRefused
 from ..managers.processes.environment import is_code, needs_execute
 from ..managers.processes.hosts.errors import NO_KEEPER
 from ..settings import Settings
@@ -104,6 +105,7 @@ router.add_api_route(
             InvalidPath,
             InvalidEnvironment,
             EnvironmentNotAllowed,
+            EngineOptionRefused,
             InvalidIdempotencyKey,
             KernelSpecNotFound,
             KernelNotFound,
@@ -144,6 +146,7 @@ async def start_kernel(
             path=asked.path,
             env={**trace, **(asked.env or {})},
             kernel_id=asked.kernel_id,
+            given=asked.engine_options,
         )
         return started.id
 

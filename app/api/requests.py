@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 
 from ..managers.errors import FieldNotUpdatable, InvalidEvent, InvalidRequest, MissingField
 from ..options import MAX_EXECUTION_SECONDS
@@ -48,6 +56,37 @@ Name = Annotated[Text, AfterValidator(_short)]
 """A text of bounded length, for what is stored and listed as long as a session or kernel exists."""
 
 
+MAX_ENGINE_OPTIONS: Final = 64
+"""How many options of an engine a start may have."""
+
+
+def _option_value(value: object) -> object:
+    if isinstance(value, str):
+        return _short(_whole(value))
+    is_odd = isinstance(value, float) and not math.isfinite(value)
+    if is_odd or not isinstance(value, bool | int | float):
+        raise ValueError("must be a text, a number, true or false")
+    return value
+
+
+# One validator, as the errors of a union name its members, too.
+OptionValue = Annotated[
+    bool | int | float | str,
+    PlainValidator(_option_value, json_schema_input_type=bool | int | float | str),
+]
+
+EngineOptions = Annotated[
+    dict[Name, OptionValue],
+    Field(
+        max_length=MAX_ENGINE_OPTIONS,
+        description="Options of the engine that the kernel runs on, where its kernelspec lets "
+        "whoever starts it set them (`caller_may_set`): a name with a dot is one in a table, like "
+        "`limits.memory`.",
+        examples=[{"memory": "4GiB", "cpus": 2}],
+    ),
+]
+
+
 MAX_QUEUE_NAME: Final = 100
 """Characters that the name of a queue may have."""
 
@@ -83,6 +122,7 @@ class StartKernel(BaseModel):
         None,
         description="A UUID to use as its id. If a kernel has it already, that one is returned.",
     )
+    engine_options: EngineOptions | None = None
     connection_file: str | None = Field(
         None,
         description="Of a kernel that runs already, in the server's directory for such files: it "
@@ -103,6 +143,7 @@ class KernelChoice(BaseModel):
     name: Text | None = Field(
         None, description="A kernelspec's name; the server's default if none."
     )
+    engine_options: EngineOptions | None = None
 
 
 class NotebookPath(BaseModel):

@@ -19,7 +19,16 @@ from ..managers.sessions.sessions import SessionModel
 from ..managers.state import Restarts
 from .identity import Identity
 
-__all__ = ["CONTENTS", "EXAMPLES", "NAMES", "OPTIONAL", "ErrorModel", "StatusModel", "VersionModel"]
+__all__ = [
+    "CONTENTS",
+    "EXAMPLES",
+    "NAMES",
+    "OPTIONAL",
+    "ErrorModel",
+    "ReplicaModel",
+    "StatusModel",
+    "VersionModel",
+]
 
 
 class ErrorModel(BaseModel):
@@ -49,6 +58,9 @@ class ErrorModel(BaseModel):
         None,
         description="The message in a few words; only with status 501 and `kernelspec_invalid`.",
     )
+    option: str | None = Field(
+        None, description="The option of `engine_options` that is refused, if one is."
+    )
     limit: str | None = Field(
         None, description="The limit of the owner that stands in the way, if one does."
     )
@@ -64,6 +76,18 @@ class VersionModel(BaseModel):
     version: str
 
 
+class ReplicaModel(BaseModel):
+    """One of the servers that share a registry."""
+
+    id: str = Field(description="Of the process: another one has another id.")
+    asked: bool = Field(description="Whether it is the one that answers.")
+    state: Literal["joined", "declared_dead", "unknown"] = Field(
+        description="`joined`: it has its place among the others. `declared_dead`: the others have "
+        "taken the kernels of the one that answers. `unknown`: the registry is silent."
+    )
+    kernels: int = Field(description="How many of the caller's kernels it has.")
+
+
 class StatusModel(BaseModel):
     """What the server is doing."""
 
@@ -71,6 +95,9 @@ class StatusModel(BaseModel):
     kernels: int = Field(description="How many kernels there are.")
     last_activity: str = Field(description="When a kernel or the API was last used, UTC.")
     started: str = Field(description="When the server was started, UTC.")
+    replicas: list[ReplicaModel] = Field(
+        description="The servers that share a registry; empty where there is one server."
+    )
 
 
 class StreamOutput(BaseModel):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from .. import __version__
 from ..managers.errors import InvalidRequest, KernelNotFound
+from ..managers.kernels.callers import CallersKernels
 from ..managers.processes.paths import ResolutionModel
 from ..protocol.messages import format_timestamp
 from .access import PUBLIC, requires
 from .dependencies import ManagerDep
 from .errors import note_refusal
 from .openapi import ERRORS, errors
-from .responses import StatusModel, VersionModel
+from .responses import ReplicaModel, StatusModel, VersionModel
 from .schemas import schema_of
+
+if TYPE_CHECKING:
+    from ..managers.replicas.directory import Directory
+    from ..managers.replicas.group import Group
+
+__all__ = ["replicas_of", "router"]
 
 router = APIRouter(prefix="/api", tags=["server"])
 
@@ -40,14 +47,43 @@ async def get_version() -> VersionModel:
     responses=ERRORS,
     dependencies=[requires("api", "read", activity=False)],
 )
-async def get_status(manager: ManagerDep) -> StatusModel:
+async def get_status(request: Request, manager: ManagerDep) -> StatusModel:
     """How much the server has to do. Asking is not activity."""
     return StatusModel(
         connections=manager.connections,
         kernels=len(manager),
         last_activity=format_timestamp(manager.last_activity),
         started=format_timestamp(manager.started),
+        replicas=replicas_of(request.state.group, request.state.directory, manager),
     )
+
+
+def replicas_of(
+    group: Group | None, directory: Directory | None, manager: CallersKernels
+) -> list[ReplicaModel]:
+    """The replicas that the registry has, in the order in which they have joined."""
+    if group is None or directory is None:
+        return []
+    counts = manager.by_replica
+    # One that was declared dead is not in the registry any more, and must tell so itself.
+    ids = dict.fromkeys([*directory.addresses, group.id])
+    return [
+        ReplicaModel(
+            id=one,
+            asked=one == group.id,
+            state=_state_of(one == group.id, group, directory),
+            kernels=counts[one],
+        )
+        for one in ids
+    ]
+
+
+def _state_of(
+    is_asked: bool, group: Group, directory: Directory
+) -> Literal["joined", "declared_dead", "unknown"]:
+    if is_asked and group.problem() is not None:
+        return "declared_dead"
+    return "joined" if directory.is_fresh else "unknown"
 
 
 @router.get(

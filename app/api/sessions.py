@@ -24,6 +24,7 @@ from ..managers.errors import (
     TooManyStarts,
 )
 from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
+from ..managers.processes.engines.caller_options import EngineOptionRefused
 from ..managers.sessions.sessions import SessionModel
 from .access import requires
 from .dependencies import AuthorizationDep, JSONRoute, SessionsDep
@@ -70,6 +71,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             *BODY,
             MissingField,
             InvalidPath,
+            EngineOptionRefused,
             InvalidKernelId,
             KernelNotRunning,
             TooManyKernels,
@@ -101,6 +103,7 @@ async def create_session(
         kernel_id=body.kernel.id or None,
         kernel_name=body.kernel.name or None,
         env=trace,
+        given=body.kernel.engine_options,
     )
     location = f"{request.scope.get('root_path', '')}/api/sessions/{session.id}"
     return _json(sessions.model(session), 201, {"Location": location})
@@ -125,6 +128,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
     responses=errors(
         *BODY,
         InvalidPath,
+        EngineOptionRefused,
         NoSuchKernel,
         SessionNotFound,
         TooManyKernels,
@@ -159,6 +163,7 @@ async def update_session(
         kernel_id=body.kernel.id,
         kernel_name=body.kernel.name,
         env=trace,
+        given=body.kernel.engine_options,
     )
     return _json(sessions.model(session))
 

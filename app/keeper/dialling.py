@@ -31,8 +31,8 @@ MISSED: Final = 3
 CONNECT_SECONDS: Final = 10.0
 """How long a connection may take, TLS included."""
 
-AWAY_SECONDS: Final = 2.0
-"""The same at an address that has not answered lately, if there are others."""
+AWAY_SECONDS: Final = 4.0
+"""The same at an address that has not answered lately, or fell silent, if there are others."""
 
 HOPS: Final = 3
 """How often in a row a replica is believed that sends this keeper to another."""
@@ -72,16 +72,17 @@ class Dialler:
     def __init__(
         self, addresses: Sequence[Address], trust: Trust, new_link: Callable[[], ServerLink]
     ) -> None:
-        self._addresses = addresses
+        self._first = self._addresses = addresses
         self._trust = trust
         self._new_link = new_link
         self._away: dict[Address, int] = {}  # those that did not answer, and in which round
         self._rounds = 0
+        self._silent: Address | None = None  # where the connection was dead
         self._said = ""
 
     def know(self, addresses: Sequence[Address]) -> None:
-        """The service has other addresses now."""
-        self._addresses = addresses
+        """The service has other addresses now; those of the join document are tried behind them."""
+        self._addresses = [*dict.fromkeys([*addresses, *self._first])]
 
     async def run(self) -> None:
         """Have a connection to the service as often as can be, until it is cancelled.
@@ -158,8 +159,11 @@ class Dialler:
         connecting = loop.create_connection(
             lambda: protocol, host, port, ssl=self._trust.context(), server_hostname=name
         )
-        is_late = address in self._away and not self._away.keys() >= {*self._addresses}
+        is_doubted = address in self._away or address == self._silent
+        others = [each for each in self._addresses if each != address]
+        is_late = is_doubted and any(each not in self._away for each in others)
         seconds = AWAY_SECONDS if is_late else CONNECT_SECONDS
+        self._silent = None
         transport, _ = await asyncio.wait_for(connecting, seconds)
         try:
             transport.write(pack(self._trust.hello(each for each in self._away if each != address)))
@@ -174,7 +178,7 @@ class Dialler:
             transport.set_protocol(server)
             server.connection_made(transport)
             if not await self._watch(server):
-                self._away[address] = self._rounds
+                self._silent = address
             return loop.time() - began > LASTING_SECONDS
         finally:
             cut_off(transport)

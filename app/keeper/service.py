@@ -34,6 +34,7 @@ from .processes import Process, open_process
 from .protocol import CAN, PROTOCOL, Fields, Garbled, is_own_peer, pack
 from .servers import ServerLink
 from .terms import Terms
+from .usage import load
 
 __all__ = ["Service"]
 
@@ -95,7 +96,6 @@ class Service:
             "kept": self._on_kept,
             "strays": self._on_strays,
             "launch": self._on_launch,
-            "run": run,
             "adopt": self._on_adopt,
             "hear": self._on_hear,
             "open": self._on_open,
@@ -108,7 +108,7 @@ class Service:
             "tail": self._on_tail,
             "usage": lambda fields: {"answer": fields["used"]},
             "end": self._on_end,
-            "prepare": prepare,
+            **{"run": run, "prepare": prepare, "load": lambda _: {"answer": load()}},
         }
         self._loop.add_reader(listener, self._accept)
 

@@ -17,7 +17,7 @@ import msgspec
 from .groups import Group
 from .looking import HAS_PROC, run_tool
 
-__all__ = ["MAX_PROCESSES", "Usage", "orphans", "processes_of", "sample"]
+__all__ = ["MAX_PROCESSES", "Usage", "load", "orphans", "processes_of", "sample"]
 
 MAX_PROCESSES: Final = 256
 """How many processes of a kernel are looked at; of more, only a group knows what they use."""
@@ -100,6 +100,13 @@ def children_of(pid: int) -> Iterator[int]:
         return
     for thread in threads:
         yield from map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+
+
+def load() -> float:
+    """How many processes of this machine want to run, for each processor, in the last minute."""
+    can_tell = hasattr(os, "sched_getaffinity")
+    processors = len(os.sched_getaffinity(0)) if can_tell else (os.cpu_count() or 1)
+    return os.getloadavg()[0] / processors
 
 
 def orphans() -> list[int]:

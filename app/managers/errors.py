@@ -51,7 +51,8 @@ KernelkeepError
 └── ServerStopping 503
 
 Those of files and directories are in `app.managers.files.errors`, those of the list of tokens in
-`app.managers.owners.errors`, those of limits in `app.managers.limits.errors`.
+`app.managers.owners.errors`, those of limits in `app.managers.limits.errors`, that of engines'
+options in `app.managers.processes.engines.caller_options`.
 
 An error is raised where its cause is known, and one handler turns it into a response
 (`app.api.errors`). Messages never repeat a value that a client sent, except ids and names. The

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import AsyncIterator
 
@@ -105,6 +106,11 @@ async def test_what_is_too_deep_is_refused_unparsed(rest: RestClient, body: byte
         ('{"env": {"NAME": null}}', "env.NAME"),
         ('{"kernel_id": 7}', "kernel_id"),
         (f'{{"kernel_id": ["{SECRET}"]}}', "kernel_id"),
+        (f'{{"engine_options": "{SECRET}"}}', "engine_options"),
+        (f'{{"engine_options": {{"memory": ["{SECRET}"]}}}}', "engine_options.memory"),
+        ('{"engine_options": {"memory": null}}', "engine_options.memory"),
+        ('{"engine_options": {"cpus": NaN}}', "engine_options.cpus"),
+        (json.dumps({"engine_options": dict.fromkeys(map(str, range(65)), 1)}), "engine_options"),
     ],
 )
 async def test_a_wrong_shape_names_the_field_and_not_the_value(
@@ -135,6 +141,23 @@ async def test_odd_text_is_refused_in_few_words(rest: RestClient, body: bytes, s
     error_of(response, status, response.json()["code"])
     assert len(response.content) < 1000
     assert await rest.kernels() == []
+
+
+@pytest.mark.parametrize("given", [{"memory": "4GiB"}, {"": True}, {"image": 1.5}])
+async def test_kernels_of_this_machine_have_no_options_of_an_engine(
+    rest: RestClient, given: dict[str, object]
+) -> None:
+    kernel = {"name": "fake", "engine_options": given}
+    session = {"path": "a.ipynb", "type": "notebook", "kernel": kernel}
+    for path, body in (("/api/kernels", kernel), ("/api/sessions", session)):
+        answer = await rest.http.post(path, json=body)
+        assert answer.status_code == 400
+        (option,) = given
+        told = answer.json()
+        assert (told["code"], told["option"]) == ("engine_option_refused", option)
+    assert await rest.kernels() == []
+    assert (await rest.request("GET", "/api/sessions")).json() == []
+    await rest.delete((await rest.start_kernel("fake", engine_options={}))["id"])
 
 
 async def _endless() -> AsyncIterator[bytes]:

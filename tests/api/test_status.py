@@ -6,10 +6,14 @@ These are the tests of `app.api.server`.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from app import __version__
+from app.api.server import replicas_of
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 
@@ -22,10 +26,34 @@ async def test_the_version(rest: RestClient) -> None:
 
 async def test_the_status_s_form(rest: RestClient) -> None:
     status = (await rest.request("GET", "/api/status")).json()
-    assert list(status) == ["connections", "kernels", "last_activity", "started"]
+    assert list(status) == ["connections", "kernels", "last_activity", "started", "replicas"]
+    assert status["replicas"] == []  # a server that is the only one
     for name in ("last_activity", "started"):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", status[name])
     assert status["started"] <= status["last_activity"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "is_fresh", "states"),
+    [
+        (None, True, ["joined", "joined"]),
+        (None, False, ["unknown", "unknown"]),
+        ("declared dead", True, ["joined", "declared_dead"]),
+        ("declared dead", False, ["unknown", "declared_dead"]),
+    ],
+)
+def test_the_states_of_replicas(problem: str | None, is_fresh: bool, states: list[str]) -> None:
+    group: Any = SimpleNamespace(id="own", problem=lambda: problem)
+    directory: Any = SimpleNamespace(addresses={"other": "unix:h:a"}, is_fresh=is_fresh)
+    manager: Any = SimpleNamespace(by_replica=Counter({"other": 3}))
+    found = replicas_of(group, directory, manager)
+    assert [(one.id, one.asked, one.kernels) for one in found] == [
+        ("other", False, 3),
+        ("own", True, 0),
+    ]
+    assert [one.state for one in found] == states
+    directory.addresses["own"] = "unix:h:b"
+    assert len(replicas_of(group, directory, manager)) == 2
 
 
 async def test_kernels_and_connections_are_counted(rest: RestClient, start: KernelStarter) -> None:

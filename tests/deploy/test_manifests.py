@@ -13,6 +13,7 @@ import yaml
 from compose_spec import PyCompose
 from jupyter_client.kernelspec import KernelSpec
 
+from app.managers.processes.engines.caller_options import check_given, settled
 from app.managers.processes.engines.kubernetes_options import kubernetes_options
 from app.managers.processes.engines.kubernetes_pods import Named, Share, pod_of
 from app.settings import Settings
@@ -127,8 +128,11 @@ def test_the_service_of_pods_sets_options_that_there_are(monkeypatch: pytest.Mon
 def test_the_example_of_a_kernelspec_makes_a_pod_that_the_policies_know() -> None:
     (config,) = objects(PODS / "kernelspec.yaml")
     spec = KernelSpec(**json.loads(config["data"]["kernel.json"]))
-    options = kubernetes_options(spec)
+    given: dict[str, Any] = {"limits.memory": "8Gi", "limits.cpu": 0.5}
+    check_given(spec, given)
+    options = kubernetes_options(settled(spec, given))
     assert options is not None
+    assert options.limits == {"memory": "8Gi", "cpu": 0.5}
     mounted = objects(PODS / "kernelkeep.yaml")[1]["spec"]["template"]["spec"]["containers"][0]
     (path,) = [
         each["mountPath"] for each in mounted["volumeMounts"] if each["name"] == "kernelspec"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +17,12 @@ DOCS: Final = REPOSITORY / "docs"
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document of a server with the default options, whatever the environment."""
-    return create_app(Settings.model_construct()).openapi()
+    """The OpenAPI document of a server with the default options, whatever the environment.
+
+    Its state directory is none that a server of this user has.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        return create_app(Settings.model_construct(state_dir=Path(directory))).openapi()
 
 
 def openapi() -> str:

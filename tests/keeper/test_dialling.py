@@ -97,7 +97,8 @@ async def test_a_replica_that_is_told_and_does_not_answer_is_told_of_for_a_round
 async def test_new_addresses_count_from_the_next_round_on(tmp_path: Path) -> None:
     dialler = Scripted([ONE], {ONE: False, TWO: False}, tmp_path)
     assert await dialler.round() == [ONE]
-    dialler.know([TWO, ONE])
+    dialler.know([TWO])
+    # A replica may be back where one was that the document names.
     assert await dialler.round() == [TWO, ONE]
 
 

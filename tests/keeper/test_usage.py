@@ -13,7 +13,7 @@ import pytest
 
 from app.keeper import usage
 from app.keeper.groups import Group
-from app.keeper.usage import Usage, _by_ps, processes_of, sample, seconds_of
+from app.keeper.usage import Usage, _by_ps, load, processes_of, sample, seconds_of
 from tests.keeper.conftest import Open, ended, launch
 from tests.support.groups import FakeGroups
 from tests.support.home import Home
@@ -195,3 +195,16 @@ async def test_a_keeper_tells_of_the_kernels_that_it_has(open_keeper: Open, home
     await keeper.signal("k", 9)
     await ended(keeper)
     assert await keeper.usage("k") is None
+
+
+@pytest.mark.parametrize("has_affinity", [True, False])
+def test_the_load_of_the_machine_is_for_each_processor(
+    monkeypatch: pytest.MonkeyPatch, has_affinity: bool
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    if has_affinity:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert load() == (3.0 if has_affinity else 1.5)

@@ -305,6 +305,7 @@ async def test_one_that_does_not_greet_costs_new_kernels_nothing_and_may_do_so_l
     process.kill()
     await process.wait()
     ear.line.drop()
+    await keepers.end("new")  # it has no environment by which its home would find it
 
 
 LIES: dict[str, Callable[[FalseKeeper], None]] = {

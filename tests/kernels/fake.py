@@ -35,6 +35,8 @@ flood COUNT SIZE [RATE]  COUNT ``stream`` messages, ``"1 xxx..."`` to ``"COUNT x
                          interruptible, control is answered
 display COUNT SIZE       COUNT ``display_data`` messages with ``text/plain`` numbered and padded
                          like flood's
+publish COUNT TYPE JSON  COUNT messages of this type on iopub, their content JSON: the rest of the
+                         line as it stands, without quotes for a shell
 buffers N SIZE           ``display_data`` with N binary buffers of SIZE; every byte of buffer i
                          (from 0) is i % 256
 huge SIZE                One ``stream`` message with SIZE bytes of text
@@ -528,7 +530,9 @@ class Execution:
         self._announce(code)
         try:
             for line in code.splitlines():
-                yield from self._run(shlex.split(line))
+                # What is published may be large, and has quotes of its own.
+                plain = line.startswith("publish ")
+                yield from self._run(line.split(" ", 3) if plain else shlex.split(line))
         except KeyboardInterrupt:
             self._fail("KeyboardInterrupt", "")
         except ScriptError as error:
@@ -635,6 +639,11 @@ class Execution:
     def do_display(self, count: str, size: str) -> Script:
         for number in range(1, int(count) + 1):
             self.publish("display_data", data={"text/plain": _numbered(number, size)}, metadata={})
+            yield 0.0
+
+    def do_publish(self, count: str, msg_type: str, content: str) -> Script:
+        for _ in range(int(count)):
+            self.publish(msg_type, **json.loads(content))
             yield 0.0
 
     def do_buffers(self, count: str, size: str) -> None:

@@ -53,6 +53,14 @@ async def test_display_buffers_and_huge(kernel: Kernel) -> None:
     assert len(huge.content["text"]) == 3_000_000
 
 
+async def test_anything_is_published(kernel: Kernel) -> None:
+    content = {"data": {"text/html": "<p class='it''s'>\n\"</p>"}, "metadata": {}}
+    exchange = await kernel.run(f"publish 2 display_data {json.dumps(content)}", "print behind")
+    *displays, behind = exchange.outputs
+    assert [(each.msg_type, each.content) for each in displays] == [("display_data", content)] * 2
+    assert behind.content["text"] == "behind\n"
+
+
 async def test_environment_directory_and_pid(kernel: Kernel) -> None:
     lines = (await kernel.run("env", "cwd", "pid", "env PATH")).text.splitlines()
     environment = json.loads(lines[0])

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Error, Page, expect
 
 from tests.conftest import MakeServer
-from tests.support.browser import WAIT_MS, PageWatch, watched_page
+from tests.support.browser import DESKTOP, WAIT_MS, PageWatch, new_page, watched_page
 from tests.support.browser import browser as new_browser
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
+from tests.support.shared import SharedServer, lasting_kernel
+from tests.support.still_network import still_network
 
 HERE = Path(__file__).parent
 
@@ -35,8 +37,104 @@ class OpenPage(Protocol):
     """Opens the page of a server, by default of the worker's, with its token in the address."""
 
     def __call__(
-        self, fragment: str = "", *, url: str = "", token: str | None = None, **options: Any
+        self,
+        fragment: str = "",
+        *,
+        url: str = "",
+        token: str | None = None,
+        fresh: bool = False,
+        viewport: dict[str, int] = DESKTOP,
+        scheme: str = "light",
     ) -> Awaitable[tuple[Page, PageWatch]]: ...
+
+
+class KeptPage:
+    """A page that one test after the other has.
+
+    To make a page in a context of its own, and to load it there, takes the browser ten times as
+    long as to go from one view to another. A view of one kernel begins with nothing of what was
+    before it; for the other views, and for other servers than the worker's (``lasts``), the page
+    is loaded anew, without what it has stored.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self.is_taken = False
+        self._browser = browser
+        self._pair: tuple[Page, PageWatch] | None = None
+        self._shown = ""  # the address of the worker's server, with the token
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """It is the caller's, and nobody else's, within the block."""
+        self.is_taken = True
+        try:
+            with still_network():
+                yield
+        finally:
+            self.is_taken = False
+
+    async def shows(
+        self,
+        url: str,
+        token: str,
+        fragment: str,
+        viewport: dict[str, int],
+        scheme: str,
+        *,
+        lasts: bool,
+    ) -> tuple[Page, PageWatch]:
+        """The page, with a view of a server, which ``lasts`` if it is the worker's."""
+        if self._pair is None:
+            self._pair = await new_page(self._browser, url)
+        page, watch = self._pair
+        await page.set_viewport_size(viewport)  # type: ignore[arg-type]
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        address = f"{url}/{f'?token={token}' if token else ''}"
+        clean = lasts and not watch.broken_off and self._shown == address
+        watch.begin(url)
+        if clean and fragment.startswith("#/kernels/") and await page.evaluate(GOES, fragment):
+            return page, watch
+        if page.url != "about:blank":
+            await self._empty(page)
+        self._shown = address if lasts else ""
+        watch.begin(url)
+        await load(page, watch, address + fragment)
+        return page, watch
+
+    async def _empty(self, page: Page) -> None:
+        await page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        await page.goto("about:blank")
+
+    async def leave(self) -> None:
+        """Leave the view that a test has had; raises `AssertionError` for the page's faults."""
+        if self._pair is None:
+            return
+        page, watch = self._pair
+        try:
+            await page.unroute_all()
+            await page.context.set_offline(False)
+            await page.evaluate("location.hash = '#/left'")
+            await expect(page.get_by_text("There is no such view.")).to_be_attached()
+            await watch.settled()
+            watch.check()
+            if not self._shown:
+                await self._empty(page)
+        except BaseException:
+            self._pair = None
+            await page.context.close()
+            raise
+
+
+GOES = """fragment => {
+    const other = "dialog[open], [role=dialog], .toast, .banner";
+    if (location.hash !== "#/left" || document.querySelector(other) !== null) return false;
+    const token = sessionStorage["kernelkeep.token"];
+    localStorage.clear();
+    sessionStorage.clear();
+    sessionStorage["kernelkeep.token"] = token;
+    location.hash = fragment;
+    return true;
+}"""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -44,6 +142,12 @@ async def chromium() -> AsyncIterator[Browser]:
     """The worker's browser."""
     async with new_browser() as launched:
         yield launched
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def kept_page(chromium: Browser) -> KeptPage:
+    """The page that the worker's tests share."""
+    return KeptPage(chromium)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -60,34 +164,73 @@ async def start(server: ServerProcess) -> AsyncIterator[KernelStarter]:
         yield starter
 
 
+@pytest.fixture(scope="module")
+def shared_python(server: ServerProcess) -> Iterator[str]:
+    """The id of a Python kernel that the tests of a module share."""
+    with lasting_kernel(server, "python3") as kernel_id:
+        yield kernel_id
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def python(shared_python: str, rest: RestClient) -> AsyncIterator[str]:
+    """The id of an idle Python kernel in which others have run code; its code is ended behind it.
+
+    Ask for it before ``open_page``, so that the page is left by then.
+    """
+    yield shared_python
+    if (await rest.kernel(shared_python))["execution_state"] != "idle":
+        await rest.request("POST", f"/api/kernels/{shared_python}/interrupt", 204)
+        await rest.wait_for_state(shared_python, "idle")
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def open_page(
-    chromium: Browser, server: ServerProcess, make_server: MakeServer, start: KernelStarter
+    kept_page: KeptPage,
+    chromium: Browser,
+    server: ServerProcess,
+    make_server: MakeServer,
+    start: KernelStarter,
 ) -> AsyncIterator[OpenPage]:
     """``page, watch = await open_page("#/service", viewport=PHONE, scheme="dark")``.
 
     An error of the page, an offence against its policy, or a request to elsewhere fails the test at
     its end; ``watch.allow("part of the line")`` lets one pass. An empty ``token`` is left out.
-    Pages are closed before the servers of ``make_server`` are stopped, and before the kernels of
-    ``start`` are gone: a page that asks about one then would have a fault.
+    Pages are left before the servers of ``make_server`` are stopped, and before the kernels of
+    ``start`` are gone: a page that asks about one then would have a fault. The page is `KeptPage`,
+    but for a second page, and with ``fresh=True``.
     """
     async with AsyncExitStack() as stack:
 
         async def open_one(
-            fragment: str = "", *, url: str = "", token: str | None = None, **options: Any
+            fragment: str = "",
+            *,
+            url: str = "",
+            token: str | None = None,
+            fresh: bool = False,
+            viewport: dict[str, int] = DESKTOP,
+            scheme: str = "light",
         ) -> tuple[Page, PageWatch]:
             url = url or server.url
-            page, watch = await stack.enter_async_context(watched_page(chromium, url, **options))
+            shown = server.token if token is None else token
+            if not fresh and not kept_page.is_taken:
+                stack.enter_context(kept_page.taken())
+                stack.push_async_callback(kept_page.leave)
+                lasts = url == server.url and isinstance(server, SharedServer)
+                page, watch = await kept_page.shows(
+                    url, shown, fragment, viewport, scheme, lasts=lasts and token is None
+                )
+            else:
+                opened = watched_page(chromium, url, viewport=viewport, scheme=scheme)
+                page, watch = await stack.enter_async_context(opened)
+                await load(page, watch, f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
             # A kernel that is gone before its row is asked about is no fault of the page.
             watch.allow("/usage?history=true")
-            shown = server.token if token is None else token
-            await _load(page, watch, f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
             return page, watch
 
         yield open_one
 
 
-async def _load(page: Page, watch: PageWatch, address: str) -> None:
+async def load(page: Page, watch: PageWatch, address: str) -> None:
     """Open an address, and again if Chromium has broken it off (`PageWatch`)."""
     for _ in range(LOADS):
         before = watch.broken_off

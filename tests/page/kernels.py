@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tests.support.executions import Executions
 from tests.support.running import KernelStarter
 
-__all__ = ["ran", "shown"]
+__all__ = ["printed", "published", "ran", "shown"]
 
 
-async def ran(start: KernelStarter, code: str, name: str = "python3") -> str:
+async def ran(start: KernelStarter, code: str, name: str = "fake") -> str:
     """The id of a kernel that has run this, however that ended."""
     kernel = await start(name)
     executions = Executions(kernel.rest, kernel.id)
@@ -21,7 +22,17 @@ async def ran(start: KernelStarter, code: str, name: str = "python3") -> str:
     return kernel.id
 
 
+def published(msg_type: str, count: int = 1, **content: Any) -> str:
+    """A line for the fake kernel: it says this so many times."""
+    return f"publish {count} {msg_type} {json.dumps(content)}"
+
+
+def printed(text: str, name: str = "stdout") -> str:
+    """A line for the fake kernel: it writes this text, whatever is in it."""
+    return published("stream", name=name, text=text)
+
+
 async def shown(start: KernelStarter, *outputs: dict[str, str]) -> str:
     """The id of a kernel that has displayed these, each in the media types that it has."""
-    displays = "\n".join(f"display({json.dumps(one)}, raw=True)" for one in outputs)
-    return await ran(start, displays)
+    lines = [published("display_data", data=one, metadata={}) for one in outputs]
+    return await ran(start, "\n".join(lines))

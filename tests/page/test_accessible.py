@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
-from tests.page.axe import assert_accessible
+from tests.page.axe import assert_looks
 from tests.page.conftest import OpenPage
-from tests.support.browser import DESKTOP, PHONE
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 
-LOOKS = pytest.mark.parametrize("scheme", ["light", "dark"])
-SIZES = pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
 
-
-async def assert_fits(page: Page) -> None:
-    """Raises `AssertionError` if the page is wider than the window."""
-    wide, window = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert wide <= window
-
-
-@LOOKS
-@SIZES
-async def test_views(
-    open_page: OpenPage, rest: RestClient, scheme: str, viewport: dict[str, int]
-) -> None:
+async def test_views(open_page: OpenPage, rest: RestClient) -> None:
     busy, died, dead = [
         (await rest.start_kernel(name))["id"] for name in ("fake", "fake", "fake-exit")
     ]
     await Executions(rest, busy).begin("sleep 600")
     await Executions(rest, died).begin("die 3")
-    page, watch = await open_page(viewport=viewport, scheme=scheme)
+    page, watch = await open_page()
     watch.allow("404 (Not Found)")
     await expect(page.locator(f"[data-kernel='{dead}']")).to_contain_text("dead")
     await expect(page.locator(f"[data-kernel='{busy}'] svg").first).to_be_visible()
     await page.get_by_role("checkbox", name="Select Fake (fake)").first.check()
     await page.get_by_role("button", name="Stop").last.click()
     await expect(page.get_by_role("button", name="Undo").first).to_be_visible()
-    await assert_accessible(page)
-    await assert_fits(page)
+    await assert_looks(page)
 
     await page.get_by_role("button", name="Start a kernel").click()
     await expect(page.get_by_label("Kernelspec")).not_to_be_empty()
-    await assert_accessible(page)
+    await assert_looks(page)
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
     await page.get_by_role("link", name="Service").click()
     await expect(page.get_by_role("heading", name="Deaths by reason")).to_be_visible()
-    await assert_accessible(page)
-    await assert_fits(page)
+    await assert_looks(page)
 
 
-@LOOKS
-async def test_the_prompt(open_page: OpenPage, scheme: str) -> None:
-    page, watch = await open_page(token="", scheme=scheme, viewport=PHONE)
+async def test_the_prompt(open_page: OpenPage) -> None:
+    page, watch = await open_page(token="")
     watch.allow("403 (Forbidden)", "404 (Not Found)")
     await expect(page.get_by_role("dialog", name="Who are you?")).to_be_visible()
-    await assert_accessible(page)
-    await assert_fits(page)
+    await assert_looks(page)
 
 
 async def test_keys_suffice(open_page: OpenPage, start: KernelStarter) -> None:

@@ -34,7 +34,7 @@ def nginx(
 
 
 async def test_it_is_the_same_behind_nginx(
-    open_page: OpenPage, rest: RestClient, nginx: Nginx
+    nginx: Nginx, open_page: OpenPage, rest: RestClient
 ) -> None:
     page, _ = await open_page(url=nginx.url)
     assert page.url == f"{nginx.url}/"

@@ -81,7 +81,7 @@ async def test_many_are_stopped_at_once(open_page: OpenPage, rest: RestClient) -
 
 async def test_who_leaves_has_not_undone_what_waits(open_page: OpenPage, rest: RestClient) -> None:
     kernel = (await rest.start_kernel("fake"))["id"]
-    page, _ = await open_page()
+    page, _ = await open_page(fresh=True)
     await row(page, kernel).get_by_role("button", name="Stop").click()
     await page.goto("about:blank")
 
@@ -118,6 +118,11 @@ async def test_names_are_text(open_page: OpenPage, rest: RestClient) -> None:
     await rest.request("POST", "/api/sessions", 201, json=session)
     page, _ = await open_page()
     await expect(page.get_by_role("link", name=HOSTILE)).to_be_visible()
+    assert await page.locator("main script, main img").count() == 0
+    # The kernel's views have the session's name at their head.
+    await page.get_by_role("link", name=HOSTILE).click()
+    await expect(page.get_by_role("heading", level=1)).to_contain_text(HOSTILE)
+    await expect(page.locator(".kernel-state")).to_contain_text("Fake (fake)")
     assert await page.locator("main script, main img").count() == 0
 
 

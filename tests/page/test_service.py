@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
 from tests.conftest import MakeServer
 from tests.page.conftest import OpenPage
@@ -53,3 +53,22 @@ async def test_a_server_without_metrics(open_page: OpenPage, make_server: MakeSe
     watch.allow("404 (Not Found)")
     await expect(page.get_by_text("This server has no /metrics")).to_be_visible()
     await expect(page.locator(".tile").filter(has_text="Kernels")).to_contain_text("0")
+
+
+async def test_replicas_are_listed_with_the_one_that_answers(open_page: OpenPage) -> None:
+    page, _ = await open_page()
+    replicas = [
+        {"id": "aaaaaaaaaaaaaaaa", "asked": False, "state": "joined", "kernels": 3},
+        {"id": "bbbbbbbbbbbbbbbb", "asked": True, "state": "declared_dead", "kernels": 0},
+    ]
+
+    async def status(route: Route) -> None:
+        answer = await route.fetch()
+        await route.fulfill(json={**await answer.json(), "replicas": replicas})
+
+    await page.route("**/api/status", status)
+    await page.get_by_role("link", name="Service").click()
+    rows = part(page, "Replicas").get_by_role("listitem")
+    await expect(rows).to_have_text(
+        ["aaaaaaaa joined3", "bbbbbbbb answers here declared dead by the others0"]
+    )

@@ -6,17 +6,36 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    async_playwright,
+)
 
+from tests.support.processes import eventually
 from tests.support.still_network import still_network
 
-__all__ = ["DESKTOP", "PHONE", "WAIT_MS", "PageWatch", "browser", "chromium", "watched_page"]
+__all__ = [
+    "DESKTOP",
+    "PHONE",
+    "WAIT_MS",
+    "PageWatch",
+    "browser",
+    "chromium",
+    "new_page",
+    "watched_page",
+]
 
 DESKTOP: Final = {"width": 1440, "height": 900}
 PHONE: Final = {"width": 390, "height": 844}
+
+OVERVIEW: Final = "/api/overview"
 
 WAIT_MS: Final = 30_000  # an element that is not there by then is not coming
 
@@ -56,10 +75,13 @@ class PageWatch:
         self.faults: list[str] = []
         self.allowed: list[str] = []
         self.broken_off = 0
+        self._open: set[Request] = set()
         self._origin = urlsplit(origin).netloc
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        page.on("request", lambda request: self._request(request.url))
+        page.on("request", self._begun)
+        page.on("requestfinished", lambda request: self._open.discard(request))
+        page.on("requestfailed", lambda request: self._open.discard(request))
         page.on("websocket", lambda websocket: self._request(websocket.url))
 
     def _console(self, message: ConsoleMessage) -> None:
@@ -68,6 +90,10 @@ class PageWatch:
             self.broken_off += 1
         elif message.type in ("error", "warning"):
             self.faults.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    def _begun(self, request: Request) -> None:
+        self._open.add(request)
+        self._request(request.url)
 
     def _request(self, address: str) -> None:
         found = urlsplit(address)
@@ -79,20 +105,30 @@ class PageWatch:
     def allow(self, *parts: str) -> None:
         self.allowed.extend(parts)
 
+    async def settled(self) -> None:
+        """Return when nothing is under way but the stream of all kernels, which has no end."""
+
+        async def is_settled() -> bool:
+            return all(urlsplit(each.url).path.endswith(OVERVIEW) for each in self._open)
+
+        await eventually(is_settled, WAIT_MS / 1000)
+
+    def begin(self, origin: str) -> None:
+        """Begin anew, for another test with the page, which may be of another server."""
+        self._origin = urlsplit(origin).netloc
+        self.faults.clear()
+        self.allowed.clear()
+        self.broken_off = 0
+
     def check(self) -> None:
         left = [fault for fault in self.faults if not any(part in fault for part in self.allowed)]
         assert not left, "the page has faults:\n" + "\n".join(left)
 
 
-@asynccontextmanager
-async def watched_page(
-    browser: Browser,
-    address: str,
-    *,
-    viewport: dict[str, int] = DESKTOP,
-    scheme: str = "light",
-) -> AsyncIterator[tuple[Page, PageWatch]]:
-    """A page in a context of its own, not yet loaded; raises at the end if it has had faults."""
+async def new_page(
+    browser: Browser, address: str, *, viewport: dict[str, int] = DESKTOP, scheme: str = "light"
+) -> tuple[Page, PageWatch]:
+    """A page in a context of its own, which is the caller's to close; not yet loaded."""
     context: BrowserContext = await browser.new_context(
         viewport=viewport,  # type: ignore[arg-type]
         color_scheme=scheme,  # type: ignore[arg-type]
@@ -101,11 +137,19 @@ async def watched_page(
         timezone_id="UTC",
     )
     context.set_default_timeout(WAIT_MS)
-    try:
-        with still_network():
-            page = await context.new_page()
-            watch = PageWatch(page, address)
+    page = await context.new_page()
+    return page, PageWatch(page, address)
+
+
+@asynccontextmanager
+async def watched_page(
+    browser: Browser, address: str, **options: Any
+) -> AsyncIterator[tuple[Page, PageWatch]]:
+    """A page of `new_page`, closed at the end; raises then if it has had faults."""
+    with still_network():
+        page, watch = await new_page(browser, address, **options)
+        try:
             yield page, watch
             watch.check()
-    finally:
-        await context.close()
+        finally:
+            await page.context.close()

@@ -13,6 +13,7 @@ import json
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.support.kernelspecs import Spec
 from tests.support.kubelet import Kubelet
 from tests.support.processes import eventually
 from tests.support.proxies import DEPLOY
@@ -135,6 +137,19 @@ class Cluster:
         path.write_text(json.dumps(config))
         return path
 
+    def spec(self, **options: Any) -> Spec:
+        """A kernelspec whose kernels run in pods there; ``options`` are the provisioner's."""
+        config = {
+            "image": "registry.example.org/kernel:1",
+            "namespace": NAMESPACE,
+            "kubeconfig": str(self.kubeconfig()),
+            "python": sys.executable,
+            "grace": 5,
+            **options,
+        }
+        stanza = {"provisioner_name": "kernelkeep-kubernetes", "config": config}
+        return Spec(metadata={"kernel_provisioner": stanza})
+
     # What a test sees and does
 
     def pod_of(self, kernel_id: str) -> Json:
@@ -230,7 +245,8 @@ class Cluster:
             return JSONResponse({"major": "1", "minor": "34", "gitVersion": "v1.34.0"})
         _, api, version, namespaces, namespace, kind, *name = path.split("/")
         assert (api, version, namespaces) == ("api", "v1", "namespaces")
-        verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if name else "list")
+        verbs = {"POST": "create", "DELETE": "delete", "PATCH": "patch"}
+        verb = verbs.get(method, "get" if name else "list")
         verb = "watch" if request.query_params.get("watch") == "true" else verb
         if namespace != NAMESPACE or verb not in self._rules.get(kind, ()):
             who = "system:serviceaccount:kernelkeep:kernelkeep"
@@ -242,6 +258,8 @@ class Cluster:
             return await self._create(kind, await request.json())
         if verb == "delete":
             return await self._delete(kind, name[0])
+        if verb == "patch":
+            return await self._patch(kind, name[0], request)
         return self._read(kind, name, request)
 
     def _fault(self, method: str, path: str) -> Fault | None:
@@ -311,6 +329,22 @@ class Cluster:
             if self.status is None:
                 self.kubelet.begin(made)
         return JSONResponse(made, 201)
+
+    async def _patch(self, kind: str, name: str, request: Request) -> Response:
+        """A merge patch of labels and annotations; nothing else of a pod is changed here."""
+        pod = self.pods.get(name)
+        if kind != "pods" or pod is None:
+            return absent(kind, name)
+        if request.headers.get("content-type") != "application/merge-patch+json":
+            return failure(415, "UnsupportedMediaType", "the body of the request was in no format")
+        ((field, changed),) = (await request.json()).items()
+        assert field == "metadata"
+        for table, entries in changed.items():
+            assert table in ("labels", "annotations")
+            pod["metadata"][table] |= entries
+        kubernetes_validate.validate({**pod, "status": {}}, SCHEMAS, strict=True)
+        await self.tell("MODIFIED", pod)
+        return JSONResponse(pod)
 
     async def _delete(self, kind: str, name: str) -> Response:
         if kind == "secrets":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -17,9 +18,13 @@ _LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 
 class Registry:
-    """Serves an image of this layer, a tar; the layer's bytes only while ``gate`` is set."""
+    """Serves an image of this layer, a tar; the layer's bytes only while ``gate`` is set.
 
-    def __init__(self, host: str, port: int, layer: bytes) -> None:
+    With a ``login`` (``name:password``) whoever has not that gets nothing.
+    """
+
+    def __init__(self, host: str, port: int, layer: bytes, login: str = "") -> None:
+        self.login = login
         self.gate = threading.Event()
         self.asked = threading.Event()
         """Set when the layer is asked for."""
@@ -64,7 +69,13 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             what = self.path.removeprefix(f"/v2/{NAME}/")
-            if self.path == "/v2/":
+            shown = base64.b64encode(registry.login.encode()).decode()
+            if registry.login and self.headers["Authorization"] != f"Basic {shown}":
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="kernels"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif self.path == "/v2/":
                 self._answer(b"{}", "application/json")
             elif what.startswith("manifests/"):
                 self._answer(registry.manifest, _MANIFEST)

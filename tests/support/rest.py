@@ -52,6 +52,7 @@ class ErrorModel(TypedDict):
     reason: str | None
     code: str
     cause: NotRequired[str]
+    option: NotRequired[str]
 
 
 class RestError(Exception):
@@ -68,7 +69,11 @@ class RestError(Exception):
     def error(self) -> ErrorModel:
         """The error body, checked for its keys."""
         body = self.response.json()
-        assert body.keys() - {"short_message", "cause"} == {"message", "reason", "code"}, body
+        assert body.keys() - {"short_message", "cause", "option"} == {
+            "message",
+            "reason",
+            "code",
+        }, body
         return cast(ErrorModel, body)
 
 

@@ -105,6 +105,11 @@ class Sshd:
 
         eventually_sync(listens, WAIT)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._process is not None
+
     def processes(self) -> list[psutil.Process]:
         """The listener and those of its connections; not what runs in these."""
         assert self._process is not None, "it was not started"

@@ -36,7 +36,7 @@ __all__ = [
 
 FILE: Final = "registry.sqlite"
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """The version of the database's schema, which SQLite stores as its ``user_version``."""
 
 LOCK_SECONDS: Final = 5.0
@@ -76,6 +76,8 @@ class KernelRecord(msgspec.Struct):
     owner: str = ANONYMOUS
     owner_groups: list[str] = []
     shares: list[Share] = []
+    given: dict[str, bool | int | float | str] = {}
+    """Options of its engine that were given for this kernel."""
     replaced: bool = False
     """Whether the process was about to be ended for the next one, and may have been asked to."""
 
@@ -158,7 +160,7 @@ _COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(KernelRec
 _JSON: Final = frozenset(
     {
         *("spec", "connection", "provisioner", "argv", "env", "restarts"),
-        *("owner_groups", "shares"),
+        *("owner_groups", "shares", "given"),
     }
 )
 _FLAGS: Final = ("exclusive", "external", "replaced")
@@ -193,6 +195,7 @@ _MIGRATIONS: Final = (
         "ALTER TABLE kernel ADD COLUMN replaced DEFAULT 0",
         "CREATE TABLE places (kernel_id TEXT PRIMARY KEY, epoch, data BLOB) WITHOUT ROWID",
     ),
+    ("ALTER TABLE kernel ADD COLUMN given DEFAULT '{}'",),
 )
 """The statements that bring a database from each version to the next; released, they never change.
 """

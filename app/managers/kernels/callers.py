@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
@@ -38,6 +39,7 @@ from ..owners.ownership import (
     may_share,
 )
 from ..owners.principal import Principal
+from ..processes.engines.quantities import Value
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
@@ -179,6 +181,16 @@ class CallersKernels:
         return b"[" + b",".join([one.model for one in everybody]) + b"]"
 
     @property
+    def by_replica(self) -> Counter[str]:
+        """How many of the caller's kernels each replica has, as the registry tells."""
+        known = self._manager.elsewhere.kernels.values()
+        return Counter(
+            one.replica
+            for one in known
+            if one.replica is not None and (self._all or self._reads(one))
+        )
+
+    @property
     def last_activity(self) -> float:
         """When the caller's kernels or the API were last used, in seconds since the epoch."""
         if self._all:
@@ -298,6 +310,7 @@ class CallersKernels:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
 
@@ -312,8 +325,9 @@ class CallersKernels:
             kernel_id = str(uuid5(_IDS, f"{self.principal.owner}\0{chosen}"))
         if kernel_id is not None and self._elsewhere(checked_id(kernel_id)) is not None:
             raise KernelElsewhereError(kernel_id)
+        ownership = self._ownership(env or {})
         return await self._manager.start_kernel(
-            name, path=path, env=env, kernel_id=kernel_id, ownership=self._ownership(env or {})
+            name, path=path, env=env, kernel_id=kernel_id, ownership=ownership, given=given
         )
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:

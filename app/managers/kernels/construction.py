@@ -16,6 +16,7 @@ from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
+from ..processes.hosts.host_choice import HostChoice
 from ..processes.hosts.joining import Joining
 from ..processes.hosts.new_joining import new_joining
 from ..processes.hosts.service import OwnService, Service
@@ -59,7 +60,6 @@ def multi_kernel_manager(
     own = [*files.own, *transports.own, *isolation.own]
     keepers = new_keepers(settings, files.path, own, terms)
     joining, service = _joining(settings, registry, files.path)
-    engines = Engines(joining, keepers, service)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
@@ -76,7 +76,8 @@ def multi_kernel_manager(
         keepers=keepers,
         joining=joining,
         service=service,
-        engines=engines,
+        engines=Engines(joining, keepers, service),
+        hosts=HostChoice(keepers, service),
         isolation=isolation,
         audit=audit,
         handover=handover,
@@ -144,4 +145,5 @@ def _parking(services: KernelServices) -> KernelServices:
         events=Events(),
         audit=None,
         handover=Handover(),
+        parks=True,
     )

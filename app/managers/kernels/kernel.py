@@ -22,11 +22,13 @@ from ..handover.store import KernelRecord
 from ..limits.processes import log_share
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
+from ..processes.engines.quantities import Value
 from ..processes.keeper.kept import ProcessUsage
 from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
 from .model import ModelCache
+from .moving import Asked
 from .phases import Course, Event, Phase
 from .registration import Registration
 from .services import KernelServices
@@ -44,6 +46,7 @@ class Kernel:
     ``env`` are used for every launch: the process works in ``place``, or in the nearest directory
     above it that exists then. ``on_gone`` is called when the kernel has ended for good: it was
     stopped, or a client asked it to shut down. Without an ``ownership`` it is the server's own.
+    ``given`` is what was said for it of the options of its engine (`check_given`).
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Kernel:
         env: Mapping[str, str],
         on_gone: OnGone,
         ownership: Ownership | None = None,
+        given: Mapping[str, Value] | None = None,
     ) -> None:
         settings = services.settings
         self.id = kernel_id
@@ -81,15 +85,12 @@ class Kernel:
         self._services = services
         self.executions.check_share = self.traffic.submissions.check_share = self._check_share
         self._launches = Launches(
-            name,
-            spec,
-            services,
-            self.traffic,
-            self.state,
+            *(name, spec, services, self.traffic, self.state),
             kernel_id=kernel_id,
             ownership=ownership,
             place=place,
             env=env,
+            given=given or {},
             on_reach=self._on_reach,
         )
         self.traffic.share_log(log_share(services.shares, ownership))
@@ -165,6 +166,11 @@ class Kernel:
         """What its processes may take of the machine."""
         return self._launches.limits
 
+    @property
+    def given(self) -> Mapping[str, Value]:
+        """What was said for it of the options of its engine, and the host that it was given."""
+        return self._launches.given
+
     async def usage(self) -> ProcessUsage | None:
         """What the kernel's processes use of the machine (`Launches.usage`)."""
         return await self._launches.usage()
@@ -205,6 +211,8 @@ class Kernel:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
             try:
+                given = await self._services.choose_host(self.spec, self._launches.given)
+                self._launches.given = given
                 self._assign(None)
                 await self._life.start()
             except KernelStartFailed as error:
@@ -218,8 +226,9 @@ class Kernel:
 
     def _assign(self, left: Mapping[str, Any] | None, spec: KernelSpec | None = None) -> None:
         """Have the kernel on the host of its kernelspec (`KernelServices.assign`)."""
-        spec, on_words = spec or self.spec, self.state.on_words
-        self._services.assign(self.id, spec, left, ownership=self.ownership, on_words=on_words)
+        ownership, given, on_words = self.ownership, self._launches.given, self.state.on_words
+        named = (self.id, spec or self.spec, left)
+        self._services.assign(*named, given=given, ownership=ownership, on_words=on_words)
 
     async def adopt(self, record: KernelRecord) -> None:
         """Own the kernel that an earlier process of the server has left; in place of `start`.
@@ -352,26 +361,14 @@ class Kernel:
         if record.dead:
             record.provisioner = self._services.engines.noted_if_out(self.id)
 
-    def hand_over(
-        self,
-        services: KernelServices,
-        *,
-        cwd: Path,
-        place: Path,
-        env: Mapping[str, str],
-        on_gone: OnGone,
-        ownership: Ownership,
-    ) -> None:
-        """The warm kernel is claimed: it uses ``services`` from now on, and restarts in ``place``.
-
-        ``cwd`` is the directory that its present process works in.
-        """
+    def hand_over(self, services: KernelServices, asked: Asked, on_gone: OnGone) -> None:
+        """The warm kernel is claimed: it uses ``services`` from now on, and is as it was asked."""
         self._services = services
         self._life.hand_over(services, partial(on_gone, self))
         self._registration.hand_over(services)
-        self._launches.hand_over(services, cwd=cwd, place=place, env=env)
+        self._launches.hand_over(services, cwd=asked.cwd, place=asked.place, env=asked.env)
         self.reports = services.reports(self.id, self.name)
-        self.own(ownership)
+        self.own(asked.ownership)
         self.traffic.activity.touch()
 
     def own(self, ownership: Ownership) -> None:

@@ -22,6 +22,7 @@ from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
+from ..processes.engines.quantities import Value
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
@@ -58,8 +59,8 @@ class Launches:
     """Launches and ends the processes of one kernel.
 
     ``place``, an absolute path, and ``env`` are used for every launch: the process works in
-    ``place``, or in the nearest directory above it that exists then. ``on_reach`` is that of
-    `KernelProcess`.
+    ``place``, or in the nearest directory above it that exists then. ``given`` are options of its
+    engine that were given for this kernel. ``on_reach`` is that of `KernelProcess`.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Launches:
         ownership: Ownership,
         place: Path,
         env: Mapping[str, str],
+        given: Mapping[str, Value],
         on_reach: Callable[[str], None],
     ) -> None:
         self.process: KernelProcess | None = None
@@ -84,6 +86,7 @@ class Launches:
         """When the present process was launched, by the loop's clock."""
         self.place = self.cwd = place
         self.env = env
+        self.given = given
         self.ownership = ownership
         self._id = kernel_id
         self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
@@ -238,18 +241,15 @@ class Launches:
             raise KernelStartFailed(f"Kernel spec {self._name} is not there any more") from None
         except OSError as error:
             raise KernelStartFailed(f"Kernel spec {self._name} cannot be read: {error}") from None
-        may_fork = self._forked_in_vain is None
-        manager = self._services.new_manager(
-            self._name,
-            self._id,
-            self._transport,
-            spec,
-            owner=self.ownership.owner,
-            may_fork=may_fork,
-        )
+        manager = self._manager_of(spec, may_fork=self._forked_in_vain is None)
         if self._transport == "ipc":
             manager.ip = self._services.new_address(manager)
         return manager
+
+    def _manager_of(self, spec: KernelSpec, *, may_fork: bool = True) -> KernelManager:
+        owner, given = self.ownership.owner, self.given
+        what = (self._name, self._id, self._transport, spec)
+        return self._services.new_manager(*what, given=given, owner=owner, may_fork=may_fork)
 
     @property
     def _process_limits(self) -> ProcessLimits:
@@ -279,9 +279,7 @@ class Launches:
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         try:
-            manager = self._services.new_manager(
-                self._name, self._id, self._transport, self._spec, owner=self.ownership.owner
-            )
+            manager = self._manager_of(self._spec)
             say_limits(manager, self._process_limits)
             process = KernelProcess(manager, self._output, self._on_reach)
             info = await adopt_process(record, manager, self._services.loading)

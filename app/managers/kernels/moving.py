@@ -15,9 +15,11 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from ..owners.ownership import Ownership
+from ..processes.engines.quantities import Value
 from ..processes.forking.provisioner import READ_ONCE, READ_WHEN_LOADED
 
-__all__ = ["MOVABLE", "Move", "moved", "plan"]
+__all__ = ["MOVABLE", "Asked", "Move", "moved", "plan"]
 
 MOVABLE: Final = "ipython"
 """The implementation that kernels name in their `kernel_info_reply` if this works with them."""
@@ -46,6 +48,20 @@ session = os.environ.get("JPY_SESSION_NAME")
 if session:
     shell.user_ns["__session__"] = session
 """
+
+
+class Asked(NamedTuple):
+    """What a kernel is asked for: in ``cwd`` now, and in ``place`` when it is started again.
+
+    ``given`` is what was said of the options of its engine.
+    """
+
+    name: str
+    cwd: Path
+    place: Path
+    env: Mapping[str, str]
+    given: Mapping[str, Value]
+    ownership: Ownership
 
 
 class Move(NamedTuple):

@@ -23,6 +23,8 @@ from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
 from ..owners.ownership import Ownership
+from ..processes.engines.caller_options import check_given
+from ..processes.engines.quantities import Value
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.paths import cwd_for_path, working_directory
 from ..processes.specs import Specs
@@ -31,6 +33,7 @@ from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .external import ExternalKernels
 from .giving_up import stop_or_give_up
 from .kernel import Kernel
+from .moving import Asked
 from .services import KernelServices
 from .shares import KernelShares
 from .stopping import leave_all, leave_now, stop_all, stop_quietly
@@ -118,6 +121,7 @@ class MultiKernelManager:
             env=record.env,
             on_gone=self._forget,
             ownership=Ownership(record.owner, record.owner_groups, record.shares),
+            given=record.given,
         )
         await self._own(kernel, record)
 
@@ -239,14 +243,16 @@ class MultiKernelManager:
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
         ownership: Ownership | None = None,
+        given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
-        directory, or to its owner's home. Raises `InvalidKernelId`, `InvalidPath`,
-        `InvalidEnvironment`, `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`,
-        `KernelNotRunning` (if it is shut down first), `ServerStopping`, or that a limit is met.
+        directory, or to its owner's home; ``given`` are options of its engine. Raises
+        `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`, `EngineOptionRefused`,
+        `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
+        shut down first), `ServerStopping`, or that a limit is met.
         """
         identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
@@ -263,21 +269,19 @@ class MultiKernelManager:
         try:
             async with self.shares.place(identity, owned, is_chosen=not any_id):
                 self.shares.take_start(owned)
-                return await self._start(identity, name, path, env or {}, owned, any_id=any_id)
+                asked = await self._asked(name, path, env or {}, owned, given or {})
+                return await self._start(identity, asked, any_id=any_id)
         finally:
             self._starting.pop(identity).set_result(None)
 
-    async def _start(
+    async def _asked(
         self,
-        kernel_id: str,
         name: str | None,
         path: str | None,
         env: Mapping[str, str],
         ownership: Ownership,
-        *,
-        any_id: bool,
-    ) -> Kernel:
-        await self._forget_the_dead(ownership.owner)
+        given: Mapping[str, Value],
+    ) -> Asked:
         settings = self._settings
         root = await self._services.isolation.root(ownership.owner)
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
@@ -288,30 +292,27 @@ class MultiKernelManager:
             cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        if any_id:
-            claimed = await self._claim(kernel_id, name, cwd, place, environment, ownership)
-            if claimed is not None:
-                return claimed
-        with self.starts.admission():
-            return await self._start_anew(kernel_id, name, place, environment, ownership)
+        return Asked(name, cwd, place, environment, given, ownership)
 
-    async def _start_anew(
-        self,
-        kernel_id: str,
-        name: str,
-        place: Path,
-        environment: Mapping[str, str],
-        ownership: Ownership,
-    ) -> Kernel:
-        reports = self._services.reports(kernel_id, name, ownership=ownership)
+    async def _start(self, kernel_id: str, asked: Asked, *, any_id: bool) -> Kernel:
+        await self._forget_the_dead(asked.ownership.owner)
+        if any_id and (claimed := await self._claim(kernel_id, asked)) is not None:
+            return claimed
+        with self.starts.admission():
+            return await self._start_anew(kernel_id, asked)
+
+    async def _start_anew(self, kernel_id: str, asked: Asked) -> Kernel:
+        reports = self._services.reports(kernel_id, asked.name, ownership=asked.ownership)
         async with reports.action("start"):
-            spec = await self.specs.find(name)
+            spec = await self.specs.find(asked.name)
+            check_given(spec, asked.given)
             kernel = Kernel(
-                *(kernel_id, name, spec, self._services),
-                place=place,
-                env=environment,
+                *(kernel_id, asked.name, spec, self._services),
+                place=asked.place,
+                env=asked.env,
                 on_gone=self._forget,
-                ownership=ownership,
+                ownership=asked.ownership,
+                given=asked.given,
             )
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
@@ -320,31 +321,16 @@ class MultiKernelManager:
             raise ServerStopping()
         return kernel
 
-    async def _claim(
-        self,
-        kernel_id: str,
-        name: str,
-        cwd: Path,
-        place: Path,
-        env: Mapping[str, str],
-        ownership: Ownership,
-    ) -> Kernel | None:
+    async def _claim(self, kernel_id: str, asked: Asked) -> Kernel | None:
         """A warm kernel, if there is one that is, or can be made, what is asked for.
 
         It has an id of its own, in place of ``kernel_id``.
         """
-        asked = time.monotonic()
-        kernel = await self.warm.claim(name, cwd, env)
+        began = time.monotonic()
+        kernel = await self.warm.claim(asked)
         if kernel is None:
             return None
-        kernel.hand_over(
-            self._services,
-            cwd=cwd,
-            place=place,
-            env=env,
-            on_gone=self._forget,
-            ownership=ownership,
-        )
+        kernel.hand_over(self._services, asked, self._forget)
         self._kernels[kernel.id] = kernel
         self.shares.taken(kernel_id)  # it counts by itself from now on, and has another id
         try:
@@ -357,7 +343,7 @@ class MultiKernelManager:
             if self.stopping:
                 await kernel.stop(now=True)
                 raise ServerStopping
-        kernel.reports.ready(time.monotonic() - asked)
+        kernel.reports.ready(time.monotonic() - began)
         return kernel
 
     async def _launch(self, kernel: Kernel) -> None:

@@ -20,6 +20,7 @@ from ..executions.contents import content_of, text_of
 from ..executions.execution import Execution
 from ..log.entries import Gap, Position
 from ..log.message_log import MessageLog
+from ..processes.engines.caller_options import settled
 from ..processes.engines.kinds import engine_of
 from ..processes.hosts.options import options_of
 from .kernel import Kernel
@@ -112,8 +113,8 @@ class KernelEvent(OverviewEvent, tag="kernel"):
     host: Annotated[
         str | None,
         Meta(
-            description="Where it runs: the other machine, or the engine (`docker`, `kubernetes`) "
-            "that has its job; null for this machine."
+            description="Where it runs: the other machine, or the engine (`docker`, `slurm`, "
+            "`kubernetes`) that has its job; null for this machine."
         ),
     ]
 
@@ -275,10 +276,12 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def _host_of(kernel: Kernel) -> str | None:
     try:
-        options = options_of(kernel.spec)
+        options = options_of(settled(kernel.spec, kernel.given))
     except KernelStartFailed:
         return None
-    return engine_of(kernel.spec) if options is None else options.host
+    if options is None:
+        return engine_of(kernel.spec)
+    return options.host if isinstance(options.host, str) else None
 
 
 def _retrieved(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -109,6 +109,7 @@ class Registration:
         # meanwhile: what they have changed is read only now. And the process may have been
         # replaced: then the launch saves a record of its own, which this one must not overwrite.
         record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
+        record.given = dict(self._launches.given)
         self._own(record)
         return record if record.generation == state.generation else None
 

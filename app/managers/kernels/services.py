@@ -15,16 +15,25 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from ...keeper.limits import NO_LIMITS, ProcessLimits
 from ...keeper.open_files import OpenFiles
 from ...settings import Settings
-from ..errors import IsolationUnavailable, KernelSpecInvalid
+from ..errors import (
+    IsolationUnavailable,
+    KeeperUnavailable,
+    KernelSpecInvalid,
+    KernelStartFailed,
+)
 from ..handover.handover import Handover
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
+from ..processes.engines.caller_options import settled
 from ..processes.engines.engines import Engines
 from ..processes.engines.provisioner import EngineProvisioner
+from ..processes.engines.quantities import Value
 from ..processes.environment import kernel_environment
 from ..processes.forking.provisioner import Forking, KernelManager, new_provisioner
+from ..processes.hosts.host_choice import HostChoice
 from ..processes.hosts.joining import Joining
+from ..processes.hosts.options import options_of
 from ..processes.hosts.provisioner import RemoteProvisioner, assign_host, elsewhere
 from ..processes.hosts.service import Service
 from ..processes.isolation.isolation import Isolation
@@ -61,6 +70,7 @@ class KernelServices:
     joining: Joining
     service: Service
     engines: Engines
+    hosts: HostChoice
     isolation: Isolation
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
@@ -69,6 +79,8 @@ class KernelServices:
     shares: Shares = field(default_factory=Shares)
     begin_term: Callable[[str], None] = lambda _: None
     """Called with the id of a kernel that is about to be started, by one of several replicas."""
+    parks: bool = False
+    """Whether kernels are started for nobody, and kept for whoever asks for one."""
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
     check_queue: Callable[[Ownership], None] = lambda _: None
@@ -85,13 +97,15 @@ class KernelServices:
         transport: Transport = "tcp",
         spec: KernelSpec | None = None,
         *,
+        given: Mapping[str, Value] | None = None,
         owner: str = ANONYMOUS,
         may_fork: bool = True,
     ) -> KernelManager:
         """jupyter_client's manager for one kernel of this owner, not started.
 
-        ``spec`` is used in place of the kernelspec that is installed now. Unless the kernel
-        ``may_fork``, its processes are forked only if the kernelspec or an option asks for that.
+        ``spec`` is used in place of the kernelspec that is installed now, with what was ``given``
+        for this kernel of its engine's options. Unless the kernel ``may_fork``, its processes are
+        forked only if the kernelspec or an option asks for that.
         """
         confinement = self.isolation.confine(owner, kernel_id)
         file = self.files.runtime / f"kernel-{kernel_id}.json"
@@ -107,7 +121,7 @@ class KernelServices:
         )
         manager.forking = self.forking
         if spec is not None:
-            use_spec(manager, spec)
+            use_spec(manager, settled(spec, given or {}))
         spec = manager.kernel_spec
         assert spec is not None
         manager.keepers = self.keepers
@@ -133,19 +147,23 @@ class KernelServices:
         spec: KernelSpec,
         left: Mapping[str, Any] | None = None,
         *,
+        given: Mapping[str, Value],
         ownership: Ownership,
         on_words: Callable[[str], None],
     ) -> None:
         """Have a kernel on the host, or in a job of the engine, that its kernelspec names, if any.
 
         ``left`` is what the provisioner has told of a process that an earlier server has left. Call
-        this before the kernel's log is opened. ``on_words`` is told what an engine says of the job.
-        Raises `KernelStartFailed` if the options are wrong.
+        this before the kernel's log is opened. ``given`` is what was said for this kernel of the
+        options there, and ``on_words`` is told what the engine says of the job. Raises
+        `KernelStartFailed` if the options are wrong.
         """
+        spec = settled(spec, given)
         if left is None:
             self.begin_term(kernel_id)
         left = left or {}
-        owner, limits = ownership.owner, self.process_limits(ownership)
+        owner = "" if self.parks else ownership.owner
+        limits = self.process_limits(ownership)
         has_engine = self.engines.assign(
             kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
         )
@@ -156,6 +174,22 @@ class KernelServices:
         """The directory of a kernel's log, or of its mirror if the kernel is on another host."""
         files = self.files
         return (files.mirrors if elsewhere(spec.metadata) else files.logs) / kernel_id
+
+    async def choose_host(
+        self, spec: KernelSpec, given: Mapping[str, Value]
+    ) -> Mapping[str, Value]:
+        """What is given for a kernel that is to be started, its host included if it has a choice.
+
+        Call `assign` with it before anything else is awaited. Raises `KernelStartFailed`.
+        """
+        options = options_of(settled(spec, given))
+        if options is None or isinstance(options.host, str):
+            return given
+        try:
+            return {**given, "host": await self.hosts.choose(options)}
+        except KeeperUnavailable as error:
+            text = f"The kernel could not be launched: {error.message}"
+            raise KernelStartFailed(text, cause=error) from error
 
     def new_address(self, manager: KernelManager) -> str:
         """What the names of the ipc sockets begin with of a kernel that is to be launched."""

@@ -16,24 +16,30 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
 from ..errors import (
+    KeeperUnavailable,
+    KernelkeepError,
     KernelSpecInvalid,
     KernelSpecNotFound,
     KernelStartFailed,
     ServerStopping,
     TooManyStarts,
 )
+from ..owners.ownership import Ownership
+from ..processes.engines.caller_options import settled
+from ..processes.hosts.provisioner import elsewhere
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
 from .kernel import Kernel
-from .moving import MOVABLE, Move, moved, plan
+from .moving import MOVABLE, Asked, Move, moved, plan
 from .services import KernelServices
 from .stopping import stop_quietly
 
-__all__ = ["WarmKernels"]
+__all__ = ["WarmKernels", "retry_seconds"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +69,20 @@ STOP_AGAIN_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 60.0
 """The pause before a kernelspec that cannot be started is tried again."""
 
+LONGEST_RETRY_SECONDS: Final = 600.0
+"""The longest of these pauses, when it has failed again and again for the same reason."""
+
+OWN_SECONDS: Final = 5.0
+"""How long an engine may take to note whose a kernel is."""
+
 
 class WarmKernels:
     """The parked kernels of one server, by kernelspec.
 
     ``wanted`` is how many kernels there shall be of each kernelspec. Parked kernels have
     ``services`` of their own, by which none is restarted and no events are reported. They are
-    started in the directory ``cwd`` with the environment ``env``. Make it inside a running event
+    started in the directory ``cwd`` with the environment ``env``; one in a job of an engine becomes
+    its owner's when it is claimed. Make it inside a running event
     loop, and `close` it there.
     """
 
@@ -101,53 +114,70 @@ class WarmKernels:
         """How many kernels are ready to be claimed, by kernelspec."""
         return {name: len(pool.parked) for name, pool in self._pools.items()}
 
-    async def claim(self, name: str, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+    async def claim(self, asked: Asked) -> Kernel | None:
         """A ready kernel that is just as it is asked for, or None. It then is the caller's."""
-        pool = self._pools.get(name.lower())
+        pool = self._pools.get(asked.name.lower())
         if pool is None:
             return None
-        kernel = await self._claim(pool, cwd, env)
+        kernel = None if asked.given else await self._claim(pool, asked)
         self._counters.warm_claims[pool.name.lower(), "hit" if kernel else "miss"] += 1
         return kernel
 
-    async def _claim(self, pool: _Pool, cwd: Path, env: Mapping[str, str]) -> Kernel | None:
+    async def _claim(self, pool: _Pool, asked: Asked) -> Kernel | None:
         if not pool.parked:
             return None
         try:
             spec = await self._specs.find(pool.name)
         except (KernelSpecNotFound, KernelSpecInvalid):  # the start that follows raises this again
             return None
-        move = plan(spec.env, self._as_started, (cwd, env))
+        there = elsewhere(spec.metadata)
+        if there and not self._has_nobodys_limits(asked.ownership):
+            return None
+        # A directory of this machine means nothing on another.
+        cwd = self._as_started[0] if there else asked.cwd
+        move = plan(spec.env, self._as_started, (cwd, asked.env))
         while move is not None and (kernel := pool.oldest) is not None:
             if move.needed and kernel.traffic.own.implementation != MOVABLE:
                 return None
             pool.remove(kernel)
             if not _is_fit(kernel) or not _same(kernel.spec, spec):
                 self._stop(kernel)
-            elif not move.needed or await self._move(kernel, move):
-                return kernel
-            else:
-                logger.info(
-                    "warm kernel %s could not be moved, and is stopped",
-                    kernel.id,
-                    extra={"kernel_id": kernel.id},
-                )
+            elif why := await self._why_not(kernel, move, asked.ownership.owner if there else ""):
+                text = "warm kernel %s %s, and is stopped"
+                logger.info(text, kernel.id, why, extra={"kernel_id": kernel.id})
                 self._stop(kernel)
+            else:
+                return kernel
         return None
 
-    async def _move(self, kernel: Kernel, move: Move) -> bool:
+    def _has_nobodys_limits(self, ownership: Ownership) -> bool:
+        """Whether an owner's processes may take what those may whose owner is not known yet."""
+        own, nobodys = map(self._services.process_limits, (ownership, Ownership()))
+        return msgspec.structs.replace(own, owner=nobodys.owner) == nobodys
+
+    async def _why_not(self, kernel: Kernel, move: Move, owner: str) -> str:
+        """Move a kernel, and have its engine know its ``owner``; why it cannot be had, if so."""
         try:
-            reply = await kernel.traffic.own.ask("execute_request", move.request, MOVE_SECONDS)
+            if move.needed:
+                own = kernel.traffic.own
+                reply = await own.ask("execute_request", move.request, MOVE_SECONDS)
+                if not moved(reply):
+                    return "could not be moved"
+            if owner:
+                async with asyncio.timeout(OWN_SECONDS):
+                    await self._services.engines.own(kernel.id, owner)
+        except (KeeperUnavailable, TimeoutError) as error:
+            return f"could not be made somebody's ({str(error) or 'no answer'})"
         except BaseException:
             self._stop(kernel)
             raise
-        return moved(reply) and _is_fit(kernel)
+        return "" if _is_fit(kernel) else "has become unfit"
 
     # Refilling and checking
 
     async def _fill(self, pool: _Pool) -> None:
         """Start kernels while some are missing: one at a time, and when no other start is busy."""
-        failure = ""
+        failure, times = "", 0
         while True:
             await pool.missing.wait()  # without a bound: there may never be a claim
             await asyncio.sleep(max(pool.refill_at - asyncio.get_running_loop().time(), 0))
@@ -156,28 +186,36 @@ class WarmKernels:
                 continue
             try:
                 pool.park(await self._start(pool))
-                failure = ""
+                failure, times = "", 0
             except ServerStopping:
                 return
             except TooManyStarts:
                 await asyncio.sleep(BUSY_SECONDS)
             except Exception as error:  # any: neither a kernel nor a bug may end the pool
-                if str(error) != failure:
-                    failure = str(error)
-                    logger.error("warm_kernels: %s cannot be kept warm: %s", pool.name, failure)
-                await asyncio.sleep(RETRY_SECONDS)
+                if _kind_of(error) != failure:
+                    failure, times = _kind_of(error), 0
+                    logger.error("warm_kernels: %s cannot be kept warm: %s", pool.name, error)
+                times += 1
+                await asyncio.sleep(retry_seconds(times))
 
     async def _start(self, pool: _Pool) -> Kernel:
         """Start a kernel, and return it when it is ready. Raises `KernelkeepError` if it fails."""
         cwd, env = self._as_started
         spec = await self._specs.find(pool.name)
+        there = elsewhere(spec.metadata)
+        if there and not await self._services.engines.may_park(settled(spec, {})):
+            raise KernelStartFailed("on its host, none can be kept that is nobody's")
         kernel = Kernel(
             str(uuid4()), pool.name, spec, self._services, place=cwd, env=env, on_gone=_nothing
         )
         try:
-            with self._starts.admission():
-                await self._starts.launch(kernel.start, kernel.came_up)
-            # Bounded by kernel_info_timeout.
+            if there:
+                # It takes nothing of this machine, and may wait for long: nobody waits for it.
+                await kernel.start()
+            else:
+                with self._starts.admission():
+                    await self._starts.launch(kernel.start, kernel.came_up)
+            # Bounded by kernel_info_timeout, and by how long the engine may have it wait.
             if not await kernel.came_up:
                 raise KernelStartFailed(kernel.state.reason)
         except BaseException:
@@ -217,7 +255,7 @@ class WarmKernels:
         if spec is None or not _same(kernel.spec, spec):
             return "its kernelspec has changed"
         if not _is_fit(kernel):
-            return kernel.state.reason or "it is not idle"
+            return kernel.state.unreachable or kernel.state.reason or "it is not idle"
         if await kernel.traffic.own.ask("kernel_info_request", {}, ANSWER_SECONDS) is None:
             return "it does not answer"
         return ""
@@ -290,11 +328,24 @@ class _Pool:
 def _is_fit(kernel: Kernel) -> bool:
     """Whether the kernel is ready and runs nothing."""
     state = kernel.state
+    if state.unreachable:
+        return False
     return state.lifecycle is Lifecycle.RUNNING and kernel.has_process and not state.at_work
 
 
 def _same(one: KernelSpec, other: KernelSpec) -> bool:
     return (one.resource_dir, one.to_dict()) == (other.resource_dir, other.to_dict())
+
+
+def retry_seconds(failures: int) -> float:
+    """The pause after so many failures for the same reason: the first of these are not longer."""
+    return min(RETRY_SECONDS * 2.0 ** max(min(failures, 9) - 2, 0), LONGEST_RETRY_SECONDS)
+
+
+def _kind_of(error: Exception) -> str:
+    """What tells one failure from another: words of engines name another job each time."""
+    cause = error.details.get("cause") if isinstance(error, KernelkeepError) else None
+    return str(error) if cause is None else str(cause)
 
 
 def _nothing(_kernel: Kernel) -> None:

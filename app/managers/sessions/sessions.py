@@ -40,6 +40,8 @@ from ..kernels.callers import CallersKernels
 from ..kernels.kernel import Kernel
 from ..limits.errors import BeyondLimit, LimitReached
 from ..owners.ownership import Ownership, access
+from ..processes.engines.caller_options import EngineOptionRefused
+from ..processes.engines.quantities import Value
 from ..processes.environment import kernel_environment
 from .store import Session, SessionKeeping
 
@@ -188,12 +190,13 @@ class SessionManager:
         kernel_id: str | None = None,
         kernel_name: str | None = None,
         env: Mapping[str, str] | None = None,
+        given: Mapping[str, Value] | None = None,
     ) -> Session:
         """The session of ``path``: an existing one, or a new one.
 
         A new session gets the kernel ``kernel_id``, which is started under that id if it does not
-        exist, or without an id a new kernel. ``env`` is for a kernel that is started. Raises
-        `KernelUnavailable` for an unknown kernelspec, `TooManySessions`, and what
+        exist, or without an id a new kernel. ``env`` and ``given`` are for one that is started.
+        Raises `KernelUnavailable` for an unknown kernelspec, `TooManySessions`, and what
         `MultiKernelManager.start_kernel` raises.
         """
         # Two requests may come at once for one path, as when a page opens a notebook twice. The
@@ -212,7 +215,7 @@ class SessionManager:
                 env = {**(env or {}), **(await self._environment(path, name))}
                 self._check_room(kernel_id)
                 if kernel_id is None or kernel_id not in self._kernels:
-                    kernel_id = await self._start_for(path, env, kernel_name, kernel_id)
+                    kernel_id = await self._start_for(path, env, kernel_name, kernel_id, given)
                 session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
                 await self._book.keep(session)
                 return session
@@ -225,14 +228,16 @@ class SessionManager:
         kernel_id: str | None = None,
         kernel_name: str | None = None,
         env: Mapping[str, str] | None = None,
+        given: Mapping[str, Value] | None = None,
     ) -> Session:
         """Change a session's ``path``, ``name`` or ``type``, or give it another kernel.
 
         The other kernel is the one with ``kernel_id``, or else a new one of the kernelspec
-        ``kernel_name``, which gets ``env``; the session's old kernel is shut down. Raises
-        `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
-        `KernelUnavailable` if a new kernel cannot be started, `TooManyKernels`, `TooManyStarts`,
-        `LimitReached`, `BeyondLimit`, `KernelNotStopped` and `ServerStopping`.
+        ``kernel_name``, which gets ``env`` and ``given``; the session's old kernel is shut down.
+        Raises `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
+        `KernelUnavailable` if a new kernel cannot be started, `EngineOptionRefused`,
+        `TooManyKernels`, `TooManyStarts`, `LimitReached`, `BeyondLimit`, `KernelNotStopped` and
+        `ServerStopping`.
         """
         async with self._book.turn(session_id):
             self._kernels.check_running()
@@ -246,7 +251,8 @@ class SessionManager:
                     self._check_room(kernel_id)
                 after = msgspec.structs.replace(after, kernel_id=kernel_id)
             elif kernel_name is not None:
-                kernel = await self._start_another(after.path, {**(env or {}), **own}, kernel_name)
+                own_env = {**(env or {}), **own}
+                kernel = await self._start_another(after.path, own_env, kernel_name, given)
                 after = msgspec.structs.replace(after, kernel_id=kernel.id)
             if after != before:
                 await self._book.keep(after)
@@ -308,18 +314,28 @@ class SessionManager:
         return kernel_environment({}, (), {"JPY_SESSION_NAME": value})
 
     async def _start(
-        self, path: str, env: Mapping[str, str], kernel_name: str | None, kernel_id: str | None
+        self,
+        path: str,
+        env: Mapping[str, str],
+        kernel_name: str | None,
+        kernel_id: str | None,
+        given: Mapping[str, Value] | None,
     ) -> Kernel:
         return await self._kernels.start_kernel(
-            kernel_name, path=path, env=env, kernel_id=kernel_id
+            kernel_name, path=path, env=env, kernel_id=kernel_id, given=given
         )
 
     async def _start_for(
-        self, path: str, env: Mapping[str, str], kernel_name: str | None, kernel_id: str | None
+        self,
+        path: str,
+        env: Mapping[str, str],
+        kernel_name: str | None,
+        kernel_id: str | None,
+        given: Mapping[str, Value] | None,
     ) -> str:
         """The id of a kernel that is started for a new session."""
         try:
-            return (await self._start(path, env, kernel_name, kernel_id)).id
+            return (await self._start(path, env, kernel_name, kernel_id, given)).id
         except KernelSpecNotFound:
             shown = kernel_name or self._kernels.specs.default_name
             raise KernelUnavailable(
@@ -330,10 +346,18 @@ class SessionManager:
         except InvalidKernelId:
             raise InvalidKernelId("kernel.id: must be a UUID") from None
 
-    async def _start_another(self, path: str, env: Mapping[str, str], kernel_name: str) -> Kernel:
+    async def _start_another(
+        self,
+        path: str,
+        env: Mapping[str, str],
+        kernel_name: str,
+        given: Mapping[str, Value] | None,
+    ) -> Kernel:
         try:
-            return await self._start(path, env, kernel_name, None)
-        except (ServerStopping, TooManyKernels, TooManyStarts, LimitReached, BeyondLimit):
+            return await self._start(path, env, kernel_name, None, given)
+        except (EngineOptionRefused, LimitReached, BeyondLimit):
+            raise
+        except (ServerStopping, TooManyKernels, TooManyStarts):
             raise
         except KernelkeepError as error:
             raise KernelUnavailable(

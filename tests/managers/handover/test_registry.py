@@ -52,7 +52,8 @@ def record(kernel_id: str, **changes: object) -> KernelRecord:
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     store, aside = open_registry(tmp_path)
     restarts = Restarts(3, "2026-11-22T14:49:48.797413Z", "exited with code 3")
-    later, first = record("b", created=9.0, pid=None, restarts=restarts), record("a")
+    given = {"memory": "4GiB", "cpus": 1.5, "pids": 64, "read_only": True}
+    later, first = record("b", created=9.0, pid=None, restarts=restarts, given=given), record("a")
     store.save(later)
     store.save(first)
     store.touch([("a", 7.5, "busy", b""), ("gone", 1.0, "idle", b"")])
@@ -98,7 +99,7 @@ def test_a_file_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> N
             connection.execute(statement)
         row = {"owner": "", "limits": "{}", "exclusive": 1}
         added = {"reason", "external", "exclusive", "restarts", "owner", "owner_groups", "shares"}
-        for name in set(KernelRecord.__struct_fields__) - added - {"replaced"}:
+        for name in set(KernelRecord.__struct_fields__) - added - {"replaced", "given"}:
             value = getattr(kept, name)
             row[name] = json.dumps(value) if isinstance(value, dict | list) else value
         marks = ", ".join("?" * len(row))

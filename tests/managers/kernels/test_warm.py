@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from app.managers.kernels.moving import plan
+from app.managers.kernels.warm import retry_seconds
 from tests.conftest import MakeServer, servers
 from tests.support.commands import Commands
 from tests.support.home import Home
@@ -242,3 +243,8 @@ def test_a_plan_changes_what_differs_and_no_more() -> None:
     assert move == (None, {"D": "4"}, ["B"])
     assert plan({"P": "${A}/bin"}, before, (FROM, {"A": "2", "B": "2"})) is None
     assert plan({}, before, (FROM, {**before[1], "LC_ALL": "C"})) is None
+
+
+def test_what_fails_again_and_again_is_tried_less_often() -> None:
+    pauses = [retry_seconds(failures) for failures in (1, 2, 3, 4, 5, 6, 7, 10_000)]
+    assert pauses == [60, 60, 120, 240, 480, 600, 600, 600]

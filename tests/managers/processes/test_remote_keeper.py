@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from app.keeper import servers
+from app.keeper.usage import load
 from app.managers.errors import KeeperUnavailable
 from app.managers.log.entries import Position
 from app.managers.messages.traffic import Traffic
@@ -29,7 +30,7 @@ from app.managers.processes.hosts import bootstrap
 from app.managers.processes.hosts.bundle import MODULE, bundle
 from app.managers.processes.keeper import connection, far_link
 from app.managers.processes.keeper.far_link import FarLink
-from app.managers.processes.keeper.link import KeeperLink, LinkOwner
+from app.managers.processes.keeper.link import KeeperLink, KeeperRefuses, LinkOwner
 from app.managers.processes.keeper.remote import Host, RemoteKeeper
 from app.managers.state import KernelState
 from app.managers.telemetry.counters import Counters
@@ -251,6 +252,30 @@ async def test_a_process_is_only_signalled_and_seen_to_end_where_it_is(
     async with asyncio.timeout(WAIT):
         assert await asyncio.shield(keeper.exited("k")) == -signal.SIGKILL
     await eventually(lambda: unreachable(client) == "", WAIT)
+
+
+async def test_how_much_a_host_has_to_do_its_keeper_tells(
+    begin: Begin, keeper: RemoteKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeper.connect()
+    assert keeper.has_nothing
+    assert abs(await keeper.load() - load()) < 10  # of the same machine, within seconds
+    await begin("k")
+    assert not keeper.has_nothing
+
+    async def refuse(*_: object) -> tuple[Any, bytes]:
+        raise KeeperRefuses("the keeper does not know what is asked")
+
+    monkeypatch.setattr(keeper._connection, "ask", refuse)  # as one of an earlier version does
+    assert await keeper.load() == 1.0
+
+    async def nonsense(*_: object) -> tuple[Any, bytes]:
+        return -1, b""
+
+    monkeypatch.setattr(keeper._connection, "ask", nonsense)
+    with pytest.raises(KeeperUnavailable, match="lab makes no sense"):
+        await keeper.load()
+    monkeypatch.undo()
 
 
 async def _tail(keeper: RemoteKeeper) -> str:

@@ -75,6 +75,26 @@ async def test_a_kernel_is_listed_and_used_by_every_replica(
     assert await code_of(second, f"/api/kernels/{kernel_id}") == "kernel_not_found"
 
 
+async def test_the_status_tells_which_replicas_there_are(
+    first: RestClient, second: RestClient
+) -> None:
+    kernel_id = (await first.start_kernel("fake"))["id"]
+
+    async def is_told() -> bool:
+        told = [(await rest.request("GET", "/api/status")).json() for rest in (first, second)]
+        (one, other), same = told[0]["replicas"], told[1]["replicas"]
+        return (
+            [one["asked"], other["asked"]] == [True, False]
+            and [each["asked"] for each in same] == [False, True]
+            and [each["id"] for each in same] == [one["id"], other["id"]]
+            and [one["kernels"], other["kernels"]] == [1, 0]
+            and {one["state"], other["state"]} == {"joined"}
+        )
+
+    await eventually(is_told)
+    await first.delete(kernel_id)
+
+
 async def test_a_websocket_by_another_replica_is_like_any_other(
     replicas: Replicas, first: RestClient, second: RestClient
 ) -> None:

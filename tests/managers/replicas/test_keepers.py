@@ -278,10 +278,12 @@ async def test_a_keeper_is_told_the_addresses_of_replicas_that_come_later(
     await first.start(kernel_id)
     keeper_id = f"{kernel_id}.1"
     process = start((await first.service.joining.invite(keeper_id)).document)
-    await first.service.keeper(keeper_id).connect()
+    keeper = first.service.keeper(keeper_id)
+    await keeper.connect()
     await first.save(kernel_id)
     async with JoinedReplica(first._url, "second", home.path / "two") as second:
-        await eventually(lambda: second.address in first.service.joining.addresses, WAIT)
+        await eventually(lambda: second.address in first.service.joining._known, WAIT)
+        await keeper.kept()  # the keeper has read what came before
         await first.die()
         await takes(second, kernel_id)
         keeper = second.service.keeper(keeper_id)

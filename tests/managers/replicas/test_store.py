@@ -8,6 +8,8 @@ import pytest
 from app.managers.handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
 from app.managers.log.places import Places
 from app.managers.replicas.database import Database
+from app.managers.replicas.lease import Lease
+from app.managers.replicas.member import Member as Living
 from app.managers.replicas.membership import (
     Replica,
     beat,
@@ -23,6 +25,7 @@ from app.managers.replicas.store import SharedStore
 from app.managers.replicas.terms import Terms
 from app.managers.state import Restarts
 from tests.managers.handover.test_registry import record
+from tests.support.processes import eventually
 
 
 class Member:
@@ -228,6 +231,26 @@ def test_those_of_its_host_that_are_gone_are_known_to_a_replica_until_it_has_see
     assert database.run(lambda one: gone(one, "host")) == ["id-first"]
     database.run(lambda one: forget_gone(one, ["id-first"]))
     assert database.run(lambda one: gone(one, "host")) == []
+
+
+async def test_a_replica_whose_name_another_host_has_taken_meanwhile_says_so_once(
+    database: Database, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica = Replica("id-near", "one", "unix:near:1", "0", "digest", "192.0.2.1:1")
+    member = Living(url, replica, Lease(1.0), Terms(), [])
+    lost: list[None] = []
+    member.on_lost = lambda: lost.append(None)
+    await member.join()
+    database.run(lambda one: beat(one, "id-near", -1.0))
+    database.run(lambda one: join(one, other("one", "far", "192.0.2.2:1"), 60.0, replaces=[]))
+    await member.begin()
+    await eventually(lambda: "may not join the others again" in caplog.text, 30)
+    assert member.is_away
+    database.run(lambda one: leave(one, "other"))
+    await eventually(lambda: not member.is_away, 30)
+    assert caplog.text.count("may not join the others again") == 1
+    assert len(lost) == 1
+    await member.close()
 
 
 def test_a_replica_that_is_not_there_takes_nothing(first: Member, database: Database) -> None:

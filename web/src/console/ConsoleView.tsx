@@ -3,7 +3,6 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/ho
 
 import { href } from "../app/router";
 import { token } from "../app/token";
-import { Dialog } from "../components/Dialog";
 import { duration } from "../components/format";
 import { now } from "../components/now";
 import { toast } from "../components/toasts";
@@ -13,21 +12,20 @@ import { Console } from "./console";
 import { CodeInput, Question } from "./Dock";
 import type { DockActions } from "./Dock";
 import { Items } from "./Items";
-import { act, channels, worldOf } from "./world";
+import { channels, interrupted, worldOf } from "./world";
 import "./console.css";
 
 /** A console of one kernel. */
 export default function ConsoleView({ id }: { id: string }) {
-  const console = useConsole(id);
-  const [inspected, setInspected] = useState<Transcript | null>(null);
-  const [restarting, setRestarting] = useState(false);
   const [told, setTold] = useState("");
+  const console = useConsole(id, setTold);
+  const [inspected, setInspected] = useState<Transcript | null>(null);
   const { session, link } = console;
   const asking = session.asking;
   const mayRun = console.wasOpen && !(link.is === "over" && link.why === "forbidden");
 
   const interrupt = () => {
-    void act(id, "interrupt").then((problem) => problem && toast(problem, { kind: "error" }));
+    void interrupted(id).then((problem) => problem && toast(problem, { kind: "error" }));
   };
   const actions: DockActions = {
     inspect: (code, index) => {
@@ -56,12 +54,6 @@ export default function ConsoleView({ id }: { id: string }) {
         <Connection id={id} console={console} link={link} kernel={session.kernel} busy={session.busy} />
         {mayRun && (
           <div class="actions">
-            <button type="button" disabled={!session.busy} onClick={interrupt}>
-              Interrupt
-            </button>
-            <button type="button" onClick={() => setRestarting(true)}>
-              Restart …
-            </button>
             <button type="button" onClick={() => console.clear()}>
               Clear
             </button>
@@ -101,18 +93,18 @@ export default function ConsoleView({ id }: { id: string }) {
           hidden={asking !== null}
         />
       )}
-      {restarting && <Restart id={id} onClose={() => setRestarting(false)} />}
     </section>
   );
 }
 
 /** A console that lives as long as the view, which is drawn anew when something changes. */
-function useConsole(id: string): Console {
+function useConsole(id: string, onEnd: (words: string) => void): Console {
   const console = useMemo(() => new Console(channels(id), worldOf(id)), [id]);
   const [, draw] = useState(0);
   const shown = token.value;
   useEffect(() => {
     console.onChange = () => draw((count) => count + 1);
+    console.onEnd = onEnd;
     const save = () => console.save();
     const online = () => console.connect();
     const offline = () => console.connection.cut();
@@ -124,6 +116,7 @@ function useConsole(id: string): Console {
       window.removeEventListener("online", online);
       window.removeEventListener("offline", offline);
       console.onChange = () => {};
+      console.onEnd = () => {};
       console.close();
     };
   }, [console]);
@@ -256,7 +249,7 @@ function wordsOf(link: Link, kernel: string): string {
     case "lost":
       return "The connection is lost. The console goes on by itself; what you enter waits.";
     case "over":
-      return OVER[link.why];
+      return link.reason ? `${OVER[link.why].slice(0, -1)}: ${link.reason}.` : OVER[link.why];
   }
 }
 
@@ -266,23 +259,3 @@ const OVER = {
   refused: "The server does not take the token.",
   forbidden: "You may look at this kernel, and not run code in it.",
 };
-
-function Restart({ id, onClose }: { id: string; onClose: () => void }) {
-  const restart = () => {
-    onClose();
-    void act(id, "restart").then((problem) => problem && toast(problem, { kind: "error" }));
-  };
-  return (
-    <Dialog title="Restart the kernel?" onClose={onClose}>
-      <p>What its code has defined is lost. What runs is ended. The output stays.</p>
-      <div class="actions last">
-        <button type="button" onClick={onClose}>
-          Leave it
-        </button>
-        <button type="button" class="danger" onClick={restart}>
-          Restart
-        </button>
-      </div>
-    </Dialog>
-  );
-}

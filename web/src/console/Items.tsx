@@ -6,6 +6,7 @@ import { href } from "../app/router";
 import { duration, number } from "../components/format";
 import { now } from "../components/now";
 import { Outputs } from "../output";
+import type { Colored } from "./languages";
 import type { CellOutput } from "./outputs";
 import type { Cell, CellState, Item } from "./session";
 
@@ -95,14 +96,16 @@ function Code({ cell, language }: { cell: Cell<CellOutput>; language: string }) 
 }
 
 function Highlighted({ code, language }: { code: string; language: string }) {
-  const [pieces, setPieces] = useState<{ text: string; classes: string }[]>([]);
+  const [pieces, setPieces] = useState<readonly Colored[]>([]);
   const shown = code.length > MAX_CODE ? `${code.slice(0, MAX_CODE)}\n…` : code;
   useEffect(() => {
     let gone = false;
-    import("./editor").then(
-      ({ highlighted }) => gone || setPieces(highlighted(shown, language)),
-      () => {}, // the code is there all the same, without colours
-    );
+    import("./languages")
+      .then(({ highlighted }) => highlighted(shown, language))
+      .then(
+        (made) => gone || setPieces(made),
+        () => {}, // the code is there all the same, without colours
+      );
     return () => {
       gone = true;
     };

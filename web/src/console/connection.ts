@@ -30,7 +30,7 @@ export type Link =
   | { is: "connecting" }
   | { is: "open" }
   | { is: "lost"; since: number }
-  | { is: "over"; why: Over };
+  | { is: "over"; why: Over; reason?: string };
 
 /** A WebSocket, as far as the connection uses one. */
 export interface Socket {
@@ -38,7 +38,7 @@ export interface Socket {
   readonly readyState: number;
   onopen: (() => void) | null;
   onmessage: ((event: { data: unknown }) => void) | null;
-  onclose: ((event: { code: number }) => void) | null;
+  onclose: ((event: { code: number; reason?: string }) => void) | null;
   send(data: ArrayBuffer): void;
   close(): void;
 }
@@ -170,10 +170,10 @@ export class Connection {
     socket.onmessage = ({ data }) => {
       if (turn === this.#turn) this.#take(data);
     };
-    socket.onclose = ({ code }) => {
+    socket.onclose = ({ code, reason }) => {
       if (turn !== this.#turn) return;
       this.#socket = null;
-      if (code === CLOSED_GONE) this.#end("gone");
+      if (code === CLOSED_GONE) this.#end("gone", reason ?? "");
       else if (code === CLOSED_REPLACED && this.#greeted) this.#end("replaced");
       else if (this.#greeted) this.#lose();
       else this.#fail(turn);
@@ -230,10 +230,10 @@ export class Connection {
     this.#cancel = this.surroundings.schedule(() => this.connect(), some);
   }
 
-  #end(why: Over): void {
+  #end(why: Over, reason = ""): void {
     this.#drop();
     this.#turn++;
-    this.#set({ is: "over", why });
+    this.#set({ is: "over", why, ...(reason === "" ? {} : { reason }) });
   }
 
   #drop(): void {

@@ -1,10 +1,11 @@
 import { beforeEach, expect, test } from "vitest";
 
 import { Console } from "./console";
+import { endOf } from "./ends";
 import type { World } from "./console";
 import { FakeSurroundings, settled } from "./fakes";
 import type { Fields, KernelMessage } from "./messages";
-import type { Fate } from "./session";
+import type { Cell, Fate } from "./session";
 
 class Page extends FakeSurroundings implements World {
   ids = 0;
@@ -75,6 +76,35 @@ async function back(made: Console): Promise<void> {
   made.connect();
   await open(made);
 }
+
+test("how code that was entered here has ended is told, once", async () => {
+  const made = await opened();
+  const heard: string[] = [];
+  made.onEnd = (words) => heard.push(words);
+  made.run("1");
+  const asked = last("execute_request");
+  page.socket.say(++seq, "status", { execution_state: "busy" }, asked.header);
+  page.socket.say(++seq, "execute_input", { code: "1", execution_count: 7 }, asked.header);
+  await settled();
+  expect(heard).toEqual([]);
+  page.socket.say(++seq, "execute_reply", { status: "error", ename: "E", execution_count: 7 }, asked.header, "shell");
+  page.socket.say(++seq, "status", { execution_state: "idle" }, asked.header);
+  await settled();
+  expect(heard).toEqual(["In[7] has failed."]);
+  const others = { msg_id: "theirs", session: "other" };
+  page.socket.say(++seq, "execute_input", { code: "2", execution_count: 8 }, others);
+  page.socket.say(++seq, "execute_reply", { status: "ok", execution_count: 8 }, others, "shell");
+  page.socket.say(++seq, "status", { execution_state: "idle" }, others);
+  await settled();
+  expect(heard).toHaveLength(1);
+});
+
+test("how code has ended is said in a sentence", () => {
+  const cell = { count: 3, started: 1000, ended: 66_000 } as Cell;
+  expect(endOf({ ...cell, state: "ok" })).toBe("In[3] has ended after 1 min 5 s.");
+  expect(endOf({ ...cell, state: "aborted" })).toBe("In[3] was not run.");
+  expect(endOf({ ...cell, count: null, started: null, state: "cancelled" })).toBe("The code was cancelled.");
+});
 
 test("code waits until what the log had before has been read", async () => {
   const made = new Console("ws://h/channels", page);

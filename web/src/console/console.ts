@@ -6,6 +6,7 @@ import { looksComplete } from "./completeness";
 import { History, inputsOf } from "./history";
 import { object, text } from "./messages";
 import type { Fields, KernelMessage } from "./messages";
+import { endOf, isEnd } from "./ends";
 import { CellOutput, withinBounds } from "./outputs";
 import { toCodePoints, toIndex } from "./positions";
 import { Asked, request } from "./requests";
@@ -60,7 +61,11 @@ export class Console implements Listener {
   /** Called with code that is to be edited next: the kernel's proposal, or what was withdrawn. */
   onInsert: (code: string) => void = () => {};
 
+  /** Called when code that was entered here has ended, with words that say how. */
+  onEnd: (words: string) => void = () => {};
+
   readonly #asked = new Asked();
+  readonly #entered = new Set<string>();
   #start: Place | null;
   #pending: Pending[];
   /** Whether what the log has of the time before this connection has been read. */
@@ -100,7 +105,8 @@ export class Console implements Listener {
   /** Run code, or have it wait for the connection. */
   run(code: string): void {
     this.history.add(code);
-    this.session.enter(this.world.newId(), code, this.connection.place?.seq ?? 0);
+    const cell = this.session.enter(this.world.newId(), code, this.connection.place?.seq ?? 0);
+    this.#entered.add(cell.id);
     this.#flush();
   }
 
@@ -300,6 +306,10 @@ export class Console implements Listener {
   #settle(): void {
     const changed = [...this.session.changes()];
     for (const { output } of changed) output?.settle();
+    for (const item of changed) {
+      if (item.kind !== "cell" || !isEnd(item.state) || !this.#entered.delete(item.id)) continue;
+      this.onEnd(endOf(item));
+    }
     if (!changed.some(({ output }) => output !== null && output.size > 0)) return;
     const { items } = this.session;
     const cut = withinBounds(items.flatMap(({ output }) => output ?? []));

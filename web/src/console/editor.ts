@@ -18,7 +18,6 @@ import {
   indentMore,
   insertNewlineAndIndent,
 } from "@codemirror/commands";
-import { python, pythonLanguage } from "@codemirror/lang-python";
 import {
   bracketMatching,
   HighlightStyle,
@@ -30,8 +29,9 @@ import { Compartment, EditorState, Prec } from "@codemirror/state";
 import type { Extension } from "@codemirror/state";
 import { EditorView, keymap, placeholder } from "@codemirror/view";
 import type { Command } from "@codemirror/view";
-import { classHighlighter, highlightCode, tags } from "@lezer/highlight";
+import { tags } from "@lezer/highlight";
 import type { Completions } from "./console";
+import { support } from "./languages";
 
 /** What the editor asks of the console. */
 export interface EditorActions {
@@ -57,8 +57,6 @@ export interface Editor {
   speak(language: string): void;
   destroy(): void;
 }
-
-const MAX_HIGHLIGHTED = 50_000;
 
 /** Only the page's own colours, which have enough contrast in both themes. */
 const colours = HighlightStyle.define([
@@ -106,6 +104,7 @@ export function openEditor(
 ): Editor {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
   const language = new Compartment();
+  let spoken: string | null = "";
   const view: EditorView = new EditorView({
     root,
     parent: root,
@@ -121,8 +120,17 @@ export function openEditor(
     },
     replace: (text) => replace(view, text),
     focus: () => view.focus(),
-    speak: (name) => view.dispatch({ effects: language.reconfigure(languageOf(name)) }),
-    destroy: () => view.destroy(),
+    speak: (name) => {
+      spoken = name;
+      support(name).then(
+        (known) => spoken === name && view.dispatch({ effects: language.reconfigure(known) }),
+        () => {}, // what is typed has no colours then
+      );
+    },
+    destroy: () => {
+      spoken = null;
+      view.destroy();
+    },
   };
 }
 
@@ -267,23 +275,4 @@ async function completions(
   }
   const listed = options.map(({ label, type }) => ({ label, ...(type && { detail: type }) }));
   return { from, to, options: listed, filter: from <= context.pos, validFor: /^[\w.]*$/ };
-}
-
-function languageOf(name: string): Extension {
-  return /^i?python\d*$/.test(name) ? python() : [];
-}
-
-/** Code with the classes of its highlighting; a piece without any has the class "". */
-export function highlighted(code: string, language: string): { text: string; classes: string }[] {
-  if (!/^i?python\d*$/.test(language) || code.length > MAX_HIGHLIGHTED)
-    return [{ text: code, classes: "" }];
-  const pieces: { text: string; classes: string }[] = [];
-  highlightCode(
-    code,
-    pythonLanguage.parser.parse(code),
-    classHighlighter,
-    (text, classes) => pieces.push({ text, classes }),
-    () => pieces.push({ text: "\n", classes: "" }),
-  );
-  return pieces;
 }

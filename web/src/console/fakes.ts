@@ -27,7 +27,7 @@ export class FakeSocket implements Socket {
   readyState = 1;
   onopen: (() => void) | null = null;
   onmessage: ((event: { data: unknown }) => void) | null = null;
-  onclose: ((event: { code: number }) => void) | null = null;
+  onclose: ((event: { code: number; reason?: string }) => void) | null = null;
   sent: ArrayBuffer[] = [];
   closed = false;
 

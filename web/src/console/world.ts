@@ -106,14 +106,10 @@ async function fate(kernel_id: string, execution_id: string): Promise<Fate | nul
   }
 }
 
-/** Ask the server for something that is done with the kernel; returns why it was not done, or "". */
-export async function act(kernel_id: string, what: "interrupt" | "restart"): Promise<string> {
-  const params = { path: { kernel_id } };
+/** Have the kernel interrupted; returns why it was not, or "". */
+export async function interrupted(kernel_id: string): Promise<string> {
   try {
-    const { error } =
-      what === "interrupt"
-        ? await api.POST("/api/kernels/{kernel_id}/interrupt", { params })
-        : await api.POST("/api/kernels/{kernel_id}/restart", { params });
+    const { error } = await api.POST("/api/kernels/{kernel_id}/interrupt", { params: { path: { kernel_id } } });
     return error === undefined ? "" : error.message;
   } catch {
     return "The server is not reached.";

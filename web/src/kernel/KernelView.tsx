@@ -4,6 +4,7 @@ import { href } from "../app/router";
 import { lazy } from "../components/lazy";
 import { Ago } from "../components/Time";
 import { act, pending, undo } from "../kernels/actions";
+import { names } from "../kernels/store";
 import { usePolled } from "./polled";
 import "./kernel.css";
 
@@ -37,6 +38,9 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
     PERIOD,
     [id],
   );
+  const { sessions, specs } = names.value;
+  const session = sessions.get(id) || undefined;
+  const spec = kernel === null ? undefined : (specs.get(kernel.name) ?? kernel.name);
   return (
     <>
       <nav aria-label="Where this kernel is" class="crumbs">
@@ -44,10 +48,10 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
       </nav>
       <header class="kernel-head">
         <h1>
-          {kernel?.name ?? "Kernel"} <span class="mono muted kernel-id">{id}</span>
+          {session ?? spec ?? "Kernel"} <span class="mono muted kernel-id">{id}</span>
         </h1>
-        <State kernel={kernel} problem={problem} />
-        {kernel !== null && <Actions id={id} name={kernel.name} />}
+        <State kernel={kernel} problem={problem} spec={session === undefined ? undefined : spec} />
+        {kernel !== null && <Actions id={id} name={session ?? kernel.name} />}
       </header>
       <nav aria-label="Of this kernel" class="tabs">
         {TABS.map(([name, label]) => (
@@ -108,7 +112,8 @@ function Tab({ id, tab, rest }: { id: string; tab: string; rest: readonly string
   }
 }
 
-function State({ kernel, problem }: { kernel: Kernel | null; problem: string }) {
+function State(props: { kernel: Kernel | null; problem: string; spec: string | undefined }) {
+  const { kernel, problem, spec } = props;
   if (problem !== "") {
     return (
       <p class="notice error" role="status">
@@ -120,6 +125,7 @@ function State({ kernel, problem }: { kernel: Kernel | null; problem: string }) 
   return (
     <div class="kernel-state">
       <span class={`state state-${kernel.execution_state}`}>{kernel.execution_state}</span>
+      {spec !== undefined && <span>{spec}</span>}
       {kernel.owner && <span>owner {kernel.owner}</span>}
       <span>
         process {kernel.generation}

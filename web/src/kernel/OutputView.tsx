@@ -18,10 +18,11 @@ export default function OutputView({ id }: { id: string }) {
   const [log, revision] = useLog(id, from, following);
   const onShown = useCallback((first: number, last: number) => log?.see(first, last), [log]);
   const onFetch = useCallback((row: Row) => void save(id, row), [id]);
-  const begin = (next: From): void => {
+  const begin = useCallback((next: From): void => {
     setFrom(next);
     setFollowing(next === "end");
-  };
+  }, []);
+  const onPassed = useCallback((row: Row) => begin(row.from - 1), [begin]);
   if (log === null) return <p class="loading">Loading …</p>;
   return (
     <section aria-label="Output" class="output-view">
@@ -51,6 +52,7 @@ export default function OutputView({ id }: { id: string }) {
         onFollowing={setFollowing}
         onShown={onShown}
         onFetch={onFetch}
+        onPassed={onPassed}
       />
       {log.transcript.rows.length === 0 && <p class="muted">Nothing has been said yet.</p>}
       {log.full && (
@@ -86,6 +88,7 @@ function Earlier({ log, begin }: { log: KernelLog; begin: (from: From) => void }
 const LIVE = {
   connecting: "Connecting …",
   live: "Live",
+  passing: "Live, without what comes too fast",
   waiting: "The connection broke; it is tried again.",
   stopped: "",
 };

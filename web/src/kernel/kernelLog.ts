@@ -129,9 +129,11 @@ export class KernelLog {
     // From the very beginning, so that the log tells of what it has lost.
     const after = from === "beginning" ? 0 : from === "end" ? tail : Math.max(0, from);
     this.begin = after;
-    this.follower = new Follower(this.path, after, this.epoch, {
+    this.follower = new Follower(this.path, after, this.epoch, page.last, {
       fetch: (path, init) => this.network.fetch(path, init),
       changed: this.changed,
+      // Whoever has begun at another place wants to read what is behind it.
+      wantsNewest: () => from === "end" && this.atEnd,
     });
     this.changed();
   }
@@ -146,6 +148,7 @@ export class KernelLog {
       if (item.type === "message") messages.push(item.message);
       else {
         flush();
+        if (item.type === "passed") this.transcript.passed(item.seq, item.messages);
         if (item.type === "gap") this.transcript.gap(item.seq, item.messages, item.bytes);
         if (item.type === "large") this.transcript.large(item.seq, item.what, item.length, item.head);
       }

@@ -7,11 +7,13 @@ export type LogItem =
   | { readonly type: "message"; readonly message: Said }
   | { readonly type: "large"; readonly seq: number; readonly length: number; readonly what: string; readonly head: string }
   | { readonly type: "gap"; readonly seq: number; readonly messages: number; readonly bytes: number }
+  /** So many messages up to a number were not read, as they came faster than anybody could. */
+  | { readonly type: "passed"; readonly seq: number; readonly messages: number }
   | { readonly type: "closing"; readonly reason: string };
 
 const NONE: Readonly<Record<string, unknown>> = {};
 
-interface Event {
+export interface Event {
   type?: unknown;
   seq?: unknown;
   channel?: unknown;
@@ -46,7 +48,8 @@ export function itemOf(line: Line): LogItem | null {
   }
 }
 
-function saidOf(event: Event, seq: number): Said {
+/** A message as the API tells it. */
+export function saidOf(event: Event, seq: number): Said {
   return {
     seq,
     channel: String(event.channel),

@@ -12,6 +12,8 @@ interface Props {
   readonly revision: number;
   /** What can be done with a row whose message is too large to be shown. */
   readonly onFetch?: ((row: Row) => void) | undefined;
+  /** What can be done with messages that were passed over. */
+  readonly onPassed?: ((row: Row) => void) | undefined;
 }
 
 /** One row of a transcript. It is drawn again only when it has changed. */
@@ -20,12 +22,12 @@ export class RowView extends Component<Props> {
     return next.row !== this.props.row || next.revision !== this.props.revision;
   }
 
-  override render({ row, onFetch }: Props): ComponentChildren {
+  override render({ row, onFetch, onPassed }: Props): ComponentChildren {
     return (
       <div class={`row row-${row.kind}`} data-seq={row.from}>
         <Moment at={row.at} />
         <div class="row-content">
-          {row.dropped ? <p class="muted">Read again from the log …</p> : contentOf(row, onFetch)}
+          {row.dropped ? <p class="muted">Read again from the log …</p> : contentOf(row, onFetch, onPassed)}
         </div>
       </div>
     );
@@ -42,7 +44,7 @@ function Moment({ at }: { at: number | null }) {
   );
 }
 
-function contentOf(row: Row, onFetch: Props["onFetch"]): ComponentChildren {
+function contentOf(row: Row, onFetch: Props["onFetch"], onPassed: Props["onPassed"]): ComponentChildren {
   switch (row.kind) {
     case "stream":
       return (
@@ -87,6 +89,18 @@ function contentOf(row: Row, onFetch: Props["onFetch"]): ComponentChildren {
         <p class="notice gap">
           {number(row.messages)} {row.messages === 1 ? "message is" : "messages are"} missing here (
           {bytes(row.bytes)}): the log does not have them any more.
+        </p>
+      );
+    case "passed":
+      return (
+        <p class="notice gap">
+          {number(row.messages)} {row.messages === 1 ? "message was" : "messages were"} passed over here, as
+          they came too fast.{" "}
+          {onPassed !== undefined && (
+            <button type="button" onClick={() => onPassed(row)}>
+              Show them
+            </button>
+          )}
         </p>
       );
     case "notice":

@@ -10,6 +10,8 @@ const LINE = 19;
 const AROUND = 3;
 /** Whoever is so near to the end of the list wants to see what comes. */
 const NEAR = 30;
+/** Keys that scroll up. */
+const UPWARDS = ["Home", "PageUp", "ArrowUp"];
 
 interface Props {
   readonly transcript: Transcript;
@@ -22,11 +24,12 @@ interface Props {
   /** Called with the rows that are shown, of which some may have been dropped from memory. */
   readonly onShown: (first: number, last: number) => void;
   readonly onFetch?: (row: Row) => void;
+  readonly onPassed?: (row: Row) => void;
 }
 
 /** All rows of a transcript, of which those are in the page that can be seen. */
 export function Transcribed(props: Props) {
-  const { transcript, revision, following, onFollowing, onShown, onFetch } = props;
+  const { transcript, revision, following, onFollowing, onShown, onFetch, onPassed } = props;
   const { rows } = transcript;
   const scroller = useRef<HTMLDivElement>(null);
   const list = useVirtual(scroller, {
@@ -41,10 +44,21 @@ export function Transcribed(props: Props) {
   const measure = useCallback((element: HTMLElement | null) => list.measureElement(element), [list]);
 
   useEffect(() => onShown(first, last), [first, last, revision, onShown]);
+  const held = useRef(false);
   useLayoutEffect(() => {
     const element = scroller.current;
-    if (following && element !== null) element.scrollTop = element.scrollHeight;
+    if (following && !held.current && element !== null) element.scrollTop = element.scrollHeight;
   });
+  // The browser scrolls some time after the hand, and what comes meanwhile must not bring the end back.
+  const leave = (): void => {
+    const element = scroller.current;
+    if (following && element !== null && element.scrollHeight > element.clientHeight) onFollowing(false);
+  };
+  const hold = (event: PointerEvent): void => {
+    held.current = event.target === scroller.current; // at its scroll bar
+    addEventListener("pointerup", () => (held.current = false), { once: true });
+  };
+  const finger = useRef(0);
   const top = useRef(0);
   const onScroll = (): void => {
     const element = scroller.current;
@@ -63,6 +77,11 @@ export function Transcribed(props: Props) {
       aria-label={props.label}
       tabIndex={0}
       onScroll={onScroll}
+      onWheel={(event) => event.deltaY < 0 && leave()}
+      onTouchStart={(event) => (finger.current = event.touches[0]?.clientY ?? 0)}
+      onTouchMove={(event) => (event.touches[0]?.clientY ?? 0) > finger.current + NEAR && leave()}
+      onPointerDown={hold}
+      onKeyDown={(event) => event.target === event.currentTarget && UPWARDS.includes(event.key) && leave()}
     >
       <div class="transcript-whole" style={{ height: `${list.getTotalSize()}px` }}>
         <div class="transcript-part" style={{ transform: `translateY(${items[0]?.start ?? 0}px)` }}>
@@ -71,7 +90,7 @@ export function Transcribed(props: Props) {
             if (row === undefined) return null;
             return (
               <div key={key} data-index={index} ref={measure}>
-                <RowView row={row} revision={row.revision} onFetch={onFetch} />
+                <RowView row={row} revision={row.revision} onFetch={onFetch} onPassed={onPassed} />
               </div>
             );
           })}

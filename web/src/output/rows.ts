@@ -78,6 +78,12 @@ export interface GapRow extends Base {
   readonly bytes: number;
 }
 
+/** Messages that the log has, and that the page has not read: others came behind them too fast. */
+export interface PassedRow extends Base {
+  readonly kind: "passed";
+  readonly messages: number;
+}
+
 /** Something that the page tells: the kernel was restarted, the log begins anew. */
 export interface NoticeRow extends Base {
   readonly kind: "notice";
@@ -101,10 +107,11 @@ export type Row =
   | CodeRow
   | InputRow
   | GapRow
+  | PassedRow
   | NoticeRow
   | LargeRow;
 
 /** Rows of a kind whose content can be read again from the log. */
 export function canDrop(row: Row): boolean {
-  return row.from > 0 && row.kind !== "gap" && row.kind !== "notice" && row.kind !== "input";
+  return row.from > 0 && !["gap", "passed", "notice", "input"].includes(row.kind);
 }

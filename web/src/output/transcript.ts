@@ -1,6 +1,6 @@
 /** Turns the messages of a kernel into rows. Pure: it knows of no page and no network. */
 
-import type { CodeRow, DisplayRow, ErrorRow, GapRow, InputRow, LargeRow, NoticeRow, Row, StreamRow } from "./rows";
+import type { CodeRow, DisplayRow, ErrorRow, GapRow, InputRow, LargeRow, NoticeRow, PassedRow, Row, StreamRow } from "./rows";
 import { fields, parentOf, type Said, text, timeOf, typeOf } from "./said";
 import { type Piece, StreamText, streamAgain } from "./stream";
 
@@ -54,6 +54,14 @@ export class Transcript {
   gap(seq: number, messages: number, bytes: number): void {
     this.close();
     const row: GapRow = { ...this.base(seq, "", null), kind: "gap", messages, bytes };
+    this.push(row);
+  }
+
+  /** So many messages, up to a number, were not read. */
+  passed(seq: number, messages: number): void {
+    this.close();
+    const row: PassedRow = { ...this.base(seq, "", null), kind: "passed", messages };
+    row.from = seq - messages + 1;
     this.push(row);
   }
 

@@ -32,6 +32,7 @@ export default function ServiceView() {
         <ByState />
         {known !== null && typeof known !== "string" && <Lives figures={known} />}
         <Hosts />
+        <Replicas />
       </div>
       <Owners />
       <p class="muted">
@@ -150,6 +151,28 @@ function Hosts() {
       {counted(present.map(({ told }) => told.host ?? "this one")).map(([host, count]) => (
         <Bar key={host} count={count} all={present.length}>
           {host}
+        </Bar>
+      ))}
+    </Part>
+  );
+}
+
+const STATES = {
+  joined: "joined",
+  declared_dead: "declared dead by the others",
+  unknown: "not known: the registry does not answer",
+};
+
+function Replicas() {
+  const told = status.value?.replicas ?? [];
+  if (told.length === 0) return null;
+  const all = told.reduce((sum, { kernels }) => sum + kernels, 0);
+  return (
+    <Part title="Replicas" empty="">
+      {told.map(({ id, asked, state, kernels }) => (
+        <Bar key={id} count={kernels} all={all}>
+          <span class="mono">{id.slice(0, 8)}</span>
+          {asked && <strong> answers here</strong>} <span class={`replica-${state}`}>{STATES[state]}</span>
         </Bar>
       ))}
     </Part>

@@ -12,6 +12,7 @@ import msgspec
 
 from ...errors import KeeperUnavailable
 from ..hosts.errors import EngineNotInstalled, HostUnreachable, HostUnusable, ImageUnusable
+from .docker_credentials import HUB, credentials_of, registry_of
 from .docker_options import DockerOptions, container_of
 from .docker_words import (
     GENERATION,
@@ -127,7 +128,7 @@ class DockerEngine:
             SERVICE: self._service,
             KEEPER: order.keeper_id,
             KERNEL: order.kernel_id,
-            OWNER: order.owner,
+            **({OWNER: order.owner} if order.owner else {}),
             GENERATION: str(order.generation),
         }
         name = f"kernelkeep-{order.keeper_id}-{order.generation}"
@@ -215,6 +216,9 @@ class DockerEngine:
     async def joined(self, keeper_id: str, generation: int) -> None:
         """As `Engine.joined`: nothing is left of what its stdin was."""
 
+    async def own(self, keeper_id: str, generation: int, owner: str) -> None:
+        """As `ParkingEngine.own`: labels of a container cannot be changed, so nothing is noted."""
+
     async def close(self) -> None:
         """As `Engine.close`."""
         if self._opened is not None:
@@ -245,11 +249,18 @@ class DockerEngine:
             return
         if options.pull == "never":
             raise ImageUnusable(f"The image {options.image} is not there, and is not to be pulled")
+        login, image = None, options.image
+        if options.credentials:
+            login = await asyncio.to_thread(credentials_of, options.credentials, image)
+            if login is not None and registry_of(image) == HUB and not image.startswith(HUB):
+                # aiodocker takes what is before the first slash for the registry.
+                image = f"{HUB}/{image}" if "/" in image else f"{HUB}/library/{image}"
+        auth = None if login is None else msgspec.to_builtins(login)
         pull = Pull(options.image)
         self._on_words(kernel_id, pull.on_progress({}))
         try:
             async with self._asked(options.pull_timeout) as docker:
-                async for told in docker.images.pull(options.image, stream=True):
+                async for told in docker.images.pull(image, auth=auth, stream=True):
                     self._on_words(kernel_id, pull.on_progress(told))
         except DockerError as error:
             text = f"The image {options.image} cannot be pulled: {error.message}"

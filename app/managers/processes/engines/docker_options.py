@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -12,8 +13,9 @@ from msgspec import Meta
 from ....limit_options import LIMITS
 from ...errors import KernelStartFailed
 from .order import PROGRAM
+from .quantities import Value, number
 
-__all__ = ["PROVISIONER", "DockerOptions", "container_of", "docker_options"]
+__all__ = ["PROVISIONER", "DockerOptions", "container_of", "docker_options", "measure"]
 
 PROVISIONER: Final = "kernelkeep-docker"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
@@ -25,6 +27,7 @@ _Socket = Annotated[str, Meta(pattern=r"^(unix:///|https?://)[^\x00\s]+$")]
 _Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*$")]
 _User = Annotated[str, Meta(pattern=r"^([\w][\w.-]*(:[\w][\w.-]*)?)?$")]
 _Size = str | int
+_SIZES: Final = ("memory", "shm_size")
 
 MEMORY_LEAST: Final = 64 * 2**20
 
@@ -51,6 +54,7 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: Text = "python3"
     directory: Text = "~"
     pull: Literal["missing", "always", "never"] = "missing"
+    credentials: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] = ""
     pull_timeout: Annotated[float, Meta(gt=0, le=86400)] = 900.0
     user: _User = ""
     network: Text | None = None
@@ -88,7 +92,7 @@ def docker_options(spec: KernelSpec) -> DockerOptions | None:
         return None
     try:
         options = msgspec.convert(stanza.get("config", {}), DockerOptions)
-        for name in ("memory", "shm_size"):
+        for name in _SIZES:
             if getattr(options, name) is not None:
                 _bytes(name, getattr(options, name))
     except (msgspec.ValidationError, ValueError) as error:
@@ -103,6 +107,11 @@ def _bytes(name: str, written: _Size) -> int:
         return int(LIMITS["memory"](written))
     except ValueError as error:
         raise ValueError(f"{error} - at `$.{name}`") from None
+
+
+def measure(name: str, value: Value) -> Decimal:
+    """As `Measure`: sizes and numbers are told apart by the option."""
+    return Decimal(LIMITS["memory"](value)) if name in _SIZES else number(name, value)
 
 
 def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str, Any]:

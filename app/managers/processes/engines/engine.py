@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from ....keeper.limits import ProcessLimits
 from ...errors import KeeperUnavailable
 
-__all__ = ["Engine", "EngineOptions", "Job", "JobState", "Order", "Strangers"]
+__all__ = [
+    "Engine",
+    "EngineOptions",
+    "Job",
+    "JobState",
+    "Order",
+    "ParkingEngine",
+    "Strangers",
+]
 
 
 class JobState(StrEnum):
@@ -33,6 +41,8 @@ class Job(NamedTuple):
     state: JobState
     words: str = ""
     """What the engine says of it: why it waits, or when it will be ended."""
+    is_nobodys: bool = False
+    """Whether it was submitted for nobody, and nobody's it still is, as far as the engine knows."""
 
     @property
     def is_alive(self) -> bool:
@@ -46,6 +56,7 @@ class Order(NamedTuple):
     kernel_id: str
     keeper_id: str
     owner: str
+    """Whose the kernel is; empty for one that is kept for whoever asks for it (`ParkingEngine`)."""
     generation: int
     options: Any
     """The engine's, as `EngineOptions` has them."""
@@ -115,6 +126,16 @@ class Engine(Protocol):
         """Close what is open."""
 
 
+@runtime_checkable
+class ParkingEngine(Protocol):
+    """An engine whose jobs may be submitted for nobody, and become somebody's later."""
+
+    async def own(self, keeper_id: str, generation: int, owner: str) -> None:
+        """Note whose a job is from now on. Raises `HostUnusable` if it is not there, or no answer
+        comes: it must not be given to the owner then.
+        """
+
+
 UNKNOWN_SECONDS: Final = 1800.0
 """How long a job of a kernel that this server does not know is left alone: it may be adopting
 kernels for as long."""
@@ -134,7 +155,8 @@ class Strangers:
         """The jobs that are to be ended now, of all that there are.
 
         ``known`` has the newest generation of each keeper's jobs. Jobs of earlier ones are
-        strangers, too. A stranger that has ended goes at once.
+        strangers, too. A stranger that has ended goes at once, and so does one that is nobody's:
+        a server that was killed has kept it for whoever would ask.
         """
         strangers = {
             job.where: job
@@ -146,5 +168,5 @@ class Strangers:
         return [
             job
             for where, job in strangers.items()
-            if not job.is_alive or now - self._since[where] >= self._seconds
+            if not job.is_alive or job.is_nobodys or now - self._since[where] >= self._seconds
         ]

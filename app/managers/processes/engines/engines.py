@@ -24,7 +24,7 @@ from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
 from ..hosts.service import Service
 from ..keeper.keepers import Keepers
-from .engine import Engine, Job, Order, Strangers
+from .engine import Engine, Job, Order, ParkingEngine, Strangers
 from .kinds import KINDS, Chosen, chosen
 from .order import stdin_of
 from .place import EnginePlace
@@ -97,6 +97,27 @@ class Engines:
     def has(self, kernel_id: str) -> bool:
         """Whether a kernel has an engine."""
         return kernel_id in self._works
+
+    async def may_park(self, spec: KernelSpec) -> bool:
+        """Whether a kernel may be started in a job before it is known whose it will be.
+
+        Raises `KernelStartFailed` and `KeeperUnavailable`.
+        """
+        found = chosen(spec, {})
+        return found is not None and isinstance(await self._engine(found), ParkingEngine)
+
+    async def own(self, kernel_id: str, owner: str) -> None:
+        """Have the job of a kernel that was nobody's be this owner's. Raises `KeeperUnavailable`.
+
+        It must not be given to the owner if this raises.
+        """
+        work = self._works.get(kernel_id)
+        if work is None:
+            raise HostUnusable(f"Kernel {kernel_id} has no job")
+        engine = await self._engine(work.chosen)
+        assert isinstance(engine, ParkingEngine), "others have no such kernels"
+        await engine.own(work.keeper_id, work.generation, owner)
+        work.owner = owner
 
     async def prepare(self, kernel_id: str) -> None:
         """Return when there is a keeper for a launch: at once, if its job runs already.

@@ -14,6 +14,7 @@ from .docker_options import DockerOptions
 from .engine import Engine, EngineOptions
 from .kubernetes import KubernetesEngine
 from .kubernetes_options import KubernetesOptions
+from .quantities import Measure, number
 from .slurm import SlurmEngine
 from .slurm_options import SlurmOptions
 
@@ -30,14 +31,21 @@ class Kind(NamedTuple):
     """Raises `KernelStartFailed`."""
     engine: Callable[[str, str, OnWords], Engine]
     """Makes an engine: of `EngineOptions.engine`, the service's name, and who is told words."""
+    measure: Measure = number
+    """How much the values of its options are."""
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    docker_options.PROVISIONER: Kind(DockerOptions, docker_options.docker_options, DockerEngine),
-    kubernetes_options.PROVISIONER: Kind(
-        KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine
+    docker_options.PROVISIONER: Kind(
+        *(DockerOptions, docker_options.docker_options, DockerEngine), docker_options.measure
     ),
-    slurm_options.PROVISIONER: Kind(SlurmOptions, slurm_options.slurm_options, SlurmEngine),
+    kubernetes_options.PROVISIONER: Kind(
+        *(KubernetesOptions, kubernetes_options.kubernetes_options, KubernetesEngine),
+        kubernetes_options.measure,
+    ),
+    slurm_options.PROVISIONER: Kind(
+        *(SlurmOptions, slurm_options.slurm_options, SlurmEngine), slurm_options.measure
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from .kubernetes_pods import (
     Named,
     Share,
     name_of,
+    owned_by,
     pod_of,
     read_template,
     secret_of,
@@ -165,6 +166,13 @@ class KubernetesEngine:
             return
         if answer.status >= 400 and answer.status != ABSENT:
             logger.warning("the secret of %s stays: %s", keeper_id, answer.message)
+
+    async def own(self, keeper_id: str, generation: int, owner: str) -> None:
+        """As `ParkingEngine.own`: the pod gets the owner's label and annotation."""
+        path = f"pods/{name_of(keeper_id, generation)}"
+        answer = await self._api.ask("PATCH", path, body=owned_by(owner))
+        if answer.status >= 400:
+            raise refused(answer)
 
     async def close(self) -> None:
         """As `Engine.close`."""

@@ -134,6 +134,8 @@ class KubernetesApi:
         import kr8s
 
         where: dict[str, Any] = {"namespace": self._cluster.namespace, "url": path, "stream": True}
+        if method == "PATCH":  # what is not named in the body stays as it is (RFC 7386)
+            where["headers"] = {"Content-Type": "application/merge-patch+json"}
         where |= {"params": params, "content": content}
         try:
             async with api.call_api(method, raise_for_status=False, **where) as response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -9,9 +10,16 @@ from jupyter_client.kernelspec import KernelSpec
 from msgspec import Meta
 
 from ...errors import KernelStartFailed
-from .quantities import InvalidQuantity, quantity
+from .quantities import InvalidQuantity, Value, quantity
 
-__all__ = ["PROVISIONER", "Claim", "Cluster", "KubernetesOptions", "kubernetes_options"]
+__all__ = [
+    "PROVISIONER",
+    "Claim",
+    "Cluster",
+    "KubernetesOptions",
+    "kubernetes_options",
+    "measure",
+]
 
 PROVISIONER: Final = "kernelkeep-kubernetes"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
@@ -120,3 +128,11 @@ def kubernetes_options(spec: KernelSpec) -> KubernetesOptions | None:
         text = f"The options of {PROVISIONER} in the kernelspec are wrong: {error}"
         raise KernelStartFailed(text) from None
     return options
+
+
+def measure(_name: str, value: Value) -> Decimal:
+    """As `Measure`: every number is a quantity."""
+    try:
+        return quantity("" if isinstance(value, bool) else value)
+    except InvalidQuantity:
+        raise ValueError("no quantity, like 500m, 2 or 4Gi") from None

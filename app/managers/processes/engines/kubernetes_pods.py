@@ -25,6 +25,7 @@ __all__ = [
     "Named",
     "Share",
     "name_of",
+    "owned_by",
     "pod_of",
     "read_template",
     "secret_of",
@@ -66,7 +67,10 @@ class InvalidTemplate(ValueError):
 
 
 class Named(NamedTuple):
-    """Whose pod it is: of which service, keeper and kernel, and the how manieth."""
+    """Whose pod it is: of which service, keeper and kernel, and the how manieth.
+
+    The ``owner`` of one that is nobody's yet is empty.
+    """
 
     service: str
     keeper_id: str
@@ -86,15 +90,15 @@ class Named(NamedTuple):
             SERVICE: self.service,
             KEEPER: self.keeper_id,
             KERNEL: slug(self.kernel_id),
-            OWNER: slug(self.owner),
             GENERATION: str(self.generation),
+            **({OWNER: slug(self.owner)} if self.owner else {}),
         }
 
     def values(self, image: str) -> dict[str, str]:
         """The placeholders of a template."""
         return {
             "kernel_id": slug(self.kernel_id),
-            "owner": slug(self.owner),
+            **({"owner": slug(self.owner)} if self.owner else {}),
             "generation": str(self.generation),
             "name": self.name,
             "image": image,
@@ -159,6 +163,9 @@ def filled(node: Any, values: Mapping[str, str]) -> Any:
         try:
             return values[found[2]]
         except KeyError:
+            if found[2] == "owner":
+                text = "the placeholder ${owner} has no value as long as a pod is nobody's"
+                raise InvalidTemplate(text) from None
             known = ", ".join(values)
             text = f"the placeholder ${{{found[2][:40]}}} is none of {known}"
             raise InvalidTemplate(text) from None
@@ -192,7 +199,8 @@ def _head(pod: dict[str, Any], options: KubernetesOptions, named: Named) -> None
     pod |= {"apiVersion": "v1", "kind": "Pod"}
     metadata = pod.setdefault("metadata", {})
     labels = {**(metadata.get("labels") or {}), **named.labels}
-    own = {OWNER: named.owner, PATIENCE: f"{options.pending_timeout:g}"}
+    own = {PATIENCE: f"{options.pending_timeout:g}"}
+    own |= {OWNER: named.owner} if named.owner else {}
     annotations = {**(metadata.get("annotations") or {}), **own}
     metadata |= {"name": named.name, "namespace": options.namespace}
     metadata |= {"labels": labels, "annotations": annotations}
@@ -335,6 +343,11 @@ def secret_of(named: Named, namespace: str, uid: str, data: bytes) -> dict[str, 
         "immutable": True,
         "data": {FILE: encoded},
     }
+
+
+def owned_by(owner: str) -> dict[str, Any]:
+    """What is to be changed of a pod that is this owner's from now on."""
+    return {"metadata": {"labels": {OWNER: slug(owner)}, "annotations": {OWNER: owner}}}
 
 
 def waits_for(pod: Mapping[str, Any]) -> tuple[str, float]:

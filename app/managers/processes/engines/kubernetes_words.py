@@ -23,7 +23,7 @@ from ..hosts.errors import (
     JobOutOfMemory,
     QuotaMet,
 )
-from .docker_words import GENERATION, KEEPER
+from .docker_words import GENERATION, KEEPER, OWNER
 from .engine import Job, JobState
 from .job import MARK
 
@@ -133,7 +133,8 @@ def job_of(pod: Pod, sight: Sight) -> Job | None:
     labels = _map(metadata.get("labels"))
     try:
         keeper_id, generation = str(labels[KEEPER]), int(labels[GENERATION])
-        return Job(str(metadata["name"]), keeper_id, generation, sight.state, sight.words)
+        named = (str(metadata["name"]), keeper_id, generation)
+        return Job(*named, sight.state, sight.words, is_nobodys=OWNER not in labels)
     except (KeyError, ValueError):
         return None
 

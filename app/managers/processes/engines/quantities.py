@@ -1,12 +1,19 @@
-"""Kubernetes' quantities: 500m, 0.5, 2Gi, 1e3."""
+"""How much a value is: a number, or a quantity as Kubernetes has them (500m, 0.5, 2Gi, 1e3)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Final
 
-__all__ = ["InvalidQuantity", "least", "quantity"]
+__all__ = ["InvalidQuantity", "Measure", "Value", "least", "number", "quantity"]
+
+Value = bool | int | float | str
+"""What whoever starts a kernel can say of one option."""
+
+Measure = Callable[[str, Value], Decimal]
+"""How much the value of the option of this name is. Raises `ValueError`, saying what it is not."""
 
 _QUANTITY: Final = re.compile(
     r"(\+?[0-9]{1,18}(?:\.[0-9]{0,9})?|\+?\.[0-9]{1,9})"
@@ -40,3 +47,10 @@ def least(written: str | float | None, most: str | float) -> str | float:
     if written is None or quantity(written) > quantity(most):
         return most
     return written
+
+
+def number(_name: str, value: Value) -> Decimal:
+    """How much a number is. Raises `ValueError` for what is none."""
+    if isinstance(value, bool | str):
+        raise ValueError("not a number")
+    return Decimal(str(value))

@@ -93,6 +93,8 @@ class SlurmEngine:
         self._view = _View({}, ())
         self._looks = self._done = 0
         self._looking = asyncio.Lock()
+        self._failure: KeeperUnavailable | None = None
+        self._failed = 0.0
         self._submitting: set[str] = set()
         self._dismissed: set[str] = set()
         self._has_accounting = True
@@ -208,13 +210,21 @@ class SlurmEngine:
         return next(words, "")
 
     async def _look(self) -> _View:
-        """The jobs as they are now. Whoever asks while others wait gets the same answer."""
-        wanted = self._looks + 1
+        """The jobs as they are now. Whoever asks while others wait gets the same
+        answer as they do, and is told as they are that there is none.
+        """
+        wanted, asked = self._looks + 1, _now()
         async with self._looking:
+            if self._failure is not None and self._failed >= asked:
+                raise type(self._failure)(self._failure.message)
             if self._done < wanted:
                 number = self._looks = self._looks + 1
-                self._view = await self._look_now()
-                self._done = number
+                try:
+                    self._view = await self._look_now()
+                except KeeperUnavailable as error:
+                    self._failure, self._failed = error, _now()
+                    raise
+                self._done, self._failure = number, None
             return self._view
 
     async def _look_now(self) -> _View:

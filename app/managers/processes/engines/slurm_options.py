@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+from decimal import Decimal
 from typing import Annotated, Final
 
 import msgspec
@@ -14,8 +16,9 @@ from ....keeper.limits import ProcessLimits
 from ....limit_options import LIMITS
 from ...errors import KernelStartFailed
 from .order import PROGRAM
+from .quantities import Value, number
 
-__all__ = ["PROVISIONER", "SlurmOptions", "arguments", "script", "slurm_options"]
+__all__ = ["PROVISIONER", "SlurmOptions", "arguments", "measure", "script", "slurm_options"]
 
 PROVISIONER: Final = "kernelkeep-slurm"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
@@ -27,7 +30,8 @@ _Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+
 _Name = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*$")]
 _Names = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
 # minutes, or [days-]hours[:minutes[:seconds]] and minutes:seconds
-_Time = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$")]
+_TIME: Final = r"^[0-9]{1,5}(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$"
+_Time = Annotated[str, Meta(pattern=_TIME)]
 _Gpus = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*:[0-9]{1,4}$")]
 _Features = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_\[(][\w.,:&|*()\[\]-]*$")]
 
@@ -88,6 +92,26 @@ def _bytes(written: str | int) -> int:
         return int(LIMITS["memory"](written))
     except ValueError as error:
         raise ValueError(f"{error} - at `$.memory`") from None
+
+
+def measure(name: str, value: Value) -> Decimal:
+    """As `Measure`: a limit of time in seconds, memory in bytes."""
+    if name == "memory":
+        return Decimal(LIMITS["memory"](value))
+    return _seconds(str(value)) if name == "time" else number(name, value)
+
+
+def _seconds(written: str) -> Decimal:
+    """The time that is written as Slurm has it. Raises `ValueError`."""
+    if not re.fullmatch(_TIME, written):
+        raise ValueError("not a time, like 90, 12:00:00 or 2-12")
+    days, is_in_days, rest = written.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if is_in_days or len(parts) == 3:  # hours first
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    return Decimal(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def arguments(options: SlurmOptions, limits: ProcessLimits) -> list[str]:

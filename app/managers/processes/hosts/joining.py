@@ -42,6 +42,9 @@ It is longer than the pause after which whoever could not reach a keeper tries a
 MAX_HELD: Final = 4096
 """How many keepers may wait to be taken in."""
 
+LOOK_SECONDS: Final = 0.1
+"""How long after a change among replicas is looked which keepers that concerns."""
+
 ENDED: Final = Refused("keeper_replaced", "another keeper is in its place", ends=True)
 LATER: Final = Refused("later", "nobody waits for this keeper now")
 
@@ -100,6 +103,7 @@ class Joining:
         self._listener: Listener | None = None
         self._replicas = replicas
         self._told: dict[str, Callable[[Sequence[str]], None]] = {}
+        self._looking: asyncio.TimerHandle | None = None
         self.port = 0
         """The port that keepers dial."""
         if authority is not None and server is not None:
@@ -256,7 +260,13 @@ class Joining:
         return Refused("elsewhere", "another replica has this keeper", addresses=to)
 
     def _on_change(self) -> None:
-        """Replicas, or who has which kernel, may have changed."""
+        """Replicas, or who has which kernel, may have changed; many changes may come at a time."""
+        if self._looking is None:
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """See which keepers that wait are wanted elsewhere, and what addresses there are."""
+        self._looking = None
         for guest, _ in [*self._held.values()]:
             if (elsewhere := self._elsewhere(guest)) is not None:
                 self._send_away(guest.credential.keeper_id, elsewhere)
@@ -281,6 +291,10 @@ class Joining:
 
     async def close(self) -> None:
         """Take in no more keepers, and let none wait. Links should be closed before."""
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._replicas is not None:
+            self._replicas.on_change = _nothing
         if self._listener is not None:
             await self._listener.close()
         for guest, timer in self._held.values():
@@ -289,3 +303,7 @@ class Joining:
         self._held.clear()
         for transport in self._open.values():
             cut_off(transport)
+
+
+def _nothing() -> None:
+    """Nobody is told of changes any more."""

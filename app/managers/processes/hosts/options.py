@@ -24,12 +24,13 @@ _Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The options of ``kernelkeep-ssh`` (``metadata.kernel_provisioner.config``).
 
+    ``host`` is one, or several: each kernel gets one of them when it is started (`HostChoice`).
     What is not given here, ssh's own configuration says. ``python`` is the interpreter on the host
     that runs the keeper, ``path`` the directory there for its files, and ``directory`` the one that
     kernels work in. Relative paths begin in the user's home, and so do those with ``~/``.
     """
 
-    host: str
+    host: str | Annotated[list[str], Meta(min_length=1, max_length=64)]
     user: str | None = None
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     python: _Path = "python3"
@@ -48,9 +49,19 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.decode(key, type=cls)
 
     @property
+    def hosts(self) -> list[str]:
+        """The hosts that there are, each once."""
+        return [self.host] if isinstance(self.host, str) else [*dict.fromkeys(self.host)]
+
+    def at(self, host: str) -> SSHOptions:
+        """The same for one of the hosts."""
+        return msgspec.structs.replace(self, host=host)
+
+    @property
     def name(self) -> str:
         """The host, for people."""
-        return self.host if self.user is None else f"{self.user}@{self.host}"
+        host = ", ".join(self.hosts)
+        return host if self.user is None else f"{self.user}@{host}"
 
 
 def options_of(spec: KernelSpec) -> SSHOptions | None:
@@ -65,7 +76,7 @@ def options_of(spec: KernelSpec) -> SSHOptions | None:
         options = msgspec.convert(stanza.get("config", {}), SSHOptions)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
-    for name in (options.host, options.user):
+    for name in (*options.hosts, options.user):
         if name is not None and not _NAME(name):
             raise _invalid("the name of a host or user has a character that none has")
     return options

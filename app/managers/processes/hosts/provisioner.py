@@ -46,6 +46,8 @@ def assign_host(
 ) -> None:
     """Have a kernel on the host that its kernelspec names, if any, by the ``service``'s keeper.
 
+    Of several hosts it is the first.
+
     ``left`` is the `SSHProvisioner.get_provisioner_info` of a process that was left: it is where it
     was launched, whatever the kernelspec says by now. Raises `KernelStartFailed` for options that
     cannot be.
@@ -53,7 +55,8 @@ def assign_host(
     key = left.get("keeper")
     options = options_of(spec) if key is None else SSHOptions.of_key(str(key))
     if options is not None:
-        keepers.assign(kernel_id, options.key, lambda: SSHPlace(options, service))
+        one = options.at(options.hosts[0])
+        keepers.assign(kernel_id, one.key, lambda: SSHPlace(one, service))
 
 
 class RemoteProvisioner(KeeperProvisioner):

@@ -105,7 +105,7 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
     given["config"] = await asyncio.to_thread(_config_files, options)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await asyncssh.connect(options.host, **given)
+            return await asyncssh.connect(options.hosts[0], **given)
     except asyncssh.HostKeyNotVerifiable as error:
         raise HostKeyRefused(
             f"The key of {name} is not the one in known_hosts, or none is there: {error.reason}"

@@ -161,6 +161,9 @@ class Keepers:
 
         Call this before anything else is asked for the kernel.
         """
+        self._homes[kernel_id] = self._elsewhere(key, place)
+
+    def _elsewhere(self, key: str, place: Callable[[], RemotePlace]) -> RemoteKeeper:
         keeper = self._remote.get(key)
         if keeper is None:
             total = self._log_total_bytes
@@ -170,7 +173,29 @@ class Keepers:
             keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
             self._remote[key] = keeper
             self._share()
-        self._homes[kernel_id] = keeper
+        return keeper
+
+    def count(self, key: str) -> int:
+        """How many kernels are assigned to the keeper ``key`` on another host."""
+        keeper = self._remote.get(key)
+        return 0 if keeper is None else sum(home is keeper for home in self._homes.values())
+
+    async def look_at(
+        self, key: str, place: Callable[[], RemotePlace], *, with_load: bool
+    ) -> float:
+        """The load of a host (`RemoteKeeper.load`), whose keeper need have no kernel; or 0.
+
+        `leave_unused` is to follow. Raises `KeeperUnavailable`.
+        """
+        keeper = self._elsewhere(key, place)
+        await keeper.connect()
+        return await keeper.load() if with_load else 0.0
+
+    def leave_unused(self, key: str) -> None:
+        """Leave a keeper on another host, unless there is something that it is needed for."""
+        keeper = self._remote.get(key)
+        if keeper is not None and keeper.has_nothing:
+            self._part_with(keeper)
 
     async def _retire_remote(self, key: str) -> None:
         """Leave a keeper on another host that has no kernels any more, so that it ends."""

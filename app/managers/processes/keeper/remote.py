@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -26,7 +26,7 @@ from .client import QUICK_SECONDS, Keeper
 from .greeting import ReplicaTerms
 from .kept import Kept, Processes, ProcessUsage
 from .lines import Lines
-from .link import KeeperLink
+from .link import KeeperLink, KeeperRefuses
 from .mirrors import Mirrors
 from .places import Place
 
@@ -50,6 +50,9 @@ class Host(msgspec.Struct, frozen=True):
     python: str
     env: dict[str, str]
     can: tuple[str, ...] = ()
+
+
+_Load = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class _Prepared(msgspec.Struct):
@@ -177,6 +180,24 @@ class RemoteKeeper(Keeper):
         """As `Keeper.usage`."""
         with self._cutting_off():
             return await super().usage(kernel_id)
+
+    async def load(self) -> float:
+        """The load of the host for each of its processors; 1 of a keeper that does not know.
+
+        Raises `KeeperUnavailable`.
+        """
+        try:
+            answer, _ = await self._connection.ask("load", QUICK_SECONDS)
+        except KeeperRefuses:
+            return 1.0
+        with self._cutting_off():
+            return msgspec.convert(answer, _Load)
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether it has no kernel, and is to be told nothing, as far as is known here."""
+        kernels = len(self._processes) + len(self._lines) + len(self._heard)
+        return kernels + len(self._errands) == 0
 
     @contextlib.contextmanager
     def _cutting_off(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ each engine's own.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,7 @@ from tests.support.home import Home
 from tests.support.image_registry import Registry
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
+from tests.support.metrics import scrape
 from tests.support.podman import Podman, layer
 from tests.support.processes import eventually, read_process
 from tests.support.rest import RestClient, RestError
@@ -414,3 +416,68 @@ def numbers(channels: JupyterChannels) -> list[int]:
     """The numbers that a kernel's flood has printed, in the order in which they came."""
     texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
     return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]
+
+
+async def test_a_warm_container_is_given_to_who_asks_for_just_that(
+    servers: Servers, podman: Podman, home: Home
+) -> None:
+    may_set = {"pids": {"max": 600}}
+    spec = podman.spec({"pids": 500, "caller_may_set": may_set})
+    write_kernelspec(home.jupyter_path, "box", spec)
+    address = f"{podman.network.here}:{free_ports()['shell_port']}"
+    servers.arguments = (*KEEP, "--agent-listen", address, "--warm-kernels", "box=1")
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+
+        async def parked() -> bool:
+            return (await scrape(rest))("kernelkeep_warm_kernels", type="box") == 1
+
+        await eventually(parked, 60)
+        (warm,) = podman.containers()
+        model = await rest.start_kernel("box")
+        assert model["execution_state"] == "idle"
+        claimed = podman.container_of(model["id"])
+        assert claimed["Id"] == warm["Id"]
+        assert "org.kernelkeep.owner" not in claimed["Config"]["Labels"]  # it cannot change
+        assert await pid_of(rest, model["id"])
+        await eventually(parked, 60)
+        other = (await rest.start_kernel("box", engine_options={"pids": 555}))["id"]
+        assert podman.container_of(other)["HostConfig"]["PidsLimit"] == 555
+        assert podman.container_of(other)["Config"]["Labels"]["org.kernelkeep.owner"]
+        for kernel_id in (model["id"], other):
+            await rest.delete(kernel_id)
+    await asyncio.to_thread(server.stop)
+    servers.present = None
+    await eventually(lambda: podman.containers() == [], 30)
+
+
+async def test_an_image_is_pulled_with_the_credentials_of_a_file(
+    server: ServerProcess, rest: RestClient, podman: Podman, home: Home
+) -> None:
+    host, _, port = podman.registry.partition(":")
+    registry = Registry(host, int(port), layer("private"), login="ada:a-password")
+    registry.gate.set()
+    file = home.path / "config.json"
+    options = {"pull": "always", "image": registry.image, "credentials": str(file)}
+    write_kernelspec(home.jupyter_path, "box", podman.spec(options))
+
+    async def refused(login: str, mode: int, why: str) -> None:
+        auth = base64.b64encode(login.encode()).decode()
+        file.write_text(json.dumps({"auths": {podman.registry: {"auth": auth}}}))
+        file.chmod(mode)
+        with pytest.raises(RestError) as raised:
+            await rest.start_kernel("box")
+        assert raised.value.error["cause"] == "image_unusable"
+        assert why in raised.value.error["message"]
+
+    try:
+        await refused("ada:a-wrong-one", 0o600, "cannot be pulled")
+        await refused("ada:a-password", 0o644, "Others may use the credentials")
+        file.chmod(0o600)
+        kernel_id = (await rest.start_kernel("box"))["id"]
+        assert await pid_of(rest, kernel_id)
+        told = f"{server.output()}{podman.container_of(kernel_id)}"
+        for secret in ("a-password", base64.b64encode(b"ada:a-password").decode()):
+            assert secret not in told
+    finally:
+        await asyncio.to_thread(registry.close)

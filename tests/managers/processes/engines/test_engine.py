@@ -46,6 +46,12 @@ def test_an_earlier_job_of_a_kernel_is_a_stranger() -> None:
     assert strangers.see(jobs, {"a": 2}, 10) == [job("a", 1)]
 
 
+def test_one_that_is_still_nobodys_goes_at_once() -> None:
+    parked = job("a")._replace(is_nobodys=True)
+    assert Strangers(10).see([parked], {}, 0) == [parked]
+    assert Strangers(10).see([parked], {"a": 1}, 0) == []
+
+
 @pytest.mark.parametrize(
     ("stanza", "name"),
     [

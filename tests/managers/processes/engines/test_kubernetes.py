@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,11 +16,11 @@ import pytest
 from tests.kernels.driver import free_ports
 from tests.support.cable import Cable
 from tests.support.channels import JupyterChannels
-from tests.support.cluster import NAMESPACE, Cluster, Fault, unschedulable, waiting
+from tests.support.cluster import Cluster, Fault, unschedulable, waiting
 from tests.support.drill import KEEP, Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.kernelspecs import Spec, write_kernelspec
+from tests.support.kernelspecs import write_kernelspec
 from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
 from tests.support.processes import eventually, is_alive
 from tests.support.rest import RestClient, RestError
@@ -48,24 +47,10 @@ async def cable() -> AsyncIterator[Cable]:
     await cable.close()
 
 
-def spec(cluster: Cluster, **options: Any) -> Spec:
-    """A kernelspec whose kernels run in the cluster's pods."""
-    config = {
-        "image": "registry.example.org/kernel:1",
-        "namespace": NAMESPACE,
-        "kubeconfig": str(cluster.kubeconfig()),
-        "python": sys.executable,
-        "grace": 5,
-        **options,
-    }
-    stanza = {"provisioner_name": "kernelkeep-kubernetes", "config": config}
-    return Spec(metadata={"kernel_provisioner": stanza})
-
-
 @pytest.fixture
 async def server(servers: Servers, cluster: Cluster, home: Home) -> AsyncIterator[ServerProcess]:
     """A server that pods can dial; what it has left at the end is ended."""
-    write_kernelspec(home.jupyter_path, "pod", spec(cluster))
+    write_kernelspec(home.jupyter_path, "pod", cluster.spec())
     port = free_ports()["shell_port"]  # the next server has the same
     servers.arguments = (*KEEP, "--agent-listen", f"127.0.0.1:{port}")
     server = await asyncio.to_thread(servers.start)
@@ -120,7 +105,7 @@ async def name_of(cluster: Cluster, kernel_id: str) -> str:
 async def test_how_pods_end_is_told_and_others_follow(
     server: ServerProcess, rest: RestClient, cluster: Cluster, home: Home
 ) -> None:
-    limited = spec(cluster, limits={"memory": "1Gi"})
+    limited = cluster.spec(limits={"memory": "1Gi"})
     write_kernelspec(home.jupyter_path, "pod", limited)
     kernel_id = (await rest.start_kernel("pod"))["id"]
 
@@ -191,7 +176,7 @@ def numbers(channels: JupyterChannels) -> list[int]:
 async def test_a_pod_that_the_cluster_has_lost_is_not_dead(
     servers: Servers, cluster: Cluster, home: Home, cable: Cable
 ) -> None:
-    write_kernelspec(home.jupyter_path, "pod", spec(cluster))
+    write_kernelspec(home.jupyter_path, "pod", cluster.spec())
     listening = ("--agent-listen", f"127.0.0.1:{cable.target}")
     servers.arguments = (*KEEP, *listening, "--agent-addresses", f"127.0.0.1:{cable.port}")
     server = await asyncio.to_thread(servers.start)
@@ -250,7 +235,7 @@ async def test_what_keeps_a_pod_from_starting_is_told(
     server: ServerProcess, rest: RestClient, cluster: Cluster, home: Home
 ) -> None:
     async def refused(cause: str | None, text: str, **options: Any) -> None:
-        write_kernelspec(home.jupyter_path, "pod", spec(cluster, **options))
+        write_kernelspec(home.jupyter_path, "pod", cluster.spec(**options))
         with pytest.raises(RestError) as raised:
             await rest.start_kernel("pod")
         error = dict(raised.value.error)
@@ -275,7 +260,7 @@ async def test_what_keeps_a_pod_from_starting_is_told(
     await refused("job_not_started", "Insufficient memory", pending_timeout=1)
     await eventually(lambda: not cluster.pods and not cluster.secrets, 30)
     # What passes is told while it lasts.
-    write_kernelspec(home.jupyter_path, "pod", spec(cluster))
+    write_kernelspec(home.jupyter_path, "pod", cluster.spec())
     starting = asyncio.create_task(rest.start_kernel("pod"))
     kernel_id = await eventually(lambda: first(rest), 30)
     await eventually(lambda: says(rest, kernel_id, "Unschedulable: 0/2 nodes are available"), 30)

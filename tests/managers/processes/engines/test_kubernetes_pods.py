@@ -17,6 +17,7 @@ from app.managers.processes.engines.kubernetes_pods import (
     Share,
     filled,
     name_of,
+    owned_by,
     pod_of,
     read_template,
     secret_of,
@@ -165,6 +166,20 @@ def test_nothing_of_an_owner_becomes_a_field() -> None:
     assert set(who) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert found["metadata"]["annotations"]["what"].startswith("${owner} kernelkeep-")
     assert found["metadata"]["annotations"]["org.kernelkeep.owner"] == EVIL
+
+
+def test_a_pod_of_nobodys_says_nothing_of_an_owner_until_it_has_one() -> None:
+    found = pod({"metadata": {"labels": {"of": "${kernel_id}"}}}, owner="")
+    metadata = found["metadata"]
+    assert "org.kernelkeep.owner" not in {**metadata["labels"], **metadata["annotations"]}
+    with pytest.raises(InvalidTemplate, match="as long as a pod is nobody's"):
+        pod({"metadata": {"labels": {"of": "x-${owner}"}}}, owner="")
+    with pytest.raises(InvalidTemplate, match="as long as a pod is nobody's"):
+        pod(owner="", volumes=[Claim(claim="home-${owner}", target="/home/kernel")])
+    changed = owned_by("Ada L.")["metadata"]
+    owned = pod(owner="Ada L.")["metadata"]
+    for table in ("labels", "annotations"):
+        assert {**metadata[table], **changed[table]} == {**owned[table], **metadata[table]}
 
 
 def test_owners_have_slugs_of_their_own() -> None:

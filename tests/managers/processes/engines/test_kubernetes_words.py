@@ -217,6 +217,9 @@ def test_a_pod_with_our_labels_is_a_job() -> None:
     job = job_of(ours, Sight(JobState.WAITING, "w"))
     assert job is not None
     assert (job.where, job.keeper_id, job.generation, job.words) == ("p", "k", 3, "w")
+    assert job.is_nobodys
+    owned = {"metadata": {"name": "p", "labels": {**labels, "org.kernelkeep.owner": "ada"}}}
+    assert job_of(owned, Sight(JobState.RUNNING)) == ("p", "k", 3, "running", "", False)
     labels["org.kernelkeep.generation"] = "x"
     assert job_of(ours, Sight(JobState.WAITING)) is None
 

@@ -176,6 +176,18 @@ async def test_a_queue_that_is_not_told_is_no_empty_one(
         await answers.engine.find("k")
 
 
+async def test_whoever_asks_at_once_is_told_at_once_that_nobody_answers(answers: Answers) -> None:
+    await answers.submit()
+    answers.have("squeue", "fails", "slurm_load_jobs error: Unable to contact slurm controller")
+    asked = [answers.engine.find("k") for _ in range(20)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(each) for each in found} == {HostUnreachable}
+    assert len(answers.asked("squeue")) == 1
+    # Whoever asks later is given a new answer.
+    answers.have_not("squeue", "fails")
+    assert len(await answers.engine.find("k")) == 1
+
+
 async def test_whoever_asks_at_once_gets_one_answer(answers: Answers) -> None:
     name = await answers.submit()
     answers.queue((name, "RUNNING"))

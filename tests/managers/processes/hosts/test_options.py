@@ -25,6 +25,15 @@ def test_a_host_is_enough() -> None:
     assert named.name == "ada@lab.example.org"
 
 
+def test_several_hosts_are_named_once_each() -> None:
+    options = options_of(spec({"host": ["a", "b", "a"], "user": "ada"}))
+    assert options is not None
+    assert (options.hosts, options.name) == (["a", "b"], "ada@a, b")
+    one = options_of(spec({"host": "b", "user": "ada"}))
+    assert one is not None
+    assert (options.at("b"), options.at("b").key) == (one, one.key)
+
+
 def test_other_kernelspecs_are_left_alone() -> None:
     assert options_of(KernelSpec(argv=[])) is None
     assert options_of(spec({}, "local-provisioner")) is None
@@ -48,6 +57,9 @@ def test_kernels_share_a_keeper_whatever_directory_they_work_in() -> None:
         None,
         {"host": 1},
         {"host": ""},
+        {"host": []},
+        {"host": ["lab", "-oProxyCommand=id"]},
+        {"host": ["lab", 1]},
         {"host": "-oProxyCommand=x"},
         {"host": "a b"},
         {"host": "lab", "user": "a@b"},

@@ -1,0 +1,134 @@
+"""Which of several hosts gets a kernel: one that is there, and has the least to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Final
+
+from ...errors import KeeperUnavailable
+from ..keeper.keepers import Keepers
+from .errors import HostUnusable
+from .options import SSHOptions
+from .place import SSHPlace
+from .service import Service
+
+__all__ = ["HostChoice", "in_turn", "no_host"]
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS: Final = 1.5
+"""How much longer than the first host to answer the others may take."""
+
+AWAY_SECONDS: Final = 30.0
+"""For how long a host that could not be used is the last that is tried."""
+
+
+class HostChoice:
+    """Chooses hosts for the kernels of one server, whose keepers there are this ``service``'s."""
+
+    def __init__(self, keepers: Keepers, service: Service) -> None:
+        self._keepers = keepers
+        self._service = service
+        self._looks: Counter[str] = Counter()  # by the keepers' keys
+        self._failed: dict[str, float] = {}  # when, by the loop's clock
+
+    async def choose(self, options: SSHOptions) -> str:
+        """The host for a kernel, which is to be assigned before anything else is awaited.
+
+        It is one that can be reached, with the fewest kernels of this server, and of several with
+        the least load for each processor. Raises `KeeperUnavailable` if there is none.
+        """
+        if len(options.hosts) == 1:
+            return options.hosts[0]
+        places = {options.at(host).key: host for host in options.hosts}
+        now = asyncio.get_running_loop().time()
+        late = {key for key in places if now - self._failed.get(key, -AWAY_SECONDS) < AWAY_SECONDS}
+        failures: dict[str, KeeperUnavailable] = {}
+        self._looks.update([*places])
+        try:
+            for keys in in_turn({key: self._keepers.count(key) for key in places}, late):
+                loads = await self._look({key: options.at(places[key]) for key in keys}, failures)
+                if loads:
+                    # Starts that came together have counted the same: they are counted anew.
+                    found = min(loads, key=lambda key: (self._keepers.count(key), loads[key]))
+                    return places[found]
+        finally:
+            self._looks.subtract([*places])
+            # When the kernel is assigned, which is no turn of the loop later.
+            asyncio.get_running_loop().call_soon(self._leave, [*places])
+        raise no_host({places[key]: failures[key] for key in places if key in failures})
+
+    async def _look(
+        self, candidates: Mapping[str, SSHOptions], failures: dict[str, KeeperUnavailable]
+    ) -> dict[str, float]:
+        """The loads of the hosts that answer in time."""
+        loop = asyncio.get_running_loop()
+        alone = len(candidates) == 1
+        looks = {
+            loop.create_task(
+                self._load(key, options, alone=alone), name=f"look at {options.name}"
+            ): key
+            for key, options in candidates.items()
+        }
+        loads: dict[str, float] = {}
+        waiting, seconds = {*looks}, None
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for look in done:
+                    key = looks[look]
+                    try:
+                        loads[key] = look.result()
+                    except KeeperUnavailable as error:
+                        failures[key] = error
+                        self._on_failure(key, candidates[key].name, error)
+                    else:
+                        self._failed.pop(key, None)
+                        seconds = GRACE_SECONDS
+        finally:
+            for look in waiting:
+                look.cancel()
+            if waiting:
+                await asyncio.wait(waiting)
+        return loads
+
+    async def _load(self, key: str, options: SSHOptions, *, alone: bool) -> float:
+        place = SSHPlace(options, self._service)
+        return await self._keepers.look_at(key, lambda: place, with_load=not alone)
+
+    def _on_failure(self, key: str, name: str, error: KeeperUnavailable) -> None:
+        if key not in self._failed:
+            logger.warning("%s is passed over: %s", name, error.message)
+        self._failed[key] = asyncio.get_running_loop().time()
+
+    def _leave(self, keys: Sequence[str]) -> None:
+        """Let keepers end that no kernel needs, and nobody looks at."""
+        for key in keys:
+            if not self._looks[key]:
+                del self._looks[key]
+                self._keepers.leave_unused(key)
+
+
+def in_turn(counts: Mapping[str, int], late: set[str]) -> list[list[str]]:
+    """Which are tried together, and after which others: by how many kernels each has."""
+
+    def turn(key: str) -> tuple[bool, int]:
+        return key in late, counts[key]
+
+    return [[*keys] for _, keys in groupby(sorted(counts, key=turn), turn)]
+
+
+def no_host(failures: Mapping[str, KeeperUnavailable]) -> KeeperUnavailable:
+    """The error for hosts none of which can be used; of their kind, if that is one."""
+    kinds = {type(error) for error in failures.values()}
+    kind = kinds.pop() if len(kinds) == 1 else HostUnusable
+    told = "; ".join(f"{host}: {error.message}" for host, error in failures.items())
+    return kind(f"None of the hosts can be used: {told}")

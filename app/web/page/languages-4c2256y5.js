@@ -1,0 +1,1 @@
+export{t as highlighted}from"./languages-B0jXGm-_.js";

@@ -1,0 +1,1 @@
+import{n as e}from"./transcript-Brp8TtVL.js";import{t}from"./jsxRuntime-BLgVagqU.js";var n=200;function r({rows:r}){let i=Math.max(0,r.length-n);return t(`div`,{class:`outputs`,children:[i>0&&t(`p`,{class:`notice`,children:`What was said before is left out here: see the kernel's output.`}),r.slice(i).map(n=>t(e,{row:n,revision:n.revision},n.key))]})}export{r as t};
