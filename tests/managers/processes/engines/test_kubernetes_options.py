@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from app.managers.processes.engines.kubernetes_options import (
     Cluster,
     KubernetesOptions,
     kubernetes_options,
+    measure,
 )
 
 
@@ -64,3 +66,11 @@ def test_equal_clusters_are_one_engine() -> None:
 def test_what_cannot_be_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(KernelStartFailed, match=PROVISIONER):
         options(**config)
+
+
+def test_values_of_callers_are_measured_as_quantities() -> None:
+    assert measure("limits.memory", "2Gi") == 2 * 2**30
+    assert measure("limits.cpu", 0.5) == Decimal("0.5")
+    for value in (True, "much", ""):
+        with pytest.raises(ValueError, match="no quantity"):
+            measure("limits.cpu", value)

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.managers.processes.engines.quantities import InvalidQuantity, least, quantity
+from app.managers.processes.engines.quantities import InvalidQuantity, least, number, quantity
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_the_lesser_stays_as_it_was_written() -> None:
     assert least("1Gi", str(2**31)) == "1Gi"
     assert least("4Gi", str(2**31)) == str(2**31)
     assert least(None, "1500m") == "1500m"
+
+
+def test_a_number_is_measured_and_what_is_none_is_refused() -> None:
+    assert number("port", 22) == 22
+    assert number("share", 0.1) == Decimal("0.1")
+    for value in (True, "22"):
+        with pytest.raises(ValueError, match="not a number"):
+            number("port", value)

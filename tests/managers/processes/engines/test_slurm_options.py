@@ -19,6 +19,7 @@ from app.managers.processes.engines.slurm_options import (
     PROVISIONER,
     SlurmOptions,
     arguments,
+    measure,
     script,
     slurm_options,
 )
@@ -116,3 +117,30 @@ def test_the_script_runs_what_comes_on_its_stdin_and_leaves_nothing(tmp_path: Pa
     assert run("/nowhere/python", tmp_path, stdin).returncode == 127
     assert {each.name for each in tmp_path.iterdir()} == {odd.name, "script"}
     assert shlex.quote(PROGRAM).encode() in script("python3")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "means"),
+    [
+        ("time", 45, 45 * 60),
+        ("time", "90", 90 * 60),
+        ("time", "90:30", 90 * 60 + 30),
+        ("time", "12:00:05", 12 * 3600 + 5),
+        ("time", "2-12", 60 * 3600),
+        ("time", "2-12:30", 60 * 3600 + 30 * 60),
+        ("time", "1-00:00:01", 86401),
+        ("memory", "2G", 2 * 10**9),
+        ("cpus", 3, 3),
+    ],
+)
+def test_values_of_callers_are_measured(name: str, value: str | int, means: int) -> None:
+    assert measure(name, value) == means
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("time", "soon"), ("time", "-1"), ("time", "1:2:3:4"), ("memory", "much"), ("cpus", "3")],
+)
+def test_a_value_that_is_no_such_thing_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        measure(name, value)
