@@ -54,6 +54,12 @@ export function Transcribed(props: Props) {
     const element = scroller.current;
     if (following && element !== null && element.scrollHeight > element.clientHeight) onFollowing(false);
   };
+  // By the time that the browser has scrolled to the end, the end may be further down.
+  const press = (event: KeyboardEvent): void => {
+    if (event.target !== event.currentTarget) return;
+    if (UPWARDS.includes(event.key)) leave();
+    else if (event.key === "End" && !following) onFollowing(true);
+  };
   const hold = (event: PointerEvent): void => {
     held.current = event.target === scroller.current; // at its scroll bar
     addEventListener("pointerup", () => (held.current = false), { once: true });
@@ -81,7 +87,7 @@ export function Transcribed(props: Props) {
       onTouchStart={(event) => (finger.current = event.touches[0]?.clientY ?? 0)}
       onTouchMove={(event) => (event.touches[0]?.clientY ?? 0) > finger.current + NEAR && leave()}
       onPointerDown={hold}
-      onKeyDown={(event) => event.target === event.currentTarget && UPWARDS.includes(event.key) && leave()}
+      onKeyDown={press}
     >
       <div class="transcript-whole" style={{ height: `${list.getTotalSize()}px` }}>
         <div class="transcript-part" style={{ transform: `translateY(${items[0]?.start ?? 0}px)` }}>
