@@ -90,6 +90,16 @@ def _pack(kind: str, value: object) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def _say(writer: asyncio.StreamWriter, kind: str, value: object) -> None:
+    """Send a frame. Raises `ConnectionResetError` if the other end is gone.
+
+    uvloop has a `RuntimeError` for that, which says nothing else than that.
+    """
+    if writer.is_closing():
+        raise ConnectionResetError("the other replica has hung up")
+    writer.write(_pack(kind, value))
+
+
 async def _unpack(reader: asyncio.StreamReader) -> tuple[str, Any]:
     """The next frame. Raises `OSError`, `EOFError` and `ValueError`."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -153,8 +163,7 @@ class Remote:
         tasks: list[asyncio.Task[Any]] = []
         loop = asyncio.get_running_loop()
         try:
-            self._writer.write(_pack("scope", (VERSION, fields)))
-            kind, value = await self._first()
+            kind, value = await self._first(fields)
             self.is_heard = True
             if kind == "version":
                 raise Broken(f"it speaks version {value}, and this replica {VERSION}", begun=False)
@@ -171,13 +180,15 @@ class Remote:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-                self._writer.write(_pack("over", None))
+                with contextlib.suppress(OSError):
+                    _say(self._writer, "over", None)
             if not self.is_kept:
                 self.close()
 
-    async def _first(self) -> tuple[str, Any]:
+    async def _first(self, fields: dict[str, Any]) -> tuple[str, Any]:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
+                _say(self._writer, "scope", (VERSION, fields))
                 await self._writer.drain()
                 return await _unpack(self._reader)
         except TimeoutError:
@@ -192,7 +203,7 @@ class Remote:
             while True:
                 event = await receive()
                 self._asked = True
-                self._writer.write(_pack("event", dict(event)))
+                _say(self._writer, "event", dict(event))
                 await self._writer.drain()
                 if event["type"].endswith(".disconnect"):
                     return
@@ -231,7 +242,7 @@ class Remote:
                 await asyncio.sleep(ACKNOWLEDGED_SECONDS)
                 if frames.acknowledged is not None and frames.acknowledged != self._told:
                     self._told = frames.acknowledged
-                    self._writer.write(_pack("acknowledged", tuple(self._told)))
+                    _say(self._writer, "acknowledged", tuple(self._told))
 
 
 # The replica that has the kernel
@@ -309,21 +320,21 @@ class RelayServer:
         async with asyncio.timeout(seconds):
             kind, (version, fields) = await _unpack(reader)
         if kind != "scope" or version not in SPOKEN:
-            writer.write(_pack("version", SPOKEN))
+            _say(writer, "version", SPOKEN)
             await writer.drain()
             return False
         scope = self._scope(fields)
         if not self._is_here(scope):
-            writer.write(_pack("elsewhere", None))
+            _say(writer, "elsewhere", None)
             await writer.drain()
             return True
-        writer.write(_pack("ready", None))
+        _say(writer, "ready", None)
         served = _Served(reader, writer, scope)
         if fields.get("frames"):
             scope["extensions"] = {**scope["extensions"], EXTENSION: served}
         try:
             await self._app(scope, served.receive, served.send)
-            writer.write(_pack("end", None))
+            _say(writer, "end", None)
             await writer.drain()
             return await served.over()
         finally:
@@ -391,7 +402,7 @@ class _Served:
         """Send an event to the client."""
         if self._lost.is_set():
             raise OSError("the other replica, or its client, is gone")
-        self._writer.write(_pack("event", _plain(message)))
+        _say(self._writer, "event", _plain(message))
         await self._writer.drain()
 
     # FrameWriter
@@ -406,7 +417,7 @@ class _Served:
         if self._lost.is_set():
             raise OSError("the other replica, or its client, is gone")
         where = None if place is None else tuple(place)
-        self._writer.write(_pack("write", (where, b"".join(chunks))))
+        _say(self._writer, "write", (where, b"".join(chunks)))
         await self._writer.drain()
 
     async def lost(self) -> None:
@@ -415,7 +426,8 @@ class _Served:
 
     def abort(self) -> None:
         """As `FrameWriter.abort`."""
-        self._writer.write(_pack("abort", None))
+        with contextlib.suppress(OSError):
+            _say(self._writer, "abort", None)
 
     async def over(self) -> bool:
         """The application has ended; whether the request has, too, so that another may follow."""

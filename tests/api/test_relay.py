@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import relay, relay_links
@@ -430,3 +432,18 @@ async def test_a_version_that_is_not_spoken_is_told(
     said = await refusal(links, other.way)
     assert said == "it speaks version [1], and this replica 99"
     assert other.answered == 0
+
+
+def test_a_frame_for_one_that_is_gone_is_a_connection_that_is_reset() -> None:
+    """uvloop raises a `RuntimeError` where asyncio's own loop says nothing."""
+
+    async def say() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, writer = await asyncio.open_unix_connection(sock=ours)
+            writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(ConnectionResetError):
+                relay._say(writer, "event", {})
+
+    uvloop.run(say())
