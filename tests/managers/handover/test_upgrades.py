@@ -255,7 +255,7 @@ async def test_a_kernel_of_an_older_keeper_is_not_forked_when_it_is_restarted(
         assert "its keeper is of the version before" in server.output()
         ended = await Executions(rest, kernel_id).begin("os._exit(9)")
         assert (await Executions(rest, kernel_id).ended(ended))["state"] == "lost"
-        assert "exited with code 9" in server.output()
+        await eventually(lambda: "exited with code 9" in server.output(), WAIT)
         await asyncio.gather(rest.delete(kernel_id), rest.delete(other))
     await asyncio.to_thread(server.stop)
 

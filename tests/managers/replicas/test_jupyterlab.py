@@ -16,6 +16,8 @@ from tests.support.replicas import Replicas
 pytestmark = pytest.mark.timeout(300)
 
 COUNT = 60
+AGAIN = 10
+"""How many numbers may come twice: those of a second, by which places may be behind."""
 CODE = f"""
 import time
 for number in range({COUNT}):
@@ -45,8 +47,12 @@ async def test_a_cell_in_a_notebook_outlives_the_replica_of_its_kernel(
                 owner = replicas.owner_of(kernel_id)
                 assert owner is not None
                 await asyncio.to_thread(replicas.end, owner)
-                numbers = "\n".join(map(str, range(COUNT)))
-                await expect(output).to_have_text(f"{numbers}\n", timeout=LOAD_MS)
+                await expect(output).to_contain_text(f"\n{COUNT - 1}\n", timeout=LOAD_MS)
+                numbers = [int(line) for line in (await output.inner_text()).split()]
+                # What came in the last moment before the kill may come again: JupyterLab says
+                # who it is, and not how far it has read.
+                assert [*dict.fromkeys(numbers)] == [*range(COUNT)]
+                assert len(numbers) - COUNT <= AGAIN
                 prompt = page.locator(".jp-Notebook .jp-InputArea-prompt").first
                 await expect(prompt).to_have_text("[1]:", timeout=LOAD_MS)
                 assert replicas.owner_of(kernel_id) not in (None, owner)

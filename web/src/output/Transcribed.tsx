@@ -50,15 +50,21 @@ export function Transcribed(props: Props) {
     if (following && !held.current && element !== null) element.scrollTop = element.scrollHeight;
   });
   // The browser scrolls some time after the hand, and what comes meanwhile must not bring the end back.
+  // This is said whatever the last drawing has shown: an event before this one may have begun to follow.
   const leave = (): void => {
     const element = scroller.current;
-    if (following && element !== null && element.scrollHeight > element.clientHeight) onFollowing(false);
+    if (element !== null && element.scrollHeight > element.clientHeight) onFollowing(false);
   };
-  // By the time that the browser has scrolled to the end, the end may be further down.
+  // The browser takes its time on the way to an end of the list. Rows that are measured meanwhile stop it, rows
+  // that come move the end, and what it does on its way down looks like scrolling up.
   const press = (event: KeyboardEvent): void => {
-    if (event.target !== event.currentTarget) return;
+    const element = scroller.current;
+    if (event.target !== event.currentTarget || element === null) return;
     if (UPWARDS.includes(event.key)) leave();
-    else if (event.key === "End" && !following) onFollowing(true);
+    if (event.key === "Home") element.scrollTop = 0;
+    else if (event.key === "End") onFollowing(true);
+    else return;
+    event.preventDefault();
   };
   const hold = (event: PointerEvent): void => {
     held.current = event.target === scroller.current; // at its scroll bar
@@ -73,7 +79,8 @@ export function Transcribed(props: Props) {
     const moved = element.scrollTop - top.current;
     top.current = element.scrollTop;
     if (atEnd && !following && moved > 2) onFollowing(true);
-    else if (!atEnd && following && moved < -2) onFollowing(false);
+    // Rows that turn out to be lower than was thought move the list up, too: a hand at the bar is one that wants to.
+    else if (!atEnd && following && moved < -2 && held.current) onFollowing(false);
   };
   return (
     <div
