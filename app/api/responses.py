@@ -96,7 +96,7 @@ class StatusModel(BaseModel):
     last_activity: str = Field(description="When a kernel or the API was last used, UTC.")
     started: str = Field(description="When the server was started, UTC.")
     replicas: list[ReplicaModel] = Field(
-        description="The servers that share a registry; empty where there is one server."
+        default=[], description="The servers that share a registry; left out where there is one."
     )
 
 

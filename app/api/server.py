@@ -44,6 +44,7 @@ async def get_version() -> VersionModel:
     "/status",
     operation_id="server_status",
     response_model=StatusModel,
+    response_model_exclude_defaults=True,
     responses=ERRORS,
     dependencies=[requires("api", "read", activity=False)],
 )
