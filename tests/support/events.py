@@ -73,11 +73,14 @@ class EventListener:
             return Close(1006, "")
 
     def told(self, kernel_id: str) -> list[str]:
-        """What has been read of a kernel, in order: "restart success", "ready", ..."""
+        """What has been read of a kernel, in order: "restart success", "ready", ...
+
+        What it uses is told once a minute, whatever it does, and is left out.
+        """
         return [
             event.get("event") or f"{event['action']} {event['status']}"
             for event in self.log
-            if event["kernel_id"] == kernel_id
+            if event["kernel_id"] == kernel_id and event.get("event") != "usage"
         ]
 
 
