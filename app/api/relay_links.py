@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.types import Receive, Scope, Send
 
 from ..keeper.protocol import address_of, cut_off
+from ..managers.processes.hosts.accepting import Accepting
 from ..managers.processes.hosts.authority import replica_of
 from .relay import Broken, Remote
 
@@ -39,15 +40,6 @@ IDLE_SECONDS: Final = 60.0
 
 MOST_TROUBLES: Final = 256
 """Replicas that could not be reached and are remembered; the first one is forgotten."""
-
-STRANGERS: Final = 64
-"""How many connections there may be of those who have not shown yet that they are replicas."""
-
-ACCEPT_SECONDS: Final = 1.0
-"""When connections are taken again after one could not be, for want of descriptors perhaps."""
-
-LOGGED_SECONDS: Final = 1.0
-"""How often a line about a stranger is logged at most; the others are counted."""
 
 
 # The replica that has the request
@@ -186,38 +178,18 @@ class Door:
         serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._server = server
         self._context = context
         self._serve = serve
-        self._strangers: set[asyncio.Task[None]] = set()
-        self._serving: set[asyncio.Task[None]] = set()
-        self._logged_at = -LOGGED_SECONDS
-        self._unlogged = 0
-        self._accepting = self._loop.create_task(self._accept(), name="replicas that dial in")
+        self._serving: set[asyncio.Future[None]] = set()
+        self._accepting = Accepting(server, self._receive, "replicas")
 
     async def close(self) -> None:
         """Listen no more; every connection is cut off."""
-        tasks = {self._accepting, *self._strangers, *self._serving}
-        for task in tasks:
+        await self._accepting.close()  # first: nothing more is served from now on
+        for task in self._serving:
             task.cancel()
-        await asyncio.wait(tasks)
-        self._server.close()
-
-    async def _accept(self) -> None:
-        while True:
-            try:
-                connection, address = await self._loop.sock_accept(self._server)
-            except OSError as error:
-                logger.warning("a replica's connection failed: %s", error)
-                await asyncio.sleep(ACCEPT_SECONDS)
-                continue
-            if len(self._strangers) >= STRANGERS:
-                connection.close()
-                self._log(address, "too many others are being looked at")
-                continue
-            task = self._loop.create_task(self._receive(connection, address))
-            self._strangers.add(task)
-            task.add_done_callback(self._strangers.discard)
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     async def _receive(self, connection: socket.socket, address: Any) -> None:
         """See whether a replica has dialled in, which is served then."""
@@ -231,31 +203,22 @@ class Door:
                 )
         except TimeoutError:
             connection.close()
-            self._log(address, f"it has not shown who it is within {HANDSHAKE_SECONDS:g} s")
+            self._accepting.log(
+                address, f"it has not shown who it is within {HANDSHAKE_SECONDS:g} s"
+            )
             return
         except OSError as error:  # ssl.SSLError is one
             connection.close()
-            self._log(address, str(error) or type(error).__name__)
+            self._accepting.log(address, str(error) or type(error).__name__)
             return
         except asyncio.CancelledError:
             connection.close()
             raise
         if replica_of(transport.get_extra_info("peercert")) is None:
             cut_off(transport)
-            self._log(address, "its certificate is not a replica's")
+            self._accepting.log(address, "its certificate is not a replica's")
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-
-    def _log(self, address: Any, why: str) -> None:
-        """Log why somebody was sent away; a flood of them leaves one line a second."""
-        now = self._loop.time()
-        if now - self._logged_at < LOGGED_SECONDS:
-            self._unlogged += 1
-            return
-        more = f" (and {self._unlogged} others)" if self._unlogged else ""
-        self._logged_at, self._unlogged = now, 0
-        host = address[0] if isinstance(address, tuple) else address
-        logger.warning("whoever dialled in from %s was refused: %s%s", host, why, more)

@@ -21,6 +21,7 @@ from app.api import relay, relay_links
 from app.api.relay import RELAYED, Broken, RelayServer, _pack, _unpack
 from app.api.relay_links import Door, Links
 from app.keeper.protocol import address_of
+from app.managers.processes.hosts import accepting
 from app.managers.processes.hosts.authority import Credential, Signer, new_authority
 from app.managers.replicas.group import Way
 from app.managers.replicas.wire import Wire
@@ -265,7 +266,7 @@ async def test_who_is_no_replica_of_this_authority_is_not_let_in(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relay_links, "LOGGED_SECONDS", 0.0)
+    monkeypatch.setattr(accepting, "LOGGED_SECONDS", 0.0)
     ours, theirs = Signer(authority), Signer(new_authority())
     for pem, why in (
         (ours.issue(Credential("k", 1), 60), "not a replica's"),
@@ -320,8 +321,8 @@ async def test_silence_is_bounded_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for name in ("HANDSHAKE_SECONDS", "LOGGED_SECONDS"):
-        monkeypatch.setattr(relay_links, name, 0.2)
+    monkeypatch.setattr(relay_links, "HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr(accepting, "LOGGED_SECONDS", 0.2)
     monkeypatch.setattr(relay, "FIRST_SECONDS", 0.2)
     forever = asyncio.Event()
 
@@ -350,7 +351,7 @@ async def test_strangers_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(relay_links, "STRANGERS", 2)
+    monkeypatch.setattr(accepting, "STRANGERS", 2)
     assert other.way.dial is not None
     writers = [(await asyncio.open_connection(*other.way.dial))[1] for _ in range(3)]
     await eventually(lambda: "too many others are being looked at" in caplog.text, WAIT)

@@ -171,6 +171,10 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.agent_options": ("managers/processes/hosts/test_new_joining",),
     "app.keeper.joining": ("keeper/test_joined",),
+    "app.managers.processes.hosts.accepting": (
+        "managers/processes/hosts/test_joining",
+        "api/test_relay",
+    ),
     "app.managers.processes.hosts.listener": ("managers/processes/hosts/test_joining",),
     "app.managers.processes.hosts.joined_place": ("managers/processes/hosts/test_joining",),
     "app.managers.processes.keeper.claims": ("managers/processes/test_claims",),

@@ -17,7 +17,6 @@ long each may take, and how much it may say.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,29 +25,19 @@ from typing import Any, Final
 import msgspec
 
 from ....keeper.protocol import Garbled, cut_off, pack, receive
+from .accepting import Accepting
 from .authority import Credential, credential_of
 from .invitations import Book, Refused
 
 __all__ = ["Guest", "Listener"]
 
-logger = logging.getLogger(__name__)
-
 JOIN: Final = 1
 """The version of what is said before there is a link."""
 
-STRANGERS: Final = 256
-"""How many connections there may be of those who have not shown yet who they are."""
-
 STRANGER_SECONDS: Final = 10.0
-"""How long such a connection may take."""
+"""How long a keeper may take to show who it is."""
 
 HELLO_BYTES: Final = 4096
-
-ACCEPT_SECONDS: Final = 1.0
-"""When connections are taken again after one could not be, for want of descriptors perhaps."""
-
-LOGGED_SECONDS: Final = 1.0
-"""How often a line about a stranger is logged at most; the others are counted."""
 
 
 class _Hello(msgspec.Struct):
@@ -108,38 +97,14 @@ class Listener:
         on_guest: Callable[[Guest], Awaitable[None]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._server = server
         self._context = context
         self._invitations = invitations
         self._on_guest = on_guest
-        self._strangers: set[asyncio.Task[None]] = set()
-        self._logged_at = -LOGGED_SECONDS
-        self._unlogged = 0
-        self._accepting = self._loop.create_task(self._accept(), name="keepers that dial in")
+        self._accepting = Accepting(server, self._receive, "keepers")
 
     async def close(self) -> None:
         """Listen no more; whoever has not shown who it is, is cut off."""
-        tasks = {self._accepting, *self._strangers}
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        self._server.close()
-
-    async def _accept(self) -> None:
-        while True:
-            try:
-                connection, address = await self._loop.sock_accept(self._server)
-            except OSError as error:
-                logger.warning("a keeper's connection failed: %s", error)
-                await asyncio.sleep(ACCEPT_SECONDS)
-                continue
-            if len(self._strangers) >= STRANGERS:
-                connection.close()
-                self._log(address, "too many others are being looked at")
-                continue
-            task = self._loop.create_task(self._receive(connection, address))
-            self._strangers.add(task)
-            task.add_done_callback(self._strangers.discard)
+        await self._accepting.close()
 
     async def _receive(self, connection: socket.socket, address: Any) -> None:
         """Find out who has dialled in."""
@@ -158,13 +123,15 @@ class Listener:
         except Refused as refused:
             assert transport is not None
             _refuse(transport, refused)
-            self._log(address, f"{refused} ({refused.code})")
+            self._accepting.log(address, f"{refused} ({refused.code})")
         except TimeoutError:
-            self._log(address, f"it has not shown who it is within {STRANGER_SECONDS:g} s")
+            self._accepting.log(
+                address, f"it has not shown who it is within {STRANGER_SECONDS:g} s"
+            )
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._log(address, "it has hung up before it has shown who it is")
+            self._accepting.log(address, "it has hung up before it has shown who it is")
         except (OSError, Garbled, msgspec.MsgspecError) as error:  # ssl.SSLError is an OSError
-            self._log(address, str(error))
+            self._accepting.log(address, str(error))
         finally:
             if guest is None:
                 if transport is None:
@@ -191,17 +158,6 @@ class Listener:
         else:
             await self._invitations.check(credential)
         return credential, hello.away
-
-    def _log(self, address: Any, why: str) -> None:
-        """Log why somebody was sent away; a flood of them leaves one line a second."""
-        now = self._loop.time()
-        if now - self._logged_at < LOGGED_SECONDS:
-            self._unlogged += 1
-            return
-        more = f" (and {self._unlogged} others)" if self._unlogged else ""
-        self._logged_at, self._unlogged = now, 0
-        host = address[0] if isinstance(address, tuple) else address
-        logger.warning("whoever dialled in from %s was refused: %s%s", host, why, more)
 
 
 def _refuse(transport: asyncio.Transport, refused: Refused) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from app.keeper.protocol import PROTOCOL, Fields, pack, receive
 from app.managers.errors import KeeperUnavailable
-from app.managers.processes.hosts import joined_place, joining, listener
+from app.managers.processes.hosts import accepting, joined_place, joining, listener
 from app.managers.processes.hosts.authority import Authority
 from app.managers.processes.hosts.errors import (
     HostKeeperIncompatible,
@@ -248,17 +248,17 @@ async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(listener, "STRANGERS", 3)
+    monkeypatch.setattr(accepting, "STRANGERS", 3)
     strangers = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(3)]
     listening = service.joining._listener
     assert listening is not None
-    await eventually(lambda: len(listening._strangers) == 3, WAIT)
+    await eventually(lambda: len(listening._accepting.strangers) == 3, WAIT)
     with pytest.raises((OSError, EOFError)):
         await dialler.dial()
     assert "too many others" in caplog.text
     for _, writer in strangers:
         writer.transport.abort()
-    await eventually(lambda: not listening._strangers, WAIT)
+    await eventually(lambda: not listening._accepting.strangers, WAIT)
     invitation = await service.joining.invite("k")
     asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
@@ -270,12 +270,12 @@ async def test_a_flood_of_strangers_leaves_few_lines(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(listener, "LOGGED_SECONDS", 3600.0)
+    monkeypatch.setattr(accepting, "LOGGED_SECONDS", 3600.0)
     service.joining._listener._logged_at = -3600.0  # type: ignore[union-attr]
     for _ in range(5):
         await dialler.say({"join": 7})
     assert len(caplog.records) == 1
-    monkeypatch.setattr(listener, "LOGGED_SECONDS", 0.0)
+    monkeypatch.setattr(accepting, "LOGGED_SECONDS", 0.0)
     await dialler.say({"join": 7})
     assert "(and 4 others)" in caplog.text
 

@@ -1,0 +1,84 @@
+"""Connections of strangers, who have not shown yet who they are: how many there may be at a time,
+and what is logged of those that are sent away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+__all__ = ["Accepting"]
+
+logger = logging.getLogger(__name__)
+
+STRANGERS: Final = 256
+"""How many connections of strangers there may be."""
+
+ACCEPT_SECONDS: Final = 1.0
+"""When connections are taken again after one could not be, for want of descriptors perhaps."""
+
+LOGGED_SECONDS: Final = 1.0
+"""How often a line about a stranger is logged at most; the others are counted."""
+
+
+class Accepting:
+    """Takes connections on ``server``, which listens, and awaits ``receive`` with each.
+
+    ``receive`` gets the connection and its address. It finds out in a time that it bounds who has
+    dialled in; the connection is a stranger's until it returns, and is its own to close. ``whose``
+    names whom the connections are meant for. Make it in a running event loop, and `close` it there.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        receive: Callable[[socket.socket, Any], Awaitable[None]],
+        whose: str,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self._receive = receive
+        self._whose = whose
+        self.strangers: set[asyncio.Future[None]] = set()
+        """Connections that are being looked at."""
+        self._logged_at = -LOGGED_SECONDS
+        self._unlogged = 0
+        self._accepting = self._loop.create_task(self._accept(), name=f"{whose} that dial in")
+
+    async def close(self) -> None:
+        """Listen no more; whoever has not shown who it is, is cut off."""
+        tasks = {self._accepting, *self.strangers}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._server.close()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = await self._loop.sock_accept(self._server)
+            except OSError as error:
+                logger.warning("a connection of %s failed: %s", self._whose, error)
+                await asyncio.sleep(ACCEPT_SECONDS)
+                continue
+            if len(self.strangers) >= STRANGERS:
+                connection.close()
+                self.log(address, "too many others are being looked at")
+                continue
+            task = asyncio.ensure_future(self._receive(connection, address))
+            self.strangers.add(task)
+            task.add_done_callback(self.strangers.discard)
+
+    def log(self, address: Any, why: str) -> None:
+        """Log why a stranger was sent away; a flood of them leaves one line a second."""
+        now = self._loop.time()
+        if now - self._logged_at < LOGGED_SECONDS:
+            self._unlogged += 1
+            return
+        more = f" (and {self._unlogged} others)" if self._unlogged else ""
+        self._logged_at, self._unlogged = now, 0
+        host = address[0] if isinstance(address, tuple) else address
+        logger.warning("whoever dialled in from %s was refused: %s%s", host, why, more)
