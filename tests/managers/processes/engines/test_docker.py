@@ -26,15 +26,24 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.image_registry import Registry
 from tests.support.kernelspecs import write_kernelspec
-from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
+from tests.support.lively import (
+    RATE,
+    finished,
+    goes_on_alone,
+    has_printed_all,
+    is_idle_anew,
+    is_interrupted,
+    numbers,
+    pid_of,
+    prints,
+    started,
+    takes_input,
+)
 from tests.support.metrics import scrape
 from tests.support.podman import Podman, layer
 from tests.support.processes import eventually, read_process
 from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
-
-LINES, RATE = 400, 50
-"""How much a kernel prints in these tests, and how much of it in a second."""
 
 CABLE_SECONDS = 30
 
@@ -56,14 +65,8 @@ async def server(servers: Servers, podman: Podman, home: Home) -> AsyncIterator[
     write_kernelspec(home.jupyter_path, "box", podman.spec())
     port = free_ports()["shell_port"]
     servers.arguments = (*KEEP, "--agent-listen", f"{podman.network.here}:{port}")
-    server = await asyncio.to_thread(servers.start)
-    yield server
-    assert servers.present is not None
-    async with RestClient(servers.present.url, servers.present.token) as rest:
-        for model in await rest.kernels():
-            await rest.delete(model["id"])
-    await asyncio.to_thread(servers.present.stop)
-    servers.present = None
+    async with started(servers) as server:
+        yield server
 
 
 async def test_a_kernel_there_does_what_one_here_does(
@@ -232,24 +235,14 @@ async def test_the_next_server_goes_on_with_it(
         kernel_id, dies = [(await rest.start_kernel("box"))["id"] for _ in range(2)]
         pid = await pid_of(rest, kernel_id)
         await pid_of(rest, dies)
-        runs = Executions(rest, kernel_id)
-        printing = await runs.begin(f"flood {LINES} 20 {RATE}")
-        await runs.until(printing, "stream")
+        printing = await prints(rest, kernel_id)
     servers.crash()
     await asyncio.to_thread(podman.kill, dies)
     # Where its process is does not change with the kernelspec.
     write_kernelspec(servers.home.jupyter_path, "box", podman.spec({"docker": "unix:///none"}))
     server = await asyncio.to_thread(servers.start)
+    await has_printed_all(server, kernel_id, printing, pid)
     async with RestClient(server.url, server.token) as rest:
-        runs = Executions(rest, kernel_id)
-        assert (await runs.ended(printing))["state"] == "ok"
-        channels = await JupyterChannels.connect(
-            server.ws_url, kernel_id, server.token, query={"after": "0"}
-        )
-        await channels.seen(lambda m: m.msg_type == "stream" and m.content["text"][:3] == "400")
-        assert numbers(channels)[1:] == [*range(1, LINES + 1)]
-        await channels.close()
-        assert await pid_of(rest, kernel_id) == pid
         model = await rest.wait_for_state(dies, "dead", timeout=30)
         assert "was killed by signal 9" in model["reason"]
 
@@ -258,17 +251,10 @@ async def test_an_engine_that_is_away_is_waited_for(
     server: ServerProcess, rest: RestClient, podman: Podman
 ) -> None:
     kernel_id = (await rest.start_kernel("box"))["id"]
-    pid = await pid_of(rest, kernel_id)
+    await pid_of(rest, kernel_id)
     await asyncio.to_thread(podman.stop)
     try:
-        with pytest.raises(RestError) as raised:
-            await rest.start_kernel("box")
-        assert raised.value.error["code"] == "kernel_start_failed"
-        assert raised.value.error["cause"] == "host_unreachable"
-        # The kernels that run do not need it.
-        assert await pid_of(rest, kernel_id) == pid
-        await rest.restart(kernel_id)
-        assert await pid_of(rest, kernel_id) != pid
+        await goes_on_alone(rest, "box", kernel_id)
     finally:
         await asyncio.to_thread(podman.start)
     other = (await rest.start_kernel("box"))["id"]
@@ -405,17 +391,6 @@ async def test_what_is_wrong_with_a_container_is_told(
     write_kernelspec(home.jupyter_path, "box", podman.spec())
     kernel_id = (await rest.start_kernel("box"))["id"]
     assert (await Executions(rest, kernel_id).run("print here"))["state"] == "ok"
-
-
-async def finished(channels: JupyterChannels, asked: str) -> None:
-    """Return when the reply to this request has come."""
-    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked, timeout=60)
-
-
-def numbers(channels: JupyterChannels) -> list[int]:
-    """The numbers that a kernel's flood has printed, in the order in which they came."""
-    texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
-    return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]
 
 
 async def test_a_warm_container_is_given_to_who_asks_for_just_that(

@@ -18,16 +18,24 @@ from tests.support.cable import Cable
 from tests.support.channels import JupyterChannels
 from tests.support.cluster import Cluster, Fault, unschedulable, waiting
 from tests.support.drill import KEEP, Servers
-from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import write_kernelspec
-from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
+from tests.support.lively import (
+    LINES,
+    RATE,
+    has_printed_all,
+    is_idle_anew,
+    is_interrupted,
+    numbers,
+    pid_of,
+    prints,
+    says,
+    started,
+    takes_input,
+)
 from tests.support.processes import eventually, is_alive
 from tests.support.rest import RestClient, RestError
 from tests.support.server import ServerProcess
-
-LINES, RATE = 400, 50
-"""How much a kernel prints in these tests, and how much of it in a second."""
 
 
 @pytest.fixture
@@ -53,14 +61,8 @@ async def server(servers: Servers, cluster: Cluster, home: Home) -> AsyncIterato
     write_kernelspec(home.jupyter_path, "pod", cluster.spec())
     port = free_ports()["shell_port"]  # the next server has the same
     servers.arguments = (*KEEP, "--agent-listen", f"127.0.0.1:{port}")
-    server = await asyncio.to_thread(servers.start)
-    yield server
-    if servers.present is not None:
-        async with RestClient(servers.present.url, servers.present.token) as rest:
-            for model in await rest.kernels():
-                await rest.delete(model["id"])
-        await asyncio.to_thread(servers.present.stop)
-        servers.present = None
+    async with started(servers) as server:
+        yield server
 
 
 async def test_a_kernel_there_does_what_one_here_does(
@@ -148,29 +150,14 @@ async def test_the_next_server_goes_on_with_it(
         kernel_id, dies = [(await rest.start_kernel("pod"))["id"] for _ in range(2)]
         pid = await pid_of(rest, kernel_id)
         await pid_of(rest, dies)
-        runs = Executions(rest, kernel_id)
-        printing = await runs.begin(f"flood {LINES} 20 {RATE}")
-        await runs.until(printing, "stream")
+        printing = await prints(rest, kernel_id)
     servers.crash()
     cluster.kubelet.kill(cluster.pod_of(dies)["metadata"]["name"])
     server = await asyncio.to_thread(servers.start)
+    await has_printed_all(server, kernel_id, printing, pid)
     async with RestClient(server.url, server.token) as rest:
-        assert (await Executions(rest, kernel_id).ended(printing))["state"] == "ok"
-        channels = await JupyterChannels.connect(
-            server.ws_url, kernel_id, server.token, query={"after": "0"}
-        )
-        await channels.seen(lambda m: m.msg_type == "stream" and m.content["text"][:3] == "400")
-        assert numbers(channels)[1:] == [*range(1, LINES + 1)]
-        await channels.close()
-        assert await pid_of(rest, kernel_id) == pid
         model = await rest.wait_for_state(dies, "dead", timeout=60)
         assert "killed by signal 9" in model["reason"]
-
-
-def numbers(channels: JupyterChannels) -> list[int]:
-    """The numbers that a kernel's flood has printed, in the order in which they came."""
-    texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
-    return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]
 
 
 async def test_a_pod_that_the_cluster_has_lost_is_not_dead(
@@ -222,13 +209,6 @@ async def test_a_pod_that_the_cluster_has_lost_is_not_dead(
         await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)
     servers.present = None
-
-
-async def says(rest: RestClient, kernel_id: str, text: str) -> bool:
-    """Whether this is in a kernel's reason."""
-    model = await rest.kernel(kernel_id)
-    assert text in model.get("reason", ""), model
-    return True
 
 
 async def test_what_keeps_a_pod_from_starting_is_told(
@@ -294,8 +274,7 @@ async def test_an_api_server_that_is_away_is_waited_for(
     await rest.restart(kernel_id)
     assert await pid_of(rest, kernel_id) != pid
     await cluster.start()
-    # A pod that nobody knows is ended after a while; others of the namespace are left alone.
-    assert len(cluster.pods) == 1
+    assert len(cluster.pods) == 1  # no second one was made
 
 
 async def test_pods_that_belong_to_no_kernel_are_ended(

@@ -31,16 +31,27 @@ from tests.support.drill import KEEP, Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import write_kernelspec
-from tests.support.lively import is_idle_anew, is_interrupted, pid_of, takes_input
+from tests.support.lively import (
+    LINES,
+    RATE,
+    finished,
+    goes_on_alone,
+    has_printed_all,
+    is_idle_anew,
+    is_interrupted,
+    numbers,
+    pid_of,
+    prints,
+    says,
+    started,
+    takes_input,
+)
 from tests.support.processes import eventually
 from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 from tests.support.slurm import Slurm
 
 pytestmark = pytest.mark.timeout(240)
-
-LINES, RATE = 400, 50
-"""How much a kernel prints in these tests, and how much of it in a second."""
 
 DOWN_SECONDS = 30.0
 
@@ -63,21 +74,8 @@ async def server(servers: Servers, slurm: Slurm, home: Home) -> AsyncIterator[Se
     port = free_ports()["shell_port"]  # the next server has the same
     servers.arguments = (*KEEP, "--agent-listen", f"{slurm.here}:{port}")
     servers.env = {**slurm.env, "SECRET_OF_THE_SERVER": "1"}
-    server = await asyncio.to_thread(servers.start)
-    yield server
-    assert servers.present is not None
-    async with RestClient(servers.present.url, servers.present.token) as rest:
-        for model in await rest.kernels():
-            await rest.delete(model["id"])
-    await asyncio.to_thread(servers.present.stop)
-    servers.present = None
-
-
-async def says(rest: RestClient, kernel_id: str, text: str) -> bool:
-    """Whether this is in a kernel's reason."""
-    model = await rest.kernel(kernel_id)
-    assert text in model.get("reason", ""), model
-    return True
+    async with started(servers) as server:
+        yield server
 
 
 async def follows(rest: RestClient, kernel_id: str, text: str) -> None:
@@ -90,17 +88,6 @@ async def follows(rest: RestClient, kernel_id: str, text: str) -> None:
 
     await eventually(tells, 60)
     assert await pid_of(rest, kernel_id)  # it is ready: its end is a death
-
-
-async def finished(channels: JupyterChannels, asked: str) -> None:
-    """Return when the reply to this request has come."""
-    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked, timeout=60)
-
-
-def numbers(channels: JupyterChannels) -> list[int]:
-    """The numbers that a kernel's flood has printed, in the order in which they came."""
-    texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
-    return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]
 
 
 async def test_a_kernel_there_does_what_one_here_does(
@@ -266,24 +253,15 @@ async def test_the_next_server_goes_on_with_it(
         kernel_id, dies = [model["id"] for model in await asyncio.gather(*starts)]
         pid = await pid_of(rest, kernel_id)
         await pid_of(rest, dies)
-        runs = Executions(rest, kernel_id)
-        printing = await runs.begin(f"flood {LINES} 20 {RATE}")
-        await runs.until(printing, "stream")
+        printing = await prints(rest, kernel_id)
     servers.crash()
     slurm.run("scancel", slurm.job_of(dies)["id"])
     # Where its process is does not change with the kernelspec.
     other = slurm.spec({"shared": "/nowhere"})
     write_kernelspec(servers.home.jupyter_path, "job", other)
     server = await asyncio.to_thread(servers.start)
+    await has_printed_all(server, kernel_id, printing, pid)
     async with RestClient(server.url, server.token) as rest:
-        assert (await Executions(rest, kernel_id).ended(printing))["state"] == "ok"
-        channels = await JupyterChannels.connect(
-            server.ws_url, kernel_id, server.token, query={"after": "0"}
-        )
-        await channels.seen(lambda m: m.msg_type == "stream" and m.content["text"][:3] == "400")
-        assert numbers(channels)[1:] == [*range(1, LINES + 1)]
-        await channels.close()
-        assert await pid_of(rest, kernel_id) == pid
         model = await rest.wait_for_state(dies, "dead", timeout=60)
         assert "was cancelled" in model["reason"]
 
@@ -292,17 +270,10 @@ async def test_a_controller_that_is_away_is_waited_for(
     server: ServerProcess, rest: RestClient, slurm: Slurm
 ) -> None:
     kernel_id = (await rest.start_kernel("job"))["id"]
-    pid = await pid_of(rest, kernel_id)
+    await pid_of(rest, kernel_id)
     await asyncio.to_thread(slurm.stop)
     try:
-        with pytest.raises(RestError) as raised:
-            await rest.start_kernel("job")
-        assert raised.value.error["code"] == "kernel_start_failed"
-        assert raised.value.error["cause"] == "host_unreachable"
-        # The kernels that run do not need it.
-        assert await pid_of(rest, kernel_id) == pid
-        await rest.restart(kernel_id)
-        pid = await pid_of(rest, kernel_id)
+        pid = await goes_on_alone(rest, "job", kernel_id)
     finally:
         await asyncio.to_thread(slurm.start)
     other = (await rest.start_kernel("job"))["id"]

@@ -28,15 +28,22 @@ from tests.support.drill import Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import write_kernelspec
-from tests.support.lively import is_interrupted, pid_of, takes_input
+from tests.support.lively import (
+    RATE,
+    finished,
+    has_printed_all,
+    is_interrupted,
+    numbers,
+    pid_of,
+    prints,
+    started,
+    takes_input,
+)
 from tests.support.networks import Network
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 from tests.support.sshd import Sshd
-
-LINES, RATE = 400, 50
-"""How much a kernel prints in these tests, and how much of it in a second."""
 
 CABLE_SECONDS = 30
 
@@ -63,14 +70,8 @@ def lab(home: Home, request: pytest.FixtureRequest) -> Iterator[Sshd]:
 @pytest.fixture
 async def server(servers: Servers, lab: Sshd) -> AsyncIterator[ServerProcess]:
     """A server that can reach it; what it has left at the end is ended."""
-    server = await asyncio.to_thread(servers.start)
-    yield server
-    assert servers.present is not None
-    async with RestClient(servers.present.url, servers.present.token) as rest:
-        for model in await rest.kernels():
-            await rest.delete(model["id"])
-    await asyncio.to_thread(servers.present.stop)
-    servers.present = None
+    async with started(servers) as server:
+        yield server
 
 
 async def test_the_document_leads_to_a_first_cell(
@@ -210,24 +211,14 @@ async def test_the_next_server_goes_on_with_it(
     async with RestClient(server.url, server.token) as rest:
         kernel_id, dies = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
         pid, dead = [await pid_of(rest, each) for each in (kernel_id, dies)]
-        runs = Executions(rest, kernel_id)
-        printing = await runs.begin(f"flood {LINES} 20 {RATE}")
-        await runs.until(printing, "stream")
+        printing = await prints(rest, kernel_id)
     servers.crash()
     os.kill(dead, signal.SIGKILL)
     # Where its process is does not change with the kernelspec.
     write_kernelspec(servers.home.jupyter_path, "far", lab.spec({"port": 1}))
     server = await asyncio.to_thread(servers.start)
+    await has_printed_all(server, kernel_id, printing, pid)
     async with RestClient(server.url, server.token) as rest:
-        runs = Executions(rest, kernel_id)
-        assert (await runs.ended(printing))["state"] == "ok"
-        channels = await JupyterChannels.connect(
-            server.ws_url, kernel_id, server.token, query={"after": "0"}
-        )
-        await channels.seen(lambda m: m.msg_type == "stream" and m.content["text"][:3] == "400")
-        assert numbers(channels)[1:] == [*range(1, LINES + 1)]
-        await channels.close()
-        assert await pid_of(rest, kernel_id) == pid
         model = await rest.kernel(dies)
         assert model["execution_state"] == "dead"
         assert "was killed by signal 9" in model["reason"]
@@ -380,17 +371,6 @@ async def test_one_kernels_flood_does_not_hold_up_another(
     assert not (await Executions(rest, floods).get(flooding))["ended"]
     await rest.interrupt(floods)
     await Executions(rest, floods).ended(flooding)
-
-
-async def finished(channels: JupyterChannels, asked: str) -> None:
-    """Return when the reply to this request has come."""
-    await channels.seen(lambda m: m.channel == "shell" and m.parent_id == asked, timeout=60)
-
-
-def numbers(channels: JupyterChannels) -> list[int]:
-    """The numbers that a kernel's flood has printed, in the order in which they came."""
-    texts = [m.content["text"] for m in channels.log if m.msg_type == "stream"]
-    return [int(line.split()[0]) for line in "".join(texts).splitlines() if line[:1].isdigit()]
 
 
 def answering(lab: Sshd, answer: str) -> str:
