@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -200,7 +201,7 @@ def listed(server: Server, specs: list[str], count: int, seconds: float) -> int:
 
 def busied(server: Server, browser: Chromium, ids: list[str], seconds: float) -> Taken:
     """What the page takes while a kernel a second runs something."""
-    run = iter(ids)
+    run = itertools.cycle(ids)
 
     def one() -> int:
         with contextlib.closing(server.connect(next(run))) as socket:

@@ -136,6 +136,7 @@ A stride of 4,000 pixels leaves nothing out.
 async def test_a_hundred_thousand_messages_are_all_reached_by_scrolling(
     open_page: OpenPage, start: KernelStarter, full: bool
 ) -> None:
+    """Of all screens CI looks at one in ten, and ``--full`` at each."""
     kernel = await ran(start, "flood 100000 30")
     page, _ = await open_page(f"#/kernels/{kernel}/output?from=beginning")
     await all_is_listed(page, 100_000)

@@ -341,7 +341,7 @@ class Kernel:
             if was_left:  # the record of the server before holds
                 return True
             await self._registration.save()
-            # The journal stays open: connections that end only now note their places in it.
+            # Places are stored from now on, too: of connections that end only now.
             self._launches.leave()
             return True
 

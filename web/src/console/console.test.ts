@@ -103,6 +103,7 @@ test("how code has ended is said in a sentence", () => {
   const cell = { count: 3, started: 1000, ended: 66_000 } as Cell;
   expect(endOf({ ...cell, state: "ok" })).toBe("In[3] has ended after 1 min 5 s.");
   expect(endOf({ ...cell, state: "aborted" })).toBe("In[3] was not run.");
+  expect(endOf({ ...cell, state: "lost" })).toBe("In[3] ran; how it ended is not known.");
   expect(endOf({ ...cell, count: null, started: null, state: "cancelled" })).toBe("The code was cancelled.");
 });
 

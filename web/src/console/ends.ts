@@ -19,6 +19,6 @@ export function isEnd(state: CellState): boolean {
 export function endOf({ state, count, started, ended }: Omit<Cell, "output">): string {
   const name = count === null ? "The code" : `In[${count}]`;
   const seconds = started !== null && ended !== null ? Math.max(0, ended - started) / 1000 : 0;
-  const after = seconds >= 1 && state !== "aborted" ? ` after ${duration(seconds)}` : "";
+  const after = seconds >= 1 && state !== "aborted" && state !== "lost" ? ` after ${duration(seconds)}` : "";
   return `${name} ${WORDS[state] ?? state}${after}.`;
 }
