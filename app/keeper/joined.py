@@ -57,7 +57,7 @@ class JoinedService(Service):
         self._requests["credential"] = self._on_credential
         self._requests["addresses"] = self._on_addresses
         self.on_addresses: Callable[[Sequence[Address]], None] = lambda _: None
-        """Called with the addresses of the service, when they are others than before."""
+        """Called with the addresses of the service, as a server tells them."""
 
     def _on_credential(self, fields: Fields) -> Answer:
         self._trust.keep(str(fields["pem"]))

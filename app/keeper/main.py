@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    """Keep kernels until there is neither a kernel nor a server, or for ever."""
+    """Keep kernels until there is neither a kernel nor a server, or until somebody ends this."""
     logging.basicConfig(
         format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO
     )

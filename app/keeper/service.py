@@ -59,7 +59,7 @@ class Service:
     """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit.
 
     ``directory`` is its own, where it notes which processes it has for a keeper after it. One that
-    ``stays`` waits for servers for ever.
+    ``stays`` waits for servers when it has no kernels.
     """
 
     def __init__(self, listener: socket.socket, directory: int, *, stays: bool = False) -> None:

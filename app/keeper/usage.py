@@ -104,9 +104,7 @@ def children_of(pid: int) -> Iterator[int]:
 
 def load() -> float:
     """How many processes of this machine want to run, for each processor, in the last minute."""
-    can_tell = hasattr(os, "sched_getaffinity")
-    processors = len(os.sched_getaffinity(0)) if can_tell else (os.cpu_count() or 1)
-    return os.getloadavg()[0] / processors
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def orphans() -> list[int]:

@@ -80,7 +80,11 @@ class RunFiles:
             mirrors.mkdir(mode=0o700, exist_ok=True)
             with _locked(mirrors, fcntl.LOCK_EX):
                 _clear_mirrors(mirrors)
-                self.mirrors, self._mirrors_lock = _make_locked(mirrors / replica)
+                self.mirrors = mirrors / replica
+                self.mirrors.mkdir(mode=0o700)
+                # The directory itself: a file in it could be removed before the rest is.
+                self._mirrors_lock = os.open(self.mirrors, os.O_RDONLY | os.O_CLOEXEC)
+                fcntl.flock(self._mirrors_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _make_own(self, parent: Path) -> Path:
         own, self._lock = _make_locked(parent / secrets.token_hex(4))
@@ -121,7 +125,7 @@ def clear_mirrors(state_dir: Path) -> None:
 
 def _clear_mirrors(mirrors: Path) -> None:
     for directory in mirrors.iterdir():
-        with contextlib.suppress(OSError), _locked(directory / _LOCK):
+        with contextlib.suppress(OSError), _locked(directory):
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -142,7 +142,6 @@ def test_each_replica_has_mirrors_of_its_own_while_it_lives(tmp_path: Path) -> N
     assert not killed.mirrors.exists()
     # The one that is started next finds it gone, or removes it.
     (state_dir / "logs" / "mirrors" / "c3").mkdir()
-    (state_dir / "logs" / "mirrors" / "c3" / "lock").touch()
     third = replica_files(state_dir, "d4")
     assert {path.name for path in third.mirrors.parent.iterdir()} == {"a1", "d4"}
     for files in (first, third):

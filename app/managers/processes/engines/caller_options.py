@@ -66,6 +66,7 @@ def check_given(spec: KernelSpec, given: Mapping[str, Value]) -> None:
     kind = _kind(spec)
     if kind is None:
         raise EngineOptionRefused(next(iter(given)), "kernels of this kernelspec have no engine")
+    kind.options_of(settled(spec, {}))  # what is wrong without it is not the caller's fault
     rules = _rules(spec)
     for name, value in given.items():
         rule = rules.get(name)
@@ -73,7 +74,6 @@ def check_given(spec: KernelSpec, given: Mapping[str, Value]) -> None:
             raise EngineOptionRefused(name, "the kernelspec does not name it in caller_may_set")
         if why := _why_not(rule, name, value, kind.measure):
             raise EngineOptionRefused(name, why)
-    kind.options_of(settled(spec, {}))  # what is wrong without it is not the caller's fault
     for name, value in given.items():
         _check_type(spec, kind, {name: value}, name)
     _check_type(spec, kind, given, ", ".join(given))
@@ -105,8 +105,8 @@ def settled(spec: KernelSpec, given: Mapping[str, Value]) -> KernelSpec:
 
 
 def _kind(spec: KernelSpec) -> _Kind | None:
-    stanza = spec.metadata.get("kernel_provisioner") or {}
-    name = stanza.get("provisioner_name")
+    stanza = spec.metadata.get("kernel_provisioner")
+    name = stanza.get("provisioner_name") if isinstance(stanza, dict) else None
     if name == ssh.PROVISIONER:
         return _Kind(ssh.options_of, number)
     kind = KINDS.get(str(name))

@@ -12,7 +12,7 @@ import msgspec
 
 from ...errors import KeeperUnavailable
 from ..hosts.errors import EngineNotInstalled, HostUnreachable, HostUnusable, ImageUnusable
-from .docker_credentials import HUB, credentials_of, registry_of
+from .docker_credentials import HUB, credentials_of, pulled_from_hub, registry_of
 from .docker_options import DockerOptions, container_of
 from .docker_words import (
     GENERATION,
@@ -252,9 +252,9 @@ class DockerEngine:
         login, image = None, options.image
         if options.credentials:
             login = await asyncio.to_thread(credentials_of, options.credentials, image)
-            if login is not None and registry_of(image) == HUB and not image.startswith(HUB):
+            if login is not None and registry_of(image) == HUB:
                 # aiodocker takes what is before the first slash for the registry.
-                image = f"{HUB}/{image}" if "/" in image else f"{HUB}/library/{image}"
+                image = pulled_from_hub(image)
         auth = None if login is None else msgspec.to_builtins(login)
         pull = Pull(options.image)
         self._on_words(kernel_id, pull.on_progress({}))

@@ -6,7 +6,6 @@ Nothing of the file is ever in a log or in an error.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import stat
 from pathlib import Path
@@ -50,6 +49,13 @@ def registry_of(image: str) -> str:
     return first if is_host and first not in _HUBS else HUB
 
 
+def pulled_from_hub(image: str) -> str:
+    """The name of an image of Docker's Hub with its registry in front, which has several names."""
+    first, slash, rest = image.partition("/")
+    name = rest if slash and first in _HUBS else image
+    return f"{HUB}/{name}" if "/" in name else f"{HUB}/library/{name}"
+
+
 def credentials_of(path: str, image: str) -> Login | None:
     """Who an image is pulled as; None if the file names nobody for its registry.
 
@@ -82,7 +88,7 @@ def _login(path: str, entry: _Entry) -> Login:
         return Login(identitytoken=entry.identitytoken)
     try:
         decoded = base64.b64decode(entry.auth, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, or no text
         raise ImageUnusable(f"The credentials {path} are not in the form of Docker's") from None
     username, _, password = decoded.partition(":")
     login = Login(username or entry.username, password or entry.password)

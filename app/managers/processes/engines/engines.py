@@ -357,8 +357,13 @@ class Engines:
     async def _see(self, key: tuple[str, str], engine: Engine, jobs: Sequence[Job]) -> None:
         now = asyncio.get_running_loop().time()
         works = [each for each in self._works.values() if each.chosen.key == key]
+        troubles: list[KeeperUnavailable] = []
         for work in works:
-            await self._see_one(work, engine, [j for j in jobs if j.keeper_id == work.keeper_id])
+            own = [job for job in jobs if job.keeper_id == work.keeper_id]
+            try:
+                await self._see_one(work, engine, own)
+            except KeeperUnavailable as error:  # the jobs of others are seen all the same
+                troubles.append(error)
         known = {each.keeper_id: each.generation for each in works}
         others = {job.keeper_id for job in jobs} - known.keys()
         known |= await self._service.generations(others) if others else {}
@@ -371,6 +376,8 @@ class Engines:
             # This may take as long as a process to end: what happens to others is seen meanwhile.
             self._ending.add(job.where)
             self._begin(self._end_stranger(engine, job), f"end {job.where}")
+        if troubles:
+            raise troubles[0]
 
     async def _end_stranger(self, engine: Engine, job: Job) -> None:
         try:
@@ -386,7 +393,7 @@ class Engines:
         if (job := work.alive(jobs)) is not None:
             work.on_job(job)
             return
-        if not work.is_out:
+        if not work.is_out or work.over is not None:  # `rest` ends one that is over
             return
         async with work.lock:
             # The list is older than this moment: a job may have been submitted since.

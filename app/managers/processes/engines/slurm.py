@@ -9,6 +9,8 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -88,6 +90,8 @@ class SlurmEngine:
         digest = hashlib.sha256(shared.encode()).hexdigest()[:8]
         self._prefix = f"kernelkeep-{service}-{digest}-"
         self._files = JobFiles(shared, self._prefix)
+        # Of its own: a network's file system may hold up whoever asks, and nobody else.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="slurm")
         self._commands = Commands()
         self._waits = SlurmWaits()
         self._view = _View({}, ())
@@ -163,7 +167,8 @@ class SlurmEngine:
         seen = view.seen.get(name)
         if seen is not None and not seen.is_over:
             await self._end(name, seen.job_id)
-        elif seen is not None and (lost := self._lost(view, name)):
+            view = self._view
+        if lost := self._lost(view, name):
             raise HostUnreachable(lost)
         await self._on_disk(self._files.remove, name)
         self._dismissed.add(name)
@@ -193,7 +198,8 @@ class SlurmEngine:
             logger.warning("the secret of %s stays, and works no more: %s", keeper_id, error)
 
     async def close(self) -> None:
-        """As `Engine.close`: nothing is open."""
+        """As `Engine.close`."""
+        self._disk.shutdown(wait=False, cancel_futures=True)
 
     # What they take
 
@@ -228,10 +234,13 @@ class SlurmEngine:
             return self._view
 
     async def _look_now(self) -> _View:
-        # In this order: a job that is in the queue has its file already.
+        # In this order: a job that is in the queue has its file already, and one that has a file
+        # and is not being submitted any more was in the queue.
+        began = _now()
         files = await self._on_disk(self._files.names)
+        submitting = frozenset(self._submitting)
         seen = {each.name: each for each in await self._queue()}
-        absent = [name for name in files if name not in seen and name not in self._submitting]
+        absent = [name for name in files if name not in seen and name not in submitting]
         records = await self._recorded(absent)
         for name in absent:
             record = records.get(name)
@@ -240,7 +249,7 @@ class SlurmEngine:
         is_unsure = any(each.is_over and not each.is_sure for each in seen.values())
         away = await self._away() if is_unsure else frozenset()
         self._dismissed &= seen.keys()
-        self._waits.keep({*seen, *self._submitting})
+        self._waits.keep({*seen, *submitting}, began)
         shown = [each for each in seen.values() if each.name not in self._dismissed]
         return _View(seen, [job for each in shown if (job := self._job(each, away)) is not None])
 
@@ -324,17 +333,19 @@ class SlurmEngine:
 
         One that begins all the same finds no stdin, and ends.
         """
+        if isinstance(error, HostUnreachable) or not isinstance(error, KeeperUnavailable):
+            words = ("scancel", f"--user={os.geteuid()}", f"--name={name}")
+            with contextlib.suppress(KeeperUnavailable):
+                await self._commands.run(*words, seconds=CALL_SECONDS)
         with contextlib.suppress(KeeperUnavailable):
             await self._on_disk(self._files.remove, name)
-            if isinstance(error, HostUnreachable) or not isinstance(error, KeeperUnavailable):
-                words = ("scancel", f"--user={os.geteuid()}", f"--name={name}")
-                await self._commands.run(*words, seconds=CALL_SECONDS)
 
     async def _on_disk(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do what may block. Raises `HostUnreachable` if it does not end, too."""
+        """Do what may block, one at a time. Raises `HostUnreachable` if it does not end, too."""
+        asked = asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *arguments))
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                return await asyncio.to_thread(work, *arguments)
+                return await asked  # what has not begun yet is cancelled, and never begins
         except TimeoutError:
             text = f"The directory {self._files.directory} does not answer"
             raise HostUnreachable(f"{text} within {CALL_SECONDS:g} s") from None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -17,6 +18,9 @@ OUTPUT_BYTES: Final = 2**25
 """What a command may say: more is no list of this service's jobs."""
 
 ERROR_BYTES: Final = 2**14
+
+KILL_SECONDS: Final = 5.0
+"""How long the end of a command that was killed is waited for."""
 
 AT_ONCE: Final = 4
 """How many commands run at a time: the controller has others to serve."""
@@ -83,9 +87,16 @@ class Commands:
                 return await _conversation(process, command[0], given, seconds)
             finally:
                 if process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
-                    await process.wait()
+                    await _kill(process)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a command and what it has started; one that the kernel holds ends by itself later."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it is the leader of its session
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILL_SECONDS):
+            await process.wait()
 
 
 async def _conversation(

@@ -50,8 +50,11 @@ class SlurmWaits:
         """Why a job was given up; None if it was not."""
         return self._given_up.get(name)
 
-    def keep(self, names: Collection[str]) -> None:
-        """Forget all jobs but these."""
-        for table in (self._since, self._hopeless_since, self._given_up):
+    def keep(self, names: Collection[str], before: float) -> None:
+        """Forget all jobs but these, of those that were submitted before this moment."""
+        for name in [name for name in self._since if self._since[name][0] < before]:
+            if name not in names:
+                del self._since[name]
+        for table in (self._hopeless_since, self._given_up):
             for name in [name for name in table if name not in names]:
                 del table[name]

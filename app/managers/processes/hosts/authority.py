@@ -230,9 +230,11 @@ class Authority(Signer):
                 self.trusted = "".join(chain[1:] or chain)
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-            self.context.load_cert_chain(server)
-            if pem is not None and server_file is None:
-                server.unlink()
+            try:
+                self.context.load_cert_chain(server)
+            finally:
+                if pem is not None and server_file is None:
+                    server.unlink()
             self.context.load_verify_locations(cadata=own)
             # A keeper that joins has none yet; one that has another authority's is refused.
             self.context.verify_mode = ssl.CERT_OPTIONAL

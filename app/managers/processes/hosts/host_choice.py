@@ -75,13 +75,17 @@ class HostChoice:
             for key, options in candidates.items()
         }
         loads: dict[str, float] = {}
-        waiting, seconds = {*looks}, None
+        waiting = {*looks}
+        until: float | None = None
         try:
             while waiting:
+                left = None if until is None else max(0.0, until - loop.time())
                 done, waiting = await asyncio.wait(
-                    waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                    waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
+                    # They are tried behind the others for a while, as those that refuse are.
+                    self._failed.update({looks[look]: loop.time() for look in waiting})
                     break
                 for look in done:
                     key = looks[look]
@@ -92,7 +96,7 @@ class HostChoice:
                         self._on_failure(key, candidates[key].name, error)
                     else:
                         self._failed.pop(key, None)
-                        seconds = GRACE_SECONDS
+                        until = until or loop.time() + GRACE_SECONDS
         finally:
             for look in waiting:
                 look.cancel()

@@ -436,10 +436,10 @@ class Keepers:
             self._change(keeper.retire())
 
     def let_go(self, kernel_id: str) -> None:
-        """As `Keeper.let_go`. A keeper of this kernel alone is the other replica's."""
+        """As `Keeper.let_go`. The connection to a keeper without other kernels here is closed."""
         home = self._homes.pop(kernel_id, self._newest)
         home.let_go(kernel_id)
-        if isinstance(home, RemoteKeeper) and home.is_kernels_own:
+        if isinstance(home, RemoteKeeper) and home not in self._homes.values():
             self._remote = {key: each for key, each in self._remote.items() if each is not home}
             self._share()
             self._change(home.close())

@@ -266,7 +266,8 @@ class RemoteKeeper(Keeper):
     ) -> Heard:
         """As `Keeper.hear`; returns when the mirror has come as far as the log.
 
-        Where there is no process, and no keeper to be reached, the mirror is all there is.
+        Where there is no process, and no keeper to be reached, the mirror is all there is. A keeper
+        that is there, and cannot tell now, can be asked again.
         """
         kernel_id = line.kernel_id
         try:
@@ -275,7 +276,8 @@ class RemoteKeeper(Keeper):
             self._resting.pop(kernel_id, None)
             return await self._mirrors.whole(await super().hear(line, directory, info, anew=anew))
         except (KeeperUnavailable, KernelUnreachable):
-            found = None if info is not None else self._rest(line, directory)
+            is_away = self._is_lost(kernel_id) or not self.is_connected
+            found = self._rest(line, directory) if is_away and info is None else None
             if found is None:
                 raise
             return found

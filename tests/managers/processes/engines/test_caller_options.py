@@ -212,6 +212,8 @@ def test_kernels_without_an_engine_have_no_such_options(other: KernelSpec) -> No
         ({**DOCKER, "caller_may_set": {"memory": {"most": 1}}}, "caller_may_set"),
         ({**DOCKER, "caller_may_set": {"memory": {"max": "much"}}}, "memory: not a size"),
         ({**DOCKER, "imaeg": "x"}, "unknown field"),
+        ("x", "are wrong"),
+        ([1], "are wrong"),
     ],
 )
 def test_a_kernelspec_that_is_wrong_is_not_the_callers_fault(config: Any, why: str) -> None:

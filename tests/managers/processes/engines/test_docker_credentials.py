@@ -12,6 +12,7 @@ import pytest
 from app.managers.processes.engines.docker_credentials import (
     Login,
     credentials_of,
+    pulled_from_hub,
     registry_of,
 )
 from app.managers.processes.hosts.errors import ImageUnusable
@@ -42,6 +43,22 @@ def file(tmp_path: Path, content: Any, mode: int = 0o600) -> str:
 )
 def test_the_registry_is_in_the_name(image: str, registry: str) -> None:
     assert registry_of(image) == registry
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("ubuntu", "docker.io/library/ubuntu"),
+        ("lab/kernels:1", "docker.io/lab/kernels:1"),
+        ("docker.io/lab/kernels", "docker.io/lab/kernels"),
+        ("docker.io/ubuntu", "docker.io/library/ubuntu"),
+        ("index.docker.io/lab/kernels", "docker.io/lab/kernels"),
+        ("registry-1.docker.io/lab/kernels", "docker.io/lab/kernels"),
+        ("docker.iot/kernels", "docker.io/docker.iot/kernels"),
+    ],
+)
+def test_the_hub_has_one_name(image: str, name: str) -> None:
+    assert pulled_from_hub(image) == name
 
 
 @pytest.mark.parametrize(
@@ -81,6 +98,7 @@ def test_other_forms(tmp_path: Path, entry: Any, login: Login | None) -> None:
         ({"auths": {"r.example.org": {}}, "credsStore": "secretservice"}, 0o600, "no helper"),
         ({"auths": {"r.example.org": {"auth": ADA[:-5]}}}, 0o600, "form of Docker's"),
         ({"auths": {"r.example.org": {"auth": "/w=="}}}, 0o600, "form of Docker's"),
+        ({"auths": {"r.example.org": {"auth": "é"}}}, 0o600, "form of Docker's"),
         ({"auths": {"r.example.org": ADA}}, 0o600, "form of Docker's"),
         ({"auths": []}, 0o600, "form of Docker's"),
         (f'{{"auths": {{"r.example.org": {{"auth": "{ADA}"', 0o600, "form of Docker's"),

@@ -238,6 +238,31 @@ async def test_a_list_from_before_a_jobs_end_does_not_bring_it_back(
     assert server.keepers.is_connected("k")
 
 
+async def test_a_job_that_cannot_be_ended_does_not_hide_those_of_others(
+    server: Server, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.engines.prepare("k")
+    (job,) = engine.jobs
+    stranger = job._replace(where="stranger", keeper_id="another", state=JobState.ENDED)
+    await engine.kill(job)
+    engine.is_away = True
+    cancelled: list[str] = []
+
+    async def cancel(job: Job) -> None:
+        cancelled.append(job.where)
+
+    monkeypatch.setattr(engine, "cancel", cancel)
+    with pytest.raises(HostUnreachable):
+        await server.see([*engine.jobs, stranger])
+    await eventually(lambda: cancelled == ["stranger"], WAIT)
+    # One that is over, and could not be ended, is tried again by whoever has ended it.
+    server.work.over, server.work.is_out = HostUnusable("it was ended"), True
+    await server.see(engine.jobs)
+    assert cancelled == ["stranger"]
+    engine.is_away = False
+    monkeypatch.undo()
+
+
 async def test_how_an_earlier_job_has_ended_is_not_told_of_the_present_one(
     server: Server, engine: ProcessEngine
 ) -> None:

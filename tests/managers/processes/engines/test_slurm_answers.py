@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from app.managers.processes.engines.slurm import SlurmEngine
 from app.managers.processes.engines.slurm_options import SlurmOptions
 from app.managers.processes.hosts.errors import (
     HostUnreachable,
+    HostUnusable,
     JobEvicted,
     QuotaMet,
 )
@@ -220,6 +222,56 @@ async def test_a_job_that_was_not_submitted_leaves_nothing(
         await submitting
     assert answers.asked("scancel")[1].endswith("-k-3")
     assert answers.files() == set()
+
+
+async def test_a_job_that_may_have_been_taken_is_cancelled_although_its_files_stay(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise HostUnusable("the disk is broken")
+
+    answers.have("sbatch", "hangs")
+    monkeypatch.setattr(engine_module, "SUBMIT_SECONDS", 1.0)
+    monkeypatch.setattr(answers.engine._files, "remove", fail)
+    with pytest.raises(HostUnreachable):
+        await answers.submit()
+    assert len(answers.asked("scancel")) == 1
+
+
+async def test_a_directory_that_does_not_answer_holds_up_one_thread(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, asked = threading.Event(), 0
+
+    def hang() -> list[str]:
+        nonlocal asked
+        asked += 1
+        ends.wait(30)
+        return []
+
+    monkeypatch.setattr(engine_module, "CALL_SECONDS", 0.1)
+    monkeypatch.setattr(answers.engine._files, "names", hang)
+    for _ in range(3):
+        with pytest.raises(HostUnreachable, match="does not answer within"):
+            await answers.engine.find("k")
+    assert asked == 1
+    ends.set()
+    monkeypatch.setattr(engine_module, "CALL_SECONDS", 20.0)
+    assert await answers.engine.find("k") == []
+    await answers.engine.close()
+
+
+async def test_a_job_whose_node_goes_away_while_it_is_cancelled_may_live(answers: Answers) -> None:
+    name = await answers.submit()
+    answers.queue((name, "RUNNING"))
+    (job,) = await answers.engine.find("k")
+    cancelling = asyncio.create_task(answers.engine.cancel(job))
+    await eventually(lambda: answers.asked("scancel"), 30)
+    answers.have("sinfo", "says", "n1\n")
+    answers.queue((name, "NODE_FAIL"))
+    with pytest.raises(HostUnreachable, match="n1"):
+        await cancelling
+    assert answers.files() == {".in", ".out"}
 
 
 async def test_a_job_is_gone_when_its_cancellation_returns(

@@ -24,7 +24,7 @@ def test_a_job_waits_as_long_as_was_said() -> None:
     # That stays so, although it begins now: it is being cancelled.
     waits.see(waiting(state="RUNNING"), 106.0)
     assert waits.why("job") is why
-    waits.keep({"another"})
+    waits.keep({"another"}, 1000.0)
     assert waits.why("job") is None
 
 
@@ -34,6 +34,14 @@ def test_a_job_that_runs_does_not_wait_any_more() -> None:
     waits.see(waiting(state="RUNNING"), 99.0)
     waits.see(waiting(), 500.0)
     assert waits.why("job") is None
+
+
+def test_a_job_that_was_submitted_during_a_look_is_not_forgotten_by_it() -> None:
+    waits = SlurmWaits()
+    waits.begin("job", 100.0, 5.0)
+    waits.keep([], 4.0)
+    waits.see(waiting(), 105.0)
+    assert waits.why("job") is not None
 
 
 def test_what_never_comes_is_waited_for_shortly() -> None:

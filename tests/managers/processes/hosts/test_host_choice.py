@@ -112,6 +112,11 @@ async def test_one_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.Monk
     hosts = Hosts(a=None, b=7.0, c=None)
     assert await hosts.choose() == "b"
     assert {*hosts.looked} == {"a", "b", "c"}
+    # They are the last for a while, although they have no kernels.
+    hosts.kernels.update(b=3)
+    hosts.looked.clear()
+    assert await hosts.choose() == "b"
+    assert hosts.looked == ["b"]
 
 
 async def test_that_none_can_be_used_is_told_with_the_reasons_of_all() -> None:
