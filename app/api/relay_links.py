@@ -42,6 +42,26 @@ MOST_TROUBLES: Final = 256
 """Replicas that could not be reached and are remembered; the first one is forgotten."""
 
 
+LOST_SECONDS: Final = 30.0
+"""When a failure has nothing to do any more with the one before, as nobody has tried in between."""
+
+GONE: Final = {
+    **{"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3},  # seconds, and how often
+    "TCP_USER_TIMEOUT": 20_000,  # milliseconds
+}
+"""How long a host may be silent with which there is a connection, where the system can be told."""
+
+
+def _break_when_gone(connection: socket.socket) -> None:
+    """Have a connection end when the other host has vanished: a request may wait there for long, in
+    which nothing is sent that would tell.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in GONE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 # The replica that has the request
 
 
@@ -56,6 +76,7 @@ async def dial(way: Way, context: ssl.SSLContext | None) -> Remote:
             raise Broken("it listens for no other host", begun=False)
         async with asyncio.timeout(HANDSHAKE_SECONDS):
             reader, writer = await asyncio.open_connection(*way.dial, ssl=context)
+            _break_when_gone(writer.get_extra_info("socket"))
     except TimeoutError:
         raise Broken("it does not answer", begun=False, silent=True) from None
     except OSError as error:  # ssl.SSLError is one
@@ -78,7 +99,7 @@ class Links:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._idle: dict[str, list[tuple[Remote, asyncio.TimerHandle]]] = {}
-        self._lost: dict[str, float] = {}  # since when
+        self._lost: dict[str, tuple[float, float]] = {}  # first and last found to be so
 
     async def run(self, way: Way, scope: Scope, receive: Receive, send: Send) -> bool:
         """As `Remote.run`, by a connection that is there or a new one. Raises `Broken`."""
@@ -94,7 +115,8 @@ class Links:
 
     def is_lost(self, replica: str, seconds: float) -> bool:
         """Whether a replica could not be reached for so many seconds."""
-        return self._loop.time() - self._lost.get(replica, self._loop.time()) >= seconds
+        first, last = self._lost.get(replica, (0.0, 0.0))
+        return last - first >= seconds and replica in self._lost
 
     def close(self) -> None:
         """Hang up where nothing is under way."""
@@ -153,11 +175,14 @@ class Links:
             remote.close()
 
     def _note_lost(self, way: Way, why: Broken) -> None:
-        if way.replica in self._lost:
+        now = self._loop.time()
+        first, last = self._lost.get(way.replica, (now, now))
+        if way.replica in self._lost and now - last < LOST_SECONDS:
+            self._lost[way.replica] = first, now
             return
         if len(self._lost) >= MOST_TROUBLES:
             del self._lost[next(iter(self._lost))]
-        self._lost[way.replica] = self._loop.time()
+        self._lost[way.replica] = now, now
         place = "its socket" if way.dial is None or way.socket else "{}:{}".format(*way.dial)
         logger.warning("replica %s cannot be reached at %s: %s", way.name, place, why)
 
@@ -197,6 +222,7 @@ class Door:
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _break_when_gone(connection)
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 transport, _ = await self._loop.connect_accepted_socket(
                     lambda: protocol, connection, ssl=self._context

@@ -157,10 +157,12 @@ class ChannelsConnection:
         try:
             # Before the client knows of its connection: it may come back to the next server.
             await traffic.clients.known(reader)
-            await self._accept()
+            try:
+                await self._accept()
+            except WebSocketDisconnect:
+                closed = True  # the client has gone, and was shown nothing
+                return
             closed = await self._move(reader, first, live_from)
-        except WebSocketDisconnect:
-            pass  # the client has gone before it was accepted
         finally:
             traffic.clients.detach(reader, closed=closed)
 

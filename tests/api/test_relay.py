@@ -216,6 +216,21 @@ async def test_a_websocket_and_then_a_request(other: Replica, links: Links) -> N
     assert other.accepted == 1
 
 
+async def test_a_connection_to_a_host_that_vanishes_ends_at_both_ends(
+    other: Replica, links: Links, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[socket.socket] = []
+    monkeypatch.setattr(relay_links, "_break_when_gone", lambda one: asked.append(one.dup()))
+    await Client().by(links, other.way)
+    monkeypatch.undo()
+    assert len(asked) == 2
+    for connection in asked:
+        with connection:
+            relay_links._break_when_gone(connection)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+
+
 async def test_an_idle_connection_that_was_lost_costs_no_request(
     other: Replica, links: Links
 ) -> None:
@@ -242,6 +257,7 @@ async def test_a_replica_that_is_gone_is_told_of_once_until_it_is_back(
     authority: bytes,
     stack: AsyncExitStack,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO)
     await Client().by(links, other.way)
@@ -253,6 +269,11 @@ async def test_a_replica_that_is_gone_is_told_of_once_until_it_is_back(
     assert not links.is_lost("id-other", 60.0)
     assert not links.is_lost("unknown", 0.001)
     assert caplog.text.count("replica other cannot be reached at 127.0.0.1:") == 1
+    # What was long ago has nothing to do with what is now.
+    monkeypatch.setattr(relay_links, "LOST_SECONDS", 0.0)
+    await refusal(links, other.way)
+    assert links._lost["id-other"][0] == links._lost["id-other"][1]
+    assert caplog.text.count("replica other cannot be reached at 127.0.0.1:") == 2
     again = await stack.enter_async_context(Replica(tmp_path, authority, "other"))
     await Client().by(links, again.way)
     assert caplog.text.count("replica other is reached again") == 1

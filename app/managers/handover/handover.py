@@ -28,7 +28,7 @@ from ..state import KernelState, Lifecycle
 from .executions import RegisteredExecutions, restored
 from .places import RegisteredPlaces, from_journal, journal_of
 from .registry import Registry
-from .store import KernelRecord
+from .store import KernelRecord, UnusableRegistry
 
 __all__ = ["Adopt", "HandedOver", "Handover", "LetGo", "RegisteredHandover", "settle_loss"]
 
@@ -273,7 +273,11 @@ class RegisteredHandover(Handover):
 
     async def furthest(self, kernel_id: str) -> Position:
         """As `Handover.furthest`."""
-        left = await self._registry.places(kernel_id)
+        self._left.pop(kernel_id, None)  # of an adoption that was tried before
+        try:
+            left = await self._registry.places(kernel_id)
+        except UnusableRegistry:
+            return Position(1, 0)
         if left is None:
             left = await self._from_journal(kernel_id)
         try:

@@ -144,6 +144,8 @@ class Registry:
         self._places: dict[str, Callable[[], Places]] = {}
         self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
         self._newest: dict[str, KernelRecord] = {}  # what was asked to be saved last
+        self.counts: Callable[[str], bool] = lambda _: False
+        """Whether this server has a kernel of this id that is not dead."""
         self._failing = False
         self._told = False  # whether the failure was logged
         self._writer: asyncio.Task[None] | None = None
@@ -254,7 +256,7 @@ class Registry:
     # Places of clients
 
     async def places(self, kernel_id: str) -> Places | None:
-        """The places of a kernel's clients, if there are any; None if they cannot be read."""
+        """The places of a kernel's clients, if there are any. Raises `UnusableRegistry`."""
         try:
             found: Places | None = await self._call(self._store.load_places, kernel_id)
         except _ERRORS as error:
@@ -264,7 +266,7 @@ class Registry:
                 error,
                 extra={"kernel_id": kernel_id},
             )
-            return None
+            raise UnusableRegistry(str(error)) from error
         return found
 
     def note_places(self, kernel_id: str, places: Callable[[], Places]) -> None:

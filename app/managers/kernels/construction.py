@@ -112,6 +112,7 @@ def _share(manager: MultiKernelManager, registry: Registry | None) -> None:
         return
     manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     manager.shares.reservations = registry.reservations
+    registry.counts = lambda kernel_id: kernel_id in manager and manager.get(kernel_id).counts
 
 
 def _handover(

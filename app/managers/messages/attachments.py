@@ -157,7 +157,7 @@ class Attachments:
 
     def note_again(self) -> None:
         """Have the places stored again: they were removed for a stop that has failed."""
-        if self.store is not None:
+        if self.store is not None and self._buffers:
             self.store.moved()
 
     def places(self) -> list[Place]:
@@ -177,6 +177,8 @@ class Attachments:
 
         Sessions that had a connection have left just now.
         """
+        if not self._buffers:
+            return
         now, began = time.monotonic(), time.time() - time.monotonic()
         for place in places:
             since = min(now, place.left - began) if place.left else now

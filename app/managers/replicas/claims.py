@@ -136,10 +136,16 @@ class Marks(Protocol):
 
 
 class SharedClaims:
-    """The claims of one replica. ``known`` is what it knows of the others."""
+    """The claims of one replica. ``known`` is what it knows of the others.
 
-    def __init__(self, replica_id: str, ask: Asks, known: Marks) -> None:
+    While the registry ``is_away`` it is not asked: what waits for it would only become more.
+    """
+
+    def __init__(
+        self, replica_id: str, ask: Asks, known: Marks, is_away: Callable[[], bool]
+    ) -> None:
         self._replica = replica_id
+        self._is_away = is_away
         self._ask = ask
         self._known = known
         self._done: dict[Claim, str | None] = {}
@@ -163,7 +169,7 @@ class SharedClaims:
         """
         wanted = Claim.of(owner, purpose, key, request)
         try:
-            made = await self._claim(wanted)
+            made = await self._claim(wanted, is_vital=is_vital)
         except RegistryUnavailable:
             if is_vital:
                 raise
@@ -186,15 +192,19 @@ class SharedClaims:
         finally:
             await self._settle(wanted, None)
 
-    async def _claim(self, wanted: Claim) -> str | None:
+    async def _claim(self, wanted: Claim, *, is_vital: bool = True) -> str | None:
         """What was made by an earlier claim; None if this replica is to make it.
 
-        Either way, what others have stored before is known here then.
+        What others have stored before is known here then, if that ``is_vital`` or nothing was made.
         """
+        if self._is_away():
+            raise RegistryUnavailable
         marked = self._known.expect(wanted.attempt)
         try:
             made = await self._first(wanted)
             await asyncio.wait({marked}, timeout=CATCH_UP_SECONDS)
+            if made is not None and not is_vital:
+                return made  # what it has made is another replica's, which is asked for that
             if not marked.done():
                 raise RegistryUnavailable
         except BaseException as error:

@@ -301,7 +301,8 @@ def _give_up(connection: Connection, kernel_id: str) -> bool:
     ).fetchone()
     if gone is None:
         return False
-    connection.execute("DELETE FROM kernelkeep.execution WHERE kernel_id = %s", (kernel_id,))
+    for table in ("execution", "places"):
+        connection.execute(f"DELETE FROM kernelkeep.{table} WHERE kernel_id = %s", (kernel_id,))
     sessions = connection.execute(
         "DELETE FROM kernelkeep.session WHERE kernel_id = %s RETURNING id", (kernel_id,)
     ).fetchall()

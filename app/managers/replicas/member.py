@@ -243,6 +243,6 @@ async def bounded(thread: ThreadPoolExecutor, database: Database, work: Callable
         # It goes on to its end, which nobody waits for longer than this.
         done, _ = await asyncio.wait({asked}, timeout=ABORT_SECONDS)
     if not done:
-        asked.add_done_callback(lambda late: late.cancelled() or late.exception())
+        asked.cancel()  # what waits behind others is not done any more
         raise StoreAway("the database does not answer")
     return asked.result()

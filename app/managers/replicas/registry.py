@@ -135,7 +135,7 @@ class SharedRegistry(Registry):
         self._loop = asyncio.get_running_loop()
         self._database = Database(url)
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
-        self.claims = SharedClaims(identity, self._ask, self.directory)
+        self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
         """What replicas do one at a time."""
         self._begin(
             SharedStore(self._database, identity, self.terms, self._keeper_of, self._fence_later)
@@ -216,8 +216,11 @@ class SharedRegistry(Registry):
         return await self._call(self._database.run, work)
 
     def _is_due(self, kernel_id: str) -> bool:
-        """Whether the record of a kernel could not be stored yet."""
-        return self._missed.get(kernel_id) is not None
+        """Whether a kernel is still to be stored or deleted, or waits in an engine's queue."""
+        if kernel_id in self._missed:
+            return True
+        stored = self._newest.get(kernel_id)
+        return self.counts(kernel_id) and (stored is None or stored.dead)
 
     async def _renew_once(self) -> None:
         await self._call(self._database.run, lambda connection: connection.execute("SELECT 1"))

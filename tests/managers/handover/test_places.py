@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from app.managers.executions.prompts import Prompts
 from app.managers.handover.places import RegisteredPlaces, from_journal, journal_of
 from app.managers.handover.registry import Registry
-from app.managers.handover.store import open_registry
+from app.managers.handover.store import UnusableRegistry, open_registry
 from app.managers.log.entries import Position
 from app.managers.log.message_log import MessageLog
 from app.managers.log.places import MAX_PLACES, Place, Places, session_key
@@ -188,7 +188,11 @@ async def test_where_nothing_is_kept_for_who_is_offline_no_place_is(registry: Re
     await asyncio.wait_for(clients.known(reader), 5)
     clients.note_places()
     clients.detach(reader)
+    clients.note_again()
     assert await stored(registry) == []
+    # Nor is what a server has stored that had the option.
+    clients.put_back([Place(session_key("a"), 7, 70, 0.0)])
+    assert clients.attach("a").position == END
 
 
 async def test_what_cannot_be_read_is_told(
@@ -198,7 +202,8 @@ async def test_what_cannot_be_read_is_told(
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(registry._store, "load_places", fail)
-    assert await registry.places("k") is None
+    with pytest.raises(UnusableRegistry, match="disk I/O error"):
+        await registry.places("k")
     assert "disk I/O error" in caplog.text
 
 

@@ -36,7 +36,10 @@ class Replica(_Replica):
     def __init__(self, url: str, name: str) -> None:
         super().__init__(url, name)
         self.known = Known()
-        self.claims = SharedClaims(self.replica.id, self.ask, self.known)
+        self.is_known_away = False
+        self.claims = SharedClaims(
+            self.replica.id, self.ask, self.known, lambda: self.is_known_away
+        )
         self.made = 0
         self.go_on = asyncio.Event()
         self.begun = asyncio.Event()
@@ -135,6 +138,31 @@ async def test_while_the_registry_is_away_only_what_needs_it_is_refused(
     await first.claims.clear()
     second.go_on.set()
     assert await second.once() == "made by second"
+
+
+async def test_a_registry_that_is_known_to_be_away_is_not_asked(replicas: list[Replica]) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.is_known_away = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    assert await first.once(is_vital=False) == "made by first"
+    assert first.known.expected == []
+    assert first.claims._done == {}
+    second.go_on.set()
+    assert await second.once() == "made by second"
+
+
+async def test_what_was_made_is_not_made_again_because_it_is_not_heard_of(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CATCH_UP_SECONDS", 0.01)
+    first, second, _ = replicas
+    second.go_on.set()
+    assert await second.once(is_vital=False) == "made by second"
+    first.known.is_deaf = True
+    assert await first.once(is_vital=False) == "made by second"
+    assert first.made == 0
 
 
 async def test_a_claim_that_could_not_be_settled_is_settled_later(

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.driver import free_ports
-from tests.managers.processes.engines.test_kubernetes import numbers
 from tests.support.channels import JupyterChannels
 from tests.support.cluster import NAMESPACE, Cluster
 from tests.support.executions import Executions
 from tests.support.kernelspecs import Spec, write_kernelspec
-from tests.support.lively import pid_of
+from tests.support.lively import numbers, pid_of
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from app.managers.handover.store import StoreAway
 from app.managers.replicas.database import Connection, Database
 from app.managers.replicas.errors import KernelElsewhereError, RegistryUnavailable
 from app.managers.replicas.membership import beat, declare_dead, leave
+from app.managers.replicas.registry import SharedRegistry
 from app.managers.replicas.reservations import SharedReservations
 from tests.managers.handover.test_registry import record
 from tests.managers.replicas.test_store import Member
@@ -176,3 +178,21 @@ async def test_a_kernel_has_its_place_until_its_process_is_gone(replicas: list[R
     assert await second.reserve("c", most=2) == Used(2, 1)
     await first.reservations.release("a")
     assert await second.reserve("c", most=2) is None
+
+
+@pytest.mark.parametrize(
+    ("missed", "newest", "counts", "is_due"),
+    [
+        ({}, {}, False, False),  # it is gone
+        ({}, {}, True, True),  # it waits in an engine's queue, and is not stored yet
+        ({}, {"k": SimpleNamespace(dead=True)}, True, True),  # the same, for a restart
+        ({}, {"k": SimpleNamespace(dead=False)}, True, False),  # its row counts
+        ({"k": SimpleNamespace(dead=False)}, {}, False, True),  # it could not be stored
+        ({"k": None}, {}, False, True),  # it could not be deleted
+    ],
+)
+def test_how_long_a_place_is_kept(
+    missed: dict[str, Any], newest: dict[str, Any], counts: bool, is_due: bool
+) -> None:
+    registry = SimpleNamespace(_missed=missed, _newest=newest, counts=lambda _: counts)
+    assert SharedRegistry._is_due(cast(SharedRegistry, registry), "k") is is_due
