@@ -44,6 +44,19 @@ def test_a_job_that_was_submitted_during_a_look_is_not_forgotten_by_it() -> None
     assert waits.why("job") is not None
 
 
+def test_a_job_that_is_gone_is_forgotten() -> None:
+    waits = SlurmWaits()
+    waits.begin("job", 100.0, 5.0)
+    waits.begin("another", 100.0, 5.0)
+    waits.keep(["another"], 6.0)
+    # Another of that name would wait for as long as it likes.
+    for name in ("job", "another"):
+        waits.see(Seen("7", name, "PENDING", reason="Resources"), 50.0)
+        waits.see(Seen("7", name, "PENDING", reason="Resources"), 105.0)
+    assert waits.why("job") is None
+    assert waits.why("another") is not None
+
+
 def test_what_never_comes_is_waited_for_shortly() -> None:
     waits = SlurmWaits()
     waits.begin("job", 1000.0, 0.0)
