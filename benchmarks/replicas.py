@@ -140,7 +140,7 @@ def _taking(url: str) -> None:
     database = Database(url)
     migrate(database)
     _fill(database, TAKEN)
-    replica = Replica("living", "living", "", "0", "")
+    replica = Replica("living", "living", "unix:benchmark:/none", "0", "")
     run: Callable[[Callable[[Connection], object]], object] = database.run
     run(lambda one: leave(one, "dead"))
     run(lambda one: join(one, replica, 60.0, replaces=[]))
