@@ -64,7 +64,7 @@ def check_history(changes: Iterable[Change]) -> int:
         own = [*group]
         for before, after in zip([None, *own], own, strict=False):
             assert _is_right(before, after), own
-            taken += before is not None and before.replica is None and not after.is_gone
+            taken += before == (after.kernel_id, None, after.term - 1, False)
     return taken
 
 
