@@ -261,24 +261,25 @@ async def run_code(
     if body.cancel_on_disconnect and not wait:
         raise InvalidRequest("cancel_on_disconnect: this is for a request that waits: ?wait=")
 
-    async def make() -> str:
+    async def make(new_id: str) -> str:
         asked_for = body.model_dump(exclude={"cancel_on_disconnect"})
         code = Code(**asked_for, if_generation=if_generation)
         try:
-            execution = kernel.executions.run(code)
+            execution = kernel.executions.run(code, new_id)
         except KernelkeepError:
             kernel.reports.refused("execute", _encode(code))
             raise
         kernel.reports.executed(execution.id, execution.session, _encode(code))
+        await kernel.executions.noted(execution)
         return execution.id
 
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
-    execution_id = await idempotency.once(scope, idempotency_key, asked, make)
+    known = kernel.executions.known_id
+    execution_id = await idempotency.once(scope, idempotency_key, asked, make, known)
     execution = kernel.executions.get(execution_id)
     if (made_for := caller()) is not None:
         made_for.execution_id = execution.id
-    await kernel.executions.noted(execution)
     return _waiting(
         kernel,
         execution,
@@ -467,7 +468,7 @@ async def answer_input(
     """
     content = _encode({"value": body.value})
 
-    async def make() -> str:
+    async def make(_: str) -> str:
         try:
             kernel.executions.answer(execution, body.value, body.prompt)
         except KernelkeepError:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from ..managers.errors import IdempotencyConflict, InvalidIdempotencyKey
 
@@ -98,16 +99,23 @@ class OwnersKeys:
         self._owner = owner
 
     async def once(
-        self, scope: str, key: str | None, request: bytes, make: Callable[[], Awaitable[str]]
+        self,
+        scope: str,
+        key: str | None,
+        request: bytes,
+        make: Callable[[str], Awaitable[str]],
+        find: Callable[[str], str | None] = lambda _: None,
     ) -> str:
         """The id of the object that ``make`` makes, or has made for an earlier request.
 
+        ``make`` is called with a new UUID, which may be the object's id, and ``find`` with the one
+        that a replica's ``make`` was called with which has died: what it has made is that object.
         An earlier request counts if it had the same ``key`` and ``scope`` (the kind of object, and
         where). If it failed, this one calls ``make`` again. Raises `InvalidIdempotencyKey`, and
         `IdempotencyConflict` if the earlier ``request`` was another one.
         """
         if key is None:
-            return await make()
+            return await make(str(uuid4()))
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
             raise InvalidIdempotencyKey(
                 f"Idempotency-Key: must be 1 to {MAX_KEY_LENGTH} printable ASCII characters"
@@ -122,10 +130,15 @@ class OwnersKeys:
             if use.made is not None:
                 return use.made
             await asyncio.wait({use.done})
-        return await self._make(scope, key, digest, make)
+        return await self._make(scope, key, digest, make, find)
 
     async def _make(
-        self, scope: str, key: str, digest: bytes, make: Callable[[], Awaitable[str]]
+        self,
+        scope: str,
+        key: str,
+        digest: bytes,
+        make: Callable[[str], Awaitable[str]],
+        find: Callable[[str], str | None],
     ) -> str:
         name = scope, key
         use = _Use(digest)
@@ -133,10 +146,10 @@ class OwnersKeys:
         claims = self._keys.claims
         try:
             if claims is None:
-                use.made = await make()
+                use.made = await make(str(uuid4()))
             else:
                 is_vital = scope == KERNELS
-                asked = (self._owner, scope, key, digest, make)
+                asked = (self._owner, scope, key, digest, make, find)
                 use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:

@@ -195,7 +195,7 @@ async def test_keys_of_one_owner_push_out_none_of_another_s(
     keys = idempotency.IdempotencyKeys()
     made = itertools.count()
 
-    async def make() -> str:
+    async def make(_: str) -> str:
         return str(next(made))
 
     few, many = keys.of("few"), keys.of("many")

@@ -199,7 +199,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.ws.channels": ("ws/test_core",),
     "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
     "app.managers.files.errors": ("managers/files/test_bodies",),
-    "app.managers.kernels.callers": ("api/test_owners_apart", "api/test_shares"),
     "app.managers.owners.principal": ("api/test_identities",),
 }
 """The tests of modules that have no test file of their own name; each names its modules. Every

@@ -145,6 +145,11 @@ class ExecutionTracker:
         if self.store is not None:
             await self.store.stored()
 
+    async def kept(self, execution: Execution) -> None:
+        """As `ExecutionStore.kept`."""
+        if self.store is not None:
+            await self.store.kept(execution)
+
     def put_back(self, execution: Execution) -> None:
         """Know an execution that the server before this one has stored. Call oldest first."""
         self._by_id[execution.id] = execution

@@ -324,13 +324,21 @@ class Registry:
         finally:
             self._writer = None
 
-    async def stored(self, seconds: float = STORED_SECONDS) -> None:
-        """Return when every change until now is stored, or after so many ``seconds``."""
+    async def stored(self, seconds: float = STORED_SECONDS) -> bool:
+        """Return when every change until now is stored, or after so many ``seconds``.
+
+        Whether writing them has come to an end, which may be a failure.
+        """
         # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
-        await asyncio.wait({flush}, timeout=seconds)
+        done, _ = await asyncio.wait({flush}, timeout=seconds)
+        return bool(done)
+
+    async def kept(self, kernel_id: str, execution_id: str) -> None:  # noqa: ARG002
+        """Return when an execution is stored, or when the disk has taken too long."""
+        await self.stored()
 
     async def _flush_all(self) -> None:
         await self.flush()

@@ -94,13 +94,17 @@ class CallersKernels:
         return self._find(kernel_id) is not None or self._elsewhere(kernel_id) is not None
 
     def get(self, kernel_id: str) -> Kernel:
-        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too."""
-        if self._everything:
-            return self._manager.get(kernel_id)
+        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too.
+
+        Requests for kernels of other replicas do not come here. One that does has come to a replica
+        that has just let the kernel go, and raises `ReplicaUnreachable`: it may come again.
+        """
         kernel = self._find(kernel_id)
-        if kernel is None:
-            raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
-        return kernel
+        if kernel is not None:
+            return kernel
+        if self._elsewhere(kernel_id) is not None:
+            raise ReplicaUnreachable
+        raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
 
     def _elsewhere(self, kernel_id: str) -> KernelElsewhere | None:
         """A kernel of another replica, if the caller may read it."""
@@ -115,6 +119,14 @@ class CallersKernels:
         """The model of a kernel, of whichever replica, as JSON. Raises `KernelNotFound`."""
         found = self._elsewhere(kernel_id)
         return self.get(kernel_id).model if found is None else found.model
+
+    def known_id(self, kernel_id: str) -> str | None:
+        """This id, if the caller has a kernel of it, at whichever replica."""
+        try:
+            self.model_of(kernel_id)
+        except KernelNotFound:
+            return None
+        return kernel_id
 
     def ownership_of(self, kernel_id: str) -> Ownership:
         """Whose a kernel is, of whichever replica. Raises `KernelNotFound`."""
@@ -145,7 +157,7 @@ class CallersKernels:
         if kernel_id not in self._manager:
             return None
         kernel = self._manager.get(kernel_id)
-        return kernel if self._reads(kernel) else None
+        return kernel if self._everything or self._reads(kernel) else None
 
     def _reads(self, kernel: Kernel | KernelElsewhere) -> bool:
         return access(self.principal, "read", "kernels", kernel.ownership)
@@ -310,6 +322,7 @@ class CallersKernels:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
@@ -327,7 +340,13 @@ class CallersKernels:
             raise KernelElsewhereError(kernel_id)
         ownership = self._ownership(env or {})
         return await self._manager.start_kernel(
-            name, path=path, env=env, kernel_id=kernel_id, ownership=ownership, given=given
+            name,
+            path=path,
+            env=env,
+            kernel_id=kernel_id,
+            new_id=new_id,
+            ownership=ownership,
+            given=given,
         )
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:

@@ -242,11 +242,13 @@ class MultiKernelManager:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         ownership: Ownership | None = None,
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
+        Without a ``kernel_id`` it gets ``new_id``, which nobody else has, or another one.
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory, or to its owner's home; ``given`` are options of its engine. Raises
@@ -254,7 +256,7 @@ class MultiKernelManager:
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
         shut down first), `ServerStopping`, or that a limit is met.
         """
-        identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
         # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:

@@ -33,7 +33,7 @@ from .authority import shared_authority
 from .claims import SharedClaims
 from .database import Connection, Database, migrate
 from .directory import Directory
-from .errors import RegistryUnavailable
+from .errors import RegistryUnavailable, ReplicaUnreachable
 from .keepers import SharedKeepers
 from .lease import Lease
 from .member import Member, bounded
@@ -183,6 +183,20 @@ class SharedRegistry(Registry):
     def check_start(self) -> None:
         """Raise `RegistryUnavailable` if a kernel that is started now could not be stored."""
         if self.member.is_away:
+            raise RegistryUnavailable
+
+    async def kept(self, kernel_id: str, execution_id: str) -> None:
+        """As `Registry.kept`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
+
+        The replica that has the kernel next would not know an execution that is here alone, while
+        its client was told that it will run.
+        """
+        if self.member.is_away:
+            raise RegistryUnavailable
+        is_done = await self.stored()
+        if kernel_id not in self.terms:
+            raise ReplicaUnreachable
+        if not is_done or (kernel_id, execution_id) in self._changed:
             raise RegistryUnavailable
 
     def listens(self, addresses: Sequence[str]) -> None:

@@ -52,8 +52,18 @@ async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
         assert refusals[0].error["code"] == "registry_unavailable"
         assert refusals[0].response.headers["Retry-After"] == "1"
         # Behind the end of its lease, too: its keeper knows that no other has the kernel.
-        done = await executions.run("import time; time.sleep(4); print(x)")
-        assert done["state"] == "ok"
+        running = await executions.begin("import time; time.sleep(4); print(x)")
+        # What would have to wait is not stored: another replica would not know that it was asked.
+        waiting = await executions.post("print('waits')")
+        assert waiting.status_code == 503
+        assert waiting.json()["code"] == "registry_unavailable"
+        assert waiting.headers["Retry-After"] == "1"
+        assert (await executions.ended(running))["state"] == "ok"
+        refused = (await executions.listed())[-1]
+        assert (refused["state"], refused["reason"]) == (
+            "aborted",
+            "The registry of the replicas cannot be reached",
+        )
         await asyncio.to_thread(stopped.start)
 
         async def starts() -> bool:

@@ -12,7 +12,7 @@ from app.managers.errors import IdempotencyConflict
 from app.managers.replicas import claims as module
 from app.managers.replicas.claims import Claim, SharedClaims
 from app.managers.replicas.database import Database
-from app.managers.replicas.errors import RegistryUnavailable
+from app.managers.replicas.errors import RegistryUnavailable, RequestUnderway
 from app.managers.replicas.membership import leave
 from tests.managers.replicas.test_reservations import Replica as _Replica
 
@@ -41,17 +41,21 @@ class Replica(_Replica):
             self.replica.id, self.ask, self.known, lambda: self.is_known_away
         )
         self.made = 0
+        self.attempts: list[str] = []
+        self.left: dict[str, str] = {}
         self.go_on = asyncio.Event()
         self.begun = asyncio.Event()
 
-    async def make(self) -> str:
+    async def make(self, attempt: str) -> str:
         self.made += 1
+        self.attempts.append(attempt)
         self.begun.set()
         await self.go_on.wait()
         return f"made by {self.replica.name}"
 
     async def once(self, key: str = "key", request: bytes = b"r", *, is_vital: bool = True) -> str:
-        return await self.claims.once("anna", "kernels", key, request, self.make, is_vital=is_vital)
+        asked = ("anna", "kernels", key, request, self.make, self.left.get)
+        return await self.claims.once(*asked, is_vital=is_vital)
 
     def die(self) -> None:
         self.database.run(lambda one: leave(one, self.replica.id))
@@ -110,6 +114,66 @@ async def test_what_a_replica_was_at_that_died_is_made_by_another(
     assert await third.once() == "made by second"
     with pytest.raises(RegistryUnavailable):
         await first.once("another")
+
+
+async def test_what_a_replica_had_made_that_died_is_found_and_not_made_again(
+    replicas: list[Replica],
+) -> None:
+    first, second, third = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    waiting = asyncio.create_task(second.once())
+    second.left = {first.attempts[0]: "made by first"}  # it was stored, and then its replica died
+    first.die()
+    assert await waiting == "made by first"
+    assert await third.once() == "made by first"
+    assert (second.made, third.made) == (0, 0)
+    with pytest.raises(IdempotencyConflict):
+        await third.once(request=b"another")
+    first.go_on.set()
+    await making
+
+
+async def test_what_was_asked_of_a_replica_that_died_is_no_conflict(
+    replicas: list[Replica],
+) -> None:
+    first, second, third = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    first.die()
+    second.go_on.set()
+    assert await second.once(request=b"another") == "made by second"
+    with pytest.raises(IdempotencyConflict):
+        await third.once()
+    first.go_on.set()
+    await making
+
+
+async def test_what_a_dead_replica_says_it_has_made_does_not_count(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    first.die()
+    first.go_on.set()
+    await making
+    second.go_on.set()
+    assert await second.once() == "made by second"
+
+
+async def test_the_wait_for_another_replica_ends(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    with pytest.raises(RequestUnderway):
+        await second.once()
+    assert second.claims._done == {}
+    first.go_on.set()
+    assert await making == await second.once() == "made by first"
 
 
 async def test_what_is_made_stays_known_when_its_replica_dies(replicas: list[Replica]) -> None:
@@ -233,7 +297,7 @@ def test_claims_are_bounded_and_forgotten(
     def make(owner: str, key: str) -> None:
         one = Claim.of(owner, "kernels", key)
         assert run(lambda connection: module.claim(connection, first.replica.id, one)) is None
-        run(lambda connection: module.settle(connection, {one: "made"}))
+        run(lambda connection: module.settle(connection, first.replica.id, {one: "made"}))
 
     def known() -> dict[str, int]:
         rows = run(
