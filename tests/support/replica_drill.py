@@ -51,6 +51,9 @@ ROUND_SECONDS: Final = 8.0
 ASK_SECONDS: Final = 0.3
 """Seconds between two executions that are asked for meanwhile."""
 
+START_SECONDS: Final = 4.0
+"""Within so many seconds since something was lost a kernel is started."""
+
 PLACES_SECONDS: Final = 1.0
 """How long the place of a new client may take to be stored."""
 
@@ -63,6 +66,8 @@ for number in range({count}):
     time.sleep({pause})
 """
 MARK: Final = "with open({file!r}, 'a') as file: file.write('{mark}\\n')"
+
+PYTHON: Final = {"name": "python3"}
 
 Json = dict[str, Any]
 
@@ -150,14 +155,16 @@ class Drill:
             for reader in readers:
                 read = READERS[reader.kind]
                 tasks.create_task(read(self._ground.balancer, self._ground.replicas.token, reader))
+            started = tasks.create_task(self._start_meanwhile(readers))
             lost = await self._lose(action, readers, countings)
         for counting in countings:
             for path in counting.executions:
                 await self._check_end(path)
             counting.check()
         await self._ground.complete()
+        await self._check_started(started.result())
         return {
-            **{"action": action, "lost": lost.what, "takeover": lost.takeover},
+            **{"action": action, **lost._asdict()},
             **{"taken": self._taken() - taken, "returns": sum(one.returns for one in readers)},
             **{"executions": sum(len(one.executions) for one in countings)},
             **{"seconds": round(time.monotonic() - began, 1), "load": round(os.getloadavg()[0], 1)},
@@ -192,9 +199,8 @@ class Drill:
         self, action: str, readers: Sequence[Reader], countings: Sequence[Counting]
     ) -> Lost:
         """Lose something while everybody reads, and meanwhile ask for more executions."""
-        await eventually(lambda: all(reader.next for reader in readers), FINISH_SECONDS)
+        await self._begun(readers)
         chance = self._ground.chance
-        await asyncio.sleep(PLACES_SECONDS + chance.uniform(0, 1))
 
         async def ask_for_more() -> None:
             while True:
@@ -207,6 +213,31 @@ class Drill:
             lost = await ACTIONS[action].lose(self._ground)
             asks.cancel()
         return lost
+
+    async def _begun(self, readers: Sequence[Reader]) -> None:
+        """Return when everybody reads, and a moment later."""
+        await eventually(lambda: all(reader.next for reader in readers), FINISH_SECONDS)
+        await asyncio.sleep(PLACES_SECONDS + self._ground.chance.uniform(0, 1))
+
+    async def _start_meanwhile(self, readers: Sequence[Reader]) -> str:
+        """Start a kernel, again and again until there is an answer; it is to be started once."""
+        await self._begun(readers)
+        await asyncio.sleep(self._ground.chance.uniform(0, START_SECONDS))
+        headers = {"Idempotency-Key": os.urandom(8).hex()}
+        ask = partial(self._rest.http.post, "/api/kernels", json=PYTHON, headers=headers)
+        answer = await again(ask)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def _check_started(self, kernel_id: str) -> None:
+        """The kernel that was started runs code, and there is no other one."""
+        counting = Counting(kernel_id, self._file(kernel_id), 0)
+        await self._ask(counting, counting.new_mark())
+        await self._check_end(counting.executions[0])
+        counting.check()
+        rows = self._ground.replicas.query("SELECT id FROM kernelkeep.kernel")
+        assert {one for (one,) in rows} == {*self._ids, kernel_id}
+        await again(partial(self._rest.http.delete, f"/api/kernels/{kernel_id}"))
 
     async def _check_end(self, path: str) -> None:
         async with asyncio.timeout(FINISH_SECONDS):
@@ -238,7 +269,7 @@ async def _main(actions: Sequence[str], sizes: Sizes, seed: int, bound: float) -
                     _tell(f"seed {seed}, round {number}: {action} has failed")
                     raise
                 _tell(f"{number}: {told}")
-                if (told["takeover"] or 0.0) > bound:
+                if (told["answers"] or 0.0) > bound:
                     late.append(number)
     if late:
         _tell(f"seed {seed}: kernels were another's only after more than {bound} s in {late}")

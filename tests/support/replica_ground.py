@@ -46,10 +46,14 @@ DRILLS_CABLE: Final = len(NAMES)
 
 
 class Lost(NamedTuple):
-    """What was lost, and how many seconds it took until others had all of its kernels."""
+    """What was lost, and how many seconds it took until others had all of its kernels.
+
+    ``takeover`` is by the registry, ``answers`` when the others have answered for each.
+    """
 
     what: str
     takeover: float | None = None
+    answers: float | None = None
 
 
 @dataclass
@@ -120,10 +124,10 @@ def make_ground(place: Path, chance: random.Random, shorter: float = 1.0) -> Ite
 # What happens
 
 
-def _pick(ground: Ground) -> tuple[str, Callable[[], Awaitable[float]]]:
+def _pick(ground: Ground) -> tuple[str, Callable[[], Awaitable[tuple[float, float]]]]:
     """A replica that has kernels, and what waits until others have them and answer for them.
 
-    That tells how many seconds it took since this call.
+    That tells how many seconds both took since this call.
     """
     rows = ground.replicas.query(
         "SELECT replica.name, replica.id, array_agg(kernel.id) FROM kernelkeep.kernel "
@@ -132,17 +136,18 @@ def _pick(ground: Ground) -> tuple[str, Callable[[], Awaitable[float]]]:
     name, replica_id, kernels = ground.chance.choice(rows)
     began = time.monotonic()
 
-    async def takeover() -> float:
+    async def takeover() -> tuple[float, float]:
         with psycopg.connect(ground.replicas.url, autocommit=True) as registry:
             async with asyncio.timeout(FINISH_SECONDS):
                 while registry.execute(_LEFT, (kernels, replica_id)).fetchone():  # noqa: ASYNC110
                     await asyncio.sleep(LOOK_SECONDS)
+        taken = time.monotonic()
         other = ground.chance.choice([one for one in NAMES if one != name])
         async with RestClient(ground.replicas.servers[other].url, ground.replicas.token) as rest:
             asked = (lambda one=one: rest.http.get(f"/api/kernels/{one}") for one in kernels)
             async with asyncio.timeout(FINISH_SECONDS):
                 await asyncio.gather(*map(again, asked))
-        return round(time.monotonic() - began, 2)
+        return round(taken - began, 2), round(time.monotonic() - began, 2)
 
     return name, takeover
 
@@ -162,7 +167,7 @@ async def _kill(ground: Ground) -> Lost:
         await asyncio.to_thread(ground.start, name)
 
     seconds, _ = await asyncio.gather(takeover(), come_back())
-    return Lost(name, seconds)
+    return Lost(name, *seconds)
 
 
 async def _terminate(ground: Ground) -> Lost:
@@ -170,7 +175,7 @@ async def _terminate(ground: Ground) -> Lost:
     ends = asyncio.to_thread(ground.replicas.end, name, signal.SIGTERM)
     seconds, _ = await asyncio.gather(takeover(), ends)
     await asyncio.to_thread(ground.start, name)
-    return Lost(name, seconds)
+    return Lost(name, *seconds)
 
 
 async def _pause(ground: Ground) -> Lost:
@@ -178,7 +183,7 @@ async def _pause(ground: Ground) -> Lost:
     ground.replicas.send(name, signal.SIGSTOP)
     seconds, _ = await asyncio.gather(takeover(), ground.away(STOPPED_SECONDS))
     ground.replicas.send(name, signal.SIGCONT)
-    return Lost(name, seconds)
+    return Lost(name, *seconds)
 
 
 async def _cut_one(ground: Ground) -> Lost:
@@ -187,7 +192,7 @@ async def _cut_one(ground: Ground) -> Lost:
     await asyncio.to_thread(ground.network.pull_cable, cable)
     seconds, _ = await asyncio.gather(takeover(), ground.away(CUT_SECONDS))
     await asyncio.to_thread(ground.network.plug_cable, cable)
-    return Lost(f"{name}'s cable", seconds)
+    return Lost(f"{name}'s cable", *seconds)
 
 
 async def _cut_all(ground: Ground) -> Lost:

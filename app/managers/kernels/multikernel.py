@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from ...settings import Settings
 from ..errors import (
+    KernelkeepError,
     KernelNotFound,
     KernelNotRunning,
     KernelStartFailed,
@@ -318,6 +319,11 @@ class MultiKernelManager:
             )
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
+            try:
+                self._services.handover.check_saved(kernel_id)
+            except KernelkeepError:
+                await stop_quietly(kernel, now=True)
+                raise
         if self.stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
             raise ServerStopping()

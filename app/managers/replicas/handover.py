@@ -20,6 +20,7 @@ from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
 from ..processes.run_files import KEPT, clear_mirrors
+from .errors import RegistryUnavailable
 from .membership import Taken
 from .registry import SharedRegistry
 
@@ -111,6 +112,14 @@ class SharedHandover(RegisteredHandover):
     async def hand_over(self) -> None:
         """Leave the group: the other replicas take the kernels, and this one answers for none."""
         await self._shared.leave()
+
+    def check_saved(self, kernel_id: str) -> None:
+        """As `Handover.check_saved`. Raises `RegistryUnavailable`.
+
+        What is in no row of the registry is ended when its replica dies, whoever was told of it.
+        """
+        if not self._shared.has_saved(kernel_id):
+            raise RegistryUnavailable
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""

@@ -185,6 +185,10 @@ class SharedRegistry(Registry):
         if self.member.is_away:
             raise RegistryUnavailable
 
+    def has_saved(self, kernel_id: str) -> bool:
+        """Whether a kernel of this replica's is in the registry, or was not to be saved yet."""
+        return kernel_id in self.terms and kernel_id not in self._missed
+
     async def kept(self, kernel_id: str, execution_id: str) -> None:
         """As `Registry.kept`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
 
