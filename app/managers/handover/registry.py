@@ -327,14 +327,14 @@ class Registry:
     async def stored(self, seconds: float = STORED_SECONDS) -> bool:
         """Return when every change until now is stored, or after so many ``seconds``.
 
-        Whether writing them has come to an end, which may be a failure.
+        Whether all have been tried; what could not be written is tried again.
         """
         # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
-        done, _ = await asyncio.wait({flush}, timeout=seconds)
-        return bool(done)
+        await asyncio.wait({flush}, timeout=seconds)
+        return flush.done() and not flush.cancelled() and flush.exception() is None
 
     async def kept(self, kernel_id: str, execution_id: str) -> None:  # noqa: ARG002
         """Return when an execution is stored, or when the disk has taken too long."""
