@@ -111,7 +111,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.sessions.shared": ("managers/replicas/test_forwarding",),
     "app.migrate_cli": ("test_migrate_command",),
     "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
-    "app.managers.replicas.handover": ("managers/replicas/test_takeover",),
     "app.managers.replicas.member": ("managers/replicas/test_takeover",),
     "app.managers.replicas.membership": ("managers/replicas/test_store",),
     "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
