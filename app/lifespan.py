@@ -192,6 +192,7 @@ async def _open_relay(
     wire = group.wire
     state["links"] = links = Links(None if wire is None else wire.client)
     stack.callback(links.close)
+    group.watch(links.keep)
     relay = RelayServer(app, dict(state), group.socket, is_here)
     await relay.open()
     stack.push_async_callback(relay.close)

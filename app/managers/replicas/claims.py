@@ -199,16 +199,15 @@ class SharedClaims:
         ``make`` is called with the name of the attempt, a UUID, and ``find`` with that of an
         attempt whose replica has died. If another replica is at it, this waits for that one. Raises
         `IdempotencyConflict` if the request was another one there, and `RequestUnderway` if that
-        takes too long. While the registry is away this raises `RegistryUnavailable` if the claim
-        ``is_vital``, and otherwise calls ``make``.
+        takes too long. While the registry is away this raises `RegistryUnavailable`; if it is known
+        to be away, and the claim is not ``is_vital``, this calls ``make`` instead.
         """
         wanted = Claim.of(owner, purpose, key, request)
-        try:
-            made = await self._claim(wanted, find, is_vital=is_vital)
-        except RegistryUnavailable:
-            if is_vital:
-                raise
+        if self._is_away() and not is_vital:
             return await make(wanted.attempt)
+        # From here on the claim may be there although its answer is lost: what is made without it
+        # would not be found by it.
+        made = await self._claim(wanted, find, is_vital=is_vital)
         if made is not None:
             return made
         try:

@@ -184,20 +184,21 @@ async def test_what_is_made_stays_known_when_its_replica_dies(replicas: list[Rep
     assert await second.once() == "made by first"
 
 
-async def test_while_the_registry_is_away_only_what_needs_it_is_refused(
+async def test_nothing_is_made_when_the_registry_turns_out_to_be_away(
     replicas: list[Replica],
 ) -> None:
     first, second, _ = replicas
     first.go_on.set()
     first.is_away = True
-    with pytest.raises(RegistryUnavailable):
-        await first.once()
-    assert first.made == 0
-    assert await first.once(is_vital=False) == "made by first"
+    for is_vital in (True, False):
+        with pytest.raises(RegistryUnavailable):
+            await first.once(is_vital=is_vital)
     first.is_away = False
     first.loses_answers = True
-    with pytest.raises(RegistryUnavailable):
-        await first.once()
+    for is_vital in (True, False):
+        with pytest.raises(RegistryUnavailable):
+            await first.once(is_vital=is_vital)
+    assert first.made == 0
     first.loses_answers = False
     await first.claims.clear()
     second.go_on.set()

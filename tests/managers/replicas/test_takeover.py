@@ -15,6 +15,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
@@ -166,3 +167,30 @@ async def test_what_a_replica_had_made_when_it_died_is_not_made_again(replicas: 
             assert (await executions.ended(again.json()["id"]))["state"] == "ok"
             assert len(await executions.listed()) == 1
         assert done.read_text() == "once"
+
+
+async def test_clients_of_a_replica_that_is_stopped_are_cut_by_the_one_that_they_have_asked(
+    replicas: Replicas,
+) -> None:
+    first = await asyncio.to_thread(replicas.start, "first")
+    second = await asyncio.to_thread(replicas.start, "second")
+    async with RestClient(first.url, replicas.token) as rest:
+        kernel = await rest.start_kernel("python3")
+    async with (
+        RestClient(second.url, replicas.token) as rest,
+        await JupyterChannels.connect(second.ws_url, kernel["id"], replicas.token) as channels,
+    ):
+        executions = Executions(rest, kernel["id"])
+        await channels.execute("x = 1")
+        waiting = asyncio.create_task(executions.post("input()", query={"wait": 60}))
+        await eventually(lambda: executions.listed(), TAKEOVER_SECONDS)
+        replicas.send("first", signal.SIGSTOP)
+        try:
+            assert (await channels.closed(TAKEOVER_SECONDS)).code == 1012
+            answer = await waiting
+            assert (answer.status_code, answer.json()["code"]) == (503, "replica_unreachable")
+            async with asyncio.timeout(TAKEOVER_SECONDS):
+                assert (await rest.kernel(kernel["id"]))["id"] == kernel["id"]
+        finally:
+            replicas.send("first", signal.SIGCONT)
+        await rest.delete(kernel["id"])
