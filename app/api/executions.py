@@ -61,6 +61,7 @@ from .dependencies import (
     PermissionDep,
     fingerprint,
 )
+from .idempotency import Making
 from .openapi import BODY, FILE, errors, json_errors, links, stream_of
 from .requests import CancelExecution, InputModel, RunCode
 from .schemas import schema_of, union_of
@@ -270,13 +271,13 @@ async def run_code(
             kernel.reports.refused("execute", _encode(code))
             raise
         kernel.reports.executed(execution.id, execution.session, _encode(code))
-        await kernel.executions.noted(execution)
         return execution.id
 
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
-    known = kernel.executions.known_id
-    execution_id = await idempotency.once(scope, idempotency_key, asked, make, known)
+    known = kernel.executions
+    how = Making(make, known.known_id, known.noted, known.withdraw)
+    execution_id = await idempotency.once(scope, idempotency_key, asked, how)
     execution = kernel.executions.get(execution_id)
     if (made_for := caller()) is not None:
         made_for.execution_id = execution.id
@@ -478,5 +479,5 @@ async def answer_input(
         return execution.id
 
     scope = f"answers to {execution.id} of {kernel.id}"
-    await idempotency.once(scope, idempotency_key, fingerprint(body), make)
+    await idempotency.once(scope, idempotency_key, fingerprint(body), Making(make))
     return Response(status_code=204)

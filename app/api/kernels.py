@@ -48,7 +48,7 @@ from .dependencies import (
     PolledRoute,
     fingerprint,
 )
-from .idempotency import KERNELS
+from .idempotency import KERNELS, Making
 from .openapi import BODY, ERRORS, errors, links
 from .requests import StartKernel
 from .schemas import schema_of
@@ -154,7 +154,8 @@ async def start_kernel(
     def find(new_id: str) -> str | None:
         return manager.known_id(asked.kernel_id or new_id)
 
-    kernel_id = await idempotency.once(KERNELS, idempotency_key, fingerprint(asked), make, find)
+    how = Making(make, find, manager.check_saved, manager.undo_start)
+    kernel_id = await idempotency.once(KERNELS, idempotency_key, fingerprint(asked), how)
     model = manager.model_of(kernel_id)  # another replica may have made it, for the same key
     if (made_for := caller()) is not None:
         made_for.kernel_id = kernel_id

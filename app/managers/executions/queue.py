@@ -221,20 +221,26 @@ class Executions:
         )
         return generation == self._state.generation and not replaced
 
-    async def noted(self, execution: Execution) -> None:
+    async def noted(self, execution_id: str) -> None:
         """Return when a waiting execution is stored for the next server, if there may be one.
 
-        Raises what `ExecutionStore.kept` does; then the execution never runs.
+        Raises what `ExecutionStore.kept` does: then it may be stored or not.
         """
+        execution = self.get(execution_id)
         if not _waits(execution):
             return
         try:
             await self._tracker.kept(execution)
-        except KernelkeepError as error:
-            if _waits(execution):  # otherwise the kernel has it meanwhile, or nobody wants it
-                self._held.take(lambda held: held is execution)
-                self._tracker.give_up(execution, error.message, never_ran=True)
+        except KernelkeepError:
+            if not execution.sent:  # otherwise the kernel has it meanwhile
                 raise
+
+    async def withdraw(self, execution_id: str) -> None:
+        """An execution that waits never runs: its client was told that it could not be stored."""
+        execution = self.get(execution_id)
+        if _waits(execution):
+            self._held.take(lambda held: held is execution)
+            self._tracker.give_up(execution, "It could not be stored", never_ran=True)
 
     def answer(self, execution: Execution, value: str, prompt: str | None = None) -> None:
         """Answer the open prompt of an execution; ``prompt`` is the id of the prompt that is meant.

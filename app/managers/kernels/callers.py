@@ -45,6 +45,7 @@ from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, connections, last_activity
+from .stopping import stop_quietly
 from .table import checked_id, keys_for
 from .usage import KernelUsage, Series
 
@@ -348,6 +349,16 @@ class CallersKernels:
             ownership=ownership,
             given=given,
         )
+
+    async def check_saved(self, kernel_id: str) -> None:
+        """As `MultiKernelManager.check_saved`, for a kernel that was started here."""
+        if kernel_id in self._manager:
+            self._manager.check_saved(kernel_id)
+
+    async def undo_start(self, kernel_id: str) -> None:
+        """Stop a kernel whose client was told that it could not be stored."""
+        if kernel_id in self._manager:
+            await stop_quietly(self._manager.get(kernel_id), now=True)
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:
         """Whose a kernel is that the caller starts with these variables."""

@@ -14,7 +14,6 @@ from uuid import uuid4
 
 from ...settings import Settings
 from ..errors import (
-    KernelkeepError,
     KernelNotFound,
     KernelNotRunning,
     KernelStartFailed,
@@ -277,6 +276,10 @@ class MultiKernelManager:
         finally:
             self._starting.pop(identity).set_result(None)
 
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+        self._services.handover.check_saved(kernel_id)
+
     async def _asked(
         self,
         name: str | None,
@@ -319,11 +322,6 @@ class MultiKernelManager:
             )
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
-            try:
-                self._services.handover.check_saved(kernel_id)
-            except KernelkeepError:
-                await stop_quietly(kernel, now=True)
-                raise
         if self.stopping:  # the server began to stop while this one was launched
             await self.shutdown_kernel(kernel_id)
             raise ServerStopping()

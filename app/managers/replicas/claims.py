@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import uuid4
 
-from ..errors import IdempotencyConflict
+from ..errors import IdempotencyConflict, KernelkeepError
 from ..handover.store import StoreAway
 from .database import Connection
 from .errors import RegistryUnavailable, RequestUnderway
@@ -136,14 +136,21 @@ def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None
     A replica that was declared dead meanwhile has none: others may look for what it had made.
     """
     for one, made in done.items():
-        which = "WHERE name = %s AND attempt = %s AND replica = %s"
         if made is None:
-            statement = f"DELETE FROM kernelkeep.idempotency {which}".encode()
-            connection.execute(statement, (one.name, one.attempt, replica_id))
+            connection.execute(
+                "DELETE FROM kernelkeep.idempotency "
+                "WHERE name = %s AND attempt = %s AND replica = %s",
+                (one.name, one.attempt, replica_id),
+            )
         else:
             connection.execute(
-                f"UPDATE kernelkeep.idempotency SET made = %s, replica = NULL {which}".encode(),
-                (made, one.name, one.attempt, replica_id),
+                # While the registry was away there was no claim.
+                "INSERT INTO kernelkeep.idempotency AS known (name, owner, request, attempt, made) "
+                "SELECT %s, %s, %s, %s, %s "
+                "WHERE EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = %s) "
+                "ON CONFLICT (name) DO UPDATE SET made = excluded.made, replica = NULL "
+                "WHERE known.attempt = excluded.attempt AND known.replica = %s",
+                (*one, made, replica_id, replica_id),
             )
 
 
@@ -158,6 +165,18 @@ def settle_left(connection: Connection, name: bytes, attempt: str, made: str) ->
 
 Find = Callable[[str], str | None]
 """The id of what an attempt has made; None if it has made nothing."""
+
+
+Confirm = Callable[[str], Awaitable[None]]
+"""Returns when it is certain that what was made is stored. Raises a `KernelkeepError` if not."""
+
+
+class Open(NamedTuple):
+    """A claim by which something was made that may not be stored."""
+
+    claim: Claim
+    made: str
+    confirm: Confirm
 
 
 class Marks(Protocol):
@@ -181,6 +200,7 @@ class SharedClaims:
         self._ask = ask
         self._known = known
         self._done: dict[Claim, str | None] = {}
+        self._open: dict[bytes, Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def once(
@@ -191,30 +211,57 @@ class SharedClaims:
         request: bytes,
         make: Callable[[str], Awaitable[str]],
         find: Find,
+        confirm: Confirm,
         *,
         is_vital: bool,
     ) -> str:
         """The id of what ``make`` makes, or has made for whoever has claimed this before.
 
         ``make`` is called with the name of the attempt, a UUID, and ``find`` with that of an
-        attempt whose replica has died. If another replica is at it, this waits for that one. Raises
+        attempt whose replica has died. What is made, and cannot be confirmed, may be known to the
+        next replica or not: the claim stays as it is, and when it is asked for again, whoever has
+        it confirms it, or finds it. If another replica is at it, this waits for that one. Raises
         `IdempotencyConflict` if the request was another one there, and `RequestUnderway` if that
         takes too long. While the registry is away this raises `RegistryUnavailable`; if it is known
         to be away, and the claim is not ``is_vital``, this calls ``make`` instead.
         """
         wanted = Claim.of(owner, purpose, key, request)
-        if self._is_away() and not is_vital:
-            return await make(wanted.attempt)
-        # From here on the claim may be there although its answer is lost: what is made without it
-        # would not be found by it.
-        made = await self._claim(wanted, find, is_vital=is_vital)
-        if made is not None:
-            return made
+        if (left := self._open.get(wanted.name)) is not None:
+            if left.claim.request != request:
+                raise IdempotencyConflict("Idempotency-Key: it was used for another request")
+            if find(left.made) is not None:
+                return await self._confirm(left)
+            del self._open[wanted.name]  # the kernel was another's meanwhile
+        # A claim may be there although its answer is lost: what is made without it would not be
+        # found by it. So only a registry that is known to be away is not asked.
+        if is_vital or not self._is_away():
+            made = await self._claim(wanted, find, is_vital=is_vital)
+            if made is not None:
+                return made
         try:
             made = await make(wanted.attempt)
-        finally:
-            await self._settle(wanted, made)
-        return made
+        except BaseException:
+            await self._settle(wanted, None)
+            raise
+        if len(self._open) >= MAX_CLAIMS:
+            del self._open[next(iter(self._open))]
+        self._open[wanted.name] = left = Open(wanted, made, confirm)
+        return await self._confirm(left)
+
+    async def _confirm(self, left: Open) -> str:
+        """Settle a claim when what it has made is stored. Raises what ``confirm`` does."""
+        await left.confirm(left.made)
+        if self._open.get(left.claim.name) is left:
+            del self._open[left.claim.name]
+            await self._settle(left.claim, left.made)
+        return left.made
+
+    async def confirm(self) -> None:
+        """Settle the claims whose making could not be confirmed before, and can now."""
+        left = [self._confirm(one) for one in self._open.values()]
+        for found in await asyncio.gather(*left, return_exceptions=True):
+            if isinstance(found, Exception) and not isinstance(found, KernelkeepError):
+                logger.error("a claim could not be settled", exc_info=found)
 
     @asynccontextmanager
     async def turn(self, owner: str, purpose: str, key: str) -> AsyncIterator[None]:

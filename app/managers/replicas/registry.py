@@ -225,6 +225,12 @@ class SharedRegistry(Registry):
         self.terms.drop(kernel_id)
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
+        # It may come back in a later term, and must not find there what belongs to this one.
+        self._activity.pop(kernel_id, None)
+        self._places.pop(kernel_id, None)
+        self._forgotten = {key for key in self._forgotten if key[0] != kernel_id}
+        for key in [key for key in self._changed if key[0] == kernel_id]:
+            del self._changed[key]
         self.on_fenced(kernel_id)
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -247,6 +253,7 @@ class SharedRegistry(Registry):
         await super()._make_up()
         await self._reservations.clear()
         await self.claims.clear()
+        await self.claims.confirm()
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""

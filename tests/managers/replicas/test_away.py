@@ -63,7 +63,7 @@ async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
         refused = (await executions.listed())[-1]
         assert (refused["state"], refused["reason"]) == (
             "aborted",
-            "The registry of the replicas cannot be reached",
+            "It could not be stored",
         )
         await asyncio.to_thread(stopped.start)
 

@@ -45,6 +45,7 @@ class Replica(_Replica):
         self.left: dict[str, str] = {}
         self.go_on = asyncio.Event()
         self.begun = asyncio.Event()
+        self.is_unsure = False
 
     async def make(self, attempt: str) -> str:
         self.made += 1
@@ -53,8 +54,13 @@ class Replica(_Replica):
         await self.go_on.wait()
         return f"made by {self.replica.name}"
 
+    async def confirm(self, made: str) -> None:
+        assert made.startswith("made by")
+        if self.is_unsure:
+            raise RegistryUnavailable
+
     async def once(self, key: str = "key", request: bytes = b"r", *, is_vital: bool = True) -> str:
-        asked = ("anna", "kernels", key, request, self.make, self.left.get)
+        asked = ("anna", "kernels", key, request, self.make, self.left.get, self.confirm)
         return await self.claims.once(*asked, is_vital=is_vital)
 
     def die(self) -> None:
@@ -162,6 +168,61 @@ async def test_what_a_dead_replica_says_it_has_made_does_not_count(
     assert await second.once() == "made by second"
 
 
+async def test_what_may_not_be_stored_is_confirmed_when_it_is_asked_for_again(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.is_unsure = True
+    for _ in range(2):
+        with pytest.raises(RegistryUnavailable):
+            await first.once()
+        first.left = {"made by first": "made by first"}  # it is there
+    with pytest.raises(IdempotencyConflict):
+        await first.once(request=b"another")
+    waiting = asyncio.create_task(second.once())
+    first.is_unsure = False
+    assert await first.once() == "made by first"
+    assert await waiting == "made by first"
+    assert (first.made, second.made) == (1, 0)
+
+
+async def test_what_may_not_be_stored_is_confirmed_when_nobody_asks(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.is_unsure = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    await first.claims.confirm()  # not yet
+    first.is_unsure = False
+    await first.claims.confirm()
+    assert await second.once() == "made by first"
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_what_was_not_confirmed_is_found_by_the_next_replica_or_made(
+    replicas: list[Replica],
+    is_stored: bool,
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    second.go_on.set()
+    first.is_unsure = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    first.die()
+    if is_stored:
+        second.left = {first.attempts[0]: "made by first"}
+    assert await second.once() == f"made by {'first' if is_stored else 'second'}"
+    # It has the kernel again, and what it had made is there or is not.
+    first.left = {"made by first": "made by first"} if is_stored else {}
+    first.is_unsure = False
+    await first.claims.confirm()
+    assert await second.once() == f"made by {'first' if is_stored else 'second'}"
+
+
 async def test_the_wait_for_another_replica_ends(
     replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,11 +272,13 @@ async def test_a_registry_that_is_known_to_be_away_is_not_asked(replicas: list[R
     first.is_known_away = True
     with pytest.raises(RegistryUnavailable):
         await first.once()
+    first.is_away = True
     assert await first.once(is_vital=False) == "made by first"
     assert first.known.expected == []
-    assert first.claims._done == {}
-    second.go_on.set()
-    assert await second.once() == "made by second"
+    # It is remembered when the registry is back.
+    first.is_away = False
+    await first.claims.clear()
+    assert await second.once() == "made by first"
 
 
 async def test_what_was_made_is_not_made_again_because_it_is_not_heard_of(
