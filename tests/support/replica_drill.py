@@ -113,7 +113,8 @@ class Counting:
     def check(self) -> None:
         """Everything was done once, in order."""
         expected = [*map(str, range(self.count)), *self.marks]
-        assert self.file.read_text().splitlines() == expected, self
+        found = self.file.read_text().splitlines()
+        assert found == expected, (self, found)
 
 
 class Drill:
