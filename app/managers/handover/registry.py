@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
+from ...log_formats import about
 from ..log.places import Places
 from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
@@ -260,11 +261,8 @@ class Registry:
         try:
             found: Places | None = await self._call(self._store.load_places, kernel_id)
         except _ERRORS as error:
-            logger.error(
-                "the places of the clients of kernel %s cannot be read: %s",
-                kernel_id,
-                error,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).error(
+                "the places of the clients of kernel %s cannot be read: %s", kernel_id, error
             )
             raise UnusableRegistry(str(error)) from error
         return found
@@ -281,11 +279,8 @@ class Registry:
         try:
             found: list[ExecutionRecord] = await self._call(self._store.load_executions, kernel_id)
         except _ERRORS as error:
-            logger.error(
-                "the executions of kernel %s cannot be read: %s",
-                kernel_id,
-                error,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).error(
+                "the executions of kernel %s cannot be read: %s", kernel_id, error
             )
             return []
         return found

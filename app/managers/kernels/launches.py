@@ -17,6 +17,7 @@ from ...keeper.hearings import Heard
 from ...keeper.limits import ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
@@ -89,7 +90,7 @@ class Launches:
         self.given = given
         self.ownership = ownership
         self._id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         self._name = name
         self._spec = spec
         self._services = services

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
+from ...log_formats import about
 from ..errors import (
     KeeperUnavailable,
     KernelNotStopped,
@@ -86,7 +87,7 @@ class Life:
         self._course = course
         self._registration = registration
         self._services = services
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
+        self._logger = about(logger, kernel_id=kernel.id)
         self._restarts = RestartPolicy(services.settings.restart_limit)
         self._losses = Losses(kernel.id, kernel.traffic, kernel.state)
         self._traffic.reading.on_loss = self.settle_loss

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection
 from typing import Any, Final
 
+from ...log_formats import about
 from ..errors import KernelNotStopped
 from .kernel import Kernel
 
@@ -61,10 +62,8 @@ async def _leave_quietly(kernel: Kernel) -> bool:
     try:
         return await kernel.leave()
     except Exception:
-        logger.exception(
-            "kernel %s is left without all that the next server should know",
-            kernel.id,
-            extra={"kernel_id": kernel.id},
+        about(logger, kernel_id=kernel.id).exception(
+            "kernel %s is left without all that the next server should know", kernel.id
         )
         return True
 
@@ -79,9 +78,8 @@ async def leave_now(kernel: Kernel) -> None:
         async with asyncio.timeout(LEAVE_SECONDS):
             await _leave_quietly(kernel)
     except TimeoutError:  # a start or a stop holds the kernel's lock; its keeper refuses it
-        extra = {"kernel_id": kernel.id}
-        logger.error(
-            "kernel %s is another replica's; it is still used here", kernel.id, extra=extra
+        about(logger, kernel_id=kernel.id).error(
+            "kernel %s is another replica's; it is still used here", kernel.id
         )
 
 
@@ -90,16 +88,11 @@ async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
     try:
         await kernel.stop(now=now)
     except KernelNotStopped as error:
-        logger.error(
-            "kernel %s could not be stopped: %s",
-            kernel.id,
-            error.message,
-            extra={"kernel_id": kernel.id},
+        about(logger, kernel_id=kernel.id).error(
+            "kernel %s could not be stopped: %s", kernel.id, error.message
         )
     except Exception:
-        logger.exception(
-            "kernel %s could not be stopped", kernel.id, extra={"kernel_id": kernel.id}
-        )
+        about(logger, kernel_id=kernel.id).exception("kernel %s could not be stopped", kernel.id)
         with contextlib.suppress(Exception):
             await kernel.kill()
     else:

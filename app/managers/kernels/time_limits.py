@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from ...log_formats import about
 from ..limits.ending import TimePlan, due
 from ..limits.shares import Shares
 from ..state import Lifecycle
@@ -58,10 +59,8 @@ class TimeLimits:
                 try:
                     self.look_at(kernel, time.monotonic())
                 except Exception:  # a bug here must not let all others run for ever
-                    logger.exception(
-                        "the time of kernel %s could not be looked at",
-                        kernel.id,
-                        extra={"kernel_id": kernel.id},
+                    about(logger, kernel_id=kernel.id).exception(
+                        "the time of kernel %s could not be looked at", kernel.id
                     )
 
     def look_at(self, kernel: Kernel, now: float) -> None:
@@ -83,11 +82,10 @@ class TimeLimits:
         if comes is not None and left is not None:
             kernel.reports.ends_soon(comes.limit, left)
         if comes is not None and ends:
-            logger.warning(
+            about(logger, kernel_id=kernel.id).warning(
                 "kernel %s (%s) is stopped by its owner's limit %s",
                 kernel.id,
                 kernel.name,
                 comes.limit,
-                extra={"kernel_id": kernel.id},
             )
             self._end(kernel, idle, comes.limit)

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from ...keeper.limits import ProcessLimits
+from ...log_formats import about
 from ...protocol.messages import format_timestamp
 from ..errors import KeeperUnavailable
 from ..messages.traffic import Traffic
@@ -280,10 +281,8 @@ class UsageSampler:
                 try:
                     await self.latest(kernel, PERIOD_SECONDS * 0.9)
                 except KeeperUnavailable as error:
-                    logger.debug(
-                        "kernel %s is not sampled: %s",
-                        *(kernel_id, error.message),
-                        extra={"kernel_id": kernel_id},
+                    about(logger, kernel_id=kernel_id).debug(
+                        "kernel %s is not sampled: %s", *(kernel_id, error.message)
                     )
             self._forget_old()
         self._periodic = None

@@ -19,6 +19,7 @@ from uuid import uuid4
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
+from ...log_formats import about
 from ..errors import (
     KeeperUnavailable,
     KernelkeepError,
@@ -144,7 +145,7 @@ class WarmKernels:
                 self._stop(kernel)
             elif why := await self._why_not(kernel, move, asked.ownership.owner if there else ""):
                 text = "warm kernel %s %s, and is stopped"
-                logger.info(text, kernel.id, why, extra={"kernel_id": kernel.id})
+                about(logger, kernel_id=kernel.id).info(text, kernel.id, why)
                 self._stop(kernel)
             else:
                 return kernel
@@ -239,12 +240,8 @@ class WarmKernels:
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)
             if why and pool.remove(kernel):
-                logger.info(
-                    "warm kernel %s (%s) is stopped: %s",
-                    kernel.id,
-                    pool.name,
-                    why,
-                    extra={"kernel_id": kernel.id},
+                about(logger, kernel_id=kernel.id).info(
+                    "warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why
                 )
                 self._stop(kernel)
 

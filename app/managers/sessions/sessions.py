@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from msgspec import Meta
 
+from ...log_formats import about
 from ..errors import (
     InvalidKernelId,
     InvalidRequest,
@@ -447,7 +448,7 @@ class SessionBook:
         """Forget those of the sessions whose kernel is gone."""
         gone = [session for session in sessions if not self.has_kernel(session)]
         for session in gone:
-            logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
+            about(logger, kernel_id=session.kernel_id).info("%s", _farewell(session))
         if gone:
             await self.forget(*gone)
 

@@ -28,6 +28,7 @@ from ....keeper.hearings import Heard
 from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields
+from ....log_formats import about
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
@@ -313,7 +314,7 @@ class Keeper:
                 raise
             except (KeeperUnavailable, OSError) as error:
                 text = "kernel %s is signalled without its keeper: %s"
-                logger.warning(text, kernel_id, error, extra={"kernel_id": kernel_id})
+                about(logger, kernel_id=kernel_id).warning(text, kernel_id, error)
         watched.signal(number)
 
     async def usage(self, kernel_id: str) -> ProcessUsage | None:
@@ -472,7 +473,7 @@ class Keeper:
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:
-            logger.error("kernel %s is not kept: %s", watched.kernel_id, error, extra=who)
+            about(logger, **who).error("kernel %s is not kept: %s", watched.kernel_id, error)
 
     def on_event(self, fields: Fields) -> None:
         """The keeper tells something that was not asked for."""
