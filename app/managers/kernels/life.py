@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from ...log_formats import about
@@ -37,19 +37,19 @@ __all__ = ["Life"]
 logger = logging.getLogger(__name__)
 
 QUEUE_SECONDS: Final = 15.0
-"""How long whoever asks for a start waits for an engine that takes long; the kernel waits on."""
+"""How long a start waits for a slow engine before it is answered; the launch then goes on."""
 
 REST_SECONDS: Final = 30.0
 LONGEST_REST_SECONDS: Final = 600.0
 """How long a kernel that has died keeps its engine's job, for a restart that comes soon; and the
-longest pause before it is tried again to end the job."""
+longest pause before the next attempt to end the job."""
 
 CANCEL_SECONDS: Final = 10.0
-"""After which a life that goes on although it was cancelled is cancelled again."""
+"""After how many seconds a task that goes on although it was cancelled is cancelled again."""
 
 
 class LivingKernel(HandedOver, Protocol):
-    """A kernel, as far as its life needs it."""
+    """What `Life` needs of a kernel."""
 
     @property
     def reports(self) -> KernelReports:
@@ -194,14 +194,7 @@ class Life:
 
     async def relaunch(self) -> None:
         """Launch the process that an earlier server was about to launch, and see it through."""
-        try:
-            await self._restart_as_asked()
-        except KernelStartFailed as error:
-            await self.give_up(error.message)
-        except ServerStopping:
-            pass
-        else:
-            await self._live()
+        await self._live_after(self._restart_as_asked())
 
     # Launches and restarts
 
@@ -238,12 +231,12 @@ class Life:
             launching.result()
             self.begin()
         else:
-            self.begin(self._live_late(launching))
+            self.begin(self._live_after(launching))
 
-    async def _live_late(self, launching: asyncio.Task[None]) -> None:
-        """See a launch through that takes long, and then what it has launched."""
+    async def _live_after(self, launch: Awaitable[None]) -> None:
+        """Wait for a launch, however long it takes, and then see the process through."""
         try:
-            await launching
+            await launch
         except KernelStartFailed as error:
             await self.give_up(error.message)
         except ServerStopping:
