@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +19,6 @@ from .sockets import ConnectionInfo, new_context
 from .turns import Turns
 
 __all__ = ["Heard", "Hearings"]
-
-logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS: Final = 10.0
 """How often, in seconds, messages that have become too old are dropped."""

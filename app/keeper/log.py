@@ -193,11 +193,6 @@ class LogWriter:
         if self._segments:  # no room is left, so the next message takes another file
             self._segments[-1].room = self._segments[-1].bytes
 
-    @property
-    def unwritten(self) -> bool:
-        """Whether messages wait for `flush`."""
-        return bool(self._pending)
-
     def flush(self) -> None:
         """Write the messages that were appended; from then on they can be read."""
         pending, size = self._pending, self._pending_bytes
