@@ -4,10 +4,10 @@ The browser is sent to the service that knows the person, and comes back with a 
 server gets a token of the person there. The web page takes that token once, and shows it from then
 on, as any client shows its own. The server has no sessions.
 
-Whoever is not known yet costs nothing to remember: the browser has a secret in a cookie, and from
-that and a key of this process come the state, which has to come back with the code, and the
-verifier of PKCE (RFC 7636). So a login must end at the process and in the browser in which it has
-begun, and nobody can have somebody else logged in as themselves.
+A login that has begun takes no memory here. The browser has a secret in a cookie. The state, which
+has to come back with the code, and the verifier of PKCE (RFC 7636) are derived from that secret and
+a key of this process. So a login must end at the process and in the browser in which it has begun,
+and nobody can have another person's browser log in as themselves.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Asked:
 
 
 class LoginWay(Protocol):
-    """A service that people can log in with."""
+    """A service with which people can log in."""
 
     name: str
     """The name that people know the service by."""
 
     def redirect_uri(self, url: str) -> str:
-        """The address to come back to, as the service knows it; ``url`` is the whole of it."""
+        """The address to come back to, as the service wants it; ``url`` is the whole one."""
 
     async def address(self, asked: Asked) -> str:
         """Where the browser is sent. Raises `IdentityUnavailable`."""
@@ -107,7 +107,7 @@ class Logins:
     async def come_back(self, cookie: str, state: str, code: str, url: str) -> None:
         """Somebody comes back from the service: get a token, which waits to be taken.
 
-        What goes wrong waits in its place, for the page has somebody to tell. Raises
+        An error waits in place of the token, for the page to show. Raises
         `LoginNotBegun` for a browser that has not begun a login here.
         """
         way = self.ways.get(cookie.partition(".")[0])
@@ -167,5 +167,5 @@ def _text(digest: bytes) -> str:
 
 
 def _digest(cookie: str) -> bytes:
-    """What a cookie is found by: the time that it takes to look tells nothing of another's."""
+    """The digest by which a cookie is looked up: how long that takes tells nothing of it."""
     return hashlib.sha256(cookie.encode("utf-8", "replace")).digest()

@@ -75,7 +75,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# From the server before
+# Taking over from the server before
 
 
 async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:

@@ -130,7 +130,7 @@ class Handover:
         raise NotImplementedError("a server without a registry adopts no kernels")
 
     async def hand_over(self) -> None:
-        """All kernels have been left: who is there to adopt them may do so now."""
+        """Let other replicas, if there are any, adopt the kernels, which have all been left."""
 
     async def close(self) -> None:
         """Note nothing more."""
@@ -155,7 +155,7 @@ class RegisteredHandover(Handover):
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: dict[str, Places] = {}  # read by `furthest`, until `recover` needs them
 
-    # From the server before
+    # Taking over from the server before
 
     async def adopt(self, one: Adopt) -> None:
         """As `Handover.adopt`."""
@@ -308,7 +308,7 @@ class RegisteredHandover(Handover):
             self._registry, kernel.id, traffic.log, traffic.clients
         )
 
-    # For the server after
+    # Handing over to the next server
 
     def watch(self, kernels: Iterable[HandedOver]) -> None:
         """As `Handover.watch`."""

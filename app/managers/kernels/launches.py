@@ -257,7 +257,7 @@ class Launches:
         return self._services.process_limits(self.ownership)
 
     async def impose_limits(self) -> None:
-        """Have the limits of the kernel's new owner hold for its process (`impose_limits`)."""
+        """Apply the limits of the kernel's new owner to its process (`impose_limits`)."""
         if self._manager is not None:
             await impose_limits(self._manager, self._process_limits)
 

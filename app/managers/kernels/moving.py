@@ -51,9 +51,9 @@ if session:
 
 
 class Asked(NamedTuple):
-    """What a kernel is asked for: in ``cwd`` now, and in ``place`` when it is started again.
+    """A kernel that is asked for: it works in ``cwd``, and in ``place`` when it is started again.
 
-    ``given`` is what was said of the options of its engine.
+    ``given`` has the options of its engine that were given for it.
     """
 
     name: str

@@ -31,12 +31,11 @@ from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .external import ExternalKernels
-from .giving_up import stop_or_give_up
 from .kernel import Kernel
 from .moving import Asked
 from .services import KernelServices
 from .shares import KernelShares
-from .stopping import leave_all, leave_now, stop_all, stop_quietly
+from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
 from .table import KernelTable, Key, checked_id
 from .time_limits import TimeLimits
 from .usage import UsageSampler
@@ -158,7 +157,7 @@ class MultiKernelManager:
         return kernel
 
     def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
-        """The kernels that one of these keys brings before somebody (`KernelTable.found_by`)."""
+        """The kernels that have one of these keys (`KernelTable.found_by`)."""
         return self._kernels.found_by(keys)
 
     async def shares_changed(self, kernel: Kernel) -> None:

@@ -1,7 +1,7 @@
 """How many kernels there may be, of all owners and of each, and what each owner's kernels hold.
 
-What there is is looked up when it is asked for: kernels that were adopted count, and dead ones do
-not, whatever has happened. Only kernels that are about to be there are reserved here.
+Kernels are counted at the moment when a number is needed. So adopted kernels count, and dead ones
+do not. Only the places of kernels that are about to start are stored here.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class KernelShares:
         if limit is not None:
             self._shares.check(ExecutionsLimit, limit, self.waiting_of(ownership.owner))
 
-    # What there is
+    # Counting
 
     def _count(self) -> int:
         living = {kernel.id for kernel in self._table.values() if kernel.counts}

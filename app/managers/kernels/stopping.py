@@ -1,4 +1,4 @@
-"""The stop of all kernels at once, when the server ends."""
+"""Stopping and leaving kernels: one that is given up, and all at once when the server ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from ...log_formats import about
 from ..errors import KernelNotStopped
+from ..processes.keeper.keepers import Keepers
 from .kernel import Kernel
 
-__all__ = ["leave_all", "leave_now", "stop_all", "stop_quietly"]
+__all__ = ["leave_all", "leave_now", "stop_all", "stop_or_give_up", "stop_quietly"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +21,25 @@ FAREWELL_SECONDS: Final = 0.1
 """The pause between the end of streams and WebSockets, and the stop of the kernels."""
 
 LEAVE_SECONDS: Final = 10.0
-"""How long what is done with a kernel just now may take to end, when the kernel is another's."""
+"""How long leaving a kernel to another replica waits for a start or a stop that is under way."""
 
 SLACK_SECONDS: Final = 15.0
 """How much longer than one kernel's shutdown the stop of all kernels may take."""
+
+GIVEN_UP: Final = "The kernel was given up: its host was not reached"
+
+
+async def stop_or_give_up(kernel: Kernel, keepers: Keepers, *, now: bool, give_up: bool) -> None:
+    """Stop a kernel and forget it; returns when its process is gone. Raises `KernelNotStopped`.
+
+    Nobody can tell from here whether a process on a host that is away runs. With ``give_up`` the
+    process is taken for gone, and the keeper there ends it when the host is back.
+    """
+    is_away = kernel.state.unreachable or kernel.is_left
+    if give_up and is_away and keepers.give_up(kernel.id, GIVEN_UP):
+        kernel.state.on_reach("")
+    # The stop ends the kernel's life before that gets its turn to see a death.
+    await kernel.stop(now=now)
 
 
 async def stop_all(

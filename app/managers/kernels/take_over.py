@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 class LeftKernel(HandedOver, Protocol):
-    """A kernel, as far as its take-over needs it."""
+    """What `TakeOver` needs of a kernel."""
 
     @property
     def reports(self) -> KernelReports:

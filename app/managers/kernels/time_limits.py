@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE: Final = 5.0
 """How many seconds pass between two looks at the kernels, at the most."""
 
-SHORT: Final = 20.0
-"""The part of the least limit that passes between two looks, if that is less."""
+LOOKS: Final = 20.0
+"""How often the kernels are looked at, at the least, within the shortest limit of any owner."""
 
 
 class TimeLimits:
@@ -52,7 +52,7 @@ class TimeLimits:
         least = self._shares.policy.least("idle_timeout", "lifetime")
         if least is None:
             return
-        pause = min(LONGEST_PAUSE, least / SHORT)
+        pause = min(LONGEST_PAUSE, least / LOOKS)
         while True:
             await asyncio.sleep(pause)
             for kernel in self._kernels:

@@ -74,7 +74,7 @@ LONGEST_RETRY_SECONDS: Final = 600.0
 """The longest of these pauses, when it has failed again and again for the same reason."""
 
 OWN_SECONDS: Final = 5.0
-"""How long an engine may take to note whose a kernel is."""
+"""How long an engine may take to note the owner of a claimed kernel."""
 
 
 class WarmKernels:
@@ -83,8 +83,7 @@ class WarmKernels:
     ``wanted`` is how many kernels there shall be of each kernelspec. Parked kernels have
     ``services`` of their own, by which none is restarted and no events are reported. They are
     started in the directory ``cwd`` with the environment ``env``; one in a job of an engine becomes
-    its owner's when it is claimed. Make it inside a running event
-    loop, and `close` it there.
+    its owner's when it is claimed. Make this inside a running event loop, and `close` it there.
     """
 
     def __init__(
@@ -152,12 +151,12 @@ class WarmKernels:
         return None
 
     def _has_nobodys_limits(self, ownership: Ownership) -> bool:
-        """Whether an owner's processes may take what those may whose owner is not known yet."""
+        """Whether an owner's limits are those with which parked kernels were started."""
         own, nobodys = map(self._services.process_limits, (ownership, Ownership()))
         return msgspec.structs.replace(own, owner=nobodys.owner) == nobodys
 
     async def _why_not(self, kernel: Kernel, move: Move, owner: str) -> str:
-        """Move a kernel, and have its engine know its ``owner``; why it cannot be had, if so."""
+        """Move a kernel, and tell its engine the ``owner``; returns why that failed, or nothing."""
         try:
             if move.needed:
                 own = kernel.traffic.own

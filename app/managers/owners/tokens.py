@@ -2,7 +2,7 @@
 
 Servers and the ``kernelkeep tokens`` command have it open at the same time. Every function here
 blocks. A file that cannot be trusted or understood is never put aside or written over, as the
-registry is: with a new file in its place revocations would be forgotten. Who asks is told why.
+registry is: a new file in its place would lack all revocations. Requests get an error instead.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ MAX_TOKENS: Final = 100_000
 
 REMEMBERED_SECONDS: Final = 30 * 86400
 MAX_REMEMBERED: Final = 10_000
-"""For how long, and how many, tokens that have ended are remembered: whoever still shows one is
-told apart from who guesses."""
+"""How many tokens that have ended are remembered, and for how many seconds. So a client that still
+shows one is told apart from one that guesses."""
 
 _MIGRATIONS: Final = (
     (
@@ -178,7 +178,7 @@ class TokenStore:
                 self._connection.execute("ROLLBACK")
             raise
 
-    # What is read
+    # Reading
 
     def state(self) -> tuple[int, int]:
         """How many tokens there are, ended ones included, and the version of the last change."""
@@ -189,7 +189,7 @@ class TokenStore:
         return count, version
 
     def changes_elsewhere(self) -> int:
-        """A number that is another one after any other connection has changed the file."""
+        """A number that changes whenever another connection has changed the file."""
         with self._explained():
             (number,) = self._connection.execute("PRAGMA data_version").fetchone()
         return int(number)
@@ -212,7 +212,7 @@ class TokenStore:
         except (msgspec.MsgspecError, TypeError):
             raise UnusableTokens(f"{self.path} is damaged: a row makes no sense") from None
 
-    # What is changed
+    # Changing
 
     def add(
         self, wanted: NewToken, now: float, *, named_by_hand: bool = False
@@ -364,7 +364,7 @@ def _create(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = path.parent.stat().st_uid
         if owner != os.geteuid():
-            # A file of another user's than the server's could not be read by it.
+            # The server, which runs as that user, could not read a file of this one.
             raise UnusableTokens(f"{path.parent} belongs to another user ({owner}): be that one")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         os.close(os.open(path, flags, 0o600))
@@ -377,7 +377,8 @@ def _create(path: Path) -> None:
 def _check_private(path: Path) -> os.stat_result:
     """Raise `UnusableTokens` unless the file is this user's alone.
 
-    Who could read it learns of owners and scopes; who could write it would be anybody.
+    Another user who could read it would learn owners and scopes, and one who could write it could
+    act as anybody.
     """
     try:
         status = path.lstat()
