@@ -26,7 +26,7 @@ from ..managers.errors import KernelkeepError, NotFound
 from ..managers.owners.principal import Principal
 from .errors import LoginNotBegun, LoginRefused
 
-__all__ = ["Asked", "LoginWay", "Logins"]
+__all__ = ["LoginAttempt", "LoginWay", "Logins"]
 
 TAKE_SECONDS: Final = 60.0
 """How long a token waits for the page that takes it."""
@@ -38,8 +38,8 @@ _SECRET_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What goes to the service with the browser, and what comes back from it."""
+class LoginAttempt:
+    """One login: what goes to the service with the browser, and what has to come back."""
 
     redirect_uri: str
     state: str
@@ -60,10 +60,10 @@ class LoginWay(Protocol):
     def redirect_uri(self, url: str) -> str:
         """The address to come back to, as the service wants it; ``url`` is the whole one."""
 
-    async def address(self, asked: Asked) -> str:
+    async def address(self, asked: LoginAttempt) -> str:
         """Where the browser is sent. Raises `IdentityUnavailable`."""
 
-    async def tokens(self, code: str, asked: Asked) -> Sequence[str]:
+    async def tokens(self, code: str, asked: LoginAttempt) -> Sequence[str]:
         """The tokens that the service gives for a code, the better one first.
 
         Raises `IdentityUnavailable`, or `LoginRefused` if the service does not take the code.
@@ -143,7 +143,7 @@ class Logins:
         for way in self.ways.values():
             await way.close()
 
-    async def _token(self, way: LoginWay, code: str, asked: Asked) -> str:
+    async def _token(self, way: LoginWay, code: str, asked: LoginAttempt) -> str:
         if not code:
             raise LoginRefused(f"{way.name} has let nobody in")
         for token in await way.tokens(code, asked):
@@ -152,8 +152,8 @@ class Logins:
                 return token
         raise LoginRefused(f"Who has logged in with {way.name} may not come in here")
 
-    def _asked(self, way: LoginWay, cookie: str, url: str) -> Asked:
-        return Asked(
+    def _asked(self, way: LoginWay, cookie: str, url: str) -> LoginAttempt:
+        return LoginAttempt(
             way.redirect_uri(url), self._derived("state", cookie), self._derived("PKCE", cookie)
         )
 

@@ -9,10 +9,10 @@ from ..owners.ownership import Ownership
 
 __all__ = [
     "Alone",
-    "Asked",
     "KernelElsewhere",
     "Known",
     "Nowhere",
+    "ReservationRequest",
     "Reservations",
     "SharedSession",
     "Used",
@@ -75,7 +75,7 @@ class Nowhere:
         return False
 
 
-class Asked(NamedTuple):
+class ReservationRequest(NamedTuple):
     """A kernel that is to be started, and how many there may be then."""
 
     kernel_id: str
@@ -97,7 +97,7 @@ class Used(NamedTuple):
 class Reservations(Protocol):
     """Places for kernels that are about to be started by one of several servers."""
 
-    async def reserve(self, asked: Asked) -> Used | None:
+    async def reserve(self, asked: ReservationRequest) -> Used | None:
         """Reserve a place; if there is none, returns what is used. Raises `KernelkeepError`."""
 
     async def release(self, kernel_id: str) -> None:
@@ -113,7 +113,7 @@ class Reservations(Protocol):
 class Alone:
     """The reservations of a server without replicas, whose own count decides."""
 
-    async def reserve(self, asked: Asked) -> Used | None:  # noqa: ARG002
+    async def reserve(self, asked: ReservationRequest) -> Used | None:  # noqa: ARG002
         """As `Reservations.reserve`."""
         return None
 

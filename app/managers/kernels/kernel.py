@@ -28,7 +28,7 @@ from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
 from .model import ModelCache
-from .moving import Asked
+from .moving import WantedKernel
 from .phases import Course, Event, Phase
 from .registration import Registration
 from .services import KernelServices
@@ -363,7 +363,7 @@ class Kernel:
         if record.dead:
             record.provisioner = self._services.engines.noted_if_out(self.id)
 
-    def hand_over(self, services: KernelServices, asked: Asked, on_gone: OnGone) -> None:
+    def hand_over(self, services: KernelServices, asked: WantedKernel, on_gone: OnGone) -> None:
         """Give a warm kernel that is claimed these services, and what it was asked for with."""
         self._services = services
         self._life.hand_over(services, partial(on_gone, self))

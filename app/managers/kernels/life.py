@@ -26,7 +26,7 @@ from ..state import Lifecycle
 from ..telemetry.reports import KernelReports, LaunchCause
 from .launches import Launches, not_stopped
 from .losses import Losses
-from .phases import Asked, Course, Event, Next, Phase, after_end
+from .phases import Course, EndAsked, Event, Next, Phase, after_end
 from .registration import Registration
 from .restarts import RestartPolicy
 from .services import KernelServices
@@ -151,7 +151,7 @@ class Life:
         """See one process from its launch to its end; whether another one follows."""
         reason = await self._come_up_and_die()
         delay = None
-        if self._course.asked is Asked.NOTHING:  # a death: it counts
+        if self._course.asked is EndAsked.NOTHING:  # a death: it counts
             delay = self._restarts.on_death(asyncio.get_running_loop().time())
         match self._what_follows(delay):
             case Next.RETIRE:
@@ -359,7 +359,7 @@ class Life:
         words = await self._services.engines.words(self._kernel.id)
         if words and words not in reason:
             reason = f"{words}. {reason}"
-        is_death = self._course.asked is Asked.NOTHING
+        is_death = self._course.asked is EndAsked.NOTHING
         if is_death:
             self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)
         await launches.end(reason if is_death else None, restart=True)

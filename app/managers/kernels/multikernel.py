@@ -32,7 +32,7 @@ from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .external import ExternalKernels
 from .kernel import Kernel
-from .moving import Asked
+from .moving import WantedKernel
 from .services import KernelServices
 from .shares import KernelShares
 from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
@@ -280,7 +280,7 @@ class MultiKernelManager:
         env: Mapping[str, str],
         ownership: Ownership,
         given: Mapping[str, Value],
-    ) -> Asked:
+    ) -> WantedKernel:
         settings = self._settings
         root = await self._services.isolation.root(ownership.owner)
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
@@ -291,16 +291,16 @@ class MultiKernelManager:
             cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        return Asked(name, cwd, place, environment, given, ownership)
+        return WantedKernel(name, cwd, place, environment, given, ownership)
 
-    async def _start(self, kernel_id: str, asked: Asked, *, any_id: bool) -> Kernel:
+    async def _start(self, kernel_id: str, asked: WantedKernel, *, any_id: bool) -> Kernel:
         await self._forget_the_dead(asked.ownership.owner)
         if any_id and (claimed := await self._claim(kernel_id, asked)) is not None:
             return claimed
         with self.starts.admission():
             return await self._start_anew(kernel_id, asked)
 
-    async def _start_anew(self, kernel_id: str, asked: Asked) -> Kernel:
+    async def _start_anew(self, kernel_id: str, asked: WantedKernel) -> Kernel:
         reports = self._services.reports(kernel_id, asked.name, ownership=asked.ownership)
         async with reports.action("start"):
             spec = await self.specs.find(asked.name)
@@ -320,7 +320,7 @@ class MultiKernelManager:
             raise ServerStopping()
         return kernel
 
-    async def _claim(self, kernel_id: str, asked: Asked) -> Kernel | None:
+    async def _claim(self, kernel_id: str, asked: WantedKernel) -> Kernel | None:
         """A warm kernel, if there is one that is, or can be made, what is asked for.
 
         It has an id of its own, in place of ``kernel_id``.

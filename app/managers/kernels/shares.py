@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ..errors import TooManyKernels
-from ..handover.elsewhere import Alone, Asked, Known, Nowhere, Reservations
+from ..handover.elsewhere import Alone, Known, Nowhere, ReservationRequest, Reservations
 from ..limits.errors import ExecutionsLimit
 from ..limits.shares import Shares
 from ..owners.ownership import Ownership
@@ -58,7 +58,7 @@ class KernelShares:
                 yield
                 return
             dead = [kernel.id for kernel in self._table.values() if not kernel.counts]
-            asked = Asked(kernel_id, ownership.owner, self._max, of_owner, dead)
+            asked = ReservationRequest(kernel_id, ownership.owner, self._max, of_owner, dead)
             await self._reserve(asked, ownership)
             try:
                 yield
@@ -67,7 +67,7 @@ class KernelShares:
         finally:
             self._reserved.pop(kernel_id, None)
 
-    async def _reserve(self, asked: Asked, ownership: Ownership) -> None:
+    async def _reserve(self, asked: ReservationRequest, ownership: Ownership) -> None:
         used = await self.reservations.reserve(asked)
         if used is None:
             return

@@ -36,7 +36,7 @@ from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
 from .kernel import Kernel
-from .moving import MOVABLE, Asked, Move, moved, plan
+from .moving import MOVABLE, Move, WantedKernel, moved, plan
 from .services import KernelServices
 from .stopping import stop_quietly
 
@@ -114,7 +114,7 @@ class WarmKernels:
         """How many kernels are ready to be claimed, by kernelspec."""
         return {name: len(pool.parked) for name, pool in self._pools.items()}
 
-    async def claim(self, asked: Asked) -> Kernel | None:
+    async def claim(self, asked: WantedKernel) -> Kernel | None:
         """A ready kernel that is just as it is asked for, or None. It then is the caller's."""
         pool = self._pools.get(asked.name.lower())
         if pool is None:
@@ -123,7 +123,7 @@ class WarmKernels:
         self._counters.warm_claims[pool.name.lower(), "hit" if kernel else "miss"] += 1
         return kernel
 
-    async def _claim(self, pool: _Pool, asked: Asked) -> Kernel | None:
+    async def _claim(self, pool: _Pool, asked: WantedKernel) -> Kernel | None:
         if not pool.parked:
             return None
         try:
