@@ -27,7 +27,7 @@ EXPIRY_SECONDS: Final = 10.0
 class Heard(msgspec.Struct, frozen=True):
     """What a server is told about a kernel that the keeper hears.
 
-    ``first`` and ``end`` are places (`app.keeper.log.Place`), ``tip`` is a `Tip`. ``session`` is
+    ``first`` and ``end`` are places (`app.keeper.log.Position`), ``tip`` is a `Tip`. ``session`` is
     the server's own. ``taken`` counts requests, as in a bell. ``opened``: a server has taken the
     present process for ready. ``again``: sockets were just opened to a process that another keeper
     heard before, so that messages of the time between are lost. ``ahead`` is set by a server that

@@ -21,10 +21,10 @@ from app.keeper.log import (
     UNWRITTEN_BYTES,
     LogRoom,
     LogWriter,
-    Place,
+    Position,
     Tip,
 )
-from app.managers.log.entries import Entry, Gap, Position
+from app.managers.log.entries import Entry, Gap
 from app.managers.log.message_log import Reader
 from app.protocol import records
 from tests.support.logs import KERNEL, WrittenLog, drained, message
@@ -81,7 +81,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
 
 def test_numbers_begin_with_one_and_offsets_count_frames(tmp_path: Path) -> None:
     log = written(tmp_path)
-    assert (log.writer.first, log.writer.next, log.writer.end) == (Place(1, 0),) * 3
+    assert (log.writer.first, log.writer.next, log.writer.end) == (Position(1, 0),) * 3
     assert log.writer.tip == Tip(1, records.HEAD_BYTES)
 
     places = [log.append(message(size), "owner") for size in (10, 0, 25)]
