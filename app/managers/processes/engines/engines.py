@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
@@ -93,6 +94,10 @@ class Engines:
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
         return self._works[kernel_id].chosen.options.directory
+
+    def root_there(self, kernel_id: str, root_dir: Path) -> str:
+        """As `EngineOptions.root_there`, of a kernel's job."""
+        return self._works[kernel_id].chosen.options.root_there(root_dir)
 
     def has(self, kernel_id: str) -> bool:
         """Whether a kernel has an engine."""
