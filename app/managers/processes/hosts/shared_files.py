@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..paths import is_below
-
 __all__ = ["SharedFiles", "expanded", "shares_files"]
 
 
@@ -38,7 +36,8 @@ class SharedFiles(NamedTuple):
             base = self._here(directory)
         except ValueError:  # it is not below the root
             return None
-        return wanted if found.exists() and is_below(base, str(found)) else None
+        is_below = found.exists() and found.resolve().is_relative_to(base.resolve())
+        return wanted if is_below else None
 
     def _here(self, path: str) -> Path:
         return self.here / Path(path).relative_to(self.there)

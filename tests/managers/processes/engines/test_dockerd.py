@@ -11,6 +11,7 @@ from tests.managers.processes.engines.test_docker import (
     test_a_container_has_no_more_than_it_is_given,  # noqa: F401
     test_a_container_that_somebody_kills_is_followed_by_another,  # noqa: F401
     test_a_kernel_there_does_what_one_here_does,  # noqa: F401
+    test_output_goes_on_where_the_cable_was_pulled_for_half_a_minute,  # noqa: F401
 )
 from tests.support.dockerd import Dockerd
 

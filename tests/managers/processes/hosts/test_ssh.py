@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from app.managers.processes.hosts import bootstrap
+from app.managers.processes.hosts.pythons import MARK
 from tests.docs.test_curl_commands import run as run_commands
 from tests.support.channels import JupyterChannels
 from tests.support.drill import Servers
@@ -416,6 +416,6 @@ async def test_one_kernels_flood_does_not_hold_up_another(
 def answering(lab: Sshd, answer: str) -> str:
     """A program that gives this answer in the place of the bootstrap."""
     program = lab.directory / "answering"
-    program.write_text(f"#!/bin/sh\necho '{bootstrap.MARK}{answer}'\n")
+    program.write_text(f"#!/bin/sh\necho '{MARK}{answer}'\n")
     program.chmod(0o700)
     return str(program)
