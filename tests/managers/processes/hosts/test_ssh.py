@@ -142,11 +142,11 @@ async def test_a_kernel_works_in_its_path_where_the_host_has_the_same_files(
     kernel_id = (await rest.start_kernel("far", path="work"))["id"]
     assert (await Executions(rest, kernel_id).run("cwd"))["state"] == "ok"
 
-    async def found(rest: RestClient, path: str) -> list[Json]:
+    async def found(rest: RestClient, path: str) -> list[str]:
         query = {"path": path, "kernel": kernel_id}
         answer = await rest.request("GET", "/api/resolvePath", params=query)
         resolved: list[Json] = answer.json()["resolved"]
-        return [each["path"] for each in resolved if each["scope"] == "kernel"]
+        return [str(each["path"]) for each in resolved if each["scope"] == "kernel"]
 
     whole = f"{there}/work/module.py"
     for path, where in (("module.py", [whole]), (whole, [whole]), (f"{there}/other.py", [])):
