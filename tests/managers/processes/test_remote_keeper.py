@@ -343,6 +343,34 @@ async def test_the_log_of_a_dead_kernel_can_be_read_while_its_host_is_away(
     assert again.gaps == []
 
 
+async def test_the_log_of_a_dead_kernel_that_has_become_too_old_is_known_to_be_empty(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace, home: Home
+) -> None:
+    client = await begin("k")
+    await keeper.signal("k", signal.SIGKILL)
+    async with asyncio.timeout(WAIT):
+        await asyncio.shield(keeper.exited("k"))
+    await client.traffic.settle()
+    await client.traffic.close("it died")
+    end = client.traffic.log.end
+    place.is_away = True
+    link = keeper._connection.link
+    assert link is not None
+    link._transport.abort()
+    await eventually(lambda: is_lost(client), WAIT)
+    keeper._mirrors.room.age = -1.0
+    keeper._mirrors.room.expire()
+    settings = Settings(_cli_parse_args=False)
+    directory = home.path / "mirrors" / "k"
+    spoken = Traffic("k", KernelState(), directory, keeper, settings, Counters())
+    await spoken.resume(await spoken.meet(None, Position(1, 0)))
+    following = Client(spoken)
+    following.reader = spoken.clients.attach("another", Position(1, 0))
+    assert following.look() == []
+    assert [gap.messages for gap in following.gaps] == [end.cursor - 1]
+    assert spoken.log.end == end
+
+
 async def test_half_a_copy_of_a_log_is_not_taken_for_the_log_while_the_host_is_there(
     begin: Begin, keeper: RemoteKeeper, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
