@@ -295,8 +295,8 @@ class Engines:
             self._joining.fail(work.keeper_id, error)
             raise
         work.is_out, work.is_wanted, work.was_seen = True, False, True
-        told = (work.kernel_id, work.generation, engine.name)
-        logger.info("kernel %s: job %d of %s", *told, extra=work.who)
+        told = (work.kernel_id, engine.name, work.generation)
+        logger.info("kernel %s: %s has its job, of generation %d", *told, extra=work.who)
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
