@@ -160,6 +160,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
+    "app.managers.processes.hosts.pythons": (
+        *("managers/processes/hosts/test_bootstrap", "managers/processes/engines/test_job"),
+    ),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
         for name in ("kinds", "place", "provisioner")

@@ -147,6 +147,8 @@ class Launches:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 found = await asyncio.to_thread(provisioner.resolve_path, path)
+                if not getattr(provisioner, "is_here", True):
+                    return found  # a path there, which was looked at where its files are
                 below = await asyncio.to_thread(is_below, self.cwd, found) if found else False
                 return found if below else None
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL

@@ -89,12 +89,14 @@ class SharedHandover(RegisteredHandover):
     async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(clear_mirrors, self._state_dir)
-        is_done = True
+        is_done = False
         try:
             await self._keepers.end_strays(gone, known)
+            is_done = True
         except KeeperUnavailable as error:
             logger.error("kernels that nobody knows may be left: %s", error.message)
-            is_done = False
+        except Exception:  # whatever it is, it is tried again, and so told
+            logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
     async def _let_go(self, kernel_id: str) -> None:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
@@ -94,6 +95,10 @@ class Engines:
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
         return self._works[kernel_id].chosen.options.directory
+
+    def root_there(self, kernel_id: str, root_dir: Path) -> str:
+        """As `EngineOptions.root_there`, of a kernel's job."""
+        return self._works[kernel_id].chosen.options.root_there(root_dir)
 
     def has(self, kernel_id: str) -> bool:
         """Whether a kernel has an engine."""
@@ -291,8 +296,10 @@ class Engines:
             self._joining.fail(work.keeper_id, error)
             raise
         work.is_out, work.is_wanted, work.was_seen = True, False, True
-        told = (work.kernel_id, work.generation, engine.name)
-        about(logger, kernel_id=work.kernel_id).info("kernel %s: job %d of %s", *told)
+        told = (work.kernel_id, engine.name, work.generation)
+        about(logger, kernel_id=work.kernel_id).info(
+            "kernel %s: %s has its job, of generation %d", *told
+        )
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
