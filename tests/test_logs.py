@@ -276,7 +276,9 @@ class Telling:
         return f"token={SECRET}"
 
 
-@pytest.mark.parametrize("given", [SECRET, f"Bearer {SECRET}", Telling(), {SECRET: f"token={SECRET}"}])
+@pytest.mark.parametrize(
+    "given", [SECRET, f"Bearer {SECRET}", Telling(), {SECRET: f"token={SECRET}"}]
+)
 def test_no_argument_among_others_is_overlooked(given: object) -> None:
     found = logging.LogRecord("x", logging.INFO, __file__, 1, "%s %s", ("GET", given), None)
     TokenFilter(SECRET).filter(found)

@@ -333,11 +333,11 @@ class RegisteredHandover(Handover):
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            # Most kernels do nothing, and have no client. This loop is most of what a server with
-            # thousands of them does, so it looks at no more than these two facts.
+            # Most kernels do nothing, and their clients have it all. This loop is most of what a
+            # server with thousands of them does, so it looks at no more than these two facts.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
-                if not clients.attached and state.changes == state.noted:
+                if clients.at_rest and state.changes == state.noted:
                     continue
                 if kernel.is_left:  # the record stays as the server before has written it
                     continue
