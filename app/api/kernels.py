@@ -35,6 +35,7 @@ from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.engines.caller_options import EngineOptionRefused
 from ..managers.processes.environment import is_code, needs_execute
 from ..managers.processes.hosts.errors import NO_KEEPER
+from ..managers.processes.launch_errors import TooManyOpenFiles
 from ..settings import Settings
 from .access import requires
 from .authorization import Authorization
@@ -126,6 +127,7 @@ router.add_api_route(
             StartsLimit,
             BeyondLimit,
             KernelStartFailed,
+            TooManyOpenFiles,
             IsolationUnavailable,
             KernelSpecInvalid,
             ServerStopping,
@@ -250,6 +252,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         StartsLimit,
         BeyondLimit,
         KernelStartFailed,
+        TooManyOpenFiles,
         IsolationUnavailable,
         KernelSpecInvalid,
         KernelNotStopped,

@@ -337,7 +337,7 @@ class RegisteredHandover(Handover):
             # server with thousands of them does, so it looks at no more than these two facts.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
-                if clients.at_rest and state.changes == state.noted:
+                if state.changes == state.noted and (not clients.attached or clients.at_rest):
                     continue
                 if kernel.is_left:  # the record stays as the server before has written it
                     continue

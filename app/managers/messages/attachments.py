@@ -149,7 +149,7 @@ class Attachments:
     @property
     def at_rest(self) -> bool:
         """Whether `note_places` has nothing to store: every client had all there was, and has."""
-        return not self.attached or self._rest_at == self._log.next_seq
+        return self._rest_at == self._log.next_seq or not self.attached
 
     def note_places(self) -> None:
         """Have it stored how far each client has come, if one has come further."""
