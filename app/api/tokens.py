@@ -19,7 +19,7 @@ from ..managers.owners.errors import (
     TokensUnavailable,
     TooManyTokens,
 )
-from ..managers.owners.tokens import TokenRecord
+from ..managers.owners.token_table import TokenRecord
 from ..managers.telemetry.audit import AuditLog
 from .access import requires
 from .dependencies import AuditDep, SmallRoute, TokensDep

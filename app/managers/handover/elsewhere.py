@@ -103,6 +103,12 @@ class Reservations(Protocol):
     async def release(self, kernel_id: str) -> None:
         """The kernel is there, and counts by itself, or its start has failed."""
 
+    async def take_start(self, owner: str, limit: int) -> float:
+        """Count a start of an owner that may have so many a minute, if there is room for it.
+
+        Returns the seconds until there is, and 0 if it was counted, or could not be.
+        """
+
 
 class Alone:
     """The reservations of the only server: its own count is all there is."""
@@ -113,3 +119,7 @@ class Alone:
 
     async def release(self, kernel_id: str) -> None:
         """As `Reservations.release`."""
+
+    async def take_start(self, owner: str, limit: int) -> float:  # noqa: ARG002
+        """As `Reservations.take_start`."""
+        return 0.0

@@ -273,7 +273,7 @@ class MultiKernelManager:
         self._starting[identity] = asyncio.get_running_loop().create_future()
         try:
             async with self.shares.place(identity, owned, is_chosen=not any_id):
-                self.shares.take_start(owned)
+                await self.shares.take_start(owned)
                 asked = await self._asked(name, path, env or {}, owned, given or {})
                 return await self._start(identity, asked, any_id=any_id)
         finally:
@@ -381,7 +381,7 @@ class MultiKernelManager:
         kernel = self.get(kernel_id)
         is_dead = kernel.state.lifecycle is Lifecycle.DEAD
         async with self.shares.place(kernel_id, kernel.ownership) if is_dead else nullcontext():
-            self.shares.take_start(kernel.ownership)
+            await self.shares.take_start(kernel.ownership)
             await kernel.restart(now=now, newports=newports)
         return kernel
 

@@ -78,9 +78,11 @@ class KernelShares:
         """Give a place back early: its kernel is there, with another id."""
         self._reserved.pop(kernel_id, None)
 
-    def take_start(self, ownership: Ownership) -> None:
-        """Count a start or a restart. Raises `StartsLimit`."""
-        self._shares.take_start(ownership)
+    async def take_start(self, ownership: Ownership) -> None:
+        """Count a start or a restart, at whichever replica. Raises `StartsLimit`."""
+        limit = self._shares.take_start(ownership)
+        if limit and (seconds := await self.reservations.take_start(ownership.owner, limit)):
+            raise self._shares.refuse_start(limit, seconds)
 
     def check_queue(self, ownership: Ownership) -> None:
         """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""

@@ -14,14 +14,14 @@ class Meter:
     """A bucket that runs out: what is used fills it, and in ``seconds`` a full one has run dry.
 
     So ``capacity`` can be used at once, and as much again in each ``seconds`` after that. Times are
-    in seconds of one monotonic clock.
+    in seconds of one clock. ``used`` is how much counted as used ``at`` a time.
     """
 
     __slots__ = ("_at", "_used")
 
-    def __init__(self) -> None:
-        self._used = 0.0
-        self._at = 0.0
+    def __init__(self, used: float = 0.0, at: float = 0.0) -> None:
+        self._used = used
+        self._at = at
 
     def used(self, capacity: float, seconds: float, now: float) -> float:
         """How much counts as used."""

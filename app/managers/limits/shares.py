@@ -131,11 +131,16 @@ class Shares:
 
     # What is made
 
-    def take_start(self, ownership: Ownership) -> None:
-        """Count a start of a kernel. Raises `StartsLimit`."""
+    def take_start(self, ownership: Ownership) -> int | None:
+        """Count a start of a kernel; returns the limit. Raises `StartsLimit`."""
         limit = self.limits(ownership).starts_per_minute
         if limit is not None:
             self._take(StartsLimit, self._use(ownership.owner).starts, 1, limit, MINUTE)
+        return limit
+
+    def refuse_start(self, limit: int, seconds: float) -> KernelkeepError:
+        """What a start gets that others have left no room for, which there is in some seconds."""
+        return self._refused(StartsLimit.limit, StartsLimit(limit, limit, seconds))
 
     def check_kernels(self, ownership: Ownership, used: Callable[[], int]) -> None:
         """Raise `KernelsLimit` if an owner that has ``used()`` kernels may have no other."""

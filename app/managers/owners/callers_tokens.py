@@ -15,7 +15,7 @@ from .ownership import Ownership, access
 from .principal import Principal
 from .scopes import InvalidScope, Scopes
 from .token_list import TokenList
-from .tokens import NewToken, TokenRecord
+from .token_table import NewToken, TokenRecord
 
 __all__ = ["CallersTokens"]
 

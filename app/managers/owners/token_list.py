@@ -16,9 +16,8 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Hashable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from . import credentials
@@ -26,9 +25,9 @@ from .errors import TokensUnavailable
 from .names import InvalidName
 from .principal import ANONYMOUS, Identity, Principal
 from .scopes import InvalidScope, Scopes
-from .tokens import NewToken, TokenRecord, TokenStore, UnusableTokens, file_key
+from .token_table import NewToken, TokenPlace, TokenRecord, TokenTable, UnusableTokens
 
-__all__ = ["TokenList", "check_tokens"]
+__all__ = ["TokenList"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +75,11 @@ class _Token:
         """When the token expires by the loop's clock, which nobody sets back."""
 
 
-def check_tokens(state_dir: Path) -> None:
-    """Raise `UnusableTokens` if a state directory has a list of tokens that cannot be used."""
-    with contextlib.suppress(FileNotFoundError):
-        TokenStore(state_dir).close()
-
-
 class TokenList:
-    """The tokens of a state directory. `open` and `close` them in one running event loop."""
+    """The tokens of a place. `open` and `close` them in one running event loop."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
+    def __init__(self, place: TokenPlace) -> None:
+        self._place = place
         self._changed: Callable[[str, TokenRecord], None] | None = None
         self._context = contextvars.Context()  # what is seen is done on behalf of no caller
         self._tokens: dict[str, _Token] = {}
@@ -101,9 +94,9 @@ class TokenList:
         self._thread: ThreadPoolExecutor | None = None
         self._asked: _Asked | None = None
         # The thread's:
-        self._store: TokenStore | None = None
-        self._file: tuple[int, int] | None = None
-        self._elsewhere = 0
+        self._store: TokenTable | None = None
+        self._file: Hashable | None = None
+        self._elsewhere: Hashable = None
         self._version = 0
         self._ids: set[str] = set()
 
@@ -175,18 +168,18 @@ class TokenList:
     async def create(
         self, wanted: NewToken, *, named_by_hand: bool = False
     ) -> tuple[TokenRecord, str]:
-        """As `TokenStore.add`. Raises `TokensUnavailable`, too."""
+        """As `TokenTable.add`. Raises `TokensUnavailable`, too."""
         made, token = await self._change(
             lambda store: store.add(wanted, time.time(), named_by_hand=named_by_hand)
         )
         return made, token
 
     async def revoke(self, ids: Iterable[str]) -> list[TokenRecord]:
-        """As `TokenStore.revoke`. Raises `TokensUnavailable`."""
+        """As `TokenTable.revoke`. Raises `TokensUnavailable`."""
         revoked = [*ids]
         return await self._change(lambda store: store.revoke(revoked, time.time()))
 
-    async def _change(self, work: Callable[[TokenStore], T]) -> T:
+    async def _change(self, work: Callable[[TokenTable], T]) -> T:
         """Change the file and have the change in memory when this returns."""
         changing: asyncio.Future[tuple[T, _Seen]] = self._submit(self._change_file, work)
         done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
@@ -239,14 +232,14 @@ class TokenList:
 
     def _read(self) -> _Seen:
         """What has changed since the last look."""
-        found = file_key(self._state_dir)
+        found = self._place.key()
         if found != self._file:
             self._forget_file()
         if found is None:
             return _Seen([], all=True)
         if self._store is None:
-            self._store, self._file = TokenStore(self._state_dir), found
-            self._elsewhere, self._version = -1, 0
+            self._store, self._file = self._place.open(), found
+            self._elsewhere, self._version = None, 0
         # What is committed between these questions is seen again by the next look.
         elsewhere = self._store.changes_elsewhere()
         if elsewhere == self._elsewhere:
@@ -271,8 +264,8 @@ class TokenList:
         self._store = self._file = None
         self._ids = set()
 
-    def _change_file(self, work: Callable[[TokenStore], T]) -> tuple[T, _Seen]:
-        store = TokenStore(self._state_dir, create=True)
+    def _change_file(self, work: Callable[[TokenTable], T]) -> tuple[T, _Seen]:
+        store = self._place.open(create=True)
         with contextlib.closing(store):
             result = work(store)
         return result, self._look()
