@@ -215,7 +215,14 @@ PURE: Final = frozenset(
     for name in (
         *("callers", "option_types", "signals"),
         *("api.awaiting", "api.bodies", "api.etags", "api.prefix", "api.request_ids"),
-        *("api.streams", "api.traces", "keeper.held_replies", "keeper.notes", "keeper.sockets"),
+        *(
+            "api.heads",
+            "api.streams",
+            "api.traces",
+            "keeper.held_replies",
+            "keeper.notes",
+            "keeper.sockets",
+        ),
         *(
             "managers.executions.contents",
             "managers.files.bodies",

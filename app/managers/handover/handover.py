@@ -318,11 +318,11 @@ class RegisteredHandover(Handover):
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            # Most kernels do nothing, and have no client. This loop is most of what a server with
-            # thousands of them does, so it looks at no more than these two facts.
+            # Most kernels do nothing, and their clients have it all. This loop is most of what a
+            # server with thousands of them does, so it looks at no more than these two facts.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
-                if not clients.attached and state.changes == state.noted:
+                if state.changes == state.noted and (not clients.attached or clients.at_rest):
                     continue
                 if kernel.is_left:  # the record stays as the server before has written it
                     continue

@@ -145,6 +145,11 @@ class MultiKernelManager:
         return iter(tuple(self._kernels.values()))
 
     @property
+    def version(self) -> int:
+        """Counts the changes of which kernels there are, and of who may see them."""
+        return self._kernels.version
+
+    @property
     def usage(self) -> UsageSampler:
         """Samples what the kernels use of the machine."""
         return self._services.usage

@@ -103,6 +103,31 @@ async def test_nothing_is_written_for_clients_that_stay_where_they_are(registry:
     assert [*registry._places] == ["k"]
 
 
+async def test_clients_that_have_all_are_at_rest_until_there_is_more(registry: Registry) -> None:
+    clients = Clients()
+    clients.begin(registry)
+    assert clients.at_rest
+    first, second = clients.attach("first"), clients.attach("second")
+    assert not clients.at_rest
+    clients.come("second", 99)
+    clients.note_places()
+    assert not clients.at_rest  # what it lacks may arrive without a further message
+    clients.come("second", 100)
+    clients.note_places()
+    assert clients.at_rest
+    cast(Any, clients.log).next_seq = 101
+    assert not clients.at_rest
+    for session in ("first", "second"):
+        clients.come(session, 101)
+    clients.note_places()
+    assert clients.at_rest
+    clients.attach("third", Position(50, 500))
+    assert not clients.at_rest
+    for reader in (first, second, clients.attached["third"]):
+        clients.detach(reader)
+    assert clients.at_rest
+
+
 async def test_a_new_session_is_known_to_the_next_server_before_it_is_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:
