@@ -14,6 +14,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover
 from ..handover.store import KernelRecord
@@ -101,12 +102,14 @@ class SharedHandover(RegisteredHandover):
     async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(clear_mirrors, self._state_dir)
-        is_done = True
+        is_done = False
         try:
             await self._keepers.end_strays(gone, known)
+            is_done = True
         except KeeperUnavailable as error:
             logger.error("kernels that nobody knows may be left: %s", error.message)
-            is_done = False
+        except Exception:  # whatever it is, it is tried again, and so told
+            logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
     async def _let_go(self, kernel_id: str, before: asyncio.Future[None] | None) -> None:
@@ -115,8 +118,7 @@ class SharedHandover(RegisteredHandover):
         try:
             await self.let_go(kernel_id)
         except Exception:
-            extra = {"kernel_id": kernel_id}
-            logger.exception("kernel %s could not be left", kernel_id, extra=extra)
+            about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 
     def _do(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(what)
