@@ -65,7 +65,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.views": ("api/test_owners_apart",),
     "app.api.websocket_models": ("api/test_openapi",),
     "app.keeper.__main__": ("keeper/test_keeper",),
-    "app.keeper.apart": ("keeper/test_keeper",),
     "app.keeper.hearings": ("keeper/test_hearing", "managers/messages/test_line"),
     "app.keeper.kept_kernels": ("keeper/test_keeper",),
     "app.keeper.kernels": ("keeper/test_keeper",),
@@ -119,7 +118,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.keeper.audience": ("managers/replicas/test_fencing",),
     "app.replica_options": ("test_options",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
-    "app.managers.kernels.giving_up": ("managers/processes/hosts/test_ssh",),
     "app.managers.kernels.kernel": (
         *("managers/kernels/test_supervision", "managers/kernels/test_restarting"),
     ),
@@ -217,7 +215,14 @@ PURE: Final = frozenset(
     for name in (
         *("callers", "option_types", "signals"),
         *("api.awaiting", "api.bodies", "api.etags", "api.prefix", "api.request_ids"),
-        *("api.streams", "api.traces", "keeper.held_replies", "keeper.notes", "keeper.sockets"),
+        *(
+            "api.heads",
+            "api.streams",
+            "api.traces",
+            "keeper.held_replies",
+            "keeper.notes",
+            "keeper.sockets",
+        ),
         *(
             "managers.executions.contents",
             "managers.files.bodies",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from ..handover.elsewhere import Asked, Used
+from ..handover.elsewhere import ReservationRequest, Used
 from ..handover.store import StoreAway
 from ..limits.meters import Meter
 from .database import Connection
@@ -37,7 +37,7 @@ class NotJoined(Exception):
     """The replica was declared dead."""
 
 
-def reserve(connection: Connection, replica_id: str, asked: Asked) -> Used | None:
+def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) -> Used | None:
     """Reserve a place, if there is one; else what there is. Raises `Elsewhere`, `NotJoined`."""
     execute = connection.execute
     execute("SELECT pg_advisory_xact_lock(%s)", (_RESERVING,))
@@ -127,7 +127,7 @@ class SharedReservations:
         self._ended: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, asked: Asked) -> Used | None:
+    async def reserve(self, asked: ReservationRequest) -> Used | None:
         """As `Reservations.reserve`. Raises `KernelElsewhereError`, `RegistryUnavailable`."""
         self._ended.discard(asked.kernel_id)
         try:

@@ -21,7 +21,7 @@ from app.managers.handover.registry import Registry
 from app.managers.handover.store import UnusableRegistry, open_registry
 from app.managers.log.entries import Position
 from app.managers.log.message_log import MessageLog
-from app.managers.log.places import MAX_PLACES, Place, Places, session_key
+from app.managers.log.places import MAX_PLACES, Places, SessionPlace, session_key
 from app.managers.messages.attachments import Attachments
 from app.managers.processes.isolation.isolation import Isolation
 from app.managers.processes.keeper.keepers import Keepers
@@ -59,7 +59,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     await registry.close()
 
 
-async def stored(registry: Registry) -> list[Place]:
+async def stored(registry: Registry) -> list[SessionPlace]:
     await registry.flush()
     places = await registry.places("k")
     return [] if places is None else places.read()
@@ -101,6 +101,31 @@ async def test_nothing_is_written_for_clients_that_stay_where_they_are(registry:
     clients.come("a", 101)
     clients.note_places()
     assert [*registry._places] == ["k"]
+
+
+async def test_clients_that_have_all_are_at_rest_until_there_is_more(registry: Registry) -> None:
+    clients = Clients()
+    clients.begin(registry)
+    assert clients.at_rest
+    first, second = clients.attach("first"), clients.attach("second")
+    assert not clients.at_rest
+    clients.come("second", 99)
+    clients.note_places()
+    assert not clients.at_rest  # what it lacks may arrive without a further message
+    clients.come("second", 100)
+    clients.note_places()
+    assert clients.at_rest
+    cast(Any, clients.log).next_seq = 101
+    assert not clients.at_rest
+    for session in ("first", "second"):
+        clients.come(session, 101)
+    clients.note_places()
+    assert clients.at_rest
+    clients.attach("third", Position(50, 500))
+    assert not clients.at_rest
+    for reader in (first, second, clients.attached["third"]):
+        clients.detach(reader)
+    assert clients.at_rest
 
 
 async def test_a_new_session_is_known_to_the_next_server_before_it_is_accepted(
@@ -164,9 +189,9 @@ async def test_sessions_that_left_long_ago_or_are_too_many_are_forgotten(
     clients.begin(registry)
     clients.put_back(
         [
-            Place(session_key("long ago"), 5, 50, now - 90_000),
-            Place(session_key("an hour ago"), 6, 60, now - 3600),
-            Place(session_key("in the future"), 7, 70, now + 3600),
+            SessionPlace(session_key("long ago"), 5, 50, now - 90_000),
+            SessionPlace(session_key("an hour ago"), 6, 60, now - 3600),
+            SessionPlace(session_key("in the future"), 7, 70, now + 3600),
         ]
     )
     assert clients.attach("long ago").position == END
@@ -194,7 +219,7 @@ async def test_where_nothing_is_kept_for_who_is_offline_no_place_is(registry: Re
     clients.note_again()
     assert await stored(registry) == []
     # Nor is what a server has stored that had the option.
-    clients.put_back([Place(session_key("a"), 7, 70, 0.0)])
+    clients.put_back([SessionPlace(session_key("a"), 7, 70, 0.0)])
     assert clients.attach("a").position == END
 
 
@@ -225,7 +250,7 @@ def test_the_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     found = from_journal(path, "k")
     assert found is not None
     assert found.epoch == "0123456789abcdef"
-    assert found.read() == [Place(first, 3, 30, 8.0), Place(second, 7, 70, 9.0)]
+    assert found.read() == [SessionPlace(first, 3, 30, 8.0), SessionPlace(second, 7, 70, 9.0)]
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"kkjourn2" * 100, b"kkjourn3"])

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.managers.handover.elsewhere import Asked, Used
+from app.managers.handover.elsewhere import ReservationRequest, Used
 from app.managers.handover.store import StoreAway
 from app.managers.replicas.database import Connection, Database
 from app.managers.replicas.errors import KernelElsewhereError, RegistryUnavailable
@@ -57,7 +57,7 @@ class Replica(Member):
         dead: tuple[str, ...] = (),
     ) -> Used | None:
         return await self.reservations.reserve(
-            Asked(kernel_id, owner, most, most_of_owner, [*dead])
+            ReservationRequest(kernel_id, owner, most, most_of_owner, [*dead])
         )
 
 
