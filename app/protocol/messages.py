@@ -7,6 +7,7 @@ header and the parent header are decoded once each, for type, id, session and su
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -21,12 +22,14 @@ import msgspec
 __all__ = [
     "CHANNELS",
     "CLIENT_CHANNELS",
+    "LENIENT_BYTES",
     "PROTOCOL_VERSION",
     "UNTRACKED_MESSAGE_TYPES",
     "ClientMessage",
     "Header",
     "MalformedMessage",
     "Message",
+    "checked_object",
     "complete_header",
     "decode_header",
     "decode_parent",
@@ -77,6 +80,11 @@ UNTRACKED_MESSAGE_TYPES: Final = frozenset(
 
 MAX_HEADER_BYTES: Final = 65536
 """How many bytes a client's header may have: to complete it, all of it is parsed."""
+
+
+LENIENT_BYTES: Final = 2**20
+"""Bytes of JSON up to which a client's part is parsed a second time, leniently. What is larger is
+refused, as parsed JSON takes up to thirty times its size."""
 
 
 MAX_SHARED_BYTES: Final = 2048
@@ -338,3 +346,37 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
+
+
+class _Object(msgspec.Struct):
+    """Any JSON object: fields that are not named here are read over, and not stored."""
+
+
+_object_decoder: Final = msgspec.json.Decoder(_Object)
+
+
+def checked_object(name: str, part: Buffer) -> Buffer:
+    """A client's part as it may be sent on: a JSON object, with ``{}`` for ``null``.
+
+    A kernel drops a message whose parts it cannot read, and replies nothing, so that the client
+    would wait for ever. Raises `MalformedMessage`, with the ``name`` of the part.
+    """
+    if part in (b"{}", b"null"):
+        return b"{}"
+    try:
+        str(part, "utf-8")
+        _object_decoder.decode(part)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        if not _is_lenient_object(part):
+            raise MalformedMessage(f"{name}: {error}") from None
+    return part
+
+
+def _is_lenient_object(part: Buffer) -> bool:
+    # Python clients send NaN and escaped lone surrogates. msgspec refuses both; kernels take them.
+    if len(part) > LENIENT_BYTES:
+        return False
+    try:
+        return isinstance(json.loads(str(part, "utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -63,6 +63,10 @@ WRONG_V1: dict[str, bytes] = {
     "no msg_type": _v1(b"shell", b'{"msg_id": "m"}', b"{}", b"{}", b"{}"),
     "msg_type a number": _v1(b"shell", b'{"msg_type": 7}', b"{}", b"{}", b"{}"),
     "nested deeply": _v1(b"shell", b'{"a":' * 100_000, b"{}", b"{}", b"{}"),
+    "parent a list": _v1(b"shell", GOOD, b"[]", b"{}", b"{}"),
+    "metadata empty": _v1(b"shell", GOOD, b"{}", b"", b"{}"),
+    "content not JSON": _v1(b"shell", GOOD, b"{}", b"{}", b"{"),
+    "content not UTF-8": _v1(b"shell", GOOD, b"{}", b"{}", b'{"code": "\xff"}'),
 }
 
 WRONG_LEGACY: dict[str, str | bytes] = {
