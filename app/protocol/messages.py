@@ -82,6 +82,10 @@ MAX_HEADER_BYTES: Final = 65536
 """How many bytes a client's header may have: to complete it, all of it is parsed."""
 
 
+MAX_ID_BYTES: Final = 1024
+"""How many bytes of UTF-8 a client's ``msg_id`` may have. It is the key of an execution in the
+registry: one that a database refuses would keep all that is stored with it from being stored."""
+
 LENIENT_BYTES: Final = 2**20
 """Bytes of JSON up to which a client's part is parsed a second time, leniently. What is larger is
 refused, as parsed JSON takes up to thirty times its size."""
@@ -319,7 +323,8 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
     Real clients send headers with no ``date``, an empty ``session`` or no ``username``, and some
     kernels refuse those. A complete header is passed on byte for byte. As it comes back to every
     client as a parent header, all of it must be UTF-8. Raises `MalformedMessage` if it is not, is
-    not an object, has no ``msg_type``, or has a steering field that is not a string.
+    not an object, has no ``msg_type``, a ``msg_id`` that cannot be stored, or a steering field that
+    is not a string.
     """
     if len(part) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header: larger than {MAX_HEADER_BYTES} bytes")
@@ -331,6 +336,8 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
             header = msgspec.convert(_fields(part), _FullHeader)
         if not header.msg_type:
             raise MalformedMessage("header: msg_type is missing")
+        if "\0" in header.msg_id or len(header.msg_id.encode()) > MAX_ID_BYTES:
+            raise MalformedMessage(f"header: msg_id has a NUL, or more than {MAX_ID_BYTES} bytes")
         if all(_is_text(getattr(header, name)) for name in _EXPECTED):
             return part, header
         fields = _fields(part)

@@ -135,6 +135,18 @@ def test_a_clients_header_that_cannot_be_understood_is_refused(part: bytes) -> N
         complete_header(part, "mine")
 
 
+@pytest.mark.parametrize("msg_id", ["a\0b", "x" * 1025, "ä" * 513])
+def test_an_id_that_cannot_be_stored_is_refused(msg_id: str) -> None:
+    with pytest.raises(MalformedMessage, match=r"^header: msg_id has a NUL, or more"):
+        complete_header(dump({**HEADER, "msg_id": msg_id}), "mine")
+
+
+@pytest.mark.parametrize("msg_id", ["x" * 1024, "ä" * 512])
+def test_any_other_id_is_the_clients(msg_id: str) -> None:
+    part = dump({**HEADER, "msg_id": msg_id})
+    assert complete_header(part, "mine")[0] == part
+
+
 @pytest.mark.parametrize("name", ["msg_id", "username", "own"])
 def test_a_header_is_utf8_throughout_for_it_comes_back_to_every_client(name: str) -> None:
     part = dump({**HEADER, name: "?"}).replace(b"?", b"\xff")
