@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.kernels_cli import kernels_command
@@ -19,6 +21,8 @@ from app.managers.handover.store import (
     OtherSchema,
     SQLiteRegistry,
     UnusableRegistry,
+    decode_json,
+    encode_json,
     open_registry,
 )
 from app.managers.state import Restarts
@@ -72,6 +76,23 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     assert not again.load_executions("a")
     assert stat.S_IMODE((tmp_path / "registry.sqlite").stat().st_mode) == 0o600
     again.close()
+
+
+def test_what_is_no_utf8_comes_back(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/work/\xff")
+    odd = record("a", cwd=path, env={"PATH": path}, connection_file=f"{path}/a.json", name="naïve")
+    store, _ = open_registry(tmp_path)
+    store.save(odd)
+    store.save(record("b", env={"A": "\\ud800 is written so"}))
+    assert store.load() == [odd, record("b", env={"A": "\\ud800 is written so"})]
+    store.close()
+    assert decode_json(encode_json(odd), KernelRecord) == odd
+
+
+@pytest.mark.parametrize("text", ["", "[", '{"id": "\\ud800"', '{"id": 5}', '{"id": "\\ud800"}'])
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        decode_json(text, KernelRecord)
 
 
 async def test_what_a_kernel_did_before_it_was_saved_is_not_written_over_that(
