@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from ...log_formats import about
 from ..handover.elsewhere import Known
 from ..handover.store import StoreAway
 from .store import Session, SessionKeeping
@@ -108,7 +109,7 @@ class SessionBook:
         """Forget those of the sessions whose kernel is gone."""
         gone = [session for session in sessions if not self.has_kernel(session)]
         for session in gone:
-            logger.info("%s", farewell(session), extra={"kernel_id": session.kernel_id})
+            about(logger, kernel_id=session.kernel_id).info("%s", farewell(session))
         if gone:
             await self.forget(*gone)
 

@@ -28,7 +28,6 @@ from ..errors import (
     TooManyStarts,
 )
 from ..kernels.callers import CallersKernels
-from ..kernels.kernel import Kernel
 from ..limits.errors import BeyondLimit, LimitReached
 from ..owners.ownership import Ownership, access
 from ..processes.engines.caller_options import EngineOptionRefused
@@ -41,6 +40,13 @@ __all__ = ["SessionManager", "SessionModel"]
 
 MAX_SESSIONS: Final = 64
 """Sessions that one kernel may have. A client makes one for each document; a listing has all."""
+
+
+_TOLD_AS_THEY_ARE: Final = (
+    *(BeyondLimit, EngineOptionRefused, LimitReached),
+    *(ServerStopping, TooManyKernels, TooManyStarts),
+)
+"""Errors of a start that a session's client is told as they are; others are `KernelUnavailable`."""
 
 
 class SessionNotebook(msgspec.Struct):
@@ -238,8 +244,8 @@ class SessionManager:
                 after = msgspec.structs.replace(after, kernel_id=kernel_id)
             elif kernel_name is not None:
                 own_env = {**(env or {}), **own}
-                kernel = await self._start_another(after.path, own_env, kernel_name, given)
-                after = msgspec.structs.replace(after, kernel_id=kernel.id)
+                started = await self._start_another(after.path, own_env, kernel_name, given)
+                after = msgspec.structs.replace(after, kernel_id=started)
             if after != before:
                 await self._book.keep(after)
                 with contextlib.suppress(KernelNotFound, NotAuthorized):
@@ -269,7 +275,7 @@ class SessionManager:
                 await self._book.keep(session)  # so that the client can ask again
                 raise
 
-    # Its parts
+    # Steps of these
 
     def _check_room(self, kernel_id: str | None) -> None:
         """Raise `TooManySessions` if the caller has `MAX_SESSIONS` with the kernel already."""
@@ -299,18 +305,6 @@ class SessionManager:
         value = path if name is None else os.path.join(cwd, name)
         return kernel_environment({}, (), {"JPY_SESSION_NAME": value})
 
-    async def _start(
-        self,
-        path: str,
-        env: Mapping[str, str],
-        kernel_name: str | None,
-        kernel_id: str | None,
-        given: Mapping[str, Value] | None,
-    ) -> Kernel:
-        return await self._kernels.start_kernel(
-            kernel_name, path=path, env=env, kernel_id=kernel_id, given=given
-        )
-
     async def _start_for(
         self,
         path: str,
@@ -321,7 +315,9 @@ class SessionManager:
     ) -> str:
         """The id of a kernel that is started for a new session."""
         try:
-            return (await self._start(path, env, kernel_name, kernel_id, given)).id
+            kernel = await self._kernels.start_kernel(
+                kernel_name, path=path, env=env, kernel_id=kernel_id, given=given
+            )
         except KernelSpecNotFound:
             shown = kernel_name or self._kernels.specs.default_name
             raise KernelUnavailable(
@@ -331,6 +327,7 @@ class SessionManager:
             ) from None
         except InvalidKernelId:
             raise InvalidKernelId("kernel.id: must be a UUID") from None
+        return kernel.id
 
     async def _start_another(
         self,
@@ -338,18 +335,18 @@ class SessionManager:
         env: Mapping[str, str],
         kernel_name: str,
         given: Mapping[str, Value] | None,
-    ) -> Kernel:
+    ) -> str:
+        """The id of a kernel that is started for a session in place of its present one."""
         try:
-            return await self._start(path, env, kernel_name, None, given)
-        except (EngineOptionRefused, LimitReached, BeyondLimit):
-            raise
-        except (ServerStopping, TooManyKernels, TooManyStarts):
+            kernel = await self._kernels.start_kernel(kernel_name, path=path, env=env, given=given)
+        except _TOLD_AS_THEY_ARE:
             raise
         except KernelkeepError as error:
             raise KernelUnavailable(
                 f"The '{kernel_name}' kernel could not be started: {error.message!r}",
                 f"Error starting kernel {kernel_name}",
             ) from error
+        return kernel.id
 
     async def _shut_down(self, kernel_id: str) -> None:
         with contextlib.suppress(KernelNotFound, NotAuthorized):
