@@ -210,6 +210,22 @@ async def test_one_server_at_a_time_has_it(tmp_path: Path) -> None:
     await again.close()
 
 
+async def test_an_execution_that_cannot_be_stored_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def odd() -> ExecutionRecord:
+        raise OverflowError("a number is too large")
+
+    registry = Registry(tmp_path)
+    await registry.save(record("a"))
+    registry.note("a", "odd", odd)
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"x"))
+    await registry.flush()
+    assert await registry.executions("a") == [ExecutionRecord("a", "p", 1, b"x")]
+    assert "execution odd cannot be stored for the next server" in caplog.text
+    await registry.close()
+
+
 async def test_what_could_not_be_written_is_written_later_and_nothing_older_than_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
