@@ -23,6 +23,7 @@ __all__ = [
     "CHANNELS",
     "CLIENT_CHANNELS",
     "LENIENT_BYTES",
+    "MAX_ID_BYTES",
     "PROTOCOL_VERSION",
     "UNTRACKED_MESSAGE_TYPES",
     "ClientMessage",
