@@ -119,9 +119,7 @@ def create_app(
 
 def _check_files(settings: Settings) -> None:
     """Refuse files and directories now that the lifespan could not use later."""
-    if settings.state_dir.exists() and not settings.state_dir.is_dir():
-        raise CannotLoad(f"--state-dir: {settings.state_dir} is no directory")
-    check_state_dir(settings)  # before anything is written there
+    _prepare_state_dir(settings)  # before anything is written there
     check_database(settings.database_filepath)
     if settings.replicated:
         _check_shared_registry(settings)
@@ -132,6 +130,19 @@ def _check_files(settings: Settings) -> None:
     check_joining(settings)
     if not settings.replicated:
         check_tokens(settings.state_dir)
+
+
+def _prepare_state_dir(settings: Settings) -> None:
+    """Make the state directory, which the ``kernelkeep`` command alone would have made already."""
+    directory = settings.state_dir
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CannotLoad(f"--state-dir: {directory} is no directory") from None
+    except OSError as error:
+        message = f"--state-dir: {directory} cannot be used: {error.strerror}"
+        raise CannotLoad(message) from None
+    check_state_dir(settings)
 
 
 def _token_place(settings: Settings) -> TokenPlace:

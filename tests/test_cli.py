@@ -330,13 +330,17 @@ async def test_the_same_service_runs_either_way(
         assert (await start.rest.status())["connections"] == 3
 
 
-def test_the_state_directory_is_private(home: Home) -> None:
+@pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
+@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
+def test_the_state_directory_is_made_and_private(
+    home: Home, kind: type[ServerProcess], on_shutdown: str
+) -> None:
     path = home.path / "new" / "state"
 
     home.state_dir = path
     old = os.umask(0)
     try:
-        server = ServerProcess(home=home).start()
+        server = kind(env={"KERNELKEEP_ON_SHUTDOWN": on_shutdown}, home=home).start()
     finally:
         os.umask(old)
     server.stop()
