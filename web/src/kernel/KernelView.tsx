@@ -4,7 +4,8 @@ import { href } from "../app/router";
 import { lazy } from "../components/lazy";
 import { Ago } from "../components/Time";
 import { act, pending, undo } from "../kernels/actions";
-import { names } from "../kernels/store";
+import { nameOf, reasonOf, type Row, specOf } from "../kernels/row";
+import { names, rows } from "../kernels/store";
 import { usePolled } from "./polled";
 import "./kernel.css";
 
@@ -38,14 +39,14 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
     PERIOD,
     [id],
   );
+  const row = rows.value.get(id);
+  if (row !== undefined && row.gone !== null && problem !== "") return <Gone row={row} />;
   const { sessions, specs } = names.value;
   const session = sessions.get(id) || undefined;
   const spec = kernel === null ? undefined : (specs.get(kernel.name) ?? kernel.name);
   return (
     <>
-      <nav aria-label="Where this kernel is" class="crumbs">
-        <a href={href("kernels")}>Kernels</a>
-      </nav>
+      <Crumbs />
       <header class="kernel-head">
         <h1>
           {session ?? spec ?? "Kernel"} <span class="mono muted kernel-id">{id}</span>
@@ -62,6 +63,38 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
       </nav>
       <Tab id={id} tab={tab} rest={rest} />
     </>
+  );
+}
+
+/** Of a kernel that has ended nothing is left but why. */
+function Gone({ row }: { row: Row }) {
+  return (
+    <>
+      <Crumbs />
+      <header class="kernel-head">
+        <h1>
+          {nameOf(row, names.value)} <span class="mono muted kernel-id">{row.id}</span>
+        </h1>
+        <div class="kernel-state">
+          <span class="state">gone</span>
+          <span>{specOf(row, names.value)}</span>
+          <span>
+            since <Ago since={new Date(row.gone ?? 0)} />
+          </span>
+        </div>
+        <p class="notice" role="status">
+          {reasonOf(row)}. What it has put out went with it.
+        </p>
+      </header>
+    </>
+  );
+}
+
+function Crumbs() {
+  return (
+    <nav aria-label="Where this kernel is" class="crumbs">
+      <a href={href("kernels")}>Kernels</a>
+    </nav>
   );
 }
 

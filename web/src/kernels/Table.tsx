@@ -10,9 +10,11 @@ import { selected } from "./selection";
 import { rows } from "./store";
 import { TableRow } from "./TableRow";
 
-const NARROW = matchMedia("(max-width: 1080px)");
-const WIDE_ROW = 46;
-const NARROW_ROW = 200;
+// As in kernels.css.
+const NARROW = matchMedia("(max-width: 1023px)");
+const WIDE_ROW = 52;
+const NARROW_ROW = 204;
+const NARROW_LINE = 22; // with the owner and the host
 
 interface Props {
   readonly shown: readonly Row[];
@@ -34,16 +36,17 @@ function useNarrow(): boolean {
 export function Table({ shown, column, down, onSort }: Props) {
   const body = useRef<HTMLDivElement>(null);
   const narrow = useNarrow();
-  const virtual = useWindowVirtual(body, {
-    count: shown.length,
-    size: () => (narrow ? NARROW_ROW : WIDE_ROW),
-    key: (index) => shown[index]?.id ?? index,
-    overscan: narrow ? 4 : 10,
-  });
-  useEffect(() => virtual.measure(), [narrow]);
   const all = [...rows.value.values()];
   const owners = all.some(({ told }) => told.kernel.owner);
   const hosts = all.some(({ told }) => told.host !== null);
+  const size = narrow ? NARROW_ROW + (owners || hosts ? NARROW_LINE : 0) : WIDE_ROW;
+  const virtual = useWindowVirtual(body, {
+    count: shown.length,
+    size: () => size,
+    key: (index) => shown[index]?.id ?? index,
+    overscan: narrow ? 4 : 10,
+  });
+  useEffect(() => virtual.measure(), [size]);
   const kinds = `${owners ? " with-owner" : ""}${hosts ? " with-host" : ""}`;
   const top = body.current?.offsetTop ?? 0;
   return (
