@@ -2,6 +2,7 @@ import { api, type Kernel, messageOf } from "../api/client";
 import { allows } from "../api/me";
 import { href } from "../app/router";
 import { lazy } from "../components/lazy";
+import { Pill } from "../components/Pill";
 import { Ago } from "../components/Time";
 import { act, pending, undo } from "../kernels/actions";
 import { nameOf, reasonOf, type Row, specOf } from "../kernels/row";
@@ -68,18 +69,20 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
 
 /** Of a kernel that has ended nothing is left but why. */
 function Gone({ row }: { row: Row }) {
+  const name = nameOf(row, names.value);
+  const spec = specOf(row, names.value);
   return (
     <>
       <Crumbs />
       <header class="kernel-head">
         <h1>
-          {nameOf(row, names.value)} <span class="mono muted kernel-id">{row.id}</span>
+          {name} <span class="mono muted kernel-id">{row.id}</span>
         </h1>
         <div class="kernel-state">
-          <span class="state">gone</span>
-          <span>{specOf(row, names.value)}</span>
+          <Pill state="gone" />
+          {name !== spec && <span>{spec}</span>}
           <span>
-            since <Ago since={new Date(row.gone ?? 0)} />
+            <Ago since={new Date(row.gone ?? 0)} /> ago
           </span>
         </div>
         <p class="notice" role="status">
@@ -157,7 +160,7 @@ function State(props: { kernel: Kernel | null; problem: string; spec: string | u
   if (kernel === null) return <p class="loading">Loading …</p>;
   return (
     <div class="kernel-state">
-      <span class={`state state-${kernel.execution_state}`}>{kernel.execution_state}</span>
+      <Pill state={kernel.execution_state} />
       {spec !== undefined && <span>{spec}</span>}
       {kernel.owner && <span>owner {kernel.owner}</span>}
       <span>

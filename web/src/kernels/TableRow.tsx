@@ -5,10 +5,11 @@ import { allows } from "../api/me";
 import { href } from "../app/router";
 import { bytes, duration, number } from "../components/format";
 import { now } from "../components/now";
+import { Pill } from "../components/Pill";
 import { Sparkline } from "../components/Sparkline";
 import { Ago } from "../components/Time";
 import { type Action, pending, undo } from "./actions";
-import { nameOf, reasonOf, type Row, specOf } from "./row";
+import { kindOf, nameOf, reasonOf, type Row, specOf } from "./row";
 import { doWith, selected } from "./selection";
 import { KEPT_MS, pointsOf, seriesVersion, wantPast } from "./series";
 import { names } from "./store";
@@ -34,7 +35,7 @@ export function TableRow({ row, index, top, owners, hosts }: Props) {
   return (
     <div
       role="row"
-      class={`kernels-row kernel-row${gone === null ? "" : " is-gone"}`}
+      class={`kernels-row kernel-row is-${kindOf(row)}`}
       aria-rowindex={index + 2}
       data-kernel={id}
       style={{ transform: `translateY(${top}px)` }}
@@ -113,19 +114,12 @@ function Choice({ id, name }: { id: string; name: string }) {
   );
 }
 
-const LOOKS: Readonly<Record<string, string>> = {
-  idle: "good", busy: "busy", starting: "busy", restarting: "busy", terminating: "busy",
-  dead: "bad", unknown: "bad",
-};
-
 function State({ row }: { row: Row }) {
   const { told, state, gone } = row;
   const since = gone === null ? told.state_since : new Date(gone);
   return (
     <span role="cell" class="c-state">
-      <span class={`state state-${gone === null ? (LOOKS[state] ?? "other") : "other"}`}>
-        {gone === null ? state : "gone"}
-      </span>
+      <Pill state={gone === null ? state : "gone"} />
       <small class="muted">
         <Ago since={since} />
       </small>

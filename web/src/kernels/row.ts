@@ -59,6 +59,12 @@ export function reasonOf(row: Row): string {
   return `Restarted ${times}: ${restarts.reason}`;
 }
 
+/** What its card on a phone has room for: one that is `quiet` runs nothing, and has no reason to tell. */
+export function kindOf(row: Row): "gone" | "quiet" | "full" {
+  if (row.gone !== null) return "gone";
+  return row.told.running === null && reasonOf(row) === "" ? "quiet" : "full";
+}
+
 export const SORTS = [
   "name", "owner", "host", "state", "running", "activity", "connections", "memory", "cpu", "log",
 ] as const;
