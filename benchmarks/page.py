@@ -83,6 +83,7 @@ SHOWN: Final = """(() => {
 
 START_SECONDS: Final = 240
 ANSWER_SECONDS: Final = 60
+FLOOD_SECONDS: Final = 900
 
 
 class Refused(Exception):
@@ -301,12 +302,16 @@ def flooded(server: Server, options: argparse.Namespace) -> Taken:
 def shows_the_end(server: Server, kernel: str, browser: Chromium, text: str) -> bool:
     """Whether the page comes to show the last that the kernel has said, when that is over.
 
-    It ends in ``text``, which the kernel says once in `RING_MESSAGES` messages.
+    It ends in ``text``, which the kernel says once in `RING_MESSAGES` messages. A kernel that
+    shares the machine takes its time to say everything.
     """
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + FLOOD_SECONDS
+    is_over = False
     while time.monotonic() < end:
         model: dict[str, Any] = server.rest.request("GET", f"/api/kernels/{kernel}")
-        if model["execution_state"] == "idle":
+        if not is_over and model["execution_state"] == "idle":
+            is_over, end = True, time.monotonic() + ANSWER_SECONDS
+        if is_over:
             _, shown = browser.evaluate(SHOWN)
             if text in shown and behind(server, kernel, browser) < RING_MESSAGES:
                 return True
