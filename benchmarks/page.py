@@ -195,9 +195,10 @@ class Chromium:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(ANSWER_SECONDS)
         _, left = psutil.wait_procs(children, ANSWER_SECONDS)
-        for one in [self._process, *left]:
+        for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+        self._process.kill()
         self._process.wait()
         psutil.wait_procs(left, ANSWER_SECONDS)
         self._home.cleanup()

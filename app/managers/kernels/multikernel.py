@@ -317,6 +317,7 @@ class MultiKernelManager:
                 ownership=asked.ownership,
                 given=asked.given,
             )
+            kernel.reports = reports  # its start is the first of its events
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
         if self.stopping:  # the server began to stop while this one was launched

@@ -64,8 +64,8 @@ export function TableRow({ row, index, top, owners, hosts }: Props) {
       )}
       {hosts && (
         <span role="cell" class="c-host" title={told.host ?? ""}>
-          <Narrow>on </Narrow>
-          {told.host ?? "this machine"}
+          {told.host !== null && <Narrow>on </Narrow>}
+          {told.host ?? "here"}
         </span>
       )}
       <State row={row} />
