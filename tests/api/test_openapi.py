@@ -100,7 +100,6 @@ def test_all_but_files_and_streams_is_json(document: dict[str, Any]) -> None:
         "GET /api/kernels/{kernel_id}/executions/{execution_id}/events",
         "GET /api/kernels/{kernel_id}/executions/{execution_id}/outputs/{number}",
         "GET /api/kernels/{kernel_id}/process_output",
-        "GET /api/kernels/{kernel_id}/events",
         "GET /metrics",
     }
 
