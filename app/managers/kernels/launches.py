@@ -17,6 +17,7 @@ from ...keeper.hearings import Heard
 from ...keeper.limits import ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
@@ -89,7 +90,7 @@ class Launches:
         self.given = given
         self.ownership = ownership
         self._id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         self._name = name
         self._spec = spec
         self._services = services
@@ -256,7 +257,7 @@ class Launches:
         return self._services.process_limits(self.ownership)
 
     async def impose_limits(self) -> None:
-        """Have the limits of the kernel's new owner hold for its process (`impose_limits`)."""
+        """Apply the limits of the kernel's new owner to its process (`impose_limits`)."""
         if self._manager is not None:
             await impose_limits(self._manager, self._process_limits)
 

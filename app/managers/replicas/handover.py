@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover
 from ..handover.store import KernelRecord
@@ -100,8 +101,7 @@ class SharedHandover(RegisteredHandover):
         try:
             await self.let_go(kernel_id)
         except Exception:
-            extra = {"kernel_id": kernel_id}
-            logger.exception("kernel %s could not be left", kernel_id, extra=extra)
+            about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 
     def _do(self, what: Awaitable[None]) -> None:
         task = asyncio.ensure_future(what)

@@ -90,7 +90,7 @@ class KernelReports:
         self.past: deque[PastEvent] = deque(maxlen=MOST_PAST)
         """What has happened to the kernel, usage left out, the latest first."""
 
-    # What clients ask for
+    # Actions of clients
 
     @asynccontextmanager
     async def action(self, action: Action) -> AsyncIterator[None]:
@@ -146,7 +146,7 @@ class KernelReports:
         elif kind in _AUDITED:
             self._note(kind, session=session)
 
-    # What becomes of the kernel
+    # The life of the kernel
 
     def launching(self, cause: LaunchCause) -> None:
         """A process is about to be launched."""

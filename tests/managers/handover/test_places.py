@@ -20,7 +20,7 @@ from app.managers.handover.registry import Registry
 from app.managers.handover.store import UnusableRegistry, open_registry
 from app.managers.log.entries import Position
 from app.managers.log.message_log import MessageLog
-from app.managers.log.places import MAX_PLACES, Place, Places, session_key
+from app.managers.log.places import MAX_PLACES, Places, SessionPlace, session_key
 from app.managers.messages.attachments import Attachments
 from app.managers.state import KernelState
 from app.settings import Settings
@@ -56,7 +56,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     await registry.close()
 
 
-async def stored(registry: Registry) -> list[Place]:
+async def stored(registry: Registry) -> list[SessionPlace]:
     await registry.flush()
     places = await registry.places("k")
     return [] if places is None else places.read()
@@ -161,9 +161,9 @@ async def test_sessions_that_left_long_ago_or_are_too_many_are_forgotten(
     clients.begin(registry)
     clients.put_back(
         [
-            Place(session_key("long ago"), 5, 50, now - 90_000),
-            Place(session_key("an hour ago"), 6, 60, now - 3600),
-            Place(session_key("in the future"), 7, 70, now + 3600),
+            SessionPlace(session_key("long ago"), 5, 50, now - 90_000),
+            SessionPlace(session_key("an hour ago"), 6, 60, now - 3600),
+            SessionPlace(session_key("in the future"), 7, 70, now + 3600),
         ]
     )
     assert clients.attach("long ago").position == END
@@ -191,7 +191,7 @@ async def test_where_nothing_is_kept_for_who_is_offline_no_place_is(registry: Re
     clients.note_again()
     assert await stored(registry) == []
     # Nor is what a server has stored that had the option.
-    clients.put_back([Place(session_key("a"), 7, 70, 0.0)])
+    clients.put_back([SessionPlace(session_key("a"), 7, 70, 0.0)])
     assert clients.attach("a").position == END
 
 
@@ -222,7 +222,7 @@ def test_the_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     found = from_journal(path, "k")
     assert found is not None
     assert found.epoch == "0123456789abcdef"
-    assert found.read() == [Place(first, 3, 30, 8.0), Place(second, 7, 70, 9.0)]
+    assert found.read() == [SessionPlace(first, 3, 30, 8.0), SessionPlace(second, 7, 70, 9.0)]
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"kkjourn2" * 100, b"kkjourn3"])

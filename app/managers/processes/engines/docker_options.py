@@ -29,8 +29,6 @@ _User = Annotated[str, Meta(pattern=r"^([\w][\w.-]*(:[\w][\w.-]*)?)?$")]
 _Size = str | int
 _SIZES: Final = ("memory", "shm_size")
 
-MEMORY_LEAST: Final = 64 * 2**20
-
 
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A directory of the engine's host, or a volume of the engine's, in the container."""

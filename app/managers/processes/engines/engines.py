@@ -19,6 +19,7 @@ from typing import Any, Final
 from jupyter_client.kernelspec import KernelSpec
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
+from ....log_formats import about
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
@@ -291,7 +292,7 @@ class Engines:
             raise
         work.is_out, work.is_wanted, work.was_seen = True, False, True
         told = (work.kernel_id, work.generation, engine.name)
-        logger.info("kernel %s: job %d of %s", *told, extra=work.who)
+        about(logger, kernel_id=work.kernel_id).info("kernel %s: job %d of %s", *told)
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
@@ -306,7 +307,9 @@ class Engines:
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
         # In this order: whoever waits for the keeper fails before the kernel is launched anew.
-        logger.warning("kernel %s: %s", work.kernel_id, why.message, extra=work.who)
+        about(logger, kernel_id=work.kernel_id).warning(
+            "kernel %s: %s", work.kernel_id, why.message
+        )
         work.is_out, work.over = False, why
         self._joining.fail(work.keeper_id, why)
         self._declare_ended(work, why)
@@ -425,7 +428,7 @@ class Engines:
             await self._cancel_all(work, await self._engine(work.chosen))
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
-            logger.error(text, work.kernel_id, error.message, extra=work.who)
+            about(logger, kernel_id=work.kernel_id).error(text, work.kernel_id, error.message)
         self._parting.discard(work)
 
     async def close(self) -> None:

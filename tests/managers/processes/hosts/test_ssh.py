@@ -2,7 +2,7 @@
 way there is gone for a while.
 
 These are the tests of all modules of `app.managers.processes.hosts` together, with
-`app.managers.processes.hosts.errors`, and of `app.managers.kernels.giving_up`.
+`app.managers.processes.hosts.errors`, and of giving up a kernel (`app.managers.kernels.stopping`).
 """
 
 from __future__ import annotations
