@@ -43,6 +43,7 @@ from ..processes.engines.quantities import Value
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
+from .departures import Departure
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, connections, last_activity
 from .stopping import stop_quietly
@@ -168,7 +169,7 @@ class CallersKernels:
         kernel = self._manager.get(kernel_id)
         return kernel if self._everything or self._reads(kernel) else None
 
-    def _reads(self, kernel: Kernel | KernelElsewhere) -> bool:
+    def _reads(self, kernel: Kernel | KernelElsewhere | Departure) -> bool:
         return access(self.principal, "read", "kernels", kernel.ownership)
 
     @property
@@ -305,6 +306,16 @@ class CallersKernels:
             kernel for kernel in self if kernel.state.running and not kernel.state.unreachable
         ]
         await self._manager.usage.refresh_oldest(reached, most)
+
+    @property
+    def departed(self) -> int:
+        """The number of the latest departure, of whosever kernel."""
+        return self._manager.departures.last
+
+    def departures(self, since: int) -> list[Departure]:
+        """The kernels that have ended lately, and that the caller could read, behind a number."""
+        found = self._manager.departures.since(since, time.time())
+        return found if self._all else [one for one in found if self._reads(one)]
 
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""
