@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from time import monotonic, time
 from typing import Final
 from uuid import uuid4
 
@@ -61,7 +61,7 @@ class MultiKernelManager:
     """
 
     def __init__(self, services: KernelServices, specs: Specs, warm: WarmKernels) -> None:
-        self.started = time()
+        self.started = time.time()
         self.specs = specs
         self.warm = warm
         self.keepers = services.keepers
@@ -196,7 +196,7 @@ class MultiKernelManager:
 
     def touch(self) -> None:
         """A client has used the API."""
-        self._last_request = time()
+        self._last_request = time.time()
 
     async def refresh(self) -> None:
         """Look for external kernels that have come or gone, if they are allowed."""
@@ -340,7 +340,7 @@ class MultiKernelManager:
 
         It has an id of its own, in place of ``kernel_id``.
         """
-        began = monotonic()
+        began = time.monotonic()
         kernel = await self.warm.claim(asked)
         if kernel is None:
             return None
@@ -357,7 +357,7 @@ class MultiKernelManager:
             if self.stopping:
                 await kernel.stop(now=True)
                 raise ServerStopping
-        kernel.reports.ready(monotonic() - began)
+        kernel.reports.ready(time.monotonic() - began)
         return kernel
 
     async def _launch(self, kernel: Kernel) -> None:
