@@ -67,7 +67,8 @@ class HTTPProtocol(HttpToolsProtocol):
     @property
     def answer(self) -> RequestResponseCycle | None:
         """The response to the last request, if there has been one."""
-        return cast("RequestResponseCycle | None", self.cycle)
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle
 
     @property
     def is_idle(self) -> bool:
@@ -140,6 +141,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     close_sent: bool
     disconnected: bool
     response: Response  # the answer to the request, unless the application refuses it
+    default_headers: list[tuple[bytes, bytes]]  # those of every response, such as ``Date``
 
     frames: list[bytes]  # the payloads of the present message's frames
     ping_timeout: float | None

@@ -42,6 +42,14 @@ def failure() -> logging.LogRecord:
     return found
 
 
+def test_text_has_the_time_that_logging_writes_by_default() -> None:
+    formatter, found = TextFormatter(), record("a")
+    for moment in (0.0, 1e9 + 0.25, 1e9 + 0.9999, 1e9 + 1.0005, 1e9, 1.79e9):
+        found.created, found.msecs = moment, (moment % 1) * 1000
+        assert formatter.formatTime(found) == logging.Formatter().formatTime(found)
+        assert formatter.formatTime(found, "%H") == logging.Formatter().formatTime(found, "%H")
+
+
 def test_text_has_no_line_and_no_control_character_of_others() -> None:
     first, *rest = TextFormatter().format(failure()).split("\n")
     assert first.endswith(r" WARNING app.x: it failed: a\x0d")

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, made stricter: malformed and oversized requests are refused.
+"""uvicorn's protocols, made stricter: malformed and oversized requests are refused.
 
 A refused request never reaches the application. It is answered with an error body like any other,
 and its connection is closed. What connections cost is bounded: bytes and seconds of each, and the
@@ -14,10 +14,21 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ..uvicorn_internals import HTTPProtocol, RequestResponseCycle
-from .errors import STANDARD_HEADERS, error_response
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
+from websockets.http11 import Response
+from websockets.typing import StatusLike
 
-__all__ = ["MAX_HEAD_BYTES", "Connections", "KernelkeepHTTPProtocol"]
+from ..uvicorn_internals import HTTPProtocol, RequestResponseCycle
+from ..ws.uvicorn_protocol import KernelkeepWebSocketProtocol
+from .errors import STANDARD_HEADERS, code_of, error_response
+
+__all__ = [
+    "MAX_HEAD_BYTES",
+    "Connections",
+    "KernelkeepHTTPProtocol",
+    "StrictWebSocketProtocol",
+]
 
 MAX_HEAD_BYTES: Final = 65536
 """Bytes that a request's target and headers may have together. The parser itself has no bound."""
@@ -45,6 +56,9 @@ WARNING_SECONDS: Final = 60.0
 
 PROBES: Final = ("/livez", "/readyz")
 
+MAX_MESSAGE: Final = 200
+"""Characters of the text about a wrong handshake, which repeats what the client has sent."""
+
 LINGER_SECONDS: Final = 2.0
 """How long a refused client's bytes are still read, and thrown away."""
 
@@ -55,8 +69,9 @@ class _Response:
     Two writes would make two packets, and wake the client twice.
     """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
         self._cycle = cycle
+        self._loop = loop
         self._transport = cycle.transport
         self._head = b""
         self._begun = False
@@ -72,7 +87,7 @@ class _Response:
             self._head = data
             # The body of a stream may come much later; then the head goes out in the loop's next
             # turn, by itself.
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         elif self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
@@ -293,7 +308,10 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
             raise _Refused
         if self._beyond_bound:
             self._come_in()
-        self.begin_answer(_Response)
+        self.begin_answer(self._held_back)
+
+    def _held_back(self, cycle: RequestResponseCycle) -> _Response:
+        return _Response(cycle, self.loop)
 
     def _come_in(self) -> None:
         """Admit a request beyond the bound if it is a probe, or if idle connections make room."""
@@ -338,3 +356,26 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         super().connection_lost(exc)
         if self._linger is not None:
             self._linger.cancel()
+
+
+class StrictWebSocketProtocol(KernelkeepWebSocketProtocol):
+    """One WebSocket connection, whose handshake is refused as any other request is."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # What websockets and uvicorn refuse themselves gets its answer from this method.
+        self.conn.reject = self._refusal  # type: ignore[method-assign]
+
+    def _refusal(self, status: StatusLike, text: str) -> Response:
+        status = http.HTTPStatus(status)
+        error = self.conn.handshake_exc
+        more = {}
+        if isinstance(error, InvalidHeader) and error.name == "Sec-WebSocket-Version":
+            status = http.HTTPStatus.UPGRADE_REQUIRED  # RFC 6455, section 4.4
+            more = {"Sec-WebSocket-Version": "13"}
+        message = text.strip()[:MAX_MESSAGE] or status.phrase
+        headers = {**STANDARD_HEADERS, **more, "Connection": "close"}
+        answer = error_response(status, message, code_of(status), headers)
+        own = [*self.default_headers, *answer.raw_headers]
+        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in own]
+        return Response(status, status.phrase, Headers(fields), bytes(answer.body))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Union
 
 import msgspec
+import zmq
 
 from ..protocol import link
 from ..protocol.compose import make_parts
@@ -57,8 +58,7 @@ Answer = Union[Fields, tuple[Fields, bytes]]
 class Service:
     """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit.
 
-    ``directory`` is its own, where it notes which processes it has for a keeper after it. One that
-    ``stays`` waits for servers when it has no kernels.
+    In its ``directory`` it notes its processes for the next. One that ``stays`` awaits servers.
     """
 
     def __init__(self, listener: socket.socket, directory: int, *, stays: bool = False) -> None:
@@ -329,9 +329,9 @@ class Service:
                 self._greet(server)
             head, data = answer if isinstance(answer, tuple) else (answer, b"")
             return pack({**number, **head}, data)
-        except OSError as error:
-            text = {"error": str(error), "strerror": error.strerror}
-            return pack({**number, **text, "errno": error.errno, "filename": error.filename})
+        except (OSError, zmq.ZMQError) as error:
+            text = {"error": str(error), "strerror": error.strerror, "errno": error.errno}
+            return pack({**number, **text, "filename": getattr(error, "filename", None)})
         except ValueError as error:
             return pack({**number, "error": str(error)})
         except Exception as error:

@@ -111,7 +111,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.sessions.shared": ("managers/replicas/test_forwarding",),
     "app.migrate_cli": ("test_migrate_command",),
     "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
-    "app.managers.replicas.handover": ("managers/replicas/test_takeover",),
     "app.managers.replicas.member": ("managers/replicas/test_takeover",),
     "app.managers.replicas.membership": ("managers/replicas/test_store",),
     "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
@@ -160,6 +159,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
+    "app.managers.processes.hosts.pythons": (
+        *("managers/processes/hosts/test_bootstrap", "managers/processes/engines/test_job"),
+    ),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
         for name in ("kinds", "place", "provisioner")
@@ -198,7 +200,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.ws.channels": ("ws/test_core",),
     "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
     "app.managers.files.errors": ("managers/files/test_bodies",),
-    "app.managers.kernels.callers": ("api/test_owners_apart", "api/test_shares"),
     "app.managers.owners.principal": ("api/test_identities",),
 }
 """The tests of modules that have no test file of their own name; each names its modules. Every
@@ -212,7 +213,14 @@ PURE: Final = frozenset(
     for name in (
         *("callers", "option_types", "signals"),
         *("api.awaiting", "api.bodies", "api.etags", "api.prefix", "api.request_ids"),
-        *("api.streams", "api.traces", "keeper.held_replies", "keeper.notes", "keeper.sockets"),
+        *(
+            "api.heads",
+            "api.streams",
+            "api.traces",
+            "keeper.held_replies",
+            "keeper.notes",
+            "keeper.sockets",
+        ),
         *(
             "managers.executions.contents",
             "managers.files.bodies",

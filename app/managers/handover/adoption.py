@@ -22,7 +22,8 @@ from ..processes.engines.provisioner import JobEnded
 from ..processes.forking.provisioner import KernelManager
 from ..processes.jupyter_internals import mark_connection_file
 from ..processes.keeper.provisioner import KeeperProvisioner
-from ..processes.process import bounded, described
+from ..processes.launch_errors import described
+from ..processes.process import bounded
 from .store import KernelRecord
 
 __all__ = ["Gone", "adopt_process", "find_spec", "note_process"]

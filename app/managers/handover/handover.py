@@ -105,6 +105,9 @@ class Handover:
     async def save(self, kernel_id: str, describe: Describe) -> None:
         """Store the kernel's record, which ``describe`` returns, unless it is None."""
 
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+
     async def delete(self, kernel_id: str) -> None:
         """Remove the kernel's record, so that the next server does not know the kernel."""
 
@@ -318,11 +321,11 @@ class RegisteredHandover(Handover):
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            # Most kernels do nothing, and have no client. This loop is most of what a server with
-            # thousands of them does, so it looks at no more than these two facts.
+            # Most kernels do nothing, and their clients have it all. This loop is most of what a
+            # server with thousands of them does, so it looks at no more than these two facts.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
-                if not clients.attached and state.changes == state.noted:
+                if state.changes == state.noted and (not clients.attached or clients.at_rest):
                     continue
                 if kernel.is_left:  # the record stays as the server before has written it
                     continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +46,7 @@ from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, Replica
 from .departures import Departure
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, connections, last_activity
+from .stopping import stop_quietly
 from .table import checked_id, keys_for
 from .usage import KernelUsage, Series
 
@@ -71,20 +72,28 @@ class CallersKernels:
         self._all = principal.scopes.of_all("read", "kernels")
         self._keys = keys_for(principal)
         self._last_request = manager.started
-        self._models: tuple[list[tuple[Kernel, int]], int, bytes] = ([], 0, b"[]")
+        self._seen: tuple[int, list[Kernel]] = (-1, [])
+        self._models: tuple[list[Kernel], list[int], int, bytes] = ([], [], 0, b"[]")
 
     # Looking
 
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels that the caller may read, in the order in which they were started."""
-        if self._all:
-            return iter(self._manager)
-        return iter(
-            [kernel for kernel in self._manager.found_by(self._keys) if self._reads(kernel)]
-        )
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._manager) if self._all else sum(1 for _ in self)
+        return len(self._found)
+
+    @property
+    def _found(self) -> list[Kernel]:
+        """The kernels, looked for once per change of what there is. The list does not change."""
+        version = self._manager.version
+        if self._seen[0] != version:
+            found: Iterable[Kernel] = self._manager
+            if not self._all:
+                found = filter(self._reads, self._manager.found_by(self._keys))
+            self._seen = version, [*found]
+        return self._seen[1]
 
     def __contains__(self, kernel_id: object) -> bool:
         """Whether there is the kernel for the caller, with this server or another replica."""
@@ -95,13 +104,17 @@ class CallersKernels:
         return self._find(kernel_id) is not None or self._elsewhere(kernel_id) is not None
 
     def get(self, kernel_id: str) -> Kernel:
-        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too."""
-        if self._everything:
-            return self._manager.get(kernel_id)
+        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too.
+
+        Requests for kernels of other replicas do not come here. One that does has come to a replica
+        that has just let the kernel go, and raises `ReplicaUnreachable`: it may come again.
+        """
         kernel = self._find(kernel_id)
-        if kernel is None:
-            raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
-        return kernel
+        if kernel is not None:
+            return kernel
+        if self._elsewhere(kernel_id) is not None:
+            raise ReplicaUnreachable
+        raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
 
     def _elsewhere(self, kernel_id: str) -> KernelElsewhere | None:
         """A kernel of another replica, if the caller may read it."""
@@ -116,6 +129,14 @@ class CallersKernels:
         """The model of a kernel, of whichever replica, as JSON. Raises `KernelNotFound`."""
         found = self._elsewhere(kernel_id)
         return self.get(kernel_id).model if found is None else found.model
+
+    def known_id(self, kernel_id: str) -> str | None:
+        """This id, if the caller has a kernel of it, at whichever replica."""
+        try:
+            self.model_of(kernel_id)
+        except KernelNotFound:
+            return None
+        return kernel_id
 
     def ownership_of(self, kernel_id: str) -> Ownership:
         """Whose a kernel is, of whichever replica. Raises `KernelNotFound`."""
@@ -146,7 +167,7 @@ class CallersKernels:
         if kernel_id not in self._manager:
             return None
         kernel = self._manager.get(kernel_id)
-        return kernel if self._reads(kernel) else None
+        return kernel if self._everything or self._reads(kernel) else None
 
     def _reads(self, kernel: Kernel | KernelElsewhere | Departure) -> bool:
         return access(self.principal, "read", "kernels", kernel.ownership)
@@ -154,11 +175,11 @@ class CallersKernels:
     @property
     def models(self) -> bytes:
         """The models of the kernels, as a JSON list, put together once per change."""
-        seen = [(kernel, kernel.state.changes) for kernel in self]
-        changes = self._manager.elsewhere.changes
-        if self._models[:2] != (seen, changes):
-            self._models = seen, changes, self._listed([kernel for kernel, _ in seen])
-        return self._models[2]
+        found, changes = self._found, self._manager.elsewhere.changes
+        each = [kernel.state.changes for kernel in found]
+        if self._models[0] is not found or self._models[1:3] != (each, changes):
+            self._models = found, each, changes, self._listed(found)
+        return self._models[3]
 
     def models_of(self, owner: str) -> bytes:
         """The models of those kernels that are an owner's, as a JSON list."""
@@ -321,6 +342,7 @@ class CallersKernels:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
@@ -338,8 +360,24 @@ class CallersKernels:
             raise KernelElsewhereError(kernel_id)
         ownership = self._ownership(env or {})
         return await self._manager.start_kernel(
-            name, path=path, env=env, kernel_id=kernel_id, ownership=ownership, given=given
+            name,
+            path=path,
+            env=env,
+            kernel_id=kernel_id,
+            new_id=new_id,
+            ownership=ownership,
+            given=given,
         )
+
+    async def check_saved(self, kernel_id: str) -> None:
+        """As `MultiKernelManager.check_saved`, for a kernel that was started here."""
+        if kernel_id in self._manager:
+            self._manager.check_saved(kernel_id)
+
+    async def undo_start(self, kernel_id: str) -> None:
+        """Stop a kernel whose client was told that it could not be stored."""
+        if kernel_id in self._manager:
+            await stop_quietly(self._manager.get(kernel_id), now=True)
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:
         """Whose a kernel is that the caller starts with these variables."""

@@ -29,9 +29,10 @@ from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelMana
 from ..processes.jupyter_internals import mark_connection_file
 from ..processes.keeper.kept import ProcessUsage
 from ..processes.keeper.provisioner import is_as_wanted
+from ..processes.launch_errors import described, launch_failed
 from ..processes.launchable import check_launchable
 from ..processes.paths import directory_now, is_below
-from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
+from ..processes.process import CALL_SECONDS, KernelProcess, bounded
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
@@ -147,6 +148,8 @@ class Launches:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 found = await asyncio.to_thread(provisioner.resolve_path, path)
+                if not getattr(provisioner, "is_here", True):
+                    return found  # a path there, which was looked at where its files are
                 below = await asyncio.to_thread(is_below, self.cwd, found) if found else False
                 return found if below else None
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
@@ -207,10 +210,10 @@ class Launches:
         except KernelStartFailed:
             raise
         except Exception as error:
-            text = f"The kernel could not be launched: {described(error)}"
+            more = ""
             if self.process is not None and (why := await self.process.kill()):
-                text = f"{text}. {not_stopped(why).message}"
-            raise KernelStartFailed(text) from error
+                more = f". {not_stopped(why).message}"
+            raise launch_failed(error, more) from error
 
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
         settings = self._services.settings

@@ -21,6 +21,7 @@ from ..errors import (
     ServerStopping,
 )
 from ..handover.handover import HandedOver
+from ..processes.launch_errors import start_failed
 from ..processes.process import KernelProcess
 from ..state import Lifecycle
 from ..telemetry.reports import KernelReports, LaunchCause
@@ -258,8 +259,7 @@ class Life:
         try:
             await self._traffic.open_log()
         except (KernelUnreachable, KeeperUnavailable) as error:
-            text = f"The kernel cannot have a log: {error.message}"
-            raise KernelStartFailed(text, cause=error) from error
+            raise start_failed(f"The kernel cannot have a log: {error.message}", error) from error
 
     async def launch(self, cause: LaunchCause) -> None:
         """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""

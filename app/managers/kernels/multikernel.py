@@ -148,6 +148,11 @@ class MultiKernelManager:
         return iter(tuple(self._kernels.values()))
 
     @property
+    def version(self) -> int:
+        """Counts the changes of which kernels there are, and of who may see them."""
+        return self._kernels.version
+
+    @property
     def usage(self) -> UsageSampler:
         """Samples what the kernels use of the machine."""
         return self._services.usage
@@ -244,11 +249,13 @@ class MultiKernelManager:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         ownership: Ownership | None = None,
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
+        Without a ``kernel_id`` it gets ``new_id``, which nobody else has, or another one.
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory, or to its owner's home; ``given`` are options of its engine. Raises
@@ -256,7 +263,7 @@ class MultiKernelManager:
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
         shut down first), `ServerStopping`, or that a limit is met.
         """
-        identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
         # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:
@@ -275,6 +282,10 @@ class MultiKernelManager:
                 return await self._start(identity, asked, any_id=any_id)
         finally:
             self._starting.pop(identity).set_result(None)
+
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+        self._services.handover.check_saved(kernel_id)
 
     async def _asked(
         self,

@@ -9,7 +9,8 @@ from ..errors import KernelStartFailed
 from ..processes.forking.provisioner import KernelManager
 from ..processes.keeper.kept import ProcessUsage
 from ..processes.keeper.provisioner import KeeperProvisioner
-from ..processes.process import bounded, described
+from ..processes.launch_errors import described
+from ..processes.process import bounded
 
 __all__ = ["impose_limits", "limits_of", "say_limits", "usage_of"]
 

@@ -135,6 +135,7 @@ class KernelServices:
         if isinstance(provisioner, RemoteProvisioner):
             allowed = self.settings.kernel_env_allow
             provisioner.inherited = kernel_environment(os.environ, allowed, {})
+            provisioner.root_dir = self.settings.root_dir
         if isinstance(provisioner, EngineProvisioner):
             provisioner.engines = self.engines
         if provisioner is not None:

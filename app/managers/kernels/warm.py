@@ -32,6 +32,7 @@ from ..errors import (
 from ..owners.ownership import Ownership
 from ..processes.engines.caller_options import settled
 from ..processes.hosts.provisioner import elsewhere
+from ..processes.hosts.shared_files import shares_files
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
@@ -133,8 +134,11 @@ class WarmKernels:
         there = elsewhere(spec.metadata)
         if there and not self._has_nobodys_limits(asked.ownership):
             return None
-        # A directory of this machine means nothing on another.
+        # A directory of this machine means nothing on another that does not have its files; where
+        # one does, only kernels of this machine can be moved to it.
         cwd = self._as_started[0] if there else asked.cwd
+        if shares_files(spec.metadata) and cwd != asked.cwd:
+            return None
         move = plan(spec.env, self._as_started, (cwd, asked.env))
         while move is not None and (kernel := pool.oldest) is not None:
             if move.needed and kernel.traffic.own.implementation != MOVABLE:

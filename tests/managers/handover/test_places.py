@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.managers.executions.prompts import Prompts
+from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.places import RegisteredPlaces, from_journal, journal_of
 from app.managers.handover.registry import Registry
 from app.managers.handover.store import UnusableRegistry, open_registry
@@ -22,6 +23,8 @@ from app.managers.log.entries import Position
 from app.managers.log.message_log import MessageLog
 from app.managers.log.places import MAX_PLACES, Places, SessionPlace, session_key
 from app.managers.messages.attachments import Attachments
+from app.managers.processes.isolation.isolation import Isolation
+from app.managers.processes.keeper.keepers import Keepers
 from app.managers.state import KernelState
 from app.settings import Settings
 from tests.managers.handover.test_registry import record
@@ -98,6 +101,31 @@ async def test_nothing_is_written_for_clients_that_stay_where_they_are(registry:
     clients.come("a", 101)
     clients.note_places()
     assert [*registry._places] == ["k"]
+
+
+async def test_clients_that_have_all_are_at_rest_until_there_is_more(registry: Registry) -> None:
+    clients = Clients()
+    clients.begin(registry)
+    assert clients.at_rest
+    first, second = clients.attach("first"), clients.attach("second")
+    assert not clients.at_rest
+    clients.come("second", 99)
+    clients.note_places()
+    assert not clients.at_rest  # what it lacks may arrive without a further message
+    clients.come("second", 100)
+    clients.note_places()
+    assert clients.at_rest
+    cast(Any, clients.log).next_seq = 101
+    assert not clients.at_rest
+    for session in ("first", "second"):
+        clients.come(session, 101)
+    clients.note_places()
+    assert clients.at_rest
+    clients.attach("third", Position(50, 500))
+    assert not clients.at_rest
+    for reader in (first, second, clients.attached["third"]):
+        clients.detach(reader)
+    assert clients.at_rest
 
 
 async def test_a_new_session_is_known_to_the_next_server_before_it_is_accepted(
@@ -230,3 +258,24 @@ def test_what_is_no_such_file_has_no_places(tmp_path: Path, content: bytes) -> N
     path = tmp_path / "k.journal"
     path.write_bytes(content)
     assert from_journal(path, "k") is None
+
+
+async def test_the_file_of_an_older_version_counts_only_until_the_registry_has_places(
+    registry: Registry, tmp_path: Path
+) -> None:
+    path = journal_of(tmp_path, "k")
+    path.parent.mkdir()
+    path.write_bytes(_journal((session_key("first"), 7, 70, 9.0)))
+    handover = RegisteredHandover(registry, cast(Keepers, None), tmp_path, cast(Isolation, None))
+    assert await handover.furthest("k") == Position(7, 70)
+    assert [place.cursor for place in await stored(registry)] == [7]
+    # The file stays where it is; what the registry has is never written over with it.
+    clients = Clients()
+    clients.begin(registry)
+    clients.attach("second")
+    clients.come("second", 120)
+    clients.note_places()
+    newer = await stored(registry)
+    assert await handover.furthest("k") == Position(120, 1200)
+    assert await stored(registry) == newer
+    await handover.close()

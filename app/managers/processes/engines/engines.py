@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
@@ -94,6 +95,10 @@ class Engines:
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
         return self._works[kernel_id].chosen.options.directory
+
+    def root_there(self, kernel_id: str, root_dir: Path) -> str:
+        """As `EngineOptions.root_there`, of a kernel's job."""
+        return self._works[kernel_id].chosen.options.root_there(root_dir)
 
     def has(self, kernel_id: str) -> bool:
         """Whether a kernel has an engine."""
@@ -213,9 +218,13 @@ class Engines:
 
     async def _cancel_all(self, work: Work, engine: Engine) -> None:
         """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
-        jobs = await engine.find(work.keeper_id)
-        await self._service.check_own(work.kernel_id)
+        await self._cancel(work, engine, await engine.find(work.keeper_id))
+
+    async def _cancel(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
+        """End these jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
         for job in jobs:
+            # Before each: to end one may take long, in which another replica may have the kernel.
+            await self._service.check_own(work.kernel_id)
             await engine.cancel(job)
 
     # Jobs
@@ -245,10 +254,7 @@ class Engines:
             return True
         if work.is_out and work.over is None:
             await self._ended(work, engine, own[-1] if own else None)
-        if jobs:
-            await self._service.check_own(work.kernel_id)
-        for job in jobs:
-            await engine.cancel(job)
+        await self._cancel(work, engine, jobs)
         work.is_out = False
         return False
 
@@ -291,8 +297,10 @@ class Engines:
             self._joining.fail(work.keeper_id, error)
             raise
         work.is_out, work.is_wanted, work.was_seen = True, False, True
-        told = (work.kernel_id, work.generation, engine.name)
-        about(logger, kernel_id=work.kernel_id).info("kernel %s: job %d of %s", *told)
+        told = (work.kernel_id, engine.name, work.generation)
+        about(logger, kernel_id=work.kernel_id).info(
+            "kernel %s: %s has its job, of generation %d", *told
+        )
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
@@ -302,8 +310,7 @@ class Engines:
         why = await engine.explain(job)
         self._over(work, why)
         with contextlib.suppress(KeeperUnavailable):
-            await self._service.check_own(work.kernel_id)
-            await engine.cancel(job)
+            await self._cancel(work, engine, [job])
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
         # In this order: whoever waits for the keeper fails before the kernel is launched anew.
