@@ -467,9 +467,9 @@ class MultiKernelManager:
             )
         return here
 
-    def _forget(self, kernel: Kernel) -> None:
-        self._kernels.pop(kernel.id, None)
-        self.departures.note(kernel.id, kernel.model, host_of(kernel), kernel.ownership, time())
+    def _forget(self, gone: Kernel) -> None:
+        self._kernels.pop(gone.id, None)
+        self.departures.note(gone.id, gone.model, host_of(gone), gone.ownership, time.time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
