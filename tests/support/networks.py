@@ -6,8 +6,6 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.support.still_network import changing_network
-
 
 class Network:
     """A network namespace, ``there``, and the way to it from here.
@@ -29,7 +27,6 @@ class Network:
         """What nsenter enters the namespace by."""
         return Path("/run/netns") / self.namespace
 
-    @changing_network()
     def make(self) -> None:
         device, name = self._here_device, self.namespace
         _ip("netns", "add", name)
@@ -42,17 +39,14 @@ class Network:
             options, (verb, link) = words[:-2], words[-2:]
             _ip(*options, "link", verb, link, "up")
 
-    @changing_network()
     def pull_cable(self) -> None:
         """Nothing goes from here to there, or back, and nobody is told."""
         _ip("link", "set", self._here_device, "down")
 
-    @changing_network()
     def plug_cable(self) -> None:
         """It does again."""
         _ip("link", "set", self._here_device, "up")
 
-    @changing_network()
     def remove(self) -> None:
         # The device first: with its namespace it would go a moment later.
         subprocess.run(
