@@ -104,10 +104,8 @@ class CallersKernels:
         return self._find(kernel_id) is not None or self._elsewhere(kernel_id) is not None
 
     def get(self, kernel_id: str) -> Kernel:
-        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too.
-
-        Requests for kernels of other replicas do not come here. One that does has come to a replica
-        that has just let the kernel go, and raises `ReplicaUnreachable`: it may come again.
+        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too, and
+        `ReplicaUnreachable` for one that this replica has just let go: the request may come again.
         """
         kernel = self._find(kernel_id)
         if kernel is not None:
@@ -315,7 +313,7 @@ class CallersKernels:
     def departures(self, since: int) -> list[Departure]:
         """The kernels that have ended lately, and that the caller could read, behind a number."""
         found = self._manager.departures.since(since, time.time())
-        return found if self._all else [one for one in found if self._reads(one)]
+        return [one for one in found if self._all or self._reads(one)]
 
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""

@@ -469,8 +469,7 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
-        host = host_of(kernel)
-        self.departures.note(kernel.id, kernel.model, host, kernel.ownership, time.time())
+        self.departures.note(kernel.id, kernel.model, host_of(kernel), kernel.ownership, time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
