@@ -13,11 +13,10 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
-__all__ = ["SUBJECTS", "JSONFormatter", "TextFormatter"]
+__all__ = ["SUBJECTS", "JSONFormatter", "TextFormatter", "about"]
 
 SUBJECTS: Final = ("request_id", "kernel_id", "execution_id")
-"""Attributes of a log record that tell what it is about. They come from the ``extra`` of the call,
-or from the request on whose behalf the line is logged."""
+"""Attributes of a log record that tell what it is about, by `about` or by the present request."""
 
 # C0 without tab and line feed, DEL, C1, Unicode's other ends of lines, and surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -27,6 +26,11 @@ MAX_TEXT: Final = 16_384
 
 _ACCESS: Final = ("client", "method", "path", "http_version", "status")
 """The arguments of the records of uvicorn's access log."""
+
+
+def about(logger: logging.Logger, **subject: str) -> logging.LoggerAdapter[logging.Logger]:
+    """A logger whose records tell what they are about, by names of `SUBJECTS`."""
+    return logging.LoggerAdapter(logger, subject)
 
 
 class TextFormatter(logging.Formatter):

@@ -84,7 +84,7 @@ class TokenFilter(logging.Filter):
         return "token" not in text and "bearer" not in text
 
     def _name_subjects(self, record: logging.LogRecord) -> None:
-        """Add the subjects that the call has not given as ``extra`` but the present caller has."""
+        """Add the subjects that the present caller has, and that were not given to `about`."""
         found = caller()
         for name in SUBJECTS:
             known: str | None = getattr(record, name, None) or getattr(found, name, None)

@@ -76,34 +76,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     state = add_state_dir(CommandParser(add_help=False))
     commands = parser.add_subparsers(dest="command", required=True)
-    creating = commands.add_parser("create", parents=[state], help="make one, and print it")
-    creating.add_argument("name", metavar="NAME", type=_name, help="what it is called in the list")
+    creating = commands.add_parser("create", parents=[state], help="make a token, and print it")
+    creating.add_argument("name", metavar="NAME", type=_name, help="the token's name in the list")
     creating.add_argument(
         "--scopes",
         action="append",
         required=True,
         type=_scopes,
-        help="user (all that users do with their own), admin (everything), or resource:action, "
+        help="what it permits: user (all with one's own), admin (everything), or resource:action, "
         "with commas between them",
     )
     creating.add_argument(
         "--expires",
         type=_duration,
         default=DEFAULT_EXPIRES,
-        help=f"in 30m, 12h, 30d, 8w, or never (default: {DEFAULT_EXPIRES})",
+        help=f"when it ends: 30m, 12h, 30d, 8w, or never (default: {DEFAULT_EXPIRES})",
     )
-    creating.add_argument("--owner", type=_name, help="whose it is (default: NAME)")
+    creating.add_argument("--owner", type=_name, help="the token's owner (default: NAME)")
     creating.add_argument(
-        "--groups", action="append", default=[], type=_names, help="that the owner is in"
+        "--groups", action="append", default=[], type=_names, help="the owner's groups"
     )
-    listing = commands.add_parser("list", parents=[state], help="which there are")
-    listing.add_argument("--owner", type=_name, help="those of this owner only")
-    listing.add_argument("--all", action="store_true", help="expired and revoked ones, too")
-    listing.add_argument("--json", action="store_true", help="for programs")
+    listing = commands.add_parser("list", parents=[state], help="list the tokens")
+    listing.add_argument("--owner", type=_name, help="list this owner's tokens only")
+    listing.add_argument("--all", action="store_true", help="list expired and revoked ones, too")
+    listing.add_argument("--json", action="store_true", help="print JSON")
     revoking = commands.add_parser("revoke", parents=[state], help="end tokens at once")
     revoking.add_argument("tokens", nargs="*", metavar="ID|NAME")
-    revoking.add_argument("--owner", type=_name, help="whose tokens are meant")
-    revoking.add_argument("--all", action="store_true", help="all, of the --owner if that is given")
+    revoking.add_argument("--owner", type=_name, help="the owner of the tokens")
+    revoking.add_argument(
+        "--all", action="store_true", help="revoke all tokens, or all of the --owner"
+    )
     return parser
 
 
@@ -148,7 +150,7 @@ def _create(place: TokenPlace, options: argparse.Namespace) -> None:
             print(token, flush=True)
         except OSError as error:
             store.revoke([record.id], now)
-            sys.stdout = None  # or Python complains of it once more
+            sys.stdout = None  # or Python writes about the broken pipe once more
             raise _NotDone(f"the token could not be printed ({error.strerror})") from None
     ends = "does not expire" if options.expires is None else f"expires {_time(record.expires)}"
     say(f"token {record.id} of {record.owner} {ends}; it is not shown again")

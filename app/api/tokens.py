@@ -171,7 +171,7 @@ async def create_token(tokens: TokensDep, audit: AuditDep, body: CreateToken) ->
     dependencies=[requires("tokens", "read")],
 )
 async def get_token(tokens: TokensDep, token_id: TokenIdDep) -> Response:
-    """Get a token in force, without what makes it one."""
+    """Look at a token in force. The answer does not have the token itself."""
     return _json(TokenModel(**_fields(tokens, tokens.get(token_id))))
 
 

@@ -65,7 +65,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.views": ("api/test_owners_apart",),
     "app.api.websocket_models": ("api/test_openapi",),
     "app.keeper.__main__": ("keeper/test_keeper",),
-    "app.keeper.apart": ("keeper/test_keeper",),
     "app.keeper.hearings": ("keeper/test_hearing", "managers/messages/test_line"),
     "app.keeper.kept_kernels": ("keeper/test_keeper",),
     "app.keeper.kernels": ("keeper/test_keeper",),
@@ -112,14 +111,12 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.sessions.shared": ("managers/replicas/test_forwarding",),
     "app.migrate_cli": ("test_migrate_command",),
     "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
-    "app.managers.replicas.handover": ("managers/replicas/test_takeover",),
     "app.managers.replicas.member": ("managers/replicas/test_takeover",),
     "app.managers.replicas.membership": ("managers/replicas/test_store",),
     "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
     "app.keeper.audience": ("managers/replicas/test_fencing",),
     "app.replica_options": ("test_options",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
-    "app.managers.kernels.giving_up": ("managers/processes/hosts/test_ssh",),
     "app.managers.kernels.kernel": (
         *("managers/kernels/test_supervision", "managers/kernels/test_restarting"),
     ),
@@ -162,6 +159,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
+    "app.managers.processes.hosts.pythons": (
+        *("managers/processes/hosts/test_bootstrap", "managers/processes/engines/test_job"),
+    ),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
         for name in ("kinds", "place", "provisioner")
@@ -200,7 +200,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.ws.channels": ("ws/test_core",),
     "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
     "app.managers.files.errors": ("managers/files/test_bodies",),
-    "app.managers.kernels.callers": ("api/test_owners_apart", "api/test_shares"),
     "app.managers.owners.principal": ("api/test_identities",),
 }
 """The tests of modules that have no test file of their own name; each names its modules. Every
@@ -229,7 +228,7 @@ PURE: Final = frozenset(
             "managers.files.models",
         ),
         *("managers.files.notebooks", "managers.files.tree", "managers.files.writing"),
-        *("managers.kernels.phases", "managers.kernels.restarts"),
+        *("managers.kernels.departures", "managers.kernels.phases", "managers.kernels.restarts"),
         *("managers.processes.launchable",),
         *("keeper.terms", "managers.replicas.lease", "managers.replicas.terms"),
         *(

@@ -15,6 +15,7 @@ import msgspec
 
 from ...keeper.hearings import Heard
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..executions.queue import Executions
 from ..log.entries import Position
@@ -104,6 +105,9 @@ class Handover:
     async def save(self, kernel_id: str, describe: Describe) -> None:
         """Store the kernel's record, which ``describe`` returns, unless it is None."""
 
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+
     async def delete(self, kernel_id: str) -> None:
         """Remove the kernel's record, so that the next server does not know the kernel."""
 
@@ -129,7 +133,7 @@ class Handover:
         raise NotImplementedError("a server without a registry adopts no kernels")
 
     async def hand_over(self) -> None:
-        """All kernels have been left: who is there to adopt them may do so now."""
+        """Let other replicas, if there are any, adopt the kernels, which have all been left."""
 
     async def close(self) -> None:
         """Note nothing more."""
@@ -154,7 +158,7 @@ class RegisteredHandover(Handover):
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: dict[str, Places] = {}  # read by `furthest`, until `recover` needs them
 
-    # From the server before
+    # Taking over from the server before
 
     async def adopt(self, one: Adopt) -> None:
         """As `Handover.adopt`."""
@@ -178,10 +182,8 @@ class RegisteredHandover(Handover):
             try:
                 await one(record)
             except Exception:
-                logger.exception(
-                    "kernel %s could not be adopted; it is left alone",
-                    record.id,
-                    extra={"kernel_id": record.id},
+                about(logger, kernel_id=record.id).exception(
+                    "kernel %s could not be adopted; it is left alone", record.id
                 )
 
     async def _end_unknown(self, known: Collection[str]) -> None:
@@ -196,17 +198,13 @@ class RegisteredHandover(Handover):
             kept = await self._keepers.kept()
             for kernel_id in kept.keys() - known:
                 if self._registry.put_aside:
-                    logger.warning(
-                        "kernel %s runs, unknown to this server",
-                        kernel_id,
-                        extra={"kernel_id": kernel_id},
+                    about(logger, kernel_id=kernel_id).warning(
+                        "kernel %s runs, unknown to this server", kernel_id
                     )
                     continue
                 if kept[kernel_id].exit_code is None:
-                    logger.info(
-                        "kernel %s was nobody's, and is killed",
-                        kernel_id,
-                        extra={"kernel_id": kernel_id},
+                    about(logger, kernel_id=kernel_id).info(
+                        "kernel %s was nobody's, and is killed", kernel_id
                     )
                 await self._keepers.end(kernel_id)
                 self._keepers.drop(kernel_id)
@@ -239,11 +237,8 @@ class RegisteredHandover(Handover):
                 executions.append(restored(stored))
                 store.known(stored)
             except (msgspec.MsgspecError, ValueError) as error:
-                logger.warning(
-                    "kernel %s: a stored execution is left out: %s",
-                    kernel.id,
-                    error,
-                    extra={"kernel_id": kernel.id},
+                about(logger, kernel_id=kernel.id).warning(
+                    "kernel %s: a stored execution is left out: %s", kernel.id, error
                 )
         traffic.activity.last = record.last_activity
         traffic.activity.idle_since = time.monotonic() - max(
@@ -264,10 +259,8 @@ class RegisteredHandover(Handover):
         if info:
             self.begin(kernel)
         if heard.again:
-            logger.warning(
-                "kernel %s: what it has said meanwhile is not known",
-                kernel.id,
-                extra={"kernel_id": kernel.id},
+            about(logger, kernel_id=kernel.id).warning(
+                "kernel %s: what it has said meanwhile is not known", kernel.id
             )
         return heard
 
@@ -283,11 +276,8 @@ class RegisteredHandover(Handover):
         try:
             furthest = Position(1, 0) if left is None else left.furthest
         except msgspec.MsgspecError as error:
-            logger.error(
-                "kernel %s: how far its clients are is not known: %s",
-                kernel_id,
-                error,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).error(
+                "kernel %s: how far its clients are is not known: %s", kernel_id, error
             )
             return Position(1, 0)
         if left is not None:
@@ -310,10 +300,8 @@ class RegisteredHandover(Handover):
         if left.epoch == kernel.traffic.log.epoch:
             clients.put_back(left.read())
             return
-        logger.error(
-            "kernel %s: its log is gone, and numbers begin anew",
-            kernel.id,
-            extra={"kernel_id": kernel.id},
+        about(logger, kernel_id=kernel.id).error(
+            "kernel %s: its log is gone, and numbers begin anew", kernel.id
         )
         clients.note_again()
 
@@ -323,7 +311,7 @@ class RegisteredHandover(Handover):
             self._registry, kernel.id, traffic.log, traffic.clients
         )
 
-    # For the server after
+    # Handing over to the next server
 
     def watch(self, kernels: Iterable[HandedOver]) -> None:
         """As `Handover.watch`."""
@@ -366,10 +354,8 @@ class RegisteredHandover(Handover):
             if record is not None:
                 await self._registry.save(record)
         except Exception:  # a provisioner may raise anything
-            logger.exception(
-                "kernel %s: the next server will not know it",
-                kernel_id,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).exception(
+                "kernel %s: the next server will not know it", kernel_id
             )
 
     async def delete(self, kernel_id: str) -> None:

@@ -17,6 +17,7 @@ from ...keeper.hearings import Heard
 from ...keeper.limits import ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
@@ -90,7 +91,7 @@ class Launches:
         self.given = given
         self.ownership = ownership
         self._id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         self._name = name
         self._spec = spec
         self._services = services
@@ -147,6 +148,8 @@ class Launches:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 found = await asyncio.to_thread(provisioner.resolve_path, path)
+                if not getattr(provisioner, "is_here", True):
+                    return found  # a path there, which was looked at where its files are
                 below = await asyncio.to_thread(is_below, self.cwd, found) if found else False
                 return found if below else None
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
@@ -257,7 +260,7 @@ class Launches:
         return self._services.process_limits(self.ownership)
 
     async def impose_limits(self) -> None:
-        """Have the limits of the kernel's new owner hold for its process (`impose_limits`)."""
+        """Apply the limits of the kernel's new owner to its process (`impose_limits`)."""
         if self._manager is not None:
             await impose_limits(self._manager, self._process_limits)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
+from ...log_formats import about
 from ..errors import (
     KeeperUnavailable,
     KernelNotStopped,
@@ -24,9 +25,10 @@ from ..processes.launch_errors import start_failed
 from ..processes.process import KernelProcess
 from ..state import Lifecycle
 from ..telemetry.reports import KernelReports, LaunchCause
+from .departures import BY_CLIENT
 from .launches import Launches, not_stopped
 from .losses import Losses
-from .phases import Asked, Course, Event, Next, Phase, after_end
+from .phases import Course, EndAsked, Event, Next, Phase, after_end
 from .registration import Registration
 from .restarts import RestartPolicy
 from .services import KernelServices
@@ -37,19 +39,19 @@ __all__ = ["Life"]
 logger = logging.getLogger(__name__)
 
 QUEUE_SECONDS: Final = 15.0
-"""How long whoever asks for a start waits for an engine that takes long; the kernel waits on."""
+"""How long a start waits for a slow engine before it is answered; the launch then goes on."""
 
 REST_SECONDS: Final = 30.0
 LONGEST_REST_SECONDS: Final = 600.0
 """How long a kernel that has died keeps its engine's job, for a restart that comes soon; and the
-longest pause before it is tried again to end the job."""
+longest pause before the next attempt to end the job."""
 
 CANCEL_SECONDS: Final = 10.0
-"""After which a life that goes on although it was cancelled is cancelled again."""
+"""After how many seconds a task that goes on although it was cancelled is cancelled again."""
 
 
 class LivingKernel(HandedOver, Protocol):
-    """A kernel, as far as its life needs it."""
+    """What `Life` needs of a kernel."""
 
     @property
     def reports(self) -> KernelReports:
@@ -87,7 +89,7 @@ class Life:
         self._course = course
         self._registration = registration
         self._services = services
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
+        self._logger = about(logger, kernel_id=kernel.id)
         self._restarts = RestartPolicy(services.settings.restart_limit)
         self._losses = Losses(kernel.id, kernel.traffic, kernel.state)
         self._traffic.reading.on_loss = self.settle_loss
@@ -151,13 +153,13 @@ class Life:
         """See one process from its launch to its end; whether another one follows."""
         reason = await self._come_up_and_die()
         delay = None
-        if self._course.asked is Asked.NOTHING:  # a death: it counts
+        if self._course.asked is EndAsked.NOTHING:  # a death: it counts
             delay = self._restarts.on_death(asyncio.get_running_loop().time())
         match self._what_follows(delay):
             case Next.RETIRE:
                 self._logger.info("kernel %s: shut down as a client asked it to", self._kernel.id)
                 self._kernel.reports.shut_down_by_client()
-                await self.retire()
+                await self.retire(BY_CLIENT)
                 return False
             case Next.RESTART_AS_ASKED:
                 self._logger.info("kernel %s: restarted as a client asked it to", self._kernel.id)
@@ -194,14 +196,7 @@ class Life:
 
     async def relaunch(self) -> None:
         """Launch the process that an earlier server was about to launch, and see it through."""
-        try:
-            await self._restart_as_asked()
-        except KernelStartFailed as error:
-            await self.give_up(error.message)
-        except ServerStopping:
-            pass
-        else:
-            await self._live()
+        await self._live_after(self._restart_as_asked())
 
     # Launches and restarts
 
@@ -238,12 +233,12 @@ class Life:
             launching.result()
             self.begin()
         else:
-            self.begin(self._live_late(launching))
+            self.begin(self._live_after(launching))
 
-    async def _live_late(self, launching: asyncio.Task[None]) -> None:
-        """See a launch through that takes long, and then what it has launched."""
+    async def _live_after(self, launch: Awaitable[None]) -> None:
+        """Wait for a launch, however long it takes, and then see the process through."""
         try:
-            await launching
+            await launch
         except KernelStartFailed as error:
             await self.give_up(error.message)
         except ServerStopping:
@@ -365,7 +360,7 @@ class Life:
         words = await self._services.engines.words(self._kernel.id)
         if words and words not in reason:
             reason = f"{words}. {reason}"
-        is_death = self._course.asked is Asked.NOTHING
+        is_death = self._course.asked is EndAsked.NOTHING
         if is_death:
             self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)
         await launches.end(reason if is_death else None, restart=True)
@@ -472,12 +467,15 @@ class Life:
                 return
         await self._registration.save()
 
-    async def retire(self) -> None:
-        """The kernel has ended as it was asked to: remove all that belongs to it."""
+    async def retire(self, why: str = "") -> None:
+        """The kernel has ended as it was asked to: remove all that belongs to it.
+
+        ``why`` is the reason that is told of its end; by default, the one that it has.
+        """
         self._course.on(Event.RETIRED)
         self.settle_start(False)
         await self._launches.release(restart=False)
-        self._state.begin(Lifecycle.DEAD)
+        self._state.begin(Lifecycle.DEAD, why or None)
         try:
             await self._registration.forget()
             self._launches.remove_output()

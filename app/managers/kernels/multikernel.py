@@ -30,13 +30,14 @@ from ..processes.paths import cwd_for_path, working_directory
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
+from .departures import Departures
 from .external import ExternalKernels
-from .giving_up import stop_or_give_up
 from .kernel import Kernel
-from .moving import Asked
+from .moving import WantedKernel
+from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
-from .stopping import leave_all, leave_now, stop_all, stop_quietly
+from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
 from .table import KernelTable, Key, checked_id
 from .time_limits import TimeLimits
 from .usage import UsageSampler
@@ -71,6 +72,7 @@ class MultiKernelManager:
         self._settings = settings = services.settings
         self._handover = services.handover
         self._kernels = KernelTable()
+        self.departures = Departures()
         self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
@@ -163,7 +165,7 @@ class MultiKernelManager:
         return kernel
 
     def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
-        """The kernels that one of these keys brings before somebody (`KernelTable.found_by`)."""
+        """The kernels that have one of these keys (`KernelTable.found_by`)."""
         return self._kernels.found_by(keys)
 
     async def shares_changed(self, kernel: Kernel) -> None:
@@ -247,11 +249,13 @@ class MultiKernelManager:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         ownership: Ownership | None = None,
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
+        Without a ``kernel_id`` it gets ``new_id``, which nobody else has, or another one.
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory, or to its owner's home; ``given`` are options of its engine. Raises
@@ -259,7 +263,7 @@ class MultiKernelManager:
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
         shut down first), `ServerStopping`, or that a limit is met.
         """
-        identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
         # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:
@@ -279,6 +283,10 @@ class MultiKernelManager:
         finally:
             self._starting.pop(identity).set_result(None)
 
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+        self._services.handover.check_saved(kernel_id)
+
     async def _asked(
         self,
         name: str | None,
@@ -286,7 +294,7 @@ class MultiKernelManager:
         env: Mapping[str, str],
         ownership: Ownership,
         given: Mapping[str, Value],
-    ) -> Asked:
+    ) -> WantedKernel:
         settings = self._settings
         root = await self._services.isolation.root(ownership.owner)
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
@@ -297,16 +305,16 @@ class MultiKernelManager:
             cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        return Asked(name, cwd, place, environment, given, ownership)
+        return WantedKernel(name, cwd, place, environment, given, ownership)
 
-    async def _start(self, kernel_id: str, asked: Asked, *, any_id: bool) -> Kernel:
+    async def _start(self, kernel_id: str, asked: WantedKernel, *, any_id: bool) -> Kernel:
         await self._forget_the_dead(asked.ownership.owner)
         if any_id and (claimed := await self._claim(kernel_id, asked)) is not None:
             return claimed
         with self.starts.admission():
             return await self._start_anew(kernel_id, asked)
 
-    async def _start_anew(self, kernel_id: str, asked: Asked) -> Kernel:
+    async def _start_anew(self, kernel_id: str, asked: WantedKernel) -> Kernel:
         reports = self._services.reports(kernel_id, asked.name, ownership=asked.ownership)
         async with reports.action("start"):
             spec = await self.specs.find(asked.name)
@@ -319,6 +327,7 @@ class MultiKernelManager:
                 ownership=asked.ownership,
                 given=asked.given,
             )
+            kernel.reports = reports  # its start is the first of its events
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
         if self.stopping:  # the server began to stop while this one was launched
@@ -326,7 +335,7 @@ class MultiKernelManager:
             raise ServerStopping()
         return kernel
 
-    async def _claim(self, kernel_id: str, asked: Asked) -> Kernel | None:
+    async def _claim(self, kernel_id: str, asked: WantedKernel) -> Kernel | None:
         """A warm kernel, if there is one that is, or can be made, what is asked for.
 
         It has an id of its own, in place of ``kernel_id``.
@@ -400,10 +409,9 @@ class MultiKernelManager:
         kernel = self.get(kernel_id)
         clients = len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
-        kernel.state.changes += 1
-        kernel.state.reason = cull_reason(idle_seconds, limit)
-        kernel.traffic.why_it_stops = kernel.state.reason if limit else "The kernel was culled"
-        await kernel.stop()
+        why = cull_reason(idle_seconds, limit)
+        kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
+        await kernel.stop(why=why)
 
     async def let_go(self, kernel_id: str) -> None:
         """Leave a kernel to another replica, which has it already."""
@@ -461,6 +469,7 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
+        self.departures.note(kernel.id, kernel.model, host_of(kernel), kernel.ownership, time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""

@@ -17,7 +17,7 @@ from .kernel import Kernel
 __all__ = ["KernelTable", "Key", "checked_id", "keys_for"]
 
 Key = tuple[Literal["owner", "owners group", "name", "group"], str]
-"""What brings a kernel before somebody: its owner, a group of the owner's, or a share."""
+"""Why somebody may see a kernel: its owner, a group of the owner's, or a share."""
 
 
 def keys_for(principal: Principal) -> tuple[Key, ...]:
@@ -98,11 +98,11 @@ class KernelTable(MutableMapping[str, Kernel]):
             self._remove(key, kernel.id)
         for key in now - before:
             found = {**self._by_key.get(key, {}), kernel.id: kernel}
-            # The kernel may be older than others that this key brings.
+            # The kernel may be older than others that have this key.
             self._by_key[key] = {each: found[each] for each in self._sorted(found)}
 
     def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
-        """The kernels that one of these keys brings before somebody, in order."""
+        """The kernels that have one of these keys, in order."""
         groups = [found for key in keys if (found := self._by_key.get(key))]
         if len(groups) < 2:
             return [*groups[0].values()] if groups else []

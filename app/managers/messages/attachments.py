@@ -11,7 +11,7 @@ from ...settings import Settings
 from ..executions.prompts import Prompts
 from ..log.entries import Position
 from ..log.message_log import MessageLog, Reader
-from ..log.places import MAX_PLACES, Place, session_key
+from ..log.places import MAX_PLACES, SessionPlace, session_key
 from ..state import KernelState
 
 __all__ = ["Attachments", "PlaceStore"]
@@ -170,19 +170,20 @@ class Attachments:
         if self.store is not None and self._buffers:
             self.store.moved()
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[SessionPlace]:
         """The place of each session, to be stored: those that have left first, then the others."""
         began = time.time() - time.monotonic()
         departed = [
-            Place(key, *place, began + since) for key, (place, since) in self._departed.items()
+            SessionPlace(key, *place, began + since)
+            for key, (place, since) in self._departed.items()
         ]
         attached = [
-            Place(session_key(session), *reader.arrived, 0.0)
+            SessionPlace(session_key(session), *reader.arrived, 0.0)
             for session, reader in self.attached.items()
         ]
         return departed + attached
 
-    def put_back(self, places: Iterable[Place]) -> None:
+    def put_back(self, places: Iterable[SessionPlace]) -> None:
         """Take over the places that the server before this one has stored, in order.
 
         Sessions that had a connection have left just now.

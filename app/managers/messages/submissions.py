@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from ...keeper.requests import Request
+from ...log_formats import about
 from ...protocol.messages import (
     CLIENT_CHANNELS,
     ClientMessage,
@@ -62,7 +63,7 @@ class Submissions:
         self._ends = ends
         self._interrupts = interrupts
         self._kernel_id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         # Requests for the next process, each with its session; None while they are for this one.
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self._next_ignored_line = 0.0
@@ -123,6 +124,8 @@ class Submissions:
             execution.generation = self._state.generation
         if execution is not None and message.header.subshell_id is not None:
             self._ends.subshells.add(execution, message.header.subshell_id)
+        elif execution is not None:
+            self._ends.dropped.watch()
         if not self._outbox.send(message, session) and execution is not None:
             self._tracker.store_request(execution, message)
         return True

@@ -38,7 +38,7 @@ USES_SECONDS: Final = 60.0
 """Seconds between two writes of when tokens were last used."""
 
 WAIT_SECONDS: Final = 5.0
-"""How long one who asks waits for the disk."""
+"""How long a request waits for the disk."""
 
 TRUSTED_SECONDS: Final = 60.0
 """How long tokens are believed while their file cannot be read: one may have been revoked there."""
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class _Seen(NamedTuple):
-    """What a look at the file has found: all tokens, or those that have changed."""
+    """The result of a look at the file: all tokens, or those that have changed."""
 
     records: list[TokenRecord]
     all: bool = False
@@ -81,7 +81,7 @@ class TokenList:
     def __init__(self, place: TokenPlace) -> None:
         self._place = place
         self._changed: Callable[[str, TokenRecord], None] | None = None
-        self._context = contextvars.Context()  # what is seen is done on behalf of no caller
+        self._context = contextvars.Context()  # a change is no caller's doing
         self._tokens: dict[str, _Token] = {}
         self._by_digest: dict[bytes, Principal] = {}
         self._scopes: dict[tuple[str, ...], Scopes] = {}
@@ -93,7 +93,7 @@ class TokenList:
         self._watch: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._asked: _Asked | None = None
-        # The thread's:
+        # These belong to the thread:
         self._store: TokenTable | None = None
         self._file: Hashable | None = None
         self._elsewhere: Hashable = None
@@ -277,7 +277,7 @@ class TokenList:
             except UnusableTokens as error:
                 logger.warning("when tokens were last used is not written: %s", error)
 
-    # What was seen
+    # Taking what a look has found
 
     def _take(self, seen: _Seen, *, told: bool = True) -> None:
         loop = asyncio.get_running_loop()
@@ -341,7 +341,7 @@ class TokenList:
         if scopes is None:
             try:
                 scopes = Scopes.parse(record.scopes)
-            except InvalidScope as error:  # of a version that knows more of them
+            except InvalidScope as error:  # a newer version, which knows more scopes, has made it
                 logger.error("token %s may do nothing: %s", record.id, error)
                 scopes = Scopes(())
             self._scopes[record.scopes] = scopes
@@ -354,7 +354,7 @@ class TokenList:
                 credential=record.id,
                 expires=record.expires,
             )
-        except InvalidName as error:  # nothing of ours has written it
+        except InvalidName as error:  # another program has written it
             logger.error("token %s may do nothing: %s", record.id, error)
             return Principal(Identity(), Scopes(()), credential=record.id, expires=record.expires)
 

@@ -28,8 +28,8 @@ MAX_TOKENS: Final = 100_000
 
 REMEMBERED_SECONDS: Final = 30 * 86400
 MAX_REMEMBERED: Final = 10_000
-"""For how long, and how many, tokens that have ended are remembered: whoever still shows one is
-told apart from who guesses."""
+"""How many tokens that have ended are remembered, and for how many seconds. So a client that still
+shows one is told apart from one that guesses."""
 
 
 class NewToken(msgspec.Struct, frozen=True):
@@ -122,7 +122,7 @@ class TokenTable(ABC):
 
     @abstractmethod
     def changes_elsewhere(self) -> Hashable:
-        """A value that is another one after any other connection has changed the list."""
+        """A value that changes whenever another connection has changed the list."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The list of tokens on disk: one SQLite file in the state directory.
 
 A file that cannot be trusted or understood is never put aside or written over, as the registry is:
-with a new file in its place revocations would be forgotten. Who asks is told why.
+a new file in its place would lack all revocations. Requests get an error instead.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _create(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = path.parent.stat().st_uid
         if owner != os.geteuid():
-            # A file of another user's than the server's could not be read by it.
+            # The server, which runs as that user, could not read a file of this one.
             raise UnusableTokens(f"{path.parent} belongs to another user ({owner}): be that one")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         os.close(os.open(path, flags, 0o600))
@@ -181,7 +181,8 @@ def _create(path: Path) -> None:
 def _check_private(path: Path) -> os.stat_result:
     """Raise `UnusableTokens` unless the file is this user's alone.
 
-    Who could read it learns of owners and scopes; who could write it would be anybody.
+    Another user who could read it would learn owners and scopes, and one who could write it could
+    act as anybody.
     """
     try:
         status = path.lstat()

@@ -10,7 +10,13 @@ import psycopg
 import pytest
 
 from app.managers.handover.store import StoreAway, UnusableRegistry
-from app.managers.replicas.database import Connection, Database, migrate, newest_version
+from app.managers.replicas.database import (
+    STATEMENT_SECONDS,
+    Connection,
+    Database,
+    migrate,
+    newest_version,
+)
 from tests.support.postgresql import PASSWORD, PostgreSQL
 
 
@@ -94,6 +100,33 @@ def test_work_on_a_database_that_hangs_can_be_ended() -> None:
             except StoreAway:
                 time.sleep(0.1)
         database.close()
+
+
+def test_who_is_stopped_in_a_transaction_holds_up_nobody_for_long(
+    url: str, database: Database
+) -> None:
+    lock = "SELECT version FROM kernelkeep.migration WHERE version = 1 FOR UPDATE"
+    stopped = Database(url)
+    stopped.run(lambda connection: None)
+    has_it, goes_on = threading.Event(), threading.Event()
+    told: list[object] = []
+
+    def work(connection: Connection) -> object:
+        connection.execute(lock)
+        has_it.set()
+        goes_on.wait(60)
+        return connection.execute("SELECT 2").fetchone()
+
+    thread = threading.Thread(target=lambda: told.append(stopped.run(work)))
+    thread.start()
+    assert has_it.wait(30)
+    began = time.monotonic()
+    database.run(lambda connection: connection.execute(lock))
+    assert time.monotonic() - began < STATEMENT_SECONDS - 1
+    goes_on.set()
+    thread.join(30)
+    assert told == [(2,)]  # it has lost its connection, and did it again
+    stopped.close()
 
 
 def _one(connection: Connection) -> object:

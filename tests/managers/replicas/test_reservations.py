@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.managers.handover.elsewhere import Asked, Used
+from app.managers.handover.elsewhere import ReservationRequest, Used
 from app.managers.handover.store import StoreAway
 from app.managers.replicas.database import Connection, Database
 from app.managers.replicas.errors import KernelElsewhereError, RegistryUnavailable
@@ -57,7 +57,7 @@ class Replica(Member):
         dead: tuple[str, ...] = (),
     ) -> Used | None:
         return await self.reservations.reserve(
-            Asked(kernel_id, owner, most, most_of_owner, [*dead])
+            ReservationRequest(kernel_id, owner, most, most_of_owner, [*dead])
         )
 
 
@@ -196,6 +196,32 @@ def test_how_long_a_place_is_kept(
 ) -> None:
     registry = SimpleNamespace(_missed=missed, _newest=newest, counts=lambda _: counts)
     assert SharedRegistry._is_due(cast(SharedRegistry, registry), "k") is is_due
+
+
+async def test_a_place_that_is_reserved_anew_is_not_given_back_with_the_one_before(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replicas[0]
+    await first.reserve("k")
+    asked, is_lost = asyncio.Event(), asyncio.Event()
+
+    async def is_away(_: Callable[[Connection], Any]) -> Any:
+        asked.set()
+        await is_lost.wait()
+        raise StoreAway("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first.reservations, "_ask", is_away)
+        releasing = asyncio.create_task(first.reservations.release("k"))
+        await asked.wait()
+    assert await first.reserve("k") is None
+    is_lost.set()
+    await releasing
+    await first.reservations.clear()
+    rows = first.database.run(
+        lambda one: one.execute("SELECT kernel_id FROM kernelkeep.reservation").fetchall()
+    )
+    assert rows == [("k",)]
 
 
 async def test_starts_of_a_minute_are_counted_at_all_replicas(replicas: list[Replica]) -> None:

@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
+from ....log_formats import about
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
@@ -93,6 +95,10 @@ class Engines:
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
         return self._works[kernel_id].chosen.options.directory
+
+    def root_there(self, kernel_id: str, root_dir: Path) -> str:
+        """As `EngineOptions.root_there`, of a kernel's job."""
+        return self._works[kernel_id].chosen.options.root_there(root_dir)
 
     def has(self, kernel_id: str) -> bool:
         """Whether a kernel has an engine."""
@@ -212,9 +218,13 @@ class Engines:
 
     async def _cancel_all(self, work: Work, engine: Engine) -> None:
         """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
-        jobs = await engine.find(work.keeper_id)
-        await self._service.check_own(work.kernel_id)
+        await self._cancel(work, engine, await engine.find(work.keeper_id))
+
+    async def _cancel(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
+        """End these jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
         for job in jobs:
+            # Before each: to end one may take long, in which another replica may have the kernel.
+            await self._service.check_own(work.kernel_id)
             await engine.cancel(job)
 
     # Jobs
@@ -244,10 +254,7 @@ class Engines:
             return True
         if work.is_out and work.over is None:
             await self._ended(work, engine, own[-1] if own else None)
-        if jobs:
-            await self._service.check_own(work.kernel_id)
-        for job in jobs:
-            await engine.cancel(job)
+        await self._cancel(work, engine, jobs)
         work.is_out = False
         return False
 
@@ -290,8 +297,10 @@ class Engines:
             self._joining.fail(work.keeper_id, error)
             raise
         work.is_out, work.is_wanted, work.was_seen = True, False, True
-        told = (work.kernel_id, work.generation, engine.name)
-        logger.info("kernel %s: job %d of %s", *told, extra=work.who)
+        told = (work.kernel_id, engine.name, work.generation)
+        about(logger, kernel_id=work.kernel_id).info(
+            "kernel %s: %s has its job, of generation %d", *told
+        )
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
@@ -301,12 +310,13 @@ class Engines:
         why = await engine.explain(job)
         self._over(work, why)
         with contextlib.suppress(KeeperUnavailable):
-            await self._service.check_own(work.kernel_id)
-            await engine.cancel(job)
+            await self._cancel(work, engine, [job])
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
         # In this order: whoever waits for the keeper fails before the kernel is launched anew.
-        logger.warning("kernel %s: %s", work.kernel_id, why.message, extra=work.who)
+        about(logger, kernel_id=work.kernel_id).warning(
+            "kernel %s: %s", work.kernel_id, why.message
+        )
         work.is_out, work.over = False, why
         self._joining.fail(work.keeper_id, why)
         self._declare_ended(work, why)
@@ -425,7 +435,7 @@ class Engines:
             await self._cancel_all(work, await self._engine(work.chosen))
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
-            logger.error(text, work.kernel_id, error.message, extra=work.who)
+            about(logger, kernel_id=work.kernel_id).error(text, work.kernel_id, error.message)
         self._parting.discard(work)
 
     async def close(self) -> None:
