@@ -49,9 +49,8 @@ __all__ = ["MultiKernelManager", "connections", "last_activity"]
 logger = logging.getLogger(__name__)
 
 MAX_DEAD: Final = 32
-"""Kernels of one owner that are listed although they have died.
-
-The oldest are forgotten at the owner's next start."""
+"""Kernels of one owner that are listed although they have died; its next start forgets the oldest.
+"""
 
 
 class MultiKernelManager:
@@ -469,7 +468,8 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
-        self.departures.note(kernel.id, kernel.model, host_of(kernel), kernel.ownership, time())
+        host, now = host_of(kernel), time.time()
+        self.departures.note(kernel.id, kernel.model, host, kernel.ownership, now)
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
