@@ -49,8 +49,9 @@ __all__ = ["MultiKernelManager", "connections", "last_activity"]
 logger = logging.getLogger(__name__)
 
 MAX_DEAD: Final = 32
-"""Kernels of one owner that are listed although they have died; its next start forgets the oldest.
-"""
+"""Kernels of one owner that are listed although they have died.
+
+The oldest are forgotten at the owner's next start."""
 
 
 class MultiKernelManager:
@@ -406,9 +407,8 @@ class MultiKernelManager:
         Raises `KernelNotFound`.
         """
         kernel = self.get(kernel_id)
-        clients = len(kernel.traffic.clients)
+        why, clients = cull_reason(idle_seconds, limit), len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
-        why = cull_reason(idle_seconds, limit)
         kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
         await kernel.stop(why=why)
 
@@ -468,8 +468,8 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
-        host, now = host_of(kernel), time.time()
-        self.departures.note(kernel.id, kernel.model, host, kernel.ownership, now)
+        departed = (kernel.id, kernel.model, host_of(kernel), kernel.ownership, time.time())
+        self.departures.note(*departed)
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
