@@ -34,11 +34,12 @@ from .api.login import login_router
 from .api.metrics import metrics_router
 from .api.page import page_router
 from .api.page_frame import frame_router
+from .api.parts import others_of
 from .identity_providers.logins import Logins
 from .managers.errors import NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
-from .ws.events import subscribe
+from .ws.events import events_endpoint
 
 __all__ = ["own_words", "public_routes", "routers_for"]
 
@@ -86,7 +87,7 @@ def _websockets(settings: Settings) -> APIRouter:
     )
     router.add_api_websocket_route(
         "/api/events/subscribe",
-        subscribe,
+        events_endpoint(others_of),
         name="events_subscribe",
         dependencies=[requires("events", "execute")],
     )

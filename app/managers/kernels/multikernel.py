@@ -336,6 +336,8 @@ class MultiKernelManager:
         try:
             await kernel.impose_limits()
             await kernel.register()
+            if kernel.id not in self._kernels:  # another replica has ended it meanwhile
+                raise KernelStartFailed("its replica was declared dead")
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise
@@ -402,7 +404,7 @@ class MultiKernelManager:
 
     async def let_go(self, kernel_id: str) -> None:
         """Leave a kernel to another replica, which has it already."""
-        kernel = self._kernels.pop(kernel_id, None)
+        kernel = self._kernels.pop(kernel_id, None) or self.warm.drop(kernel_id)
         if kernel is not None:
             await leave_now(kernel)
         self.keepers.let_go(kernel_id)

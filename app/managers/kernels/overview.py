@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from typing import Annotated, Any, Final, Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ from ...protocol.messages import format_timestamp
 from ..errors import KernelStartFailed, ServerStopping
 from ..executions.contents import content_of, text_of
 from ..executions.execution import Execution
+from ..handover.elsewhere import KernelElsewhere
 from ..log.entries import Gap, Position
 from ..log.message_log import MessageLog
 from ..processes.engines.caller_options import settled
@@ -26,7 +27,16 @@ from ..processes.hosts.options import options_of
 from .kernel import Kernel
 from .usage import Series
 
-__all__ = ["Codes", "GoneEvent", "KernelEvent", "Overview", "RunningModel", "Watched", "WholeEvent"]
+__all__ = [
+    "Codes",
+    "GoneEvent",
+    "KernelEvent",
+    "Overview",
+    "RunningModel",
+    "Told",
+    "Watched",
+    "WholeEvent",
+]
 
 LOOK_SECONDS: Final = 1.0
 """How often a stream looks at the kernels."""
@@ -51,6 +61,9 @@ class Watched(Protocol):
 
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels that there are now."""
+
+    def others(self) -> list[KernelElsewhere]:
+        """The kernels of other replicas."""
 
     def samples(self, kernel: Kernel) -> Series | None:
         """The samples that there are of what a kernel uses."""
@@ -185,18 +198,35 @@ def first_line(code: str) -> str:
     return (telling if telling is not None else next(filter(None, lines), ""))[:MAX_CODE]
 
 
-class Overview:
-    """The kernels of one caller, as events."""
+Told = Mapping[str, Mapping[str, KernelEvent]]
+"""What other replicas have told of their kernels: by the replicas' ids, and the kernels'."""
 
-    def __init__(self, kernels: Watched) -> None:
+
+class Overview:
+    """The kernels of one caller, as events.
+
+    Which kernels other replicas have is what the registry tells, and what they do is what ``told``
+    has of it. A kernel of which its replica has told nothing is as the registry has it.
+    """
+
+    def __init__(self, kernels: Watched, told: Told | None = None) -> None:
         self._kernels = kernels
+        self._told = {} if told is None else told
         self._codes = Codes()
 
     def rows(self) -> Iterator[tuple[str, KernelEvent]]:
         """Every kernel as it is now, with its id."""
         self._codes.refill()
-        for kernel in self._kernels:
-            yield kernel.id, self._row(kernel)
+        everybody: list[Kernel | KernelElsewhere] = [*self._kernels]
+        if others := self._kernels.others():
+            everybody = sorted([*everybody, *others], key=lambda one: one.created)
+        for one in everybody:
+            yield one.id, self._row(one) if isinstance(one, Kernel) else self._row_of(one)
+
+    def _row_of(self, one: KernelElsewhere) -> KernelEvent:
+        row = self._told.get(one.replica or "", {}).get(one.id)
+        # One that cannot be reached is not as it was told before.
+        return row if row is not None and one.is_reachable else _as_registered(one)
 
     def _row(self, kernel: Kernel) -> KernelEvent:
         traffic, series = kernel.traffic, self._kernels.samples(kernel)
@@ -272,6 +302,28 @@ class Overview:
 
 
 _encode: Final = msgspec.json.Encoder().encode
+
+
+class _Seen(msgspec.Struct):
+    last_activity: str
+
+
+_seen: Final = msgspec.json.Decoder(_Seen).decode
+
+
+def _as_registered(one: KernelElsewhere) -> KernelEvent:
+    """A kernel of which no more is known than its model."""
+    return KernelEvent(
+        kernel=msgspec.Raw(one.model),
+        state_since=_seen(one.model).last_activity,
+        running=None,
+        waiting=0,
+        log_bytes=0,
+        sampled=None,
+        cpu=None,
+        memory=None,
+        host=None,
+    )
 
 
 def _host_of(kernel: Kernel) -> str | None:
