@@ -38,11 +38,12 @@ class PostgreSQL:
         password = PASSWORD.replace(" ", "%20")
         return f"postgresql://owner:{password}@127.0.0.1:{port or self.port}/{database}"
 
-    def new_database(self) -> str:
+    def new_database(self, encoding: str = "UTF8") -> str:
         """The URL of a new database."""
         name = f"test_{os.urandom(6).hex()}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            how = f"TEMPLATE template0 LOCALE 'C' ENCODING '{encoding}'"
+            connection.execute(f"CREATE DATABASE {name} {how}".encode())
         return self.url(name)
 
     def __enter__(self) -> Self:
