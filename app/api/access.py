@@ -222,7 +222,9 @@ class AccessMiddleware:
             except IdentityUnavailable as error:
                 retry = {"Retry-After": str(error.retry_after)}
                 answer = error_response(error.status, error.message, error.code, retry)
-        guesses, shown = bool(token) and principal is None, principal
+        # Whoever asks for a part has come in at another replica: that is no guess.
+        guesses = bool(token) and principal is None and not is_part(scope)
+        shown = principal
         if principal is not None and principal.over:
             principal = None
         origin = headers.get("origin")
@@ -232,7 +234,8 @@ class AccessMiddleware:
         if answer is None and not served:
             answer = self._refusal(scope, headers, public, principal, guesses=guesses)
         if answer is not None:
-            _note_refusal(scope, answer, shown)
+            if not is_part(scope):
+                _note_refusal(scope, answer, shown)
             await answer(scope, receive, send)
             return
         shares: Shares | None = scope.get("state", {}).get("shares")

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
+from tests.support.metrics import scrape
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
@@ -64,6 +65,8 @@ async def test_a_kernel_of_another_host_is_used_as_any_other(
     assert done["state"] == "ok"
     assert any("hello" in str(event) for event in await executions.all_events(done["id"]))
     await eventually(is_listed(near, kernel["id"]))
+    (row,) = (await near.request("GET", "/api/overview")).json()
+    assert row["log_bytes"] > 0  # which its own replica alone can tell
     async with AsyncExitStack() as stack:
         channels = await stack.enter_async_context(
             await JupyterChannels.connect(
@@ -82,6 +85,24 @@ async def test_a_kernel_of_another_host_is_used_as_any_other(
     with pytest.raises(RestError) as gone:
         await far.request("GET", f"/api/kernels/{kernel['id']}")
     assert gone.value.error["code"] == "kernel_not_found"
+
+
+async def test_a_token_that_another_host_does_not_know_is_no_guess_there(
+    replicas: Replicas, near: RestClient, far: RestClient
+) -> None:
+    """It is of one state directory: what the other host would tell its owner is left out."""
+    asked = {"name": "ci", "owner": "ada", "scopes": ["user"]}
+    made = (await near.request("POST", "/api/tokens", 201, json=asked)).json()
+    before = (await scrape(far))("kernelkeep_wrong_tokens_total", outcome="refused")
+    async with RestClient(replicas.servers["near"].url, made["token"]) as ada:
+        kernel = await ada.start_kernel("fake")
+        for path in ("/api/status", "/api/overview", "/api/owners"):
+            assert (await ada.request("GET", path)).json()
+        (row,) = (await ada.request("GET", "/api/overview")).json()
+        assert row["kernel"]["id"] == kernel["id"]
+        await ada.delete(kernel["id"])
+    after = (await scrape(far))("kernelkeep_wrong_tokens_total", outcome="refused")
+    assert after == before
 
 
 async def test_kernels_of_a_host_go_to_its_other_replica_and_wait_for_one_if_there_is_none(
