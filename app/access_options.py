@@ -36,12 +36,12 @@ class Access(OptionGroup):
     authenticate_prometheus: bool = Field(True, description="Ask for the token at /metrics.")
     authorizer_class: str = Field(
         "kernelkeep.api.authorization:AllowAll",
-        description="What decides who may do what, as module:Class with a method is_authorized.",
+        description="Class that decides who may do what: module:Class with a method is_authorized.",
     )
     identity_provider_class: str = Field(
         "",
-        description="What tells who shows a token that is not this server's, as module:Class with "
-        "the methods known, identify and close.",
+        description="Class that tells who shows a token which is not this server's: module:Class, "
+        "with the methods known, identify and close.",
     )
     trusted_gateways: Words = Field(
         [],

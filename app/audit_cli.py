@@ -55,17 +55,26 @@ def audit_command(arguments: list[str]) -> NoReturn:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="kernelkeep audit", description="Who did what to which kernel.")
-    parser.add_argument("--audit-log", type=Path, help="the file (default: the server's)")
-    parser.add_argument("--config", type=Path, help="the server's, which names the file")
-    parser.add_argument("--owner", help="who did it, or whose kernel or token it was")
-    parser.add_argument("--kernel", metavar="ID", help="or the beginning of its id")
+    parser.add_argument(
+        "--audit-log", type=Path, help="the audit log's file (default: the server's)"
+    )
+    parser.add_argument(
+        "--config", type=Path, help="the server's configuration file, which names it"
+    )
+    parser.add_argument("--owner", help="the owner who did it, or who owns the kernel or token")
+    parser.add_argument("--kernel", metavar="ID", help="the kernel's id, or the beginning of it")
     parser.add_argument("--action", help="start, execute, refused, token_revoked, and so on")
     parser.add_argument("--outcome", choices=_OUTCOMES)
     parser.add_argument("--token", metavar="ID", help="the first characters of the token")
     parser.add_argument(
-        "--since", type=_since, metavar="WHEN", help="2h, 7d, or 2026-11-29, 2026-11-29T14:30"
+        "--since",
+        type=_since,
+        metavar="WHEN",
+        help="only lines since then: 2h, 7d, 2026-11-29, 2026-11-29T14:30",
     )
-    parser.add_argument("--json", action="store_true", help="the lines as they are")
+    parser.add_argument(
+        "--json", action="store_true", help="print the lines as they are in the file"
+    )
     return parser
 
 

@@ -20,7 +20,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser that says in one line what is wrong, and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
-        # What somebody has typed may have anything in it.
+        # The text repeats what was typed, which may have any characters.
         say(printable(message.removeprefix("argument ")))
         sys.exit(2)
 
@@ -31,7 +31,9 @@ Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
 def add_state_dir(parser: Parser) -> Parser:
     """Add the options that tell the state directory; returns the parser."""
     parser.add_argument("--state-dir", type=Path)
-    parser.add_argument("--config", type=Path, help="the server's, which names the directory")
+    parser.add_argument(
+        "--config", type=Path, help="the server's configuration file, which names it"
+    )
     return parser
 
 
@@ -59,6 +61,6 @@ def state_dir_of(given: Path | None, config: Path | None) -> Path:
 
 
 def say(text: str) -> None:
-    """Print to stderr, in lines that tell whose they are."""
+    """Print lines to stderr, each with the program's name before it."""
     for line in text.splitlines():
         print(f"kernelkeep: {line}", file=sys.stderr)

@@ -58,8 +58,8 @@ class Identity(OptionGroup):
 
     identity_default_scopes: Words = Field(
         DEFAULT_SCOPES,
-        description="Scopes of whoever comes in by a service whose answer names none of this "
-        "server's scopes; empty: none, so that nobody may do anything without a scope of its own.",
+        description="Scopes of a user for whom the service names none of this server's scopes; "
+        "empty: such a user may do nothing.",
     )
     identity_timeout: float = Field(
         4.0, gt=0, le=8, description="Seconds that a service may take to answer a question."
@@ -102,8 +102,8 @@ class JupyterHub(OptionGroup):
         30.0,
         gt=0,
         le=3600,
-        description="Seconds after which the Hub is asked again about a token: so long may one "
-        "that has been revoked still be good.",
+        description="Seconds after which the Hub is asked again about a token; a token that was "
+        "revoked may be good for so long.",
     )
     jupyterhub_outage_seconds: float = Field(
         300.0,
@@ -136,7 +136,7 @@ class OpenIDConnect(OptionGroup):
         "Takes kernelkeep[oidc].",
     )
     oidc_audience: Words = Field(
-        [], description="Who a token must be for: it names one of these as its audience (aud)."
+        [], description="Audiences of this server: a token must name one of them (aud)."
     )
     oidc_algorithms: Words = Field(
         ["RS256"],
@@ -162,7 +162,7 @@ class OpenIDConnect(OptionGroup):
     oidc_scope_prefix: str = Field(
         "kernelkeep:",
         min_length=1,
-        description="What a scope of this server begins with in that claim; others are not read.",
+        description="Prefix of this server's scopes in that claim; scopes without it are ignored.",
     )
     oidc_client_id: ClientId = Field(
         "",
@@ -179,8 +179,8 @@ class OpenIDConnect(OptionGroup):
         30,
         ge=0,
         le=300,
-        description="Seconds by which the issuer's clock and this one may differ: so much longer a "
-        "token is good.",
+        description="Seconds by which the issuer's clock and this one may differ; a token is good "
+        "for so much longer.",
     )
     oidc_keys_max_age: float = Field(
         3600.0,

@@ -37,7 +37,7 @@ TERMINATE_SECONDS: Final = 5.0
 """Between SIGTERM and SIGKILL."""
 
 SERVER_SECONDS: Final = 60.0
-"""What the server may take for one thing that is asked of it."""
+"""How long the server may take to answer one request."""
 
 
 def kernels_command(arguments: list[str]) -> NoReturn:
@@ -49,18 +49,18 @@ def kernels_command(arguments: list[str]) -> NoReturn:
     state = add_state_dir(argparse.ArgumentParser(add_help=False))
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser(
-        "list", parents=[state], help="which there are, and whether they run"
+        "list", parents=[state], help="list the kernels, and whether they run"
     )
-    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.add_argument("--json", action="store_true", help="print JSON")
     stopping = commands.add_parser(
         "stop", parents=[state], help="end kernels, with or without their server"
     )
     stopping.add_argument("ids", nargs="*", metavar="ID")
-    stopping.add_argument("--all", action="store_true", help="all that there are")
+    stopping.add_argument("--all", action="store_true", help="end all kernels")
     adopting = commands.add_parser(
-        "adopt", parents=[state], help="have the server use a kernel of somebody else's"
+        "adopt", parents=[state], help="have the server use a kernel of another program"
     )
-    adopting.add_argument("file", type=Path, help="its connection file")
+    adopting.add_argument("file", type=Path, help="the kernel's connection file")
     options = parser.parse_args(arguments)
     state_dir = state_dir_of(options.state_dir, options.config)
     try:
@@ -131,7 +131,7 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
     unknown = [kernel_id for kernel_id in wanted if kernel_id not in known]
     if unknown:
         raise _NotDone(f"there is no kernel {unknown[0]}")
-    problems: list[str] = []  # of some, which keep nobody from ending the others
+    problems: list[str] = []  # a kernel that cannot be ended keeps no other from being ended
     try:
         lock = Lock(state_dir)
     except UnusableRegistry:
@@ -158,7 +158,7 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
 
 @contextlib.contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
-    """Within, what is not done is added to ``problems``."""
+    """Add the error of the block, if it fails, to ``problems``."""
     try:
         yield
     except _FAILURES as error:

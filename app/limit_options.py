@@ -181,10 +181,10 @@ class OwnerLimits(OptionGroup):
     )
     group_limits: LimitTables = Field(
         {},
-        description='The same by groups, in place of owner_limits: {"staff": {"kernels": 50}}; of '
-        "an owner's groups the most generous counts.",
+        description='Limits of the members of groups, in place of owner_limits: {"staff": '
+        '{"kernels": 50}}; of an owner\'s groups the most generous counts.',
     )
     limits_by_name: LimitTables = Field(
         {},
-        description='The same by owners\' names, in place of both: {"anna": {"kernels": "none"}}.',
+        description='Limits of single owners, in place of both: {"anna": {"kernels": "none"}}.',
     )

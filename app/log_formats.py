@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
-__all__ = ["SUBJECTS", "JSONFormatter", "TextFormatter"]
+__all__ = ["SUBJECTS", "JSONFormatter", "TextFormatter", "about"]
 
 SUBJECTS: Final = ("request_id", "kernel_id", "execution_id")
-"""Attributes of a log record that tell what it is about. They come from the ``extra`` of the call,
-or from the request on whose behalf the line is logged."""
+"""Attributes of a log record that tell what it is about, by `about` or by the present request."""
 
 # C0 without tab and line feed, DEL, C1, Unicode's other ends of lines, and surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -28,8 +28,28 @@ _ACCESS: Final = ("client", "method", "path", "http_version", "status")
 """The arguments of the records of uvicorn's access log."""
 
 
+def about(logger: logging.Logger, **subject: str) -> logging.LoggerAdapter[logging.Logger]:
+    """A logger whose records tell what they are about, by names of `SUBJECTS`."""
+    return logging.LoggerAdapter(logger, subject)
+
+
 class TextFormatter(logging.Formatter):
     """One line for each record; further lines of it (a traceback) are indented."""
+
+    _second = (-1, "")  # the last one that was written out, with its text
+
+    def formatTime(  # noqa: N802 (the name is logging's)
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
+        """The time as logging has it by default, whose seconds are written out once for each."""
+        if datefmt is not None:
+            return super().formatTime(record, datefmt)
+        second, text = self._second
+        if second != int(record.created):
+            second = int(record.created)
+            text = time.strftime(self.default_time_format, time.localtime(second))
+            self._second = second, text
+        return f"{text},{int(record.msecs):03d}"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
@@ -41,8 +61,8 @@ class TextFormatter(logging.Formatter):
             text = f"{text.rstrip()}\n{_shortened(record.exc_text)}"
         if record.stack_info:
             text = f"{text.rstrip()}\n{record.stack_info}"
-        time = self.formatTime(record)
-        line = f"{time} {record.levelname:<7} {record.name}: {text}".rstrip("\n")
+        moment = self.formatTime(record)
+        line = f"{moment} {record.levelname:<7} {record.name}: {text}".rstrip("\n")
         if line.isprintable():  # nearly every line is; no character to replace is printable
             return line
         return _CONTROL.sub(_escape, line).replace("\n", "\n    ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from .callers import caller
@@ -30,6 +31,9 @@ _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn",
 
 _formatter: Final = logging.Formatter()
 
+_PLAIN: Final = frozenset({str, int, float, type(None)})
+"""The types of arguments whose text is not anybody's code."""
+
 MAX_ARGUMENT: Final = 1000
 """Characters of one value (a path, a name) in a line; a longer one is cut, and the rest counted."""
 
@@ -50,14 +54,16 @@ class TokenFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite a record if that is needed; returns True."""
         # Most records pass this filter on their logger, and again on their handler.
-        hidden: tuple[str, ...] = getattr(record, "hidden", ())
+        hidden: tuple[str, ...] = record.__dict__.get("hidden", ())
         if self.secret in hidden:
             return True
         record.hidden = (*hidden, self.secret)
-        if isinstance(record.args, tuple):
-            record.args = tuple(cut(self._hide_argument(arg)) for arg in record.args)
-        elif record.args:
-            record.args = {name: cut(self._hide_argument(arg)) for name, arg in record.args.items()}
+        if record.args and not self._is_plain(record.args):
+            if isinstance(record.args, tuple):
+                record.args = tuple(cut(self._hide_argument(arg)) for arg in record.args)
+            else:
+                hide = self._hide_argument
+                record.args = {name: cut(hide(arg)) for name, arg in record.args.items()}
         if isinstance(record.msg, str):
             record.msg = self._hide(record.msg)
         if record.exc_info and not record.exc_text:
@@ -67,8 +73,18 @@ class TokenFilter(logging.Filter):
         self._name_subjects(record)
         return True
 
+    def _is_plain(self, args: tuple[object, ...] | Mapping[str, object]) -> bool:
+        """Whether arguments need no rewriting, as those of nearly every line: one look at all."""
+        if not isinstance(args, tuple) or not _PLAIN.issuperset(map(type, args)):
+            return False
+        text = " ".join([arg for arg in args if type(arg) is str])
+        if len(text) > MAX_ARGUMENT or MARK in text or (self.secret and self.secret in text):
+            return False
+        text = text.lower()
+        return "token" not in text and "bearer" not in text
+
     def _name_subjects(self, record: logging.LogRecord) -> None:
-        """Add the subjects that the call has not given as ``extra`` but the present caller has."""
+        """Add the subjects that the present caller has, and that were not given to `about`."""
         found = caller()
         for name in SUBJECTS:
             known: str | None = getattr(record, name, None) or getattr(found, name, None)

@@ -31,7 +31,9 @@ from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
 from .managers.handover.store import UnusableRegistry
 from .managers.limits.limits import LimitPolicy
-from .managers.owners.token_list import TokenList, check_tokens
+from .managers.owners.token_list import TokenList
+from .managers.owners.token_table import TokenPlace
+from .managers.owners.tokens import TokenFile, check_tokens
 from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import check_isolation
 from .managers.processes.keeper.keepers import check_state_dir
@@ -66,7 +68,7 @@ def create_app(
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     provider = identity_provider or load_provider(settings.identity_provider_class)
     _check_files(settings)
-    tokens = TokenList(settings.state_dir)
+    tokens = TokenList(_token_place(settings))
     token = settings.token.get_secret_value()
     # Code in kernels can read this process's /proc/PID/environ.
     for name in (TOKEN_VARIABLE, HUB_TOKEN_VARIABLE, *CLIENT_SECRET_VARIABLES):
@@ -103,7 +105,17 @@ def _check_files(settings: Settings) -> None:
     check_state_dir(settings)
     check_isolation(settings)
     check_joining(settings)
-    check_tokens(settings.state_dir)
+    if not settings.replicated:
+        check_tokens(settings.state_dir)
+
+
+def _token_place(settings: Settings) -> TokenPlace:
+    """Where the list of tokens is."""
+    if not settings.replicated:
+        return TokenFile(settings.state_dir)
+    from .managers.replicas.tokens import SharedTokensPlace
+
+    return SharedTokensPlace(settings.registry_url.get_secret_value())
 
 
 def _check_shared_registry(settings: Settings) -> None:

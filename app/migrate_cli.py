@@ -24,7 +24,9 @@ def migrate_command(arguments: list[str]) -> NoReturn:
         description="Bring the registry that replicas share to this version. The first replica "
         "does it, too; there is no way back.",
     )
-    parser.add_argument("--config", type=Path, help="the server's, which names the registry")
+    parser.add_argument(
+        "--config", type=Path, help="the server's configuration file, which names the registry"
+    )
     options: argparse.Namespace = parser.parse_args(arguments)
     url = settings_of(options.config).registry_url.get_secret_value()
     if not url:

@@ -89,7 +89,9 @@ class Listening(OptionGroup):
         str,
         spelled(r"(/[A-Za-z0-9._~-]+)+", "not a path like /kernels, with no slash behind it"),
     ] = Field(
-        "", description="Path prefix below which a proxy shows it; stripped by the proxy or not."
+        "",
+        description="Path prefix below which a proxy shows the service; the proxy may strip it or "
+        "not.",
     )
     trusted_proxies: Networks = Field(
         [],
@@ -157,7 +159,7 @@ class Kernels(OptionGroup):
     )
     warm_kernels: Counts = Field(
         {},
-        description="How many kernels are kept ready of which kernelspecs: python3=2,ir=1; see "
+        description="How many kernels of each kernelspec are kept ready: python3=2,ir=1; see "
         "docs/starting.md.",
     )
     transport: Literal["auto", "ipc", "tcp"] = Field(
@@ -184,10 +186,11 @@ class Kernels(OptionGroup):
     transport_encryption: Literal["disabled", "auto", "required"] = Field(
         "disabled",
         description="CurveZMQ between server and kernels: off, for kernels that declare support, "
-        "or a condition of every start; unless it is said, auto over tcp and off over ipc.",
+        "or required of every kernel; if this is not set, auto over tcp and off over ipc.",
     )
     allow_external_kernels: bool = Field(
-        False, description="List kernels that others have started and left a connection file of."
+        False,
+        description="List kernels of other programs, by the connection files that these leave.",
     )
     external_connection_dir: AbsolutePathOrNone = Field(
         None,
@@ -269,7 +272,7 @@ class Culling(OptionGroup):
         0.0, ge=0, description="Seconds without use after which a kernel is stopped; 0 for never."
     )
     cull_interval: float = Field(
-        300.0, gt=0, description="Seconds between two looks at which kernels are idle."
+        300.0, gt=0, description="Seconds between two checks for idle kernels."
     )
     cull_connected: bool = Field(False, description="Cull kernels with open connections too.")
     cull_busy: bool = Field(False, description="Cull kernels that run something too.")
@@ -402,7 +405,9 @@ class Log(OptionGroup):
     table = "log"
 
     audit_log: AbsolutePathOrNone = Field(
-        None, description="File (0600) for one JSON line per thing done: who, what, which kernel."
+        None,
+        description="File (0600) of the audit log: a JSON line for each action, with who did what "
+        "to which kernel.",
     )
     audit_log_bytes: int = Field(
         100 * 2**20,

@@ -60,8 +60,8 @@ class Replicas(OptionGroup):
         10.0,
         ge=1,
         le=300,
-        description="Seconds after which the kernels of a replica that is not heard of are taken "
-        "over by the others; it is heard of five times as often.",
+        description="Seconds without a sign of life after which a replica's kernels are taken "
+        "over by the others; a replica gives one five times as often.",
     )
     replica_listen: Annotated[
         str, spelled(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}", "not host:port")

@@ -26,7 +26,7 @@ from .logs import logging_config
 from .main import create_app
 from .managers.handover.store import UnusableRegistry
 from .managers.kernels.multikernel import MultiKernelManager
-from .managers.owners.tokens import UnusableTokens
+from .managers.owners.token_table import UnusableTokens
 from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.isolation.checks import CannotIsolate
 from .managers.processes.specs import every_spec, kernel_spec_manager

@@ -1,4 +1,6 @@
-"""``kernelkeep tokens``: the list of tokens of a state directory, whether a server runs or not."""
+"""``kernelkeep tokens``: the list of tokens of a state directory, or of the registry that replicas
+share, whether a server runs or not.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,17 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final, NoReturn
 
 import msgspec
 
-from .commands import CommandParser, add_state_dir, printable, say, state_dir_of
+from .commands import CommandParser, add_state_dir, printable, say, settings_of, state_dir_of
 from .durations import NEVER, InvalidDuration, parse_duration, shown_duration
 from .managers.errors import KernelkeepError
 from .managers.owners.names import InvalidName, owner_name
 from .managers.owners.scopes import PRESETS, InvalidScope, Scopes
-from .managers.owners.tokens import NewToken, TokenRecord, TokenStore, UnusableTokens
+from .managers.owners.token_table import NewToken, TokenPlace, TokenRecord, UnusableTokens
+from .managers.owners.tokens import TokenFile
 
 __all__ = ["tokens_command"]
 
@@ -32,13 +34,13 @@ def tokens_command(arguments: list[str]) -> NoReturn:
     """Run ``kernelkeep tokens ...``. Exits with 0, 1 if something was not done, 2 for misuse."""
     options = _parser().parse_args(arguments)
     try:
-        state_dir = state_dir_of(options.state_dir, options.config)
+        place = _place(options)
         if options.command == "create":
-            _create(state_dir, options)
+            _create(place, options)
         elif options.command == "list":
-            _list(state_dir, options)
+            _list(place, options)
         else:
-            _revoke(state_dir, options)
+            _revoke(place, options)
     except (UnusableTokens, _NotDone) as error:
         say(str(error))
         sys.exit(1)
@@ -46,6 +48,21 @@ def tokens_command(arguments: list[str]) -> NoReturn:
         say(error.message)
         sys.exit(1)
     sys.exit(0)
+
+
+def _place(options: argparse.Namespace) -> TokenPlace:
+    """Where the server has its list of tokens, by its options."""
+    url = settings_of(options.config).registry_url.get_secret_value()
+    if not url:
+        return TokenFile(state_dir_of(options.state_dir, options.config))
+    try:
+        from .managers.replicas.tokens import SharedTokensPlace
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        say("--registry-url: it takes pip install 'kernelkeep[postgresql]'")
+        sys.exit(2)
+    return SharedTokensPlace(url)
 
 
 class _NotDone(Exception):
@@ -59,34 +76,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     state = add_state_dir(CommandParser(add_help=False))
     commands = parser.add_subparsers(dest="command", required=True)
-    creating = commands.add_parser("create", parents=[state], help="make one, and print it")
-    creating.add_argument("name", metavar="NAME", type=_name, help="what it is called in the list")
+    creating = commands.add_parser("create", parents=[state], help="make a token, and print it")
+    creating.add_argument("name", metavar="NAME", type=_name, help="the token's name in the list")
     creating.add_argument(
         "--scopes",
         action="append",
         required=True,
         type=_scopes,
-        help="user (all that users do with their own), admin (everything), or resource:action, "
+        help="what it permits: user (all with one's own), admin (everything), or resource:action, "
         "with commas between them",
     )
     creating.add_argument(
         "--expires",
         type=_duration,
         default=DEFAULT_EXPIRES,
-        help=f"in 30m, 12h, 30d, 8w, or never (default: {DEFAULT_EXPIRES})",
+        help=f"when it ends: 30m, 12h, 30d, 8w, or never (default: {DEFAULT_EXPIRES})",
     )
-    creating.add_argument("--owner", type=_name, help="whose it is (default: NAME)")
+    creating.add_argument("--owner", type=_name, help="the token's owner (default: NAME)")
     creating.add_argument(
-        "--groups", action="append", default=[], type=_names, help="that the owner is in"
+        "--groups", action="append", default=[], type=_names, help="the owner's groups"
     )
-    listing = commands.add_parser("list", parents=[state], help="which there are")
-    listing.add_argument("--owner", type=_name, help="those of this owner only")
-    listing.add_argument("--all", action="store_true", help="expired and revoked ones, too")
-    listing.add_argument("--json", action="store_true", help="for programs")
+    listing = commands.add_parser("list", parents=[state], help="list the tokens")
+    listing.add_argument("--owner", type=_name, help="list this owner's tokens only")
+    listing.add_argument("--all", action="store_true", help="list expired and revoked ones, too")
+    listing.add_argument("--json", action="store_true", help="print JSON")
     revoking = commands.add_parser("revoke", parents=[state], help="end tokens at once")
     revoking.add_argument("tokens", nargs="*", metavar="ID|NAME")
-    revoking.add_argument("--owner", type=_name, help="whose tokens are meant")
-    revoking.add_argument("--all", action="store_true", help="all, of the --owner if that is given")
+    revoking.add_argument("--owner", type=_name, help="the owner of the tokens")
+    revoking.add_argument(
+        "--all", action="store_true", help="revoke all tokens, or all of the --owner"
+    )
     return parser
 
 
@@ -115,7 +134,7 @@ def _duration(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"{error}; or {NEVER}") from None
 
 
-def _create(state_dir: Path, options: argparse.Namespace) -> None:
+def _create(place: TokenPlace, options: argparse.Namespace) -> None:
     now = time.time()
     scopes = Scopes.parse(scope for given in options.scopes for scope in given)
     wanted = NewToken(
@@ -125,32 +144,32 @@ def _create(state_dir: Path, options: argparse.Namespace) -> None:
         groups=tuple(sorted({group for given in options.groups for group in given})),
         expires=None if options.expires is None else now + options.expires,
     )
-    with contextlib.closing(TokenStore(state_dir, create=True)) as store:
+    with contextlib.closing(place.open(create=True)) as store:
         record, token = store.add(wanted, now, named_by_hand=True)
         try:
             print(token, flush=True)
         except OSError as error:
             store.revoke([record.id], now)
-            sys.stdout = None  # or Python complains of it once more
+            sys.stdout = None  # or Python writes about the broken pipe once more
             raise _NotDone(f"the token could not be printed ({error.strerror})") from None
     ends = "does not expire" if options.expires is None else f"expires {_time(record.expires)}"
     say(f"token {record.id} of {record.owner} {ends}; it is not shown again")
 
 
-def _records(state_dir: Path, *, ended: bool = False) -> list[TokenRecord]:
+def _records(place: TokenPlace, *, ended: bool = False) -> list[TokenRecord]:
     now = time.time()
     try:
-        with contextlib.closing(TokenStore(state_dir)) as store:
+        with contextlib.closing(place.open()) as store:
             return [record for record in store.records() if ended or record.in_force(now)]
     except FileNotFoundError:
         return []
 
 
-def _list(state_dir: Path, options: argparse.Namespace) -> None:
+def _list(place: TokenPlace, options: argparse.Namespace) -> None:
     now = time.time()
     records = [
         record
-        for record in _records(state_dir, ended=options.all)
+        for record in _records(place, ended=options.all)
         if options.owner in (None, record.owner)
     ]
     if options.json:
@@ -200,15 +219,15 @@ def _time(when: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
-def _revoke(state_dir: Path, options: argparse.Namespace) -> None:
+def _revoke(place: TokenPlace, options: argparse.Namespace) -> None:
     if bool(options.tokens) == options.all:
         _parser().error("revoke: name tokens, or say --all")
-    records = [record for record in _records(state_dir) if options.owner in (None, record.owner)]
+    records = [record for record in _records(place) if options.owner in (None, record.owner)]
     chosen = records if options.all else [_chosen(records, text) for text in options.tokens]
     if not chosen:
         say("there is no token to revoke")
         return
-    with contextlib.closing(TokenStore(state_dir)) as store:
+    with contextlib.closing(place.open()) as store:
         ended = store.revoke([record.id for record in chosen], time.time())
     for record in ended:
         say(f"revoked {record.id} ({record.name} of {record.owner})")

@@ -67,7 +67,8 @@ class HTTPProtocol(HttpToolsProtocol):
     @property
     def answer(self) -> RequestResponseCycle | None:
         """The response to the last request, if there has been one."""
-        return cast("RequestResponseCycle | None", self.cycle)
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle
 
     @property
     def is_idle(self) -> bool:

@@ -17,9 +17,10 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message
 
 from app.main import create_app
-from app.managers.owners import tokens as store_module
+from app.managers.owners import token_table as store_module
 from app.managers.owners.scopes import Scopes
-from app.managers.owners.tokens import NewToken, TokenStore
+from app.managers.owners.token_table import NewToken
+from app.managers.owners.tokens import TokenStore
 from app.settings import Settings
 
 __all__ = ["Application", "application", "fill", "show", "take_turns"]

@@ -14,7 +14,7 @@ import pytest
 
 from app.api.traces import trace_environment
 from app.callers import Caller, begin_call
-from app.log_formats import JSONFormatter, TextFormatter
+from app.log_formats import JSONFormatter, TextFormatter, about
 from app.logs import TokenFilter
 from tests.conftest import servers
 from tests.support.executions import Executions
@@ -40,6 +40,14 @@ def failure() -> logging.LogRecord:
     except ValueError:
         found.exc_info = sys.exc_info()
     return found
+
+
+def test_text_has_the_time_that_logging_writes_by_default() -> None:
+    formatter, found = TextFormatter(), record("a")
+    for moment in (0.0, 1e9 + 0.25, 1e9 + 0.9999, 1e9 + 1.0005, 1e9, 1.79e9):
+        found.created, found.msecs = moment, (moment % 1) * 1000
+        assert formatter.formatTime(found) == logging.Formatter().formatTime(found)
+        assert formatter.formatTime(found, "%H") == logging.Formatter().formatTime(found, "%H")
 
 
 def test_text_has_no_line_and_no_control_character_of_others() -> None:
@@ -85,9 +93,16 @@ def test_whoever_logs_about_a_kernel_says_which() -> None:
         if isinstance(call, ast.Call)
         and ast.unparse(call.func).startswith("logger.")
         and re.search(r"\b(kernel|execution) '?%s", ast.unparse(call.args[0]))
-        and "extra" not in [keyword.arg for keyword in call.keywords]
     ]
     assert silent == []
+
+
+def test_a_record_tells_what_it_is_about(caplog: pytest.LogCaptureFixture) -> None:
+    about(logging.getLogger("app.x"), kernel_id=KERNEL).warning("kernel %s: %d", KERNEL, 1)
+    (found,) = caplog.records
+    assert json.loads(JSONFormatter().format(found))["kernel_id"] == KERNEL
+    assert found.getMessage() == f"kernel {KERNEL}: 1"
+    assert found.funcName == "test_a_record_tells_what_it_is_about"
 
 
 async def test_what_a_request_is_about_is_told_unless_the_record_says_it() -> None:

@@ -13,7 +13,7 @@ from starlette.datastructures import URL
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import AccessFormatter
 
-from app.logs import hide_tokens, logging_config
+from app.logs import TokenFilter, hide_tokens, logging_config
 from app.protocol.subprotocols import TOKEN
 
 SECRET = "5ec2e7-Token"
@@ -260,3 +260,27 @@ def test_a_short_token_is_hidden_where_it_is_no_part_of_a_word(
     logging.getLogger("app").warning("%s", text)
 
     assert stream.getvalue().endswith(f": {shown}\n")
+
+
+def test_arguments_in_which_nothing_is_hidden_are_left_as_they_are() -> None:
+    plain = ("127.0.0.1:9", "GET", "/api/kernels", "1.1", 200, 0.5, None)
+    found = logging.LogRecord("x", logging.INFO, __file__, 1, "%s" * 7, plain, None)
+    assert TokenFilter(SECRET).filter(found)
+    assert found.args is plain
+
+
+class Telling:
+    """An object whose text has the secret."""
+
+    def __str__(self) -> str:
+        return f"token={SECRET}"
+
+
+@pytest.mark.parametrize(
+    "given", [SECRET, f"Bearer {SECRET}", Telling(), {SECRET: f"token={SECRET}"}]
+)
+def test_no_argument_among_others_is_overlooked(given: object) -> None:
+    found = logging.LogRecord("x", logging.INFO, __file__, 1, "%s %s", ("GET", given), None)
+    TokenFilter(SECRET).filter(found)
+    assert f"token={SECRET}" not in found.getMessage()
+    assert "[hidden]" in found.getMessage()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tests.support.figures import cycles
+from app.options import GROUPS
+from tests.support.figures import cycles, options_in
 from tests.support.rooms import (
     FILE_LINES,
     FUNCTION_LINES,
@@ -28,6 +29,10 @@ def test_no_module_imports_from_a_room_above_its_own() -> None:
 
 def test_no_modules_import_each_other() -> None:
     assert cycles({*imports(modules())}) == []
+
+
+def test_every_option_is_counted() -> None:
+    assert options_in(modules()) == sum(len(group.model_fields) for group in GROUPS)
 
 
 def test_every_room_has_modules_and_every_package_is_a_room() -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from urllib.parse import parse_qs
 
 from fastapi import Depends
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +35,7 @@ from ..settings import Settings
 from .authorization import authorization_of, require_scope
 from .endings import serve_while_valid
 from .errors import STANDARD_HEADERS, error_response, response_to
+from .heads import Head
 from .identities import IdentityProviders
 from .identity import principal_of, show_principal
 from .parts import is_part
@@ -56,6 +57,8 @@ Action = Literal["read", "write", "execute"]
 
 _GRANTED: Final = "kernelkeep.granted"
 """The key in a request's scope for the `Access` that the authorizer has granted."""
+
+_NO_ACTIVITY: Final = "no_track_activity"
 
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Headers": (
@@ -96,18 +99,14 @@ class Access:
     ) -> None:
         self.resource = resource
         self.action = action
+        self.asked: list[tuple[str, Action]] = [] if action is None else [(resource, action), *also]
+        """Every resource that the authorizer is asked about, with the action on it, in order."""
         self.public = public
         self.any_host = any_host
-        self.also = also
         self.scope = scope
         """An action and a resource that a scope must allow, and that no authorizer is asked about.
         """
         self._activity = activity
-
-    @property
-    def asked(self) -> list[tuple[str, Action]]:
-        """Every resource that the authorizer is asked about, with the action on it, in order."""
-        return [] if self.action is None else [(self.resource, self.action), *self.also]
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """Ask the authorizer whether the user may use the route, and note the use of the API.
@@ -118,14 +117,16 @@ class Access:
         """
         if connection.scope.get(_GRANTED) is self:
             return
-        for resource, action in self.asked:
-            await authorization_of(connection).require(action, resource)
+        if self.asked:
+            authorization = authorization_of(connection)
+            for resource, action in self.asked:
+                await authorization.require(action, resource)
         if self.scope is not None:
             require_scope(principal_of(connection), *self.scope)
         self._check_kernel(connection)
         connection.scope[_GRANTED] = self
-        if self._activity and "no_track_activity" not in connection.query_params:
-            connection.state.kernels.touch()
+        if self._activity and not _untracked(connection):
+            connection.scope["state"]["kernels"].touch()
 
     def _check_kernel(self, connection: HTTPConnection) -> None:
         """Raise `KernelNotFound` or `NotAuthorized` if the caller may not do this with the kernel.
@@ -136,9 +137,14 @@ class Access:
         kernel_id = connection.scope.get("path_params", {}).get("kernel_id")
         if kernel_id is None or self.action is None or self.resource != "kernels":
             return
-        kernels: CallersKernels = connection.state.kernels
+        kernels: CallersKernels = connection.scope["state"]["kernels"]
         if not kernels.principal.scopes.everything:
             kernels.require(self.action, kernel_id)
+
+
+def _untracked(connection: HTTPConnection) -> bool:
+    """Whether the client asks that a request does not count as use of the API."""
+    return bool(connection.scope["query_string"]) and _NO_ACTIVITY in connection.query_params
 
 
 def requires(
@@ -211,10 +217,10 @@ class AccessMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        head = Head(scope["headers"])
         public = self._public.get(scope["path"].removeprefix(scope.get("root_path", "")))
-        answer = self._answer_to_anybody(scope, headers, public)
-        token = _token(scope, headers)
+        answer = self._answer_to_anybody(scope, head, public)
+        token = _token(scope, head)
         principal = self._known(token)
         if principal is None and token and public is None and answer is None:
             try:
@@ -222,20 +228,17 @@ class AccessMiddleware:
             except IdentityUnavailable as error:
                 retry = {"Retry-After": str(error.retry_after)}
                 answer = error_response(error.status, error.message, error.code, retry)
-        # Whoever asks for a part has come in at another replica: that is no guess.
-        guesses = bool(token) and principal is None and not is_part(scope)
-        shown = principal
+        guesses, shown = bool(token) and principal is None, principal
         if principal is not None and principal.over:
             principal = None
-        origin = headers.get("origin")
+        origin = head.get(b"origin")
         allowed = self._allowed_origin(origin, authenticated=principal is not None)
         send = _with_headers(send, allowed, credentials=self._settings.allow_credentials)
         served = public is not None and public.any_host and scope["type"] == "http"
         if answer is None and not served:
-            answer = self._refusal(scope, headers, public, principal, guesses=guesses)
+            answer = self._refusal(scope, head, public, principal, guesses=guesses)
         if answer is not None:
-            if not is_part(scope):
-                _note_refusal(scope, answer, shown)
+            _note_refusal(scope, answer, shown)
             await answer(scope, receive, send)
             return
         shares: Shares | None = scope.get("state", {}).get("shares")
@@ -282,17 +285,18 @@ class AccessMiddleware:
             await serve_while_valid(self._app, principal, scope, receive, send)
 
     def _answer_to_anybody(
-        self, scope: Scope, headers: Headers, public: Access | None
+        self, scope: Scope, head: Head, public: Access | None
     ) -> Response | None:
         """The answer to a request that gets it whatever token it shows."""
         # No path of the service has an encoded slash, and a proxy's rules may read it as a slash.
-        if b"%2f" in (scope.get("raw_path") or b"").lower():
+        raw_path: bytes = scope.get("raw_path") or b""
+        if b"%" in raw_path and b"%2f" in raw_path.lower():
             return error_response(400, "An encoded slash in the path", "bad_request")
-        if len(headers.getlist("host")) > 1:  # a proxy may have looked at another one than we do
+        if head.hosts > 1:  # a proxy may have looked at another one than we do
             return error_response(400, "More than one Host header", "bad_request")
         if public is not None and public.any_host and scope["type"] == "http":
             return None
-        if not self._is_known_host(headers.get("host", "")):
+        if not self._is_known_host(head.get(b"host") or ""):
             return error_response(403, "Forbidden", "forbidden_host")
         if self._settings.auth == "none" and not _is_local(scope):
             # Another program than ours serves the application, and at another address than `host`.
@@ -304,7 +308,7 @@ class AccessMiddleware:
     def _refusal(
         self,
         scope: Scope,
-        headers: Headers,
+        head: Head,
         public: Access | None,
         principal: Principal | None,
         *,
@@ -317,7 +321,7 @@ class AccessMiddleware:
             slowed = self._slowed(scope)
             if slowed is not None:
                 return slowed
-        if not self._is_same_origin(scope, headers, headers.get("origin")):
+        if not self._is_same_origin(scope, head, head.get(b"origin")):
             if scope["type"] == "websocket":
                 return error_response(
                     403, "Cross origin websockets not allowed", "forbidden_origin"
@@ -353,22 +357,23 @@ class AccessMiddleware:
         name = authority.host
         return name in self._hosts or name.endswith(self._host_suffixes) or is_loopback(name)
 
-    def _is_same_origin(self, scope: Scope, headers: Headers, origin: str | None) -> bool:
-        site = headers.get("sec-fetch-site")
+    def _is_same_origin(self, scope: Scope, head: Head, origin: str | None) -> bool:
+        site = head.get(b"sec-fetch-site")
         is_websocket = scope["type"] == "websocket"
         if origin is None:
             # Browsers send an Origin with requests that change something, but a page can make them
             # leave it out. Then Sec-Fetch-Site tells where the request comes from.
             changes = is_websocket or scope["method"] not in _SAFE_METHODS
             return not (changes and site in ("cross-site", "same-site"))
-        if "host" not in headers or self._is_configured_origin(origin):
+        host = head.get(b"host")
+        if host is None or self._is_configured_origin(origin):
             return True
         if is_websocket and site in ("same-origin", "none"):
             return True
         scheme: str = scope["scheme"]
         scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
         found = parse_origin(origin)
-        return found is not None and found == origin_of(scheme, headers["host"])
+        return found is not None and found == origin_of(scheme, host)
 
     def _is_configured_origin(self, origin: str) -> bool:
         allow = self._settings.allow_origin
@@ -398,17 +403,16 @@ def _note_refusal(scope: Scope, answer: Response, shown: Principal | None) -> No
     audit.refuse(f"{scope.get('method', 'WebSocket')} {scope['path']}", code, known=False)
 
 
-def _token(scope: Scope, headers: Headers) -> str:
+def _token(scope: Scope, head: Head) -> str:
     """The token of a request: of its query, its header or, for a WebSocket, its subprotocols."""
-    query = scope["query_string"].decode("latin-1")
-    if "token=" in query:
-        token: str = parse_qs(query).get("token", [""])[0]
+    query: bytes = scope["query_string"]
+    if b"token=" in query:
+        token: str = parse_qs(query.decode("latin-1")).get("token", [""])[0]
         if token:
             return token
     # `bytes.split` takes only ASCII white space for it. `str.split` would also split at U+00A0 and
     # U+0085, which can be bytes of letters in UTF-8.
-    credentials = headers.get("authorization", "").encode("latin-1")
-    scheme, value, *_ = *credentials.split(None, 1), b"", b""
+    scheme, value, *_ = *head.raw(b"authorization").split(None, 1), b"", b""
     if scheme.lower() not in (b"token", b"bearer"):
         return token_in(scope.get("subprotocols", ()))
     value = value.strip()
@@ -436,15 +440,15 @@ def _with_headers(send: Send, origin: str | None, *, credentials: bool) -> Send:
             own = [*message.get("headers", ())]
             names = {name for name, _ in own}
             own += [header for header in _STANDARD_HEADERS if header[0] not in names]
-            headers = MutableHeaders(raw=own)
             if origin is not None:
+                headers = MutableHeaders(raw=own)
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = _EXPOSED
                 if origin != "*":
                     headers.add_vary_header("Origin")
                 if credentials:
                     headers["Access-Control-Allow-Credentials"] = "true"
-            message["headers"] = headers.raw
+            message["headers"] = own
         await send(message)
 
     return send_with_headers

@@ -75,7 +75,7 @@ class Authorization:
             return False
         try:
             decision = self._authorizer.is_authorized(self._user.identity, action, resource)
-            if inspect.isawaitable(decision):
+            if not isinstance(decision, bool) and inspect.isawaitable(decision):
                 async with asyncio.timeout(DECISION_SECONDS):
                     decision = await decision
             return bool(decision)
@@ -98,8 +98,8 @@ def require_scope(principal: Principal, action: str, resource: str) -> None:
 
 def authorization_of(connection: HTTPConnection) -> Authorization:
     """Asks on behalf of whoever makes this request."""
-    state = connection.state
-    return Authorization(state.authorizer, User(state.users, principal_of(connection)))
+    state = connection.scope["state"]
+    return Authorization(state["authorizer"], User(state["users"], principal_of(connection)))
 
 
 def load_authorizer(name: str) -> Authorizer:

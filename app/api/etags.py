@@ -6,8 +6,9 @@ from functools import lru_cache
 from hashlib import sha1
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .heads import first
 
 __all__ = ["ETagMiddleware"]
 
@@ -28,7 +29,7 @@ class ETagMiddleware:
         if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
-        known = Headers(scope=scope).get("if-none-match", "")
+        known = first(scope["headers"], b"if-none-match")
         start: Message | None = None
 
         async def send_tagged(message: Message) -> None:
@@ -41,26 +42,31 @@ class ETagMiddleware:
                 return
             begun, start = start, None
             if not message.get("more_body"):
-                headers = MutableHeaders(raw=list(begun["headers"]))
                 body = message.get("body", b"")
-                etag = headers.get("ETag") or _etag(body)
-                headers["ETag"] = etag
-                if etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
-                    del headers["content-length"]
+                etag = first(begun["headers"], b"etag")
+                if not etag:
+                    etag = _etag(body)
+                    begun["headers"] = [*begun["headers"], (b"etag", etag)]
+                if known and etag in _listed(known):
                     begun["status"], message = 304, {**message, "body": b""}
-                begun["headers"] = headers.raw
+                    headers = begun["headers"]
+                    begun["headers"] = [each for each in headers if each[0] != b"content-length"]
             await send(begun)
             await send(message)
 
         await self._app(scope, receive, send_tagged)
 
 
-def _etag(body: bytes) -> str:
+def _listed(known: bytes) -> list[bytes]:
+    return [tag.strip().removeprefix(b"W/") for tag in known.split(b",")]
+
+
+def _etag(body: bytes) -> bytes:
     return _kept_etag(body) if len(body) <= MAX_KEPT_BYTES else _new_etag(body)
 
 
-def _new_etag(body: bytes) -> str:
-    return f'"{sha1(body, usedforsecurity=False).hexdigest()}"'
+def _new_etag(body: bytes) -> bytes:
+    return f'"{sha1(body, usedforsecurity=False).hexdigest()}"'.encode()
 
 
 # A polled body is mostly the very same object, whose hash Python caches: a lookup costs little.

@@ -35,6 +35,7 @@ from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.engines.caller_options import EngineOptionRefused
 from ..managers.processes.environment import is_code, needs_execute
 from ..managers.processes.hosts.errors import NO_KEEPER
+from ..managers.processes.launch_errors import TooManyOpenFiles
 from ..settings import Settings
 from .access import requires
 from .authorization import Authorization
@@ -57,8 +58,17 @@ from .traces import TraceDep
 router = APIRouter(prefix="/api/kernels", tags=["kernels"], route_class=JSONRoute)
 
 
-def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, "application/json")
+class _Encoded(Response):
+    """JSON that is encoded already; its two headers take no longer than they must."""
+
+    media_type = "application/json"
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        if headers:
+            super().init_headers(headers)
+            return
+        length = str(len(self.body)).encode()
+        self.raw_headers = [(b"content-length", length), (b"content-type", b"application/json")]
 
 
 async def list_kernels(
@@ -70,7 +80,7 @@ async def list_kernels(
     An administrator's list has everybody's.
     """
     await manager.refresh()
-    return _json(manager.models if owner is None else manager.models_of(owner))
+    return _Encoded(manager.models if owner is None else manager.models_of(owner))
 
 
 router.add_api_route(
@@ -117,6 +127,7 @@ router.add_api_route(
             StartsLimit,
             BeyondLimit,
             KernelStartFailed,
+            TooManyOpenFiles,
             IsolationUnavailable,
             KernelSpecInvalid,
             ServerStopping,
@@ -155,7 +166,7 @@ async def start_kernel(
     if (made_for := caller()) is not None:
         made_for.kernel_id = kernel_id
     location = f"{request.scope.get('root_path', '')}/api/kernels/{quote(kernel_id)}"
-    return _json(model, 201, {"Location": location})
+    return _Encoded(model, 201, {"Location": location})
 
 
 async def _check_env(
@@ -174,7 +185,7 @@ async def _check_env(
 
 async def get_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
     """Look at one kernel."""
-    return _json(manager.get(kernel_id).model)
+    return _Encoded(manager.get(kernel_id).model)
 
 
 router.add_api_route(
@@ -241,6 +252,7 @@ async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respo
         StartsLimit,
         BeyondLimit,
         KernelStartFailed,
+        TooManyOpenFiles,
         IsolationUnavailable,
         KernelSpecInvalid,
         KernelNotStopped,
@@ -254,4 +266,4 @@ async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respons
     The old process goes on if the new one is known not to start.
     """
     kernel = await manager.restart_kernel(kernel_id)
-    return _json(kernel.model)
+    return _Encoded(kernel.model)

@@ -30,7 +30,7 @@ router = APIRouter(tags=["kernels"])
     dependencies=[requires("kernels", "read")],
 )
 async def get_process_output(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
-    """Read what a kernel's processes have written to stdout and stderr past all messages.
+    """Read what a kernel's processes have written to stdout and stderr, and not as messages.
 
     It is the end, 64 KiB at the most: warnings of the interpreter, stacks of a crash, what C code
     has printed. That of a kernel on another host stays there.

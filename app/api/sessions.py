@@ -25,6 +25,7 @@ from ..managers.errors import (
 )
 from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.engines.caller_options import EngineOptionRefused
+from ..managers.processes.launch_errors import TooManyOpenFiles
 from ..managers.sessions.sessions import SessionModel
 from .access import requires
 from .dependencies import AuthorizationDep, JSONRoute, SessionsDep
@@ -81,6 +82,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             StartsLimit,
             BeyondLimit,
             KernelStartFailed,
+            TooManyOpenFiles,
             IsolationUnavailable,
             KernelSpecInvalid,
             KernelUnavailable,

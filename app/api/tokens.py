@@ -19,7 +19,7 @@ from ..managers.owners.errors import (
     TokensUnavailable,
     TooManyTokens,
 )
-from ..managers.owners.tokens import TokenRecord
+from ..managers.owners.token_table import TokenRecord
 from ..managers.telemetry.audit import AuditLog
 from .access import requires
 from .dependencies import AuditDep, SmallRoute, TokensDep
@@ -171,7 +171,7 @@ async def create_token(tokens: TokensDep, audit: AuditDep, body: CreateToken) ->
     dependencies=[requires("tokens", "read")],
 )
 async def get_token(tokens: TokensDep, token_id: TokenIdDep) -> Response:
-    """Get a token in force, without what makes it one."""
+    """Look at a token in force. The answer does not have the token itself."""
     return _json(TokenModel(**_fields(tokens, tokens.get(token_id))))
 
 

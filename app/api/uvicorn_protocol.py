@@ -55,8 +55,9 @@ class _Response:
     Two writes would make two packets, and wake the client twice.
     """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
         self._cycle = cycle
+        self._loop = loop
         self._transport = cycle.transport
         self._head = b""
         self._begun = False
@@ -72,7 +73,7 @@ class _Response:
             self._head = data
             # The body of a stream may come much later; then the head goes out in the loop's next
             # turn, by itself.
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         elif self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
@@ -293,7 +294,10 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
             raise _Refused
         if self._beyond_bound:
             self._come_in()
-        self.begin_answer(_Response)
+        self.begin_answer(self._held_back)
+
+    def _held_back(self, cycle: RequestResponseCycle) -> _Response:
+        return _Response(cycle, self.loop)
 
     def _come_in(self) -> None:
         """Admit a request beyond the bound if it is a probe, or if idle connections make room."""

@@ -10,7 +10,7 @@ from typing import Final
 from ..managers.errors import IdentityUnavailable
 from .errors import LoginRefused
 from .fetching import Fetcher, Unavailable
-from .logins import Asked
+from .logins import LoginAttempt
 
 __all__ = ["exchange"]
 
@@ -26,7 +26,7 @@ async def exchange(
     fetcher: Fetcher,
     url: str,
     code: str,
-    asked: Asked,
+    asked: LoginAttempt,
     *,
     client: Mapping[str, str],
     headers: Mapping[str, str] | None = None,

@@ -1,4 +1,4 @@
-"""What the options name: identity providers, in the order in which they are asked, and logins."""
+"""The identity providers that the options name, in the order of asking, and the ways to log in."""
 
 from __future__ import annotations
 

@@ -8,14 +8,14 @@ __all__ = ["LoginNotBegun", "LoginRefused"]
 
 
 class LoginRefused(KernelkeepError):
-    """The service that somebody has logged in with, or this server, does not let them in."""
+    """The person is not let in, by the service of the login or by this server."""
 
     status = 403
     code = "login_refused"
 
 
 class LoginNotBegun(KernelkeepError):
-    """No login has begun in this browser, or it has ended meanwhile, or was not this server's."""
+    """No login of this server has begun in this browser, or it has ended meanwhile."""
 
     status = 403
     code = "login_not_begun"

@@ -8,7 +8,7 @@ from urllib.parse import urlencode, urlsplit
 from ..settings import Settings
 from .code_exchange import exchange
 from .fetching import Fetcher
-from .logins import Asked
+from .logins import LoginAttempt
 
 __all__ = ["HubLogin"]
 
@@ -31,7 +31,7 @@ class HubLogin:
         """The path alone where the Hub is at the same address: so the Hub registers services."""
         return url if urlsplit(self._url).netloc else urlsplit(url).path
 
-    async def address(self, asked: Asked) -> str:
+    async def address(self, asked: LoginAttempt) -> str:
         """The Hub's page, at which the person logs in and agrees."""
         query = {
             "client_id": self._client["client_id"],
@@ -41,7 +41,7 @@ class HubLogin:
         }
         return f"{self._url}/api/oauth2/authorize?{urlencode(query)}"
 
-    async def tokens(self, code: str, asked: Asked) -> Sequence[str]:
+    async def tokens(self, code: str, asked: LoginAttempt) -> Sequence[str]:
         """A token of the person's, with the Hub's scopes for this service."""
         url = f"{self._api_url}/oauth2/token"
         return await exchange(self._fetcher, url, code, asked, client=self._client)

@@ -1,4 +1,4 @@
-"""What a JupyterHub says of a user or a service, taken for a principal: pure functions."""
+"""Makes principals of what a JupyterHub says of users and services. Pure functions."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ MAX_QUESTIONS: Final = 1000
 """How many tokens the Hub is asked about or waits to be asked about, at a time."""
 
 RETRY_SECONDS: Final = 5.0
-"""Between two questions about a token that something is open for, while the Hub does not answer."""
+"""Seconds between two questions about a token with open connections, while the Hub is silent."""
 
 # A Hub's own tokens are hexadecimal, and those of a configuration have at least eight characters.
 _TOKEN: Final = re.compile(r"[!-~]{8,512}")
@@ -162,7 +162,7 @@ class JupyterHub:
         if before is not None and not before.ended and before.says_the_same(told):
             told = before
         elif before is not None:
-            # It may do other things now. What is open for it was opened for what it could do.
+            # The token may do other things now than when its connections were opened.
             self._remembered.end(digest)
         told.token, told.confirmed, told.asked = token, asked, asked
         self._remembered.put(digest, told)
@@ -171,7 +171,7 @@ class JupyterHub:
         return told
 
     def _found_wrong(self, digest: bytes) -> HubUser | None:
-        """Remember that; returns who has shown the token while it was right, who is over now."""
+        """Remember that a token is wrong; if it was right before, returns its principal, ended."""
         self._remembered.end(digest)
         self._wrong[digest] = self._clock() + self._cache_seconds
         self._wrong.move_to_end(digest)
@@ -180,7 +180,7 @@ class JupyterHub:
         return self._remembered.over(digest)
 
     def _sweep(self) -> None:
-        """Forget what is too old; where something is open, ask again, and end it at last."""
+        """Forget old answers; ask again about tokens with open connections, or end them."""
         now = self._clock()
         self._remembered.forget_closed()
         for digest, user in self._remembered.items():

@@ -4,10 +4,10 @@ The browser is sent to the service that knows the person, and comes back with a 
 server gets a token of the person there. The web page takes that token once, and shows it from then
 on, as any client shows its own. The server has no sessions.
 
-Whoever is not known yet costs nothing to remember: the browser has a secret in a cookie, and from
-that and a key of this process come the state, which has to come back with the code, and the
-verifier of PKCE (RFC 7636). So a login must end at the process and in the browser in which it has
-begun, and nobody can have somebody else logged in as themselves.
+A login that has begun takes no memory here. The browser has a secret in a cookie. The state, which
+has to come back with the code, and the verifier of PKCE (RFC 7636) are derived from that secret and
+a key of this process. So a login must end at the process and in the browser in which it has begun,
+and nobody can have another person's browser log in as themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..managers.errors import KernelkeepError, NotFound
 from ..managers.owners.principal import Principal
 from .errors import LoginNotBegun, LoginRefused
 
-__all__ = ["Asked", "LoginWay", "Logins"]
+__all__ = ["LoginAttempt", "LoginWay", "Logins"]
 
 TAKE_SECONDS: Final = 60.0
 """How long a token waits for the page that takes it."""
@@ -38,8 +38,8 @@ _SECRET_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What goes to the service with the browser, and what comes back from it."""
+class LoginAttempt:
+    """One login: what goes to the service with the browser, and what has to come back."""
 
     redirect_uri: str
     state: str
@@ -52,18 +52,18 @@ class Asked:
 
 
 class LoginWay(Protocol):
-    """A service that people can log in with."""
+    """A service with which people can log in."""
 
     name: str
     """The name that people know the service by."""
 
     def redirect_uri(self, url: str) -> str:
-        """The address to come back to, as the service knows it; ``url`` is the whole of it."""
+        """The address to come back to, as the service wants it; ``url`` is the whole one."""
 
-    async def address(self, asked: Asked) -> str:
+    async def address(self, asked: LoginAttempt) -> str:
         """Where the browser is sent. Raises `IdentityUnavailable`."""
 
-    async def tokens(self, code: str, asked: Asked) -> Sequence[str]:
+    async def tokens(self, code: str, asked: LoginAttempt) -> Sequence[str]:
         """The tokens that the service gives for a code, the better one first.
 
         Raises `IdentityUnavailable`, or `LoginRefused` if the service does not take the code.
@@ -107,7 +107,7 @@ class Logins:
     async def come_back(self, cookie: str, state: str, code: str, url: str) -> None:
         """Somebody comes back from the service: get a token, which waits to be taken.
 
-        What goes wrong waits in its place, for the page has somebody to tell. Raises
+        An error waits in place of the token, for the page to show. Raises
         `LoginNotBegun` for a browser that has not begun a login here.
         """
         way = self.ways.get(cookie.partition(".")[0])
@@ -143,7 +143,7 @@ class Logins:
         for way in self.ways.values():
             await way.close()
 
-    async def _token(self, way: LoginWay, code: str, asked: Asked) -> str:
+    async def _token(self, way: LoginWay, code: str, asked: LoginAttempt) -> str:
         if not code:
             raise LoginRefused(f"{way.name} has let nobody in")
         for token in await way.tokens(code, asked):
@@ -152,8 +152,8 @@ class Logins:
                 return token
         raise LoginRefused(f"Who has logged in with {way.name} may not come in here")
 
-    def _asked(self, way: LoginWay, cookie: str, url: str) -> Asked:
-        return Asked(
+    def _asked(self, way: LoginWay, cookie: str, url: str) -> LoginAttempt:
+        return LoginAttempt(
             way.redirect_uri(url), self._derived("state", cookie), self._derived("PKCE", cookie)
         )
 
@@ -167,5 +167,5 @@ def _text(digest: bytes) -> str:
 
 
 def _digest(cookie: str) -> bytes:
-    """What a cookie is found by: the time that it takes to look tells nothing of another's."""
+    """The digest by which a cookie is looked up: how long that takes tells nothing of it."""
     return hashlib.sha256(cookie.encode("utf-8", "replace")).digest()

@@ -67,9 +67,9 @@ def identity_of(owner: str, name: Any) -> Identity:
 
 
 def granted(texts: Iterable[str], default: Scopes) -> Scopes:
-    """The scopes of those texts that are scopes; with no text at all, the ones by default.
+    """The scopes among these texts; the default ones if there is no text at all.
 
-    Texts that are no scopes give no permission, and keep the default ones away.
+    A text that is no scope permits nothing, and still counts as a text: the default is not used.
     """
     given = list(texts)
     if not given:

@@ -14,7 +14,7 @@ from ..settings import Settings
 from .code_exchange import exchange
 from .discovery import discover, endpoint
 from .fetching import Fetcher, Unavailable
-from .logins import Asked
+from .logins import LoginAttempt
 
 __all__ = ["OpenIDLogin"]
 
@@ -45,7 +45,7 @@ class OpenIDLogin:
         """The whole address, which has to be registered at the provider."""
         return url
 
-    async def address(self, asked: Asked) -> str:
+    async def address(self, asked: LoginAttempt) -> str:
         """The provider's page, as its discovery document says."""
         authorize, _ = await self._places()
         query = {
@@ -59,7 +59,7 @@ class OpenIDLogin:
         }
         return f"{authorize}{'&' if urlsplit(authorize).query else '?'}{urlencode(query)}"
 
-    async def tokens(self, code: str, asked: Asked) -> Sequence[str]:
+    async def tokens(self, code: str, asked: LoginAttempt) -> Sequence[str]:
         """The access token, which is for this server if it is a JWT; and the ID token."""
         _, url = await self._places()
         headers = {"Authorization": f"Basic {self._credentials()}"} if self._secret else {}

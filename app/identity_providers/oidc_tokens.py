@@ -1,4 +1,4 @@
-"""JWTs of an OpenID Connect issuer: read, verified, and their claims taken for a principal."""
+"""Reads and verifies JWTs of an OpenID Connect issuer, and makes principals of their claims."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ P = TypeVar("P", bound=Principal)
 
 
 def digest_of(token: str) -> bytes:
-    """What a token is remembered by, so that no memory is full of tokens."""
+    """The digest by which a token is remembered, so that tokens are not kept in memory."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -1,4 +1,4 @@
-"""Does something again and again, while a provider remembers principals."""
+"""Calls a function again and again, while a provider remembers principals."""
 
 from __future__ import annotations
 

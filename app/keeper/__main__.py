@@ -6,7 +6,7 @@ import sys
 
 
 def start() -> None:
-    """Run the keeper without what it does not need."""
+    """Run the keeper. Modules that it can do without are not loaded, for the memory they take."""
     if any(word.startswith("-") for word in sys.argv[1:2]):
         from .joined import main as join
 

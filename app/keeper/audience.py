@@ -18,13 +18,15 @@ from .terms import Terms
 __all__ = ["Audience"]
 
 UNREAD_BYTES: Final = 2**16
-"""When so much waits for a server that does not read, it is told the rest later, all at once."""
+"""While so many bytes wait for a server that does not read, it gets no bells, and later one for all
+kernels."""
 
 BELL_SECONDS: Final = 0.05
+"""How many seconds later."""
 
 
 class Audience:
-    """Servers by their connections. ``ring_all`` rings for all kernels, and is called later."""
+    """Servers by their connections. ``ring_all`` rings for all kernels; it is called later."""
 
     def __init__(self, terms: Terms, ring_all: Callable[[], None]) -> None:
         self._terms = terms
@@ -43,11 +45,11 @@ class Audience:
         return iter([*self._servers])
 
     def add(self, server: ServerLink) -> None:
-        """The server has said what it is."""
+        """Note that a server has greeted the keeper."""
         self._servers.add(server)
 
     def discard(self, server: ServerLink) -> None:
-        """The server is gone."""
+        """Note that a server is gone."""
         self._servers.discard(server)
 
     def predecessors(self, server: ServerLink, hello: Fields) -> set[ServerLink]:
@@ -59,9 +61,10 @@ class Audience:
         return {other for other in self._servers if other.replica == replica} - {server}
 
     def come(self, server: ServerLink, kernel_id: str, term: int | None) -> None:
-        """A request of a server names this kernel, which is the server's, or is from now on.
+        """Note that a server has sent a request for a kernel, and so takes the kernel for its own.
 
-        Whose the kernel was before is told. Raises `ValueError` if another replica has the kernel.
+        The replica that had the kernel before, if any, is told that it has lost the kernel. Raises
+        `ValueError` if another replica has the kernel, and came with a higher term.
         """
         if term is None or not server.replica:
             if not self.is_obeyed(server, kernel_id):
@@ -76,7 +79,7 @@ class Audience:
             self._fence(kernel_id, before)
 
     def is_obeyed(self, server: ServerLink, kernel_id: str) -> bool:
-        """Whether a kernel obeys a server; one that it does not obey is told so."""
+        """Whether a kernel obeys a server. If not, the server is told that another has it."""
         if self._terms.obeys(kernel_id, server.replica):
             return True
         self._fence(kernel_id, server.replica)
@@ -92,7 +95,7 @@ class Audience:
         return {"answer": told | {"kept": kept, "heard": heard}}
 
     def tell(self, kernel_id: str, event: dict[str, Any]) -> None:
-        """Tell of an event of a kernel."""
+        """Tell an event of a kernel to each server that the kernel obeys."""
         frame = pack({**event, "kernel_id": kernel_id})
         for server in self._servers:
             if self._terms.obeys(kernel_id, server.replica):
@@ -106,21 +109,21 @@ class Audience:
                 server.write(frame)
 
     def on_malformed(self, kernel_id: str, channel: str, reason: str) -> None:
-        """Tell of a message that was dropped: of the first, and then more and more rarely."""
+        """Tell that messages of a kernel were dropped: whenever their count is a power of two."""
         count = self._malformed[kernel_id] = self._malformed.get(kernel_id, 0) + 1
         if not count & (count - 1):
             event = {"event": "malformed", "count": count, "channel": channel, "reason": reason}
             self.tell(kernel_id, event)
 
     def forget(self, kernel_id: str) -> None:
-        """The kernel is gone."""
+        """Forget a kernel that is gone."""
         self._malformed.pop(kernel_id, None)
         self._terms.forget(kernel_id)
 
     def ring(self, bells: Sequence[Bell], kernel_ids: Callable[[int], str]) -> None:
-        """Tell how far logs go; who does not read is told of all later.
+        """Send bells to the servers; one that does not read gets a bell for all kernels later.
 
-        ``kernel_ids`` has the id of the kernel with a handle.
+        ``kernel_ids`` returns the id of the kernel with a handle.
         """
         frame = pack({}, link.pack_bells(bells))
         for server in self._servers:

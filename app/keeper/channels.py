@@ -48,7 +48,8 @@ STDIN_SECONDS: Final = 1.0
 """How long requests wait until stdin is connected. Some kernels have no stdin."""
 
 AGAIN_SECONDS: Final = 1.0
-"""When it is tried again to open a socket, for want of descriptors perhaps."""
+"""How many seconds later a socket that could not be opened is tried again. There may have been no
+descriptors left."""
 
 
 class Listener(Protocol):

@@ -1,6 +1,6 @@
 """Connection files of kernels whose server is on another host: written where the kernel is.
 
-They are in the directory ``runtime`` of the state directory, in which such a keeper works.
+Such a keeper has the state directory as its working directory. The files are in ``runtime`` there.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _file(kernel_id: str) -> Path:
 
 
 def _sockets(kernel_id: str) -> Path:
-    # Short, and another one for each id: the name of a socket has some 100 bytes.
+    # A hash is short, and differs for each id. A socket's name has room for some 100 bytes only.
     digest = hashlib.blake2b(kernel_id.encode(), digest_size=8).hexdigest()
     return Path.cwd() / "runtime" / digest
 

@@ -1,12 +1,12 @@
 """The way of a keeper to a service that cannot dial it: it dials out, for as long as it lives.
 
-The service asks for a sign of life every second. When nothing has come for three of these, the
-connection is taken for dead, and another is made, at the next address that answers. Whatever was
-under way in the old one the service asks for again, or has had (see `Service`).
+The service sends a heartbeat every second. After three seconds without one the keeper takes the
+connection for dead, and dials the next address that answers. The service then asks again for what
+was under way in the old connection (see `Service`).
 
-A service may be several replicas, of which one has this keeper. Any of them tells where that one
-is. The keeper says which addresses did not answer: the replica that is asked lets it wait then
-until another has taken the place of the one that is gone.
+A service may have several replicas, of which one has this keeper. Every replica tells the keeper
+the address of that one. The keeper tells which addresses have not answered. If that one is among
+them, the replica that is asked has the keeper wait until another replica has taken it over.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ CONNECT_SECONDS: Final = 10.0
 """How long a connection may take, TLS included."""
 
 AWAY_SECONDS: Final = 4.0
-"""The same at an address that has not answered lately, or fell silent, if there are others."""
+"""The same at an address that has not answered lately, or fell silent, if there are other
+addresses."""
 
 HOPS: Final = 3
-"""How often in a row a replica is believed that sends this keeper to another."""
+"""How often in one round this keeper follows a replica that sends it to another one."""
 
 ANSWER_SECONDS: Final = 20.0
-"""How long the service may take to take this keeper in."""
+"""How long the service may take to accept this keeper."""
 
 ANSWER_BYTES: Final = 2**16
 
 SHORTEST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
-"""Seconds between two rounds through all addresses, of which each takes a half of that or more."""
+"""Seconds between two rounds through all addresses; a random part of up to a half is left out."""
 
 LATER: Final = ("later", "elsewhere")
-"""The codes of refusals after which a keeper dials on, even if it has never been taken in."""
+"""The codes of refusals after which a keeper dials on, even if it was never accepted before."""
 
 LASTING_SECONDS: Final = 10.0
-"""A connection that lasted so long was none that is refused each time."""
+"""After a connection that lasted so long the pauses between rounds are short again."""
 
 
 class SentAway(Exception):
-    """The service does not want this keeper; whether it ``ends`` what it has.
+    """The service has refused this keeper; ``ends`` tells whether its kernels are to end.
 
-    ``to`` are the addresses of the replica that wants it, if another does.
+    ``to`` are the addresses of the replica that has this keeper, if there is one.
     """
 
     def __init__(self, code: str, text: str, *, ends: bool, to: Sequence[Address] = ()) -> None:
@@ -81,13 +82,13 @@ class Dialler:
         self._said = ""
 
     def know(self, addresses: Sequence[Address]) -> None:
-        """The service has other addresses now; those of the join document are tried behind them."""
+        """Dial these addresses from now on, and behind them those of the join document."""
         self._addresses = [*dict.fromkeys([*addresses, *self._first])]
 
     async def run(self) -> None:
-        """Have a connection to the service as often as can be, until it is cancelled.
+        """Dial the service, and dial again whenever the connection ends, until this is cancelled.
 
-        Raises `SentAway` when the service wants this keeper no more, or never did.
+        Raises `SentAway` when the service refuses this keeper for good.
         """
         pause = SHORTEST_PAUSE
         while True:
@@ -98,15 +99,15 @@ class Dialler:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _round(self) -> bool:
-        """Dial all addresses in turn, or those that one of them tells; whether that was of use."""
+        """Dial all addresses, or those that a replica tells; whether a connection has lasted."""
         self._rounds += 1
-        # What another has told, and is none of the addresses, is believed again a round later.
+        # An address that only a replica has told is tried again a round later.
         self._away = {
             each: when
             for each, when in self._away.items()
             if each in self._addresses or when == self._rounds - 1
         }
-        # Those that have not answered come last: it may take long until they do not again.
+        # Addresses that have not answered come last: it takes long to find that they still do not.
         rest = sorted(self._addresses, key=self._away.__contains__)
         hops = 0
         while rest:
@@ -120,9 +121,9 @@ class Dialler:
         return False
 
     async def _try(self, address: Address) -> tuple[bool, Sequence[Address]]:
-        """Have a connection to one address until it ends.
+        """Dial one address, and serve the connection until it ends.
 
-        Returns whether it has lasted, and where else this keeper is wanted.
+        Returns whether the connection has lasted, and the addresses that the replica there told.
         """
         where = f"{address[0]}:{address[1]}"
         lasted = False
@@ -144,13 +145,13 @@ class Dialler:
         return lasted, told
 
     def _say(self, what: str) -> None:
-        """Log something, but not again and again."""
+        """Log a text, unless it is the one that was logged last."""
         if what != self._said:
             logger.info("%s", what)
         self._said = what
 
     async def _dial(self, address: Address) -> bool:
-        """Have a connection until it ends; whether it has lasted."""
+        """Connect, and serve the connection until its end; whether it has lasted."""
         host, port = address
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(ANSWER_BYTES)
@@ -184,9 +185,10 @@ class Dialler:
             cut_off(transport)
 
     async def _watch(self, server: ServerLink) -> bool:
-        """Return when the connection has ended, or is dead; whether it has ended.
+        """Return when the connection has ended (True), or is taken for dead (False).
 
-        It counts looks, not seconds: while this process itself does not run, nothing is missed.
+        This counts looks rather than seconds: a time in which this process was stopped is no
+        silence of the service.
         """
         missed = 0
         while missed < MISSED and not server.ended.done():
@@ -197,7 +199,7 @@ class Dialler:
 
 
 def _sent_away(answer: Fields) -> SentAway:
-    """What a service says that does not take this keeper in. Raises `NotInvited`."""
+    """The refusal that a service has answered. Raises `NotInvited`."""
     text = str(answer.get("text"))[:1000]
     to = addresses_of(answer["addresses"]) if answer.get("addresses") else ()
     return SentAway(str(answer["refused"]), text, ends=answer.get("ends") is True, to=to)

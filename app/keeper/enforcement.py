@@ -1,7 +1,7 @@
-"""Has limits hold for a kernel's processes, by its control group or by setrlimit(2).
+"""Enforces limits on a kernel's processes, by the kernel's control group or by setrlimit(2).
 
-A process has its limits before it runs any code: what is launched gets them between fork and exec,
-and what was forked elsewhere waits until it has been adopted.
+A process has its limits before it runs any code. A process that the keeper launches gets them
+between fork and exec. A process that a fork server forks waits until the keeper has adopted it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FILES: Final = "open_files"
 
 # RLIMIT_DATA counts what a process can write and shares with nobody [setrlimit(2), Linux from 4.7
 # on]. RLIMIT_AS would count address space as well that is only reserved, of which some kernels have
-# a thousand times what they use. There is none for processes: RLIMIT_NPROC counts all of a user's,
-# and the kernels have the service's user.
+# a thousand times what they use. No resource limits the number of processes: RLIMIT_NPROC counts
+# all processes of a user, and all kernels run as the service's user.
 RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE} | (
     {_DATA: resource.RLIMIT_DATA} if sys.platform == "linux" else {}
 )
@@ -52,12 +52,12 @@ class Enforcement:
         self._entrance = -1
         self._told = (-1, -1)
 
-    # What is launched
+    # A process that is launched
 
     def preparation(self) -> Callable[[], None] | None:
-        """What the child is to call before it executes its program; None if that is nothing.
+        """A function that the child has to call before it executes its program; None if none.
 
-        `launched` or `failed` follows. Raises `OSError`.
+        The caller launches the process, and then calls `launched` or `failed`. Raises `OSError`.
         """
         if self.group is None and not self._rlimits:
             return None
@@ -71,7 +71,7 @@ class Enforcement:
         return self._prepare
 
     def _prepare(self) -> None:
-        """In the child: no lock is taken here, and nothing imported."""
+        """Limit the child. In there, between fork and exec, a lock or an import could hang."""
         try:
             if self._entrance != -1:
                 os.write(self._entrance, b"0")
@@ -82,11 +82,11 @@ class Enforcement:
             raise
 
     def launched(self) -> None:
-        """The program is executed."""
+        """Clean up: the child executes its program."""
         self._close()
 
     def failed(self) -> OSError | None:
-        """Nothing was executed: why the child could not be limited, if that is the reason."""
+        """Clean up: the launch has failed. Returns the error if the child could not be limited."""
         number = b""
         if self._told[1] != -1:
             os.close(self._told[1])
@@ -104,29 +104,29 @@ class Enforcement:
                 os.close(descriptor)
         self._entrance, self._told = -1, (-1, -1)
 
-    # What runs already
+    # Processes that run already
 
     def impose(self, pids: Collection[int]) -> None:
-        """Limit processes that run. Raises `OSError`; those that have ended are no error."""
+        """Limit processes that run; those that have ended are passed over. Raises `OSError`."""
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 if self.group is not None:
                     self.group.enter(pid)
                 for number, value in self._rlimits.items():
-                    # Who may not raise a hard limit keeps the lower one.
+                    # Without the right to raise a hard limit, the lower one stays.
                     with contextlib.suppress(PermissionError):
                         resource.prlimit(pid, number, (value, value))
 
 
 class Enforcer:
-    """Decides how limits are enforced here. Remembers what it has said in the log."""
+    """Decides how limits are enforced on this machine, and logs each way once."""
 
     def __init__(self, groups: ControlGroups) -> None:
         self._groups = groups
         self._said: set[tuple[tuple[str, str], ...]] = set()
 
     def new(self, kernel_id: str, limits: ProcessLimits) -> Enforcement:
-        """For the next process of a kernel. Raises `OSError` if its group cannot be made.
+        """The enforcement for a kernel's next process. Raises `OSError` if there is no group.
 
         Where groups can be used, a process whose group cannot be made must not run without one.
         """
@@ -135,9 +135,10 @@ class Enforcer:
         return Enforcement(limits, group, by)
 
     def again(self, kernel_id: str, pid: int, limits: ProcessLimits | None) -> Enforcement:
-        """For a process that runs already; `Enforcement.impose` has the limits hold.
+        """The enforcement for a process that runs already; `Enforcement.impose` applies it.
 
-        Without ``limits``, as a keeper before this one has left it. Raises `OSError`.
+        Without ``limits`` the process stays as the keeper before this one has limited it. Raises
+        `OSError`.
         """
         group = self._groups.found(pid)
         if limits is None:
@@ -145,7 +146,7 @@ class Enforcer:
         by = self._choose(limits, running=True)
         if "cgroup" not in by.values():
             if group is not None:
-                self._groups.limit(group.owner, limits)  # there may have been some
+                self._groups.limit(group.owner, limits)  # those of the keeper before may differ
             return Enforcement(limits, group, by)
         if group is None or group.owner.name != (limits.owner or f"k-{kernel_id}"):
             return Enforcement(limits, self._groups.new(kernel_id, limits), by)

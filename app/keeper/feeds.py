@@ -1,10 +1,10 @@
 """What the keeper sends of its logs to a server on another host: their records, as they stand.
 
 That server cannot read the files. It keeps a copy of each log, a *mirror*, and says from which
-number on it follows one. It is sent pieces of the segment files then, whatever records these hold:
-nothing is taken apart here. Each kernel has a *credit* of bytes, which the server renews as it
-writes them. Together with the room in the socket, and with the kernels taking turns, that keeps one
-that floods from holding up what others say.
+number on it follows the log. The keeper sends pieces of the segment files from there on, without
+looking at the records in them. Each kernel has a *credit* of bytes, which the server renews when it
+has written what it got. The credits, the room in the socket, and turns between kernels bound what a
+kernel that floods can delay others by.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCAN_BYTES: Final = 2**18
 
 
 class Feed:
-    """The way of one log to one server: where in the files it is, and its credit, in bytes."""
+    """One log on its way to one server: how far it is sent, and its credit, in bytes."""
 
     def __init__(self, writer: LogWriter, after: int, credit: int) -> None:
         self.credit = credit
@@ -51,8 +51,8 @@ class Feed:
     def take(self, most: int) -> tuple[bool, bytes]:
         """The next piece, of ``most`` bytes at the most; empty if there is none, or no credit.
 
-        With it comes whether it begins with a record. Messages that the log has dropped meanwhile
-        are missing: the next record's number tells.
+        The first value tells whether the piece begins with a record. Messages that the log has
+        dropped meanwhile are missing, which the server sees by the next record's number.
         """
         most = min(most, self.credit)
         while most and (segment := self._present()) is not None:
@@ -64,7 +64,7 @@ class Feed:
                 return anew, data
             if (behind := self._behind(segment)) is None:
                 break
-            self._enter(behind)  # no record goes from one file to the next
+            self._enter(behind)  # no record lies in two files
         return False, b""
 
     def _present(self) -> Segment | None:
@@ -81,7 +81,7 @@ class Feed:
         return None
 
     def _behind(self, segment: Segment) -> Segment | None:
-        """The segment behind one, once there is one: then nothing more is written to the first."""
+        """The segment behind one, if any: then nothing more is written to the first."""
         found = False
         for one in self._writer.segments:
             if found:
@@ -127,7 +127,7 @@ def _position_of(segment: Segment, number: int) -> int:
                 if record is None or record.number >= number:
                     break
                 position += record.whole
-    except (OSError, DamagedLog):  # what follows cannot be read: the feed finds that, too
+    except (OSError, DamagedLog):  # the feed fails there in the same way, and goes on behind it
         pass
     return position
 
@@ -149,14 +149,14 @@ class Feeds:
         self.grown([handle])
 
     def grant(self, handle: int, size: int) -> None:
-        """The server has written so many bytes."""
+        """Raise a feed's credit: the server has written so many bytes."""
         feed = self._feeds.get(handle)
         if feed is not None:
             feed.credit += size
             self.grown([handle])
 
     def grown(self, handles: Iterable[int]) -> None:
-        """Logs have grown: send what the server follows of them."""
+        """Send what is new in logs that have grown, as far as the server follows them."""
         for handle in handles:
             if handle in self._feeds:
                 self._turns.setdefault(handle)

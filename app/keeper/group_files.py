@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 __all__ = ["SERVICE", "Base", "GroupFiles", "Unusable", "find_base", "group_of"]
 
 SERVICE: Final = "kernelkeep-service"
-"""The group below the base that the service's own processes are moved to. A group whose controllers
-its children may use must have no processes of its own."""
+"""The group, below the base, of the service's own processes. They are moved there because a group
+whose children have controllers must have no processes of its own."""
 
 _MAX_BYTES: Final = 2**20
 

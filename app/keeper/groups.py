@@ -3,7 +3,7 @@
     BASE/kernelkeep-service                  the service's own processes
     BASE/kernelkeep-KEY/OWNER/k-KERNEL.N     a kernel's processes; limits are those of OWNER
 
-Nothing is touched before the first kernel with a limit is launched.
+No group is made or changed before the first kernel with a limit is launched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_QUOTA: Final = 10**12
 """Microseconds of a period that the kernel takes for a quota; more is no limit on any machine."""
 
 ATTEMPTS: Final = 5
-"""How often something is tried that another process can come between."""
+"""How often a step is tried that fails when another process comes between."""
 
 
 class Group:
@@ -104,8 +104,8 @@ class Group:
 class ControlGroups:
     """Makes the groups of kernels' processes, and removes them.
 
-    ``key`` tells this state directory's groups from others'. ``find`` tells below which group they
-    may be made, when that is first needed.
+    ``key`` names the groups of this state directory. ``find`` finds the group below which they are
+    made; it is called when a group is first needed.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class ControlGroups:
                 self._files.write(service, "cgroup.procs", pid)
 
     def _enable(self, base: Base) -> frozenset[str]:
-        """Let the groups below have the controllers that there are. Returns those.
+        """Give the groups below all controllers that are available; returns these.
 
         A controller that another part of the system has in use is left out.
         """
@@ -191,9 +191,8 @@ class ControlGroups:
         """
         assert self.controllers, "there are no groups"
         for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # another removed the owner's as it was empty
+            # Another process may remove the owner's group in between, as it is empty.
+            with contextlib.suppress(FileNotFoundError):
                 return self._new(kernel_id, limits)
         return self._new(kernel_id, limits)
 
@@ -207,7 +206,9 @@ class ControlGroups:
         self.limit(owner, limits)
         for number in count(1):
             group = Group(owner / f"k-{kernel_id}.{number}", self._files)
-            with contextlib.suppress(FileExistsError):  # what ended has not been removed yet
+            with contextlib.suppress(
+                FileExistsError
+            ):  # that of an earlier process, which was not removed yet
                 self._files.make(group.path)
                 break
         if "memory" in self._controllers:
@@ -216,7 +217,7 @@ class ControlGroups:
         return group
 
     def limit(self, owner: Path, limits: ProcessLimits) -> None:
-        """Have an owner's kernels take so much together from now on. Raises `OSError`."""
+        """Limit what an owner's kernels may take together from now on. Raises `OSError`."""
         controllers = self.controllers
         if "memory" in controllers:
             swap = "max" if limits.memory is None else "0"
@@ -237,7 +238,7 @@ class ControlGroups:
             path = path.parent
         return None
 
-    # They go
+    # Groups are removed
 
     def end(self, group: Group) -> None:
         """Kill what a process of a kernel has left running, and remove the group, now or later."""
@@ -246,25 +247,25 @@ class ControlGroups:
             self._dying.append(group)
 
     def end_all_of(self, kernel_id: str) -> None:
-        """The same for all groups of a kernel whose process ended while no keeper was there."""
+        """End all groups of a kernel whose process ended while there was no keeper."""
         for group in self._all():
             if group.path.name.startswith(f"k-{kernel_id}."):
                 self.end(group)
 
     def sweep(self) -> bool:
-        """Remove the groups that nothing runs in any more; whether some have yet to go."""
+        """Remove the groups in which nothing runs any more; whether some are left."""
         self._dying = [group for group in self._dying if not group.remove()]
         return bool(self._dying)
 
     def close(self) -> None:
-        """Remove the state directory's group, if no kernel has one in there any more."""
+        """Remove the state directory's group, unless a kernel still has a group in it."""
         self.sweep()
         if self._top is not None:
             with contextlib.suppress(OSError):
                 self._files.remove(self._top)
 
     def resume(self) -> None:
-        """Use the groups that an earlier keeper has left, if it has, and remove the empty ones."""
+        """Use the groups that an earlier keeper has left, if any, and remove the empty ones."""
         if self._top is not None:
             return
         with contextlib.suppress(Unusable):
@@ -285,7 +286,7 @@ class ControlGroups:
 
 
 def state_key(directory: int) -> str:
-    """What tells a state directory from others, by a descriptor of the keeper's in there."""
+    """A text that only this state directory has; ``directory`` is the keeper's, within it."""
     found = os.stat("..", dir_fd=directory)
     return f"{found.st_dev:x}-{found.st_ino:x}"
 

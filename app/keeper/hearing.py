@@ -7,7 +7,6 @@ The requests of all clients leave over one set of sockets, so that all replies c
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -26,8 +25,6 @@ from .sockets import ConnectionInfo
 from .turns import Turns
 
 __all__ = ["NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
-
-logger = logging.getLogger(__name__)
 
 NOBODY: Final = ""
 """The owner of messages that are in the log and shown to no session."""

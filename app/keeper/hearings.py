@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +20,6 @@ from .turns import Turns
 
 __all__ = ["Heard", "Hearings"]
 
-logger = logging.getLogger(__name__)
-
 EXPIRY_SECONDS: Final = 10.0
 """How often, in seconds, messages that have become too old are dropped."""
 
@@ -30,7 +27,7 @@ EXPIRY_SECONDS: Final = 10.0
 class Heard(msgspec.Struct, frozen=True):
     """What a server is told about a kernel that the keeper hears.
 
-    ``first`` and ``end`` are places (`app.keeper.log.Place`), ``tip`` is a `Tip`. ``session`` is
+    ``first`` and ``end`` are places (`app.keeper.log.Position`), ``tip`` is a `Tip`. ``session`` is
     the server's own. ``taken`` counts requests, as in a bell. ``opened``: a server has taken the
     present process for ready. ``again``: sockets were just opened to a process that another keeper
     heard before, so that messages of the time between are lost. ``ahead`` is set by a server that

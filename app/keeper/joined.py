@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -23,9 +22,8 @@ from typing import Final
 
 from .dialling import Dialler, SentAway
 from .joining import Address, Document, NotInvited, Trust, addresses_of, read_document
-from .main import listen, run, take_lock
-from .processes import adopt_orphans
-from .protocol import Fields, TooOpen, keeper_dir, open_dir
+from .main import become_keeper, handle_signals, log_on_stderr, run
+from .protocol import Fields, TooOpen, keeper_dir
 from .service import Answer, Service
 
 __all__ = ["JoinedService", "main"]
@@ -71,7 +69,7 @@ class JoinedService(Service):
         return {"answer": None}
 
     def _end_if_unused(self) -> None:
-        """As `Service`'s, but a connection that breaks is made anew before there is a kernel."""
+        """As `Service` does it, but later: a connection that breaks may be made anew."""
         if self._servers or self._stopping:
             super()._end_if_unused()
         else:
@@ -79,7 +77,7 @@ class JoinedService(Service):
 
 
 def _on_host(_fields: Fields) -> Answer:
-    """What is here: kernels get the environment of this job, and may use its interpreter.
+    """Tell what this job has: kernels get its environment, and may use its interpreter.
 
     ``can`` has the requests that an earlier keeper would not know.
     """
@@ -91,9 +89,7 @@ def _on_host(_fields: Fields) -> Answer:
 
 def main() -> int:
     """Keep kernels until there is none any more; returns the exit status."""
-    logging.basicConfig(
-        format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO
-    )
+    log_on_stderr()
     parser = argparse.ArgumentParser("kernelkeep-keeper", description="Keep kernels of a service")
     parser.add_argument(
         "--join", required=True, metavar="FILE", help="the join document; - is stdin"
@@ -109,10 +105,7 @@ def main() -> int:
         for path in (state, *(state / name for name in DIRECTORIES)):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chdir(state)  # paths in what the keeper is asked are relative to this
-        directory = open_dir(state)
-        take_lock(directory)
-        adopt_orphans()
-        listener = listen(directory, keeper_dir(state))
+        directory, listener = become_keeper(state)
     except NotInvited as error:
         logger.error("the join document cannot be used: %s", error)
         return REFUSED
@@ -130,18 +123,12 @@ def main() -> int:
 
 
 async def _keep(listener: socket.socket, directory: int, document: Document, state: Path) -> int:
-    loop = asyncio.get_running_loop()
     trust = Trust(document, keeper_dir(state))
     service = JoinedService(listener, directory, trust)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.stop)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    # uvloop wants this signal for itself, although it starts no processes here.
-    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
-    signal.siginterrupt(signal.SIGCHLD, False)
+    handle_signals(service, service.stop)
     dialler = Dialler(document.addresses, trust, service.new_link)
     service.on_addresses = dialler.know
-    dialling = loop.create_task(dialler.run(), name="dialling")
+    dialling = asyncio.get_running_loop().create_task(dialler.run(), name="dialling")
     status = 0
     try:
         await asyncio.wait({dialling, service.ended}, return_when=asyncio.FIRST_COMPLETED)

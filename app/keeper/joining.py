@@ -110,11 +110,11 @@ class Trust:
         """Whether this keeper has a certificate."""
 
     def context(self) -> ssl.SSLContext:
-        """What the next connection is made with. Raises `OSError` (`ssl.SSLError` is one)."""
+        """The TLS context for the next connection. Raises `OSError` (`ssl.SSLError` is one)."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks the name, too
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(cadata=self._document.authority)
-        # What the document names is trusted, whoever vouches for that.
+        # A certificate that the document names is trusted, even if it is not a root.
         context.verify_flags |= PARTIAL_CHAIN
         if self.has_joined:
             context.load_cert_chain(self._file)
@@ -125,7 +125,7 @@ class Trust:
         return self._document.server_name or host
 
     def hello(self, away: Iterable[Address] = ()) -> Fields:
-        """What is said first over a connection. These addresses are ``away``: none answers."""
+        """The first frame on a connection. The addresses in ``away`` have not answered."""
         said: Fields = {"join": 1}
         named, room = [], AWAY_CHARACTERS
         for text in map(_written, away):
@@ -147,7 +147,7 @@ class Trust:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(pem)
-        # What cannot be used is found now, while the one before is there.
+        # Check that it can be used while the credential before is still there.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(temporary)
         os.replace(temporary, self._file)
         self.has_joined = True

@@ -19,6 +19,7 @@ from .limits import NO_LIMITS, ProcessLimits
 from .notes import GONE, LAUNCHING, Note, Notes
 from .output import ProcessOutput, pipe_of
 from .processes import ended_child, leader_that_writes
+from .protocol import Fields
 from .usage import orphans, processes_of
 
 __all__ = ["KeptKernels"]
@@ -67,6 +68,11 @@ class KeptKernels:
         return bool(self._kernels or self._dying or self._sweeping)
 
     @property
+    def records(self) -> list[Fields]:
+        """What the server is told of each kernel that is not forgotten."""
+        return [kernel.record for kernel in self]
+
+    @property
     def any_wanted(self) -> bool:
         """Whether there is any that is not forgotten."""
         return bool(self._kernels)
@@ -77,18 +83,18 @@ class KeptKernels:
         return any(kernel.running for kernel in self._kernels.values())
 
     def present(self, kernel_id: str) -> KeptKernel | None:
-        """What there is of a kernel; that its process has ended may not have been seen yet."""
+        """The kernel with this id, if there is one; an end of its process is noticed first."""
         kernel = self._kernels.get(kernel_id)
         if kernel is not None:
             kernel.look()
         return kernel
 
-    # They come
+    # Kernels are added
 
     def take_over(self) -> None:
-        """Have the processes that a keeper before this one noted.
+        """Take over the processes that the keeper before this one has noted.
 
-        A server tells of those that it knows, and ends those that nobody does.
+        The server then asks for the kernels that it knows, and has the others ended.
         """
         self._groups.resume()
         left, self._left = self._left, []
@@ -160,7 +166,7 @@ class KeptKernels:
         output: str,
         limits: ProcessLimits = NO_LIMITS,
     ) -> KeptKernel | None:
-        """Have a process that runs already; None if it is gone. Raises `OSError`, `ValueError`."""
+        """Adopt a process that runs already; None if it is gone. Raises `OSError`, `ValueError`."""
         kernel = self.present(kernel_id)
         if kernel is not None and (kernel.pid, kernel.started) == (pid, started):
             self._limit(kernel, limits)
@@ -177,7 +183,7 @@ class KeptKernels:
         return kernel
 
     def _limit(self, kernel: KeptKernel, limits: ProcessLimits) -> None:
-        """Have limits hold for a kernel that runs already; if they cannot, that is noted of it."""
+        """Limit a kernel that runs already; if that fails, `KeptKernel.unlimited` tells why."""
         before = kernel.enforcement
         if before is not None and before.limits == limits and not kernel.unlimited:
             return
@@ -217,7 +223,7 @@ class KeptKernels:
         self._kernels[kernel.kernel_id] = kernel
         self._note((kernel.kernel_id, kernel.pid, kernel.started, kernel.output))
 
-    # They go
+    # Kernels end
 
     def forget(self, kernel: KeptKernel) -> None:
         """Kill the process of a kernel that nobody wants, and forget it."""
@@ -256,7 +262,7 @@ class KeptKernels:
             self._sweep_soon()
 
     def _sweep_soon(self) -> None:
-        """Remove groups whose processes were killed and end later, of which nobody tells."""
+        """Remove groups whose killed processes have yet to end: nothing tells when they do."""
         if self._sweeping is None and self._groups.sweep():
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 

@@ -57,7 +57,7 @@ class KeptKernel:
 
     @property
     def record(self) -> Fields:
-        """All that is known of it, for the server."""
+        """All that is known of the kernel, for the server."""
         return {
             "kernel_id": self.kernel_id,
             "pid": self.pid,
@@ -76,7 +76,7 @@ class KeptKernel:
 
     @property
     def running(self) -> bool:
-        """Whether its end has not been seen."""
+        """Whether the end of the process has not been seen."""
         return self.exit_code is None
 
     def launch(
@@ -110,7 +110,7 @@ class KeptKernel:
         self.pid = process.pid
         process.returncode = 0  # it is reaped in `end`
         try:
-            # Nobody else reaps it, so these are its own although it may have ended.
+            # Nobody else reaps the process, so the number is its own even if it has ended.
             self.started = start_time(self.pid) or ""
             self._watch_process(child_process(self.pid, self.started, reaping=True))
             self.enforce(enforcement)
@@ -140,7 +140,7 @@ class KeptKernel:
         return True
 
     def enforce(self, enforcement: Enforcement | None) -> None:
-        """The process is limited like this, and in the group that it is to stay in."""
+        """Note how the process is limited, and watch its group for a lack of memory from now on."""
         self.enforcement = enforcement
         self._oom = OOMWatch(self.pid)
 
@@ -156,7 +156,7 @@ class KeptKernel:
             self.end()
 
     def end(self) -> None:
-        """The process has ended. What it left running in its process group ends with it."""
+        """Note that the process has ended, and kill what it left running in its process group."""
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self.signal(signal.SIGKILL)

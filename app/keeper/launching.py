@@ -1,4 +1,4 @@
-"""Launching a kernel's process: as the keeper's user, or as another that the request names."""
+"""Launching processes: a kernel's, as the keeper's user or as another one, and a fork server's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .processes import start_time
 from .protocol import Fields
 
-__all__ = ["ARGUMENTS", "AsUser", "launch_process"]
+__all__ = ["ARGUMENTS", "AsUser", "launch_process", "run"]
 
 ARGUMENTS: Final = "{arguments}"
 """The word of a command in whose place the number of the descriptor comes with the arguments."""
@@ -21,7 +22,7 @@ ARGUMENTS: Final = "{arguments}"
 _SET_NO_NEW_PRIVS: Final = 38  # prctl(2)
 
 _UMASK: Final = 0o077
-"""Of another user's kernels: what they write is for nobody else."""
+"""The umask of another user's kernels: nobody else can read their files."""
 
 _PASS: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -93,9 +94,27 @@ def launch_process(
         os.close(directory)
 
 
+def run(fields: Fields) -> Fields:
+    """Start a fork server, which is no kernel. The keeper becomes the parent of what it forks.
+
+    The answer has the process's id and `start_time`. Raises `OSError`.
+    """
+    process = subprocess.Popen(
+        fields["command"],
+        env=fields["env"],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    process.returncode = 0  # `KeptKernels.reap` reaps it, and so Python must not
+    return {"answer": {"pid": process.pid, "start_time": start_time(process.pid)}}
+
+
 @contextlib.contextmanager
 def _in_memory(arguments: Sequence[str]) -> Iterator[int]:
-    """A descriptor of a file that is nowhere, with the arguments. Raises `ValueError` for a NUL."""
+    """A descriptor of a file in memory with the arguments. Raises `ValueError` for a NUL."""
     if any("\0" in word for word in arguments):
         raise ValueError("an argument has a NUL in it, and would be two")
     data = b"".join(os.fsencode(word) + b"\0" for word in arguments)
@@ -121,7 +140,11 @@ def _launch_as(
         )
 
     try:
-        return _in_a_thread(launch)
+        # The attributes of a thread pass to the processes that it starts. With a thread of its own
+        # nothing has to be run in the child between fork and exec, where a process with threads
+        # may do little; and the privilege that is forbidden is no other thread's.
+        with ThreadPoolExecutor(1, "launch") as thread:
+            return thread.submit(launch).result()
     except OSError as error:
         if error.filename == cwd:  # it was not executed yet
             raise OSError(
@@ -157,26 +180,3 @@ def _forbid_privileges() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "new privileges cannot be forbidden")
-
-
-def _in_a_thread(call: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """The result of a call in a thread of its own, which has ended then. Raises what that does.
-
-    A thread's attributes are those of the processes that it starts. So nothing has to be run in the
-    child between fork and exec, where little is allowed to a process with threads.
-    """
-    results: list[subprocess.Popen[bytes]] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="launch")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -36,13 +36,8 @@ class ProcessLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def limited(self) -> frozenset[str]:
         """The names of the limits that are set."""
-        values = {
-            "memory": self.memory,
-            "cpu": self.cpu,
-            "processes": self.processes,
-            "open_files": self.open_files,
-        }
-        return frozenset(name for name, value in values.items() if value is not None)
+        names = ("memory", "cpu", "processes", "open_files")
+        return frozenset(name for name in names if getattr(self, name) is not None)
 
 
 NO_LIMITS: Final = ProcessLimits()

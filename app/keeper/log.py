@@ -32,7 +32,7 @@ from .log_files import (
     SEGMENT_BYTES,
     SPARE,
     SUFFIX,
-    Place,
+    Position,
     Segment,
     Tip,
     allocate,
@@ -44,7 +44,7 @@ from .log_files import (
 )
 from .log_room import LogRoom
 
-__all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Place", "Tip"]
+__all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Position", "Tip"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class LogWriter:
         self._segments: deque[Segment] = deque()
         self._descriptor = -1  # of the last segment; -1 while its file is closed
         self._spare = 0  # the bytes of the spare file; 0 if there is none
-        # The place of the next message. Two integers: to make a Place for each message takes time.
+        # The place of the next message, as integers: to make a Position for each one takes time.
         self._number, self._offset = 1, 0
-        self._written = Place(1, 0)
+        self._written = Position(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
         self._pending_messages = 0
@@ -91,17 +91,17 @@ class LogWriter:
     # Looking
 
     @property
-    def next(self) -> Place:
+    def next(self) -> Position:
         """The place of the next message."""
-        return Place(self._number, self._offset)
+        return Position(self._number, self._offset)
 
     @property
-    def end(self) -> Place:
+    def end(self) -> Position:
         """The place behind all messages that are written, and so can be read."""
         return self._written
 
     @property
-    def first(self) -> Place:
+    def first(self) -> Position:
         """The place of the oldest message in the log; the end if there is none."""
         return self._segments[0].start if self._segments else self._written
 
@@ -193,11 +193,6 @@ class LogWriter:
         if self._segments:  # no room is left, so the next message takes another file
             self._segments[-1].room = self._segments[-1].bytes
 
-    @property
-    def unwritten(self) -> bool:
-        """Whether messages wait for `flush`."""
-        return bool(self._pending)
-
     def flush(self) -> None:
         """Write the messages that were appended; from then on they can be read."""
         pending, size = self._pending, self._pending_bytes
@@ -236,7 +231,7 @@ class LogWriter:
         if self._closed:
             return False
         self.flush()
-        return self._fits(taken) or self._roll(Place(number, offset), taken)
+        return self._fits(taken) or self._roll(Position(number, offset), taken)
 
     def _give_up(self, segment: Segment, error: OSError) -> None:
         """Cut a file back to its last whole record: the last write may have ended in the middle."""
@@ -257,7 +252,7 @@ class LogWriter:
 
     # Segments
 
-    def _roll(self, start: Place, taken: int) -> bool:
+    def _roll(self, start: Position, taken: int) -> bool:
         """Go on in another file, with room for ``taken`` bytes; False if none can be had."""
         try:
             segment = self._new_segment(start, taken)
@@ -275,7 +270,7 @@ class LogWriter:
             self._hold_spare()
         return True
 
-    def _new_segment(self, start: Place, taken: int) -> Segment:
+    def _new_segment(self, start: Position, taken: int) -> Segment:
         """A new segment with room for a record of ``taken`` bytes. Raises `OSError`."""
         path = self.directory / f"{start.cursor:020}{SUFFIX}"
         wanted = max(self._next_room, records.HEAD_BYTES + taken)

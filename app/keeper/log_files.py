@@ -20,7 +20,7 @@ __all__ = [
     "SEGMENT_BYTES",
     "SPARE",
     "SUFFIX",
-    "Place",
+    "Position",
     "Segment",
     "Tip",
     "allocate",
@@ -42,7 +42,7 @@ SUFFIX: Final = ".log"
 SPARE: Final = "spare"
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """A place in a log: the next number to read, and the bytes of all frames before it."""
 
     cursor: int
@@ -61,7 +61,7 @@ class Segment:
 
     __slots__ = ("begun_at", "bytes", "path", "room", "start", "written_at")
 
-    def __init__(self, start: Place, path: Path, room: int) -> None:
+    def __init__(self, start: Position, path: Path, room: int) -> None:
         self.start = start
         self.path = path
         self.room = room  # the bytes that the file may have, its head included
@@ -69,7 +69,7 @@ class Segment:
         self.begun_at = self.written_at = time.time()
 
 
-def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path, str]]:
+def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Path, str]]:
     """The segments in a directory: the first place, path and epoch of each. Other files go."""
     for path in directory.glob("*"):
         if path.name == SPARE:
@@ -86,10 +86,10 @@ def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Place, Path, 
             with contextlib.suppress(OSError):
                 path.unlink()
         else:
-            yield Place(head.number, head.offset), path, head.epoch
+            yield Position(head.number, head.offset), path, head.epoch
 
 
-def end_of(path: Path, start: Place) -> tuple[int, Place, float]:
+def end_of(path: Path, start: Position) -> tuple[int, Position, float]:
     """Where the last whole record of a segment ends, in its file and in the log.
 
     The third value is the time of the oldest record, in seconds since the epoch. Raises `OSError`.
@@ -108,7 +108,7 @@ def end_of(path: Path, start: Place) -> tuple[int, Place, float]:
             end = position + record.whole
             records.owner_of(record, os.pread(descriptor, end - behind, behind))
             begun_at = min(begun_at, record.time)
-            position, place = end, Place(record.number + 1, record.offset + record.size)
+            position, place = end, Position(record.number + 1, record.offset + record.size)
     except DamagedLog:  # the last record was cut short, when its keeper was killed
         pass
     finally:
@@ -116,7 +116,7 @@ def end_of(path: Path, start: Place) -> tuple[int, Place, float]:
     return position, place, begun_at
 
 
-def records_of(path: Path, start: Place) -> Iterator[tuple[Record, str | None, bytes]]:
+def records_of(path: Path, start: Position) -> Iterator[tuple[Record, str | None, bytes]]:
     """The records of a segment, with their owners and frames.
 
     Raises `OSError`, and `DamagedLog` at a record that was not written to its end.

@@ -12,7 +12,7 @@ __all__ = ["NO_SHARE", "Bounded", "LogRoom", "share_from"]
 
 
 NO_SHARE: Final = ("", 0)
-"""The share of a log that has none: it is bounded as all are."""
+"""The share of a log that has none: only the bounds on all logs hold for it."""
 
 
 def share_from(fields: Mapping[str, Any]) -> tuple[str, int]:
@@ -84,7 +84,7 @@ class LogRoom:
     def share(self, log: Bounded, key: str, size: int) -> None:
         """Have a log share ``size`` bytes with all others of the same ``key``; none with "".
 
-        What is said last of the size counts for all of them. Each keeps its newest file at least.
+        The size that was given last counts for all. Each log keeps at least its newest file.
         """
         before = self._share_of.pop(log, "")
         if before:
@@ -109,7 +109,7 @@ class LogRoom:
     def part_of(self, log: Bounded) -> int:
         """How many bytes one file of a log should have: a part of what the log may have.
 
-        Where logs share a bound, so do their files: nothing but whole files can be dropped.
+        Only whole files can be dropped. So where logs share a bound, each has smaller files.
         """
         share = self._shares.get(self._share_of.get(log, ""))
         together = self.each if share is None else share.bytes // len(share.logs)

@@ -135,7 +135,7 @@ def _look_by_ps(pid: int) -> Look | None:
 def run_tool(tool: str, *arguments: str) -> str:
     """What a tool of the system prints. Raises `OSError` if it cannot be executed, or hangs.
 
-    It is not the one that somebody's PATH has, and prints the same in all places.
+    PATH does not count, and the locale is C, so that the tool prints the same everywhere.
     """
     places = (f"{directory}/{tool}" for directory in ("/bin", "/usr/bin", "/usr/sbin", "/sbin"))
     program = next(filter(os.path.exists, places), None)

@@ -17,7 +17,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ try:
 except ImportError:  # it is not everywhere
     from asyncio import new_event_loop  # type: ignore[assignment]
 
-__all__ = ["listen", "main", "run", "take_lock"]
+__all__ = ["become_keeper", "handle_signals", "log_on_stderr", "main", "run"]
 
 
 T = TypeVar("T")
@@ -38,14 +38,9 @@ T = TypeVar("T")
 
 def main() -> None:
     """Keep kernels until there is neither a kernel nor a server, or until somebody ends this."""
-    logging.basicConfig(
-        format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO
-    )
+    log_on_stderr()
     try:
-        directory = open_dir(Path(sys.argv[1]))
-        take_lock(directory)
-        adopt_orphans()
-        listener = listen(directory, keeper_dir(Path(sys.argv[1])))
+        directory, listener = become_keeper(Path(sys.argv[1]))
     except BlockingIOError:
         _say("taken")
     except (OSError, TooOpen) as error:
@@ -54,8 +49,14 @@ def main() -> None:
         run(_keep(listener, directory, stays=sys.argv[2:] == ["--stay"]))
 
 
+def log_on_stderr() -> None:
+    """Have the keeper's own log on its stderr."""
+    form = "%(asctime)s %(process)d %(levelname)s %(message)s"
+    logging.basicConfig(format=form, level=logging.INFO)
+
+
 def run(what: Coroutine[Any, Any, T]) -> T:
-    """What this returns in the end, in a loop of its own."""
+    """Run a coroutine in an event loop of its own, and return its result."""
     loop = new_event_loop()
     try:
         asyncio.set_event_loop(loop)
@@ -65,7 +66,31 @@ def run(what: Coroutine[Any, Any, T]) -> T:
         loop.close()
 
 
-def take_lock(directory: int) -> None:
+def become_keeper(state_dir: Path) -> tuple[int, socket.socket]:
+    """Become the keeper of a state directory.
+
+    Returns a descriptor of the keeper's directory, and the socket on which servers come. Raises
+    `BlockingIOError` if there is another keeper, and `TooOpen` or `OSError`.
+    """
+    directory = open_dir(state_dir)
+    _take_lock(directory)
+    adopt_orphans()
+    return directory, _listen(directory, keeper_dir(state_dir))
+
+
+def handle_signals(service: Service, on_stop: Callable[[], None]) -> None:
+    """Call ``on_stop`` at SIGTERM and SIGINT, and have children reaped when they end."""
+    loop = asyncio.get_running_loop()
+    # Handlers rather than SIG_IGN, for kernels inherit which signals are ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    # uvloop reserves SIGCHLD for itself, although it starts no processes here.
+    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
+    signal.siginterrupt(signal.SIGCHLD, False)
+
+
+def _take_lock(directory: int) -> None:
     """Be the only keeper in this directory. Raises `BlockingIOError` if there is another."""
     # Held until this process ends, and by no other: a kernel does not inherit it.
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
@@ -73,15 +98,8 @@ def take_lock(directory: int) -> None:
 
 
 async def _keep(listener: socket.socket, directory: int, *, stays: bool) -> None:
-    loop = asyncio.get_running_loop()
     service = Service(listener, directory, stays=stays)
-    # Handlers, not SIG_IGN: what is ignored would be in kernels, too.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.end)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    # uvloop wants this signal for itself, although it starts no processes here.
-    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
-    signal.siginterrupt(signal.SIGCHLD, False)
+    handle_signals(service, service.end)
     _say("ready")
     try:
         await service.ended
@@ -97,7 +115,7 @@ async def _keep(listener: socket.socket, directory: int, *, stays: bool) -> None
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def listen(directory: int, path: Path) -> socket.socket:
+def _listen(directory: int, path: Path) -> socket.socket:
     """The keeper's socket (0600). One that is there was left by a keeper that was killed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink("socket", dir_fd=directory)

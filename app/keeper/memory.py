@@ -17,10 +17,10 @@ from typing import Final
 __all__ = ["Memory", "anonymous_bytes"]
 
 LOOK_SECONDS: Final = 1.0
-"""How long no message must have come before memory is given back, in seconds."""
+"""How many seconds without a message pass before memory is given back."""
 
 BUSY_LOOKS: Final = 10
-"""After so many looks memory is given back although messages still come."""
+"""After how many looks memory is given back although messages still come."""
 
 SPARE_BYTES: Final = 2**24
 """How much the process may grow before memory is given back: less is soon needed again."""
@@ -63,8 +63,8 @@ class Memory:
         active, self._active = self._active, False
         if not active or self._looks >= BUSY_LOOKS:
             self._looks = 0
-            # What is left in a flood are messages that wait. Once they have been read, that memory
-            # is the allocator's again, so it is no measure of what there is to give back then.
+            # The memory that is left during a flood holds messages that wait. It is free once they
+            # were read, so that figure is no floor for the time after the flood.
             floor = self._busy_floor if active else self._floor
             # It takes up to a quarter of a millisecond a megabyte, in which no kernel is read.
             if self._used() > floor + SPARE_BYTES:

@@ -33,7 +33,7 @@ The next keeper knows by this note that it may be there, and finds it by its out
 
 
 GONE: Final = -1
-"""Stands in place of a process id: nobody wants to know of the kernel any more."""
+"""Stands in place of a process id: the keeper has forgotten the kernel."""
 
 SPARE_LINES: Final = 64
 """How many more lines than twice the kernels the file may have."""
@@ -60,15 +60,14 @@ class Notes:
         notes: dict[str, Note] = {}
         for line in lines:
             try:
-                rows = _rows(line)
+                note = msgspec.json.decode(line, type=Note)
             except (msgspec.MsgspecError, RecursionError) as error:
                 # The last one may be cut short: its keeper was killed, or the disk was full.
                 logger.warning("what the keeper before this one had is not all known: %r", error)
                 continue
-            for note in rows:
-                notes.pop(note[0], None)
-                if note[1] != GONE:
-                    notes[note[0]] = note
+            notes.pop(note[0], None)
+            if note[1] != GONE:
+                notes[note[0]] = note
         return [*notes.values()]
 
     def add(self, note: Note) -> bool:
@@ -113,10 +112,3 @@ class Notes:
 
     def _open(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
-
-
-def _rows(line: bytes) -> list[Note]:
-    """The notes of a line. Raises `msgspec.MsgspecError`."""
-    if line.startswith(b"[["):  # earlier versions had all in one line
-        return msgspec.json.decode(line, type=list[Note])
-    return [msgspec.json.decode(line, type=Note)]

@@ -1,4 +1,4 @@
-"""Processes, told apart from others that got their number later; and whose children they are."""
+"""Processes, each told apart from a later one with the same number; children and orphans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNKNOWN_EXIT: Final = 256
 """In place of an exit code that nobody can tell any more. No process has it."""
 
 POLL_SECONDS: Final = 0.3
-"""How often a process is looked at where the system does not tell of its end."""
+"""Seconds between two looks at a process whose end the system does not report."""
 
 _PROCESS_GROUP: Final = 4  # PIDFD_SIGNAL_PROCESS_GROUP, from Linux 6.9 on
 
@@ -83,7 +83,7 @@ class Process:
             self._timer = self._loop.call_later(0, self._look_again)
 
     def unwatch(self) -> None:
-        """Have nothing called any more."""
+        """Call nothing when the process ends."""
         if self._watched is not None and self._loop is not None:
             self._loop.remove_reader(self._watched)
         if self._timer is not None:
@@ -161,7 +161,8 @@ def open_process(pid: int, started: str, *, reaping: bool = False) -> Process | 
     except ProcessLookupError:
         return None
     try:
-        # Read after the descriptor was opened: who had the number then has it still, or it differs.
+        # The race: the number may have passed to another process before the descriptor was opened.
+        # This look comes after that, so the descriptor is of the process that is found here.
         found = look(pid)
     except BaseException:
         seen.close()

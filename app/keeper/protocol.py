@@ -87,7 +87,7 @@ no longer is told the event ``fenced``."""
 
 MAX_FRAME: Final = 2**31
 MAX_HEAD: Final = 2**26
-"""Bytes of a frame and of its object; nothing that is meant comes near."""
+"""Bytes of a frame, and of its object. No frame of a sound peer comes near."""
 
 Fields = dict[str, Any]
 
@@ -106,7 +106,7 @@ MAX_ADDRESS: Final = 103
 
 
 class Garbled(Exception):
-    """What came is no frame of this protocol."""
+    """The bytes that were received are no frame of this protocol."""
 
 
 class TooOpen(Exception):

@@ -107,7 +107,7 @@ class PendingRequests:
         return next((request for request in requests if not request.idle), requests[0])
 
     def find_unlogged(self, header: Header, owner: str) -> Request | None:
-        """The oldest request with this header that the log does not have yet, as far as is read."""
+        """The oldest request with this header that was not found in the log yet."""
         for request in self._by_id.get(header.msg_id, []):
             if not request.logged and request.owner == owner:
                 return request

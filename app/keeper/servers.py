@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Final, cast
+from typing import Final
 
 from ..protocol import link
 from .feeds import Feeds
@@ -14,18 +14,18 @@ from .protocol import Fields, Frames, Garbled, cut_off, pack
 __all__ = ["ServerLink"]
 
 FEED_BYTES: Final = 2**18
-"""When so much waits for a server that follows logs, no further piece of one is written."""
+"""While so many bytes wait for a server that follows logs, no further piece of a log is written."""
 
 TOLD_BYTES: Final = 2**22
-"""When so much waits for a server that follows logs, nothing more is taken of it."""
+"""While so many bytes wait for a server that follows logs, none of its requests is read."""
 
 
 class ServerLink(Frames):
     """Calls ``on_frame`` for each frame of a server's, and ``on_end`` once, at the end.
 
-    Of a server that does not read what it is told nothing more is taken until it does, so that what
-    waits for it here is bounded. What waits for one that follows logs is bounded by the feeds: it
-    is heard all the same, so that an interrupt need not wait for the output of others.
+    While a server does not read, no more of its requests are read either, so that the answers that
+    wait for it are bounded. A server that follows logs is different: the feeds bound what waits for
+    it, and its requests are read all the same, so that an interrupt need not wait for output.
     """
 
     def __init__(
@@ -42,10 +42,9 @@ class ServerLink(Frames):
         self._greeting = greeting
         self._holds = 0
         self._is_full = False
-        self._is_late = False  # whether it is held back as it does not read what it is told
+        self._is_late = False  # whether its requests are not read as it does not read
         self._feeds: Feeds | None = None
-        self._is_cut_off = False  # whether nothing more is to be taken of it
-        self._writes: asyncio.Transport | None = None
+        self._is_cut_off = False  # whether its frames are ignored
         self.is_heard = True
         """Whether anything has come since this was last set to false."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -53,7 +52,6 @@ class ServerLink(Frames):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there: the keeper speaks first."""
         super().connection_made(transport)
-        self._writes = cast(asyncio.Transport, transport)
         self.write(self._greeting)
 
     def data_received(self, data: bytes) -> None:
@@ -72,8 +70,8 @@ class ServerLink(Frames):
 
     def write(self, frame: bytes) -> None:
         """Tell the server something; nothing is told to one that is gone."""
-        if self._writes is not None and not self._writes.is_closing():
-            self._writes.write(frame)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
             if self._feeds is not None and not self._is_late and self.unread > TOLD_BYTES:
                 self._is_late = True
                 self.hold()
@@ -81,20 +79,21 @@ class ServerLink(Frames):
     @property
     def unread(self) -> int:
         """How many bytes wait for the server to read them."""
-        return 0 if self._writes is None else self._writes.get_write_buffer_size()
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def cut_off(self) -> None:
         """Take nothing more, not even what has come already, and end the connection."""
         self._is_cut_off = True
-        if self._writes is not None:
-            cut_off(self._writes)
+        if self._transport is not None:
+            cut_off(self._transport)
 
     def close(self) -> None:
         """Close the connection when all is sent that was written."""
-        if self._writes is not None:
-            self._writes.close()
+        if self._transport is not None:
+            self._transport.close()
 
-    # What waits for a server that does not read, and what for its predecessor's end, may overlap.
+    # Two reasons for not reading may overlap: that the server does not read, and that it waits for
+    # the end of its predecessor.
 
     def hold(self) -> None:
         """Take nothing more for now; for each call there is one of `go_on`."""
@@ -127,12 +126,12 @@ class ServerLink(Frames):
 
     def mirror(self) -> None:
         """Let the server follow logs from now on."""
-        if self._feeds is None and self._writes is not None:
-            self._writes.set_write_buffer_limits(high=FEED_BYTES)
+        if self._feeds is None and self._transport is not None:
+            self._transport.set_write_buffer_limits(high=FEED_BYTES)
             self._feeds = Feeds(lambda data: self.write(pack({}, data)), lambda: not self._is_full)
 
     def take(self, data: bytes, hearings: Hearings) -> bool:
-        """Do what a frame of such a server says; False for any other. Raises `Garbled`."""
+        """Handle a heartbeat or a frame about logs; False for any other frame. Raises `Garbled`."""
         kind = data[:1]
         if data == link.HEARTBEAT:
             self.write(pack({}, data))
@@ -152,6 +151,6 @@ class ServerLink(Frames):
         return True
 
     def grown(self, handles: Iterable[int]) -> None:
-        """Logs have grown."""
+        """Send what is new in these logs, if the server follows logs."""
         if self._feeds is not None:
             self._feeds.grown(handles)

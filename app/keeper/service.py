@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final, Union
 
 import msgspec
+import zmq
 
 from ..protocol import link
 from ..protocol.compose import make_parts
 from ..protocol.messages import ClientMessage
-from .apart import run
 from .audience import Audience
 from .connection_files import prepare, remove_prepared
 from .group_files import find_base
@@ -27,7 +27,7 @@ from .hearing import Hearing
 from .hearings import Hearings
 from .kept_kernels import KeptKernels
 from .kernels import KeptKernel
-from .launching import AsUser
+from .launching import AsUser, run
 from .limits import limits_from
 from .log_room import share_from
 from .processes import Process, open_process
@@ -47,10 +47,10 @@ TERMINATE_SECONDS: Final = 5.0
 """Between shutdown request, SIGTERM and SIGKILL for kernels that were left behind."""
 
 ACCEPT_SECONDS: Final = 1.0
-"""When connections are taken again after one could not be, for want of descriptors perhaps."""
+"""How many seconds after an error, as for want of descriptors, connections are accepted again."""
 
 SETTLE_SECONDS: Final = 0.2
-"""How long a server's successor waits for what that has asked for, at its end, to be read."""
+"""How long a greeting waits until the last requests of the server before were read."""
 
 Answer = Union[Fields, tuple[Fields, bytes]]
 
@@ -58,8 +58,7 @@ Answer = Union[Fields, tuple[Fields, bytes]]
 class Service:
     """One keeper. Make it inside a running event loop; ``ended`` is done when it is to exit.
 
-    ``directory`` is its own, where it notes which processes it has for a keeper after it. One that
-    ``stays`` waits for servers when it has no kernels.
+    In its ``directory`` it notes its processes for the next. One that ``stays`` awaits servers.
     """
 
     def __init__(self, listener: socket.socket, directory: int, *, stays: bool = False) -> None:
@@ -82,7 +81,7 @@ class Service:
         self._server: Process | None = None  # that with which the kernels end
         self._own: list[str] = []
         self.leftovers: list[str] = []
-        """Directories that nobody needs when this has ended."""
+        """Directories that are to be removed when the keeper has ended."""
         self._stopping = False
         self._stays = stays
         self._used = False  # some server has come
@@ -93,7 +92,7 @@ class Service:
         self._requests: dict[str, Callable[[Fields], Answer]] = {
             "hello": self._on_hello,
             "stop": self._on_stop,
-            "kept": self._on_kept,
+            "kept": lambda _: {"answer": self._kernels.records},
             "strays": self._on_strays,
             "launch": self._on_launch,
             "adopt": self._on_adopt,
@@ -177,8 +176,9 @@ class Service:
         elif fields.get("ask") == "drain":
             self._drain(server)
         elif fields.get("ask") == "hello" and fields.get("mirrors"):
-            # It dials in again where the one before may still be open, and what that has sent may
-            # be on its way. It sends all that again which the log does not have.
+            # The race: this server has connected again while its earlier connection may still be
+            # open here, with requests on their way. The earlier one is cut off, as the server sends
+            # again all requests that the log does not have.
             for other in self._servers.predecessors(server, fields):
                 other.cut_off()
             server.mirror()
@@ -205,9 +205,9 @@ class Service:
             self._timer = None
 
     async def _greet_late(self, server: ServerLink, hello: Fields) -> None:
-        """Answer when servers that have ended have been read to their end, or soon.
+        """Answer a greeting once the connections of earlier servers were read to their ends.
 
-        What they have asked for comes before what the next one does.
+        So the requests of those come before the requests of this one. The wait is bounded.
         """
         others = {other.ended for other in self._servers.predecessors(server, hello)}
         if others:
@@ -237,10 +237,10 @@ class Service:
             self.end()
 
     def _drain(self, server: ServerLink) -> None:
-        """A server of another version takes over: its keeper finds the kernels by their pids."""
+        """Let go of all kernels: the keeper of a server of another version adopts them."""
         logger.info("replaced by a keeper of another version; kernels go on")
         self._deafen()
-        server.write(pack({"answer": [kernel.record for kernel in self._kernels]}))
+        server.write(pack({"answer": self._kernels.records}))
         server.close()
         server.ended.add_done_callback(lambda _: self.end())
 
@@ -251,9 +251,9 @@ class Service:
         return {"answer": None}
 
     def _watch(self, server: Fields) -> None:
-        """Have the kernels end when this server does. Raises `OSError` if it cannot be seen.
+        """End the kernels when this server's process ends. Raises `OSError` if that cannot be seen.
 
-        It is not the connection that is watched: a server that has lost it comes back.
+        Its process is watched, and not the connection: a server that loses that comes back.
         """
         self._end_watch()
         self._own = server["own"]
@@ -269,13 +269,13 @@ class Service:
             self._server = None
 
     def stop(self) -> None:
-        """End with all kernels, within some seconds: their server is gone, for one."""
+        """End all kernels, and then this keeper, within some seconds."""
         self._end_watch()
         if not self._stopping:
             self._stop_orphans()
 
     def _stop_orphans(self) -> None:
-        """Ask all, SIGTERM for those that stay, then SIGKILL, and then the end."""
+        """Ask the kernels to shut down; those that go on get SIGTERM, then SIGKILL. Then end."""
         logger.warning("there is no server any more: kernels are stopped")
         self.leftovers = self._own
         self._stopping = True
@@ -316,7 +316,7 @@ class Service:
     # What servers ask
 
     def _answer(self, fields: Fields, server: ServerLink) -> bytes:
-        """The frame of the answer. Whatever a request leads to is told to who made it, alone."""
+        """The frame of the answer. An error of any kind concerns only the server that has asked."""
         number = {"id": fields["id"]} if "id" in fields else {}
         try:
             if fields["ask"] == "hello":
@@ -329,9 +329,9 @@ class Service:
                 self._greet(server)
             head, data = answer if isinstance(answer, tuple) else (answer, b"")
             return pack({**number, **head}, data)
-        except OSError as error:
-            text = {"error": str(error), "strerror": error.strerror}
-            return pack({**number, **text, "errno": error.errno, "filename": error.filename})
+        except (OSError, zmq.ZMQError) as error:
+            text = {"error": str(error), "strerror": error.strerror, "errno": error.errno}
+            return pack({**number, **text, "filename": getattr(error, "filename", None)})
         except ValueError as error:
             return pack({**number, "error": str(error)})
         except Exception as error:
@@ -355,17 +355,14 @@ class Service:
         self._kernels.output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
         self._lasts = "server" not in fields
-        answer = [kernel.record for kernel in self._kernels]
+        kept = self._kernels.records
         self._kernels.take_over()
         if "server" in fields:
             try:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": {"kept": answer, "heard": self._hearings.ids, "can": [*CAN]}}
-
-    def _on_kept(self, _fields: Fields) -> Answer:
-        return {"answer": [kernel.record for kernel in self._kernels]}
+        return {"answer": {"kept": kept, "heard": self._hearings.ids, "can": [*CAN]}}
 
     def _on_strays(self, fields: Fields) -> Answer:
         """End the kernels of replicas that are dead, but for those that the registry knows."""
@@ -399,7 +396,7 @@ class Service:
         kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"], limits)
         return {"answer": None if kernel is None else kernel.record}
 
-    # What kernels say, and are asked
+    # Logs and sockets
 
     def _on_hear(self, fields: Fields) -> Answer:
         heard = self._hearings.hear(
@@ -436,7 +433,7 @@ class Service:
         return {"answer": None}
 
     def _on_drop(self, fields: Fields) -> Answer:
-        self._hearings.flush()  # what was said last is read from a file that is held open
+        self._hearings.flush()  # the server holds the newest file open, and reads the rest there
         if fields.get("prepared"):
             remove_prepared(str(fields["kernel_id"]))
         self._hearings.forget(fields["kernel_id"], fields.get("directory"))
@@ -461,7 +458,7 @@ class Service:
             hearing.say(said.channel, said.frame, said.owner, said.flags)
 
     def _obeying(self, handle: int, server: ServerLink) -> Hearing | None:
-        """The kernel, if it obeys the server; one that is gone needs nothing."""
+        """The kernel with this handle; None if it is gone, or does not obey the server."""
         hearing = self._hearings.by_handle(handle)
         obeys = hearing is not None and self._servers.is_obeyed(server, hearing.kernel_id)
         return hearing if obeys else None
@@ -474,7 +471,7 @@ class Service:
         return {"answer": self._kernels[fields["kernel_id"]].tail()}
 
     async def _sample(self, server: ServerLink, fields: Fields) -> None:
-        """Answer what a kernel uses; others may be answered meanwhile."""
+        """Answer what a kernel uses. Other requests may be answered while this takes the sample."""
         kernel = self._kernels.present(str(fields.get("kernel_id")))
         used = None if kernel is None else await kernel.usage()
         server.write(self._answer({**fields, "used": used}, server))
@@ -482,8 +479,8 @@ class Service:
     def _on_end(self, fields: Fields) -> Answer:
         """Kill the process ``pid`` of a kernel, or what the request ``launch`` led to; forget it.
 
-        What a keeper before this one had launched may be from that request as well: a kernel has
-        one process at a time, and whoever asks for this knows of none.
+        The process may have been launched by the keeper before this one, which does not tell the
+        name of the launch. Then it is ended as well: a kernel has one process at a time.
         """
         kernel = self._kernels.present(fields["kernel_id"])
         if kernel is None:

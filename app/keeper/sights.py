@@ -50,7 +50,7 @@ class Sight(Protocol):
 
 
 class Pidfd:
-    """[pidfd_open(2)]. Raises `ProcessLookupError` for no process."""
+    """A process seen by a pidfd [pidfd_open(2)]. Raises `ProcessLookupError` if there is none."""
 
     def __init__(self, pid: int) -> None:
         try:
@@ -73,7 +73,7 @@ class Pidfd:
 
 
 class _Kqueue:
-    """A queue with one filter: EVFILT_PROC, NOTE_EXIT [kqueue(2)]."""
+    """A process seen by a queue with one filter: EVFILT_PROC, NOTE_EXIT [kqueue(2)]."""
 
     def __init__(self, pid: int) -> None:
         system: Any = select  # which has this on BSD and macOS only
@@ -94,7 +94,7 @@ class _Kqueue:
         return None if self._ended else int(self._queue.fileno())
 
     def has_ended(self) -> bool:
-        # What is taken from the queue comes no second time.
+        # The queue reports the end only once, so that is remembered here.
         self._ended = self._ended or bool(self._queue.control(None, 1, 0))
         return self._ended
 
@@ -130,7 +130,7 @@ class Child:
 
 
 class _Poll:
-    """For a system that does not tell of an end by itself: each look asks the system anew."""
+    """A process on a system that does not report its end: each look asks the system anew."""
 
     def __init__(self, pid: int, started: str) -> None:
         self._pid = pid

@@ -1,9 +1,9 @@
 """Which server a kernel obeys, where several share a keeper.
 
 Servers that share a registry are replicas of each other, and each kernel is one replica's at a
-time. The registry counts a kernel's *term* up whenever another replica takes the kernel. A keeper
-obeys, of a kernel, only the replica that has come with the highest term so far. One that was
-stopped, and believes that a kernel is still its own, is refused from then on.
+time. The registry counts a kernel's *term* up whenever another replica takes the kernel. A kernel
+obeys only the replica that has come with the highest term so far. A replica that was stopped for a
+while, and believes that the kernel is still its own, is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 __all__ = ["MAX_GONE", "Terms"]
 
 MAX_GONE: Final = 4096
-"""Kernels that are gone and whose terms are remembered; the one that went first is forgotten."""
+"""Of how many kernels that are gone the terms are remembered: of those that went last."""
 
 
 class _Tenure(NamedTuple):
@@ -34,10 +34,10 @@ class Terms:
         return bool(self._tenures)
 
     def come(self, kernel_id: str, term: int, replica: str) -> str | None:
-        """A replica comes for a kernel in this term; returns which one it takes the kernel from.
+        """Give a kernel to a replica that comes with this term; returns the replica that had it.
 
-        Returns None if it takes the kernel from nobody. Raises `ValueError` if it comes too late:
-        another has come with this term, or with a later one.
+        Returns None if no other replica had the kernel. Raises `ValueError` if another replica has
+        come with this term or a later one.
         """
         if term < 1:
             raise ValueError(f"the replica has let go of kernel {kernel_id}")
@@ -52,25 +52,25 @@ class Terms:
         return None if before is None or before.replica == replica else before.replica
 
     def obeys(self, kernel_id: str, replica: str) -> bool:
-        """Whether a kernel obeys a replica: that has it, or no replica has come for it."""
+        """Whether a kernel obeys a replica: it has the kernel, or no replica has."""
         tenure = self._tenures.get(kernel_id)
         return tenure is None or tenure.replica == replica
 
     def has(self, replica: str, kernel_id: str) -> bool:
-        """Whether a replica has come for a kernel, and no other since; ``""`` has what none has."""
+        """Whether a replica has a kernel; ``""`` has the kernels that no replica has."""
         tenure = self._tenures.get(kernel_id)
         return (tenure.replica if tenure is not None else "") == replica
 
     def of_any(self, kernel_id: str, replicas: Collection[str]) -> bool:
-        """Whether one of these replicas has come for a kernel, and no other since."""
+        """Whether one of these replicas has a kernel."""
         tenure = self._tenures.get(kernel_id)
         return tenure is not None and tenure.replica in replicas
 
     def forget(self, kernel_id: str) -> None:
-        """The kernel is gone.
+        """Forget a kernel that is gone, but remember its term for a while.
 
-        Its term counts on for a while: a replica that was stopped while another had the kernel, and
-        ended it, would take that end for a death, and launch another process.
+        Otherwise a replica that was stopped while another one ended the kernel would take that end
+        for a death, and launch another process.
         """
         if kernel_id in self._tenures:
             self._gone[kernel_id] = None

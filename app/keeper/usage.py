@@ -20,11 +20,11 @@ from .looking import HAS_PROC, run_tool
 __all__ = ["MAX_PROCESSES", "Usage", "load", "orphans", "processes_of", "sample"]
 
 MAX_PROCESSES: Final = 256
-"""How many processes of a kernel are looked at; of more, only a group knows what they use."""
+"""How many processes of a kernel are looked at. Only a control group counts more of them."""
 
 MAX_SHARED: Final = 16
-"""Up to how many processes the memory that they share is divided among those that share it: that
-takes the system up to a millisecond for each hundred megabytes."""
+"""For at most so many processes the system is asked for the part that each has of shared memory.
+That takes the system up to a millisecond for each hundred megabytes."""
 
 MAX_DESCRIPTORS: Final = 100_000
 
@@ -59,9 +59,9 @@ class Figures(NamedTuple):
 
 
 def figures(pid: int) -> Figures | None:
-    """Of a process, from /proc/PID/stat [proc(5)]; None if there is none.
+    """The figures of a process, from /proc/PID/stat [proc(5)]; None if there is none.
 
-    The time of children that it has waited for is its own.
+    Its time includes that of the children that it has reaped.
     """
     text = _read(f"/proc/{pid}/stat")
     fields = text.rpartition(b")")[2].split()  # a program's name may hold anything
@@ -124,7 +124,7 @@ async def sample(pid: int, group: Group | None) -> Usage:
 
 
 async def _sum(pids: list[int], *, shared: bool) -> Usage:
-    """What these processes use together; their memory only if it is ``shared`` out."""
+    """What these processes use together. Only with ``shared`` is their memory measured."""
     usage = Usage(cpu_seconds=0.0, memory=0, processes=0, threads=0, open_files=0)
     usage.memory_kind = "pss" if len(pids) <= MAX_SHARED else "rss"
     resident = 0

@@ -105,25 +105,25 @@ class InvalidJSON(InvalidRequest):
 
 
 class InvalidKernelId(InvalidRequest):
-    """A kernel id that is not a UUID."""
+    """The kernel id is not a UUID."""
 
     code = "invalid_kernel_id"
 
 
 class InvalidPath(InvalidRequest):
-    """A path outside the root directory, or none at all."""
+    """The path leads outside the root directory, or is no path."""
 
     code = "invalid_path"
 
 
 class InvalidEnvironment(InvalidRequest):
-    """An environment variable that no process can be given."""
+    """No process can be given this environment variable."""
 
     code = "invalid_environment"
 
 
 class MissingField(InvalidRequest):
-    """A body without a field that it must have."""
+    """The body lacks a field that it must have."""
 
     code = "missing_field"
 
@@ -132,7 +132,7 @@ class MissingField(InvalidRequest):
 
 
 class FieldNotUpdatable(InvalidRequest):
-    """A field that exists, or not, and cannot be changed."""
+    """The field does not exist, or cannot be changed."""
 
     code = "field_not_updatable"
 
@@ -150,19 +150,19 @@ class NoSuchKernel(InvalidRequest):
 
 
 class InvalidEvent(InvalidRequest):
-    """An event that no schema knows, or that is not as its schema says."""
+    """The event has no schema here, or breaks the rules of its schema."""
 
     code = "invalid_event"
 
 
 class WaitTooLong(InvalidRequest):
-    """A request that would wait for longer than any may."""
+    """The request asks to wait for longer than any request may."""
 
     code = "wait_too_long"
 
 
 class InvalidIdempotencyKey(InvalidRequest):
-    """An `Idempotency-Key` that is empty, too long, or not printable."""
+    """The `Idempotency-Key` is empty, too long, or not printable."""
 
     code = "invalid_idempotency_key"
 
@@ -174,7 +174,7 @@ class TimeoutTooLong(InvalidRequest):
 
 
 class AfterBeyondEnd(InvalidRequest):
-    """A number that no message of the log has yet."""
+    """No message of the log has this number yet."""
 
     code = "after_beyond_end"
 
@@ -205,14 +205,14 @@ class ScopeMissing(NotAuthorized):
 
 
 class EnvironmentNotAllowed(KernelkeepError):
-    """An environment variable that this client may not give a kernel."""
+    """This client may not give a kernel this environment variable."""
 
     status = 403
     code = "environment_not_allowed"
 
 
 class EventSchemaReserved(KernelkeepError):
-    """The events of this schema are the server's own to tell."""
+    """Only the server emits events of this schema."""
 
     status = 403
     code = "event_schema_reserved"
@@ -229,7 +229,7 @@ class TooManySessions(KernelkeepError):
 
 
 class MessageTypeNotAllowed(KernelkeepError):
-    """The message that would have to be sent is not in ``allowed_message_types``."""
+    """The type of the message that would be sent is not in ``allowed_message_types``."""
 
     status = 403
     code = "message_type_not_allowed"
@@ -265,7 +265,7 @@ class KernelSpecNotFound(NotFound):
 
 
 class SessionNotFound(NotFound):
-    """No session has this id, or its kernel is gone and so it is itself."""
+    """No session has this id, or it is gone with its kernel."""
 
     code = "session_not_found"
 
@@ -274,7 +274,7 @@ class SessionNotFound(NotFound):
 
 
 class ExecutionNotFound(NotFound):
-    """The kernel has no execution with this id, or has had it too long ago."""
+    """The kernel has no execution with this id, or it was so long ago that it is forgotten."""
 
     code = "execution_not_found"
 
@@ -283,7 +283,7 @@ class ExecutionNotFound(NotFound):
 
 
 class OutputNotFound(NotFound):
-    """The execution has no such output, or no longer, or not in this media type."""
+    """The execution has no such output, has it no more, or not in this media type."""
 
     code = "output_not_found"
 
@@ -298,7 +298,7 @@ class ShareNotFound(NotFound):
 
 
 class InvalidShare(InvalidRequest):
-    """A kernel cannot be shared with this."""
+    """A kernel cannot be shared with this name or group."""
 
     code = "invalid_share"
 
@@ -422,7 +422,7 @@ class KeeperUnavailable(KernelkeepError):
 
 
 class IdentityUnavailable(KernelkeepError):
-    """Whose the token is cannot be told: the service that knows does not answer."""
+    """It cannot be told whose the token is: the service that knows does not answer."""
 
     status = 503
     code = "identity_unavailable"
@@ -440,7 +440,7 @@ class KernelNotStopped(KernelkeepError):
 
 
 class KernelUnreachable(KernelkeepError):
-    """What would reach the kernel's process fails, or does not answer; the process may run on."""
+    """The kernel's process cannot be reached, or does not answer; it may run on."""
 
     status = 503
     code = "kernel_unreachable"
@@ -475,7 +475,7 @@ class ServerStopping(KernelkeepError):
 
 
 class StaleEpoch(KernelkeepError):
-    """Numbers of another log: of another kernel, or of another run of the server."""
+    """The numbers are of another log: of another kernel, or of an earlier run of the server."""
 
     status = 409
     code = "stale_epoch"

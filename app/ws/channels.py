@@ -12,6 +12,7 @@ from uuid import uuid4
 from fastapi import Path, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from ..log_formats import about
 from ..managers.kernels.callers import CallersKernels
 from ..managers.kernels.kernel import Kernel
 from ..managers.log.message_log import Gap, Position, Reader
@@ -233,10 +234,8 @@ class ChannelsConnection:
         except (WebSocketDisconnect, OSError):
             pass  # `_listen` sees the disconnection, too, and ends the connection
         except Exception:
-            logger.exception(
-                "kernel %s: cannot send to a client",
-                self._kernel.id,
-                extra={"kernel_id": self._kernel.id},
+            about(logger, kernel_id=self._kernel.id).exception(
+                "kernel %s: cannot send to a client", self._kernel.id
             )
             await self._close(INTERNAL_ERROR, "the server failed")
 

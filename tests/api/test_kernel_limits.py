@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections import Counter
 from functools import partial
@@ -11,12 +12,14 @@ from functools import partial
 import httpx
 import pytest
 
+from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.kernelspecs import FAKE_SPECS, shell_spec
 from tests.support.metrics import scrape
-from tests.support.processes import eventually
+from tests.support.processes import eventually, keepers
 from tests.support.rest import RestClient, RestError
 from tests.support.running import kernels_of
+from tests.support.server import ServerProcess
 
 
 async def test_a_hundred_requests_at_once_get_max_kernels_and_the_rest_a_clear_refusal(
@@ -134,3 +137,26 @@ async def test_a_kernel_that_has_died_waits_for_its_turn_and_can_be_deleted_mean
 async def _waiting(rest: RestClient, number: int) -> bool:
     """Whether just so many starts wait for their turn."""
     return (await scrape(rest))("kernelkeep_starts", state="waiting") == number
+
+
+async def test_a_keeper_without_free_descriptors_refuses_starts_by_that_name(
+    own_server: ServerProcess,
+) -> None:
+    async with RestClient(own_server.url, own_server.token) as rest:
+        kernel = await rest.start_kernel("fake")
+        (found,) = keepers(own_server.home.processes())
+        limits = found.rlimit(resource.RLIMIT_NOFILE)
+        refused = 0
+        # Whichever step is the first to want one more: the process, the log or the sockets.
+        for spare in range(8):
+            found.rlimit(resource.RLIMIT_NOFILE, (found.num_fds() + spare, limits[1]))
+            response = await rest.http.post("/api/kernels", json={"name": "fake"})
+            if response.status_code == 201:
+                continue
+            refused += 1
+            message = error_of(response, 503, "too_many_open_files")
+            assert "RLIMIT_NOFILE" in message
+        assert refused
+        found.rlimit(resource.RLIMIT_NOFILE, limits)
+        await rest.start_kernel("fake")
+        assert kernel["id"] in {one["id"] for one in await rest.kernels()}

@@ -19,7 +19,8 @@ from app.api.endings import CREDENTIAL_ENDED
 from app.api.wrong_tokens import ALLOWED
 from app.managers.owners.credentials import shown
 from app.managers.owners.scopes import Scopes
-from app.managers.owners.tokens import NewToken, TokenStore
+from app.managers.owners.token_table import NewToken
+from app.managers.owners.tokens import TokenStore
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.channels import Connector

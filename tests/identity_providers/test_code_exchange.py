@@ -10,11 +10,11 @@ import pytest
 from app.identity_providers.code_exchange import exchange
 from app.identity_providers.errors import LoginRefused
 from app.identity_providers.fetching import Fetcher
-from app.identity_providers.logins import Asked
+from app.identity_providers.logins import LoginAttempt
 from app.managers.errors import IdentityUnavailable
 from tests.support.services import Service, answer
 
-ASKED = Asked("/oauth_callback", "state", "verifier")
+ASKED = LoginAttempt("/oauth_callback", "state", "verifier")
 CODE, SECRET = "c0de-c0de", "s3cret-s3cret"
 
 

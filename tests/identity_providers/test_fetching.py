@@ -10,7 +10,7 @@ import pytest
 
 from app.identity_providers import fetching
 from app.identity_providers.fetching import MAX_BYTES, Fetcher, Unavailable
-from tests.support.services import Asked, Service, answer
+from tests.support.services import LoginAttempt, Service, answer
 
 TOKEN = "tok3n-tok3n"
 HEADERS = {"Authorization": f"token {TOKEN}"}
@@ -92,7 +92,7 @@ async def test_a_service_that_is_down(service: Service, fetcher: Fetcher) -> Non
     assert await fetcher.get(f"{service.url}/a") == (200, {})
 
 
-async def _never(_asked: Asked) -> bytes:
+async def _never(_asked: LoginAttempt) -> bytes:
     await asyncio.Event().wait()
     raise AssertionError
 

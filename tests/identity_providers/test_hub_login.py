@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from app.identity_providers.hub_login import HubLogin
-from app.identity_providers.logins import Asked
+from app.identity_providers.logins import LoginAttempt
 from app.settings import Settings
 from tests.support.services import Service, answer
 
@@ -32,7 +32,7 @@ def login(**more: Any) -> HubLogin:
 )
 async def test_the_hubs_page(place: str, back: str) -> None:
     way = login(jupyterhub_url=place)
-    asked = Asked(way.redirect_uri(URL), "st&te", "verifier")
+    asked = LoginAttempt(way.redirect_uri(URL), "st&te", "verifier")
     address = await way.address(asked)
     assert address.startswith(f"{place.rstrip('/')}/api/oauth2/authorize?")
     assert parse_qs(urlsplit(address).query) == {
@@ -47,7 +47,7 @@ async def test_the_hubs_page(place: str, back: str) -> None:
 async def test_the_token(service: Service) -> None:
     way = login(jupyterhub_api_url=f"{service.url}/hub/api/", jupyterhub_client_id="other")
     service.answers["/hub/api/oauth2/token"] = answer({"access_token": "a"})
-    assert await way.tokens("code", Asked("/back", "", "")) == ["a"]
+    assert await way.tokens("code", LoginAttempt("/back", "", "")) == ["a"]
     form = parse_qs(service.asked[0].body)
     assert (form["client_id"], form["client_secret"]) == (["other"], ["s3cret"])
     await way.close()

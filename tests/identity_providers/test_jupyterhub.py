@@ -22,7 +22,7 @@ from app.managers.owners.principal import Principal
 from app.settings import Settings
 from tests.identity_providers.test_hub_model import model
 from tests.support.processes import eventually
-from tests.support.services import Asked, Service, answer
+from tests.support.services import LoginAttempt, Service, answer
 
 TOKEN = "0123456789abcdef"
 PATH = "/hub/api/user"
@@ -87,7 +87,7 @@ async def test_a_request_that_is_given_up_takes_no_answer_from_others(
 ) -> None:
     asked, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(_asked: Asked) -> bytes:
+    async def slow(_asked: LoginAttempt) -> bytes:
         asked.set()
         await go.wait()
         return answer(model())
@@ -332,7 +332,7 @@ async def test_questions_are_bounded(
 async def test_it_closes_while_it_asks(service: Service, hub: JupyterHub) -> None:
     asked = asyncio.Event()
 
-    async def never(_asked: Asked) -> bytes:
+    async def never(_asked: LoginAttempt) -> bytes:
         asked.set()
         await asyncio.Event().wait()
         raise AssertionError

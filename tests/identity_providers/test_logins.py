@@ -8,7 +8,7 @@ import pytest
 
 from app.identity_providers import logins as module
 from app.identity_providers.errors import LoginNotBegun, LoginRefused
-from app.identity_providers.logins import Asked, Logins
+from app.identity_providers.logins import LoginAttempt, Logins
 from app.managers.errors import IdentityUnavailable, NotFound
 from app.managers.owners.principal import Identity, Principal
 from app.managers.owners.scopes import EVERYTHING
@@ -25,10 +25,10 @@ class Way:
     def redirect_uri(self, url: str) -> str:
         return url
 
-    async def address(self, asked: Asked) -> str:
+    async def address(self, asked: LoginAttempt) -> str:
         return f"{asked.state} {asked.challenge} {asked.redirect_uri}"
 
-    async def tokens(self, code: str, asked: Asked) -> Sequence[str]:
+    async def tokens(self, code: str, asked: LoginAttempt) -> Sequence[str]:
         if self.failure is not None:
             raise self.failure
         return code.split(",")
@@ -167,5 +167,5 @@ async def test_a_token_that_nobody_takes_is_forgotten(
 
 def test_the_challenge_is_that_of_the_standard() -> None:
     # RFC 7636, appendix B.
-    asked = Asked(URL, "", "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
+    asked = LoginAttempt(URL, "", "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
     assert asked.challenge == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"

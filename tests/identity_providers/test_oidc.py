@@ -19,7 +19,7 @@ from app.managers.errors import IdentityUnavailable
 from app.settings import Settings
 from tests.support.jwts import AUDIENCE, Signer, claims_of, jwks, rsa_key, signed
 from tests.support.processes import eventually
-from tests.support.services import Asked, Service, answer
+from tests.support.services import LoginAttempt, Service, answer
 
 DISCOVERY = "/.well-known/openid-configuration"
 JWKS = "/jwks"
@@ -269,7 +269,7 @@ async def test_keys_are_fetched_again_before_they_are_too_old(
 
 
 async def test_an_issuer_that_hangs(service: Service, clock: Clock) -> None:
-    async def never(_asked: Asked) -> bytes:
+    async def never(_asked: LoginAttempt) -> bytes:
         await asyncio.Event().wait()
         raise AssertionError
 

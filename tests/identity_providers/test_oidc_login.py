@@ -10,13 +10,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from app.identity_providers import oidc_login as module
-from app.identity_providers.logins import Asked
+from app.identity_providers.logins import LoginAttempt
 from app.identity_providers.oidc_login import OpenIDLogin
 from app.managers.errors import IdentityUnavailable
 from app.settings import Settings
 from tests.support.services import Service, answer
 
-ASKED = Asked("http://127.0.0.1/oauth_callback", "state", "verifier")
+ASKED = LoginAttempt("http://127.0.0.1/oauth_callback", "state", "verifier")
 DISCOVERY = "/.well-known/openid-configuration"
 
 

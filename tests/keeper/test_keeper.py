@@ -1,7 +1,7 @@
 """The keeper: processes that outlive the server, how they end, and the keeper's own life.
 
-These are the tests of `app.keeper.__main__`, `app.keeper.apart`, `app.keeper.kept_kernels`,
-`app.keeper.kernels`, `app.keeper.main` and `app.keeper.service`.
+These are the tests of `app.keeper.__main__`, `app.keeper.kept_kernels`, `app.keeper.kernels`,
+`app.keeper.main` and `app.keeper.service`.
 """
 
 from __future__ import annotations

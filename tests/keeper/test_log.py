@@ -21,10 +21,10 @@ from app.keeper.log import (
     UNWRITTEN_BYTES,
     LogRoom,
     LogWriter,
-    Place,
+    Position,
     Tip,
 )
-from app.managers.log.entries import Entry, Gap, Position
+from app.managers.log.entries import Entry, Gap
 from app.managers.log.message_log import Reader
 from app.protocol import records
 from tests.support.logs import KERNEL, WrittenLog, drained, message
@@ -81,7 +81,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
 
 def test_numbers_begin_with_one_and_offsets_count_frames(tmp_path: Path) -> None:
     log = written(tmp_path)
-    assert (log.writer.first, log.writer.next, log.writer.end) == (Place(1, 0),) * 3
+    assert (log.writer.first, log.writer.next, log.writer.end) == (Position(1, 0),) * 3
     assert log.writer.tip == Tip(1, records.HEAD_BYTES)
 
     places = [log.append(message(size), "owner") for size in (10, 0, 25)]
@@ -94,12 +94,10 @@ def test_what_is_appended_is_written_together(tmp_path: Path) -> None:
     writer = written(tmp_path).writer
     for _ in range(500):  # more buffers than one call may write
         writer.append(b"x", "iopub")
-    assert writer.unwritten
     assert writer.end == (1, 0)
 
     writer.flush()
 
-    assert not writer.unwritten
     assert writer.end == (501, 500)
     assert writer.bytes == 64 + 500 * (records.RECORD_BYTES + 1)
 
@@ -120,7 +118,6 @@ def test_a_frame_may_be_in_pieces(tmp_path: Path) -> None:
 def test_what_is_much_does_not_wait(tmp_path: Path) -> None:
     writer = written(tmp_path, each=2**26).writer
     writer.append(bytes(UNWRITTEN_BYTES), "iopub")
-    assert not writer.unwritten
     assert writer.end == (2, UNWRITTEN_BYTES)
 
 

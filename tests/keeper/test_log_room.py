@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.keeper.log import FIRST_BYTES, LogRoom, LogWriter, Place
+from app.keeper.log import FIRST_BYTES, LogRoom, LogWriter, Position
 from app.keeper.log_room import NO_SHARE, share_from
 from app.keeper.open_files import OpenFiles
 
@@ -99,7 +99,7 @@ def test_a_log_whose_file_was_closed_goes_on_with_the_next_keeper(
     again.append(b"after", "iopub")
     again.flush()
     assert frames(again) == [b"before", b"after"]
-    assert again.end == Place(3, 11)
+    assert again.end == Position(3, 11)
     again.close()
 
 

@@ -138,11 +138,6 @@ def test_a_note_that_is_cut_short_costs_no_other(directory: int, tmp_path: Path)
     assert Notes(directory).read() == [note("a"), note("b")]
 
 
-def test_the_notes_of_earlier_versions_are_read(directory: int, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('[["a", 1, "boot/1", "/output/a"], ["b", 0, "", "/output/b"]]')
-    assert Notes(directory).read() == [note("a"), ("b", 0, "", "/output/b")]
-
-
 def test_a_file_that_is_gone_is_written_anew(directory: int, tmp_path: Path) -> None:
     notes = Notes(directory)
     notes.write([note("a")])

@@ -32,6 +32,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.identity_providers.sweeping": ("identity_providers/test_jupyterhub",),
     "app.managers.kernels.owners": ("api/test_owners",),
     "app.managers.limits.errors": ("managers/limits/test_shares", "api/test_owners"),
+    "app.managers.owners.token_table": ("managers/replicas/test_tokens",),
     "app.managers.owners.callers_tokens": ("api/test_token_list",),
     "app.managers.owners.errors": ("api/test_token_list", "api/test_shares"),
     "app.managers.telemetry.audit_files": ("managers/telemetry/test_audit",),
@@ -64,7 +65,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.views": ("api/test_owners_apart",),
     "app.api.websocket_models": ("api/test_openapi",),
     "app.keeper.__main__": ("keeper/test_keeper",),
-    "app.keeper.apart": ("keeper/test_keeper",),
     "app.keeper.hearings": ("keeper/test_hearing", "managers/messages/test_line"),
     "app.keeper.kept_kernels": ("keeper/test_keeper",),
     "app.keeper.kernels": ("keeper/test_keeper",),
@@ -118,7 +118,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.keeper.audience": ("managers/replicas/test_fencing",),
     "app.replica_options": ("test_options",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
-    "app.managers.kernels.giving_up": ("managers/processes/hosts/test_ssh",),
     "app.managers.kernels.kernel": (
         *("managers/kernels/test_supervision", "managers/kernels/test_restarting"),
     ),
@@ -161,6 +160,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.connection": ("keeper/test_lost_link", "keeper/test_lies"),
     "app.managers.processes.keeper.errands": ("keeper/test_lost_link",),
     "app.managers.processes.hosts.errors": ("managers/processes/hosts/test_ssh",),
+    "app.managers.processes.hosts.pythons": (
+        *("managers/processes/hosts/test_bootstrap", "managers/processes/engines/test_job"),
+    ),
     **{
         f"app.managers.processes.engines.{name}": ("managers/processes/engines/test_docker",)
         for name in ("kinds", "place", "provisioner")
@@ -213,7 +215,14 @@ PURE: Final = frozenset(
     for name in (
         *("callers", "option_types", "signals"),
         *("api.awaiting", "api.bodies", "api.etags", "api.prefix", "api.request_ids"),
-        *("api.streams", "api.traces", "keeper.held_replies", "keeper.notes", "keeper.sockets"),
+        *(
+            "api.heads",
+            "api.streams",
+            "api.traces",
+            "keeper.held_replies",
+            "keeper.notes",
+            "keeper.sockets",
+        ),
         *(
             "managers.executions.contents",
             "managers.files.bodies",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -32,6 +33,18 @@ class Dockerd(Podman):
     def _begin(self) -> subprocess.Popen[bytes]:
         words = [str(self.socket), str(self.directory), self.registry, self._groups]
         return self._spawn(SERVICE, words, {})
+
+    def begin_swarm(self) -> None:
+        """Have the engine be the one node of a Swarm."""
+        there = self.network.there
+        asked = {"ListenAddr": f"{there}:2377", "AdvertiseAddr": there}
+        answer = self.ask("POST", "/swarm/init", json.dumps(asked).encode(), "application/json")
+        assert answer.status_code == 200, answer.text
+
+    def leave_swarm(self) -> None:
+        """Have the engine be itself again."""
+        answer = self.ask("POST", "/swarm/leave?force=true")
+        assert answer.status_code == 200, answer.text
 
     @property
     def _groups(self) -> str:

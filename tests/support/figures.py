@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import re
 import subprocess
 import tokenize
 from pathlib import Path
@@ -29,10 +30,10 @@ from tests.support.rooms import (
     room_of,
 )
 
-__all__ = ["cycles", "export", "figures"]
+__all__ = ["cycles", "export", "figures", "options_in"]
 
-OPTIONS: Final = ("app.options", "app.settings")
-"""Where the options are, or were."""
+OPTIONS: Final = re.compile(r"app\.([a-z]+_)?options|app\.settings").fullmatch
+"""Whether a module of this name has options, or had some."""
 
 
 def figures(root: Path, junit: Path | None = None) -> dict[str, str]:
@@ -66,7 +67,7 @@ def figures(root: Path, junit: Path | None = None) -> dict[str, str]:
     words = [_words(module) for module in known.values()]
     for what, column in zip(("comments", "docstrings"), zip(*words, strict=True), strict=True):
         found[f"{what} per 100 lines"] = f"{100 * sum(column) / total:.1f}"
-    found["options"] = str(sum(_options(known[name]) for name in OPTIONS if name in known))
+    found["options"] = str(options_in(known))
     found["tests: files, lines"] = _size_of_tests(root)
     if junit is not None:
         found["tests: number, seconds of all, minutes of the run"] = _times(junit)
@@ -109,13 +110,15 @@ def _words(module: Module) -> tuple[int, int]:
     return comments, len(documented)
 
 
-def _options(module: Module) -> int:
-    """The fields of the module's pydantic classes that are described by ``Field(...)``."""
+def options_in(known: dict[str, Module]) -> int:
+    """The fields of the options' pydantic classes: all are described by ``Field(...)``."""
     return sum(
         isinstance(node, ast.AnnAssign)
         and isinstance(node.value, ast.Call)
         and isinstance(node.value.func, ast.Name)
         and node.value.func.id == "Field"
+        for name, module in known.items()
+        if OPTIONS(name)
         for node in ast.walk(ast.parse(module.source))
     )
 

@@ -142,11 +142,13 @@ class Podman:
                 start_new_session=True,
             )
 
-    def ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+    def ask(
+        self, method: str, path: str, content: bytes | None = None, kind: str = "application/x-tar"
+    ) -> httpx.Response:
         """A request to the API."""
         transport = httpx.HTTPTransport(uds=str(self.socket))
         with httpx.Client(transport=transport, timeout=WAIT) as client:
-            headers = {"Content-Type": "application/x-tar"} if content else {}
+            headers = {"Content-Type": kind} if content else {}
             return client.request(
                 method, f"http://engine/v1.41{path}", content=content, headers=headers
             )

@@ -64,6 +64,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
             "imports",
             "isolation_options",
             "limit_options",
+            "log_formats",
             "machine",
             "option_types",
             "options",

@@ -7,10 +7,10 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Self
 
-__all__ = ["Asked", "Service", "answer"]
+__all__ = ["LoginAttempt", "Service", "answer"]
 
 
-class Asked(NamedTuple):
+class LoginAttempt(NamedTuple):
     """A request that has arrived; the names of headers are in lower case."""
 
     path: str
@@ -39,8 +39,8 @@ class Service:
     """
 
     def __init__(self) -> None:
-        self.answers: dict[str, bytes | Callable[[Asked], bytes | Awaitable[bytes]]] = {}
-        self.asked: list[Asked] = []
+        self.answers: dict[str, bytes | Callable[[LoginAttempt], bytes | Awaitable[bytes]]] = {}
+        self.asked: list[LoginAttempt] = []
         self.port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
@@ -78,7 +78,7 @@ class Service:
                 name.lower(): value for name, value in (line.split(": ", 1) for line in lines)
             }
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            asked = Asked(first.split(" ")[1], headers, body.decode())
+            asked = LoginAttempt(first.split(" ")[1], headers, body.decode())
             self.asked.append(asked)
             found = self.answers.get(asked.path, answer(status=404))
             content = found if isinstance(found, bytes) else found(asked)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
+from ...log_formats import about
 from ..errors import KernelkeepError, KernelNotRunning, KernelUnreachable
 from ..log.message_log import MessageLog
 from .execution import Execution
@@ -157,18 +158,13 @@ class Stopping:
         except KernelNotRunning:
             pass
         except KernelkeepError as error:
-            logger.error(
-                "execution %s is not interrupted: %s",
-                execution.id,
-                error.message,
-                extra={"execution_id": execution.id},
+            about(logger, execution_id=execution.id).error(
+                "execution %s is not interrupted: %s", execution.id, error.message
             )
             return error
         except Exception as error:
-            logger.exception(
-                "execution %s is not interrupted",
-                execution.id,
-                extra={"execution_id": execution.id},
+            about(logger, execution_id=execution.id).exception(
+                "execution %s is not interrupted", execution.id
             )
             return KernelUnreachable(f"The kernel was not interrupted: {type(error).__name__}")
         return None
@@ -199,24 +195,17 @@ class Stopping:
         while not (execution.ended or execution.idle or self._waits.closing):
             try:
                 if not await self._control.kill():
-                    logger.warning(
-                        "execution %s runs on: its kernel is not ours to kill",
-                        execution.id,
-                        extra={"execution_id": execution.id},
+                    about(logger, execution_id=execution.id).warning(
+                        "execution %s runs on: its kernel is not ours to kill", execution.id
                     )
                 return
             except KernelkeepError as error:
-                logger.error(
-                    "execution %s runs on: %s",
-                    execution.id,
-                    error.message,
-                    extra={"execution_id": execution.id},
+                about(logger, execution_id=execution.id).error(
+                    "execution %s runs on: %s", execution.id, error.message
                 )
             except Exception:
-                logger.exception(
-                    "execution %s runs on: its kernel was not killed",
-                    execution.id,
-                    extra={"execution_id": execution.id},
+                about(logger, execution_id=execution.id).exception(
+                    "execution %s runs on: its kernel was not killed", execution.id
                 )
             if await self._waits.ended(execution, pause):
                 return

@@ -98,7 +98,7 @@ class Contents:
         """Drop the uploads that are not complete."""
         self._uploads.close()
 
-    # Looking
+    # Reading
 
     def get(
         self,
@@ -171,7 +171,7 @@ class Contents:
         model.content, model.format = encodebytes(data).decode("ascii"), "base64"
         model.mimetype = model.mimetype or "application/octet-stream"
 
-    # Making
+    # Creating
 
     def create(self, path: str, *, kind: str | None = None, suffix: str = "") -> Found:
         """Make a file, notebook or directory (``kind``) in a directory, under a free name."""

@@ -18,7 +18,7 @@ __all__ = [
 
 
 class InvalidContents(InvalidRequest):
-    """A file or directory that cannot be so read, written or named."""
+    """A file or directory cannot be read, written or named like that."""
 
     code = "invalid_contents"
 
@@ -29,7 +29,7 @@ class InvalidContents(InvalidRequest):
 
 
 class ContentsForbidden(KernelkeepError):
-    """The operating system lets the server not do that with this file or directory."""
+    """The operating system does not let the server do that with this file or directory."""
 
     status = 403
     code = "contents_forbidden"

@@ -16,12 +16,14 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ...keeper.processes import start_time
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KernelUnreachable
 from ..processes.engines.provisioner import JobEnded
 from ..processes.forking.provisioner import KernelManager
 from ..processes.jupyter_internals import mark_connection_file
 from ..processes.keeper.provisioner import KeeperProvisioner
-from ..processes.process import bounded, described
+from ..processes.launch_errors import described
+from ..processes.process import bounded
 from .store import KernelRecord
 
 __all__ = ["Gone", "adopt_process", "find_spec", "note_process"]
@@ -74,7 +76,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# From the server before
+# Taking over from the server before
 
 
 async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:
@@ -93,12 +95,8 @@ async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpe
         return saved
     except Exception as error:  # whatever a file can hold, and a disk can do
         why = described(error)
-    logger.warning(
-        "kernel %s: its kernelspec %s is used as it was: %s",
-        record.id,
-        record.name,
-        why,
-        extra={"kernel_id": record.id},
+    about(logger, kernel_id=record.id).warning(
+        "kernel %s: its kernelspec %s is used as it was: %s", record.id, record.name, why
     )
     return saved
 
@@ -156,12 +154,8 @@ async def _find_again(
         except ProcessLookupError:
             raise
         except Exception as error:
-            logger.warning(
-                "kernel %s: %s: %s",
-                record.id,
-                type(error).__name__,
-                error,
-                extra={"kernel_id": record.id},
+            about(logger, kernel_id=record.id).warning(
+                "kernel %s: %s: %s", record.id, type(error).__name__, error
             )
         await asyncio.sleep(pause)
     await _load(provisioner, record, loading)

@@ -9,10 +9,10 @@ from ..owners.ownership import Ownership
 
 __all__ = [
     "Alone",
-    "Asked",
     "KernelElsewhere",
     "Known",
     "Nowhere",
+    "ReservationRequest",
     "Reservations",
     "SharedSession",
     "Used",
@@ -48,7 +48,7 @@ class SharedSession(NamedTuple):
 
 
 class Known(Protocol):
-    """What is known of the registry's content."""
+    """What this server knows of the kernels and sessions of other replicas."""
 
     kernels: dict[str, KernelElsewhere]
     sessions: dict[str, SharedSession]
@@ -62,7 +62,7 @@ class Known(Protocol):
 
 
 class Nowhere:
-    """What a server knows of others that is the only one: nothing."""
+    """What a server without replicas knows of others: nothing."""
 
     def __init__(self) -> None:
         self.kernels: dict[str, KernelElsewhere] = {}
@@ -71,24 +71,24 @@ class Nowhere:
         self.on_sessions: Callable[[], None] = lambda: None
 
     async def give_up(self, _kernel_id: str, /) -> bool:
-        """There is none."""
+        """Return False: there is no such kernel."""
         return False
 
 
-class Asked(NamedTuple):
+class ReservationRequest(NamedTuple):
     """A kernel that is to be started, and how many there may be then."""
 
     kernel_id: str
     owner: str
     most: int
-    """Of all owners; 0 for any."""
+    """How many kernels all owners together may have; 0 for any number."""
     most_of_owner: int | None
     dead: list[str]
-    """Kernels of this server that do not count, as the registry may not know yet."""
+    """The dead kernels of this server, which the registry may not know to be dead yet."""
 
 
 class Used(NamedTuple):
-    """How many kernels there are, with those that start."""
+    """How many kernels there are, including those that start."""
 
     kernels: int
     of_owner: int
@@ -97,19 +97,29 @@ class Used(NamedTuple):
 class Reservations(Protocol):
     """Places for kernels that are about to be started by one of several servers."""
 
-    async def reserve(self, asked: Asked) -> Used | None:
-        """Reserve a place, if there is one; else what there is. Raises `KernelkeepError`."""
+    async def reserve(self, asked: ReservationRequest) -> Used | None:
+        """Reserve a place; if there is none, returns what is used. Raises `KernelkeepError`."""
 
     async def release(self, kernel_id: str) -> None:
-        """The kernel is there, and counts by itself, or its start has failed."""
+        """Give the place back: the kernel counts by itself now, or its start has failed."""
+
+    async def take_start(self, owner: str, limit: int) -> float:
+        """Count a start of an owner that may have so many a minute, if there is room for it.
+
+        Returns the seconds until there is, and 0 if it was counted, or could not be.
+        """
 
 
 class Alone:
-    """The reservations of the only server: its own count is all there is."""
+    """The reservations of a server without replicas, whose own count decides."""
 
-    async def reserve(self, asked: Asked) -> Used | None:  # noqa: ARG002
+    async def reserve(self, asked: ReservationRequest) -> Used | None:  # noqa: ARG002
         """As `Reservations.reserve`."""
         return None
 
     async def release(self, kernel_id: str) -> None:
         """As `Reservations.release`."""
+
+    async def take_start(self, owner: str, limit: int) -> float:  # noqa: ARG002
+        """As `Reservations.take_start`."""
+        return 0.0

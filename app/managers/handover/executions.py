@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import msgspec
 
 from ..executions.execution import Execution, ExecutionState, InputRequest, Step
@@ -55,6 +57,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
 _AS_THEY_ARE = tuple(name for name in _Stored.__struct_fields__ if name not in ("state", "seconds"))
 """The attributes of an `Execution` that are stored as they are, under the same name."""
 
+_values = attrgetter(*_Stored.__struct_fields__)
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(_Stored)
 
@@ -93,10 +96,9 @@ class RegisteredExecutions:
         self._count = max(self._count, record.number)
 
     def _record(self, execution: Execution) -> ExecutionRecord:
-        fields = {name: getattr(execution, name) for name in _AS_THEY_ARE}
-        stored = _Stored(state=str(execution.state), seconds=execution.seconds, **fields)
+        stored = _encode(_Stored(*_values(execution)))
         number = self._numbers.get(execution.id, self._count)
-        return ExecutionRecord(self._kernel_id, execution.id, number, _encode(stored))
+        return ExecutionRecord(self._kernel_id, execution.id, number, stored)
 
 
 def restored(record: ExecutionRecord) -> Execution:

@@ -15,6 +15,7 @@ import msgspec
 
 from ...keeper.hearings import Heard
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..executions.queue import Executions
 from ..log.entries import Position
@@ -129,7 +130,7 @@ class Handover:
         raise NotImplementedError("a server without a registry adopts no kernels")
 
     async def hand_over(self) -> None:
-        """All kernels have been left: who is there to adopt them may do so now."""
+        """Let other replicas, if there are any, adopt the kernels, which have all been left."""
 
     async def close(self) -> None:
         """Note nothing more."""
@@ -154,7 +155,7 @@ class RegisteredHandover(Handover):
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: dict[str, Places] = {}  # read by `furthest`, until `recover` needs them
 
-    # From the server before
+    # Taking over from the server before
 
     async def adopt(self, one: Adopt) -> None:
         """As `Handover.adopt`."""
@@ -178,10 +179,8 @@ class RegisteredHandover(Handover):
             try:
                 await one(record)
             except Exception:
-                logger.exception(
-                    "kernel %s could not be adopted; it is left alone",
-                    record.id,
-                    extra={"kernel_id": record.id},
+                about(logger, kernel_id=record.id).exception(
+                    "kernel %s could not be adopted; it is left alone", record.id
                 )
 
     async def _end_unknown(self, known: Collection[str]) -> None:
@@ -196,17 +195,13 @@ class RegisteredHandover(Handover):
             kept = await self._keepers.kept()
             for kernel_id in kept.keys() - known:
                 if self._registry.put_aside:
-                    logger.warning(
-                        "kernel %s runs, unknown to this server",
-                        kernel_id,
-                        extra={"kernel_id": kernel_id},
+                    about(logger, kernel_id=kernel_id).warning(
+                        "kernel %s runs, unknown to this server", kernel_id
                     )
                     continue
                 if kept[kernel_id].exit_code is None:
-                    logger.info(
-                        "kernel %s was nobody's, and is killed",
-                        kernel_id,
-                        extra={"kernel_id": kernel_id},
+                    about(logger, kernel_id=kernel_id).info(
+                        "kernel %s was nobody's, and is killed", kernel_id
                     )
                 await self._keepers.end(kernel_id)
                 self._keepers.drop(kernel_id)
@@ -239,11 +234,8 @@ class RegisteredHandover(Handover):
                 executions.append(restored(stored))
                 store.known(stored)
             except (msgspec.MsgspecError, ValueError) as error:
-                logger.warning(
-                    "kernel %s: a stored execution is left out: %s",
-                    kernel.id,
-                    error,
-                    extra={"kernel_id": kernel.id},
+                about(logger, kernel_id=kernel.id).warning(
+                    "kernel %s: a stored execution is left out: %s", kernel.id, error
                 )
         traffic.activity.last = record.last_activity
         traffic.activity.idle_since = time.monotonic() - max(
@@ -264,10 +256,8 @@ class RegisteredHandover(Handover):
         if info:
             self.begin(kernel)
         if heard.again:
-            logger.warning(
-                "kernel %s: what it has said meanwhile is not known",
-                kernel.id,
-                extra={"kernel_id": kernel.id},
+            about(logger, kernel_id=kernel.id).warning(
+                "kernel %s: what it has said meanwhile is not known", kernel.id
             )
         return heard
 
@@ -283,11 +273,8 @@ class RegisteredHandover(Handover):
         try:
             furthest = Position(1, 0) if left is None else left.furthest
         except msgspec.MsgspecError as error:
-            logger.error(
-                "kernel %s: how far its clients are is not known: %s",
-                kernel_id,
-                error,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).error(
+                "kernel %s: how far its clients are is not known: %s", kernel_id, error
             )
             return Position(1, 0)
         if left is not None:
@@ -310,10 +297,8 @@ class RegisteredHandover(Handover):
         if left.epoch == kernel.traffic.log.epoch:
             clients.put_back(left.read())
             return
-        logger.error(
-            "kernel %s: its log is gone, and numbers begin anew",
-            kernel.id,
-            extra={"kernel_id": kernel.id},
+        about(logger, kernel_id=kernel.id).error(
+            "kernel %s: its log is gone, and numbers begin anew", kernel.id
         )
         clients.note_again()
 
@@ -323,7 +308,7 @@ class RegisteredHandover(Handover):
             self._registry, kernel.id, traffic.log, traffic.clients
         )
 
-    # For the server after
+    # Handing over to the next server
 
     def watch(self, kernels: Iterable[HandedOver]) -> None:
         """As `Handover.watch`."""
@@ -333,11 +318,11 @@ class RegisteredHandover(Handover):
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            # Most kernels do nothing, and have no client. This loop is most of what a server with
-            # thousands of them does, so it looks at no more than these two facts.
+            # Most kernels do nothing, and their clients have it all. This loop is most of what a
+            # server with thousands of them does, so it looks at no more than these two facts.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
-                if not clients.attached and state.changes == state.noted:
+                if state.changes == state.noted and (not clients.attached or clients.at_rest):
                     continue
                 if kernel.is_left:  # the record stays as the server before has written it
                     continue
@@ -366,10 +351,8 @@ class RegisteredHandover(Handover):
             if record is not None:
                 await self._registry.save(record)
         except Exception:  # a provisioner may raise anything
-            logger.exception(
-                "kernel %s: the next server will not know it",
-                kernel_id,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).exception(
+                "kernel %s: the next server will not know it", kernel_id
             )
 
     async def delete(self, kernel_id: str) -> None:

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Final
 
 from ..log.message_log import MessageLog
-from ..log.places import Place, Places
+from ..log.places import Places, SessionPlace
 from ..messages.attachments import Attachments
 from .registry import Registry
 
@@ -65,6 +65,6 @@ def from_journal(path: Path, kernel_id: str) -> Places | None:
         return None
     _, epoch = _HEAD.unpack_from(data)
     slots = range(_PLACES_AT, len(data) - _PLACE.size + 1, _PLACE.size)
-    found = [Place(*_PLACE.unpack_from(data, at)) for at in slots]
+    found = [SessionPlace(*_PLACE.unpack_from(data, at)) for at in slots]
     used = sorted((place for place in found if place.left), key=lambda place: place.left)
     return Places.of(kernel_id, epoch.decode("ascii", "replace"), used)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
+from ...log_formats import about
 from ..log.places import Places
 from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
@@ -118,11 +119,11 @@ class Registry:
 
     renew_seconds = RENEW_SECONDS
     has_models = False
-    """Whether it stores the models of kernels, for servers that have not got the kernels."""
+    """Whether the registry stores the models of kernels, for other servers to show."""
     replica_terms: ReplicaTerms | None = None
-    """Which of several replicas this server is, and the terms of its kernels."""
+    """Which of several replicas this server is, and the terms of its kernels; else None."""
     shared_keepers: Replicas | None = None
-    """What those replicas have in common of keepers that dial in."""
+    """What the replicas share of keepers that dial in; None without replicas."""
 
     def __init__(self, state_dir: Path) -> None:
         self._lock = Lock(state_dir)
@@ -194,7 +195,7 @@ class Registry:
 
     @property
     def fails(self) -> bool:
-        """Whether it could not be written when that was tried last."""
+        """Whether the last write has failed."""
         return self._failing
 
     @property
@@ -208,12 +209,12 @@ class Registry:
         return Alone()
 
     def listens(self, addresses: Sequence[str]) -> None:
-        """Keepers dial this server at these addresses."""
+        """Note the addresses at which keepers dial this server."""
 
     # Kernels
 
     def begin_term(self, kernel_id: str) -> None:
-        """A kernel is about to be started here."""
+        """Begin the kernel's first term: it is about to be started here."""
 
     def check_start(self) -> None:
         """Raise an error if no kernel can be started just now."""
@@ -260,11 +261,8 @@ class Registry:
         try:
             found: Places | None = await self._call(self._store.load_places, kernel_id)
         except _ERRORS as error:
-            logger.error(
-                "the places of the clients of kernel %s cannot be read: %s",
-                kernel_id,
-                error,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).error(
+                "the places of the clients of kernel %s cannot be read: %s", kernel_id, error
             )
             raise UnusableRegistry(str(error)) from error
         return found
@@ -281,11 +279,8 @@ class Registry:
         try:
             found: list[ExecutionRecord] = await self._call(self._store.load_executions, kernel_id)
         except _ERRORS as error:
-            logger.error(
-                "the executions of kernel %s cannot be read: %s",
-                kernel_id,
-                error,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).error(
+                "the executions of kernel %s cannot be read: %s", kernel_id, error
             )
             return []
         return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -70,20 +70,28 @@ class CallersKernels:
         self._all = principal.scopes.of_all("read", "kernels")
         self._keys = keys_for(principal)
         self._last_request = manager.started
-        self._models: tuple[list[tuple[Kernel, int]], int, bytes] = ([], 0, b"[]")
+        self._seen: tuple[int, list[Kernel]] = (-1, [])
+        self._models: tuple[list[Kernel], list[int], int, bytes] = ([], [], 0, b"[]")
 
     # Looking
 
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels that the caller may read, in the order in which they were started."""
-        if self._all:
-            return iter(self._manager)
-        return iter(
-            [kernel for kernel in self._manager.found_by(self._keys) if self._reads(kernel)]
-        )
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._manager) if self._all else sum(1 for _ in self)
+        return len(self._found)
+
+    @property
+    def _found(self) -> list[Kernel]:
+        """The kernels, looked for once per change of what there is. The list does not change."""
+        version = self._manager.version
+        if self._seen[0] != version:
+            found: Iterable[Kernel] = self._manager
+            if not self._all:
+                found = filter(self._reads, self._manager.found_by(self._keys))
+            self._seen = version, [*found]
+        return self._seen[1]
 
     def __contains__(self, kernel_id: object) -> bool:
         """Whether there is the kernel for the caller, with this server or another replica."""
@@ -153,11 +161,11 @@ class CallersKernels:
     @property
     def models(self) -> bytes:
         """The models of the kernels, as a JSON list, put together once per change."""
-        seen = [(kernel, kernel.state.changes) for kernel in self]
-        changes = self._manager.elsewhere.changes
-        if self._models[:2] != (seen, changes):
-            self._models = seen, changes, self._listed([kernel for kernel, _ in seen])
-        return self._models[2]
+        found, changes = self._found, self._manager.elsewhere.changes
+        each = [kernel.state.changes for kernel in found]
+        if self._models[0] is not found or self._models[1:3] != (each, changes):
+            self._models = found, each, changes, self._listed(found)
+        return self._models[3]
 
     def models_of(self, owner: str) -> bytes:
         """The models of those kernels that are an owner's, as a JSON list."""

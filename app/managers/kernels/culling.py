@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from ...log_formats import about
 from ..errors import KernelNotFound
 from ..state import Lifecycle
 from .kernel import Kernel
@@ -159,14 +160,13 @@ class Culler:
         )
         if not self._policy.culls(candidate):
             return
-        logger.warning(
+        about(logger, kernel_id=kernel.id).warning(
             "Culling '%s' kernel '%s' (%s) with %d connections due to %.0f seconds of inactivity",
             state.word,
             kernel.name,
             kernel.id,
             len(traffic.clients),
             idle_seconds,
-            extra={"kernel_id": kernel.id},
         )
         self.cull(kernel, idle_seconds)
 
@@ -186,6 +186,4 @@ class Culler:
         except KernelNotFound:
             pass  # another stop of the kernel was quicker
         except Exception:
-            logger.exception(
-                "kernel %s could not be culled", kernel.id, extra={"kernel_id": kernel.id}
-            )
+            about(logger, kernel_id=kernel.id).exception("kernel %s could not be culled", kernel.id)

@@ -21,6 +21,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_core.paths import jupyter_runtime_dir
 
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import (
     InvalidPath,
     KeeperUnavailable,
@@ -275,11 +276,8 @@ class ExternalKernels:
         file = Path(record.connection_file)
         near = is_near(record.connection, self._settings.external_networks)
         if not self._allowed or not near:
-            logger.warning(
-                "kernel %s (%s) is not to be used any more",
-                record.id,
-                file,
-                extra={"kernel_id": record.id},
+            about(logger, kernel_id=record.id).warning(
+                "kernel %s (%s) is not to be used any more", record.id, file
             )
             return None
         kernel = self._by_file[file] = ExternalKernel(

@@ -28,7 +28,7 @@ from ..state import KernelState, Lifecycle
 from .launches import Launches, not_stopped
 from .life import Life
 from .model import ModelCache
-from .moving import Asked
+from .moving import WantedKernel
 from .phases import Course, Event, Phase
 from .registration import Registration
 from .services import KernelServices
@@ -46,7 +46,7 @@ class Kernel:
     ``env`` are used for every launch: the process works in ``place``, or in the nearest directory
     above it that exists then. ``on_gone`` is called when the kernel has ended for good: it was
     stopped, or a client asked it to shut down. Without an ``ownership`` it is the server's own.
-    ``given`` is what was said for it of the options of its engine (`check_given`).
+    ``given`` has the options of its engine that were given for this kernel (`check_given`).
     """
 
     def __init__(
@@ -163,12 +163,12 @@ class Kernel:
 
     @property
     def limits(self) -> ProcessLimits:
-        """What its processes may take of the machine."""
+        """How much of the machine the kernel's processes may take."""
         return self._launches.limits
 
     @property
     def given(self) -> Mapping[str, Value]:
-        """What was said for it of the options of its engine, and the host that it was given."""
+        """The options of its engine that were given for it, and the host that was chosen for it."""
         return self._launches.given
 
     async def usage(self) -> ProcessUsage | None:
@@ -178,7 +178,7 @@ class Kernel:
     # What others do
 
     async def impose_limits(self) -> None:
-        """Have its owner's limits hold for a warm kernel (`Launches.impose_limits`)."""
+        """Apply its new owner's limits to a warm kernel (`Launches.impose_limits`)."""
         await self._launches.impose_limits()
 
     async def relocate(self, place: Path | None, env: Mapping[str, str]) -> None:
@@ -200,7 +200,9 @@ class Kernel:
             await self._registration.save_again(self._left.record)
 
     async def start(self) -> None:
-        """Launch the process; returns before it is ready. One that an engine has wait, waits on.
+        """Launch the process; returns before it is ready.
+
+        An engine may let the launch wait for long. Then this returns before the launch, too.
 
         Raises `KernelStartFailed` when no process could be launched. Nothing of the kernel stays
         then, unless a process was launched that could not be ended: it stays this kernel's. Raises
@@ -225,7 +227,7 @@ class Kernel:
                 raise
 
     def _assign(self, left: Mapping[str, Any] | None, spec: KernelSpec | None = None) -> None:
-        """Have the kernel on the host of its kernelspec (`KernelServices.assign`)."""
+        """Assign the kernel to the host or engine of its kernelspec (`KernelServices.assign`)."""
         ownership, given, on_words = self.ownership, self._launches.given, self.state.on_words
         named = (self.id, spec or self.spec, left)
         self._services.assign(*named, given=given, ownership=ownership, on_words=on_words)
@@ -361,8 +363,8 @@ class Kernel:
         if record.dead:
             record.provisioner = self._services.engines.noted_if_out(self.id)
 
-    def hand_over(self, services: KernelServices, asked: Asked, on_gone: OnGone) -> None:
-        """The warm kernel is claimed: it uses ``services`` from now on, and is as it was asked."""
+    def hand_over(self, services: KernelServices, asked: WantedKernel, on_gone: OnGone) -> None:
+        """Give a warm kernel that is claimed these services, and what it was asked for with."""
         self._services = services
         self._life.hand_over(services, partial(on_gone, self))
         self._registration.hand_over(services)
@@ -372,7 +374,7 @@ class Kernel:
         self.traffic.activity.touch()
 
     def own(self, ownership: Ownership) -> None:
-        """The kernel is somebody's from now on; call this before anybody else sees it."""
+        """Give the kernel to an owner; call this before anybody else sees the kernel."""
         self.ownership = self._registration.ownership = self.reports.ownership = ownership
         self._launches.ownership = ownership
         self.traffic.share_log(log_share(self._services.shares, ownership))

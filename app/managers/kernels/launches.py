@@ -17,6 +17,7 @@ from ...keeper.hearings import Heard
 from ...keeper.limits import ProcessLimits
 from ...keeper.output import OUTPUT_BYTES, ProcessOutput
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KernelNotStopped, KernelStartFailed, KernelUnreachable
 from ..handover.adoption import Gone, adopt_process, note_process
 from ..handover.store import KernelRecord
@@ -28,9 +29,10 @@ from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelMana
 from ..processes.jupyter_internals import mark_connection_file
 from ..processes.keeper.kept import ProcessUsage
 from ..processes.keeper.provisioner import is_as_wanted
+from ..processes.launch_errors import described, launch_failed
 from ..processes.launchable import check_launchable
 from ..processes.paths import directory_now, is_below
-from ..processes.process import CALL_SECONDS, KernelProcess, bounded, described
+from ..processes.process import CALL_SECONDS, KernelProcess, bounded
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
@@ -89,7 +91,7 @@ class Launches:
         self.given = given
         self.ownership = ownership
         self._id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         self._name = name
         self._spec = spec
         self._services = services
@@ -146,6 +148,8 @@ class Launches:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 found = await asyncio.to_thread(provisioner.resolve_path, path)
+                if not getattr(provisioner, "is_here", True):
+                    return found  # a path there, which was looked at where its files are
                 below = await asyncio.to_thread(is_below, self.cwd, found) if found else False
                 return found if below else None
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
@@ -206,10 +210,10 @@ class Launches:
         except KernelStartFailed:
             raise
         except Exception as error:
-            text = f"The kernel could not be launched: {described(error)}"
+            more = ""
             if self.process is not None and (why := await self.process.kill()):
-                text = f"{text}. {not_stopped(why).message}"
-            raise KernelStartFailed(text) from error
+                more = f". {not_stopped(why).message}"
+            raise launch_failed(error, more) from error
 
     async def _launch(self, process: KernelProcess, *, is_fallback: bool) -> None:
         settings = self._services.settings
@@ -256,7 +260,7 @@ class Launches:
         return self._services.process_limits(self.ownership)
 
     async def impose_limits(self) -> None:
-        """Have the limits of the kernel's new owner hold for its process (`impose_limits`)."""
+        """Apply the limits of the kernel's new owner to its process (`impose_limits`)."""
         if self._manager is not None:
             await impose_limits(self._manager, self._process_limits)
 

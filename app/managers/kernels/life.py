@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
+from ...log_formats import about
 from ..errors import (
     KeeperUnavailable,
     KernelNotStopped,
@@ -20,12 +21,13 @@ from ..errors import (
     ServerStopping,
 )
 from ..handover.handover import HandedOver
+from ..processes.launch_errors import start_failed
 from ..processes.process import KernelProcess
 from ..state import Lifecycle
 from ..telemetry.reports import KernelReports, LaunchCause
 from .launches import Launches, not_stopped
 from .losses import Losses
-from .phases import Asked, Course, Event, Next, Phase, after_end
+from .phases import Course, EndAsked, Event, Next, Phase, after_end
 from .registration import Registration
 from .restarts import RestartPolicy
 from .services import KernelServices
@@ -36,19 +38,19 @@ __all__ = ["Life"]
 logger = logging.getLogger(__name__)
 
 QUEUE_SECONDS: Final = 15.0
-"""How long whoever asks for a start waits for an engine that takes long; the kernel waits on."""
+"""How long a start waits for a slow engine before it is answered; the launch then goes on."""
 
 REST_SECONDS: Final = 30.0
 LONGEST_REST_SECONDS: Final = 600.0
 """How long a kernel that has died keeps its engine's job, for a restart that comes soon; and the
-longest pause before it is tried again to end the job."""
+longest pause before the next attempt to end the job."""
 
 CANCEL_SECONDS: Final = 10.0
-"""After which a life that goes on although it was cancelled is cancelled again."""
+"""After how many seconds a task that goes on although it was cancelled is cancelled again."""
 
 
 class LivingKernel(HandedOver, Protocol):
-    """A kernel, as far as its life needs it."""
+    """What `Life` needs of a kernel."""
 
     @property
     def reports(self) -> KernelReports:
@@ -86,7 +88,7 @@ class Life:
         self._course = course
         self._registration = registration
         self._services = services
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
+        self._logger = about(logger, kernel_id=kernel.id)
         self._restarts = RestartPolicy(services.settings.restart_limit)
         self._losses = Losses(kernel.id, kernel.traffic, kernel.state)
         self._traffic.reading.on_loss = self.settle_loss
@@ -150,7 +152,7 @@ class Life:
         """See one process from its launch to its end; whether another one follows."""
         reason = await self._come_up_and_die()
         delay = None
-        if self._course.asked is Asked.NOTHING:  # a death: it counts
+        if self._course.asked is EndAsked.NOTHING:  # a death: it counts
             delay = self._restarts.on_death(asyncio.get_running_loop().time())
         match self._what_follows(delay):
             case Next.RETIRE:
@@ -193,14 +195,7 @@ class Life:
 
     async def relaunch(self) -> None:
         """Launch the process that an earlier server was about to launch, and see it through."""
-        try:
-            await self._restart_as_asked()
-        except KernelStartFailed as error:
-            await self.give_up(error.message)
-        except ServerStopping:
-            pass
-        else:
-            await self._live()
+        await self._live_after(self._restart_as_asked())
 
     # Launches and restarts
 
@@ -237,12 +232,12 @@ class Life:
             launching.result()
             self.begin()
         else:
-            self.begin(self._live_late(launching))
+            self.begin(self._live_after(launching))
 
-    async def _live_late(self, launching: asyncio.Task[None]) -> None:
-        """See a launch through that takes long, and then what it has launched."""
+    async def _live_after(self, launch: Awaitable[None]) -> None:
+        """Wait for a launch, however long it takes, and then see the process through."""
         try:
-            await launching
+            await launch
         except KernelStartFailed as error:
             await self.give_up(error.message)
         except ServerStopping:
@@ -263,8 +258,7 @@ class Life:
         try:
             await self._traffic.open_log()
         except (KernelUnreachable, KeeperUnavailable) as error:
-            text = f"The kernel cannot have a log: {error.message}"
-            raise KernelStartFailed(text, cause=error) from error
+            raise start_failed(f"The kernel cannot have a log: {error.message}", error) from error
 
     async def launch(self, cause: LaunchCause) -> None:
         """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""
@@ -365,7 +359,7 @@ class Life:
         words = await self._services.engines.words(self._kernel.id)
         if words and words not in reason:
             reason = f"{words}. {reason}"
-        is_death = self._course.asked is Asked.NOTHING
+        is_death = self._course.asked is EndAsked.NOTHING
         if is_death:
             self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)
         await launches.end(reason if is_death else None, restart=True)

@@ -19,7 +19,7 @@ from ..owners.ownership import Ownership
 from ..processes.engines.quantities import Value
 from ..processes.forking.provisioner import READ_ONCE, READ_WHEN_LOADED
 
-__all__ = ["MOVABLE", "Asked", "Move", "moved", "plan"]
+__all__ = ["MOVABLE", "Move", "WantedKernel", "moved", "plan"]
 
 MOVABLE: Final = "ipython"
 """The implementation that kernels name in their `kernel_info_reply` if this works with them."""
@@ -50,10 +50,10 @@ if session:
 """
 
 
-class Asked(NamedTuple):
-    """What a kernel is asked for: in ``cwd`` now, and in ``place`` when it is started again.
+class WantedKernel(NamedTuple):
+    """A kernel that is asked for: it works in ``cwd``, and in ``place`` when it is started again.
 
-    ``given`` is what was said of the options of its engine.
+    ``given`` has the options of its engine that were given for it.
     """
 
     name: str

@@ -31,12 +31,11 @@ from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .external import ExternalKernels
-from .giving_up import stop_or_give_up
 from .kernel import Kernel
-from .moving import Asked
+from .moving import WantedKernel
 from .services import KernelServices
 from .shares import KernelShares
-from .stopping import leave_all, leave_now, stop_all, stop_quietly
+from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
 from .table import KernelTable, Key, checked_id
 from .time_limits import TimeLimits
 from .usage import UsageSampler
@@ -146,6 +145,11 @@ class MultiKernelManager:
         return iter(tuple(self._kernels.values()))
 
     @property
+    def version(self) -> int:
+        """Counts the changes of which kernels there are, and of who may see them."""
+        return self._kernels.version
+
+    @property
     def usage(self) -> UsageSampler:
         """Samples what the kernels use of the machine."""
         return self._services.usage
@@ -158,7 +162,7 @@ class MultiKernelManager:
         return kernel
 
     def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
-        """The kernels that one of these keys brings before somebody (`KernelTable.found_by`)."""
+        """The kernels that have one of these keys (`KernelTable.found_by`)."""
         return self._kernels.found_by(keys)
 
     async def shares_changed(self, kernel: Kernel) -> None:
@@ -268,7 +272,7 @@ class MultiKernelManager:
         self._starting[identity] = asyncio.get_running_loop().create_future()
         try:
             async with self.shares.place(identity, owned, is_chosen=not any_id):
-                self.shares.take_start(owned)
+                await self.shares.take_start(owned)
                 asked = await self._asked(name, path, env or {}, owned, given or {})
                 return await self._start(identity, asked, any_id=any_id)
         finally:
@@ -281,7 +285,7 @@ class MultiKernelManager:
         env: Mapping[str, str],
         ownership: Ownership,
         given: Mapping[str, Value],
-    ) -> Asked:
+    ) -> WantedKernel:
         settings = self._settings
         root = await self._services.isolation.root(ownership.owner)
         inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
@@ -292,16 +296,16 @@ class MultiKernelManager:
             cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
         name = name or settings.default_kernel_name
         name = "python3" if name == "python" else name
-        return Asked(name, cwd, place, environment, given, ownership)
+        return WantedKernel(name, cwd, place, environment, given, ownership)
 
-    async def _start(self, kernel_id: str, asked: Asked, *, any_id: bool) -> Kernel:
+    async def _start(self, kernel_id: str, asked: WantedKernel, *, any_id: bool) -> Kernel:
         await self._forget_the_dead(asked.ownership.owner)
         if any_id and (claimed := await self._claim(kernel_id, asked)) is not None:
             return claimed
         with self.starts.admission():
             return await self._start_anew(kernel_id, asked)
 
-    async def _start_anew(self, kernel_id: str, asked: Asked) -> Kernel:
+    async def _start_anew(self, kernel_id: str, asked: WantedKernel) -> Kernel:
         reports = self._services.reports(kernel_id, asked.name, ownership=asked.ownership)
         async with reports.action("start"):
             spec = await self.specs.find(asked.name)
@@ -321,7 +325,7 @@ class MultiKernelManager:
             raise ServerStopping()
         return kernel
 
-    async def _claim(self, kernel_id: str, asked: Asked) -> Kernel | None:
+    async def _claim(self, kernel_id: str, asked: WantedKernel) -> Kernel | None:
         """A warm kernel, if there is one that is, or can be made, what is asked for.
 
         It has an id of its own, in place of ``kernel_id``.
@@ -378,7 +382,7 @@ class MultiKernelManager:
         kernel = self.get(kernel_id)
         is_dead = kernel.state.lifecycle is Lifecycle.DEAD
         async with self.shares.place(kernel_id, kernel.ownership) if is_dead else nullcontext():
-            self.shares.take_start(kernel.ownership)
+            await self.shares.take_start(kernel.ownership)
             await kernel.restart(now=now, newports=newports)
         return kernel
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final
 
-__all__ = ["TRANSITIONS", "Asked", "Course", "Event", "Next", "Phase", "WrongTurn", "after_end"]
+__all__ = ["TRANSITIONS", "Course", "EndAsked", "Event", "Next", "Phase", "WrongTurn", "after_end"]
 
 
 class Phase(Enum):
@@ -77,8 +77,8 @@ class Event(Enum):
     """The process is to end for a restart: a client has sent such a ``shutdown_request``."""
 
 
-class Asked(Enum):
-    """What the end of the present process was asked for; by nobody, it is a death."""
+class EndAsked(Enum):
+    """For what somebody has asked the present process to end; if nobody has, its end is a death."""
 
     NOTHING = auto()
     SHUTDOWN = auto()
@@ -176,7 +176,7 @@ class Course:
 
     def __init__(self) -> None:
         self.phase = Phase.NEW
-        self.asked = Asked.NOTHING
+        self.asked = EndAsked.NOTHING
         """What was asked of the present process."""
         self.has_been_ready = False
         """Whether any process of the kernel has come up: one that never does is not restarted."""
@@ -196,19 +196,19 @@ class Course:
             self.has_been_ready = True
 
 
-def _asked_after(asked: Asked, phase: Phase, event: Event) -> Asked:
+def _asked_after(asked: EndAsked, phase: Phase, event: Event) -> EndAsked:
     """What is asked of the present process after an event that came in ``phase``."""
     match event:
         case Event.LAUNCHED:  # another process
-            return Asked.NOTHING
+            return EndAsked.NOTHING
         case Event.SHUTDOWN_ASKED:
-            return Asked.SHUTDOWN
+            return EndAsked.SHUTDOWN
         case Event.RESTART_ASKED:
-            return Asked.RESTART
+            return EndAsked.RESTART
         case Event.STOP_FAILED:  # should the process end after all, that was asked for
-            if phase is Phase.REPLACING and asked is Asked.NOTHING:
-                return Asked.RESTART
-            return asked if phase is Phase.REPLACING else Asked.SHUTDOWN
+            if phase is Phase.REPLACING and asked is EndAsked.NOTHING:
+                return EndAsked.RESTART
+            return asked if phase is Phase.REPLACING else EndAsked.SHUTDOWN
     return asked
 
 
@@ -218,11 +218,11 @@ def after_end(course: Course, *, autorestart: bool, within_limit: bool) -> Next:
     ``autorestart`` is the option, and ``within_limit`` whether the kernel has not died too often in
     a row (`RestartPolicy`).
     """
-    if course.asked is Asked.SHUTDOWN:
+    if course.asked is EndAsked.SHUTDOWN:
         return Next.RETIRE
     if course.phase is Phase.STRANDED:
         return Next.BURY
-    if course.asked is Asked.RESTART:
+    if course.asked is EndAsked.RESTART:
         return Next.RESTART_AS_ASKED
     if course.has_been_ready and autorestart and within_limit:
         return Next.RESTART

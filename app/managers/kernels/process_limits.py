@@ -1,4 +1,4 @@
-"""The limits of a kernel's processes, and what those use, where the keeper has launched them."""
+"""The limits and the usage of a kernel's processes, if the keeper has launched them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from ..errors import KernelStartFailed
 from ..processes.forking.provisioner import KernelManager
 from ..processes.keeper.kept import ProcessUsage
 from ..processes.keeper.provisioner import KeeperProvisioner
-from ..processes.process import bounded, described
+from ..processes.launch_errors import described
+from ..processes.process import bounded
 
 __all__ = ["impose_limits", "limits_of", "say_limits", "usage_of"]
 
 
 def say_limits(manager: KernelManager | None, limits: ProcessLimits) -> bool:
-    """Have limits hold for what is launched or adopted next; returns whether others held before."""
+    """Set the limits of the process that is launched or adopted next; whether that changes them."""
     provisioner = None if manager is None else manager.provisioner
     if not isinstance(provisioner, KeeperProvisioner) or provisioner.process_limits == limits:
         return False
@@ -24,7 +25,7 @@ def say_limits(manager: KernelManager | None, limits: ProcessLimits) -> bool:
 
 
 async def impose_limits(manager: KernelManager, limits: ProcessLimits) -> None:
-    """Have limits hold for the process that runs. Raises `KernelStartFailed` if they do not."""
+    """Apply limits to the process that runs. Raises `KernelStartFailed` if that fails."""
     if not say_limits(manager, limits):
         return
     assert isinstance(manager.provisioner, KeeperProvisioner)

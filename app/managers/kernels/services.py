@@ -75,16 +75,16 @@ class KernelServices:
     audit: AuditLog | None = None
     handover: Handover = field(default_factory=Handover)
     process_limits: Callable[[Ownership], ProcessLimits] = lambda _: NO_LIMITS
-    """What the processes of a kernel may take of the machine, by whose the kernel is."""
+    """How much of the machine the processes of a kernel with this ownership may take."""
     shares: Shares = field(default_factory=Shares)
     begin_term: Callable[[str], None] = lambda _: None
     """Called with the id of a kernel that is about to be started, by one of several replicas."""
     parks: bool = False
-    """Whether kernels are started for nobody, and kept for whoever asks for one."""
+    """Whether kernels are started without an owner, and parked until somebody asks for one."""
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
     check_queue: Callable[[Ownership], None] = lambda _: None
-    """Raises an error if no further execution may wait for the kernels of whose this one is."""
+    """Raises an error if no further execution may wait at the kernels of this owner."""
     usage: UsageSampler = field(default_factory=UsageSampler)
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)
@@ -103,9 +103,9 @@ class KernelServices:
     ) -> KernelManager:
         """jupyter_client's manager for one kernel of this owner, not started.
 
-        ``spec`` is used in place of the kernelspec that is installed now, with what was ``given``
-        for this kernel of its engine's options. Unless the kernel ``may_fork``, its processes are
-        forked only if the kernelspec or an option asks for that.
+        ``spec`` is used in place of the kernelspec that is installed now. ``given`` has the options
+        of its engine that were given for this kernel. Unless the kernel ``may_fork``, its processes
+        are forked only if the kernelspec or an option asks for that.
         """
         confinement = self.isolation.confine(owner, kernel_id)
         file = self.files.runtime / f"kernel-{kernel_id}.json"
@@ -135,6 +135,7 @@ class KernelServices:
         if isinstance(provisioner, RemoteProvisioner):
             allowed = self.settings.kernel_env_allow
             provisioner.inherited = kernel_environment(os.environ, allowed, {})
+            provisioner.root_dir = self.settings.root_dir
         if isinstance(provisioner, EngineProvisioner):
             provisioner.engines = self.engines
         if provisioner is not None:
@@ -151,11 +152,11 @@ class KernelServices:
         ownership: Ownership,
         on_words: Callable[[str], None],
     ) -> None:
-        """Have a kernel on the host, or in a job of the engine, that its kernelspec names, if any.
+        """Assign a kernel to the host or to the engine that its kernelspec names, if any.
 
-        ``left`` is what the provisioner has told of a process that an earlier server has left. Call
-        this before the kernel's log is opened. ``given`` is what was said for this kernel of the
-        options there, and ``on_words`` is told what the engine says of the job. Raises
+        Call this before the kernel's log is opened. ``left`` is what the provisioner has noted of a
+        process that an earlier server has left. ``given`` has the options that were given for this
+        kernel. ``on_words`` is called with what the engine says of the job. Raises
         `KernelStartFailed` if the options are wrong.
         """
         spec = settled(spec, given)
@@ -192,7 +193,7 @@ class KernelServices:
             raise KernelStartFailed(text, cause=error) from error
 
     def new_address(self, manager: KernelManager) -> str:
-        """What the names of the ipc sockets begin with of a kernel that is to be launched."""
+        """The beginning of the names of a kernel's ipc sockets, for the next launch."""
         confinement = getattr(manager.provisioner, "confinement", None)
         return self.transports.new_address() if confinement is None else confinement.place.address
 

@@ -1,7 +1,7 @@
 """How many kernels there may be, of all owners and of each, and what each owner's kernels hold.
 
-What there is is looked up when it is asked for: kernels that were adopted count, and dead ones do
-not, whatever has happened. Only kernels that are about to be there are reserved here.
+Kernels are counted at the moment when a number is needed. So adopted kernels count, and dead ones
+do not. Only the places of kernels that are about to start are stored here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ..errors import TooManyKernels
-from ..handover.elsewhere import Alone, Asked, Known, Nowhere, Reservations
+from ..handover.elsewhere import Alone, Known, Nowhere, ReservationRequest, Reservations
 from ..limits.errors import ExecutionsLimit
 from ..limits.shares import Shares
 from ..owners.ownership import Ownership
@@ -58,7 +58,7 @@ class KernelShares:
                 yield
                 return
             dead = [kernel.id for kernel in self._table.values() if not kernel.counts]
-            asked = Asked(kernel_id, ownership.owner, self._max, of_owner, dead)
+            asked = ReservationRequest(kernel_id, ownership.owner, self._max, of_owner, dead)
             await self._reserve(asked, ownership)
             try:
                 yield
@@ -67,7 +67,7 @@ class KernelShares:
         finally:
             self._reserved.pop(kernel_id, None)
 
-    async def _reserve(self, asked: Asked, ownership: Ownership) -> None:
+    async def _reserve(self, asked: ReservationRequest, ownership: Ownership) -> None:
         used = await self.reservations.reserve(asked)
         if used is None:
             return
@@ -78,9 +78,11 @@ class KernelShares:
         """Give a place back early: its kernel is there, with another id."""
         self._reserved.pop(kernel_id, None)
 
-    def take_start(self, ownership: Ownership) -> None:
-        """Count a start or a restart. Raises `StartsLimit`."""
-        self._shares.take_start(ownership)
+    async def take_start(self, ownership: Ownership) -> None:
+        """Count a start or a restart, at whichever replica. Raises `StartsLimit`."""
+        limit = self._shares.take_start(ownership)
+        if limit and (seconds := await self.reservations.take_start(ownership.owner, limit)):
+            raise self._shares.refuse_start(limit, seconds)
 
     def check_queue(self, ownership: Ownership) -> None:
         """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""
@@ -88,7 +90,7 @@ class KernelShares:
         if limit is not None:
             self._shares.check(ExecutionsLimit, limit, self.waiting_of(ownership.owner))
 
-    # What there is
+    # Counting
 
     def _count(self) -> int:
         living = {kernel.id for kernel in self._table.values() if kernel.counts}

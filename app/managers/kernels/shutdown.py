@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from ...log_formats import about
 from ..errors import KernelUnreachable
 from ..messages.traffic import Traffic
 from ..processes.process import KernelProcess
@@ -48,7 +49,7 @@ class Shutdown:
         self._state = state
         self._seconds = seconds
         self._id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
 
     async def run(self, interrupt: Callable[[], Awaitable[None]], *, restart: bool) -> None:
         """Ask the kernel to shut down, then terminate its process; it may run all the same.

@@ -1,4 +1,4 @@
-"""The stop of all kernels at once, when the server ends."""
+"""Stopping and leaving kernels: one that is given up, and all at once when the server ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 from collections.abc import Collection
 from typing import Any, Final
 
+from ...log_formats import about
 from ..errors import KernelNotStopped
+from ..processes.keeper.keepers import Keepers
 from .kernel import Kernel
 
-__all__ = ["leave_all", "leave_now", "stop_all", "stop_quietly"]
+__all__ = ["leave_all", "leave_now", "stop_all", "stop_or_give_up", "stop_quietly"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +21,25 @@ FAREWELL_SECONDS: Final = 0.1
 """The pause between the end of streams and WebSockets, and the stop of the kernels."""
 
 LEAVE_SECONDS: Final = 10.0
-"""How long what is done with a kernel just now may take to end, when the kernel is another's."""
+"""How long leaving a kernel to another replica waits for a start or a stop that is under way."""
 
 SLACK_SECONDS: Final = 15.0
 """How much longer than one kernel's shutdown the stop of all kernels may take."""
+
+GIVEN_UP: Final = "The kernel was given up: its host was not reached"
+
+
+async def stop_or_give_up(kernel: Kernel, keepers: Keepers, *, now: bool, give_up: bool) -> None:
+    """Stop a kernel and forget it; returns when its process is gone. Raises `KernelNotStopped`.
+
+    Nobody can tell from here whether a process on a host that is away runs. With ``give_up`` the
+    process is taken for gone, and the keeper there ends it when the host is back.
+    """
+    is_away = kernel.state.unreachable or kernel.is_left
+    if give_up and is_away and keepers.give_up(kernel.id, GIVEN_UP):
+        kernel.state.on_reach("")
+    # The stop ends the kernel's life before that gets its turn to see a death.
+    await kernel.stop(now=now)
 
 
 async def stop_all(
@@ -61,10 +78,8 @@ async def _leave_quietly(kernel: Kernel) -> bool:
     try:
         return await kernel.leave()
     except Exception:
-        logger.exception(
-            "kernel %s is left without all that the next server should know",
-            kernel.id,
-            extra={"kernel_id": kernel.id},
+        about(logger, kernel_id=kernel.id).exception(
+            "kernel %s is left without all that the next server should know", kernel.id
         )
         return True
 
@@ -79,9 +94,8 @@ async def leave_now(kernel: Kernel) -> None:
         async with asyncio.timeout(LEAVE_SECONDS):
             await _leave_quietly(kernel)
     except TimeoutError:  # a start or a stop holds the kernel's lock; its keeper refuses it
-        extra = {"kernel_id": kernel.id}
-        logger.error(
-            "kernel %s is another replica's; it is still used here", kernel.id, extra=extra
+        about(logger, kernel_id=kernel.id).error(
+            "kernel %s is another replica's; it is still used here", kernel.id
         )
 
 
@@ -90,16 +104,11 @@ async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
     try:
         await kernel.stop(now=now)
     except KernelNotStopped as error:
-        logger.error(
-            "kernel %s could not be stopped: %s",
-            kernel.id,
-            error.message,
-            extra={"kernel_id": kernel.id},
+        about(logger, kernel_id=kernel.id).error(
+            "kernel %s could not be stopped: %s", kernel.id, error.message
         )
     except Exception:
-        logger.exception(
-            "kernel %s could not be stopped", kernel.id, extra={"kernel_id": kernel.id}
-        )
+        about(logger, kernel_id=kernel.id).exception("kernel %s could not be stopped", kernel.id)
         with contextlib.suppress(Exception):
             await kernel.kill()
     else:

@@ -5,7 +5,7 @@ A list of one's own kernels costs what those are, however many others there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, ValuesView
 from itertools import count
 from typing import Literal
 from uuid import UUID
@@ -17,7 +17,7 @@ from .kernel import Kernel
 __all__ = ["KernelTable", "Key", "checked_id", "keys_for"]
 
 Key = tuple[Literal["owner", "owners group", "name", "group"], str]
-"""What brings a kernel before somebody: its owner, a group of the owner's, or a share."""
+"""Why somebody may see a kernel: its owner, a group of the owner's, or a share."""
 
 
 def keys_for(principal: Principal) -> tuple[Key, ...]:
@@ -52,6 +52,8 @@ class KernelTable(MutableMapping[str, Kernel]):
         self._keys: dict[str, frozenset[Key]] = {}
         self._by_key: dict[Key, dict[str, Kernel]] = {}
         self._next = count()
+        self.version = 0
+        """Counts the changes of what there is, and of who may see it."""
 
     def __getitem__(self, kernel_id: str) -> Kernel:
         return self._kernels[kernel_id]
@@ -61,11 +63,13 @@ class KernelTable(MutableMapping[str, Kernel]):
             del self[kernel_id]
         self._kernels[kernel_id] = kernel
         self._numbers[kernel_id] = next(self._next)
+        self.version += 1
         self._index(kernel_id)
 
     def __delitem__(self, kernel_id: str) -> None:
         del self._kernels[kernel_id]
         del self._numbers[kernel_id]
+        self.version += 1
         self._unindex(kernel_id)
 
     def __iter__(self) -> Iterator[str]:
@@ -73,6 +77,10 @@ class KernelTable(MutableMapping[str, Kernel]):
 
     def __len__(self) -> int:
         return len(self._kernels)
+
+    def values(self) -> ValuesView[Kernel]:
+        """The kernels; the view of a mapping by default would look each of them up."""
+        return self._kernels.values()
 
     @property
     def owners(self) -> frozenset[str]:
@@ -83,17 +91,18 @@ class KernelTable(MutableMapping[str, Kernel]):
         """Take note that a kernel's shares have changed."""
         if self._kernels.get(kernel.id) is not kernel:
             return
+        self.version += 1
         before, now = self._keys[kernel.id], _keys_of(kernel)
         self._keys[kernel.id] = now
         for key in before - now:
             self._remove(key, kernel.id)
         for key in now - before:
             found = {**self._by_key.get(key, {}), kernel.id: kernel}
-            # The kernel may be older than others that this key brings.
+            # The kernel may be older than others that have this key.
             self._by_key[key] = {each: found[each] for each in self._sorted(found)}
 
     def found_by(self, keys: Iterable[Key]) -> list[Kernel]:
-        """The kernels that one of these keys brings before somebody, in order."""
+        """The kernels that have one of these keys, in order."""
         groups = [found for key in keys if (found := self._by_key.get(key))]
         if len(groups) < 2:
             return [*groups[0].values()] if groups else []

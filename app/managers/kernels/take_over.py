@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 from ...keeper.hearings import Heard
 from ...keeper.processes import UNKNOWN_EXIT
 from ...keeper.sockets import ConnectionInfo
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..handover.adoption import Gone
 from ..handover.handover import HandedOver
@@ -60,7 +61,7 @@ class Found(NamedTuple):
 
 
 class LeftKernel(HandedOver, Protocol):
-    """A kernel, as far as its take-over needs it."""
+    """What `TakeOver` needs of a kernel."""
 
     @property
     def reports(self) -> KernelReports:
@@ -87,7 +88,7 @@ class TakeOver:
         self._kernel = kernel
         self._launches = launches
         self._services = services
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel.id})
+        self._logger = about(logger, kernel_id=kernel.id)
 
     async def reach(self) -> Found:
         """Own the process that was left, or find that it has ended.

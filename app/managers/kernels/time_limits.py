@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from ...log_formats import about
 from ..limits.ending import TimePlan, due
 from ..limits.shares import Shares
 from ..state import Lifecycle
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE: Final = 5.0
 """How many seconds pass between two looks at the kernels, at the most."""
 
-SHORT: Final = 20.0
-"""The part of the least limit that passes between two looks, if that is less."""
+LOOKS: Final = 20.0
+"""How often the kernels are looked at, at the least, within the shortest limit of any owner."""
 
 
 class TimeLimits:
@@ -51,17 +52,15 @@ class TimeLimits:
         least = self._shares.policy.least("idle_timeout", "lifetime")
         if least is None:
             return
-        pause = min(LONGEST_PAUSE, least / SHORT)
+        pause = min(LONGEST_PAUSE, least / LOOKS)
         while True:
             await asyncio.sleep(pause)
             for kernel in self._kernels:
                 try:
                     self.look_at(kernel, time.monotonic())
                 except Exception:  # a bug here must not let all others run for ever
-                    logger.exception(
-                        "the time of kernel %s could not be looked at",
-                        kernel.id,
-                        extra={"kernel_id": kernel.id},
+                    about(logger, kernel_id=kernel.id).exception(
+                        "the time of kernel %s could not be looked at", kernel.id
                     )
 
     def look_at(self, kernel: Kernel, now: float) -> None:
@@ -83,11 +82,10 @@ class TimeLimits:
         if comes is not None and left is not None:
             kernel.reports.ends_soon(comes.limit, left)
         if comes is not None and ends:
-            logger.warning(
+            about(logger, kernel_id=kernel.id).warning(
                 "kernel %s (%s) is stopped by its owner's limit %s",
                 kernel.id,
                 kernel.name,
                 comes.limit,
-                extra={"kernel_id": kernel.id},
             )
             self._end(kernel, idle, comes.limit)

@@ -1,6 +1,6 @@
 """What kernels use of the machine: sampled while somebody asks, and remembered for a while.
 
-The keeper takes the samples. Nothing is sampled of a kernel of which nobody has asked for a minute.
+The keeper takes the samples. A kernel is sampled for a minute after somebody has asked about it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from ...keeper.limits import ProcessLimits
+from ...log_formats import about
 from ...protocol.messages import format_timestamp
 from ..errors import KeeperUnavailable
 from ..messages.traffic import Traffic
@@ -27,10 +28,10 @@ __all__ = ["KernelUsage", "LimitModel", "Measured", "Series", "UsagePoint", "Usa
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 1.0
-"""A sample that is no older is told again: many may ask."""
+"""A sample up to this age is used again, as many may ask."""
 
 PERIOD_SECONDS: Final = 5.0
-"""How often a kernel is sampled that somebody asks about."""
+"""Seconds between two samples of a kernel that somebody asks about."""
 
 WANTED_SECONDS: Final = 60.0
 """How long a kernel is sampled after somebody has asked."""
@@ -136,7 +137,7 @@ class KernelUsage(msgspec.Struct):
 
 
 class Measured(Protocol):
-    """A kernel, as far as its usage is concerned."""
+    """What `UsageSampler` needs of a kernel."""
 
     @property
     def id(self) -> str:
@@ -280,10 +281,8 @@ class UsageSampler:
                 try:
                     await self.latest(kernel, PERIOD_SECONDS * 0.9)
                 except KeeperUnavailable as error:
-                    logger.debug(
-                        "kernel %s is not sampled: %s",
-                        *(kernel_id, error.message),
-                        extra={"kernel_id": kernel_id},
+                    about(logger, kernel_id=kernel_id).debug(
+                        "kernel %s is not sampled: %s", *(kernel_id, error.message)
                     )
             self._forget_old()
         self._periodic = None

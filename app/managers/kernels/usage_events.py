@@ -16,11 +16,11 @@ from .usage import Measured, UsageSampler
 __all__ = ["Reported", "UsageEvents"]
 
 EVENT_SECONDS: Final = 60.0
-"""How often a kernel is told of that does something."""
+"""Seconds between two events about a kernel that does something."""
 
 
 class Reported(Measured, Protocol):
-    """A kernel, as far as events of its usage are concerned."""
+    """What `UsageEvents` needs of a kernel."""
 
     @property
     def state(self) -> KernelState:
@@ -32,10 +32,10 @@ class Reported(Measured, Protocol):
 
 
 class UsageEvents:
-    """Tells what ``kernels`` use, once a minute while somebody is subscribed to ``events``.
+    """Emits an event about each of ``kernels``, once a minute while ``events`` has subscribers.
 
-    A kernel that has run nothing and said nothing since it was told of is passed over: so idle
-    kernels cost nothing. Make it inside a running event loop, and `close` it there.
+    A kernel that has run and published nothing since its last event is passed over, so idle kernels
+    cost nothing. Make this inside a running event loop, and `close` it there.
     """
 
     def __init__(self, kernels: Iterable[Reported], sampler: UsageSampler, events: Events) -> None:

@@ -19,6 +19,7 @@ from uuid import uuid4
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
 
+from ...log_formats import about
 from ..errors import (
     KeeperUnavailable,
     KernelkeepError,
@@ -31,11 +32,12 @@ from ..errors import (
 from ..owners.ownership import Ownership
 from ..processes.engines.caller_options import settled
 from ..processes.hosts.provisioner import elsewhere
+from ..processes.hosts.shared_files import shares_files
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from ..telemetry.counters import Counters
 from .kernel import Kernel
-from .moving import MOVABLE, Asked, Move, moved, plan
+from .moving import MOVABLE, Move, WantedKernel, moved, plan
 from .services import KernelServices
 from .stopping import stop_quietly
 
@@ -73,7 +75,7 @@ LONGEST_RETRY_SECONDS: Final = 600.0
 """The longest of these pauses, when it has failed again and again for the same reason."""
 
 OWN_SECONDS: Final = 5.0
-"""How long an engine may take to note whose a kernel is."""
+"""How long an engine may take to note the owner of a claimed kernel."""
 
 
 class WarmKernels:
@@ -82,8 +84,7 @@ class WarmKernels:
     ``wanted`` is how many kernels there shall be of each kernelspec. Parked kernels have
     ``services`` of their own, by which none is restarted and no events are reported. They are
     started in the directory ``cwd`` with the environment ``env``; one in a job of an engine becomes
-    its owner's when it is claimed. Make it inside a running event
-    loop, and `close` it there.
+    its owner's when it is claimed. Make this inside a running event loop, and `close` it there.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class WarmKernels:
         """How many kernels are ready to be claimed, by kernelspec."""
         return {name: len(pool.parked) for name, pool in self._pools.items()}
 
-    async def claim(self, asked: Asked) -> Kernel | None:
+    async def claim(self, asked: WantedKernel) -> Kernel | None:
         """A ready kernel that is just as it is asked for, or None. It then is the caller's."""
         pool = self._pools.get(asked.name.lower())
         if pool is None:
@@ -124,7 +125,7 @@ class WarmKernels:
         self._counters.warm_claims[pool.name.lower(), "hit" if kernel else "miss"] += 1
         return kernel
 
-    async def _claim(self, pool: _Pool, asked: Asked) -> Kernel | None:
+    async def _claim(self, pool: _Pool, asked: WantedKernel) -> Kernel | None:
         if not pool.parked:
             return None
         try:
@@ -134,8 +135,11 @@ class WarmKernels:
         there = elsewhere(spec.metadata)
         if there and not self._has_nobodys_limits(asked.ownership):
             return None
-        # A directory of this machine means nothing on another.
+        # A directory of this machine means nothing on another that does not have its files; where
+        # one does, only kernels of this machine can be moved to it.
         cwd = self._as_started[0] if there else asked.cwd
+        if shares_files(spec.metadata) and cwd != asked.cwd:
+            return None
         move = plan(spec.env, self._as_started, (cwd, asked.env))
         while move is not None and (kernel := pool.oldest) is not None:
             if move.needed and kernel.traffic.own.implementation != MOVABLE:
@@ -145,19 +149,19 @@ class WarmKernels:
                 self._stop(kernel)
             elif why := await self._why_not(kernel, move, asked.ownership.owner if there else ""):
                 text = "warm kernel %s %s, and is stopped"
-                logger.info(text, kernel.id, why, extra={"kernel_id": kernel.id})
+                about(logger, kernel_id=kernel.id).info(text, kernel.id, why)
                 self._stop(kernel)
             else:
                 return kernel
         return None
 
     def _has_nobodys_limits(self, ownership: Ownership) -> bool:
-        """Whether an owner's processes may take what those may whose owner is not known yet."""
+        """Whether an owner's limits are those with which parked kernels were started."""
         own, nobodys = map(self._services.process_limits, (ownership, Ownership()))
         return msgspec.structs.replace(own, owner=nobodys.owner) == nobodys
 
     async def _why_not(self, kernel: Kernel, move: Move, owner: str) -> str:
-        """Move a kernel, and have its engine know its ``owner``; why it cannot be had, if so."""
+        """Move a kernel, and tell its engine the ``owner``; returns why that failed, or nothing."""
         try:
             if move.needed:
                 own = kernel.traffic.own
@@ -232,7 +236,8 @@ class WarmKernels:
             if kernel.id not in self._starting:
                 raise KernelStartFailed("the other replicas have declared this one dead")
         except BaseException:
-            self._stop(kernel)
+            if kernel.id in self._starting:  # else others end it
+                self._stop(kernel)
             raise
         finally:
             self._starting.pop(kernel.id, None)
@@ -254,12 +259,8 @@ class WarmKernels:
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)
             if why and pool.remove(kernel):
-                logger.info(
-                    "warm kernel %s (%s) is stopped: %s",
-                    kernel.id,
-                    pool.name,
-                    why,
-                    extra={"kernel_id": kernel.id},
+                about(logger, kernel_id=kernel.id).info(
+                    "warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why
                 )
                 self._stop(kernel)
 

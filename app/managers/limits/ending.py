@@ -12,7 +12,7 @@ NOTICES: Final = (300.0, 60.0)
 """How many seconds before its end a kernel's clients are told."""
 
 SHORT: Final = 10.0
-"""The part of a limit that is too short for those, before whose end they are told."""
+"""A limit that is too short for `NOTICES` is announced when a tenth of it is left."""
 
 
 class Due(NamedTuple):

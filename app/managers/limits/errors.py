@@ -73,28 +73,28 @@ class KernelsLimit(LimitReached):
 
 
 class StartsLimit(LimitReached):
-    """The owner has started and restarted as many kernels of late as it may."""
+    """The owner has started and restarted as many kernels lately as it may."""
 
     code = "starts_limit"
     limit = "starts_per_minute"
 
 
 class ExecutionsLimit(LimitReached):
-    """As many executions wait at the owner's kernels as may."""
+    """As many executions wait at the owner's kernels as may wait there."""
 
     code = "executions_limit"
     limit = "queued_executions"
 
 
 class ContentsLimit(LimitReached):
-    """The owner has written as much to files of late as it may."""
+    """The owner has written as much to files lately as it may."""
 
     code = "contents_limit"
     limit = "contents_bytes_per_day"
 
 
 class RequestsLimit(LimitReached):
-    """The owner has made as many requests of late as it may."""
+    """The owner has made as many requests lately as it may."""
 
     code = "requests_limit"
     limit = "requests_per_second"
@@ -114,7 +114,7 @@ LIMIT_ERRORS: Final = (
 
 
 class BeyondLimit(KernelkeepError):
-    """This alone is more than the owner may ever use; `limit` names the limit."""
+    """The request alone takes more than the owner may ever use; `limit` names the limit."""
 
     status = 403
     code = "beyond_limit"

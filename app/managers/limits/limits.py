@@ -63,7 +63,7 @@ NO_LIMITS: Final = Limits()
 def merged(everybodys: Table, of_groups: Iterable[Table], by_name: Table) -> Limits:
     """The limits that hold: a name's come before groups', and those before everybody's.
 
-    Of several groups that have a limit the most generous counts, and none is the most generous.
+    If several groups have a limit, the most generous counts; the most generous is to have none.
     """
     found = dict(everybodys)
     groups: dict[str, int | float | None] = {}
@@ -75,7 +75,7 @@ def merged(everybodys: Table, of_groups: Iterable[Table], by_name: Table) -> Lim
 
 
 class LimitPolicy:
-    """What the options say: limits of everybody, and of groups and names in their place."""
+    """The limits in the options: those of everybody, and those of groups and names instead."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class LimitPolicy:
 
     @classmethod
     def of(cls, settings: Settings) -> LimitPolicy:
-        """The policy of a server. Raises `CannotLoad` for names that are none, or the same."""
+        """The policy of a server. Raises `CannotLoad` for invalid names, or one twice."""
         return cls(
             settings.owner_limits,
             _by_names("group-limits", settings.group_limits),

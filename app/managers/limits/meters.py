@@ -1,4 +1,4 @@
-"""Meters: how much of something was used of late, for limits that are so much in a time."""
+"""Meters: how much of something was used lately, for limits on an amount in a span of time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Final
 __all__ = ["Meter"]
 
 ROUNDING: Final = 1e-6
-"""What sums of fractions may lack."""
+"""By how much a sum of fractions may be too small, through rounding."""
 
 
 class Meter:
-    """A bucket that runs out: what is used fills it, and in ``seconds`` a full one has run dry.
+    """A leaky bucket: what is used fills it, and a full one is empty again after ``seconds``.
 
     So ``capacity`` can be used at once, and as much again in each ``seconds`` after that. Times are
-    in seconds of one monotonic clock.
+    in seconds of one clock. ``used`` is how much counted as used ``at`` a time.
     """
 
     __slots__ = ("_at", "_used")
 
-    def __init__(self) -> None:
-        self._used = 0.0
-        self._at = 0.0
+    def __init__(self, used: float = 0.0, at: float = 0.0) -> None:
+        self._used = used
+        self._at = at
 
     def used(self, capacity: float, seconds: float, now: float) -> float:
         """How much counts as used."""

@@ -34,16 +34,15 @@ from .meters import Meter
 __all__ = ["CallersShare", "Recent", "Shares"]
 
 MAX_OWNERS: Final = 10_000
-"""Of how many owners it is known what they have used of late; the longest unseen is forgotten.
-
-Owners with open WebSockets are not."""
+"""For how many owners the recent use is remembered. The owner that was not seen for longest is
+forgotten, unless it has open WebSockets."""
 
 MINUTE: Final = 60.0
 DAY: Final = 86400.0
 
 
 class Recent(msgspec.Struct):
-    """What an owner has used of late, rounded up, and has open; absent where there is no limit."""
+    """What an owner has used lately, rounded up, and has open; absent where there is no limit."""
 
     starts_per_minute: int | None = None
     contents_bytes_per_day: int | None = None
@@ -113,7 +112,7 @@ class Shares:
         use.groups = principal.groups
         if "requests_per_second" in named:
             rate = self.policy.limits(principal.owner, principal.groups).requests_per_second
-            # Less than one a second: one, and then none for longer.
+            # A rate below one a second allows one request, and the next only after its whole time.
             capacity, seconds = (rate, 1.0) if rate is None or rate >= 1 else (1.0, 1 / rate)
             if capacity is not None:
                 self._take(RequestsLimit, use.requests, 1, capacity, seconds, shown=rate)
@@ -129,13 +128,18 @@ class Shares:
         """Count a WebSocket no more."""
         self._uses[principal.owner].websockets -= 1
 
-    # What is made
+    # Kernels and files
 
-    def take_start(self, ownership: Ownership) -> None:
-        """Count a start of a kernel. Raises `StartsLimit`."""
+    def take_start(self, ownership: Ownership) -> int | None:
+        """Count a start of a kernel; returns the limit. Raises `StartsLimit`."""
         limit = self.limits(ownership).starts_per_minute
         if limit is not None:
             self._take(StartsLimit, self._use(ownership.owner).starts, 1, limit, MINUTE)
+        return limit
+
+    def refuse_start(self, limit: int, seconds: float) -> KernelkeepError:
+        """What a start gets that others have left no room for, which there is in some seconds."""
+        return self._refused(StartsLimit.limit, StartsLimit(limit, limit, seconds))
 
     def check_kernels(self, ownership: Ownership, used: Callable[[], int]) -> None:
         """Raise `KernelsLimit` if an owner that has ``used()`` kernels may have no other."""
@@ -150,15 +154,15 @@ class Shares:
             self._take(ContentsLimit, self._use(principal.owner).contents, size, limit, DAY)
 
     def add_contents(self, principal: Principal, size: int) -> None:
-        """Count bytes of a copy, which are known when it was made: what follows has less room."""
+        """Count bytes of a copy, known only afterwards: later writes have less room."""
         limit = self.policy.limits(principal.owner, principal.groups).contents_bytes_per_day
         if limit is not None:
             self._use(principal.owner).contents.add(size, limit, DAY, self._clock())
 
     def check(self, kind: type[LimitReached], limit: int | None, used: int) -> None:
-        """Raise an error of this kind if ``used`` leaves no room for one more, and count it.
+        """Raise an error of this kind if ``used`` leaves no room for one more; that is counted.
 
-        Where there could never be one, that is `BeyondLimit`.
+        With a limit of 0, which never leaves room, the error is `BeyondLimit`.
         """
         if limit is None or used < limit:
             return

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ...keeper.log import Place as Position
+from ...keeper.log import Position
 from ...protocol.messages import Message
 
 __all__ = ["Batch", "Entry", "Gap", "Position"]

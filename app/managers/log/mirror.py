@@ -6,6 +6,7 @@ given are pieces of the keeper's records, as they come over the link.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +69,14 @@ class MirrorWriter(LogWriter):
             at = end
         self._rest += data[at:]
         self.flush()
+
+    def expire(self, before: float) -> None:
+        """As `LogWriter.expire`. An empty file stays: the next server sees how far the log went."""
+        had = bool(self._segments)
+        super().expire(before)
+        if had and not self._segments and not self._closed:
+            with contextlib.suppress(OSError):
+                self.prepare()
 
     def _check(self, record: records.Record) -> None:
         number, offset = self._number, self._offset

@@ -10,13 +10,13 @@ import msgspec
 
 from .entries import Position
 
-__all__ = ["MAX_PLACES", "Place", "Places", "session_key"]
+__all__ = ["MAX_PLACES", "Places", "SessionPlace", "session_key"]
 
 MAX_PLACES: Final = 256
 """How many sessions of a kernel have a place; the one that has left first makes room."""
 
 
-class Place(NamedTuple):
+class SessionPlace(NamedTuple):
     """The place of one session. ``left`` is 0 if it had a connection when this was stored.
 
     Otherwise it is when the session left, in seconds since the epoch.
@@ -40,11 +40,11 @@ class Places(msgspec.Struct, frozen=True):
     data: bytes
 
     @classmethod
-    def of(cls, kernel_id: str, epoch: str, places: Iterable[Place]) -> Places:
+    def of(cls, kernel_id: str, epoch: str, places: Iterable[SessionPlace]) -> Places:
         """The newest `MAX_PLACES` of these places, which are in order."""
         return cls(kernel_id, epoch, _encode([*places][-MAX_PLACES:]))
 
-    def read(self) -> list[Place]:
+    def read(self) -> list[SessionPlace]:
         """The places, in order. Raises `msgspec.MsgspecError` if they make no sense."""
         return _decode(self.data)
 
@@ -61,4 +61,4 @@ def session_key(session: str) -> bytes:
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(list[Place]).decode
+_decode: Final = msgspec.msgpack.Decoder(list[SessionPlace]).decode

@@ -11,7 +11,7 @@ from ...settings import Settings
 from ..executions.prompts import Prompts
 from ..log.entries import Position
 from ..log.message_log import MessageLog, Reader
-from ..log.places import MAX_PLACES, Place, session_key
+from ..log.places import MAX_PLACES, SessionPlace, session_key
 from ..state import KernelState
 
 __all__ = ["Attachments", "PlaceStore"]
@@ -50,6 +50,7 @@ class Attachments:
         # By `session_key`, those that have left first at the beginning; and since when (monotonic).
         self._departed: dict[bytes, tuple[Position, float]] = {}
         self._noted: dict[str, Position] = {}  # the places of attached sessions that are stored
+        self._rest_at: int | None = 0  # the log's next number when all had come to its end
         self._new: set[str] = set()  # attached sessions of which nothing was known before
 
     def __len__(self) -> int:
@@ -80,6 +81,7 @@ class Attachments:
         is_new, start = left_at is None, start or left_at
         self._state.changes += 1
         reader = self.attached[session] = Reader(self._log, session, start)
+        self._rest_at = None
         if self.store is not None and self._buffers:
             if is_new:
                 self._new.add(session)
@@ -144,6 +146,11 @@ class Attachments:
             if self.store is not None:
                 self.store.moved()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether `note_places` has nothing to store: every client had all there was, and has."""
+        return self._rest_at == self._log.next_seq or not self.attached
+
     def note_places(self) -> None:
         """Have it stored how far each client has come, if one has come further."""
         if self.store is None or not self._buffers:
@@ -154,25 +161,29 @@ class Attachments:
         if places != self._noted:
             self._noted = places
             self.store.moved()
+        end = self._log.next_seq
+        # A place never goes back, and none lies behind the end.
+        self._rest_at = end if all(place.cursor >= end for place in places.values()) else None
 
     def note_again(self) -> None:
         """Have the places stored again: they were removed for a stop that has failed."""
         if self.store is not None and self._buffers:
             self.store.moved()
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[SessionPlace]:
         """The place of each session, to be stored: those that have left first, then the others."""
         began = time.time() - time.monotonic()
         departed = [
-            Place(key, *place, began + since) for key, (place, since) in self._departed.items()
+            SessionPlace(key, *place, began + since)
+            for key, (place, since) in self._departed.items()
         ]
         attached = [
-            Place(session_key(session), *reader.arrived, 0.0)
+            SessionPlace(session_key(session), *reader.arrived, 0.0)
             for session, reader in self.attached.items()
         ]
         return departed + attached
 
-    def put_back(self, places: Iterable[Place]) -> None:
+    def put_back(self, places: Iterable[SessionPlace]) -> None:
         """Take over the places that the server before this one has stored, in order.
 
         Sessions that had a connection have left just now.

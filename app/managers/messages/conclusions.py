@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from ...log_formats import about
 from ...protocol.messages import ClientMessage, Header, MalformedMessage, Message
 from ..executions.late_output import OUTPUT_TYPES
 from ..executions.tracker import ExecutionTracker
@@ -64,7 +65,7 @@ class Conclusions:
         self._activity = activity
         self._counters = activity.counters
         self._kernel_id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         self._dropped = 0
 
     def take_all(self, entries: list[Entry]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ...keeper.hearings import Heard
+from ...log_formats import about
 from ...protocol import records
 from ...protocol.link import Bell
 from ...protocol.messages import ClientMessage, Message
@@ -166,11 +167,8 @@ class Line:
         try:
             await self._hearer.disconnect(self.kernel_id)
         except (KeeperUnavailable, OSError) as error:
-            logger.warning(
-                "kernel %s: its sockets stay open: %s",
-                self.kernel_id,
-                error,
-                extra={"kernel_id": self.kernel_id},
+            about(logger, kernel_id=self.kernel_id).warning(
+                "kernel %s: its sockets stay open: %s", self.kernel_id, error
             )
 
     def renew(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from ...keeper.requests import Request
+from ...log_formats import about
 from ...protocol.messages import (
     CLIENT_CHANNELS,
     ClientMessage,
@@ -62,7 +63,7 @@ class Submissions:
         self._ends = ends
         self._interrupts = interrupts
         self._kernel_id = kernel_id
-        self._logger = logging.LoggerAdapter(logger, {"kernel_id": kernel_id})
+        self._logger = about(logger, kernel_id=kernel_id)
         # Requests for the next process, each with its session; None while they are for this one.
         self._for_next: list[tuple[ClientMessage, str]] | None = None
         self._next_ignored_line = 0.0

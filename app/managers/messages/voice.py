@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ...log_formats import about
 from ...protocol.compose import make_message
 from ...protocol.messages import ClientMessage, Message
 from ..log.message_log import MessageLog
@@ -65,10 +66,9 @@ class Voice:
         come later are not shown a ``transient`` message.
         """
         if len(self._unsaid) == MAX_UNSAID:
-            logger.warning(
+            about(logger, kernel_id=self._line.kernel_id).warning(
                 "kernel %s: what is said in its place is lost: its log is not written",
                 self._line.kernel_id,
-                extra={"kernel_id": self._line.kernel_id},
             )
             self._unsaid.clear()  # all of them, so that there is one warning for many messages
         self._unsaid.append((message, owner, transient))
@@ -128,10 +128,8 @@ class Voice:
             async with asyncio.timeout(SAY_SECONDS):
                 await said
         except TimeoutError:
-            logger.warning(
-                "kernel %s: its log is not written",
-                self._line.kernel_id,
-                extra={"kernel_id": self._line.kernel_id},
+            about(logger, kernel_id=self._line.kernel_id).warning(
+                "kernel %s: its log is not written", self._line.kernel_id
             )
         finally:
             del self._awaited[msg_id]

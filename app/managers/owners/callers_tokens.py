@@ -1,4 +1,4 @@
-"""The list of tokens as one principal finds it: its owner's, and what its scopes reach beyond."""
+"""The tokens that one principal finds: its owner's, and those of others that its scopes reach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ownership import Ownership, access
 from .principal import Principal
 from .scopes import InvalidScope, Scopes
 from .token_list import TokenList
-from .tokens import NewToken, TokenRecord
+from .token_table import NewToken, TokenRecord
 
 __all__ = ["CallersTokens"]
 

@@ -30,7 +30,7 @@ class InvalidToken(InvalidRequest):
 
 
 class ScopeNotGiven(KernelkeepError):
-    """A token would be allowed more than who makes it."""
+    """The token would be allowed more than the caller who makes it."""
 
     status = 403
     code = "scope_not_given"
@@ -56,7 +56,7 @@ class TokenNameTaken(KernelkeepError):
 
 
 class TooManyTokens(KernelkeepError):
-    """There are as many tokens as there may be."""
+    """There are as many tokens as may be in force at a time."""
 
     status = 429
     code = "too_many_tokens"

@@ -1,4 +1,4 @@
-"""What a token may be given by who makes it: never more than that one may do itself."""
+"""What a principal may give to a token that it makes: never more than it may do itself."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Grantee = tuple[Kind, str]
 
 
 class Share(msgspec.Struct, frozen=True):
-    """That a grantee may read a kernel, or execute code in it and read it."""
+    """A share: its grantee may read a kernel, or both read it and execute code in it."""
 
     kind: Kind
     name: str
@@ -114,7 +114,7 @@ def access(principal: Principal, action: str, resource: str, ownership: Ownershi
 def may_share(principal: Principal, action: str, ownership: Ownership) -> bool:
     """Whether a principal may look at a kernel's shares (``read``), or change them (``write``).
 
-    That is the owner's, and an administrator's; a share never includes it.
+    Only the owner and administrators may; a share never includes it.
     """
     scopes = principal.scopes
     if ownership.owner == principal.owner and scopes.allow_own(action, "kernels"):

@@ -59,14 +59,14 @@ class Principal:
         self.credential = credential
         self.expires = expires
         self.views: tuple[object, Mapping[str, Any]] | None = None
-        """What the principal finds of a server, made once (`app.api.views`), and by whom."""
+        """The maker of the principal's views of a server, and these views (`app.api.views`)."""
         self.ended = False
         """Whether the credential has expired or been revoked; see `end`."""
         self._open: set[Callable[[], None]] = set()
 
     @property
     def over(self) -> bool:
-        """Whether the credential is worth nothing any more, as of now."""
+        """Whether the credential has expired or been revoked by now."""
         return self.ended or (self.expires is not None and self.expires <= time.time())
 
     @property
@@ -75,7 +75,7 @@ class Principal:
         return bool(self._open)
 
     def end(self) -> None:
-        """The credential is worth nothing from now on: what is open with it is closed."""
+        """End the credential: requests and connections that are open with it are closed."""
         self.ended = True
         closing, self._open = self._open, set()
         for close in closing:

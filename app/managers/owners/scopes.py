@@ -83,6 +83,7 @@ class Scopes:
         self._scopes = frozenset(scopes)
         self.everything = everything
         """Whether the caller may do everything with what anybody owns."""
+        self._any: dict[tuple[str, str], bool] = {}
         self._own: dict[tuple[str, str], bool] = {}
 
     @classmethod
@@ -118,12 +119,12 @@ class Scopes:
         if self.everything:
             return True
         question = action, resource
-        found = self._own.get(question)
+        found = self._any.get(question)
         if found is None:
             found = any(
                 scope.resource == resource and scope.includes(action) for scope in self._scopes
             )
-            self._own[question] = found
+            self._any[question] = found
         return found
 
     def restrictions(self, resource: str) -> tuple[frozenset[str], frozenset[str]]:
@@ -147,13 +148,20 @@ class Scopes:
 
     def allow_own(self, action: str, resource: str) -> bool:
         """Whether the caller may do this with what it owns, and with what is shared with it."""
-        return self.everything or any(
-            scope.resource == resource
-            and scope.includes(action)
-            and scope.owner is None
-            and scope.group is None
-            for scope in self._scopes
-        )
+        if self.everything:
+            return True
+        question = action, resource
+        found = self._own.get(question)
+        if found is None:
+            found = any(
+                scope.resource == resource
+                and scope.includes(action)
+                and scope.owner is None
+                and scope.group is None
+                for scope in self._scopes
+            )
+            self._own[question] = found
+        return found
 
     def reach(self, action: str, resource: str, owner: str, groups: Set[str]) -> bool:
         """Whether the caller may do this with what another owner has, who is in these groups."""

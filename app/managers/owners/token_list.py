@@ -16,9 +16,8 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Hashable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from . import credentials
@@ -26,9 +25,9 @@ from .errors import TokensUnavailable
 from .names import InvalidName
 from .principal import ANONYMOUS, Identity, Principal
 from .scopes import InvalidScope, Scopes
-from .tokens import NewToken, TokenRecord, TokenStore, UnusableTokens, file_key
+from .token_table import NewToken, TokenPlace, TokenRecord, TokenTable, UnusableTokens
 
-__all__ = ["TokenList", "check_tokens"]
+__all__ = ["TokenList"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ USES_SECONDS: Final = 60.0
 """Seconds between two writes of when tokens were last used."""
 
 WAIT_SECONDS: Final = 5.0
-"""How long one who asks waits for the disk."""
+"""How long a request waits for the disk."""
 
 TRUSTED_SECONDS: Final = 60.0
 """How long tokens are believed while their file cannot be read: one may have been revoked there."""
@@ -50,7 +49,7 @@ T = TypeVar("T")
 
 
 class _Seen(NamedTuple):
-    """What a look at the file has found: all tokens, or those that have changed."""
+    """The result of a look at the file: all tokens, or those that have changed."""
 
     records: list[TokenRecord]
     all: bool = False
@@ -76,19 +75,13 @@ class _Token:
         """When the token expires by the loop's clock, which nobody sets back."""
 
 
-def check_tokens(state_dir: Path) -> None:
-    """Raise `UnusableTokens` if a state directory has a list of tokens that cannot be used."""
-    with contextlib.suppress(FileNotFoundError):
-        TokenStore(state_dir).close()
-
-
 class TokenList:
-    """The tokens of a state directory. `open` and `close` them in one running event loop."""
+    """The tokens of a place. `open` and `close` them in one running event loop."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
+    def __init__(self, place: TokenPlace) -> None:
+        self._place = place
         self._changed: Callable[[str, TokenRecord], None] | None = None
-        self._context = contextvars.Context()  # what is seen is done on behalf of no caller
+        self._context = contextvars.Context()  # a change is no caller's doing
         self._tokens: dict[str, _Token] = {}
         self._by_digest: dict[bytes, Principal] = {}
         self._scopes: dict[tuple[str, ...], Scopes] = {}
@@ -100,10 +93,10 @@ class TokenList:
         self._watch: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._asked: _Asked | None = None
-        # The thread's:
-        self._store: TokenStore | None = None
-        self._file: tuple[int, int] | None = None
-        self._elsewhere = 0
+        # These belong to the thread:
+        self._store: TokenTable | None = None
+        self._file: Hashable | None = None
+        self._elsewhere: Hashable = None
         self._version = 0
         self._ids: set[str] = set()
 
@@ -175,18 +168,18 @@ class TokenList:
     async def create(
         self, wanted: NewToken, *, named_by_hand: bool = False
     ) -> tuple[TokenRecord, str]:
-        """As `TokenStore.add`. Raises `TokensUnavailable`, too."""
+        """As `TokenTable.add`. Raises `TokensUnavailable`, too."""
         made, token = await self._change(
             lambda store: store.add(wanted, time.time(), named_by_hand=named_by_hand)
         )
         return made, token
 
     async def revoke(self, ids: Iterable[str]) -> list[TokenRecord]:
-        """As `TokenStore.revoke`. Raises `TokensUnavailable`."""
+        """As `TokenTable.revoke`. Raises `TokensUnavailable`."""
         revoked = [*ids]
         return await self._change(lambda store: store.revoke(revoked, time.time()))
 
-    async def _change(self, work: Callable[[TokenStore], T]) -> T:
+    async def _change(self, work: Callable[[TokenTable], T]) -> T:
         """Change the file and have the change in memory when this returns."""
         changing: asyncio.Future[tuple[T, _Seen]] = self._submit(self._change_file, work)
         done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
@@ -239,14 +232,14 @@ class TokenList:
 
     def _read(self) -> _Seen:
         """What has changed since the last look."""
-        found = file_key(self._state_dir)
+        found = self._place.key()
         if found != self._file:
             self._forget_file()
         if found is None:
             return _Seen([], all=True)
         if self._store is None:
-            self._store, self._file = TokenStore(self._state_dir), found
-            self._elsewhere, self._version = -1, 0
+            self._store, self._file = self._place.open(), found
+            self._elsewhere, self._version = None, 0
         # What is committed between these questions is seen again by the next look.
         elsewhere = self._store.changes_elsewhere()
         if elsewhere == self._elsewhere:
@@ -271,8 +264,8 @@ class TokenList:
         self._store = self._file = None
         self._ids = set()
 
-    def _change_file(self, work: Callable[[TokenStore], T]) -> tuple[T, _Seen]:
-        store = TokenStore(self._state_dir, create=True)
+    def _change_file(self, work: Callable[[TokenTable], T]) -> tuple[T, _Seen]:
+        store = self._place.open(create=True)
         with contextlib.closing(store):
             result = work(store)
         return result, self._look()
@@ -284,7 +277,7 @@ class TokenList:
             except UnusableTokens as error:
                 logger.warning("when tokens were last used is not written: %s", error)
 
-    # What was seen
+    # Taking what a look has found
 
     def _take(self, seen: _Seen, *, told: bool = True) -> None:
         loop = asyncio.get_running_loop()
@@ -348,7 +341,7 @@ class TokenList:
         if scopes is None:
             try:
                 scopes = Scopes.parse(record.scopes)
-            except InvalidScope as error:  # of a version that knows more of them
+            except InvalidScope as error:  # a newer version, which knows more scopes, has made it
                 logger.error("token %s may do nothing: %s", record.id, error)
                 scopes = Scopes(())
             self._scopes[record.scopes] = scopes
@@ -361,7 +354,7 @@ class TokenList:
                 credential=record.id,
                 expires=record.expires,
             )
-        except InvalidName as error:  # nothing of ours has written it
+        except InvalidName as error:  # another program has written it
             logger.error("token %s may do nothing: %s", record.id, error)
             return Principal(Identity(), Scopes(()), credential=record.id, expires=record.expires)
 

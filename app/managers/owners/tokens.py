@@ -1,8 +1,7 @@
 """The list of tokens on disk: one SQLite file in the state directory.
 
-Servers and the ``kernelkeep tokens`` command have it open at the same time. Every function here
-blocks. A file that cannot be trusted or understood is never put aside or written over, as the
-registry is: with a new file in its place revocations would be forgotten. Who asks is told why.
+A file that cannot be trusted or understood is never put aside or written over, as the registry is:
+a new file in its place would lack all revocations. Requests get an error instead.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-import msgspec
+from .token_table import Execute, TokenTable, UnusableTokens
 
-from ..errors import Unauthorized
-from . import credentials
-from .errors import TokenNameTaken, TooManyTokens
-from .names import confusable
-from .principal import ANONYMOUS
+__all__ = ["FILE", "TokenFile", "TokenStore", "check_tokens"]
 
-__all__ = ["FILE", "NewToken", "TokenRecord", "TokenStore", "UnusableTokens", "file_key"]
+T = TypeVar("T")
 
 FILE: Final = "tokens.sqlite"
 
@@ -33,15 +28,6 @@ SCHEMA_VERSION: Final = 1
 
 LOCK_SECONDS: Final = 5.0
 """How long a statement waits for another process that has the file."""
-
-MAX_OF_OWNER: Final = 1000
-MAX_TOKENS: Final = 100_000
-"""How many tokens may be in force, of one owner and of all."""
-
-REMEMBERED_SECONDS: Final = 30 * 86400
-MAX_REMEMBERED: Final = 10_000
-"""For how long, and how many, tokens that have ended are remembered: whoever still shows one is
-told apart from who guesses."""
 
 _MIGRATIONS: Final = (
     (
@@ -57,64 +43,16 @@ _MIGRATIONS: Final = (
 """
 
 
-class NewToken(msgspec.Struct, frozen=True):
-    """What a token is to be. ``made_with`` is the credential of who makes it, or empty."""
-
-    name: str
-    owner: str
-    scopes: tuple[str, ...]
-    groups: tuple[str, ...] = ()
-    expires: float | None = None
-    made_with: str = ""
-
-
-class TokenRecord(msgspec.Struct, frozen=True):
-    """A token of the list. ``id`` is its prefix; times are in seconds since the epoch.
-
-    ``version`` grows with each change of any token, but for ``last_used``.
-    """
-
-    id: str
-    digest: bytes
-    name: str
-    owner: str
-    groups: tuple[str, ...]
-    scopes: tuple[str, ...]
-    made_with: str
-    created: float
-    expires: float | None
-    revoked: float | None
-    last_used: float | None
-    version: int
-
-    def in_force(self, now: float) -> bool:
-        """Whether the token is neither revoked nor expired."""
-        return self.revoked is None and (self.expires is None or self.expires > now)
-
-    def state(self, now: float) -> str:
-        """The word for people: ``valid``, ``revoked`` or ``expired``."""
-        if self.in_force(now):
-            return "valid"
-        return "expired" if self.revoked is None else "revoked"
-
-
-_COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(TokenRecord))
-_LISTS: Final = frozenset({"groups", "scopes"})
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM token"
-_IN_FORCE: Final = "revoked IS NULL AND (expires IS NULL OR expires > ?)"
-
-
-class UnusableTokens(Exception):
-    """The list of tokens cannot be used; the text says why, in one line. Nothing was changed."""
-
-
-class TokenStore:
+class TokenStore(TokenTable):
     """The list of tokens of a state directory. The constructor and every method may raise
     `UnusableTokens`; without ``create`` a file that is not there is `FileNotFoundError`.
     """
 
+    table = "token"
+
     def __init__(self, state_dir: Path, *, create: bool = False) -> None:
         self.path = state_dir / FILE
+        self.name = str(self.path)
         if create:
             _create(self.path)
         _check_private(self.path)
@@ -178,184 +116,50 @@ class TokenStore:
                 self._connection.execute("ROLLBACK")
             raise
 
-    # What is read
+    def _execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, values).fetchall()
 
-    def state(self) -> tuple[int, int]:
-        """How many tokens there are, ended ones included, and the version of the last change."""
+    def _read(self, work: Callable[[Execute], T]) -> T:
         with self._explained():
-            count, version = self._connection.execute(
-                "SELECT count(*), ifnull(max(version), 0) FROM token"
-            ).fetchone()
-        return count, version
+            return work(self._execute)
+
+    def _write(self, work: Callable[[Execute], T]) -> T:
+        with self._explained(), self._transaction():
+            return work(self._execute)
 
     def changes_elsewhere(self) -> int:
-        """A number that is another one after any other connection has changed the file."""
-        with self._explained():
-            (number,) = self._connection.execute("PRAGMA data_version").fetchone()
+        """As `TokenTable.changes_elsewhere`."""
+        [(number,)] = self._read(lambda execute: execute("PRAGMA data_version"))
         return int(number)
 
-    def records(self, after: int = 0) -> list[TokenRecord]:
-        """The tokens that have changed since a version, ended ones among them, oldest first."""
-        return self._select("WHERE version > ? ORDER BY created, id", after)
-
-    def ids(self) -> frozenset[str]:
-        """The ids of all tokens, ended ones included."""
-        with self._explained():
-            rows = self._connection.execute("SELECT id FROM token").fetchall()
-        return frozenset(token_id for (token_id,) in rows)
-
-    def _select(self, condition: str, *values: Any) -> list[TokenRecord]:
-        with self._explained():
-            rows = self._connection.execute(f"{_SELECT} {condition}", values).fetchall()
-        try:
-            return [_record(row) for row in rows]
-        except (msgspec.MsgspecError, TypeError):
-            raise UnusableTokens(f"{self.path} is damaged: a row makes no sense") from None
-
-    # What is changed
-
-    def add(
-        self, wanted: NewToken, now: float, *, named_by_hand: bool = False
-    ) -> tuple[TokenRecord, str]:
-        """Make a token; returns its record, and the token itself, which is stored nowhere.
-
-        The name of an owner that is ``named_by_hand`` must not be confusable with another owner's.
-        Raises `TokenNameTaken` or `TooManyTokens`, and `Unauthorized` if the token that it is made
-        with has ended meanwhile.
-        """
-        with self._explained(), self._transaction():
-            maker = "SELECT 1 FROM token WHERE id = ?"
-            execute, made_with = self._connection.execute, wanted.made_with
-            if (
-                execute(maker, (made_with,)).fetchone()
-                and not execute(f"{maker} AND {_IN_FORCE}", (made_with, now)).fetchone()
-            ):
-                raise Unauthorized("Forbidden")
-            self._check_names(wanted, now, named_by_hand=named_by_hand)
-            self._check_room(wanted.owner, now)
-            # Taken before tokens are forgotten, the newest perhaps, so that no number comes twice.
-            version = self._next_version()
-            self._forget(now)
-            token = credentials.new_token()
-            while self._connection.execute(
-                "SELECT 1 FROM token WHERE id = ?", (credentials.shown(token),)
-            ).fetchone():
-                token = credentials.new_token()
-            record = TokenRecord(
-                credentials.shown(token),
-                credentials.digest(token),
-                created=now,
-                revoked=None,
-                last_used=None,
-                version=version,
-                **msgspec.structs.asdict(wanted),
-            )
-            values = [
-                msgspec.json.encode(value).decode() if name in _LISTS else value
-                for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)
-            ]
-            columns = (*_COLUMNS, "name_key", "owner_key")
-            marks = ", ".join("?" * len(columns))
-            self._connection.execute(
-                f"INSERT INTO token ({', '.join(columns)}) VALUES ({marks})",
-                (*values, confusable(record.name), confusable(record.owner)),
-            )
-        return record, token
-
-    def _check_names(self, wanted: NewToken, now: float, *, named_by_hand: bool) -> None:
-        rows = self._connection.execute(
-            f"SELECT owner, name, name_key FROM token WHERE owner_key = ? AND {_IN_FORCE}",
-            (confusable(wanted.owner), now),
-        ).fetchall()
-        names = {key: name for owner, name, key in rows if owner == wanted.owner}
-        taken = names.get(confusable(wanted.name))
-        if taken is not None:
-            raise TokenNameTaken(f"{wanted.owner} has a token that is called {taken}")
-        if named_by_hand:
-            others = {owner for owner, *_ in rows} | {ANONYMOUS}
-            alike = {other for other in others if confusable(other) == confusable(wanted.owner)}
-            if alike and wanted.owner not in alike:
-                raise TokenNameTaken(
-                    f"the owner's name would be taken for that of another: {min(alike)}"
-                )
-
-    def _check_room(self, owner: str, now: float) -> None:
-        (of_owner,) = self._connection.execute(
-            f"SELECT count(*) FROM token WHERE owner_key = ? AND owner = ? AND {_IN_FORCE}",
-            (confusable(owner), owner, now),
-        ).fetchone()
-        (of_all,) = self._connection.execute(
-            f"SELECT count(*) FROM token WHERE {_IN_FORCE}", (now,)
-        ).fetchone()
-        if of_owner >= MAX_OF_OWNER:
-            raise TooManyTokens(f"{owner} has {of_owner} tokens, and may have no more")
-        if of_all >= MAX_TOKENS:
-            raise TooManyTokens(f"there are {of_all} tokens, and there may be no more")
-
-    def _forget(self, now: float) -> None:
-        """Delete tokens that ended long ago, and the oldest of too many that have ended."""
-        ended = "min(ifnull(revoked, expires), ifnull(expires, revoked))"
-        self._connection.execute(
-            f"DELETE FROM token WHERE {ended} <= ?", (now - REMEMBERED_SECONDS,)
-        )
-        self._connection.execute(
-            f"DELETE FROM token WHERE id IN (SELECT id FROM token WHERE {ended} <= ? "
-            f"ORDER BY {ended} DESC LIMIT -1 OFFSET {MAX_REMEMBERED})",
-            (now,),
-        )
-
-    def _next_version(self) -> int:
-        (version,) = self._connection.execute(
-            "SELECT ifnull(max(version), 0) FROM token"
-        ).fetchone()
-        return int(version) + 1
-
-    def revoke(self, ids: Iterable[str], now: float) -> list[TokenRecord]:
-        """Revoke tokens that are in force, with those that were made with them, and so on.
-
-        Returns what was revoked. Ids of other tokens mean nothing.
-        """
-        with self._explained(), self._transaction():
-            version = self._next_version()
-            left, seen = list(ids), set[str]()
-            while left:
-                token_id = left.pop()
-                if token_id in seen:
-                    continue
-                seen.add(token_id)
-                self._connection.execute(
-                    f"UPDATE token SET revoked = ?, version = ? WHERE id = ? AND {_IN_FORCE}",
-                    (now, version, token_id, now),
-                )
-                made = self._connection.execute(
-                    "SELECT id FROM token WHERE made_with = ?", (token_id,)
-                )
-                left += [made_id for (made_id,) in made]
-            return self._select("WHERE version = ? ORDER BY created, id", version)
-
-    def used(self, uses: Iterable[tuple[str, float]]) -> None:
-        """Store when tokens were last used, by id. A clock that was set back changes nothing."""
-        rows = [(when, token_id) for token_id, when in uses]
-        with self._explained(), self._transaction():
-            self._connection.executemany(
-                "UPDATE token SET last_used = max(ifnull(last_used, 0), ?) WHERE id = ?", rows
-            )
-
     def close(self) -> None:
-        """Close the file; no other method may be called afterwards."""
+        """As `TokenTable.close`."""
         self._connection.close()
 
 
-def file_key(state_dir: Path) -> tuple[int, int] | None:
-    """What tells the file of the list from another that takes its place; None if there is none.
+class TokenFile:
+    """The list of tokens of a state directory, as a `TokenPlace`."""
 
-    Raises `UnusableTokens` for one that others can read.
-    """
-    try:
-        status = _check_private(state_dir / FILE)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+
+    def key(self) -> tuple[int, int] | None:
+        """As `TokenPlace.key`. Raises `UnusableTokens` for a file that others can read."""
+        try:
+            status = _check_private(self._state_dir / FILE)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def open(self, *, create: bool = False) -> TokenStore:
+        """As `TokenPlace.open`."""
+        return TokenStore(self._state_dir, create=create)
+
+
+def check_tokens(state_dir: Path) -> None:
+    """Raise `UnusableTokens` if a state directory has a list of tokens that cannot be used."""
+    with contextlib.suppress(FileNotFoundError):
+        TokenStore(state_dir).close()
 
 
 def _create(path: Path) -> None:
@@ -364,7 +168,7 @@ def _create(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = path.parent.stat().st_uid
         if owner != os.geteuid():
-            # A file of another user's than the server's could not be read by it.
+            # The server, which runs as that user, could not read a file of this one.
             raise UnusableTokens(f"{path.parent} belongs to another user ({owner}): be that one")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         os.close(os.open(path, flags, 0o600))
@@ -377,7 +181,8 @@ def _create(path: Path) -> None:
 def _check_private(path: Path) -> os.stat_result:
     """Raise `UnusableTokens` unless the file is this user's alone.
 
-    Who could read it learns of owners and scopes; who could write it would be anybody.
+    Another user who could read it would learn owners and scopes, and one who could write it could
+    act as anybody.
     """
     try:
         status = path.lstat()
@@ -393,11 +198,3 @@ def _check_private(path: Path) -> os.stat_result:
         mode = stat.S_IMODE(status.st_mode)
         raise UnusableTokens(f"{path} is open to others (mode {mode:04o}): chmod 0600 {path}")
     return status
-
-
-def _record(row: tuple[Any, ...]) -> TokenRecord:
-    fields = {
-        name: msgspec.json.decode(value) if name in _LISTS else value
-        for name, value in zip(_COLUMNS, row, strict=True)
-    }
-    return msgspec.convert(fields, TokenRecord)

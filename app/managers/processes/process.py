@@ -26,13 +26,12 @@ from ...keeper.processes import UNKNOWN_EXIT, Process, child_process, states_of_
 from ...keeper.sockets import ConnectionInfo
 from ..errors import (
     IsolationUnavailable,
-    KeeperUnavailable,
-    KernelStartFailed,
     KernelUnreachable,
 )
 from .keeper.provisioner import KeeperProvisioner
+from .launch_errors import described, launch_failed
 
-__all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded", "described"]
+__all__ = ["CALL_SECONDS", "Exit", "KernelProcess", "bounded"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +73,6 @@ def _discard(task: asyncio.Future[Any]) -> None:
     """Fetch the error of a call that nobody waits for, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
-
-
-def described(error: Exception) -> str:
-    """The text of an error that a provisioner or the keeper has raised, for people."""
-    if isinstance(error, OSError | KeeperUnavailable) and str(error):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 class Exit(NamedTuple):
@@ -154,10 +146,8 @@ class KernelProcess:
             await asyncio.shield(self._undoing)
             if isinstance(error, IsolationUnavailable) or not isinstance(error, Exception):
                 raise
-            text = f"The kernel could not be launched: {described(error)}"
-            if self.running:
-                text += "; and what was started could not be ended"
-            raise KernelStartFailed(text, cause=error) from error
+            more = "; and what was started could not be ended" if self.running else ""
+            raise launch_failed(error, more) from error
         return info
 
     async def _launch(

@@ -203,8 +203,12 @@ def _migrate(connection: Connection) -> tuple[int, int]:
         raise _WrongEncoding(encoding)
     execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
     # Without a look first, this would take a right that a registry which is there does not need.
-    (there,) = execute("SELECT to_regclass('kernelkeep.migration') IS NOT NULL").fetchone() or (0,)
-    if not there:
+    # The look reads a table: what names stand for (to_regclass) may be remembered from before the
+    # lock was waited for.
+    there = execute(
+        "SELECT FROM pg_tables WHERE schemaname = 'kernelkeep' AND tablename = 'migration'"
+    ).fetchone()
+    if there is None:
         execute("CREATE SCHEMA IF NOT EXISTS kernelkeep")
         execute(
             "CREATE TABLE kernelkeep.migration (version integer PRIMARY KEY, "

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 import psycopg
 
+from ...log_formats import about
 from ..handover.elsewhere import KernelElsewhere, SharedSession
 from ..handover.store import StoreAway
 from ..owners.ownership import Ownership, Share
@@ -151,10 +152,8 @@ class Directory:
         """As `Known.give_up`. Its process is ended when a replica of its host is back."""
         is_gone = await self._once(lambda one: _give_up(one, kernel_id))
         if is_gone:
-            logger.warning(
-                "kernel %s was given up: no replica of its host is there",
-                kernel_id,
-                extra={"kernel_id": kernel_id},
+            about(logger, kernel_id=kernel_id).warning(
+                "kernel %s was given up: no replica of its host is there", kernel_id
             )
             self.forget(kernel_id)
         return is_gone

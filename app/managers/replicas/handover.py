@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover
 from ..handover.store import KernelRecord
@@ -89,20 +90,21 @@ class SharedHandover(RegisteredHandover):
     async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(clear_mirrors, self._state_dir)
-        is_done = True
+        is_done = False
         try:
             await self._keepers.end_strays(gone, known)
+            is_done = True
         except KeeperUnavailable as error:
             logger.error("kernels that nobody knows may be left: %s", error.message)
-            is_done = False
+        except Exception:  # whatever it is, it is tried again, and so told
+            logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
     async def _let_go(self, kernel_id: str) -> None:
         try:
             await self.let_go(kernel_id)
         except Exception:
-            extra = {"kernel_id": kernel_id}
-            logger.exception("kernel %s could not be left", kernel_id, extra=extra)
+            about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 
     def _do(self, what: Awaitable[None]) -> None:
         task = asyncio.ensure_future(what)

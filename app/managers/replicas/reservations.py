@@ -13,17 +13,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from ..handover.elsewhere import Asked, Used
+from ..handover.elsewhere import ReservationRequest, Used
 from ..handover.store import StoreAway
+from ..limits.meters import Meter
 from .database import Connection
 from .errors import KernelElsewhereError, RegistryUnavailable
 
-__all__ = ["SharedReservations", "release", "reserve"]
+__all__ = ["SharedReservations", "release", "reserve", "take_start"]
 
 logger = logging.getLogger(__name__)
 
 _RESERVING: Final = 0x6B65726E656C6B66
 """The key of the advisory lock under which one replica at a time reserves."""
+
+MINUTE: Final = 60.0
 
 
 class Elsewhere(Exception):
@@ -34,7 +37,7 @@ class NotJoined(Exception):
     """The replica was declared dead."""
 
 
-def reserve(connection: Connection, replica_id: str, asked: Asked) -> Used | None:
+def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) -> Used | None:
     """Reserve a place, if there is one; else what there is. Raises `Elsewhere`, `NotJoined`."""
     execute = connection.execute
     execute("SELECT pg_advisory_xact_lock(%s)", (_RESERVING,))
@@ -78,6 +81,35 @@ def release(connection: Connection, replica_id: str, kernel_ids: set[str]) -> No
     )
 
 
+def take_start(connection: Connection, owner: str, limit: int) -> float:
+    """Count a start of an owner; else the seconds until there is room for one."""
+    execute = connection.execute
+    # What has run dry is forgotten. A row that another replica has just now is left to that one.
+    execute(
+        "DELETE FROM kernelkeep.starts WHERE owner IN (SELECT owner FROM kernelkeep.starts "
+        "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
+        (MINUTE,),
+    )
+    execute(
+        "INSERT INTO kernelkeep.starts (owner, used, at) VALUES (%s, 0, clock_timestamp()) "
+        "ON CONFLICT (owner) DO NOTHING",
+        (owner,),
+    )
+    # Each replica waits here until the one before has done its work.
+    row = execute("SELECT used, at FROM kernelkeep.starts WHERE owner = %s FOR UPDATE", (owner,))
+    used, at = row.fetchone() or (0.0, None)
+    (now,) = execute("SELECT clock_timestamp()").fetchone() or (at,)
+    elapsed = 0.0 if at is None else max(0.0, (now - at).total_seconds())
+    meter = Meter(used)
+    wait = meter.take(1, limit, MINUTE, elapsed)
+    if not wait:
+        execute(
+            "UPDATE kernelkeep.starts SET used = %s, at = %s WHERE owner = %s",
+            (meter.used(limit, MINUTE, elapsed), now, owner),
+        )
+    return wait
+
+
 class Asks(Protocol):
     """How the database is asked."""
 
@@ -95,7 +127,7 @@ class SharedReservations:
         self._ended: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, asked: Asked) -> Used | None:
+    async def reserve(self, asked: ReservationRequest) -> Used | None:
         """As `Reservations.reserve`. Raises `KernelElsewhereError`, `RegistryUnavailable`."""
         self._ended.discard(asked.kernel_id)
         try:
@@ -120,6 +152,14 @@ class SharedReservations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.wait({task})
+
+    async def take_start(self, owner: str, limit: int) -> float:
+        """As `Reservations.take_start`."""
+        try:
+            wait: float = await self._ask(partial(take_start, owner=owner, limit=limit))
+        except StoreAway:
+            return 0.0  # what a start needs more of the registry says so, and a restart goes on
+        return wait
 
     async def clear(self) -> None:
         """End the reservations that are over, except of kernels that are still to be stored."""

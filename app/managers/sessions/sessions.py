@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from msgspec import Meta
 
+from ...log_formats import about
 from ..errors import (
     InvalidKernelId,
     InvalidRequest,
@@ -37,7 +38,6 @@ from ..errors import (
 from ..handover.elsewhere import Known
 from ..handover.store import StoreAway
 from ..kernels.callers import CallersKernels
-from ..kernels.kernel import Kernel
 from ..limits.errors import BeyondLimit, LimitReached
 from ..owners.ownership import Ownership, access
 from ..processes.engines.caller_options import EngineOptionRefused
@@ -56,6 +56,13 @@ WRITE_SECONDS: Final = 10.0
 
 MAX_SESSIONS: Final = 64
 """Sessions that one kernel may have. A client makes one for each document; a listing has all."""
+
+
+_TOLD_AS_THEY_ARE: Final = (
+    *(BeyondLimit, EngineOptionRefused, LimitReached),
+    *(ServerStopping, TooManyKernels, TooManyStarts),
+)
+"""Errors of a start that a session's client is told as they are; others are `KernelUnavailable`."""
 
 
 class SessionNotebook(msgspec.Struct):
@@ -251,8 +258,8 @@ class SessionManager:
                 after = msgspec.structs.replace(after, kernel_id=kernel_id)
             elif kernel_name is not None:
                 own_env = {**(env or {}), **own}
-                kernel = await self._start_another(after.path, own_env, kernel_name, given)
-                after = msgspec.structs.replace(after, kernel_id=kernel.id)
+                started = await self._start_another(after.path, own_env, kernel_name, given)
+                after = msgspec.structs.replace(after, kernel_id=started)
             if after != before:
                 await self._book.keep(after)
                 with contextlib.suppress(KernelNotFound, NotAuthorized):
@@ -282,7 +289,7 @@ class SessionManager:
                 await self._book.keep(session)  # so that the client can ask again
                 raise
 
-    # Its parts
+    # Steps of these
 
     def _check_room(self, kernel_id: str | None) -> None:
         """Raise `TooManySessions` if the caller has `MAX_SESSIONS` with the kernel already."""
@@ -312,18 +319,6 @@ class SessionManager:
         value = path if name is None else os.path.join(cwd, name)
         return kernel_environment({}, (), {"JPY_SESSION_NAME": value})
 
-    async def _start(
-        self,
-        path: str,
-        env: Mapping[str, str],
-        kernel_name: str | None,
-        kernel_id: str | None,
-        given: Mapping[str, Value] | None,
-    ) -> Kernel:
-        return await self._kernels.start_kernel(
-            kernel_name, path=path, env=env, kernel_id=kernel_id, given=given
-        )
-
     async def _start_for(
         self,
         path: str,
@@ -334,7 +329,9 @@ class SessionManager:
     ) -> str:
         """The id of a kernel that is started for a new session."""
         try:
-            return (await self._start(path, env, kernel_name, kernel_id, given)).id
+            kernel = await self._kernels.start_kernel(
+                kernel_name, path=path, env=env, kernel_id=kernel_id, given=given
+            )
         except KernelSpecNotFound:
             shown = kernel_name or self._kernels.specs.default_name
             raise KernelUnavailable(
@@ -344,6 +341,7 @@ class SessionManager:
             ) from None
         except InvalidKernelId:
             raise InvalidKernelId("kernel.id: must be a UUID") from None
+        return kernel.id
 
     async def _start_another(
         self,
@@ -351,18 +349,18 @@ class SessionManager:
         env: Mapping[str, str],
         kernel_name: str,
         given: Mapping[str, Value] | None,
-    ) -> Kernel:
+    ) -> str:
+        """The id of a kernel that is started for a session in place of its present one."""
         try:
-            return await self._start(path, env, kernel_name, None, given)
-        except (EngineOptionRefused, LimitReached, BeyondLimit):
-            raise
-        except (ServerStopping, TooManyKernels, TooManyStarts):
+            kernel = await self._kernels.start_kernel(kernel_name, path=path, env=env, given=given)
+        except _TOLD_AS_THEY_ARE:
             raise
         except KernelkeepError as error:
             raise KernelUnavailable(
                 f"The '{kernel_name}' kernel could not be started: {error.message!r}",
                 f"Error starting kernel {kernel_name}",
             ) from error
+        return kernel.id
 
     async def _shut_down(self, kernel_id: str) -> None:
         with contextlib.suppress(KernelNotFound, NotAuthorized):
@@ -447,7 +445,7 @@ class SessionBook:
         """Forget those of the sessions whose kernel is gone."""
         gone = [session for session in sessions if not self.has_kernel(session)]
         for session in gone:
-            logger.info("%s", _farewell(session), extra={"kernel_id": session.kernel_id})
+            about(logger, kernel_id=session.kernel_id).info("%s", _farewell(session))
         if gone:
             await self.forget(*gone)
 

@@ -46,7 +46,7 @@ REFUSED: Final = "refused"
 
 REFUSALS: Final = 100
 REFUSALS_SECONDS: Final = 60.0
-"""How many refused requests of strangers are noted in which time."""
+"""How many refused requests of strangers are noted, and in how many seconds."""
 
 MAX_ASKED: Final = 200
 """Characters of what was asked that are noted."""

@@ -60,7 +60,7 @@ MAX_PROBLEM: Final = 300
 
 
 class About(NamedTuple):
-    """What an event is about: ``kernels``, or ``events`` that clients post; and whose."""
+    """What an event is about: ``kernels``, or ``events`` that clients post; and whose that is."""
 
     resource: str
     ownership: Ownership

@@ -63,7 +63,7 @@ class KernelReports:
         # In lower case, as kernelspecs are found: R and r are one series.
         self.kind = kind or name.lower()
 
-    # What clients ask for
+    # Actions of clients
 
     @asynccontextmanager
     async def action(self, action: Action) -> AsyncIterator[None]:
@@ -118,7 +118,7 @@ class KernelReports:
         elif kind in _AUDITED:
             self._note(kind, session=session)
 
-    # What becomes of the kernel
+    # The life of the kernel
 
     def launching(self, cause: LaunchCause) -> None:
         """A process is about to be launched."""

@@ -15,13 +15,16 @@ import pytest
 from pydantic import SecretStr
 
 from app.managers.executions.prompts import Prompts
+from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.places import RegisteredPlaces, from_journal, journal_of
 from app.managers.handover.registry import Registry
 from app.managers.handover.store import UnusableRegistry, open_registry
 from app.managers.log.entries import Position
 from app.managers.log.message_log import MessageLog
-from app.managers.log.places import MAX_PLACES, Place, Places, session_key
+from app.managers.log.places import MAX_PLACES, Places, SessionPlace, session_key
 from app.managers.messages.attachments import Attachments
+from app.managers.processes.isolation.isolation import Isolation
+from app.managers.processes.keeper.keepers import Keepers
 from app.managers.state import KernelState
 from app.settings import Settings
 from tests.managers.handover.test_registry import record
@@ -56,7 +59,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     await registry.close()
 
 
-async def stored(registry: Registry) -> list[Place]:
+async def stored(registry: Registry) -> list[SessionPlace]:
     await registry.flush()
     places = await registry.places("k")
     return [] if places is None else places.read()
@@ -98,6 +101,31 @@ async def test_nothing_is_written_for_clients_that_stay_where_they_are(registry:
     clients.come("a", 101)
     clients.note_places()
     assert [*registry._places] == ["k"]
+
+
+async def test_clients_that_have_all_are_at_rest_until_there_is_more(registry: Registry) -> None:
+    clients = Clients()
+    clients.begin(registry)
+    assert clients.at_rest
+    first, second = clients.attach("first"), clients.attach("second")
+    assert not clients.at_rest
+    clients.come("second", 99)
+    clients.note_places()
+    assert not clients.at_rest  # what it lacks may arrive without a further message
+    clients.come("second", 100)
+    clients.note_places()
+    assert clients.at_rest
+    cast(Any, clients.log).next_seq = 101
+    assert not clients.at_rest
+    for session in ("first", "second"):
+        clients.come(session, 101)
+    clients.note_places()
+    assert clients.at_rest
+    clients.attach("third", Position(50, 500))
+    assert not clients.at_rest
+    for reader in (first, second, clients.attached["third"]):
+        clients.detach(reader)
+    assert clients.at_rest
 
 
 async def test_a_new_session_is_known_to_the_next_server_before_it_is_accepted(
@@ -161,9 +189,9 @@ async def test_sessions_that_left_long_ago_or_are_too_many_are_forgotten(
     clients.begin(registry)
     clients.put_back(
         [
-            Place(session_key("long ago"), 5, 50, now - 90_000),
-            Place(session_key("an hour ago"), 6, 60, now - 3600),
-            Place(session_key("in the future"), 7, 70, now + 3600),
+            SessionPlace(session_key("long ago"), 5, 50, now - 90_000),
+            SessionPlace(session_key("an hour ago"), 6, 60, now - 3600),
+            SessionPlace(session_key("in the future"), 7, 70, now + 3600),
         ]
     )
     assert clients.attach("long ago").position == END
@@ -191,7 +219,7 @@ async def test_where_nothing_is_kept_for_who_is_offline_no_place_is(registry: Re
     clients.note_again()
     assert await stored(registry) == []
     # Nor is what a server has stored that had the option.
-    clients.put_back([Place(session_key("a"), 7, 70, 0.0)])
+    clients.put_back([SessionPlace(session_key("a"), 7, 70, 0.0)])
     assert clients.attach("a").position == END
 
 
@@ -222,7 +250,7 @@ def test_the_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     found = from_journal(path, "k")
     assert found is not None
     assert found.epoch == "0123456789abcdef"
-    assert found.read() == [Place(first, 3, 30, 8.0), Place(second, 7, 70, 9.0)]
+    assert found.read() == [SessionPlace(first, 3, 30, 8.0), SessionPlace(second, 7, 70, 9.0)]
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"kkjourn2" * 100, b"kkjourn3"])
@@ -230,3 +258,24 @@ def test_what_is_no_such_file_has_no_places(tmp_path: Path, content: bytes) -> N
     path = tmp_path / "k.journal"
     path.write_bytes(content)
     assert from_journal(path, "k") is None
+
+
+async def test_the_file_of_an_older_version_counts_only_until_the_registry_has_places(
+    registry: Registry, tmp_path: Path
+) -> None:
+    path = journal_of(tmp_path, "k")
+    path.parent.mkdir()
+    path.write_bytes(_journal((session_key("first"), 7, 70, 9.0)))
+    handover = RegisteredHandover(registry, cast(Keepers, None), tmp_path, cast(Isolation, None))
+    assert await handover.furthest("k") == Position(7, 70)
+    assert [place.cursor for place in await stored(registry)] == [7]
+    # The file stays where it is; what the registry has is never written over with it.
+    clients = Clients()
+    clients.begin(registry)
+    clients.attach("second")
+    clients.come("second", 120)
+    clients.note_places()
+    newer = await stored(registry)
+    assert await handover.furthest("k") == Position(120, 1200)
+    assert await stored(registry) == newer
+    await handover.close()

@@ -8,8 +8,8 @@ import pytest
 
 from app.managers.kernels.phases import (
     TRANSITIONS,
-    Asked,
     Course,
+    EndAsked,
     Event,
     Next,
     Phase,
@@ -43,7 +43,7 @@ BACK = "*"
 """To the phase before the stop."""
 
 
-def course_in(phase: Phase, asked: Asked = Asked.NOTHING) -> Course:
+def course_in(phase: Phase, asked: EndAsked = EndAsked.NOTHING) -> Course:
     course = Course()
     course.phase, course.asked = phase, asked
     return course
@@ -69,7 +69,7 @@ def test_each_event_in_each_phase_leads_where_it_should_or_is_refused(
     if event.name not in rows and event not in ASKS:
         with pytest.raises(WrongTurn, match=f"{event.name} .* {phase.name}"):
             course.on(event)
-        assert (course.phase, course.asked) == (phase, Asked.NOTHING)
+        assert (course.phase, course.asked) == (phase, EndAsked.NOTHING)
         return
     course.on(event)
     expected = rows.get(event.name, phase.name)
@@ -103,10 +103,10 @@ def test_a_restart_over_one_that_was_cut_short_leads_back_to_what_was_before_bot
     assert course.phase is Phase.RUNNING
 
 
-@pytest.mark.parametrize("asked", Asked)
+@pytest.mark.parametrize("asked", EndAsked)
 @pytest.mark.parametrize("event", Event)
 def test_what_is_asked_of_a_process_is_remembered_until_there_is_another(
-    asked: Asked, event: Event
+    asked: EndAsked, event: Event
 ) -> None:
     for phase in Phase:
         if event not in TRANSITIONS[phase] and event not in ASKS:
@@ -114,33 +114,33 @@ def test_what_is_asked_of_a_process_is_remembered_until_there_is_another(
         course = course_in(phase, asked)
         course.on(event)
         expected = {
-            Event.LAUNCHED: Asked.NOTHING,
-            Event.SHUTDOWN_ASKED: Asked.SHUTDOWN,
-            Event.RESTART_ASKED: Asked.RESTART,
-            Event.STOP_FAILED: Asked.SHUTDOWN,
+            Event.LAUNCHED: EndAsked.NOTHING,
+            Event.SHUTDOWN_ASKED: EndAsked.SHUTDOWN,
+            Event.RESTART_ASKED: EndAsked.RESTART,
+            Event.STOP_FAILED: EndAsked.SHUTDOWN,
         }.get(event, asked)
         if event is Event.STOP_FAILED and phase is Phase.REPLACING:
-            expected = Asked.RESTART if asked is Asked.NOTHING else asked
+            expected = EndAsked.RESTART if asked is EndAsked.NOTHING else asked
         assert course.asked is expected, phase
 
 
-@pytest.mark.parametrize("asked", Asked)
+@pytest.mark.parametrize("asked", EndAsked)
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("has_been_ready", [False, True])
 @pytest.mark.parametrize("autorestart", [False, True])
 @pytest.mark.parametrize("within_limit", [False, True])
 def test_what_follows_the_end_of_a_process(
-    asked: Asked, phase: Phase, has_been_ready: bool, autorestart: bool, within_limit: bool
+    asked: EndAsked, phase: Phase, has_been_ready: bool, autorestart: bool, within_limit: bool
 ) -> None:
     course = course_in(phase, asked)
     course.has_been_ready = has_been_ready
     found = after_end(course, autorestart=autorestart, within_limit=within_limit)
     match asked, phase:
-        case Asked.SHUTDOWN, _:
+        case EndAsked.SHUTDOWN, _:
             assert found is Next.RETIRE
         case _, Phase.STRANDED:
             assert found is Next.BURY
-        case Asked.RESTART, _:
+        case EndAsked.RESTART, _:
             assert found is Next.RESTART_AS_ASKED
         case _:
             restarts = has_been_ready and autorestart and within_limit

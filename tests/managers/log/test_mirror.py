@@ -60,6 +60,25 @@ def test_what_is_missing_is_a_gap_and_half_a_record_is_forgotten(tmp_path: Path)
     copy.close()
 
 
+def test_what_has_become_too_old_is_dropped_and_how_far_it_went_is_not_forgotten(
+    tmp_path: Path,
+) -> None:
+    copy = mirror_in(tmp_path)
+    copy.feed(memoryview(record(1, 0) + record(2, 5)), anew=True)
+    copy.expire(2e10)
+    assert (copy.first, copy.end, told(copy)) == ((3, 10), (3, 10), [])
+    copy.expire(2e10)
+    copy.close()
+    again = MirrorWriter(tmp_path / "mirror", "k", LogRoom(2**24, 2**40, 3600.0), EPOCH)
+    again.resume()
+    assert (again.first, again.end, len(again.segments)) == ((3, 10), (3, 10), 1)
+    again.feed(memoryview(record(3, 10)), anew=True)
+    assert told(again) == [(3, b"frame")]
+    again.remove()
+    again.expire(2e10)  # what is gone stays so
+    assert not (tmp_path / "mirror").exists()
+
+
 def test_a_record_that_is_larger_than_a_file_comes_in_pieces(tmp_path: Path) -> None:
     copy, frame = mirror_in(tmp_path), bytes(5_000_000)
     data = memoryview(record(1, 0, frame))

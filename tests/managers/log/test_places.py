@@ -6,11 +6,14 @@ import msgspec
 import pytest
 
 from app.managers.log.entries import Position
-from app.managers.log.places import MAX_PLACES, Place, Places, session_key
+from app.managers.log.places import MAX_PLACES, Places, SessionPlace, session_key
 
 
 def test_what_is_stored_comes_back_in_order() -> None:
-    places = [Place(session_key("b"), 7, 70, 12.5), Place(session_key("a"), 3, 2**40, 0.0)]
+    places = [
+        SessionPlace(session_key("b"), 7, 70, 12.5),
+        SessionPlace(session_key("a"), 3, 2**40, 0.0),
+    ]
     stored = Places.of("kernel", "epoch", places)
     assert stored.read() == places
     assert (stored.kernel_id, stored.epoch) == ("kernel", "epoch")
@@ -19,7 +22,9 @@ def test_what_is_stored_comes_back_in_order() -> None:
 
 
 def test_those_that_have_left_first_make_room() -> None:
-    places = [Place(session_key(f"{number}"), number, 0, 0.0) for number in range(MAX_PLACES + 3)]
+    places = [
+        SessionPlace(session_key(f"{number}"), number, 0, 0.0) for number in range(MAX_PLACES + 3)
+    ]
     assert Places.of("kernel", "epoch", places).read() == places[3:]
 
 

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 
 from app.managers.owners import token_list as module
-from app.managers.owners import tokens as store_module
+from app.managers.owners import token_table
+from app.managers.owners import tokens as token_file
 from app.managers.owners.errors import TokenNameTaken, TokensUnavailable
 from app.managers.owners.principal import Principal
 from app.managers.owners.token_list import TokenList
-from app.managers.owners.tokens import FILE, NewToken, TokenRecord, TokenStore
+from app.managers.owners.token_table import NewToken, TokenRecord
+from app.managers.owners.tokens import FILE, TokenFile, TokenStore
 from tests.support.processes import eventually
 
 SECOND = 1.0  # within which a change must be seen
@@ -62,7 +64,7 @@ def told() -> list[tuple[str, str]]:
 @pytest.fixture
 async def tokens(tmp_path: Path, told: list[tuple[str, str]]) -> AsyncIterator[TokenList]:
     """The list, opened when there was no file yet."""
-    opened = TokenList(tmp_path)
+    opened = TokenList(TokenFile(tmp_path))
     await opened.open(lambda action, record: told.append((action, record.name)))
     yield opened
     await opened.close()
@@ -79,7 +81,7 @@ async def test_those_that_there_are_are_known_at_once(
 ) -> None:
     expires = time.time() + 100
     record, token = elsewhere.make(groups=("physics",), expires=expires)
-    tokens = TokenList(tmp_path)
+    tokens = TokenList(TokenFile(tmp_path))
     await tokens.open(lambda action, record: told.append((action, record.name)))
     principal = tokens.known(token)
     assert principal is not None
@@ -129,7 +131,7 @@ async def test_those_that_ended_long_ago_are_forgotten_here_too(
     principal = await found(tokens, other)
     elsewhere.revoke(record.id)
     await eventually(lambda: record not in tokens.records())
-    monkeypatch.setattr(store_module, "REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr(token_table, "REMEMBERED_SECONDS", 0.0)
     _, newest = elsewhere.make("newest")
     await found(tokens, newest)
     assert tokens.known(token) is None
@@ -317,7 +319,7 @@ async def test_what_cannot_be_read_counts_for_a_while_and_then_no_more(
 async def test_a_lock_of_another_process_ends_no_token(
     tokens: TokenList, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(token_file, "LOCK_SECONDS", 0.1)
     _, token = elsewhere.make()
     principal = await found(tokens, token)
     with contextlib.closing(sqlite3.connect(elsewhere.path, isolation_level=None)) as other:

@@ -18,18 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from app.keeper import servers
+from app.keeper.hearings import Heard
 from app.keeper.usage import load
 from app.managers.errors import KeeperUnavailable
 from app.managers.log.entries import Position
 from app.managers.messages.traffic import Traffic
 from app.managers.processes.hosts import bootstrap
 from app.managers.processes.hosts.bundle import MODULE, bundle
-from app.managers.processes.keeper import connection, far_link
+from app.managers.processes.keeper import connection, far_link, mirrors
 from app.managers.processes.keeper.far_link import FarLink
+from app.managers.processes.keeper.keepers import Keepers
 from app.managers.processes.keeper.link import KeeperLink, KeeperRefuses, LinkOwner
 from app.managers.processes.keeper.remote import Host, RemoteKeeper
 from app.managers.state import KernelState
@@ -338,6 +341,91 @@ async def test_the_log_of_a_dead_kernel_can_be_read_while_its_host_is_away(
     again.reader = again.traffic.clients.attach("another", Position(1, 0))
     assert (again.text("before"), again.text("up")) == (1, 2)
     assert again.gaps == []
+
+
+async def test_the_log_of_a_dead_kernel_that_has_become_too_old_is_known_to_be_empty(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace, home: Home
+) -> None:
+    client = await begin("k")
+    await keeper.signal("k", signal.SIGKILL)
+    async with asyncio.timeout(WAIT):
+        await asyncio.shield(keeper.exited("k"))
+    await client.traffic.settle()
+    await client.traffic.close("it died")
+    end = client.traffic.log.end
+    place.is_away = True
+    link = keeper._connection.link
+    assert link is not None
+    link._transport.abort()
+    await eventually(lambda: is_lost(client), WAIT)
+    keeper._mirrors.room.age = -1.0
+    keeper._mirrors.room.expire()
+    settings = Settings(_cli_parse_args=False)
+    directory = home.path / "mirrors" / "k"
+    spoken = Traffic("k", KernelState(), directory, keeper, settings, Counters())
+    await spoken.resume(await spoken.meet(None, Position(1, 0)))
+    following = Client(spoken)
+    following.reader = spoken.clients.attach("another", Position(1, 0))
+    assert following.look() == []
+    assert [gap.messages for gap in following.gaps] == [end.cursor - 1]
+    assert spoken.log.end == end
+
+
+async def test_half_a_copy_of_a_log_is_not_taken_for_the_log_while_the_host_is_there(
+    begin: Begin, keeper: RemoteKeeper, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await begin("k")
+    await keeper.signal("k", signal.SIGKILL)
+    async with asyncio.timeout(WAIT):
+        await asyncio.shield(keeper.exited("k"))
+    await client.traffic.settle()
+    await client.traffic.close("it died")
+    # The keeper tells of more than it sends.
+    whole = keeper._mirrors.begin
+
+    def ahead(directory: Path, heard: Heard) -> Heard:
+        return msgspec.structs.replace(whole(directory, heard), ahead=heard.end[0] + 1)
+
+    monkeypatch.setattr(keeper._mirrors, "begin", ahead)
+    monkeypatch.setattr(mirrors, "SILENT_SECONDS", 0.1)
+    settings = Settings(_cli_parse_args=False)
+    directory = home.path / "mirrors" / "k"
+    spoken = Traffic("k", KernelState(), directory, keeper, settings, Counters())
+    with pytest.raises(KeeperUnavailable, match="does not come over the link"):
+        await spoken.meet(None, Position(1, 0))
+    # It can be asked again, and then has all of it.
+    monkeypatch.undo()
+    await spoken.resume(await spoken.meet(None, Position(1, 0)))
+    following = Client(spoken)
+    following.reader = spoken.clients.attach("another", Position(1, 0))
+    assert following.text("up") == 1
+
+
+async def test_a_keeper_that_somebody_looks_at_is_not_left_with_its_last_kernel(
+    place: NearPlace, home: Home
+) -> None:
+    options: dict[str, Any] = {"log_bytes": 10**8, "log_total_bytes": 10**9, "log_age": 3600.0}
+    keepers = Keepers(home.state_dir, orphan_timeout=None, output_bytes=10_000, **options)
+    looked = {"lab"}
+    keepers.is_looked_at = looked.__contains__
+    try:
+        for leave in (keepers.drop, keepers.let_go):
+            looked.add("lab")
+            keepers.assign("k", "lab", lambda: place)
+            await keepers.connect("k")
+            keeper = keepers._remote["lab"]
+            leave("k")
+            await eventually(lambda: keeper.has_nothing, WAIT)  # noqa: B023
+            await keepers._settled()
+            assert await keepers.look_at("lab", lambda: place, with_load=True) >= 0
+            assert keepers._remote["lab"] is keeper
+            looked.clear()
+            keepers.leave_unused("lab")
+            await keepers._settled()
+            assert keepers._remote == {}
+            place.relay = Relay()  # the one before is closed
+    finally:
+        await keepers.close()
 
 
 def test_the_bounds_leave_room_for_answers() -> None:

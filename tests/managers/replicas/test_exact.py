@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -18,11 +19,14 @@ from tests.support.rest import RestClient
 NAMES = ("first", "second", "third")
 
 MOST = 5
+STARTS = 2
 
 
 @pytest.fixture(scope="module")
 def replicas(postgresql: PostgreSQL) -> Iterator[Replicas]:
-    with Replicas(postgresql.new_database(), "--max-kernels", str(MOST)) as replicas:
+    limits = json.dumps({"counted": {"starts_per_minute": STARTS}})
+    options = ("--max-kernels", str(MOST), "--limits-by-name", limits)
+    with Replicas(postgresql.new_database(), *options) as replicas:
         for name in NAMES:
             replicas.start(name)
         yield replicas
@@ -66,6 +70,28 @@ async def test_no_start_is_one_too_many_and_no_place_is_left_empty(
         assert (await start(rest)).status_code == 429
     query = "SELECT count(*) FROM kernelkeep.reservation"
     assert await asyncio.to_thread(replicas.query, query) == [(0,)]
+
+
+async def test_starts_and_restarts_of_a_minute_are_counted_at_all_replicas(
+    replicas: Replicas, rests: list[RestClient]
+) -> None:
+    asked = {"name": "laptop", "owner": "counted", "scopes": ["user"]}
+    token = (await rests[0].request("POST", "/api/tokens", 201, json=asked)).json()["token"]
+    async with AsyncExitStack() as stack:
+        own = [
+            await stack.enter_async_context(RestClient(server.url, token))
+            for server in replicas.servers.values()
+        ]
+        answers = await asyncio.gather(*(start(own[number % 3]) for number in range(MOST)))
+        codes = Counter(one.json()["code"] if one.is_error else "started" for one in answers)
+        assert codes == {"started": STARTS, "starts_limit": MOST - STARTS}
+        refused = next(one for one in answers if one.is_error)
+        assert (refused.json()["value"], refused.json()["usage"]) == (STARTS, STARTS)
+        assert 0 < int(refused.headers["Retry-After"]) <= 60 / STARTS
+        kernel_id = next(one.json()["id"] for one in answers if not one.is_error)
+        for rest in own:
+            again = await rest.http.post(f"/api/kernels/{kernel_id}/restart")
+            assert (again.status_code, again.json()["code"]) == (429, "starts_limit")
 
 
 async def test_a_key_starts_one_kernel_whichever_replica_has_it(

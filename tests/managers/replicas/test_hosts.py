@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from tests.support.channels import JupyterChannels
+from tests.support.commands import Commands
 from tests.support.executions import Executions
-from tests.support.metrics import scrape
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
@@ -87,22 +87,50 @@ async def test_a_kernel_of_another_host_is_used_as_any_other(
     assert gone.value.error["code"] == "kernel_not_found"
 
 
-async def test_a_token_that_another_host_does_not_know_is_no_guess_there(
-    replicas: Replicas, near: RestClient, far: RestClient
+async def test_a_token_is_good_at_all_replicas_and_ends_at_all(
+    replicas: Replicas, near: RestClient, far: RestClient, commands: Commands
 ) -> None:
-    """It is of one state directory: what the other host would tell its owner is left out."""
-    asked = {"name": "ci", "owner": "ada", "scopes": ["user"]}
+    async def is_refused(token: str) -> bool:
+        """Whether the other replica knows that the token has ended."""
+        async with RestClient(replicas.servers["far"].url, token) as rest:
+            answer: httpx.Response = await rest.http.get("/api/kernels")
+            return answer.status_code == 403
+
+    kernel = await near.start_kernel("fake")
+    # The clock of this host is an hour behind that of the other one.
+    asked = {"name": "laptop", "scopes": ["kernels:execute!owner=anonymous"], "expires_in": 7200}
     made = (await near.request("POST", "/api/tokens", 201, json=asked)).json()
-    before = (await scrape(far))("kernelkeep_wrong_tokens_total", outcome="refused")
-    async with RestClient(replicas.servers["near"].url, made["token"]) as ada:
-        kernel = await ada.start_kernel("fake")
-        for path in ("/api/status", "/api/overview", "/api/owners"):
-            assert (await ada.request("GET", path)).json()
-        (row,) = (await ada.request("GET", "/api/overview")).json()
-        assert row["kernel"]["id"] == kernel["id"]
-        await ada.delete(kernel["id"])
-    after = (await scrape(far))("kernelkeep_wrong_tokens_total", outcome="refused")
-    assert after == before
+    async with RestClient(replicas.servers["far"].url, made["token"]) as rest:
+        assert [one["id"] for one in await rest.kernels()] == [kernel["id"]]
+    channels = await JupyterChannels.connect(
+        replicas.servers["far"].ws_url, kernel["id"], made["token"]
+    )
+    async with channels:
+        await channels.execute("1")
+        await near.request("DELETE", f"/api/tokens/{made['id']}", 204)
+        assert (await channels.closed()).code == 4401
+    await eventually(lambda: is_refused(made["token"]))
+
+    def command(*arguments: str) -> str:
+        ran = commands.run(
+            *("tokens", *arguments),
+            home=replicas.home,
+            env={
+                "KERNELKEEP_REGISTRY_URL": replicas.url,
+                "KERNELKEEP_TOKEN": replicas.token,
+                "KERNELKEEP_ON_SHUTDOWN": "keep",
+            },
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    token = await asyncio.to_thread(command, "create", "ci", "--scopes", "user")
+    async with RestClient(replicas.servers["far"].url, token.strip()) as rest:
+        assert await rest.kernels() == []
+    assert "ci" in await asyncio.to_thread(command, "list")
+    await asyncio.to_thread(command, "revoke", "ci")
+    await eventually(lambda: is_refused(token.strip()))
+    await near.delete(kernel["id"])
 
 
 async def test_kernels_of_a_host_go_to_its_other_replica_and_wait_for_one_if_there_is_none(

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.managers.handover.elsewhere import Asked, Used
+from app.managers.handover.elsewhere import ReservationRequest, Used
 from app.managers.handover.store import StoreAway
 from app.managers.replicas.database import Connection, Database
 from app.managers.replicas.errors import KernelElsewhereError, RegistryUnavailable
@@ -57,7 +57,7 @@ class Replica(Member):
         dead: tuple[str, ...] = (),
     ) -> Used | None:
         return await self.reservations.reserve(
-            Asked(kernel_id, owner, most, most_of_owner, [*dead])
+            ReservationRequest(kernel_id, owner, most, most_of_owner, [*dead])
         )
 
 
@@ -196,3 +196,37 @@ def test_how_long_a_place_is_kept(
 ) -> None:
     registry = SimpleNamespace(_missed=missed, _newest=newest, counts=lambda _: counts)
     assert SharedRegistry._is_due(cast(SharedRegistry, registry), "k") is is_due
+
+
+async def test_starts_of_a_minute_are_counted_at_all_replicas(replicas: list[Replica]) -> None:
+    def taken() -> list[Any]:
+        return [one.reservations.take_start("anna", 4) for one in 3 * replicas]
+
+    waits = await asyncio.gather(*taken())
+    assert waits.count(0.0) == 4
+    assert all(10.0 < wait <= 15.0 for wait in waits if wait)
+    (first, *_) = replicas
+    assert await first.reservations.take_start("ben", 1) == 0.0
+    assert 50.0 < await first.reservations.take_start("ben", 1) <= 60.0
+    half_a_minute = "UPDATE kernelkeep.starts SET at = at - interval '30 seconds'"
+    first.database.run(lambda one: one.execute(half_a_minute))
+    assert (await asyncio.gather(*taken())).count(0.0) == 2
+
+
+async def test_starts_that_were_long_ago_are_forgotten(replicas: list[Replica]) -> None:
+    (first, *_) = replicas
+    await first.reservations.take_start("anna", 1)
+    first.database.run(
+        lambda one: one.execute("UPDATE kernelkeep.starts SET at = at - interval '61 seconds'")
+    )
+    assert await first.reservations.take_start("ben", 1) == 0.0
+    rows = first.database.run(
+        lambda one: one.execute("SELECT owner FROM kernelkeep.starts").fetchall()
+    )
+    assert rows == [("ben",)]
+
+
+async def test_a_start_that_cannot_be_counted_is_no_refusal(replicas: list[Replica]) -> None:
+    (first, *_) = replicas
+    first.is_away = True
+    assert await first.reservations.take_start("anna", 1) == 0.0

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from app.managers.errors import KeeperUnavailable
+from app.managers.replicas.handover import SharedHandover
 from tests.support.executions import Executions
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
@@ -97,3 +102,29 @@ async def test_a_replica_that_ends_hands_its_kernels_over(replicas: Replicas) ->
         await executions.known(running)
         assert (await executions.ended(running))["state"] == "ok"
         await rest.delete(kernel["id"])
+
+
+@pytest.mark.parametrize("error", [None, KeeperUnavailable("away"), ValueError("a bug")])
+async def test_what_a_dead_replica_has_left_is_looked_for_again_unless_all_is_done(
+    tmp_path: Path, error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: asyncio.Future[tuple[Sequence[str], bool]] = asyncio.get_running_loop().create_future()
+
+    class Stub(SimpleNamespace):
+        async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
+            assert (dead, known) == (["gone"], ["k"])
+            if error is not None:
+                raise error
+
+        async def buried(self, ids: Sequence[str], *, is_done: bool) -> None:
+            told.set_result((ids, is_done))
+
+    member: Any = Stub()
+    registry: Any = Stub(member=member, fence=None)
+    keepers: Any = Stub()
+    isolation: Any = Stub()
+    handover = SharedHandover(registry, keepers, tmp_path, isolation)
+    member.on_gone(["gone"], ["k"])
+    assert await asyncio.wait_for(told, 10) == (["gone"], error is None)
+    assert ("may be left" in caplog.text) is (error is not None)
+    await handover.close()

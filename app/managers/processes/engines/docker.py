@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from aiodocker import Docker
 
 __all__ = ["DockerEngine"]
-
-logger = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 15.0
 """How long the engine may take for an answer."""

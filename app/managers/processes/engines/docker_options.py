@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -29,8 +30,6 @@ _User = Annotated[str, Meta(pattern=r"^([\w][\w.-]*(:[\w][\w.-]*)?)?$")]
 _Size = str | int
 _SIZES: Final = ("memory", "shm_size")
 
-MEMORY_LEAST: Final = 64 * 2**20
-
 
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A directory of the engine's host, or a volume of the engine's, in the container."""
@@ -41,7 +40,7 @@ class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     read_only: bool = True
 
 
-class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of ``kernelkeep-docker`` (``metadata.kernel_provisioner.config``).
 
     ``docker`` is where the engine's API is, and ``address`` where containers reach this server.
@@ -53,6 +52,7 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: _Address = ""
     python: Text = "python3"
     directory: Text = "~"
+    root_dir: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] = ""
     pull: Literal["missing", "always", "never"] = "missing"
     credentials: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] = ""
     pull_timeout: Annotated[float, Meta(gt=0, le=86400)] = 900.0
@@ -75,6 +75,10 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def engine(self) -> str:
         """As `EngineOptions.engine`."""
         return self.docker
+
+    def root_there(self, root_dir: Path) -> str:  # noqa: ARG002
+        """As `EngineOptions.root_there`."""
+        return self.root_dir
 
     @property
     def patience(self) -> float:

@@ -16,8 +16,8 @@ from ..hosts.errors import (
     HostWithoutPython,
     JobOutOfMemory,
 )
+from ..hosts.pythons import MARK
 from .engine import Job, JobState
-from .job import MARK
 
 __all__ = [
     "GENERATION",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from ....keeper.limits import ProcessLimits
@@ -72,6 +73,12 @@ class EngineOptions(Protocol):
     @property
     def directory(self) -> str:
         """Where kernels work, as the job sees it."""
+
+    def root_there(self, root_dir: Path) -> str:
+        """The job's directory that has the files of this server's root directory; empty for none.
+
+        Kernels work below it then, where their paths say.
+        """
 
     @property
     def address(self) -> str:

@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpec
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
+from ....log_formats import about
 from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
@@ -93,6 +95,10 @@ class Engines:
     def directory(self, kernel_id: str) -> str:
         """Where a kernel works, as its job sees it."""
         return self._works[kernel_id].chosen.options.directory
+
+    def root_there(self, kernel_id: str, root_dir: Path) -> str:
+        """As `EngineOptions.root_there`, of a kernel's job."""
+        return self._works[kernel_id].chosen.options.root_there(root_dir)
 
     def has(self, kernel_id: str) -> bool:
         """Whether a kernel has an engine."""
@@ -290,8 +296,10 @@ class Engines:
             self._joining.fail(work.keeper_id, error)
             raise
         work.is_out, work.is_wanted, work.was_seen = True, False, True
-        told = (work.kernel_id, work.generation, engine.name)
-        logger.info("kernel %s: job %d of %s", *told, extra=work.who)
+        told = (work.kernel_id, engine.name, work.generation)
+        about(logger, kernel_id=work.kernel_id).info(
+            "kernel %s: %s has its job, of generation %d", *told
+        )
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
         """The job of a kernel has ended: the engine says why, and what it has left is removed."""
@@ -306,7 +314,9 @@ class Engines:
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
         # In this order: whoever waits for the keeper fails before the kernel is launched anew.
-        logger.warning("kernel %s: %s", work.kernel_id, why.message, extra=work.who)
+        about(logger, kernel_id=work.kernel_id).warning(
+            "kernel %s: %s", work.kernel_id, why.message
+        )
         work.is_out, work.over = False, why
         self._joining.fail(work.keeper_id, why)
         self._declare_ended(work, why)
@@ -425,7 +435,7 @@ class Engines:
             await self._cancel_all(work, await self._engine(work.chosen))
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
-            logger.error(text, work.kernel_id, error.message, extra=work.who)
+            about(logger, kernel_id=work.kernel_id).error(text, work.kernel_id, error.message)
         self._parting.discard(work)
 
     async def close(self) -> None:

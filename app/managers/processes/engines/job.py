@@ -1,8 +1,8 @@
 """Runs in a job, by its own Python: becomes the keeper that came on stdin.
 
-The text of this file comes on the interpreter's stdin, so it imports nothing but the standard
-library. One line of JSON follows, the order, and then the bytes of the keeper's zip. What is wrong
-is told on stderr, in a line that begins with `MARK`.
+The text of this file comes on the interpreter's stdin (`bundle.program`), so it imports nothing but
+the standard library and `pythons`. One line of JSON follows, the order, and then the bytes of the
+keeper's zip. What is wrong is told on stderr, in a line that begins with `MARK`.
 """
 
 import json
@@ -11,9 +11,7 @@ import sys
 import tempfile
 from typing import BinaryIO
 
-MARK = "kernelkeep: "
-
-OLDEST = (3, 9)
+from ..hosts.pythons import MARK, Failed, check_python
 
 PIPE_BYTES = 2**14
 """What is written to a pipe that nobody reads yet: any pipe has room for it."""
@@ -23,14 +21,6 @@ RUN = (
     "sys.path.insert(0, sys.argv.pop(1)); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
-
-
-class Failed(Exception):
-    """The keeper cannot run here: a code for the server, and a text for people."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 def main(read: BinaryIO) -> None:
@@ -46,24 +36,6 @@ def main(read: BinaryIO) -> None:
         tell(error.code, str(error))
     except OSError as error:
         tell("host_unusable", str(error))
-
-
-def check_python() -> None:
-    """Raise `Failed` if this interpreter cannot run a keeper."""
-    if sys.version_info < OLDEST:
-        version = ".".join(map(str, sys.version_info[:3]))
-        raise Failed(
-            "host_without_python", f"{sys.executable} is Python {version}; it takes 3.9 or newer"
-        )
-    missing = []
-    for module, package in (("zmq", "pyzmq"), ("msgspec", "msgspec")):
-        try:
-            __import__(module)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        names = " ".join(missing)
-        raise Failed("host_without_python", f"{sys.executable} lacks {names}: pip install {names}")
 
 
 def bring(read: BinaryIO, size: int) -> str:

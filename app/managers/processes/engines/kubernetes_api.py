@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from kr8s.asyncio import Api
 
 __all__ = ["KubernetesApi"]
-
-logger = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 20.0
 """How long the API server may take for an answer, with all tries."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -61,7 +62,9 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     read_only: bool = False
 
 
-class KubernetesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KubernetesOptions(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The options of ``kernelkeep-kubernetes`` (``metadata.kernel_provisioner.config``).
 
     ``template`` is a file on the server's machine, with a pod's manifest in YAML or JSON. What the
@@ -76,6 +79,7 @@ class KubernetesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     address: _Address = ""
     python: _Text = "python3"
     directory: _Text = "~"
+    root_dir: _Path = ""
     template: _Path = ""
     container: Annotated[str, Meta(max_length=63)] = ""
     pending_timeout: Annotated[float, Meta(gt=0, le=7 * 86400)] = 600.0
@@ -104,6 +108,10 @@ class KubernetesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     def engine(self) -> str:
         """As `EngineOptions.engine`."""
         return msgspec.json.encode(self.cluster).decode()
+
+    def root_there(self, root_dir: Path) -> str:  # noqa: ARG002
+        """As `EngineOptions.root_there`."""
+        return self.root_dir
 
     @property
     def patience(self) -> float:

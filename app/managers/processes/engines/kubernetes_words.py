@@ -23,9 +23,9 @@ from ..hosts.errors import (
     JobOutOfMemory,
     QuotaMet,
 )
+from ..hosts.pythons import MARK
 from .docker_words import GENERATION, KEEPER, OWNER
 from .engine import Job, JobState
-from .job import MARK
 
 __all__ = [
     "Answer",

@@ -7,10 +7,9 @@ each job is an interpreter with a constant program, which reads the rest from it
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Final
 
-from ..hosts.bundle import MODULE, bundle
+from ..hosts.bundle import MODULE, bundle, program
 from . import job
 
 __all__ = ["PROGRAM", "stdin_of"]
@@ -24,8 +23,8 @@ PROGRAM: Final = (
 
 def stdin_of(document: bytes) -> bytes:
     """All that a job reads, with this join document. Raises `OSError`."""
-    program = Path(job.__file__).read_bytes()
+    sent = program(job.__file__)
     brought = bundle()
     order = {"module": MODULE, "size": len(brought.data), "document": document.decode()}
-    head = b"%d\n%s%s\n" % (len(program), program, json.dumps(order).encode())
+    head = b"%d\n%s%s\n" % (len(sent), sent, json.dumps(order).encode())
     return head + brought.data

@@ -38,6 +38,11 @@ class EngineProvisioner(RemoteProvisioner):
         """Where the kernel works there."""
         return self._engines.directory(self.kernel_id)
 
+    @property
+    def root_there(self) -> str:
+        """As `RemoteProvisioner.root_there`."""
+        return self._engines.root_there(self.kernel_id, self.root_dir)
+
     async def get_provisioner_info(self) -> dict[str, Any]:
         """The data that the next server needs to adopt the process."""
         info = await super().get_provisioner_info()

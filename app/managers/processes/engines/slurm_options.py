@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
@@ -36,7 +37,7 @@ _Gpus = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-
 _Features = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_\[(][\w.,:&|*()\[\]-]*$")]
 
 
-class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of ``kernelkeep-slurm`` (``metadata.kernel_provisioner.config``).
 
     ``shared`` is a directory that this server and the nodes have at the same path, and ``address``
@@ -47,6 +48,7 @@ class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: _Address = ""
     python: _Text = "python3"
     directory: _Text = "~"
+    root_dir: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] | None = None
     pending_timeout: Annotated[float, Meta(gt=0, le=30 * 86400)] = 86400.0
     partition: _Names | None = None
     account: _Name | None = None
@@ -61,6 +63,19 @@ class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def engine(self) -> str:
         """As `EngineOptions.engine`: the shared directory, as jobs are known by their files."""
         return os.path.normpath(os.path.expanduser(self.shared))
+
+    def root_there(self, root_dir: Path) -> str:
+        """As `EngineOptions.root_there`.
+
+        Nodes that have the ``shared`` directory of the user's home have all of the home.
+        """
+        if self.root_dir is not None or self.directory != "~":
+            return self.root_dir or ""
+        home = Path.home()
+        is_in_home = Path(self.engine).is_relative_to(home)
+        if not is_in_home or not root_dir.is_relative_to(home.resolve()):
+            return ""
+        return str(home / root_dir.relative_to(home.resolve()))
 
     @property
     def patience(self) -> float:

@@ -21,8 +21,8 @@ from ..hosts.errors import (
     JobOutOfMemory,
     QuotaMet,
 )
+from ..hosts.pythons import MARK
 from .engine import JobState
-from .job import MARK
 from .slurm_commands import Answer
 
 __all__ = [

@@ -70,11 +70,6 @@ class Work:
         return f"the job of kernel {self.kernel_id}"
 
     @property
-    def who(self) -> dict[str, str]:
-        """What a line of the server's log says of whom it is about."""
-        return {"kernel_id": self.kernel_id}
-
-    @property
     def noted(self) -> dict[str, Any]:
         """The same for the next server."""
         return {**self.chosen.as_json, "job": self.generation, "keeper_id": self.keeper_id}

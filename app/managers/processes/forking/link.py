@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import secrets
 import select
@@ -24,8 +23,6 @@ __all__ = [
     *("SUPPORTED", "CannotFork", "ForkLink", "NotForkedYet", "Order", "Outdated", "Recipe"),
     "Runner",
 ]
-
-logger = logging.getLogger(__name__)
 
 SUPPORTED: Final = HAS_PIDFDS and HAS_PROC and hasattr(os, "memfd_create")
 """Whether kernels can be forked here. The abstract names of sockets are Linux's, too."""

@@ -25,6 +25,7 @@ from traitlets import Dict, Integer, List, TraitError, Unicode
 
 from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
+from ....log_formats import about
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
 from ...errors import IsolationUnavailable
 from ..engines.kinds import KINDS
@@ -313,11 +314,8 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
     def explain(self, reason: CannotFork) -> None:
         """Log why the kernel is started instead of forked, unless that is the usual course."""
         if self.is_asked:
-            logger.info(
-                "kernel %s is not forked but started: %s",
-                self.kernel_id,
-                reason,
-                extra={"kernel_id": self.kernel_id},
+            about(logger, kernel_id=self.kernel_id).info(
+                "kernel %s is not forked but started: %s", self.kernel_id, reason
             )
         elif not isinstance(reason, NotForkedYet):
             self.forking.say(getattr(self.parent, "kernel_name", ""), reason)

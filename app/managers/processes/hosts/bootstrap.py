@@ -1,8 +1,9 @@
 """Runs on a host, by its own Python: sees to it that a keeper listens there, and tells where.
 
-This server sends the text of this file to the interpreter's stdin, so it imports nothing but the
-standard library. It reads one line of JSON, the order, and answers in lines that begin with `MARK`:
-a login may print other ones. Behind the answer ``send`` the bytes of the keeper's zip are read.
+This server sends the text of this file to the interpreter's stdin (`bundle.program`), so it imports
+nothing but the standard library and `pythons`. It reads one line of JSON, the order, and answers in
+lines that begin with `MARK`: a login may print other ones. Behind the answer ``send`` the bytes of
+the keeper's zip are read.
 """
 
 import contextlib
@@ -16,23 +17,13 @@ import sys
 import time
 from typing import Any, BinaryIO, Callable  # noqa: UP035 - for old ones, to say that they are
 
-MARK = "kernelkeep: "
-
-OLDEST = (3, 9)
+from .pythons import MARK, Failed, check_python
 
 PATIENCE = 10.0
 """Seconds that a keeper may take to listen."""
 
 PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 """Variables that programs of the user get, beside LC_* and XDG_*."""
-
-
-class Failed(Exception):
-    """The keeper cannot be had: a code for the server, and a text for people."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 def main(read: BinaryIO, tell: Callable[..., None]) -> None:
@@ -75,27 +66,6 @@ def check_owner(base: str) -> None:
     status = os.stat(base)
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise Failed("host_unusable", f"{base} belongs to, or can be written by, another user")
-
-
-def check_python() -> None:
-    """Raise `Failed` if this interpreter cannot run a keeper."""
-    if sys.version_info < OLDEST:
-        version = ".".join(map(str, sys.version_info[:3]))
-        raise Failed(
-            "host_without_python", f"{sys.executable} is Python {version}; it takes 3.9 or newer"
-        )
-    missing = []
-    for module, package in (("zmq", "pyzmq"), ("msgspec", "msgspec")):
-        try:
-            __import__(module)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        names = " ".join(missing)
-        raise Failed(
-            "host_without_python",
-            f"{sys.executable} lacks {names}: {sys.executable} -m pip install {names}",
-        )
 
 
 def bring(base: str, order: dict[str, Any], read: BinaryIO, tell: Callable[..., None]) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["MODULE", "Bundle", "bundle"]
+from . import pythons
+
+__all__ = ["MODULE", "Bundle", "bundle", "program"]
 
 MODULE: Final = "kernelkeep.keeper"
 """What the host's interpreter runs, with the zip on its path."""
+
+_IMPORTS_PYTHONS: Final = re.compile(rb"^from \S*\.pythons import .*\n", re.MULTILINE)
 
 _ROOT: Final = Path(__file__).parents[3]
 _PARTS: Final = ("__init__.py", "keeper/*.py", "protocol/*.py")
@@ -37,3 +42,13 @@ def bundle() -> Bundle:
                 archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), path.read_bytes())
     data = file.getvalue()
     return Bundle(data, hashlib.sha256(data).hexdigest())
+
+
+def program(file: str) -> bytes:
+    """The text of a program that runs on a host, from its file, with what it imports of `pythons`.
+
+    Raises `OSError`.
+    """
+    own, count = _IMPORTS_PYTHONS.subn(b"", Path(file).read_bytes())
+    assert count == 1, "it would not run there"
+    return Path(pythons.__file__).read_bytes() + own

@@ -34,6 +34,7 @@ class HostChoice:
         self._keepers = keepers
         self._service = service
         self._looks: Counter[str] = Counter()  # by the keepers' keys
+        keepers.is_looked_at = lambda key: self._looks[key] > 0
         self._failed: dict[str, float] = {}  # when, by the loop's clock
 
     async def choose(self, options: SSHOptions) -> str:

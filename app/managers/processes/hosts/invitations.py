@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import logging
 import os
 import re
 import secrets
@@ -39,8 +38,6 @@ __all__ = [
     "new_secret",
     "unknown",
 ]
-
-logger = logging.getLogger(__name__)
 
 MAX_KEEPER_ID: Final = 100
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from .listener import Guest, Listener
 from .service import Service
 
 __all__ = ["RENEW_SECONDS", "Invitation", "Joining", "Replicas"]
-
-logger = logging.getLogger(__name__)
 
 RENEW_SECONDS: Final = 3600.0
 """How often a keeper gets a new certificate while the link to it is there."""

@@ -21,13 +21,14 @@ _NAME: Final = re.compile(r"[^\s/@\x00-\x1f-][^\s/@\x00-\x1f]{0,254}").fullmatch
 _Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 
 
-class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of ``kernelkeep-ssh`` (``metadata.kernel_provisioner.config``).
 
     ``host`` is one, or several: each kernel gets one of them when it is started (`HostChoice`).
     What is not given here, ssh's own configuration says. ``python`` is the interpreter on the host
     that runs the keeper, ``path`` the directory there for its files, and ``directory`` the one that
-    kernels work in. Relative paths begin in the user's home, and so do those with ``~/``.
+    kernels work in, unless ``root_dir`` names one with the files of this server's root directory.
+    Relative paths begin in the user's home, and so do those with ``~/``.
     """
 
     host: str | Annotated[list[str], Meta(min_length=1, max_length=64)]
@@ -36,12 +37,15 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: _Path = "python3"
     path: _Path = ".local/state/kernelkeep"
     directory: _Path = "~"
+    root_dir: Annotated[str, Meta(pattern=r"^[^\x00]*$")] = ""
     ssh_config: _Path = "~/.ssh/config"
 
     @property
     def key(self) -> str:
         """What tells one keeper from another, as JSON: kernels of equal keys share one."""
-        return msgspec.json.encode(msgspec.structs.replace(self, directory="~")).decode()
+        return msgspec.json.encode(
+            msgspec.structs.replace(self, directory="~", root_dir="")
+        ).decode()
 
     @classmethod
     def of_key(cls, key: str) -> SSHOptions:

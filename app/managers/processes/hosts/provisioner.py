@@ -24,6 +24,7 @@ from ..keeper.remote import Host
 from .options import SSHOptions, options_of
 from .place import SSHPlace
 from .service import Service
+from .shared_files import SharedFiles, expanded
 
 __all__ = ["RemoteProvisioner", "SSHProvisioner", "assign_host", "elsewhere"]
 
@@ -62,10 +63,13 @@ def assign_host(
 class RemoteProvisioner(KeeperProvisioner):
     """Has the keeper on a host launch the kernel, or adopts one that an earlier server has left.
 
-    ``directory`` is where the kernel works.
+    ``directory`` is where the kernel works, unless the host has the files of this server.
     """
 
     is_here = False
+
+    root_dir = Path()
+    """The server's root directory."""
 
     inherited: Mapping[str, str] = {}
     """The variables that kernels of this machine inherit, which mean nothing on another."""
@@ -73,6 +77,11 @@ class RemoteProvisioner(KeeperProvisioner):
     @property
     def directory(self) -> str:
         """Where kernels work there. Raises `KernelStartFailed`."""
+        raise NotImplementedError
+
+    @property
+    def root_there(self) -> str:
+        """Which directory there has the files of `root_dir`; empty for none. Raises as above."""
         raise NotImplementedError
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
@@ -96,6 +105,7 @@ class RemoteProvisioner(KeeperProvisioner):
         file, prepared = await self.keepers.prepare(self.kernel_id, info)
         self.connection_info = cast(KernelConnectionInfo, prepared)
         host = self.keepers.host_of(self.kernel_id)
+        shared = self._shared = self._shared_files(host)
         extra = kwargs.pop("extra_arguments", [])
         env = kwargs.pop("env", {})
         command = [word.replace("{connection_file}", file) for word in self.kernel_spec.argv]
@@ -105,8 +115,29 @@ class RemoteProvisioner(KeeperProvisioner):
             **kwargs,
             "cmd": [*command, *extra],
             "env": environment(host, env, self.inherited, self.kernel_spec.env),
-            "cwd": str(Path(host.home, _below_home(directory))),
+            "cwd": str(Path(host.home, expanded(directory, host.home)))
+            if shared is None
+            else shared.directory_there(kwargs["cwd"]),
         }
+
+    async def launch_process(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
+        """As `KeeperProvisioner.launch_process`."""
+        try:
+            return await super().launch_process(cmd, env)
+        except FileNotFoundError as error:
+            if error.filename != str(self.cwd):
+                raise
+            text = f"There is no directory {self.cwd} on its host: see root_dir and directory"
+            raise FileNotFoundError(text) from error
+
+    _shared: SharedFiles | None = None
+
+    def _shared_files(self, host: Host) -> SharedFiles | None:
+        there = self.root_there
+        if not there:
+            return None
+        whole = Path(host.home, expanded(there, host.home))
+        return SharedFiles(self.root_dir, whole, host.home)
 
     def _take(self, kept: Kept) -> None:
         self._note_enforced(kept)
@@ -139,11 +170,15 @@ class RemoteProvisioner(KeeperProvisioner):
             kept = None
         if kept is None:
             raise ProcessLookupError(f"process {pid} is gone")
+        self._shared = self._shared_files(self.keepers.host_of(self.kernel_id))
         self._take(kept)
 
-    def resolve_path(self, path: str) -> str | None:  # noqa: ARG002
-        """Files of the host cannot be seen from here."""
-        return None
+    def resolve_path(self, path: str) -> str | None:
+        """The file there that a path means in the kernel's directory, if it is seen from here.
+
+        Raises what `SharedFiles.find` does.
+        """
+        return None if self._shared is None else self._shared.find(path, str(self.cwd))
 
 
 class SSHProvisioner(RemoteProvisioner):
@@ -152,9 +187,18 @@ class SSHProvisioner(RemoteProvisioner):
     @property
     def directory(self) -> str:
         """Where kernels work there. Raises `KernelStartFailed`."""
+        return self._options.directory
+
+    @property
+    def root_there(self) -> str:
+        """As `RemoteProvisioner.root_there`."""
+        return self._options.root_dir
+
+    @property
+    def _options(self) -> SSHOptions:
         options = options_of(self.kernel_spec)
         assert options is not None, "only such a kernelspec has this provisioner"
-        return options.directory
+        return options
 
 
 def environment(
@@ -168,7 +212,3 @@ def environment(
     asked = {name: value for name, value in env.items() if inherited.get(name) != value}
     base = {**host.env, **asked}
     return {**base, **{name: Template(value).safe_substitute(base) for name, value in own.items()}}
-
-
-def _below_home(path: str) -> str:
-    return path[1:].lstrip("/") if path == "~" or path.startswith("~/") else path

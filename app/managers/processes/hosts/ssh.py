@@ -16,7 +16,7 @@ import msgspec
 
 from ..keeper.remote import Host
 from . import bootstrap
-from .bundle import MODULE, bundle
+from .bundle import MODULE, bundle, program
 from .errors import (
     EngineNotInstalled,
     HostFull,
@@ -27,6 +27,7 @@ from .errors import (
     HostWithoutPython,
 )
 from .options import SSHOptions
+from .pythons import MARK
 
 if TYPE_CHECKING:
     from asyncssh import SSHClientConnection, SSHUNIXChannel
@@ -155,7 +156,7 @@ def _quoted(path: str) -> str:
 
 async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
     """Send the bootstrap and its order to an interpreter that was just started."""
-    program = await asyncio.to_thread(Path(bootstrap.__file__).read_bytes)
+    sent = await asyncio.to_thread(program, bootstrap.__file__)
     brought = await asyncio.to_thread(bundle)
     order = {
         "path": options.path,
@@ -164,12 +165,12 @@ async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
         "digest": brought.digest,
         "size": len(brought.data),
     }
-    process.stdin.write(b"%d\n%s%s\n" % (len(program), program, json.dumps(order).encode()))
+    process.stdin.write(b"%d\n%s%s\n" % (len(sent), sent, json.dumps(order).encode()))
     for _ in range(MAX_LINES):
         line = await process.stdout.readline()
         if not line:
             break
-        mark, _, text = line.partition(bootstrap.MARK.encode())
+        mark, _, text = line.partition(MARK.encode())
         if mark or not text:
             continue
         answer = _answer(text, options)

@@ -28,6 +28,7 @@ from ....keeper.hearings import Heard
 from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields
+from ....log_formats import about
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
@@ -312,8 +313,8 @@ class Keeper:
             except ProcessLookupError:
                 raise
             except (KeeperUnavailable, OSError) as error:
-                text = "kernel %s is signalled without its keeper: %s"
-                logger.warning(text, kernel_id, error, extra={"kernel_id": kernel_id})
+                log = about(logger, kernel_id=kernel_id)
+                log.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
         watched.signal(number)
 
     async def usage(self, kernel_id: str) -> ProcessUsage | None:
@@ -327,13 +328,11 @@ class Keeper:
 
     def was_out_of_memory(self, kernel_id: str) -> bool:
         """Whether the process, which has ended, was killed for want of memory."""
-        watched = self._processes.get(kernel_id)
-        return watched is not None and watched.oom
+        return (watched := self._processes.get(kernel_id)) is not None and watched.oom
 
     def exited(self, kernel_id: str) -> asyncio.Future[int]:
         """Done with the exit code when the process has ended. Raises `KeyError` for no such one."""
-        watched = self._processes.get(kernel_id)
-        if watched is None:
+        if (watched := self._processes.get(kernel_id)) is None:
             raise KeyError(kernel_id)
         return watched.exited
 
@@ -464,15 +463,15 @@ class Keeper:
 
     async def _adopt_again(self, link: KeeperLink, watched: WatchedProcess) -> None:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
-        who = {"kernel_id": watched.kernel_id}
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
         fields["limits"] = msgspec.to_builtins(watched.limits)
         try:
-            answer, _ = await link.ask({"ask": "adopt", **who, **fields})
+            answer, _ = await link.ask({"ask": "adopt", "kernel_id": watched.kernel_id, **fields})
             if answer is None:
                 watched.end(UNKNOWN_EXIT)
         except (KeeperRefuses, OSError) as error:
-            logger.error("kernel %s is not kept: %s", watched.kernel_id, error, extra=who)
+            log = about(logger, kernel_id=watched.kernel_id)
+            log.error("kernel %s is not kept: %s", watched.kernel_id, error)
 
     def on_event(self, fields: Fields) -> None:
         """The keeper tells something that was not asked for."""

@@ -62,6 +62,8 @@ class Keepers:
         self._older: dict[Keeper, AsidePlace] = {}
         self._homes: dict[str, Keeper] = {}  # the keepers of kernels, as far as they are known
         self._remote: dict[str, RemoteKeeper] = {}
+        self.is_looked_at: Callable[[str], bool] = lambda _: False
+        """Whether `look_at` is done with a keeper, by its key, and `leave_unused` is to follow."""
         self._has_looked = False  # for a keeper that is to be set aside
         self._changes: set[asyncio.Task[None]] = set()  # of which keepers there are
         for directory in aside_dirs(state_dir):
@@ -114,9 +116,7 @@ class Keepers:
         place = self._older.pop(keeper, None)
         if place is None:
             return
-        self._homes = {
-            kernel_id: home for kernel_id, home in self._homes.items() if home is not keeper
-        }
+        self._homes = {each: home for each, home in self._homes.items() if home is not keeper}
         self._share()
         found = [Kept(kernel_id, pid, at, None, out) for kernel_id, pid, at, out in place.notes()]
         self._change(self._move(self._newest.take_from(keeper, found), keeper, place))
@@ -168,7 +168,7 @@ class Keepers:
         if keeper is None:
             total = self._log_total_bytes
             keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
-            keeper.on_empty = lambda: self._change(self._retire_remote(key))
+            keeper.on_empty = lambda: self._change(self._retire_remote(keeper))
             keeper.on_fenced = self._on_fenced
             keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
             self._remote[key] = keeper
@@ -193,17 +193,20 @@ class Keepers:
         if (keeper := self._remote.get(key)) is not None and keeper.has_nothing:
             self._part_with(keeper)
 
-    async def _retire_remote(self, key: str) -> None:
+    async def _retire_remote(self, keeper: RemoteKeeper) -> None:
         """Leave a keeper on another host that has no kernels any more, so that it ends."""
-        keeper = self._remote.get(key)
-        if keeper is None or keeper in self._homes.values():
-            return
         is_given_up = keeper.has_given_up and keeper.ends_forgotten and not keeper.is_connected
-        if not (keeper.is_empty or is_given_up):
-            return
+        if (keeper.is_empty or is_given_up) and self._take_out(keeper):
+            await keeper.retire()
+
+    def _take_out(self, keeper: RemoteKeeper) -> bool:
+        """Have a keeper on another host no more, unless somebody needs it, or is about to."""
+        key = next((key for key, each in self._remote.items() if each is keeper), None)
+        if key is None or keeper in self._homes.values() or self.is_looked_at(key):
+            return False
         del self._remote[key]
         self._share()
-        await keeper.retire()
+        return True
 
     def declare_ended(self, kernel_id: str, reason: str) -> None:
         """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
@@ -429,19 +432,14 @@ class Keepers:
 
     def _part_with(self, keeper: RemoteKeeper) -> None:
         """Leave a keeper for good that has not been told to end: what it has goes with its job."""
-        key = next((key for key, each in self._remote.items() if each is keeper), None)
-        if key is not None and keeper not in self._homes.values():
-            del self._remote[key]
-            self._share()
+        if self._take_out(keeper):
             self._change(keeper.retire())
 
     def let_go(self, kernel_id: str) -> None:
         """As `Keeper.let_go`. The connection to a keeper without other kernels here is closed."""
         home = self._homes.pop(kernel_id, self._newest)
         home.let_go(kernel_id)
-        if isinstance(home, RemoteKeeper) and home not in self._homes.values():
-            self._remote = {key: each for key, each in self._remote.items() if each is not home}
-            self._share()
+        if isinstance(home, RemoteKeeper) and self._take_out(home):
             self._change(home.close())
 
     async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ....keeper.hearings import Heard
 from ....keeper.protocol import Fields, Garbled
+from ....log_formats import about
 from ....protocol import link as frames
 from ....protocol.link import Bell, Said
 from ....protocol.messages import ClientMessage, Message
@@ -199,7 +200,7 @@ class Lines:
         return begun
 
     def _hear_later(self, kernel_id: str, why: Exception | str) -> None:
-        logger.error("kernel %s is not heard: %s", kernel_id, why, extra={"kernel_id": kernel_id})
+        about(logger, kernel_id=kernel_id).error("kernel %s is not heard: %s", kernel_id, why)
         self._connection.retry(self._hear_late, kernel_id)
 
     def _hear_late(self, kernel_id: str) -> None:

@@ -15,6 +15,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.processes import start_time
+from ....log_formats import about
 from ...errors import IsolationUnavailable
 from ..isolation.confinement import Confinement, kernels_exit_code
 from .keepers import Keepers
@@ -225,8 +226,7 @@ class KeeperProvisioner(LocalProvisioner):
         if missing or kept.unlimited:
             why = kept.unlimited or "its keeper is of the time before there were limits"
             text, names = "kernel %s has no limit of %s: %s", ", ".join(missing) or "its owner's"
-            extra = {"kernel_id": self.kernel_id}
-            logger.warning(text, self.kernel_id, names, why, extra=extra)
+            about(logger, kernel_id=self.kernel_id).warning(text, self.kernel_id, names, why)
 
     def _take(self, kept: Kept) -> None:
         self._note_enforced(kept)

@@ -106,7 +106,7 @@ async def test_the_document_leads_to_a_first_cell(
 ) -> None:
     document = (REPOSITORY / "docs" / "engines.md").read_text().partition("\n## Docker")[2]
     kernel = json.loads(re.findall(r"```json\n(.*?)```", document, re.DOTALL)[0])
-    command = re.findall(r"```sh\n(.*?)```", document, re.DOTALL)[1]
+    command = re.findall(r"```sh\n(.*?)```", document, re.DOTALL)[2]
     kernel["metadata"] = podman.spec({"memory": "2GiB", "cpus": 2}).metadata
     directory = home.jupyter_path / "kernels" / "box"
     (directory / "kernel.json").write_text(json.dumps(kernel))

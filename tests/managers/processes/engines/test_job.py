@@ -1,4 +1,7 @@
-"""What runs in a job before its keeper does: by an interpreter of its own, as it does there."""
+"""What runs in a job before its keeper does: by an interpreter of its own, as it does there.
+
+So does `app.managers.processes.hosts.pythons`, of which these are tests, too.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.processes.engines.job import MARK
 from app.managers.processes.engines.order import PROGRAM, stdin_of
+from app.managers.processes.hosts.pythons import MARK
 
 
 def run(stdin: bytes, directory: Path, *options: str) -> subprocess.CompletedProcess[bytes]:

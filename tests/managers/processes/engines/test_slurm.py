@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from tests.docs.test_curl_commands import run as run_commands
 from tests.kernels.driver import free_ports
-from tests.support.channels import JupyterChannels
+from tests.support.channels import Connector, JupyterChannels
 from tests.support.clients import (
     WHERE,
     check_executed,
@@ -30,7 +31,8 @@ from tests.support.clients import (
 from tests.support.drill import KEEP, Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.kernelspecs import write_kernelspec
+from tests.support.jupyterlab import JupyterLab
+from tests.support.kernelspecs import Spec, write_kernelspec
 from tests.support.lively import (
     LINES,
     RATE,
@@ -76,6 +78,13 @@ async def server(servers: Servers, slurm: Slurm, home: Home) -> AsyncIterator[Se
     servers.env = {**slurm.env, "SECRET_OF_THE_SERVER": "1"}
     async with started(servers) as server:
         yield server
+
+
+def python_spec(slurm: Slurm, options: dict[str, Any] | None = None) -> Spec:
+    """A kernelspec whose kernels are jobs, of Python, that can print `WHERE`."""
+    python = ("python", "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    fields = {"display_name": "Python 3", "language": "python"}
+    return slurm.spec(options, argv=python, env={"WHERE": WHERE}, fields=fields)
 
 
 async def follows(rest: RestClient, kernel_id: str, text: str) -> None:
@@ -156,15 +165,44 @@ async def test_the_document_leads_to_a_first_cell(
 async def test_nbconvert_executes_a_notebook_by_a_gateway(
     server: ServerProcess, slurm: Slurm, home: Home, tmp_path: Path
 ) -> None:
-    python = ("python", "-m", "ipykernel_launcher", "-f", "{connection_file}")
-    fields = {"display_name": "Python 3", "language": "python"}
-    spec = slurm.spec(argv=python, env={"WHERE": WHERE}, fields=fields)
-    write_kernelspec(home.jupyter_path, "python3", spec)
+    write_kernelspec(home.jupyter_path, "python3", python_spec(slurm))
     prepare(tmp_path)
     env = client_environment(server, Path(sys.executable).parent)
     command = ("sh", "-ec", gateway_command("jupyter nbconvert"))
     await asyncio.to_thread(run, tmp_path, *command, env=env)
     check_executed(tmp_path)
+
+
+async def test_nbconvert_executes_a_notebook_by_a_jupyterlab_whose_kernels_are_jobs(
+    server: ServerProcess, slurm: Slurm, home: Home, tmp_path: Path
+) -> None:
+    """nbconvert asks JupyterLab's server, that asks this service, and the kernel is a job."""
+    spec = python_spec(slurm, {"root_dir": str(home.root_dir)})
+    write_kernelspec(home.jupyter_path, "python3", spec)
+    prepare(tmp_path)
+    (home.root_dir / "folder").mkdir()
+    lab = JupyterLab(server)
+    await asyncio.to_thread(lab.__enter__)
+    try:
+        env = client_environment(server, Path(sys.executable).parent)
+        env |= {"KERNELKEEP": lab.url, "TOKEN": lab.token}
+        command = ("sh", "-ec", gateway_command("jupyter nbconvert"))
+        await asyncio.to_thread(run, tmp_path, *command, env=env)
+        check_executed(tmp_path)
+        # As the page runs a notebook: by a session, in the folder of that, which the nodes have.
+        asked = {"path": "folder/a.ipynb", "name": "a.ipynb", "type": "notebook"}
+        asked_for = {**asked, "kernel": {"name": "python3"}}
+        made = await asyncio.to_thread(lab.request, "POST", "/api/sessions", 201, json=asked_for)
+        async with AsyncExitStack() as stack:
+            connect = Connector(lab.ws_url, lab.token, stack)
+            channels = await connect(made["kernel"]["id"])
+            ran = await channels.execute(
+                "import os; print(os.getcwd(), os.environ['SLURM_JOB_ID'])"
+            )
+        job = slurm.job_of(made["kernel"]["id"])["id"]
+        assert ran.text == f"{home.root_dir}/folder {job}\n"
+    finally:
+        await asyncio.to_thread(lab.__exit__, None, None, None)
 
 
 async def test_output_goes_on_where_the_link_was_down(

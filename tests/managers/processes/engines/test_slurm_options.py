@@ -46,6 +46,32 @@ def test_what_is_not_given_slurm_says() -> None:
     assert slurm_options(KernelSpec(metadata={})) is None
 
 
+def test_nodes_that_share_the_home_have_the_files_in_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    (real / "books").mkdir(parents=True)
+    home = tmp_path / "home"
+    home.symlink_to(real)  # as the nodes have the home, too
+    monkeypatch.setenv("HOME", str(home))
+
+    def there(root: Path, /, **config: Any) -> str:
+        options = read(**config)
+        assert options is not None
+        return options.root_there(root)
+
+    assert there(real) == str(home)
+    assert there(real / "books") == f"{home}/books"
+    assert there(tmp_path) == ""
+    # What is said comes first.
+    assert there(real, root_dir="") == ""
+    assert there(tmp_path, root_dir="/srv/books") == "/srv/books"
+    assert there(real, directory="/scratch") == ""
+    assert there(real, directory="/scratch", root_dir="/srv/books") == "/srv/books"
+    # Where the home is not known to be shared, nothing is guessed.
+    assert there(real, shared="/srv/kernelkeep") == ""
+
+
 def test_what_is_given_is_asked_for_in_words_of_their_own() -> None:
     given: dict[str, Any] = {
         "partition": "a,b",

@@ -44,7 +44,8 @@ async def cluster() -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def server(servers: Servers, cluster: Cluster, home: Home) -> AsyncIterator[ServerProcess]:
     """A server of many owners that keeps one pod warm. Ada has limits of her own."""
-    write_kernelspec(home.jupyter_path, "pod", cluster.spec(caller_may_set=MAY_SET))
+    spec = cluster.spec(caller_may_set=MAY_SET, root_dir=str(home.root_dir))
+    write_kernelspec(home.jupyter_path, "pod", spec)
     port = free_ports()["shell_port"]  # the next server has the same
     limits = json.dumps({"ada": {"open_files": 999}})
     servers.arguments = (
@@ -150,7 +151,9 @@ async def test_a_python_kernel_in_a_pod_is_given_its_variables_when_it_is_claime
     await eventually(lambda: not cluster.pods, 30)
 
 
-async def test_what_a_warm_pod_is_not_is_started(server: ServerProcess, cluster: Cluster) -> None:
+async def test_what_a_warm_pod_is_not_is_started(
+    server: ServerProcess, cluster: Cluster, home: Home
+) -> None:
     kept: list[str] = []
 
     async def cold(rest: RestClient, **body: Any) -> Json:
@@ -164,6 +167,10 @@ async def test_what_a_warm_pod_is_not_is_started(server: ServerProcess, cluster:
         return pod
 
     async with client(server, "bob") as rest:
+        (home.root_dir / "work").mkdir()
+        await cold(rest, path="work")  # which pods have, too: that one works above it
+        ran = await Executions(rest, kept[-1]).run("cwd")
+        assert ran["outputs"][0]["text"] == f"{home.root_dir}/work\n"
         await cold(rest, env={"MINE": "1"})  # the fake kernel is no Python, and cannot be moved
         pod = await cold(rest, engine_options={"limits.memory": "6Gi", "image": "kernel:2"})
         (container,) = pod["spec"]["containers"]

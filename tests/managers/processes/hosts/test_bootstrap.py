@@ -1,5 +1,7 @@
 """What runs on a host before there is a keeper: what it says when it fails.
 
+With that come the tests of `app.managers.processes.hosts.pythons`.
+
 That it works, `test_ssh` shows.
 """
 

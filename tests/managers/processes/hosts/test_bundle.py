@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-from app.managers.processes.hosts.bundle import MODULE, bundle
+from app.managers.processes.hosts import bootstrap
+from app.managers.processes.hosts.bundle import MODULE, bundle, program
+from app.managers.processes.hosts.pythons import MARK
 
 
 def test_it_is_the_same_each_time_and_runs_by_itself(tmp_path: Path) -> None:
@@ -29,3 +32,16 @@ def test_it_is_the_same_each_time_and_runs_by_itself(tmp_path: Path) -> None:
     )
     assert "chmod 0700" in ran.stdout
     assert ran.stderr == ""
+
+
+def test_a_program_runs_by_itself_without_any_package() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", program(bootstrap.__file__)],
+        input=b"{}\n",
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    told = json.loads(ran.stdout.decode().removeprefix(MARK))
+    assert told["failed"] == "host_without_python"
+    assert "lacks pyzmq msgspec" in told["text"]

@@ -31,6 +31,7 @@ class Hosts:
         self.looked: list[str] = []
         self.left: list[str] = []
         self.options = SSHOptions(host=[*loads])
+        self.is_looked_at: Callable[[str], bool] = lambda _: False
         self.choice = HostChoice(cast(Keepers, self), OwnService(Path("/nowhere")))
 
     async def choose(self) -> str:
@@ -45,6 +46,7 @@ class Hosts:
         name = self._name(key)
         assert place().name == name
         self.looked.append(name)
+        assert self.is_looked_at(key)
         await asyncio.sleep(0)
         load = self.loads[name]
         if load is None:
@@ -55,6 +57,7 @@ class Hosts:
         return load if with_load else 0.0
 
     def leave_unused(self, key: str) -> None:
+        assert not self.is_looked_at(key)
         self.left.append(self._name(key))
 
     @staticmethod

@@ -41,12 +41,13 @@ def test_other_kernelspecs_are_left_alone() -> None:
 
 def test_kernels_share_a_keeper_whatever_directory_they_work_in() -> None:
     keys = []
-    for more in ({}, {"directory": "/data"}, {"user": "ada"}, {"port": 2222}, {"path": "/srv"}):
+    apart = ({"user": "ada"}, {"port": 2222}, {"path": "/srv"})
+    for more in ({}, {"directory": "/data"}, {"root_dir": "~/books"}, *apart):
         options = options_of(spec({"host": "lab", **more}))
         assert options is not None
         keys.append(options.key)
         assert SSHOptions.of_key(options.key).key == options.key
-    assert keys[0] == keys[1]
+    assert keys[0] == keys[1] == keys[2]
     assert len({*keys}) == 4
 
 

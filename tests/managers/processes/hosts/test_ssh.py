@@ -2,7 +2,7 @@
 way there is gone for a while.
 
 These are the tests of all modules of `app.managers.processes.hosts` together, with
-`app.managers.processes.hosts.errors`, and of `app.managers.kernels.giving_up`.
+`app.managers.processes.hosts.errors`, and of giving up a kernel (`app.managers.kernels.stopping`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from app.managers.processes.hosts import bootstrap
+from app.managers.processes.hosts.pythons import MARK
 from tests.docs.test_curl_commands import run as run_commands
 from tests.support.channels import JupyterChannels
 from tests.support.drill import Servers
@@ -127,6 +127,46 @@ async def test_a_kernel_there_does_what_one_here_does(
     # With nothing to keep, the keeper there ends, and nothing of the kernel is left.
     await eventually(lambda: not keeper.is_running(), 30)
     assert [path for path in lab.far.rglob("*") if kernel_id in path.name] == []
+
+
+async def test_a_kernel_works_in_its_path_where_the_host_has_the_same_files(
+    server: ServerProcess, rest: RestClient, servers: Servers, lab: Sshd, home: Home
+) -> None:
+    # The host has them at another path, as one with a share of the server's may.
+    there = lab.directory / "books"
+    there.symlink_to(home.root_dir)
+    write_kernelspec(home.jupyter_path, "far", lab.spec({"root_dir": str(there)}))
+    (home.root_dir / "work").mkdir()
+    for name in ("work/module.py", "other.py"):
+        (home.root_dir / name).touch()
+    kernel_id = (await rest.start_kernel("far", path="work"))["id"]
+    assert (await Executions(rest, kernel_id).run("cwd"))["state"] == "ok"
+
+    async def found(rest: RestClient, path: str) -> list[str]:
+        query = {"path": path, "kernel": kernel_id}
+        answer = await rest.request("GET", "/api/resolvePath", params=query)
+        resolved: list[Json] = answer.json()["resolved"]
+        return [str(each["path"]) for each in resolved if each["scope"] == "kernel"]
+
+    whole = f"{there}/work/module.py"
+    for path, where in (("module.py", [whole]), (whole, [whole]), (f"{there}/other.py", [])):
+        assert await found(rest, path) == where
+    # A directory that is gone is looked for above, as for a kernel of this machine.
+    (home.root_dir / "work" / "module.py").unlink()
+    (home.root_dir / "work").rmdir()
+    await rest.restart(kernel_id)
+    ran = await Executions(rest, kernel_id).run("cwd")
+    assert ran["outputs"][0]["text"] in (f"{there}\n", f"{home.root_dir}\n")
+    assert await found(rest, "other.py") == [f"{there}/other.py"]
+    servers.crash()
+    server = await asyncio.to_thread(servers.start)
+    async with RestClient(server.url, server.token) as rest:
+        await rest.wait_for_state(kernel_id, "idle", timeout=30)
+        assert await found(rest, "other.py") == [f"{there}/other.py"]
+        write_kernelspec(home.jupyter_path, "far", lab.spec({"root_dir": "/nothing"}))
+        with pytest.raises(RestError) as raised:
+            await rest.start_kernel("far")
+        assert "There is no directory /nothing on its host" in raised.value.error["message"]
 
 
 @pytest.mark.parametrize("lab", [Network("kks")], indirect=True, ids=["cable"])
@@ -376,6 +416,6 @@ async def test_one_kernels_flood_does_not_hold_up_another(
 def answering(lab: Sshd, answer: str) -> str:
     """A program that gives this answer in the place of the bootstrap."""
     program = lab.directory / "answering"
-    program.write_text(f"#!/bin/sh\necho '{bootstrap.MARK}{answer}'\n")
+    program.write_text(f"#!/bin/sh\necho '{MARK}{answer}'\n")
     program.chmod(0o700)
     return str(program)

@@ -4,4 +4,4 @@
 CREATE TABLE kernelkeep.usable (
     least integer NOT NULL
 );
-INSERT INTO kernelkeep.usable (least) VALUES (5);
+INSERT INTO kernelkeep.usable (least) VALUES (7);

@@ -1,0 +1,100 @@
+"""The list of tokens in the registry that replicas share, on whichever hosts they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Final, TypeVar
+
+from ..handover.store import StoreAway, UnusableRegistry
+from ..owners.token_table import Execute, TokenTable, UnusableTokens
+from .database import Connection, Database, migrate
+
+__all__ = ["SharedTokens", "SharedTokensPlace"]
+
+T = TypeVar("T")
+
+ANSWER_SECONDS: Final = 8.0
+"""How long the database has for an answer, if its machine lives and its processes are stopped."""
+
+
+class SharedTokensPlace:
+    """The list of tokens of a registry, as a `TokenPlace`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def key(self) -> Hashable:
+        """As `TokenPlace.key`: there is one list for good."""
+        return "registry"
+
+    def open(self, *, create: bool = False) -> SharedTokens:
+        """As `TokenPlace.open`. With ``create`` a registry without a list is migrated."""
+        return SharedTokens(Database(self._url), create=create)
+
+
+class SharedTokens(TokenTable):
+    """A list of tokens in PostgreSQL."""
+
+    table = "kernelkeep.token"
+    name = "the list of tokens in the registry"
+
+    def __init__(self, database: Database, *, create: bool = False) -> None:
+        self._database = database
+        try:
+            # Not its version: replicas of two versions share a registry while they are upgraded.
+            if not self._run(_is_there):
+                if not create:
+                    raise FileNotFoundError
+                migrate(database)
+        except UnusableRegistry as error:
+            database.close()
+            raise UnusableTokens(str(error)) from None
+        except BaseException:
+            database.close()
+            raise
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        # No bound of the client's library ends the wait for a database that is stopped.
+        late = threading.Timer(ANSWER_SECONDS, self._database.abort)
+        late.start()
+        try:
+            return self._database.run(work)
+        except StoreAway as error:
+            raise UnusableTokens(f"{self.name} cannot be used: {error}") from None
+        finally:
+            late.cancel()
+
+    def _read(self, work: Callable[[Execute], T]) -> T:
+        return self._run(lambda connection: work(_execute(connection)))
+
+    def _write(self, work: Callable[[Execute], T]) -> T:
+        def alone(connection: Connection) -> T:
+            # Readers go on meanwhile.
+            connection.execute("LOCK TABLE kernelkeep.token IN SHARE ROW EXCLUSIVE MODE")
+            return work(_execute(connection))
+
+        return self._run(alone)
+
+    def changes_elsewhere(self) -> Hashable:
+        """As `TokenTable.changes_elsewhere`; here one's own changes count, too."""
+        return self.state()
+
+    def close(self) -> None:
+        """As `TokenTable.close`."""
+        self._database.close()
+
+
+def _is_there(connection: Connection) -> bool:
+    found = connection.execute(
+        "SELECT FROM pg_tables WHERE schemaname = 'kernelkeep' AND tablename = 'token'"
+    ).fetchone()
+    return found is not None
+
+
+def _execute(connection: Connection) -> Execute:
+    def execute(statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        cursor = connection.execute(statement.replace("?", "%s").encode(), values)
+        return cursor.fetchall() if cursor.description else []
+
+    return execute
