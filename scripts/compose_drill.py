@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -51,10 +52,12 @@ def main() -> None:
         enter = ["unshare", "--mount", "--net", "--propagation", "private", sys.executable]
         os.environ["KERNELKEEP_DRILL"] = "inside"
         os.execvp(enter[0], [*enter, *sys.argv])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     run("sh", "-euc", MOUNTS)
     directory = Path(tempfile.mkdtemp(prefix="kernelkeep-compose.", dir="/var/tmp"))
     try:
         with Docker(directory) as docker:
+            docker.start()
             drill(docker, Path(sys.argv[1]))
     except Exception as error:
         sys.exit(f"compose: {type(error).__name__}: {error}")
@@ -79,6 +82,10 @@ class Docker:
         )
 
     def __enter__(self) -> "Docker":
+        return self
+
+    def start(self) -> None:
+        """Returns when it answers."""
         where = self._directory
         places = [f"--{name}={where / name}" for name in ("data-root", "exec-root", "pidfile")]
         with open(where / "log", "wb") as log:
@@ -92,7 +99,6 @@ class Docker:
                 stderr=log,
             )
         wait_for(lambda: subprocess.run(["docker", "version"], capture_output=True).returncode == 0)
-        return self
 
     def up(self) -> None:
         """Start everything, which returns when Compose has seen that all of it is healthy."""
@@ -142,11 +148,13 @@ class Docker:
         if kind is not None and self._project.exists():
             for words in (["ps"], ["logs", "--no-color", "--tail=40"]):
                 subprocess.run(["docker-compose", "-f", self._project / "compose.yaml", *words])
-        if self._project.exists():
-            self.compose("down", "--volumes", "--timeout=5")
-        assert self._daemon is not None
-        self._daemon.terminate()
-        self._daemon.wait(60)
+        try:
+            if self._project.exists():
+                self.compose("down", "--volumes", "--timeout=5")
+        finally:
+            if self._daemon is not None:
+                self._daemon.terminate()
+                self._daemon.wait(60)
         for top in Path("/sys/fs/cgroup").glob(f"*{self._groups}"):
             for group in sorted((each for each in top.rglob("*") if each.is_dir()), reverse=True):
                 group.rmdir()
