@@ -117,11 +117,12 @@ class Others:
             return {}
         try:
             await asyncio.wait(tasks.values(), timeout=ANSWER_SECONDS)
-        finally:
-            late = {one: task for one, task in tasks.items() if not task.done()}
-            for task in late.values():
-                task.cancel()
+            # Not if the client has gone before: that tells nothing of the others.
+            late = [one for one, task in tasks.items() if not task.done()]
             self._silent |= dict.fromkeys(late, self._loop.time() + SILENT_SECONDS)
+        finally:
+            for task in tasks.values():
+                task.cancel()
             await asyncio.wait(tasks.values())
         answers = {one: task.result() for one, task in tasks.items() if not task.cancelled()}
         return {one: answer for one, answer in answers.items() if answer is not None}

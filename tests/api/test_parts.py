@@ -173,6 +173,25 @@ async def test_one_that_says_nothing_is_waited_for_once(
         assert await peers.answers() == {"one": b"1."}
 
 
+async def test_a_client_that_goes_makes_nobody_silent(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ANSWER_SECONDS", 30.0)
+    asked_for = asyncio.Event()
+    apps = [answering(b"1"), silent]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked_for.set()
+        await apps.pop()(scope, receive, send)
+
+    await peers.add("one", app)
+    asking = asyncio.create_task(peers.answers())
+    await asked_for.wait()
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert await peers.answers() == {"one": b"1."}
+
+
 async def test_one_that_was_silent_is_asked_again_later(
     peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,8 +29,7 @@ async def test_a_kernel_stays_its_owners_with_the_next_replica(
         Owner(second, "ada") as also,
         Owner(second, "bob") as bob,
     ):
-        for owner in (ada, also, bob):
-            await owner.start()
+        await asyncio.gather(ada.start(), also.start(), bob.start())
         uids = [await owner.value("os.getuid()") for owner in (ada, also, bob)]
         assert uids[0] == uids[1] != uids[2]
         assert {*uids} <= {*IDS}

@@ -154,7 +154,8 @@ async def test_a_replica_that_comes_later_is_heard_too(
 
 
 async def test_owners_use_what_they_use_of_all(replicas: Replicas, rests: list[RestClient]) -> None:
-    await rests[0].start_kernel("fake")
+    kernel = await rests[0].start_kernel("fake")
+    await rests[0].wait_for_state(kernel["id"], "idle")
     async with AsyncExitStack() as stack:
         for server in replicas.servers.values():
             await stack.enter_async_context(listening(server))
