@@ -27,7 +27,7 @@ from .managers.kernels.multikernel import MultiKernelManager
 from .managers.limits.limits import LimitPolicy
 from .managers.limits.shares import Shares
 from .managers.owners.token_list import TokenList
-from .managers.sessions.sessions import Everywhere, SessionBook
+from .managers.sessions.book import Everywhere, SessionBook
 from .managers.sessions.store import SessionStore
 from .managers.telemetry.audit import AuditLog
 from .managers.telemetry.counters import Counters
@@ -38,6 +38,7 @@ from .signals import at_stop_signals
 if TYPE_CHECKING:
     from .managers.replicas.directory import Directory
     from .managers.replicas.group import Group
+    from .managers.replicas.registry import SharedRegistry
 
 __all__ = ["Lifespan", "State", "lifespan_of"]
 
@@ -123,16 +124,18 @@ async def _build(
     # left. (Kernels whose adoption takes too long come later.)
     await manager.adopt_kernels()
     stack.enter_context(at_stop_signals(manager.begin_stop))
-    group = None if registry is None else _group(settings, registry, manager)
-    sessions = _sessions(settings, registry, manager)
+    shared = _shared(settings, registry)
+    group = _group(shared, manager)
+    sessions = _sessions(settings, shared, manager)
     stack.push_async_callback(sessions.close)
     contents = ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
     stack.push_async_callback(contents.close)
+    keys = IdempotencyKeys(None if shared is None else shared.claims)
     metrics = Metrics(manager, counters, by_owner=settings.metrics_by_owner)
     stack.callback(metrics.close)
     return {
         "kernels": manager,
-        "views": Views(manager, sessions, events, _keys(settings, registry), tokens, shares),
+        "views": Views(manager, sessions, events, keys, tokens, shares),
         "shares": shares,
         "audit": audit,
         "metrics": metrics,
@@ -141,57 +144,43 @@ async def _build(
         "authorizer": authorizer,
         "contents": contents,
         "group": group,
-        "directory": None if registry is None else _directory(settings, registry),
+        "directory": None if shared is None else shared.directory,
         "links": None,
         "others": None,
     }
 
 
-def _sessions(
-    settings: Settings, registry: Registry | None, manager: MultiKernelManager
-) -> SessionBook:
-    """The sessions, in a file or in the registry that is shared."""
+def _shared(settings: Settings, registry: Registry | None) -> SharedRegistry | None:
+    """The registry, if other replicas may share it."""
     if not settings.replicated:
-        return SessionBook(manager, SessionStore(settings.sessions_filepath))
+        return None
     from .managers.replicas.registry import SharedRegistry
-    from .managers.sessions.shared import SharedSessions
 
     assert isinstance(registry, SharedRegistry)
+    return registry
+
+
+def _sessions(
+    settings: Settings, shared: SharedRegistry | None, manager: MultiKernelManager
+) -> SessionBook:
+    """The sessions, in a file or in the registry that is shared."""
+    if shared is None:
+        return SessionBook(manager, SessionStore(settings.sessions_filepath))
+    from .managers.sessions.shared import SharedSessions
+
     url = settings.registry_url.get_secret_value()
-    known = registry.directory
-    store = SharedSessions(url, known.sessions, registry.claims)
-    book = SessionBook(Everywhere(manager, known), store)
-    registry.directory.on_sessions = book.read_again
+    store = SharedSessions(url, shared.directory.sessions, shared.claims)
+    book = SessionBook(Everywhere(manager, shared.directory), store)
+    shared.directory.on_sessions = book.read_again
     return book
 
 
-def _keys(settings: Settings, registry: Registry | None) -> IdempotencyKeys:
-    if not settings.replicated:
-        return IdempotencyKeys()
-    from .managers.replicas.registry import SharedRegistry
-
-    assert isinstance(registry, SharedRegistry)
-    return IdempotencyKeys(registry.claims)
-
-
-def _group(settings: Settings, registry: Registry, manager: MultiKernelManager) -> Group | None:
-    if not settings.replicated:
+def _group(shared: SharedRegistry | None, manager: MultiKernelManager) -> Group | None:
+    if shared is None:
         return None
     from .managers.replicas.group import Group
-    from .managers.replicas.registry import SharedRegistry
 
-    assert isinstance(registry, SharedRegistry)
-    return Group(registry, manager.keepers, manager)
-
-
-def _directory(settings: Settings, registry: Registry) -> Directory | None:
-    """What the other replicas have, if there can be others."""
-    if not settings.replicated:
-        return None
-    from .managers.replicas.registry import SharedRegistry
-
-    assert isinstance(registry, SharedRegistry)
-    return registry.directory
+    return Group(shared, manager.keepers, manager)
 
 
 async def _open_relay(
@@ -207,6 +196,7 @@ async def _open_relay(
     state["links"] = links = Links(None if wire is None else wire.client)
     stack.callback(links.close)
     state["others"] = Others(group, links)
+    group.watch(links.keep)
     relay = RelayServer(app, dict(state), group.socket, is_here)
     await relay.open()
     stack.push_async_callback(relay.close)

@@ -61,6 +61,7 @@ from .dependencies import (
     PermissionDep,
     fingerprint,
 )
+from .idempotency import Making
 from .openapi import BODY, FILE, errors, json_errors, links, stream_of
 from .requests import CancelExecution, InputModel, RunCode
 from .schemas import schema_of, union_of
@@ -261,11 +262,11 @@ async def run_code(
     if body.cancel_on_disconnect and not wait:
         raise InvalidRequest("cancel_on_disconnect: this is for a request that waits: ?wait=")
 
-    async def make() -> str:
+    async def make(new_id: str) -> str:
         asked_for = body.model_dump(exclude={"cancel_on_disconnect"})
         code = Code(**asked_for, if_generation=if_generation)
         try:
-            execution = kernel.executions.run(code)
+            execution = kernel.executions.run(code, new_id)
         except KernelkeepError:
             kernel.reports.refused("execute", _encode(code))
             raise
@@ -274,11 +275,12 @@ async def run_code(
 
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
-    execution_id = await idempotency.once(scope, idempotency_key, asked, make)
+    known = kernel.executions
+    how = Making(make, known.known_id, known.noted, known.withdraw)
+    execution_id = await idempotency.once(scope, idempotency_key, asked, how)
     execution = kernel.executions.get(execution_id)
     if (made_for := caller()) is not None:
         made_for.execution_id = execution.id
-    await kernel.executions.noted(execution)
     return _waiting(
         kernel,
         execution,
@@ -467,7 +469,7 @@ async def answer_input(
     """
     content = _encode({"value": body.value})
 
-    async def make() -> str:
+    async def make(_: str) -> str:
         try:
             kernel.executions.answer(execution, body.value, body.prompt)
         except KernelkeepError:
@@ -477,5 +479,5 @@ async def answer_input(
         return execution.id
 
     scope = f"answers to {execution.id} of {kernel.id}"
-    await idempotency.once(scope, idempotency_key, fingerprint(body), make)
+    await idempotency.once(scope, idempotency_key, fingerprint(body), Making(make))
     return Response(status_code=204)

@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import uuid4
 
 from ..managers.errors import IdempotencyConflict, InvalidIdempotencyKey
 
 if TYPE_CHECKING:
     from ..managers.replicas.claims import SharedClaims
 
-__all__ = ["KERNELS", "KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys", "OwnersKeys"]
+__all__ = ["KERNELS", "KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys", "Making", "OwnersKeys"]
 
 KERNELS: Final = "kernels"
 """The scope of starts of kernels, which any of several replicas may be asked for.
@@ -41,6 +42,28 @@ class _Use:
         self.since = time.monotonic()
         self.made: str | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+def _nothing(_: str) -> str | None:
+    return None
+
+
+async def _at_once(_: str) -> None:
+    """What was made needs no confirmation, or cannot be undone."""
+
+
+class Making(NamedTuple):
+    """How something is made once: ``make`` is called with a new UUID, which may be its id.
+
+    ``find`` tells the id of what a replica has made that has died, by the UUID with which its
+    ``make`` was called. ``confirm`` returns when what has this id is known to be stored, and raises
+    if it may not be; then ``undo`` is called, unless there is a key by which it is asked for again.
+    """
+
+    make: Callable[[str], Awaitable[str]]
+    find: Callable[[str], str | None] = _nothing
+    confirm: Callable[[str], Awaitable[None]] = _at_once
+    undo: Callable[[str], Awaitable[None]] = _at_once
 
 
 Uses = dict[tuple[str, str], _Use]
@@ -97,17 +120,21 @@ class OwnersKeys:
         self._keys = keys
         self._owner = owner
 
-    async def once(
-        self, scope: str, key: str | None, request: bytes, make: Callable[[], Awaitable[str]]
-    ) -> str:
-        """The id of the object that ``make`` makes, or has made for an earlier request.
+    async def once(self, scope: str, key: str | None, request: bytes, how: Making) -> str:
+        """The id of the object that is made, or that an earlier request has made.
 
         An earlier request counts if it had the same ``key`` and ``scope`` (the kind of object, and
-        where). If it failed, this one calls ``make`` again. Raises `InvalidIdempotencyKey`, and
+        where). If it failed, this one makes it anew. Raises `InvalidIdempotencyKey`, and
         `IdempotencyConflict` if the earlier ``request`` was another one.
         """
         if key is None:
-            return await make()
+            made = await how.make(str(uuid4()))
+            try:
+                await how.confirm(made)
+            except BaseException:
+                await how.undo(made)
+                raise
+            return made
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
             raise InvalidIdempotencyKey(
                 f"Idempotency-Key: must be 1 to {MAX_KEY_LENGTH} printable ASCII characters"
@@ -122,21 +149,19 @@ class OwnersKeys:
             if use.made is not None:
                 return use.made
             await asyncio.wait({use.done})
-        return await self._make(scope, key, digest, make)
+        return await self._make(scope, key, digest, how)
 
-    async def _make(
-        self, scope: str, key: str, digest: bytes, make: Callable[[], Awaitable[str]]
-    ) -> str:
+    async def _make(self, scope: str, key: str, digest: bytes, how: Making) -> str:
         name = scope, key
         use = _Use(digest)
         self._keys.note(self._owner, name, use)
         claims = self._keys.claims
         try:
             if claims is None:
-                use.made = await make()
+                use.made = await how.make(str(uuid4()))
             else:
                 is_vital = scope == KERNELS
-                asked = (self._owner, scope, key, digest, make)
+                asked = (self._owner, scope, key, digest, how.make, how.find, how.confirm)
                 use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:

@@ -49,7 +49,7 @@ from .dependencies import (
     PolledRoute,
     fingerprint,
 )
-from .idempotency import KERNELS
+from .idempotency import KERNELS, Making
 from .openapi import BODY, ERRORS, errors, links
 from .requests import StartKernel
 from .schemas import schema_of
@@ -148,7 +148,7 @@ async def start_kernel(
     asked = body or StartKernel()
     await _check_env(asked.env or {}, manager.settings, authorization)
 
-    async def make() -> str:
+    async def make(new_id: str) -> str:
         if asked.connection_file is not None:
             found = await manager.adopt_file(asked.connection_file, owned=bool(asked.owned))
             return found.id
@@ -157,11 +157,16 @@ async def start_kernel(
             path=asked.path,
             env={**trace, **(asked.env or {})},
             kernel_id=asked.kernel_id,
+            new_id=new_id,
             given=asked.engine_options,
         )
         return started.id
 
-    kernel_id = await idempotency.once(KERNELS, idempotency_key, fingerprint(asked), make)
+    def find(new_id: str) -> str | None:
+        return manager.known_id(asked.kernel_id or new_id)
+
+    how = Making(make, find, manager.check_saved, manager.undo_start)
+    kernel_id = await idempotency.once(KERNELS, idempotency_key, fingerprint(asked), how)
     model = manager.model_of(kernel_id)  # another replica may have made it, for the same key
     if (made_for := caller()) is not None:
         made_for.kernel_id = kernel_id

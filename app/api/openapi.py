@@ -32,6 +32,7 @@ from ..managers.replicas.errors import (
     KernelElsewhereError,
     RegistryUnavailable,
     ReplicaUnreachable,
+    RequestUnderway,
 )
 from ..protocol.subprotocols import TOKEN
 from ..protocol.v1 import SUBPROTOCOL
@@ -156,7 +157,7 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
     if not {KernelNotFound, SessionNotFound}.isdisjoint(kinds):
         every += (ReplicaUnreachable,)
     if InvalidKernelId in kinds:  # a kernel is started
-        every += (RegistryUnavailable, KernelElsewhereError)
+        every += (RegistryUnavailable, RequestUnderway, KernelElsewhereError)
     for kind in every:
         said.setdefault(kind.status, []).append(_said_of(kind))
     for status, sentence in _AROUND.items():

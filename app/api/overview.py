@@ -82,6 +82,7 @@ async def _followed(
             rows[_id_of(event)] = event
         elif isinstance(event, GoneEvent):
             rows.pop(event.kernel_id, None)
+            overview.ended(event)
         return isinstance(event, WholeEvent)
 
     def ended(replica: str) -> None:

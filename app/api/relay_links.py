@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import Receive, Scope, Send
@@ -99,6 +99,7 @@ class Links:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._idle: dict[str, list[tuple[Remote, asyncio.TimerHandle]]] = {}
+        self._busy: dict[str, set[Remote]] = {}
         self._lost: dict[str, tuple[float, float]] = {}  # first and last found to be so
 
     async def run(self, way: Way, scope: Scope, receive: Receive, send: Send) -> bool:
@@ -117,6 +118,17 @@ class Links:
         """Whether a replica could not be reached for so many seconds."""
         first, last = self._lost.get(replica, (0.0, 0.0))
         return last - first >= seconds and replica in self._lost
+
+    def keep(self, replicas: Collection[str]) -> None:
+        """Hang up on all replicas but these, whatever is under way there.
+
+        One that was declared dead has no kernel any more. If it is stopped, it says nothing.
+        """
+        for replica in self._busy.keys() - replicas:
+            for remote in self._busy[replica]:
+                remote.close()
+        for replica in self._idle.keys() - replicas:
+            self._drop(replica)
 
     def close(self) -> None:
         """Hang up where nothing is under way."""
@@ -139,7 +151,14 @@ class Links:
     async def _use(
         self, remote: Remote, replica: str, scope: Scope, receive: Receive, send: Send
     ) -> bool:
-        done = await remote.run(scope, receive, send)
+        busy = self._busy.setdefault(replica, set())
+        busy.add(remote)
+        try:
+            done = await remote.run(scope, receive, send)
+        finally:
+            busy.discard(remote)
+            if not busy:
+                self._busy.pop(replica, None)
         if remote.is_kept:
             idle = self._idle.setdefault(replica, [])
             if len(idle) < IDLE:

@@ -195,16 +195,17 @@ async def test_keys_of_one_owner_push_out_none_of_another_s(
     keys = idempotency.IdempotencyKeys()
     made = itertools.count()
 
-    async def make() -> str:
+    async def make(_: str) -> str:
         return str(next(made))
 
+    how = idempotency.Making(make)
     few, many = keys.of("few"), keys.of("many")
-    first = await few.once("kernels", "mine", b"", make)
+    first = await few.once("kernels", "mine", b"", how)
     for number in range(100):
-        await many.once("kernels", str(number), b"", make)
-    assert await few.once("kernels", "mine", b"", make) == first
+        await many.once("kernels", str(number), b"", how)
+    assert await few.once("kernels", "mine", b"", how) == first
     last = str(next(made) - 1)
-    assert await many.once("kernels", "99", b"", make) == last
-    assert await many.once("kernels", "0", b"", make) != "1"
+    assert await many.once("kernels", "99", b"", how) == last
+    assert await many.once("kernels", "0", b"", how) != "1"
     monkeypatch.setattr(idempotency, "KEY_SECONDS", -1.0)
-    assert await few.once("kernels", "mine", b"", make) != first
+    assert await few.once("kernels", "mine", b"", how) != first

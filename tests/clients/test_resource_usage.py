@@ -11,11 +11,11 @@ import pytest
 from playwright.async_api import expect
 
 from tests.conftest import servers
+from tests.support.balancer import free_port
 from tests.support.jupyterlab import JupyterLab
 from tests.support.lab_page import LOAD_MS, lab_page, write_notebook
 from tests.support.programs import Program
 from tests.support.proxies import program
-from tests.support.replica_drill import free_port
 from tests.support.rest import RestClient
 from tests.support.rooms import REPOSITORY
 from tests.support.server import ServerProcess

@@ -1,7 +1,7 @@
 """deploy/replicas/, deploy/kubernetes/replicas/ and the chart of deploy/helm/.
 
 The chart is rendered by Helm itself. The replicas of deploy/replicas/ and their keeper run as
-processes here; nginx's template is that of the drills (`tests.support.replica_drill`).
+processes here; nginx's template is that of the drills (`tests.support.balancer`).
 """
 
 from __future__ import annotations

@@ -111,7 +111,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.sessions.shared": ("managers/replicas/test_forwarding",),
     "app.migrate_cli": ("test_migrate_command",),
     "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
-    "app.managers.replicas.handover": ("managers/replicas/test_takeover",),
     "app.managers.replicas.member": ("managers/replicas/test_takeover",),
     "app.managers.replicas.membership": ("managers/replicas/test_store",),
     "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
@@ -201,7 +200,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.ws.channels": ("ws/test_core",),
     "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
     "app.managers.files.errors": ("managers/files/test_bodies",),
-    "app.managers.kernels.callers": ("api/test_owners_apart", "api/test_shares"),
     "app.managers.owners.principal": ("api/test_identities",),
 }
 """The tests of modules that have no test file of their own name; each names its modules. Every
@@ -230,7 +228,7 @@ PURE: Final = frozenset(
             "managers.files.models",
         ),
         *("managers.files.notebooks", "managers.files.tree", "managers.files.writing"),
-        *("managers.kernels.phases", "managers.kernels.restarts"),
+        *("managers.kernels.departures", "managers.kernels.phases", "managers.kernels.restarts"),
         *("managers.processes.launchable",),
         *("keeper.terms", "managers.replicas.lease", "managers.replicas.terms"),
         *(

@@ -1,10 +1,13 @@
-"""A network of a test's own: this machine and a namespace, joined by a cable that can be pulled."""
+"""A network of a test's own: this machine and a namespace, joined by cables that can be pulled."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import DEVNULL
+from typing import NamedTuple
 
 from tests.support.still_network import changing_network
 
@@ -14,15 +17,24 @@ class Network:
 
     It takes root, as all of this does. Addresses are of a range that no network of the machine's
     has, and follow from this process's id, so that workers have networks of their own. Whoever has
-    several says ``which`` it is, and gives each a name of its own.
+    several says ``which`` it is, and gives each a name of its own. There may be several ``cables``,
+    each with addresses of its own; ``here`` and ``there`` are those of the first.
     """
 
-    def __init__(self, name: str = "kk", which: int = 0) -> None:
+    def __init__(self, name: str = "kk", which: int = 0, cables: int = 1) -> None:
         number = os.getpid() % 16384
-        self._here_device = f"{name}{os.getpid()}"
-        self.namespace = self._here_device
+        self.namespace = f"{name}{os.getpid()}"
         base = f"10.{192 + number // 256}.{number % 256}"
-        self.here, self.there = (f"{base}.{4 * which + end}" for end in (1, 2))
+        self.cables = [
+            Cable(
+                f"{self.namespace}{'' if one == 0 else chr(ord('a') + one)}",
+                self.namespace,
+                f"eth{one}",
+                *(f"{base}.{4 * (which + one) + end}" for end in (1, 2)),
+            )
+            for one in range(cables)
+        ]
+        self.here, self.there = self.cables[0].here, self.cables[0].there
 
     @property
     def path(self) -> Path:
@@ -31,34 +43,52 @@ class Network:
 
     @changing_network()
     def make(self) -> None:
-        device, name = self._here_device, self.namespace
-        _ip("netns", "add", name)
-        _ip("link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", name)
-        # Without addresses that the system makes itself, and tells of a second later.
-        _ip("link", "set", device, "addrgenmode", "none")
-        _ip("addr", "add", f"{self.here}/30", "dev", device)
-        _ip("-n", name, "addr", "add", f"{self.there}/30", "dev", "eth0")
-        for words in (("set", device), ("-n", name, "set", "eth0"), ("-n", name, "set", "lo")):
-            options, (verb, link) = words[:-2], words[-2:]
-            _ip(*options, "link", verb, link, "up")
+        _ip("netns", "add", self.namespace)
+        _ip("-n", self.namespace, "link", "set", "lo", "up")
+        for cable in self.cables:
+            cable.lay()
 
     @changing_network()
-    def pull_cable(self) -> None:
-        """Nothing goes from here to there, or back, and nobody is told."""
-        _ip("link", "set", self._here_device, "down")
+    def pull_cable(self, *which: int) -> None:
+        """Nothing goes from here to there, or back, and nobody is told. Without a number: all."""
+        for cable in self._of(which):
+            _ip("link", "set", cable.device, "down")
 
     @changing_network()
-    def plug_cable(self) -> None:
+    def plug_cable(self, *which: int) -> None:
         """It does again."""
-        _ip("link", "set", self._here_device, "up")
+        for cable in self._of(which):
+            _ip("link", "set", cable.device, "up")
+
+    def _of(self, which: Sequence[int]) -> list[Cable]:
+        return [self.cables[one] for one in which] if which else self.cables
 
     @changing_network()
     def remove(self) -> None:
-        # The device first: with its namespace it would go a moment later.
-        subprocess.run(
-            ["ip", "link", "del", self._here_device], check=False, stderr=subprocess.DEVNULL
-        )
+        # The devices first: with their namespace they would go a moment later.
+        for cable in self.cables:
+            subprocess.run(["ip", "link", "del", cable.device], check=False, stderr=DEVNULL)
         subprocess.run(["ip", "netns", "del", self.namespace], check=False)
+
+
+class Cable(NamedTuple):
+    """One cable: its ``device`` here, the ``other`` one in the namespace, and their addresses."""
+
+    device: str
+    namespace: str
+    other: str
+    here: str
+    there: str
+
+    def lay(self) -> None:
+        peer = ("peer", "name", self.other, "netns", self.namespace)
+        _ip("link", "add", self.device, "type", "veth", *peer)
+        # Without addresses that the system makes itself, and tells of a second later.
+        _ip("link", "set", self.device, "addrgenmode", "none")
+        _ip("addr", "add", f"{self.here}/30", "dev", self.device)
+        _ip("-n", self.namespace, "addr", "add", f"{self.there}/30", "dev", self.other)
+        _ip("link", "set", self.device, "up")
+        _ip("-n", self.namespace, "link", "set", self.other, "up")
 
 
 def _ip(*words: str) -> None:

@@ -25,10 +25,11 @@ class Overview:
         self._lines = lines
         self.rows: dict[str, Row] = {}
         self.gone: list[str] = []
+        self.ended: dict[str, Row] = {}
         self.whole = False
 
     async def next(self) -> Row:
-        """The next event, which `rows`, `gone` and `whole` take note of."""
+        """The next event, which `rows`, `gone`, `ended` and `whole` take note of."""
         async for line in self._lines:
             if not line:
                 continue
@@ -36,8 +37,10 @@ class Overview:
             if event["type"] == "kernel":
                 self.rows[event["kernel"]["id"]] = event
             elif event["type"] == "gone":
-                del self.rows[event["kernel_id"]]
+                self.rows.pop(event["kernel_id"], None)  # or it ended before
                 self.gone.append(event["kernel_id"])
+                if event["at"] is not None:
+                    self.ended[event["kernel_id"]] = event
             else:
                 assert event == {"type": "whole", "kernels": len(self.rows)}
                 self.whole = True

@@ -1,7 +1,8 @@
 """The drill of replicas: one of three is lost, or all lose the registry, while kernels count.
 
 nginx stands in front. Readers come back through it and must miss nothing; each execution must run
-once; and the registry's history must have one owner for each kernel and term.
+once, those that clients ask for again meanwhile, too; the registry's history must have one owner at
+a time for each kernel; and kernels of a replica that is lost are another's within seconds.
 
 ``python -m tests.support.replica_drill [TIMES]`` repeats it; `scripts/replica-drill` is that.
 """
@@ -12,42 +13,49 @@ import argparse
 import asyncio
 import os
 import random
-import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-import httpx
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+import psycopg
 
-from tests.support.channels import JupyterChannels
-from tests.support.executions import stream
-from tests.support.postgresql import PostgreSQL
-from tests.support.programs import Program
-from tests.support.proxies import DEPLOY, Certificate, nginx_arguments, program
-from tests.support.replicas import LEASE_SECONDS, Replicas
+from tests.support.processes import eventually
+from tests.support.replica_ground import (
+    ACTIONS,
+    FINISH_SECONDS,
+    NAMES,
+    Ground,
+    Lost,
+    make_ground,
+)
+from tests.support.replica_history import check_history, read_history
+from tests.support.replica_readers import READERS, Reader, again
 from tests.support.rest import RestClient
 
-__all__ = ["ACTIONS", "Balancer", "drill"]
+__all__ = ["Drill", "Sizes"]
 
-NAMES: Final = ("one", "two", "three")
-FINISH_SECONDS: Final = 240.0
-"""How long a round may take, on a machine that has much to do."""
+TAKEOVER_SECONDS: Final = 5.0
+"""Within so many seconds the kernels of a replica that is lost are to be another's."""
 
-STOPPED_SECONDS: Final = 3 * LEASE_SECONDS
-AWAY_SECONDS: Final = 2 * LEASE_SECONDS
+PAUSE: Final = 0.2
+"""Seconds between two numbers that a kernel prints."""
 
-PROXY_SECONDS: Final = 6
-"""After so many seconds of silence nginx gives a replica up, and asks another."""
+ROUND_SECONDS: Final = 8.0
+"""How much longer kernels count than something is away."""
 
-OPTIONS: Final = ("--stream-keepalive", "2", "--websocket-ping-interval", "2", "--no-limit-rate")
+ASK_SECONDS: Final = 0.3
+"""Seconds between two executions that are asked for meanwhile."""
 
-LEFT: Final = (ConnectionClosed, InvalidHandshake, OSError, TimeoutError)
+START_SECONDS: Final = 4.0
+"""Within so many seconds since something was lost a kernel is started."""
+
+PLACES_SECONDS: Final = 1.0
+"""How long the place of a new client may take to be stored."""
 
 COUNT: Final = """
 import time
@@ -57,306 +65,236 @@ for number in range({count}):
     print(number, flush=True)
     time.sleep({pause})
 """
-MARK: Final = "open({file!r}, 'a').write('{mark}\\n')"
+MARK: Final = "with open({file!r}, 'a') as file: file.write('{mark}\\n')"
+
+PYTHON: Final = {"name": "python3"}
 
 Json = dict[str, Any]
 
 
-class Balancer(Program):
-    """nginx around deploy/replicas/nginx.conf.template, without TLS.
+@dataclass(frozen=True)
+class Sizes:
+    """How much there is of everything."""
 
-    It gives up a replica that says nothing for ``silence`` seconds.
-    """
-
-    def __init__(
-        self, directory: Path, ports: Sequence[int], *, silence: int = PROXY_SECONDS
-    ) -> None:
-        super().__init__(directory, directory / "output")
-        self._ports = ports
-        self._silence = silence
-        self.port = free_port()
-        self._certificate = Certificate(directory)
+    kernels: int = 30
+    websockets: int = 6
+    streams: int = 4
+    queued: int = 3
+    """Executions that wait behind the counting of each kernel."""
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def ws_url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
-
-    def command(self) -> Sequence[str]:
-        template = (DEPLOY / "replicas/nginx.conf.template").read_text()
-        one, two, three = (f"127.0.0.1:{port}" for port in self._ports)
-        values = {
-            **{"LISTEN": f"127.0.0.1:{self.port}", "TIMEOUT": f"{self._silence}s"},
-            **{
-                "ONE": one,
-                "TWO": two,
-                "THREE": three,
-                "ACCESS_LOG": str(self._directory / "access"),
-            },
-            "CERTIFICATE": str(self._certificate.certificate),
-            "CERTIFICATE_KEY": str(self._certificate.key),
-        }
-        return [
-            program("nginx", "nginx-light"),
-            *nginx_arguments(self._directory, template, values),
-        ]
-
-    def environment(self) -> Mapping[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": str(self._directory)}
-
-    def urls(self) -> Sequence[str]:
-        return [f"{self.url}/api"]
+    def readers(self) -> int:
+        """How many clients read."""
+        return self.websockets + self.streams
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+DEFAULT: Final = Sizes()
 
 
 @dataclass
-class Ground:
-    """Everything that a round plays on."""
+class Counting:
+    """One kernel in one round: what it was asked for, and the file where it says what it did."""
 
-    replicas: Replicas
-    postgresql: PostgreSQL
-    balancer: Balancer
-    ports: dict[str, int]
+    kernel_id: str
+    file: Path
+    count: int
+    executions: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
 
-    def start(self, name: str) -> None:
-        self.replicas.start(name, port=self.ports[name])
+    def code(self) -> str:
+        """The code that counts."""
+        return COUNT.format(count=self.count, file=str(self.file), pause=PAUSE)
 
+    def new_mark(self) -> str:
+        """The code of one more execution, which leaves a mark."""
+        self.marks.append(f"mark {len(self.marks)}")
+        return MARK.format(file=str(self.file), mark=self.marks[-1])
 
-@dataclass
-class Reader:
-    """What one reader has got of a kernel's counting."""
-
-    kind: str
-    numbers: list[int] = field(default_factory=list)
-    returns: int = 0
-
-    def take(self, text: str) -> None:
-        self.numbers += map(int, text.split())
-
-    def check(self, count: int) -> None:
-        """Everything has come, in order; over a WebSocket the last piece may come again."""
-        assert sorted({*self.numbers}) == [*range(count)], (self.kind, self.returns, self.numbers)
-        if self.kind == "events":
-            assert self.numbers == [*range(count)], (self.kind, self.numbers)
+    def check(self) -> None:
+        """Everything was done once, in order."""
+        expected = [*map(str, range(self.count)), *self.marks]
+        found = self.file.read_text().splitlines()
+        assert found == expected, (self, found)
 
 
-# What happens
+class Drill:
+    """Rounds on a ground, with the same kernels; a context manager."""
 
+    def __init__(self, ground: Ground, sizes: Sizes = DEFAULT) -> None:
+        self._ground = ground
+        self._sizes = sizes
+        self._rest = RestClient(ground.balancer.url, ground.replicas.token)
+        self._ids: list[str] = []
+        self._rounds = 0
 
-async def kill(ground: Ground) -> str:
-    name = random.choice(NAMES)
-    await asyncio.to_thread(ground.replicas.end, name, signal.SIGKILL)
-    await asyncio.sleep(LEASE_SECONDS)
-    await asyncio.to_thread(ground.start, name)
-    return name
+    async def __aenter__(self) -> Self:
+        await self._rest.__aenter__()
+        replicas = self._ground.replicas
+        for number in range(self._sizes.kernels):  # as many on each replica
+            url = replicas.servers[NAMES[number % len(NAMES)]].url
+            async with RestClient(url, replicas.token) as rest:
+                self._ids.append((await rest.start_kernel("python3"))["id"])
+        return self
 
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for kernel_id in self._ids:
+                await again(lambda: self._rest.http.delete(f"/api/kernels/{kernel_id}"))  # noqa: B023
+        await self._rest.__aexit__()
 
-async def terminate(ground: Ground) -> str:
-    name = random.choice(NAMES)
-    await asyncio.to_thread(ground.replicas.end, name, signal.SIGTERM)
-    await asyncio.to_thread(ground.start, name)
-    return name
-
-
-async def pause(ground: Ground) -> str:
-    name = random.choice(NAMES)
-    ground.replicas.send(name, signal.SIGSTOP)
-    await asyncio.sleep(STOPPED_SECONDS)
-    ground.replicas.send(name, signal.SIGCONT)
-    return name
-
-
-async def store_restarts(ground: Ground) -> str:
-    await asyncio.to_thread(ground.postgresql.stop, "fast")
-    await asyncio.to_thread(ground.postgresql.start)
-    return "the registry"
-
-
-async def store_dies(ground: Ground) -> str:
-    await asyncio.to_thread(ground.postgresql.stop, "immediate")
-    await asyncio.sleep(AWAY_SECONDS)
-    await asyncio.to_thread(ground.postgresql.start)
-    return "the registry"
-
-
-async def store_hangs(ground: Ground) -> str:
-    ground.postgresql.pause()
-    await asyncio.sleep(AWAY_SECONDS)
-    ground.postgresql.resume()
-    return "the registry"
-
-
-ACTIONS: Final[dict[str, Callable[[Ground], Awaitable[str]]]] = {
-    "kill": kill,
-    "sigterm": terminate,
-    "sigstop": pause,
-    "store-restart": store_restarts,
-    "store-kill": store_dies,
-    "store-hang": store_hangs,
-}
-
-
-# A round
-
-
-async def again(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
-    """The answer to a request that does no harm twice, once there is one."""
-    while True:
-        try:
-            answer = await ask()
-            if answer.status_code < 500:
-                return answer
-        except httpx.HTTPError:
-            pass
-        await asyncio.sleep(0.1)
-
-
-async def read_websocket(ground: Ground, kernel_id: str, reader: Reader, count: int) -> None:
-    session = os.urandom(8).hex()
-    is_known = False  # a session that was never accepted has no place to come back to
-    while len({*reader.numbers}) < count:
-        try:
-            async with await JupyterChannels.connect(
-                ground.balancer.ws_url,
-                kernel_id,
-                ground.replicas.token,
-                session_id=session,
-                query={} if is_known else {"after": "0"},
-                log_length=1,
-            ) as channels:
-                is_known = True
-                while len({*reader.numbers}) < count:
-                    message = await channels.recv(PROXY_SECONDS)
-                    if message.msg_type == "stream":
-                        reader.take(message.content["text"])
-        except LEFT:
-            reader.returns += 1
-            await asyncio.sleep(0.1)
-
-
-async def read_events(ground: Ground, kernel_id: str, reader: Reader, count: int) -> None:
-    after, epoch = 0, ""
-    path = f"/api/kernels/{kernel_id}/messages"
-    async with RestClient(ground.balancer.url, ground.replicas.token) as rest:
-        while len(reader.numbers) < count:
-            try:
-                if not epoch:
-                    page = await rest.http.get(f"{path}?limit=1")
-                    epoch = page.raise_for_status().json()["epoch"]
-                query = {"after": after, "epoch": epoch}
-                async for event in stream(rest, path, "text/event-stream", params=query):
-                    assert event["type"] != "gap", event
-                    if event["type"] == "message":
-                        after = event["seq"]
-                        if event["header"]["msg_type"] == "stream":
-                            reader.take(event["content"]["text"])
-                    if len(reader.numbers) >= count:
-                        break
-            except (httpx.HTTPError, OSError, AssertionError):
-                pass
-            reader.returns += 1
-            await asyncio.sleep(0.1)
-
-
-async def drill(
-    ground: Ground, action: str, *, kernels: int = 3, count: int = 100, queued: int = 3
-) -> Json:
-    """One round. Raises `AssertionError` if anything is missing, or was done twice."""
-    began = time.monotonic()
-    async with RestClient(ground.balancer.url, ground.replicas.token) as rest:
-        ids = [(await rest.start_kernel("python3"))["id"] for _ in range(kernels)]
-        directory = ground.replicas.home.path
-        files = [directory / f"counts-{kernel_id}" for kernel_id in ids]
-        asked = []
-        for kernel_id, file in zip(ids, files, strict=True):
-            path = f"/api/kernels/{kernel_id}/executions"
-            codes = [COUNT.format(count=count, file=str(file), pause=0.1)]
-            codes += [MARK.format(file=str(file), mark=f"mark {n}") for n in range(queued)]
-            for code in codes:
-                answer = await rest.request("POST", path, 202, json={"code": code})
-                asked.append(f"{path}/{answer.json()['id']}")
-        reads: list[tuple[Callable[..., Coroutine[Any, Any, None]], Reader]] = []
-        for number in range(2 * kernels):
-            reads.append((read_websocket, Reader("websocket")))
-            if number % 2:
-                reads.append((read_events, Reader("events")))
+    async def round(self, action: str) -> Json:
+        """One round. Raises `AssertionError` or `Missing`: something is missing, or came twice."""
+        began = time.monotonic()
+        self._rounds += 1
+        count = int((ACTIONS[action].seconds / self._ground.shorter + ROUND_SECONDS) / PAUSE)
+        taken = self._taken()
+        async with asyncio.timeout(FINISH_SECONDS):
+            readers = [await self._reader(number, count) for number in range(self._sizes.readers)]
+            countings = [Counting(one, self._file(one), count) for one in self._ids]
+            await asyncio.gather(*map(self._begin, countings))
         async with asyncio.timeout(FINISH_SECONDS), asyncio.TaskGroup() as tasks:
-            for number, (read, reader) in enumerate(reads):
-                tasks.create_task(read(ground, ids[number % kernels], reader, count))
-            await asyncio.sleep(random.uniform(0.5, 2.0))
-            whose = await ACTIONS[action](ground)
-        for path in asked:
-            await _check_end(rest, path)
-        for _, reader in reads:
-            reader.check(count)
-        for file in files:
-            expected = [*map(str, range(count)), *(f"mark {n}" for n in range(queued))]
-            assert file.read_text().splitlines() == expected, file
-        owners = _check_history(ground, ids)
-        for kernel_id in ids:
-            await again(lambda: rest.http.delete(f"/api/kernels/{kernel_id}"))  # noqa: B023
-    took = round(time.monotonic() - began, 1)
-    returns = sum(reader.returns for _, reader in reads)
-    return {"action": action, "to": whose, "owners": owners, "returns": returns, "seconds": took}
+            for reader in readers:
+                read = READERS[reader.kind]
+                tasks.create_task(read(self._ground.balancer, self._ground.replicas.token, reader))
+            started = tasks.create_task(self._start_meanwhile(readers))
+            lost = await self._lose(action, readers, countings)
+        for counting in countings:
+            for path in counting.executions:
+                await self._check_end(path)
+            counting.check()
+        await self._ground.complete()
+        await self._check_started(started.result())
+        return {
+            **{"action": action, **lost._asdict()},
+            **{"taken": self._taken() - taken, "returns": sum(one.returns for one in readers)},
+            **{"executions": sum(len(one.executions) for one in countings)},
+            **{"seconds": round(time.monotonic() - began, 1), "load": round(os.getloadavg()[0], 1)},
+        }
+
+    def _file(self, kernel_id: str) -> Path:
+        return self._ground.replicas.home.path / f"round-{self._rounds}-{kernel_id}"
+
+    async def _reader(self, number: int, count: int) -> Reader:
+        """A reader of what one of the kernels says from now on."""
+        kind = "websocket" if number < self._sizes.websockets else "events"
+        kernel_id = self._ids[number % len(self._ids)]
+        answer = await self._rest.request("GET", f"/api/kernels/{kernel_id}/messages?limit=1")
+        page = answer.json()
+        return Reader(kind, kernel_id, count, page["last"], page["epoch"])
+
+    async def _begin(self, counting: Counting) -> None:
+        await self._ask(counting, counting.code())
+        for _ in range(self._sizes.queued):
+            await self._ask(counting, counting.new_mark())
+
+    async def _ask(self, counting: Counting, code: str) -> None:
+        """Ask for an execution, again and again, until there is an answer; it is to run once."""
+        path = f"/api/kernels/{counting.kernel_id}/executions"
+        headers = {"Idempotency-Key": os.urandom(8).hex()}
+        ask = partial(self._rest.http.post, path, json={"code": code}, headers=headers)
+        answer = await again(ask)
+        assert answer.is_success, (counting.kernel_id, answer.status_code, answer.text)
+        counting.executions.append(f"{path}/{answer.json()['id']}")
+
+    async def _lose(
+        self, action: str, readers: Sequence[Reader], countings: Sequence[Counting]
+    ) -> Lost:
+        """Lose something while everybody reads, and meanwhile ask for more executions."""
+        await self._begun(readers)
+        chance = self._ground.chance
+
+        async def ask_for_more() -> None:
+            while True:
+                counting = chance.choice(countings)
+                await asyncio.shield(tasks.create_task(self._ask(counting, counting.new_mark())))
+                await asyncio.sleep(ASK_SECONDS)
+
+        async with asyncio.TaskGroup() as tasks:
+            asks = tasks.create_task(ask_for_more())
+            lost = await ACTIONS[action].lose(self._ground)
+            asks.cancel()
+        return lost
+
+    async def _begun(self, readers: Sequence[Reader]) -> None:
+        """Return when everybody reads, and a moment later."""
+        await eventually(lambda: all(reader.next for reader in readers), FINISH_SECONDS)
+        await asyncio.sleep(PLACES_SECONDS + self._ground.chance.uniform(0, 1))
+
+    async def _start_meanwhile(self, readers: Sequence[Reader]) -> str:
+        """Start a kernel, again and again until there is an answer; it is to be started once."""
+        await self._begun(readers)
+        await asyncio.sleep(self._ground.chance.uniform(0, START_SECONDS))
+        headers = {"Idempotency-Key": os.urandom(8).hex()}
+        ask = partial(self._rest.http.post, "/api/kernels", json=PYTHON, headers=headers)
+        answer = await again(ask)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def _check_started(self, kernel_id: str) -> None:
+        """The kernel that was started runs code, and there is no other one."""
+        counting = Counting(kernel_id, self._file(kernel_id), 0)
+        await self._ask(counting, counting.new_mark())
+        await self._check_end(counting.executions[0])
+        counting.check()
+        rows = self._ground.replicas.query("SELECT id FROM kernelkeep.kernel")
+        assert {one for (one,) in rows} == {*self._ids, kernel_id}
+        await again(partial(self._rest.http.delete, f"/api/kernels/{kernel_id}"))
+
+    async def _check_end(self, path: str) -> None:
+        async with asyncio.timeout(FINISH_SECONDS):
+            while True:
+                found = (await again(partial(self._rest.http.get, path, params={"wait": 5}))).json()
+                assert "state" in found, (path, found)
+                if found["ended"]:
+                    break
+        assert found["state"] == "ok", found
+
+    def _taken(self) -> int:
+        """How often a kernel was taken so far; the whole history is right."""
+        with psycopg.connect(self._ground.replicas.url, autocommit=True) as connection:
+            return check_history(read_history(connection))
 
 
-async def _check_end(rest: RestClient, path: str) -> None:
-    async with asyncio.timeout(FINISH_SECONDS):
-        while True:
-            found = (await again(lambda: rest.http.get(path, params={"wait": 5}))).json()
-            assert "state" in found, found
-            if found["ended"]:
-                break
-    assert found["state"] == "ok", found
+async def _main(actions: Sequence[str], sizes: Sizes, seed: int, bound: float) -> int:
+    chance = random.Random(seed)
+    schedule = [*actions]
+    chance.shuffle(schedule)
+    late = []
+    _tell(f"seed {seed}: {len(schedule)} rounds, {sizes}")
+    with tempfile.TemporaryDirectory() as place, make_ground(Path(place), chance) as ground:
+        async with Drill(ground, sizes) as drill:
+            for number, action in enumerate(schedule, 1):
+                try:
+                    told = await drill.round(action)
+                except BaseException:
+                    _tell(f"seed {seed}, round {number}: {action} has failed")
+                    raise
+                _tell(f"{number}: {told}")
+                if (told["answers"] or 0.0) > bound:
+                    late.append(number)
+    if late:
+        _tell(f"seed {seed}: kernels were another's only after more than {bound} s in {late}")
+    return len(late)
 
 
-def _check_history(ground: Ground, ids: Sequence[str]) -> int:
-    """Each kernel has had one owner in each term, one term after the other; how many owners."""
-    rows = ground.replicas.query(
-        "SELECT kernel_id, term, replica, began FROM kernelkeep.tenure "
-        "WHERE kernel_id = ANY(%s) ORDER BY kernel_id, term",
-        [*ids],
-    )
-    for kernel_id in ids:
-        own = [row for row in rows if row[0] == kernel_id]
-        terms = [row[1] for row in own]
-        assert terms == [*range(terms[0], terms[0] + len(terms))], own
-        assert [row[3] for row in own] == sorted(row[3] for row in own), own
-    return len(rows)
-
-
-async def _main(times: int, actions: Sequence[str], kernels: int, count: int) -> None:
-    with tempfile.TemporaryDirectory() as place, PostgreSQL() as postgresql:
-        ports = {name: free_port() for name in NAMES}
-        with Replicas(postgresql.new_database(), *OPTIONS) as replicas:
-            for name in NAMES:
-                replicas.start(name, port=ports[name])
-            with Balancer(Path(place), [*ports.values()]) as balancer:
-                ground = Ground(replicas, postgresql, balancer, ports)
-                for number in range(times):
-                    action = actions[number % len(actions)]
-                    told = await drill(ground, action, kernels=kernels, count=count)
-                    sys.stdout.write(f"{number + 1}: {told}\n")
-                    sys.stdout.flush()
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("times", type=int, nargs="?", default=len(ACTIONS))
-    parser.add_argument("--action", choices=[*ACTIONS], action="append")
-    parser.add_argument("--kernels", type=int, default=3)
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("times", type=int, nargs="?", default=1, help="rounds of each way")
+    parser.add_argument("--action", choices=[*ACTIONS], action="append", help="by default all")
+    parser.add_argument("--kernels", type=int, default=DEFAULT.kernels)
+    parser.add_argument("--seed", type=int, default=None, help="of what is left to chance")
+    parser.add_argument("--takeover", type=float, default=TAKEOVER_SECONDS, help="bound in seconds")
     options = parser.parse_args()
-    actions = options.action or [*ACTIONS]
-    asyncio.run(_main(options.times, actions, options.kernels, options.count))
+    actions = options.times * (options.action or [*ACTIONS])
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    sizes = Sizes(kernels=options.kernels)
+    sys.exit(min(asyncio.run(_main(actions, sizes, seed, options.takeover)), 1))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from uuid import uuid4
 
 import msgspec
 
@@ -50,9 +49,9 @@ def timeout_of(asked: float | None, settings: Settings) -> float | None:
     return asked
 
 
-def execute_request(code: Code, session: str) -> ClientMessage:
+def execute_request(code: Code, session: str, msg_id: str) -> ClientMessage:
     """The request to execute code, of a session."""
-    header = new_header("execute_request", session, uuid4().hex)
+    header = new_header("execute_request", session, msg_id)
     content = {
         "code": code.code,
         "silent": code.silent,

@@ -22,6 +22,7 @@ from ...settings import Settings
 from ..errors import (
     ExecutionNotFound,
     GenerationMismatch,
+    KernelkeepError,
     KernelNotRunning,
     MessageTypeNotAllowed,
     NoInputRequested,
@@ -102,6 +103,10 @@ class Executions:
             raise ExecutionNotFound(execution_id)
         return execution
 
+    def known_id(self, execution_id: str) -> str | None:
+        """This id, if there is such an execution."""
+        return None if self._tracker.get(execution_id) is None else execution_id
+
     def page(self, limit: int, before: str | None = None) -> list[Execution]:
         """The newest ``limit`` known executions, in the order of asking.
 
@@ -171,11 +176,12 @@ class Executions:
 
     # Asking
 
-    def run(self, code: Code) -> Execution:
+    def run(self, code: Code, new_id: str = "") -> Execution:
         """Execute code as soon as the kernel's main shell is free; this does not wait for that.
 
-        Raises `TimeoutTooLong`, `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`,
-        `ExecutionsLimit`, `MessageTypeNotAllowed` or `ServerStopping`.
+        The execution gets the id ``new_id``, or one of its own. Raises `TimeoutTooLong`,
+        `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`, `ExecutionsLimit`,
+        `MessageTypeNotAllowed` or `ServerStopping`.
         """
         timeout = timeout_of(code.timeout, self._settings)
         self._check_allowed("execute_request")
@@ -189,7 +195,7 @@ class Executions:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
         self.check_share()
         session = f"http-{uuid4().hex}"
-        message = execute_request(code, session)
+        message = execute_request(code, session, new_id or uuid4().hex)
         asked_by = caller()
         execution = Execution(
             message.header.msg_id,
@@ -215,10 +221,26 @@ class Executions:
         )
         return generation == self._state.generation and not replaced
 
-    async def noted(self, execution: Execution) -> None:
-        """Return when a waiting execution is stored for the next server, if there may be one."""
+    async def noted(self, execution_id: str) -> None:
+        """Return when a waiting execution is stored for the next server, if there may be one.
+
+        Raises what `ExecutionStore.kept` does: then it may be stored or not.
+        """
+        execution = self.get(execution_id)
+        if not _waits(execution):
+            return
+        try:
+            await self._tracker.kept(execution)
+        except KernelkeepError:
+            if not execution.sent:  # otherwise the kernel has it meanwhile
+                raise
+
+    async def withdraw(self, execution_id: str) -> None:
+        """An execution that waits never runs: its client was told that it could not be stored."""
+        execution = self.get(execution_id)
         if _waits(execution):
-            await self._tracker.stored()
+            self._held.take(lambda held: held is execution)
+            self._tracker.give_up(execution, "It could not be stored", never_ran=True)
 
     def answer(self, execution: Execution, value: str, prompt: str | None = None) -> None:
         """Answer the open prompt of an execution; ``prompt`` is the id of the prompt that is meant.

@@ -105,6 +105,9 @@ class Handover:
     async def save(self, kernel_id: str, describe: Describe) -> None:
         """Store the kernel's record, which ``describe`` returns, unless it is None."""
 
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+
     async def delete(self, kernel_id: str) -> None:
         """Remove the kernel's record, so that the next server does not know the kernel."""
 

@@ -319,13 +319,21 @@ class Registry:
         finally:
             self._writer = None
 
-    async def stored(self, seconds: float = STORED_SECONDS) -> None:
-        """Return when every change until now is stored, or after so many ``seconds``."""
+    async def stored(self, seconds: float = STORED_SECONDS) -> bool:
+        """Return when every change until now is stored, or after so many ``seconds``.
+
+        Whether all have been tried; what could not be written is tried again.
+        """
         # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
         await asyncio.wait({flush}, timeout=seconds)
+        return flush.done() and not flush.cancelled() and flush.exception() is None
+
+    async def kept(self, kernel_id: str, execution_id: str) -> None:  # noqa: ARG002
+        """Return when an execution is stored, or when the disk has taken too long."""
+        await self.stored()
 
     async def _flush_all(self) -> None:
         await self.flush()
@@ -340,7 +348,7 @@ class Registry:
         forgotten, self._forgotten = self._forgotten, set()
         moved, self._places = self._places, {}
         touched = [(key, *what) for key, what in activity.items()]
-        records = [record() for record in changed.values()]
+        records = _records(changed)
         places = [each() for each in moved.values()]
         if not (touched or records or forgotten or places):
             return
@@ -399,3 +407,22 @@ class Registry:
                 await self.save(record)
         if self._changed or self._places:
             self._write_soon()
+
+
+def _records(
+    changed: dict[tuple[str, str], Callable[[], ExecutionRecord]],
+) -> list[ExecutionRecord]:
+    """The records of executions that have changed; one that cannot be made is taken out and told.
+
+    What a kernel or a client has said in one execution must not keep all others from being stored.
+    """
+    records = []
+    for key in [*changed]:
+        try:
+            records.append(changed[key]())
+        except Exception:
+            del changed[key]
+            kernel_id, execution_id = key
+            told = about(logger, kernel_id=kernel_id, execution_id=execution_id)
+            told.exception("execution %s cannot be stored for the next server", execution_id)
+    return records

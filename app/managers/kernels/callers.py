@@ -43,8 +43,10 @@ from ..processes.engines.quantities import Value
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
+from .departures import Departure
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, connections, last_activity
+from .stopping import stop_quietly
 from .table import checked_id, keys_for
 from .usage import KernelUsage, Series
 
@@ -102,13 +104,15 @@ class CallersKernels:
         return self._find(kernel_id) is not None or self._elsewhere(kernel_id) is not None
 
     def get(self, kernel_id: str) -> Kernel:
-        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too."""
-        if self._everything:
-            return self._manager.get(kernel_id)
+        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too, and
+        `ReplicaUnreachable` for one that this replica has just let go: the request may come again.
+        """
         kernel = self._find(kernel_id)
-        if kernel is None:
-            raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
-        return kernel
+        if kernel is not None:
+            return kernel
+        if self._elsewhere(kernel_id) is not None:
+            raise ReplicaUnreachable
+        raise KernelNotFound(kernel_id).hiding(self.hidden(kernel_id))
 
     def _elsewhere(self, kernel_id: str) -> KernelElsewhere | None:
         """A kernel of another replica, if the caller may read it."""
@@ -123,6 +127,14 @@ class CallersKernels:
         """The model of a kernel, of whichever replica, as JSON. Raises `KernelNotFound`."""
         found = self._elsewhere(kernel_id)
         return self.get(kernel_id).model if found is None else found.model
+
+    def known_id(self, kernel_id: str) -> str | None:
+        """This id, if the caller has a kernel of it, at whichever replica."""
+        try:
+            self.model_of(kernel_id)
+        except KernelNotFound:
+            return None
+        return kernel_id
 
     def ownership_of(self, kernel_id: str) -> Ownership:
         """Whose a kernel is, of whichever replica. Raises `KernelNotFound`."""
@@ -153,9 +165,9 @@ class CallersKernels:
         if kernel_id not in self._manager:
             return None
         kernel = self._manager.get(kernel_id)
-        return kernel if self._reads(kernel) else None
+        return kernel if self._everything or self._reads(kernel) else None
 
-    def _reads(self, kernel: Kernel | KernelElsewhere) -> bool:
+    def _reads(self, kernel: Kernel | KernelElsewhere | Departure) -> bool:
         return access(self.principal, "read", "kernels", kernel.ownership)
 
     @property
@@ -195,11 +207,8 @@ class CallersKernels:
     def by_replica(self) -> Counter[str]:
         """How many of the caller's kernels each replica has, as the registry tells."""
         known = self._manager.elsewhere.kernels.values()
-        return Counter(
-            one.replica
-            for one in known
-            if one.replica is not None and (self._all or self._reads(one))
-        )
+        found = [one for one in known if self._all or self._reads(one)]
+        return Counter(one.replica for one in found if one.replica is not None)
 
     @property
     def last_activity(self) -> float:
@@ -296,6 +305,16 @@ class CallersKernels:
         ]
         await self._manager.usage.refresh_oldest(reached, most)
 
+    @property
+    def departed(self) -> int:
+        """The number of the latest departure, of whosever kernel."""
+        return self._manager.departures.last
+
+    def departures(self, since: int) -> list[Departure]:
+        """The kernels that have ended lately, and that the caller could read, behind a number."""
+        found = self._manager.departures.since(since, time.time())
+        return [one for one in found if self._all or self._reads(one)]
+
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""
         if self._everything:
@@ -321,6 +340,7 @@ class CallersKernels:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
@@ -338,8 +358,24 @@ class CallersKernels:
             raise KernelElsewhereError(kernel_id)
         ownership = self._ownership(env or {})
         return await self._manager.start_kernel(
-            name, path=path, env=env, kernel_id=kernel_id, ownership=ownership, given=given
+            name,
+            path=path,
+            env=env,
+            kernel_id=kernel_id,
+            new_id=new_id,
+            ownership=ownership,
+            given=given,
         )
+
+    async def check_saved(self, kernel_id: str) -> None:
+        """As `MultiKernelManager.check_saved`, for a kernel that was started here."""
+        if kernel_id in self._manager:
+            self._manager.check_saved(kernel_id)
+
+    async def undo_start(self, kernel_id: str) -> None:
+        """Stop a kernel whose client was told that it could not be stored."""
+        if kernel_id in self._manager:
+            await stop_quietly(self._manager.get(kernel_id), now=True)
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:
         """Whose a kernel is that the caller starts with these variables."""

@@ -13,12 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 from ...settings import Settings
-from ..errors import (
-    KernelNotFound,
-    KernelNotRunning,
-    KernelStartFailed,
-    ServerStopping,
-)
+from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
@@ -30,9 +25,11 @@ from ..processes.paths import cwd_for_path, working_directory
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
+from .departures import Departures
 from .external import ExternalKernels
 from .kernel import Kernel
 from .moving import WantedKernel
+from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
 from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
@@ -70,6 +67,7 @@ class MultiKernelManager:
         self._settings = settings = services.settings
         self._handover = services.handover
         self._kernels = KernelTable()
+        self.departures = Departures()
         self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
@@ -246,11 +244,13 @@ class MultiKernelManager:
         path: str | None = None,
         env: Mapping[str, str] | None = None,
         kernel_id: str | None = None,
+        new_id: str = "",
         ownership: Ownership | None = None,
         given: Mapping[str, Value] | None = None,
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
+        Without a ``kernel_id`` it gets ``new_id``, which nobody else has, or another one.
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory, or to its owner's home; ``given`` are options of its engine. Raises
@@ -258,7 +258,7 @@ class MultiKernelManager:
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
         shut down first), `ServerStopping`, or that a limit is met.
         """
-        identity = checked_id(kernel_id) if kernel_id is not None else str(uuid4())
+        identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
         # one's kernel, or, if that start has failed, starts a kernel itself.
         while (underway := self._starting.get(identity)) is not None:
@@ -277,6 +277,10 @@ class MultiKernelManager:
                 return await self._start(identity, asked, any_id=any_id)
         finally:
             self._starting.pop(identity).set_result(None)
+
+    def check_saved(self, kernel_id: str) -> None:
+        """Raise an error if another server may not know a kernel that was just started."""
+        self._services.handover.check_saved(kernel_id)
 
     async def _asked(
         self,
@@ -318,6 +322,7 @@ class MultiKernelManager:
                 ownership=asked.ownership,
                 given=asked.given,
             )
+            kernel.reports = reports  # its start is the first of its events
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
         if self.stopping:  # the server began to stop while this one was launched
@@ -401,10 +406,9 @@ class MultiKernelManager:
         kernel = self.get(kernel_id)
         clients = len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
-        kernel.state.changes += 1
-        kernel.state.reason = cull_reason(idle_seconds, limit)
-        kernel.traffic.why_it_stops = kernel.state.reason if limit else "The kernel was culled"
-        await kernel.stop()
+        why = cull_reason(idle_seconds, limit)
+        kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
+        await kernel.stop(why=why)
 
     async def let_go(self, kernel_id: str) -> None:
         """Leave a kernel to another replica, which has it already."""
@@ -462,6 +466,8 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
+        where, whose = host_of(kernel), kernel.ownership
+        self.departures.note(kernel.id, kernel.model, where, whose, time.time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""

@@ -2,7 +2,8 @@
 
 A claim is a row that a replica writes before it begins. Another that wants to do the same finds the
 row: it waits until the first is done, and has what that has made. The claims of a replica that dies
-before it is done are free.
+before it is done are free: whoever finds one looks first whether that replica had made the thing,
+which has the name of its attempt.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import uuid4
 
-from ..errors import IdempotencyConflict
+from ..errors import IdempotencyConflict, KernelkeepError
 from ..handover.store import StoreAway
 from .database import Connection
-from .errors import RegistryUnavailable
+from .errors import RegistryUnavailable, RequestUnderway
 from .reservations import Asks, NotJoined
 from .store import tell
 
@@ -36,12 +37,18 @@ MAX_CLAIMS: Final = 10_000
 CATCH_UP_SECONDS: Final = 4.0
 """How long a replica may take to hear what others have stored before it has claimed something."""
 
+WAIT_SECONDS: Final = 300.0
+"""How long a request may wait for another replica that is at the same."""
+
 PAUSES: Final = (0.02, 0.05, 0.1, 0.25)
 """Seconds until a replica looks again for a claim that another has; the last from then on."""
 
 
 class Claim(NamedTuple):
-    """Something to be done once for an owner."""
+    """Something to be done once for an owner.
+
+    The ``attempt`` is a new UUID, and the id of what is made by it.
+    """
 
     name: bytes
     owner: str
@@ -53,46 +60,55 @@ class Claim(NamedTuple):
         """A new claim of what an owner calls ``key``, for a ``request`` with this digest."""
         words = (word.encode("utf-8", "surrogatepass") for word in (owner, purpose, key))
         name = sha256(b"".join(sha256(word).digest() for word in words)).digest()
-        return cls(name, owner, request, uuid4().hex)
+        return cls(name, owner, request, str(uuid4()))
 
 
 class Found(NamedTuple):
-    """The claim that there is already; ``made`` is None while its replica is at work."""
+    """The claim that there is already.
+
+    ``made`` is None while its replica is at work. If that has died, ``left`` is the attempt.
+    """
 
     request: bytes
-    made: str | None
+    made: str | None = None
+    left: str | None = None
 
 
-def claim(connection: Connection, replica_id: str, wanted: Claim) -> Found | None:
+def claim(
+    connection: Connection, replica_id: str, wanted: Claim, instead: str | None = None
+) -> Found | None:
     """Claim what nobody has; else what there is.
 
-    When this is settled, one way or the other, the name of the attempt is told as a mark: whoever
-    has heard it (`Directory.expect`) knows all that was stored before. Raises `NotJoined`.
+    What a replica has left that has died is claimed only ``instead`` of its attempt, which has made
+    nothing. When this is settled, one way or the other, or left, the name of the attempt is told as
+    a mark: whoever has heard it (`Directory.expect`) knows all that was stored before. Raises
+    `NotJoined`.
     """
     execute = connection.execute
     if not execute("SELECT 1 FROM kernelkeep.replica WHERE id = %s", (replica_id,)).fetchone():
         raise NotJoined
     _forget_old(connection)
     claimed = execute(
-        # A replica that died has left its claim without a replica. The same attempt comes again
-        # when its answer was lost with the connection.
+        # The same attempt comes again when its answer was lost with the connection.
         "INSERT INTO kernelkeep.idempotency AS known (name, owner, request, attempt, replica) "
         "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (name) DO UPDATE SET "
         "request = excluded.request, attempt = excluded.attempt, replica = excluded.replica, "
         "noted = clock_timestamp() "
-        "WHERE known.made IS NULL AND known.replica IS NULL OR known.attempt = excluded.attempt "
-        "RETURNING 1",
-        (*wanted, replica_id),
+        "WHERE known.made IS NULL AND known.replica IS NULL AND known.attempt = %s "
+        "OR known.attempt = excluded.attempt RETURNING 1",
+        (*wanted, replica_id, instead),
     ).fetchone()
     if claimed is not None:
         tell(connection, "mark", [wanted.attempt])
         return None
     row = execute(
-        "SELECT request, made FROM kernelkeep.idempotency WHERE name = %s", (wanted.name,)
+        "SELECT request, made, CASE WHEN made IS NULL AND replica IS NULL THEN attempt END "
+        "FROM kernelkeep.idempotency WHERE name = %s",
+        (wanted.name,),
     ).fetchone()
     # It may have been given up between the two statements: then it is looked for again.
-    found = Found(wanted.request, None) if row is None else Found(*row)
-    if found.made is not None:
+    found = Found(wanted.request) if row is None else Found(*row)
+    if found.made is not None or found.left is not None:
         tell(connection, "mark", [wanted.attempt])
     return found
 
@@ -114,18 +130,53 @@ def _forget_old(connection: Connection) -> None:
         )
 
 
-def settle(connection: Connection, done: dict[Claim, str | None]) -> None:
-    """Note what was made by claims; those by which nothing was made are given up."""
+def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None]) -> None:
+    """Note what was made by claims; those by which nothing was made are given up.
+
+    A replica that was declared dead meanwhile has none: others may look for what it had made.
+    """
     for one, made in done.items():
         if made is None:
-            statement = "DELETE FROM kernelkeep.idempotency WHERE name = %s AND attempt = %s"
-            connection.execute(statement, (one.name, one.attempt))
+            connection.execute(
+                "DELETE FROM kernelkeep.idempotency "
+                "WHERE name = %s AND attempt = %s AND replica = %s",
+                (one.name, one.attempt, replica_id),
+            )
         else:
             connection.execute(
-                "UPDATE kernelkeep.idempotency SET made = %s, replica = NULL "
-                "WHERE name = %s AND attempt = %s",
-                (made, one.name, one.attempt),
+                # While the registry was away there was no claim.
+                "INSERT INTO kernelkeep.idempotency AS known (name, owner, request, attempt, made) "
+                "SELECT %s, %s, %s, %s, %s "
+                "WHERE EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = %s) "
+                "ON CONFLICT (name) DO UPDATE SET made = excluded.made, replica = NULL "
+                "WHERE known.attempt = excluded.attempt AND known.replica = %s",
+                (*one, made, replica_id, replica_id),
             )
+
+
+def settle_left(connection: Connection, name: bytes, attempt: str, made: str) -> None:
+    """Note what a replica had made that has died."""
+    connection.execute(
+        "UPDATE kernelkeep.idempotency SET made = %s "
+        "WHERE name = %s AND attempt = %s AND made IS NULL AND replica IS NULL",
+        (made, name, attempt),
+    )
+
+
+Find = Callable[[str], str | None]
+"""The id of what an attempt has made; None if it has made nothing."""
+
+
+Confirm = Callable[[str], Awaitable[None]]
+"""Returns when it is certain that what was made is stored. Raises a `KernelkeepError` if not."""
+
+
+class Open(NamedTuple):
+    """A claim by which something was made that may not be stored."""
+
+    claim: Claim
+    made: str
+    confirm: Confirm
 
 
 class Marks(Protocol):
@@ -149,6 +200,7 @@ class SharedClaims:
         self._ask = ask
         self._known = known
         self._done: dict[Claim, str | None] = {}
+        self._open: dict[bytes, Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def once(
@@ -157,82 +209,134 @@ class SharedClaims:
         purpose: str,
         key: str,
         request: bytes,
-        make: Callable[[], Awaitable[str]],
+        make: Callable[[str], Awaitable[str]],
+        find: Find,
+        confirm: Confirm,
         *,
         is_vital: bool,
     ) -> str:
         """The id of what ``make`` makes, or has made for whoever has claimed this before.
 
-        If another replica is at it, this waits for that one. Raises `IdempotencyConflict` if the
-        request was another one there. While the registry is away this raises `RegistryUnavailable`
-        if the claim ``is_vital``, and otherwise calls ``make``.
+        ``make`` is called with the name of the attempt, a UUID, and ``find`` with that of an
+        attempt whose replica has died. What is made, and cannot be confirmed, may be known to the
+        next replica or not: the claim stays as it is, and when it is asked for again, whoever has
+        it confirms it, or finds it. If another replica is at it, this waits for that one. Raises
+        `IdempotencyConflict` if the request was another one there, and `RequestUnderway` if that
+        takes too long. While the registry is away this raises `RegistryUnavailable`; if it is known
+        to be away, and the claim is not ``is_vital``, this calls ``make`` instead.
         """
         wanted = Claim.of(owner, purpose, key, request)
+        if (left := self._open.get(wanted.name)) is not None:
+            if left.claim.request != request:
+                raise IdempotencyConflict("Idempotency-Key: it was used for another request")
+            if find(left.made) is not None:
+                return await self._confirm(left)
+            del self._open[wanted.name]  # the kernel was another's meanwhile
+        # A claim may be there although its answer is lost: what is made without it would not be
+        # found by it. So only a registry that is known to be away is not asked.
+        if is_vital or not self._is_away():
+            made = await self._claim(wanted, find, is_vital=is_vital)
+            if made is not None:
+                return made
         try:
-            made = await self._claim(wanted, is_vital=is_vital)
-        except RegistryUnavailable:
-            if is_vital:
-                raise
-            return await make()
-        if made is not None:
-            return made
-        try:
-            made = await make()
-        finally:
-            await self._settle(wanted, made)
-        return made
+            made = await make(wanted.attempt)
+        except BaseException:
+            await self._settle(wanted, None)
+            raise
+        if len(self._open) >= MAX_CLAIMS:
+            del self._open[next(iter(self._open))]
+        self._open[wanted.name] = left = Open(wanted, made, confirm)
+        return await self._confirm(left)
+
+    async def _confirm(self, left: Open) -> str:
+        """Settle a claim when what it has made is stored. Raises what ``confirm`` does."""
+        await left.confirm(left.made)
+        if self._open.get(left.claim.name) is left:
+            del self._open[left.claim.name]
+            await self._settle(left.claim, left.made)
+        return left.made
+
+    async def confirm(self) -> None:
+        """Settle the claims whose making could not be confirmed before, and can now."""
+        left = [self._confirm(one) for one in self._open.values()]
+        for found in await asyncio.gather(*left, return_exceptions=True):
+            if isinstance(found, Exception) and not isinstance(found, KernelkeepError):
+                logger.error("a claim could not be settled", exc_info=found)
 
     @asynccontextmanager
     async def turn(self, owner: str, purpose: str, key: str) -> AsyncIterator[None]:
-        """Do something that one replica at a time does. Raises `RegistryUnavailable`."""
+        """Do something that one replica at a time does.
+
+        Raises `RegistryUnavailable` and `RequestUnderway`.
+        """
         wanted = Claim.of(owner, purpose, key)
-        await self._claim(wanted)
+        await self._claim(wanted, lambda _: None)
         try:
             yield
         finally:
             await self._settle(wanted, None)
 
-    async def _claim(self, wanted: Claim, *, is_vital: bool = True) -> str | None:
+    async def _claim(self, wanted: Claim, find: Find, *, is_vital: bool = True) -> str | None:
         """What was made by an earlier claim; None if this replica is to make it.
 
         What others have stored before is known here then, if that ``is_vital`` or nothing was made.
         """
         if self._is_away():
             raise RegistryUnavailable
-        marked = self._known.expect(wanted.attempt)
+        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        nothing_by: str | None = None
         try:
-            made = await self._first(wanted)
-            await asyncio.wait({marked}, timeout=CATCH_UP_SECONDS)
-            if made is not None and not is_vital:
-                return made  # what it has made is another replica's, which is asked for that
-            if not marked.done():
-                raise RegistryUnavailable
+            while True:
+                marked = self._known.expect(wanted.attempt)
+                try:
+                    found = await self._first(wanted, nothing_by, deadline)
+                    if found is None or is_vital:
+                        await asyncio.wait({marked}, timeout=CATCH_UP_SECONDS)
+                        if not marked.done():
+                            raise RegistryUnavailable
+                finally:
+                    marked.cancel()
+                if found is None or found.made is not None:
+                    return None if found is None else found.made
+                await self._look_for(wanted, found, find)
+                nothing_by = found.left
         except BaseException as error:
-            if not isinstance(error, IdempotencyConflict):
+            if not isinstance(error, IdempotencyConflict | RequestUnderway):
                 self._done[wanted] = None  # an answer may be lost, and the claim there
             raise
-        finally:
-            marked.cancel()
-        return made
 
-    async def _first(self, wanted: Claim) -> str | None:
-        looks = 0
+    async def _look_for(self, wanted: Claim, found: Found, find: Find) -> None:
+        """Note what a replica had made that has died, if it had."""
+        assert found.left is not None
+        made = find(found.left)
+        if made is not None:
+            work = partial(settle_left, name=wanted.name, attempt=found.left, made=made)
+            await self._run(work)
+
+    async def _first(self, wanted: Claim, instead: str | None, deadline: float) -> Found | None:
+        """What was made, or left; None if this replica has the claim."""
+        loop, looks = asyncio.get_running_loop(), 0
         while True:
-            try:
-                found: Found | None = await self._ask(
-                    partial(claim, replica_id=self._replica, wanted=wanted)
-                )
-            except (NotJoined, StoreAway):
-                raise RegistryUnavailable from None
+            found: Found | None = await self._run(
+                partial(claim, replica_id=self._replica, wanted=wanted, instead=instead)
+            )
             if found is None:
                 return None
-            if found.request != wanted.request:
+            if found.request != wanted.request and found.left is None:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")
-            if found.made is not None:
-                return found.made
-            # There is no bound: whoever has the claim is at work, settles it, or is declared dead.
+            if found.made is not None or found.left not in (None, instead):
+                return found
+            # Whoever has the claim is at work, and settles it, or is declared dead.
+            if loop.time() >= deadline:
+                raise RequestUnderway
             await asyncio.sleep(PAUSES[min(looks, len(PAUSES) - 1)])
             looks += 1
+
+    async def _run(self, work: Callable[[Connection], Any]) -> Any:
+        try:
+            return await self._ask(work)
+        except (NotJoined, StoreAway):
+            raise RegistryUnavailable from None
 
     async def _settle(self, wanted: Claim, made: str | None) -> None:
         self._done[wanted] = made
@@ -248,7 +352,7 @@ class SharedClaims:
         if not done:
             return
         try:
-            await self._ask(partial(settle, done=done))
+            await self._ask(partial(settle, replica_id=self._replica, done=done))
         except StoreAway as error:
             logger.debug("claims are not settled: %s", error)
             self._done = done | self._done

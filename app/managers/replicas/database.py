@@ -35,10 +35,20 @@ CONNECT_SECONDS: Final = 3
 STATEMENT_SECONDS: Final = 5
 """How long a statement, or the wait for a lock in it, may take."""
 
+IDLE_SECONDS: Final = 1.0
+"""How long the database waits for the next statement of a transaction.
+
+A replica that is stopped in one, or cut off, holds its row, and is not declared dead before that.
+"""
+
 _MIGRATING: Final = 0x6B65726E656C6B65
 """The key of the advisory lock under which one process at a time migrates."""
 
-_AWAY: Final = (psycopg.OperationalError, psycopg.InterfaceError)
+_AWAY: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
 
 
 class Database:
@@ -97,7 +107,8 @@ class Database:
         milliseconds = 1000 * STATEMENT_SECONDS
         connection.execute(f"SET statement_timeout = {milliseconds}")
         connection.execute(f"SET lock_timeout = {milliseconds}")
-        connection.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
+        idle = round(1000 * IDLE_SECONDS)
+        connection.execute(f"SET idle_in_transaction_session_timeout = {idle}")
         with self._lock:
             if self._is_closed:
                 connection.close()

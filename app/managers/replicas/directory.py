@@ -81,7 +81,7 @@ class _Found(NamedTuple):
 class Directory:
     """The registry's content, in memory. Make it inside a running event loop, and `close` it.
 
-    ``on_replicas`` is called when replicas have come or gone.
+    ``on_replicas`` is called when replicas have come or gone, as all of that list are.
     """
 
     def __init__(self, url: str, on_replicas: Callable[[], None]) -> None:
@@ -99,7 +99,7 @@ class Directory:
         self.on_sessions: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         """Called when replicas or kernels may have changed."""
-        self._on_replicas = on_replicas
+        self.on_replicas: list[Callable[[], None]] = [on_replicas]
         self._database = Database(url)
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -216,7 +216,8 @@ class Directory:
         self.on_change()
         if addresses != self.addresses:
             self.addresses = addresses
-            self._on_replicas()
+            for call in self.on_replicas:
+                call()
         for mark in found.marks:
             if (expected := self._marks.get(mark)) is not None and not expected.done():
                 expected.set_result(None)

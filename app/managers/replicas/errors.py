@@ -6,7 +6,12 @@ from typing import Final
 
 from ..errors import KernelkeepError
 
-__all__ = ["KernelElsewhereError", "RegistryUnavailable", "ReplicaUnreachable"]
+__all__ = [
+    "KernelElsewhereError",
+    "RegistryUnavailable",
+    "ReplicaUnreachable",
+    "RequestUnderway",
+]
 
 RETRY_SECONDS: Final = 1
 
@@ -30,6 +35,17 @@ class RegistryUnavailable(KernelkeepError):
 
     def __init__(self) -> None:
         super().__init__("The registry of the replicas cannot be reached")
+        self.retry_after = RETRY_SECONDS
+
+
+class RequestUnderway(KernelkeepError):
+    """Another replica has been at the same for a long time; ask again, with the same key."""
+
+    status = 503
+    code = "request_underway"
+
+    def __init__(self) -> None:
+        super().__init__("Another replica is still at this request")
         self.retry_after = RETRY_SECONDS
 
 

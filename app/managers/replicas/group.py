@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -129,6 +130,11 @@ class Group:
         if socket is None and not (dial and self.wire):
             return None
         return Way(replica, known.names[replica], socket, host_and_port(dial, 0) if dial else None)
+
+    def watch(self, on_replicas: Callable[[Collection[str]], None]) -> None:
+        """Have this called with the ids of all replicas when some have come or gone."""
+        known = self._registry.directory
+        known.on_replicas.append(lambda: on_replicas(known.addresses.keys()))
 
     async def change(self) -> None:
         """Return when something has changed, or soon."""

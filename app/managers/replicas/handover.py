@@ -10,9 +10,9 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ...log_formats import about
 from ..errors import KeeperUnavailable
@@ -21,6 +21,7 @@ from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
 from ..processes.run_files import KEPT, clear_mirrors
+from .errors import RegistryUnavailable
 from .membership import Taken
 from .registry import SharedRegistry
 
@@ -48,6 +49,7 @@ class SharedHandover(RegisteredHandover):
         self._shared = registry
         self._logs = state_dir / "logs" / KEPT
         self._one: Adopt | None = None
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         registry.on_fenced = self._on_fenced
         keepers.on_fenced = registry.fence
         registry.member.on_taken = self._on_taken
@@ -73,12 +75,23 @@ class SharedHandover(RegisteredHandover):
 
     async def _adopt_taken(self, one: Adopt, record: KernelRecord) -> None:
         try:
+            # What this replica had of the kernel before, and has lost, is left first: the keeper's
+            # client, which knows the kernel by its id, would be told to leave the kernel for good.
+            while (leaving := self._leaving.get(record.id)) is not None:
+                await asyncio.wait({leaving})
             await self._adopt(one, record)
         finally:
             self._shared.adopting.discard(record.id)
 
     def _on_fenced(self, kernel_id: str) -> None:
-        self._do(self._let_go(kernel_id))
+        before = self._leaving.get(kernel_id)
+        leaving = self._leaving[kernel_id] = self._do(self._let_go(kernel_id, before))
+
+        def forget(_: object) -> None:
+            if self._leaving.get(kernel_id) is leaving:
+                del self._leaving[kernel_id]
+
+        leaving.add_done_callback(forget)
 
     def _on_lost(self) -> None:
         for kernel_id in self._shared.terms:
@@ -100,20 +113,31 @@ class SharedHandover(RegisteredHandover):
             logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
-    async def _let_go(self, kernel_id: str) -> None:
+    async def _let_go(self, kernel_id: str, before: asyncio.Future[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
         try:
             await self.let_go(kernel_id)
         except Exception:
             about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 
-    def _do(self, what: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(what)
+    def _do(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def hand_over(self) -> None:
         """Leave the group: the other replicas take the kernels, and this one answers for none."""
         await self._shared.leave()
+
+    def check_saved(self, kernel_id: str) -> None:
+        """As `Handover.check_saved`. Raises `RegistryUnavailable`.
+
+        What is in no row of the registry is ended when its replica dies, whoever was told of it.
+        """
+        if not self._shared.has_saved(kernel_id):
+            raise RegistryUnavailable
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""

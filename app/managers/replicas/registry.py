@@ -33,7 +33,7 @@ from .authority import shared_authority
 from .claims import SharedClaims
 from .database import Connection, Database, migrate
 from .directory import Directory
-from .errors import RegistryUnavailable
+from .errors import RegistryUnavailable, ReplicaUnreachable
 from .keepers import SharedKeepers
 from .lease import Lease
 from .member import Member, bounded
@@ -185,6 +185,24 @@ class SharedRegistry(Registry):
         if self.member.is_away:
             raise RegistryUnavailable
 
+    def has_saved(self, kernel_id: str) -> bool:
+        """Whether a kernel of this replica's is in the registry, or was not to be saved yet."""
+        return kernel_id in self.terms and kernel_id not in self._missed
+
+    async def kept(self, kernel_id: str, execution_id: str) -> None:
+        """As `Registry.kept`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
+
+        The replica that has the kernel next would not know an execution that is here alone, while
+        its client was told that it will run.
+        """
+        if self.member.is_away:
+            raise RegistryUnavailable
+        is_done = await self.stored()
+        if kernel_id not in self.terms:
+            raise ReplicaUnreachable
+        if not is_done or (kernel_id, execution_id) in self._changed:
+            raise RegistryUnavailable
+
     def listens(self, addresses: Sequence[str]) -> None:
         """As `Registry.listens`: this replica can take kernels whose keepers dial in."""
         self.member.agents = addresses
@@ -207,6 +225,12 @@ class SharedRegistry(Registry):
         self.terms.drop(kernel_id)
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
+        # It may come back in a later term, and must not find there what belongs to this one.
+        self._activity.pop(kernel_id, None)
+        self._places.pop(kernel_id, None)
+        self._forgotten = {key for key in self._forgotten if key[0] != kernel_id}
+        for key in [key for key in self._changed if key[0] == kernel_id]:
+            del self._changed[key]
         self.on_fenced(kernel_id)
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -229,6 +253,7 @@ class SharedRegistry(Registry):
         await super()._make_up()
         await self._reservations.clear()
         await self.claims.clear()
+        await self.claims.confirm()
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""

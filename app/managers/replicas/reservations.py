@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -73,11 +73,11 @@ def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) 
     return None
 
 
-def release(connection: Connection, replica_id: str, kernel_ids: set[str]) -> None:
+def release(connection: Connection, replica_id: str, kernel_ids: Sequence[str]) -> None:
     """End reservations of a replica."""
     connection.execute(
         "DELETE FROM kernelkeep.reservation WHERE replica = %s AND kernel_id = ANY(%s)",
-        (replica_id, [*kernel_ids]),
+        (replica_id, kernel_ids),
     )
 
 
@@ -125,11 +125,15 @@ class SharedReservations:
         self._ask = ask
         self._is_due = is_due
         self._ended: set[str] = set()
+        self._ending: set[str] = set()
+        self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def reserve(self, asked: ReservationRequest) -> Used | None:
         """As `Reservations.reserve`. Raises `KernelElsewhereError`, `RegistryUnavailable`."""
+        # One that is reserved anew has not ended, whatever becomes of the end that is under way.
         self._ended.discard(asked.kernel_id)
+        self._ending.discard(asked.kernel_id)
         try:
             used: Used | None = await self._ask(
                 partial(reserve, replica_id=self._replica, asked=asked)
@@ -163,12 +167,14 @@ class SharedReservations:
 
     async def clear(self) -> None:
         """End the reservations that are over, except of kernels that are still to be stored."""
-        ended = {kernel_id for kernel_id in self._ended if not self._is_due(kernel_id)}
-        self._ended -= ended
-        if not ended:
-            return
-        try:
-            await self._ask(partial(release, replica_id=self._replica, kernel_ids=ended))
-        except StoreAway as error:
-            logger.debug("places of kernels that were started stay reserved: %s", error)
-            self._ended |= ended
+        async with self._turn:
+            self._ending = {kernel_id for kernel_id in self._ended if not self._is_due(kernel_id)}
+            self._ended -= self._ending
+            if not self._ending:
+                return
+            work = partial(release, replica_id=self._replica, kernel_ids=[*self._ending])
+            try:
+                await self._ask(work)
+            except StoreAway as error:
+                logger.debug("places of kernels that were started stay reserved: %s", error)
+                self._ended |= self._ending

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from tests.support.executions import Executions
@@ -52,8 +53,18 @@ async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
         assert refusals[0].error["code"] == "registry_unavailable"
         assert refusals[0].response.headers["Retry-After"] == "1"
         # Behind the end of its lease, too: its keeper knows that no other has the kernel.
-        done = await executions.run("import time; time.sleep(4); print(x)")
-        assert done["state"] == "ok"
+        running = await executions.begin("import time; time.sleep(4); print(x)")
+        # What would have to wait is not stored: another replica would not know that it was asked.
+        waiting = await executions.post("print('waits')")
+        assert waiting.status_code == 503
+        assert waiting.json()["code"] == "registry_unavailable"
+        assert waiting.headers["Retry-After"] == "1"
+        assert (await executions.ended(running))["state"] == "ok"
+        refused = (await executions.listed())[-1]
+        assert (refused["state"], refused["reason"]) == (
+            "aborted",
+            "It could not be stored",
+        )
         await asyncio.to_thread(stopped.start)
 
         async def starts() -> bool:
@@ -64,6 +75,39 @@ async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
         assert (await executions.run("print(x)"))["state"] == "ok"
         await rest.delete(kernel["id"])
     assert PASSWORD not in server.output()
+
+
+REFUSING = """
+CREATE FUNCTION kernelkeep.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'no space left on device';
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON kernelkeep.kernel
+    FOR EACH ROW EXECUTE FUNCTION kernelkeep.refuse();
+"""
+
+
+async def test_a_kernel_that_cannot_be_stored_is_not_there(replicas: Replicas) -> None:
+    server = await asyncio.to_thread(replicas.start, "one")
+
+    def rows(table: str) -> int:
+        (found,) = replicas.query(f"SELECT count(*) FROM kernelkeep.{table}")
+        return int(found[0])
+
+    with psycopg.connect(replicas.url, autocommit=True) as registry:
+        registry.execute(REFUSING)
+        async with RestClient(server.url, replicas.token) as rest:
+            # It has its place already, and a process: only then its record cannot be stored.
+            with pytest.raises(RestError) as refused:
+                await rest.start_kernel("fake")
+            assert refused.value.error["code"] == "registry_unavailable"
+            assert await rest.kernels() == []
+            registry.execute("DROP TRIGGER refuse ON kernelkeep.kernel")
+            await eventually(lambda: rows("reservation") == 0, TAKEOVER_SECONDS)
+            kernel = await rest.start_kernel("fake")
+            assert [one["id"] for one in await rest.kernels()] == [kernel["id"]]
+            assert rows("kernel") == 1
+            await rest.delete(kernel["id"])
 
 
 def refused(replicas: Replicas, name: str, token: str) -> str:

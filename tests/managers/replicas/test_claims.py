@@ -12,7 +12,7 @@ from app.managers.errors import IdempotencyConflict
 from app.managers.replicas import claims as module
 from app.managers.replicas.claims import Claim, SharedClaims
 from app.managers.replicas.database import Database
-from app.managers.replicas.errors import RegistryUnavailable
+from app.managers.replicas.errors import RegistryUnavailable, RequestUnderway
 from app.managers.replicas.membership import leave
 from tests.managers.replicas.test_reservations import Replica as _Replica
 
@@ -41,17 +41,27 @@ class Replica(_Replica):
             self.replica.id, self.ask, self.known, lambda: self.is_known_away
         )
         self.made = 0
+        self.attempts: list[str] = []
+        self.left: dict[str, str] = {}
         self.go_on = asyncio.Event()
         self.begun = asyncio.Event()
+        self.is_unsure = False
 
-    async def make(self) -> str:
+    async def make(self, attempt: str) -> str:
         self.made += 1
+        self.attempts.append(attempt)
         self.begun.set()
         await self.go_on.wait()
         return f"made by {self.replica.name}"
 
+    async def confirm(self, made: str) -> None:
+        assert made.startswith("made by")
+        if self.is_unsure:
+            raise RegistryUnavailable
+
     async def once(self, key: str = "key", request: bytes = b"r", *, is_vital: bool = True) -> str:
-        return await self.claims.once("anna", "kernels", key, request, self.make, is_vital=is_vital)
+        asked = ("anna", "kernels", key, request, self.make, self.left.get, self.confirm)
+        return await self.claims.once(*asked, is_vital=is_vital)
 
     def die(self) -> None:
         self.database.run(lambda one: leave(one, self.replica.id))
@@ -112,6 +122,121 @@ async def test_what_a_replica_was_at_that_died_is_made_by_another(
         await first.once("another")
 
 
+async def test_what_a_replica_had_made_that_died_is_found_and_not_made_again(
+    replicas: list[Replica],
+) -> None:
+    first, second, third = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    waiting = asyncio.create_task(second.once())
+    second.left = {first.attempts[0]: "made by first"}  # it was stored, and then its replica died
+    first.die()
+    assert await waiting == "made by first"
+    assert await third.once() == "made by first"
+    assert (second.made, third.made) == (0, 0)
+    with pytest.raises(IdempotencyConflict):
+        await third.once(request=b"another")
+    first.go_on.set()
+    await making
+
+
+async def test_what_was_asked_of_a_replica_that_died_is_no_conflict(
+    replicas: list[Replica],
+) -> None:
+    first, second, third = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    first.die()
+    second.go_on.set()
+    assert await second.once(request=b"another") == "made by second"
+    with pytest.raises(IdempotencyConflict):
+        await third.once()
+    first.go_on.set()
+    await making
+
+
+async def test_what_a_dead_replica_says_it_has_made_does_not_count(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    first.die()
+    first.go_on.set()
+    await making
+    second.go_on.set()
+    assert await second.once() == "made by second"
+
+
+async def test_what_may_not_be_stored_is_confirmed_when_it_is_asked_for_again(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.is_unsure = True
+    for _ in range(2):
+        with pytest.raises(RegistryUnavailable):
+            await first.once()
+        first.left = {"made by first": "made by first"}  # it is there
+    with pytest.raises(IdempotencyConflict):
+        await first.once(request=b"another")
+    waiting = asyncio.create_task(second.once())
+    first.is_unsure = False
+    assert await first.once() == "made by first"
+    assert await waiting == "made by first"
+    assert (first.made, second.made) == (1, 0)
+
+
+async def test_what_may_not_be_stored_is_confirmed_when_nobody_asks(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.is_unsure = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    await first.claims.confirm()  # not yet
+    first.is_unsure = False
+    await first.claims.confirm()
+    assert await second.once() == "made by first"
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_what_was_not_confirmed_is_found_by_the_next_replica_or_made(
+    replicas: list[Replica],
+    is_stored: bool,
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    second.go_on.set()
+    first.is_unsure = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    first.die()
+    if is_stored:
+        second.left = {first.attempts[0]: "made by first"}
+    assert await second.once() == f"made by {'first' if is_stored else 'second'}"
+    # It has the kernel again, and what it had made is there or is not.
+    first.left = {"made by first": "made by first"} if is_stored else {}
+    first.is_unsure = False
+    await first.claims.confirm()
+    assert await second.once() == f"made by {'first' if is_stored else 'second'}"
+
+
+async def test_the_wait_for_another_replica_ends(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    with pytest.raises(RequestUnderway):
+        await second.once()
+    assert second.claims._done == {}
+    first.go_on.set()
+    assert await making == await second.once() == "made by first"
+
+
 async def test_what_is_made_stays_known_when_its_replica_dies(replicas: list[Replica]) -> None:
     first, second, _ = replicas
     first.go_on.set()
@@ -120,20 +245,21 @@ async def test_what_is_made_stays_known_when_its_replica_dies(replicas: list[Rep
     assert await second.once() == "made by first"
 
 
-async def test_while_the_registry_is_away_only_what_needs_it_is_refused(
+async def test_nothing_is_made_when_the_registry_turns_out_to_be_away(
     replicas: list[Replica],
 ) -> None:
     first, second, _ = replicas
     first.go_on.set()
     first.is_away = True
-    with pytest.raises(RegistryUnavailable):
-        await first.once()
-    assert first.made == 0
-    assert await first.once(is_vital=False) == "made by first"
+    for is_vital in (True, False):
+        with pytest.raises(RegistryUnavailable):
+            await first.once(is_vital=is_vital)
     first.is_away = False
     first.loses_answers = True
-    with pytest.raises(RegistryUnavailable):
-        await first.once()
+    for is_vital in (True, False):
+        with pytest.raises(RegistryUnavailable):
+            await first.once(is_vital=is_vital)
+    assert first.made == 0
     first.loses_answers = False
     await first.claims.clear()
     second.go_on.set()
@@ -146,11 +272,13 @@ async def test_a_registry_that_is_known_to_be_away_is_not_asked(replicas: list[R
     first.is_known_away = True
     with pytest.raises(RegistryUnavailable):
         await first.once()
+    first.is_away = True
     assert await first.once(is_vital=False) == "made by first"
     assert first.known.expected == []
-    assert first.claims._done == {}
-    second.go_on.set()
-    assert await second.once() == "made by second"
+    # It is remembered when the registry is back.
+    first.is_away = False
+    await first.claims.clear()
+    assert await second.once() == "made by first"
 
 
 async def test_what_was_made_is_not_made_again_because_it_is_not_heard_of(
@@ -233,7 +361,7 @@ def test_claims_are_bounded_and_forgotten(
     def make(owner: str, key: str) -> None:
         one = Claim.of(owner, "kernels", key)
         assert run(lambda connection: module.claim(connection, first.replica.id, one)) is None
-        run(lambda connection: module.settle(connection, {one: "made"}))
+        run(lambda connection: module.settle(connection, first.replica.id, {one: "made"}))
 
     def known() -> dict[str, int]:
         rows = run(

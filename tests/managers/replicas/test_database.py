@@ -12,6 +12,7 @@ import pytest
 
 from app.managers.handover.store import StoreAway, UnusableRegistry
 from app.managers.replicas.database import (
+    STATEMENT_SECONDS,
     Connection,
     Database,
     _migrations,
@@ -31,7 +32,7 @@ def test_an_empty_database_is_brought_to_the_newest_version_by_one_of_many(url: 
 
 
 def test_text_is_text_whatever_the_encoding_of_the_database(postgresql: PostgreSQL) -> None:
-    database = Database(postgresql.new_database("SQL_ASCII"))
+    database = Database(postgresql.new_database(encoding="SQL_ASCII"))
     migrate(database)
 
     def work(connection: Connection) -> object:
@@ -46,7 +47,7 @@ def test_text_is_text_whatever_the_encoding_of_the_database(postgresql: PostgreS
 
 
 def test_a_database_that_cannot_store_every_name_is_refused(postgresql: PostgreSQL) -> None:
-    database = Database(postgresql.new_database("LATIN1"))
+    database = Database(postgresql.new_database(encoding="LATIN1"))
     with pytest.raises(UnusableRegistry, match="the encoding LATIN1, in which not every name"):
         migrate(database)
     database.close()
@@ -169,6 +170,33 @@ def test_work_on_a_database_that_hangs_can_be_ended() -> None:
             except StoreAway:
                 time.sleep(0.1)
         database.close()
+
+
+def test_who_is_stopped_in_a_transaction_holds_up_nobody_for_long(
+    url: str, database: Database
+) -> None:
+    lock = "SELECT version FROM kernelkeep.migration WHERE version = 1 FOR UPDATE"
+    stopped = Database(url)
+    stopped.run(lambda connection: None)
+    has_it, goes_on = threading.Event(), threading.Event()
+    told: list[object] = []
+
+    def work(connection: Connection) -> object:
+        connection.execute(lock)
+        has_it.set()
+        goes_on.wait(60)
+        return connection.execute("SELECT 2").fetchone()
+
+    thread = threading.Thread(target=lambda: told.append(stopped.run(work)))
+    thread.start()
+    assert has_it.wait(30)
+    began = time.monotonic()
+    database.run(lambda connection: connection.execute(lock))
+    assert time.monotonic() - began < STATEMENT_SECONDS - 1
+    goes_on.set()
+    thread.join(30)
+    assert told == [(2,)]  # it has lost its connection, and did it again
+    stopped.close()
 
 
 def _one(connection: Connection) -> object:

@@ -101,6 +101,9 @@ async def test_the_overview_is_that_of_all(replicas: Replicas, rests: list[RestC
         await rests[1].delete(kernels[0])
         for stream in streams:
             await stream.holds(lambda rows: kernels[0] not in rows)
+            # Its replica tells the others why.
+            await stream.holds(lambda _: kernels[0] in stream.ended)  # noqa: B023
+            assert stream.ended[kernels[0]]["kernel"]["reason"]
 
 
 def _runs(row: dict[str, Any] | None, execution_id: str) -> bool:

@@ -198,6 +198,32 @@ def test_how_long_a_place_is_kept(
     assert SharedRegistry._is_due(cast(SharedRegistry, registry), "k") is is_due
 
 
+async def test_a_place_that_is_reserved_anew_is_not_given_back_with_the_one_before(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replicas[0]
+    await first.reserve("k")
+    asked, is_lost = asyncio.Event(), asyncio.Event()
+
+    async def is_away(_: Callable[[Connection], Any]) -> Any:
+        asked.set()
+        await is_lost.wait()
+        raise StoreAway("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first.reservations, "_ask", is_away)
+        releasing = asyncio.create_task(first.reservations.release("k"))
+        await asked.wait()
+    assert await first.reserve("k") is None
+    is_lost.set()
+    await releasing
+    await first.reservations.clear()
+    rows = first.database.run(
+        lambda one: one.execute("SELECT kernel_id FROM kernelkeep.reservation").fetchall()
+    )
+    assert rows == [("k",)]
+
+
 async def test_starts_of_a_minute_are_counted_at_all_replicas(replicas: list[Replica]) -> None:
     def taken() -> list[Any]:
         return [one.reservations.take_start("anna", 4) for one in 3 * replicas]

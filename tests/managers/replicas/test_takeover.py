@@ -13,10 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import psycopg
 import pytest
 
 from app.managers.errors import KeeperUnavailable
 from app.managers.replicas.handover import SharedHandover
+from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
@@ -101,6 +104,99 @@ async def test_a_replica_that_ends_hands_its_kernels_over(replicas: Replicas) ->
         executions = Executions(rest, kernel["id"])
         await executions.known(running)
         assert (await executions.ended(running))["state"] == "ok"
+        await rest.delete(kernel["id"])
+
+
+HOLDING = """
+CREATE FUNCTION kernelkeep.hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(42);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER hold BEFORE UPDATE ON kernelkeep.idempotency
+    FOR EACH ROW WHEN (NEW.made IS NOT NULL) EXECUTE FUNCTION kernelkeep.hold();
+"""
+"""What a key has made cannot be stored while somebody has the lock."""
+
+
+async def test_what_a_replica_had_made_when_it_died_is_not_made_again(replicas: Replicas) -> None:
+    servers = {}
+    for name in ("first", "second", "third"):
+        servers[name] = await asyncio.to_thread(replicas.start, name)
+    key = {"Idempotency-Key": "once"}
+    done = replicas.home.root_dir / "done"
+
+    async def ask(name: str, path: str, body: dict[str, str]) -> httpx.Response:
+        async with RestClient(servers[name].url, replicas.token) as rest:
+            return await rest.http.post(path, json=body, headers=key)
+
+    with psycopg.connect(replicas.url, autocommit=True) as registry:
+        registry.execute(HOLDING)
+
+        async def is_left(name: str, asked: tuple[str, dict[str, str]], made: Path | str) -> None:
+            """A replica dies when it has made what is asked for, and before that is known."""
+            registry.execute("SELECT pg_advisory_lock(42)")
+            asking = asyncio.create_task(ask(name, *asked))
+
+            def is_made() -> bool:
+                if isinstance(made, str):
+                    return registry.execute(made).fetchone() is not None
+                return made.exists()
+
+            await eventually(is_made, TAKEOVER_SECONDS)
+            await asyncio.to_thread(replicas.end, name)
+            await asyncio.wait({asking})
+            registry.execute("SELECT pg_advisory_unlock(42)")
+
+        start = "/api/kernels", {"name": "python3"}
+        await is_left("first", start, "SELECT 1 FROM kernelkeep.kernel")
+        answer = await ask("second", *start)
+        assert answer.status_code == 201, answer.text
+        async with RestClient(servers["third"].url, replicas.token) as rest:
+            assert [kernel["id"] for kernel in await rest.kernels()] == [answer.json()["id"]]
+        path = f"/api/kernels/{answer.json()['id']}/executions"
+        run = path, {"code": f"with open({str(done)!r}, 'a') as file: file.write('once')"}
+
+        async def owner() -> str:
+            name = await asyncio.to_thread(replicas.owner_of, answer.json()["id"])
+            return name if name in ("second", "third") else ""
+
+        before = await eventually(owner, TAKEOVER_SECONDS)
+        await is_left(before, run, done)
+        other = "third" if before == "second" else "second"
+        again = await ask(other, *run)
+        assert again.is_success, again.text
+        async with RestClient(servers[other].url, replicas.token) as rest:
+            executions = Executions(rest, answer.json()["id"])
+            assert (await executions.ended(again.json()["id"]))["state"] == "ok"
+            assert len(await executions.listed()) == 1
+        assert done.read_text() == "once"
+
+
+async def test_clients_of_a_replica_that_is_stopped_are_cut_by_the_one_that_they_have_asked(
+    replicas: Replicas,
+) -> None:
+    first = await asyncio.to_thread(replicas.start, "first")
+    second = await asyncio.to_thread(replicas.start, "second")
+    async with RestClient(first.url, replicas.token) as rest:
+        kernel = await rest.start_kernel("python3")
+    async with (
+        RestClient(second.url, replicas.token) as rest,
+        await JupyterChannels.connect(second.ws_url, kernel["id"], replicas.token) as channels,
+    ):
+        executions = Executions(rest, kernel["id"])
+        await channels.execute("x = 1")
+        waiting = asyncio.create_task(executions.post("input()", query={"wait": 60}))
+        await eventually(lambda: executions.listed(), TAKEOVER_SECONDS)
+        replicas.send("first", signal.SIGSTOP)
+        try:
+            assert (await channels.closed(TAKEOVER_SECONDS)).code == 1012
+            answer = await waiting
+            assert (answer.status_code, answer.json()["code"]) == (503, "replica_unreachable")
+            async with asyncio.timeout(TAKEOVER_SECONDS):
+                assert (await rest.kernel(kernel["id"]))["id"] == kernel["id"]
+        finally:
+            replicas.send("first", signal.SIGCONT)
         await rest.delete(kernel["id"])
 
 

@@ -218,9 +218,13 @@ class Engines:
 
     async def _cancel_all(self, work: Work, engine: Engine) -> None:
         """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
-        jobs = await engine.find(work.keeper_id)
-        await self._service.check_own(work.kernel_id)
+        await self._cancel(work, engine, await engine.find(work.keeper_id))
+
+    async def _cancel(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
+        """End these jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
         for job in jobs:
+            # Before each: to end one may take long, in which another replica may have the kernel.
+            await self._service.check_own(work.kernel_id)
             await engine.cancel(job)
 
     # Jobs
@@ -250,10 +254,7 @@ class Engines:
             return True
         if work.is_out and work.over is None:
             await self._ended(work, engine, own[-1] if own else None)
-        if jobs:
-            await self._service.check_own(work.kernel_id)
-        for job in jobs:
-            await engine.cancel(job)
+        await self._cancel(work, engine, jobs)
         work.is_out = False
         return False
 
@@ -309,8 +310,7 @@ class Engines:
         why = await engine.explain(job)
         self._over(work, why)
         with contextlib.suppress(KeeperUnavailable):
-            await self._service.check_own(work.kernel_id)
-            await engine.cancel(job)
+            await self._cancel(work, engine, [job])
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
         # In this order: whoever waits for the keeper fails before the kernel is launched anew.

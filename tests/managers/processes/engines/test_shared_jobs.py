@@ -5,7 +5,7 @@ may end them. What jobs of real engines do is in the tests of those.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Ledger:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.cancelled: list[str] = []
+        self.on_cancel: Callable[[], None] = lambda: None
 
     async def submit(self, order: Order) -> None:
         raise AssertionError("no job is submitted here")
@@ -50,6 +51,7 @@ class Ledger:
     async def cancel(self, job: Job) -> None:
         self.cancelled.append(job.where)
         self.jobs.remove(job)
+        self.on_cancel()
 
     async def explain(self, job: Job) -> KeeperUnavailable:
         return HostUnusable(f"{job.where} has ended")
@@ -156,6 +158,15 @@ async def test_only_the_owner_of_a_kernel_ends_its_job(bench: Bench) -> None:
     bench.group.lost = set()
     assert await bench.engines.end("k")
     assert bench.ledger.cancelled == ["k.1/3"]
+
+
+async def test_no_further_job_is_ended_when_another_has_the_kernel_meanwhile(bench: Bench) -> None:
+    own = bench.assign("k", left("k.1"))
+    bench.ledger.jobs = [job(own, 2), job(own, 3)]
+    bench.ledger.on_cancel = lambda: bench.group.lost.add("k")
+    with pytest.raises(KeeperUnavailable, match="another replica has the kernel"):
+        await bench.engines.end("k")
+    assert bench.ledger.cancelled == ["k.1/2"]
 
 
 async def test_a_job_that_this_machines_engine_has_never_had_may_run_elsewhere(

@@ -1,0 +1,60 @@
+"""The handover between replicas, as far as it decides by itself; `test_takeover.py` runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from app.managers.handover.store import KernelRecord
+from app.managers.processes.isolation.isolation import Isolation
+from app.managers.processes.keeper.keepers import Keepers
+from app.managers.replicas.handover import SharedHandover
+from app.managers.replicas.membership import Taken
+from app.managers.replicas.registry import SharedRegistry
+from tests.managers.handover.test_registry import record
+from tests.support.processes import eventually
+
+
+class Member(SimpleNamespace):
+    async def begin(self) -> None:
+        """There is nothing to take yet."""
+
+
+async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Path) -> None:
+    registry: Any = SimpleNamespace(
+        member=Member(), adopting=set(), directory=SimpleNamespace(kernels={}), fence=None
+    )
+    handover = SharedHandover(
+        cast(SharedRegistry, registry),
+        cast(Keepers, SimpleNamespace()),
+        tmp_path,
+        cast(Isolation, SimpleNamespace()),
+    )
+    done: list[str] = []
+    goes_on = asyncio.Event()
+
+    async def adopt(taken: KernelRecord) -> None:
+        done.append(f"adopted {taken.id}")
+
+    async def let_go(kernel_id: str) -> None:
+        done.append(f"leaves {kernel_id}")
+        await goes_on.wait()
+        done.append(f"left {kernel_id}")
+
+    handover.let_go = let_go
+    await handover.adopt(adopt)
+    try:
+        # The others have declared this replica dead, and died themselves: it has all again.
+        registry.on_fenced("k1")
+        registry.on_fenced("k1")  # its keeper tells the same
+        registry.member.on_taken([Taken(2, record("k1")), Taken(2, record("k2"))])
+        await eventually(lambda: "adopted k2" in done)
+        assert done == ["leaves k1", "adopted k2"]
+        assert registry.adopting == {"k1"}
+        goes_on.set()
+        await eventually(lambda: not registry.adopting)
+        assert done[2:] == ["left k1", "leaves k1", "left k1", "adopted k1"]
+    finally:
+        await handover.close()
