@@ -80,9 +80,10 @@ async def _followed(
         rows = told.setdefault(replica, {})
         if isinstance(event, KernelEvent):
             rows[_id_of(event)] = event
-        elif isinstance(event, GoneEvent):
+        elif isinstance(event, _Gone):
             rows.pop(event.kernel_id, None)
-            overview.ended(event)
+            kernel = None if bytes(event.kernel) == b"null" else event.kernel
+            overview.ended(GoneEvent(event.kernel_id, event.at, kernel, event.host))
         return isinstance(event, WholeEvent)
 
     def ended(replica: str) -> None:
@@ -99,8 +100,17 @@ class _Identified(msgspec.Struct):
     id: str
 
 
+class _Gone(msgspec.Struct, tag_field="type", tag="gone"):
+    """A `GoneEvent` as it is read: of nothing else could a `Raw` be read that may be null."""
+
+    kernel_id: str
+    at: str | None = None
+    kernel: msgspec.Raw = msgspec.Raw(b"null")
+    host: str | None = None
+
+
 _rows: Final = msgspec.json.Decoder(list[KernelEvent]).decode
-_event: Final = msgspec.json.Decoder(KernelEvent | GoneEvent | WholeEvent).decode
+_event: Final = msgspec.json.Decoder(KernelEvent | _Gone | WholeEvent).decode
 _identified: Final = msgspec.json.Decoder(_Identified).decode
 
 

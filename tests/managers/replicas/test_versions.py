@@ -70,6 +70,6 @@ async def test_an_upgrade_goes_through_them_and_nobody_notices(replicas: Replica
             ended = await Executions(other, before).ended(counting)
             assert ended["state"] == "ok"
             text = "".join(output["text"] for output in ended["outputs"])
-            assert text.split() == [str(number) for number in range(100)]
+            assert text.split() == [str(number) for number in range(100)], ended
             for kernel_id in (before, beside, after):
                 await other.delete(kernel_id)
