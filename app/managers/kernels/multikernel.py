@@ -404,9 +404,8 @@ class MultiKernelManager:
         Raises `KernelNotFound`.
         """
         kernel = self.get(kernel_id)
-        clients = len(kernel.traffic.clients)
+        why, clients = cull_reason(idle_seconds, limit), len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
-        why = cull_reason(idle_seconds, limit)
         kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
         await kernel.stop(why=why)
 
